@@ -4,7 +4,7 @@ Invariants
 - SIGTERM and Ctrl-C end the agent and leave the engines as they are: they go on serving.
 - Several engines share the shelf and nothing else: what is wrong with one holds up no other.
 - A second agent that follows something else with the same engine or the same file of aliases does not start.
-- With `--once` it is one pass: exit 6 when an adapter of the roster is not ready.
+- With `--once` it is one pass: exit 6 when an adapter of the desired state is not ready.
 - It tells the registry what this node serves (`adapter fleet`), and Prometheus where a port is given.
 """
 

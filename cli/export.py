@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from registry import errors
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as objects
@@ -72,13 +72,13 @@ def export(
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
         raise click.UsageError("say either DEST, or --kubernetes KIND and --from PLACE")
     with session.registry() as registry:
-        roster = registry.roster(base, alias, engine=engine)
+        desired = registry.desired_state(base, alias, engine=engine)
         if kubernetes:
             labels = dict(_pair(text) for text in selectors)
             _print_objects(
-                roster,
+                desired,
                 lambda entries: objects.make(
-                    kubernetes, roster, entries, source,
+                    kubernetes, desired, entries, source,
                     namespace=namespace, model=model, selector=labels or None, secret=secret,
                 ),
                 strict,
@@ -90,7 +90,7 @@ def export(
         cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
         as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
         on_item: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
-        done = exports.run(registry, roster, location, model=model, prune=prune, cache=cache, on_item=on_item)
+        done = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         lookups.write(Path(pbase), done)
     output.answer(done, lambda: _print_sum(done))
@@ -113,11 +113,13 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _print_objects(roster: Roster, make: Callable[[Sequence[RosterEntry]], objects.Object], strict: bool) -> None:
-    entries, left_out = exports.chosen(roster)
+def _print_objects(
+    desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], objects.Object], strict: bool
+) -> None:
+    entries, left_out = exports.chosen(desired)
     click.echo(json.dumps(make(entries), indent=2, ensure_ascii=False))
-    if not roster.adapters:
-        output.note(_no_adapter(roster.base, roster.alias))
+    if not desired.adapters:
+        output.note(_no_adapter(desired.base, desired.alias))
     for name, reason in left_out.items():
         output.note(f"left out: {name}: {reason}")
     if strict and left_out:

@@ -1,8 +1,8 @@
-"""The REST contract of what serving nodes shall serve: the roster of a base.
+"""REST schemas of the desired state: the adapter versions that nodes serving a base should load.
 
 Invariants
-- One answer holds everything that a node needs to fetch, load and set: files by digest, names to serve under, verdicts.
-- Equal cursors mean equal rosters: the cursor is the answer's ETag, and `wait` holds the answer back until it differs.
+- One answer has everything that a node needs: files by digest, served names, verdicts, engine settings.
+- Equal cursors mean equal desired states. The cursor is the ETag; `wait` delays the answer until it differs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from registry.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Finding, Outcome
 
 
-class RosterEntry(Answer):
-    """One adapter of the roster: the version that the alias points at, and what is known of it.
+class DesiredAdapter(Answer):
+    """One adapter of the desired state: the version that the alias points at, with its files and verdicts.
 
-    `served_name` is unique in the roster and belongs to the version, not to the adapter: an engine never sees other
-    weights under a name it knows. `engine_outcome` and `findings` are of the engine that was asked for, if any.
+    `served_name` is unique and belongs to the version, not to the adapter: an engine never sees other weights under a
+    name it knows. `engine_outcome` and `findings` are about the requested engine, if any.
     """
 
     name: str
@@ -34,16 +34,16 @@ class RosterEntry(Answer):
     findings: list[Finding] = []
 
 
-class Roster(Answer):
-    """GET /bases/{base}/adapters: what an alias of every adapter of a base points at, those that are yanked left out.
+class DesiredState(Answer):
+    """GET /bases/{base}/adapters: the versions that an alias of every adapter of a base points at, without yanked ones.
 
-    `ranks`: how many adapters have which rank. `settings`: what to set on the engine that was asked for.
+    `ranks`: adapters by rank. `settings`: recommended settings of the requested engine.
     """
 
     base: str
     base_fingerprint: str
     alias: str
     cursor: str
-    adapters: list[RosterEntry]
+    adapters: list[DesiredAdapter]
     ranks: dict[str, int]
     settings: EngineSettings | None = None

@@ -52,7 +52,7 @@ class SlotReport(Request):
 
 
 class NodeReport(Request):
-    """`on_demand`: the node loads adapters on request, so nothing is missing there. `cursor`: of its roster."""
+    """`on_demand`: the node loads adapters on request, so none is missing. `cursor`: of its desired state."""
 
     base: str = Field(max_length=300)
     alias: str = Field(max_length=128)

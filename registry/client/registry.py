@@ -15,7 +15,7 @@ from registry.api import BaseView, Request, VersionView
 from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
 from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
 from registry.api.bases import BaseAdd, IdentityGiven
-from registry.api.desired_state import Roster
+from registry.api.desired_state import DesiredState
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
 from registry.api.lineage import Lineage
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
@@ -70,10 +70,10 @@ class Registry(Versions):
         """How large the updates of this version's modules are."""
         return self._get(f"{path_of(ref)}/norms", NormsView)
 
-    def roster(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> Roster:
+    def desired_state(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"/bases/{names.base_name(base)}/adapters"
-        return self._get(path, Roster, alias=alias, engine=engine, since=since, wait=wait or "")
+        return self._get(path, DesiredState, alias=alias, engine=engine, since=since, wait=wait or "")
 
     def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:
         """What to set so that these engines serve the newest version of every adapter of the base."""

@@ -1,1 +1,1 @@
-"""What runs on a serving node: adapters brought here, whole and true, and engines that serve what the roster says."""
+"""What runs on a serving node: the agent that keeps engines at the desired state, the local store and exports."""

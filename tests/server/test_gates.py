@@ -172,7 +172,7 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     assert bob.connection.send("GET", f"/resolve/{NAME}/{digest}").status_code == 200
     assert bob.connection.send("GET", file.format(digest)).status_code == 200
     assert reader.version(f"{NAME}@1").quarantined_at is not None, "that it is withdrawn is seen"
-    assert stocked.admin.roster("tiny-llama", "canary").adapters == []
+    assert stocked.admin.desired_state("tiny-llama", "canary").adapters == []
 
 
 def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocked: World) -> None:

@@ -85,7 +85,7 @@ def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_wha
     assert llama.scales == [1.0]
 
 
-def test_llama_cpp_switches_scales_where_the_roster_has_one_adapter_and_leaves_those_of_others(
+def test_llama_cpp_switches_scales_where_the_desired_state_has_one_adapter_and_leaves_those_of_others(
     llama_node: Node, llama: LlamaServer
 ) -> None:
     first, second = push_gguf(llama_node, "acme/support", 16.0), push_gguf(llama_node, "acme/support", 8.0)
@@ -140,7 +140,7 @@ def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched
     assert llama_node.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
 
 
-def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_roster_is_missing(
+def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired_state_is_missing(
     llama_node: Node, llama: LlamaServer
 ) -> None:
     files = [push_gguf(llama_node, f"acme/m{number}", 4.0 + number) for number in range(2)]

@@ -1,4 +1,4 @@
-"""Exports: a roster laid out in a folder and in a real S3 store, whole, true, and never rewritten."""
+"""Exports: a desired state laid out in a folder and in a real S3 store, whole, true, and never rewritten."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def shop(world: World) -> World:
 
 
 def run(world: World, location: ExportTarget, **how: object) -> Exported:
-    roster = world.admin.roster(BASE, "canary", engine=str(how.pop("engine", "")))
-    return export.run(world.admin, roster, location, cache=None, **how)  # type: ignore[arg-type]
+    desired = world.admin.desired_state(BASE, "canary", engine=str(how.pop("engine", "")))
+    return export.run(world.admin, desired, location, cache=None, **how)  # type: ignore[arg-type]
 
 
 def states(done: Exported) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
     shop: World, location: Callable[[], ExportTarget]
 ) -> None:
     assert states(run(shop, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
-    index = json.loads(read(location(), "roster.json"))
+    index = json.loads(read(location(), "index.json"))
     assert [(a["served_name"], a["name"], a["number"]) for a in index["adapters"]] == [
         ("acme-support-v1", "acme/support", 1),
         ("bolt-sales-v1", "bolt/sales", 1),
@@ -84,16 +84,16 @@ def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
     shop: World, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location())
-    index = read(location(), "roster.json")
+    index = read(location(), "index.json")
     assert set(states(run(shop, location())).values()) == {"unchanged"}
-    assert read(location(), "roster.json") == index
+    assert read(location(), "index.json") == index
     shop.push("acme/support")
     shop.admin.promote("acme/support", "canary", "2", generation=1)
     assert states(run(shop, location())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
     assert location().names() == ["acme-support-v1", "acme-support-v2", "bolt-sales-v1"]
 
 
-def test_pruning_removes_what_is_off_the_roster_and_only_what_an_export_made(
+def test_pruning_removes_what_is_off_the_desired_state_and_only_what_an_export_made(
     shop: World, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     run(shop, location())
@@ -115,7 +115,7 @@ def test_the_model_is_written_into_the_configuration_and_the_original_is_remembe
     config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
     assert config["base_model_name_or_path"] == "/models/tiny"
     stored = {file.path: file for file in shop.admin.version("acme/support@1").files}
-    told = {f["path"]: f for f in json.loads(read(location(), "roster.json"))["adapters"][0]["files"]}
+    told = {f["path"]: f for f in json.loads(read(location(), "index.json"))["adapters"][0]["files"]}
     assert told["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
     assert told["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
     assert told["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
@@ -133,7 +133,7 @@ def test_another_model_or_another_base_never_rewrites_what_is_there(
     assert read(location(), "acme-support-v1/adapter_config.json") == before
     shop.admin.promote("acme/support", "beta", "1", generation=0)
     with pytest.raises(Invalid, match="alias 'canary' of base 'tiny-llama'"):
-        export.run(shop.admin, shop.admin.roster(BASE, "beta"), location(), cache=None)
+        export.run(shop.admin, shop.admin.desired_state(BASE, "beta"), location(), cache=None)
 
 
 def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_
     done = run(shop, location)
     assert states(done) == {"acme-support-v1": "failed", "bolt-sales-v1": "unchanged"}
     assert "adapter_model.safetensors is missing or has another size" in done.items[0].reason
-    assert [a["name"] for a in json.loads(read(location, "roster.json"))["adapters"]] == ["bolt/sales"]
+    assert [a["name"] for a in json.loads(read(location, "index.json"))["adapters"]] == ["bolt/sales"]
 
 
 def test_an_upload_that_was_cut_short_is_completed(
@@ -164,18 +164,18 @@ def test_an_upload_that_was_cut_short_is_completed(
 
 
 def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World, tmp_path: Path) -> None:
-    roster = shop.admin.roster(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
-    serve, reasons = export.chosen(roster)
+    desired = shop.admin.desired_state(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
+    serve, reasons = export.chosen(desired)
     assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
     assert all("would not serve it as trained" in reason for reason in reasons.values())
-    good = shop.admin.roster(BASE, "canary")
+    good = shop.admin.desired_state(BASE, "canary")
     bad = good.adapters[0].model_copy(update={"verdicts": {"smoke": Outcome.FAIL}, "engine_outcome": None})
     other = good.adapters[1].model_copy(update={"verdicts": {"engine sglang==0.5.23": Outcome.FAIL}})
     serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
     assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'smoke' says fail"})
     done = run(shop, FolderPlace(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}
-    assert set(json.loads((tmp_path / "m" / "roster.json").read_text())["left_out"]) == set(states(done))
+    assert set(json.loads((tmp_path / "m" / "index.json").read_text())["left_out"]) == set(states(done))
 
 
 def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(

@@ -1,4 +1,4 @@
-"""Kubernetes objects from a roster, compared as wholes with what the projects' types take."""
+"""Kubernetes objects from a desired state, compared as wholes with what the projects' types take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.errors import Invalid
@@ -17,24 +17,24 @@ MANAGED = {"app.kubernetes.io/managed-by": "adapter-registry"}
 ABOUT = {"adapter-registry/version": "acme/support@3", "adapter-registry/digest": str(DIGEST)}
 
 
-def entry(served: str = "acme-support-v3") -> RosterEntry:
-    return RosterEntry(
+def entry(served: str = "acme-support-v3") -> DesiredAdapter:
+    return DesiredAdapter(
         name="acme/support", served_name=served, number=3, digest=DIGEST, generation=1, method="LORA", rank=16,
         size_bytes=10, files=[], verdicts={},
     )  # fmt: skip
 
 
-def roster(*entries: RosterEntry, settings: EngineSettings | None = None) -> Roster:
-    return Roster(
+def desired(*entries: DesiredAdapter, settings: EngineSettings | None = None) -> DesiredState:
+    return DesiredState(
         base="meta/Llama-3.1-8B", base_fingerprint="f", alias="prod", cursor="c", adapters=list(entries), ranks={},
         settings=settings,
     )  # fmt: skip
 
 
 def make(
-    kind: str, location: str, *entries: RosterEntry, settings: EngineSettings | None = None, **how: object
+    kind: str, location: str, *entries: DesiredAdapter, settings: EngineSettings | None = None, **how: object
 ) -> kubernetes.Object:
-    return kubernetes.make(kind, roster(*entries, settings=settings), list(entries), location, **how)  # type: ignore[arg-type]
+    return kubernetes.make(kind, desired(*entries, settings=settings), list(entries), location, **how)  # type: ignore[arg-type]
 
 
 def test_a_model_adapter_of_aibrix_ends_its_url_with_a_slash() -> None:

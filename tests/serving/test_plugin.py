@@ -101,7 +101,7 @@ def test_many_unknown_names_are_not_all_asked_for(finder: Finder, line: Line, mo
     monkeypatch.setattr(finders, "REMEMBERED_LIMIT", 3)
     reasons = [finder.find(f"acme/n{number}").reason for number in range(9)]
     assert len(line.paths) == 5
-    assert "over 5 unknown names a minute" in reasons[-1]
+    assert "over 5 unknown names per minute" in reasons[-1]
 
 
 def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(

@@ -35,7 +35,7 @@ def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_
     node.start()
     assert node.states() == {"acme-support-v1": "ready"}
     assert node.loaded == ["acme-support-v1"]
-    assert any("the one that was kept holds" in line for line in node.said)
+    assert any("using the stored desired state" in line for line in node.said)
 
 
 def test_an_unknown_base_is_said_and_loads_nothing(node: Node) -> None:
@@ -53,7 +53,7 @@ def test_a_served_name_that_would_leave_the_folder_is_refused_and_reaches_nothin
     assert node.states() == {"../../etc/evil": "refused", "acme-other-v1": "ready"}
     assert node.loaded == ["acme-other-v1"]
     node.line.spoil = None
-    node.push("acme/support")  # the roster that was spoilt is the one that is known until it changes
+    node.push("acme/support")  # the desired state that was spoilt is the one that is known until it changes
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v2": "ready"}
 
 
@@ -97,7 +97,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
 
 
-def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
+def test_a_desired_state_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.push("acme/support")
@@ -107,7 +107,7 @@ def test_a_roster_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
         patched.setattr("registry.serving.agent.agent.replace_file", full)
         for _ in range(2):
             assert node.states() == {"acme-support-v2": "ready"}
-    assert len([line for line in node.said if "cannot be kept for a time" in line]) == 1
+    assert len([line for line in node.said if "cannot store the desired state" in line]) == 1
     node.states()
     node.line.cut = True
     node.start()
@@ -211,7 +211,7 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
     try:
         wait_for("acme-support-v1  ready")
         node.line.cut = True
-        wait_for("no new roster")
+        wait_for("cannot fetch the desired state")
         node.engine.stop()
         wait_for("the engine at")
         node.push("acme/support")
@@ -223,7 +223,7 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
         node.agent.wake()
         running.join(60)
     assert not running.is_alive()
-    assert sum("no new roster" in line for line in node.said) == 1
+    assert sum("cannot fetch the desired state" in line for line in node.said) == 1
 
 
 def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
-"""The route of the roster: what serving nodes of a base shall serve, and word of it when that changes.
+"""The route of the desired state: which versions nodes serving a base should load, with long polling for changes.
 
 Invariants
 - Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
-- A wait looks at the roster only after something was committed that an event or a verdict tells of, and then by one
-  statement; leases of nodes and notes of a token's use are nothing of that sort.
+- A waiting request reads the desired state again only after a commit that an event or a verdict records, with one
+  statement. Leases of nodes and uses of tokens do not count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 
 from registry import names
-from registry.api.desired_state import Roster
+from registry.api.desired_state import DesiredState
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import PROFILE_LIMIT
 from registry.roles import Scope
@@ -46,10 +46,10 @@ class _Reader:
         self._request, self._engine = request, engine
         self._base, self._alias, self._asked = names.base_name(base), names.alias(alias), profile
 
-    def whole(self) -> Roster:
+    def whole(self) -> DesiredState:
         actor = RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
-            return desired.desired_state(session, actor, self._base, self._alias, self._asked)
+            return desired.load(session, actor, self._base, self._alias, self._asked)
 
     def state(self) -> str:
         actor = RequireScope(Scope.PULL).check_again(self._request)
@@ -57,7 +57,7 @@ class _Reader:
             return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._asked)
 
 
-@router.get("/bases/{base:path}/adapters", response_model=Roster, responses=declarations.NOT_MODIFIED)
+@router.get("/bases/{base:path}/adapters", response_model=DesiredState, responses=declarations.NOT_MODIFIED)
 async def show_desired_state(
     request: Request,
     response: Response,
@@ -69,7 +69,7 @@ async def show_desired_state(
     since: Annotated[str, Query(max_length=100)] = "",
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
-) -> Roster | Response:
+) -> DesiredState | Response:
     """The adapters that nodes of this base model shall serve. With `since` and `wait`, answers when they change."""
     reader = _Reader(request, engine, base, alias, engine_compat.parse_profiles([asked])[0] if asked else None)
     if since and wait:
@@ -92,7 +92,7 @@ async def _differs(request: Request, reader: _Reader, since: str, until: float) 
     closing = request.app.state.audit_log.closing
     while not closing.is_set() and time.monotonic() < until:
         stamp, looked_at = freshness.stamp(), time.monotonic()
-        beat = await _beat(request, stamp)  # before the roster's state: what comes between the two is looked at again
+        beat = await _beat(request, stamp)  # before the cursor: a commit between the two is looked at again
         if await run_in_threadpool(reader.state) != since:
             return
         while not closing.is_set() and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The roster of a base: which versions an alias points at, for everybody who serves that base.
+"""The desired state of a base: which versions an alias points at, for every node that serves that base.
 
 Invariants
 - Four statements, whatever the number of adapters. Withdrawn versions, and what the actor may not see, are not on it.
@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api import PREFIX, FileLink
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import EngineProfile, rulebook
@@ -39,8 +39,8 @@ from registry.server.evaluation import engine_compat
 Found = tuple[AdapterRow, VersionRow, int]
 
 
-def desired_state(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> Roster:
-    """Everything on the roster, by name. `NotFound` (BASE_UNKNOWN)."""
+def load(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> DesiredState:
+    """The desired state, adapters ordered by name. `NotFound` (BASE_UNKNOWN)."""
     base = bases.find(session, names.base_name(base_name))
     alias = names.alias(alias)
     cursor = state_cursor(session, actor, base, alias, profile)
@@ -57,7 +57,7 @@ def desired_state(session: Session, actor: Actor, base_name: str, alias: str, pr
     facts = {
         f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in adapters
     }
-    return Roster(
+    return DesiredState(
         base=base.name,
         base_fingerprint=base.fingerprint,
         alias=alias,
@@ -120,7 +120,7 @@ def _entry(
     judged: list[Verdict],
     profile: EngineProfile | None,
     spec: BaseSpec,
-) -> RosterEntry:
+) -> DesiredAdapter:
     adapter, version, generation = item
     name = f"{adapter.namespace}/{adapter.name}"
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
@@ -131,7 +131,7 @@ def _entry(
         if profile
         else None
     )
-    return RosterEntry(
+    return DesiredAdapter(
         name=name,
         served_name=served,
         number=version.number,

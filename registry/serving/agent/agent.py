@@ -1,10 +1,10 @@
-"""`Agent`: keeps one engine at what the roster of its base says, told of changes by the registry.
+"""`Agent`: keeps one engine at the desired state of its base and follows changes.
 
 Invariants
 - A change wakes the pass at once (long poll); the engine is looked at now and then anyway, for restarts and drift.
-- Without the registry the last roster holds, also over a restart of the agent: it is kept beside the shelf.
+- Without the registry the last desired state applies, also after a restart of the agent: it is stored in a file.
 - Nothing that goes wrong ends the loop: it is told, and tried again.
-- A roster that never had an adapter unloads nothing: the alias or the base may be a slip of the pen.
+- A desired state that never had an adapter unloads nothing, because the alias or the base may be a typo.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from registry.api.desired_state import Roster
+from registry.api.desired_state import DesiredState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file
@@ -47,43 +47,45 @@ class Agent:
         self._reporter = reporter
         self._base, self._alias, self._profile = base, alias, profile
         key = Digest.of(f"{registry.url} {base} {alias} {profile}".encode()).hex[:16]
-        self._file = shelf.root / f"roster-{key}.json"
-        self._roster: Roster | None = None
+        self._file = shelf.root / f"desired-state-{key}.json"
+        self._desired: DesiredState | None = None
         self._had_adapters, self._kept_cursor = False, ""
         self._changed = threading.Event()
         self._told: dict[str, Slot] = {}
         self._trouble: dict[str, str] = {}
 
     def fetch(self, *, wait: int = 0) -> bool:
-        """Ask for the roster; whether it has changed. Falls back on the kept one where there is none yet."""
-        since = self._roster.cursor if self._roster else ""
+        """Fetch the desired state; whether it changed. Without the registry, start from the stored one."""
+        since = self._desired.cursor if self._desired else ""
         try:
-            desired = self._registry.roster(self._base, self._alias, engine=self._profile, since=since, wait=wait)
+            desired = self._registry.desired_state(
+                self._base, self._alias, engine=self._profile, since=since, wait=wait
+            )
         except RegistryError as e:
-            if self._roster is None:
-                self._roster = self._kept()
-                if self._roster is not None:
+            if self._desired is None:
+                self._desired = self._kept()
+                if self._desired is not None:
                     self._had_adapters = True
-                    self._say_once("roster", f"no roster, so the one that was kept holds: {e.detail}")
+                    self._say_once("desired", f"using the stored desired state: {e.detail}")
                     return True
             raise
         self._had_adapters = bool(self._had_adapters or desired.adapters or self._kept())
-        self._roster = desired
+        self._desired = desired
         self._keep(desired)
         return desired.cursor != since
 
     def step(self) -> list[Slot]:
-        """One pass over the engine; tells what is new. Nothing without a roster."""
-        if self._roster is None:
+        """One pass over the engine; tells what is new. Nothing without a desired state."""
+        if self._desired is None:
             return []
-        if not self._roster.adapters and not self._had_adapters:
+        if not self._desired.adapters and not self._had_adapters:
             self._say_once(
                 "empty", f"no adapter of {self._base!r} that this token may see has the alias {self._alias!r}: "
                 "nothing is loaded, and what the engine has stays",
             )  # fmt: skip
             return []
         self._trouble.pop("empty", None)
-        slots = self._station.converge(self._roster)
+        slots = self._station.converge(self._desired)
         for slot in slots:
             if self._told.get(slot.name) != slot:
                 self._say(f"{slot.name}  {slot.served_name}  {slot.state}  {slot.reason}".rstrip())
@@ -96,8 +98,8 @@ class Agent:
             self._reporter.report()
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; the watch of the roster and the reports may take some seconds more to end."""
-        threading.Thread(target=self._watch, args=(stop,), name="roster", daemon=True).start()
+        """Until `stop` is set; the watch of the desired state and the reports may take some seconds more to end."""
+        threading.Thread(target=self._watch, args=(stop,), name="desired state", daemon=True).start()
         if self._reporter is not None:
             threading.Thread(target=self._reporter.run, args=(stop,), name="reports", daemon=True).start()
         while not stop.is_set():
@@ -123,9 +125,9 @@ class Agent:
             try:
                 if self.fetch(wait=WAIT_SECONDS):
                     self._changed.set()
-                self._trouble.pop("roster", None)
+                self._trouble.pop("desired", None)
             except RegistryError as e:
-                self._say_once("roster", f"no new roster: {e.detail}")
+                self._say_once("desired", f"cannot fetch the desired state: {e.detail}")
                 stop.wait(AGAIN_SECONDS)
 
     def _say_once(self, about: str, line: str) -> None:
@@ -134,24 +136,24 @@ class Agent:
             self._trouble[about] = line
             self._say(line)
 
-    def _keep(self, roster: Roster) -> None:
+    def _keep(self, desired: DesiredState) -> None:
         """For a time without the registry. What a full disk did not take is tried again with the next answer.
 
-        That a roster was kept says that it had adapters once, so the first one that is kept has some.
+        That a desired state was kept says that it had adapters once, so the first one that is kept has some.
         """
-        if self._kept_cursor == roster.cursor or not self._had_adapters:
+        if self._kept_cursor == desired.cursor or not self._had_adapters:
             return
         try:
             self._shelf.root.mkdir(parents=True, exist_ok=True)
-            replace_file(self._file, roster.model_dump_json().encode())
+            replace_file(self._file, desired.model_dump_json().encode())
         except OSError as e:
-            self._say_once("keep", f"the roster cannot be kept for a time without the registry: {e.strerror or e}")
+            self._say_once("keep", f"cannot store the desired state: {e.strerror or e}")
             return
-        self._kept_cursor = roster.cursor
+        self._kept_cursor = desired.cursor
         self._trouble.pop("keep", None)
 
-    def _kept(self) -> Roster | None:
+    def _kept(self) -> DesiredState | None:
         try:
-            return Roster.model_validate_json(self._file.read_bytes())
+            return DesiredState.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
             return None

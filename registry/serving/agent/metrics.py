@@ -42,13 +42,13 @@ COUNTERS = {
     "reports_failed": "Reports that it did not take.",
 }
 GAUGES = {
-    "wanted": "Adapters of the roster.",
-    "serving": "Adapters of the roster that are served in the version that it names.",
-    "unverified": "Of these, those whose answers could not be compared.",
+    "wanted": "Adapters in the desired state.",
+    "serving": "Of these, adapters served in the desired version.",
+    "unverified": "Served adapters whose answers could not be compared.",
     "loaded": "Versions of this shelf in the engine.",
-    "failed": "Adapters of the roster that could not be loaded or did not act.",
-    "refused": "Adapters of the roster that were not tried, because a check or a rule says no.",
-    "converged": "1 when every adapter of the roster is served in the version that it names.",
+    "failed": "Adapters that failed to load, or whose answers did not match.",
+    "refused": "Adapters not loaded because a check or an engine rule fails.",
+    "converged": "1 if every adapter is served in the desired version.",
     "last_pass_timestamp_seconds": "When the last whole pass ended, in seconds since 1970.",
     "last_pass_seconds": "How long it took.",
 }

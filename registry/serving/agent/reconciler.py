@@ -1,4 +1,4 @@
-"""`Station`: one engine, brought to what the roster says, one pass after the other.
+"""`Station`: brings one engine to the desired state, pass by pass.
 
     bring → load under a name of its own → prove → switch the alias → drain → unload the old one
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.api.fleet import SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
@@ -47,7 +47,7 @@ AGAIN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One adapter of the roster on this engine. `refused`: not even tried; `failed`: tried, see the reason.
+    """One adapter of the desired state on this engine. `refused`: not even tried; `failed`: tried, see the reason.
 
     `verified`: its answers were compared with its reference log-probabilities since it was loaded.
     """
@@ -97,20 +97,20 @@ class Station:
         self._failed: dict[str, tuple[Digest, float, str]] = {}
         self._leaving: dict[str, float] = {}
 
-    def converge(self, roster: Roster) -> list[Slot]:
-        """One pass; the state of each adapter of the roster. `Unavailable` when the engine does not answer."""
+    def converge(self, desired: DesiredState) -> list[Slot]:
+        """One pass; the state of each adapter of the desired state. `Unavailable` when the engine does not answer."""
         with self._metrics.one_pass():
-            loaded = self._loaded(roster)
+            loaded = self._loaded(desired)
             self._verified = {name: verified for name, verified in self._verified.items() if name in loaded}
-            self._adapters.update({entry.served_name: entry.name for entry in roster.adapters})
+            self._adapters.update({entry.served_name: entry.name for entry in desired.adapters})
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="station") as pool:
-                slots = list(pool.map(lambda entry: self._slot(entry, loaded), roster.adapters))
-            loaded = self._loaded(roster)
+                slots = list(pool.map(lambda entry: self._slot(entry, loaded), desired.adapters))
+            loaded = self._loaded(desired)
             self._switch(slots, loaded)
-            self._clear(roster, loaded)
+            self._clear(desired, loaded)
             self._tell(slots, loaded)
             read = [self._shelf.digest_at(path) for path in self._engine.reads(loaded)]
-            self._shelf.keep_only({entry.digest for entry in roster.adapters}.union(d for d in read if d is not None))
+            self._shelf.keep_only({entry.digest for entry in desired.adapters}.union(d for d in read if d is not None))
         return slots
 
     def due_seconds(self) -> float | None:
@@ -119,7 +119,7 @@ class Station:
         return max(0.0, min(self._leaving.values()) - now) if self._leaving else None
 
     # ---------------------------------------------------------------- one adapter
-    def _slot(self, entry: RosterEntry, loaded: Mapping[str, str]) -> Slot:
+    def _slot(self, entry: DesiredAdapter, loaded: Mapping[str, str]) -> Slot:
         def slot(state: Literal["ready", "refused", "failed"], reason: str = "", verified: bool = False) -> Slot:
             return Slot(entry.name, entry.served_name, entry.digest, state, reason, verified)
 
@@ -139,7 +139,7 @@ class Station:
         self._failed.pop(entry.served_name, None)
         return slot("ready", verified=compared)
 
-    def _make_ready(self, entry: RosterEntry, loaded: Mapping[str, str]) -> bool:
+    def _make_ready(self, entry: DesiredAdapter, loaded: Mapping[str, str]) -> bool:
         """Whether it could be compared with its reference log-probabilities."""
         served, name = entry.served_name, AdapterName.parse(entry.name)
         root = loaded.get(served)
@@ -157,7 +157,7 @@ class Station:
             self._verified[served] = last
         return last.compared
 
-    def _bring(self, name: AdapterName, entry: RosterEntry) -> Path:
+    def _bring(self, name: AdapterName, entry: DesiredAdapter) -> Path:
         folder = self._shelf.find(entry.digest)
         if folder is not None:
             return folder
@@ -212,12 +212,12 @@ class Station:
         except (OSError, ValueError, AttributeError):
             return {}
 
-    def _clear(self, roster: Roster, loaded: Mapping[str, str]) -> None:
+    def _clear(self, desired: DesiredState, loaded: Mapping[str, str]) -> None:
         """Unload what nobody is sent to any more, once requests had time to end."""
-        needed = set(self.aliases.values()) | {entry.served_name for entry in roster.adapters}
+        needed = set(self.aliases.values()) | {entry.served_name for entry in desired.adapters}
         now, draining = self._clock(), dict[str, float]()
         for served, root in loaded.items():
-            stale = self._is_stale(served, root, roster) if "/" in served else served not in needed
+            stale = self._is_stale(served, root, desired) if "/" in served else served not in needed
             if not stale or self._shelf.digest_at(root) is None:
                 continue
             until = self._leaving.get(served, now + self._drain_seconds)
@@ -227,15 +227,15 @@ class Station:
                 self._unload(served)
         self._leaving = draining
 
-    def _is_stale(self, served: str, root: str, roster: Roster) -> bool:
+    def _is_stale(self, served: str, root: str, desired: DesiredState) -> bool:
         """A name that the plugin resolved stays what it was until it is unloaded."""
         try:
             ref = Ref.parse(served)
         except RegistryError:
             return False
-        if ref.selector != roster.alias:
+        if ref.selector != desired.alias:
             return False
-        now = {entry.name: entry.digest for entry in roster.adapters}.get(str(ref.name))
+        now = {entry.name: entry.digest for entry in desired.adapters}.get(str(ref.name))
         return self._shelf.digest_at(root) != now
 
     # ---------------------------------------------------------------- what is said of it
@@ -264,16 +264,16 @@ class Station:
             "refused": sum(slot.state == "refused" for slot in slots),
         })  # fmt: skip
 
-    def _loaded(self, roster: Roster) -> dict[str, str]:
+    def _loaded(self, desired: DesiredState) -> dict[str, str]:
         try:
             return self._engine.loaded()
         except RegistryError:
-            self._tell_away(roster)
+            self._tell_away(desired)
             raise
 
-    def _tell_away(self, roster: Roster) -> None:
+    def _tell_away(self, desired: DesiredState) -> None:
         """The engine does not answer: what is on the shelf is downloaded, and nothing is served."""
-        there = [entry for entry in roster.adapters if self._shelf.manifest(entry.digest) is not None]
+        there = [entry for entry in desired.adapters if self._shelf.manifest(entry.digest) is not None]
         for entry in there:
             reason = "the engine does not answer"
             self.slots.note(entry.served_name, entry.name, entry.digest, SlotState.DOWNLOADED, reason=reason)
@@ -281,7 +281,7 @@ class Station:
         self._metrics.note({"serving": 0, "loaded": 0, "converged": 0})
 
 
-def _against(entry: RosterEntry) -> str:
+def _against(entry: DesiredAdapter) -> str:
     """Why this adapter must not reach the engine; nothing if it may."""
     if not _SERVED_NAME.fullmatch(entry.served_name):
         return f"the registry names it {entry.served_name[:80]!r}, which is no served name"

@@ -3,8 +3,8 @@
 Invariants
 - A version is loaded if the server was started with its file (`--lora DIR/versions/…`); else the reason says with what
   to start it again. Nothing is loaded or unloaded while it runs, and what others gave it keeps its scale.
-- Scales of the server add up, so a version gets scale 1 only where the roster has one adapter. With several, all are at
-  0 and a request names the one that it wants by its number: `"lora": [{"id": 2, "scale": 1}]`.
+- Scales of the server add up, so a version gets scale 1 only if the desired state has one adapter. With several, all
+  are at 0 and a request selects one by its number: `"lora": [{"id": 2, "scale": 1}]`.
 - A version that an agent before this one has switched on is known again, by the note in its folder.
 - Numbers follow the order of the command line and are read anew each time: a restart may change them.
 """

@@ -40,8 +40,7 @@ class EngineDriver(Protocol):
     def unload(self, served: str) -> None: ...
 
     def switched(self, aliases: Mapping[str, str], adapters: int) -> None:
-        """Adapter → the served name that answers for it from now on, and how many adapters the roster has: for engines
-        that hold such a thing themselves."""
+        """Tell an engine with a table of its own which served name answers for each adapter, of how many."""
 
     def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None for what it does not tell."""

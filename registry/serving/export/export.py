@@ -1,15 +1,15 @@
-"""Exports: what the roster of a base says, laid out for engines that read folders or buckets and know no registry.
+"""Exports: the desired state of a base as folders or objects, for engines that know no registry.
 
-    PLACE/acme-support-v3/adapter_config.json    one folder for each version, named as engines name it
-    PLACE/acme-support-v3/.adapter.json          our note, written after the files: what this is, and every digest
-    PLACE/roster.json                            the index, written after everything it names
+    DEST/acme-support-v3/adapter_config.json    one folder for each version, with its served name
+    DEST/acme-support-v3/.adapter.json          a note, written after the files: what this is, and every digest
+    DEST/index.json                             the index, written after everything it names
 
 Invariants
 - What is there is never written to again: a version has a name of its own, and engines read files whenever they please.
 - Every byte was verified before it got there. One file may differ from the version's: with `model`, the configuration
   names that as its base, and note and index hold the original's digest beside the new one.
 - What fails a check is left out and named; what cannot be brought stops nothing else.
-- Only what has our note is ever removed, and nothing while something of the roster is missing.
+- Only what has our note is ever removed, and nothing while something of the desired state is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from registry.api import Answer
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.client.cache import Cache
 from registry.client.registry import Registry
@@ -34,7 +34,7 @@ from registry.evaluation.verdicts import Outcome
 from registry.manifest import CONFIG, NOTE
 from registry.names import AdapterName, Ref
 
-INDEX = "roster.json"
+INDEX = "index.json"
 ADAPTERS_AT_ONCE = 4
 Said = dict[str, Any]
 
@@ -79,7 +79,7 @@ class Item(Answer):
 
 
 class Exported(Answer):
-    """The answer: where it is, and each adapter in the order of the roster, what was removed last."""
+    """The answer: where it is, and each adapter in the order of the desired state, what was removed last."""
 
     location: str
     base: str
@@ -88,13 +88,13 @@ class Exported(Answer):
     items: list[Item]
 
 
-def chosen(roster: Roster) -> tuple[list[RosterEntry], dict[str, str]]:
+def chosen(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]:
     """What shall be served, and served name → reason for what shall not: one of its checks or the engine says fail."""
-    reasons = {entry.served_name: reason for entry in roster.adapters if (reason := _against(entry))}
-    return [entry for entry in roster.adapters if entry.served_name not in reasons], reasons
+    reasons = {entry.served_name: reason for entry in desired.adapters if (reason := _against(entry))}
+    return [entry for entry in desired.adapters if entry.served_name not in reasons], reasons
 
 
-def _against(entry: RosterEntry) -> str:
+def _against(entry: DesiredAdapter) -> str:
     for check, outcome in sorted(entry.verdicts.items()):
         if outcome == Outcome.FAIL and not check.startswith("engine "):  # of engines that may be others
             return f"its check '{check}' says fail"
@@ -106,7 +106,7 @@ def _against(entry: RosterEntry) -> str:
 
 def run(
     registry: Registry,
-    roster: Roster,
+    desired: DesiredState,
     location: ExportTarget,
     *,
     model: str = "",
@@ -114,40 +114,40 @@ def run(
     cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE,
     on_item: Callable[[Item], None] = lambda _item: None,
 ) -> Exported:
-    """Bring everything on the roster to the place, then its index, then remove (with `prune`) what is on it no longer.
+    """Export the desired state, then its index; with `prune`, remove what is no longer desired.
 
-    `model` replaces the base that configurations name. `told` hears of each item when it is known.
+    `model` replaces the base that configurations name. `on_item` is called with each item.
     """
-    _check_index(location, roster)
-    serve, reasons = chosen(roster)
+    _check_index(location, desired)
+    serve, reasons = chosen(desired)
     notes: dict[str, Said] = {}
     telling = threading.Lock()
 
-    def one(entry: RosterEntry) -> Item:
+    def one(entry: DesiredAdapter) -> Item:
         reason = reasons.get(entry.served_name, "")
         item = (
             _item(entry, "left out", reason)
             if reason
-            else _brought(registry, roster, entry, location, model, cache, notes)
+            else _brought(registry, desired, entry, location, model, cache, notes)
         )
         with telling:
             on_item(item)
         return item
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
-        items = list(pool.map(one, roster.adapters))
-    _write_index(location, roster, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
+        items = list(pool.map(one, desired.adapters))
+    _write_index(location, desired, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
     if prune and not any(item.state == "failed" for item in items):
-        for item in _pruned(location, roster, {entry.served_name for entry in serve}):
+        for item in _pruned(location, desired, {entry.served_name for entry in serve}):
             on_item(item)
             items.append(item)
-    return Exported(location=location.title, base=roster.base, alias=roster.alias, cursor=roster.cursor, items=items)
+    return Exported(location=location.title, base=desired.base, alias=desired.alias, cursor=desired.cursor, items=items)
 
 
 def _brought(
     registry: Registry,
-    roster: Roster,
-    entry: RosterEntry,
+    desired: DesiredState,
+    entry: DesiredAdapter,
     location: ExportTarget,
     model: str,
     cache: Cache | Callable[[], Cache] | None,
@@ -160,7 +160,7 @@ def _brought(
             with location.scratch() as folder:
                 staged = folder / entry.served_name
                 pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
-                note = _prepared(staged, roster, entry, model)
+                note = _prepared(staged, desired, entry, model)
                 location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note
         return _item(entry, state)
@@ -171,7 +171,7 @@ def _brought(
         return _item(entry, "failed", error.detail, error)
 
 
-def _item(entry: RosterEntry, state: str, reason: str = "", error: RegistryError | None = None) -> Item:
+def _item(entry: DesiredAdapter, state: str, reason: str = "", error: RegistryError | None = None) -> Item:
     return Item(
         served_name=entry.served_name,
         name=entry.name,
@@ -183,7 +183,7 @@ def _item(entry: RosterEntry, state: str, reason: str = "", error: RegistryError
     )
 
 
-def _there(location: ExportTarget, entry: RosterEntry, model: str) -> Said | None:
+def _there(location: ExportTarget, entry: DesiredAdapter, model: str) -> Said | None:
     """The note of what is there, if it is this version for this model with all its files; None if nothing is."""
     note = _parsed(location.note(entry.served_name))
     if not note:
@@ -206,7 +206,7 @@ def _there(location: ExportTarget, entry: RosterEntry, model: str) -> Said | Non
     return note
 
 
-def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> Said:
+def _prepared(staged: Path, desired: DesiredState, entry: DesiredAdapter, model: str) -> Said:
     """The note, written into the folder; the configuration names `model` then."""
     files: list[Said] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in entry.files]
     for file in files:
@@ -221,7 +221,7 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
         "name": entry.name,
         "number": entry.number,
         "digest": entry.digest,
-        "exported": {"base": roster.base, "served_name": entry.served_name},
+        "exported": {"base": desired.base, "served_name": entry.served_name},
         "model": model,
         "rank": entry.rank,
         "files": files,
@@ -230,19 +230,19 @@ def _prepared(staged: Path, roster: Roster, entry: RosterEntry, model: str) -> S
     return note
 
 
-def _check_index(location: ExportTarget, roster: Roster) -> None:
+def _check_index(location: ExportTarget, desired: DesiredState) -> None:
     index = _parsed(location.index())
     was = (index.get("base"), index.get("alias"))
-    if index and was != (roster.base, roster.alias):
+    if index and was != (desired.base, desired.alias):
         raise Invalid(
             "FOLDER_INVALID",
-            f"{location.title} holds alias {was[1]!r} of base {was[0]!r}, not {roster.alias!r} of {roster.base!r}",
+            f"{location.title} holds alias {was[1]!r} of base {was[0]!r}, not {desired.alias!r} of {desired.base!r}",
             next_step="export each base and alias to its own location",
         )
 
 
 def _write_index(
-    location: ExportTarget, roster: Roster, model: str, notes: Sequence[Said], reasons: dict[str, str]
+    location: ExportTarget, desired: DesiredState, model: str, notes: Sequence[Said], reasons: dict[str, str]
 ) -> None:
     adapters = [
         {"served_name": note["exported"]["served_name"]} | {key: note[key] for key in note if key != "exported"}
@@ -250,10 +250,10 @@ def _write_index(
     ]
     data = _json(
         {
-            "base": roster.base,
-            "base_fingerprint": roster.base_fingerprint,
-            "alias": roster.alias,
-            "cursor": roster.cursor,
+            "base": desired.base,
+            "base_fingerprint": desired.base_fingerprint,
+            "alias": desired.alias,
+            "cursor": desired.cursor,
             "model": model,
             "adapters": adapters,
             "left_out": reasons,
@@ -263,15 +263,15 @@ def _write_index(
         location.write_index(data)
 
 
-def _pruned(location: ExportTarget, roster: Roster, names: set[str]) -> list[Item]:
+def _pruned(location: ExportTarget, desired: DesiredState, names: set[str]) -> list[Item]:
     removed = []
     for name in sorted(set(location.names()) - names):
         note = _parsed(location.note(name))
-        if note.get("exported") == {"base": roster.base, "served_name": name}:
+        if note.get("exported") == {"base": desired.base, "served_name": name}:
             location.remove(name)
             summary = {key: note[key] for key in ("name", "number", "digest")}
             removed.append(
-                Item(served_name=name, state="removed", reason="it is not on the roster any more", **summary)
+                Item(served_name=name, state="removed", reason="it is no longer in the desired state", **summary)
             )
     return removed
 

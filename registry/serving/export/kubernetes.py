@@ -1,11 +1,11 @@
-"""Kubernetes objects from a roster: AIBrix ModelAdapter, production-stack LoraAdapter, KServe LLMInferenceService.
+"""Kubernetes objects of a desired state: AIBrix ModelAdapter, production-stack LoraAdapter, KServe LLMInferenceService.
 
 The fields are those of the projects' Go types: vllm-project/aibrix api/model/v1alpha1/modeladapter_types.go,
 vllm-project/production-stack operator/api/v1alpha1/loraadapter_types.go, kserve/kserve
 pkg/apis/serving/v1alpha2/llm_inference_service_types.go.
 
 Invariants
-- Values in, one `List` out; equal rosters give equal objects, in the order of the roster.
+- Values in, one `List` out; equal desired states give equal objects, in the order of the desired state.
 - Names of objects are DNS labels of at most 63 characters that begin with a letter, because controllers make Services
   of the same name; another served name is mended, and ends in a digest of it.
 - Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from registry.api.desired_state import Roster, RosterEntry
+from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.digest import Digest
 from registry.errors import Invalid
 
@@ -31,8 +31,8 @@ Object = dict[str, Any]
 
 def make(
     kind: str,
-    roster: Roster,
-    entries: Sequence[RosterEntry],
+    desired: DesiredState,
+    entries: Sequence[DesiredAdapter],
     location: str,
     *,
     namespace: str = "",
@@ -40,7 +40,7 @@ def make(
     selector: dict[str, str] | None = None,
     secret: str = "",
 ) -> Object:
-    """One `List` for `kubectl apply -f -`. `entries` of the roster shall be served; their folders lie in `location`.
+    """One `List` for `kubectl apply -f -` that serves `entries` from their folders in `location`.
 
     `model`: what the engine calls the base (KServe: where its weights are, `hf://…`). For a ModelAdapter: `secret`
     is the name of the Secret with the bucket's credentials, `selector` the labels of the engine's pods.
@@ -48,11 +48,11 @@ def make(
     """
     root = location.rstrip("/")
     if kind == "modeladapter":
-        items = [_model_adapter(entry, roster, root, model, selector, secret) for entry in entries]
+        items = [_model_adapter(entry, desired, root, model, selector, secret) for entry in entries]
     elif kind == "loraadapter":
-        items = [_lora_adapter(entry, roster, root, model) for entry in entries]
+        items = [_lora_adapter(entry, desired, root, model) for entry in entries]
     else:
-        items = [_llm_service(roster, entries, root, model)]
+        items = [_llm_service(desired, entries, root, model)]
     for item in items:
         if namespace:
             item["metadata"]["namespace"] = namespace
@@ -68,7 +68,7 @@ def dns_label(text: str) -> str:
     return f"{whole[: LABEL_LIMIT - 9].rstrip('-')}-{Digest.of(text.encode()).hex[:8]}"
 
 
-def _metadata(entry: RosterEntry) -> Object:
+def _metadata(entry: DesiredAdapter) -> Object:
     return {
         "name": dns_label(entry.served_name),
         "labels": dict(MANAGED),
@@ -80,10 +80,10 @@ def _metadata(entry: RosterEntry) -> Object:
 
 
 def _model_adapter(
-    entry: RosterEntry, roster: Roster, root: str, model: str, selector: dict[str, str] | None, secret: str
+    entry: DesiredAdapter, desired: DesiredState, root: str, model: str, selector: dict[str, str] | None, secret: str
 ) -> Object:
     """AIBrix. The object's name is the model name of requests; without a slash at the end it fetches a single file."""
-    base = model or roster.base
+    base = model or desired.base
     metadata = _metadata(entry)
     metadata["labels"]["model.aibrix.ai/name"] = metadata["name"]
     spec: Object = {
@@ -96,7 +96,7 @@ def _model_adapter(
     return {"apiVersion": "model.aibrix.ai/v1alpha1", "kind": "ModelAdapter", "metadata": metadata, "spec": spec}
 
 
-def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> Object:
+def _lora_adapter(entry: DesiredAdapter, desired: DesiredState, root: str, model: str) -> Object:
     """production-stack. Its operator answers "not implemented" for the type s3: folders of a shared volume only."""
     if "://" in root:
         raise Invalid(
@@ -104,7 +104,7 @@ def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> 
             f"{root!r}: production-stack's operator loads adapters of the type 'local' only; its 's3' does nothing",
             next_step="export to a folder on a volume that the pods share, and give its path there",
         )
-    base = model or roster.base
+    base = model or desired.base
     if not _LABEL_VALUE.fullmatch(base):
         raise Invalid(
             "URL_REFUSED",
@@ -124,7 +124,7 @@ def _lora_adapter(entry: RosterEntry, roster: Roster, root: str, model: str) -> 
     }
 
 
-def _llm_service(roster: Roster, entries: Sequence[RosterEntry], root: str, model: str) -> Object:
+def _llm_service(desired: DesiredState, entries: Sequence[DesiredAdapter], root: str, model: str) -> Object:
     """KServe. One object with every adapter in it: a change of the list means new pods."""
     if not re.match(r"(hf|s3|pvc|oci)://", model) or not re.match(r"(s3|pvc)://", root):
         raise Invalid(
@@ -134,17 +134,17 @@ def _llm_service(roster: Roster, entries: Sequence[RosterEntry], root: str, mode
         )
     slash = "/" if root.startswith("s3://") else ""  # it is downloaded by raw prefix, and `…-v1` is one of `…-v10`
     lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}
-    if roster.settings is not None and entries:
-        lora["maxRank"] = max(roster.settings.rank_limit, 1)
-        lora["maxAdapters"] = max(roster.settings.slots, 1)
-        lora["maxCpuAdapters"] = max(len(entries), roster.settings.slots)
+    if desired.settings is not None and entries:
+        lora["maxRank"] = max(desired.settings.rank_limit, 1)
+        lora["maxAdapters"] = max(desired.settings.slots, 1)
+        lora["maxCpuAdapters"] = max(len(entries), desired.settings.slots)
     return {
         "apiVersion": "serving.kserve.io/v1alpha2",
         "kind": "LLMInferenceService",
         "metadata": {
-            "name": dns_label(roster.base),
+            "name": dns_label(desired.base),
             "labels": dict(MANAGED),
-            "annotations": {"adapter-registry/base": roster.base, "adapter-registry/alias": roster.alias},
+            "annotations": {"adapter-registry/base": desired.base, "adapter-registry/alias": desired.alias},
         },
-        "spec": {"model": {"name": roster.base, "uri": model, "lora": lora}},
+        "spec": {"model": {"name": desired.base, "uri": model, "lora": lora}},
     }

@@ -1,4 +1,4 @@
-"""The roster of a base: one answer with everything that a serving node needs, and word of every change."""
+"""The desired state of a base: one answer with everything that a serving node needs, and word of every change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import httpx
 import pytest
 
-from registry.api.desired_state import Roster
+from registry.api.desired_state import DesiredState
 from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.client.fleet import Fleet
 from registry.client.gates import Gates
@@ -19,7 +19,7 @@ from registry.server.resolve_cache.change_counter import ChangeCounter
 from tests.world import URL, World
 
 BASE = "tiny-llama"
-ROSTER = f"/api/v1/bases/{BASE}/adapters"
+DESIRED_STATE = f"/api/v1/bases/{BASE}/adapters"
 
 
 def http(world: World, secret: str = "") -> httpx.Client:
@@ -27,10 +27,10 @@ def http(world: World, secret: str = "") -> httpx.Client:
     return httpx.Client(transport=world.transport, base_url=URL, headers=authorization, timeout=90)
 
 
-def roster(client: httpx.Client, **asked: str | int) -> Roster:
-    answer = client.get(ROSTER, params={"alias": "canary", **asked})
+def desired(client: httpx.Client, **asked: str | int) -> DesiredState:
+    answer = client.get(DESIRED_STATE, params={"alias": "canary", **asked})
     assert answer.status_code == 200, answer.text
-    found = Roster.model_validate_json(answer.content)
+    found = DesiredState.model_validate_json(answer.content)
     assert answer.headers["etag"] == f'"{found.cursor}"'
     return found
 
@@ -42,11 +42,11 @@ def fill(world: World, *names: str) -> None:
         world.admin.promote(name, "canary", "1", generation=0)
 
 
-def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_node_needs(world: World) -> None:
+def test_the_desired_state_holds_what_the_alias_points_at_with_all_that_a_node_needs(world: World) -> None:
     fill(world, "acme/support", "bolt/sales")
     world.push("acme/other")  # on no alias
     world.push("acme/support")
-    found = roster(http(world), engine="vllm==0.33.0,max_lora_rank=16")
+    found = desired(http(world), engine="vllm==0.33.0,max_lora_rank=16")
     assert [(e.name, e.served_name, e.number) for e in found.adapters] == [
         ("acme/support", "acme-support-v1", 1),
         ("bolt/sales", "bolt-sales-v1", 1),
@@ -62,16 +62,16 @@ def test_the_roster_holds_what_the_alias_points_at_with_all_that_a_node_needs(wo
         assert len(http(world).get(file.url, follow_redirects=True).content) == file.size_bytes
 
 
-def test_the_roster_costs_the_same_statements_for_two_adapters_and_for_ten(world: World) -> None:
+def test_the_desired_state_costs_the_same_statements_for_two_adapters_and_for_ten(world: World) -> None:
     fill(world, "acme/a0", "acme/a1")
     client = http(world)
     with world.statements() as few:
-        roster(client)
+        desired(client)
     for number in range(2, 10):
         world.push(f"acme/a{number}")
         world.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
     with world.statements() as many:
-        assert len(roster(client).adapters) == 10
+        assert len(desired(client).adapters) == 10
     ours = [
         [s for s in sent if "FROM adapter" in s or "version_file" in s or "FROM verdict" in s] for sent in (few, many)
     ]
@@ -83,51 +83,51 @@ def test_the_cursor_changes_when_a_release_brings_other_rules_for_the_engine(
 ) -> None:
     fill(world, "acme/support")
     client = http(world)
-    before = [roster(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
+    before = [desired(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
     digest = rulebook.digest
     monkeypatch.setattr(rulebook, "digest", lambda name: Digest.of(b"new") if name == "vllm" else digest(name))
-    after = [roster(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
+    after = [desired(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
     assert (after[0] != before[0], after[1]) == (True, before[1])
 
 
 def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_else(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
-    cursors = [roster(client).cursor]
+    cursors = [desired(client).cursor]
     world.push("acme/support")
-    assert roster(client).cursor == cursors[0]
+    assert desired(client).cursor == cursors[0]
     world.admin.promote("acme/support", "canary", "2", generation=1)
-    cursors.append(roster(client).cursor)
+    cursors.append(desired(client).cursor)
     world.validate("acme/support@2")
-    cursors.append(roster(client).cursor)
+    cursors.append(desired(client).cursor)
     world.admin.yank("acme/support@2", "bad data")
-    last = roster(client)
+    last = desired(client)
     assert (last.adapters, len({*cursors, last.cursor})) == ([], 4)
 
 
-def test_who_has_the_roster_already_is_told_so_without_a_body(world: World) -> None:
+def test_who_has_the_desired_state_already_is_told_so_without_a_body(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
-    asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{roster(client).cursor}"'}}
-    same = client.get(ROSTER, **asked)  # type: ignore[arg-type]
+    asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{desired(client).cursor}"'}}
+    same = client.get(DESIRED_STATE, **asked)  # type: ignore[arg-type]
     assert (same.status_code, same.content) == (304, b"")
     world.push("acme/support")
     world.admin.promote("acme/support", "canary", "2", generation=1)
-    assert client.get(ROSTER, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
+    assert client.get(DESIRED_STATE, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
 
 
 def test_who_waits_is_told_of_a_promotion(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
-    cursor = roster(client).cursor
-    told: list[Roster] = []
-    waiting = threading.Thread(target=lambda: told.append(roster(http(world), since=cursor, wait=60)))
+    cursor = desired(client).cursor
+    told: list[DesiredState] = []
+    waiting = threading.Thread(target=lambda: told.append(desired(http(world), since=cursor, wait=60)))
     waiting.start()
     world.push("acme/support")
     world.admin.promote("acme/support", "canary", "2", generation=1)
     waiting.join(60)
     assert [entry.number for entry in told[0].adapters] == [2]
-    assert roster(client, since="of another time", wait=60).cursor == told[0].cursor
+    assert desired(client, since="of another time", wait=60).cursor == told[0].cursor
 
 
 def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) -> None:
@@ -155,16 +155,16 @@ def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) 
     assert (len(sent), counter.peek("b"), counter.peek(None)) == (1, None, None)
 
 
-def test_a_roster_shows_to_each_what_they_may_see(world: World) -> None:
+def test_a_desired_state_shows_to_each_what_they_may_see(world: World) -> None:
     fill(world, "acme/support", "bolt/sales")
     _, secret = world.issue("pull", namespaces=["bolt"])
-    assert [entry.name for entry in roster(http(world, secret)).adapters] == ["bolt/sales"]
+    assert [entry.name for entry in desired(http(world, secret)).adapters] == ["bolt/sales"]
     assert http(world).get("/api/v1/bases/none/adapters").json()["code"] == "BASE_UNKNOWN"
 
 
 def test_names_that_read_the_same_in_an_engine_are_told_apart(world: World) -> None:
     fill(world, "a-b/c", "a/b-c")
-    served = [entry.served_name for entry in roster(http(world)).adapters]
+    served = [entry.served_name for entry in desired(http(world)).adapters]
     assert len(set(served)) == 2
     assert all(name.startswith("a-b-c-v1-") for name in served)
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
