@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from registry.adapters.peft import methods
 from registry.api import VersionView
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 
@@ -43,7 +44,7 @@ def shortened(text: str) -> str:
 
 def method_name(method: str) -> str:
     """`LORA` as people write it."""
-    return {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "ADALORA": "AdaLoRA"}.get(method, method)
+    return methods.find(method).title or method
 
 
 def method_line(facts: dict[str, Any]) -> str:

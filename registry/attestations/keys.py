@@ -29,6 +29,8 @@ class PublicKey:
     @classmethod
     def parse(cls, data: bytes) -> PublicKey:
         """From PEM or a line of OpenSSH. `Invalid` (SIGNATURE_INVALID) for another kind of key."""
+        if len(data) > KEY_LIMIT_BYTES:
+            raise Invalid("SIGNATURE_INVALID", f"the public key is over {KEY_LIMIT_BYTES} bytes")
         try:
             ssh = data.lstrip().startswith((b"ssh-", b"ecdsa-"))
             key = (serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key)(data)

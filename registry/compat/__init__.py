@@ -22,13 +22,6 @@ from registry.compat.modules import ModuleLookup, check_completeness, check_full
 from registry.evaluation.verdicts import Finding
 
 CONFIG = "adapter_config.json"
-_SEMANTICS = {
-    "use_qalora": "QA-LoRA pools the inputs",
-    "use_bdlora": "BD-LoRA has block-diagonal factors",
-    "kasa_config": "KaSA changes the base's weights",
-    "monteclora_config": "MonteCLoRA samples its factors",
-    "arrow_config": "Arrow routes between several adapters",
-}
 
 
 def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> list[Finding]:
@@ -39,13 +32,14 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     notes = Notes()
     site = ModuleLookup(base, lora.config, notes)
     base_match.check_claim(lora.config.base, base, relatives, notes)
-    if lora.method in methods.LORA_LIKE:
+    method = methods.find(lora.method)
+    if method.has_pairs:
         check_updates(lora, site)
-    elif lora.method in methods.PROMPTS:
+    elif method.is_prompt:
         _prompts(lora, base, notes)
     else:
         compat_methods.check_pieces(lora, site)
-    if lora.method not in methods.PROMPTS | methods.APART:
+    if method.names_targets and not method.is_prompt:
         check_completeness(lora, site)
     check_full(lora, site)
     _tokens(lora, base, notes)
@@ -105,7 +99,7 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
         notes.warning("compat.changes_base", f"{CONFIG}: bias", message)
-    for field, meaning in _SEMANTICS.items():
+    for field, meaning in methods.LORA_VARIANTS.items():
         if config.other.get(field):
             message = f"{meaning}: a runtime for plain LoRA computes something else"
             notes.warning("compat.semantics", f"{CONFIG}: {field}", message)

@@ -11,21 +11,17 @@ import math
 
 from registry.adapters.peft import LoraSpec, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.methods import find
 from registry.adapters.peft.targets import endings
 from registry.bases.modules import ModuleShape
 from registry.compat.modules import ModuleLookup
 
 Shape = tuple[int, ...]
 
-JUDGED = frozenset(
-    {"IA3", "LOHA", "LOKR", "OFT", "BOFT", "MISS", "VERA", "SHIRA", "LN_TUNING", "TRAINABLE_TOKENS", "HRA", "ROAD"}
-)
-"""Methods whose shapes are judged here."""
-
 
 def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
-    if lora.method not in JUDGED:
+    if not find(lora.method).shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
         site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}

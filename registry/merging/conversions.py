@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from registry.adapters import formats
-from registry.adapters.peft import LoraSpec, initializations
+from registry.adapters.peft import LoraSpec, initializations, methods
 from registry.adapters.read import Contents, Found, NonPeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid
@@ -39,7 +39,6 @@ PERMUTED = frozenset({"llama", "mistral"})
 """Model types for which the row order of q and k in torchtune and in GGUF is known to us."""
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model type → llama.cpp's architecture, where its rules are known to us (llama's rows change order)."""
-_SEMANTICS = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config", "velora_config")
 _DIFFUSERS = frozenset({"kohya", "xlabs", "bfl", "comfy", "bare", "diffusers-old"})
 
 
@@ -149,7 +148,7 @@ def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
         reversible = initializations.is_reversible(config.initialisation)
         step = f"convert it to {TargetFormat.PLAIN} first" if reversible else "convert it with PEFT after training"
         raise refused(f"{config.initialisation} changed the base before training", step)
-    odd = [field for field in _SEMANTICS if config.other.get(field)]
+    odd = [field for field in methods.LORA_VARIANTS if config.other.get(field)]
     if odd:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from registry.adapters.peft import initializations
+from registry.adapters.peft import initializations, methods
 from registry.errors import Invalid, Reason
 from registry.evaluation.verdicts import Finding
 from registry.model import FrozenModel
@@ -150,13 +150,6 @@ _UNMERGEABLE: tuple[tuple[str, str, str], ...] = (
     ("qalora", "recipe.not_mergeable", "is QA-LoRA, which pools the inputs: no update of the weights equals it"),
     ("bdlora", "recipe.not_mergeable", "is BD-LoRA, whose factors are blocks of a larger matrix"),
 )  # fmt: skip
-BY_PEFT = frozenset({"LOHA", "LOKR", "OFT", "BOFT", "MISS", "VERA", "RANDLORA", "SHIRA"})
-"""Methods whose update of a weight PEFT computes, a module at a time."""
-NOT_WEIGHTS = frozenset(
-    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
-     "XLORA", "POLY"}
-)  # fmt: skip
-"""Methods that add something beside the weights, so that no weights equal them."""
 
 
 def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
@@ -165,7 +158,7 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
     if len(ingredients) != len(recipe.sources):
         findings.append(_error("recipe.sources", "sources", f"{len(ingredients)} of {len(recipe.sources)} are known"))
     for one in ingredients:
-        findings += _source(recipe, one)
+        findings += [_error(code, one.name, f"{one.name} {words}") for code, words in _source(recipe, one)]
     bases = {(one.base, one.base_fingerprint) for one in ingredients}
     if len(bases) > 1:
         names = ", ".join(sorted({one.base for one in ingredients}))
@@ -236,46 +229,31 @@ def _numbers(recipe: Recipe) -> Iterator[Finding]:
         yield _error("recipe.fuse_only", "onto", "either another base or the unpacked one, not both")
 
 
-def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[Finding]:
+def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]:
+    """Why this source cannot be used: a code, and words that follow its name."""
     facts: Mapping[str, Any] = ingredient.facts
     if ingredient.compat == "fail":
-        yield _error(
-            "recipe.does_not_fit", ingredient.name, f"{ingredient.name} does not fit its base {ingredient.base}"
-        )
+        yield "recipe.does_not_fit", f"does not fit its base {ingredient.base}"
     if not ingredient.is_finite:
-        message = f"{ingredient.name} holds NaN or infinite values, which no arithmetic makes right: train it again"
-        yield _error("recipe.not_finite", ingredient.name, message)
+        yield "recipe.not_finite", "holds NaN or infinite values, which no arithmetic makes right: train it again"
     if facts.get("kind", "text") != "text":
-        yield _error(
-            "recipe.not_mergeable",
-            ingredient.name,
-            f"{ingredient.name} is an image model's adapter: it is not merged here",
-        )
+        yield "recipe.not_mergeable", "is an image model's adapter: it is not merged here"
     elif facts.get("format", "peft") != "peft":
-        message = f"{ingredient.name} is stored as {facts['format']}: convert it to PEFT's layout first"
-        yield _error("recipe.not_mergeable", ingredient.name, message)
-    method = str(facts.get("method", "LORA"))
-    if method in NOT_WEIGHTS:
-        message = f"{ingredient.name} is {method}: it adds something beside the weights, so no weights equal it"
-        yield _error("recipe.not_mergeable", ingredient.name, message)
+        yield "recipe.not_mergeable", f"is stored as {facts['format']}: convert it to PEFT's layout first"
+    method = methods.find(str(facts.get("method", "LORA")))
+    if not method.changes_weights:
+        yield "recipe.not_mergeable", f"is {method.name}: it adds something beside the weights, so no weights equal it"
         return
     rules = list(_UNMERGEABLE)
     if recipe.operation in (Operation.COMBINE, Operation.RESIZE):
         rules += _UNSUMMABLE
-        if method != "LORA":
-            message = f"{ingredient.name} is {method}: only plain LoRA has a low-rank weighted sum; convert it first"
-            yield _error("recipe.method", ingredient.name, message)
+        if not method.combinable:
+            yield "recipe.method", f"is {method.name}: only plain LoRA has a low-rank weighted sum; convert it first"
         if facts.get("layer_replication"):
-            yield _error(
-                "recipe.layers", ingredient.name, f"{ingredient.name} changes the depth of the base; fuse it instead"
-            )
+            yield "recipe.layers", "changes the depth of the base; fuse it instead"
     initialisation = str(facts.get("initialisation") or "")
     if facts.get("moves_base") or initializations.changes_base(initialisation):
-        message = (
-            f"{ingredient.name} was trained on weights that its initialization ({initialisation}) changed: on the "
-            "unchanged base its update is wrong; convert it to a plain LoRA first"
-        )
-        yield _error("recipe.base_was_changed", ingredient.name, message)
-    for field, code, words in rules:
-        if facts.get(field):
-            yield _error(code, ingredient.name, f"{ingredient.name} {words}")
+        start = f"was trained on weights that its initialization ({initialisation}) changed"
+        end = "on the unchanged base its update is wrong; convert it to a plain LoRA first"
+        yield "recipe.base_was_changed", f"{start}: {end}"
+    yield from ((code, words) for field, code, words in rules if facts.get(field))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engines, errors, events, findings, rest, settings
+from scripts.reference import cli, engines, errors, events, findings, methods, rest, settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -18,6 +18,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors.markdown,
     "events.md": events.markdown,
     "findings.md": findings.markdown,
+    "methods.md": methods.markdown,
     "rest.md": rest.markdown,
     "schemas.md": rest.schemas,
     "settings.md": settings.markdown,

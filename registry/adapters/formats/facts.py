@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from registry.model import FrozenModel
 
-MODULES_LIMIT = 20_000
-
 
 class FileModule(FrozenModel):
     """One module that is updated: [out_features, in_features], 0 where the file does not tell.

@@ -18,7 +18,7 @@ from typing import Literal
 
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.finding_collector import Notes
-from registry.adapters.peft.methods import LORA_LIKE, PROMPTS
+from registry.adapters.peft.methods import find
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
@@ -256,7 +256,7 @@ class _Reader:
 
     def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
         config = self._config
-        if config.method in LORA_LIKE:
+        if find(config.method).has_pairs:
             if not self._pairs:
                 message = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
                 self._note("lora.no_modules", "adapter_model.safetensors", message, "lora_A and lora_B", len(header))
@@ -273,6 +273,8 @@ class _Reader:
                 if module.alpha <= 0:
                     message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
                     self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}")
-        elif config.method in PROMPTS and "prompt_embeddings" not in {p.name for p in self._others[TensorRole.PIECE]}:
+        elif find(config.method).is_prompt and "prompt_embeddings" not in {
+            p.name for p in self._others[TensorRole.PIECE]
+        }:
             message = f"{config.method} is a tensor called prompt_embeddings"
             self._note("lora.prompt_absent", "adapter_model.safetensors", message, "prompt_embeddings", len(header))

@@ -112,8 +112,8 @@ class _Reader:
         return AdapterConfig(
             method=method,
             task=task,
-            rank=fields.whole_number("r", 1 if method in methods.LORA_LIKE else 0, RANK_LIMIT),
-            alpha=fields.number("lora_alpha" if method in methods.LORA_LIKE else "alpha", ALPHA_LIMIT),
+            rank=fields.whole_number("r", 1 if methods.find(method).has_pairs else 0, RANK_LIMIT),
+            alpha=fields.number("lora_alpha" if methods.find(method).has_pairs else "alpha", ALPHA_LIMIT),
             use_rslora=fields.flag("use_rslora"),
             use_dora=fields.flag("use_dora"),
             lora_bias=fields.flag("lora_bias"),
@@ -230,14 +230,10 @@ class _Reader:
 
     def _unknown_fields(self) -> list[Finding]:
         unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
+        message = "the field {!r} is unknown to this registry, and its effect is not checked"
         return [
-            Finding.of(
-                "warning",
-                "config.field_unknown",
-                f"{self._file}: {field[:120]}",
-                f"the field {field[:120]!r} is unknown to this registry, and its effect is not checked",
-            )
-            for field in unknown[:50]
+            Finding.of("warning", "config.field_unknown", f"{self._file}: {field}", message.format(field))
+            for field in (name[:120] for name in unknown[:50])
         ]
 
 

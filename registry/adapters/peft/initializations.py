@@ -42,26 +42,16 @@ INITIALIZATIONS: tuple[Initialization, ...] = (
     Initialization("eva", _LAYER + "update_layer: B is zero; A comes from the activations (eva.py)"),
     Initialization("orthogonal", _LAYER + "orthogonal_init: A and B are random orthogonal matrices"),
     Initialization("mica", _LAYER + "mica_init: B holds minor singular vectors and A is zero, so the base stays"),
-    Initialization(
-        "pissa", _LAYER + "pissa_init: subtracts the principal components, at load again",
-        is_prefix=True, changes_base=True, changes_base_at_load=True, reversible=True,
-    ),
-    Initialization(
-        "olora", _LAYER + "olora_init: subtracts the first r columns of a QR decomposition, at load again",
-        changes_base=True, changes_base_at_load=True, reversible=True,
-    ),
-    Initialization(
-        "corda", _LAYER + "corda_init: subtracts components chosen by covariances; loading fails without them",
-        is_prefix=True, changes_base=True, changes_base_at_load=True,
-    ),
-    Initialization(
-        "loftq", _LAYER + "loftq_init: replaces the weights by quantized ones, at load again",
-        changes_base=True, changes_base_at_load=True,
-    ),
-    Initialization(
-        "lora_ga", _LAYER + "lora_ga_init: subtracts components chosen by gradients; nothing without them, as at load",
-        changes_base=True,
-    ),
+    Initialization("pissa", _LAYER + "pissa_init: subtracts the principal components, at load again",
+                   is_prefix=True, changes_base=True, changes_base_at_load=True, reversible=True),
+    Initialization("olora", _LAYER + "olora_init: subtracts the start of a QR decomposition, at load again",
+                   changes_base=True, changes_base_at_load=True, reversible=True),
+    Initialization("corda", _LAYER + "corda_init: subtracts components by covariances; fails at load without",
+                   is_prefix=True, changes_base=True, changes_base_at_load=True),
+    Initialization("loftq", _LAYER + "loftq_init: replaces the weights by quantized ones, at load again",
+                   changes_base=True, changes_base_at_load=True),
+    Initialization("lora_ga", _LAYER + "lora_ga_init: subtracts components chosen by gradients; nothing without them, as at load",
+                   changes_base=True),
 )  # fmt: skip
 
 

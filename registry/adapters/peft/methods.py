@@ -1,88 +1,123 @@
 """What PEFT configurations may say: methods, tasks, field names, and the fields that name code or files.
 
-Data, checked against PEFT 0.21.2. A method of a newer PEFT starts with a row here.
+Data, checked against PEFT 0.21.2. A method of a newer PEFT is a row here and, if it
+has one, a shape rule in compat/method_shapes.py.
 
 Invariants
-- A method or task outside these sets is refused: nothing downstream could say what its tensors mean.
+- A method or task outside these tables is refused: nothing downstream could say what its tensors mean.
 - A field outside `FIELDS` is only warned about, because PEFT grows some with every release.
 
 Example
-    >>> "LORA" in METHODS and TENSOR_MARKS["IA3"] == ("ia3_l",)
-    True
+    >>> METHODS["IA3"].marks, METHODS["IA3"].fused_by
+    (('ia3_l',), 'registry')
 """
 
 from __future__ import annotations
 
-LORA_LIKE = frozenset({"LORA", "ADALORA"})
-"""Methods whose tensors are pairs `lora_A`, `lora_B`."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"})
-"""Methods that put virtual tokens before the text and store them as `prompt_embeddings`."""
 
-TENSOR_MARKS: dict[str, tuple[str, ...]] = {
-    "ADAMSS": ("adamss_",),
-    "ADAPTION_PROMPT": ("adaption_",),
-    "BEFT": ("beft_",),
-    "BOFT": ("boft_R", "boft_s"),
-    "BONE": ("bone_",),
-    "C3A": ("c3a_",),
-    "DEFT": ("deft_",),
-    "DELORA": ("delora_",),
-    "FOURIERFT": ("fourierft_",),
-    "FROD": ("frod_",),
-    "GLORA": ("glora_",),
-    "GRALORA": ("gralora_",),
-    "HIRA": ("hira_",),
-    "HRA": ("hra_",),
-    "IA3": ("ia3_l",),
-    "LILY": ("lily_",),
-    "LN_TUNING": ("ln_tuning_layers.",),
-    "LOHA": ("hada_",),
-    "LOKR": ("lokr_",),
-    "MISS": ("miss_block",),
-    "OFT": ("oft_R.",),
-    "OSF": ("osf_",),
-    "PEANUT": ("peanut_",),
-    "POLY": ("poly_",),
-    "PSOFT": ("psoft_",),
-    "PVERA": ("pvera_",),
-    "RANDLORA": ("randlora_",),
-    "ROAD": ("road_",),
-    "SHADOW": ("shadow_",),
-    "SHIRA": ("shira_weight", "shira_indices"),
-    "SUPERTUNING": ("supertuning_",),
-    "TINYLORA": ("tinylora_",),
-    "TRAINABLE_TOKENS": ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
-    "UNILORA": ("unilora_",),
-    "VBLORA": ("vblora_",),
-    "VERA": ("vera_lambda_b", "vera_lambda_d"),
-    "WAVEFT": ("waveft_",),
+@dataclass(frozen=True, slots=True)
+class PeftMethod:
+    """One value of `peft_type`, and everything the registry knows about it.
+
+    `marks`: how names of its tensors continue after the path of their module. `shared_marks`: names of tensors that all
+    modules share, directly under `base_model.`. A prompt method stores exactly the tensors named by `marks`.
+    `names_targets`: its tensors say which targets they belong to, so a missing one is found.
+    `shapes_known`: registry/compat/method_shapes.py checks the shapes of its tensors.
+    `fused_by`: who writes its update into the base's weights; empty for nobody.
+    `changes_weights`: its effect equals some change of weights. `replaces_weights`: loading it replaces base weights.
+    `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.
+    """
+
+    name: str
+    marks: tuple[str, ...] = ()
+    shared_marks: tuple[str, ...] = ()
+    title: str = ""
+    has_pairs: bool = False
+    is_prompt: bool = False
+    names_targets: bool = True
+    shapes_known: bool = False
+    fused_by: Literal["", "registry", "peft"] = ""
+    changes_weights: bool = True
+    replaces_weights: bool = False
+    combinable: bool = False
+    hot_swappable: bool = False
+
+
+def _prompt(name: str, *more: str) -> PeftMethod:
+    """A method that puts virtual tokens before the text."""
+    return PeftMethod(name, ("prompt_embeddings", *more), is_prompt=True, changes_weights=False)
+
+
+_ROWS = (
+    PeftMethod("LORA", title="LoRA", has_pairs=True, fused_by="registry", combinable=True, hot_swappable=True),
+    PeftMethod("ADALORA", title="AdaLoRA", has_pairs=True, fused_by="registry"),
+    PeftMethod("ADAMSS", ("adamss_",)),
+    PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, changes_weights=False),
+    PeftMethod("BEFT", ("beft_",)),
+    PeftMethod("BOFT", ("boft_R", "boft_s"), shapes_known=True, fused_by="peft"),
+    PeftMethod("BONE", ("bone_",)),
+    PeftMethod("C3A", ("c3a_",)),
+    _prompt("CARTRIDGE"),
+    _prompt("CPT"),
+    PeftMethod("DEFT", ("deft_",)),
+    PeftMethod("DELORA", ("delora_",)),
+    PeftMethod("FOURIERFT", ("fourierft_",)),
+    PeftMethod("FROD", ("frod_",), ("frod_",)),
+    PeftMethod("GLORA", ("glora_",)),
+    PeftMethod("GRALORA", ("gralora_",)),
+    PeftMethod("HIRA", ("hira_",)),
+    PeftMethod("HRA", ("hra_",), shapes_known=True),
+    PeftMethod("IA3", ("ia3_l",), shapes_known=True, fused_by="registry"),
+    PeftMethod("LILY", ("lily_",), ("lily_",)),
+    PeftMethod("LN_TUNING", ("ln_tuning_layers.",), shapes_known=True, fused_by="registry", replaces_weights=True),
+    PeftMethod("LOHA", ("hada_",), title="LoHa", shapes_known=True, fused_by="peft"),
+    PeftMethod("LOKR", ("lokr_",), title="LoKr", shapes_known=True, fused_by="peft"),
+    PeftMethod("MISS", ("miss_block",), shapes_known=True, fused_by="peft"),
+    _prompt("MULTITASK_PROMPT_TUNING", "prefix_task_cols", "prefix_task_rows"),
+    PeftMethod("OFT", ("oft_R.",), shapes_known=True, fused_by="peft"),
+    PeftMethod("OSF", ("osf_",)),
+    PeftMethod("PEANUT", ("peanut_",)),
+    PeftMethod("POLY", ("poly_",), changes_weights=False),
+    _prompt("PREFIX_TUNING"),
+    _prompt("PROMPT_TUNING"),
+    PeftMethod("PSOFT", ("psoft_",)),
+    PeftMethod("PVERA", ("pvera_",), ("pvera_A", "pvera_B")),
+    _prompt("P_TUNING"),
+    PeftMethod("RANDLORA", ("randlora_",), ("randlora_A", "randlora_B"), fused_by="peft"),
+    PeftMethod("ROAD", ("road_",), shapes_known=True),
+    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",)),
+    PeftMethod("SHIRA", ("shira_weight", "shira_indices"), shapes_known=True, fused_by="peft"),
+    PeftMethod("SUPERTUNING", ("supertuning_",)),
+    PeftMethod("TINYLORA", ("tinylora_",), ("tinylora_v",)),
+    PeftMethod("TRAINABLE_TOKENS", ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
+               shapes_known=True, fused_by="registry"),
+    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), names_targets=False),
+    PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",)),
+    PeftMethod("VERA", ("vera_lambda_b", "vera_lambda_d"), ("vera_A", "vera_B"),
+               title="VeRA", shapes_known=True, fused_by="peft"),
+    PeftMethod("WAVEFT", ("waveft_",)),
+    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, changes_weights=False),
+)  # fmt: skip
+METHODS: Mapping[str, PeftMethod] = {row.name: row for row in _ROWS}
+
+
+def find(name: str) -> PeftMethod:
+    """The row of a method. A name without a row gives a row that knows nothing."""
+    return METHODS.get(name) or PeftMethod(name)
+
+
+LORA_VARIANTS: Mapping[str, str] = {
+    "use_qalora": "QA-LoRA pools the inputs",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "kasa_config": "KaSA changes the base's weights",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "arrow_config": "Arrow routes between several adapters",
 }
-"""Method → how its tensors' names go on after the module's path. Any other name is a stranger."""
-
-SHARED_MARKS: dict[str, tuple[str, ...]] = {
-    "VERA": ("vera_A", "vera_B"),
-    "PVERA": ("pvera_A", "pvera_B"),
-    "RANDLORA": ("randlora_A", "randlora_B"),
-    "FROD": ("frod_",),
-    "VBLORA": ("vblora_vector_bank",),
-    "UNILORA": ("unilora_",),
-    "LILY": ("lily_",),
-    "SHADOW": ("shadow_backbone.",),
-    "TINYLORA": ("tinylora_v",),
-    "XLORA": ("internal_xlora_classifier.",),
-}
-"""Method → names of tensors that all modules share, directly under `base_model.`."""
-
-PROMPT_TENSORS: dict[str, tuple[str, ...]] = {
-    "MULTITASK_PROMPT_TUNING": ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"),
-}
-"""What a method of `PROMPTS` stores, where it is more than `prompt_embeddings`."""
-
-APART = frozenset({"ADAPTION_PROMPT", "UNILORA", "XLORA"})
-"""Methods whose tensors do not say which targets they are for, so that none can be missed."""
-
-METHODS = LORA_LIKE | PROMPTS | frozenset(TENSOR_MARKS) | frozenset(SHARED_MARKS)
+"""Field of a LoRA configuration → what its factors mean instead of a plain update."""
 
 TASKS = frozenset({"CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"})
 

@@ -72,15 +72,14 @@ class Names:
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
         self._targets = Targets(config)
-        self._marks = methods.TENSOR_MARKS.get(config.method, ())
-        self._shared = methods.SHARED_MARKS.get(config.method, ())
+        self._method = methods.find(config.method)
         self._strangers: dict[str, list[str]] = {}
 
     def read(self, name: str) -> TensorName:
-        if self._config.method in methods.PROMPTS:
-            prompt_names = methods.PROMPT_TENSORS.get(self._config.method, ("prompt_embeddings",))
-            return TensorName(TensorRole.PIECE, "", name) if name in prompt_names else self._stranger("unknown", name)
-        if name.startswith("base_model.") and name[11:].startswith(self._shared) and self._shared:
+        marks, shared = self._method.marks, self._method.shared_marks
+        if self._method.is_prompt:
+            return TensorName(TensorRole.PIECE, "", name) if name in marks else self._stranger("unknown", name)
+        if name.startswith("base_model.") and name[11:].startswith(shared) and shared:
             return TensorName(TensorRole.PIECE, "", name[11:])
         if not name.startswith(PREFIX):
             return self._stranger("prefix", name)
@@ -90,7 +89,7 @@ class Names:
         return self._method_tensor(rest) or self._announced(rest) or self._explained(rest, name)
 
     def _method_tensor(self, rest: str) -> TensorName | None:
-        if self._config.method in methods.LORA_LIKE:
+        if self._method.has_pairs:
             match = _PAIR.match(rest)
             if not match:
                 return None
@@ -103,7 +102,7 @@ class Names:
             while path.endswith(".base_layer") and self._config.target_parameters:
                 path, depth = path.removesuffix(".base_layer"), depth + 1
             return TensorName(role, path, leaf, depth if self._targets.parameters(path) else -1)
-        for mark in self._marks:
+        for mark in self._method.marks:
             path, dot, leaf = rest.rpartition(f".{mark}")
             if dot and path:
                 return TensorName(TensorRole.PIECE, path, mark + leaf)

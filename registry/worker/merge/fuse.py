@@ -36,7 +36,6 @@ TOKENIZER = frozenset(
      "merges.txt", "tokenizer.model", "chat_template.jinja"}
 )  # fmt: skip
 _KEPT = (".json", ".jinja", ".txt", ".model", ".md")
-_FUSABLE = methods.LORA_LIKE | {"TRAINABLE_TOKENS", "LN_TUNING", "IA3"}
 
 
 def fuse(
@@ -45,12 +44,12 @@ def fuse(
 ) -> MergeReport:  # fmt: skip
     """The base with the adapter in its weights, in the new folder `out`. `progress` is told of bytes written.
 
-    `foreign` makes what computes the methods of `recipes.BY_PEFT` (foreign.py); without it they are refused.
+    `foreign` makes what computes the methods of PEFT (`fused_by`; peft_methods.py); without it they are refused.
 
     `Invalid`: RECIPE_INVALID for what cannot be fused, BASE_INVALID for a base that is not right.
     """
     spec, _ = base_spec_from(base, base.name[:200] or "base")
-    demand_fusable(adapter, spec, dequantize=dequantize, more=recipes.BY_PEFT if foreign else frozenset())
+    demand_fusable(adapter, spec, dequantize=dequantize, with_peft=foreign is not None)
     config, headers = weights_of(base)
     weights = Weights.of(base)
     changes = targets.changes(adapter, spec, weights, foreign)
@@ -70,14 +69,14 @@ def fuse(
     )  # fmt: skip
 
 
-def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, more: frozenset[str] = frozenset()) -> None:
+def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, with_peft: bool = False) -> None:
     """`Invalid` (RECIPE_INVALID) with the reason why there are no weights that equal base and adapter together."""
     lora = adapter.lora
     facts = engine_facts.of_lora(lora).model_dump()
     name = adapter.folder.name or "the adapter"
     ingredient = Ingredient(name=name, digest="", base=spec.name, base_fingerprint=str(spec.fingerprint), facts=facts)
     recipes.demand(Recipe(operation=Operation.FUSE, sources=(name,)), [ingredient])
-    if lora.method not in _FUSABLE | more:
+    if methods.find(lora.method).fused_by not in ("registry", *(["peft"] if with_peft else [])):
         message = f"{name} is {lora.method}, whose update is not written into weights here"
         raise Invalid("RECIPE_INVALID", message, next_step="merge it with PEFT's merge_and_unload")
     for field in ("kasa_config", "monteclora_config", "arrow_config"):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.adapters.peft.config import read_config
+from registry.adapters.peft.methods import find
 from registry.manifest import CONFIG
-from registry.merging.recipes import BY_PEFT, MergeReport, Operation, Recipe
+from registry.merging.recipes import MergeReport, Operation, Recipe
 from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
@@ -41,4 +42,4 @@ class MergeRequest(FrozenModel):
         if self.recipe.operation is not Operation.FUSE or not self.sources:
             return False
         config = Path(self.sources[0]) / CONFIG
-        return config.is_file() and read_config(config.read_bytes()).method in BY_PEFT
+        return config.is_file() and find(read_config(config.read_bytes()).method).fused_by == "peft"

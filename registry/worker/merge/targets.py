@@ -17,10 +17,10 @@ from typing import Protocol
 from torch import Tensor
 
 from registry.adapters.peft import ModuleUpdate
+from registry.adapters.peft.methods import find
 from registry.adapters.peft.names import TensorName, TensorRole
 from registry.bases import BaseSpec
 from registry.errors import Invalid
-from registry.merging.recipes import BY_PEFT
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.changes import Blocks, Change, Dora, LowRank, NewRows, Plus, Replaced, Scaled
 from registry.worker.model.weights import Weights
@@ -48,7 +48,11 @@ MakeForeign = Callable[[Path, Mapping[str, tuple[int, int]]], ByOthers]
 def changes(adapter: Adapter, spec: BaseSpec, weights: Weights, make_foreign: MakeForeign | None = None) -> Changes:
     """Tensor name → the changes to it, in order. `Invalid` (RECIPE_INVALID) for a place that the base lacks."""
     finder = _Finder(adapter, spec, weights)
-    return finder.by_others(make_foreign) if make_foreign and adapter.lora.method in BY_PEFT else finder.found()
+    return (
+        finder.by_others(make_foreign)
+        if make_foreign and find(adapter.lora.method).fused_by == "peft"
+        else finder.found()
+    )
 
 
 def layer_map(adapter: Adapter) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 import peft
 import torch
 
-from registry.adapters.peft import initializations
+from registry.adapters.peft import initializations, methods
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
@@ -47,7 +47,7 @@ def announces_change(config: AdapterConfig) -> bool:
         or initializations.changes_base_at_load(config.initialisation)
         or "kasa_config" in config.other
         or bool(config.layer_replication)
-        or config.method == "LN_TUNING"
+        or methods.find(config.method).replaces_weights
     )
 
 

@@ -22,7 +22,7 @@ import peft
 import torch
 from safetensors.torch import load_file
 
-from registry.adapters.peft import LoraSpec
+from registry.adapters.peft import LoraSpec, methods
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
@@ -64,7 +64,7 @@ def reason_to_isolate(base: LoadedBase, config: AdapterConfig, spec: LoraSpec) -
 def may_share_base(config: AdapterConfig, spec: LoraSpec) -> bool:
     """Whether it can be loaded and removed on a model object that others use afterwards, if not swapped."""
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
-    return config.method == "LORA" and not extras and not isolated.announces_change(config)
+    return methods.find(config.method).hot_swappable and not extras and not isolated.announces_change(config)
 
 
 class Resident:
