@@ -50,7 +50,7 @@ INITIALIZATIONS: tuple[Initialization, ...] = (
                    is_prefix=True, changes_base=True, changes_base_at_load=True),
     Initialization("loftq", _LAYER + "loftq_init: replaces the weights by quantized ones, at load again",
                    changes_base=True, changes_base_at_load=True),
-    Initialization("lora_ga", _LAYER + "lora_ga_init: subtracts components chosen by gradients; nothing without them, as at load",
+    Initialization("lora_ga", _LAYER + "lora_ga_init: subtracts components by gradients; nothing at load",
                    changes_base=True),
 )  # fmt: skip
 
