@@ -1,9 +1,9 @@
 """What a smoke test costs: 20 adapters on the real base, beside its forward with reading the file, and reloading.
 
     cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, a mixed
-              batch with base and neighbour, the checksum of the base; the way there and back included
+              batch with base and neighbor, the checksum of the base; the way there and back included
     forward   the passes that no smoke test can do without, and nothing else: the same token rows in the same batches,
-              the probes with an adapter in (rank 8, PEFT), the mixed batch with base and neighbour
+              the probes with an adapter in (rank 8, PEFT), the mixed batch with base and neighbor
     read      the file into tensors, as they lie in it
     bare      the same passes on the base without any adapter: less than anybody needs, for comparison
     apart     the same rows on the base without any adapter, each by itself: the measure before rows were batched

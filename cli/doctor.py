@@ -117,8 +117,8 @@ def _wrong(about: str, error: Exception) -> Look:
 
 
 def _print(looks: list[Look]) -> None:
-    colours = {"ok": "green", "note": "yellow", "wrong": "red"}
+    colors = {"ok": "green", "note": "yellow", "wrong": "red"}
     output.facts(
-        [(look.about, f"{click.style(f'{look.state:<5}', fg=colours[look.state])}  {look.message}") for look in looks],
+        [(look.about, f"{click.style(f'{look.state:<5}', fg=colors[look.state])}  {look.message}") for look in looks],
         indent="",
     )

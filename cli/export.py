@@ -24,7 +24,7 @@ from registry.serving.export.folder import FolderPlace
 
 from . import main, output, session
 
-_COLOURS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
+_COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 
 
 @click.command()
@@ -127,7 +127,7 @@ def _print_objects(
 
 
 def _print_item(item: Item) -> None:
-    state = click.style(item.state, fg=_COLOURS.get(item.state))
+    state = click.style(item.state, fg=_COLORS.get(item.state))
     click.echo(f"{output.strong(item.served_name)}  {state}  {item.reason or f'{item.name}@{item.number}'}")
 
 

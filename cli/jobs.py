@@ -135,8 +135,8 @@ def _says(job: Job) -> str:
 
 
 def _state(job: Job) -> str:
-    colour = {State.DONE: "green", State.FAILED: "red", State.RUNNING: "cyan"}.get(job.state)
-    return click.style(job.state, fg=colour)
+    color = {State.DONE: "green", State.FAILED: "red", State.RUNNING: "cyan"}.get(job.state)
+    return click.style(job.state, fg=color)
 
 
 @job.command()

@@ -5,7 +5,7 @@
 
 Invariants
 - With `--json` standard output is one JSON document and nothing else; an error is a JSON document on standard error.
-- On a terminal there are colours; into a pipe or a file goes the same text without them, never cut to a width.
+- On a terminal there are colors; into a pipe or a file goes the same text without them, never cut to a width.
 - Exit codes live here and nowhere else, one for each class of registry.errors.
 
 Example
@@ -48,7 +48,7 @@ LATER = EXIT_CODES[errors.Unavailable]
 REASONS_SHOWN = 12
 
 _JSON = "cli.as_json"
-_OUTCOME_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
+_OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -188,8 +188,8 @@ def facts(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> None:
 
 
 def outcome(text: str) -> str:
-    """A verdict's outcome in its colour; a dash where there is none."""
-    return click.style(text, fg=_OUTCOME_COLOURS.get(text)) if text else click.style("-", dim=True)
+    """A verdict's outcome in its color; a dash where there is none."""
+    return click.style(text, fg=_OUTCOME_COLORS.get(text)) if text else click.style("-", dim=True)
 
 
 def strong(text: str) -> str:

@@ -1,7 +1,7 @@
 """`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
 
 Invariants
-- An empty database is initialised; an old schema is refused, and only `adapter migrate` changes one.
+- An empty database is initialized; an old schema is refused, and only `adapter migrate` changes one.
 - The first administrator's token is printed once, at the first start, and is stored nowhere but as its hash.
 - SIGTERM and Ctrl-C let running requests end, then exit 0.
 """

@@ -185,9 +185,9 @@ def reindex(dry_run: bool) -> None:
 
 
 def _print_findings(findings: list[Finding]) -> None:
-    colours = {"error": "red", "warning": "yellow"}
+    colors = {"error": "red", "warning": "yellow"}
     for finding in findings[:FINDINGS_SHOWN]:
-        code = click.style(finding.code, fg=colours.get(finding.severity))
+        code = click.style(finding.code, fg=colors.get(finding.severity))
         click.echo(f"{code}  {finding.location}: {finding.message}")
     if len(findings) > FINDINGS_SHOWN:
         click.echo(f"and {len(findings) - FINDINGS_SHOWN} more; `--json` has all of them")

@@ -43,7 +43,7 @@ class Stage:
         self.commands = 0
         self._began = time.monotonic()
         self._processes: list[subprocess.Popen[Any]] = []
-        self._colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._colors = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         drop = ("ADAPTER_", "REGISTRY_", "XDG_")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(drop)} | {
             "XDG_CONFIG_HOME": str(folder / "home" / "config"),
@@ -86,7 +86,7 @@ class Stage:
         print(self._in(_RED, f"The demonstration failed: {message}"), file=sys.stderr, flush=True)
 
     def _in(self, style: str, text: str) -> str:
-        return f"{style}{text}{_OFF}" if self._colours else text
+        return f"{style}{text}{_OFF}" if self._colors else text
 
     # ------------------------------------------------------------ commands
     def adapter(self, *words: str, expect: int = 0, token: str = "") -> None:

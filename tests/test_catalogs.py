@@ -31,7 +31,7 @@ def test_class_names_are_unique_but_for_private_ones() -> None:
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
-def test_event_types_stand_in_their_catalogue_alone() -> None:
+def test_event_types_stand_in_their_catalog_alone() -> None:
     literals = [(module, text) for module, text in constants(outside="registry.events") if text in set(EventType)]
     assert literals == []
 

@@ -87,9 +87,9 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
 def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
     """What fits but must be treated with care, by people or by serving engines."""
     config = lora.config
-    if initializations.changes_base(config.initialisation):
+    if initializations.changes_base(config.initialization):
         message = (
-            f"{config.initialisation} changed the base's own weights before training: this adapter is right only "
+            f"{config.initialization} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
         notes.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)

@@ -2,7 +2,7 @@
 
 Invariants
 - A name proves nothing; where both bases are registered with their weights, their match decides.
-- Weights that differ only in dtype are no matter. A packed copy or a descendant is a warning: structure fits, behaviour
+- Weights that differ only in dtype are no matter. A packed copy or a descendant is a warning: structure fits, behavior
   is not what was trained. Weights that have nothing in common are an error.
 - An adapter that was trained on a packed copy is never passed off as made for the plain base, registered or not.
 """

@@ -91,9 +91,9 @@ class Paths:
         """The base's paths that `written` means, as the base spells them; None if no rule of the format names it."""
         rule = _RULES.get(self._format)
         resolved = rule(self, written) if rule else None
-        return tuple(self._spelt(path) for path in resolved) if resolved else None
+        return tuple(self._spelled(path) for path in resolved) if resolved else None
 
-    def _spelt(self, path: str) -> str:
+    def _spelled(self, path: str) -> str:
         """The path, with or without the `text_model.` that one version of transformers adds and another drops."""
         if path in self._known or not path.startswith("text_encoder"):
             return path

@@ -62,7 +62,7 @@ class EngineFacts(FrozenModel):
     ranks_differ: bool = False
     ranks_differ_in_group: bool = False
     alphas_differ: bool = False
-    initialisation: str = ""
+    initialization: str = ""
     moves_base: bool = False
     layer_replication: bool = False
     invocation_tokens: bool = False
@@ -127,8 +127,8 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         ranks_differ=any(m.rank != config.rank for m in spec.modules) and spec.method == "LORA",
         ranks_differ_in_group=_ranks_differ_in_group(spec.modules),
         alphas_differ=len({m.alpha for m in spec.modules} | ({config.alpha} - {None})) > 1,
-        initialisation=config.initialisation,
-        moves_base=initializations.changes_base(config.initialisation),
+        initialization=config.initialization,
+        moves_base=initializations.changes_base(config.initialization),
         layer_replication=bool(config.layer_replication),
         invocation_tokens=bool(config.invocation_tokens),
         saved_modules=tuple(sorted(saved)),

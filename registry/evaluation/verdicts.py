@@ -1,11 +1,11 @@
-"""Judgement as data: `Finding` and `Verdict`; and how findings add up.
+"""Judgment as data: `Finding` and `Verdict`; and how findings add up.
 
     Finding   one observation: code, severity, location, message; what was expected and what was found
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
 
 Invariants
 - A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
-- `unknown` means that the evidence is not enough for a judgement. A gate that requires the check stays closed.
+- `unknown` means that the evidence is not enough for a judgment. A gate that requires the check stays closed.
 - The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
 
 Example
@@ -86,7 +86,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
 
 
 class Verdict(FrozenModel):
-    """The stored judgement of one check on one version and one base.
+    """The stored judgment of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
     `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move.
@@ -122,7 +122,7 @@ class Verdict(FrozenModel):
             base_fingerprint=base_fingerprint,
             outcome=add_up(findings),
             findings=tuple(sorted(findings, key=lambda f: _ORDER[f.severity])[:FINDINGS_LIMIT]),
-            summary=summarise(findings),
+            summary=summarize(findings),
             **rest,
         )
 
@@ -130,7 +130,7 @@ class Verdict(FrozenModel):
 _ORDER: dict[str, int] = {"error": 0, "unknown": 1, "warning": 2, "info": 3}
 
 
-def summarise(findings: Sequence[Finding]) -> str:
+def summarize(findings: Sequence[Finding]) -> str:
     """The message of the first of the worst findings, and how many more there are."""
     worst = sorted((f for f in findings if f.severity != "info"), key=lambda f: _ORDER[f.severity])
     if not worst:

@@ -144,10 +144,10 @@ def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
         raise refused(
             f"DoRA rescales the rows of the base's own weights, which no {to} LoRA can say", "merge it instead"
         )
-    if initializations.changes_base(config.initialisation):
-        reversible = initializations.is_reversible(config.initialisation)
+    if initializations.changes_base(config.initialization):
+        reversible = initializations.is_reversible(config.initialization)
         step = f"convert it to {TargetFormat.PLAIN} first" if reversible else "convert it with PEFT after training"
-        raise refused(f"{config.initialisation} changed the base before training", step)
+        raise refused(f"{config.initialization} changed the base before training", step)
     odd = [field for field in methods.LORA_VARIANTS if config.other.get(field)]
     if odd:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
@@ -163,13 +163,13 @@ def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> Runs
 
 def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
-    if not initializations.is_reversible(spec.config.initialisation):
-        initialization = spec.config.initialisation or "an ordinary initialization"
+    if not initializations.is_reversible(spec.config.initialization):
+        initialization = spec.config.initialization or "an ordinary initialization"
         raise refused(
             f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {initialization}"
         )
-    if "niter" in spec.config.initialisation:
-        raise refused("a randomised SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
+    if "niter" in spec.config.initialization:
+        raise refused("a randomized SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
         raise refused("with DoRA, rsLoRA or patterns PEFT does not convert it")
     if base.quantization:

@@ -251,9 +251,9 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]
             yield "recipe.method", f"is {method.name}: only plain LoRA has a low-rank weighted sum; convert it first"
         if facts.get("layer_replication"):
             yield "recipe.layers", "changes the depth of the base; fuse it instead"
-    initialisation = str(facts.get("initialisation") or "")
-    if facts.get("moves_base") or initializations.changes_base(initialisation):
-        start = f"was trained on weights that its initialization ({initialisation}) changed"
+    initialization = str(facts.get("initialization") or "")
+    if facts.get("moves_base") or initializations.changes_base(initialization):
+        start = f"was trained on weights that its initialization ({initialization}) changed"
         end = "on the unchanged base its update is wrong; convert it to a plain LoRA first"
         yield "recipe.base_was_changed", f"{start}: {end}"
     yield from ((code, words) for field, code, words in rules if facts.get(field))

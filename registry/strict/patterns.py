@@ -8,7 +8,7 @@
 
 Invariants
 - What this room accepts means the same in Python's `re.fullmatch`, which PEFT uses; a test compares the two.
-- A repeated group and neighbouring open repeats are refused: they are what makes backtracking matchers take
+- A repeated group and neighboring open repeats are refused: they are what makes backtracking matchers take
   exponential time. So what passes here is bearable for every runtime that reads the configuration later.
 - Matching takes one step for each character of the path (`registry.strict.automaton`).
 

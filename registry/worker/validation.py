@@ -20,7 +20,7 @@ from registry.compat import evaluate
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds
-from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarise
+from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarize
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
@@ -71,7 +71,7 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
 def _not_tried(findings: list[Finding]) -> Finding:
     """The finding that the smoke test did not run, beside the findings that say why."""
     worst = [finding for finding in findings if finding.severity == "error"]
-    message = f"not loaded, because its header is incompatible: {summarise(worst[:1])}"
+    message = f"not loaded, because its header is incompatible: {summarize(worst[:1])}"
     return Finding.of("error", "smoke.does_not_fit", "adapter_model.safetensors", message)
 
 
@@ -109,4 +109,4 @@ def _done(report: Report) -> Done:
             f"logits move by up to {measurements['max_logit_delta']:.3g}, KL {measurements['kl_nats']:.3g} nats a token"
         )
         return Done(f"smoke: {outcome} ({moved})", report)
-    return Done(f"smoke: {outcome}" + (f": {summary}" if (summary := summarise(report.findings)) else ""), report)
+    return Done(f"smoke: {outcome}" + (f": {summary}" if (summary := summarize(report.findings)) else ""), report)

@@ -71,7 +71,7 @@ def markdown() -> str:
 
 
 def _columns(chosen: Iterable[EngineRules]) -> list[tuple[EngineRules, str, str]]:
-    """(engine, version to ask, heading); neighbouring versions about which the same is said are one column."""
+    """(engine, version to ask, heading); neighboring versions about which the same is said are one column."""
     columns: list[tuple[EngineRules, str, str]] = []
     for engine in chosen:
         first = engine.examined[0]

@@ -66,7 +66,7 @@ def test_a_bug_keeps_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(TypeError("oops"), capsys)[0] is None
 
 
-def test_columns_are_as_wide_as_their_longest_cell_whatever_its_colour(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_are_as_wide_as_their_longest_cell_whatever_its_color(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("name", "n"), [(click.style("a", fg="red"), "1"), ("long", "22")], right=frozenset({"n"}))
     assert capsys.readouterr().out.splitlines() == ["NAME   N", "a      1", "long  22"]
 

@@ -1,4 +1,4 @@
-"""Formats of adapters, recognised from names alone, and the facts of image files."""
+"""Formats of adapters, recognized from names alone, and the facts of image files."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_image_format_is_recognised_with_its_family_and_method(name: str) -> None:
+def test_every_image_format_is_recognized_with_its_family_and_method(name: str) -> None:
     format_name, family, method, make = FILES[name]
     header, _ = read(make())
     found = formats.of_header(header)
@@ -154,8 +154,8 @@ def test_every_image_format_is_recognised_with_its_family_and_method(name: str) 
         ("nemo", "decoder.layers.0.self_attention.linear_qkv.adapter.linear_out.weight"),
     ],
 )
-def test_the_formats_of_text_models_are_recognised(format_name: str, name: str) -> None:
-    found = formats.recognise([name])
+def test_the_formats_of_text_models_are_recognized(format_name: str, name: str) -> None:
+    found = formats.recognize([name])
     assert found.name == format_name
     assert not found.is_image
 
@@ -176,31 +176,31 @@ def test_the_formats_of_text_models_are_recognised(format_name: str, name: str) 
     ],
 )
 def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
-    found = formats.recognise([name])
+    found = formats.recognize([name])
     assert found.name == formats.UNKNOWN
     assert found.message.startswith("unknown format")
     assert found.advice
 
 
 def test_one_stranger_makes_the_format_unknown_and_is_named() -> None:
-    found = formats.recognise([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
+    found = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
     assert (found.name, found.strangers) == (formats.UNKNOWN, ("stray.tensor",))
 
 
 def test_two_formats_in_one_file_are_unknown() -> None:
-    found = formats.recognise([*peft_pairs("unet.", ATTENTION), *bfl()])
+    found = formats.recognize([*peft_pairs("unet.", ATTENTION), *bfl()])
     assert found.name == formats.UNKNOWN
     assert "bfl and diffusers are mixed" in found.message
 
 
 def test_no_tensors_are_unknown() -> None:
-    assert formats.recognise([]).name == formats.UNKNOWN
+    assert formats.recognize([]).name == formats.UNKNOWN
 
 
 def test_a_peft_configuration_rules_out_image_formats() -> None:
     names = list(peft_pairs("transformer.", FLUX))
-    assert formats.recognise(names).name == "diffusers"
-    assert formats.recognise(names, has_peft_config=True).name == formats.UNKNOWN
+    assert formats.recognize(names).name == "diffusers"
+    assert formats.recognize(names, has_peft_config=True).name == formats.UNKNOWN
 
 
 # --------------------------------------------------------------------- facts of images

@@ -79,8 +79,8 @@ def test_sources_are_known_different_and_for_one_base() -> None:
         ({"invocation_tokens": True}, "recipe.not_mergeable", "recipe.not_mergeable"),
         ({"format": "mlx"}, "recipe.not_mergeable", "recipe.not_mergeable"),
         ({"kind": "image"}, "recipe.not_mergeable", "recipe.not_mergeable"),
-        ({"moves_base": True, "initialisation": "pissa"}, "recipe.base_was_changed", "recipe.base_was_changed"),
-        ({"initialisation": "lora_ga"}, "recipe.base_was_changed", "recipe.base_was_changed"),
+        ({"moves_base": True, "initialization": "pissa"}, "recipe.base_was_changed", "recipe.base_was_changed"),
+        ({"initialization": "lora_ga"}, "recipe.base_was_changed", "recipe.base_was_changed"),
     ],
 )  # fmt: skip
 def test_what_has_no_sum_may_still_be_fused_and_what_no_weights_equal_may_not(

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from registry.digest import Digest
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Finding, Outcome, Severity, Verdict, add_up, summarise
+from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Finding, Outcome, Severity, Verdict, add_up, summarize
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))
@@ -37,8 +37,8 @@ def test_findings_add_up_by_the_worst(severities: list[Severity], outcome: Outco
 
 def test_a_summary_is_the_worst_finding_and_how_many_more() -> None:
     found = [finding("info"), finding("warning", "w"), finding("error", "e")]
-    assert summarise(found) == "e (and 1 more finding)"
-    assert summarise([finding("info")]) == ""
+    assert summarize(found) == "e (and 1 more finding)"
+    assert summarize([finding("info")]) == ""
 
 
 def test_a_verdict_keeps_the_worst_findings_within_the_limit() -> None:

@@ -85,7 +85,7 @@ def test_no_engine_is_said_to_serve_an_adapter_that_is_broken(profile: str) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
-def test_image_files_are_recognised_and_judged_as_diffusers_does(tmp_path: Path) -> None:
+def test_image_files_are_recognized_and_judged_as_diffusers_does(tmp_path: Path) -> None:
     from tests.fixtures import image_adapters, make_base
 
     make_base.image(tmp_path / "bases")

@@ -1,4 +1,4 @@
-"""Every format of image adapters, through the real door: recognised, fitting its base, none fitting another."""
+"""Every format of image adapters, through the real door: recognized, fitting its base, none fitting another."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def push(pusher: Registry, file: str, base: str, tmp_path: Path) -> VersionView:
     return pushing.push_folder(pusher, folder, AdapterName("images", folder.name), base=base).version
 
 
-def test_every_format_is_recognised_and_no_good_image_adapter_is_called_a_bad_one(
+def test_every_format_is_recognized_and_no_good_image_adapter_is_called_a_bad_one(
     pusher: Registry, tmp_path: Path
 ) -> None:
     wrong = []

@@ -17,7 +17,7 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import config
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
-from registry.evaluation.verdicts import Outcome, add_up, summarise
+from registry.evaluation.verdicts import Outcome, add_up, summarize
 from tests import fixtures
 
 pytestmark = [
@@ -59,7 +59,7 @@ def judged(folder: Path, base: str) -> tuple[str, str]:
     except (RegistryError, FileNotFoundError) as e:
         return REFUSED, str(e)
     findings = compat.check_fit(spec, base_spec(base))
-    return add_up(findings).value, summarise(findings)
+    return add_up(findings).value, summarize(findings)
 
 
 def entries(folder: Path) -> Iterator[tuple[str, str, str, str]]:

@@ -183,7 +183,7 @@ def test_extraction_says_what_a_lora_cannot_hold_and_refuses_strangers(tmp_path:
         (("lora-r4", "lora-dora"), "DoRA"), (("lora-r4", "lora-modules-to-save"), "whole modules"),
         (("lora-r4", "lora-trainable-tokens"), "rows of the embedding"), (("lora-r4", "lora-lora-bias"), "biases"),
         (("lora-r4", "loha"), "LOHA"), (("lora-r4", "prompt-tuning"), "beside the weights"),
-        (("lora-r4", "lora-pissa"), "initialisation"), (("lora-r4", "lora-gpt2"), "different orders"),
+        (("lora-r4", "lora-pissa"), "initialization"), (("lora-r4", "lora-gpt2"), "different orders"),
         (("lora-r4", "lora-layer-replication"), "depth"),
     ],
 )  # fmt: skip

@@ -147,7 +147,7 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("lora-alora", "aLoRA"), ("lora-pissa", "initialisation"), ("lora-olora", "initialisation"),
+        ("lora-alora", "aLoRA"), ("lora-pissa", "initialization"), ("lora-olora", "initialization"),
         ("prompt-tuning", "beside the weights"), ("lora-lora-bias", "bias"), ("boft", "BOFT"),
     ],
 )  # fmt: skip

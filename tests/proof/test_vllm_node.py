@@ -78,7 +78,7 @@ def test_the_plugin_brings_twenty_merchants_adapters_and_each_answers_as_in_peft
     assert len(list((plugin_shelf / "versions").iterdir())) == len(NAMES) + 1
 
 
-def test_an_adapter_that_poisons_its_neighbours_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
+def test_an_adapter_that_poisons_its_neighbors_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
     before = node.ask(f"{NAMES[1]}:prod")
     for name in (POISON, OVERFLOW):
         with pytest.raises(Refused, match="may not become"):

@@ -251,7 +251,7 @@ def test_a_base_counts_the_adapters_in_sight(world: World) -> None:
     assert world.actor("pull", namespaces=["acme"]).base("tiny-llama").adapters == 1
 
 
-def test_a_base_name_may_have_an_organisation(world: World) -> None:
+def test_a_base_name_may_have_an_organization(world: World) -> None:
     base = forge.llama("meta/Tiny-1B")
     world.add_base(base)
     assert world.admin.base("meta/Tiny-1B").name == "meta/Tiny-1B"

@@ -46,7 +46,7 @@ def logits(base: Path, adapter: Path) -> torch.Tensor:
 
 
 def order(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
-    """The order that a worker would give, after the judgement that it would make."""
+    """The order that a worker would give, after the judgment that it would make."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to=to, into="acme/made")
     conversions.place_of(read_folder(source).found, asked, spec)
@@ -102,7 +102,7 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
     made = read_folder(tmp_path / "made").contents
-    assert (made.config.initialisation, made.config.base.name) == ("", "llama-a")
+    assert (made.config.initialization, made.config.base.name) == ("", "llama-a")
 
 
 # ------------------------------------------------------------------ torchtune, mlx

@@ -56,7 +56,7 @@ def test_two_adapters_of_one_base_load_it_once(
     assert (tally.done, tally.failed, tally.base_loads) == (2, 0, loads)
 
 
-def test_an_adapter_with_nan_fails_and_its_neighbour_passes(
+def test_an_adapter_with_nan_fails_and_its_neighbor_passes(
     workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")

@@ -87,7 +87,7 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
     assert found["measurements"]["isolated_because"]
 
 
-def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbours_never_notice(
+def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbors_never_notice(
     pool: Pool, source: BaseSource, base_folder: Path, good: Path, tmp_path: Path
 ) -> None:
     before = seen(pool, source, good)

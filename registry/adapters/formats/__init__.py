@@ -1,10 +1,10 @@
-"""Which tool wrote these weights: the format of a header, recognised from every tensor name, or unknown.
+"""Which tool wrote these weights: the format of a header, recognized from every tensor name, or unknown.
 
     peft            base_model.model.<module>.lora_A.weight, and every other PEFT method
     torchtune       layers.0.attn.q_proj.lora_a.weight
     mlx             model.layers.0.self_attn.q_proj.lora_a          (transposed against PEFT)
     gguf            blk.0.attn_q.weight.lora_a                      (the names inside a GGUF adapter)
-    nemo            ….adapter.linear_in.weight                      (recognised, to be converted outside)
+    nemo            ….adapter.linear_in.weight                      (recognized, to be converted outside)
     diffusers       unet. / transformer. / text_encoder. + module + .lora_A.weight
     diffusers-old   ….processor.to_q_lora.down.weight               (2023)
     kohya           lora_unet_… / lora_te_… + .lora_down.weight, .lora_up.weight, .alpha
@@ -19,7 +19,7 @@ Invariants
 - A configuration only rules out: with an `adapter_config.json` of PEFT, image formats are ruled out.
 
 Example
-    >>> recognise(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).name
+    >>> recognize(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).name
     'kohya'
 """
 
@@ -124,10 +124,10 @@ class Format:
 
 def of_header(header: Header, *, has_peft_config: bool = False) -> Format:
     """The format of a safetensors header."""
-    return recognise((t.name for t in header), has_peft_config=has_peft_config)
+    return recognize((t.name for t in header), has_peft_config=has_peft_config)
 
 
-def recognise(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
+def recognize(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
     """The one format that all these tensor names fit; `unknown` with the reason otherwise."""
     tensor_names = list(names)
     if not tensor_names:

@@ -4,7 +4,7 @@ Invariants
 - Every tensor of the file is accounted for: it belongs to the method, to `modules_to_save`, to the trained biases
   or tokens that the configuration announces, or it is a failing finding. An extra tensor whose name is one of the
   base's would silently rewrite the base that all adapters share (`compat.overwrites_base`).
-- A wrong adapter is described by findings, never refused by an exception: judgement is data.
+- A wrong adapter is described by findings, never refused by an exception: judgment is data.
 - Nothing here knows the base; `registry.compat` compares the two.
 - scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA; rank and alpha may differ by module (PEFT's patterns).
 """

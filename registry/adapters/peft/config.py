@@ -62,7 +62,7 @@ class AdapterConfig(FrozenModel):
     token_indices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()
     ensure_weight_tying: bool = False
-    initialisation: str = ""
+    initialization: str = ""
     base: BaseClaim = BaseClaim()
     peft_version: str = ""
     other: dict[str, Any] = Field(default_factory=dict)
@@ -131,7 +131,7 @@ class _Reader:
             token_indices=self._token_indices(method),
             invocation_tokens=fields.whole_numbers("alora_invocation_tokens"),
             ensure_weight_tying=fields.flag("ensure_weight_tying"),
-            initialisation=self._initialisation(),
+            initialization=self._initialization(),
             base=claim,
             peft_version=fields.text("peft_version"),
             other=self._other(),
@@ -218,7 +218,7 @@ class _Reader:
             return {"": self.fields.whole_numbers("token_indices")}
         return self.fields.lists_by_name("trainable_token_indices")
 
-    def _initialisation(self) -> str:
+    def _initialization(self) -> str:
         """How A and B began, in lower case; empty for the ordinary ways, which leave the base alone."""
         value = self._values.get("init_lora_weights")
         if value is None or isinstance(value, bool):

@@ -174,7 +174,7 @@ def starts(path: str) -> Iterator[str]:
 
 
 def _runs(path: str) -> Iterator[str]:
-    """Every run of neighbouring parts of the path."""
+    """Every run of neighboring parts of the path."""
     for end in endings(path):
         parts = end.split(".")
         for length in range(1, len(parts) + 1):

@@ -102,7 +102,7 @@ def plain_config(config: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def copy_others(folder: Folder, out: Path) -> None:
-    """Everything of the original that is neither weights nor configuration: tokenizer, golden answers, licence."""
+    """Everything of the original that is neither weights nor configuration: tokenizer, golden answers, license."""
     for file in folder.files:
         if file.path != CONFIG and not file.path.endswith((".safetensors", ".gguf")):
             shutil.copyfile(folder.path / file.path, out / file.path)

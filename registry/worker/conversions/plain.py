@@ -31,7 +31,7 @@ from registry.worker.conversions.request import ConversionRequest, serve
 def convert(request: ConversionRequest) -> Converted:
     folder, out = read_folder(Path(request.source)), Path(request.out)
     spec = folder.contents.lora
-    began = spec.config.initialisation
+    began = spec.config.initialization
     with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
         config = LoraConfig.from_pretrained(request.source)
         config.inference_mode = False

@@ -22,7 +22,7 @@ from registry.client.base_folder import base_spec_from, weights_of
 from registry.client.destination import Destination
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Outcome, add_up, summarise
+from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
 from registry.worker.merge import layout, shards, targets
@@ -86,7 +86,7 @@ def demand_fusable(adapter: Adapter, spec: BaseSpec, *, dequantize: bool, with_p
         raise recipes.on_its_grid(spec.quantization)
     findings = [*lora.findings, *compat.check_fit(lora, spec)]
     if add_up(findings) is Outcome.FAIL:
-        raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarise(findings)}")
+        raise Invalid("RECIPE_INVALID", f"{name} does not fit the base: {summarize(findings)}")
 
 
 def _only_source(pieces: list[shards.OutputTensor], headers: dict[Path, Header]) -> Header | None:
@@ -105,7 +105,7 @@ def _demand_room(out: Path, plan: OutputLayout) -> None:
 
 
 def _copy_texts(base: Path, adapter: Path, folder: Path, plan: OutputLayout) -> None:
-    """Tokenizer, template, licence and whatever else is text: the base's, and the adapter's own tokenizer over it."""
+    """Tokenizer, template, license and whatever else is text: the base's, and the adapter's own tokenizer over it."""
     written = {*os.listdir(folder), bases.INDEX}
     for entry in sorted(base.iterdir()):
         keep = entry.name.endswith(_KEPT) or entry.name.startswith("LICENSE")

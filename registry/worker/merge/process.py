@@ -18,7 +18,7 @@ from pathlib import Path
 
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Outcome, add_up, summarise
+from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation
 from registry.worker.merge import combine, extract, fuse
@@ -59,7 +59,7 @@ def _ingredient(source: Adapter) -> Ingredient:
     `Invalid` (RECIPE_INVALID) for one that is wrong by itself: no push has judged it, if it is a folder here.
     """
     if add_up(source.lora.findings) is Outcome.FAIL:
-        raise Invalid("RECIPE_INVALID", f"{source.folder.name}: {summarise(source.lora.findings)}")
+        raise Invalid("RECIPE_INVALID", f"{source.folder.name}: {summarize(source.lora.findings)}")
     facts = engine_facts.of_lora(source.lora).model_dump(mode="json")
     return Ingredient(name=source.folder.name, digest=str(source.folder), base="", base_fingerprint="", facts=facts)
 

@@ -30,21 +30,21 @@ class Baseline:
     asked: list[tuple[int, ...]]
     logits: Logits
     p: Logits
-    normaliser: list[torch.Tensor]
+    normalizer: list[torch.Tensor]
     top: list[torch.Tensor]
     steps: list[torch.Tensor]
     dtype: str = "float32"
 
     @classmethod
     def of(cls, prompts: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32") -> Baseline:
-        normaliser = [torch.logsumexp(values, dim=-1) for values in logits]
+        normalizer = [torch.logsumexp(values, dim=-1) for values in logits]
         return cls(
             asked=list(prompts),
             logits=logits,
             p=[torch.softmax(values, dim=-1) for values in logits],
-            normaliser=normaliser,
+            normalizer=normalizer,
             top=[values.argmax(-1, keepdim=True) for values in logits],
-            steps=[_steps(*row) for row in zip(prompts, logits, normaliser, strict=True)],
+            steps=[_steps(*row) for row in zip(prompts, logits, normalizer, strict=True)],
             dtype=dtype,
         )
 
@@ -65,33 +65,33 @@ class _Apart:
     mean_delta: float
     kl: float
     agree: int
-    normaliser: torch.Tensor
+    normalizer: torch.Tensor
 
     @classmethod
     def of(cls, baseline: Baseline, probe: int, after: torch.Tensor) -> _Apart:
         """With d the change of the logits: KL = log Z' - log Z - sum(p d), which is exact where d is small."""
-        sums, normaliser = after.new_zeros(4), []
+        sums, normalizer = after.new_zeros(4), []
         for first in range(0, len(after), ROWS):
             rows = slice(first, first + ROWS)
-            now, p, z = after[rows], baseline.p[probe][rows], baseline.normaliser[probe][rows]
+            now, p, z = after[rows], baseline.p[probe][rows], baseline.normalizer[probe][rows]
             delta = now - baseline.logits[probe][rows]
             top = now.amax(-1)
-            normaliser.append(top + (now - top[:, None]).exp_().sum(-1).log_())
-            kl = (normaliser[-1] - z).sum() - torch.dot(p.flatten(), delta.flatten())
+            normalizer.append(top + (now - top[:, None]).exp_().sum(-1).log_())
+            kl = (normalizer[-1] - z).sum() - torch.dot(p.flatten(), delta.flatten())
             agree = (now.gather(-1, baseline.top[probe][rows])[:, 0] >= top).sum()
             delta.abs_()
             largest = torch.maximum(sums[0], delta.amax())
             sums = torch.stack((largest, sums[1] + delta.mean(-1).sum(), sums[2] + kl, sums[3] + agree))
         largest, mean, kl, agree = sums.tolist()
-        return cls(largest, mean, kl, int(agree), torch.cat(normaliser))
+        return cls(largest, mean, kl, int(agree), torch.cat(normalizer))
 
 
-def _steps(tokens: Sequence[int], logits: torch.Tensor, normaliser: torch.Tensor) -> torch.Tensor:
+def _steps(tokens: Sequence[int], logits: torch.Tensor, normalizer: torch.Tensor) -> torch.Tensor:
     """log p of each next token of the probe itself: one number fewer than tokens. Empty without a language head."""
     if max(tokens) >= logits.shape[-1] or len(tokens) < 2:
         return logits.new_zeros(0)
     next_tokens = torch.tensor(tokens[1:], device=logits.device)[:, None]
-    return logits[:-1].gather(-1, next_tokens)[:, 0] - normaliser[:-1]
+    return logits[:-1].gather(-1, next_tokens)[:, 0] - normalizer[:-1]
 
 
 def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str) -> bool:
@@ -102,7 +102,7 @@ def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str
         message = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
         result.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
         return False
-    steps = [_steps(*step) for step in zip(baseline.asked, after, (step.normaliser for step in apart), strict=True)]
+    steps = [_steps(*step) for step in zip(baseline.asked, after, (step.normalizer for step in apart), strict=True)]
     result.measure("max_logit_delta", max(step.largest for step in apart))
     result.measure("mean_logit_delta", sum(step.mean_delta for step in apart) / baseline.tokens)
     result.measure("kl_nats", max(sum(step.kl for step in apart) / baseline.tokens, 0.0))

@@ -44,7 +44,7 @@ def announces_change(config: AdapterConfig) -> bool:
     """Whether the configuration says that the base will not stay what it was."""
     return (
         config.bias != "none"
-        or initializations.changes_base_at_load(config.initialisation)
+        or initializations.changes_base_at_load(config.initialization)
         or "kasa_config" in config.other
         or bool(config.layer_replication)
         or methods.find(config.method).replaces_weights
