@@ -95,7 +95,7 @@ class Report:
             for name in sorted(self.all):
                 missing = self.all[name] - self.ran[name]
                 if missing:
-                    terminalreporter.write_line(f"{name}: {_ranges(sorted(missing))}")
+                    terminalreporter.write_line(f"{name}: {ranges(sorted(missing))}")
         floor = self.config.getoption("--coverage-floor")
         total = sum(map(len, self.all.values()))
         verdict = f"below the floor of {floor:g} %" if self.percentage < floor else f"floor {floor:g} %"
@@ -108,7 +108,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["lines"] = {name: [sorted(ran), sorted(missing)] for name, (ran, missing) in FINDER.lines().items()}
 
 
-def _ranges(lines: list[int]) -> str:
+def ranges(lines: list[int]) -> str:
     """`1, 3-5` for [1, 3, 4, 5]."""
     texts: list[str] = []
     start = 0
