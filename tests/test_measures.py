@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,18 +20,21 @@ LIMITS = {
     "function_lines_max": 60,
     "cycles": 0,
     "arrows_back": 0,
-    "vague_names": 190,
-    "vague_names_in_loops": 84,
-    "metaphors": 2089,
+    "vague_names": 44,
+    "vague_names_in_loops": 71,
+    "metaphors": 1812,
     "repeated_blocks": 0,
-    "undocumented_public_functions": 368,
+    "undocumented_public_functions": 357,
 }
 """Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 
 
 @pytest.fixture(scope="module")
 def facts() -> dict[str, Any]:
-    return measures.facts(ROOT)
+    """From a process of its own: other tests change the recursion limit, and Python 3.11's parser fails on that."""
+    done = subprocess.run([sys.executable, "-m", "scripts.facts"], cwd=ROOT, capture_output=True, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 @pytest.mark.parametrize("name", LIMITS)
