@@ -1,9 +1,8 @@
-"""Campaigns: have many versions of one base tried again, watch how it goes, and see what changed.
+"""Campaigns: smoke-test many versions of one base again, follow the progress, and see what changed.
 
-Invariants
-- Which versions are affected is a query on what their newest verdict was made on and with; nothing is tried in vain.
-- Jobs, campaign and event are one transaction. A job that waits already is joined, not doubled.
-- A campaign tells only of versions that the asker may see.
+- The affected versions follow from the base and the tools of their newest verdict, so no job is queued in vain.
+- Jobs, campaign and event are one transaction. A job that is queued already joins the campaign.
+- A campaign shows only versions that the actor may see.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from registry.server.jobs import queue
 
 JOBS_LIMIT = 5000
 ITEMS_LIMIT = 1000
-"""Changed versions that one answer names; `changed` counts all of them."""
+"""Changed versions that one answer lists; `changed` counts all of them."""
 PEFT = "peft"
 
 Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
@@ -56,7 +55,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
         raise TooLarge(
             "SIZE_INVALID",
             f"{len(affected)} versions are over the limit of {JOBS_LIMIT} for one campaign",
-            next_step="ask for those that are outdated, or wait for this one and begin the next",
+            next_step="limit it to outdated versions",
         )
     row = CampaignRow(
         id="cam_" + secrets.token_hex(10),
@@ -81,7 +80,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
 
 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
-    """The versions of the base that the actor may have judged, with their newest verdict, if it calls for a new one."""
+    """The versions of the base that need a new verdict and that the actor may push, with their newest one."""
     smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
     pipeline = bases.load_spec(base).is_pipeline
     statement = (
@@ -91,13 +90,13 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
         .outerjoin(VerdictRow, col(VerdictRow.id) == smoke.c.newest)
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None))
         .where(col(VersionRow.quarantined_at).is_(None))
-        .where(col(VersionRow.id).in_(_fitting(compat)))
+        .where(col(VersionRow.id).in_(_compatible(compat)))
         .order_by(col(VersionRow.id))
     )
     for version, namespace, adapter, verdict in session.exec(statement):
         format_name = version.facts.get("format", PEFT)
-        foreign = format_name != PEFT and not (pipeline and format_name in IMAGE_FORMATS)  # no worker can try it
-        if not foreign and actor.may(Scope.PUSH, namespace, adapter) and _calls_for(verdict, base, request):
+        can_be_tested = format_name == PEFT or (pipeline and format_name in IMAGE_FORMATS)
+        if can_be_tested and actor.may(Scope.PUSH, namespace, adapter) and _needs_verdict(verdict, base, request):
             yield version, AdapterName(namespace, adapter), verdict
 
 
@@ -111,8 +110,8 @@ def _newest(base: BaseRow, check: Check) -> Subquery:
     )
 
 
-def _fitting(newest: Subquery) -> SelectOfScalar[int]:
-    """Versions whose header does not rule them out: of the others a worker could only say the same."""
+def _compatible(newest: Subquery) -> SelectOfScalar[int]:
+    """Versions that did not fail the check `compat`: for the others a worker could only fail, too."""
     return (
         select(VerdictRow.version_id)
         .join(newest, col(VerdictRow.id) == newest.c.newest)
@@ -120,21 +119,21 @@ def _fitting(newest: Subquery) -> SelectOfScalar[int]:
     )
 
 
-def _calls_for(verdict: VerdictRow | None, base: BaseRow, request: CampaignRequest) -> bool:
+def _needs_verdict(verdict: VerdictRow | None, base: BaseRow, request: CampaignRequest) -> bool:
     if not request.outdated and not request.made_by:
         return True
     if verdict is None or verdict.base_fingerprint != base.fingerprint:
         return True
-    return any(not _is_of(verdict.made_by.get(tool, ""), version) for tool, version in request.made_by.items())
+    return any(not _is_version(verdict.made_by.get(tool, ""), version) for tool, version in request.made_by.items())
 
 
-def _is_of(actual: str, expected: str) -> bool:
-    """Whether this is the version that is asked for: 2.13.0+cpu is a build of 2.13.0."""
+def _is_version(actual: str, expected: str) -> bool:
+    """Whether this is the expected version: 2.13.0+cpu is a build of 2.13.0."""
     return expected in (actual, actual.partition("+")[0])
 
 
 def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignView:
-    """How far it is, and what changed so far. `NotFound` (CAMPAIGN_UNKNOWN)."""
+    """The progress of a campaign and what has changed so far. `NotFound` (CAMPAIGN_UNKNOWN)."""
     row = session.get(CampaignRow, campaign_id[:100])
     if row is None:
         raise _unknown(campaign_id)
@@ -152,7 +151,7 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
         .where(col(CampaignJobRow.campaign_id) == row.id)
         .order_by(col(JobRow.subject))
     )
-    visible = [one for one in session.exec(statement) if _may_see(actor, one[1])]
+    visible = [row for row in session.exec(statement) if _sees_subject(actor, row[1])]
     if not visible and row.created_by != actor.identity and not actor.may_everywhere(Scope.PULL):
         raise _unknown(campaign_id)
     counts = Counter(State(job.state) for _, job, _, _ in visible)
@@ -171,20 +170,20 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
 
 
 def _unknown(campaign_id: str) -> NotFound:
-    """The one answer for a campaign that is absent, and for somebody else's in which the actor sees no job."""
+    """The same error for a campaign that does not exist and for one in which the actor sees no job."""
     return NotFound("CAMPAIGN_UNKNOWN", f"there is no campaign {campaign_id[:100]!r}, or you may not see it")
 
 
-def _may_see(actor: Actor, job: JobRow) -> bool:
+def _sees_subject(actor: Actor, job: JobRow) -> bool:
     return actor.sees(AdapterName.parse(job.subject.partition("@")[0]))
 
 
 def _changed(jobs: Iterable[tuple[CampaignJobRow, JobRow, str | None, str | None]]) -> Iterator[CampaignItem]:
-    """Versions that are judged otherwise than before, and those that could not be judged."""
+    """Versions whose outcome differs from before, and those whose job failed."""
     for member, job, after, summary in jobs:
         if job.state == State.FAILED or (after and after != member.before):
-            says = job.error if job.state == State.FAILED else summary
+            text = job.error if job.state == State.FAILED else summary
             yield CampaignItem(
                 version=job.subject, job=job.id, state=State(job.state), before=member.before, after=after or "",
-                summary=(says or "")[:2000],
+                summary=(text or "")[:2000],
             )  # fmt: skip

@@ -1,11 +1,11 @@
 """The queue: enqueue, claim, renew, finish, fail. It knows jobs and leases, not what jobs do.
 
-Invariants
-- A job is enqueued in the transaction of what caused it.
-- A claim is one statement; two workers never hold one job. The lease's token is fencing: after the lease is lost,
-  a late result is refused (LEASE_LOST) and changes nothing.
-- Finishing twice with one lease is finishing once. What a finished job leaves is written in the same transaction.
-- A lease that ran out is taken back when anybody claims: requeued while tries are left, else failed with the reason.
+- A job is enqueued in the transaction of the change that caused it.
+- A claim is one statement, so two workers never hold one job. The lease's token is a fencing token: once the lease is
+  lost, a late result is refused (LEASE_LOST) and changes nothing.
+- Finishing twice with one lease is the same as once. What a finished job leaves is written in the same transaction.
+- Every claim takes back expired leases: the job is requeued while attempts are left, else it fails.
+- A worker's messages are stored as steps with the renewal that brought them, at most `STEPS_LIMIT` for one job.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, or_, true, update
+from sqlalchemy import ColumnElement, case, exists, func, or_, true, update
 from sqlmodel import Session, col, select
 
 from registry import jobs
 from registry.api.jobs import ClaimRequest, FailRequest
 from registry.errors import Conflict, NotFound, TooLarge
 from registry.events import EventType
-from registry.jobs import Job, Kind, Lease, State
+from registry.jobs import Job, JobStep, Kind, Lease, State
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.database import db
-from registry.server.database.models import JobRow, VersionRow
-from registry.server.jobs import steps
+from registry.server.database.models import JobRow, JobStepRow, VersionRow
 
 
 def enqueue(
@@ -44,7 +43,7 @@ def enqueue(
     payload: dict[str, Any] | None = None,
     priority: int = 0,
 ) -> JobRow:
-    """A job on one version. One of the same kind that waits or runs already is returned instead."""
+    """Queue a job on one version. An equal job that is queued or running is returned instead."""
     if len(json.dumps(payload or {})) > jobs.PAYLOAD_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"payload: over the limit of {jobs.PAYLOAD_LIMIT_BYTES} bytes")
     same = select(JobRow).where(
@@ -79,28 +78,28 @@ def enqueue(
     return row
 
 
-# ------------------------------------------------------------------ a worker's side
+# ------------------------------------------------------------------ the worker's side
 def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
-    """The next job for this worker and its lease; None when there is none.
+    """The next job for this worker and its lease, or None.
 
-    By priority, then by the order of `request.bases` (warm ones first), then by age. What is in quarantine waits.
+    By priority, then by the order of `request.bases` (loaded ones first), then by age. Quarantined versions wait.
     """
     requeue_expired(session)
     moment = db.now()
-    fitting = [
+    conditions = [
         col(JobRow.state) == State.QUEUED,
         col(JobRow.kind).in_([str(kind) for kind in request.kinds]),
         col(JobRow.run_after) <= moment,
-        _workable(actor),
-        col(JobRow.id).not_in(_beyond(session, actor, request.kinds)),
+        _may_work(actor),
+        col(JobRow.id).not_in(_jobs_beyond_reach(session, actor, request.kinds)),
         ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
     ]
     order: list[Any] = [col(JobRow.priority).desc()]
     if request.bases:
-        fitting.append(col(JobRow.base).in_(request.bases))
+        conditions.append(col(JobRow.base).in_(request.bases))
         order.append(case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base)))
     order += [col(JobRow.created_at), col(JobRow.id)]
-    picked = select(JobRow.id).where(*fitting).order_by(*order).limit(1).with_for_update(skip_locked=True)
+    picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1).with_for_update(skip_locked=True)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
     claimed = (
         update(JobRow)
@@ -123,38 +122,40 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     return session.get_one(JobRow, job_id, populate_existing=True), lease
 
 
-def _beyond(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
-    """Waiting jobs of several namespaces, not all of which this worker sees: it could learn names, and do nothing."""
-    naming = [str(kind) for kind in kinds if kind is not Kind.SMOKE_TEST]
-    if not naming or actor.may_everywhere(Scope.PULL):
+def _jobs_beyond_reach(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
+    """Queued jobs that name an adapter which this worker may not see: it would learn the name and could do nothing."""
+    kinds_with_names = [str(kind) for kind in kinds if kind is not Kind.SMOKE_TEST]
+    if not kinds_with_names or actor.may_everywhere(Scope.PULL):
         return []
-    waiting = select(JobRow).where(col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(naming), _workable(actor))
+    waiting = select(JobRow).where(
+        col(JobRow.state) == State.QUEUED, col(JobRow.kind).in_(kinds_with_names), _may_work(actor)
+    )
     return [row.id for row in session.exec(waiting) if not all(map(actor.sees, named_adapters(row)))]
 
 
 def renew(session: Session, actor: Actor, job_id: str, token: str, *, progress: str = "") -> Lease:
-    """A lease that runs `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) once it was given to another or cancelled."""
-    row = _held(session, actor, job_id, token)
+    """Extend the lease to `LEASE_SECONDS` from now. `Conflict` (LEASE_LOST) if another worker has it or it ended."""
+    row = _lock_leased(session, actor, job_id, token)
     row.lease_expires_at = db.now() + timedelta(seconds=jobs.LEASE_SECONDS)
     if progress and progress != row.progress:
         row.progress = progress
-        steps.add_step(session, row, progress)
+        _add_step(session, row, progress)
     session.add(row)
     return Lease(token=token, expires_at=row.lease_expires_at)
 
 
 def lock_running(session: Session, actor: Actor, job_id: str, token: str) -> JobRow | None:
-    """The job, locked, while this lease holds it; None once it has ended with this lease. `Conflict` (LEASE_LOST)."""
+    """The job, locked, while this lease holds it; None if this lease has finished it. `Conflict` (LEASE_LOST)."""
     row = find_job(session, actor, Scope.WORK, job_id, lock=True)
     if row.state == State.DONE and secrets.compare_digest(row.lease_token, token):
         return None
-    return _held(session, actor, job_id, token)
+    return _lock_leased(session, actor, job_id, token)
 
 
 def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict[str, Any]) -> tuple[JobRow, bool]:
-    """The job, done; and whether it is this call that ended it. What else the job leaves is the caller's to write.
+    """Mark the job as done; also says whether this call did. The caller writes what else the job leaves.
 
-    `Conflict` (LEASE_LOST) for a lease that is no longer the job's.
+    `Conflict` (LEASE_LOST) for a lease that no longer holds the job.
     """
     if len(json.dumps(result)) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
@@ -170,14 +171,14 @@ def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict
 
 
 def fail(session: Session, actor: Actor, job_id: str, request: FailRequest) -> JobRow:
-    """This attempt could not answer: the job waits and is tried again, or fails with the error."""
-    row = _held(session, actor, job_id, request.lease_token)
-    _try_again(session, actor, row, request.error, final=request.final)
+    """End an attempt with an error: the job is requeued with a delay, or fails."""
+    row = _lock_leased(session, actor, job_id, request.lease_token)
+    _retry_or_fail(session, actor, row, request.error, final=request.final)
     return row
 
 
 def requeue_expired(session: Session) -> int:
-    """Take back the jobs whose lease has run out; how many they were."""
+    """Take back the jobs whose lease has expired; returns how many."""
     statement = (
         select(JobRow)
         .where(col(JobRow.state) == State.RUNNING, col(JobRow.lease_expires_at) < db.now())
@@ -187,12 +188,12 @@ def requeue_expired(session: Session) -> int:
     rows = session.exec(statement).all()
     for row in rows:
         error = f"worker {row.worker!r} did not renew its lease in attempt {row.attempt}"
-        _try_again(session, SYSTEM, row, error, final=False, wait=False)
+        _retry_or_fail(session, SYSTEM, row, error, final=False, wait=False)
     session.flush()
     return len(rows)
 
 
-def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
+def _retry_or_fail(session: Session, actor: Actor, row: JobRow, error: str, *, final: bool, wait: bool = True) -> None:
     row.error = error
     if final or row.attempt >= row.attempts_limit:
         end_job(row, State.FAILED)
@@ -202,47 +203,60 @@ def _try_again(session: Session, actor: Actor, row: JobRow, error: str, *, final
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
     detail: dict[str, Any] = {"attempt": row.attempt}
-    if all(
-        name.namespace == row.namespace for name in named_adapters(row)
-    ):  # else it may name what is not for all readers
+    if all(name.namespace == row.namespace for name in named_adapters(row)):  # else not all readers may see the names
         detail["error"] = error[:500]
     event_type = EventType.JOB_FAIL if row.state == State.FAILED else EventType.JOB_REQUEUE
     audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
 
 
 def end_job(row: JobRow, state: State) -> None:
+    """Put the job into a final state."""
     row.state = state
     row.finished_at = db.now()
-    row.lease_expires_at = None  # the token stays: it tells a repeated finish from a foreign one
+    row.lease_expires_at = None  # the token stays: it identifies a repeated finish
 
 
 def named_adapters(row: JobRow) -> list[AdapterName]:
-    """The adapters that a job's payload names: further sources, and where the result goes."""
+    """The adapters that a job's payload names: its sources, and where the result goes."""
     adapters = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
-    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse makes a base, which is everybody's
+    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse creates a base, which everybody sees
     return [*adapters, *([AdapterName.parse(into)] if into else [])]
 
 
 def to_job(row: JobRow) -> Job:
-    """The row as it leaves the server: without its lease's token."""
+    """The row as the API returns it: without the lease's token."""
     return Job.model_validate(row.model_dump(include=set(Job.model_fields)))
+
+
+# ------------------------------------------------------------------ steps
+def _add_step(session: Session, job: JobRow, says: str) -> None:
+    count = session.exec(select(func.count(col(JobStepRow.id))).where(col(JobStepRow.job_id) == job.id)).one()
+    if count < jobs.STEPS_LIMIT:
+        session.add(JobStepRow(job_id=job.id, attempt=job.attempt, at=db.now(), says=says))
+
+
+def list_steps(session: Session, job: JobRow) -> tuple[JobStep, ...]:
+    """What workers reported while they worked on the job, in order."""
+    statement = select(JobStepRow).where(col(JobStepRow.job_id) == job.id).order_by(col(JobStepRow.id))
+    return tuple(JobStep(at=row.at, attempt=row.attempt, says=row.says) for row in session.exec(statement))
 
 
 # ------------------------------------------------------------------ rights and locks
 def visible(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
-    """The condition on `job` that leaves those about adapters in which the actor holds this scope."""
-    reach, public = actor.namespaces_with(scope), sorted(actor.public) if scope == Scope.PULL else []
+    """The condition on `job` that the actor has this scope for its adapter."""
+    namespaces, public = actor.namespaces_with(scope), sorted(actor.public) if scope == Scope.PULL else []
     if actor.adapters:
         own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
         return or_(col(JobRow.namespace).in_(public), *own)
-    return true() if reach is None else col(JobRow.namespace).in_(sorted(reach | set(public)))
+    return true() if namespaces is None else col(JobRow.namespace).in_(sorted(namespaces | set(public)))
 
 
-def _workable(actor: Actor) -> ColumnElement[bool]:
+def _may_work(actor: Actor) -> ColumnElement[bool]:
     return visible(actor, Scope.WORK) if actor.has_scope(Scope.WORK) else ~true()
 
 
 def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock: bool = False) -> JobRow:
+    """The row of a job for an actor with this scope. `NotFound` (JOB_UNKNOWN)."""
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
     if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
@@ -254,7 +268,7 @@ def _adapter_of(row: JobRow) -> str:
     return row.subject.partition("@")[0].partition("/")[2]
 
 
-def _held(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
+def _lock_leased(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:
     row = find_job(session, actor, Scope.WORK, job_id, lock=True)
     if row.state != State.RUNNING or not token or not secrets.compare_digest(row.lease_token, token):
         raise Conflict(

@@ -1,67 +1,152 @@
-"""Jobs as people see them: look, list, cancel. What workers do is the queue's.
+"""Jobs as users see them: submit, list, show, cancel. `queue` has the worker's side.
 
-Invariants
-- A job belongs to the namespace of what it is about. Where it names adapters of others, too, only who sees all of them
-  is told which.
+- A job belongs to the namespace of its subject. If it also names adapters of others, only those who may see all of them
+  see which ones.
+- To submit, an actor must see every source and may push where the result goes.
+- Nothing is queued that the rows already rule out; the error names every reason.
+- A job refers to versions by number, and numbers are never reused: an alias that moves meanwhile changes nothing.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, or_
 from sqlmodel import Session, col, select
 
-from registry import jobs
-from registry.api.jobs import JobPage
+from registry import jobs, names
+from registry.api.jobs import JobPage, JobSubmit
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
+from registry.evaluation.verdicts import Check
 from registry.events import EventType
 from registry.jobs import Job, JobStep, Kind, State
-from registry.names import Ref
+from registry.merging import conversions, recipes
+from registry.merging.recipes import Ingredient, Operation, Recipe
+from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.database.models import JobRow
-from registry.server.jobs import queue, steps
+from registry.server.catalog import base_identity, bases, verdicts, versions
+from registry.server.database.models import BaseRow, JobRow, VersionRow
+from registry.server.jobs import queue
+
+RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
+SAME_SIZES = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
+"""Fields that must be equal in the base of an adapter and in the base that it is fused into."""
 
 
-def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
-    """Ends a job that waits or runs; its worker learns it at the next renewal. Twice is the same as once."""
-    row = queue.find_job(session, actor, Scope.PUSH, job_id, lock=True)
-    if row.state == State.CANCELLED:
-        return redact(actor, row)
-    if not jobs.allowed(State(row.state), State.CANCELLED):
-        raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
-    queue.end_job(row, State.CANCELLED)
-    session.add(row)
-    audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
-    return redact(actor, row)
+# ------------------------------------------------------------------ submit
+def submit_job(session: Session, actor: Actor, request: JobSubmit) -> Job:
+    """Queue a job. An equal job that is queued or running is returned instead of a second one."""
+    if request.kind in (Kind.MERGE, Kind.FUSE):
+        row = _submit_recipe(session, actor, request)
+    elif request.kind in (Kind.CONVERT, Kind.CONVERT_ON_BASE):
+        row = _submit_conversion(session, actor, request)
+    elif request.kind is Kind.SMOKE_TEST:
+        row = _submit_smoke_test(session, actor, request)
+    else:
+        raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
+    return queue.to_job(row)
 
 
-def redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
-    """The job, without what may name adapters that the actor may not see: its payload, and all that was said of it."""
-    job = queue.to_job(row)
-    if all(map(actor.sees, queue.named_adapters(row))):
-        return job.model_copy(update={"steps": steps})
-    return job.model_copy(update={"payload": {}, "progress": "", "result": {}, "error": ""})
+def _submit_smoke_test(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+    if request.payload:  # payloads would make equal jobs differ, and they could be queued without end
+        raise Invalid("REQUEST_INVALID", "payload: a smoke test takes none")
+    ref = Ref.parse(request.ref)
+    actor.require(Scope.PUSH, ref.name)
+    version = versions.find(session, actor, ref.name, ref.selector)
+    return _enqueue(session, actor, request, ref.name, version, priority=request.priority)
 
 
-def show_job(session: Session, actor: Actor, job_id: str) -> Job:
-    """The job with its steps, which lists leave out."""
-    row = queue.find_job(session, actor, Scope.PULL, job_id)
-    return redact(actor, row, steps.list_steps(session, row))
+def _submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+    """Client and worker check what the version's files say; here only the request is checked."""
+    conversion = conversions.conversion(request.payload)
+    ref = Ref.parse(request.ref)
+    version = versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False)
+    actor.require(Scope.PUSH, AdapterName.parse(conversion.into))
+    return _enqueue(session, actor, request, ref.name, version, payload=conversion.model_dump(mode="json"))
 
 
+def _submit_recipe(session: Session, actor: Actor, request: JobSubmit) -> JobRow:
+    recipe = Recipe.read(request.payload)
+    if RECIPE_KINDS.get(recipe.operation) is not request.kind:
+        raise Invalid("REQUEST_INVALID", f"payload: {recipe.operation} is no job of kind '{request.kind}'")
+    refs = [Ref.parse(source) for source in recipe.sources]
+    rows = [versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False) for ref in refs]
+    sources = list(zip(refs, rows, strict=True))
+    recipes.demand(recipe, [_ingredient(session, ref, row) for ref, row in sources])
+    if not sources:
+        raise Invalid("RECIPE_INVALID", "sources: names no adapter")
+    base = session.get_one(BaseRow, rows[0].base_id)
+    _require_target(session, actor, recipe, base)
+    fixed = tuple(str(Ref(ref.name, row.number)) for ref, row in sources)
+    payload = recipe.model_copy(update={"sources": fixed}).model_dump(mode="json")
+    return _enqueue(session, actor, request, refs[0].name, rows[0], base=recipe.onto or base.name, payload=payload)
+
+
+def _enqueue(
+    session: Session,
+    actor: Actor,
+    request: JobSubmit,
+    name: AdapterName,
+    version: VersionRow,
+    *,
+    base: str = "",
+    **options: Any,
+) -> JobRow:
+    """Queue a job on the version's base, or on another one."""
+    base = base or session.get_one(BaseRow, version.base_id).name
+    return queue.enqueue(session, actor, request.kind, version, name=name, base=base, **options)
+
+
+def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
+    base = session.get_one(BaseRow, row.base_id)
+    newest = verdicts.newest_of(session, row)
+    compat = [v.outcome for v in newest if v.check is Check.COMPAT]
+    broken = any(finding.code == "weights.not_finite" for v in newest for finding in v.findings)
+    return Ingredient(
+        name=f"{ref.name}@{row.number}", digest=row.digest, base=base.name, base_fingerprint=base.fingerprint,
+        facts=row.facts.get("engine") or {}, compat=compat[-1] if compat else "", is_finite=not broken,
+    )  # fmt: skip
+
+
+def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRow) -> None:
+    """Raise unless the result of the recipe may go where it says and can be computed on that base."""
+    if recipe.operation is not Operation.FUSE:
+        actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
+        return
+    name = names.base_name(recipe.into)
+    if name in {item.name for item in bases.list_bases(session, actor).items}:
+        raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
+    spec = bases.load_spec(base)
+    if not recipe.onto:
+        if spec.quantization and not recipe.dequantize:
+            raise recipes.on_its_grid(spec.quantization)
+        return
+    other = bases.find(session, names.base_name(recipe.onto))
+    other_spec = bases.load_spec(other)
+    if any(getattr(spec, size) != getattr(other_spec, size) for size in SAME_SIZES):
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has another architecture than {base.name}")
+    if other_spec.quantization:
+        raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is quantized ({other_spec.quantization}), too")
+    relatives = base_identity.find_relatives(session, base)
+    if any(relative.other == other.name and relative.match == "unrelated" for relative in relatives):
+        raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")
+
+
+# ------------------------------------------------------------------ list, show, cancel
 def list_jobs(
     session: Session, actor: Actor, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "", limit: int
 ) -> JobPage:
     """Jobs that the actor may see, newest first. `ref` is an adapter, or one of its versions by number or digest."""
     statement = select(JobRow).where(queue.visible(actor))
     if state:
-        statement = statement.where(col(JobRow.state) == _one_of(State, "state", state))
+        statement = statement.where(col(JobRow.state) == _require_member(State, "state", state))
     if kind:
-        statement = statement.where(col(JobRow.kind) == _one_of(Kind, "kind", kind))
+        statement = statement.where(col(JobRow.kind) == _require_member(Kind, "kind", kind))
     if ref:
-        statement = statement.where(_about(ref))
+        statement = statement.where(_has_subject(ref))
     if cursor:
         last = queue.find_job(session, actor, Scope.PULL, cursor)
         older = col(JobRow.created_at) < last.created_at
@@ -69,11 +154,38 @@ def list_jobs(
         statement = statement.where(or_(older, same_moment))
     ordered = statement.order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc())
     rows = session.exec(ordered.limit(limit + 1)).all()
-    items = [redact(actor, row) for row in rows[:limit]]
+    items = [_redact(actor, row) for row in rows[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(rows) > limit else "")
 
 
-def _about(text: str) -> ColumnElement[bool]:
+def show_job(session: Session, actor: Actor, job_id: str) -> Job:
+    """One job with its steps, which lists leave out."""
+    row = queue.find_job(session, actor, Scope.PULL, job_id)
+    return _redact(actor, row, queue.list_steps(session, row))
+
+
+def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
+    """Cancel a job that is queued or running. Its worker notices at the next renewal. Idempotent."""
+    row = queue.find_job(session, actor, Scope.PUSH, job_id, lock=True)
+    if row.state == State.CANCELLED:
+        return _redact(actor, row)
+    if not jobs.allowed(State(row.state), State.CANCELLED):
+        raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
+    queue.end_job(row, State.CANCELLED)
+    session.add(row)
+    audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
+    return _redact(actor, row)
+
+
+def _redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
+    """The job without the fields that may name adapters which the actor may not see."""
+    job = queue.to_job(row)
+    if all(map(actor.sees, queue.named_adapters(row))):
+        return job.model_copy(update={"steps": steps})
+    return job.model_copy(update={"payload": {}, "progress": "", "result": {}, "error": ""})
+
+
+def _has_subject(text: str) -> ColumnElement[bool]:
     ref = Ref.parse(text)
     if isinstance(ref.selector, Digest):
         return (col(JobRow.subject_digest) == ref.selector) & col(JobRow.subject).startswith(f"{ref.name}@")
@@ -82,7 +194,7 @@ def _about(text: str) -> ColumnElement[bool]:
     return col(JobRow.subject).startswith(f"{ref.name}@", autoescape=True)
 
 
-def _one_of(words: type[State] | type[Kind], field: str, text: str) -> str:
+def _require_member(words: type[State] | type[Kind], field: str, text: str) -> str:
     if text not in [str(word) for word in words]:
         raise Invalid("REQUEST_INVALID", f"{field}: {text[:40]!r} is not one of {', '.join(words)}")
     return text

@@ -1,11 +1,10 @@
-"""What a validation job leaves behind: its report as a blob, its verdict as a row, the job done.
+"""Finish a job. A smoke test leaves its report as a blob and its verdict as a row.
 
-Invariants
-- First the job holds its report's blob, then the bytes are stored without a transaction, then verdict, event and job
-  state are one transaction: there are no bytes without a row, and no verdict without bytes.
-- A worker's report is hostile input: typed, bounded, and about the job's own version and base, or it is refused.
-- Verdicts are appended. The outcome is what the findings add up to; the worker does not choose it.
-- What a report says of `compat` counts only where the header could not tell: it never overrules a yes or a no.
+- The job first refers to its report's blob, then the bytes are stored without a transaction, then verdict, event and
+  job state are one transaction: there are no bytes without a row and no verdict without bytes.
+- A worker's report is untrusted input: it must be typed, bounded, and about the job's own version and base.
+- Verdicts are appended. The outcome follows from the findings; the worker does not choose it.
+- What a report says about `compat` counts only where the header could not decide it.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ from registry.server.storage.blobs import BlobStore
 
 
 def finish_job(session: Session, actor: Actor, job_id: str, request: FinishRequest, *, store: BlobStore) -> Job:
-    """End a job with what it found. The same again with the same lease gives the same answer."""
+    """Finish a job with its result. Repeating it with the same lease returns the same answer."""
     db.begin_writing(session)
     row = queue.lock_running(session, actor, job_id, request.lease_token)
     if row is None or row.kind != Kind.SMOKE_TEST:
         return queue.to_job(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
-    report = _report_of(session, row, request)
+    report = _check_report(session, row, request)
     digest = _store(session, row, report, store)
     row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
     if ended_now:
-        _record(session, actor, row, report, digest)
+        _add_verdicts(session, actor, row, report, digest)
     session.flush()
     return queue.to_job(row)
 
 
-def _report_of(session: Session, row: JobRow, request: FinishRequest) -> Report:
+def _check_report(session: Session, row: JobRow, request: FinishRequest) -> Report:
     report = request.report
     if report is None:
-        raise Invalid("REQUEST_INVALID", "report: a validation ends with one")
+        raise Invalid("REQUEST_INVALID", "report: a smoke test needs one")
     if report.check is not Check.SMOKE or report.subject != row.subject_digest or report.base != row.base:
         raise Invalid(
             "REQUEST_INVALID",
-            f"report: is about {report.check} of {report.subject} on {report.base}, "
-            f"and job {row.id} asks for {Check.SMOKE} of {row.subject_digest} on {row.base}",
+            f"report: covers {report.check} of {report.subject} on {report.base}, "
+            f"but job {row.id} is about {Check.SMOKE} of {row.subject_digest} on {row.base}",
         )
     base = _base(session, row)
     if report.base_fingerprint != base.fingerprint:
@@ -70,7 +69,7 @@ def _base(session: Session, row: JobRow) -> BaseRow:
 
 
 def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> Digest:
-    """The report as a blob that the job holds. Ends the transaction of `session` and begins another one."""
+    """Store the report as a blob that the job refers to. Commits the transaction of `session` and begins another."""
     data = report.model_dump_json().encode()
     if len(data) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"report: {len(data)} bytes are over {jobs.RESULT_LIMIT_BYTES}")
@@ -85,12 +84,12 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
     return digest
 
 
-def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
+def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
     smoke = _verdict(report.check, report, report.findings, base, digest)
     session.add(verdicts.to_row(smoke, version, base, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
-    if report.compat is not None and _is_open(session, version):
+    if report.compat is not None and _is_undecided(session, version):
         compat = _verdict(Check.COMPAT, report, report.compat, base, digest)
         session.add(verdicts.to_row(compat, version, base, job_id=row.id))
         session.flush()
@@ -100,8 +99,8 @@ def _record(session: Session, actor: Actor, row: JobRow, report: Report, digest:
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
 
 
-def _is_open(session: Session, version: VersionRow) -> bool:
-    """Whether the header could not tell if this version fits: only then a worker's word on it counts."""
+def _is_undecided(session: Session, version: VersionRow) -> bool:
+    """Whether the header could not decide the check `compat`: only then a worker's findings count."""
     return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0] == Outcome.UNKNOWN
 
 

@@ -23,12 +23,9 @@ from registry.api.jobs import (
     RenewRequest,
 )
 from registry.digest import Digest
-from registry.errors import Invalid
-from registry.jobs import Job, Kind, Lease
-from registry.names import AdapterName, Ref
-from registry.roles import Scope
+from registry.jobs import Job, Lease
+from registry.names import AdapterName
 from registry.server.catalog import bases, versions
-from registry.server.database.models import BaseRow
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     PAGE,
@@ -41,7 +38,7 @@ from registry.server.http.dependencies import (
     SessionDep,
     Worker,
 )
-from registry.server.jobs import campaigns, converting, merging, queue, requests, results
+from registry.server.jobs import campaigns, queue, requests, results
 
 router = routing.create_router("jobs")
 Text = Annotated[str, Query(max_length=300)]
@@ -50,28 +47,7 @@ Text = Annotated[str, Query(max_length=300)]
 @router.post("/jobs", status_code=201)
 def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
-    if request.kind in (Kind.MERGE, Kind.FUSE):
-        return queue.to_job(merging.submit_merge(session, actor, request))
-    if request.kind in converting.KINDS:
-        return queue.to_job(converting.submit_conversion(session, actor, request))
-    if request.kind is not Kind.SMOKE_TEST:
-        raise Invalid("REQUEST_INVALID", f"kind: '{request.kind}' cannot be submitted")
-    if request.payload:  # with one, the same work would be other work, and could be queued without end
-        raise Invalid("REQUEST_INVALID", "payload: a validation takes none")
-    ref = Ref.parse(request.ref)
-    actor.require(Scope.PUSH, ref.name)
-    version = versions.find(session, actor, ref.name, ref.selector)
-    base = session.get_one(BaseRow, version.base_id)
-    row = queue.enqueue(
-        session,
-        actor,
-        request.kind,
-        version,
-        name=ref.name,
-        base=base.name,
-        priority=request.priority,
-    )
-    return queue.to_job(row)
+    return requests.submit_job(session, actor, request)
 
 
 @router.get("/jobs")
