@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from registry.api import AdapterView
+from registry.api.catalog import AdapterView
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
 

@@ -14,8 +14,8 @@ from collections import Counter
 import click
 
 from registry import names
-from registry.api import BaseView
 from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseView
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.similarity import BaseMatch

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from registry import names
-from registry.api import Resolved
+from registry.api.catalog import Resolved
 from registry.client import bulk_pull
 from registry.client.bulk import Result
 from registry.names import AdapterName, Ref

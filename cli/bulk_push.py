@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.client import bulk_push
 from registry.client.bulk import Result
 from registry.errors import Invalid
@@ -62,7 +62,7 @@ def _is_adapter(folder: Path) -> bool:
         return True
 
 
-def _print_pushed(result: Result[Pushed]) -> None:
+def _print_pushed(result: Result[PushResult]) -> None:
     if result.answer is None:
         print_refused(result)
         return

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from registry import engines
-from registry.api.verdicts import EngineSettingsList, RecheckEnginesRequest
+from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.engine_settings import EngineSettings
 
 from . import output, session

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from registry.api import ServedOn
+from registry.api.catalog import ServedOn
 from registry.api.fleet import FleetNodes, NodeView, SlotView
 from registry.client.fleet import Fleet
 from registry.digest import Digest

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import click
 from pydantic import ValidationError
 
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.api.gates import GateView
 from registry.client.gates import Gates
 from registry.errors import Invalid

@@ -16,8 +16,8 @@ from typing import Any
 import click
 
 from registry import attestations
-from registry.api import VersionView
-from registry.api.lineage import Lineage, LineageEdge, LineageNode
+from registry.api.bases import Lineage, LineageEdge, LineageNode
+from registry.api.catalog import VersionView
 from registry.client.registry import Registry
 from registry.digest import canonical_json
 from registry.errors import Invalid

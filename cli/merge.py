@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from registry.api import BaseView
+from registry.api.catalog import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client import pull, push
 from registry.client.destination import Destination

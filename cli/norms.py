@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.client.registry import Registry
 from registry.evaluation.verdicts import Check
 from registry.names import AdapterName, Ref

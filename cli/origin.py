@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from registry.adapters import trainer
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 
 from . import output
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from registry.api import VersionView
-from registry.api.push import Pushed
+from registry.api.catalog import VersionView
+from registry.api.transfer import PushResult
 from registry.client import push as pushing
 from registry.client.core import Versions
 from registry.errors import Reason
@@ -129,7 +129,7 @@ def _again(registry: Versions, adapter: AdapterName, version: VersionView) -> Ve
     return registry.version(Ref(adapter, version.digest))
 
 
-def _print_pushed(pushed: Pushed, sent_bytes: int) -> None:
+def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
     version = pushed.version
     sent = output.size(sent_bytes) if sent_bytes else "nothing"
     was = "" if pushed.created else f"  (was there already, {sent} sent)"

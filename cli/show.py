@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from registry.api import VersionView
 from registry.api.aliases import AliasView
+from registry.api.catalog import VersionView
 from registry.client import convert
 from registry.names import Ref
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from registry.api import FileLink, Resolved
+from registry.api.catalog import FileLink, Resolved
 from registry.attestations.certificates import Trust
 from registry.client import bundle
 from registry.client.audit import Audit

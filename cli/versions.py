@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from registry.adapters.peft import methods
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 
 from . import output

@@ -47,6 +47,7 @@ TABLE = [
     _row("registry.serving.vllm", "domain client serving", "vllm"),
     _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
+    _row("registry.server.catalog.records", "domain", "pydantic"),
     _row("registry.server.resolve_cache", "domain server", "anyio sqlmodel sqlalchemy starlette"),
     _row("registry.server.storage.s3", "domain server", "boto3 botocore"),
     _row("registry.server.database.engine", "domain server", "sqlalchemy pysqlite3"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest
-from registry.api.push import PushPlan, PushRequest
+from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow

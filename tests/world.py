@@ -30,11 +30,11 @@ from sqlmodel import Session, select
 
 from registry import bases
 from registry.adapters import safetensors
-from registry.api import BaseView
 from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.api.push import Pushed, PushPlan, PushRequest
+from registry.api.transfer import PushPlan, PushRequest, PushResult
 from registry.bases import BaseSpec
 from registry.client.inprocess import InProcess
 from registry.client.registry import Registry
@@ -142,7 +142,7 @@ class World:
         annotations: dict[str, str] | None = None,
         provenance: Provenance | None = None,
         by: Registry | None = None,
-    ) -> Pushed:
+    ) -> PushResult:
         """Plan, upload, commit, through the API."""
         registry = by or self.admin
         files = self.files() if files is None else files

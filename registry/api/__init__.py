@@ -1,188 +1,84 @@
-"""The REST contract: request and answer shapes that are not already domain words. Used by server and client alike.
+"""Schemas of REST requests and answers that are not domain models. The server and its clients use the same ones.
 
-    wire           adapters, versions, bases as they are seen
-    wire.push      plan, uploads, commit                     wire.aliases   promote, rollback, history, yank
-    wire.jobs      submit, claim, renew, finish, fail        wire.access    tokens, health
-    …              one file a conversation: a command loads those that it takes part in
-
-Invariants
-- What a client claims is informational unless said otherwise; the server recomputes it.
-- Times are UTC and aware. Sizes are bytes. Lists come with `next_cursor`, which is empty on the last page.
-- Requests refuse unknown fields; answers may gain fields, so a client ignores those that it does not know.
+- What a client claims is only information unless said otherwise; the server computes it again.
+- Times are UTC with a time zone. Sizes are bytes. Lists have `next_cursor`, which is empty on the last page.
+- Requests reject unknown fields. Answers may gain fields, so clients ignore those that they do not know.
+- There is one module per resource, so that a command imports only the schemas that it uses.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
-
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
-from registry.digest import Digest
-from registry.evaluation.verdicts import Verdict
-from registry.manifest import Descriptor, Edge, Manifest
-from registry.provenance import Provenance
 
 PREFIX = "/api/v1"
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
 DEPTH_LIMIT = 64
-"""How deep lists and objects of a request may lie in each other."""
-_HALF = re.compile(r"[\ud800-\udfff]")
-_STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+"""How deep lists and objects of a request may be nested."""
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
-def _said(text: str) -> str:
-    match = _STEERS.search(text)
-    if match is not None:
-        raise ValueError(f"holds U+{ord(match[0][0]):04X}, which steers a terminal or turns a line")
+def _check_printable(text: str) -> str:
+    control = _CONTROL.search(text)
+    if control is not None:
+        raise ValueError(f"holds the control character U+{ord(control[0][0]):04X}")
     return text
 
 
-Said = Annotated[str, AfterValidator(_said)]
-"""What somebody writes and others read in their terminals and logs: reasons, messages, names of tokens."""
+PrintableText = Annotated[str, AfterValidator(_check_printable)]
+"""Text that others read in terminals and logs: reasons, messages, names of tokens. No control characters."""
 
 
 class Request(BaseModel):
+    """The base of all requests."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, data: Any) -> Any:
-        """PostgreSQL stores no U+0000, UTF-8 no half of a surrogate pair, and no answer holds what is too deep."""
-        waiting = [(data, 0)]
-        while waiting:
-            value, depth = waiting.pop()
+    def _check_storable(cls, data: Any) -> Any:
+        """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
+        pending = [(data, 0)]
+        while pending:
+            value, depth = pending.pop()
             text = value if isinstance(value, str) else ""
-            if "\0" in text or (depth > 1 and not text.isascii() and _HALF.search(text)):  # a field says so itself
-                raise ValueError("a text holds the character U+0000, or half a surrogate pair")
+            if "\0" in text or (depth > 1 and not text.isascii() and _SURROGATE.search(text)):
+                raise ValueError("a text holds the character U+0000 or a lone surrogate")
             if depth > DEPTH_LIMIT:
                 raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
             if isinstance(value, dict):
-                waiting += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
+                pending += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
             elif isinstance(value, list):
-                waiting += [(inner, depth + 1) for inner in value]
+                pending += [(inner, depth + 1) for inner in value]
         return data
 
 
 class Answer(BaseModel):
+    """The base of all answers."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
-# ------------------------------------------------------------------ adapters and versions
-class ServedOn(Answer):
-    """A node with a live lease that has a version; see wire/fleet.py for its states."""
-
-    node: str
-    engine: str
-    served_name: str
-    number: int | None
-    state: str
-    heard_at: datetime
+# ------------------------------------------------------------------ following the audit log, in every push and pull
+CHECKPOINT_HEADER = "Audit-Checkpoint"
+"""On answers about a version: the latest checkpoint of the audit log, its note in base64."""
 
 
-class VersionView(Answer):
-    """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what was declared at its push.
+class LogKeys(Answer):
+    """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
 
-    `served_on`: who still has it, said by the answers that withdraw it and by no other.
-    """
-
-    name: str
-    number: int
-    digest: Digest
-    base: str
-    base_fingerprint: Digest
-    files: list[Descriptor]
-    parents: list[Edge]
-    facts: dict[str, Any]
-    verdicts: list[Verdict]
-    aliases: list[str]
-    size_bytes: int
-    message: str
-    created_at: datetime
-    created_by: str
-    yanked_at: datetime | None = None
-    yank_reason: str = ""
-    quarantined_at: datetime | None = None
-    quarantine_reason: str = ""
-    damaged: list[str] = []
-    served_on: list[ServedOn] = []
-    provenance: Provenance | None = None
+    origin: str
+    keys: list[str]
 
 
-class VersionPage(Answer):
-    """The versions of one adapter, newest first."""
+class Consistency(Answer):
+    """The proof that the log of size `old` is a prefix of the log of size `new`: hashes in hex."""
 
-    items: list[VersionView]
-    next_cursor: str = ""
-
-
-class AdapterView(Answer):
-    """One line of a list: an adapter and its newest version in short."""
-
-    name: str
-    versions: int
-    newest: int
-    digest: Digest
-    base: str
-    method: str
-    rank: int | None
-    size_bytes: int
-    aliases: dict[str, int]
-    verdicts: dict[str, str]
-    updated_at: datetime
-
-
-class AdapterPage(Answer):
-    items: list[AdapterView]
-    next_cursor: str = ""
-
-
-class FileLink(Answer):
-    """A file and where its bytes are now. `url` is relative (takes the token) or presigned (does not)."""
-
-    path: str
-    media_type: str
-    digest: Digest
-    size_bytes: int
-    url: str
-
-
-class Resolved(Answer):
-    """GET /resolve/{namespace}/{name}/{selector}: everything that a serving system asks."""
-
-    name: str
-    selector: str
-    number: int
-    digest: Digest
-    manifest: Manifest
-    files: list[FileLink]
-    verdicts: dict[str, str]
-    yanked: bool = False
-    generation: int | None = None
-
-
-# ------------------------------------------------------------------ bases
-class BaseView(Answer):
-    """`relatives`: the other bases whose weights are known and how they are related. `thresholds`: what a smoke test on
-    this base takes instead of the defaults. A list leaves both out.
-    """
-
-    name: str
-    fingerprint: Digest
-    spec: BaseSpec
-    source: str
-    adapters: int = 0
-    created_at: datetime
-    created_by: str
-    relatives: list[Similarity] = []
-    parents: list[Edge] = []
-    thresholds: dict[str, float] = {}
-
-
-class BaseList(Answer):
-    items: list[BaseView]
+    old: int
+    new: int
+    hashes: list[str]

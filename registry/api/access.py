@@ -1,7 +1,6 @@
-"""The REST contract of access: tokens, who am I, events, health. Used by server and client alike.
+"""REST schemas of tokens, the caller, and health.
 
-Invariants
-- A secret is in one answer only, `TokenCreated`, and is stored nowhere.
+A secret is in one answer only, `TokenCreated`, and is not stored.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api import Answer, Request, Said
+from registry.api import Answer, PrintableText, Request
 
 SUBJECT_LIMIT = 200
 SUBJECT = r"^[!-~]*$"
@@ -18,17 +17,21 @@ SUBJECT = r"^[!-~]*$"
 
 
 class TokenCreate(Request):
-    name: Said = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
+    """A new token."""
+
+    name: PrintableText = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
     scopes: list[str]
     namespaces: list[str] = ["*"]
     expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
     subject: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
-    """Whose roles bound what this token may do. Empty: it stands for itself."""
+    """The subject whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = Field(default=[], max_length=100)
-    """The adapters outside which it gives nothing, as `namespace/name`. Empty: all of its namespaces."""
+    """The only adapters that the token gives access to, as `namespace/name`. Empty: all of its namespaces."""
 
 
 class TokenView(Answer):
+    """A token without its secret."""
+
     id: str
     name: str
     scopes: list[str]
@@ -41,23 +44,28 @@ class TokenView(Answer):
     last_used_at: datetime | None = None
 
 
-class TokenRotate(Request):
-    keep_seconds: int = Field(default=0, ge=0, le=86400)
-    """How long the old secret still counts beside the new one."""
-
-
 class TokenList(Answer):
+    """The tokens that the caller may revoke."""
+
     items: list[TokenView]
 
 
 class TokenCreated(Answer):
-    """Shown once: `secret` is not stored."""
+    """A token and its secret, which is shown once."""
 
     token: TokenView
     secret: str
 
 
+class TokenRotate(Request):
+    """`keep_seconds`: how long the old secret stays valid."""
+
+    keep_seconds: int = Field(default=0, ge=0, le=86400)
+
+
 class Whoami(Answer):
+    """The token of the request and its rights. `roles`: namespace → role of its subject."""
+
     actor: str
     token_id: str
     scopes: list[str]
@@ -65,11 +73,12 @@ class Whoami(Answer):
     expires_at: datetime | None = None
     subject: str = ""
     roles: dict[str, str] = {}
-    """Namespace → role of the subject, for a token that has one."""
     adapters: list[str] = []
 
 
 class Health(Answer):
+    """The state of the server, and what is behind it."""
+
     status: str
     reason: str = ""
     version: str

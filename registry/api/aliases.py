@@ -1,7 +1,6 @@
-"""The REST contract of pointers: where aliases are and were, promote and rollback; and what withdraws a version.
+"""REST schemas of aliases and their history, and of the withdrawal of versions.
 
-Invariants
-- An alias moves from the generation that whoever moves it has seen, and from no other.
+An alias moves only from the generation that the client has seen.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, Request, Said
+from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Request
 from registry.digest import Digest
 
 
 class AliasView(Answer):
+    """An alias and the version it points at."""
+
     alias: str
     number: int
     digest: Digest
@@ -25,8 +26,14 @@ class AliasView(Answer):
     reason: str = ""
 
 
+class AliasList(Answer):
+    """The aliases of an adapter."""
+
+    items: list[AliasView]
+
+
 class AliasMove(Answer):
-    """One row of an alias's history: generation `n` pointed at `number` from `at` until the next row."""
+    """One move of an alias: at this generation it pointed at `number`, from `at` until the next move."""
 
     alias: str
     generation: int
@@ -41,34 +48,34 @@ class AliasMove(Answer):
 
     @property
     def broke_glass(self) -> list[str]:
-        """What the gate was missing when somebody passed it all the same; empty for a usual move."""
+        """What the gate was missing when the move overrode it; empty for a usual move."""
         return [code for e in self.evidence if e.get("check") == "break_glass" for code in e.get("missing", [])]
 
 
-class AliasList(Answer):
-    items: list[AliasView]
+class History(Answer):
+    """The moves of an adapter's aliases."""
+
+    name: str
+    moves: list[AliasMove]
+    next_cursor: str = ""
 
 
 class PromoteRequest(Request):
-    """PUT /adapters/{ns}/{name}/aliases/{alias}. Needs If-Match: the alias's generation, 0 for a new one."""
+    """Point an alias at a version. The request needs If-Match with the alias's generation, 0 for a new alias."""
 
     version: str
-    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
+    reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
     break_glass: bool = False
 
 
 class RollbackRequest(Request):
-    """POST /adapters/{ns}/{name}/aliases/{alias}/rollback. Empty `to` is the version before this one."""
+    """Move an alias back. An empty `to` means the version before the current one."""
 
     to: str = ""
-    reason: Said = Field(default="", max_length=MESSAGE_LIMIT)
+    reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
 
 
-class YankRequest(Request):
-    reason: Said = Field(min_length=1, max_length=MESSAGE_LIMIT)
+class WithdrawRequest(Request):
+    """Why a version is yanked, unyanked, quarantined or released."""
 
-
-class History(Answer):
-    name: str
-    moves: list[AliasMove]
-    next_cursor: str = ""
+    reason: PrintableText = Field(min_length=1, max_length=MESSAGE_LIMIT)

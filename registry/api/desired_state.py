@@ -1,23 +1,23 @@
-"""REST schemas of the desired state: the adapter versions that nodes serving a base should load.
+"""REST schemas of the desired state of a base: what its serving nodes should serve.
 
-Invariants
-- One answer has everything that a node needs: files by digest, served names, verdicts, engine settings.
-- Equal cursors mean equal desired states. The cursor is the ETag; `wait` delays the answer until it differs.
+It holds everything that a node needs to fetch, load and set. Equal cursors mean equal desired states: the cursor is the
+ETag, and `wait` delays the answer until it changes.
 """
 
 from __future__ import annotations
 
-from registry.api import Answer, FileLink
+from registry.api import Answer
+from registry.api.catalog import FileLink
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Finding, Outcome
 
 
 class DesiredAdapter(Answer):
-    """One adapter of the desired state: the version that the alias points at, with its files and verdicts.
+    """One adapter of a desired state: the version that the alias points at.
 
-    `served_name` is unique and belongs to the version, not to the adapter: an engine never sees other weights under a
-    name it knows. `engine_outcome` and `findings` are about the requested engine, if any.
+    `served_name` is unique in the desired state and belongs to the version, not to the adapter: an engine never gets
+    other weights under a name that it knows. `engine_outcome` and `findings` are for the engine of the request, if any.
     """
 
     name: str
@@ -35,9 +35,9 @@ class DesiredAdapter(Answer):
 
 
 class DesiredState(Answer):
-    """GET /bases/{base}/adapters: the versions that an alias of every adapter of a base points at, without yanked ones.
+    """The versions that an alias of each adapter of a base points at, without yanked ones.
 
-    `ranks`: adapters by rank. `settings`: recommended settings of the requested engine.
+    `ranks`: rank → number of adapters. `settings`: what to set on the engine of the request.
     """
 
     base: str

@@ -1,9 +1,5 @@
 """REST schemas of the fleet: what serving nodes report, and what clients may see of it.
 
-    PUT /fleet/nodes/{node}/{engine}   a complete report of one engine; renews the lease
-    GET /fleet/nodes                   nodes with their slots, and how many serve each adapter
-
-Invariants
 - A report is the complete state of one engine on one node. A version that it no longer names is gone there.
 - A node is live until its lease ends. Garbage collection keeps the bytes of versions on live nodes.
 """
@@ -36,7 +32,7 @@ class SlotState(StrEnum):
     """Only the registry says so: the node should serve it and has not reported it."""
 
 
-KEEPING = (SlotState.LOADING, SlotState.SERVING, SlotState.DOWNLOADED, SlotState.DRAINING)
+STATES_WITH_BYTES = (SlotState.LOADING, SlotState.SERVING, SlotState.DOWNLOADED, SlotState.DRAINING)
 """States in which the node has the bytes. Its lease keeps them in the registry, too."""
 
 
@@ -52,7 +48,7 @@ class SlotReport(Request):
 
 
 class NodeReport(Request):
-    """`on_demand`: the node loads adapters on request, so none is missing. `cursor`: of its desired state."""
+    """`on_demand`: the node loads adapters on request, so nothing is missing there. `cursor`: of its desired state."""
 
     base: str = Field(max_length=300)
     alias: str = Field(max_length=128)
@@ -63,15 +59,15 @@ class NodeReport(Request):
     slots: list[SlotReport] = Field(max_length=SLOTS_LIMIT)
 
 
-class Leased(Answer):
-    """`unknown`: served names whose version is none that this token's own rights reach; they hold no bytes."""
+class ReportAccepted(Answer):
+    """`unknown`: served names of versions that this token may not see. Their bytes are not kept."""
 
     expires_at: datetime
     unknown: list[str] = []
 
 
 class SlotView(Answer):
-    """`wanted_*`: what the node's alias points at now; empty where it points at nothing that may be served."""
+    """`wanted_*`: what the node's alias points at now; empty if that may not be served."""
 
     adapter: str
     served_name: str
@@ -86,6 +82,8 @@ class SlotView(Answer):
 
 
 class NodeView(Answer):
+    """One engine on one node, as last reported."""
+
     node: str
     engine: str
     base: str
@@ -100,7 +98,7 @@ class NodeView(Answer):
 
 
 class Convergence(Answer):
-    """How many of the live nodes that should serve what an alias points at do so."""
+    """How many of the live nodes that should serve a version do serve it."""
 
     adapter: str
     alias: str
@@ -112,7 +110,7 @@ class Convergence(Answer):
 
 
 class FleetNodes(Answer):
-    """`convergence` is of the whole fleet, and on the first page only."""
+    """`convergence` covers the whole fleet and is on the first page only."""
 
     items: list[NodeView]
     convergence: list[Convergence] = []

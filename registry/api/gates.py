@@ -1,8 +1,4 @@
-"""The REST contract of gates: what a channel asks for, what a version still lacks, approvals, quarantine.
-
-Invariants
-- As in the rest of `wire`: requests refuse unknown fields, answers may gain some.
-"""
+"""REST schemas of gates and approvals."""
 
 from __future__ import annotations
 
@@ -10,17 +6,19 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, Request, Said
+from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Request
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Finding
 
 
 class GateSet(Request):
+    """The new gate of an alias."""
+
     gate: Gate
 
 
 class GateView(Answer):
-    """A gate. `set_on`: the adapter or the namespace that it was set for, empty for a gate that nobody has set."""
+    """A gate. `set_on`: the adapter or namespace that it was set for; empty if no gate is set."""
 
     alias: str
     gate: Gate
@@ -30,11 +28,13 @@ class GateView(Answer):
 
 
 class GateList(Answer):
+    """The gates of an adapter or namespace."""
+
     items: list[GateView]
 
 
 class GateCheck(Answer):
-    """What would stand between a version and a channel now; `open` when nothing does."""
+    """What a version is missing for an alias now; `open` if nothing."""
 
     alias: str
     number: int
@@ -44,12 +44,14 @@ class GateCheck(Answer):
 
 
 class ApproveRequest(Request):
+    """An approval of a version for an alias."""
+
     alias: str = Field(max_length=128)
-    comment: Said = Field(default="", max_length=MESSAGE_LIMIT)
+    comment: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
 
 
 class ApprovalView(Answer):
-    """`counts` is false for one by whoever pushed the version, or by somebody whom the gate does not ask."""
+    """An approval. It does not count if its author pushed the version, or if the gate does not accept the author."""
 
     number: int
     alias: str
@@ -60,8 +62,6 @@ class ApprovalView(Answer):
 
 
 class ApprovalList(Answer):
+    """The approvals of a version."""
+
     items: list[ApprovalView]
-
-
-class QuarantineRequest(Request):
-    reason: Said = Field(min_length=1, max_length=MESSAGE_LIMIT)

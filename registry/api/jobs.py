@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from registry.api import Answer, BaseView, Request, Resolved
+from registry.api import Answer, Request
+from registry.api.catalog import BaseView, Resolved
 from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 

@@ -1,7 +1,6 @@
-"""The REST contract of namespaces: roles, limits, trusted publishers, exchange, transfer, removal.
+"""REST schemas of namespaces and their roles, trusted publishers, token exchange; rename and delete.
 
-Invariants
-- Roles are shown to the owners of a namespace only; limits and what is used of them to whoever may look into it.
+The roles of a namespace are visible to its owners only; limits and usage to everybody who may see it.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api import Answer, Request, ServedOn
+from registry.api import Answer, Request
 from registry.api.access import SUBJECT, SUBJECT_LIMIT
+from registry.api.catalog import ServedOn
 
 COUNT_LIMIT = 2**31 - 1
 BYTES_LIMIT = 2**62
@@ -20,13 +20,14 @@ CLAIM_LIMIT = 512
 
 
 class NamespaceCreate(Request):
+    """A new namespace. `owner`: its subject; empty for the subject of the token, if it has one."""
+
     name: str
     owner: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
-    """The subject that owns it. Empty: the one who asks, if its token has a subject."""
 
 
 class NamespaceSet(Request):
-    """What is given is changed. A limit of 0 takes the limit away."""
+    """Fields that are absent do not change. A limit of 0 removes the limit."""
 
     public: bool | None = None
     quota_bytes: int | None = Field(default=None, ge=0, le=BYTES_LIMIT)
@@ -35,7 +36,7 @@ class NamespaceSet(Request):
 
 
 class NamespaceView(Answer):
-    """`used_bytes` counts every version in full, whoever else has the same bytes."""
+    """`used_bytes` counts every version in full, even if others hold the same bytes. `roles`: subject → role."""
 
     name: str
     public: bool = False
@@ -47,26 +48,46 @@ class NamespaceView(Answer):
     used_bytes: int = 0
     used_versions: int = 0
     roles: dict[str, str] | None = None
-    """Subject → role, for owners."""
 
 
 class NamespacePage(Answer):
+    """A page of namespaces."""
+
     items: list[NamespaceView]
     next_cursor: str = ""
 
 
 class RoleGrant(Request):
+    """The new role of a subject."""
+
     role: str = Field(max_length=20)
 
 
+class RenameRequest(Request):
+    """`to`: the new name, `namespace/name`."""
+
+    to: str = Field(max_length=200)
+
+
+class DeleteResult(Answer):
+    """What was deleted; its name stays reserved. `served_on`: live nodes that still have versions of it."""
+
+    name: str
+    versions: int = 0
+    served_on: list[ServedOn] = []
+
+
+# ------------------------------------------------------------------ trusted publishers
 class PublisherAdd(Request):
-    """Identity tokens of `issuer` whose claims match all of `claims` may push: values may hold `*`."""
+    """Identity tokens of `issuer` may push if all of `claims` match; `*` in a value matches any text."""
 
     issuer: str = Field(min_length=1, max_length=500)
     claims: dict[str, str] = Field(min_length=1, max_length=CLAIMS_LIMIT)
 
 
 class PublisherView(Answer):
+    """A trusted publisher of an adapter."""
+
     id: str
     adapter: str
     issuer: str
@@ -76,24 +97,13 @@ class PublisherView(Answer):
 
 
 class PublisherList(Answer):
+    """The trusted publishers of an adapter."""
+
     items: list[PublisherView]
 
 
 class ExchangeRequest(Request):
-    """`assertion` is the identity token. With `adapter` only the right to push that one is asked for."""
+    """`assertion` is the identity token. With `adapter`, the new token may push only that adapter."""
 
     assertion: str = Field(min_length=1, max_length=16_384)
     adapter: str = Field(default="", max_length=200)
-
-
-class RenameRequest(Request):
-    to: str = Field(max_length=200)
-    """The new name, `namespace/name`."""
-
-
-class Removed(Answer):
-    """What deleted; its name is never reused. `served_on`: the live nodes that still have versions of it."""
-
-    name: str
-    versions: int = 0
-    served_on: list[ServedOn] = []

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from registry.api import LogKeys
 from registry.api.audit import (
     AttestationList,
     AttestationView,
@@ -24,7 +25,6 @@ from registry.api.audit import (
     WebhookList,
     WebhookView,
 )
-from registry.api.checkpoints import LogKeys
 from registry.client.checkpoints import Checkpoints
 from registry.errors import Corrupt, NotFound
 from registry.names import Ref

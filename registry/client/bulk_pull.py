@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from registry.api import PAGE_LIMIT, AdapterView, Resolved
+from registry.api import PAGE_LIMIT
+from registry.api.catalog import AdapterView, Resolved
 from registry.client import pull as pulling
 from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.cache import Cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.client import push as pushing
 from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.core import Versions
@@ -26,18 +26,18 @@ def push_all(
     message: str = "",
     declared: Callable[[Path], Provenance | None] = lambda _folder: None,
     progress: Progress | None = None,
-    on_result: Callable[[Result[Pushed]], None] = lambda _result: None,
-) -> list[Result[Pushed]]:
+    on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
+) -> list[Result[PushResult]]:
     """Push each folder as the newest version of its name. `declared` says what a folder's adapter was made from, and
     `told` hears of each result when it is there.
     """
     bases = pushing.Bases(registry)
     watched = Sum(progress or Silent())
 
-    def push(item: tuple[Path, str]) -> Result[Pushed]:
+    def push(item: tuple[Path, str]) -> Result[PushResult]:
         folder, name = item
 
-        def work() -> Pushed:
+        def work() -> PushResult:
             adapter = AdapterName.parse(name)
             return pushing.push_folder(
                 registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=watched,

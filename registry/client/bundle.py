@@ -16,8 +16,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from registry.api import Answer, Resolved
+from registry.api import Answer
 from registry.api.audit import AttestationView, EventProof
+from registry.api.catalog import Resolved
 from registry.attestations.certificates import Trust
 from registry.client import signing
 from registry.client.audit import Audit

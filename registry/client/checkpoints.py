@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.api.checkpoints import Consistency, LogKeys
+from registry.api import Consistency, LogKeys
 from registry.client.core import Versions
 from registry.client.responses import Shape, parsed
 from registry.tlog import verify_consistency

@@ -24,8 +24,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from registry import __version__
-from registry.api import PREFIX
-from registry.api.checkpoints import CHECKPOINT_HEADER
+from registry.api import CHECKPOINT_HEADER, PREFIX
 from registry.client.responses import error_of, store_error_of, unreachable
 from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
 from registry.client.throughput import Flow

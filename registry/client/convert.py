@@ -15,9 +15,9 @@ from pathlib import Path
 
 from registry.adapters import read as contents
 from registry.adapters.read import Contents, Found
-from registry.api import BaseView, Resolved
+from registry.api.catalog import BaseView, Resolved
 from registry.api.jobs import JobSubmit
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.client import pull
 from registry.client import push as pushing
 from registry.client.folder import read_folder
@@ -33,7 +33,7 @@ from registry.names import AdapterName, Ref
 class ConversionOutcome:
     """A version that exists now, with what was done for it; or the job that will make it."""
 
-    pushed: Pushed | None = None
+    pushed: PushResult | None = None
     report: Converted | None = None
     job: Job | None = None
 
@@ -98,7 +98,7 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
 
 def push(
     registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, format_name: str
-) -> Pushed:
+) -> PushResult:
     """The converted folder as the newest version of `asked.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
     return pushing.push_folder(

@@ -18,9 +18,9 @@ from urllib.parse import quote
 import httpx
 
 from registry import names
-from registry.api import AdapterPage, AdapterView, BaseList, BaseView, Request, Resolved, VersionPage, VersionView
-from registry.api.pull import PullPlan
-from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest, Small, Upload
+from registry.api import Request
+from registry.api.catalog import AdapterPage, AdapterView, BaseList, BaseView, Resolved, VersionPage, VersionView
+from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client import sockets
 from registry.client.connection import Body, Connection
 from registry.client.responses import Shape, parsed
@@ -64,14 +64,18 @@ class Versions:
         headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
         self.connection.upload(upload.method, upload.url, body, headers=headers)
 
-    def commit_push(self, push_id: str, *, alias: str = "", small: Sequence[Small] = (), size_bytes: int = 0) -> Pushed:
+    def commit_push(
+        self, push_id: str, *, alias: str = "", small: Sequence[SmallBlob] = (), size_bytes: int = 0
+    ) -> PushResult:
         """The version, once every blob of the plan was sent or is among the `small` ones.
 
         `size_bytes`: of all of it, which the registry may have to read and copy first.
         """
         request = PushCommit(alias=alias, small=tuple(small))
         seconds = sockets.READ_SECONDS + size_bytes / COMMIT_BYTES
-        return self._post(f"/pushes/{quote(push_id, safe='')}/commit", request, Pushed, seconds=seconds, patient=True)
+        return self._post(
+            f"/pushes/{quote(push_id, safe='')}/commit", request, PushResult, seconds=seconds, patient=True
+        )
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
         return self._get(f"{path_of(ref)}/pull", PullPlan)

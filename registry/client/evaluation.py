@@ -12,10 +12,10 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from registry import names
-from registry.api import BaseView
-from registry.api.bases import ThresholdsGiven
+from registry.api.bases import ThresholdsRequest
+from registry.api.catalog import BaseView
+from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.jobs import CampaignRequest, CampaignView
-from registry.api.verdicts import ReferenceLogprobsView
 from registry.client.core import Versions
 from registry.errors import RegistryError
 from registry.names import Ref
@@ -38,7 +38,7 @@ class Judging:
     def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
         """What smoke tests on this base take instead of the defaults."""
         path = f"/bases/{quote(str(names.base_name(base)), safe='/')}/thresholds"
-        body = ThresholdsGiven(thresholds=thresholds).model_dump(mode="json")
+        body = ThresholdsRequest(thresholds=thresholds).model_dump(mode="json")
         return self._send("PUT", path, BaseView, body)
 
     def reference_logprobs(self, ref: Ref) -> ReferenceLogprobsView:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from registry.api import LogKeys
 from registry.api.audit import EventView
-from registry.api.checkpoints import LogKeys
 from registry.client.audit import Audit
 from registry.errors import Invalid
 from registry.tlog import tiles

@@ -9,7 +9,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from registry import names
-from registry.api.fleet import FleetNodes, Leased, NodeReport
+from registry.api.fleet import FleetNodes, NodeReport, ReportAccepted
 from registry.client.core import Versions
 from registry.client.responses import parsed
 
@@ -18,10 +18,10 @@ class Fleet:
     def __init__(self, registry: Versions) -> None:
         self._connection = registry.connection
 
-    def report(self, node: str, engine: str, report: NodeReport) -> Leased:
+    def report(self, node: str, engine: str, report: NodeReport) -> ReportAccepted:
         """Everything that this engine on this node holds and serves; begins the lease anew."""
         path = f"/fleet/nodes/{quote(names.node_name(node), safe='')}/{quote(names.node_name(engine), safe='')}"
-        return parsed(self._connection.send("PUT", path, json=report.model_dump(mode="json")), Leased)
+        return parsed(self._connection.send("PUT", path, json=report.model_dump(mode="json")), ReportAccepted)
 
     def nodes(
         self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""

@@ -10,17 +10,10 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from registry import names
-from registry.api import Request, VersionView
-from registry.api.gates import (
-    ApprovalList,
-    ApprovalView,
-    ApproveRequest,
-    GateCheck,
-    GateList,
-    GateSet,
-    GateView,
-    QuarantineRequest,
-)
+from registry.api import Request
+from registry.api.aliases import WithdrawRequest
+from registry.api.catalog import VersionView
+from registry.api.gates import ApprovalList, ApprovalView, ApproveRequest, GateCheck, GateList, GateSet, GateView
 from registry.client.core import Versions
 from registry.client.responses import Shape, parsed
 from registry.evaluation.gates import Gate
@@ -55,10 +48,10 @@ class Gates:
         return self._send("GET", f"{_version(ref)}/approvals", ApprovalList)
 
     def quarantine(self, ref: Ref | str, reason: str) -> VersionView:
-        return self._send("POST", f"{_version(ref)}/quarantine", VersionView, QuarantineRequest(reason=reason))
+        return self._send("POST", f"{_version(ref)}/quarantine", VersionView, WithdrawRequest(reason=reason))
 
     def unquarantine(self, ref: Ref | str, reason: str) -> VersionView:
-        return self._send("POST", f"{_version(ref)}/unquarantine", VersionView, QuarantineRequest(reason=reason))
+        return self._send("POST", f"{_version(ref)}/unquarantine", VersionView, WithdrawRequest(reason=reason))
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None

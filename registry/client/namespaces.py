@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from registry.api import AdapterView, Request
+from registry.api import Request
 from registry.api.access import TokenCreated, TokenRotate
+from registry.api.catalog import AdapterView
 from registry.api.namespaces import (
+    DeleteResult,
     ExchangeRequest,
     NamespaceCreate,
     NamespacePage,
@@ -20,7 +22,6 @@ from registry.api.namespaces import (
     PublisherAdd,
     PublisherList,
     PublisherView,
-    Removed,
     RenameRequest,
     RoleGrant,
 )
@@ -47,8 +48,8 @@ class Namespaces:
     def change(self, name: str, request: NamespaceSet) -> NamespaceView:
         return self._send("PATCH", _namespace(name), NamespaceView, request)
 
-    def delete(self, name: str) -> Removed:
-        return self._send("DELETE", _namespace(name), Removed)
+    def delete(self, name: str) -> DeleteResult:
+        return self._send("DELETE", _namespace(name), DeleteResult)
 
     def grant(self, name: str, subject: str, role: str) -> NamespaceView:
         return self._send("PUT", _role(name, subject), NamespaceView, RoleGrant(role=role))
@@ -57,8 +58,8 @@ class Namespaces:
         return self._send("DELETE", _role(name, subject), NamespaceView)
 
     # ------------------------------------------------------------ adapters
-    def delete_adapter(self, name: Name) -> Removed:
-        return self._send("DELETE", _adapter(name), Removed)
+    def delete_adapter(self, name: Name) -> DeleteResult:
+        return self._send("DELETE", _adapter(name), DeleteResult)
 
     def rename(self, name: Name, to: Name) -> AdapterView:
         return self._send("POST", _adapter(name) + "/rename", AdapterView, RenameRequest(to=str(to)))

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.api import FileLink, Resolved
-from registry.api.pull import PullPlan
+from registry.api.catalog import FileLink, Resolved
+from registry.api.transfer import PullPlan
 from registry.client import streams
 from registry.client.cache import LINK_FROM_BYTES, Cache
 from registry.client.core import Versions

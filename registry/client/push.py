@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from registry.api import BaseView
-from registry.api.push import SMALL_BYTES, Pushed, PushPlan, PushRequest, Small, Upload
+from registry.api.catalog import BaseView
+from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client import streams
 from registry.client.core import Versions
 from registry.client.folder import Folder, read_folder
@@ -50,7 +50,7 @@ def push_folder(
     bases: Bases | None = None,
     left_out: Callable[[Reason], None] = lambda _reason: None,
     signature: Signature | None = None,
-) -> Pushed:
+) -> PushResult:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
@@ -66,7 +66,7 @@ def push_folder(
         signature.check(manifest)
     watched = _Tally(progress or Silent())
     plan = _send(registry, read, name, PushRequest(manifest=manifest, message=message), watched)
-    small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BYTES]
+    small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BLOB_BYTES]
     bodies = [_small(read, upload) for upload in small]
     pushed = registry.commit_push(plan.push_id, alias=alias, small=bodies, size_bytes=manifest.size_bytes)
     watched.advance(_left(small))
@@ -81,7 +81,7 @@ def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRe
     pending = _left(plan.uploads)
     watched.start(pending)
     while True:
-        large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BYTES]
+        large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BLOB_BYTES]
         watched.bytes = 0
         try:
             streams.at_once(
@@ -121,11 +121,11 @@ class _Tally:
         self._inner.advance(count)
 
 
-def _small(folder: Folder, upload: Upload) -> Small:
+def _small(folder: Folder, upload: Upload) -> SmallBlob:
     data = folder.source_of(upload.digest).read_bytes()
     if len(data) != upload.size_bytes:
         raise Invalid("FOLDER_INVALID", f"{folder.path}: a file changed while it was pushed; wait for its writer")
-    return Small(digest=upload.digest, data=base64.b64encode(data).decode())
+    return SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
 class Bases:

@@ -11,15 +11,13 @@ from datetime import datetime
 from urllib.parse import quote
 
 from registry import names
-from registry.api import BaseView, Request, VersionView
+from registry.api import Request
 from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
-from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
-from registry.api.bases import BaseAdd, IdentityGiven
+from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, WithdrawRequest
+from registry.api.bases import BaseAdd, IdentityRequest, Lineage
+from registry.api.catalog import BaseView, VersionView
 from registry.api.desired_state import DesiredState
-from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
-from registry.api.lineage import Lineage
-from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
-from registry.api.verdicts import (
+from registry.api.evaluation import (
     CheckRequest,
     EngineSettingsList,
     NormsView,
@@ -27,6 +25,8 @@ from registry.api.verdicts import (
     RecheckEnginesRequest,
     VerdictList,
 )
+from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.bases.identity import Identity
 from registry.bases.similarity import Similarity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
@@ -55,7 +55,7 @@ class Registry(Versions):
         return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> VersionView:
-        return self._post(f"{path_of(ref)}/{'unyank' if undo else 'yank'}", YankRequest(reason=reason), VersionView)
+        return self._post(f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), VersionView)
 
     # ------------------------------------------------------------ judging
     def check(self, request: CheckRequest) -> VerdictList:
@@ -115,13 +115,13 @@ class Registry(Versions):
 
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Tell which weights a base has, once."""
-        body = IdentityGiven(identity=identity).model_dump(mode="json")
+        body = IdentityRequest(identity=identity).model_dump(mode="json")
         answer = self.connection.send("PUT", f"/bases/{names.base_name(name)}/identity", json=body)
         return parsed(answer, BaseView)
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How weights that one has here are related to those of a base."""
-        return self._post(f"/bases/{names.base_name(name)}/similarity", IdentityGiven(identity=identity), Similarity)
+        return self._post(f"/bases/{names.base_name(name)}/similarity", IdentityRequest(identity=identity), Similarity)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:

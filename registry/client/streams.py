@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.api import FileLink
-from registry.api.push import Part, Upload
+from registry.api.catalog import FileLink
+from registry.api.transfer import Upload, UploadPart
 from registry.client import hashing
 from registry.client.core import Versions
 from registry.client.sockets import Take
@@ -66,7 +66,7 @@ def send(registry: Versions, upload: Upload, source: Path, progress: Progress) -
         at_once(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
 
 
-def _send_part(registry: Versions, part: Part, file: io.FileIO, progress: Progress) -> None:
+def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: Progress) -> None:
     registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
 
 

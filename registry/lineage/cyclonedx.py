@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from registry import __version__
-from registry.api import VersionView
-from registry.api.lineage import Lineage, LineageNode
+from registry.api.bases import Lineage, LineageNode
+from registry.api.catalog import VersionView
 
 SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.api import VersionView
-from registry.api.lineage import Lineage, LineageNode
+from registry.api.bases import Lineage, LineageNode
+from registry.api.catalog import VersionView
 
 PRODUCER = "urn:adapter-registry:lineage:v1"
 NAMESPACE = "adapter-registry"

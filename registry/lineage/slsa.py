@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 from registry import attestations
-from registry.api import VersionView
-from registry.api.lineage import Lineage, LineageNode
+from registry.api.bases import Lineage, LineageNode
+from registry.api.catalog import VersionView
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

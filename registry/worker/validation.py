@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from registry.api import BaseView
+from registry.api.catalog import BaseView
 from registry.client.folder import read_folder
 from registry.compat import evaluate
 from registry.errors import Invalid, TooLarge

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.namespaces import Removed
+from registry.api.namespaces import DeleteResult
 from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.client.namespaces import Namespaces
@@ -144,7 +144,7 @@ def waiting(world: World) -> None:
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants) -> None:
     """A row that refers to the version and is written after the check must not break the deletion."""
-    world, done = tenants.world, list[Removed]()
+    world, done = tenants.world, list[DeleteResult]()
     with world.session(write=True) as session:
         first = session.exec(select(VersionRow.id).order_by(col(VersionRow.id))).first() or 0
         row = ApprovalRow(version_id=first, alias="prod", identity="bob", at=db.now(), token_id="", comment="")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.digest import Digest

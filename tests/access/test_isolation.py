@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from tests import conftest, forge

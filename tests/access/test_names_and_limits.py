@@ -7,7 +7,7 @@ import pytest
 from registry import names
 from registry.api.access import TokenCreate
 from registry.api.namespaces import NamespaceSet
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, TooLarge, Unavailable

@@ -14,6 +14,7 @@ from sqlmodel import col
 
 from registry.api.access import TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
+from registry.api.evaluation import RecheckEnginesRequest
 from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.api.jobs import (
     CampaignRequest,
@@ -26,8 +27,7 @@ from registry.api.jobs import (
 )
 from registry.api.maintenance import ReindexRequest
 from registry.api.namespaces import NamespaceSet, PublisherAdd
-from registry.api.push import PushRequest
-from registry.api.verdicts import RecheckEnginesRequest
+from registry.api.transfer import PushRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from registry.api.aliases import YankRequest
+from registry.api.aliases import WithdrawRequest
 from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
@@ -83,7 +83,7 @@ def test_events_are_sent_signed_and_once(world: World, receiver: Receiver) -> No
     made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
     world.push("acme/support")
     world.push("globex/support")
-    world.admin.yank("acme/support@1", YankRequest(reason="wrong data").reason)
+    world.admin.yank("acme/support@1", WithdrawRequest(reason="wrong data").reason)
     assert step(world) == 3
     assert step(world) == 0
     events = [json.loads(body) for _, _, body in receiver.got]

@@ -39,7 +39,7 @@ def test_no_command_of_a_client_looks_for_plugins_of_pydantic(command: str, watc
     code = (
         f"import os, sys; sys.path.append({str(tmp_path)!r}); os.environ.pop('PYDANTIC_DISABLE_PLUGINS', '');"
         "from cli.main import main; main(sys.argv[1:], standalone_mode=False);"
-        "from registry.api.push import PushCommit; print('watcher' in sys.modules)"
+        "from registry.api.transfer import PushCommit; print('watcher' in sys.modules)"
     )
     said = python(code, command, "--help")
     assert said.stdout.splitlines()[-1] == watched, said.stderr

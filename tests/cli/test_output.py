@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cli import output
 from registry import errors
-from registry.api.aliases import AliasView, YankRequest
+from registry.api.aliases import AliasView, WithdrawRequest
 from registry.errors import Invalid, Reason, RegistryError
 
 
@@ -55,7 +55,7 @@ def test_what_fits_into_no_request_is_bad_input_and_an_answer_that_fits_no_shape
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(ValidationError) as asked:
-        YankRequest(reason="\x1b[2J")
+        WithdrawRequest(reason="\x1b[2J")
     assert told(asked.value, capsys) == (2, "Error: reason: holds U+001B, which steers a terminal or turns a line\n")
     with pytest.raises(ValidationError) as answered:
         AliasView.model_validate({})

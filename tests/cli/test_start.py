@@ -28,7 +28,7 @@ print(json.dumps([sorted(sys.modules), shapes(BaseModel)]), file=sys.stderr)
 sys.exit(code)
 """
 SHUT_FOR_ALL = ("registry.engines", "registry.compat", "rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch")
-CONVERSATIONS = ("access", "aliases", "audit", "bases", "jobs", "lineage", "desired_state", "maintenance", "verdicts")
+CONVERSATIONS = ("access", "aliases", "audit", "bases", "jobs", "fleet", "desired_state", "maintenance", "evaluation")
 SHUT = (
     *SHUT_FOR_ALL,
     *(f"registry.api.{room}" for room in CONVERSATIONS),

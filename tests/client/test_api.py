@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from registry.api.access import TokenCreate
-from registry.api.push import Upload
+from registry.api.transfer import Upload
 from registry.client.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
 from registry.client.registry import Registry
 from registry.digest import Digest

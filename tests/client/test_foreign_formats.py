@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.api import VersionView
 from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client import base_folder, pull
 from registry.client import push as pushing
 from registry.errors import Invalid

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.pull import PullPlan
+from registry.api.transfer import PullPlan
 from registry.client import pull, push
 from registry.client.base_folder import base_spec_from
 from registry.client.cache import LINK_FROM_BYTES, Cache

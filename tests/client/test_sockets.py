@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api import FileLink
+from registry.api.catalog import FileLink
 from registry.client import sockets
 from registry.client.cache import Cache
 from registry.client.connection import Connection

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry.api import VersionView
-from registry.api.lineage import Lineage, LineageEdge, LineageNode
+from registry.api.bases import Lineage, LineageEdge, LineageNode
+from registry.api.catalog import VersionView
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.api import VersionView
 from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client import base_folder
 from registry.client import push as pushing
 from registry.client.registry import Registry

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client import pull, streams
 from registry.client import push as pushing
 from registry.client.audit import Audit, ServerLog, verifiers

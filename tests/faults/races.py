@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.client import push
 from registry.errors import RegistryError
 from registry.names import AdapterName
@@ -26,7 +26,7 @@ def equal(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> 
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda _: _push(deployment, folder, name), range(clients))
         found = [str(e) for e in pushed if isinstance(e, Exception)]
-        answers = [p for p in pushed if isinstance(p, Pushed)]
+        answers = [p for p in pushed if isinstance(p, PushResult)]
         if sum(p.created for p in answers) != 1 or len({p.version.digest for p in answers}) != 1:
             found.append(f"{name}: {sum(p.created for p in answers)} of {len(answers)} made it")
         deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), answers[0].version.digest, folder))
@@ -39,12 +39,12 @@ def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0)
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda folder: _push(deployment, folder, name), folders)
         found = [str(e) for e in pushed if isinstance(e, Exception)]
-        answers = [p for p in pushed if isinstance(p, Pushed)]
+        answers = [p for p in pushed if isinstance(p, PushResult)]
         numbers = sorted(p.version.number for p in answers)
         if numbers != list(range(1, clients + 1)) or not all(p.created for p in answers):
             found.append(f"{name}: numbers {numbers}")
         for answer, folder in zip(pushed, folders, strict=True):
-            if isinstance(answer, Pushed):
+            if isinstance(answer, PushResult):
                 digest = answer.version.digest
                 deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), digest, folder))
         return found + deployment.all_violations(client)
@@ -93,7 +93,7 @@ def _all_at_once(work: Callable[[Any], Any], items: Any) -> list[Any]:
         return list(pool.map(one, todo))
 
 
-def _push(deployment: Deployment, folder: Path, name: str) -> Pushed:
+def _push(deployment: Deployment, folder: Path, name: str) -> PushResult:
     with deployment.client() as client:
         return push.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
 

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client import push
 from registry.client.folder import read_folder
 from registry.errors import Unavailable

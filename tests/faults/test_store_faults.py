@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.push import Part, Pushed
+from registry.api.transfer import PushResult, UploadPart
 from registry.client import pull as pulling
 from registry.client import push as pushing
 from registry.client import sockets, streams
@@ -85,7 +85,7 @@ def folder(tmp_path: Path, *, rank: int = 64) -> Path:
     return forge.write(forge.lora(BASE, rank=rank), tmp_path / "adapter")
 
 
-def push(client: Registry, source: Path) -> Pushed:
+def push(client: Registry, source: Path) -> PushResult:
     return pushing.push_folder(client, source, NAME, base=BASE.name)
 
 
@@ -154,7 +154,7 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
     ended = {2, 3}
     send_part = streams._send_part
 
-    def sending(registry: Registry, part: Part, *rest: Any) -> None:
+    def sending(registry: Registry, part: UploadPart, *rest: Any) -> None:
         if part.number in ended and sent:
             ended.remove(part.number)
             raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
@@ -175,7 +175,7 @@ def test_a_push_whose_links_are_all_rejected_fails(
 ) -> None:
     asked: list[int] = []
 
-    def refused(_registry: Registry, part: Part, *_: Any) -> None:
+    def refused(_registry: Registry, part: UploadPart, *_: Any) -> None:
         asked.append(part.number)
         raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
 

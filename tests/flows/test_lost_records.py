@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import select
 
-from registry.api.records import Record, VersionRecord
 from registry.bases.identity import Identity
 from registry.client.gates import Gates
 from registry.client.namespaces import Namespaces
@@ -19,6 +18,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
+from registry.server.catalog.records import Record, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.promotion import withdraw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from registry.api import Resolved
+from registry.api.catalog import Resolved
 from registry.digest import Digest
 from tests.world import URL, World
 

@@ -11,13 +11,13 @@ from sqlmodel import SQLModel, select
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
-from registry.api.records import Record
 from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server.catalog import metadata_backup
+from registry.server.catalog.records import Record
 from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge

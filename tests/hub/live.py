@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 
 from registry.api.bases import BaseAdd
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.bases import BaseSpec
 from registry.client.registry import Registry
 from registry.digest import Digest

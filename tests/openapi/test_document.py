@@ -12,8 +12,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from registry.api import PREFIX
-from registry.api.problems import Problem
 from registry.server import app
+from registry.server.http.problems import Problem
 from registry.server.routes.openapi.document import TAGS
 from registry.server.routes.openapi.parameters import PARAMETERS
 from tests.access.tenants import send

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from registry.api.maintenance import GcRequest, ReindexRequest
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.gates import Gates
 from registry.client.registry import Registry
 from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError

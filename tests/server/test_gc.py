@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import Session
 
 from registry.api.maintenance import FsckRequest, GcRequest
-from registry.api.push import PushPlan, PushRequest
+from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.digest import Digest
 from registry.server.http.threads import STORE_THREADS
 from registry.server.push import background, inspect

@@ -14,7 +14,7 @@ from registry.api.access import TokenCreate
 from registry.api.aliases import PromoteRequest
 from registry.api.bases import BaseAdd
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
-from registry.api.push import PushRequest
+from registry.api.transfer import PushRequest
 from registry.client.connection import Connection
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.api.bases import BaseAdd
-from registry.api.verdicts import CheckRequest
+from registry.api.evaluation import CheckRequest
 from registry.bases.similarity import BaseMatch
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound

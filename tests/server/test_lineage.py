@@ -10,9 +10,8 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, text
 
-from registry.api import VersionView
-from registry.api.bases import BaseAdd
-from registry.api.lineage import Lineage
+from registry.api.bases import BaseAdd, Lineage
+from registry.api.catalog import VersionView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation

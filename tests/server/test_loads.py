@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from sqlmodel import select
 
 from registry.api.bases import BaseAdd
-from registry.api.verdicts import CheckRequest, RecheckEnginesRequest
+from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow

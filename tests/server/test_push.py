@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from starlette.testclient import TestClient
 
-from registry.api.push import PushPlan, PushRequest
+from registry.api.transfer import PushPlan, PushRequest
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError

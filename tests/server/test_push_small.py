@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.push import SMALL_BYTES, PushPlan, PushRequest, Small
+from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, SmallBlob
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
@@ -30,12 +30,12 @@ def send(world: World, plan: PushPlan, files: forge.Files) -> None:
     upload(world.admin, plan, files)
 
 
-def small_of(plan: PushPlan, files: forge.Files) -> list[Small]:
+def small_of(plan: PushPlan, files: forge.Files) -> list[SmallBlob]:
     by_digest = {Digest.of(data): data for data in files.values()}
     return [
-        Small(digest=u.digest, data=base64.b64encode(by_digest[u.digest]).decode())
+        SmallBlob(digest=u.digest, data=base64.b64encode(by_digest[u.digest]).decode())
         for u in plan.uploads
-        if u.size_bytes <= SMALL_BYTES
+        if u.size_bytes <= SMALL_BLOB_BYTES
     ]
 
 
@@ -74,7 +74,7 @@ def test_small_blobs_obey_the_rules_of_uploads(based: World, change: Any, code: 
 def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
     files = based.files()
     planned = plan(based, files)
-    body = {"small": [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BYTES)}]}
+    body = {"small": [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]}
     with pytest.raises(Invalid) as refusal:
         based.admin.connection.send("POST", f"/pushes/{planned.push_id}/commit", json=body)
     assert refusal.value.code == "REQUEST_INVALID"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from registry.api.maintenance import GcRequest
-from registry.api.push import PushPlan, PushRequest, Upload
+from registry.api.transfer import PushPlan, PushRequest, Upload
 from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, Unavailable

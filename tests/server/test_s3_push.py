@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.push import PushPlan, PushRequest
+from registry.api.transfer import PushPlan, PushRequest
 from registry.client import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable

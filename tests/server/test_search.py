@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlmodel import select
 
-from registry.api import AdapterPage
+from registry.api.catalog import AdapterPage
 from registry.errors import Invalid
 from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
 from tests import forge

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from registry.api.records import VersionRecord
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.server.catalog import metadata_backup
+from registry.server.catalog.records import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
 from registry.server.push import rows
 from tests import forge

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from registry.adapters.peft.names import PREFIX
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
 from registry.client.base_folder import base_spec_from

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from registry.api.bases import BaseAdd
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.client import push as pushing
 from registry.client.base_folder import base_spec_from
 from registry.evaluation.verdicts import Check, Verdict
@@ -29,7 +29,7 @@ class Workshop:
         where = str(folder) if source is None else source
         self.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
 
-    def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> Pushed:
+    def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> PushResult:
         return pushing.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
 
     def smoke(self, ref: str = "acme/support") -> Verdict | None:

@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry import tlog
+from registry.api import CHECKPOINT_HEADER, LogKeys
 from registry.api.audit import EventProof
-from registry.api.checkpoints import CHECKPOINT_HEADER, LogKeys
 from registry.errors import NotFound, Unavailable
 from registry.server.audit import sequencer, tree
 from registry.server.audit.event_batch import EventBatch

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, select
 
 from registry import tlog
-from registry.api.checkpoints import Consistency
+from registry.api import Consistency
 from registry.errors import Corrupt, Invalid
 from registry.server.database.models import AuditTileRow
 from registry.tlog import HASH_BYTES, tiles

@@ -16,8 +16,8 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import BaseList, BaseView
 from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseList, BaseView
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.similarity import Similarity

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import FileLink
-from registry.api.pull import SMALL_TOGETHER_BYTES, PullPlan
-from registry.api.push import SMALL_BYTES, Small
-from registry.api.verdicts import ReferenceLogprobsView
+from registry.api.catalog import FileLink
+from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.transfer import SMALL_BLOB_BYTES, SMALL_FILES_BYTES, PullPlan, SmallBlob
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.evaluation.reports import Report
@@ -96,10 +95,10 @@ def plan_download(
     return PullPlan(resolved=resolved, small=small, direct=direct, direct_seconds=seconds if direct else 0)
 
 
-def _read_small(files: Sequence[FileLink], blobs: BlobStore) -> Iterator[Small]:
+def _read_small(files: Sequence[FileLink], blobs: BlobStore) -> Iterator[SmallBlob]:
     """The bytes of the small files, each digest once; wrong bytes are left out."""
-    budget = SMALL_TOGETHER_BYTES
-    for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in files if f.size_bytes <= SMALL_BYTES}):
+    budget = SMALL_FILES_BYTES
+    for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in files if f.size_bytes <= SMALL_BLOB_BYTES}):
         budget -= size_bytes
         if budget < 0:
             return
@@ -108,7 +107,7 @@ def _read_small(files: Sequence[FileLink], blobs: BlobStore) -> Iterator[Small]:
         except NotFound:
             continue
         if Digest.of(data) == digest:
-            yield Small(digest=digest, data=base64.b64encode(data).decode())
+            yield SmallBlob(digest=digest, data=base64.b64encode(data).decode())
 
 
 # ------------------------------------------------------------------ reports

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
 from sqlmodel import Session, col, select
 
-from registry.api.records import BaseRecord, Record, TombstoneRecord, VersionRecord
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
@@ -32,6 +31,7 @@ from registry.errors import NotFound, RegistryError
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
+from registry.server.catalog.records import BaseRecord, Record, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore

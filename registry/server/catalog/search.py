@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import AdapterPage, AdapterView
+from registry.api.catalog import AdapterPage, AdapterView
 from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from registry.engines import EngineProfile

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import BindParameter, ColumnElement, Integer, and_, bindparam, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
 
-from registry.api import PREFIX, FileLink, Resolved, VersionPage, VersionView
+from registry.api import PREFIX
+from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.evaluation.verdicts import Verdict

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__, engines, names
 from registry.adapters import read
-from registry.api.verdicts import CheckRequest, EngineSettingsList, VerdictList
+from registry.api.evaluation import CheckRequest, EngineSettingsList, VerdictList
 from registry.bases import BaseSpec
 from registry.compat import evaluate
 from registry.digest import Digest

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
 
 from registry import errors
+from registry.api import Answer
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
 from registry.server.http.routing import SingleThreadRoute
 
@@ -49,6 +50,23 @@ DENIALS = (errors.Unauthenticated, errors.Denied, errors.NotFound)
 """Errors that the audit log records, in batches."""
 FINDINGS_LIMIT = 50
 _LOG = logging.getLogger("registry.server")
+
+
+class Problem(Answer):
+    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people.
+
+    `findings` lists every broken rule. `retry_after_seconds` is the header Retry-After.
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    findings: list[Reason] = []
+    request_id: str
+    next_step: str = ""
+    retry_after_seconds: int | None = None
 
 
 def status_of(error: RegistryError) -> int:

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from registry import hub, names
 from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
 from registry.adapters.peft.methods import METHODS
-from registry.api import VersionView
+from registry.api.catalog import VersionView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Engine, func, insert
 from sqlmodel import Session, col, select
 
-from registry.api.verdicts import RecheckEnginesPage
+from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity
 from registry.engines import EngineProfile, rulebook

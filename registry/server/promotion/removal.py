@@ -20,7 +20,7 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.namespaces import Removed
+from registry.api.namespaces import DeleteResult
 from registry.errors import Conflict, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName
@@ -40,7 +40,7 @@ RECORDS_LIMIT = 100
 _ADAPTER: Table = AdapterRow.__table__  # type: ignore[attr-defined]
 
 
-def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> Removed:
+def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> DeleteResult:
     """End an adapter with all its versions. `NotFound`, `Denied`."""
     actor.require(Scope.ADMIN, name)
     adapter = catalog.find_adapter(session, actor, name, lock=True)
@@ -52,7 +52,7 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> Removed
     _end_name(session, name)
     detail = {"versions": len(versions), "digests": [digest for _, digest in versions[:100]]}
     audit.append(session, actor, EventType.ADAPTER_DELETE, str(name), detail)
-    return Removed(name=str(name), versions=len(versions), served_on=reports.find_serving_nodes(session, name))
+    return DeleteResult(name=str(name), versions=len(versions), served_on=reports.find_serving_nodes(session, name))
 
 
 def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -> None:
@@ -82,7 +82,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     session.flush()
 
 
-def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
+def delete_namespace(session: Session, actor: Actor, namespace: str) -> DeleteResult:
     """End a namespace that holds no adapter. `Conflict` (NAMESPACE_IN_USE), `NotFound`, `Denied`."""
     actor.require_in(Scope.ADMIN, namespace)
     namespaces.show(session, actor, namespace)
@@ -93,7 +93,7 @@ def delete_namespace(session: Session, actor: Actor, namespace: str) -> Removed:
             next_step="delete them or give them another name first",
         )
     namespaces.delete_namespace(session, actor, namespace)
-    return Removed(name=namespace)
+    return DeleteResult(name=namespace)
 
 
 def delete_records(engine: Engine, blobs: BlobStore, name: AdapterName) -> None:

@@ -17,8 +17,7 @@ from itertools import groupby
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from registry.api import VersionView
-from registry.api.records import VersionRecord
+from registry.api.catalog import VersionView
 from registry.errors import NotFound
 from registry.events import EventType
 from registry.names import AdapterName
@@ -26,6 +25,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import availability, metadata_backup, versions
+from registry.server.catalog.records import VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.serving import reports

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.push import PushCommit, Pushed, Small
+from registry.api.transfer import PushCommit, PushResult, SmallBlob
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
@@ -88,7 +88,7 @@ def commit_push(
     *,
     blobs: BlobStore,
     engines: Sequence[EngineProfile] = (),
-) -> Pushed:
+) -> PushResult:
     """The version, new or existing, with its verdicts `compat`, `weights` and, for each of `engines`, `engine`.
 
     `session` must have begun by reading; it writes from the last check on.
@@ -123,7 +123,7 @@ def commit_push(
     )
 
 
-def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[Small], blobs: BlobStore) -> None:
+def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[SmallBlob], blobs: BlobStore) -> None:
     """Stage the bytes that the commit itself carries, under the rules of an upload."""
     for item in small:
         expected = _expected_blob(row, item.digest, requested.get(item.digest))
@@ -141,7 +141,7 @@ def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[Small], blo
 
 def _answer_existing(
     session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str
-) -> Pushed:
+) -> PushResult:
     db.begin_writing(session)
     version = rows.find_existing(session, name, manifest.digest)
     if version is None:

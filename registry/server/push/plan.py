@@ -16,7 +16,7 @@ from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
-from registry.api.push import Part, PushPlan, PushRequest, Upload
+from registry.api.transfer import PushPlan, PushRequest, Upload, UploadPart
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.manifest import Manifest
@@ -192,7 +192,7 @@ def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload |
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:
-        links = [Part(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
+        links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
     link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
     if link is not None:

@@ -18,7 +18,7 @@ from sqlalchemy import and_, bindparam, delete
 from sqlmodel import Session, col, select
 
 from registry import __version__, lineage, names
-from registry.api.push import Pushed
+from registry.api.transfer import PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Refused
@@ -68,13 +68,13 @@ def find_existing(session: Session, name: AdapterName, digest: Digest) -> Versio
 
 def answer_existing(
     session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str
-) -> Pushed:
+) -> PushResult:
     """The answer to a push of an existing version: it writes only the end of the push and the alias."""
     references.end_push(session, push.id)
     refusal = _move_alias(session, actor, name, push, row, alias)
     session.flush()
     failpoints.reach("push.before_commit")
-    return Pushed(version=versions.build_view(session, name, row), created=False, job_id="", alias_refused=refusal)
+    return PushResult(version=versions.build_view(session, name, row), created=False, job_id="", alias_refused=refusal)
 
 
 def create_version(
@@ -89,7 +89,7 @@ def create_version(
     alias: str = "",
     repaired: Set[Digest] = frozenset(),
     engines: Sequence[EngineProfile] = (),
-) -> Pushed:
+) -> PushResult:
     """The version of this push on its base, or the existing one if an equal push was faster.
 
     `repaired` are damaged blobs whose bytes this push has replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
@@ -121,7 +121,7 @@ def create_version(
     session.flush()
     failpoints.reach("push.before_commit")
     view = versions.build_new_view(name, row, base.name, manifest, added, pointing)
-    return Pushed(version=view, created=True, job_id=job_id, alias_refused=refusal)
+    return PushResult(version=view, created=True, job_id=job_id, alias_refused=refusal)
 
 
 def _lock_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 from fastapi import Header, Query, Request, Response
 
 from registry import names
-from registry.api import AdapterPage, AdapterView, Resolved, VersionPage, VersionView
-from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, YankRequest
-from registry.api.lineage import Lineage
+from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, WithdrawRequest
+from registry.api.bases import Lineage
+from registry.api.catalog import AdapterPage, AdapterView, Resolved, VersionPage, VersionView
 from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
@@ -174,7 +174,7 @@ def find_lineage(
 
 @router.post(VERSION + "/yank")
 def yank_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
     actor.require(Scope.PROMOTE, name)
@@ -184,7 +184,7 @@ def yank_version(
 
 @router.post(VERSION + "/unyank")
 def unyank_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: YankRequest
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
     """Undo a yank."""
     actor.require(Scope.PROMOTE, name)

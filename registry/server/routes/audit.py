@@ -21,8 +21,8 @@ from sqlalchemy import Engine, or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
+from registry.api import Consistency, LogKeys
 from registry.api.audit import EventPage, EventProof
-from registry.api.checkpoints import Consistency, LogKeys
 from registry.errors import NotFound, RegistryError
 from registry.roles import Scope
 from registry.server import audit

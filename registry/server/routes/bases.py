@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.api import BaseList, BaseView
-from registry.api.bases import BaseAdd, IdentityGiven, ThresholdsGiven
+from registry.api.bases import BaseAdd, IdentityRequest, ThresholdsRequest
+from registry.api.catalog import BaseList, BaseView
 from registry.bases.similarity import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases
@@ -42,19 +42,19 @@ def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
 
 
 @router.put("/bases/{base:path}/identity")
-def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityGiven) -> BaseView:
+def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.put("/bases/{base:path}/thresholds")
-def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsGiven) -> BaseView:
+def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsRequest) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     return bases.set_thresholds(session, actor, base, request.thresholds)
 
 
 @router.post("/bases/{base:path}/similarity")
-def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityGiven) -> Similarity:
+def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return bases.compare_weights(session, base, request.identity)

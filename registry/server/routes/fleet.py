@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from registry.api.fleet import FleetNodes, Leased, NodeReport
+from registry.api.fleet import FleetNodes, NodeReport, ReportAccepted
 from registry.server.http import routing
 from registry.server.http.dependencies import PAGE, CursorDep, LimitDep, Puller, SessionDep
 from registry.server.serving import reports, status
@@ -20,7 +20,7 @@ Word = Annotated[str, Query(max_length=300)]
 
 
 @router.put("/fleet/nodes/{node}/{engine}")
-def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> Leased:
+def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> ReportAccepted:
     """Report what an engine on a node has loaded, and renew its lease."""
     return reports.accept_report(session, actor, node, engine, report)
 

@@ -8,17 +8,9 @@ from __future__ import annotations
 
 from fastapi import Depends
 
-from registry.api import VersionView
-from registry.api.gates import (
-    ApprovalList,
-    ApprovalView,
-    ApproveRequest,
-    GateCheck,
-    GateList,
-    GateSet,
-    GateView,
-    QuarantineRequest,
-)
+from registry.api.aliases import WithdrawRequest
+from registry.api.catalog import VersionView
+from registry.api.gates import ApprovalList, ApprovalView, ApproveRequest, GateCheck, GateList, GateSet, GateView
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.catalog import versions
@@ -94,7 +86,7 @@ def approve_version(
 
 @router.post(VERSION + "/quarantine")
 def quarantine_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: QuarantineRequest
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
     """Quarantine a version: nobody can read its files."""
     actor.require(Scope.PROMOTE, name)
@@ -104,7 +96,7 @@ def quarantine_version(
 
 @router.post(VERSION + "/unquarantine")
 def unquarantine_version(
-    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: QuarantineRequest
+    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
     """End a quarantine."""
     actor.require(Scope.ADMIN, name)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks
 
-from registry.api import AdapterView
+from registry.api.catalog import AdapterView
 from registry.api.namespaces import (
+    DeleteResult,
     NamespaceCreate,
     NamespacePage,
     NamespaceSet,
@@ -18,7 +19,6 @@ from registry.api.namespaces import (
     PublisherAdd,
     PublisherList,
     PublisherView,
-    Removed,
     RenameRequest,
     RoleGrant,
 )
@@ -72,7 +72,7 @@ def change_namespace(session: SessionDep, actor: Admin, namespace: str, request:
 @router.delete(NAMESPACE)
 def delete_namespace(
     session: SessionDep, actor: Admin, namespace: str, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
-) -> Removed:
+) -> DeleteResult:
     """Delete an empty namespace. Its name stays reserved."""
     removed = removal.delete_namespace(session, actor, namespace)
     after.add_task(threads.run_in_store_thread, removal.record_tombstones, engine, blobs)
@@ -95,7 +95,7 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 @router.delete(ADAPTER)
 def delete_adapter(
     session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
-) -> Removed:
+) -> DeleteResult:
     """Delete an adapter with all its versions. Its name stays reserved."""
     removed = removal.delete_adapter(session, actor, name)
     after.add_task(threads.run_in_store_thread, removal.delete_records, engine, blobs, name)

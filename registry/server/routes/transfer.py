@@ -15,9 +15,8 @@ from typing import Annotated, Any
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 
-from registry.api.pull import PullPlan
-from registry.api.push import PushCommit, Pushed, PushPlan, PushRequest
-from registry.api.verdicts import ReferenceLogprobsView
+from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
 from registry.events import EventType
@@ -112,7 +111,7 @@ async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
 @router.post(
     "/pushes/{push_id}/commit",
     status_code=201,
-    responses=declarations.existing(Pushed),
+    responses=declarations.existing(PushResult),
     dependencies=[Depends(_in_turn)],
 )
 def commit_push(
@@ -126,7 +125,7 @@ def commit_push(
     after: BackgroundTasks,
     engine: EngineDep,
     settings: SettingsDep,
-) -> Pushed:
+) -> PushResult:
     """Create the version of a push. 201 for a new version, 200 for one that exists already."""
     engines = engine_compat.parse_setting(settings.engines)
     with background.push_in_progress(engine, push_id):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Query
 
-from registry.api.verdicts import (
+from registry.api.evaluation import (
     ENGINES_LIMIT,
     CheckRequest,
     EngineSettingsList,

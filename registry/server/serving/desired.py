@@ -16,7 +16,8 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import PREFIX, FileLink
+from registry.api import PREFIX
+from registry.api.catalog import FileLink
 from registry.api.desired_state import DesiredAdapter, DesiredState
 from registry.bases import BaseSpec
 from registry.digest import Digest

@@ -19,8 +19,8 @@ from sqlalchemy import ColumnElement, delete, func, insert, update
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import ServedOn
-from registry.api.fleet import KEEPING, Leased, NodeReport, SlotReport, SlotState
+from registry.api.catalog import ServedOn
+from registry.api.fleet import STATES_WITH_BYTES, NodeReport, ReportAccepted, SlotReport, SlotState
 from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.events import EventType
@@ -47,7 +47,7 @@ TOLD_LIMIT = 200
 _Served = tuple[str, str, str]
 
 
-def accept_report(session: Session, actor: Actor, node: str, engine: str, report: NodeReport) -> Leased:
+def accept_report(session: Session, actor: Actor, node: str, engine: str, report: NodeReport) -> ReportAccepted:
     """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
     names.node_name(node), names.node_name(engine), names.base_name(report.base), names.alias(report.alias)
     row = _node(session, actor, node, engine)
@@ -56,10 +56,13 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     stamp = Digest.of(canonical_json([report.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
     if row.said == stamp:
         session.connection().execute(update(FleetNodeRow).where(col(FleetNodeRow.id) == row.id).values(**lease))
-        return Leased(expires_at=lease["expires_at"])
+        return ReportAccepted(expires_at=lease["expires_at"])
     before = {slot.served_name: slot for slot in _slots(session, row)}
     after, unknown = _accepted(session, actor, row, report.slots, before)
-    _keep_blobs(session, {slot.digest for slot in after if slot.state in KEEPING} - {s.digest for s in before.values()})
+    _keep_blobs(
+        session,
+        {slot.digest for slot in after if slot.state in STATES_WITH_BYTES} - {s.digest for s in before.values()},
+    )
     _replace(session, row, after)
     _tell(session, actor, row, before.values(), after)
     row.sqlmodel_update({
@@ -69,7 +72,7 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     })  # fmt: skip
     session.add(row)
     session.flush()
-    return Leased(expires_at=lease["expires_at"], unknown=unknown)
+    return ReportAccepted(expires_at=lease["expires_at"], unknown=unknown)
 
 
 def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
@@ -77,7 +80,7 @@ def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") ->
     mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
     mine += [col(FleetSlotRow.digest) == digest] if digest else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
-    statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(KEEPING))
+    statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES))
     records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,

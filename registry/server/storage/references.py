@@ -21,7 +21,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, not_, or_, update
 from sqlmodel import Session, col, select
 
-from registry.api.fleet import KEEPING
+from registry.api.fleet import STATES_WITH_BYTES
 from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State
@@ -77,7 +77,7 @@ def is_held(*, by_expired_pushes: bool = True) -> ColumnElement[bool]:
         open_push.append(col(PushRow.expires_at) > db.now())
     by_push = exists().where(col(PushBlobRow.digest) == col(BlobRow.digest), *open_push)
     by_job = exists().where(col(JobRow.report) == col(BlobRow.digest), col(JobRow.state) == State.RUNNING)
-    on_node = [col(FleetSlotRow.digest) == col(FleetBlobRow.version), col(FleetSlotRow.state).in_(KEEPING)]
+    on_node = [col(FleetSlotRow.digest) == col(FleetBlobRow.version), col(FleetSlotRow.state).in_(STATES_WITH_BYTES)]
     leased = [col(FleetNodeRow.id) == col(FleetSlotRow.node_id), col(FleetNodeRow.expires_at) > db.now()]
     by_node = exists().where(col(FleetBlobRow.digest) == col(BlobRow.digest), *on_node, *leased)
     return or_(by_push, by_job, by_node)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry.api.fleet import KEEPING
+from registry.api.fleet import STATES_WITH_BYTES
 from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
@@ -94,7 +94,7 @@ def leases_of(registry: Registry, node: str) -> Callable[[], set[Digest]]:
 
     def named() -> set[Digest]:
         views = [view for view in Fleet(registry).every(node=node).items if view.live]
-        return {slot.digest for view in views for slot in view.slots if slot.state in KEEPING and slot.digest}
+        return {slot.digest for view in views for slot in view.slots if slot.state in STATES_WITH_BYTES and slot.digest}
 
     return named
 

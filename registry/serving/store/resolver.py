@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.api import Resolved
+from registry.api.catalog import Resolved
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.api import BaseView
+from registry.api.catalog import BaseView
 from registry.bases.identity import Identity
 from registry.client.registry import Registry
 from registry.digest import Digest

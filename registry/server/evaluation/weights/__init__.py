@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 
 from registry import __version__
 from registry.adapters import read
-from registry.api.verdicts import ModuleNorms, NormsView
+from registry.api.evaluation import ModuleNorms, NormsView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from sqlalchemy import Engine, update
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.records import BaseRecord, VersionRecord
 from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
+from registry.server.catalog.records import BaseRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore, Stat

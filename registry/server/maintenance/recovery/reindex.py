@@ -21,7 +21,6 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.maintenance import ReindexPage, ReindexRequest
-from registry.api.records import BaseRecord, TombstoneRecord, VersionRecord
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Conflict, RegistryError
@@ -34,6 +33,7 @@ from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import stored_tiles
 from registry.server.catalog import base_identity, bases, metadata_backup, versions
+from registry.server.catalog.records import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, TakenNameRow, VersionRow
 from registry.server.evaluation import weights

@@ -21,10 +21,9 @@ from starlette.routing import BaseRoute
 
 from registry import __version__
 from registry.api import PREFIX
-from registry.api.problems import Problem
 from registry.digest import Digest
 from registry.server.http import dependencies, idempotency
-from registry.server.http.problems import codes_by_status
+from registry.server.http.problems import Problem, codes_by_status
 from registry.server.routes.openapi import page
 from registry.server.routes.openapi.examples import EXAMPLES
 from registry.server.routes.openapi.parameters import PARAMETERS, describe

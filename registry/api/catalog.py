@@ -1,0 +1,131 @@
+"""REST schemas of what the catalog shows: adapters, versions, files, bases."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from registry.api import Answer
+from registry.bases import BaseSpec
+from registry.bases.similarity import Similarity
+from registry.digest import Digest
+from registry.evaluation.verdicts import Verdict
+from registry.manifest import Descriptor, Edge, Manifest
+from registry.provenance import Provenance
+
+
+class ServedOn(Answer):
+    """A node with a live lease that has a version; `state` is a `SlotState`."""
+
+    node: str
+    engine: str
+    served_name: str
+    number: int | None
+    state: str
+    heard_at: datetime
+
+
+class VersionView(Answer):
+    """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what its push declared.
+
+    `served_on`: nodes that still have it, in answers that withdraw it.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    base: str
+    base_fingerprint: Digest
+    files: list[Descriptor]
+    parents: list[Edge]
+    facts: dict[str, Any]
+    verdicts: list[Verdict]
+    aliases: list[str]
+    size_bytes: int
+    message: str
+    created_at: datetime
+    created_by: str
+    yanked_at: datetime | None = None
+    yank_reason: str = ""
+    quarantined_at: datetime | None = None
+    quarantine_reason: str = ""
+    damaged: list[str] = []
+    served_on: list[ServedOn] = []
+    provenance: Provenance | None = None
+
+
+class VersionPage(Answer):
+    """The versions of one adapter, newest first."""
+
+    items: list[VersionView]
+    next_cursor: str = ""
+
+
+class AdapterView(Answer):
+    """An adapter and a summary of its newest version."""
+
+    name: str
+    versions: int
+    newest: int
+    digest: Digest
+    base: str
+    method: str
+    rank: int | None
+    size_bytes: int
+    aliases: dict[str, int]
+    verdicts: dict[str, str]
+    updated_at: datetime
+
+
+class AdapterPage(Answer):
+    """A page of adapters."""
+
+    items: list[AdapterView]
+    next_cursor: str = ""
+
+
+class FileLink(Answer):
+    """A file and where its bytes are. `url` is relative (send the token) or presigned (send no token)."""
+
+    path: str
+    media_type: str
+    digest: Digest
+    size_bytes: int
+    url: str
+
+
+class Resolved(Answer):
+    """A version, its manifest and its files: everything that a serving system needs."""
+
+    name: str
+    selector: str
+    number: int
+    digest: Digest
+    manifest: Manifest
+    files: list[FileLink]
+    verdicts: dict[str, str]
+    yanked: bool = False
+    generation: int | None = None
+
+
+class BaseView(Answer):
+    """A base. `relatives`: other bases with known weights and how they are related. `thresholds`: what smoke tests on
+    this base use instead of the defaults. A list leaves both out.
+    """
+
+    name: str
+    fingerprint: Digest
+    spec: BaseSpec
+    source: str
+    adapters: int = 0
+    created_at: datetime
+    created_by: str
+    relatives: list[Similarity] = []
+    parents: list[Edge] = []
+    thresholds: dict[str, float] = {}
+
+
+class BaseList(Answer):
+    """All bases."""
+
+    items: list[BaseView]

@@ -1,0 +1,114 @@
+"""REST schemas of evaluation: checks of files, engine verdicts, norms, reference log-probabilities.
+
+Engines are named by profile: `vllm==0.33.0,max_lora_rank=32`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from registry.adapters.safetensors import LIMITS
+from registry.api import Answer, Request
+from registry.digest import Digest
+from registry.engine_settings import EngineSettings
+from registry.evaluation.reference_logprobs import ReferenceLogprobs
+from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
+from registry.manifest import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
+from registry.names import PATH_LIMIT_BYTES
+
+ENGINES_LIMIT = 32
+"""How many profiles one request may name."""
+EngineText = Annotated[str, Field(max_length=PROFILE_LIMIT)]
+
+
+class CheckRequest(Request):
+    """Files to check without pushing them.
+
+    `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without its
+    length prefix. `size_bytes` is the size of the weights file and `file` its name: other tools use any name that ends
+    in `.safetensors`, and often have no configuration.
+    """
+
+    base: str
+    file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
+    config: str = Field(default="", max_length=CONFIG_LIMIT_BYTES)
+    header: str = Field(max_length=LIMITS.header_bytes)
+    size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
+    engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
+
+
+class VerdictList(Answer):
+    """Verdicts about a version or about files."""
+
+    items: list[Verdict]
+
+
+class EngineSettingsList(Answer):
+    """Per engine, the settings that serve the newest version of every adapter of a base."""
+
+    base: str
+    adapters: int
+    items: list[EngineSettings]
+
+
+class RecheckEnginesRequest(Request):
+    """Renew the engine verdicts that older rules made.
+
+    Versions whose stored facts an older release wrote have their headers read again first.
+    """
+
+    cursor: str = Field(default="", max_length=20)
+
+
+class RecheckEnginesPage(Answer):
+    """What one request did: versions checked, headers read again, verdicts written. Continue with `next_cursor`."""
+
+    versions: int = 0
+    headers: int = 0
+    verdicts: int = 0
+    next_cursor: str = ""
+
+
+# ------------------------------------------------------------------ measurements
+class ReferenceLogprobsView(Answer):
+    """How a version answered in its newest smoke test, to compare an engine with (`reference_logprobs.compare`)."""
+
+    version: str
+    digest: Digest
+    base: str
+    base_fingerprint: str
+    report: Digest
+    reference_logprobs: ReferenceLogprobs
+
+
+class ModuleNorms(Answer):
+    """Frobenius norms of A, of B and of scale · BA, and the root mean square of the elements of scale · BA.
+
+    None: too large for 32-bit floats. `weight` is the norm of the base's own weight W, `share` = update / weight. They
+    are None if the base's weights were never read (`adapter base identify`) or W could not be unpacked.
+    """
+
+    a: float | None
+    b: float | None
+    update: float | None
+    rms: float | None
+    weight: float | None = None
+    share: float | None = None
+
+
+class NormsView(Answer):
+    """How large the updates of a version's modules are.
+
+    `measured_at` is null until the weights were read. `modules` is empty until then, for methods other than LoRA, and
+    for weights that hold NaN. `base_measured`: whether the norms of the base's own weights are known.
+    """
+
+    name: str
+    number: int
+    measured_at: datetime | None
+    base: str = ""
+    base_measured: bool = False
+    modules: dict[str, ModuleNorms]
