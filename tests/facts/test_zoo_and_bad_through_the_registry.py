@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import api
 from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client import base_folder, pull, push
 from registry.client.registry import Registry
 from registry.errors import RegistryError
@@ -35,7 +35,7 @@ def pusher(world: World) -> Registry:
     return world.actor("push")
 
 
-def pushed(pusher: Registry, folder: Path, base: str) -> api.VersionView | RegistryError:
+def pushed(pusher: Registry, folder: Path, base: str) -> VersionView | RegistryError:
     """The version that the folder became, or the error that refused it."""
     name = Ref.parse(f"zoo/{folder.name}").name
     try:
@@ -61,7 +61,7 @@ def test_what_is_pulled_is_what_was_pushed_for_every_adapter_of_the_zoo(pusher: 
     assert wrong == []
 
 
-def said(version: api.VersionView | RegistryError) -> str:
+def said(version: VersionView | RegistryError) -> str:
     """What a push said: refused, or the worst of `compat` and `weights`."""
     if isinstance(version, RegistryError):
         return "refused"
