@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from registry.adapters.peft import methods
+from registry.adapters import methods
 from registry.api.catalog import VersionView
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 

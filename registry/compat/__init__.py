@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from registry.adapters.peft import LoraSpec, initializations, methods
+from registry.adapters import methods
+from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.similarity import Similarity

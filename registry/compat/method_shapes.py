@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
+from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.methods import find
 from registry.adapters.peft.targets import endings
 from registry.bases.modules import ModuleShape
 from registry.compat.modules import ModuleLookup

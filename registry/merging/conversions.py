@@ -22,8 +22,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from registry.adapters import formats
-from registry.adapters.peft import LoraSpec, initializations, methods
+from registry.adapters import formats, methods
+from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import Contents, Found, NonPeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid

@@ -21,7 +21,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from registry.adapters.peft import initializations, methods
+from registry.adapters import methods
+from registry.adapters.peft import initializations
 from registry.errors import Invalid, Reason
 from registry.evaluation.verdicts import Finding
 from registry.model import FrozenModel

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from registry.adapters.methods import LORA_VARIANTS, METHODS
 from registry.adapters.peft.initializations import INITIALIZATIONS
-from registry.adapters.peft.methods import LORA_VARIANTS, METHODS
 from scripts.reference.tables import table
 
 INTRODUCTION = """\

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+from registry.adapters.methods import find
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.finding_collector import Notes
-from registry.adapters.peft.methods import find
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.adapters.peft import methods
+from registry.adapters import methods
 from registry.adapters.peft.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
 from registry.evaluation.verdicts import Finding

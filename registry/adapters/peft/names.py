@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from registry.adapters.peft import methods
+from registry.adapters import methods
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.targets import Targets
 

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from registry import hub, names
 from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
-from registry.adapters.peft.methods import METHODS
+from registry.adapters.methods import METHODS
 from registry.api.catalog import VersionView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry import bases, compat
-from registry.adapters.peft import methods
+from registry.adapters import methods
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from, weights_of

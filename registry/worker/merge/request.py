@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from registry.adapters.methods import find
 from registry.adapters.peft.config import read_config
-from registry.adapters.peft.methods import find
 from registry.manifest import CONFIG
 from registry.merging.recipes import MergeReport, Operation, Recipe
 from registry.model import FrozenModel

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from registry.adapters.methods import find
 from registry.adapters.peft import ModuleUpdate
-from registry.adapters.peft.methods import find
 from registry.adapters.peft.names import TensorName, TensorRole
 from registry.bases import BaseSpec
 from registry.errors import Invalid

@@ -18,7 +18,8 @@ from typing import Any
 import peft
 import torch
 
-from registry.adapters.peft import initializations, methods
+from registry.adapters import methods
+from registry.adapters.peft import initializations
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS

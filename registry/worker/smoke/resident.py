@@ -22,7 +22,8 @@ import peft
 import torch
 from safetensors.torch import load_file
 
-from registry.adapters.peft import LoraSpec, methods
+from registry.adapters import methods
+from registry.adapters.peft import LoraSpec
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
 from registry.manifest import WEIGHTS
