@@ -82,7 +82,7 @@ def test_a_command_without_its_extra_says_what_to_install(command: str, package:
 def test_without_a_url_and_without_the_server_one_is_told_the_ways_out() -> None:
     said = python("import sys; sys.modules['fastapi'] = None; from cli.main import main; main()", "list")
     assert said.returncode == 2
-    assert said.stderr.startswith("Error: no registry is named")
+    assert said.stderr.startswith("Error: no registry is set")
     assert "adapter login URL" in said.stderr
     assert "Traceback" not in said.stderr
 

@@ -56,7 +56,7 @@ def test_what_fits_into_no_request_is_bad_input_and_an_answer_that_fits_no_shape
 ) -> None:
     with pytest.raises(ValidationError) as asked:
         WithdrawRequest(reason="\x1b[2J")
-    assert told(asked.value, capsys) == (2, "Error: reason: holds U+001B, which steers a terminal or turns a line\n")
+    assert told(asked.value, capsys) == (2, "Error: reason: holds the control character U+001B\n")
     with pytest.raises(ValidationError) as answered:
         AliasView.model_validate({})
     assert told(answered.value, capsys)[0] is None

@@ -89,7 +89,7 @@ class Broken(Exception):
     """The server's power fails."""
 
 
-@pytest.mark.parametrize("point", ["sink", "finish", "stat", "read", "promote", "commit", "rows"])
+@pytest.mark.parametrize("point", ["open_writer", "finish", "stat", "read", "promote", "commit", "rows"])
 def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
     world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
