@@ -57,7 +57,9 @@ def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right
             elif not answer["result"]["findings"]:
                 passed.append(name)
             again = pool.try_adapter(source, bad / "good", LIMITS)["result"]
-            assert (again["findings"], again["fingerprint"]) == ([], known["fingerprint"]), f"after {name}"
+            assert (again["findings"], again["reference_logprobs"]) == ([], known["reference_logprobs"]), (
+                f"after {name}"
+            )
         assert pool.base_loads == 1
     assert len(names) >= 50
     assert {"config-missing", "weights-missing", "pickle-with-code", "header-length-absurd"} <= set(failed)
