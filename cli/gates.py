@@ -1,7 +1,7 @@
 """What stands before production: `adapter gate …`, `adapter approve`, and `adapter quarantine`.
 
 Invariants
-- A place with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
+- A target with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
 - A gate is set as a whole: what an option does not name, it does not ask for.
 """
 
@@ -38,7 +38,7 @@ def gate() -> None:
 
 
 @gate.command("set")
-@click.argument("place", metavar="NAMESPACE|NAME")
+@click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="Required check (repeatable).")
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
@@ -51,7 +51,7 @@ def gate() -> None:
 @click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
 @output.json_option
 def set_gate(
-    place: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
+    scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
@@ -61,7 +61,7 @@ def set_gate(
     \b
     adapter gate set acme prod --require compat --require smoke --approvals 2
     """
-    place, alias = output.alias_of(place, alias)
+    scope, alias = output.alias_of(scope, alias)
     try:
         new_gate = Gate(
             requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
@@ -70,23 +70,23 @@ def set_gate(
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
     with _gates() as gates:
-        view = gates.put(place, alias, new_gate)
+        view = gates.put(scope, alias, new_gate)
     output.answer(view, lambda: _print(view))
 
 
 @gate.command()
-@click.argument("place", metavar="NAMESPACE|NAME|REF")
+@click.argument("scope", metavar="NAMESPACE|NAME|REF")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
-def show(place: str, alias: str) -> None:
+def show(scope: str, alias: str) -> None:
     """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
-    place, alias = output.alias_of(place, alias)
+    scope, alias = output.alias_of(scope, alias)
     with _gates() as gates:
-        if not any(mark in place for mark in "@:"):
-            view = gates.show(place, alias)
+        if not any(mark in scope for mark in "@:"):
+            view = gates.show(scope, alias)
             output.answer(view, lambda: _print(view))
             return
-        check = gates.check(place, alias)
+        check = gates.check(scope, alias)
 
     def text() -> None:
         _print(check.gate)
@@ -98,31 +98,31 @@ def show(place: str, alias: str) -> None:
 
 
 @gate.command("list")
-@click.argument("place", metavar="NAMESPACE|NAME")
+@click.argument("scope", metavar="NAMESPACE|NAME")
 @output.json_option
-def list_gates(place: str) -> None:
+def list_gates(scope: str) -> None:
     """List the gates of an adapter or a namespace."""
     with _gates() as gates:
-        listing = gates.every(place)
+        listing = gates.every(scope)
 
     def text() -> None:
         for view in listing.items:
             _print(view)
         if not listing.items:
-            click.echo(f"No gate was set on {place}: the built-in ones count, see adapter gate show {place} prod.")
+            click.echo(f"No gate was set on {scope}: the built-in ones count, see adapter gate show {scope} prod.")
 
     output.answer(listing, text)
 
 
 @gate.command()
-@click.argument("place", metavar="NAMESPACE|NAME")
+@click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @output.json_option
-def remove(place: str, alias: str) -> None:
+def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
-    place, alias = output.alias_of(place, alias)
+    scope, alias = output.alias_of(scope, alias)
     with _gates() as gates:
-        view = gates.remove(place, alias)
+        view = gates.remove(scope, alias)
     output.answer(view, lambda: _print(view))
 
 
