@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test coverage test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
+.PHONY: help venv demo test coverage test-security test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test: venv  ## every test but faults, deep and model: some four minutes on two c
 
 coverage: venv  ## make test, and the lines of registry/ and cli/ that it does not run
 	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(COVERAGE) --coverage-missing $(ARGS)
+
+test-security: venv  ## the tests that hold security findings closed (most run in `make test` too)
+	@$(PYTHON) -m pytest -n $(JOBS) -m 'security and not faults and not chance' $(ARGS)
 
 deep: venv  ## merges, conversions, pictures, the zoo, damage, races, the light install, each door's other database
 	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
