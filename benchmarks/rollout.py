@@ -34,7 +34,6 @@ from registry.api.bases import BaseAdd
 from registry.api.catalog import BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client import base_folder, push
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
@@ -63,7 +62,7 @@ class Shop:
     """The registry, filled; `versions[n]` are the digests of all adapters at number n + 1."""
 
     def __init__(self, registry: Registry, scratch: Path) -> None:
-        self.registry, self.fleet = registry, Fleet(registry)
+        self.registry, self.fleet = registry, registry
         spec = base_folder.base_spec_from(_adapters.write_base(scratch / "base"), _adapters.BASE)
         self.base = registry.add_base(BaseAdd(spec=spec[0] if isinstance(spec, tuple) else spec))
         self.versions = [self._fill(scratch / f"v{number}", number) for number in range(ROUNDS + 1)]

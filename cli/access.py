@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 import click
 
 from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
-from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.roles import Scope
@@ -143,7 +142,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
     _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id
-        created = Namespaces(registry).rotate(token_id or mine, keep_seconds=keep_minutes * 60)
+        created = registry.rotate_token(token_id or mine, keep_seconds=keep_minutes * 60)
     saved_in = session.replace_token(created.secret) if created.token.id == mine else ""
 
     def text() -> None:
@@ -170,7 +169,7 @@ def exchange(adapter: str) -> None:
     if not assertion:
         raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
     with session.registry() as registry:
-        created = Namespaces(registry).exchange(assertion, adapter=adapter)
+        created = registry.exchange_token(assertion, adapter=adapter)
     output.answer(created, lambda: _print_secret(created))
 
 

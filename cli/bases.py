@@ -20,7 +20,6 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.similarity import BaseMatch
 from registry.client import base_folder
-from registry.client.evaluation import Judging
 from registry.errors import Invalid
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity
@@ -149,7 +148,7 @@ def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
     with session.registry() as registry:
         view = registry.base(name)
         if overrides or reset:
-            view = Judging(registry).set_thresholds(name, overrides if reset else view.thresholds | overrides)
+            view = registry.set_thresholds(name, overrides if reset else view.thresholds | overrides)
     output.answer(view, lambda: _print_thresholds(view.thresholds))
 
 

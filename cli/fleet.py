@@ -10,7 +10,6 @@ import click
 
 from registry.api.catalog import ServedOn
 from registry.api.fleet import FleetNodes, NodeView, SlotView
-from registry.client.fleet import Fleet
 from registry.digest import Digest
 
 from . import output, session
@@ -28,8 +27,8 @@ def fleet(base: str, alias: str, node: str, adapter: str) -> None:
     Slot states: serving, loading, downloaded, draining, refused, failed, absent. A node without a report for a minute
     is lost.
     """
-    with session.versions() as registry:
-        nodes = Fleet(registry).every(base=base, alias=alias, node=node, adapter=adapter)
+    with session.registry() as registry:
+        nodes = registry.all_nodes(base=base, alias=alias, node=node, adapter=adapter)
     if adapter:  # one's own nodes are answered in any case
         nodes = nodes.model_copy(update={"items": [view for view in nodes.items if view.slots]})
     output.answer(nodes, lambda: _print(nodes, narrowed=bool(base or alias or node or adapter)))

@@ -7,15 +7,11 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import click
 from pydantic import ValidationError
 
 from registry.api.catalog import VersionView
 from registry.api.gates import GateView
-from registry.client.gates import Gates
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
@@ -24,12 +20,6 @@ from registry.names import Ref
 from . import fleet, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
-
-
-@contextmanager
-def _gates() -> Iterator[Gates]:
-    with session.versions() as registry:
-        yield Gates(registry)
 
 
 @click.group()
@@ -69,8 +59,8 @@ def set_gate(
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
-    with _gates() as gates:
-        view = gates.put(scope, alias, new_gate)
+    with session.registry() as registry:
+        view = registry.set_gate(scope, alias, new_gate)
     output.answer(view, lambda: _print(view))
 
 
@@ -81,12 +71,12 @@ def set_gate(
 def show(scope: str, alias: str) -> None:
     """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
     scope, alias = output.alias_of(scope, alias)
-    with _gates() as gates:
+    with session.registry() as registry:
         if not any(mark in scope for mark in "@:"):
-            view = gates.show(scope, alias)
+            view = registry.gate(scope, alias)
             output.answer(view, lambda: _print(view))
             return
-        check = gates.check(scope, alias)
+        check = registry.check_gate(scope, alias)
 
     def text() -> None:
         _print(check.gate)
@@ -102,8 +92,8 @@ def show(scope: str, alias: str) -> None:
 @output.json_option
 def list_gates(scope: str) -> None:
     """List the gates of an adapter or a namespace."""
-    with _gates() as gates:
-        listing = gates.every(scope)
+    with session.registry() as registry:
+        listing = registry.gates(scope)
 
     def text() -> None:
         for view in listing.items:
@@ -121,8 +111,8 @@ def list_gates(scope: str) -> None:
 def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
     scope, alias = output.alias_of(scope, alias)
-    with _gates() as gates:
-        view = gates.remove(scope, alias)
+    with session.registry() as registry:
+        view = registry.remove_gate(scope, alias)
     output.answer(view, lambda: _print(view))
 
 
@@ -133,8 +123,8 @@ def remove(scope: str, alias: str) -> None:
 @output.json_option
 def approve(ref: Ref, alias: str, comment: str) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count."""
-    with _gates() as gates:
-        approval = gates.approve(ref, alias, comment)
+    with session.registry() as registry:
+        approval = registry.approve(ref, alias, comment)
     note = "" if approval.counts else ", which does not count: the gate does not accept this approver"
     output.answer(
         approval,
@@ -149,8 +139,8 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
 @output.json_option
 def quarantine(ref: Ref, reason: str, undo: bool) -> None:
     """Withhold a version: no one can resolve, move or change it until an owner lifts the quarantine."""
-    with _gates() as gates:
-        version = gates.unquarantine(ref, reason) if undo else gates.quarantine(ref, reason)
+    with session.registry() as registry:
+        version = registry.unquarantine(ref, reason) if undo else registry.quarantine(ref, reason)
 
     def text() -> None:
         _say(version, f"is {'no longer ' if undo else ''}in quarantine: {reason}")

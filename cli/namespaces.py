@@ -6,24 +6,14 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import click
 
 from registry.api.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
-from registry.client.namespaces import Namespaces
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
 from . import fleet, output, session
-
-
-@contextmanager
-def _namespaces() -> Iterator[Namespaces]:
-    with session.versions() as registry:
-        yield Namespaces(registry)
 
 
 @click.group()
@@ -37,8 +27,8 @@ def namespace() -> None:
 @output.json_option
 def create(name: str, owner: str) -> None:
     """Create a private namespace. For administrators."""
-    with _namespaces() as ours:
-        view = ours.create(name, owner=owner)
+    with session.registry() as registry:
+        view = registry.create_namespace(name, owner=owner)
     output.answer(view, lambda: _print_namespace(view))
 
 
@@ -47,11 +37,11 @@ def create(name: str, owner: str) -> None:
 def list_namespaces() -> None:
     """List the namespaces you can see."""
     items: list[NamespaceView] = []
-    with _namespaces() as ours:
-        page = ours.page(limit=200)
+    with session.registry() as registry:
+        page = registry.namespaces(limit=200)
         items += page.items
         while page.next_cursor:
-            page = ours.page(cursor=page.next_cursor, limit=200)
+            page = registry.namespaces(cursor=page.next_cursor, limit=200)
             items += page.items
     output.answer({"items": items}, lambda: _print_namespaces(items))
 
@@ -72,8 +62,8 @@ def _print_namespaces(items: list[NamespaceView]) -> None:
 @output.json_option
 def show(name: str) -> None:
     """Show a namespace: limits, usage and, for owners, roles."""
-    with _namespaces() as ours:
-        view = ours.show(name)
+    with session.registry() as registry:
+        view = registry.namespace(name)
     output.answer(view, lambda: _print_namespace(view))
 
 
@@ -106,8 +96,8 @@ def change(
     request = NamespaceSet(
         public=public, quota_bytes=quota_bytes, quota_versions=quota_versions, pushes_per_hour=pushes_per_hour
     )
-    with _namespaces() as ours:
-        changed = ours.change(name, request)
+    with session.registry() as registry:
+        changed = registry.change_namespace(name, request)
     output.answer(changed, lambda: _print_namespace(changed))
 
 
@@ -118,8 +108,8 @@ def change(
 @output.json_option
 def grant(name: str, subject: str, role: str) -> None:
     """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""
-    with _namespaces() as ours:
-        changed = ours.grant(name, subject, role)
+    with session.registry() as registry:
+        changed = registry.grant_role(name, subject, role)
     output.answer(changed, lambda: click.echo(f"{subject} is {role} in {name}."))
 
 
@@ -129,8 +119,8 @@ def grant(name: str, subject: str, role: str) -> None:
 @output.json_option
 def revoke(name: str, subject: str) -> None:
     """Remove SUBJECT's role in a namespace at once."""
-    with _namespaces() as ours:
-        changed = ours.revoke(name, subject)
+    with session.registry() as registry:
+        changed = registry.revoke_role(name, subject)
     output.answer(changed, lambda: click.echo(f"{subject} no longer has a role in {name}."))
 
 
@@ -141,8 +131,8 @@ def revoke(name: str, subject: str) -> None:
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
     _confirm(f"Delete the namespace {name} permanently?", yes)
-    with _namespaces() as ours:
-        gone = ours.delete(name)
+    with session.registry() as registry:
+        gone = registry.delete_namespace(name)
     output.answer(gone, lambda: click.echo(f"{name} deleted; its name is never reused."))
 
 
@@ -155,8 +145,8 @@ def delete(name: str, yes: bool) -> None:
     """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
     adapter = AdapterName.parse(name)
     _confirm(f"Delete {adapter} and all its versions permanently?", yes)
-    with _namespaces() as ours:
-        gone = ours.delete_adapter(adapter)
+    with session.registry() as registry:
+        gone = registry.delete_adapter(adapter)
 
     def text() -> None:
         click.echo(f"{gone.name} deleted with {gone.versions} versions.")
@@ -177,8 +167,8 @@ def rename(name: str, to: str, yes: bool) -> None:
     """
     adapter, target = AdapterName.parse(name), AdapterName.parse(to)
     _confirm(f"Rename {adapter} to {target} permanently?", yes)
-    with _namespaces() as ours:
-        moved = ours.rename(adapter, target)
+    with session.registry() as registry:
+        moved = registry.rename(adapter, target)
     output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
 
 
@@ -210,8 +200,8 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
     required_claims = dict(claim.split("=", 1) for claim in claims if "=" in claim)
     if len(required_claims) != len(claims):
         raise Invalid("REQUEST_INVALID", "claim: each one once, as CLAIM=PATTERN", next_step="--claim repository=a/b")
-    with _namespaces() as ours:
-        created = ours.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims))
+    with session.registry() as registry:
+        created = registry.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims))
     output.answer(created, lambda: _print_publishers([created]))
 
 
@@ -220,8 +210,8 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
 @output.json_option
 def list_publishers(name: str) -> None:
     """List the trusted publishers of an adapter."""
-    with _namespaces() as ours:
-        listing = ours.publishers(AdapterName.parse(name))
+    with session.registry() as registry:
+        listing = registry.publishers(AdapterName.parse(name))
     output.answer(listing, lambda: _print_publishers(listing.items))
 
 
@@ -239,6 +229,6 @@ def _print_publishers(items: list[PublisherView]) -> None:
 @output.json_option
 def remove(name: str, publisher_id: str) -> None:
     """Remove a trusted publisher."""
-    with _namespaces() as ours:
-        gone = ours.remove_publisher(AdapterName.parse(name), publisher_id)
+    with session.registry() as registry:
+        gone = registry.remove_publisher(AdapterName.parse(name), publisher_id)
     output.answer(gone, lambda: click.echo(f"{gone.id} may no longer push {gone.adapter}."))

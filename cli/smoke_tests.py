@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from registry import names
 from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
-from registry.client.evaluation import Judging
+from registry.client.registry import Registry
 from registry.errors import Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.jobs import PRIORITY_LIMIT, Kind, State
@@ -67,18 +67,17 @@ def smoke_test(
     if ref is not None:
         _test_version(ref, wait, timeout, priority or 0)
         return
-    with session.versions() as registry:
-        judging = Judging(registry)
+    with session.registry() as registry:
         if campaign_id:
-            view = judging.campaign(campaign_id)
+            view = registry.campaign(campaign_id)
         else:
             tools = dict(_tool(text) for text in made_by)
             chosen = {} if priority is None else {"priority": priority}
-            view = judging.begin(
+            view = registry.start_campaign(
                 CampaignRequest(base=names.base_name(base), outdated=outdated, made_by=tools, **chosen)
             )
         if wait:
-            view = _watch(judging, view, timeout)
+            view = _watch(registry, view, timeout)
     output.answer(view, lambda: _print(view))
     if wait:
         _exit_by(view)
@@ -103,7 +102,7 @@ def _tool(text: str) -> tuple[str, str]:
     return tool, version
 
 
-def _watch(judging: Judging, view: CampaignView, timeout: float | None) -> CampaignView:
+def _watch(registry: Registry, view: CampaignView, timeout: float | None) -> CampaignView:
     began, remarked = time.monotonic(), False
     if not view.finished:
         again = f"Ctrl-C stops waiting; `adapter smoke-test --campaign {view.id} --wait` waits again"
@@ -124,7 +123,7 @@ def _watch(judging: Judging, view: CampaignView, timeout: float | None) -> Campa
                 output.note("waiting for a worker: run `adapter worker` on a machine with the base's weights")
                 remarked = True
             time.sleep(ASK_EVERY_SECONDS)
-            view = judging.campaign(view.id)
+            view = registry.campaign(view.id)
             bars.update(task, completed=view.total - _open(view))
     return view
 

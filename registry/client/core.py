@@ -1,11 +1,6 @@
-"""`Versions`: the routes that bring versions there and back: all that a push and a pull ask, and little else.
+"""`Versions`: the routes that a push and a pull need. Every command that moves bytes imports this module.
 
-Invariants
-- Names and refs are parsed here, before anything is sent; what is not a name is `Invalid` without a request.
-- Errors are the server's own classes (see connection.py); an answer that does not parse is a `RegistryError`.
-- What stands here is loaded by every command that moves bytes, whose start people wait for: what they do not ask is a
-  method of `Registry` (api.py), which is this and all other routes.
-- A fresh one costs no request.
+Names and refs are parsed before a request is sent. All other routes are methods of `Registry` (registry.py).
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from registry.names import AdapterName, Ref
 Name = AdapterName | str
 AnyRef = Ref | str
 COMMIT_BYTES = 10 * 2**20
-"""What a commit gets done in a second at least: reading what was sent in parts, and copying it within the store."""
+"""Bytes that a commit reads and copies within the store in one second, at the least."""
 
 
 class Versions:
@@ -116,8 +111,12 @@ class Versions:
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query), shape)
 
+    def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None, **how: Any) -> Shape:
+        body = request.model_dump(mode="json") if request is not None else None
+        return parsed(self.connection.send(method, path, json=body, **how), shape)
+
     def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
-        return parsed(self.connection.send("POST", path, json=request.model_dump(mode="json"), **how), shape)
+        return self._send("POST", path, shape, request, **how)
 
 
 def path_of_adapter(name: Name) -> str:

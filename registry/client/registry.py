@@ -1,8 +1,4 @@
-"""`Registry`: one method for each REST route that is asked often; rarer ones have a class and a file of their own.
-
-Invariants
-- As in versions.py, whose routes it has as well: it sends wire requests and answers wire answers, nothing else.
-"""
+"""`Registry`: the routes of `Versions` (core.py) and all others except the audit log's (audit.py), a method each."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from urllib.parse import quote
 
 from registry import names
 from registry.api import Request
-from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenView, Whoami
+from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
 from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, WithdrawRequest
-from registry.api.bases import BaseAdd, IdentityRequest, Lineage
-from registry.api.catalog import BaseView, VersionView
+from registry.api.bases import BaseAdd, IdentityRequest, Lineage, ThresholdsRequest
+from registry.api.catalog import AdapterView, BaseView, VersionView
 from registry.api.desired_state import DesiredState
 from registry.api.evaluation import (
     CheckRequest,
@@ -23,29 +19,68 @@ from registry.api.evaluation import (
     NormsView,
     RecheckEnginesPage,
     RecheckEnginesRequest,
+    ReferenceLogprobsView,
     VerdictList,
 )
-from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobPage, JobSubmit, RenewRequest
+from registry.api.fleet import FleetNodes, NodeReport, ReportAccepted
+from registry.api.gates import ApprovalList, ApprovalView, ApproveRequest, GateCheck, GateList, GateSet, GateView
+from registry.api.jobs import (
+    CampaignRequest,
+    CampaignView,
+    Claimed,
+    ClaimRequest,
+    FailRequest,
+    FinishRequest,
+    JobPage,
+    JobSubmit,
+    RenewRequest,
+)
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
+from registry.api.namespaces import (
+    DeleteResult,
+    ExchangeRequest,
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    RenameRequest,
+    RoleGrant,
+)
 from registry.bases.identity import Identity
 from registry.bases.similarity import Similarity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
 from registry.client.responses import Shape, parsed
 from registry.digest import Digest
+from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Lease
+from registry.names import AdapterName
 
-UPKEEP_SECONDS = 900.0
-"""How long one request of upkeep may take: a deep check reads at least one blob, and that may be 20 GiB."""
+MAINTENANCE_SECONDS = 900.0
+"""Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
 
 
 class Registry(Versions):
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
-    # ------------------------------------------------------------ versions
-    def report(self, ref: AnyRef, digest: Digest) -> Report:
-        """The report of one of this version's verdicts."""
-        return self._get(f"{path_of(ref)}/reports/{digest}", Report)
+    # ------------------------------------------------------------ adapters and versions
+    def rename(self, name: Name, to: Name) -> AdapterView:
+        return self._post(f"{path_of_adapter(name)}/rename", RenameRequest(to=str(to)), AdapterView)
+
+    def delete_adapter(self, name: Name) -> DeleteResult:
+        return self._send("DELETE", path_of_adapter(name), DeleteResult)
+
+    def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> VersionView:
+        return self._post(f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), VersionView)
+
+    def quarantine(self, ref: AnyRef, reason: str) -> VersionView:
+        return self._post(f"{path_of(ref)}/quarantine", WithdrawRequest(reason=reason), VersionView)
+
+    def unquarantine(self, ref: AnyRef, reason: str) -> VersionView:
+        return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), VersionView)
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         return self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
@@ -54,25 +89,105 @@ class Registry(Versions):
         """The lineage from a data set (its digest or URI) or from a base on."""
         return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
 
-    def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> VersionView:
-        return self._post(f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), VersionView)
-
-    # ------------------------------------------------------------ judging
+    # ------------------------------------------------------------ evaluation
     def check(self, request: CheckRequest) -> VerdictList:
-        """`compat`, then `engine` for each engine, of what is not pushed."""
+        """`compat`, then `engine` for each engine, of an adapter that is not pushed."""
         return self._post("/check", request, VerdictList)
 
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> VerdictList:
-        """`engine` of a version for each engine, judged now; without engines what is stored about it."""
+        """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
         return self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
 
+    def report(self, ref: AnyRef, digest: Digest) -> Report:
+        """The report of one of this version's verdicts."""
+        return self._get(f"{path_of(ref)}/reports/{digest}", Report)
+
     def norms(self, ref: AnyRef) -> NormsView:
-        """How large the updates of this version's modules are."""
+        """The size of the update of each module of this version."""
         return self._get(f"{path_of(ref)}/norms", NormsView)
 
+    def reference_logprobs(self, ref: AnyRef) -> ReferenceLogprobsView:
+        """What a serving node compares with an engine's answers after loading this version."""
+        return self._get(f"{path_of(ref)}/reference-logprobs", ReferenceLogprobsView)
+
+    def recheck_engines(self, request: RecheckEnginesRequest) -> RecheckEnginesPage:
+        """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
+        return self._maintain("/verdicts/recheck-engines", request, RecheckEnginesPage)
+
+    def start_campaign(self, request: CampaignRequest) -> CampaignView:
+        """Queue smoke tests of the affected versions of a base."""
+        return self._post("/campaigns", request, CampaignView)
+
+    def campaign(self, campaign_id: str) -> CampaignView:
+        """The progress of a campaign, and what has changed so far."""
+        return self._get(f"/campaigns/{quote(campaign_id, safe='')}", CampaignView)
+
+    # ------------------------------------------------------------ aliases and gates
+    def aliases(self, name: Name) -> AliasList:
+        return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
+
+    def alias(self, name: Name, alias: str) -> AliasView:
+        return self._get(_path_of_alias(name, alias), AliasView)
+
+    def promote(
+        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
+    ) -> AliasView:
+        """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
+        request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
+        headers = {"If-Match": f'"{generation}"'}
+        return self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
+
+    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
+        return self._post(f"{_path_of_alias(name, alias)}/rollback", RollbackRequest(to=to, reason=reason), AliasView)
+
+    def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
+        moment = at.isoformat() if at else ""
+        return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
+
+    def gates(self, scope: str) -> GateList:
+        """The gates of a scope: an adapter (with a slash) or a namespace."""
+        return self._get(_path_of_gates(scope), GateList)
+
+    def gate(self, scope: str, alias: str) -> GateView:
+        return self._get(f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+
+    def set_gate(self, scope: str, alias: str, gate: Gate) -> GateView:
+        return self._send("PUT", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
+
+    def remove_gate(self, scope: str, alias: str) -> GateView:
+        return self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+
+    def check_gate(self, ref: AnyRef, alias: str) -> GateCheck:
+        """What a version lacks for an alias now."""
+        return self._get(f"{path_of(ref)}/gates/{names.alias(alias)}", GateCheck)
+
+    def approve(self, ref: AnyRef, alias: str, comment: str = "") -> ApprovalView:
+        return self._post(f"{path_of(ref)}/approvals", ApproveRequest(alias=alias, comment=comment), ApprovalView)
+
+    def approvals(self, ref: AnyRef) -> ApprovalList:
+        return self._get(f"{path_of(ref)}/approvals", ApprovalList)
+
+    # ------------------------------------------------------------ bases
+    def add_base(self, request: BaseAdd) -> BaseView:
+        return self._post("/bases", request, BaseView)
+
+    def identify_base(self, name: str, identity: Identity) -> BaseView:
+        """Set which weights a base has. Possible once."""
+        return self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, IdentityRequest(identity=identity))
+
+    def similarity(self, name: str, identity: Identity) -> Similarity:
+        """How the weights with this identity are related to those of a base."""
+        return self._post(f"{_path_of_base(name)}/similarity", IdentityRequest(identity=identity), Similarity)
+
+    def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
+        """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
+        request = ThresholdsRequest(thresholds=thresholds)
+        return self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
+
+    # ------------------------------------------------------------ serving
     def desired_state(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
-        path = f"/bases/{names.base_name(base)}/adapters"
+        path = f"{_path_of_base(base)}/adapters"
         return self._get(path, DesiredState, alias=alias, engine=engine, since=since, wait=wait or "")
 
     def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:
@@ -81,47 +196,25 @@ class Registry(Versions):
             "/engine-settings", EngineSettingsList, base=str(names.base_name(base)), engine=list(engines), slots=slots
         )
 
-    def recheck_engines(self, request: RecheckEnginesRequest) -> RecheckEnginesPage:
-        """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
-        return self._long("/verdicts/recheck-engines", request, RecheckEnginesPage)
+    def report_node(self, node: str, engine: str, report: NodeReport) -> ReportAccepted:
+        """Report everything that this engine on this node holds and serves. Renews the lease."""
+        path = f"/fleet/nodes/{quote(names.node_name(node), safe='')}/{quote(names.node_name(engine), safe='')}"
+        return self._send("PUT", path, ReportAccepted, report)
 
-    # ------------------------------------------------------------ aliases
-    def aliases(self, name: Name) -> AliasList:
-        return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
+    def nodes(
+        self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""
+    ) -> FleetNodes:
+        """One page of nodes; the first has the convergence of all."""
+        return self._get("/fleet/nodes", FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor)
 
-    def alias(self, name: Name, alias: str) -> AliasView:
-        return self._get(f"{path_of_adapter(name)}/aliases/{names.alias(alias)}", AliasView)
-
-    def promote(
-        self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
-    ) -> AliasView:
-        """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
-        path = f"{path_of_adapter(name)}/aliases/{names.alias(alias)}"
-        body = PromoteRequest(version=version, reason=reason, break_glass=break_glass).model_dump(mode="json")
-        answer = self.connection.send("PUT", path, json=body, headers={"If-Match": f'"{generation}"'})
-        return parsed(answer, AliasView)
-
-    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
-        path = f"{path_of_adapter(name)}/aliases/{names.alias(alias)}/rollback"
-        return self._post(path, RollbackRequest(to=to, reason=reason), AliasView)
-
-    def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
-        moment = at.isoformat() if at else ""
-        return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
-
-    # ------------------------------------------------------------ bases
-    def add_base(self, request: BaseAdd) -> BaseView:
-        return self._post("/bases", request, BaseView)
-
-    def identify_base(self, name: str, identity: Identity) -> BaseView:
-        """Tell which weights a base has, once."""
-        body = IdentityRequest(identity=identity).model_dump(mode="json")
-        answer = self.connection.send("PUT", f"/bases/{names.base_name(name)}/identity", json=body)
-        return parsed(answer, BaseView)
-
-    def similarity(self, name: str, identity: Identity) -> Similarity:
-        """How weights that one has here are related to those of a base."""
-        return self._post(f"/bases/{names.base_name(name)}/similarity", IdentityRequest(identity=identity), Similarity)
+    def all_nodes(self, **search: str) -> FleetNodes:
+        """All pages of `nodes` as one."""
+        first = page = self.nodes(**search)
+        items = [*first.items]
+        while page.next_cursor:
+            page = self.nodes(**search, cursor=page.next_cursor)
+            items += page.items
+        return FleetNodes(items=items, convergence=first.convergence)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:
@@ -131,59 +224,121 @@ class Registry(Versions):
         return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
 
     def job(self, job_id: str) -> Job:
-        return self._get(_job(job_id), Job)
+        return self._get(_path_of_job(job_id), Job)
 
     def cancel(self, job_id: str) -> Job:
-        return parsed(self.connection.send("POST", _job(job_id) + "/cancel"), Job)
+        return self._send("POST", _path_of_job(job_id) + "/cancel", Job)
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
-        """Work to do, or None when there is none now."""
+        """The next job, or None."""
         answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
         return None if answer.status_code == 204 else parsed(answer, Claimed)
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
-        return self._post(_job(job_id) + "/renew", request, Lease)
+        return self._post(_path_of_job(job_id) + "/renew", request, Lease)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
-        return self._post(_job(job_id) + "/finish", request, Job)
+        return self._post(_path_of_job(job_id) + "/finish", request, Job)
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
-        return self._post(_job(job_id) + "/fail", request, Job)
+        return self._post(_path_of_job(job_id) + "/fail", request, Job)
 
-    # ------------------------------------------------------------ access
-    def create_token(self, request: TokenCreate) -> TokenCreated:
-        return self._post("/tokens", request, TokenCreated)
+    # ------------------------------------------------------------ namespaces and trusted publishers
+    def namespaces(self, *, cursor: str = "", limit: int | None = None) -> NamespacePage:
+        return self._get("/namespaces", NamespacePage, cursor=cursor, limit=limit)
+
+    def namespace(self, name: str) -> NamespaceView:
+        return self._get(_path_of_namespace(name), NamespaceView)
+
+    def create_namespace(self, name: str, *, owner: str = "") -> NamespaceView:
+        return self._post("/namespaces", NamespaceCreate(name=name, owner=owner), NamespaceView)
+
+    def change_namespace(self, name: str, request: NamespaceSet) -> NamespaceView:
+        return self._send("PATCH", _path_of_namespace(name), NamespaceView, request)
+
+    def delete_namespace(self, name: str) -> DeleteResult:
+        return self._send("DELETE", _path_of_namespace(name), DeleteResult)
+
+    def grant_role(self, name: str, subject: str, role: str) -> NamespaceView:
+        return self._send("PUT", _path_of_role(name, subject), NamespaceView, RoleGrant(role=role))
+
+    def revoke_role(self, name: str, subject: str) -> NamespaceView:
+        return self._send("DELETE", _path_of_role(name, subject), NamespaceView)
+
+    def publishers(self, name: Name) -> PublisherList:
+        return self._get(f"{path_of_adapter(name)}/publishers", PublisherList)
+
+    def add_publisher(self, name: Name, request: PublisherAdd) -> PublisherView:
+        return self._post(f"{path_of_adapter(name)}/publishers", request, PublisherView)
+
+    def remove_publisher(self, name: Name, publisher_id: str) -> PublisherView:
+        return self._send("DELETE", f"{path_of_adapter(name)}/publishers/{quote(publisher_id, safe='')}", PublisherView)
+
+    # ------------------------------------------------------------ tokens
+    def whoami(self) -> Whoami:
+        return self._get("/whoami", Whoami)
 
     def tokens(self) -> TokenList:
         return self._get("/tokens", TokenList)
 
+    def create_token(self, request: TokenCreate) -> TokenCreated:
+        return self._post("/tokens", request, TokenCreated)
+
     def revoke_token(self, token_id: str) -> TokenView:
-        return parsed(self.connection.send("DELETE", f"/tokens/{quote(token_id, safe='')}"), TokenView)
+        return self._send("DELETE", _path_of_token(token_id), TokenView)
 
-    def whoami(self) -> Whoami:
-        return self._get("/whoami", Whoami)
+    def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> TokenCreated:
+        return self._post(f"{_path_of_token(token_id)}/rotate", TokenRotate(keep_seconds=keep_seconds), TokenCreated)
 
+    def exchange_token(self, assertion: str, *, adapter: str = "") -> TokenCreated:
+        """A short-lived token for an identity token. Needs no token of the registry."""
+        return self._post("/tokens/exchange", ExchangeRequest(assertion=assertion, adapter=adapter), TokenCreated)
+
+    # ------------------------------------------------------------ maintenance
     def health(self, *, store: bool = False) -> Health:
         return self._get("/health", Health, store="true" if store else "")
 
-    # ------------------------------------------------------------ upkeep
     def collect(self, request: GcRequest) -> GcReport:
         """Some seconds of garbage collection; go on with `next_cursor`."""
-        return self._long("/gc", request, GcReport)
+        return self._maintain("/gc", request, GcReport)
 
     def fsck(self, request: FsckRequest) -> FsckPage:
         """Some seconds of a check, or one large blob of a deep one; go on with `next_cursor`."""
-        return self._long("/fsck", request, FsckPage)
+        return self._maintain("/fsck", request, FsckPage)
 
     def reindex(self, request: ReindexRequest) -> ReindexPage:
         """Some seconds of re-indexing; go on with `next_cursor`."""
-        return self._long("/reindex", request, ReindexPage)
+        return self._maintain("/reindex", request, ReindexPage)
 
-    # ------------------------------------------------------------ inside
-    def _long(self, path: str, request: Request, shape: type[Shape]) -> Shape:
-        answer = self.connection.send("POST", path, json=request.model_dump(mode="json"), seconds=UPKEEP_SECONDS)
-        return parsed(answer, shape)
+    def _maintain(self, path: str, request: Request, shape: type[Shape]) -> Shape:
+        return self._post(path, request, shape, seconds=MAINTENANCE_SECONDS)
 
 
-def _job(job_id: str) -> str:
+def _path_of_alias(name: Name, alias: str) -> str:
+    return f"{path_of_adapter(name)}/aliases/{names.alias(alias)}"
+
+
+def _path_of_gates(scope: str) -> str:
+    if "/" in scope:
+        return f"/adapters/{AdapterName.parse(scope)}/gates"
+    return f"/namespaces/{quote(names.namespace(scope), safe='')}/gates"
+
+
+def _path_of_base(name: str) -> str:
+    return f"/bases/{names.base_name(name)}"
+
+
+def _path_of_job(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
+
+
+def _path_of_namespace(name: str) -> str:
+    return f"/namespaces/{quote(name, safe='*')}"
+
+
+def _path_of_role(name: str, subject: str) -> str:
+    return f"{_path_of_namespace(name)}/roles/{quote(subject, safe='')}"
+
+
+def _path_of_token(token_id: str) -> str:
+    return f"/tokens/{quote(token_id, safe='')}"

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from registry.api.access import TokenCreate
-from registry.client.namespaces import Namespaces
+from registry.client.registry import Registry
 from tests.world import URL, World
 
 ROLES = ("reader", "pusher", "promoter", "owner")
@@ -43,12 +43,11 @@ class Tenants:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.namespaces = Namespaces(world.admin)
         world.add_base()
-        self.namespaces.create("acme", owner="owner@acme")
-        self.namespaces.create("globex", owner="owner@globex")
+        world.admin.create_namespace("acme", owner="owner@acme")
+        world.admin.create_namespace("globex", owner="owner@globex")
         for role in ROLES[:3]:
-            self.namespaces.grant("acme", f"{role}@acme", role)
+            world.admin.grant_role("acme", f"{role}@acme", role)
         self.files = world.files()
         world.push("acme/support", self.files)
         world.push("globex/secret")
@@ -61,8 +60,5 @@ class Tenants:
             self._secrets[subject] = of_subject(self.world, subject)
         return self._secrets[subject]
 
-    def client(self, who: str) -> Any:
+    def client(self, who: str) -> Registry:
         return self.world.client(self.secret(who))
-
-    def as_(self, who: str) -> Namespaces:
-        return Namespaces(self.client(who))

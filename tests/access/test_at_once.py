@@ -13,9 +13,7 @@ from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.namespaces import DeleteResult
-from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
-from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
@@ -62,14 +60,14 @@ def test_a_revocation_a_rotation_and_a_lost_role_take_effect_at_once_on_another_
             for _ in range(2):
                 assert client.resolve("acme/support").number == 1
         world.admin.revoke_token(token_id)
-        Namespaces(world.admin).rotate(other_id)
-        Namespaces(world.admin).revoke("acme", "reader@acme")
+        world.admin.rotate_token(other_id)
+        world.admin.revoke_role("acme", "reader@acme")
         for client, error in zip(clients, (Unauthenticated, Unauthenticated, NotFound), strict=True):
             with pytest.raises(error):
                 client.resolve("acme/support")
             with pytest.raises(error):
                 client.adapter("acme/support")
-        Namespaces(world.admin).grant("acme", "reader@acme", "reader")
+        world.admin.grant_role("acme", "reader@acme", "reader")
         assert clients[2].resolve("acme/support").number == 1
     finally:
         replica.close()
@@ -85,14 +83,13 @@ def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: 
         for client in (reader, admin):
             for _ in range(2):
                 assert client.resolve("acme/support").digest == client.resolve(by_digest).digest == digest
-        gates = Gates(world.admin)
-        gates.quarantine(by_digest, "an alarm")
+        world.admin.quarantine(by_digest, "an alarm")
         for client, ref in ((reader, "acme/support"), (reader, by_digest), (admin, "acme/support")):
             with pytest.raises(Refused) as refusal:
                 client.resolve(ref)
             assert refusal.value.code == "QUARANTINED"
         assert admin.resolve(by_digest).digest == digest
-        gates.unquarantine(by_digest, "a false alarm")
+        world.admin.unquarantine(by_digest, "a false alarm")
         assert reader.resolve("acme/support").digest == digest
         world.admin.yank(by_digest, "wrong data")
         with pytest.raises(Refused) as refusal:
@@ -150,7 +147,7 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
         row = ApprovalRow(version_id=first, alias="prod", identity="bob", at=db.now(), token_id="", comment="")
         session.add(row)
         session.flush()
-        deletion = threading.Thread(target=lambda: done.append(tenants.namespaces.delete_adapter("acme/support")))
+        deletion = threading.Thread(target=lambda: done.append(tenants.world.admin.delete_adapter("acme/support")))
         deletion.start()
         waiting(world)
     deletion.join()
@@ -163,8 +160,8 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
     """The client retries by itself if the error allows it."""
     world, told = tenants.world, list[str]()
     acts: dict[str, Callable[[], object]] = {
-        "approve": lambda: Gates(world.admin).approve("acme/support@1", "prod"),
-        "gate": lambda: Gates(world.admin).put("acme/support", "prod", Gate(approvals=1)),
+        "approve": lambda: world.admin.approve("acme/support@1", "prod"),
+        "gate": lambda: world.admin.set_gate("acme/support", "prod", Gate(approvals=1)),
     }
 
     def act() -> None:
@@ -186,7 +183,7 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first statement sees the adapter's row; the second one, which locks it, does not."""
-    tenants.namespaces.rename("acme/support", "acme/helper")
+    tenants.world.admin.rename("acme/support", "acme/helper")
     name, insert = AdapterName("acme", "support"), db.insert_new
 
     def seen(session: Session, table: type[SQLModel], values: dict[str, object]) -> bool:
@@ -201,13 +198,13 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("place", ["acme", "acme/support", "nobodys"])
 def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, place: str) -> None:
-    gates, start, seen = Gates(tenants.world.admin), threading.Barrier(6), list[str]()
+    start, seen = threading.Barrier(6), list[str]()
 
     def put() -> None:
         start.wait()
         for _ in range(5):
-            seen.append(gates.put(place, "prod", Gate(approvals=1)).set_on)
-            gates.remove(place, "prod")
+            seen.append(tenants.world.admin.set_gate(place, "prod", Gate(approvals=1)).set_on)
+            tenants.world.admin.remove_gate(place, "prod")
 
     threads = [threading.Thread(target=put) for _ in range(6)]
     for thread in threads:

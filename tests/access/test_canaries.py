@@ -22,7 +22,6 @@ from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
 from registry.client.exported import write
-from registry.client.namespaces import Namespaces
 from registry.errors import RegistryError
 from tests.access.identity import ISSUER, Provider
 from tests.world import URL, World
@@ -47,13 +46,13 @@ def world(database_url: str, provider: Provider) -> Iterator[World]:
 
 def plant(world: World, provider: Provider) -> dict[str, str]:
     """Name → secret. Each was used, rightly and wrongly, and each way of making one was gone twice with one key."""
-    spaces, audit = Namespaces(world.admin), Audit(world.admin)
+    audit = Audit(world.admin)
     world.push("acme/support")
-    spaces.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
+    world.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
     made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
-    rotated = spaces.rotate(made.token.id, keep_seconds=60)
+    rotated = world.admin.rotate_token(made.token.id, keep_seconds=60)
     assertion = provider.sign()
-    exchanged = Namespaces(world.client("")).exchange(assertion)
+    exchanged = world.client("").exchange_token(assertion)
     hook = audit.create_webhook(WebhookCreate(url="https://93.184.216.34/in"))
     key = PrivateKey.of_seed(b"canary-of-a-private-signing-key!")
     bundle = models.sign("x", world.admin.resolve("acme/support").manifest, key)
@@ -81,7 +80,7 @@ def misuse(world: World, secrets: dict[str, str]) -> list[str]:
                 heard.append(raw.get("/api/v1/whoami", headers=headers).text)
             body = json.dumps({"assertion": f"{secret}x", "adapter": "acme/support"})
             heard.append(raw.post("/api/v1/tokens/exchange", content=body).text)
-    for again in (lambda: Namespaces(world.client("")).exchange(secrets["identity token"]), world.client("x").whoami):
+    for again in (lambda: world.client("").exchange_token(secrets["identity token"]), world.client("x").whoami):
         with contextlib.suppress(RegistryError):
             heard.append(str(again()))
     heard += [world.admin.whoami().model_dump_json(), *(t.model_dump_json() for t in world.admin.tokens().items)]

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, Phase, strategies
 from schemathesis.core.result import Ok
 
 from registry.api import PREFIX
-from registry.client.namespaces import Namespaces
 from registry.server.database.models import JobRow
 from registry.server.routes.openapi.document import document as openapi_document
 from tests.access.tenants import Tenants, send
@@ -83,7 +82,7 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
     ask()
     assert wrong == []
     assert len(asked) >= min(len(operations), EXAMPLES // 10)
-    assert Namespaces(tenants.world.admin).show("acme").name == "acme"
+    assert tenants.world.admin.namespace("acme").name == "acme"
 
 
 def _is_plain(value: str) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from registry.api.transfer import PushRequest
-from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import NotFound
@@ -132,7 +131,7 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
     world = blobs_in_memory
     digest = world.push("acme/support").version.digest
     world.admin.promote("acme/support", "canary", "1", generation=0)
-    Namespaces(world.admin).create("globex", owner="bob")
+    world.admin.create_namespace("globex", owner="bob")
     mine = of_subject(world, "bob", namespaces=["globex"])
     send(world, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
     for method, rest in (

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from registry.api.namespaces import PublisherAdd
-from registry.client.namespaces import Namespaces
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import matches_pattern
@@ -40,12 +39,12 @@ def provider(tmp_path: Path) -> Provider:
 def world(database_url: str, provider: Provider) -> Iterator[World]:
     with World(database_url, issuers=provider.settings, failures_per_minute=0) as made:
         made.add_base()
-        Namespaces(made.admin).add_publisher("acme/support", RULE)
+        made.admin.add_publisher("acme/support", RULE)
         yield made
 
 
 def exchange(world: World, assertion: str, adapter: str = "") -> Any:
-    return Namespaces(world.client("")).exchange(assertion, adapter=adapter)
+    return world.client("").exchange_token(assertion, adapter=adapter)
 
 
 def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(world: World, provider: Provider) -> None:
@@ -73,7 +72,7 @@ def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: 
     assert alice.whoami().subject == "alice@example.org"
     with pytest.raises(NotFound):
         alice.resolve("acme/support")
-    Namespaces(world.admin).grant("acme", "alice@example.org", "reader")
+    world.admin.grant_role("acme", "alice@example.org", "reader")
     assert alice.resolve("acme/support").number == 1
 
 
@@ -138,7 +137,7 @@ def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(wor
 
 def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url: str, provider: Provider) -> None:
     with World(database_url, issuers=provider.settings, failures_per_minute=3) as world:
-        Namespaces(world.admin).add_publisher("acme/support", RULE)
+        world.admin.add_publisher("acme/support", RULE)
         forged = {"assertion": provider.sign(aud="https://elsewhere.example.org")}
         asked = [send(world, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
         assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
@@ -185,18 +184,17 @@ def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(world: World, provi
 
 
 def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider: Provider) -> None:
-    ours = Namespaces(world.admin)
     world.push("acme/support")
     token = world.client(exchange(world, provider.sign()).secret)
-    ours.rename("acme/support", "acme/helpdesk")
+    world.admin.rename("acme/support", "acme/helpdesk")
     with pytest.raises(Unauthenticated):
         exchange(world, provider.sign())
     with pytest.raises(NotFound):
         world.push("acme/helpdesk", by=token)
-    made = ours.add_publisher("acme/helpdesk", RULE)
+    made = world.admin.add_publisher("acme/helpdesk", RULE)
     assert exchange(world, provider.sign()).token.adapters == ["acme/helpdesk"]
-    ours.remove_publisher("acme/helpdesk", made.id)
-    assert ours.publishers("acme/helpdesk").items == []
+    world.admin.remove_publisher("acme/helpdesk", made.id)
+    assert world.admin.publishers("acme/helpdesk").items == []
     with pytest.raises(Unauthenticated):
         exchange(world, provider.sign())
 
@@ -206,7 +204,7 @@ def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider
 )
 def test_a_rule_that_would_trust_everybody_is_refused(world: World, claims: dict[str, str]) -> None:
     with pytest.raises(Invalid):
-        Namespaces(world.admin).add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
+        world.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from registry.api.transfer import PushRequest
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from tests import conftest, forge
 from tests.access.tenants import send
@@ -137,8 +136,7 @@ class Tenant:
 
 def other_tenant(world: World) -> None:
     """Tenant A: the same bytes under the same and other names, promoted, yanked, with roles and tokens."""
-    ours = Namespaces(world.admin)
-    ours.create("acme", owner="alice")
+    world.admin.create_namespace("acme", owner="alice")
     for seed in range(4):
         world.push("acme/support", files(seed))
         world.push(f"acme/other-{seed}", files(seed))

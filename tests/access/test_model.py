@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, Phase, strategies
 
 from registry import names
 from registry.api.namespaces import NamespaceSet
-from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.roles import SCOPES_OF_ROLE, Role
@@ -190,7 +189,7 @@ class Pair:
         self.subjects = {name: f"{name}-{example}" for name in SUBJECTS}
         self.clients = {"admin": world.admin} | {name: self.token(name) for name in SUBJECTS}
         for space in self.spaces:
-            Namespaces(world.admin).create(space)
+            world.admin.create_namespace(space)
 
     def token(self, name: str) -> Registry:
         return self.world.client(of_subject(self.world, self.subjects[name]))
@@ -198,7 +197,7 @@ class Pair:
     def step(self, act: str, who: str, location: int, word: str, number: int, other: str) -> tuple[str, str]:
         """What the registry and what the dictionary say."""
         space, client = self.spaces[location], self.clients[who]
-        ours, name = Namespaces(client), f"{space}/{word}"
+        name = f"{space}/{word}"
         model, version = self.oracle, number + 1
         role, to = list(Role)[number], (self.spaces[number % 2], other)
         subject = SUBJECTS[number % 2]
@@ -215,17 +214,17 @@ class Pair:
         if act == "yank":
             return _code(lambda: client.yank(f"{name}@{version}", "r")), model.yank(who, space, word, version)
         if act == "delete":
-            return _code(lambda: ours.delete_adapter(name)), model.delete(who, space, word)
+            return _code(lambda: client.delete_adapter(name)), model.delete(who, space, word)
         if act == "rename":
-            return _code(lambda: ours.rename(name, "/".join(to))), model.rename(who, space, word, to)
+            return _code(lambda: client.rename(name, "/".join(to))), model.rename(who, space, word, to)
         if act == "grant":
-            real = _code(lambda: ours.grant(space, self.subjects[subject], role))
+            real = _code(lambda: client.grant_role(space, self.subjects[subject], role))
             return real, model.change(who, space, lambda: model.roles.update({(space, subject): role}))
         if act == "revoke":
-            real = _code(lambda: ours.revoke(space, self.subjects[subject]))
+            real = _code(lambda: client.revoke_role(space, self.subjects[subject]))
             return real, model.change(who, space, lambda: model.roles.pop((space, subject), None))
         if act in ("publish", "hide"):
-            real = _code(lambda: ours.change(space, NamespaceSet(public=act == "publish")))
+            real = _code(lambda: client.change_namespace(space, NamespaceSet(public=act == "publish")))
             change = model.public.add if act == "publish" else model.public.discard
             return real, model.change(who, space, lambda: change(space))
         if act == "end_token" and who != "admin":

@@ -81,11 +81,11 @@ def test_of_two_similar_names_whose_plans_both_passed_one_is_created(tenants: Te
 
 def test_the_first_push_creates_the_namespace_and_reserves_its_name(tenants: Tenants) -> None:
     tenants.world.push("initech/x")
-    assert tenants.namespaces.show("initech").used_versions == 1
+    assert tenants.world.admin.namespace("initech").used_versions == 1
     with pytest.raises(Conflict):
-        tenants.namespaces.create("1nitech")
+        tenants.world.admin.create_namespace("1nitech")
     with pytest.raises(Conflict):
-        tenants.namespaces.create("initech")
+        tenants.world.admin.create_namespace("initech")
 
 
 # ------------------------------------------------------------------ what is gone
@@ -97,7 +97,7 @@ def test_deleting_an_adapter_deletes_its_rows_and_reserves_its_name_forever(tena
     with world.session(write=True) as session:  # a row that points at one that points at a version
         job = next(row for row in rows(session, JobRow) if row.namespace == "acme")
         session.add(JobStepRow(job_id=job.id, attempt=1, at=job.created_at, says="loads the base"))
-    assert tenants.as_("owner").delete_adapter("acme/support").versions == 2
+    assert tenants.client("owner").delete_adapter("acme/support").versions == 2
     with pytest.raises(NotFound):
         world.admin.resolve("acme/support")
     for name in ("acme/support", "acme/supp0rt"):
@@ -115,7 +115,7 @@ def test_a_push_whose_adapter_is_deleted_before_the_commit_stores_nothing(tenant
     files = world.files()
     client: Registry = tenants.client("pusher")
     plan = client.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    tenants.namespaces.delete_adapter("acme/support")
+    tenants.world.admin.delete_adapter("acme/support")
     with pytest.raises(NotFound):
         client.commit_push(plan.push_id)
     with world.session() as session:
@@ -126,7 +126,7 @@ def test_a_transfer_keeps_versions_and_history_and_reserves_the_old_name(tenants
     world = tenants.world
     world.admin.promote("acme/support", "canary", "1", generation=0)
     before = world.admin.resolve("acme/support@1").digest
-    moved = tenants.namespaces.rename("acme/support", "globex/helpdesk")
+    moved = tenants.world.admin.rename("acme/support", "globex/helpdesk")
     assert (moved.name, moved.digest, moved.aliases) == ("globex/helpdesk", before, {"main": 1, "canary": 1})
     assert len(world.admin.history("globex/helpdesk").moves) == 2
     assert [job.subject for job in world.admin.jobs(ref="globex/helpdesk").items] == ["globex/helpdesk@1"]
@@ -135,23 +135,23 @@ def test_a_transfer_keeps_versions_and_history_and_reserves_the_old_name(tenants
     with pytest.raises(Conflict):
         world.push("acme/support")
     with pytest.raises(Conflict):
-        tenants.namespaces.rename("globex/helpdesk", "globex/secret")
+        tenants.world.admin.rename("globex/helpdesk", "globex/secret")
 
 
 def test_a_transfer_needs_rights_in_both_namespaces(tenants: Tenants) -> None:
     with pytest.raises(NotFound):
-        tenants.as_("owner").rename("acme/support", "globex/taken")
+        tenants.client("owner").rename("acme/support", "globex/taken")
     assert tenants.client("owner").resolve("acme/support").number == 1
 
 
 def test_only_an_empty_namespace_can_be_deleted_and_its_roles_end_with_it(tenants: Tenants) -> None:
     with pytest.raises(Conflict) as caught:
-        tenants.as_("owner").delete("acme")
+        tenants.client("owner").delete_namespace("acme")
     assert caught.value.code == "NAMESPACE_IN_USE"
-    tenants.namespaces.delete_adapter("acme/support")
-    tenants.as_("owner").delete("acme")
+    tenants.world.admin.delete_adapter("acme/support")
+    tenants.client("owner").delete_namespace("acme")
     assert tenants.client("owner").whoami().roles == {}
-    for make in (lambda: tenants.namespaces.create("acme"), lambda: tenants.world.push("acme/x")):
+    for make in (lambda: tenants.world.admin.create_namespace("acme"), lambda: tenants.world.push("acme/x")):
         with pytest.raises(Conflict) as caught:
             make()
         assert caught.value.code == "NAME_TOMBSTONED"
@@ -160,7 +160,7 @@ def test_only_an_empty_namespace_can_be_deleted_and_its_roles_end_with_it(tenant
 # ------------------------------------------------------------------ limits
 def test_a_quota_of_versions_is_checked_at_the_plan_and_again_at_the_commit(tenants: Tenants) -> None:
     world = tenants.world
-    tenants.namespaces.change("acme", NamespaceSet(quota_versions=2))
+    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=2))
     files = world.files()
     plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
     world.push("acme/support")
@@ -170,46 +170,46 @@ def test_a_quota_of_versions_is_checked_at_the_plan_and_again_at_the_commit(tena
     upload(world.admin, plan, files)
     with pytest.raises(TooLarge):
         world.admin.commit_push(plan.push_id)
-    assert tenants.namespaces.show("acme").used_versions == 2
+    assert tenants.world.admin.namespace("acme").used_versions == 2
     world.push("acme/support", tenants.files)  # what is there already is no new version
-    tenants.namespaces.change("acme", NamespaceSet(quota_versions=0))
+    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=0))
     world.admin.commit_push(plan.push_id)
-    assert tenants.namespaces.show("acme").used_versions == 3
+    assert tenants.world.admin.namespace("acme").used_versions == 3
 
 
 def test_a_quota_of_bytes_counts_shared_bytes_in_full(tenants: Tenants) -> None:
     world = tenants.world
-    used = tenants.namespaces.show("acme").used_bytes
+    used = tenants.world.admin.namespace("acme").used_bytes
     world.push("globex/same", tenants.files)
-    assert tenants.namespaces.show("acme").used_bytes == used
-    tenants.namespaces.create("initech")
-    tenants.namespaces.change("initech", NamespaceSet(quota_bytes=used - 1))
+    assert tenants.world.admin.namespace("acme").used_bytes == used
+    tenants.world.admin.create_namespace("initech")
+    tenants.world.admin.change_namespace("initech", NamespaceSet(quota_bytes=used - 1))
     with pytest.raises(TooLarge):
         world.push("initech/same", tenants.files)
-    tenants.namespaces.change("initech", NamespaceSet(quota_bytes=used))
+    tenants.world.admin.change_namespace("initech", NamespaceSet(quota_bytes=used))
     world.push("initech/same", tenants.files)
-    assert tenants.namespaces.show("initech").used_bytes == used
+    assert tenants.world.admin.namespace("initech").used_bytes == used
 
 
 def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenants) -> None:
     """Otherwise a second namespace would get around the quota."""
-    used = tenants.namespaces.show("globex").used_bytes
+    used = tenants.world.admin.namespace("globex").used_bytes
     tenants.world.push("acme/support")
     for limit in (NamespaceSet(quota_versions=2), NamespaceSet(quota_versions=0, quota_bytes=used + 1)):
-        tenants.namespaces.change("globex", limit)
+        tenants.world.admin.change_namespace("globex", limit)
         with pytest.raises(TooLarge) as caught:
-            tenants.namespaces.rename("acme/support", "globex/support")
+            tenants.world.admin.rename("acme/support", "globex/support")
         assert caught.value.code == "QUOTA_EXCEEDED"
         assert tenants.world.admin.adapter("acme/support").newest == 2, "it stays where it was"
-    tenants.namespaces.change("acme", NamespaceSet(quota_versions=1))
-    tenants.namespaces.rename("acme/support", "acme/helper")
-    tenants.namespaces.change("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
-    tenants.namespaces.rename("acme/helper", "globex/support")
-    assert tenants.namespaces.show("globex").used_versions == 3
+    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=1))
+    tenants.world.admin.rename("acme/support", "acme/helper")
+    tenants.world.admin.change_namespace("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
+    tenants.world.admin.rename("acme/helper", "globex/support")
+    assert tenants.world.admin.namespace("globex").used_versions == 3
 
 
 def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: Tenants) -> None:
-    tenants.namespaces.change("acme", NamespaceSet(pushes_per_hour=1))
+    tenants.world.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
     manifest = tenants.world.manifest(tenants.world.files()).model_dump(mode="json")
     path, body = "/api/v1/adapters/acme/x/pushes", {"manifest": manifest}
     answer = send(tenants.world, "POST", path, tenants.secret("pusher"), json=body)

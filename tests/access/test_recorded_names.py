@@ -34,7 +34,7 @@ def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None
     folder = metadata_backup.adapter_prefix(gone.namespace, gone.name)
     kept = {stat.key: world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list(folder)}
     assert len(kept) == 1
-    tenants.namespaces.delete_adapter("acme/support")
+    tenants.world.admin.delete_adapter("acme/support")
     world.transport.settle()
     removal.delete_records(world.engine, world.blobs, gone)
     assert list(world.blobs.list(folder)) == []
@@ -47,7 +47,7 @@ def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None
 
 def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(tenants: Tenants) -> None:
     world = tenants.world
-    tenants.namespaces.rename("globex/secret", "globex/renamed")
+    tenants.world.admin.rename("globex/secret", "globex/renamed")
     world.transport.settle()
     removal.delete_records(world.engine, world.blobs, AdapterName("globex", "secret"))
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
@@ -87,9 +87,9 @@ def test_a_record_written_during_a_rename_is_written_again(database_url: str, en
 
         def change() -> None:
             if ends:
-                tenants.namespaces.delete_adapter("globex/secret")
+                tenants.world.admin.delete_adapter("globex/secret")
             else:
-                tenants.namespaces.rename("globex/secret", "globex/renamed")
+                tenants.world.admin.rename("globex/secret", "globex/renamed")
             world.transport.settle()
 
         blobs.act = change

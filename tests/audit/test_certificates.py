@@ -20,7 +20,6 @@ from registry.attestations import models
 from registry.attestations.certificates import Trust, fingerprint
 from registry.client import signing
 from registry.client.audit import Audit
-from registry.client.gates import Gates
 from registry.digest import Digest
 from registry.errors import Invalid, Refused
 from registry.evaluation.gates import Gate
@@ -84,9 +83,8 @@ def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(world: Worl
     wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
     assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
     assert counted(world) == {wanted}
-    gates = Gates(world.admin)
-    gates.put(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
-    gates.put(NAME, "ours", Gate(signed_by=(wanted,)))
+    world.admin.set_gate(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
+    world.admin.set_gate(NAME, "ours", Gate(signed_by=(wanted,)))
     with pytest.raises(Refused):
         world.admin.promote(NAME, "theirs", "1", generation=0)
     assert world.admin.promote(NAME, "ours", "1", generation=0).number == 1

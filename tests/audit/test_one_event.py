@@ -31,10 +31,6 @@ from registry.api.transfer import PushRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit
-from registry.client.evaluation import Judging
-from registry.client.fleet import Fleet
-from registry.client.gates import Gates
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate
@@ -100,12 +96,12 @@ class Drive:
 
 
 def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Provider) -> None:
-    admin, drive, audit, spaces = world.admin, Drive(world), Audit(world.admin), Namespaces(world.admin)
+    admin, drive, audit = world.admin, Drive(world), Audit(world.admin)
     drive("POST /bases", world.add_base)
-    drive("POST /namespaces", lambda: spaces.create("acme", owner="user:ann"))
-    drive("PATCH /namespaces/{namespace}", lambda: spaces.change("acme", NamespaceSet(public=True)))
-    drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: spaces.grant("acme", "user:bob", "reader"))
-    drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: spaces.revoke("acme", "user:bob"))
+    drive("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
+    drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
+    drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
+    drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
     files = world.files()
     drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
     drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
@@ -129,14 +125,14 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
     _a_node_reports(drive)
     _about_the_base(drive)
-    gates, rule_of = Gates(admin), {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
+    rule_of = {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
     for route, place in rule_of.items():
-        drive(f"PUT /{route}/gates/{{alias}}", partial(gates.put, place, "beta", Gate(approvals=1)))
-    drive(f"POST {A}/versions/{{selector}}/approvals", lambda: gates.approve("acme/support@1", "beta"))
+        drive(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, place, "beta", Gate(approvals=1)))
+    drive(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
     for route, place in rule_of.items():
-        drive(f"DELETE /{route}/gates/{{alias}}", partial(gates.remove, place, "beta"))
-    drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: gates.quarantine("acme/support@1", "an alarm"))
-    drive(f"POST {A}/versions/{{selector}}/unquarantine", lambda: gates.unquarantine("acme/support@1", "a false alarm"))
+        drive(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, place, "beta"))
+    drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: admin.quarantine("acme/support@1", "an alarm"))
+    drive(f"POST {A}/versions/{{selector}}/unquarantine", lambda: admin.unquarantine("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
     signed = models.sign("x", admin.resolve("acme/support@1").manifest, key)
     wanted = SignRequest(bundle=signed, public_key=key.public.pem)
@@ -147,14 +143,14 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     for _ in range(2):
         drive(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
-    made = drive(f"POST {A}/publishers", lambda: spaces.add_publisher("acme/support", rule))
+    made = drive(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(drive, provider)
     gone = f"DELETE {A}/publishers/{{publisher_id}}"
-    drive(gone, lambda: spaces.remove_publisher("acme/support", made.id))
-    drive(f"POST {A}/rename", lambda: spaces.rename("acme/support", "acme/helper"))
-    drive(f"DELETE {A}", lambda: spaces.delete_adapter("acme/helper"))
-    drive("DELETE /namespaces/{namespace}", lambda: spaces.delete("acme"))
-    _about_tokens_and_webhooks(drive, spaces, audit)
+    drive(gone, lambda: admin.remove_publisher("acme/support", made.id))
+    drive(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
+    drive(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
+    drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
+    _about_tokens_and_webhooks(drive, audit)
     drive("POST /check", lambda: None)
     drive(f"POST {A}/pushes", lambda: admin.plan_push("new/one", PushRequest(manifest=world.manifest(files))))
     _upkeep(drive)
@@ -167,10 +163,10 @@ def _claimed(drive: Drive) -> Claimed:
     return claimed
 
 
-def _about_tokens_and_webhooks(drive: Drive, spaces: Namespaces, audit: Audit) -> None:
+def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
     world, admin = drive.world, drive.world.admin
     issued = drive("POST /tokens", lambda: admin.create_token(TokenCreate(name="ci", scopes=["pull"])))
-    drive("POST /tokens/{token_id}/rotate", lambda: spaces.rotate(issued.token.id))
+    drive("POST /tokens/{token_id}/rotate", lambda: admin.rotate_token(issued.token.id))
     for _ in range(2):
         drive("DELETE /tokens/{token_id}", lambda: admin.revoke_token(issued.token.id))
     hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
@@ -183,26 +179,24 @@ def _a_node_reports(drive: Drive) -> None:
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
     said = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
-        drive("PUT /fleet/nodes/{node}/{engine}", lambda: Fleet(drive.world.admin).report("gpu-1", "vllm", said))
+        drive("PUT /fleet/nodes/{node}/{engine}", lambda: drive.world.admin.report_node("gpu-1", "vllm", said))
 
 
 def _about_the_base(drive: Drive) -> None:
-    admin, judging = drive.world.admin, Judging(drive.world.admin)
+    admin = drive.world.admin
     for _ in range(2):
         drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", forge_identity(values())))
     drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", forge_identity(values())))
-    drive(
-        "PUT /bases/{base:path}/thresholds", lambda: judging.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5})
-    )
-    drive("POST /campaigns", lambda: judging.begin(CampaignRequest(base="tiny-llama")))
+    drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
+    drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
 
 
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:
     """Once: the second time the identity token is used up."""
-    assertion, outsider = provider.sign(), Namespaces(drive.world.client(""))
-    drive("POST /tokens/exchange", lambda: outsider.exchange(assertion))
+    assertion, outsider = provider.sign(), drive.world.client("")
+    drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion))
     with pytest.raises(Unauthenticated):
-        drive("POST /tokens/exchange", lambda: outsider.exchange(assertion))
+        drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion))
 
 
 def dead_delivery(world: World, webhook_id: str) -> int:

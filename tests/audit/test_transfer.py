@@ -7,8 +7,6 @@ import pytest
 from registry.api.namespaces import NamespaceSet
 from registry.client import bundle
 from registry.client.audit import Audit
-from registry.client.gates import Gates
-from registry.client.namespaces import Namespaces
 from registry.errors import Refused
 from registry.evaluation.gates import Gate
 from registry.tlog.notes import Verifier
@@ -20,9 +18,8 @@ def moved(world: World) -> World:
     """`acme/support`, pushed by ci, was `acme/helper` and is `globex/helper`; nobody had asked for its attestation."""
     world.add_base()
     world.push("acme/support", by=world.actor("push", name="ci"))
-    spaces = Namespaces(world.admin)
-    spaces.rename("acme/support", "acme/helper")
-    spaces.rename("acme/helper", "globex/helper")
+    world.admin.rename("acme/support", "acme/helper")
+    world.admin.rename("acme/helper", "globex/helper")
     return world
 
 
@@ -76,13 +73,12 @@ def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World
 def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) -> None:
     world.add_base()
     world.push("acme/support")
-    Gates(world.admin).put("globex", "prod", Gate(approvals=1))
-    Gates(world.actor("promote", namespaces=["acme"], name="bob")).approve("acme/support@1", "prod")
-    spaces = Namespaces(world.admin)
-    spaces.rename("acme/support", "acme/helper")
-    assert [a.identity for a in Gates(world.admin).approvals("acme/helper@1").items] == ["bob"]
-    spaces.rename("acme/helper", "globex/helper")
-    assert Gates(world.admin).approvals("globex/helper@1").items == []
+    world.admin.set_gate("globex", "prod", Gate(approvals=1))
+    world.actor("promote", namespaces=["acme"], name="bob").approve("acme/support@1", "prod")
+    world.admin.rename("acme/support", "acme/helper")
+    assert [a.identity for a in world.admin.approvals("acme/helper@1").items] == ["bob"]
+    world.admin.rename("acme/helper", "globex/helper")
+    assert world.admin.approvals("globex/helper@1").items == []
     with pytest.raises(Refused):
         world.admin.promote("globex/helper", "prod", "1", generation=0)
 
@@ -93,5 +89,5 @@ def test_the_proof_of_a_push_is_visible_only_with_the_version(moved: World) -> N
     assert not list(Audit(outsider).events())[1:], "the base alone"
     with pytest.raises(Exception, match="there is no event"):
         Audit(outsider).proof(pushed)
-    Namespaces(moved.admin).change("globex", NamespaceSet(public=True))
+    moved.admin.change_namespace("globex", NamespaceSet(public=True))
     assert Audit(outsider).proof(pushed).seq == pushed

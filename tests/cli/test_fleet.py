@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cli import session
 from registry.api.fleet import NodeReport, SlotReport
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from tests.cli.desk import Desk
 
@@ -19,7 +18,7 @@ def test_the_fleet_is_a_table_with_a_line_on_how_far_it_has_come(desk: Desk) -> 
             slot = SlotReport(
                 adapter="acme/support", digest=digest, served_name="acme-support-v1", state=state, reason=reason
             )
-            Fleet(registry).report(node, "vllm-8000", NodeReport(base="tiny-llama", alias="canary", slots=[slot]))
+            registry.report_node(node, "vllm-8000", NodeReport(base="tiny-llama", alias="canary", slots=[slot]))
     shown = desk("fleet").stdout
     assert "serving, unverified" in shown
     assert "gpu-2: acme/support: it answers like base" in shown

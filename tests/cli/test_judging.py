@@ -1,4 +1,4 @@
-"""Judging by command: check, verify, validate, and the jobs behind it."""
+"""Evaluation by command: check, verify, validate, and the jobs behind it."""
 
 from __future__ import annotations
 

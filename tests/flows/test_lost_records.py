@@ -9,8 +9,6 @@ from sqlalchemy import update
 from sqlmodel import select
 
 from registry.bases.identity import Identity
-from registry.client.gates import Gates
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.events import EventType
 from registry.names import AdapterName
@@ -45,7 +43,7 @@ def records(world: World) -> dict[str, bytes]:
 def test_lost_records_are_findings_and_are_rewritten_from_the_rows(stored_world: World) -> None:
     fill(stored_world)
     stored_world.push("acme/gone")
-    Namespaces(stored_world.admin).delete_adapter("acme/gone")
+    stored_world.admin.delete_adapter("acme/gone")
     collect(stored_world)
     rows, before = snapshot(stored_world), records(stored_world)
     for key in before:
@@ -71,7 +69,7 @@ def test_a_record_from_before_a_withdrawal_counts_as_lost(stored_world: World) -
     stored_world.push("acme/support")
     collect(stored_world)
     before = records(stored_world)
-    Gates(stored_world.admin).quarantine("acme/support@1", "poisoned")
+    stored_world.admin.quarantine("acme/support@1", "poisoned")
     collect(stored_world)
     for key in list(records(stored_world)):
         stored_world.blobs.delete(key)

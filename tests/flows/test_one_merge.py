@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from registry.api.jobs import JobSubmit
 from registry.client import pull
-from registry.client.namespaces import Namespaces
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
 from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
@@ -131,7 +130,7 @@ def test_a_merge_of_a_source_that_was_deleted_meanwhile_is_parked_with_the_reaso
     workshop: Workshop, pool: Pool
 ) -> None:
     job = _submit(workshop)
-    Namespaces(workshop.world.admin).delete_adapter("acme/other")
+    workshop.world.admin.delete_adapter("acme/other")
     _work(workshop, pool, done=0)
     found = workshop.world.admin.job(job.id)
     assert (found.state, found.attempt) == (State.FAILED, 1)

@@ -11,7 +11,6 @@ from sqlmodel import SQLModel, select
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
@@ -227,13 +226,12 @@ def test_tokens_are_never_in_the_bucket(stored_world: World) -> None:
 
 def end_some_names(world: World) -> None:
     """Delete an adapter, move one, delete a namespace."""
-    spaces = Namespaces(world.admin)
     for name in ("acme/support", "acme/images", "initech/images"):
         world.push(name)
-    spaces.delete_adapter("acme/support")
-    spaces.rename("acme/images", "acme/photos")
-    spaces.delete_adapter("initech/images")
-    spaces.delete("initech")
+    world.admin.delete_adapter("acme/support")
+    world.admin.rename("acme/images", "acme/photos")
+    world.admin.delete_adapter("initech/images")
+    world.admin.delete_namespace("initech")
     world.transport.settle()
 
 
@@ -260,7 +258,7 @@ def test_tombstones_are_restored_from_the_bucket(stored_world: World) -> None:
 
 def test_a_deleted_name_that_a_backup_restored_is_a_finding_and_stays(stored_world: World) -> None:
     stored_world.push("acme/support")
-    Namespaces(stored_world.admin).delete_adapter("acme/support")
+    stored_world.admin.delete_adapter("acme/support")
     stored_world.transport.settle()
     collect(stored_world)
     lose_the_database(stored_world)
@@ -269,7 +267,7 @@ def test_a_deleted_name_that_a_backup_restored_is_a_finding_and_stays(stored_wor
     page = reindex(stored_world)
     assert [(f.code, f.location) for f in page.findings] == [("record.name_in_use", "acme/support")]
     assert stored_world.admin.version("acme/support").digest == version.digest
-    Namespaces(stored_world.admin).delete_adapter("acme/support")
+    stored_world.admin.delete_adapter("acme/support")
     stored_world.transport.settle()
     assert reindex(stored_world).findings == []
 

@@ -7,7 +7,6 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from registry.api.maintenance import ReindexPage, ReindexRequest
-from registry.client.gates import Gates
 from registry.errors import Refused
 from registry.server.database.models import VersionRow
 from tests.maintenance import collect, findings
@@ -20,20 +19,19 @@ def reindex(world: World, *, dry_run: bool = False) -> ReindexPage:
 
 
 def test_withdrawals_and_releases_after_the_backup_are_restored(world: World) -> None:
-    gates = Gates(world.admin)
     world.add_base()
     for _ in range(5):
         world.push("acme/support")
     world.admin.yank("acme/support@2", "a mistake")
-    gates.quarantine("acme/support@3", "reported as poisoned")
+    world.admin.quarantine("acme/support@3", "reported as poisoned")
     world.admin.promote("acme/support", "canary", "1", generation=0)
     world.transport.settle()
     collect(world)
     with world.session() as session:
         backup = [row.model_dump() for row in rows(session, VersionRow)]
-    gates.quarantine("acme/support@1", "reported as poisoned")
+    world.admin.quarantine("acme/support@1", "reported as poisoned")
     world.admin.yank("acme/support@2", "it was the other run", undo=True)
-    gates.unquarantine("acme/support@3", "a false alarm")
+    world.admin.unquarantine("acme/support@3", "a false alarm")
     world.admin.yank("acme/support@4", "diverged")
     world.transport.settle()
     collect(world)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from registry.api.jobs import CampaignRequest, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
-from registry.client.evaluation import Judging
 from registry.errors import Denied, Invalid, NotFound
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.evaluation.verdicts import Finding
@@ -34,7 +33,7 @@ def judged(world: World) -> World:
 
 
 def begin(world: World, **how: Any) -> Any:
-    return Judging(world.admin).begin(CampaignRequest(base="tiny-llama", **how))
+    return world.admin.start_campaign(CampaignRequest(base="tiny-llama", **how))
 
 
 def end(world: World) -> None:
@@ -51,7 +50,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World)
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     judged.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="out of memory", final=True))
-    view = Judging(judged.admin).campaign(view.id)
+    view = judged.admin.campaign(view.id)
     assert (view.finished, view.states) == (True, {State.DONE: 2, State.FAILED: 1})
     told = {item.version: (item.before, item.after, item.summary) for item in view.items}
     assert told == {
@@ -95,15 +94,15 @@ def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one
     judged.push("other/four")
     judged.validate("other/four@1")
     mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
-    view = Judging(mine).begin(CampaignRequest(base="tiny-llama"))
+    view = mine.start_campaign(CampaignRequest(base="tiny-llama"))
     assert view.total == 1
     everything = begin(judged)
     assert everything.total == 4
-    assert Judging(mine).campaign(everything.id).total == 1
+    assert mine.campaign(everything.id).total == 1
     with pytest.raises(NotFound, match="no campaign"):
-        Judging(mine).campaign("cam_unknown")
+        mine.campaign("cam_unknown")
     with pytest.raises(NotFound, match="no campaign"):
-        Judging(judged.actor("pull", "push", namespaces=["initech"])).campaign(everything.id)
+        judged.actor("pull", "push", namespaces=["initech"]).campaign(everything.id)
     end(judged)
 
 
@@ -132,26 +131,26 @@ def test_what_a_worker_says_is_kept_step_by_step(judged: World) -> None:
 
 
 def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> None:
-    judging = Judging(judged.admin)
-    assert judging.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5}).thresholds == {"drift_warn_kl_nats": 1.5}
+    view = judged.admin.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5})
+    assert view.thresholds == {"drift_warn_kl_nats": 1.5}
     judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     assert claimed.base is not None
     assert claimed.base.thresholds == {"drift_warn_kl_nats": 1.5}
-    assert judging.set_thresholds("tiny-llama", {}).thresholds == {}
+    assert judged.admin.set_thresholds("tiny-llama", {}).thresholds == {}
     for wrong in ({"drift": 1.0}, {"drift_warn_kl_nats": -1.0}):
         with pytest.raises(Invalid, match="thresholds: drift"):
-            judging.set_thresholds("tiny-llama", wrong)
+            judged.admin.set_thresholds("tiny-llama", wrong)
     with pytest.raises(Denied):
-        Judging(judged.actor("push", "pull")).set_thresholds("tiny-llama", {})
+        judged.actor("push", "pull").set_thresholds("tiny-llama", {})
     end(judged)
 
 
 def test_the_reference_of_a_version_is_that_of_its_newest_report_that_has_one(judged: World) -> None:
     ref = Ref.parse("acme/one@1")
     with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
-        Judging(judged.admin).reference_logprobs(ref)
+        judged.admin.reference_logprobs(ref)
     job = judged.admin.submit(JobSubmit(kind="smoke-test", ref=str(ref)))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
@@ -159,5 +158,5 @@ def test_the_reference_of_a_version_is_that_of_its_newest_report_that_has_one(ju
     version = judged.admin.version(ref)
     report = judged.report(version.digest, version.base).model_copy(update={"reference_logprobs": print_})
     judged.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    found = Judging(judged.admin).reference_logprobs(ref)
+    found = judged.admin.reference_logprobs(ref)
     assert (found.reference_logprobs, found.version, found.digest) == (print_, "acme/one@1", version.digest)

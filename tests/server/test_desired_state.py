@@ -10,8 +10,6 @@ import pytest
 
 from registry.api.desired_state import DesiredState
 from registry.api.fleet import NodeReport, SlotReport, SlotState
-from registry.client.fleet import Fleet
-from registry.client.gates import Gates
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.names import AdapterName, served_name
@@ -138,7 +136,7 @@ def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) 
     said = NodeReport(base=BASE, alias="canary", slots=[slot])
     reading = counter.read(next(stamps))
     for _ in range(3):
-        Fleet(world.admin).report("gpu-1", "vllm", said)
+        world.admin.report_node("gpu-1", "vllm", said)
     assert counter.read(next(stamps)) == reading
     readings = [reading]
     world.push("acme/support")
@@ -147,7 +145,7 @@ def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) 
     readings.append(counter.read(next(stamps)))
     world.validate("acme/support@2")
     readings.append(counter.read(next(stamps)))
-    Gates(world.admin).quarantine("acme/support@2", "an alarm")
+    world.admin.quarantine("acme/support@2", "an alarm")
     readings.append(counter.read(next(stamps)))
     assert readings == sorted(set(readings))
     with world.statements() as sent:

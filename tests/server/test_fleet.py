@@ -10,9 +10,6 @@ import pytest
 from registry.api.fleet import FleetNodes, NodeReport, SlotReport, SlotState
 from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
-from registry.client.fleet import Fleet
-from registry.client.gates import Gates
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.server.database import db
@@ -26,7 +23,7 @@ class Nodes:
     """Nodes of one token that report over the API."""
 
     def __init__(self, world: World, namespaces: tuple[str, ...] = ("*",)) -> None:
-        self.world, self.fleet = world, Fleet(world.client(world.issue("pull", namespaces=namespaces)[1]))
+        self.world, self.fleet = world, world.client(world.issue("pull", namespaces=namespaces)[1])
 
     def slot(self, ref: str, state: str = "serving", **how: Any) -> SlotReport:
         version = self.world.admin.version(ref)
@@ -35,7 +32,7 @@ class Nodes:
 
     def says(self, node: str, *slots: SlotReport, **how: Any) -> list[str]:
         said = NodeReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
-        return self.fleet.report(node, "vllm-8000", said).unknown
+        return self.fleet.report_node(node, "vllm-8000", said).unknown
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def nodes(world: World) -> Nodes:
 
 
 def seen(world: World, secret: str = "", **asked: str) -> FleetNodes:
-    return Fleet(world.client(secret or world.secret)).every(**asked)
+    return world.client(secret or world.secret).all_nodes(**asked)
 
 
 def told(world: World) -> list[str]:
@@ -112,7 +109,7 @@ def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(s
     nodes = Nodes(stored_world)
     slot, failed = nodes.slot("acme/support@1"), nodes.slot("acme/support@1", "failed")
     nodes.says("gpu-1", slot)
-    gone = Namespaces(stored_world.admin).delete_adapter("acme/support")
+    gone = stored_world.admin.delete_adapter("acme/support")
     assert [(on.node, on.number, on.state) for on in gone.served_on] == [("gpu-1", 1, "serving")]
     assert collect(stored_world).blobs_deleted == 0
     assert nodes.says("gpu-1", slot) == []
@@ -133,10 +130,9 @@ def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(s
 def test_withdrawing_a_version_says_who_still_serves_it(world: World, nodes: Nodes) -> None:
     nodes.says("gpu-1", nodes.slot("acme/support@1"))
     nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
-    gates = Gates(world.admin)
-    assert [on.node for on in gates.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
+    assert [on.node for on in world.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
     assert [slot.wanted_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
-    gates.unquarantine("acme/support@1", "a false one")
+    world.admin.unquarantine("acme/support@1", "a false one")
     lapse(world)
     assert world.admin.yank("acme/support@1", "bad data").served_on == []
     nodes.says("gpu-1", nodes.slot("acme/support@1"), lease_seconds=61)
@@ -163,13 +159,12 @@ def test_nobody_sees_or_reports_beyond_their_own_rights(world: World, nodes: Nod
 
 
 def test_a_public_namespace_gives_no_lease_in_it(world: World, nodes: Nodes) -> None:
-    spaces = Namespaces(world.admin)
-    spaces.create("open", owner="user:ann")
-    spaces.change("open", NamespaceSet(public=True))
+    world.admin.create_namespace("open", owner="user:ann")
+    world.admin.change_namespace("open", NamespaceSet(public=True))
     world.push("open/art")
     stranger = Nodes(world, ("elsewhere",))
     assert stranger.says("mine", nodes.slot("open/art@1")) == ["open-art-v1"]
-    assert Gates(world.admin).quarantine("open/art@1", "an alarm").served_on == []
+    assert world.admin.quarantine("open/art@1", "an alarm").served_on == []
 
 
 def test_nodes_that_load_on_demand_are_shown_and_not_counted(world: World, nodes: Nodes) -> None:
@@ -192,7 +187,7 @@ def test_bad_reports_are_refused_in_a_sentence(world: World, nodes: Nodes, monke
     with pytest.raises(TooLarge, match="has 1 nodes already"):
         nodes.says("gpu-2")
     with pytest.raises(Invalid, match="cursor"):
-        Fleet(world.admin).nodes(cursor="x")
+        world.admin.nodes(cursor="x")
 
 
 def test_a_page_holds_so_many_nodes_and_all_pages_all(world: World, nodes: Nodes) -> None:

@@ -15,7 +15,6 @@ from sqlalchemy import delete, update
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.maintenance import FsckRequest
-from registry.client.namespaces import Namespaces
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid
 from registry.server.database import db
@@ -93,7 +92,7 @@ def test_a_renamed_adapter_has_no_findings(world: World) -> None:
     world.admin.rollback("acme/support", "canary", reason="again")
     world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
     for old, new in (("acme/support", "acme/helper"), ("acme/helper", "globex/helper")):
-        Namespaces(world.admin).rename(old, new)
+        world.admin.rename(old, new)
         world.push(new, alias="canary")
     collect(world)
     assert findings(world, deep=False) == []

@@ -11,7 +11,6 @@ from sqlalchemy import text
 
 from registry.api.maintenance import GcRequest, ReindexRequest
 from registry.api.transfer import PushRequest
-from registry.client.gates import Gates
 from registry.client.registry import Registry
 from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
@@ -52,19 +51,18 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
 
 
 def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
-    gates = Gates(stocked.admin)
-    assert gates.show(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
-    gates.put("acme", "prod", Gate(approvals=1))
-    shown = gates.show(NAME, "prod")
+    assert stocked.admin.gate(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=1))
+    shown = stocked.admin.gate(NAME, "prod")
     assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
-    gates.put(NAME, "prod", Gate(requires=(Check.COMPAT,)))
-    assert gates.show(NAME, "prod").set_on == NAME
-    assert [view.alias for view in gates.every(NAME).items] == ["prod"]
-    assert gates.check(f"{NAME}@1", "prod").open
+    stocked.admin.set_gate(NAME, "prod", Gate(requires=(Check.COMPAT,)))
+    assert stocked.admin.gate(NAME, "prod").set_on == NAME
+    assert [view.alias for view in stocked.admin.gates(NAME).items] == ["prod"]
+    assert stocked.admin.check_gate(f"{NAME}@1", "prod").open
     assert stocked.admin.promote(NAME, "prod", "1", generation=0).generation == 1
-    assert gates.remove(NAME, "prod").set_on == "acme"
+    assert stocked.admin.remove_gate(NAME, "prod").set_on == "acme"
     for _ in range(2):
-        assert gates.remove("acme", "prod").set_on == ""
+        assert stocked.admin.remove_gate("acme", "prod").set_on == ""
     with stocked.session() as session:
         told = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
     objects = ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]
@@ -72,47 +70,45 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
 
 
 def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
-    bob = Gates(promoter(stocked, "bob"))
-    stranger = Gates(stocked.actor("admin", namespaces=["globex"]))
+    bob = promoter(stocked, "bob")
+    stranger = stocked.actor("admin", namespaces=["globex"])
     for location in ("acme", NAME):
         with pytest.raises(Denied):
-            bob.put(location, "prod", Gate())
+            bob.set_gate(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.put(location, "prod", Gate())
+            stranger.set_gate(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.show(location, "prod")
-    assert code_of(lambda: Gates(stocked.admin).put("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
-    assert (
-        code_of(lambda: Gates(stocked.admin).put("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
-    )
+            stranger.gate(location, "prod")
+    assert code_of(lambda: stocked.admin.set_gate("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
+    assert code_of(lambda: stocked.admin.set_gate("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
 
 
 def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> None:
-    Gates(stocked.admin).put("acme", "prod", Gate(approvals=2))
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=2))
     bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
     ci = stocked.actor("push", "promote", namespaces=["acme"], name="ci")
-    assert Gates(ci).approve(f"{NAME}@1", "prod").counts is False, "whoever pushed it"
-    assert Gates(bob).approve(f"{NAME}@1", "prod", "looks good").counts
-    Gates(bob).approve(f"{NAME}@1", "prod")
-    Gates(eve).approve(f"{NAME}@1", "canary")
-    Gates(eve).approve(f"{NAME}@2", "prod")
+    assert ci.approve(f"{NAME}@1", "prod").counts is False, "whoever pushed it"
+    assert bob.approve(f"{NAME}@1", "prod", "looks good").counts
+    bob.approve(f"{NAME}@1", "prod")
+    eve.approve(f"{NAME}@1", "canary")
+    eve.approve(f"{NAME}@2", "prod")
     assert missing(bob) == ["gate.approvals_few"]
-    Gates(eve).approve(f"{NAME}@1", "prod")
+    eve.approve(f"{NAME}@1", "prod")
     bob.promote(NAME, "prod", "1", generation=0)
     move = stocked.admin.history(NAME, alias="prod").moves[0]
     assert {e["by"] for e in move.evidence if e["check"] == "approval"} == {"bob", "eve"}
-    Gates(stocked.admin).put("acme", "prod", Gate(approvals=1, approvers=("eve",)))
-    listed = {a.identity: a.counts for a in Gates(bob).approvals(f"{NAME}@1").items if a.alias == "prod"}
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=1, approvers=("eve",)))
+    listed = {a.identity: a.counts for a in bob.approvals(f"{NAME}@1").items if a.alias == "prod"}
     assert listed == {"ci": False, "bob": False, "eve": True}, "bob is not asked any more"
-    assert Gates(bob).approve(f"{NAME}@1", "prod").counts is False
+    assert bob.approve(f"{NAME}@1", "prod").counts is False
     assert (move.actor, bool(move.token_id), move.broke_glass) == ("bob", True, [])
     with pytest.raises(Denied):
-        Gates(stocked.actor("push", namespaces=["acme"])).approve(f"{NAME}@1", "prod")
+        stocked.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
 
 
 def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
     gate = Gate(engines=(ENGINE,), soak_in="canary", soak_seconds=60)
-    Gates(stocked.admin).put(NAME, "prod", gate)
+    stocked.admin.set_gate(NAME, "prod", gate)
     assert missing(stocked.admin) == ["gate.soak_short"]
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     with stocked.session(write=True) as session:
@@ -125,7 +121,7 @@ def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
 
 
 def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(stocked: World) -> None:
-    Gates(stocked.admin).put("acme", "prod", Gate(approvals=2, golden=True))
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=2, golden=True))
 
     def smash(by: Registry, reason: str = "the site is down") -> object:
         return by.promote(NAME, "prod", "1", generation=0, reason=reason, break_glass=True)
@@ -163,8 +159,8 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     digest = stocked.admin.version(f"{NAME}@1").digest
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     file = f"/adapters/{NAME}/versions/{{}}/files/adapter_config.json"
-    view = Gates(bob).quarantine(f"{NAME}@1", "poisoned")
-    assert (view.quarantine_reason, Gates(bob).quarantine(f"{NAME}@1", "again").quarantine_reason) == ("poisoned",) * 2
+    view = bob.quarantine(f"{NAME}@1", "poisoned")
+    assert (view.quarantine_reason, bob.quarantine(f"{NAME}@1", "again").quarantine_reason) == ("poisoned",) * 2
     for selector in ("canary", "1", digest):
         assert code_of(partial(reader.connection.send, "GET", f"/resolve/{NAME}/{selector}")) == "QUARANTINED"
         assert code_of(partial(reader.connection.send, "GET", file.format(selector))) == "QUARANTINED"
@@ -180,31 +176,30 @@ def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocke
     ci = stocked.actor("push", namespaces=["acme"], name="ci")
     wanted = PushRequest(manifest=stocked.admin.resolve(f"{NAME}@1").manifest)
     assert ci.plan_push("acme/copy", wanted).uploads == []
-    Gates(stocked.admin).quarantine(f"{NAME}@1", "poisoned")
+    stocked.admin.quarantine(f"{NAME}@1", "poisoned")
     both = {file.digest for version in ("1", "2") for file in stocked.admin.version(f"{NAME}@{version}").files}
     asked = ci.plan_push("acme/around", wanted).uploads
     assert {upload.digest for upload in asked} == both - {f.digest for f in stocked.admin.version(f"{NAME}@2").files}
-    Gates(stocked.admin).unquarantine(f"{NAME}@1", "a false alarm")
+    stocked.admin.unquarantine(f"{NAME}@1", "a false alarm")
     assert ci.plan_push("acme/later", wanted).uploads == []
 
 
 def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -> None:
-    gates = Gates(stocked.admin)
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     stocked.admin.promote(NAME, "canary", "2", generation=1)
-    gates.quarantine(f"{NAME}@1", "reported")
+    stocked.admin.quarantine(f"{NAME}@1", "reported")
     for act in (
         lambda: stocked.admin.promote(NAME, "beta", "1", generation=0),
         lambda: stocked.admin.promote(NAME, "beta", "1", generation=0, reason="x", break_glass=True),
         lambda: stocked.admin.yank(f"{NAME}@1", "x"),
-        lambda: gates.approve(f"{NAME}@1", "prod"),
+        lambda: stocked.admin.approve(f"{NAME}@1", "prod"),
         lambda: stocked.admin.rollback(NAME, "canary", to="1"),
     ):
         assert code_of(act) == "QUARANTINED"
     assert code_of(lambda: stocked.admin.rollback(NAME, "canary")) == "VERSION_UNKNOWN"
     with pytest.raises(Denied):
-        Gates(promoter(stocked, "bob")).unquarantine(f"{NAME}@1", "fine")
-    assert gates.unquarantine(f"{NAME}@1", "looked at").quarantined_at is None
+        promoter(stocked, "bob").unquarantine(f"{NAME}@1", "fine")
+    assert stocked.admin.unquarantine(f"{NAME}@1", "looked at").quarantined_at is None
     assert stocked.admin.rollback(NAME, "canary").number == 1
     assert stocked.admin.resolve(f"{NAME}:canary").number == 1
     with stocked.session() as session:
@@ -214,12 +209,11 @@ def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -
 
 @pytest.mark.parametrize("released", [False, True])
 def test_the_last_word_about_a_quarantine_is_in_the_bucket(stocked: World, released: bool) -> None:
-    gates = Gates(stocked.admin)
     stocked.admin.collect(GcRequest())
-    gates.quarantine(f"{NAME}@1", "reported")
+    stocked.admin.quarantine(f"{NAME}@1", "reported")
     stocked.admin.collect(GcRequest())
     if released:
-        gates.unquarantine(f"{NAME}@1", "looked at")
+        stocked.admin.unquarantine(f"{NAME}@1", "looked at")
         stocked.admin.collect(GcRequest())
     records = [stat.key for stat in stocked.blobs.list(f"records/version/{NAME}/1/")]
     assert len(records) == (3 if released else 2)

@@ -12,7 +12,6 @@ import httpx
 import psycopg
 import pytest
 
-from registry.client.gates import Gates
 from registry.client.inprocess import InProcess
 from registry.events import EventType
 from registry.server import app
@@ -67,9 +66,9 @@ def test_after_every_change_it_says_what_a_server_says_that_has_answered_nothing
         lambda: world.push(NAME),
         lambda: world.admin.promote(NAME, "canary", "2", generation=1),
         lambda: world.admin.rollback(NAME, "canary"),
-        lambda: Gates(world.admin).quarantine(f"{NAME}@1", "reported"),
-        lambda: Gates(world.admin).unquarantine(f"{NAME}@1", "looked at"),
-        lambda: Gates(world.admin).quarantine(f"{NAME}@1", "reported again"),
+        lambda: world.admin.quarantine(f"{NAME}@1", "reported"),
+        lambda: world.admin.unquarantine(f"{NAME}@1", "looked at"),
+        lambda: world.admin.quarantine(f"{NAME}@1", "reported again"),
         lambda: world.admin.yank(f"{NAME}@2", "bad data"),
         withdraw,
     ]

@@ -7,7 +7,6 @@ import re
 import httpx
 
 from registry.api.fleet import NodeReport, SlotReport, SlotState
-from registry.client.fleet import Fleet
 from tests.world import URL, World
 
 
@@ -29,7 +28,7 @@ def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> 
     version = world.push("acme/support").version
     world.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
-    Fleet(world.admin).report("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
+    world.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
     answer = scrape(world)
     after = values(answer)
     states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)

@@ -10,8 +10,6 @@ from registry import jobs
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
 from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
-from registry.client.gates import Gates
-from registry.client.namespaces import Namespaces
 from registry.client.registry import Registry
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import TOOLS_LIMIT
@@ -62,10 +60,10 @@ def test_a_validation_takes_no_payload_so_the_same_one_is_not_queued_twice(stock
 def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
     stocked.push("acme/next")
     worker = stocked.actor("work", namespaces=["acme"])
-    Gates(stocked.admin).quarantine(NAME + "@1", "reported as poisoned")
+    stocked.admin.quarantine(NAME + "@1", "reported as poisoned")
     assert claim(worker).job.subject == "acme/next@1"
     assert worker.claim(ClaimRequest(worker="w2")) is None
-    Gates(stocked.admin).unquarantine(NAME + "@1", "looked at")
+    stocked.admin.unquarantine(NAME + "@1", "looked at")
     assert claim(worker).job.subject == NAME + "@1"
     cancel_all(stocked)
 
@@ -86,7 +84,7 @@ def test_what_a_lying_worker_sends_is_refused_and_never_a_server_error(stocked: 
 @pytest.fixture
 def shared(stocked: World) -> World:
     """A merge of beta's own adapter with one of a public namespace, which is where its job belongs."""
-    Namespaces(stocked.admin).change("acme", NamespaceSet(public=True))
+    stocked.admin.change_namespace("acme", NamespaceSet(public=True))
     stocked.push("beta/unheard-of")
     recipe = {"operation": "combine", "sources": [NAME, "beta/unheard-of"], "weights": [0.5, 0.5]}
     pusher = stocked.actor("push", namespaces=["beta"])

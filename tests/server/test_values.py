@@ -21,7 +21,6 @@ from registry.api.bases import BaseAdd
 from registry.api.maintenance import GcRequest
 from registry.bases.identity import Identity, TensorMark
 from registry.client import base_folder
-from registry.client.evaluation import Judging
 from registry.digest import Digest
 from registry.server.database.models import VersionNormsRow, VersionRow
 from registry.server.evaluation import weights as values
@@ -138,7 +137,7 @@ def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_pu
     found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
     assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["weights.beyond_base"])
     assert "times as large as the weight of tiny-llama" in found.findings[0].message
-    Judging(world.admin).set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
+    world.admin.set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
     world.push("acme/allowed", filled(a=0.05, b=0.052))
     assert outcome(world, "acme/allowed") == ("pass", [])
 

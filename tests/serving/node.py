@@ -9,7 +9,6 @@ import httpx
 
 from registry.api.catalog import VersionView
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.serving.agent.agent import Agent
@@ -114,7 +113,7 @@ class Node:
     def reported(self) -> Mapping[str, Any]:
         """Served name → state, as the registry shows this node after a report."""
         self.agent.report()
-        views = Fleet(self.world.admin).every(node="gpu-1").items
+        views = self.world.admin.all_nodes(node="gpu-1").items
         return {slot.served_name: str(slot.state) for view in views for slot in view.slots}
 
     @property

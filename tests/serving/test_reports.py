@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.errors import Invalid, Unavailable
 from registry.serving import vllm
@@ -39,7 +38,7 @@ def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
     node.clock.now += 11
     node.states()
     assert node.reported() == {"acme-support-v2": "serving", "acme-large-v1": "refused"}
-    view = Fleet(node.world.admin).every(node="gpu-1")
+    view = node.world.admin.all_nodes(node="gpu-1")
     assert [slot.verified for slot in view.items[0].slots if slot.state == "serving"] == [True]
     assert {(c.adapter, c.serving, c.nodes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
 
@@ -91,7 +90,7 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
         node.station.slots.changed.set()
         running.join(60)
     assert not running.is_alive()
-    assert Fleet(node.world.admin).every(node="gpu-1").items[0].live
+    assert node.world.admin.all_nodes(node="gpu-1").items[0].live
 
 
 def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
@@ -135,7 +134,7 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     telling = resolver.reporter("tiny-llama")
     assert telling is not None
     assert telling.report()
-    view = Fleet(world.admin).every(node="gpu-9")
+    view = world.admin.all_nodes(node="gpu-9")
     assert [(on.engine, on.on_demand, [s.served_name for s in on.slots]) for on in view.items] == [
         ("vllm-plugin-8123", True, ["acme/support@1"])
     ]

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from registry.api.fleet import NodeReport, SlotReport, SlotState
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
@@ -140,7 +139,7 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     leased, silent = brought(world, registry, shelf, 2)
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
     report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
-    Fleet(registry).report("gpu-1", "vllm-8000", report)
+    registry.report_node("gpu-1", "vllm-8000", report)
     asked = eviction.leases_of(registry, "gpu-1")
     assert swept(shelf, leases=asked()).removed == [silent]
     assert on(shelf) == {leased.hex}

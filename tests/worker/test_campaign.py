@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.api.jobs import CampaignRequest
-from registry.client.evaluation import Judging
 from registry.jobs import State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import BaseSource
@@ -42,7 +41,6 @@ def fleet(pattern: Path, folder: Path) -> dict[str, Path]:
 def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_table_that_is_right(
     workshop: Workshop, good: Path, worker: Callable[..., Worker], tmp_path: Path, base_folder: Path
 ) -> None:
-    judging = Judging(workshop.world.admin)
     pushed = fleet(good, tmp_path)
     loud = {f"acme/shop-{number}@1" for number in range(0, ADAPTERS, LOUD_EVERY)}
     silent = f"acme/shop-{SILENT}@1"
@@ -51,19 +49,19 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
         source = BaseSource(BASE, base_folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
         far, near = (_kl(pool, source, pushed[f"acme/shop-{number}@1"]) for number in (0, 1))
         assert far > 9 * near
-        judging.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
+        workshop.world.admin.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
         for version, folder in pushed.items():
             workshop.push(folder, version.removesuffix("@1"))
-        campaign = judging.begin(CampaignRequest(base=BASE))
+        campaign = workshop.world.admin.start_campaign(CampaignRequest(base=BASE))
         assert (campaign.total, campaign.finished) == (ADAPTERS, False)
         tally = worker(pool=pool).run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (ADAPTERS, 0, 1)
-    campaign = judging.campaign(campaign.id)
+    campaign = workshop.world.admin.campaign(campaign.id)
     assert (campaign.finished, campaign.states, campaign.changed) == (True, {State.DONE: ADAPTERS}, ADAPTERS)
     wanted = dict.fromkeys(pushed, "pass") | dict.fromkeys(loud, "warn") | {silent: "fail"}
     assert {item.version: item.after for item in campaign.items} == wanted
     assert {item.before for item in campaign.items} == {""}
-    assert judging.begin(CampaignRequest(base=BASE, outdated=True)).total == 0
+    assert workshop.world.admin.start_campaign(CampaignRequest(base=BASE, outdated=True)).total == 0
 
 
 def _kl(pool: Pool, source: BaseSource, folder: Path) -> float:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from registry import names
 from registry.api.fleet import LEASE_SECONDS, SLOTS_LIMIT, NodeReport
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.errors import Invalid, RegistryError
 from registry.serving.agent.metrics import Metrics
@@ -42,7 +41,7 @@ class Reporter:
         metrics: Metrics | None = None,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        self._fleet, self._slots, self._say = Fleet(registry), slots, say
+        self._registry, self._slots, self._say = registry, slots, say
         self._node, self._engine = names.node_name(node), names.node_name(engine)
         self._base, self._alias, self._profile, self._on_demand = base, alias, profile, on_demand
         self._metrics = metrics or Metrics()
@@ -55,7 +54,7 @@ class Reporter:
             slots=self._slots.all()[:SLOTS_LIMIT],
         )  # fmt: skip
         try:
-            self._fleet.report(self._node, self._engine, report)
+            self._registry.report_node(self._node, self._engine, report)
         except RegistryError as e:
             self._metrics.add("reports_failed")
             if e.detail != self._trouble:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.client.evaluation import Judging
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file
@@ -77,7 +76,7 @@ class Proof:
 
     def _asked_for(self, ref: Ref) -> ReferenceLogprobs | None:
         try:
-            return Judging(self._registry).reference_logprobs(ref).reference_logprobs
+            return self._registry.reference_logprobs(ref).reference_logprobs
         except (NotFound, Unavailable):
             return None
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.api.fleet import STATES_WITH_BYTES
-from registry.client.fleet import Fleet
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError
@@ -93,7 +92,7 @@ def leases_of(registry: Registry, node: str) -> Callable[[], set[Digest]]:
     """What every engine of this node has told the registry that it has, and its lease has not ended."""
 
     def named() -> set[Digest]:
-        views = [view for view in Fleet(registry).every(node=node).items if view.live]
+        views = [view for view in registry.all_nodes(node=node).items if view.live]
         return {slot.digest for view in views for slot in view.slots if slot.state in STATES_WITH_BYTES and slot.digest}
 
     return named
