@@ -32,7 +32,8 @@ from registry.bases import BaseSpec
 from registry.client.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.manifest import CONFIG, WEIGHTS, Descriptor
+from registry.files import CONFIG, WEIGHTS
+from registry.manifest import Descriptor
 from tests import fixtures
 
 ROUNDS = 5

@@ -10,7 +10,7 @@ from registry.api.transfer import PushResult
 from registry.client import bulk_push
 from registry.client.bulk import Result
 from registry.errors import Invalid
-from registry.manifest import CONFIG, WEIGHTS_ENDINGS
+from registry.files import CONFIG, WEIGHTS_ENDINGS
 
 from . import output, provenance, session
 from .bulk import document, leave, print_refused, quiet

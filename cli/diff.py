@@ -21,7 +21,7 @@ from registry.client import folder as folders
 from registry.client import pull
 from registry.client.core import Versions
 from registry.engines import version_facts
-from registry.manifest import CONFIG
+from registry.files import CONFIG
 from registry.names import Ref
 
 from . import drawing, heatmap, main, output, session, versions

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.adapters import trainer
 from registry.api.catalog import VersionView
+from registry.files import TRAINER_STATE
 
 from . import output
 
@@ -62,4 +62,4 @@ def _training(facts: dict[str, Any]) -> list[str]:
     best += f" at step {facts['best_step']}" if best and "best_step" in facts else ""
     parts = [", ".join(part for part in group if part) for group in (how, came, [best])]
     line = "; ".join(part for part in parts if part)
-    return [f"(its {trainer.FILE}) {line}"] if line else []
+    return [f"(its {TRAINER_STATE}) {line}"] if line else []

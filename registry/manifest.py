@@ -16,10 +16,8 @@ Invariants
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
@@ -30,84 +28,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
+from registry.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
 from registry.model import FrozenModel
 from registry.provenance import Provenance
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256
-CONFIG_LIMIT_BYTES = 256 * 2**10
-FILE_LIMIT_BYTES = 20 * 2**30
 VERSION_LIMIT_BYTES = 40 * 2**30
 MANIFEST_LIMIT_BYTES = 1 * 2**20
 TAG_VALUE_LIMIT = 200
 """Characters of an annotation that can be searched for; longer ones are kept, not found."""
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-NOTE = ".adapter.json"
-"""The one file of ours in a folder that was pulled; never a part of a version."""
-WEIGHTS_ENDINGS = (".safetensors", ".gguf")
-"""How the names of files end that may hold an adapter's weights. PEFT's is `WEIGHTS`; other tools' have any name."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileKind:
-    """A kind of file that a version may hold: a path pattern, its media type, its size limit."""
-
-    pattern: str
-    media_type: str
-    limit_bytes: int
-
-
-KINDS: tuple[FileKind, ...] = (
-    FileKind("*.safetensors", "application/vnd.safetensors", FILE_LIMIT_BYTES),
-    FileKind("*.gguf", "application/vnd.gguf", FILE_LIMIT_BYTES),
-    FileKind(CONFIG, "application/vnd.peft.config+json", CONFIG_LIMIT_BYTES),
-    FileKind("README.md", "text/markdown", 2**20),
-    FileKind("chat_template.jinja", "text/vnd.chat-template", 64 * 2**10),
-    FileKind("tokenizer.json", "application/vnd.tokenizer+json", 64 * 2**20),
-    FileKind("tokenizer_config.json", "application/json", 2**20),
-    FileKind("special_tokens_map.json", "application/json", 2**20),
-    FileKind("added_tokens.json", "application/json", 2**20),
-    FileKind("vocab.json", "application/json", 32 * 2**20),
-    FileKind("merges.txt", "text/plain", 32 * 2**20),
-    FileKind("tokenizer.model", "application/vnd.sentencepiece", 64 * 2**20),
-    FileKind("trainer_state.json", "application/json", 8 * 2**20),
-    FileKind("training_args.yaml", "text/yaml", 2**20),
-    FileKind("golden.jsonl", "application/vnd.adapter-registry.evaluation.golden+jsonl", 2**20),
-    FileKind("LICENSE", "text/plain", 2**20),
-)
-
-_BY_NEMO = "export it to PEFT with NeMo's or Megatron-Bridge's adapter export"
-REFUSED: tuple[tuple[str, str, str], ...] = (
-    ("*.bin", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
-    ("*.pt", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
-    ("*.pth", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
-    ("*.pkl", "file.pickle_refused", "is a pickle, which runs code when read"),
-    ("*.ckpt", "file.pickle_refused", "may be a pickle, which runs code when read; save as safetensors"),
-    ("*.py", "file.code_refused", "is code, and an adapter needs none"),
-    ("*.so", "file.code_refused", "is code, and an adapter needs none"),
-    ("*.zip", "file.archive_refused", "is an archive; push the files themselves"),
-    ("*.tar*", "file.archive_refused", "is an archive; push the files themselves"),
-    ("*.nemo", "file.archive_refused", f"is an archive of NeMo with a pickle in it; {_BY_NEMO}"),
-    ("*.distcp", "file.archive_refused", f"is a piece of a checkpoint of NeMo or Megatron; {_BY_NEMO}"),
-    ("*.tensors", "file.archive_refused", "is vLLM's cache of an adapter; push the PEFT adapter that it was made from"),
-)
-"""Kinds that are refused with a reason of their own; every other unknown kind is `file.kind_unknown`."""
-
-
-def kind_of(path: str) -> FileKind | None:
-    """The kind of a path in the version's root or a folder below it, or None for one that we do not keep."""
-    name = path.rsplit("/", 1)[-1]
-    return next((kind for kind in KINDS if fnmatch.fnmatchcase(name, kind.pattern)), None)
-
-
-def refusal_of(path: str) -> Reason:
-    """Why a file that has no kind is not kept."""
-    for pattern, code, message in REFUSED:
-        if fnmatch.fnmatchcase(path.lower(), pattern):
-            return Reason(code, path, message)
-    return Reason("file.kind_unknown", path, "is not a kind of file that an adapter version holds")
 
 
 class Relation(StrEnum):

@@ -41,7 +41,8 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding
-from registry.manifest import BaseRef, Descriptor, Edge, Manifest, kind_of
+from registry.files import kind_of
+from registry.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.provenance import Provenance
 from registry.server import app
 from registry.server.access import tokens

@@ -20,7 +20,6 @@ from typing import Any
 
 import yaml
 
-FILE = "README.md"
 READ_LIMIT_BYTES = 64 * 2**10
 DEPTH_LIMIT = 20
 EVENTS_LIMIT = 10_000

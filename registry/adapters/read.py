@@ -26,7 +26,8 @@ from registry.adapters.safetensors import Header
 from registry.errors import Invalid, Reason
 from registry.evaluation import golden
 from registry.evaluation.verdicts import Finding
-from registry.manifest import CONFIG, CONFIG_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, Descriptor
+from registry.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS
+from registry.manifest import Descriptor
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
@@ -111,7 +112,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
     `Invalid` (FILE_REFUSED) for a format that must be converted elsewhere, with advice.
     """
     by_path = {f.path: f for f in files}
-    _golden(by_path.get(golden.FILE), read)
+    _golden(by_path.get(GOLDEN), read)
     weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
     if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
         return read_contents(by_path.values(), read)
@@ -129,7 +130,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
 def _golden(file: Descriptor | None, read: Read) -> None:
     """Golden samples that cannot be read are refused before they are relied on."""
     if file is not None:
-        golden.read_golden(read(golden.FILE, 0, file.size_bytes), file=golden.FILE)
+        golden.read_golden(read(GOLDEN, 0, file.size_bytes), file=GOLDEN)
 
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:

@@ -21,7 +21,6 @@ from typing import Any
 
 from registry.strict import json as strict_json
 
-FILE = "trainer_state.json"
 READ_LIMIT_BYTES = 8 * 2**20
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, before anything is parsed: a value takes some hundred bytes of memory at most."""

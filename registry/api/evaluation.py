@@ -16,7 +16,7 @@ from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
-from registry.manifest import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
+from registry.files import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
 from registry.names import PATH_LIMIT_BYTES
 
 ENGINES_LIMIT = 32

@@ -27,12 +27,10 @@ from registry.bases.fingerprints import (
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
+from registry.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDEX
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 CONFIG_LIMIT_BYTES = 2**20
 SIZE_LIMIT = 2**31
 """The largest size (hidden, vocabulary, heads …) that a configuration may state."""
@@ -134,7 +132,7 @@ def facts_of(config: Mapping[str, Any]) -> Facts:
     return base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, _Sizes(sizes).first)
 
 
-def read_config(data: bytes, *, file: str = CONFIG) -> dict[str, Any]:
+def read_config(data: bytes, *, file: str = BASE_CONFIG) -> dict[str, Any]:
     """The object in a base's config.json. `Invalid` (BASE_INVALID) if it is not one, or over 1 MiB."""
     if len(data) > CONFIG_LIMIT_BYTES:
         strict_json.refuse(_DIALECT, file, "too_large", f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES}")
@@ -144,7 +142,7 @@ def read_config(data: bytes, *, file: str = CONFIG) -> dict[str, Any]:
     return config
 
 
-def shards(index: bytes, *, file: str = INDEX) -> tuple[str, ...]:
+def shards(index: bytes, *, file: str = BASE_WEIGHTS_INDEX) -> tuple[str, ...]:
     """The weight files that an index names, sorted. `Invalid` if it is broken or a name leaves the folder."""
     try:
         where = json.loads(index).get("weight_map")
@@ -178,7 +176,7 @@ class _Sizes:
                 continue
             if type(value) is not int or not 0 < value <= SIZE_LIMIT:
                 rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
-                strict_json.refuse(_DIALECT, CONFIG, "value_invalid", rule)
+                strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)
             return value
         return 0
 
@@ -199,7 +197,7 @@ def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
         raise Invalid(
             "BASE_INVALID",
             "the base has no weight file with a tensor in it",
-            reasons=[Reason("base.no_weights", SINGLE, "holds no tensor")],
+            reasons=[Reason("base.no_weights", BASE_WEIGHTS, "holds no tensor")],
         )
     return list(by_name.values())
 

@@ -21,6 +21,7 @@ from typing import Any
 from registry.bases.modules import Logical
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
+from registry.files import TOKENIZER
 from registry.model import FrozenModel
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ def architecture_fingerprint(
     return _digest({"tensors": shapes, "words": {k: v for k, v in words.items() if v is not None}})
 
 
-def tokenizer_fingerprint(tokenizer: bytes, *, file: str = "tokenizer.json") -> Digest:
+def tokenizer_fingerprint(tokenizer: bytes, *, file: str = TOKENIZER) -> Digest:
     """`Invalid` (BASE_INVALID) if the bytes are not a JSON object."""
     try:
         parsed = json.loads(tokenizer)

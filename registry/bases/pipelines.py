@@ -25,7 +25,6 @@ from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid
 
-INDEX = "model_index.json"
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
 COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders of a pipeline whose models take adapters."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from registry.durable import sync_folder
 from registry.errors import Invalid
-from registry.manifest import NOTE, kind_of
+from registry.files import NOTE, kind_of
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

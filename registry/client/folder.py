@@ -20,10 +20,10 @@ from registry.adapters.read import Contents, Found, read_any
 from registry.client import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, Reason, TooLarge
-from registry.manifest import REFUSED, WEIGHTS_ENDINGS, BaseRef, Descriptor, Edge, Manifest, kind_of, refusal_of
+from registry.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.provenance import Provenance
 
-GOLDEN = "golden.jsonl"
 ENTRIES_LIMIT = 10_000
 _REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})

@@ -19,13 +19,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from registry.files import WEIGHTS_ENDINGS
+
 CHUNK_BYTES = 2**20  # as in registry.digest, which takes time to import
 EARLY_CHUNK_BYTES = 8 * 2**20
 """Large: who hashes asks for the interpreter twice a chunk, and imports hold it for milliseconds each time."""
 AT_ONCE = 4
 """As many adapters as are pushed at a time; each has a chunk in memory."""
-ENDINGS = (".safetensors", ".gguf")
-"""What is worth beginning early: weights, as `registry.manifest.WEIGHTS_ENDINGS` names them."""
 FILES_LIMIT = 10_000
 
 Known = tuple[str, int]
@@ -110,7 +110,7 @@ def _weights(folder: str, depth: int) -> Iterator[str]:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)[:FILES_LIMIT]:
             if depth and entry.is_dir():
                 yield from _weights(entry.path, depth - 1)
-            elif not depth and entry.name.endswith(ENDINGS) and entry.is_file(follow_symlinks=False):
+            elif not depth and entry.name.endswith(WEIGHTS_ENDINGS) and entry.is_file(follow_symlinks=False):
                 yield str(Path(entry.path))
 
 

@@ -25,7 +25,7 @@ from registry.client.destination import Destination
 from registry.client.streams import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound, Reason
-from registry.manifest import NOTE
+from registry.files import NOTE
 from registry.names import Ref
 
 LINK_LIMIT_SECONDS = 24 * 3600

@@ -21,8 +21,7 @@ from registry.compat import base_match
 from registry.compat import method_shapes as compat_methods
 from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
 from registry.evaluation.verdicts import Finding
-
-CONFIG = "adapter_config.json"
+from registry.files import CONFIG
 
 
 def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> list[Finding]:

@@ -16,8 +16,9 @@ from registry.adapters.peft.base_claim import BaseClaim
 from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.similarity import BaseMatch, Similarity
+from registry.files import CONFIG
 
-PLACE = "adapter_config.json: base_model_name_or_path"
+LOCATION = f"{CONFIG}: base_model_name_or_path"
 PACKED_NAME = re.compile(
     r"(?i)(?:^|[-_./])(?:bnb|[48]-?bits?|nf4|fp4|int[48]|gptq|awq|hqq|aqlm|eetq|mxfp4|nvfp4|w[48]a(?:8|16)|fp8)(?:$|[-_./])"
 )
@@ -37,10 +38,10 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
         )
-        notes.warning("compat.trained_on_packed", PLACE, message, base.name, claim.name)
+        notes.warning("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
     elif not claim.names(base.name):
         message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
-        notes.warning("compat.base_named_differently", PLACE, message)
+        notes.warning("compat.base_named_differently", LOCATION, message)
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
@@ -56,15 +57,15 @@ def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, notes: Notes) 
     message = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.message}"
     match related.match:
         case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
-            notes.info("compat.base_same_weights", PLACE, message)
+            notes.info("compat.base_same_weights", LOCATION, message)
         case BaseMatch.QUANTIZED:
             more = "" if base.quantization else f"; on the plain base it acts differently ({MEASURED})"
-            notes.warning("compat.base_quantized_variant", PLACE, message + more, base.name, related.other)
+            notes.warning("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
         case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
-            notes.warning("compat.base_descendant", PLACE, message + more, base.name, related.other)
+            notes.warning("compat.base_descendant", LOCATION, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
             more = "; if that base is meant, this adapter is noise here"
-            notes.warning("compat.base_named_differently", PLACE, message + more, base.name, related.other)
+            notes.warning("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
         case _:
-            notes.error("compat.base_unrelated", PLACE, message, base.name, related.other)
+            notes.error("compat.base_unrelated", LOCATION, message, base.name, related.other)

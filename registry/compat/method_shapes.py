@@ -15,6 +15,7 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.targets import endings
 from registry.bases.modules import ModuleShape
 from registry.compat.modules import ModuleLookup
+from registry.files import CONFIG
 
 Shape = tuple[int, ...]
 
@@ -23,7 +24,7 @@ def check_pieces(lora: LoraSpec, site: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
     if not find(lora.method).shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
-        site.notes.unknown("compat.method_unjudged", "adapter_config.json: peft_type", message)
+        site.notes.unknown("compat.method_unjudged", f"{CONFIG}: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}
     for piece in lora.pieces:
         if not piece.path:

@@ -18,6 +18,7 @@ from registry.adapters.peft.targets import Choice, Endings, Targets, endings, st
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.evaluation.verdicts import Severity
+from registry.files import CONFIG
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")
@@ -193,7 +194,7 @@ def check_completeness(lora: LoraSpec, site: ModuleLookup) -> None:
         _check_parameters_complete(lora, site)
     if not site.targets.written:
         message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
-        site.notes.warning("compat.targets_absent", "adapter_config.json: target_modules", message)
+        site.notes.warning("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
     expected = set(site.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present):
@@ -210,7 +211,7 @@ def check_completeness(lora: LoraSpec, site: ModuleLookup) -> None:
             site.notes.error("compat.module_unannounced", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         message = "not one module of the base is a target of the configuration"
-        site.notes.note(site.doubt, "compat.targets_match_nothing", "adapter_config.json: target_modules", message,
+        site.notes.note(site.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
 
@@ -254,7 +255,7 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: ModuleLookup) ->
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
     for name in absent:
         location, message = (
-            f"adapter_config.json: {name}",
+            f"{CONFIG}: {name}",
             f"modules_to_save names {name}, and the file does not hold it",
         )
         is_head = name in _TASK_HEADS

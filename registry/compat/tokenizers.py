@@ -17,9 +17,9 @@ from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Finding
+from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from registry.manifest import Descriptor
 
-TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_LIMIT_BYTES = 16 * 2**20
 """Llama 3's tokenizer has 9 MB. Larger ones (Gemma: 33 MB) are not compared."""
 
@@ -33,11 +33,11 @@ def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> 
     sizes = {file.path: file.size_bytes for file in files}
     if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:
         _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, notes)
-    texts = {path: read(path, 0, sizes[path]) for path in (TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
-    written = texts.get(TEMPLATE, b"").decode("utf-8", "replace")
+    texts = {path: read(path, 0, sizes[path]) for path in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
+    written = texts.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace")
     template = template_text(written or None, texts.get(TOKENIZER_CONFIG))
     if template:
-        _template(TEMPLATE if written else TOKENIZER_CONFIG, template, base, notes)
+        _template(CHAT_TEMPLATE if written else TOKENIZER_CONFIG, template, base, notes)
     return notes.findings()
 
 

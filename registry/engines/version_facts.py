@@ -18,6 +18,7 @@ from registry.adapters.formats import summary
 from registry.adapters.read import Contents, Found, NonPeftContents, Read
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
+from registry.files import CARD, TRAINER_STATE
 from registry.manifest import Descriptor
 
 
@@ -35,10 +36,10 @@ def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
     """What README (`card`) and trainer's log (`trainer`) claim of the version's origin, as more of its facts."""
     by_path = {f.path: f for f in files}
     facts: dict[str, Any] = {}
-    if file := by_path.get(card.FILE):
-        facts["card"] = card.read(read(card.FILE, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
-    if file := by_path.get(trainer.FILE):
-        facts["trainer"] = trainer.read(read(trainer.FILE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
+    if file := by_path.get(CARD):
+        facts["card"] = card.read(read(CARD, 0, min(file.size_bytes, card.READ_LIMIT_BYTES))).facts
+    if file := by_path.get(TRAINER_STATE):
+        facts["trainer"] = trainer.read(read(TRAINER_STATE, 0, min(file.size_bytes, trainer.READ_LIMIT_BYTES))).facts
     return {key: value for key, value in facts.items() if value}
 
 

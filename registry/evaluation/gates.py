@@ -22,8 +22,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from registry.evaluation import golden
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.files import GOLDEN
 from registry.model import FrozenModel
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
@@ -117,11 +117,11 @@ class Gate(FrozenModel):
     def _golden(self, evidence: Evidence) -> Iterator[Finding]:
         if not self.golden:
             return
-        if golden.FILE not in evidence.files:
+        if GOLDEN not in evidence.files:
             yield Finding.of(
                 "error",
                 "gate.golden_absent",
-                golden.FILE,
+                GOLDEN,
                 "the version brings no golden samples: push it with --golden",
             )
             return

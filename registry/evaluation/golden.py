@@ -19,10 +19,10 @@ from __future__ import annotations
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid, Reason, TooLarge
+from registry.files import GOLDEN
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 
-FILE = "golden.jsonl"
 LINES_LIMIT = 100
 LINE_LIMIT_BYTES = 16 * 2**10
 
@@ -37,7 +37,7 @@ class Golden(FrozenModel):
     chat: bool = False
 
 
-def read_golden(data: bytes, *, file: str = FILE) -> tuple[Golden, ...]:
+def read_golden(data: bytes, *, file: str = GOLDEN) -> tuple[Golden, ...]:
     """The samples in these bytes. `Invalid` (GOLDEN_INVALID) with the line and the rule, `TooLarge` over the limits."""
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     if len(lines) > LINES_LIMIT:

@@ -18,6 +18,7 @@ from typing import Any
 from registry import __version__
 from registry.api.bases import Lineage, LineageNode
 from registry.api.catalog import VersionView
+from registry.files import CARD
 
 SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"
@@ -122,7 +123,7 @@ def _data(node: LineageNode, claimed: bool) -> dict[str, Any]:
     if node.digest:
         component["hashes"] = _hashes(node.digest)
     if claimed:
-        component["properties"] = [{"name": PROPERTY + "claimed-by", "value": "README.md"}]
+        component["properties"] = [{"name": PROPERTY + "claimed-by", "value": CARD}]
     return component
 
 

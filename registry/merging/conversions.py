@@ -27,6 +27,7 @@ from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import Contents, Found, NonPeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid
+from registry.files import CONFIG
 from registry.merging import renaming
 from registry.model import FrozenModel
 from registry.names import AdapterName
@@ -197,7 +198,7 @@ def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
             f"only plain LoRA of {file.format} is converted, and this is {'DoRA' if file.has_dora else file.method}"
         )
     if any(m.scale is None or not m.rank for m in file.modules):
-        raise refused("adapter_config.json does not say the scale, and a guess would change the outputs")
+        raise refused(f"{CONFIG} does not say the scale, and a guess would change the outputs")
     if file.format == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
         layouts = " and ".join(sorted(PERMUTED))
         raise refused(

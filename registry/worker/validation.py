@@ -21,6 +21,7 @@ from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarize
+from registry.files import WEIGHTS
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
@@ -72,7 +73,7 @@ def _not_tried(findings: list[Finding]) -> Finding:
     """The finding that the smoke test did not run, beside the findings that say why."""
     worst = [finding for finding in findings if finding.severity == "error"]
     message = f"not loaded, because its header is incompatible: {summarize(worst[:1])}"
-    return Finding.of("error", "smoke.does_not_fit", "adapter_model.safetensors", message)
+    return Finding.of("error", "smoke.does_not_fit", WEIGHTS, message)
 
 
 def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], process: dict[str, Any]) -> Report:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from registry import manifest
+from registry import files
 from registry.client import folder as folders
 from registry.client import hashing
 from tests import forge
@@ -93,16 +93,12 @@ def test_a_folder_is_the_same_with_hashes_begun_early_and_its_weights_are_read_o
 
     monkeypatch.setattr(hashing, "hash_of", counting)
     hashing.begin(str(folder), depth=0)
-    assert hashing._begun[str(folder / manifest.WEIGHTS)]._done.wait(60)
+    assert hashing._begun[str(folder / files.WEIGHTS)]._done.wait(60)
     told: list[int] = []
     assert folders.read_folder(folder, hashed=told.append).files == plain.files
     assert read
-    assert manifest.WEIGHTS not in read
+    assert files.WEIGHTS not in read
     assert sum(told) == plain.size_bytes
-
-
-def test_the_endings_are_those_of_weights() -> None:
-    assert hashing.ENDINGS == manifest.WEIGHTS_ENDINGS
 
 
 def test_memory_is_bounded_however_many_adapters_and_cores_there_are(

@@ -19,7 +19,7 @@ from registry.client.connection import ATTEMPTS_LIMIT, Connection
 from registry.client.core import Versions
 from registry.client.destination import Destination
 from registry.errors import Invalid, NotFound, Unavailable
-from registry.manifest import NOTE
+from registry.files import NOTE
 
 HIGH = 1100
 """A descriptor that `select` does not know."""

@@ -18,6 +18,7 @@ from registry.adapters.peft import config
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up, summarize
+from registry.files import BASE_WEIGHTS, BASE_WEIGHTS_INDEX
 from tests import fixtures
 
 pytestmark = [
@@ -40,8 +41,8 @@ def read(path: Path) -> safetensors.Header:
 @lru_cache(maxsize=32)
 def base_spec(name: str) -> BaseSpec:
     folder = fixtures.tiny_bases() / name
-    index = folder / bases.INDEX
-    files = bases.shards(index.read_bytes()) if index.exists() else (bases.SINGLE,)
+    index = folder / BASE_WEIGHTS_INDEX
+    files = bases.shards(index.read_bytes()) if index.exists() else (BASE_WEIGHTS,)
     return bases.base_spec(
         name,
         bases.read_config((folder / "config.json").read_bytes()),

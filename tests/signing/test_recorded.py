@@ -16,7 +16,8 @@ from registry.attestations.certificates import Trust, fingerprint
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.manifest import BaseRef, Descriptor, Manifest, kind_of
+from registry.files import kind_of
+from registry.manifest import BaseRef, Descriptor, Manifest
 from tests.signing.stand import LEFT_OUT, RECORDED
 
 TOLD: dict[str, Any] = json.loads(RECORDED.read_text())

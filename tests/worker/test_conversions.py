@@ -21,7 +21,7 @@ from registry.client.folder import read_folder
 from registry.engines.version_facts import of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome
-from registry.manifest import CONFIG, WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Conversion
 from registry.names import Ref

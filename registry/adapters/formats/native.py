@@ -22,6 +22,7 @@ from registry.adapters.formats.gguf import Gguf
 from registry.adapters.peft.base_claim import read_claim
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.errors import Invalid
+from registry.files import CONFIG
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 
@@ -101,7 +102,7 @@ def _scales(
     multiplier = fields.number("scale", NUMBER_LIMIT) if format_name == "mlx" else None
     if fields.reasons:
         first = fields.reasons[0]
-        message = f"adapter_config.json: {first.location} {first.message}"
+        message = f"{CONFIG}: {first.location} {first.message}"
         raise Invalid("CONFIG_INVALID", message, reasons=fields.reasons)
     claim, _ = read_claim(config.get("model") if format_name == "mlx" else config.get("base_model_name_or_path"))
     if format_name == "mlx":

@@ -23,6 +23,7 @@ from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
 from registry.evaluation.verdicts import Finding
+from registry.files import CONFIG, WEIGHTS
 from registry.model import FrozenModel
 
 Shape = tuple[int, ...]
@@ -259,16 +260,16 @@ class _Reader:
         if find(config.method).has_pairs:
             if not self._pairs:
                 message = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
-                self._note("lora.no_modules", "adapter_model.safetensors", message, "lora_A and lora_B", len(header))
+                self._note("lora.no_modules", WEIGHTS, message, "lora_A and lora_B", len(header))
             if config.layers is not None and isinstance(config.targets, str):
                 message = "layers_to_transform is combined with a pattern in target_modules, which PEFT rejects"
-                self._note("lora.layers_beside_pattern", "adapter_config.json: layers_to_transform", message)
+                self._note("lora.layers_beside_pattern", f"{CONFIG}: layers_to_transform", message)
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
-                self._notes.unknown("compat.method_unjudged", "adapter_config.json: use_bdlora", message)
+                self._notes.unknown("compat.method_unjudged", f"{CONFIG}: use_bdlora", message)
             if config.alpha is None:
                 message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
-                self._notes.warning("lora.alpha_absent", "adapter_config.json: lora_alpha", message)
+                self._notes.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)
             for module in modules:
                 if module.alpha <= 0:
                     message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
@@ -277,4 +278,4 @@ class _Reader:
             p.name for p in self._others[TensorRole.PIECE]
         }:
             message = f"{config.method} is a tensor called prompt_embeddings"
-            self._note("lora.prompt_absent", "adapter_model.safetensors", message, "prompt_embeddings", len(header))
+            self._note("lora.prompt_absent", WEIGHTS, message, "prompt_embeddings", len(header))

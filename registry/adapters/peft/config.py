@@ -21,12 +21,11 @@ from registry.adapters import methods
 from registry.adapters.peft.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
 from registry.evaluation.verdicts import Finding
-from registry.manifest import CONFIG_LIMIT_BYTES
+from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 
-FILE = "adapter_config.json"
 RANK_LIMIT = 4096
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
@@ -69,7 +68,7 @@ class AdapterConfig(FrozenModel):
     findings: tuple[Finding, ...] = ()
 
 
-def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
+def read_config(data: bytes, *, file: str = CONFIG) -> AdapterConfig:
     """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
     if len(data) > CONFIG_LIMIT_BYTES:
         message = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
@@ -80,7 +79,7 @@ def read_config(data: bytes, *, file: str = FILE) -> AdapterConfig:
     return read_fields(values, file=file)
 
 
-def read_fields(values: dict[str, Any], *, file: str = FILE) -> AdapterConfig:
+def read_fields(values: dict[str, Any], *, file: str = CONFIG) -> AdapterConfig:
     """The configuration in a JSON object that was parsed elsewhere."""
     reader = _Reader(values, file)
     config = reader.config()

@@ -26,7 +26,8 @@ from registry.engines import EngineProfile
 from registry.engines import settings as engine_settings
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.manifest import CONFIG, Descriptor
+from registry.files import CONFIG
+from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_identity, bases, verdicts, versions

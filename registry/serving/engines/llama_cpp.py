@@ -20,7 +20,7 @@ from typing import Any
 
 from registry import names
 from registry.errors import Refused, RegistryError, Unavailable
-from registry.manifest import NOTE
+from registry.files import NOTE
 from registry.names import AdapterName
 from registry.serving.engines.openai import Http
 from registry.serving.store.store import digest_of

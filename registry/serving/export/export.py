@@ -31,7 +31,7 @@ from registry.digest import Digest
 from registry.durable import replace_file
 from registry.errors import Invalid, RegistryError
 from registry.evaluation.verdicts import Outcome
-from registry.manifest import CONFIG, NOTE
+from registry.files import CONFIG, NOTE
 from registry.names import AdapterName, Ref
 
 INDEX = "index.json"

@@ -20,7 +20,7 @@ from pathlib import Path
 from registry.digest import Digest
 from registry.durable import replace_file, sync_folder
 from registry.errors import Invalid
-from registry.manifest import NOTE
+from registry.files import NOTE
 from registry.serving.export.export import INDEX
 
 _INCOMING = ".incoming-"

@@ -33,7 +33,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.manifest import CONFIG, NOTE
+from registry.files import CONFIG, NOTE
 from registry.serving.export.export import INDEX
 
 CONNECT_SECONDS = 5

@@ -22,7 +22,7 @@ from torch import Tensor
 from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import PREFIX
 from registry.client.folder import Folder, read_folder
-from registry.manifest import CONFIG, WEIGHTS
+from registry.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.merging.conversions import Converted
 from registry.worker.conversions import folder as folders
 from registry.worker.conversions.request import ConversionRequest, serve
@@ -104,7 +104,7 @@ def plain_config(config: dict[str, Any], rank: int) -> dict[str, Any]:
 def copy_others(folder: Folder, out: Path) -> None:
     """Everything of the original that is neither weights nor configuration: tokenizer, golden answers, license."""
     for file in folder.files:
-        if file.path != CONFIG and not file.path.endswith((".safetensors", ".gguf")):
+        if file.path != CONFIG and not file.path.endswith(WEIGHTS_ENDINGS):
             shutil.copyfile(folder.path / file.path, out / file.path)
 
 

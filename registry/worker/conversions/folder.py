@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from registry.manifest import CONFIG, WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 
 
 def load(path: Path) -> dict[str, Tensor]:

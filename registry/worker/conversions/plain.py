@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from registry.client.folder import read_folder
-from registry.manifest import CONFIG
+from registry.files import CARD, CONFIG
 from registry.merging.conversions import Converted
 from registry.worker.conversions import canonical
 from registry.worker.conversions.request import ConversionRequest, serve
@@ -42,7 +42,7 @@ def convert(request: ConversionRequest) -> Converted:
         trained = PeftModel.from_pretrained(_base(request), request.source)
         trained.peft_config["default"].init_lora_weights = began
         trained.save_pretrained(out, path_initial_model_for_weight_conversion=start)
-    (out / "README.md").unlink(missing_ok=True)  # PEFT writes an empty card
+    (out / CARD).unlink(missing_ok=True)  # PEFT writes an empty card
     written = json.loads((out / CONFIG).read_bytes())
     written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")

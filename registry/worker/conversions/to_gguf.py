@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from registry.client.folder import read_folder
-from registry.manifest import WEIGHTS
+from registry.files import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical

@@ -26,7 +26,8 @@ from registry.adapters.peft.names import Names, TensorName, TensorRole
 from registry.adapters.read import Contents, read_contents
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.manifest import CONFIG, WEIGHTS, Descriptor, kind_of
+from registry.files import CONFIG, WEIGHTS, kind_of
+from registry.manifest import Descriptor
 from registry.worker.merge.lowrank import Factors
 
 _ADALORA_RANK = 12

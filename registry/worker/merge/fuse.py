@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from registry import bases, compat
+from registry import compat
 from registry.adapters import methods
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec
@@ -23,6 +23,7 @@ from registry.client.destination import Destination
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
+from registry.files import BASE_WEIGHTS_INDEX, TOKENIZER_FILES
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
 from registry.worker.merge import layout, shards, targets
@@ -31,10 +32,6 @@ from registry.worker.merge.layout import OutputLayout
 from registry.worker.merge.shards import WriteSummary
 from registry.worker.model.weights import Weights
 
-TOKENIZER = frozenset(
-    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-     "merges.txt", "tokenizer.model", "chat_template.jinja"}
-)  # fmt: skip
 _KEPT = (".json", ".jinja", ".txt", ".model", ".md")
 
 
@@ -106,12 +103,12 @@ def _demand_room(out: Path, plan: OutputLayout) -> None:
 
 def _copy_texts(base: Path, adapter: Path, folder: Path, plan: OutputLayout) -> None:
     """Tokenizer, template, license and whatever else is text: the base's, and the adapter's own tokenizer over it."""
-    written = {*os.listdir(folder), bases.INDEX}
+    written = {*os.listdir(folder), BASE_WEIGHTS_INDEX}
     for entry in sorted(base.iterdir()):
         keep = entry.name.endswith(_KEPT) or entry.name.startswith("LICENSE")
         if keep and entry.is_file() and entry.name not in written and not entry.name.startswith("."):
             shutil.copyfile(entry, folder / entry.name)
-    for name in sorted(TOKENIZER):
+    for name in sorted(TOKENIZER_FILES):
         own = adapter / name
         if own.is_file() and (not (folder / name).is_file() or own.read_bytes() != (folder / name).read_bytes()):
             shutil.copyfile(own, folder / name)

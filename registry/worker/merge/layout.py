@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from registry import bases
 from registry.bases import BaseSpec
 from registry.errors import Invalid
+from registry.files import BASE_CONFIG, BASE_WEIGHTS_INDEX
 from registry.worker.merge import targets
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.shards import Fill, OutputTensor
@@ -75,20 +75,20 @@ def plan(
 def write_texts(folder: Path, base: Path, plan: OutputLayout) -> None:
     """config.json, and the index where there are several files."""
     if plan.config_changed:
-        (folder / bases.CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
+        (folder / BASE_CONFIG).write_text(json.dumps(plan.config, indent=2) + "\n", "utf-8")
     else:
-        (folder / bases.CONFIG).write_bytes((base / bases.CONFIG).read_bytes())
-    index = base / bases.INDEX
+        (folder / BASE_CONFIG).write_bytes((base / BASE_CONFIG).read_bytes())
+    index = base / BASE_WEIGHTS_INDEX
     if not index.is_file():
         return
     where = {piece.name: name for name, pieces in plan.files.items() for piece in pieces}
     old = json.loads(index.read_bytes())
     if old.get("weight_map") == where:
-        (folder / bases.INDEX).write_bytes(index.read_bytes())
+        (folder / BASE_WEIGHTS_INDEX).write_bytes(index.read_bytes())
         return
     total = sum(piece.size_bytes for pieces in plan.files.values() for piece in pieces)
     new = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    (folder / bases.INDEX).write_text(json.dumps(new, indent=2) + "\n", "utf-8")
+    (folder / BASE_WEIGHTS_INDEX).write_text(json.dumps(new, indent=2) + "\n", "utf-8")
 
 
 # ------------------------------------------------------------------ names and layers

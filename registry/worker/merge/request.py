@@ -7,7 +7,7 @@ from pathlib import Path
 
 from registry.adapters.methods import find
 from registry.adapters.peft.config import read_config
-from registry.manifest import CONFIG
+from registry.files import CONFIG
 from registry.merging.recipes import MergeReport, Operation, Recipe
 from registry.model import FrozenModel
 from registry.worker.sandbox import program

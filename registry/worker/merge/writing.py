@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from registry.adapters.peft.names import PREFIX
-from registry.manifest import CONFIG, WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 from registry.worker.merge.lowrank import Factors
 
 Shape = tuple[int, ...]

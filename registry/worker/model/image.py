@@ -15,6 +15,7 @@ import diffusers
 import torch
 import transformers
 
+from registry.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model import language
 
@@ -35,7 +36,7 @@ class Pipeline:
         """Errors are diffusers' own: the caller reports them. fp32 on a CPU; on a GPU as the record says, or bf16."""
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
-        names = [part for part in COMPONENTS if (folder / part / "config.json").is_file()]
+        names = [part for part in COMPONENTS if (folder / part / BASE_CONFIG).is_file()]
         parts = {part: _part(folder / part, part, target_dtype).to(device) for part in names}
         originals = {f"{part}.{n}": p for part, component in parts.items() for n, p in component.named_parameters()}
         return cls(name, parts, originals, perf_counter() - started)
@@ -67,7 +68,7 @@ def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
         model = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
     else:
-        named = str(json.loads((folder / "config.json").read_bytes()).get("_class_name", ""))
+        named = str(json.loads((folder / BASE_CONFIG).read_bytes()).get("_class_name", ""))
         model_type: Any = getattr(diffusers, named, None)
         if not (isinstance(model_type, type) and issubclass(model_type, diffusers.ModelMixin)):
             raise ValueError(f"{folder.name}: {named!r} is no model of diffusers")

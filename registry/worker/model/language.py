@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 
+from registry.files import SENTENCEPIECE, TOKENIZER, VOCABULARY
 from registry.worker.devices import CPU
 from registry.worker.model import probes
 
@@ -139,7 +140,7 @@ def class_of(config: Any) -> tuple[Any, str]:
 
 def _tokenizer_of(folder: Path) -> Any:
     """The base's tokenizer; None where it has none, or one that does not load without code of its own."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in (TOKENIZER, SENTENCEPIECE, VOCABULARY)):
         return None
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry import bases
 from registry.api.catalog import BaseView
 from registry.client.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
+from registry.files import BASE_CONFIG
 
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights there are not the base's, empty when they are."""
@@ -82,7 +82,7 @@ class Sources:
             return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
         if view.spec.is_pipeline and importlib.util.find_spec(IMAGE_LIBRARY) is None:
             return f"the base {view.name} is an image model, and {IMAGE_LIBRARY} is not installed here (extra `images`)"
-        if not any((folder / inner / bases.CONFIG).is_file() for inner in ("", *view.spec.components)):
+        if not any((folder / inner / BASE_CONFIG).is_file() for inner in ("", *view.spec.components)):
             return f"the base {view.name} is not in {folder} here; say where it lies: --base {view.name}=DIR"
         key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))
         if key not in self._known:
@@ -92,7 +92,7 @@ class Sources:
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
     """While name, size and time of every file stay, its bytes are taken to stay."""
-    files = sorted({*folder.glob(bases.CONFIG), *folder.glob(f"*/{bases.CONFIG}"), *folder.glob("**/*.safetensors")})
+    files = sorted({*folder.glob(BASE_CONFIG), *folder.glob(f"*/{BASE_CONFIG}"), *folder.glob("**/*.safetensors")})
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from registry.adapters import peft, safetensors
 from registry.adapters.peft import ModuleUpdate, config
-from registry.manifest import CONFIG, WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 
 _PREFIX = "base_model.model."
 _HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))

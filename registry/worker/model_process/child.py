@@ -21,7 +21,7 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.manifest import WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 from registry.worker.devices import CPU
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke import isolated, resident, structure
@@ -148,7 +148,7 @@ def thresholds_of(request: Message) -> Thresholds:
 
 
 def _config_of(folder: Path) -> AdapterConfig:
-    return config.read_config((folder / config.FILE).read_bytes())
+    return config.read_config((folder / CONFIG).read_bytes())
 
 
 def _spec_of(folder: Path, written: AdapterConfig) -> LoraSpec:

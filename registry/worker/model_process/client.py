@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from registry.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
 from registry.worker.sandbox import confine, program
@@ -207,7 +208,7 @@ def _program(folder: Path) -> str:
     """A pipeline of several models has no config.json at its top level."""
     return (
         "registry.worker.model_process.host"
-        if (folder / "config.json").is_file()
+        if (folder / BASE_CONFIG).is_file()
         else "registry.worker.model_process.image_host"
     )
 

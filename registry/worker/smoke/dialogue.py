@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.faults import first_line, machine_fault
 from registry.worker.smoke.result import SmokeResult
 
-TEMPLATE = "chat_template.jinja"
-SETTINGS = "tokenizer_config.json"
 WORDS = ("What stands in the blue room?", "A lamp and two chairs.")
 """A turn of the user and one of the assistant; both must occur in what the template makes of them."""
 
@@ -27,7 +26,9 @@ def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
     for number, content in _added(settings):
         if number >= base.vocabulary:
             message = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
-            result.note("error", "smoke.token_out_of_range", SETTINGS, message, f"under {base.vocabulary}", str(number))
+            result.note(
+                "error", "smoke.token_out_of_range", TOKENIZER_CONFIG, message, f"under {base.vocabulary}", str(number)
+            )
     template, location = _template(folder, settings)
     if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
         return
@@ -49,7 +50,7 @@ def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / SETTINGS).read_bytes())
+        settings = json.loads((folder / TOKENIZER_CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
@@ -67,7 +68,7 @@ def _added(settings: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> tuple[str, str]:
-    if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace"), TEMPLATE
+    if (folder / CHAT_TEMPLATE).is_file():
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8", errors="replace"), CHAT_TEMPLATE
     written = settings.get("chat_template")
-    return (written, SETTINGS) if isinstance(written, str) else ("", "")
+    return (written, TOKENIZER_CONFIG) if isinstance(written, str) else ("", "")

@@ -22,7 +22,7 @@ from registry.adapters import methods
 from registry.adapters.peft import initializations
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.manifest import WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 from registry.worker.model import language, probes, updates
 from registry.worker.model.language import LoadedBase, Logits
 from registry.worker.smoke import acting, dialogue, samples
@@ -60,7 +60,7 @@ def examine(
     result = SmokeResult(thresholds, say=say)
     if config.task and base.task and config.task != base.task:
         message = f"the adapter is for the task {config.task}, and this worker runs {base.name} as {base.task}"
-        result.note("unknown", "smoke.task_unsupported", "adapter_config.json: task_type", message)
+        result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
         return result
     if not check_finite(tensors_of(folder / WEIGHTS), result):
         return result

@@ -26,7 +26,7 @@ from registry.adapters import methods
 from registry.adapters.peft import LoraSpec
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.manifest import WEIGHTS
+from registry.files import WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import Update

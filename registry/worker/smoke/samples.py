@@ -17,6 +17,7 @@ import torch
 from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
+from registry.files import GOLDEN
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.result import SmokeResult
@@ -29,23 +30,23 @@ def examine(
     base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult, bare: Callable[[], Any] | None = None
 ) -> None:
     """Asks every sample of the folder's golden.jsonl, if it has one. `bare` switches the adapter off meanwhile."""
-    file = folder / golden.FILE
+    file = folder / GOLDEN
     if not file.is_file():
         return
     try:
         samples = golden.read_golden(file.read_bytes())
     except RegistryError as e:
-        result.note("error", "smoke.golden_unreadable", golden.FILE, e.detail)
+        result.note("error", "smoke.golden_unreadable", GOLDEN, e.detail)
         return
     if base.tokenizer is None:
         message = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
-        result.note("unknown", "smoke.golden_unasked", golden.FILE, message)
+        result.note("unknown", "smoke.golden_unasked", GOLDEN, message)
         return
     result.say("asking the golden sample" if len(samples) == 1 else f"asking {len(samples)} golden samples")
     off = bare if bare is not None else _switch_of(wrapped)
     margins = []
     for number, sample in enumerate(samples, 1):
-        measured = _ask(base, wrapped, sample, off, result, f"{golden.FILE} line {number}")
+        measured = _ask(base, wrapped, sample, off, result, f"{GOLDEN} line {number}")
         if measured is not None:
             margins.append(measured)
     result.measurements["golden"] = margins

@@ -20,7 +20,7 @@ import transformers
 from safetensors import safe_open
 
 from registry.evaluation.verdicts import Finding
-from registry.manifest import WEIGHTS
+from registry.files import WEIGHTS
 from registry.worker.model import language
 from registry.worker.smoke.faults import first_line, machine_fault
 
