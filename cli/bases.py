@@ -16,9 +16,8 @@ import click
 from registry import names
 from registry.api.bases import BaseAdd
 from registry.api.catalog import BaseView
-from registry.bases import BaseSpec
+from registry.bases import BaseMatch, BaseSpec
 from registry.bases.identity import Identity
-from registry.bases.similarity import BaseMatch
 from registry.client import base_folder
 from registry.errors import Invalid
 from registry.evaluation.thresholds import Thresholds

@@ -1,7 +1,7 @@
 """What a version was made from, as options of `adapter push`: data sets, training run, commit, parameters, or a file.
 
 Invariants
-- It is checked before anything is read or sent (registry/declared.py, loaded where something is declared).
+- It is checked before anything is read or sent (registry/provenance.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from registry.provenance import Provenance
-
-from . import main
+from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _OPTIONS = (
@@ -39,8 +37,7 @@ def options(command: Command) -> Command:
 
 def of_file(file: Path) -> Provenance | None:
     """What a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
-    provenance: Provenance | None = main.load("registry.declared", "of_file")(file.read_bytes(), file=file.name)
-    return provenance
+    return Provenance.read(parse_provenance_file(file.read_bytes(), file=file.name))
 
 
 def declared(
@@ -49,8 +46,5 @@ def declared(
     """What these options declare; None for nothing. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
     if file is None and not (datasets or run or commit or parameters):
         return None
-    parsed = main.load("registry.declared", "parse")(file.read_bytes(), file=file.name) if file is not None else None
-    provenance: Provenance | None = main.load("registry.declared", "of_options")(
-        parsed, datasets=datasets, run=run, commit=commit, parameters=parameters
-    )
-    return provenance
+    parsed = parse_provenance_file(file.read_bytes(), file=file.name) if file is not None else None
+    return provenance_from_options(parsed, datasets=datasets, run=run, commit=commit, parameters=parameters)

@@ -1,18 +1,7 @@
-"""`Provenance`: what a version was made from, as whoever pushed it declares: data sets, training run, code, parameters.
+"""`Provenance`: what the pusher declares a version was made from: data sets, training run, code, parameters.
 
-    Dataset      name, URI, digest, revision, split        Run     tool, id, URL
-    Code         repository, commit                        parameters   name → text
-
-Invariants
-- It is a part of the manifest, so it is covered by the version's digest and can never be changed afterwards.
-- It is declared, not proven: a digest says which bytes were meant, not that they were used.
-- Every text is bounded, printable and on one line; a URI with a password or a signature in it is refused, because what
-  is in a manifest can never be taken back.
-- Parameters are text, as in MLflow: 2e-4 and 0.0002 stay what was written, and a manifest holds no fraction.
-
-Example
-    >>> Provenance.read({"datasets": [{"name": "tickets", "uri": "s3://data/tickets.jsonl"}]}).datasets[0].key
-    's3://data/tickets.jsonl'
+It is declared, not proven. It is part of the manifest, so the digest covers it and nothing can take it back: every text
+is bounded and on one line, and a URI with a password or a signature is refused. Parameters are text, as in MLflow.
 """
 
 from __future__ import annotations
@@ -20,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -29,6 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
 from registry.model import FrozenModel
+from registry.strict import json as strict_json
+from registry.strict.json import Dialect
 
 DATASETS_LIMIT = 64
 PARAMETERS_LIMIT = 200
@@ -37,6 +29,9 @@ TEXT_LIMIT = 200
 VALUE_LIMIT = 500
 SIZE_LIMIT_BYTES = 64 * 2**10
 FIELD: Final = "provenance"
+PROVENANCE_FILE_LIMIT_BYTES = 256 * 2**10
+
+_DIALECT = Dialect("PROVENANCE_INVALID", FIELD, depth=6)
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]{1,31}:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
 _LINE = re.compile(r"[^\x00-\x1f\x7f\u2028\u2029]+\Z")
@@ -217,3 +212,83 @@ def _text(name: str, value: Any) -> str:
     raise wrong(
         f"{FIELD}.parameters.{name[:60]}", "must be text, a finite number, true or false; flatten what is nested"
     )
+
+
+# ------------------------------------------------------------------ files and command-line options
+def provenance_from_options(
+    options: dict[str, Any] | None = None,
+    *,
+    datasets: Sequence[str] = (),
+    run: str = "",
+    commit: str = "",
+    parameters: Sequence[str] = (),
+) -> Provenance | None:
+    """What options declare on top of the values of a file; None for nothing."""
+    values = options or {}
+    if datasets:
+        written = values.get("datasets") or []
+        if not isinstance(written, list):
+            raise wrong(f"{FIELD}.datasets", "must be a list")
+        values["datasets"] = [*written, *(parse_dataset(text) for text in datasets)]
+    if run:
+        values["run"] = parse_run(run)
+    if commit:
+        values["code"] = parse_code(commit)
+    if parameters:
+        written = values.get("parameters") or {}
+        if not isinstance(written, dict):
+            raise wrong(f"{FIELD}.parameters", "must map names to values")
+        values["parameters"] = {**written, **dict(parse_parameter(text) for text in parameters)}
+    return Provenance.read(values)
+
+
+def parse_provenance_file(data: bytes, *, file: str) -> dict[str, Any]:
+    """The plain values of a file: TOML by its ending, else JSON. `Invalid` (PROVENANCE_INVALID)."""
+    if len(data) > PROVENANCE_FILE_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"{file}: {len(data)} bytes are over the limit of {PROVENANCE_FILE_LIMIT_BYTES}")
+    if not file.endswith(".toml"):
+        document = strict_json.parse(data, _DIALECT, file=file)
+    else:
+        try:
+            document = tomllib.loads(data.decode())
+        except (ValueError, RecursionError) as e:
+            raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
+    if not isinstance(document, dict):
+        raise wrong(file, "is not one object with datasets, run, code and parameters")
+    return document
+
+
+def parse_dataset(text: str) -> dict[str, Any]:
+    """`NAME=URI`, `NAME=URI@sha256:…` or `NAME=sha256:…`."""
+    name, equals, rest = text.partition("=")
+    if not equals or not name or "://" in name:
+        raise wrong("dataset", f"{text[:120]!r} is not NAME=URI, such as tickets=s3://data/tickets.jsonl@sha256:…")
+    uri, at, hexadecimal = rest.rpartition("@sha256:")
+    if rest.startswith("sha256:"):
+        uri, at, hexadecimal = "", "@", rest.removeprefix("sha256:")
+    return {"name": name, "uri": uri, "digest": f"sha256:{hexadecimal}"} if at else {"name": name, "uri": rest}
+
+
+def parse_run(text: str) -> dict[str, Any]:
+    """`TOOL:ID` or `TOOL:ID=URL`."""
+    tool, colon, rest = text.partition(":")
+    if not colon or not rest:
+        raise wrong("run", f"{text[:120]!r} is not TOOL:ID or TOOL:ID=URL, such as mlflow:4f1c…")
+    run_id, _, url = rest.partition("=")
+    return {"tool": tool, "id": run_id, "url": url}
+
+
+def parse_code(text: str) -> dict[str, Any]:
+    """`URL@COMMIT`."""
+    repository, at, commit = text.rpartition("@")
+    if not at or "://" not in repository:
+        raise wrong("commit", f"{text[:120]!r} is not URL@COMMIT, such as https://git.example.org/team/train@9c4f…")
+    return {"repository": repository, "commit": commit}
+
+
+def parse_parameter(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise wrong("param", f"{text[:120]!r} is not NAME=VALUE, such as learning_rate=2e-4")
+    return name, value

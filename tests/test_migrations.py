@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlmodel import Session, col, select
 
-from registry.bases.similarity import BaseMatch, Similarity
+from registry.bases import BaseMatch, Similarity
 from registry.errors import Conflict
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding

@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from registry.api import Answer
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Descriptor, Edge, Manifest

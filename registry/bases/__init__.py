@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
@@ -36,6 +37,49 @@ SIZE_LIMIT = 2**31
 """The largest size (hidden, vocabulary, heads …) that a configuration may state."""
 
 _DIALECT = strict_json.Dialect("BASE_INVALID", "base", depth=32, not_finite=True)
+
+
+class BaseMatch(StrEnum):
+    """How closely the weights of two bases match. `unknown`: too little could be compared."""
+
+    EXACT = "exact"
+    OTHER_DTYPE = "other-dtype"
+    QUANTIZED = "quantized"
+    DESCENDANT = "descendant"
+    UNRELATED = "unrelated"
+    UNKNOWN = "unknown"
+
+
+class Similarity(FrozenModel):
+    """How the base `other` is related to the one that was asked about.
+
+    `compared` tensors had values to compare, with a cosine of `mean` and `least`; `equal` of them had equal bytes.
+    `changed` are the last parts of the paths of modules whose values differ.
+    """
+
+    other: str = ""
+    match: BaseMatch
+    compared: int = 0
+    equal: int = 0
+    mean: float | None = None
+    least: float | None = None
+    changed: tuple[str, ...] = Field(default=(), max_length=64)
+
+    @property
+    def message(self) -> str:
+        """For people, to be put after the other's name."""
+        figures = f"{self.equal} of {self.compared} tensors are equal"
+        if self.mean is not None:
+            figures += f", cosine {self.mean:.5f}"
+        changed = f"; only {', '.join(self.changed)} differ" if 0 < len(self.changed) <= 4 else ""
+        return {
+            BaseMatch.EXACT: "has the same weights, byte for byte",
+            BaseMatch.OTHER_DTYPE: f"has the same weights in another dtype ({figures})",
+            BaseMatch.QUANTIZED: f"has the same weights, quantized in one of the two ({figures})",
+            BaseMatch.DESCENDANT: f"descends from the same weights, by fine-tuning or merging ({figures}{changed})",
+            BaseMatch.UNRELATED: f"has unrelated weights ({figures})" if self.compared else "is another model",
+            BaseMatch.UNKNOWN: "is packed in a way that cannot be compared",
+        }[self.match]
 
 
 class BaseSpec(FrozenModel):

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from registry.bases.similarity import BaseMatch, Similarity
+from registry.bases import BaseMatch, Similarity
 from registry.digest import Digest, canonical_json
 from registry.model import FrozenModel
 

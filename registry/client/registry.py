@@ -50,7 +50,6 @@ from registry.api.namespaces import (
     RoleGrant,
 )
 from registry.bases.identity import Identity
-from registry.bases.similarity import Similarity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
 from registry.client.responses import Shape, parsed
 from registry.digest import Digest

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from registry.adapters import methods
 from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.peft.finding_collector import Notes
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat import method_shapes as compat_methods
 from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates

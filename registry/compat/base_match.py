@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from registry.adapters.peft.base_claim import BaseClaim
 from registry.adapters.peft.finding_collector import Notes
-from registry.bases import BaseSpec
-from registry.bases.similarity import BaseMatch, Similarity
+from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.files import CONFIG
 
 LOCATION = f"{CONFIG}: base_model_name_or_path"

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from registry import __version__, compat, engines
 from registry.adapters.read import Contents, Found
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.compat import files as compat_files
 from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts

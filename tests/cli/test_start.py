@@ -39,7 +39,7 @@ SHUT = (
         "registry.adapters.trainer",
         "registry.bases.identity",
     ),
-    *("registry.evaluation.reports", "registry.evaluation.reference_logprobs", "registry.declared", "tomllib"),
+    *("registry.evaluation.reports", "registry.evaluation.reference_logprobs"),
 )
 """What neither a push nor a pull nor a list takes part in."""
 SHUT_FOR_PUSH = ("registry.client.pull", "registry.client.cache", "registry.client.destination")

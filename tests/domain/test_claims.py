@@ -8,9 +8,8 @@ import pytest
 
 from registry.adapters.peft.base_claim import BaseClaim
 from registry.adapters.peft.finding_collector import Notes
-from registry.bases import BaseSpec
+from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases.fingerprints import tokenizer_fingerprint
-from registry.bases.similarity import BaseMatch, Similarity
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
 from registry.evaluation.verdicts import Finding

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from registry.bases import identity
+from registry.bases import BaseMatch, identity
 from registry.bases.identity import Identity, Leaf, MatchThresholds, TensorMark, compare
-from registry.bases.similarity import BaseMatch
 from registry.digest import Digest
 from tests import effort
 from tests.identities import forge, nudged, values

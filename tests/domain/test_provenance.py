@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 import yaml
 
-from registry import declared, lineage
+from registry import lineage
 from registry.adapters import card
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import BaseRef, Descriptor, Manifest
-from registry.provenance import Dataset, Provenance
+from registry.provenance import (
+    Dataset,
+    Provenance,
+    parse_code,
+    parse_dataset,
+    parse_parameter,
+    parse_provenance_file,
+    parse_run,
+)
 
 D = Digest.of(b"data")
 COMMIT = "9c4f" * 10
@@ -112,15 +120,15 @@ def test_every_broken_rule_is_told_at_once_and_all_of_it_has_a_limit() -> None:
 
 
 def test_what_the_command_line_says_in_short() -> None:
-    assert declared.dataset(f"t=s3://a/b=c@{D}") == {"name": "t", "uri": "s3://a/b=c", "digest": D}
-    assert declared.dataset("t=hf://datasets/a/b@main") == {"name": "t", "uri": "hf://datasets/a/b@main"}
-    assert declared.dataset(f"t={D}") == {"name": "t", "uri": "", "digest": D}
-    assert declared.run_of("wandb:team/p/1=https://w/1") == {"tool": "wandb", "id": "team/p/1", "url": "https://w/1"}
-    assert declared.code(f"ssh://git@h/x@{COMMIT}") == {"repository": "ssh://git@h/x", "commit": COMMIT}
-    assert declared.parameter("a=b=c") == ("a", "b=c")
+    assert parse_dataset(f"t=s3://a/b=c@{D}") == {"name": "t", "uri": "s3://a/b=c", "digest": D}
+    assert parse_dataset("t=hf://datasets/a/b@main") == {"name": "t", "uri": "hf://datasets/a/b@main"}
+    assert parse_dataset(f"t={D}") == {"name": "t", "uri": "", "digest": D}
+    assert parse_run("wandb:team/p/1=https://w/1") == {"tool": "wandb", "id": "team/p/1", "url": "https://w/1"}
+    assert parse_code(f"ssh://git@h/x@{COMMIT}") == {"repository": "ssh://git@h/x", "commit": COMMIT}
+    assert parse_parameter("a=b=c") == ("a", "b=c")
     for read, text in (
-        (declared.dataset, "s3://a"), (declared.dataset, "s3://a?b=c"), (declared.run_of, "mlflow"),
-        (declared.code, "main"), (declared.code, f"git@h:x@{COMMIT}"), (declared.parameter, "=1"),
+        (parse_dataset, "s3://a"), (parse_dataset, "s3://a?b=c"), (parse_run, "mlflow"),
+        (parse_code, "main"), (parse_code, f"git@h:x@{COMMIT}"), (parse_parameter, "=1"),
     ):  # fmt: skip
         with pytest.raises(Invalid, match="such as"):
             read(text)
@@ -128,15 +136,15 @@ def test_what_the_command_line_says_in_short() -> None:
 
 def test_a_file_is_toml_by_its_name_and_strict_json_otherwise() -> None:
     toml = b'[[datasets]]\nuri = "s3://a"\n[parameters]\nlr = 2e-4\n'
-    assert Provenance.read(declared.parse(toml, file="p.toml")) == Provenance(
+    assert Provenance.read(parse_provenance_file(toml, file="p.toml")) == Provenance(
         datasets=(Dataset(uri="s3://a"),), parameters={"lr": "0.0002"}
     )
     for data, file in ((b"[", "p.toml"), (b'{"run": 1, "run": 2}', "p.json"), (b"[]", "p.json"), (b"\xff", "p.toml")):
         with pytest.raises(Invalid) as caught:
-            declared.parse(data, file=file)
+            parse_provenance_file(data, file=file)
         assert caught.value.code == "PROVENANCE_INVALID"
     with pytest.raises(Invalid, match="finite"):
-        Provenance.read(declared.parse(b"[parameters]\nlr = inf\n", file="p.toml"))
+        Provenance.read(parse_provenance_file(b"[parameters]\nlr = inf\n", file="p.toml"))
 
 
 # ------------------------------------------------------------------ claims of the README

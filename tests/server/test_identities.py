@@ -6,7 +6,7 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest
-from registry.bases.similarity import BaseMatch
+from registry.bases import BaseMatch
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Check, Finding

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from registry.bases import BaseMatch
 from registry.bases.identity import Identity, compare
-from registry.bases.similarity import BaseMatch
 from registry.errors import Invalid
 from registry.worker.model import fingerprints, identify
 from registry.worker.model.fingerprints import BLOCK, Sketch

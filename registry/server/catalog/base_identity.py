@@ -15,9 +15,9 @@ from sqlalchemy import bindparam
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
+from registry.bases import BaseMatch, Similarity
 from registry.bases import identity as identities
 from registry.bases.identity import Identity
-from registry.bases.similarity import BaseMatch, Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, Denied
 from registry.events import EventType

@@ -18,9 +18,8 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.bases import BaseAdd
 from registry.api.catalog import BaseList, BaseView
-from registry.bases import BaseSpec
+from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
-from registry.bases.similarity import Similarity
 from registry.digest import Digest
 from registry.errors import Conflict, NotFound
 from registry.evaluation.thresholds import Thresholds

@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.catalog import AdapterPage, AdapterView
-from registry.bases.similarity import BaseMatch
+from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome

@@ -20,8 +20,7 @@ from sqlalchemy import Engine, func, insert
 from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, invalid_cursor

@@ -15,8 +15,7 @@ from typing import Any
 
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import Contents, Read, read_any, weights_of
-from registry.bases import BaseSpec
-from registry.bases.similarity import Similarity
+from registry.bases import BaseSpec, Similarity
 from registry.compat import evaluate, tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts

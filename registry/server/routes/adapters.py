@@ -17,7 +17,7 @@ from registry import names
 from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, WithdrawRequest
 from registry.api.bases import Lineage
 from registry.api.catalog import AdapterPage, AdapterView, Resolved, VersionPage, VersionView
-from registry.bases.similarity import BaseMatch
+from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome

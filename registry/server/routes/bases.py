@@ -11,7 +11,7 @@ from fastapi import Response
 
 from registry.api.bases import BaseAdd, IdentityRequest, ThresholdsRequest
 from registry.api.catalog import BaseList, BaseView
-from registry.bases.similarity import Similarity
+from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.http import routing
