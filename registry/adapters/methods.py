@@ -1,7 +1,7 @@
 """What PEFT configurations may say: methods, tasks, field names, and the fields that name code or files.
 
 Data, checked against PEFT 0.21.2. A method of a newer PEFT is a row here and, if it
-has one, a shape rule in compat/method_shapes.py.
+has one, a shape rule in compat/modules.py.
 
 Invariants
 - A method or task outside these tables is refused: nothing downstream could say what its tensors mean.
@@ -26,7 +26,7 @@ class PeftMethod:
     `marks`: how names of its tensors continue after the path of their module. `shared_marks`: names of tensors that all
     modules share, directly under `base_model.`. A prompt method stores exactly the tensors named by `marks`.
     `names_targets`: its tensors say which targets they belong to, so a missing one is found.
-    `shapes_known`: registry/compat/method_shapes.py checks the shapes of its tensors.
+    `shapes_known`: registry/compat/modules.py checks the shapes of its tensors.
     `fused_by`: who writes its update into the base's weights; empty for nobody.
     `changes_weights`: its effect equals some change of weights. `replaces_weights`: loading it replaces base weights.
     `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.

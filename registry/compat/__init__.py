@@ -14,11 +14,10 @@ from collections.abc import Sequence
 
 from registry.adapters import methods
 from registry.adapters.peft import LoraSpec, initializations
-from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
-from registry.compat import method_shapes as compat_methods
-from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
+from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_pieces, check_updates
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG
 
@@ -28,47 +27,49 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
 
     `relatives` are the other bases whose weights are known, and how they are related to this one.
     """
-    notes = Notes()
-    site = ModuleLookup(base, lora.config, notes)
-    base_match.check_claim(lora.config.base, base, relatives, notes)
+    findings = FindingCollector()
+    lookup = ModuleLookup(base, lora.config, findings)
+    base_match.check_claim(lora.config.base, base, relatives, findings)
     method = methods.find(lora.method)
     if method.has_pairs:
-        check_updates(lora, site)
+        check_updates(lora, lookup)
     elif method.is_prompt:
-        _prompts(lora, base, notes)
+        _prompts(lora, base, findings)
     else:
-        compat_methods.check_pieces(lora, site)
+        check_pieces(lora, lookup)
     if method.names_targets and not method.is_prompt:
-        check_completeness(lora, site)
-    check_full(lora, site)
-    _tokens(lora, base, notes)
-    _care(lora, base, notes)
-    return [*lora.findings, *notes.findings()]
+        check_completeness(lora, lookup)
+    check_full(lora, lookup)
+    _tokens(lora, base, findings)
+    _care(lora, base, findings)
+    return [*lora.findings, *findings.all()]
 
 
-def _prompts(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+def _prompts(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
     """Virtual tokens: one matrix [tokens, width]; a prefix holds a key and a value for each layer and kv head."""
     rows = lora.config.other.get("num_virtual_tokens")
     width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
     for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
-            notes.unknown("compat.method_unjudged", piece.name, f"the width of {lora.method} is not visible in headers")
+            findings.unknown(
+                "compat.method_unjudged", piece.name, f"the width of {lora.method} is not visible in headers"
+            )
         elif len(piece.shape) != 2 or piece.shape[1] != width:
             message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
-            notes.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
+            findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
         elif type(rows) is int and rows > 0 and piece.shape[0] % rows:
             message = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
-            notes.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
+            findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
 
 
-def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+def _tokens(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
     """Trained rows of an embedding, and the tokens that an aLoRA waits for, must be rows that the base has."""
     lists = {f"trainable_token_indices {k}".strip(): v for k, v in lora.config.token_indices.items()}
     lists["alora_invocation_tokens"] = lora.config.invocation_tokens
     for field, numbers in lists.items():
         if numbers and base.vocab and max(numbers) >= base.vocab:
             message = f"{field} holds token {max(numbers)}; this base has tokens 0 to {base.vocab - 1}"
-            notes.error("compat.token_unknown", f"{CONFIG}: {field}", message, f"< {base.vocab}", max(numbers))
+            findings.error("compat.token_unknown", f"{CONFIG}: {field}", message, f"< {base.vocab}", max(numbers))
     rows = {len(numbers) for numbers in lora.config.token_indices.values()}
     pieces = [*lora.tokens, *(p for p in lora.pieces if p.name.endswith("trainable_tokens_delta"))]
     for piece in pieces:
@@ -76,14 +77,14 @@ def _tokens(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
         if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
             expected = [max(rows, default=0), base.hidden]
             message = f"{location} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
-            notes.error("compat.shape", location, message, expected, list(piece.shape))
+            findings.error("compat.shape", location, message, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
         message = "the configuration says that tokens were trained, and the file holds no trained rows"
         location = f"{CONFIG}: trainable_token_indices"
-        notes.error("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
+        findings.error("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 
 
-def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
+def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
     """What fits but must be treated with care, by people or by serving engines."""
     config = lora.config
     if initializations.changes_base(config.initialization):
@@ -91,17 +92,17 @@ def _care(lora: LoraSpec, base: BaseSpec, notes: Notes) -> None:
             f"{config.initialization} changed the base's own weights before training: this adapter is right only "
             "after the same change, which then reaches all adapters on that base; convert it to a plain LoRA"
         )
-        notes.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
+        findings.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
     if config.layer_replication:
         message = "layer_replication changes the depth of the base: it needs a process of its own"
-        notes.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
+        findings.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
-        notes.warning("compat.changes_base", f"{CONFIG}: bias", message)
+        findings.warning("compat.changes_base", f"{CONFIG}: bias", message)
     for field, meaning in methods.LORA_VARIANTS.items():
         if config.other.get(field):
             message = f"{meaning}: a runtime for plain LoRA computes something else"
-            notes.warning("compat.semantics", f"{CONFIG}: {field}", message)
+            findings.warning("compat.semantics", f"{CONFIG}: {field}", message)
     if base.quantization:
         message = f"the base is packed ({base.quantization}): an adapter trained on the unpacked one acts differently"
-        notes.info("compat.base_quantized", base.name, message)
+        findings.info("compat.base_quantized", base.name, message)

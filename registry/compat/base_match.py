@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 
 from registry.adapters.peft.base_claim import BaseClaim
-from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseMatch, BaseSpec, Similarity
+from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CONFIG
 
 LOCATION = f"{CONFIG}: base_model_name_or_path"
@@ -25,22 +25,22 @@ PACKED_NAME = re.compile(
 MEASURED = "a QLoRA adapter moved by 0.33 nats a token when it was put on the plain base of a small model"
 
 
-def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], notes: Notes) -> None:
+def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity], findings: FindingCollector) -> None:
     """One finding if the configuration names another base than this one."""
     if not claim.name or claim.name == base.name:
         return
     related = _related(claim, base, relatives)
     if related is not None and related.match is not BaseMatch.UNKNOWN:
-        _known(claim, base, related, notes)
+        _known(claim, base, related, findings)
     elif PACKED_NAME.search(claim.name) and not base.quantization:
         message = (
             f"the configuration names {claim.name!r}, by its name a packed copy, and {base.name!r} is not packed: "
             f"the adapter was not made for this base ({MEASURED})"
         )
-        notes.warning("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
+        findings.warning("compat.trained_on_packed", LOCATION, message, base.name, claim.name)
     elif not claim.names(base.name):
         message = f"the configuration names the base {claim.name!r}, and it is checked on {base.name!r}"
-        notes.warning("compat.base_named_differently", LOCATION, message)
+        findings.warning("compat.base_named_differently", LOCATION, message)
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
@@ -52,19 +52,19 @@ def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) 
     return alike[0] if len(alike) == 1 else None
 
 
-def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, notes: Notes) -> None:
+def _known(claim: BaseClaim, base: BaseSpec, related: Similarity, findings: FindingCollector) -> None:
     message = f"trained on {related.other!r} and checked on {base.name!r}: {related.other!r} {related.message}"
     match related.match:
         case BaseMatch.EXACT | BaseMatch.OTHER_DTYPE:
-            notes.info("compat.base_same_weights", LOCATION, message)
+            findings.info("compat.base_same_weights", LOCATION, message)
         case BaseMatch.QUANTIZED:
             more = "" if base.quantization else f"; on the plain base it acts differently ({MEASURED})"
-            notes.warning("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
+            findings.warning("compat.base_quantized_variant", LOCATION, message + more, base.name, related.other)
         case BaseMatch.DESCENDANT:
             more = "; it fits by structure, how it behaves is not known"
-            notes.warning("compat.base_descendant", LOCATION, message + more, base.name, related.other)
+            findings.warning("compat.base_descendant", LOCATION, message + more, base.name, related.other)
         case _ if claim.is_local or related.other != claim.name:
             more = "; if that base is meant, this adapter is noise here"
-            notes.warning("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
+            findings.warning("compat.base_named_differently", LOCATION, message + more, base.name, related.other)
         case _:
-            notes.error("compat.base_unrelated", LOCATION, message, base.name, related.other)
+            findings.error("compat.base_unrelated", LOCATION, message, base.name, related.other)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from registry.adapters import formats
 from registry.adapters.formats.facts import FileFacts, FileModule
-from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.paths import Paths
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
@@ -24,69 +24,73 @@ _CONTROL_INPUTS = ("img_in", "x_embedder")
 
 def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     """All findings about this file on this base."""
-    notes = Notes()
+    findings = FindingCollector()
     is_image = facts.format in formats.IMAGE_FORMATS
     if is_image != base.is_pipeline:
         kind, other = ("an image model", "a language model") if is_image else ("a language model", "an image model")
         message = f"the file's names ({facts.format}) are of {kind}, and {base.name} is {other}"
-        notes.error("compat.kind", facts.file, message, kind, other)
-        return notes.findings()
+        findings.error("compat.kind", facts.file, message, kind, other)
+        return findings.all()
     if not base.is_of(facts.family):
         message = f"the file is for {facts.family} ({facts.family_evidence}), and {base.name} is {base.model_type}"
-        notes.error("compat.family", facts.file, message, base.model_type, facts.family)
-        return notes.findings()
+        findings.error("compat.family", facts.file, message, base.model_type, facts.family)
+        return findings.all()
     if not facts.modules:
         message = f"{facts.file} holds no pair of factors that names a module"
-        notes.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
+        findings.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
     if "lora.rank_unannounced" in facts.problems:
         message = f"the factors in {facts.file} have another rank than adapter_config.json says"
-        notes.error("lora.rank_unannounced", facts.file, message, "the rank of the configuration", facts.max_rank)
+        findings.error("lora.rank_unannounced", facts.file, message, "the rank of the configuration", facts.max_rank)
     for module in facts.modules:
         if module.scale is not None and module.scale <= 0:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"
-            notes.error("lora.alpha_not_positive", module.path, message, "> 0", f"{module.scale:g}", group="scale")
+            findings.error("lora.alpha_not_positive", module.path, message, "> 0", f"{module.scale:g}", group="scale")
     paths = Paths(facts.format, base.modules)
     for module in facts.modules:
-        _check(module, paths, facts, base, notes)
+        _check(module, paths, facts, base, findings)
     if not is_image and any(module.rank and module.scale is None for module in facts.modules):
         message = "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
-        notes.warning("format.alpha_absent", facts.file, message)
+        findings.warning("format.alpha_absent", facts.file, message)
     if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
         message = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
-        notes.warning("format.alpha_absent", facts.file, message)
-    return notes.findings()
+        findings.warning("format.alpha_absent", facts.file, message)
+    return findings.all()
 
 
-def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
+def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: FindingCollector) -> None:
     if module.is_half:
         message = f"{module.path} has one half of its pair only: A without B, or B without A"
-        notes.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
+        findings.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
         return
     if module.fault:
         message = f"module {module.path}: {module.fault}"
-        notes.error("lora.shape_invalid", module.path, message, "factors of one rank", module.fault, group=module.fault)
+        findings.error(
+            "lora.shape_invalid", module.path, message, "factors of one rank", module.fault, group=module.fault
+        )
         return
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if meant is None:
         message = f"{module.path} is named as no rule for {facts.format} names a module of {base.name}"
-        notes.unknown("format.names_unmapped", module.path, message, group=leaf)
+        findings.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
     modules = [base.modules.get(path) for path in meant]
     absent = [path for path, there in zip(meant, modules, strict=True) if there is None]
     if absent:
         message = f"{module.path} means {absent[0]}, which is not a module of {base.name}"
-        notes.note("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,
+        findings.add("error" if base.names_known else "unknown", "compat.module_unknown", module.path, message,
                    "a module of the base", absent[0], group=leaf)  # fmt: skip
         return
-    _sizes(module, [there for there in modules if there is not None], facts, base, notes)
+    _sizes(module, [there for there in modules if there is not None], facts, base, findings)
 
 
-def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, notes: Notes) -> None:
+def _sizes(
+    module: FileModule, there: list[ModuleShape], facts: FileFacts, base: BaseSpec, findings: FindingCollector
+) -> None:
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if not module.in_features or not module.out_features or not all(part.is_known for part in there):
         message = f"the sizes of {module.path} are not visible in the header ({facts.method or 'an unknown method'})"
-        notes.unknown("compat.shape_unknown", module.path, message, group=facts.method)
+        findings.unknown("compat.shape_unknown", module.path, message, group=facts.method)
         return
     expected = (sum(part.out_features for part in there), there[0].in_features)
     factors = _KERNELS if module.is_conv or there[0].kind == "conv" else (1,)
@@ -95,7 +99,9 @@ def _sizes(module: FileModule, there: list[ModuleShape], facts: FileFacts, base:
     sizes = (module.out_features, module.in_features)
     if facts.format == "bfl" and module.path.endswith(_CONTROL_INPUTS) and sizes[1] > expected[1]:
         message = f"{module.path} takes {sizes[1]} inputs instead of {expected[1]}: a control adapter widens it"
-        notes.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
+        findings.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return
     message = f"{module.path} updates a matrix of {list(sizes)}; {base.name} has {list(expected)} there"
-    notes.error("compat.shape", module.path, message, list(expected), list(sizes), group=f"{leaf} {sizes} {expected}")
+    findings.error(
+        "compat.shape", module.path, message, list(expected), list(sizes), group=f"{leaf} {sizes} {expected}"
+    )

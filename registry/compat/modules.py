@@ -8,15 +8,17 @@ Invariants
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
+from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.finding_collector import Notes
 from registry.adapters.peft.targets import Choice, Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Severity
 from registry.files import CONFIG
 
@@ -29,14 +31,15 @@ _LINEAR = ("linear", "conv1d")
 FUSED = ("gate_up_proj", "down_proj")
 """The parameters of a block of experts, as transformers 5 fuses them."""
 _HEADS = ("lm_head", "embed_out")
+Shape = tuple[int, ...]
 _TASK_HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
 
 class ModuleLookup:
-    """One base, asked for one adapter's modules. `notes` takes the findings."""
+    """One base, asked for one adapter's modules. `findings` takes the findings."""
 
-    def __init__(self, base: BaseSpec, config: AdapterConfig, notes: Notes) -> None:
-        self.base, self.config, self.notes = base, config, notes
+    def __init__(self, base: BaseSpec, config: AdapterConfig, findings: FindingCollector) -> None:
+        self.base, self.config, self.findings = base, config, findings
         self.targets, self.ranks = Targets(config), Choice(config.rank_pattern)
         self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
 
@@ -50,8 +53,19 @@ class ModuleLookup:
                 return None
         return module
 
+    def find_sized(self, path: str) -> ModuleShape | None:
+        """The base's module that the adapter calls `path`; None, with a finding, if it or its sizes are not known."""
+        module = self.find(path)
+        if module is None:
+            self.missing(path, "the adapter's module")
+        elif not module.is_known:
+            message = f"the sizes of {path} are not known: the base is quantized ({self.base.quantization})"
+            self.findings.unknown("compat.shape_unknown", path, message, group=path.rpartition(".")[2])
+            return None
+        return module
+
     def missing(self, path: str, what: str) -> None:
-        """Note that the base has no module `path`, and why that may be."""
+        """Add the finding that the base has no module `path`, and why that may be."""
         leaf = path.rpartition(".")[2]
         layer = _LAYER.search(f"{path}.")
         layers = len(self._replicated) or self.base.layers
@@ -65,7 +79,7 @@ class ModuleLookup:
             why = f"its architecture is {self.base.architecture or self.base.model_type or 'another'}"
         message = f"{what} {path} is not a module of {self.base.name}: {why}"
         group = f"{leaf} {why}"
-        self.notes.note(self.doubt, "compat.module_unknown", path, message, "a module of the base", path, group=group)
+        self.findings.add(self.doubt, "compat.module_unknown", path, message, "a module of the base", path, group=group)
 
     @property
     def doubt(self) -> Severity:
@@ -118,138 +132,137 @@ class ModuleLookup:
         return f"{path[: layer.start()]}.{self._replicated[int(layer[1])]}.{path[layer.end() :]}"
 
 
-def check_updates(lora: LoraSpec, site: ModuleLookup) -> None:
+def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """The sizes of every A and B against the module that they change."""
     for update in lora.modules:
         if update.kind == "parameter":
-            _check_parameter(update, site)
+            _check_parameter(update, lookup)
             continue
-        module = site.find(update.path)
+        module = lookup.find_sized(update.path)
         if module is None:
-            site.missing(update.path, "the adapter's module")
-        elif not module.is_known:
-            message = f"the sizes of {update.path} are not known: the base is quantized ({site.base.quantization})"
-            site.notes.unknown("compat.shape_unknown", update.path, message, group=update.path.rpartition(".")[2])
-        elif (module.kind == "embedding") != (update.kind == "embedding"):
+            continue
+        if (module.kind == "embedding") != (update.kind == "embedding"):
             message = f"{update.path} is {module.kind} in this base, and the adapter's tensors are for {update.kind}"
-            site.notes.error("compat.kind", update.path, message, module.kind, update.kind)
+            lookup.findings.error("compat.kind", update.path, message, module.kind, update.kind)
         elif module.kind in ("norm", "experts", "parameter"):
             message = f"{update.path} is {module.kind} in this base, which LoRA cannot change this way"
-            site.notes.error("compat.kind", update.path, message, "a linear module", module.kind)
+            lookup.findings.error("compat.kind", update.path, message, "a linear module", module.kind)
         else:
-            _check_sizes(update, module, site)
+            _check_sizes(update, module, lookup)
             if ".experts." in update.path:
                 message = "single experts are named as transformers 4 did; version 5 fuses them on loading"
-                site.notes.warning("compat.experts_fused", update.path, message, group="experts")
+                lookup.findings.warning("compat.experts_fused", update.path, message, group="experts")
 
 
-def _check_sizes(update: ModuleUpdate, module: ModuleShape, site: ModuleLookup) -> None:
+def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup) -> None:
     sizes = (
         ("lora_A", update.a_shape, (update.rank, module.in_features)),
         ("lora_B", update.b_shape, (module.out_features, update.rank)),
     )
-    for half, found, expected in sizes:
-        if found[:2] != expected:
+    for half, shape, expected in sizes:
+        if shape[:2] != expected:
             message = (
-                f"{update.path}.{half} has shape {list(found)}; {site.base.name} takes {list(expected)} there "
+                f"{update.path}.{half} has shape {list(shape)}; {lookup.base.name} takes {list(expected)} there "
                 f"({module.in_features} inputs, {module.out_features} outputs)"
             )
-            group = f"{half} {update.path.rpartition('.')[2]} {found} {expected}"
-            site.notes.error("compat.shape", f"{update.path}.{half}", message, list(expected), list(found), group=group)
-    for name, shape in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
-        if shape is not None and max(shape, default=0) != module.out_features:
-            message = f"{update.path}.{name} has shape {list(shape)}; the module has {module.out_features} outputs"
-            site.notes.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(shape))
+            group = f"{half} {update.path.rpartition('.')[2]} {shape} {expected}"
+            location = f"{update.path}.{half}"
+            lookup.findings.error("compat.shape", location, message, list(expected), list(shape), group=group)
+    for name, size in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
+        if size is not None and max(size, default=0) != module.out_features:
+            message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
+            lookup.findings.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
     if update.bias_shape is not None and not module.bias:
         message = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
-        site.notes.warning("compat.bias_not_mergeable", update.path, message, group="bias")
+        lookup.findings.warning("compat.bias_not_mergeable", update.path, message, group="bias")
 
 
-def _check_parameter(update: ModuleUpdate, site: ModuleLookup) -> None:
+def _check_parameter(update: ModuleUpdate, lookup: ModuleLookup) -> None:
     """A fused block of experts: the sizes must be those of the parameter, times the number of experts."""
-    experts = site.find(update.path)
+    experts = lookup.find(update.path)
     sizes: set[tuple[int, int, int]] = set()
     if experts is not None and experts.kind == "experts":
         hidden, inner, count = experts.in_features, experts.out_features, experts.count
         by_name = {FUSED[0]: (count, hidden, 2 * inner), FUSED[1]: (count, inner, hidden)}
         sizes = {size for name, size in by_name.items() if update.parameter in (name, "")}
-    elif (module := site.find(update.key)) is not None and module.kind == "parameter":
+    elif (module := lookup.find(update.key)) is not None and module.kind == "parameter":
         sizes |= {(module.count, module.in_features, module.out_features)}
         sizes |= {(module.count, module.out_features, module.in_features)}
     actual = (update.a_shape[0] // update.rank, update.a_shape[1], update.b_shape[0])
     if not sizes:
-        site.missing(update.key, "the adapter's block of experts")
+        lookup.missing(update.key, "the adapter's block of experts")
     elif actual not in sizes:
         message = f"{update.key}: the adapter is for {actual[0]} experts of {actual[1]} inputs and {actual[2]} outputs"
-        site.notes.error(
+        lookup.findings.error(
             "compat.shape", update.key, message, sorted(sizes), actual, group=f"{update.parameter} {actual}"
         )
 
 
-def check_completeness(lora: LoraSpec, site: ModuleLookup) -> None:
+def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """The modules in the file and the modules that the configuration targets must be the same."""
     present = {m.path for m in lora.modules if m.kind != "parameter"} | {*lora.incomplete}
     present |= {p.path for p in lora.pieces if p.path}
     if lora.config.target_parameters:
-        _check_parameters_complete(lora, site)
-    if not site.targets.written:
+        _check_parameters_complete(lora, lookup)
+    if not lookup.targets.written:
         message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
-        site.notes.warning("compat.targets_absent", f"{CONFIG}: target_modules", message)
+        lookup.findings.warning("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
-    expected = set(site.expected(single_experts=any(_EXPERT.search(path) for path in present)))
+    expected = set(lookup.expected(single_experts=any(_EXPERT.search(path) for path in present)))
     for path in sorted(expected - present):
-        module = site.find(path)
+        module = lookup.find(path)
         if module is not None and module.kind == "other":  # a router is no linear module in transformers 5
             continue
         message = f"the configuration targets {path}, and the file holds no tensor for it"
         group = path.rpartition(".")[2]
-        site.notes.note(site.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
+        lookup.findings.add(lookup.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
     for path in sorted(present - expected):
-        if site.find(path) is not None and not site.targets.covers(path):
+        if lookup.find(path) is not None and not lookup.targets.covers(path):
             message = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
-            site.notes.error("compat.module_unannounced", path, message, "a target", path, group=group)
+            lookup.findings.error("compat.module_unannounced", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         message = "not one module of the base is a target of the configuration"
-        site.notes.note(site.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
+        lookup.findings.add(lookup.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
 
-def _check_parameters_complete(lora: LoraSpec, site: ModuleLookup) -> None:
+def _check_parameters_complete(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """Each targeted block of experts needs one update for each parameter that `target_parameters` names in it."""
     counts: dict[str, int] = {}
     for update in lora.modules:
         if update.kind == "parameter":
             counts[update.path] = counts.get(update.path, 0) + 1
     named = set(lora.config.target_parameters)
-    for path, parameters in site.blocks():
-        wanted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
-        if counts.get(path, 0) < wanted:
-            message = f"the configuration targets {wanted} parameters of {path}, the file holds {counts.get(path, 0)}"
-            site.notes.error("compat.module_missing", path, message, wanted, counts.get(path, 0), group="experts")
+    for path, parameters in lookup.blocks():
+        targeted = sum(not named.isdisjoint(endings(f"{path}.{name}")) for name in parameters)
+        present = counts.get(path, 0)
+        if present < targeted:
+            message = f"the configuration targets {targeted} parameters of {path}, the file holds {present}"
+            lookup.findings.error("compat.module_missing", path, message, targeted, present, group="experts")
 
 
-def check_full(lora: LoraSpec, site: ModuleLookup) -> None:
+def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """Whole tensors: saved modules, trained biases, and the copies beside targeted embeddings."""
     for piece in (*lora.full, *lora.repeats):
-        _check_whole(piece, site)
+        _check_whole(piece, lookup)
     saved = {piece.path for piece in lora.full}
-    _check_saved(lora.config.saved_modules, saved, site)
+    _check_saved(lora.config.saved_modules, saved, lookup)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
-    if site.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
+    if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         message = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
-        site.notes.warning("compat.unties", min(ends), message)
+        lookup.findings.warning("compat.unties", min(ends), message)
     for piece in lora.repeats:
         message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
-        site.notes.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
+        lookup.findings.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
 
 
-def _check_saved(names: tuple[str, ...], saved: set[str], site: ModuleLookup) -> None:
+def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) -> None:
     """Each saved module must be there. A name that means none trained nothing: PEFT itself names every task's heads."""
     ends = Endings(names)
     held, expected_names = (
         {name for start in set().union(*map(starts, paths)) for name in ends.of(start)}
-        for paths in (saved, site.base.modules)
+        for paths in (saved, lookup.base.modules)
     )
     absent = [name for name in names if name not in held]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
@@ -260,24 +273,24 @@ def _check_saved(names: tuple[str, ...], saved: set[str], site: ModuleLookup) ->
         )
         is_head = name in _TASK_HEADS
         if (is_head and not has_head) or (not is_head and name in expected_names):
-            severity = "error" if is_head else site.doubt
-            site.notes.note(
+            severity = "error" if is_head else lookup.doubt
+            lookup.findings.add(
                 severity, "compat.saved_module_absent", location, message, name, "nothing", group="head" * is_head
             )
         elif not is_head:
-            message = f"{message}; {site.base.name} has no such module"
-            site.notes.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
+            message = f"{message}; {lookup.base.name} has no such module"
+            lookup.findings.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
 
 
-def _check_whole(piece: OtherTensor, site: ModuleLookup) -> None:
+def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     location = f"{piece.path}.{piece.name}"
-    module = site.find(piece.path)
+    module = lookup.find(piece.path)
     if module is None:
-        if piece.path.startswith(_TASK_HEADS) and site.config.task not in ("", "CAUSAL_LM"):
-            message = f"{location} is the head of a {site.config.task} model: the base's own head is not used"
-            site.notes.warning("compat.other_task", location, message, group="head")
+        if piece.path.startswith(_TASK_HEADS) and lookup.config.task not in ("", "CAUSAL_LM"):
+            message = f"{location} is the head of a {lookup.config.task} model: the base's own head is not used"
+            lookup.findings.warning("compat.other_task", location, message, group="head")
         else:
-            site.missing(piece.path, "the saved module")
+            lookup.missing(piece.path, "the saved module")
         return
     rows, columns = module.out_features, module.in_features
     if module.kind in ("conv1d", "embedding"):
@@ -285,11 +298,110 @@ def _check_whole(piece: OtherTensor, site: ModuleLookup) -> None:
     expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
     shape = list(piece.shape)
     if piece.name == "bias" and not module.bias:
-        site.notes.error("compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", shape)
+        lookup.findings.error(
+            "compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", shape
+        )
     elif module.is_known and shape != expected and module.kind != "conv":
-        by_token = is_token_table(piece.path) or rows == site.base.vocab
+        by_token = is_token_table(piece.path) or rows == lookup.base.vocab
         vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
-        site.notes.error(
+        lookup.findings.error(
             code, location, f"{location} has shape {shape}; this base has {expected}{why}", expected, shape
         )
+
+
+# ------------------------------------------------------------------ methods other than LoRA
+def check_pieces(lora: LoraSpec, lookup: ModuleLookup) -> None:
+    """Every tensor of the method against the module that it changes."""
+    if not find(lora.method).shapes_known:
+        message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
+        lookup.findings.unknown("compat.method_unjudged", f"{CONFIG}: peft_type", message)
+    kronecker: dict[str, dict[str, Shape]] = {}
+    for piece in lora.pieces:
+        if not piece.path:
+            continue
+        module = lookup.find_sized(piece.path)
+        if module is None:
+            continue
+        if lora.method == "LOKR":
+            kronecker.setdefault(piece.path, {})[piece.name] = piece.shape
+        else:
+            _check_piece(piece, module, lora.config, lookup)
+    for path, factors in kronecker.items():
+        _check_kronecker(path, factors, lookup)
+
+
+def _check_piece(piece: OtherTensor, module: ModuleShape, config: AdapterConfig, lookup: ModuleLookup) -> None:
+    rank = lookup.ranks.pick(piece.path)
+    expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
+    if expected is not None and expected != piece.shape:
+        location = f"{piece.path}.{piece.name}"
+        message = f"{location} has shape {list(piece.shape)}; {lookup.base.name} takes {list(expected)} there"
+        group = f"{piece.name} {piece.path.rpartition('.')[2]}"
+        lookup.findings.error("compat.shape", location, message, list(expected), list(piece.shape), group=group)
+
+
+def expected_shape(
+    method: str,
+    name: str,
+    shape: Shape,
+    module: ModuleShape,
+    config: AdapterConfig,
+    path: str = "",
+    rank: int | None = None,
+) -> Shape | None:
+    """The shape that this tensor must have on this module, or None where the method leaves it open."""
+    inputs, outputs = module.in_features, module.out_features
+    rank = rank or config.rank
+    if method == "IA3":
+        feedforward = config.other.get("feedforward_modules") or []
+        names = [feedforward] if isinstance(feedforward, str) else feedforward
+        return (1, inputs) if any(end in names for end in endings(path)) else (outputs, 1)
+    if method == "LOHA" and len(shape) == 2:
+        return {"a": (outputs, rank), "b": (rank, inputs)}.get(name[-1:])
+    if method == "OFT" and len(shape) == 2:
+        return _oft(shape, inputs)
+    if method == "BOFT":
+        if name == "boft_s":
+            return (outputs, 1)
+        return (shape[0], inputs // shape[2], shape[2], shape[2]) if len(shape) == 4 and shape[2] else (1, 1, 1, 1)
+    if method == "MISS":
+        return (rank, outputs) if len(shape) == 2 else None
+    if method == "VERA":
+        return {"vera_lambda_b": (outputs,), "vera_lambda_d": (rank,)}.get(name)
+    if method == "SHIRA":
+        count = rank * (inputs + outputs)
+        return {"shira_weight": (count,), "shira_indices": (2, count)}.get(name)
+    if method == "LN_TUNING":
+        return (outputs,)
+    if method == "HRA":
+        return (inputs, rank) if name == "hra_u" else None
+    return None
+
+
+def _oft(shape: Shape, inputs: int) -> Shape | None:
+    """[blocks, b(b-1)/2] with blocks * b = inputs; a shared block is one row."""
+    block = (1 + math.isqrt(1 + 8 * shape[1])) // 2
+    if block * (block - 1) // 2 != shape[1] or inputs % block:
+        return (inputs, 0)
+    return shape if shape[0] == 1 else (inputs // block, shape[1])
+
+
+def _check_kronecker(path: str, factors: dict[str, Shape], lookup: ModuleLookup) -> None:
+    """LoKr: W1 (x) W2, each whole or as a product of two; their sizes multiply to the module's."""
+    module = lookup.find(path)
+    sizes = [_whole(factors, "lokr_w1"), _whole(factors, "lokr_w2")]
+    if module is None or None in sizes or "lokr_t2" in factors:
+        return
+    product = tuple(sizes[0][i] * sizes[1][i] for i in (0, 1))  # type: ignore[index]
+    if product != (module.out_features, module.in_features):
+        message = f"the LoKr factors of {path} make a matrix of {list(product)}"
+        expected = [module.out_features, module.in_features]
+        lookup.findings.error("compat.shape", path, message, expected, list(product), group=path.rpartition(".")[2])
+
+
+def _whole(factors: dict[str, Shape], name: str) -> Shape | None:
+    if name in factors:
+        return factors[name] if len(factors[name]) == 2 else None
+    a, b = factors.get(f"{name}_a"), factors.get(f"{name}_b")
+    return (a[0], b[1]) if a and b and len(a) == len(b) == 2 else None

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
 from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from registry.manifest import Descriptor
@@ -29,42 +29,42 @@ Read = Callable[[str, int, int], bytes]
 
 def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> list[Finding]:
     """Warnings where the version's own tokenizer or template is not the base's. A base without one is not compared."""
-    notes = Notes()
+    findings = FindingCollector()
     sizes = {file.path: file.size_bytes for file in files}
     if TOKENIZER in sizes and base.fingerprints.tokenizer is not None:
-        _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, notes)
+        _tokenizer(sizes[TOKENIZER], read, base.fingerprints.tokenizer, base.name, findings)
     texts = {path: read(path, 0, sizes[path]) for path in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if path in sizes}
     written = texts.get(CHAT_TEMPLATE, b"").decode("utf-8", "replace")
     template = template_text(written or None, texts.get(TOKENIZER_CONFIG))
     if template:
-        _template(CHAT_TEMPLATE if written else TOKENIZER_CONFIG, template, base, notes)
-    return notes.findings()
+        _template(CHAT_TEMPLATE if written else TOKENIZER_CONFIG, template, base, findings)
+    return findings.all()
 
 
-def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, notes: Notes) -> None:
+def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, findings: FindingCollector) -> None:
     if size_bytes > TOKENIZER_LIMIT_BYTES:
         message = f"{TOKENIZER} has {size_bytes} bytes and is not compared with the base's; the limit is "
-        notes.info("compat.tokenizer_not_compared", TOKENIZER, message + str(TOKENIZER_LIMIT_BYTES))
+        findings.info("compat.tokenizer_not_compared", TOKENIZER, message + str(TOKENIZER_LIMIT_BYTES))
         return
     try:
         fingerprint = tokenizer_fingerprint(read(TOKENIZER, 0, size_bytes))
     except Invalid as e:
-        notes.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
+        findings.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
         return
     if fingerprint != expected:
         message = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
-        notes.warning("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
+        findings.warning("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
 
 
-def _template(path: str, template: str, base: BaseSpec, notes: Notes) -> None:
+def _template(path: str, template: str, base: BaseSpec, findings: FindingCollector) -> None:
     fingerprint = Digest.of(template.encode("utf-8", "surrogatepass"))
     expected = base.fingerprints.template
     if expected is None:
         message = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
-        notes.info("compat.template_added", path, message)
+        findings.info("compat.template_added", path, message)
     elif fingerprint != expected:
         message = (
             f"the chat template in {path} is not that of {base.name}: "
             "served with the base's template, the adapter fits and answers badly"
         )
-        notes.warning("compat.template_differs", path, message, expected, fingerprint)
+        findings.warning("compat.template_differs", path, message, expected, fingerprint)

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from registry.adapters.peft.base_claim import BaseClaim
-from registry.adapters.peft.finding_collector import Notes
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Descriptor
 from tests import forge
@@ -24,10 +24,10 @@ TOKENIZER = b'{"model": {"vocab": {"a": 0}}, "padding": null}'
 def claimed(
     name: str, *relatives: tuple[str, BaseMatch], base: BaseSpec = BASE, is_local: bool = False
 ) -> tuple[str, str] | None:
-    notes = Notes()
+    findings = FindingCollector()
     alike = [Similarity(other=other, match=match) for other, match in relatives]
-    base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, notes)
-    found = notes.findings()
+    base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, findings)
+    found = findings.all()
     assert len(found) <= 1
     return (found[0].severity, found[0].code) if found else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.adapters.formats.factor_pairs import fault
+from registry.adapters.formats.facts import fault_of_factors
 from registry.adapters.safetensors import TensorInfo
 
 LOHA = {"hada_w1_a": (32, 4), "hada_w1_b": (4, 16), "hada_w2_a": (32, 4), "hada_w2_b": (4, 16), "alpha": ()}
@@ -32,7 +32,7 @@ def tensors(shapes: dict[str, tuple[int, ...]], **types: str) -> dict[str, Tenso
     ],
 )  # fmt: skip
 def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -> None:
-    assert fault(tensors(shapes, alpha="I64")) == ""
+    assert fault_of_factors(tensors(shapes, alpha="I64")) == ""
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -
     ],
 )
 def test_what_makes_no_update_is_told_in_words(found: dict[str, TensorInfo], words: str) -> None:
-    assert words in fault(found)
+    assert words in fault_of_factors(found)
 
 
 def test_mlx_stores_its_factors_turned() -> None:
-    assert fault(tensors({"lora_a": (32, 4), "lora_b": (4, 16)}), turned=True) == ""
-    assert "ranks 4 and 8" in fault(tensors({"lora_a": (32, 4), "lora_b": (8, 16)}), turned=True)
+    assert fault_of_factors(tensors({"lora_a": (32, 4), "lora_b": (4, 16)}), turned=True) == ""
+    assert "ranks 4 and 8" in fault_of_factors(tensors({"lora_a": (32, 4), "lora_b": (8, 16)}), turned=True)

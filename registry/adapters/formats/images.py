@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.adapters.formats import Format
-from registry.adapters.formats.factor_pairs import fault
-from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors
 from registry.adapters.peft.config import ALPHA_LIMIT
 from registry.adapters.peft.targets import Choice
 from registry.adapters.safetensors import Header, Read, TensorInfo
@@ -154,7 +153,7 @@ def _pair(halves: Mapping[str, TensorInfo]) -> dict[str, Any]:
     if bool(a) != bool(b):
         return {"is_half": True}
     plain = len(a) == len(b) == 1 and "lora_mid.weight" not in halves
-    return {"fault": fault(halves), **({"a": a[0], "b": b[0]} if plain else {})}
+    return {"fault": fault_of_factors(halves), **({"a": a[0], "b": b[0]} if plain else {})}
 
 
 def _problems(header: Header, groups: Mapping[str, Mapping[str, TensorInfo]], format: Format) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.adapters.formats import Format
-from registry.adapters.formats.factor_pairs import fault
-from registry.adapters.formats.facts import FileFacts, FileModule
+from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors
 from registry.adapters.formats.gguf import Gguf
 from registry.adapters.peft.base_claim import read_claim
 from registry.adapters.safetensors import Header, TensorInfo
@@ -82,9 +81,9 @@ def _module(
     if format_name == "mlx":
         return FileModule(path=path, rank=a.shape[1], in_features=a.shape[0], out_features=b.shape[1],
                           multiplier=multiplier, a=a.name, b=b.name, is_turned=True,
-                          fault=fault(halves, turned=True))  # fmt: skip
+                          fault=fault_of_factors(halves, turned=True))  # fmt: skip
     return FileModule(path=path, rank=a.shape[0], in_features=a.shape[1], out_features=b.shape[0], alpha=alpha,
-                      a=a.name, b=b.name, fault=fault(halves))  # fmt: skip
+                      a=a.name, b=b.name, fault=fault_of_factors(halves))  # fmt: skip
 
 
 def _scales(

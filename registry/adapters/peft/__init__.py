@@ -18,10 +18,10 @@ from typing import Literal
 
 from registry.adapters.methods import find
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.finding_collector import Notes
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
+from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, WEIGHTS
 from registry.model import FrozenModel
@@ -132,7 +132,7 @@ class _Reader:
         self._targets = Targets(config)
         self._ranks = Choice(config.rank_pattern)
         self._alphas = Choice(config.alpha_pattern)
-        self._notes = Notes()
+        self._findings = FindingCollector()
         self._pairs: dict[tuple[str, int], dict[TensorRole, TensorInfo]] = {}
         self._others: dict[TensorRole, list[OtherTensor]] = {role: [] for role in TensorRole}
 
@@ -153,13 +153,13 @@ class _Reader:
             dtypes=tuple(sorted({t.dtype for t in header})),
             parameters=sum(t.elements for t in header),
             size_bytes=header.size_bytes,
-            findings=(*self._config.findings, *self._notes.findings()),
+            findings=(*self._config.findings, *self._findings.all()),
         )
 
     def _note(self, code: str, location: str, message: str, expected: object = "", found: object = "") -> None:
         """An error; that of other layers, where nothing else differs, is the same one."""
         group = f"{_NUMBER.sub('*', location)} {expected} {found if location not in str(found) else ''}"
-        self._notes.error(code, location, message, expected, found, group=group)
+        self._findings.error(code, location, message, expected, found, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
         if info.elements == 0:
@@ -201,7 +201,7 @@ class _Reader:
         self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
             message = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
-            self._notes.warning("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing", group="bias")
+            self._findings.warning("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing", group="bias")
         return ModuleUpdate(
             path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
             scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,
@@ -266,10 +266,10 @@ class _Reader:
                 self._note("lora.layers_beside_pattern", f"{CONFIG}: layers_to_transform", message)
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
-                self._notes.unknown("compat.method_unjudged", f"{CONFIG}: use_bdlora", message)
+                self._findings.unknown("compat.method_unjudged", f"{CONFIG}: use_bdlora", message)
             if config.alpha is None:
                 message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
-                self._notes.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)
+                self._findings.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)
             for module in modules:
                 if module.alpha <= 0:
                     message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
