@@ -49,6 +49,7 @@ from registry.api.namespaces import (
     RenameRequest,
     RoleGrant,
 )
+from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
 from registry.client.responses import Shape, parsed
