@@ -100,7 +100,7 @@ def _settings(data: str | None) -> Settings:
 def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
     """Evaluate versions again if the engines' rules have changed, unless another server is doing so."""
     with contextlib.suppress(Unavailable):
-        reevaluate.reevaluate_all(engine, blobs, engine_compat.parse_setting(settings.engines))
+        reevaluate.evaluate_again(engine, blobs, engine_compat.parse_setting(settings.engines))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from registry.names import AdapterName
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionRow
-from registry.server.maintenance.recovery.reindex import rebuild_index
+from registry.server.maintenance.reindex import rebuild_index
 from registry.server.promotion import removal
 from tests.access.tenants import Tenants
 from tests.memory_blobs import MemoryBlobs

@@ -15,8 +15,8 @@ from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks
 from registry.server.database.models import BlobRow, IdempotencyRow, PushRow, VersionRow
-from registry.server.maintenance.gc import blobs as gc_blobs
-from registry.server.maintenance.gc.run import GcRun
+from registry.server.maintenance import gc
+from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import forge
 from tests.maintenance import collect, expire, findings, orphan, plan, send, states
@@ -266,7 +266,7 @@ def test_a_run_of_many_short_requests_ends(world: World, monkeypatch: pytest.Mon
         calls[id(run)] += 1
         return calls[id(run)] > 8
 
-    monkeypatch.setattr(gc_blobs, "WINDOW", 1)
+    monkeypatch.setattr(gc, "WINDOW", 1)
     monkeypatch.setattr(GcRun, "is_over", property(is_over))
     cursors = [""]
     while len(cursors) < 300:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from registry.errors import Unavailable
-from registry.server.maintenance.gc.run import FAILURES_LIMIT
+from registry.server.maintenance.gc import FAILURES_LIMIT
 from registry.server.storage.blobs import BlobStore, key_of
 from tests.maintenance import collect, orphan, states
 from tests.world import World

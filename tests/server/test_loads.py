@@ -170,7 +170,7 @@ def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_i
 
 # ------------------------------------------------------------------ renewal
 def renewed(world: World, setting: str) -> tuple[int, int]:
-    done = reevaluate.reevaluate_all(world.engine, world.blobs, engine_compat.parse_setting(setting))
+    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(setting))
     return done.versions, done.verdicts
 
 
@@ -251,7 +251,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     before = world.push("acme/support", world.files(rank=64), annotations={"team": "search"}).version
     as_an_older_release_kept_it(world)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
-    done = reevaluate.reevaluate_all(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
+    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
     assert (done.versions, done.headers, done.verdicts) == (1, 1, 2)
     after = world.admin.version("acme/support")
     assert (after.digest, after.number) == (before.digest, before.number)
@@ -270,7 +270,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
 def test_a_server_that_keeps_no_engines_verdicts_reads_old_headers_again_too(world: World) -> None:
     world.push("acme/support")
     as_an_older_release_kept_it(world)
-    done = reevaluate.reevaluate_all(world.engine, world.blobs, ())
+    done = reevaluate.evaluate_again(world.engine, world.blobs, ())
     assert (done.versions, done.headers, done.verdicts) == (1, 1, 0)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
 
@@ -283,7 +283,7 @@ def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pyt
     monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
     page = world.admin.recheck_engines(RecheckEnginesRequest())
     assert (page.versions, page.headers, bool(page.next_cursor)) == (2, 2, True)
-    done = reevaluate.reevaluate_all(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
+    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
     assert (done.versions, done.headers) == (7, 5)
 
 
@@ -291,7 +291,7 @@ def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: Wor
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     before = world.admin.version("acme/support").facts
-    done = reevaluate.reevaluate_all(world.engine, MemoryBlobs(), engine_compat.parse_setting(world.settings.engines))
+    done = reevaluate.evaluate_again(world.engine, MemoryBlobs(), engine_compat.parse_setting(world.settings.engines))
     assert (done.versions, done.headers, done.verdicts) == (1, 0, 2)
     assert world.admin.version("acme/support").facts == before
     assert stored(world) == {VLLM: "unknown", SGLANG: "unknown"}

@@ -18,13 +18,13 @@ _SHARED_COLUMNS = (
 )
 
 
-def to_row(verdict: Verdict, version: VersionRow, base: BaseRow, *, job_id: str = "") -> VerdictRow:
-    """The row to append for a verdict; `made_at` is now if the verdict has none."""
+def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: str = "") -> VerdictRow:
+    """The row to append for a verdict on a version; `made_at` is now if the verdict has none."""
     return VerdictRow(
-        version_id=version.id or 0,
+        version_id=version_id or 0,
         check=verdict.check,
         profile=verdict.profile,
-        base_id=base.id or 0,
+        base_id=base_id,
         base_fingerprint=verdict.base_fingerprint,
         outcome=verdict.outcome,
         findings=[finding.model_dump(mode="json") for finding in verdict.findings],

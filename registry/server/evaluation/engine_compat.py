@@ -99,7 +99,9 @@ def add_verdicts(
     """The verdicts of a new version, written with it."""
     spec = bases.load_spec(base)
     written = [
-        verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, compat, weights), version, base)
+        verdicts.to_row(
+            evaluate_profile(version.facts, asked, version.digest, spec, compat, weights), version.id, version.base_id
+        )
         for asked in profiles
     ]
     db.bulk_insert(session, written)
@@ -112,7 +114,9 @@ def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None
     spec, outcomes = bases.load_spec(base), newest_outcomes(stored)
     for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
         session.add(
-            verdicts.to_row(evaluate_profile(version.facts, asked, version.digest, spec, *outcomes), version, base)
+            verdicts.to_row(
+                evaluate_profile(version.facts, asked, version.digest, spec, *outcomes), version.id, version.base_id
+            )
         )
     session.flush()
 

@@ -87,11 +87,11 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
     smoke = _verdict(report.check, report, report.findings, base, digest)
-    session.add(verdicts.to_row(smoke, version, base, job_id=row.id))
+    session.add(verdicts.to_row(smoke, version.id, version.base_id, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
     if report.compat is not None and _is_undecided(session, version):
         compat = _verdict(Check.COMPAT, report, report.compat, base, digest)
-        session.add(verdicts.to_row(compat, version, base, job_id=row.id))
+        session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
         if compat.outcome is Outcome.FAIL:
             engine_compat.renew_verdicts(session, version, base)

@@ -2,21 +2,20 @@
 
 - A verdict `engine` is outdated if its `made_by` names other rules than the installed ones, or if there is none. Only
   outdated ones are evaluated, so a second run writes nothing.
-- Facts of another release are read from the version's configuration and headers again, without tensors. Its digest,
-  number and lineage stay, and so does what the README claims. Versions whose bytes cannot be read are skipped.
-- No other blob is read. A batch of versions takes the same few statements, whatever its size.
+- Facts of another release are read from the version's configuration and headers again, without tensors. What the README
+  claims stays. Versions whose bytes cannot be read are skipped.
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
-- One process at a time does this.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Engine, func, insert
+from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
 from registry.api.evaluation import RecheckEnginesPage
@@ -24,12 +23,12 @@ from registry.bases import BaseSpec, Similarity
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
 from registry.errors import RegistryError, invalid_cursor
-from registry.evaluation.verdicts import Check, Verdict, add_up
+from registry.evaluation.verdicts import Check, add_up
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import base_identity, bases
+from registry.server.catalog import base_identity, bases, verdicts
 from registry.server.database import db, locks
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -69,39 +68,28 @@ class _Reading:
     facts: dict[str, Any]
 
 
-def reevaluate_all(engine: Engine, blobs: BlobStore, profiles: Sequence[EngineProfile]) -> RecheckEnginesPage:
-    """Evaluate all versions, as the server itself. `Unavailable` (TRY_LATER) while another process does."""
-    total = RecheckEnginesPage()
-    with locks.acquire(engine, LOCK) as lock:
-        for page in _evaluate_batches(engine, blobs, SYSTEM, profiles, 0):
-            lock.check()
-            total = _add(total, page)
-    return total
-
-
-def reevaluate_some(
-    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], cursor: str
+def evaluate_again(
+    engine: Engine,
+    blobs: BlobStore,
+    profiles: Sequence[EngineProfile],
+    *,
+    actor: Actor = SYSTEM,
+    cursor: str = "",
+    seconds: float = math.inf,
 ) -> RecheckEnginesPage:
-    """Evaluate versions after `cursor`, for some seconds."""
+    """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does."""
     if cursor and not (cursor.isascii() and cursor.isdigit()):
         raise invalid_cursor()
-    total = RecheckEnginesPage()
-    deadline = time.monotonic() + SECONDS
-    with locks.acquire(engine, LOCK):
+    versions = headers = written = 0
+    deadline = time.monotonic() + seconds
+    with locks.acquire(engine, LOCK) as lock:
         for page in _evaluate_batches(engine, blobs, actor, profiles, int(cursor or 0)):
-            total = _add(total, page)
-            if page.next_cursor and time.monotonic() >= deadline:
+            lock.check()
+            versions, headers = versions + page.versions, headers + page.headers
+            written, cursor = written + page.verdicts, page.next_cursor
+            if time.monotonic() >= deadline:
                 break
-    return total
-
-
-def _add(total: RecheckEnginesPage, page: RecheckEnginesPage) -> RecheckEnginesPage:
-    return RecheckEnginesPage(
-        versions=total.versions + page.versions,
-        headers=total.headers + page.headers,
-        verdicts=total.verdicts + page.verdicts,
-        next_cursor=page.next_cursor,
-    )
+    return RecheckEnginesPage(versions=versions, headers=headers, verdicts=written, next_cursor=cursor)
 
 
 def _evaluate_batches(
@@ -121,14 +109,14 @@ def _evaluate_batches(
             batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
         readings = _read_headers(engine, blobs, outdated[:HEADERS])
         batch = [_with_reading(version, readings) for version in batch]
-        verdicts = [row for version in batch for row in _evaluate(version, profiles, specs[version.base_id])]
-        if verdicts or readings:
-            _store(engine, actor, readings, verdicts)
+        new_verdicts = [row for version in batch for row in _evaluate(version, profiles, specs[version.base_id])]
+        if new_verdicts or readings:
+            _store(engine, actor, readings, new_verdicts)
         after = batch[-1].id if batch else after
         yield RecheckEnginesPage(
             versions=len(batch),
             headers=len(readings),
-            verdicts=len(verdicts),
+            verdicts=len(new_verdicts),
             next_cursor="" if is_last else str(after),
         )
         if is_last:
@@ -148,12 +136,12 @@ def _select_batch(session: Session, after: int) -> list[_Version]:
         .where(*in_batch, col(VerdictRow.check).in_((Check.COMPAT, Check.WEIGHTS, Check.ENGINE)))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
-    verdicts = select(  # type: ignore[call-overload]  # five columns: SQLModel has overloads for four
+    outcome_rows = select(  # type: ignore[call-overload]  # five columns: SQLModel has overloads for four
         VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.outcome, VerdictRow.made_by
     ).where(col(VerdictRow.id).in_(newest))
     outcomes: dict[tuple[int, str], str] = {}
     rules: dict[int, dict[str, str]] = {}
-    for version_id, check, profile, outcome, made_by in session.exec(verdicts):
+    for version_id, check, profile, outcome, made_by in session.exec(outcome_rows):
         if check == Check.ENGINE:
             rules.setdefault(version_id, {})[profile] = made_by.get("rules", "")
         else:
@@ -204,41 +192,21 @@ def _with_reading(version: _Version, readings: Mapping[int, _Reading]) -> _Versi
     return replace(version, facts=reading.facts, compat=str(add_up(reading.inspection.findings)), rules={})
 
 
-def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[dict[str, Any]]:
+def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSpec) -> Iterator[VerdictRow]:
     for profile in profiles:
         if version.rules.get(str(profile)) != rulebook.digest(profile.engine):
             verdict = engine_compat.evaluate_profile(
                 version.facts, profile, version.digest, spec, version.compat, version.weights
             )
-            yield _verdict_values(version, verdict)
+            yield verdicts.to_row(verdict, version.id, version.base_id)
 
 
-def _verdict_values(version: _Version, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "version_id": version.id,
-        "check": str(verdict.check),
-        "profile": verdict.profile,
-        "base_id": version.base_id,
-        "base_fingerprint": verdict.base_fingerprint,
-        "outcome": str(verdict.outcome),
-        "findings": [finding.model_dump(mode="json") for finding in verdict.findings],
-        "summary": verdict.summary,
-        "report": None,
-        "made_by": verdict.made_by,
-        "made_at": db.now(),
-        "job_id": "",
-    }
-
-
-def _store(
-    engine: Engine, actor: Actor, readings: Mapping[int, _Reading], verdicts: Sequence[Mapping[str, Any]]
-) -> None:
+def _store(engine: Engine, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]) -> None:
     """Write facts, tags and verdicts of a batch together."""
     with db.session(engine) as session:
         updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
-        if verdicts:
-            session.connection().execute(insert(VerdictRow), verdicts)
-        detail = {"verdicts": len(verdicts), "headers": updated}
+        db.bulk_insert(session, new_verdicts)
+        detail = {"verdicts": len(new_verdicts), "headers": updated}
         audit.append(session, actor, EventType.ENGINES_RECHECK, "verdicts", detail)
 
 

@@ -11,10 +11,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
-
-from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from registry.api.catalog import VersionView
@@ -29,7 +25,6 @@ from registry.server.catalog.records import VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.serving import reports
-from registry.server.storage.blobs import BlobStore, Stat
 
 
 def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
@@ -107,50 +102,8 @@ def _changed(
 
 
 # ------------------------------------------------------------------ after a restore
-def restore_withdrawals(engine: Engine, blobs: BlobStore, actor: Actor, *, dry_run: bool) -> int:
-    """Withdraw, or take back, what was so after the database's backup; how many versions change."""
-    count = 0
-    listed = sorted(blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
-    for location, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
-        name = AdapterName(*location)
-        found = find_unknown_withdrawals(engine, blobs, name, stats)
-        count += len(found)
-        for record in () if dry_run else found:
-            with db.session(engine) as session:
-                _again(session, actor, name, record)
-    return count
-
-
-def find_unknown_withdrawals(
-    engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]
-) -> list[VersionRecord]:
-    """Records of an adapter, listed before, that tell of a withdrawal, or of its end, which the row does not know."""
-    by_number: dict[int, list[Stat]] = {}
-    for stat in listed:
-        by_number.setdefault(int(stat.key.split("/")[4]), []).append(stat)
-    with db.session(engine, write=False) as session:
-        joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
-        rows = session.exec(joined.where(versions.named(name), col(VersionRow.number).in_(by_number))).all()
-    unknown = []
-    for adapter, row in rows:
-        try:
-            own = metadata_backup.version_record(adapter, row).digest.hex
-        except ValueError:  # a manifest that cannot be read: a check tells of it
-            continue
-        others = [stat for stat in by_number[row.number] if not stat.key.endswith(own)]
-        record = metadata_backup.newest_record(
-            blobs, [(stat.key, stat.size_bytes) for stat in others], name, row.number, []
-        )
-        if (
-            record
-            and record.manifest.digest == row.digest
-            and metadata_backup.revision(record) > metadata_backup.revision(row)
-        ):
-            unknown.append(record)
-    return unknown
-
-
-def _again(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
+def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
+    """Withdraw a version, or end that, as its record says, unless the row knows of something newer."""
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     mine = statement.where(versions.named(name), col(VersionRow.number) == record.number)
     version = session.exec(mine.with_for_update(of=VersionRow)).one_or_none()

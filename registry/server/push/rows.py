@@ -233,7 +233,7 @@ def add_compat_verdict(session: Session, row: VersionRow, base: BaseRow, inspect
     tools = {"registry": __version__}
     subject = Digest(row.digest)
     verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
-    compat = verdicts.to_row(verdict, row, base)
+    compat = verdicts.to_row(verdict, row.id, row.base_id)
     db.bulk_insert(session, [compat])
     return compat
 

@@ -12,9 +12,8 @@ from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest,
 from registry.roles import Scope
 from registry.server.http import metrics, routing
 from registry.server.http.dependencies import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
+from registry.server.maintenance import gc, reindex
 from registry.server.maintenance.fsck.check import check_consistency
-from registry.server.maintenance.gc import collect
-from registry.server.maintenance.recovery import reindex
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("maintenance")
@@ -26,7 +25,7 @@ def collect_garbage(
 ) -> GcReport:
     """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return collect.collect_garbage(engine, blobs, settings, actor, request)
+    return gc.collect_garbage(engine, blobs, settings, actor, request)
 
 
 @router.post("/fsck")

@@ -81,6 +81,5 @@ def reevaluate_verdicts(
 ) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
-    return reevaluate.reevaluate_some(
-        engine, blobs, actor, engine_compat.parse_setting(settings.engines), request.cursor
-    )
+    profiles, seconds = engine_compat.parse_setting(settings.engines), reevaluate.SECONDS
+    return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)

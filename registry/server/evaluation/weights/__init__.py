@@ -53,7 +53,7 @@ def _write(session: Session, row: VersionRow, base: BaseRow, measured: Measured)
         *against.compare_with_base(against.load_base_norms(session, base, _scheme(row)), measured.norms),
     )
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    written = verdicts.to_row(verdict, row, base)
+    written = verdicts.to_row(verdict, row.id, row.base_id)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
     db.bulk_insert(session, [written])
     db.bulk_insert(session, [VersionNormsRow(version_id=row.id or 0, norms=text)])

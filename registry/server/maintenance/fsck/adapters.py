@@ -31,9 +31,8 @@ from registry.server.database.models import (
     VersionInputRow,
     VersionRow,
 )
+from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.maintenance.recovery import missing_records
-from registry.server.promotion import withdraw
 from registry.server.promotion.aliases import BROKE_GLASS, NEXT
 
 BATCH = 20
@@ -212,12 +211,12 @@ def _check_records(run: FsckRun, adapter: AdapterRow) -> None:
     """Check that no record is lost, and that none says of a withdrawal what the row does not."""
     name = AdapterName(adapter.namespace, adapter.name)
     with run.snapshot() as session:
-        recorded = missing_records.select_recorded(session, name)
+        recorded = record_check.select_recorded(session, name)
     listed = list(run.blobs.list(metadata_backup.adapter_prefix(adapter.namespace, adapter.name)))
-    for number in missing_records.find_versions(run.engine, run.blobs, name, recorded, listed):
+    for number in record_check.find_versions(run.engine, run.blobs, name, recorded, listed):
         message = "has no record beside the blobs, or an outdated one: a re-index would lose it or its withdrawal"
         run.add("record.missing", f"{name}@{number}", message)
-    for record in withdraw.find_unknown_withdrawals(run.engine, run.blobs, name, listed):
+    for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, listed):
         message = "was yanked, quarantined or released after this database's backup"
         run.add("record.withdrawal_unknown", f"{name}@{record.number}", message)
     run.count("records", len({stat.key.rpartition("/")[0] for stat in listed}))

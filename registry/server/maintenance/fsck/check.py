@@ -22,9 +22,9 @@ from registry.errors import Invalid, invalid_cursor
 from registry.server.actors import Actor
 from registry.server.audit import keys as audit_keys
 from registry.server.audit import sequencer, stored_tiles
+from registry.server.maintenance import record_check, reindex
 from registry.server.maintenance.fsck import adapters, blobs, scrub
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.maintenance.recovery import missing_records, reindex
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy
@@ -60,7 +60,7 @@ def _check_records(run: FsckRun, _position: str) -> str:
     if reindex.is_needed(run.engine, run.blobs):
         message = "there are records of versions or tombstones that the database does not have"
         run.add("record.version_unknown", "records/", message)
-    for location, _ in missing_records.find_other_rows(run.engine, run.blobs):
+    for location, _ in record_check.find_other_rows(run.engine, run.blobs):
         run.add("record.missing", location, "has no record beside the blobs: a re-index would not find it")
     for path in stored_tiles.find_lost(run.engine, run.blobs):
         run.add("audit.tile_missing", path, "is missing in the store: the log cannot be verified")

@@ -1,7 +1,4 @@
-"""Find and rewrite records of versions, bases and tombstones that the bucket has lost.
-
-The bucket is then older than the database: a re-index from it would not find them, or would restore a version as it was
-before it was withdrawn.
+"""Compare the records in the bucket with the rows: find what either has lost, and rewrite lost records.
 
 - A record counts if it has what the row has: the withdrawals of a version, the identity of a base.
 - A lost record is written again like the first one: `recorded_at` is cleared, then the backup runs.
@@ -11,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeGuard
 
 from sqlalchemy import Engine, update
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
+from registry.server.catalog.metadata_backup import revision
 from registry.server.catalog.records import BaseRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
@@ -24,12 +23,14 @@ from registry.server.storage.blobs import BlobStore, Stat
 
 BATCH = 200
 Recorded = tuple[AdapterRow, VersionRow]
+Key = tuple[str, int]
+"""A key of the store and its size in bytes."""
+_SELECT_VERSIONS = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
 
 
 def select_recorded(session: Session, name: AdapterName) -> Sequence[Recorded]:
     """Select the versions of an adapter that should have a record. Call this before listing the store."""
-    joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
-    recorded = joined.where(versions.named(name), col(VersionRow.recorded_at).is_not(None))
+    recorded = _SELECT_VERSIONS.where(versions.named(name), col(VersionRow.recorded_at).is_not(None))
     return session.exec(recorded.order_by(col(VersionRow.number))).all()
 
 
@@ -49,25 +50,42 @@ def find_versions(
 def _find_versions(
     blobs: BlobStore, name: AdapterName, rows: Iterable[Recorded], listed: Iterable[Stat]
 ) -> Iterator[int]:
-    by_number: dict[int, list[Stat]] = defaultdict(list)
+    for version, is_listed, others in _match(rows, listed):
+        if not is_listed:
+            record = metadata_backup.newest_record(blobs, others, name, version.number, [])
+            if not _is_of(record, version) or revision(record) < revision(version):
+                yield version.number
+
+
+def find_unknown_withdrawals(
+    engine: Engine, blobs: BlobStore, name: AdapterName, listed: Iterable[Stat]
+) -> Iterator[VersionRecord]:
+    """Yield the records, listed before, of withdrawals or their ends that the rows of this adapter do not know."""
+    with db.session(engine, write=False) as session:
+        rows = session.exec(_SELECT_VERSIONS.where(versions.named(name))).all()
+    for version, _, others in _match(rows, listed):
+        record = metadata_backup.newest_record(blobs, others, name, version.number, [])
+        if _is_of(record, version) and revision(record) > revision(version):
+            yield record
+
+
+def _match(rows: Iterable[Recorded], listed: Iterable[Stat]) -> Iterator[tuple[VersionRow, bool, list[Key]]]:
+    """Yield each version, whether its own record is listed, and the keys and sizes of its other records."""
+    by_number: dict[int, list[Key]] = defaultdict(list)
     for stat in listed:
-        by_number[int(stat.key.split("/")[4])].append(stat)
+        by_number[int(stat.key.split("/")[4])].append((stat.key, stat.size_bytes))
     for adapter, version in rows:
-        stats = by_number[version.number]
         try:
             digest = metadata_backup.version_record(adapter, version).digest.hex
         except ValueError:  # an unreadable manifest is a finding of another check
             continue
-        if any(stat.key.endswith(digest) for stat in stats):
-            continue
-        keys = [(stat.key, stat.size_bytes) for stat in stats]
-        record = metadata_backup.newest_record(blobs, keys, name, version.number, [])
-        if record is None or record.manifest.digest != version.digest or _is_older(record, version):
-            yield version.number
+        keys = by_number[version.number]
+        others = [key for key in keys if not key[0].endswith(digest)]
+        yield version, len(others) < len(keys), others
 
 
-def _is_older(record: VersionRecord, version: VersionRow) -> bool:
-    return metadata_backup.revision(record) < metadata_backup.revision(version)
+def _is_of(record: VersionRecord | None, version: VersionRow) -> TypeGuard[VersionRecord]:
+    return record is not None and record.manifest.digest == version.digest
 
 
 def find_other_rows(engine: Engine, blobs: BlobStore) -> list[tuple[str, SQLModel]]:

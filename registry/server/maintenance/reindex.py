@@ -37,7 +37,7 @@ from registry.server.catalog.records import BaseRecord, TombstoneRecord, Version
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, TakenNameRow, VersionRow
 from registry.server.evaluation import weights
-from registry.server.maintenance.recovery import missing_records
+from registry.server.maintenance import record_check
 from registry.server.promotion import aliases, withdraw
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
@@ -82,8 +82,8 @@ def rebuild_index(engine: Engine, blobs: BlobStore, actor: Actor, request: Reind
             break
     withdrawals = records = 0
     if not next_cursor:
-        withdrawals = withdraw.restore_withdrawals(engine, blobs, actor, dry_run=run.dry_run)
-        records = missing_records.rewrite_missing(engine, blobs, dry_run=run.dry_run)
+        withdrawals = _restore_withdrawals(run)
+        records = record_check.rewrite_missing(engine, blobs, dry_run=run.dry_run)
         records += stored_tiles.rewrite_lost(engine, blobs, dry_run=run.dry_run)
     return ReindexPage(
         bases=restored_bases,
@@ -323,6 +323,20 @@ def _restore_blobs(session: Session, manifest: Manifest, present: set[Digest]) -
             row.state = BlobState.CORRUPT
             session.add(row)
     session.flush()
+
+
+def _restore_withdrawals(run: _Run) -> int:
+    """Repeat the withdrawals, and ends of some, that happened after the database's backup; return how many."""
+    count = 0
+    listed = sorted(run.blobs.list(metadata_backup.VERSIONS), key=lambda stat: stat.key)
+    for location, stats in groupby(listed, key=lambda stat: stat.key.split("/")[2:4]):
+        name = AdapterName(*location)
+        for record in record_check.find_unknown_withdrawals(run.engine, run.blobs, name, stats):
+            count += 1
+            if not run.dry_run:
+                with db.session(run.engine) as session:
+                    withdraw.restore(session, run.actor, name, record)
+    return count
 
 
 def _restore_main(session: Session, actor: Actor, name: AdapterName) -> None:

@@ -1,0 +1,359 @@
+"""Garbage collection: delete what nothing references, in small steps that may stop anywhere and be repeated.
+
+    end pushes   open pushes past their time reference nothing any more
+    mark         unreferenced blobs become `dead`
+    delete       blobs dead for longer than the grace period: claim as `deleting`, delete the bytes, then the row
+    orphans      staging keys of ended pushes, unfinished uploads, final keys without a row
+
+- Safe with a grace period of 0: a blob is protected by its row and references (`storage.references`), never by a clock.
+  Before each change references are checked again under the lock of the row.
+- `deleting` is final, and only the one process that holds the lock deletes bytes.
+- No transaction has more than `BATCH` rows, and none is open while bytes are deleted, so pushes never wait for long.
+- A staging key is deleted if its push is not open. The push's row is created before the key, so "no row" means "ended".
+- A final key without a row is claimed by a row `deleting` first, so that a push of the same blob waits. It is kept
+  while it is younger than the grace period, and while the bucket has records of versions that the database lacks: then
+  the database is the older one, and `adapter reindex` comes first.
+- A dry run counts the same and changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, update
+from sqlmodel import col, select
+
+from registry.api.maintenance import GcReport, GcRequest
+from registry.digest import Digest
+from registry.errors import Unavailable, invalid_cursor
+from registry.events import EventType
+from registry.server import audit, failpoints
+from registry.server.actors import Actor
+from registry.server.catalog import metadata_backup
+from registry.server.database import db, locks
+from registry.server.database.locks import AdvisoryLock
+from registry.server.database.models import BlobRow, IdempotencyRow, PushRow
+from registry.server.evaluation import weights
+from registry.server.maintenance import reindex
+from registry.server.serving import reports
+from registry.server.settings import Settings
+from registry.server.storage import references
+from registry.server.storage.blobs import BlobStore, Stat, digest_of, key_of
+from registry.server.storage.references import BlobState, PushState
+
+LOCK = "gc"
+BATCH = 500
+"""Rows of one transaction."""
+WINDOW = 5000
+"""Blobs that one statement scans for unreferenced ones."""
+FAILURES_LIMIT = 20
+"""Keys that the store may fail to delete before the request fails."""
+SECONDS = 10.0
+"""How long one request works before it returns a cursor."""
+KEEP_ENDED = timedelta(days=7)
+"""How long ended pushes and responses to mutations are kept, for clients that retry."""
+AUDITED = ("blobs_deleted", "bytes_deleted", "strays_deleted")
+"""The counts in the audit event."""
+_ROWS = "rows:"
+"""Prefix of the cursor of a run that is still among the rows, before what `collect_blobs` returned."""
+END = "end"
+"""The position after the last blob."""
+_POSITION = re.compile(rf"(|{END}|sha256:[0-9a-f]{{64}})")
+_STAGING = "staging"
+_FIRST_SHARD = "blobs:00"
+
+
+@dataclass
+class GcRun:
+    """What one request works with, what it has counted, and when its time is over."""
+
+    engine: Engine
+    blobs: BlobStore
+    lock: AdvisoryLock
+    grace: timedelta
+    hold: timedelta
+    dry_run: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    failed_keys: set[str] = field(default_factory=set)
+    """Keys that the store could not delete. The next run tries them again."""
+
+    def count(self, name: str, number: int) -> None:
+        """Add to a count of the report."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this request should return its cursor."""
+        return time.monotonic() - self.started > SECONDS
+
+    def delete_blobs(self, digests: Sequence[str]) -> list[str]:
+        """Delete the bytes, then the rows, of blobs in the state `deleting`; return their digests.
+
+        Repeated if the process dies in between.
+        """
+        deleted = []
+        for digest in digests:
+            self.lock.check()
+            if self.delete_key(key_of(Digest(digest))):
+                deleted.append(digest)
+        failpoints.reach("gc.deleted")
+        with db.session(self.engine) as session:
+            rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
+            session.connection().execute(rows)
+        return deleted
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a key; False if the store fails. `Unavailable` if it fails too often."""
+        try:
+            self.blobs.delete(key)
+        except Unavailable:
+            self.failed_keys.add(key)
+            self.count("keys_refused", 1)
+            if len(self.failed_keys) >= FAILURES_LIMIT:
+                raise
+            return False
+        return True
+
+
+def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor: Actor, request: GcRequest) -> GcReport:
+    """Run one request's share of a garbage collection. `Unavailable` (TRY_LATER) while another one runs."""
+    grace_seconds = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
+    grace, hold = timedelta(seconds=grace_seconds), timedelta(seconds=settings.push_hold_seconds)
+    with locks.acquire(engine, LOCK) as lock:
+        run = GcRun(engine, blobs, lock, grace, hold, request.dry_run)
+        next_cursor = _continue(run, request.cursor)
+    deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}
+    if deleted and not request.dry_run:
+        with db.session(engine) as session:
+            audit.append(session, actor, EventType.UPKEEP_COLLECT, "blobs", deleted)
+    return GcReport(dry_run=request.dry_run, next_cursor=next_cursor, **run.counts)
+
+
+def _continue(run: GcRun, cursor: str) -> str:
+    after = cursor.removeprefix(_ROWS)
+    if cursor and (after == cursor or not _POSITION.fullmatch(after)):
+        return _delete_orphans(run, cursor)
+    if run.dry_run:
+        _count_collectable(run)
+    else:
+        after = collect_blobs(run, after)
+        if run.is_over:
+            return _ROWS + after
+    return _delete_orphans(run, _STAGING)
+
+
+# ------------------------------------------------------------------ from the rows
+def collect_blobs(run: GcRun, after: str = "") -> str:
+    """Do all steps that begin with rows, marking from this position on; return the position to continue from.
+
+    No request scans again what an earlier one has scanned, so a run ends however many blobs are referenced.
+    """
+    _end_pushes(run)
+    _delete_dead(run)
+    position = _mark_dead(run, after)
+    _delete_dead(run)
+    while not run.is_over and (written := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
+        run.count("records_written", written)
+    while not run.is_over and (measured := weights.measure_missing(run.engine, run.blobs, limit=1)):
+        run.count("versions_measured", measured)
+    _forget(run)
+    return position
+
+
+def _count_collectable(run: GcRun) -> None:
+    """Count what `collect_blobs` would do."""
+    with db.session(run.engine, write=False) as session:
+        marked = and_(_is_markable(), references.is_unneeded(by_expired_pushes=False))
+        deletable = or_(_is_deletable(run), col(BlobRow.state) == BlobState.DELETING)
+        if not run.grace:
+            deletable = or_(deletable, marked)
+        totals = select(func.count(), func.coalesce(func.sum(BlobRow.size_bytes), 0)).select_from(BlobRow)
+        blobs, size_bytes = session.exec(totals.where(deletable)).one()
+        for name, table, condition in (
+            ("blobs_marked", BlobRow, marked),
+            ("pushes_expired", PushRow, _is_expired_push()),
+            ("pushes_forgotten", PushRow, _is_old_push()),
+            ("answers_forgotten", IdempotencyRow, _is_old_response()),
+        ):
+            run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
+    run.count("blobs_deleted", blobs)
+    run.count("bytes_deleted", int(size_bytes))
+
+
+def _is_markable() -> ColumnElement[bool]:
+    """Written as a negation: otherwise SQLite would use the index on the state, which is the same for most blobs."""
+    return col(BlobRow.state).not_in([BlobState.DEAD, BlobState.DELETING])
+
+
+def _is_expired_push() -> ColumnElement[bool]:
+    return and_(col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) <= db.now())
+
+
+def _is_old_push() -> ColumnElement[bool]:
+    return and_(col(PushRow.state) != PushState.OPEN, col(PushRow.expires_at) < db.now() - KEEP_ENDED)
+
+
+def _is_old_response() -> ColumnElement[bool]:
+    return col(IdempotencyRow.created_at) < db.now() - KEEP_ENDED
+
+
+def _is_deletable(run: GcRun) -> ColumnElement[bool]:
+    marked_at = col(BlobRow.marked_at)
+    return and_(col(BlobRow.state) == BlobState.DEAD, or_(marked_at <= db.now() - run.grace, marked_at.is_(None)))
+
+
+def _end_pushes(run: GcRun) -> None:
+    """Expire pushes and abort their multipart uploads. `_delete_orphans` deletes their staging keys."""
+    while not run.is_over:
+        with db.session(run.engine) as session:
+            expired = select(PushRow.id).where(_is_expired_push()).limit(BATCH).with_for_update(skip_locked=True)
+            ids = session.exec(expired).all()
+            rows = update(PushRow).where(col(PushRow.id).in_(ids), _is_expired_push())
+            session.connection().execute(rows.values(state=PushState.EXPIRED))
+        run.count("pushes_expired", len(ids))
+        for push_id in ids:
+            run.count("uploads_aborted", run.blobs.delete_unfinished(timedelta(0), f"staging/{push_id}/"))
+        if len(ids) < BATCH:
+            return
+
+
+def _mark_dead(run: GcRun, after: str) -> str:
+    """Mark unreferenced blobs in windows, so that no statement takes longer the more of them are referenced."""
+    while after != END and not run.is_over:
+        with db.session(run.engine, write=False) as session:
+            window = select(BlobRow.digest).where(col(BlobRow.digest) > after).order_by(col(BlobRow.digest))
+            digests = session.exec(window.limit(WINDOW)).all()
+            if not digests:
+                return END
+            between = col(BlobRow.digest).between(digests[0], digests[-1])
+            unneeded = select(BlobRow.digest).where(between, _is_markable(), references.is_unneeded())
+            markable = session.exec(unneeded).all()
+        after = digests[-1]
+        for start in range(0, len(markable), BATCH):
+            values = {"state": BlobState.DEAD, "marked_at": db.now()}
+            marked = _update_unneeded(run, markable[start : start + BATCH], _is_markable(), values)
+            run.count("blobs_marked", len(marked))
+        failpoints.reach("gc.marked")
+    return after
+
+
+def _delete_dead(run: GcRun) -> None:
+    """Delete what an earlier run has left in `deleting`, then claim and delete batch by batch."""
+    _delete_claimed(run)
+    while not run.is_over:
+        with db.session(run.engine, write=False) as session:
+            deletable = select(BlobRow.digest).where(_is_deletable(run)).order_by(col(BlobRow.digest)).limit(BATCH)
+            digests = session.exec(deletable).all()
+        if not _update_unneeded(run, digests, _is_deletable(run), {"state": BlobState.DELETING}):
+            return
+        failpoints.reach("gc.claimed")
+        _delete_claimed(run)
+
+
+def _update_unneeded(
+    run: GcRun, digests: Sequence[str], condition: ColumnElement[bool], values: dict[str, Any]
+) -> Sequence[str]:
+    """Lock these rows and update those that are still unreferenced; return their digests.
+
+    Two statements on purpose: one that has waited for a lock still sees *other* tables as they were before.
+    """
+    with db.session(run.engine) as session:
+        rows = select(BlobRow.digest).where(col(BlobRow.digest).in_(digests), condition).order_by(col(BlobRow.digest))
+        locked = session.exec(rows.with_for_update(skip_locked=True)).all()
+        unneeded = update(BlobRow).where(col(BlobRow.digest).in_(locked), condition, references.is_unneeded())
+        statement = unneeded.values(**values).execution_options(synchronize_session=False)
+        return session.connection().execute(statement.returning(col(BlobRow.digest))).scalars().all()
+
+
+def _delete_claimed(run: GcRun) -> None:
+    while True:
+        with db.session(run.engine, write=False) as session:
+            failed = [digest_of(key) for key in run.failed_keys if key.startswith("blobs/")]
+            claimed = select(BlobRow.digest, BlobRow.size_bytes).where(col(BlobRow.state) == BlobState.DELETING)
+            rows = session.exec(claimed.where(col(BlobRow.digest).not_in(failed)).limit(BATCH)).all()
+        if not rows:
+            return
+        deleted = set(run.delete_blobs([digest for digest, _ in rows]))
+        run.count("blobs_deleted", len(deleted))
+        run.count("bytes_deleted", sum(size for digest, size in rows if digest in deleted))
+        if run.is_over:
+            return
+
+
+def _forget(run: GcRun) -> None:
+    with db.session(run.engine) as session:
+        ids = session.exec(select(PushRow.id).where(_is_old_push()).limit(BATCH)).all()
+        session.connection().execute(delete(PushRow).where(col(PushRow.id).in_(ids), _is_old_push()))
+        responses = session.connection().execute(delete(IdempotencyRow).where(_is_old_response())).rowcount
+        reports.delete_silent(session)
+    run.count("pushes_forgotten", len(ids))
+    run.count("answers_forgotten", responses)
+
+
+# ------------------------------------------------------------------ from the keys of the store
+def _delete_orphans(run: GcRun, cursor: str) -> str:
+    """Delete orphans from this cursor on until the run is over; return the next cursor, empty at the end."""
+    while cursor and not run.is_over:
+        cursor = _delete_staged(run) if cursor == _STAGING else _delete_strays_of_shard(run, cursor)
+    return cursor
+
+
+def _delete_staged(run: GcRun) -> str:
+    for stats in _batches(run.blobs.list("staging/")):
+        push_ids = {stat.key: stat.key.split("/")[1] for stat in stats}
+        with db.session(run.engine, write=False) as session:
+            rows = select(PushRow.id).where(col(PushRow.id).in_(set(push_ids.values())))
+            open_ids = set(session.exec(rows.where(col(PushRow.state) == PushState.OPEN)).all())
+        for key, push_id in push_ids.items():
+            if push_id not in open_ids and (run.dry_run or run.delete_key(key)):
+                run.count("staged_deleted", 1)
+    if not run.dry_run:
+        age = run.hold + run.grace + timedelta(days=1)
+        run.count("uploads_aborted", run.blobs.delete_unfinished(age))
+    return _FIRST_SHARD
+
+
+def _delete_strays_of_shard(run: GcRun, cursor: str) -> str:
+    kind, _, prefix = cursor.partition(":")
+    if kind != "blobs" or len(prefix) != 2 or set(prefix) - set("0123456789abcdef"):
+        raise invalid_cursor()
+    for stats in _batches(run.blobs.list(f"blobs/sha256/{prefix}/")):
+        digests = [str(digest_of(stat.key)) for stat in stats]
+        with db.session(run.engine, write=False) as session:
+            known = set(session.exec(select(BlobRow.digest).where(col(BlobRow.digest).in_(digests))).all())
+        strays = [stat for stat in stats if str(digest_of(stat.key)) not in known]
+        if strays:
+            _delete_strays(run, strays)
+    return f"blobs:{int(prefix, 16) + 1:02x}" if prefix != "ff" else ""
+
+
+def _delete_strays(run: GcRun, strays: list[Stat]) -> None:
+    limit = db.now() - run.grace
+    old = [stat for stat in strays if stat.modified_at <= limit]
+    if old and reindex.is_needed(run.engine, run.blobs):
+        old = []
+    run.count("strays_kept", len(strays) - len(old))
+    if run.dry_run:
+        run.count("strays_deleted", len(old))
+        return
+    claimed: list[str] = []
+    with db.session(run.engine) as session:
+        for stat in old:
+            digest = str(digest_of(stat.key))
+            values = {"digest": digest, "size_bytes": stat.size_bytes, "state": BlobState.DELETING}
+            if db.insert_new(session, BlobRow, {**values, "created_at": db.now()}):
+                claimed.append(digest)
+    run.count("strays_deleted", len(run.delete_blobs(claimed)))
+
+
+def _batches(stats: Iterable[Stat]) -> Iterator[list[Stat]]:
+    iterator = iter(stats)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch

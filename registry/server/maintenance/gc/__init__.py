@@ -1,1 +1,0 @@
-"""Garbage collection: `collect` runs it, `blobs` begins with the rows and `orphans` with the keys of the store."""
