@@ -14,6 +14,7 @@ STAMP  := $(VENV)/.installed
 # Test processes side by side, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
+COUNT ?= 100000
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
 COVERAGE := -p tests.line_coverage --coverage-floor 88
 # `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some hundred processes are started: each would compile all of our modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test coverage test-security test-hub test-vllm test-signing test-engines lint facts light build release-check faults deep model soak test-ray test-gpu test-ceph bench reference docs clean
+.PHONY: help venv demo test coverage test-security test-hub test-vllm test-signing test-engines lint facts light build release-check faults interleavings deep model soak test-ray test-gpu test-ceph bench reference docs clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,9 @@ deep: venv  ## merges, conversions, pictures, the zoo, damage, races, the light 
 
 faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
 	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)
+
+interleavings: venv  ## garbage collection in 100,000 generated interleavings a database (COUNT=1000 for fewer); `make test` runs 100
+	@INTERLEAVINGS=$(COUNT) $(PYTHON) -m pytest -s tests/interleavings $(ARGS)
 
 test-hub: venv  ## Hub clients of other generations and in JavaScript, against a live server (brings them once, 160 MB)
 	@$(PYTHON) -m tests.hub.venvs

@@ -1,0 +1,279 @@
+"""Garbage collection without a grace period, interleaved with pushes, expired pushes, deletions and readers.
+
+The functions are those that the routes call, on a real database. After each interleaving nothing runs, and then every
+acknowledged version has its rows and its bytes, and every stored blob has a row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+from sqlmodel import select
+
+from registry.api.maintenance import GcRequest
+from registry.api.transfer import PushCommit, PushPlan, PushRequest
+from registry.digest import Digest
+from registry.errors import NotFound, RegistryError
+from registry.names import AdapterName
+from registry.server import failpoints
+from registry.server.actors import TRUSTED
+from registry.server.catalog import versions
+from registry.server.database import db
+from registry.server.database.models import BlobRow, PushRow, VersionFileRow, VersionRow
+from registry.server.maintenance import gc
+from registry.server.promotion import removal
+from registry.server.push import commit, plan
+from registry.server.storage.blobs import Bytes, Stat, digest_of, key_of
+from tests import forge
+from tests.interleavings.scheduler import Scheduler
+from tests.memory_blobs import MemoryBlobs
+from tests.world import World
+
+RETRIES = 50
+"""How often a client tries a step again that asks for it, before the test calls that a loss."""
+RETRIED = ("TRY_LATER", "PUSH_UNKNOWN", "UPLOAD_INCOMPLETE", "BLOB_UNKNOWN")
+ADAPTERS_LIMIT = 6
+Step = Callable[[], None]
+
+
+class PausingBlobs(MemoryBlobs):
+    """A store in memory that lets the scheduler switch before and after each operation."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+
+    def stat(self, key: str) -> Stat | None:
+        self._scheduler.pause("stat")
+        return super().stat(key)
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        self._scheduler.pause("read")
+        return super().read(key, start, length)
+
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+        self._scheduler.pause("promote")
+        super().promote(staging_key, digest, replace=replace)
+        self._scheduler.pause("promoted")
+
+    def delete(self, key: str) -> None:
+        self._scheduler.pause("delete")
+        super().delete(key)
+        self._scheduler.pause("deleted")
+
+    def insert(self, key: str, data: Bytes) -> Stat:
+        self._scheduler.pause("insert")
+        return super().insert(key, bytes(data))
+
+    def list(self, prefix: str) -> Iterator[Stat]:
+        self._scheduler.pause("list")
+        return super().list(prefix)
+
+    def stored(self) -> dict[str, bytes]:
+        """Every key with its bytes."""
+        return {key: data for key, (data, _) in self._blobs.items()}
+
+
+class Garbage:
+    """One registry, a few files that all adapters share, and what was acknowledged so far."""
+
+    def __init__(self, world: World, scheduler: Scheduler, blobs: PausingBlobs) -> None:
+        self.world, self.scheduler, self.blobs = world, scheduler, blobs
+        self.acknowledged: dict[str, dict[str, bytes]] = {}
+        self.deleted = 0
+        self._number = 0
+        weights = [world.files(forge.llama()) for _ in range(3)]
+        self._contents = [{**files, "README.md": b"%d" % n} for files in weights for n in range(2)]
+
+    # ------------------------------------------------------------ actions
+    def choose(self, seed: int) -> list[tuple[str, Step]]:
+        """Two to four actions, one of them a collection.
+
+        Often an adapter was just deleted and its files are pushed again: then nothing references a blob that is there,
+        which is when a collection could be wrong.
+        """
+        choices = random.Random(seed)
+        files = choices.choice(self._contents)
+        if self.acknowledged and choices.random() < 0.7:
+            name = choices.choice(sorted(self.acknowledged))
+            files = self.acknowledged.pop(name)
+            self._delete(name)
+        kinds = ["collect", *choices.choices(["push", "push", "abandon", "delete", "collect", "read"], k=3)]
+        kinds = kinds[: choices.randint(2, 4)]
+        readable = sorted(self.acknowledged)
+        actions: list[tuple[str, Step]] = []
+        for number, kind in enumerate(kinds):
+            if kind == "delete" and readable:
+                name = readable.pop(choices.randrange(len(readable)))
+                self.acknowledged.pop(name)
+                step = self._action(self._delete, name)
+            elif kind == "abandon":
+                step = self._action(self._abandon, self._new_name(), files)
+            elif kind == "read" and readable:
+                step = self._action(self._read, choices.choice(readable))
+                readable = []  # what is read in this interleaving is not deleted in it
+            elif kind != "collect" and len(self.acknowledged) < ADAPTERS_LIMIT:
+                step = self._action(self._push, self._new_name(), files)
+            else:
+                step = self._collect
+            actions.append((f"{kind} {number}", step))
+        return actions
+
+    @staticmethod
+    def _action(function: Callable[..., None], *arguments: Any) -> Step:
+        return lambda: function(*arguments)
+
+    def _new_name(self) -> str:
+        self._number += 1
+        return f"acme/a{self._number}"
+
+    def _push(self, name: str, files: dict[str, bytes]) -> None:
+        for _ in range(RETRIES):
+            try:
+                planned = self._send(name, files)
+                with db.session(self.world.engine, write=False) as session:
+                    commit.commit_push(session, TRUSTED, planned.push_id, PushCommit(), blobs=self.blobs)
+                self.acknowledged[name] = files
+                commit.clean_up(self.world.engine, planned.push_id, blobs=self.blobs)
+                return
+            except RegistryError as error:
+                if error.code not in RETRIED:
+                    raise
+                self.scheduler.wait()
+        raise AssertionError(f"the push of {name} was refused {RETRIES} times")
+
+    def _send(self, name: str, files: dict[str, bytes]) -> PushPlan:
+        request = PushRequest(manifest=self.world.manifest(files))
+        with db.session(self.world.engine, write=False) as session:
+            planned = plan.plan_push(
+                session,
+                TRUSTED,
+                AdapterName.parse(name),
+                request,
+                blobs=self.blobs,
+                settings=self.world.settings,
+            )
+        by_digest = {Digest.of(data): data for data in files.values()}
+        for upload in planned.uploads:
+            with db.session(self.world.engine, write=False) as session:
+                expected = commit.find_upload(session, TRUSTED, planned.push_id, upload.digest)
+            if expected.needed:
+                data = by_digest[upload.digest]
+                self.blobs.put(expected.key, [data], expect=upload.digest, limit_bytes=len(data))
+        return planned
+
+    def _abandon(self, name: str, files: dict[str, bytes]) -> None:
+        for _ in range(RETRIES):
+            try:
+                planned = self._send(name, files)
+                break
+            except RegistryError as error:
+                if error.code not in RETRIED:
+                    raise
+                self.scheduler.wait()
+        with db.session(self.world.engine) as session:
+            row = session.get_one(PushRow, planned.push_id)
+            row.expires_at = db.now() - timedelta(seconds=1)
+            session.add(row)
+
+    def _delete(self, name: str) -> None:
+        with db.session(self.world.engine) as session:
+            removal.delete_adapter(session, TRUSTED, AdapterName.parse(name))
+        self.deleted += 1
+
+    def _read(self, name: str) -> None:
+        files = self.acknowledged[name]
+        with db.session(self.world.engine, write=False) as session:
+            versions.find_adapter(session, TRUSTED, AdapterName.parse(name))
+        for data in files.values():
+            stored = b"".join(self.blobs.open(key_of(Digest.of(data))))
+            assert stored == data, f"{name}: a blob has other bytes"
+
+    def _collect(self) -> None:
+        cursor = ""
+        while True:
+            try:
+                report = gc.collect_garbage(
+                    self.world.engine,
+                    self.blobs,
+                    self.world.settings,
+                    TRUSTED,
+                    GcRequest(grace_seconds=0, cursor=cursor),
+                )
+            except RegistryError as error:
+                if error.code != "TRY_LATER":
+                    raise
+                return  # another one is running
+            cursor = report.next_cursor
+            if not cursor:
+                return
+
+    # ------------------------------------------------------------ what must hold
+    def check(self) -> None:
+        """Every acknowledged version has its rows and bytes, and every stored blob has a row."""
+        stored = self.blobs.stored()
+        with db.session(self.world.engine, write=False) as session:
+            rows = {row.digest: row for row in session.exec(select(BlobRow)).all()}
+            files = session.exec(select(VersionFileRow.digest)).all()
+            versions_stored = len(session.exec(select(VersionRow.id)).all())
+        assert versions_stored == len(self.acknowledged), "a version is missing, or a deleted one is back"
+        for digest in {Digest.of(data) for kept in self.acknowledged.values() for data in kept.values()} | set(files):
+            assert rows[digest].state == "live", f"a blob of a version is {rows[digest].state}"
+            assert Digest.of(stored[key_of(Digest(digest))]) == digest, "a blob of a version has other bytes"
+        unknown = {key for key in stored if key.startswith("blobs/") and str(digest_of(key)) not in rows}
+        assert unknown == set(), "bytes without a row"
+
+    def check_clean(self) -> None:
+        """After two collections nothing is left that no version refers to."""
+        self._collect()
+        self._collect()
+        self.check()
+        with db.session(self.world.engine, write=False) as session:
+            states = {row.state for row in session.exec(select(BlobRow)).all()}
+        assert states <= {"live"}, f"blobs are left {states}"
+        assert [key for key in self.blobs.stored() if key.startswith("staging/")] == []
+
+
+@contextmanager
+def scheduled_registry(database_url: str) -> Iterator[Garbage]:
+    """A registry whose transactions, failpoints and blob operations are points where the scheduler may switch."""
+    scheduler = Scheduler()
+    blobs = PausingBlobs(scheduler)
+    with World(database_url, blobs=blobs) as world, pytest.MonkeyPatch.context() as patch:
+        world.add_base()
+        patch.setattr(failpoints, "reach", scheduler.pause)
+        event.listen(world.engine, "checkout", lambda *_: scheduler.pause("checkout"))
+        event.listen(world.engine, "begin", lambda connection: _begin(scheduler, connection))
+        event.listen(world.engine, "checkin", lambda driver_connection, _: scheduler.end_transaction(driver_connection))
+        yield Garbage(world, scheduler, blobs)
+
+
+def _begin(scheduler: Scheduler, connection: Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        scheduler.begin_transaction(connection.connection.dbapi_connection)
+
+
+def explore(database_url: str, count: int, first_seed: int = 0) -> tuple[int, int]:
+    """Run this many interleavings; return how many were different, and their steps in all."""
+    different: set[int] = set()
+    steps = 0
+    with scheduled_registry(database_url) as garbage:
+        for seed in range(first_seed, first_seed + count):
+            try:
+                garbage.scheduler.run(seed, garbage.choose(seed))
+                garbage.check()
+                if seed % 20 == 19:
+                    garbage.check_clean()
+            except (AssertionError, NotFound, KeyError, RegistryError) as error:
+                trace = " ".join(f"{task}:{point}" for task, point in garbage.scheduler.trace)
+                raise AssertionError(f"seed {seed} (first {first_seed}): {error!r}\n{trace}") from error
+            different.add(hash(tuple(garbage.scheduler.trace)))
+            steps += len(garbage.scheduler.trace)
+        assert garbage.deleted, "nothing was deleted"
+    return len(different), steps

@@ -1,0 +1,59 @@
+"""Garbage collection at any point of pushes, deletions and reads; `make interleavings` runs 100,000 a database."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.interleavings import garbage
+from tests.interleavings.scheduler import Scheduler
+
+COUNT = int(os.environ.get("INTERLEAVINGS", "100"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_in_any_interleaving(
+    database_url: str, database_kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    different, steps = garbage.explore(database_url, COUNT)
+    with capsys.disabled():
+        print(f"\n{database_kind}: {COUNT} interleavings, {different} different, {steps} steps")
+    assert different > COUNT * 0.5
+
+
+def test_equal_seeds_give_equal_traces() -> None:
+    scheduler = Scheduler()
+
+    def act() -> None:
+        for point in "abc":
+            scheduler.pause(point)
+
+    traces = []
+    for seed in (1, 1, 2):
+        scheduler.run(seed, [("x", act), ("y", act)])
+        traces.append(scheduler.trace)
+    assert traces[0] == traces[1] != traces[2]
+
+
+def test_an_error_of_one_task_ends_the_run_after_the_others() -> None:
+    scheduler = Scheduler()
+    ended = []
+
+    def fail() -> None:
+        scheduler.pause("before")
+        raise ValueError("expected")
+
+    def act() -> None:
+        scheduler.pause("before")
+        ended.append(True)
+
+    with pytest.raises(ValueError, match="expected"):
+        scheduler.run(3, [("x", fail), ("y", act)])
+    assert ended == [True]
