@@ -30,8 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _adapters, _contenders
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client import base_folder, push
 from registry.client.registry import Registry

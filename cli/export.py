@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from registry import errors
-from registry.api.desired_state import DesiredAdapter, DesiredState
+from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as objects

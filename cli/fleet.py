@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from registry.api.catalog import ServedOn
-from registry.api.fleet import FleetNodes, NodeView, SlotView
+from registry.api.serving import FleetNodes, NodeView, SlotView
 from registry.digest import Digest
 
 from . import output, session

@@ -10,8 +10,8 @@ from __future__ import annotations
 import click
 from pydantic import ValidationError
 
+from registry.api.aliases import GateView
 from registry.api.catalog import VersionView
-from registry.api.gates import GateView
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check

@@ -16,8 +16,7 @@ from typing import Any
 import click
 
 from registry import attestations
-from registry.api.bases import Lineage, LineageEdge, LineageNode
-from registry.api.catalog import VersionView
+from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.client.registry import Registry
 from registry.digest import canonical_json
 from registry.errors import Invalid

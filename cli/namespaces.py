@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from registry.api.namespaces import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
+from registry.api.access import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role

@@ -31,8 +31,7 @@ from sqlmodel import Session, select
 from registry import bases
 from registry.adapters import safetensors
 from registry.api.access import TokenCreate
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.api.transfer import PushPlan, PushRequest, PushResult
 from registry.bases import BaseSpec

@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
+Item = TypeVar("Item")
 PREFIX = "/api/v1"
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
@@ -62,6 +63,18 @@ class Answer(BaseModel):
     """The base of all answers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+
+
+class ItemList(Answer, Generic[Item]):
+    """A complete list."""
+
+    items: list[Item]
+
+
+class ItemPage(ItemList[Item]):
+    """One page of items. `next_cursor` is empty on the last one."""
+
+    next_cursor: str = ""
 
 
 # ------------------------------------------------------------------ following the audit log, in every push and pull

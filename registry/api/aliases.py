@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Request
+from registry.api import MESSAGE_LIMIT, Answer, ItemList, PrintableText, Request
 from registry.digest import Digest
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Finding
 
 
 class AliasView(Answer):
@@ -26,10 +28,8 @@ class AliasView(Answer):
     reason: str = ""
 
 
-class AliasList(Answer):
+class AliasList(ItemList[AliasView]):
     """The aliases of an adapter."""
-
-    items: list[AliasView]
 
 
 class AliasMove(Answer):
@@ -79,3 +79,56 @@ class WithdrawRequest(Request):
     """Why a version is yanked, unyanked, quarantined or released."""
 
     reason: PrintableText = Field(min_length=1, max_length=MESSAGE_LIMIT)
+
+
+# ------------------------------------------------------------------ gates and approvals
+class GateSet(Request):
+    """The new gate of an alias."""
+
+    gate: Gate
+
+
+class GateView(Answer):
+    """A gate. `set_on`: the adapter or namespace that it was set for; empty if no gate is set."""
+
+    alias: str
+    gate: Gate
+    set_on: str = ""
+    set_at: datetime | None = None
+    set_by: str = ""
+
+
+class GateList(ItemList[GateView]):
+    """The gates of an adapter or namespace."""
+
+
+class GateCheck(Answer):
+    """What a version is missing for an alias now; `open` if nothing."""
+
+    alias: str
+    number: int
+    gate: GateView
+    open: bool
+    missing: list[Finding]
+
+
+class ApproveRequest(Request):
+    """An approval of a version for an alias."""
+
+    alias: str = Field(max_length=128)
+    comment: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+
+
+class ApprovalView(Answer):
+    """An approval. It does not count if its author pushed the version, or if the gate does not accept the author."""
+
+    number: int
+    alias: str
+    identity: str
+    comment: str = ""
+    at: datetime
+    counts: bool = True
+
+
+class ApprovalList(ItemList[ApprovalView]):
+    """The approvals of a version."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import Answer, Request
+from registry.api import Answer, ItemList, Request
 from registry.digest import Digest, canonical_json
 from registry.events import WEBHOOK_DEFAULT
 
@@ -85,8 +85,8 @@ class AttestationView(Answer):
     bundle: str = ""
 
 
-class AttestationList(Answer):
-    items: list[AttestationView]
+class AttestationList(ItemList[AttestationView]):
+    """The attestations of a version."""
 
 
 class SignRequest(Request):
@@ -122,8 +122,8 @@ class WebhookCreated(Answer):
     secret: str
 
 
-class WebhookList(Answer):
-    items: list[WebhookView]
+class WebhookList(ItemList[WebhookView]):
+    """The webhooks that the caller administers."""
 
 
 class DeliveryView(Answer):
@@ -140,5 +140,5 @@ class DeliveryView(Answer):
     ended_at: datetime | None = None
 
 
-class DeliveryList(Answer):
-    items: list[DeliveryView]
+class DeliveryList(ItemList[DeliveryView]):
+    """The deliveries of a webhook, newest first."""

@@ -1,12 +1,15 @@
-"""REST schemas of what the catalog shows: adapters, versions, files, bases."""
+"""REST schemas of the catalog: adapters, versions, files, bases, lineage."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from registry.api import Answer
+from pydantic import Field
+
+from registry.api import Answer, ItemList, ItemPage, Request
 from registry.bases import BaseSpec, Similarity
+from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Descriptor, Edge, Manifest
@@ -53,11 +56,8 @@ class VersionView(Answer):
     provenance: Provenance | None = None
 
 
-class VersionPage(Answer):
+class VersionPage(ItemPage[VersionView]):
     """The versions of one adapter, newest first."""
-
-    items: list[VersionView]
-    next_cursor: str = ""
 
 
 class AdapterView(Answer):
@@ -76,11 +76,8 @@ class AdapterView(Answer):
     updated_at: datetime
 
 
-class AdapterPage(Answer):
+class AdapterPage(ItemPage[AdapterView]):
     """A page of adapters."""
-
-    items: list[AdapterView]
-    next_cursor: str = ""
 
 
 class FileLink(Answer):
@@ -124,7 +121,61 @@ class BaseView(Answer):
     thresholds: dict[str, float] = {}
 
 
-class BaseList(Answer):
+class BaseList(ItemList[BaseView]):
     """All bases."""
 
-    items: list[BaseView]
+
+# ------------------------------------------------------------------ adding and changing bases
+class BaseAdd(Request):
+    """`identity`: which weights the base has, if somebody has read all of them. `parents`: the fused adapters."""
+
+    spec: BaseSpec
+    identity: Identity | None = None
+    source: str = Field(default="", max_length=1000)
+    parents: list[Edge] = Field(default=[], max_length=8)
+
+
+class IdentityRequest(Request):
+    """Which weights a base has: to store it, or to compare it with that of a base."""
+
+    identity: Identity
+
+
+class ThresholdsRequest(Request):
+    """What smoke tests on a base use instead of the defaults; empty for the defaults."""
+
+    thresholds: dict[str, float] = Field(max_length=50)
+
+
+# ------------------------------------------------------------------ lineage
+class LineageNode(Answer):
+    """A node of the lineage graph: a version, base, dataset, run or code.
+
+    `hidden`: a parent that the actor may not see; only its digest is shown. `withdrawn`: yanked or quarantined.
+    """
+
+    id: str
+    kind: str
+    name: str = ""
+    number: int | None = None
+    digest: str = ""
+    hidden: bool = False
+    uri: str = ""
+    withdrawn: str = ""
+
+
+class LineageEdge(Answer):
+    """An edge of the lineage graph, between the ids of two nodes."""
+
+    child: str
+    parent: str
+    relation: str
+
+
+class Lineage(Answer):
+    """The lineage graph from `root`. `truncated`: it has more nodes than one answer holds."""
+
+    root: str
+    nodes: list[LineageNode]
+    edges: list[LineageEdge]
+    truncated: bool = False

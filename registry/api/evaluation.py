@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.adapters.safetensors import LIMITS
-from registry.api import Answer, Request
+from registry.api import Answer, ItemList, Request
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
@@ -40,10 +40,8 @@ class CheckRequest(Request):
     engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
 
 
-class VerdictList(Answer):
+class VerdictList(ItemList[Verdict]):
     """Verdicts about a version or about files."""
-
-    items: list[Verdict]
 
 
 class EngineSettingsList(Answer):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from registry.api import Answer, Request
+from registry.api import Answer, ItemPage, Request
 from registry.api.catalog import BaseView, Resolved
 from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
@@ -65,9 +65,8 @@ class FailRequest(Request):
     final: bool = False
 
 
-class JobPage(Answer):
-    items: list[Job]
-    next_cursor: str = ""
+class JobPage(ItemPage[Job]):
+    """A page of jobs, newest first."""
 
 
 class CampaignRequest(Request):

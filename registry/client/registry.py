@@ -8,11 +8,50 @@ from urllib.parse import quote
 
 from registry import names
 from registry.api import Request
-from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
-from registry.api.aliases import AliasList, AliasView, History, PromoteRequest, RollbackRequest, WithdrawRequest
-from registry.api.bases import BaseAdd, IdentityRequest, Lineage, ThresholdsRequest
-from registry.api.catalog import AdapterView, BaseView, VersionView
-from registry.api.desired_state import DesiredState
+from registry.api.access import (
+    DeleteResult,
+    ExchangeRequest,
+    Health,
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    RenameRequest,
+    RoleGrant,
+    TokenCreate,
+    TokenCreated,
+    TokenList,
+    TokenRotate,
+    TokenView,
+    Whoami,
+)
+from registry.api.aliases import (
+    AliasList,
+    AliasView,
+    ApprovalList,
+    ApprovalView,
+    ApproveRequest,
+    GateCheck,
+    GateList,
+    GateSet,
+    GateView,
+    History,
+    PromoteRequest,
+    RollbackRequest,
+    WithdrawRequest,
+)
+from registry.api.catalog import (
+    AdapterView,
+    BaseAdd,
+    BaseView,
+    IdentityRequest,
+    Lineage,
+    ThresholdsRequest,
+    VersionView,
+)
 from registry.api.evaluation import (
     CheckRequest,
     EngineSettingsList,
@@ -22,8 +61,6 @@ from registry.api.evaluation import (
     ReferenceLogprobsView,
     VerdictList,
 )
-from registry.api.fleet import FleetNodes, NodeReport, ReportAccepted
-from registry.api.gates import ApprovalList, ApprovalView, ApproveRequest, GateCheck, GateList, GateSet, GateView
 from registry.api.jobs import (
     CampaignRequest,
     CampaignView,
@@ -36,19 +73,7 @@ from registry.api.jobs import (
     RenewRequest,
 )
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
-from registry.api.namespaces import (
-    DeleteResult,
-    ExchangeRequest,
-    NamespaceCreate,
-    NamespacePage,
-    NamespaceSet,
-    NamespaceView,
-    PublisherAdd,
-    PublisherList,
-    PublisherView,
-    RenameRequest,
-    RoleGrant,
-)
+from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter

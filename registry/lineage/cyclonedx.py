@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from registry import __version__
-from registry.api.bases import Lineage, LineageNode
-from registry.api.catalog import VersionView
+from registry.api.catalog import Lineage, LineageNode, VersionView
 from registry.files import CARD
 
 SPEC_VERSION = "1.6"

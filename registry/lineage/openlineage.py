@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.api.bases import Lineage, LineageNode
-from registry.api.catalog import VersionView
+from registry.api.catalog import Lineage, LineageNode, VersionView
 
 PRODUCER = "urn:adapter-registry:lineage:v1"
 NAMESPACE = "adapter-registry"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from registry.api.bases import Lineage, LineageNode
+from registry.api.catalog import Lineage, LineageNode
 
 SHORT_DIGEST = slice(7, 19)
 LABEL_LIMIT = 60

@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from registry import attestations
-from registry.api.bases import Lineage, LineageNode
-from registry.api.catalog import VersionView
+from registry.api.catalog import Lineage, LineageNode, VersionView
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

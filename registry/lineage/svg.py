@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 
-from registry.api.bases import Lineage, LineageEdge, LineageNode
+from registry.api.catalog import Lineage, LineageEdge, LineageNode
 from registry.lineage.pictures import label, remark
 
 ROW, LANE, GAP, BOX, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
@@ -26,61 +26,52 @@ from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.hub.upstream import Upstream
 from registry.server.promotion.attester import Attester
-from registry.server.resolve_cache.change_counter import ChangeCounter
-from registry.server.resolve_cache.freshness import Freshness
+from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
 from registry.server.resolve_cache.pointers import Pointers
 from registry.server.routes import (
     access,
     adapters,
-    attestations,
+    aliases,
     audit,
     bases,
-    desired_state,
-    fleet,
-    gates,
     hub,
     jobs,
     maintenance,
-    namespaces,
+    serving,
     transfer,
     verdicts,
-    webhooks,
 )
 from registry.server.routes.openapi import routes as openapi
-from registry.server.routes.openapi.document import ApiDocument, scope_of
+from registry.server.routes.openapi.document import scope_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy, open_store
 
-ROUTE_MODULES = (
-    transfer,
-    adapters,
-    desired_state,
-    fleet,
-    bases,
-    jobs,
-    access,
-    namespaces,
-    gates,
-    maintenance,
-    verdicts,
-    audit,
-    attestations,
-    webhooks,
-    openapi,
-    *hub.MODULES,
+ROUTERS: tuple[APIRouter, ...] = (
+    transfer.router,
+    adapters.router,
+    aliases.router,
+    serving.router,
+    bases.router,
+    jobs.router,
+    access.router,
+    access.namespace_router,
+    aliases.gate_router,
+    maintenance.router,
+    verdicts.router,
+    audit.router,
+    verdicts.attestation_router,
+    audit.webhook_router,
+    openapi.router,
+    *hub.ROUTERS,
 )
 """FastAPI searches routes in a flat list, and the first match counts: frequent routes come first, and
 `/bases/{base}/adapters` before `/bases/{base}`, which would match it as a name."""
 
 
 def create_app(
-    settings: Settings,
-    *,
-    engine: Engine | None = None,
-    blobs: BlobStore | None = None,
-    trusted: Actor | None = None,
+    settings: Settings, *, engine: Engine | None = None, blobs: BlobStore | None = None, trusted: Actor | None = None
 ) -> FastAPI:
     """Build the application. `trusted` is the actor of requests without a token (embedded registry)."""
     app = FastAPI(
@@ -90,7 +81,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would contain the Host header, which a client controls
-        routes=[route for module in ROUTE_MODULES for route in module.router.routes],
+        routes=[route for router in ROUTERS for route in router.routes],
     )
     _require_declared_scopes()
     # Invalid settings are reported here and not when they are first used.
@@ -109,7 +100,7 @@ def create_app(
     state.request_limiter = RequestLimiter(settings.requests_per_minute)
     state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
-    state.api_document = ApiDocument(app.routes)
+    state.api_document = openapi.ApiDocument(app.routes)
     state.requests = Counter()
     state.freshness = Freshness(state.engine)
     state.change_counter = ChangeCounter(state.engine)
@@ -131,8 +122,8 @@ def declared_scopes() -> dict[tuple[str, str], str | None]:
     """Return (method, path) → scope of every route; see `scope_of`."""
     return {
         (method, getattr(route, "path", "?")): scope_of(route) if isinstance(route, APIRoute) else None
-        for module in ROUTE_MODULES
-        for route in module.router.routes
+        for router in ROUTERS
+        for route in router.routes
         for method in getattr(route, "methods", None) or ["?"]
     }
 

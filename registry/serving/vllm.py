@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import engines, names
-from registry.api.fleet import SlotState
+from registry.api.serving import SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid

@@ -8,7 +8,7 @@ from typing import Any
 
 from registry.api import PREFIX
 from registry.server import app
-from registry.server.routes.openapi.document import ApiDocument
+from registry.server.routes.openapi.routes import ApiDocument
 from scripts.reference.tables import table
 
 INTRODUCTION = """\
@@ -32,7 +32,7 @@ The bodies of requests and answers of the [REST API](rest.md). Requests reject u
 @cache
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    return ApiDocument([route for module in app.ROUTE_MODULES for route in module.router.routes]).content
+    return ApiDocument([route for router in app.ROUTERS for route in router.routes]).content
 
 
 def markdown() -> str:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.namespaces import DeleteResult
+from registry.api.access import DeleteResult
 from registry.client.inprocess import InProcess
 from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated

@@ -15,9 +15,8 @@ import httpx
 import pytest
 from sqlmodel import SQLModel
 
-from registry.api.access import TokenCreate
+from registry.api.access import PublisherAdd, TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
-from registry.api.namespaces import PublisherAdd
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.namespaces import PublisherAdd
+from registry.api.access import PublisherAdd
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import matches_pattern

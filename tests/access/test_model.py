@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, strategies
 
 from registry import names
-from registry.api.namespaces import NamespaceSet
+from registry.api.access import NamespaceSet
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.roles import SCOPES_OF_ROLE, Role

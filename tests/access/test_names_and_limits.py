@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry import names
-from registry.api.access import TokenCreate
-from registry.api.namespaces import NamespaceSet
+from registry.api.access import NamespaceSet, TokenCreate
 from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry

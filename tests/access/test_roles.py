@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from registry.api.access import TokenCreate, TokenCreated
-from registry.api.namespaces import NamespaceSet
+from registry.api.access import NamespaceSet, TokenCreate, TokenCreated
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.database.models import EventRow, RoleRow, TokenRow

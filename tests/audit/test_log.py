@@ -19,7 +19,7 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
-from registry.server.audit import keys, sequencer
+from registry.server.audit import keys, tree
 from registry.server.audit.audit_log import AuditLog, LatestCheckpoint
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.maintenance.fsck.check import check_consistency
@@ -66,7 +66,7 @@ def test_an_interrupted_numbering_is_continued(world: World, monkeypatch: pytest
     with world.session(write=True) as session:
         audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
     with monkeypatch.context() as patch:
-        patch.setattr(sequencer, "write_once", away)
+        patch.setattr(tree, "write_once", away)
         with pytest.raises(Invalid):
             world.app.state.audit_log.step()
     with world.session() as session:

@@ -12,10 +12,9 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import col
 
-from registry.api.access import TokenCreate
+from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
 from registry.api.evaluation import RecheckEnginesRequest
-from registry.api.fleet import NodeReport, SlotReport, SlotState
 from registry.api.jobs import (
     CampaignRequest,
     Claimed,
@@ -26,7 +25,7 @@ from registry.api.jobs import (
     RenewRequest,
 )
 from registry.api.maintenance import ReindexRequest
-from registry.api.namespaces import NamespaceSet, PublisherAdd
+from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.api.transfer import PushRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.api.namespaces import NamespaceSet
+from registry.api.access import NamespaceSet
 from registry.client import bundle
 from registry.client.audit import Audit
 from registry.errors import Refused

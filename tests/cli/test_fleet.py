@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli import session
-from registry.api.fleet import NodeReport, SlotReport
+from registry.api.serving import NodeReport, SlotReport
 from registry.client.registry import Registry
 from tests.cli.desk import Desk
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseAdd
 from registry.client import base_folder, convert, pull, push
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion

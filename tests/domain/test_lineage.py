@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from registry.api.bases import Lineage, LineageEdge, LineageNode
-from registry.api.catalog import VersionView
+from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, openlineage, pictures, slsa
 from registry.lineage.svg import svg

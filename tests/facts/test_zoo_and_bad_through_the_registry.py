@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.bases import BaseAdd
-from registry.api.catalog import VersionView
+from registry.api.catalog import BaseAdd, VersionView
 from registry.client import base_folder, pull, push
 from registry.client.registry import Registry
 from registry.errors import RegistryError

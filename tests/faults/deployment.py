@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
 from registry.client import pull, streams

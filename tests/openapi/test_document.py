@@ -14,8 +14,8 @@ from fastapi.routing import APIRoute
 from registry.api import PREFIX
 from registry.server import app
 from registry.server.http.problems import Problem
+from registry.server.routes.openapi.descriptions import PARAMETERS
 from registry.server.routes.openapi.document import TAGS
-from registry.server.routes.openapi.parameters import PARAMETERS
 from tests.access.tenants import send
 from tests.world import World
 

@@ -146,9 +146,9 @@ def asked_for(dependant: Dependant) -> list[Any]:
 
 def test_what_a_plain_route_asks_for_waits_for_nothing_and_no_waiting_route_signs_in_on_the_event_loop() -> None:
     waiting = set()
-    for module in app.ROUTE_MODULES:
-        for route in module.router.routes:
-            assert isinstance(route, SingleThreadRoute), route.path
+    for router in app.ROUTERS:
+        for route in router.routes:
+            assert isinstance(route, SingleThreadRoute)
             calls = asked_for(route.dependant)
             if route.is_async:
                 waiting.add(route.path)

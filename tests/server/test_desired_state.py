@@ -8,12 +8,11 @@ import threading
 import httpx
 import pytest
 
-from registry.api.desired_state import DesiredState
-from registry.api.fleet import NodeReport, SlotReport, SlotState
+from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
 from registry.digest import Digest
 from registry.engines import rulebook
 from registry.names import AdapterName, served_name
-from registry.server.resolve_cache.change_counter import ChangeCounter
+from registry.server.resolve_cache.freshness import ChangeCounter
 from tests.world import URL, World
 
 BASE = "tiny-llama"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from registry.api.fleet import FleetNodes, NodeReport, SlotReport, SlotState
-from registry.api.namespaces import NamespaceSet
+from registry.api.access import NamespaceSet
+from registry.api.serving import FleetNodes, NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge

@@ -11,7 +11,7 @@ import pytest
 
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
-from registry.server.http.threads import STORE_THREADS
+from registry.server.http.routing import STORE_THREADS
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.memory_blobs import MemoryBlobs

@@ -8,11 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from registry.api import PREFIX
 from registry.api.access import TokenCreate
 from registry.api.aliases import PromoteRequest
-from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseAdd
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
 from registry.api.transfer import PushRequest
 from registry.client.connection import Connection
@@ -234,10 +235,10 @@ def depends_on(dependant: Any) -> set[Any]:
 def test_every_mutation_takes_a_key_but_those_that_may_be_repeated_anyway() -> None:
     unkeyed = {
         f"{method} {route.path.removeprefix(PREFIX)}"
-        for module in server_app.ROUTE_MODULES
-        for route in module.router.routes
-        if route.path.startswith(PREFIX)
-        for method in route.methods - {"GET", "HEAD"}
+        for router in server_app.ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.path.startswith(PREFIX)
+        for method in (route.methods or set()) - {"GET", "HEAD"}
         if not depends_on(route.dependant) & dependencies.KEYED_SESSIONS
     }
     assert unkeyed <= {

@@ -10,8 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, text
 
-from registry.api.bases import BaseAdd, Lineage
-from registry.api.catalog import VersionView
+from registry.api.catalog import BaseAdd, Lineage, VersionView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation

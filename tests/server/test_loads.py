@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert
 from sqlmodel import select
 
-from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound

@@ -6,7 +6,7 @@ import re
 
 import httpx
 
-from registry.api.fleet import NodeReport, SlotReport, SlotState
+from registry.api.serving import NodeReport, SlotReport, SlotState
 from tests.world import URL, World
 
 

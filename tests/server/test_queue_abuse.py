@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from registry import jobs
+from registry.api.access import NamespaceSet
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit
-from registry.api.namespaces import NamespaceSet
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Invalid, TooLarge

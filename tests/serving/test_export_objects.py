@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from registry.api.desired_state import DesiredAdapter, DesiredState
+from registry.api.serving import DesiredAdapter, DesiredState
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.errors import Invalid

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.fleet import NodeReport, SlotReport, SlotState
+from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.client.base_folder import base_spec_from
 from registry.errors import Invalid

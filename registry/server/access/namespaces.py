@@ -13,8 +13,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.access import SUBJECT_LIMIT
-from registry.api.namespaces import NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
+from registry.api.access import SUBJECT_LIMIT, NamespaceCreate, NamespacePage, NamespaceSet, NamespaceView
 from registry.errors import Conflict, Invalid
 from registry.events import EventType
 from registry.roles import Role, Scope

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from registry.api.namespaces import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
+from registry.api.access import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
 from registry.errors import Invalid, NotFound
 from registry.events import EventType
 from registry.names import AdapterName

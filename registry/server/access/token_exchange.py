@@ -14,8 +14,7 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
-from registry.api.access import TokenCreate, TokenView
-from registry.api.namespaces import ExchangeRequest
+from registry.api.access import ExchangeRequest, TokenCreate, TokenView
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope

@@ -3,8 +3,6 @@
 - One process at a time holds the lock. Numbers have no gap, and no number is given twice.
 - Numbers and rows of tiles are committed first, then the tiles are stored, then a checkpoint is signed: what a
   checkpoint covers can be read. After a crash at any point the next run continues.
-- A log that was started with one key is not continued with another (keys.py).
-- The key of a tile in the store is its C2SP path below `audit/` and the SHA-256 of its bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from sqlalchemy import Engine, bindparam, update
 from sqlmodel import Session, col, select
 
 from registry import tlog
-from registry.digest import Digest
 from registry.errors import Invalid
 from registry.server import audit, failpoints
 from registry.server.audit import tree
@@ -28,7 +25,6 @@ from registry.tlog.notes import Checkpoint
 from registry.tlog.tiles import TILE_WIDTH
 
 BATCH_SIZE = 1024
-PREFIX = "audit/"
 
 
 def has_pending(session: Session) -> bool:
@@ -116,11 +112,11 @@ def require_same_log(checkpoint: AuditCheckpointRow | None, keys: Keys) -> None:
 
 def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
     """Store a tile, and its entries if it has level 0. A tile that is full replaces its partial ones."""
-    write_once(blobs, tiles.tile_path(row.level, row.index, row.width), row.hashes)
+    tree.write_once(blobs, tiles.tile_path(row.level, row.index, row.width), row.hashes)
     if row.level == 0:
         with db.session(engine, write=False) as session:
             bundle = tiles.bundle(read_entries(session, row.index, row.width))
-        write_once(blobs, tiles.tile_path("entries", row.index, row.width), bundle)
+        tree.write_once(blobs, tiles.tile_path("entries", row.index, row.width), bundle)
     with db.session(engine) as session:
         statement = update(AuditTileRow).where(
             col(AuditTileRow.level) == row.level, col(AuditTileRow.index) == row.index
@@ -129,15 +125,8 @@ def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
     if row.width == TILE_WIDTH:
         levels: list[int | str] = [row.level, "entries"] if row.level == 0 else [row.level]
         for level in levels:
-            for stat in list(blobs.list(f"{PREFIX}{tiles.tile_path(level, row.index)}.p/")):
+            for stat in list(blobs.list(f"{tree.PREFIX}{tiles.tile_path(level, row.index)}.p/")):
                 blobs.delete(stat.key)
-
-
-def write_once(blobs: BlobStore, path: str, data: bytes) -> None:
-    """Store bytes below their path and digest, unless they are stored already."""
-    key = f"{PREFIX}{path}/{Digest.of(data).hex}"
-    if blobs.stat(key) is None:
-        blobs.put(key, [data], limit_bytes=len(data))
 
 
 def read_entries(session: Session, index: int, width: int) -> Sequence[bytes]:

@@ -16,8 +16,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseList, BaseView
+from registry.api.catalog import BaseAdd, BaseList, BaseView
 from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.digest import Digest

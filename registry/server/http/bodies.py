@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from registry.server import failpoints
 from registry.server.http.direct_io import MINIMUM_BYTES, direct_io_of
-from registry.server.http.threads import run_in_store_thread, run_in_store_thread_always
+from registry.server.http.routing import run_in_store_thread, run_in_store_thread_always
 from registry.server.storage.blobs import BlobWriter
 
 WRITE_BYTES = 2**20

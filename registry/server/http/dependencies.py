@@ -23,7 +23,7 @@ from sqlmodel import Session
 
 from registry import names
 from registry.api import PAGE_DEFAULT, PAGE_LIMIT
-from registry.errors import Denied, Invalid, RegistryError, Unauthenticated, Unavailable
+from registry.errors import Denied, RegistryError, Unauthenticated, Unavailable, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import failpoints
@@ -34,13 +34,15 @@ from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
-from registry.server.http.routing import enter_session
-from registry.server.http.threads import UsesStore
+from registry.server.http.routing import UsesStore, enter_session
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
 Result = TypeVar("Result")
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
+ADAPTER = "/adapters/{namespace}/{name}"
+VERSION = ADAPTER + "/versions/{selector}"
+NAMESPACE = "/namespaces/{namespace}"
 
 
 def inline(function: Callable[..., Result]) -> Callable[..., Coroutine[Any, Any, Result]]:
@@ -261,7 +263,7 @@ def version_selector(selector: str) -> Selector:
 def keyset_cursor(cursor: str = "") -> str:
     """Return the cursor of a list."""
     if len(cursor) > 200:
-        raise Invalid("REQUEST_INVALID", "invalid cursor: pass `next_cursor` unchanged")
+        raise invalid_cursor()
     return cursor
 
 
@@ -281,6 +283,8 @@ CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
 LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda limit: min(limit, PAGE_LIMIT))]
 """The number of items on a page. A larger number than `PAGE_LIMIT` gives that many, and a cursor."""
 PAGE = PAGE_DEFAULT
+Text = Annotated[str, Query(max_length=300)]
+"""A filter of a list."""
 
 NO_TOKEN = Depends(require_nothing)
 AnyActor = Annotated[Actor, Depends(RequireScope())]

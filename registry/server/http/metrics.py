@@ -18,7 +18,7 @@ from sqlalchemy import case, func
 from sqlmodel import Session, col, select
 
 from registry import jobs
-from registry.api.fleet import SlotState
+from registry.api.serving import SlotState
 from registry.server.database.models import (
     AdapterRow,
     DeliveryRow,

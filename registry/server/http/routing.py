@@ -13,8 +13,11 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from sqlmodel import Session
@@ -23,7 +26,6 @@ from starlette.concurrency import run_in_threadpool
 from registry.api import PREFIX
 from registry.errors import RegistryError
 from registry.server.http import idempotency
-from registry.server.http.threads import UsesStore, run_in_store_thread
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -97,3 +99,34 @@ def operation_id(route: APIRoute) -> str:
 def create_router(tag: str) -> APIRouter:
     """Create the router of one resource of the REST API."""
     return APIRouter(prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=operation_id)
+
+
+# ------------------------------------------------------------------ threads
+Result = TypeVar("Result")
+STORE_THREADS = 32
+_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
+
+
+class UsesStore:
+    """Annotates a parameter of a route that calls the store."""
+
+
+async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Call a function in a thread that may wait for the store."""
+    return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=_limiter())
+
+
+async def run_in_store_thread_always(function: Callable[[], None]) -> None:
+    """Call a cleanup function in such a thread, even if the request is cancelled."""
+    with anyio.CancelScope(shield=True):
+        await run_in_store_thread(function)
+
+
+def _limiter() -> CapacityLimiter:
+    """Return the limiter of this event loop."""
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        limiter = CapacityLimiter(STORE_THREADS)
+        _LIMITER.set(limiter)
+        return limiter

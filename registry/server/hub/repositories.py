@@ -1,15 +1,16 @@
-"""Adapters as repositories of the Hub API: their revisions, files, references, commits, and the list of them.
+"""Adapters as repositories of the Hub API: their revisions, files, references, commits, git ids, and the list of them.
 
-- The catalog decides who sees what, as in the registry's own API.
-- By an alias a yanked version is refused; by a tag or commit id it is answered.
+- The catalog decides who sees what. By an alias a yanked version is refused; by a tag or commit id it is answered.
 - A path or name that is not valid here is absent, not malformed: clients probe for files and cache what is absent.
+- Git ids are computed when they are first requested, and stored per version, although they depend on the bytes only.
+  Otherwise the first answer would be faster if another tenant's version of the same bytes was requested before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import tuple_
+from sqlalchemy import ColumnElement, Engine, tuple_, update
 from sqlmodel import Session, col, select
 
 from registry import hub, names
@@ -17,7 +18,7 @@ from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
 from registry.adapters.methods import METHODS
 from registry.api.catalog import VersionView
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
@@ -25,7 +26,9 @@ from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog import search as catalog_search
 from registry.server.catalog.search import Search
-from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionRow
+from registry.server.database import db
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionFileRow, VersionRow
+from registry.server.storage.blobs import BlobStore
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
 _LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}
@@ -177,3 +180,39 @@ def has_namespace(session: Session, namespace: str) -> bool:
         return True
     statement = select(AdapterRow.id).where(AdapterRow.namespace == namespace.lower()).limit(1)
     return session.exec(statement).first() is not None
+
+
+# ------------------------------------------------------------------ git ids
+def with_git_ids(
+    engine: Engine, blobs: BlobStore, version_id: int | None, descriptors: Iterable[Descriptor]
+) -> list[File]:
+    """Return the files of a version with their git ids, in the same order. One statement if all ids are stored."""
+    descriptors = list(descriptors)
+    small = {file.digest: file for file in descriptors if not hub.is_large(file)}
+    of_version = col(VersionFileRow.version_id) == version_id
+    ids = _read_stored(engine, of_version, small)
+    computed = {digest: _compute(blobs, file) for digest, file in small.items() if digest not in ids}
+    if computed:
+        with db.session(engine) as session:
+            for digest, git_id in computed.items():
+                statement = update(VersionFileRow).where(of_version, col(VersionFileRow.digest) == digest)
+                session.execute(statement.values(git_sha1=git_id))
+    ids |= computed
+    return [File(file, ids.get(file.digest) or hub.git_id(hub.pointer(file))) for file in descriptors]
+
+
+def _read_stored(engine: Engine, of_version: ColumnElement[bool], digests: Iterable[Digest]) -> dict[Digest, str]:
+    digests = sorted(digests)
+    if not digests:
+        return {}
+    statement = select(VersionFileRow.digest, VersionFileRow.git_sha1)
+    statement = statement.where(of_version, col(VersionFileRow.digest).in_(digests))
+    with db.session(engine, write=False) as session:
+        return {Digest(digest): git_id for digest, git_id in session.exec(statement) if git_id}
+
+
+def _compute(blobs: BlobStore, file: Descriptor) -> str:
+    data = blobs.read(files.locate_bytes(blobs, file), 0, file.size_bytes)
+    if Digest.of(data) != file.digest:
+        raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the stored bytes no longer hash to {file.digest}")
+    return hub.git_id(data)

@@ -31,7 +31,7 @@ from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.audit import stored_tiles
+from registry.server.audit import tree
 from registry.server.catalog import base_identity, bases, metadata_backup, versions
 from registry.server.catalog.records import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
@@ -84,7 +84,7 @@ def rebuild_index(engine: Engine, blobs: BlobStore, actor: Actor, request: Reind
     if not next_cursor:
         withdrawals = _restore_withdrawals(run)
         records = record_check.rewrite_missing(engine, blobs, dry_run=run.dry_run)
-        records += stored_tiles.rewrite_lost(engine, blobs, dry_run=run.dry_run)
+        records += tree.rewrite_lost_copies(engine, blobs, dry_run=run.dry_run)
     return ReindexPage(
         bases=restored_bases,
         versions=restored,

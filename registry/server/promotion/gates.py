@@ -15,7 +15,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.gates import ApprovalList, ApprovalView, GateCheck, GateList, GateView
+from registry.api.aliases import ApprovalList, ApprovalView, GateCheck, GateList, GateView
 from registry.errors import Invalid, Refused
 from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate

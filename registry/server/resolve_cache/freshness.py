@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func
+from sqlmodel import col, select
 
 from registry.errors import Unavailable
 from registry.server.database import db
+from registry.server.database.models import EventRow, VerdictRow
 
 POLL_SECONDS = 0.1
 LATE_SECONDS = 1.0
@@ -120,3 +122,39 @@ class Freshness:
             with suppress(Exception):  # it may be broken in any way
                 connection.invalidate()
                 connection.close()
+
+
+# ------------------------------------------------------------------ the counter of events
+Counts = tuple[int, int]
+"""The number of events, and the id of the newest verdict."""
+
+
+class ChangeCounter:
+    """Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._latest: tuple[object, Counts] | None = None
+
+    def peek(self, stamp: object | None) -> Counts | None:
+        """Return the counts at this stamp if they were read already; without a statement."""
+        latest = self._latest
+        return latest[1] if latest is not None and stamp is not None and latest[0] == stamp else None
+
+    def read(self, stamp: object | None) -> Counts:
+        """Return the counts at this stamp."""
+        with self._lock:
+            counts = self.peek(stamp)
+            if counts is None:
+                counts = self._query()
+                self._latest = (stamp, counts)
+        return counts
+
+    def _query(self) -> Counts:
+        numbered = select(func.coalesce(func.max(EventRow.position), 0)).scalar_subquery()
+        pending = select(func.count()).select_from(EventRow).where(col(EventRow.position).is_(None)).scalar_subquery()
+        verdict = select(func.coalesce(func.max(VerdictRow.id), 0)).scalar_subquery()
+        with db.session(self._engine, write=False) as session:
+            events, verdicts = session.exec(select(numbered + pending, verdict)).one()
+        return events, verdicts

@@ -27,7 +27,7 @@ from registry.errors import RegistryError, Unavailable
 from registry.server.access.rate_limits import RequestLimiter
 from registry.server.access.sign_in import ActorCache
 from registry.server.catalog.versions import Pointer
-from registry.server.http.etags import etag_matches
+from registry.server.http.caching import etag_matches
 from registry.server.http.middleware import choose_request_id
 from registry.server.resolve_cache.freshness import Freshness
 from registry.server.resolve_cache.pointers import Pointers

@@ -1,34 +1,63 @@
-"""Routes of access: tokens, who am I, and whether the server is well.
+"""Routes of access: tokens, the caller, health; namespaces, roles, trusted publishers; adapters that move or end.
 
-Invariants
-- A token's secret is in one answer only, the one that made it.
+A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import BackgroundTasks, Request, Response
 
 from registry import __version__
-from registry.api.access import Health, TokenCreate, TokenCreated, TokenList, TokenRotate, TokenView, Whoami
-from registry.api.namespaces import ExchangeRequest
+from registry.api.access import (
+    DeleteResult,
+    ExchangeRequest,
+    Health,
+    NamespaceCreate,
+    NamespacePage,
+    NamespaceSet,
+    NamespaceView,
+    PublisherAdd,
+    PublisherList,
+    PublisherView,
+    RenameRequest,
+    RoleGrant,
+    TokenCreate,
+    TokenCreated,
+    TokenList,
+    TokenRotate,
+    TokenView,
+    Whoami,
+)
+from registry.api.catalog import AdapterView
 from registry.digest import Digest
 from registry.errors import RegistryError, Unauthenticated
-from registry.server.access import token_exchange, tokens
+from registry.names import AdapterName
+from registry.server.access import namespaces, publishers, token_exchange, tokens
+from registry.server.catalog import search
 from registry.server.database import schema
 from registry.server.http import dependencies, routing
 from registry.server.http.dependencies import (
+    ADAPTER,
+    NAMESPACE,
     NO_TOKEN,
+    PAGE,
     Admin,
     AnyActor,
     BlobsHandleDep,
+    CursorDep,
     EngineDep,
     IssuersDep,
+    LimitDep,
+    NameDep,
+    Puller,
     ReadSessionDep,
     SessionDep,
 )
+from registry.server.promotion import removal
 from registry.server.storage.blobs import key_of
 
 router = routing.create_router("access")
+namespace_router = routing.create_router("namespaces")
 
 
 @router.post("/tokens", status_code=201)
@@ -118,3 +147,100 @@ def check_health(engine: EngineDep, blobs: BlobsHandleDep, response: Response, s
         schema_revision=revision,
         capabilities=capabilities,
     )
+
+
+# ------------------------------------------------------------------ namespaces
+ROLE = NAMESPACE + "/roles/{subject:path}"
+
+
+@namespace_router.get("/namespaces")
+def list_namespaces(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> NamespacePage:
+    """List the namespaces that the caller may see."""
+    return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
+
+
+@namespace_router.post("/namespaces", status_code=201)
+def create_namespace(session: SessionDep, actor: Admin, request: NamespaceCreate) -> NamespaceView:
+    """Create a namespace. For administrators of all namespaces."""
+    return namespaces.create(session, actor, request)
+
+
+@namespace_router.get(NAMESPACE)
+def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> NamespaceView:
+    """Show a namespace, its limits and what it uses."""
+    return namespaces.show(session, actor, namespace)
+
+
+@namespace_router.patch(NAMESPACE)
+def change_namespace(session: SessionDep, actor: Admin, namespace: str, request: NamespaceSet) -> NamespaceView:
+    """Change a namespace. Fields that are absent stay as they are."""
+    return namespaces.update(session, actor, namespace, request)
+
+
+@namespace_router.delete(NAMESPACE)
+def delete_namespace(
+    session: SessionDep, actor: Admin, namespace: str, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
+) -> DeleteResult:
+    """Delete an empty namespace. Its name stays reserved."""
+    removed = removal.delete_namespace(session, actor, namespace)
+    after.add_task(routing.run_in_store_thread, removal.record_tombstones, engine, blobs)
+    return removed
+
+
+@namespace_router.put(ROLE)
+def grant_role(session: SessionDep, actor: Admin, namespace: str, subject: str, request: RoleGrant) -> NamespaceView:
+    """Give a subject a role in a namespace."""
+    return namespaces.grant_role(session, actor, namespace, subject, request.role)
+
+
+@namespace_router.delete(ROLE)
+def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> NamespaceView:
+    """Take a role away."""
+    return namespaces.revoke_role(session, actor, namespace, subject)
+
+
+# ------------------------------------------------------------------ adapters
+@namespace_router.delete(ADAPTER)
+def delete_adapter(
+    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
+) -> DeleteResult:
+    """Delete an adapter with all its versions. Its name stays reserved."""
+    removed = removal.delete_adapter(session, actor, name)
+    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, name)
+    return removed
+
+
+@namespace_router.post(ADAPTER + "/rename")
+def rename_adapter(
+    session: SessionDep,
+    actor: Admin,
+    name: NameDep,
+    request: RenameRequest,
+    blobs: BlobsHandleDep,
+    engine: EngineDep,
+    after: BackgroundTasks,
+) -> AdapterView:
+    """Rename an adapter, or move it to another namespace."""
+    to = AdapterName.parse(request.to)
+    removal.rename(session, actor, name, to)
+    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, name)
+    return search.show_adapter(session, actor, to)
+
+
+# ------------------------------------------------------------------ trusted publishers
+@namespace_router.get(ADAPTER + "/publishers")
+def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> PublisherList:
+    """List the trusted publishers of an adapter."""
+    return publishers.list_publishers(session, actor, name)
+
+
+@namespace_router.post(ADAPTER + "/publishers", status_code=201)
+def add_publisher(session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd) -> PublisherView:
+    """Let CI jobs with these claims push to an adapter."""
+    return publishers.add(session, actor, name, request)
+
+
+@namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
+def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> PublisherView:
+    """Remove a trusted publisher."""
+    return publishers.remove(session, actor, name, publisher_id)

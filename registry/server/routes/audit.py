@@ -1,11 +1,8 @@
-"""Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs.
+"""Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs; webhooks.
 
-Invariants
-- Events are shown in the order of their numbers, which have no gap, to whoever may see them; going on from the last
-  number misses nothing, whatever was restarted meanwhile.
-- Hashes and checkpoints are for everybody with a token: they tell how long the log is and nothing of what is in it.
-  Bundles of entries are for administrators.
-- Whoever waits holds no thread and no connection, and is asked for its rights again before each answer.
+- Everybody with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
+  are for administrators.
+- A waiting request holds no thread and no connection. Its rights are checked again before each answer.
 """
 
 from __future__ import annotations
@@ -13,31 +10,39 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import Depends, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine, or_
 from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import Consistency, LogKeys
-from registry.api.audit import EventPage, EventProof
+from registry.api.audit import (
+    DeliveryList,
+    DeliveryView,
+    EventPage,
+    EventProof,
+    WebhookCreate,
+    WebhookCreated,
+    WebhookList,
+    WebhookView,
+)
 from registry.errors import NotFound, RegistryError
 from registry.roles import Scope
-from registry.server import audit
-from registry.server.actors import Actor
-from registry.server.audit import audit_log as logs
-from registry.server.audit import sequencer, tree
-from registry.server.audit import stored_tiles as copies
+from registry.server import audit, webhooks
+from registry.server.audit import audit_log, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.http import routing
+from registry.server.http.caching import FOR_EVER
 from registry.server.http.dependencies import (
     PAGE,
     Admin,
     AnyActor,
+    AuditLogDep,
     BlobsDep,
     EngineDep,
     LimitDep,
@@ -45,54 +50,44 @@ from registry.server.http.dependencies import (
     PullerInThread,
     RequireScope,
     SessionDep,
-    inline,
+    SettingsDep,
 )
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 from registry.tlog import tiles
 
 router = routing.create_router("audit")
-FOR_EVER = "private, max-age=31536000, immutable"
+webhook_router = routing.create_router("webhooks")
 WAIT_LIMIT_SECONDS = 30
 STREAM_SECONDS = 900
-"""A stream ends then; whoever follows goes on from the last id."""
+"""How long a stream lasts. The client reconnects with the last id."""
 QUIET_SECONDS = 15
 LOOK_SECONDS = 0.1
 
 
-def _log(request: Request) -> AuditLog:
-    audit_log: AuditLog = request.app.state.audit_log
-    return audit_log
-
-
-LogDep = Annotated[AuditLog, Depends(inline(_log))]
 After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 
 
-class _Reader:
-    """Reads pages for one request, and waits for what is newer."""
+class _EventReader:
+    """Reads pages of events for one request, and waits for newer ones."""
 
-    def __init__(self, request: Request, engine: Engine, log: AuditLog, actions: list[str], about: str) -> None:
+    def __init__(self, request: Request, engine: Engine, log: AuditLog, actions: list[str], object: str) -> None:
         self._request, self._engine, self._log = request, engine, log
-        self._actions, self._object = actions, about
+        self._actions, self._object = actions, object
 
-    async def page(self, after: int, limit: int, *, fresh: bool) -> EventPage:
-        return await run_in_threadpool(self._page, after, limit, fresh)
+    async def read_page(self, after: int, limit: int, *, fresh: bool) -> EventPage:
+        return await run_in_threadpool(self._read_page, after, limit, fresh)
 
-    def _page(self, after: int, limit: int, fresh: bool) -> EventPage:
+    def _read_page(self, after: int, limit: int, fresh: bool) -> EventPage:
         if fresh or not self._log.is_running:
             self._log.step()
-        actor = self._again()
+        actor = RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
             return audit.read_page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
 
-    def _again(self) -> Actor:
-        """Who asks, as of now."""
-        return RequireScope(Scope.PULL).check_again(self._request)
-
-    async def newer(self, last: int, seconds: float) -> bool:
-        """Wait until the log is longer than `last`, or may be; False when the time is over or the server ends."""
+    async def wait_for_newer(self, last: int, seconds: float) -> bool:
+        """Wait until the log is longer than `last`, or may be. False after these seconds or if the server stops."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._log.closing.is_set():
             if self._log.latest.size > last:
@@ -109,7 +104,7 @@ async def list_events(
     request: Request,
     _actor: PullerInThread,
     engine: EngineDep,
-    log: LogDep,
+    log: AuditLogDep,
     after: After = 0,
     limit: LimitDep = PAGE,
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
@@ -117,11 +112,11 @@ async def list_events(
     object: Annotated[str, Query(max_length=300)] = "",
 ) -> EventPage:
     """List events. With `wait`, answers when there is one or the time is over."""
-    reader = _Reader(request, engine, log, action, object)
+    reader = _EventReader(request, engine, log, action, object)
     until = time.monotonic() + wait
-    page = await reader.page(after, limit, fresh=True)
-    while not page.items and not page.next_cursor and await reader.newer(page.last, until - time.monotonic()):
-        page = await reader.page(page.last, limit, fresh=False)
+    page = await reader.read_page(after, limit, fresh=True)
+    while not page.items and not page.next_cursor and await reader.wait_for_newer(page.last, until - time.monotonic()):
+        page = await reader.read_page(page.last, limit, fresh=False)
     return page
 
 
@@ -130,26 +125,26 @@ async def stream_events(
     request: Request,
     _actor: PullerInThread,
     engine: EngineDep,
-    log: LogDep,
+    log: AuditLogDep,
     after: After = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: Annotated[str, Query(max_length=300)] = "",
     last_event_id: Annotated[str, Header(max_length=20, pattern="^[0-9]*$")] = "",
 ) -> StreamingResponse:
     """Stream events as they happen (server-sent events). `Last-Event-ID` resumes a broken stream."""
-    reader = _Reader(request, engine, log, action, object)
+    reader = _EventReader(request, engine, log, action, object)
     start = int(last_event_id or after)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_told(reader, start), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_stream(reader, start), headers=headers, media_type="text/event-stream")
 
 
-async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
+async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
     until, fresh = time.monotonic() + STREAM_SECONDS, True
     yield ": the audit log\n\n"
     while time.monotonic() < until:
         try:
-            page = await reader.page(cursor, PAGE, fresh=fresh)
-        except RegistryError as e:  # its token has ended, say: whoever follows asks again, and hears of it by a status
+            page = await reader.read_page(cursor, PAGE, fresh=fresh)
+        except RegistryError as e:  # such as an expired token: the client reconnects and gets the status
             yield f": {e.code}\n\n"
             return
         for event in page.items:
@@ -158,7 +153,7 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
         if page.next_cursor or page.items:
             continue
         quiet = time.monotonic() + QUIET_SECONDS
-        if not await reader.newer(cursor, QUIET_SECONDS):
+        if not await reader.wait_for_newer(cursor, QUIET_SECONDS):
             if time.monotonic() < quiet:  # the server ends
                 return
             yield ": nothing new\n\n"
@@ -168,8 +163,8 @@ async def _told(reader: _Reader, cursor: int) -> AsyncIterator[str]:
 @router.get(
     "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
 )
-def read_checkpoint(_actor: AnyActor, log: LogDep) -> Response:
-    """The newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
+def read_checkpoint(_actor: AnyActor, log: AuditLogDep) -> Response:
+    """Read the newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     log.step()
     if not log.latest.note:
         raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
@@ -177,8 +172,8 @@ def read_checkpoint(_actor: AnyActor, log: LogDep) -> Response:
 
 
 @router.get("/audit/keys")
-def list_log_keys(_actor: AnyActor, log: LogDep) -> LogKeys:
-    """The name of the log and its verifier keys (C2SP signed-note)."""
+def list_log_keys(_actor: AnyActor, log: AuditLogDep) -> LogKeys:
+    """Show the name of the log and its verifier keys (C2SP signed-note)."""
     return log.describe_keys()
 
 
@@ -186,43 +181,43 @@ def list_log_keys(_actor: AnyActor, log: LogDep) -> LogKeys:
 def prove_consistency(
     session: SessionDep, _actor: AnyActor, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
-    """The proof that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
+    """Prove that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
     return tree.prove_consistency(session, old, new)
 
 
 @router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
 def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
-    """A bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
+    """Read a bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     tile = tiles.parse_path(f"entries/{path}")
     newest = sequencer.latest_checkpoint(session)
     if tile is None or newest is None or tiles.width_at(0, tile[1], newest.size) < tile[2]:
         raise _no_tile(f"entries/{path}")
     expected = tiles.bundle(sequencer.read_entries(session, tile[1], tile[2]))
-    return _tile(copies.read_entries(blobs, tile[1], tile[2], expected=expected))
+    return _tile(tree.read_stored_entries(blobs, tile[1], tile[2], expected=expected))
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
 def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
-    """A tile of the log (C2SP tlog-tiles)."""
+    """Read a tile of the log (C2SP tlog-tiles)."""
     tile = tiles.parse_path(path)
     data = tree.read_tile(session, tile[0], tile[1], tile[2]) if tile is not None and tile[0] is not None else None
     if data is None:
         raise _no_tile(path)
     if stored and tile is not None and tile[0] is not None:
-        data = copies.read_tile(blobs, tile[0], tile[1], tile[2], expected=data)
+        data = tree.read_stored_tile(blobs, tile[0], tile[1], tile[2], expected=data)
     return _tile(data)
 
 
 @router.get("/audit/events/{seq}/proof")
 def prove_event(session: SessionDep, actor: Puller, seq: int) -> EventProof:
-    """An event as an entry of the log, and the proof of its inclusion (C2SP tlog-proof)."""
-    shown = or_(audit.visible_to(actor), attestations.visible_events(actor))
-    statement = select(EventRow).where(col(EventRow.position) == seq, shown)
+    """Read an event as an entry of the log, with the proof of its inclusion (C2SP tlog-proof)."""
+    visible = or_(audit.visible_to(actor), attestations.visible_events(actor))
+    statement = select(EventRow).where(col(EventRow.position) == seq, visible)
     row = session.exec(statement).first() if 0 < seq < 2**53 else None
     if row is None:
         raise NotFound("EVENT_UNKNOWN", f"there is no event {seq}, or you may not see it")
-    return logs.prove_event(session, row)
+    return audit_log.prove_event(session, row)
 
 
 def _tile(data: bytes) -> Response:
@@ -231,3 +226,51 @@ def _tile(data: bytes) -> Response:
 
 def _no_tile(path: str) -> NotFound:
     return NotFound("EVENT_UNKNOWN", f"the audit log has no tile {path[:100]!r}")
+
+
+# ------------------------------------------------------------------ webhooks
+
+
+@webhook_router.post("/webhooks", status_code=201)
+def create_webhook(
+    session: SessionDep,
+    actor: Admin,
+    request: WebhookCreate,
+    settings: SettingsDep,
+    log: AuditLogDep,
+    response: Response,
+) -> WebhookCreated:
+    """Create a webhook. Its secret is in this answer only."""
+    response.headers["Cache-Control"] = "no-store"
+    view, secret = webhooks.create(session, actor, request, settings, log.keys)
+    return WebhookCreated(webhook=view, secret=secret)
+
+
+@webhook_router.get("/webhooks")
+def list_webhooks(session: SessionDep, actor: Admin) -> WebhookList:
+    """List webhooks."""
+    return WebhookList(items=webhooks.list_webhooks(session, actor))
+
+
+@webhook_router.delete("/webhooks/{webhook_id}")
+def delete_webhook(session: SessionDep, actor: Admin, webhook_id: str) -> WebhookView:
+    """Delete a webhook."""
+    return webhooks.delete_webhook(session, actor, webhook_id)
+
+
+@webhook_router.get("/webhooks/{webhook_id}/deliveries")
+def list_deliveries(
+    session: SessionDep,
+    actor: Admin,
+    webhook_id: str,
+    state: Annotated[Literal["", "waiting", "delivered", "dead"], Query()] = "",
+    limit: LimitDep = PAGE,
+) -> DeliveryList:
+    """List the deliveries of a webhook, newest first."""
+    return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
+
+
+@webhook_router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
+def retry_delivery(session: SessionDep, actor: Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
+    """Send a delivery again."""
+    return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

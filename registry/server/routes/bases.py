@@ -1,16 +1,10 @@
-"""Routes of bases: add, list, show; which weights they have, and how they are related.
-
-Invariants
-- Whoever may push may add a base; nobody may change one, but for the thresholds that its adapters are judged by.
-- Which weights a base has, a worker may tell too, once.
-"""
+"""Routes of base models: add, list, show; their weights, and how they are related."""
 
 from __future__ import annotations
 
 from fastapi import Response
 
-from registry.api.bases import BaseAdd, IdentityRequest, ThresholdsRequest
-from registry.api.catalog import BaseList, BaseView
+from registry.api.catalog import BaseAdd, BaseList, BaseView, IdentityRequest, ThresholdsRequest
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases

@@ -1,15 +1,8 @@
-"""Routes of jobs: submit, look and cancel for people; claim, renew, finish and fail for workers.
-
-Invariants
-- A claim answers with everything that the job needs, or with 204 when there is no job.
-- Whoever holds a lease proves it with the lease's token in every request.
-"""
+"""Routes of jobs: submit, show and cancel for people; claim, renew, finish and fail for workers."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Query, Response
+from fastapi import Response
 
 from registry.api.jobs import (
     CampaignRequest,
@@ -36,12 +29,12 @@ from registry.server.http.dependencies import (
     Puller,
     Pusher,
     SessionDep,
+    Text,
     Worker,
 )
 from registry.server.jobs import campaigns, queue, requests, results
 
 router = routing.create_router("jobs")
-Text = Annotated[str, Query(max_length=300)]
 
 
 @router.post("/jobs", status_code=201)

@@ -1,18 +1,19 @@
-"""Routes of upkeep: metrics; garbage collection, checking, re-indexing, which work for seconds and hand out a cursor.
+"""Routes of maintenance: garbage collection, consistency check, re-index, new engine verdicts, metrics.
 
-Invariants
-- Only for administrators of all namespaces. What works for seconds holds no transaction for the length of the request.
+For administrators of all namespaces. Long runs are many requests: each works for some seconds and returns a cursor.
 """
 
 from __future__ import annotations
 
 from fastapi import Request, Response
 
+from registry.api.evaluation import RecheckEnginesPage, RecheckEnginesRequest
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
 from registry.roles import Scope
+from registry.server.evaluation import engine_compat
 from registry.server.http import metrics, routing
 from registry.server.http.dependencies import Admin, BlobsDep, EngineDep, SessionDep, SettingsDep
-from registry.server.maintenance import gc, reindex
+from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.routes.openapi import declarations
 
@@ -42,6 +43,16 @@ def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: Rei
     """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
     return reindex.rebuild_index(engine, blobs, actor, request)
+
+
+@router.post("/verdicts/recheck-engines")
+def reevaluate_verdicts(
+    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RecheckEnginesRequest
+) -> RecheckEnginesPage:
+    """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
+    actor.require_everywhere(Scope.ADMIN)
+    profiles, seconds = engine_compat.parse_setting(settings.engines), reevaluate.SECONDS
+    return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)
 
 
 @router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})

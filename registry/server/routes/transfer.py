@@ -1,10 +1,7 @@
-"""Routes that move bytes and those around them: plan, upload, commit; how to pull a version, and its files.
+"""Routes of push and pull: plan, upload, commit; download plan, files, reports.
 
-Invariants
-- An upload is hashed while it streams and holds no transaction; what does not match leaves nothing behind.
-- A file is answered by the store's own link (307) where it has one, else by the operating system from its path,
-  else as a stream. Range, HEAD and If-None-Match work in each case; the ETag is the digest.
-- Files are attachments of type octet-stream with nosniff: a browser never runs what somebody pushed.
+- A file is answered by a link of the store (307) if it has links, else from its path, else as a stream.
+- Files are attachments with nosniff: a browser must not run what somebody pushed.
 """
 
 from __future__ import annotations
@@ -25,8 +22,10 @@ from registry.names import Selector
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import bodies, routing, threads
+from registry.server.http import bodies, routing
+from registry.server.http.caching import cache_control, etag_matches
 from registry.server.http.dependencies import (
+    VERSION,
     BlobsDep,
     EngineDep,
     KeyedSessionDep,
@@ -40,7 +39,6 @@ from registry.server.http.dependencies import (
     inline,
 )
 from registry.server.push import background, commit, plan
-from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER, VERSION
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -57,7 +55,7 @@ def _blob_digest(digest: str) -> Digest:
 DigestDep = Annotated[Digest, Depends(inline(_blob_digest))]
 
 
-# ------------------------------------------------------------------ in
+# ------------------------------------------------------------------ push
 @router.post("/adapters/{namespace}/{name}/pushes")
 def plan_push(
     session: ReadSessionDep,
@@ -103,8 +101,8 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", reasons=reasons)
 
 
-async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
-    """Asked for before the session, so that it ends after the session's commit."""
+async def _hold_commit_lock(request: Request, engine: EngineDep, push_id: str) -> None:
+    """Declared before the session, so that the lock is held until the session has committed."""
     request.state.exit_stack.enter_context(background.commit_lock(engine, push_id))
 
 
@@ -112,7 +110,7 @@ async def _in_turn(request: Request, engine: EngineDep, push_id: str) -> None:
     "/pushes/{push_id}/commit",
     status_code=201,
     responses=declarations.existing(PushResult),
-    dependencies=[Depends(_in_turn)],
+    dependencies=[Depends(_hold_commit_lock)],
 )
 def commit_push(
     incoming: Request,
@@ -132,11 +130,11 @@ def commit_push(
         pushed = commit.commit_push(session, actor, push_id, request, blobs=blobs, engines=engines)
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.audit_log.checkpoint_header)
-    after.add_task(threads.run_in_store_thread, commit.clean_up, engine, push_id, blobs=blobs)
+    after.add_task(routing.run_in_store_thread, commit.clean_up, engine, push_id, blobs=blobs)
     return pushed
 
 
-# ------------------------------------------------------------------ out
+# ------------------------------------------------------------------ pull
 @router.get(VERSION + "/pull")
 def plan_pull(
     request: Request,
@@ -148,11 +146,11 @@ def plan_pull(
     settings: SettingsDep,
     response: Response,
 ) -> PullPlan:
-    """Everything that a pull needs: the manifest, the bytes of small files, and links to large ones."""
+    """Plan a pull: the manifest, the bytes of small files, and links to large ones."""
     response.headers.update({"Cache-Control": "no-store", **request.app.state.audit_log.checkpoint_header})
     plan = files.plan_download(session, actor, name, selector, blobs=blobs, settings=settings)
     if plan.small or plan.direct:
-        _note_read(request, selector)
+        _record_read(request, selector)
     return plan
 
 
@@ -175,7 +173,7 @@ def read_file(
     blobs: BlobsDep,
     settings: SettingsDep,
 ) -> Response:
-    """Bytes of one file, from the registry or by a redirect (307) to its store."""
+    """Read one file, from the registry or by a redirect (307) to its store."""
     file = files.find_file(session, actor, name, selector, path)
     return _bytes_of(request, file, selector, blobs, settings)
 
@@ -191,7 +189,7 @@ def read_report(
     blobs: BlobsDep,
     settings: SettingsDep,
 ) -> Response:
-    """The report behind one verdict of this version."""
+    """Read the report behind one verdict of this version."""
     file = files.find_report(session, actor, name, selector, digest)
     return _bytes_of(request, file, selector, blobs, settings)
 
@@ -200,41 +198,41 @@ def read_report(
 def read_reference_logprobs(
     session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
 ) -> ReferenceLogprobsView:
-    """Log-probabilities of fixed prompts, from the newest smoke test of this version."""
+    """Read the log-probabilities of fixed prompts from the newest smoke test of this version."""
     return files.find_reference_logprobs(session, actor, name, selector, blobs)
 
 
 def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:
     headers = {
         "ETag": f'"{file.digest}"',
-        "Cache-Control": FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN,
+        "Cache-Control": cache_control(selector),
         "Vary": "Authorization",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "Content-Disposition": f'attachment; filename="{file.path.rsplit("/", 1)[-1]}"',
     }
-    etags = request.headers.get("if-none-match", "")
-    if etags.strip() == "*" or headers["ETag"] in (tag.strip().removeprefix("W/") for tag in etags.split(",")):
+    if_none_match = request.headers.get("if-none-match", "")
+    if if_none_match.strip() == "*" or etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    _note_read(request, selector)
+    _record_read(request, selector)
     key = files.locate_bytes(blobs, file)
     url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path, method=request.method)
     if url is not None:
         return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
-    return from_here(request, blobs, key, file.size_bytes, headers)
+    return bytes_response(request, blobs, key, file.size_bytes, headers)
 
 
-def _note_read(request: Request, selector: Selector) -> None:
-    """Somebody gets private bytes: the audit log is told, in batches."""
-    words, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
-    about = f"{words['namespace']}/{words['name']}{mark}{selector}"
+def _record_read(request: Request, selector: Selector) -> None:
+    """Record in the audit log that the actor reads private bytes."""
+    params, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
+    about = f"{params['namespace']}/{params['name']}{mark}{selector}"
     request.app.state.audit_log.batch.add(
         request.state.actor, EventType.BYTES_READ, about, request_id=request.state.request_id
     )
 
 
-def from_here(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
-    """From a store without links. A Range that is not one plain range is ignored, many are refused (RFC 9110)."""
+def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
+    """Send bytes of the store. A Range that is not one plain range is ignored, many are refused (RFC 9110)."""
     start, length, status = 0, size_bytes, 200
     range_header = request.headers.get("range", "")
     if range_header.count(",") >= RANGES_LIMIT:

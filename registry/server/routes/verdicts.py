@@ -1,44 +1,34 @@
-"""Routes of judging: what is not pushed yet, engines asked about a version, settings for a fleet, renewal.
-
-Invariants
-- None of them reads a blob, but for renewal, where an older release kept other facts of a header. Only renewal stores
-  something, and only for administrators of all namespaces.
-"""
+"""Routes of verdicts: check files, verdicts and norms of a version, engine settings; and of attestations."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Query, Response
 
-from registry.api.evaluation import (
-    ENGINES_LIMIT,
-    CheckRequest,
-    EngineSettingsList,
-    EngineText,
-    NormsView,
-    RecheckEnginesPage,
-    RecheckEnginesRequest,
-    VerdictList,
-)
-from registry.roles import Scope
+from registry.api.audit import AttestationList, AttestationView, SignRequest
+from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
+from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
 from registry.server.http import routing
 from registry.server.http.dependencies import (
-    Admin,
+    VERSION,
+    AuditLogDep,
     BlobsDep,
-    EngineDep,
+    KeyedSessionDep,
     NameDep,
     Puller,
+    Pusher,
     ReadSessionDep,
     SelectorDep,
     SessionDep,
     SettingsDep,
 )
-from registry.server.maintenance import reevaluate
-from registry.server.routes.adapters import VERSION
+from registry.server.promotion import attestations
+from registry.server.routes.openapi import declarations
 
 router = routing.create_router("verdicts")
+attestation_router = routing.create_router("attestations")
 Engines = Annotated[list[EngineText], Query(alias="engine", max_length=ENGINES_LIMIT)]
 Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
@@ -75,11 +65,33 @@ def recommend_engine_settings(
     return engine_compat.settings_for_base(session, actor, base, asked, slots)
 
 
-@router.post("/verdicts/recheck-engines")
-def reevaluate_verdicts(
-    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RecheckEnginesRequest
-) -> RecheckEnginesPage:
-    """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
-    actor.require_everywhere(Scope.ADMIN)
-    profiles, seconds = engine_compat.parse_setting(settings.engines), reevaluate.SECONDS
-    return reevaluate.evaluate_again(engine, blobs, profiles, actor=actor, cursor=request.cursor, seconds=seconds)
+# ------------------------------------------------------------------ attestations
+
+
+@attestation_router.get(VERSION + "/attestations")
+def list_attestations(
+    session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: AuditLogDep
+) -> AttestationList:
+    """List the attestations of a version."""
+    db.commit_early(session)  # sign-in has begun its snapshot, which would not show what is signed now
+    log.step()
+    return attestations.list_attestations(session, actor, name, selector, blobs)
+
+
+@attestation_router.post(VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView))
+def sign_version(
+    session: KeyedSessionDep,
+    actor: Pusher,
+    name: NameDep,
+    selector: SelectorDep,
+    request: SignRequest,
+    blobs: BlobsDep,
+    settings: SettingsDep,
+    response: Response,
+) -> AttestationView:
+    """Store a signature of a version. 201 for a new one, 200 for one that exists already."""
+    view, new = attestations.add_signature(
+        session, actor, name, selector, request, blobs, trusted_roots=settings.trusted_roots
+    )
+    response.status_code = 201 if new else 200
+    return view

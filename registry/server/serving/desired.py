@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api import PREFIX
 from registry.api.catalog import FileLink
-from registry.api.desired_state import DesiredAdapter, DesiredState
+from registry.api.serving import DesiredAdapter, DesiredState
 from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import EngineProfile, rulebook

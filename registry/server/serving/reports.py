@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.catalog import ServedOn
-from registry.api.fleet import STATES_WITH_BYTES, NodeReport, ReportAccepted, SlotReport, SlotState
+from registry.api.serving import STATES_WITH_BYTES, NodeReport, ReportAccepted, SlotReport, SlotState
 from registry.digest import Digest, canonical_json
 from registry.errors import TooLarge
 from registry.events import EventType

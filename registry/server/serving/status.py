@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, distinct, func, or_, true, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.fleet import Convergence, FleetNodes, NodeView, SlotState, SlotView
+from registry.api.serving import Convergence, FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
 from registry.errors import invalid_cursor
 from registry.names import AdapterName

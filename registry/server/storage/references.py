@@ -21,7 +21,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal, not_, or_, update
 from sqlmodel import Session, col, select
 
-from registry.api.fleet import STATES_WITH_BYTES
+from registry.api.serving import STATES_WITH_BYTES
 from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from registry.api.desired_state import DesiredState
+from registry.api.serving import DesiredState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from registry import names
-from registry.api.fleet import LEASE_SECONDS, SLOTS_LIMIT, NodeReport
+from registry.api.serving import LEASE_SECONDS, SLOTS_LIMIT, NodeReport
 from registry.client.registry import Registry
 from registry.errors import Invalid, RegistryError
 from registry.serving.agent.metrics import Metrics

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from registry.api.desired_state import DesiredAdapter, DesiredState
-from registry.api.fleet import SlotState
+from registry.api.serving import DesiredAdapter, DesiredState, SlotState
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from registry.api.fleet import REASON_LIMIT, SlotReport, SlotState
+from registry.api.serving import REASON_LIMIT, SlotReport, SlotState
 from registry.digest import Digest
 
 

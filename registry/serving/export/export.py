@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from registry.api import Answer
-from registry.api.desired_state import DesiredAdapter, DesiredState
+from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.client.cache import Cache
 from registry.client.registry import Registry

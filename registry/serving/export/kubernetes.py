@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from registry.api.desired_state import DesiredAdapter, DesiredState
+from registry.api.serving import DesiredAdapter, DesiredState
 from registry.digest import Digest
 from registry.errors import Invalid
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry.api.fleet import STATES_WITH_BYTES
+from registry.api.serving import STATES_WITH_BYTES
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError

@@ -21,7 +21,7 @@ from registry.api.maintenance import FsckPage, FsckRequest
 from registry.errors import Invalid, invalid_cursor
 from registry.server.actors import Actor
 from registry.server.audit import keys as audit_keys
-from registry.server.audit import sequencer, stored_tiles
+from registry.server.audit import sequencer, tree
 from registry.server.maintenance import record_check, reindex
 from registry.server.maintenance.fsck import adapters, blobs, scrub
 from registry.server.maintenance.fsck.run import FsckRun
@@ -62,7 +62,7 @@ def _check_records(run: FsckRun, _position: str) -> str:
         run.add("record.version_unknown", "records/", message)
     for location, _ in record_check.find_other_rows(run.engine, run.blobs):
         run.add("record.missing", location, "has no record beside the blobs: a re-index would not find it")
-    for path in stored_tiles.find_lost(run.engine, run.blobs):
+    for path in tree.find_lost_copies(run.engine, run.blobs):
         run.add("audit.tile_missing", path, "is missing in the store: the log cannot be verified")
     _check_audit_key(run)
     return ""

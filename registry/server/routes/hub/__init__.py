@@ -7,6 +7,6 @@ Its routes come after the registry's own and never match their paths. Each decla
 
 from __future__ import annotations
 
-from registry.server.routes.hub import files, models, repositories
+from registry.server.routes.hub import files, repositories
 
-MODULES = (models, repositories, files)
+ROUTERS = (repositories.router, files.router)

@@ -22,12 +22,12 @@ from registry.hub.shapes import File
 from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
+from registry.server.http.caching import ASK_AGAIN, FOR_EVER
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
-from registry.server.hub import git_ids, repositories
+from registry.server.hub import repositories
 from registry.server.routes import transfer
-from registry.server.routes.adapters import ASK_AGAIN, FOR_EVER
-from registry.server.routes.hub import clients
-from registry.server.routes.hub.route import HubRoute
+from registry.server.routes.hub import protocol
+from registry.server.routes.hub.protocol import HubRoute
 from registry.server.storage.blobs import BlobStore
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
@@ -35,13 +35,7 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 
 @router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
 def read_file(
-    request: Request,
-    actor: Puller,
-    engine: EngineDep,
-    blobs: BlobsDep,
-    settings: SettingsDep,
-    revision: str,
-    path: str,
+    request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, revision: str, path: str
 ) -> Response:
     """A file, from here or from the store."""
     repository_file = _find(request, actor, engine, blobs, revision, path)
@@ -49,24 +43,17 @@ def read_file(
     if request.method == "GET":
         repository_file.record_read(request, actor)
     key = files.locate_bytes(blobs, file)
-    redirects = (request.method == "GET" and not clients.reads_metadata_only(request)) or clients.is_legacy(request)
-    if hub.is_large(file) and redirects and not clients.sends_token_on_redirect(request):
+    redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
+    if hub.is_large(file) and redirects and not protocol.sends_token_on_redirect(request):
         url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path)
         if url is not None:
             headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
-    return transfer.from_here(request, blobs, key, file.size_bytes, repository_file.headers)
+    return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
 @router.api_route("/{namespace}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"], response_model=None)
-def read_raw(
-    request: Request,
-    actor: Puller,
-    engine: EngineDep,
-    blobs: BlobsDep,
-    revision: str,
-    path: str,
-) -> Response:
+def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep, revision: str, path: str) -> Response:
     """What git would store: a small file itself, the LFS pointer of a large one."""
     repository_file = _find(request, actor, engine, blobs, revision, path)
     file = repository_file.file.descriptor
@@ -76,7 +63,9 @@ def read_raw(
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
         repository_file.record_read(request, actor)
-    return transfer.from_here(request, blobs, files.locate_bytes(blobs, file), file.size_bytes, repository_file.headers)
+    return transfer.bytes_response(
+        request, blobs, files.locate_bytes(blobs, file), file.size_bytes, repository_file.headers
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +88,7 @@ def _find(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revi
         row = repositories.find_version(session, actor, name, revision)
         commit = request.state.commit = hub.commit_id(row.digest)
         descriptor = repositories.find_file(session, actor, name, row, path)
-    file = git_ids.with_git_ids(engine, blobs, row.id, [descriptor])[0]
+    file = repositories.with_git_ids(engine, blobs, row.id, [descriptor])[0]
     return FoundFile(file, f"{name}@{row.number}", _headers(file, commit, revision))
 
 
@@ -107,7 +96,7 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
     descriptor = file.descriptor
     headers = {
         "ETag": f'"{file.etag}"',
-        clients.COMMIT_HEADER: commit,
+        protocol.COMMIT_HEADER: commit,
         "Accept-Ranges": "bytes",
         "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
         "Vary": "Authorization",

@@ -1,6 +1,6 @@
-"""One adapter in the Hub API: its information, files, references and commits; and requests to push, which are refused.
+"""Adapters as repositories of the Hub API: the caller, the list; information, files, references and commits of one.
 
-Every answer about a revision is about one version: sizes, ids and names come from its manifest.
+Every answer about a revision is about one version. Requests that begin a push are refused.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,21 +19,70 @@ from registry.api import PAGE_LIMIT
 from registry.errors import Invalid, Refused
 from registry.hub import shapes
 from registry.hub.shapes import Json, Repository
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.http.dependencies import BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep
-from registry.server.hub import git_ids, repositories
-from registry.server.routes.hub import clients
-from registry.server.routes.hub.models import Expand, next_page_header
-from registry.server.routes.hub.route import HubRoute
+from registry.server.http.dependencies import AnyActor, BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep, Text
+from registry.server.hub import repositories
+from registry.server.routes.hub import protocol
+from registry.server.routes.hub.protocol import COMMIT_HEADER, HubRoute
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
 PATHS_LIMIT = 1000
+Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
 
 
+@router.get("/api/whoami-v2")
+def whoami(actor: AnyActor) -> dict[str, Any]:
+    """The name and the namespaces of the token."""
+    namespaces = actor.namespaces_with(Scope.PULL) or frozenset()
+    role = "write" if actor.has_scope(Scope.PUSH) else "read"
+    return {
+        "type": "user",
+        "name": actor.name,
+        "fullname": actor.identity,
+        "orgs": [{"type": "org", "name": namespace} for namespace in sorted(namespaces)],
+        "auth": {"type": "access_token", "accessToken": {"displayName": actor.name, "role": role}},
+    }
+
+
+@router.get("/api/models")
+def list_models(
+    request: Request,
+    session: SessionDep,
+    actor: Puller,
+    cursor: CursorDep,
+    search: Text = "",
+    author: Text = "",
+    filters: Annotated[list[str], Query(alias="filter", max_length=32)] = [],  # noqa: B006
+    expand: Expand = [],  # noqa: B006
+    limit: Annotated[int, Query(ge=1)] = PAGE_LIMIT,
+) -> Response:
+    """Adapters that have all tags of `filter`. `base_model:adapter:NAME` matches a base by its registered name."""
+    words = [word for text in filters for word in text.split(",") if word]
+    page, next_cursor = repositories.search(
+        session, actor, words, author=author, text=search, cursor=cursor, limit=min(limit, PAGE_LIMIT)
+    )
+    items = [shapes.info(repository, siblings=False, expand=expand) for repository in page]
+    return JSONResponse(items, headers=next_page_header(request, next_cursor))
+
+
+def next_page_header(request: Request, cursor: str) -> dict[str, str]:
+    """The Link header to the next page; empty on the last one.
+
+    Clients send their token to this URL, so it leads to the host at which this client reached the server.
+    """
+    if not cursor:
+        return {}
+    query = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+    url = f"{protocol.base_url(request)}{request.url.path}?{urlencode([*query, ('cursor', cursor)])}"
+    return {"Link": f'<{url}>; rel="next"'}
+
+
+# ------------------------------------------------------------------ one repository
 class Snapshot:
     """A repository at a revision: the version's row and its files."""
 
@@ -48,7 +97,7 @@ class Snapshot:
     def with_ids(self, blobs: BlobsDep) -> Repository:
         """The repository with the git ids of its files."""
         descriptors = [file.descriptor for file in self.repository.files]
-        files = git_ids.with_git_ids(self._engine, blobs, self.row.id, descriptors)
+        files = repositories.with_git_ids(self._engine, blobs, self.row.id, descriptors)
         return dataclasses.replace(self.repository, files=files)
 
     def last_commit(self) -> Json:
@@ -79,7 +128,7 @@ def show_repository(
     snapshot = Snapshot(request, engine, actor, revision)
     repository = snapshot.with_ids(blobs) if with_blobs else snapshot.repository
     info = shapes.info(repository, blobs=with_blobs, expand=expand)
-    return JSONResponse(info, headers={clients.COMMIT_HEADER: snapshot.commit})
+    return JSONResponse(info, headers={COMMIT_HEADER: snapshot.commit})
 
 
 @router.get(MODEL + "/tree/{revision}")
@@ -101,7 +150,7 @@ def list_tree(
     entries = shapes.tree(files, path.strip("/"), recursive=recursive, commit=snapshot.commit, last=last)
     if not entries:
         raise repositories.unknown_file(snapshot.name, snapshot.row, path, "folder")
-    return JSONResponse(entries, headers={clients.COMMIT_HEADER: snapshot.commit})
+    return JSONResponse(entries, headers={COMMIT_HEADER: snapshot.commit})
 
 
 @router.post(MODEL + "/paths-info/{revision}")

@@ -1,17 +1,13 @@
 """Builds the OpenAPI document: FastAPI's, with the scope, the errors and the described parameters of each operation.
 
-Invariants
-- The document is built when it is first asked for; a start does not pay for it.
-- It depends on the code only: no setting, no row and no name of this server is in it.
-- An operation's id is the name of its function: a verb, then what it is about.
-- A status that an operation lacks is a bug. A test sends what the document allows and looks for one (tests/access).
+It depends on the code only, not on settings or rows. A status that an operation lacks is a bug: a test sends what the
+document allows and looks for one (tests/access).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from fastapi.dependencies.models import Dependant
@@ -20,13 +16,9 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from registry import __version__
-from registry.api import PREFIX
-from registry.digest import Digest
 from registry.server.http import dependencies, idempotency
 from registry.server.http.problems import Problem, codes_by_status
-from registry.server.routes.openapi import page
-from registry.server.routes.openapi.examples import EXAMPLES
-from registry.server.routes.openapi.parameters import PARAMETERS, describe
+from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe
 
 PROBLEMS = {
     400: ("BadRequest", "The request cannot be read."),
@@ -70,29 +62,6 @@ Send `Authorization: Bearer TOKEN`; each operation names the scope that the toke
 The read API for Hugging Face clients is not part of this document: it follows their protocol."""
 _FILE_OPERATIONS = frozenset({"plan_push", "commit_push", "check_adapter"})
 """Operations that read file names from their body."""
-
-
-class ApiDocument:
-    """The document of an application, built once."""
-
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = [route for route in routes if getattr(route, "path", "").startswith(PREFIX)]
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        return document(self._routes)
-
-    @cached_property
-    def json(self) -> bytes:
-        return json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
-
-    @cached_property
-    def html(self) -> bytes:
-        return page.render(self.content).encode()
-
-    @cached_property
-    def etag(self) -> str:
-        return f'"{Digest.of(self.json).hex}"'
 
 
 def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from enum import StrEnum
 from pydantic import Field
 
 from registry.api import Answer, Request
+from registry.api.catalog import FileLink
 from registry.digest import Digest
+from registry.engine_settings import EngineSettings
+from registry.evaluation.verdicts import Finding, Outcome
 
 LEASE_SECONDS = 60
 SLOTS_LIMIT = 2000
@@ -115,3 +118,40 @@ class FleetNodes(Answer):
     items: list[NodeView]
     convergence: list[Convergence] = []
     next_cursor: str = ""
+
+
+# ------------------------------------------------------------------ the desired state
+class DesiredAdapter(Answer):
+    """One adapter of a desired state: the version that the alias points at.
+
+    `served_name` is unique in the desired state and belongs to the version, not to the adapter: an engine never gets
+    other weights under a name that it knows. `engine_outcome` and `findings` are for the engine of the request, if any.
+    """
+
+    name: str
+    served_name: str
+    number: int
+    digest: Digest
+    generation: int
+    method: str
+    rank: int | None
+    size_bytes: int
+    files: list[FileLink]
+    verdicts: dict[str, str]
+    engine_outcome: Outcome | None = None
+    findings: list[Finding] = []
+
+
+class DesiredState(Answer):
+    """The versions that an alias of each adapter of a base points at, without yanked ones.
+
+    `ranks`: rank → number of adapters. `settings`: what to set on the engine of the request.
+    """
+
+    base: str
+    base_fingerprint: str
+    alias: str
+    cursor: str
+    adapters: list[DesiredAdapter]
+    ranks: dict[str, int]
+    settings: EngineSettings | None = None

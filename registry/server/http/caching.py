@@ -1,0 +1,24 @@
+"""Caching of answers: `Cache-Control`, and conditional requests by ETag."""
+
+from __future__ import annotations
+
+from registry.digest import Digest
+from registry.names import Selector
+
+FOR_EVER = "private, max-age=31536000, immutable"
+"""For what never changes: a version by number or digest, a full tile."""
+ASK_AGAIN = "private, no-cache"
+
+
+def cache_control(selector: Selector) -> str:
+    """Return `Cache-Control` of an answer about a version. Only an alias can move."""
+    return FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
+
+
+def etag_matches(if_none_match: str, etag: str) -> bool:
+    """Whether the header holds this ETag, weak or strong.
+
+    >>> etag_matches('W/"b", "a"', '"a"')
+    True
+    """
+    return etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))

@@ -1,0 +1,252 @@
+"""Routes of aliases and their history, of gates and approvals, and of the withdrawal of versions.
+
+An alias moves only under `If-Match: "<generation>"`: without it the answer is 428, with an old generation 412.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Header, Response
+
+from registry import names
+from registry.api.aliases import (
+    AliasList,
+    AliasView,
+    ApprovalList,
+    ApprovalView,
+    ApproveRequest,
+    GateCheck,
+    GateList,
+    GateSet,
+    GateView,
+    History,
+    PromoteRequest,
+    RollbackRequest,
+    WithdrawRequest,
+)
+from registry.api.catalog import VersionView
+from registry.errors import Conflict, Invalid
+from registry.names import AdapterName, Ref, Selector
+from registry.roles import Scope
+from registry.server.catalog import history, versions
+from registry.server.http import routing
+from registry.server.http.dependencies import (
+    ADAPTER,
+    NAMESPACE,
+    PAGE,
+    VERSION,
+    Admin,
+    CursorDep,
+    LimitDep,
+    NameDep,
+    Promoter,
+    Puller,
+    SelectorDep,
+    SessionDep,
+    Text,
+    adapter_name,
+    inline,
+    namespace_name,
+)
+from registry.server.promotion import aliases, gates, withdraw
+
+router = routing.create_router("adapters")
+gate_router = routing.create_router("gates")
+ALIAS = ADAPTER + "/aliases/{alias}"
+GATE = "/gates/{alias}"
+IfMatch = Annotated[str | None, Header(max_length=100)]
+GateOwner = AdapterName | str
+
+
+@router.get(ADAPTER + "/aliases")
+def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
+    """List the aliases of an adapter."""
+    return aliases.list_aliases(session, actor, name)
+
+
+@router.get(ALIAS)
+def show_alias(session: SessionDep, actor: Puller, name: NameDep, alias: str, response: Response) -> AliasView:
+    """Show one alias. The ETag is its generation."""
+    return _tagged(aliases.show(session, actor, name, names.alias(alias)), response)
+
+
+@router.put(ALIAS)
+def promote_alias(
+    session: SessionDep,
+    actor: Promoter,
+    name: NameDep,
+    alias: str,
+    request: PromoteRequest,
+    response: Response,
+    if_match: IfMatch = None,
+) -> AliasView:
+    """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
+    actor.require(Scope.PROMOTE, name)
+    expected = _generation(if_match)
+    if expected is None:
+        raise Conflict(
+            "PRECONDITION_REQUIRED",
+            f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
+        )
+    version = versions.find(session, actor, name, _selector(request.version, name))
+    moved = aliases.move(
+        session, actor, name, alias, version,
+        expected_generation=expected, reason=request.reason, break_glass=request.break_glass,
+    )  # fmt: skip
+    return _tagged(moved, response)
+
+
+@router.post(ALIAS + "/rollback")
+def rollback_alias(
+    session: SessionDep,
+    actor: Promoter,
+    name: NameDep,
+    alias: str,
+    request: RollbackRequest,
+    response: Response,
+    if_match: IfMatch = None,
+) -> AliasView:
+    """Point an alias back at an earlier version."""
+    moved = aliases.rollback(
+        session,
+        actor,
+        name,
+        alias,
+        to=_selector(request.to, name) if request.to else None,
+        expected_generation=_generation(if_match),
+        reason=request.reason,
+    )
+    return _tagged(moved, response)
+
+
+@router.get(ADAPTER + "/history")
+def show_history(
+    session: SessionDep,
+    actor: Puller,
+    name: NameDep,
+    cursor: CursorDep,
+    alias: Text = "",
+    at: datetime | None = None,
+    limit: LimitDep = PAGE,
+) -> History:
+    """List the moves of the aliases of an adapter, newest first."""
+    return history.list_moves(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
+
+
+def _tagged(view: AliasView, response: Response) -> AliasView:
+    response.headers["ETag"] = f'"{view.generation}"'
+    return view
+
+
+def _generation(if_match: str | None) -> int | None:
+    """The generation in an If-Match header, with or without quotes; None without the header."""
+    if if_match is None:
+        return None
+    text = if_match.strip().removeprefix("W/").strip('"')
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid("REQUEST_INVALID", f'If-Match: {if_match[:40]!r} is not a generation such as "3"')
+    return int(text)
+
+
+def _selector(text: str, name: object) -> Selector:
+    """A selector, or a whole ref of the same adapter."""
+    if "/" not in text:
+        return names.selector(text)
+    ref = Ref.parse(text)
+    if ref.name != name:
+        raise Invalid("REQUEST_INVALID", f"version: {text[:160]!r} is of another adapter than '{name}'")
+    return ref.selector
+
+
+# ------------------------------------------------------------------ of a namespace, and of an adapter
+for _kind, _path, _owner in (
+    ("namespace", NAMESPACE, Depends(inline(namespace_name))),
+    ("adapter", ADAPTER, Depends(inline(adapter_name))),
+):
+    # The owner is a default, because annotations cannot see the variables of this loop.
+
+    @gate_router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
+    def list_gates(session: SessionDep, actor: Puller, owner: GateOwner = _owner) -> GateList:
+        """List the gates set here."""
+        return gates.list_gates(session, actor, owner)
+
+    @gate_router.get(_path + GATE, operation_id=f"show_{_kind}_gate")
+    def show_gate(session: SessionDep, actor: Puller, alias: str, owner: GateOwner = _owner) -> GateView:
+        """Show the gate in force for an alias."""
+        return gates.show_gate(session, actor, owner, alias)
+
+    @gate_router.put(_path + GATE, operation_id=f"set_{_kind}_gate")
+    def set_gate(
+        session: SessionDep, actor: Admin, alias: str, request: GateSet, owner: GateOwner = _owner
+    ) -> GateView:
+        """Set the gate of an alias."""
+        return gates.set_gate(session, actor, owner, alias, request.gate)
+
+    @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
+    def remove_gate(session: SessionDep, actor: Admin, alias: str, owner: GateOwner = _owner) -> GateView:
+        """Remove the gate set here. The answer is the gate then in force."""
+        return gates.set_gate(session, actor, owner, alias, None)
+
+
+# ------------------------------------------------------------------ one version
+@gate_router.get(VERSION + GATE)
+def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, alias: str) -> GateCheck:
+    """Check what stands between a version and an alias."""
+    return gates.check_gate(session, actor, name, selector, alias)
+
+
+@gate_router.get(VERSION + "/approvals")
+def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
+    """List the approvals of a version."""
+    return gates.list_approvals(session, actor, name, selector)
+
+
+@gate_router.post(VERSION + "/approvals")
+def approve_version(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: ApproveRequest
+) -> ApprovalView:
+    """Approve a version for an alias."""
+    return gates.approve(session, actor, name, selector, request.alias, request.comment)
+
+
+# ------------------------------------------------------------------ withdrawal
+@router.post(VERSION + "/yank")
+def yank_version(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
+) -> VersionView:
+    """Withdraw a version: aliases no longer resolve to it. A digest still does."""
+    actor.require(Scope.PROMOTE, name)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.yank(session, actor, name, version, reason=request.reason)
+
+
+@router.post(VERSION + "/unyank")
+def unyank_version(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
+) -> VersionView:
+    """Undo a yank."""
+    actor.require(Scope.PROMOTE, name)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.unyank(session, actor, name, version, reason=request.reason)
+
+
+@gate_router.post(VERSION + "/quarantine")
+def quarantine_version(
+    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
+) -> VersionView:
+    """Quarantine a version: nobody can read its files."""
+    actor.require(Scope.PROMOTE, name)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.quarantine(session, actor, name, version, reason=request.reason)
+
+
+@gate_router.post(VERSION + "/unquarantine")
+def unquarantine_version(
+    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
+) -> VersionView:
+    """End a quarantine."""
+    actor.require(Scope.ADMIN, name)
+    version = versions.find(session, actor, name, selector)
+    return withdraw.unquarantine(session, actor, name, version, reason=request.reason)

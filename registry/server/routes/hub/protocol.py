@@ -1,0 +1,174 @@
+"""The protocol of the Hub API: paths, errors in headers, what clients do differently, and the relay to another Hub.
+
+- Each segment of a path is decoded once, after the path is split. Paths of the registry's own API never match.
+- Clients read errors from X-Error-Code and X-Error-Message. The body is a problem document with the field `error`.
+- The relay (REGISTRY_HUB_UPSTREAM) answers only for repositories in namespaces that this registry does not have, only
+  to actors that have signed in, and never to another relay.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote, unquote
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Match
+from starlette.types import Scope
+
+from registry.api import PREFIX
+from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
+from registry.server.database import db
+from registry.server.http.routing import Handler, SingleThreadRoute
+from registry.server.hub import repositories
+from registry.server.hub.upstream import REDIRECTS, VIA, Reply, Upstream
+
+COMMIT_HEADER = "X-Repo-Commit"
+_UNENCODED_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
+_ERROR_CODES = {
+    "ADAPTER_UNKNOWN": "RepoNotFound",
+    "ALIAS_UNKNOWN": "RevisionNotFound",
+    "VERSION_UNKNOWN": "RevisionNotFound",
+    "BLOB_UNKNOWN": "EntryNotFound",
+}
+_BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - clients compare this text
+_NO_RELAY = (
+    "this registry has only adapters and does not relay other repositories (REGISTRY_HUB_UPSTREAM is not set): "
+    "load base models from a local folder"
+)
+_FILE = re.compile(r"/(?:[^/]+/){1,2}(?:resolve|raw)/")
+# Another server's bytes under the name of this one: browsers must not execute them.
+_SAFE_HEADERS = {
+    "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}  # fmt: skip
+
+
+class HubRoute(SingleThreadRoute):
+    """The class of all routes of the Hub API."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http" or scope["path"].startswith(f"{PREFIX}/"):
+            return Match.NONE, {}
+        match, child = super().matches({**scope, "path": normalize_path(scope)})
+        params = child.get("path_params", {})
+        return match, {**child, "path_params": {key: unquote(str(value)) for key, value in params.items()}}
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def handle_or_relay(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except NotFound as error:
+                if error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is not None:
+                    response = await run_in_threadpool(relay, request, request.app.state.upstream)
+                    if response is not None:
+                        return response
+                raise
+
+        return handle_or_relay
+
+    def error_headers(self, request: Request, error: RegistryError) -> dict[str, str]:
+        message = error.detail + (f"; {error.next_step}" if error.next_step else "")
+        if error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is None:
+            message += f"; {_NO_RELAY}"
+        code = _ERROR_CODES.get(error.code, "")
+        if isinstance(error, Unauthenticated):
+            if "authorization" in request.headers:
+                message = _BAD_TOKEN
+            elif "name" in request.path_params:
+                code = "RepoNotFound"
+        ascii_message = "".join(letter if " " <= letter <= "~" else "?" for letter in message)[:1000]
+        headers = {"X-Error-Message": ascii_message} | ({"X-Error-Code": code} if code else {})
+        commit = getattr(request.state, "commit", "")
+        return headers | ({COMMIT_HEADER: commit} if commit else {})
+
+
+# ------------------------------------------------------------------ clients
+def base_url(request: Request) -> str:
+    """Return the URL of this server for clients: from the settings, else as this client reached it."""
+    return str(request.app.state.settings.public_url or request.base_url).rstrip("/")
+
+
+def is_legacy(request: Request) -> bool:
+    """Whether it is huggingface_hub 0.x, which needs the redirect at HEAD: hf_transfer sends its token on redirects."""
+    return "hf_hub/0." in request.headers.get("user-agent", "")
+
+
+def reads_metadata_only(request: Request) -> bool:
+    """Whether a GET stands for HEAD: the client wants the id of the file, which the store does not know."""
+    return request.headers.get("range") == "bytes=0-0"
+
+
+def sends_token_on_redirect(request: Request) -> bool:
+    """Whether it is the Rust client, which sends its token wherever it is redirected to."""
+    return "hf-hub/" in request.headers.get("user-agent", "")
+
+
+def normalize_path(scope: Scope) -> str:
+    """Return the path with the characters inside each segment encoded in one way.
+
+    `refs%2Fheads%2Fprod` is one segment. So is `refs/heads/prod` where a revision is expected, because not every client
+    encodes it.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        return str(scope["path"])
+    path = "/".join(quote(unquote(part), safe=":@+,=") for part in raw.decode("latin-1").split("/"))
+    return _UNENCODED_REFERENCE.sub(r"\1refs%2F\2%2F", path, count=1)
+
+
+# ------------------------------------------------------------------ relay
+def relay(request: Request, upstream: Upstream) -> Response | None:
+    """Return the upstream's answer, or None for a request that is not relayed."""
+    params = request.path_params
+    is_post = request.method == "POST"
+    if VIA in request.headers.get("via", "") or "name" not in params:
+        return None
+    if is_post and "paths-info" not in request.url.path:
+        return None
+    if "namespace" in params:
+        with db.session(request.app.state.engine, write=False) as session:
+            if repositories.has_namespace(session, params["namespace"]):
+                return None
+    target = normalize_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
+    headers = {name: request.headers[name] for name in ("range", "content-type") if name in request.headers}
+    if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
+        raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
+    with upstream.turn():
+        reply = upstream.ask(request.method, target, headers, request.state.body if is_post else None)
+        reply.status = _status(reply)
+        if _FILE.match(request.url.path):
+            return _file_response(request, reply)
+        headers = {name: value for name, value in reply.headers.items() if name.startswith("X-")}
+        return JSONResponse(reply.json(), reply.status, headers)
+
+
+def _status(reply: Reply) -> int:
+    """Translate 401: the upstream is asked without a token, and the client has signed in here."""
+    if reply.status != 401:
+        return reply.status
+    return 403 if reply.headers.get("X-Error-Code") == "GatedRepo" else 404
+
+
+def _file_response(request: Request, reply: Reply) -> Response:
+    headers: dict[str, Any] = {**reply.headers, **_SAFE_HEADERS}
+    if reply.status in REDIRECTS:
+        reply.answer.close()
+        if sends_token_on_redirect(request):
+            raise Refused(
+                "HUB_RELAY_REFUSED", "this client would send its token to the host that the upstream Hub redirects to",
+                next_step="fetch this file with another Hub client, or load it from a folder",
+            )  # fmt: skip
+        if request.method == "GET" or is_legacy(request) or "X-Linked-Size" not in headers:
+            headers.pop("Content-Length", None)
+            return Response(status_code=302, headers={**headers, "Location": reply.location})
+        headers |= {"ETag": headers.get("X-Linked-ETag", ""), "Content-Length": headers["X-Linked-Size"]}
+        return Response(status_code=200, headers=headers)
+    if request.method == "HEAD":
+        reply.answer.close()
+        return Response(status_code=reply.status, headers=headers)
+    return StreamingResponse(reply.chunks(), reply.status, headers)

@@ -1,0 +1,150 @@
+"""Routes of serving: the desired state of the nodes of a base, with long polling, and what nodes report.
+
+- A waiting request holds no thread and no connection. Its rights are checked again before each answer.
+- It reads the desired state again only after a commit with an event or a verdict, which one statement finds out. Leases
+  of nodes and uses of tokens do not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
+
+from registry import names
+from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
+from registry.engines import EngineProfile
+from registry.evaluation.verdicts import PROFILE_LIMIT
+from registry.roles import Scope
+from registry.server.actors import Actor
+from registry.server.catalog import bases
+from registry.server.database import db
+from registry.server.evaluation import engine_compat
+from registry.server.http import routing
+from registry.server.http.caching import ASK_AGAIN, etag_matches
+from registry.server.http.dependencies import (
+    PAGE,
+    CursorDep,
+    EngineDep,
+    LimitDep,
+    Puller,
+    PullerInThread,
+    RequireScope,
+    SessionDep,
+    Text,
+)
+from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Freshness
+from registry.server.routes.openapi import declarations
+from registry.server.serving import desired, reports, status
+
+router = routing.create_router("serving")
+
+WAIT_LIMIT_SECONDS = 60
+LOOK_SECONDS = 0.1
+LOOK_ANYWAY_SECONDS = 0.5
+"""How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
+
+
+class _DesiredStateReader:
+    """Reads the desired state for one request, with the rights that its actor has then."""
+
+    def __init__(self, request: Request, engine: Engine, base: str, alias: str, profile: EngineProfile | None) -> None:
+        self._request, self._engine = request, engine
+        self._base, self._alias, self._profile = names.base_name(base), names.alias(alias), profile
+
+    def load(self) -> DesiredState:
+        actor = self._actor()
+        with db.session(self._engine, write=False) as session:
+            return desired.load(session, actor, self._base, self._alias, self._profile)
+
+    def cursor(self) -> str:
+        actor = self._actor()
+        with db.session(self._engine, write=False) as session:
+            return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._profile)
+
+    def _actor(self) -> Actor:
+        return RequireScope(Scope.PULL).check_again(self._request)
+
+
+@router.get("/bases/{base:path}/adapters", response_model=DesiredState, responses=declarations.NOT_MODIFIED)
+async def show_desired_state(
+    request: Request,
+    response: Response,
+    _actor: PullerInThread,
+    engine: EngineDep,
+    base: str,
+    alias: Annotated[str, Query(max_length=100)] = "prod",
+    profile: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
+    since: Annotated[str, Query(max_length=100)] = "",
+    wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> DesiredState | Response:
+    """Show what nodes of this base model should serve. With `since` and `wait`, answers when it changes."""
+    profiles = engine_compat.parse_profiles([profile] if profile else [])
+    reader = _DesiredStateReader(request, engine, base, alias, next(iter(profiles), None))
+    if since and wait:
+        await _wait_for_change(request, reader, since, time.monotonic() + wait)
+    if if_none_match is not None:
+        headers = _headers(await run_in_threadpool(reader.cursor))
+        if etag_matches(if_none_match, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+    state = await run_in_threadpool(reader.load)
+    response.headers.update(_headers(state.cursor))
+    return state
+
+
+def _headers(cursor: str) -> dict[str, str]:
+    return {"ETag": f'"{cursor}"', "Cache-Control": ASK_AGAIN}
+
+
+async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> None:
+    freshness: Freshness = request.app.state.freshness
+    closing = request.app.state.audit_log.closing
+    while not closing.is_set() and time.monotonic() < until:
+        stamp, looked_at = freshness.stamp(), time.monotonic()
+        counts = await _count(request, stamp)  # before the cursor, so that a commit between the two is not missed
+        if await run_in_threadpool(reader.cursor) != since:
+            return
+        while not closing.is_set() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = freshness.stamp()
+            if now == stamp if now is not None else time.monotonic() - looked_at <= LOOK_ANYWAY_SECONDS:
+                continue
+            stamp, looked_at = now, time.monotonic()
+            if await _count(request, stamp) != counts:
+                break
+
+
+async def _count(request: Request, stamp: object | None) -> Counts:
+    counter: ChangeCounter = request.app.state.change_counter
+    counts = counter.peek(stamp)
+    return counts if counts is not None else await run_in_threadpool(counter.read, stamp)
+
+
+# ------------------------------------------------------------------ nodes
+
+
+@router.put("/fleet/nodes/{node}/{engine}")
+def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> ReportAccepted:
+    """Report what an engine on a node has loaded, and renew its lease."""
+    return reports.accept_report(session, actor, node, engine, report)
+
+
+@router.get("/fleet/nodes")
+def list_nodes(
+    session: SessionDep,
+    actor: Puller,
+    base: Text = "",
+    alias: Text = "",
+    node: Text = "",
+    adapter: Text = "",
+    cursor: CursorDep = "",
+    limit: LimitDep = PAGE,
+) -> FleetNodes:
+    """List nodes and what they serve."""
+    node_filter = status.NodeFilter(base=base, alias=alias, node=node, adapter=adapter)
+    return status.nodes(session, actor, node_filter, cursor=cursor, limit=limit)
