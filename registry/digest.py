@@ -1,14 +1,6 @@
-"""`Digest`: bytes named by their SHA-256, and the canonical JSON that makes a value nameable.
+"""`Digest`: bytes named by their SHA-256 (a name, never a permission), and the canonical JSON of values (RFC 8785).
 
-Invariants
-- A digest is `sha256:` and 64 lower-case hex digits; nothing else parses.
-- Canonical JSON follows RFC 8785 for the values that we allow: objects with text keys, arrays, text,
-  booleans, null and integers within ±2^53. Floats are refused: they are why two writers disagree.
-- A digest is a name, never a permission.
-
-Example
-    >>> Digest.of(b"")
-    Digest('sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855')
+Canonical JSON refuses floats, because writers print them differently, and integers beyond ±2^53.
 """
 
 from __future__ import annotations

@@ -1,12 +1,4 @@
-"""`EngineSettings`: what to set on an engine so that it serves all adapters of a base. `engines.settings` works it out.
-
-Invariants
-- Sizes are bytes of GPU memory before tensor parallelism.
-
-Example
-    >>> EngineSettings(profile="vllm==0.33.0", adapters=1).flags
-    ()
-"""
+"""`EngineSettings`: what to set on an engine so that it serves all adapters of a base."""
 
 from __future__ import annotations
 

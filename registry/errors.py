@@ -1,27 +1,18 @@
 """Every way in which we cannot answer, as one tree that knows nothing of HTTP or exit codes.
 
     RegistryError
-    ├── NotFound          it is not there, or the actor may not see it (the same answer on purpose)
+    ├── NotFound          it does not exist, or the actor may not see it (the same answer on purpose)
     ├── Invalid           the input breaks a rule, and the message says which
-    ├── TooLarge          the input breaks a limit, and the message says which
-    ├── Conflict          the world moved between the caller's look and the caller's write
+    ├── TooLarge          the input exceeds a limit, and the message says which
+    ├── Conflict          the resource changed between the caller's read and the caller's write
     ├── Refused           understood and not done: a gate, a verdict, a yanked version
     ├── Unauthenticated   no credential, or one that is not valid
     ├── Denied            a valid credential without this right
     ├── Unavailable       the database, the store or a quota cannot serve now; try later
     └── Corrupt           stored bytes no longer hash to their name
 
-Invariants
-- An exception means *we cannot answer*; a `Finding` (registry.evaluation.verdicts) *is* an answer.
-- Each class owns its codes; a code belongs to one class, so a client rebuilds the class from the code.
-- `detail` is one sentence that names the file, the field or tensor, the rule and the limit.
-- `reasons` lists every rule that was broken, not only the first one.
-- HTTP statuses live in registry/server/http/problems.py, exit codes in cli/output.py, nowhere else.
-
-Example
-    >>> raise Invalid("NAME_INVALID", "name 'Acme' has an upper-case letter", next_step="use 'acme'")
-    Traceback (most recent call last):
-    registry.errors.Invalid: name 'Acme' has an upper-case letter
+An exception means that there is no answer; a `Finding` (registry.evaluation.verdicts) is an answer. Each code belongs to
+one class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
 """
 
 from __future__ import annotations

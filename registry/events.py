@@ -1,12 +1,6 @@
-"""`EventType`: every type of event in the audit log, which object it is about, and how it reads after its actor.
+"""`EventType`: every type of event in the audit log, the kind of object it is about, and its message.
 
-Invariants
-- A type is `noun.verb` and is stored in the log, so a type is never renamed or used for something else once released.
-- The server writes no event whose type is not a member here. `docs/reference/events.md` is this table.
-
-Example
-    >>> EventType.ALIAS_MOVE, EventType.ALIAS_MOVE.message.format(object="acme/support:prod", to=4)
-    (<EventType.ALIAS_MOVE: 'alias.move'>, 'pointed acme/support:prod at version 4')
+A type is `noun.verb`. The log stores it, so a released type is never renamed or reused.
 """
 
 from __future__ import annotations

@@ -3,17 +3,10 @@
     queued ──claim──▶ running ──finish──▶ done
       ▲                  │ ├──fail (tries left)──▶ queued
       │                  │ ├──fail (no tries left)──▶ failed
-      └──lease runs out──┘ └──cancel──▶ cancelled        queued ──cancel──▶ cancelled
+      └──lease expires───┘ └──cancel──▶ cancelled        queued ──cancel──▶ cancelled
 
-Invariants
-- A job is held by at most one live lease. The lease's token is fencing: a late result with an old token is refused.
-- A lease that runs out gives the job back with `attempt + 1`; the work must therefore be idempotent.
-- `done`, `failed` and `cancelled` are final.
-- A job that cannot run is a failed job; a verdict that says no is a job done.
-
-Example
-    >>> allowed(State.RUNNING, State.DONE)
-    True
+A job has at most one live lease; its token is fencing, so a late result with an old token is refused. An expired lease
+gives the job back with `attempt + 1`, so the work must be idempotent. A verdict of "fail" is a job that is done.
 """
 
 from __future__ import annotations

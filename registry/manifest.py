@@ -1,17 +1,8 @@
 """`Manifest`: what a version is. Its canonical bytes are hashed, and that digest *is* the version.
 
-    Descriptor   path, media type, digest and size of one file
-    Edge         relation to a parent version, by the parent's manifest digest
-    BaseRef      the base this adapter is for: its name and its architecture fingerprint
-    Manifest     base + files + parents + annotations + provenance
-
-Invariants
-- The same files for the same base with the same parents are the same version, whoever pushes them, whenever.
-  So a message, a time or an author is never in the manifest.
-- Parents are digests, so lineage is covered by the hash and cannot form a cycle.
-- Files are sorted by path; no two paths are equal under case folding; every file has a kind we know (`KINDS`).
-- Pickles, archives and code are never files of a version.
-- A manifest that declares no inputs is the same bytes as before there were any: its `provenance` is left out.
+The same files for the same base with the same parents are the same version, whoever pushes them, so no message, time or
+author is in it. Parents are digests: lineage is covered by the hash and cannot form a cycle. A manifest that declares
+no inputs leaves `provenance` out.
 """
 
 from __future__ import annotations

@@ -6,17 +6,10 @@
                | name "@" digest           exactly these bytes
     name       = namespace "/" word
     namespace  = word
-    word       = 1 to 64 of [a-z0-9._-], beginning and ending in [a-z0-9], no two separators `..`, `--.` mixed freely
+    word       = 1 to 64 of [a-z0-9._-], beginning and ending in [a-z0-9], without `..`
     alias      = a word that looks neither like a number, nor `v3`, nor a digest
 
-Invariants
-- ASCII lower case only, so two names never differ by case, by normal form or by a look-alike letter.
-- Nothing that parses can climb out of a folder, name a device of Windows or be mistaken for a digest.
-- What is printed parses to the same value.
-
-Example
-    >>> str(Ref.parse("acme/support:prod"))
-    'acme/support:prod'
+ASCII lower case only, so no two names differ by case, normal form or look-alike letter.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
 """`Card`: what the README of an adapter claims about its origin: data sets, bases, and the versions of its tools.
 
-Invariants
-- A claim is only ever shown as one: nothing is decided by it, and what cannot be read is left out, never an error.
-- The front matter is YAML without aliases and tags, of limited size and depth: an alias can grow without end, and a tag
-  can name code.
-- Names are Hub ids (`org/name`); at most 64 KiB are looked at, and 32 names of each kind are kept.
-
-Example
-    >>> read(b"---\\ndatasets:\\n- tatsu-lab/alpaca\\n---\\n### Framework versions\\n\\n- PEFT 0.18.0\\n").tools
-    {'peft': '0.18.0'}
+Claims decide nothing; what cannot be read is left out. The front matter is YAML without aliases and tags, of limited
+size and depth: an alias can grow without end, and a tag can name code.
 """
 
 from __future__ import annotations

@@ -1,15 +1,7 @@
-"""What PEFT configurations may say: methods, tasks, field names, and the fields that name code or files.
+"""PEFT's methods, tasks and field names (0.21.2), and the fields that name code or files.
 
-Data, checked against PEFT 0.21.2. A method of a newer PEFT is a row here and, if it
-has one, a shape rule in compat/modules.py.
-
-Invariants
-- A method or task outside these tables is refused: nothing downstream could say what its tensors mean.
-- A field outside `FIELDS` is only warned about, because PEFT grows some with every release.
-
-Example
-    >>> METHODS["IA3"].marks, METHODS["IA3"].fused_by
-    (('ia3_l',), 'registry')
+A method of a newer PEFT is a row here and, if it has one, a shape rule in compat/modules.py. A method or task outside
+these tables is refused; a field outside `FIELDS` is a warning, because every release of PEFT adds some.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
-"""`Contents`: what the files of a version say about themselves, read by ranges. Client and server read the same way.
+"""Read what the files of a version say about themselves, by ranges. Client and server read the same way.
 
-    Contents    a PEFT adapter: adapter_config.json and adapter_model.safetensors
-    Foreign     any other tool's: one weights file of any name (safetensors or GGUF), read by its own names
-
-Invariants
-- At most the configuration (256 KiB), the headers (16 MiB each) and image adapters' alphas (8 bytes each) are read.
-- Malformed is `Invalid` or `TooLarge` with every broken rule of the first file that breaks one.
-- What is merely odd or does not add up is a finding of `lora.findings` or of `findings`; so are names of no tool
-  that we know: "unknown format" is a failing finding, never a guess.
+At most the configuration (256 KiB), the headers (16 MiB each) and the alphas of image adapters are read. Malformed is
+`Invalid` or `TooLarge`; what is odd or does not add up is a finding, and so are tensor names of no known format.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""Read a safetensors header from bytes, strictly and within limits; a tensor's values are never read.
+"""Read a safetensors header from bytes, strictly and within limits; the values of tensors are never read.
 
 A safetensors file is eight bytes (little-endian length n), n bytes of JSON (tensor name → dtype, shape and two
 offsets into what follows; `__metadata__` → texts), then the tensors' bytes, end to end, without holes.
-
-Invariants
-- Two reads: eight bytes, then the header. Nothing after it is touched, whatever the file's size.
-- What is accepted here, the safetensors library accepts with equal tensors (a differential test proves it); the
-  reverse is not true: duplicate names, lists for objects or 2^62-sided empty tensors stop here.
-- All broken rules of a readable header are reported, not only the first one.
-- Beyond a limit is `TooLarge`; every other refusal is `Invalid` (TENSORS_INVALID).
+What is accepted here, the safetensors library accepts with equal tensors; the reverse is not true.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
-"""`TrainerState`: what the Trainer's own log (trainer_state.json) claims: steps, epochs, losses, the best metric.
+"""`TrainerState`: what the Trainer's log (trainer_state.json) claims: steps, epochs, losses, the best metric.
 
-Invariants
-- A claim is only ever shown as one: nothing is decided by it, and what cannot be read is left out, never an error.
-- Only numbers are taken, by fields that are named here. Texts (paths of checkpoints, trial names) are never kept.
-- The file is somebody else's: its size, its depth and how many values it holds are bounded before it is parsed; NaN and
-  what is no number is left out; of the log at most `POINTS` losses are kept, the first and the last among them.
-
-Example
-    >>> read(b'{"global_step": 60, "epoch": 3.0, "log_history": [{"loss": 2.25, "step": 10}]}').facts
-    {'steps': 60, 'epochs': 3.0, 'losses': [[10, 2.25]]}
+Claims decide nothing; what cannot be read is left out. Only the numbers of the fields named here are taken: texts, such
+as paths of checkpoints, are never kept.
 """
 
 from __future__ import annotations

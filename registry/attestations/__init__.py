@@ -1,11 +1,7 @@
-"""Attestations: in-toto statements about a version in DSSE envelopes, signed with a key, and what they say.
+"""Attestations: in-toto statements about a version in DSSE envelopes, signed with a key.
 
-    Statement (who, what, digests)  →  Envelope (payload, signatures)  →  bundle (an envelope and a hint at the key)
-
-Invariants
-- What is signed is DSSE's pre-authentication encoding, so a signature of an envelope is never one of something else.
-- The statement's bytes are kept as they were signed; what is read of them is read strictly (no duplicate keys).
-- A signature says whose key it was, never that something is good.
+The signature covers DSSE's pre-authentication encoding, so that it is never valid for anything but an envelope. A
+statement's bytes are kept as they were signed and read strictly. A signature says whose key it was, nothing more.
 """
 
 from __future__ import annotations

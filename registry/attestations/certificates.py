@@ -1,12 +1,8 @@
 """Certificates that sign versions: whose they are, and whether they lead to a root that an operator has named.
 
-Invariants
-- Trust comes from outside: without a named root no certificate counts, whatever it says of itself.
-- Each link of a chain is signed by the next, which is an authority that may sign certificates, and was valid at the
-  moment in question. An extension that is critical and unknown here breaks the chain.
-- A certificate that signs must be made for it: key usage `digitalSignature`, and `codeSigning` where it lists extended
-  usages; one that lists none is for any (RFC 5280 §4.2.1.12), as companies' own authorities issue them.
-- Revocation is not looked up: that needs the network, and would tell others whose signatures we look at.
+A signing certificate needs the key usage `digitalSignature`, and `codeSigning` where it lists extended usages; one that
+lists none is for any (RFC 5280 §4.2.1.12). An unknown critical extension breaks the chain. Revocation is not looked up:
+that needs the network, and would tell others whose signatures we look at.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Keys that sign versions: Ed25519 and the elliptic curves that OpenSSF model signing uses, from PEM or OpenSSH files.
 
-Invariants
-- A key's identity is `key:` and the SHA-256 of its public key in DER: the same for every file format it comes in.
-- The hash goes with the key (ECDSA: SHA-256, -384, -512 by the curve's size); no bundle chooses one.
+A key's identity is `key:` and the SHA-256 of its public key in DER, the same for every file format. The curve decides
+the hash (ECDSA: SHA-256, -384, -512); no bundle chooses one.
 """
 
 from __future__ import annotations

@@ -3,12 +3,8 @@
     subject     the model's name, and the SHA-256 over the digests of its files in the order of their names
     predicate   `resources`: each file's name, algorithm and digest; `serialization`: how they were hashed
 
-Invariants
-- A bundle signs a version if it names each of the version's files with its digest. It may name more files than were
-  pushed; it may not miss one.
-- The resources must hash to the subject, as the format asks; only whole files with SHA-256 are taken.
-- What we sign also names the manifest, which pins base and parents too; readers of the format pass over it. They
-  are told to pass over our own note in a folder that was pulled, so that it verifies as it lies.
+A bundle signs a version if it names each of the version's files with its digest; it may name more. What we sign also
+names the manifest, which pins base and parents, and lists our own note in a pulled folder as ignored.
 """
 
 from __future__ import annotations

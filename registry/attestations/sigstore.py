@@ -1,11 +1,8 @@
-"""Sigstore's keyless signatures: a certificate of minutes, and the transparency log's word on when it was used.
+"""Sigstore's keyless signatures: a short-lived certificate, and the transparency log's signed time of its use.
 
-Invariants
-- The moment of signing is taken from the log's signed promise alone, and the certificate was valid then.
-- The log's entry is about this signature: it names the payload's digest, the signature and the certificate.
-- Where an inclusion proof is there, it leads to a checkpoint that the log has signed.
-- The certificate is in a certificate log: one of its timestamps is of a log that is trusted here.
-- Only what is there is verified, offline: a log of the second kind (times by RFC 3161) is "not verified".
+The signing time comes from the log's signed promise alone, and the certificate was valid then. The log entry names the
+payload's digest, the signature and the certificate. An inclusion proof, where there is one, leads to a checkpoint that
+the log has signed. A trusted certificate log has signed a timestamp. Offline; RFC 3161 times are "not verified".
 """
 
 from __future__ import annotations

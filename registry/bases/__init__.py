@@ -1,10 +1,7 @@
 """`BaseSpec`: what the registry must know of a base model, read from its configuration and headers alone.
 
-Invariants
-- No weight is read: config.json, the safetensors headers, tokenizer.json and the chat template make a spec.
-- A spec is a JSON value; the server stores it as it is, and `fingerprints.architecture` names what it describes.
-- A size that nothing tells is 0, and the module is marked (`is_known` false): checks then answer "unknown".
-- A base that needs code of its own (`auto_map`) is marked, so that no worker tries to load it.
+A size that nothing tells is 0, and the module is marked (`is_known` false): checks then answer "unknown". A base that
+needs code of its own (`auto_map`) is marked, so that no worker loads it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,8 @@
 """The fingerprints of a base: digests that stay equal when only names, shards or packing differ.
 
-Invariants
-- `architecture` covers the sorted (tensor name, logical shape) and the configuration fields that change the
-  mathematics; not the values, not the files, not the dtype.
-- `tokenizer` covers tokenizer.json without `padding` and `truncation`, which merely using it changes.
-- `template` covers the chat template's text, wherever it was stored.
-- `exact` (a Merkle root over the weights' bytes) needs the weights; a worker fills it in, it is None until then.
-
-Example
-    >>> tokenizer_fingerprint(b'{"model": {}, "padding": null}') == tokenizer_fingerprint(b'{"model": {}}')
-    True
+`architecture` covers the sorted (tensor name, logical shape) and the configuration fields that change the mathematics,
+not values, files or dtype. `tokenizer` leaves out `padding` and `truncation`, which using it changes. `exact`, a Merkle
+root over the weights' bytes, is None until a worker has read them.
 """
 
 from __future__ import annotations

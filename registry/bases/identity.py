@@ -1,15 +1,8 @@
 """`Identity`: which weights a base has, and how the weights of two bases are alike. Names and shards do not count.
 
-    TensorMark   one tensor: dtype, logical shape, digest of its bytes, and a sketch of its values
-    Identity     the root over all tensors (`exact`), and the marks by which it is compared with others
-    compare      how two of them are related: a `Similarity`
-
-Invariants
-- `exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor, those of quantization too;
-  not file names, shards, the order of keys or metadata.
-- A sketch is 64 sums of the de-quantized values under fixed signs, scaled to length one: it survives casts and packing.
-- Constant tensors (norms that were never trained) say nothing and are never compared.
-- Comparing is symmetric. Which of two descendants came first, the weights do not tell.
+`exact` covers the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor. A sketch is 64 sums of the
+dequantized values under fixed signs, scaled to length one: it survives casts and packing. Constant tensors are never
+compared.
 """
 
 from __future__ import annotations

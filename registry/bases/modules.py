@@ -1,12 +1,9 @@
 """From the tensors of a base's files to the modules of the model that a library makes of them.
 
-Invariants
-- Shapes are logical: packed weights (bitsandbytes, GPTQ, AWQ, compressed-tensors, mxfp4, fp8) count as the matrix they
-  stand for; where neither header nor configuration tells, sizes are 0 and `is_known` is false: never a guess.
-- `in_features` and `out_features` mean the same for every kind: a GPT-2 Conv1D is stored [in, out], a linear
-  module [out, in]; both say in and out here.
-- Paths are those of the Python model (transformers 5): a missing `transformer.` is added, and
-  `block_sparse_moe.experts.0.w1` … become one `mlp.experts`; the file's own expert names stay beside it with `*`.
+Shapes are logical: packed weights count as the matrix they stand for; where nothing tells, sizes are 0 and `is_known` is
+false. `in_features` and `out_features` mean the same for every kind, also for a GPT-2 Conv1D, stored as [in, out].
+Paths are those of the Python model (transformers 5): a missing `transformer.` is added, and
+`block_sparse_moe.experts.0.w1` … become one `mlp.experts`; the file's own expert names stay beside it with `*`.
 """
 
 from __future__ import annotations

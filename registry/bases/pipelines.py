@@ -1,14 +1,7 @@
 """The spec of an image model: a diffusers pipeline's folder, whose models each have a folder of their own.
 
-    model_index.json          which pipeline it is (may be absent: then the models' folders tell)
-    unet/ or transformer/     config.json and weights: the denoiser
-    text_encoder/, _2, _3     config.json and weights
-
-Invariants
-- Only configurations and headers are read; schedulers, image encoders and the VAE take no adapters and are left out.
-- Paths of modules begin with their component, as the names in a diffusers adapter do: `unet.mid_block…`.
-- The fingerprint covers each component's class, its logical shapes and the fields of its configuration that are
-  not notes of a library (`_…`, dtype, versions).
+Schedulers, image encoders and the VAE take no adapters and are left out. Paths of modules begin with their component, as
+the names in a diffusers adapter do: `unet.mid_block…`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
 """Does this adapter fit this base? `check_fit(LoraSpec, BaseSpec)` → findings, from headers alone.
 
-Invariants
-- Pure: equal specs give equal findings; no weight, no network, no library that could differ.
-- Every tensor of the adapter must find its module with the right sizes, and every module that the configuration
-  targets must find its tensors: the two sets are equal or the adapter fails.
-- What is not visible in headers is an `unknown` finding, never a pass by silence and never a guess.
-- What fits but changes more than its own modules (saved modules, biases, PiSSA, replicated layers) is a warning.
+Pure: equal specs give equal findings. The modules in the file and the modules that the configuration targets must be
+the same. What headers do not show is an `unknown` finding, never a pass.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""The base that an adapter says it was trained on, against the base that it is pushed for: how are the two related?
+"""Compare the base that an adapter says it was trained on with the base that it is pushed for.
 
-Invariants
-- A name proves nothing; where both bases are registered with their weights, their match decides.
-- Weights that differ only in dtype are no matter. A packed copy or a descendant is a warning: structure fits, behavior
-  is not what was trained. Weights that have nothing in common are an error.
-- An adapter that was trained on a packed copy is never passed off as made for the plain base, registered or not.
+A name proves nothing: where both bases are registered with their weights, those decide. Unrelated weights are an error;
+a quantized copy or a descendant is a warning: the structure fits, the behavior is not what was trained.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""What can be said of an adapter without its values: does it fit a base, and which engines serve it as trained?
-
-Invariants
-- Judges a configuration and a header that were read already; it reads nothing itself, and it stores nothing.
-- The first verdict is `compat`; then one `engine` for each profile, in the order that was asked.
-"""
+"""Verdicts on an adapter that need no weights: `compat`, then one `engine` for each profile, in the order given."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
 """Does this weights file fit this base, where no PEFT configuration stands beside it? Findings, from headers alone.
 
-Invariants
-- Every module that the file updates must be one of the base's (or a fused group of them) with equal sizes.
-- Names that no rule translates are `unknown`, never a pass by silence; names that a rule translates and the base
-  does not have are an error.
-- Which modules were meant to be trained is not written anywhere, so a layer that is missing cannot be noticed here.
+Every module that the file updates must be a module of the base, or a fused group of them, with equal sizes. Names that no
+rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
 """
 
 from __future__ import annotations

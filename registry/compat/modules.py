@@ -1,9 +1,6 @@
-"""The module-by-module part of the fit: sizes, completeness, and whole tensors that replace the base's.
+"""Compare an adapter with a base module by module: sizes, completeness, and whole tensors that replace the base's.
 
-Invariants
-- A module of the adapter is looked for under its path, under its base layer when layers are replicated, and, for a
-  single expert, under the file's name with `*`.
-- Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
+Where the base's module names were only assumed (`names_known` false), a module that is not found is unknown.
 """
 
 from __future__ import annotations

@@ -8,9 +8,7 @@
     bare         transformer_blocks.0.attn.to_q         → transformer.transformer_blocks.0.attn.to_q
     Flux         double_blocks.0.img_attn.qkv          → three modules of transformer_blocks.0.attn
 
-Invariants
-- A path is looked up, never guessed: what no rule names is None, and what a rule names may still be absent.
-- Several modules for one path are the parts of one fused matrix, in the order of its rows.
+Several modules for one path are the parts of one fused matrix, in the order of its rows.
 """
 
 from __future__ import annotations

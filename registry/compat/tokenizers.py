@@ -1,10 +1,6 @@
-"""The tokenizer and the chat template that an adapter brings along, against those of its base.
+"""Compare an adapter's own tokenizer and chat template with those of its base.
 
-Invariants
-- Tokenizer and template are two things: an adapter may bring one and leave the other.
-- `padding` and `truncation` do not count, nor where the template is stored, nor its line ends.
-- A tokenizer over the limit is not read: parsing takes ten times its size in memory.
-- Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
+Never an error: an adapter with a tokenizer of its own fits, and answers badly if it is served with the base's.
 """
 
 from __future__ import annotations

@@ -2,11 +2,8 @@
 
     profile   "vllm==0.32.0,max_lora_rank=32"      an engine, its version, and what differs from its defaults
 
-Invariants
-- `judge` is pure: equal facts and profile give equal findings. It reads no blob and no network.
-- What nobody has examined is `unknown`, never yes: a version outside the examined ones, or a property of the
-  adapter about which the engine's file says nothing.
-- Every finding ends with the source of its rule; every verdict names the rules that it follows from by digest.
+What was not examined is `unknown`: a version outside the examined ones, or a property that the engine's rules do not
+mention. Every finding ends with the source of its rule; every verdict names its rules by their digest.
 """
 
 from __future__ import annotations

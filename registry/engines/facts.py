@@ -1,16 +1,8 @@
-"""The flat facts that engines judge: numbers, flags and words taken from a `LoraSpec` (or an image file's facts).
+"""The flat facts that engine rules read: numbers, flags and words taken from a `LoraSpec` or an image file's facts.
 
-They are stored with a version as JSON (`to_stored`: without the fields at their default, some hundred bytes), so that
-ten thousand verdicts can be renewed when a rule changes, without reading one blob. `docs/reference/engines.md` and
-`registry/engines/rules/*.toml` name these fields.
-
-Invariants
-- Facts follow from the configuration and the header alone; only `compat` and `base_*` say something about a base, and
-  `weights` about the numbers.
-- A field that does not apply has the empty value of its type.
-- Whoever adds a field, or changes what one means, raises `FACTS_VERSION`: headers are then read again (`adapter
-  recheck-engines`), and until then what follows from older stored facts is `unknown`.
-- Names of modules are the last part of their path (`q_proj`), sorted, so that equal adapters have equal facts.
+They are stored with a version (`to_stored`), so that verdicts can be renewed without reading a blob. To add a field or
+change its meaning, raise `FACTS_VERSION`: headers are then read again (`adapter recheck-engines`), and until then the
+verdict is `unknown`. Module names are the last part of their path (`q_proj`), sorted.
 """
 
 from __future__ import annotations

@@ -5,15 +5,8 @@
     works       engine × versions × property → it loads and acts as trained, with its source
     setting     what a deployment can choose, with the engine's default
 
-Invariants
-- Every rule and every `works` names its source and how it was verified: run, source, documentation or issue.
-- A condition is three values: field, operator, operand. `$name` as operand is the deployment's setting; a condition
-  on a setting that is not set does not hold.
-- A wrong data file is an error at the first use, never a rule that is silently skipped.
-
-Example
-    >>> engine("vllm").title
-    'vLLM'
+A condition is field, operator, operand; `$name` as operand is the deployment's setting, and a condition on a setting
+that is not set does not hold. A wrong data file is an error at the first use.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""What to set for a fleet of adapters on one base: the rank limit, the slots, the modules, and what a slot costs.
+"""What to set for all adapters of a base: the rank limit, the slots, the modules, and what a slot costs.
 
-Invariants
-- Numbers follow from facts and the base's shapes; nothing is measured.
-- vLLM and its kin allocate each slot at the rank limit for *every* module they wrap, whatever the adapters touch: one
-  adapter of a larger rank makes every slot of the fleet larger. Which adapters do that is part of the answer.
-- Adapters that the engine refuses at any setting are named, and their ranks do not count.
+vLLM and engines like it allocate each slot at the rank limit for *every* module they wrap: one adapter of a larger rank
+makes every slot larger. Adapters that the engine refuses at any setting are named, and their ranks do not count.
 """
 
 from __future__ import annotations

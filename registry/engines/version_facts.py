@@ -1,12 +1,4 @@
-"""What people and serving engines ask about a version, as JSON: the `facts` of a VersionView.
-
-    of          what its configuration and its header say
-    of_engine   the part that engines are judged by
-    claims      what its README and its trainer's log claim of its origin
-
-Invariants
-- Facts follow from the files alone: the same files have the same facts, whoever reads them.
-"""
+"""The `facts` of a VersionView: what people and serving engines ask about a version, as JSON, from its files alone."""
 
 from __future__ import annotations
 

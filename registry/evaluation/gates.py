@@ -1,17 +1,8 @@
-"""Gates: what a channel demands before it moves, the evidence that there is, and what is still missing.
+"""Gates: what a channel requires before it moves, the evidence for a version, and what is missing.
 
-    Gate        verdicts, engines, golden samples, approvals, time in another channel, a signature
-    Evidence    what is known of one version when somebody wants to promote it
-
-Invariants
-- A gate looks at evidence only; it answers with all that is missing, never with a bare no.
-- A verdict counts when it is `pass` or `warn`; `unknown` is not a yes. The newest verdict of a check decides.
-- Whoever pushed a version is not one of those who approve it, and one identity approves once.
-- A gate that asks for anything stays shut for numbers that are known to be none, whatever it asks for.
-
-Example
-    >>> Gate(requires=(Check.COMPAT,), approvals=1).missing(Evidence(pushed_by=frozenset({"ci"})))[0].code
-    'gate.compat_absent'
+A gate looks at evidence only and names everything that is missing. A verdict counts when it is `pass` or `warn`, and the
+newest of a check decides. The pusher of a version does not approve it, and one identity approves once. A gate that
+requires anything stays closed for weights that fail, whatever it requires.
 """
 
 from __future__ import annotations

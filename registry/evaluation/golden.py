@@ -4,14 +4,7 @@
 
 One JSON object a line. `margin_nats` overrides the base's threshold for this line; with `ends` the end-of-text token
 must be the likeliest one after the answer; with `chat` the prompt is put through the chat template as a user's turn.
-
-Invariants
-- Text is compared by log-probability, not letter by letter: equal text breaks between number formats and machines.
-- At most 100 lines of at most 16 KiB; an unknown field, an empty text and a second meaning are refused with the line.
-
-Example
-    >>> read_golden(b'{"prompt": "2 + 2 =", "expected": " 4"}')[0].expected
-    ' 4'
+Text is compared by log-probability, not letter by letter: equal text breaks between number formats and machines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""`Report`: all findings and measurements of one run of a check, stored as a blob; a verdict names it.
+"""`Report`: all findings and measurements of one run of a check, stored as a blob; a verdict names it by digest.
 
-Invariants
-- It is input like any other: bounded, and only the server turns it into a verdict.
-- A stored report never changes, because its digest names it. Reports with the field names of schema 0014 are converted
-  when they are read.
+It is untrusted input: bounded, and only the server turns it into a verdict. Reports with the field names of schema 0014
+are converted when they are read.
 """
 
 from __future__ import annotations

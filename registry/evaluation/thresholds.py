@@ -1,17 +1,4 @@
-"""`Thresholds`: from which numbers on a measurement becomes a finding; one place, changeable per base.
-
-A measurement of a smoke test, or of an adapter's numbers at its push (`update_share_warn`).
-
-Invariants
-- Every number is finite and within its bounds; a base may override some of them, and the report keeps all of them.
-- Logits are compared as 32-bit floats on the probes' real tokens.
-
-Example
-    >>> Thresholds().drift_warn_kl_nats
-    3.0
-    >>> Thresholds.with_overrides({"drift_warn_kl_nats": 1.5}).drift_warn_kl_nats
-    1.5
-"""
+"""`Thresholds`: the limits at which a measurement becomes a finding; a base may override some of them."""
 
 from __future__ import annotations
 

@@ -1,16 +1,10 @@
-"""Judgment as data: `Finding` and `Verdict`; and how findings add up.
+"""`Finding` and `Verdict`: evaluation as data, and how findings add up.
 
     Finding   one observation: code, severity, location, message; what was expected and what was found
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
 
-Invariants
-- A verdict belongs to a digest and to a base's fingerprint; it never moves to another.
-- `unknown` means that the evidence is not enough for a judgment. A gate that requires the check stays closed.
-- The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
-
-Example
-    >>> add_up([Finding.of("error", "compat.shape", "q_proj.lora_A", "...")])
-    <Outcome.FAIL: 'fail'>
+The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
+`unknown` means that the evidence is not enough; a gate that requires the check stays closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The read dialect of the Hugging Face Hub, as values: our words said so that unchanged clients can pull.
+"""The read dialect of the Hugging Face Hub, as values: our terms in its own, so that unchanged clients can pull.
 
     our word                 in the dialect
     adapter                  model repository `namespace/name`
@@ -8,14 +8,8 @@
     file, small              regular file: known by its git blob SHA-1
     file, large              "LFS" file: known by its SHA-256
 
-Invariants
-- Pure: no clock, no database, no HTTP. Text that names no revision of ours is None, never an error.
-- A commit id never changes its meaning, because a manifest digest does not; clients build their caches on it.
-- Which files are large follows from the descriptor alone, so that it is the same in every answer about a version.
-
-Example
-    >>> revision("refs/heads/prod"), revision("v3"), revision("refs/pr/1")
-    ('prod', 3, None)
+Text that names no revision of ours is None, never an error. Which files are large follows from the descriptor alone, so
+that it is the same in every answer about a version.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What the Hub's dialect answers with: the JSON of repositories, files, references and commits.
 
-Invariants
-- Nothing here says `xetHash`, and `xetEnabled` is false: a client that reads otherwise leaves our way for another one.
-- A file's identity is the same in every answer: `oid` and `blobId` are git's, `lfs` is there for large files only.
-- What we do not count (downloads, likes) is 0, because older clients do not take its absence.
+`xetEnabled` is false and nothing says `xetHash`, or clients would download another way. Downloads and likes are 0,
+because older clients require them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Lineage as values: what the nodes of its graph are called, and its pictures and exports as pure functions.
+"""Lineage as values: the names of its nodes, and its drawings and exports as pure functions.
 
     node of     a version   its digest             a data set   dataset:<digest, or URI@revision#split>
                 a base      base:<name>            a run, code  run:<tool>:<id>, code:<repository>@<commit>
 
-Invariants
-- A node's name says what it is, so equal data of two versions is one node.
-- What a README claims is an edge of its own sort (`claimed`): never mixed with what was declared.
+Equal data of two versions is one node. What a README claims is an edge of its own relation, `claimed`.
 """
 
 from __future__ import annotations

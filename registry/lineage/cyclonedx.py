@@ -1,12 +1,7 @@
 """A version's lineage as a CycloneDX 1.6 machine-learning bill of materials (ML-BOM), in JSON.
 
-    component of the BOM   the version: its files with their SHA-256, its model card, its parameters
-    components             its base, its ancestors, the data sets
-    dependencies           the edges between them
-
-Invariants
-- The same version and the same lineage give the same document: its serial number is made from the digest.
-- A data set that only a README claims says so in a property; a parent that may not be seen is its digest.
+The serial number is made from the digest, so equal lineage gives an equal document. A parent that the reader may not see
+is its digest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """A version's origin as an OpenLineage run event: the training is the run, data sets go in, the version comes out.
 
-Invariants
-- One event that says COMPLETE, with facets of the specification; what it has no facet for is a facet with our prefix.
-- Names follow the specification's naming: a data set's namespace is the scheme and authority of its URI.
-- The same version gives the same event: the run's id is made from the digest.
+What has no facet in the specification is a facet with our prefix. The run's id is made from the digest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Pictures of lineage for other programs: DOT for Graphviz, Mermaid for pages. Arrows lead from parent to child.
+"""Drawings of lineage for other programs: DOT for Graphviz, Mermaid for pages. Arrows lead from parent to child.
 
-Invariants
-- Every text of a node may come from a stranger: each picture quotes it by its own rules, and none holds markup of it.
-- A picture says what each node is by its form, and marks what is only claimed, what is hidden and what is withdrawn.
+Any text of a node may be hostile: each format escapes it by its own rules.
 """
 
 from __future__ import annotations

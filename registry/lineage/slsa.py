@@ -1,9 +1,6 @@
-"""A version's origin as an in-toto statement with the SLSA provenance predicate, v1.
+"""A version's origin as an unsigned in-toto statement with the SLSA provenance predicate, v1.
 
-Invariants
-- Its subjects are the version's files and its manifest, by SHA-256, as in the registry's own attestations.
-- It says what was declared: the builder is whoever pushed, never the registry, which has seen no training.
-- It is unsigned; `attestations.seal` makes a DSSE envelope of its canonical bytes.
+It says what was declared: the builder is the pusher, never the registry, which has seen no training.
 """
 
 from __future__ import annotations

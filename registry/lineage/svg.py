@@ -1,8 +1,6 @@
-"""Lineage as an SVG: columns of boxes, parents left of their children, with no script and no link in it.
+"""Lineage as an SVG: columns of nodes, parents left of their children, with no script and no link in it.
 
-Invariants
-- Every node is right of its parents; what has no parents is directly left of its first child.
-- An arrow over several columns keeps to a lane of its parent's between the boxes, so that none runs behind a box.
+An arrow across several columns keeps to a track of its parent between the nodes, so that none runs behind a node.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversions: the same adapter in another form, and what stands against it. Judged from facts, before anybody works.
+"""Conversions: the same adapter in another form, and what prevents it, judged from facts before any work.
 
     canonical   PEFT's plain LoRA: the scale in B, alpha = rank, one rank, no rsLoRA; every runtime multiplies by 1
     plain       PiSSA or OLoRA → a LoRA of twice the rank that fits the unchanged base (needs the base's weights)
@@ -7,11 +7,8 @@
     diffusers   kohya, X-Labs, diffusers of 2023 … → the names of today's diffusers
     gguf        PEFT → a GGUF adapter for llama.cpp and Ollama
 
-Invariants
-- A conversion that would lose or guess something is refused with the reason (`Invalid` CONVERSION_INVALID).
-- The original is never touched: the result is a version of its own, with the relation `converted` and the request in
-  its annotations.
-- Only names change: it runs anywhere (`RunsOn.HERE`). Values change: a worker does it. Repair happens only on request.
+A conversion that would lose or guess something is refused (`Invalid` CONVERSION_INVALID). The result is a version of its
+own, with the relation `converted` and the request in its annotations.
 """
 
 from __future__ import annotations

@@ -5,10 +5,8 @@
     fuse      adapter + base → base                 the update is written into the weights
     extract   tuned base - base → adapter           the best low-rank difference
 
-Invariants
-- A recipe is a value: the same recipe on the same versions gives the same weights, also where chance plays a part.
-- What is wrong with it are findings, told at once; no worker spends time on nonsense.
-- Only plain low-rank adapters are combined: what else an adapter changes has no weighted sum.
+The same recipe on the same versions gives the same weights, also with a random method. Only plain low-rank adapters are
+combined: nothing else that an adapter changes has a weighted sum.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Conversions that change names only: a new header over the same bytes, computed without reading a tensor.
 
-Invariants
-- The tensors' bytes keep their order and their place behind the header; only the header is written anew.
-- No two tensors get one name, and every name of the result is one that the target format knows.
-- A repair changes what is certainly wrong (an adapter's name, torch.compile's and Accelerate's prefixes, a prefix
-  that leads to a module of the base), and never invents a module.
+No two tensors get one name. A repair changes what is certainly wrong (an adapter's name, torch.compile's and
+Accelerate's prefixes, a prefix that leads to a module of the base), and never invents a module.
 """
 
 from __future__ import annotations

@@ -1,14 +1,7 @@
-"""`Automaton`: what a pattern is compiled to. It answers in time linear in the text, also where a pattern looks ahead.
+"""`Automaton`: what a pattern is compiled to. It answers in time linear in the text, also with look-ahead.
 
-Invariants
-- A state is live at a place of a text if what follows the state matches the rest of the text from that place on.
-- A text is read from its end to its beginning, so what looks ahead has its answer when it is asked.
-- Deterministic sets of live states are made as they are needed and kept: each place is one step.
-
-Example
-    >>> automaton = Automaton(); begin, end = automaton.state(), automaton.state()
-    >>> automaton.step(begin, frozenset("ab"), end); automaton.matches((begin, end), "b")
-    True
+A state is live at a position if what follows the state matches the rest of the text. A text is read from its end to its
+beginning, so a look-ahead has its answer when it is reached. Sets of live states are made as needed and cached.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
 """`Fields`: take values of known kinds out of one JSON object, and keep every rule that one of them breaks.
 
-Invariants
-- A taken value is of the kind that was asked for, within its limits, or the neutral value of that kind after the
-  broken rule was noted; nothing here raises.
-- `true` is no number, `8.0` and `"8"` are no whole number, text has no control characters.
-- Patterns pass `registry.strict.patterns`; names are letters, digits, `.`, `_` and `-`.
+A taken value is of the kind that was asked for, within its limits, or that kind's neutral value. Nothing here raises.
 
-Example
-    >>> fields = Fields({"r": "8"})
-    >>> fields.whole_number("r", 1, 64), fields.reasons[0].code
-    (0, 'config.value_invalid')
+>>> fields = Fields({"r": "8"})
+>>> fields.whole_number("r", 1, 64), fields.reasons[0].code
+(0, 'config.value_invalid')
 """
 
 from __future__ import annotations

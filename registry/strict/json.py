@@ -1,15 +1,7 @@
 """JSON that reads the same for every reader: no duplicate keys, no NaN, no half characters, bounded depth.
 
-Invariants
-- What this room accepts, a strict reader in another language accepts with the same meaning.
-- The depth is measured by a scan before anything is parsed, so 100,000 brackets cost milliseconds and no stack.
-- Every refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_key`, `.too_deep`,
-  `.not_finite`.
-
-Example
-    >>> parse(b'{"r": 8, "r": 16}', Dialect("CONFIG_INVALID", "config"), file="adapter_config.json")
-    Traceback (most recent call last):
-    registry.errors.Invalid: adapter_config.json: the key 'r' is written twice in one object
+The depth is measured by a scan before anything is parsed, so 100,000 brackets cost milliseconds and no stack. Every
+refusal is an `Invalid` with a dotted reason: `<family>.invalid`, `.duplicate_key`, `.too_deep`, `.not_finite`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,13 @@
-"""Patterns over module paths that can never hang: a small grammar, matched in time linear in the path.
+r"""Patterns over module paths that can never hang: a small grammar, matched in time linear in the path.
 
     one of several   a|b                 group   ( ) or (?: ), and at most optional: (...)?
-    one character    a  .  [0-9]  [^.]   and     \\.  \\d  \\w
+    one character    a  .  [0-9]  [^.]   and     \.  \d  \w
     repetition       *  +  ?  {m}  {m,}  {m,n}   of one character, each also with a trailing ?
-    anchors          ^ at the beginning, $ at the end, \\b where nothing precedes it
-    looking ahead    (?= ) and (?! ), as LLaMA-Factory and ms-swift write them to leave a vision tower out
+    anchors          ^ at the beginning, $ at the end, \b where nothing precedes it
+    look-ahead       (?= ) and (?! ), as LLaMA-Factory and ms-swift write them to leave a vision tower out
 
-Invariants
-- What this room accepts means the same in Python's `re.fullmatch`, which PEFT uses; a test compares the two.
-- A repeated group and neighboring open repeats are refused: they are what makes backtracking matchers take
-  exponential time. So what passes here is bearable for every runtime that reads the configuration later.
-- Matching takes one step for each character of the path (`registry.strict.automaton`).
-
-Example
-    >>> compiled(r".*layers\\.[01]\\.self_attn\\.(q|v)_proj").matches("model.layers.1.self_attn.v_proj")
-    True
+What is accepted here means the same in Python's `re.fullmatch`, which PEFT uses. A repeated group and neighboring open
+repeats are refused: they make backtracking matchers take exponential time.
 """
 
 from __future__ import annotations

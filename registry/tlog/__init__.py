@@ -1,14 +1,10 @@
 """The arithmetic of a transparency log: hashes of leaves and nodes, roots, and the proofs that verify against them.
 
-Invariants
-- Hashes are those of RFC 6962 §2.1: a leaf is SHA-256(0x00 ‖ entry), a node SHA-256(0x01 ‖ left ‖ right).
-- An index counts from 0 and is below the size that it is looked up in. Proofs run from the leaf upwards.
-- Verifying recomputes: a proof of the wrong length, for the wrong index or size, or with one other bit is False,
-  never an exception.
+Hashes are those of RFC 6962 §2.1: a leaf is SHA-256(0x00 ‖ entry), a node SHA-256(0x01 ‖ left ‖ right). Proofs run from
+the leaf upwards. Verifying recomputes: a wrong proof is False, never an exception.
 
-Example
-    >>> verify_inclusion(leaf_hash(b"one"), 0, 2, [leaf_hash(b"two")], node_hash(leaf_hash(b"one"), leaf_hash(b"two")))
-    True
+>>> verify_inclusion(leaf_hash(b"one"), 0, 2, [leaf_hash(b"two")], node_hash(leaf_hash(b"one"), leaf_hash(b"two")))
+True
 """
 
 from __future__ import annotations

@@ -6,10 +6,8 @@
 
     — registry.example.org/3f9c Az3grl…   each signature behind four bytes that say which key
 
-Invariants
-- A signature line of a key that we do not know is passed over; one of a known key that does not verify spoils the note.
-- Only text that parses to one checkpoint and prints as it was is a checkpoint: no second spelling of a number.
-- A private key is only in `Signer`, whose text begins with PRIVATE+KEY; its repr does not show it.
+A signature of an unknown key is passed over; a wrong one of a known key spoils the note. A checkpoint must print exactly
+as it was written.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@
     registry.example.org/3f9c                           the checkpoint, as it was signed
     …
 
-Invariants
-- A proof holds no key: whoever verifies brings the ones that it trusts.
+A proof holds no key: the verifier brings the ones that it trusts.
 """
 
 from __future__ import annotations

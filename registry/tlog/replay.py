@@ -1,9 +1,7 @@
 """A replay: rows against entries against tiles against a signed checkpoint, every byte of them.
 
-Invariants
-- Everything is recomputed from the rows; nothing that the log says of itself is believed, but for its keys.
-- One changed byte in a row, an entry, a hash or the checkpoint is a named problem; so is a gap, or an early end.
-- A replay needs no server: a folder that was exported is as good.
+Everything is recomputed from the rows, and only the log's keys are trusted. It needs no server: an exported folder is as
+good.
 """
 
 from __future__ import annotations

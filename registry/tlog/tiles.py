@@ -3,15 +3,10 @@
     tile/<level>/<index>[.p/<width>]      256 hashes, or `width` of them at the right edge
     tile/entries/<index>[.p/<width>]      the entries of a level-0 tile, each behind its length (2 bytes, big-endian)
 
-Invariants
-- A tile at level L holds hashes of complete subtrees of 256^L leaves; so all tiles of a size follow from the leaves.
-- A full tile never changes. A partial one has its width in its path, so no path ever has two contents.
+A full tile never changes; a partial one has its width in its path, so no path ever has two contents.
 
-Example
-    >>> tile_path(0, 1234067)
-    'tile/0/x001/x234/067'
-    >>> widths(300)
-    [(0, 0, 256), (0, 1, 44), (1, 0, 1)]
+>>> tile_path(0, 1234067), widths(300)
+('tile/0/x001/x234/067', [(0, 0, 256), (0, 1, 44), (1, 0, 1)])
 """
 
 from __future__ import annotations

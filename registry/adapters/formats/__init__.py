@@ -13,14 +13,8 @@
     comfy           diffusion_model. + the original module names
     bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
 
-Invariants
-- A format is recognized only if every name fits it; one other name makes the answer `unknown`, and is named.
-- Nothing is decided by metadata, file names or values: two files with equal names have the same format.
-- A configuration only rules out: with an `adapter_config.json` of PEFT, image formats are ruled out.
-
-Example
-    >>> recognize(["lora_unet_mid_block.lora_down.weight", "lora_unet_mid_block.lora_up.weight"]).name
-    'kohya'
+Only names decide: one name that does not fit makes the format `unknown`. With PEFT's configuration, image formats are
+ruled out.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
 """`FileFacts`: what an adapter's weights file says by itself, where no PEFT configuration explains it.
 
-Invariants
-- Structure comes from names and shapes. `claims` is the uploader's metadata, kept apart, without private texts.
-- What the file does not tell is None, 0 or empty: an alpha that nobody wrote is not guessed.
-- scale = alpha / rank for every format but mlx, which writes the multiplier itself.
-
-Example
-    >>> FileModule(path="unet.mid_block.attn", rank=4, alpha=2.0).scale
-    0.5
+What the file does not tell is None, 0 or empty, never a guess. scale = alpha / rank for every format but mlx, which
+writes the multiplier itself. `claims` are the uploader's metadata, without private texts.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
-"""Read the header of a GGUF adapter from bytes, strictly and within limits; a tensor's values are never read.
+"""Read the header of a GGUF adapter from bytes, strictly and within limits; the values of tensors are never read.
 
 A GGUF file is the magic `GGUF`, a version, the counts of tensors and of fields, the fields (typed keys and values), a
 description of each tensor, padding to the alignment, and the tensors' bytes (github.com/ggml-org/ggml, docs/gguf.md).
-
-Invariants
-- Read in windows of 64 KiB up to the end of the header, at most `HEADER_LIMIT_BYTES`; no count or length in the file
-  is believed before the bytes that it promises were found.
-- What llama.cpp refuses is refused: other versions, doubled names, a tensor that does not begin where the last ended.
-- Only plain and Q8_0 tensors are read, which are what llama.cpp's converter of adapters writes.
+No count or length is believed before the bytes that it promises were read. What llama.cpp refuses is refused.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """What an image model's adapter is: method, rank and alpha per module, family, trigger words, training facts.
 
-Invariants
-- Structure comes from names and shapes; metadata is the uploader's claim and is kept apart, marked as such.
-- Alphas are values inside the file: they are read only through `read`, two to eight bytes each, at most
-  `ALPHA_READS_LIMIT` of them. Without `read` they are unknown (None), never guessed.
-- Captions, tag lists, prompts and paths of the training set may be private: they are counted, not kept.
+Structure comes from names and shapes; metadata is the uploader's claim. Alphas are values inside the file and are read
+only through `read`. Captions, prompts and paths of the training set may be private: they are counted, not kept.
 """
 
 from __future__ import annotations

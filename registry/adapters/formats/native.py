@@ -3,10 +3,6 @@
     torchtune   lora_a.weight [r, in], lora_b.weight [out, r], magnitude; rank and alpha in adapter_config.json
     mlx         lora_a [in, r], lora_b [r, out], m; `scale` is the multiplier, rank and scale in adapter_config.json
     gguf        lora_a [r, in], lora_b [out, r] (as rows and columns); `adapter.lora.alpha` in the file
-
-Invariants
-- Sizes come from shapes; alpha or multiplier from the configuration or the file's fields, else they are unknown.
-- A configuration is read field by field; what is not understood is left alone, a wrong kind of value is refused.
 """
 
 from __future__ import annotations

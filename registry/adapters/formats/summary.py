@@ -1,12 +1,7 @@
-"""Updates of many modules in few lines: layers that are treated alike are one line, with their numbers as a range.
+"""Updates of many modules in few lines: equal updates in several layers are one line with their numbers as a range.
 
-Invariants
-- Nothing is lost but the order: each module is in exactly one line, and `modules` counts them.
-- At most `LINES_LIMIT` lines; what is beyond is counted in a last line without paths.
-
-Example
-    >>> of_updates([("layers.0.q", 8, 16.0, 2.0), ("layers.1.q", 8, 16.0, 2.0)])
-    [{'path': 'layers.*.q', 'layers': '0-1', 'modules': 2, 'rank': 8, 'alpha': 16.0, 'scale': 2.0}]
+>>> of_updates([("layers.0.q", 8, 16.0, 2.0), ("layers.1.q", 8, 16.0, 2.0)])
+[{'path': 'layers.*.q', 'layers': '0-1', 'modules': 2, 'rank': 8, 'alpha': 16.0, 'scale': 2.0}]
 """
 
 from __future__ import annotations

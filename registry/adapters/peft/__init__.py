@@ -1,12 +1,8 @@
 """What an adapter is: from its configuration and its weights' header to a `LoraSpec` and findings.
 
-Invariants
-- Every tensor of the file is accounted for: it belongs to the method, to `modules_to_save`, to the trained biases
-  or tokens that the configuration announces, or it is a failing finding. An extra tensor whose name is one of the
-  base's would silently rewrite the base that all adapters share (`compat.overwrites_base`).
-- A wrong adapter is described by findings, never refused by an exception: judgment is data.
-- Nothing here knows the base; `registry.compat` compares the two.
-- scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA; rank and alpha may differ by module (PEFT's patterns).
+Every tensor of the file belongs to the method, to `modules_to_save`, or to the trained biases or tokens that the
+configuration announces; any other is a failing finding, because a tensor with the name of one of the base's would
+rewrite the base that all adapters share. A wrong adapter is described by findings, never refused by an exception.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
 """What an adapter's configuration says its base is called: a claim to compare, never a path to open.
 
-Invariants
-- A name of a hub (`org/model`, `model`) is kept as it is written.
-- A trainer's local folder keeps only its last part, so no user name or directory tree is ever shown or stored.
-- What climbs (`../`), names a system folder, a share or a URL, or hides characters is refused.
-
-Example
-    >>> read_claim("/home/ann/models/llama-7b")[0]
-    BaseClaim(name='llama-7b', is_local=True)
+A Hub name (`org/model`, `model`) is kept as written. A trainer's local folder keeps only its last part, so no user name
+is shown or stored. What climbs (`../`), names a system folder, a share or a URL, or hides characters is refused.
 """
 
 from __future__ import annotations

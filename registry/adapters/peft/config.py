@@ -1,14 +1,7 @@
 """Read an `adapter_config.json`: what the trainer says about an adapter, checked field by field.
 
-Invariants
-- A configuration that names code, opens files or holds a pattern that could hang a loader is refused.
-- Numbers are what they claim to be: `true`, `8.5` and `"8"` are no rank.
-- Every broken rule is reported at once; what is merely odd becomes a warning in `AdapterConfig.findings`.
-- The base's name is a claim. A trainer's local folder is shortened to its last part, never repeated.
-
-Example
-    >>> read_config(b'{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}').rank
-    8
+A configuration that names code, opens files or holds a pattern that could hang a loader is refused. Every broken rule is
+reported at once; what is merely odd is a warning in `AdapterConfig.findings`.
 """
 
 from __future__ import annotations

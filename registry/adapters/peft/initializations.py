@@ -1,15 +1,7 @@
-"""`INITIALIZATIONS`: every value of `init_lora_weights`, and what PEFT does to the base's weights for it.
+"""`INITIALIZATIONS`: every value of `init_lora_weights` (PEFT 0.21.2), and what PEFT does to the base's weights for it.
 
-An initialization that changes the base trains A and B against changed weights: its adapter is wrong on the plain base.
-PEFT computes some of these changes again whenever it loads the adapter.
-
-Invariants
-- The rows are what PEFT 0.21.2 does; `source` names the function that was read. A newer PEFT's value gets a row here.
-- A value without a row is treated as one that changes the base (`changes_base`): PEFT itself does not know it.
-
-Example
-    >>> find("pissa_niter_4").name, changes_base("mica")
-    ('pissa', False)
+An initialization that changes the base trains A and B against changed weights, so its adapter is wrong on the plain
+base. A value without a row is treated as one that changes the base.
 """
 
 from __future__ import annotations

@@ -1,12 +1,7 @@
-"""The names of an adapter's tensors: what each one is, or that it is a stranger, and why.
+"""What each tensor of an adapter is, by its name; a name that no rule allows is unexpected and becomes a finding.
 
-PEFT writes `base_model.model.` + the module's path + what the method adds: `.lora_A.weight`, `.ia3_l` … Everything
-else in a file is refused by default.
-
-Invariants
-- A name has exactly one role; a name that no rule allows is a `STRANGER` and is explained as a failing finding.
-- Whole tensors are allowed only where the configuration announces them (`modules_to_save`, `bias`).
-- Ten thousand strangers of one sort are one finding with a count, not ten thousand.
+PEFT writes `base_model.model.` + the module's path + what the method adds: `.lora_A.weight`, `.ia3_l` … Whole tensors
+are allowed only where the configuration announces them (`modules_to_save`, `bias`).
 """
 
 from __future__ import annotations

@@ -4,10 +4,7 @@ The rules are PEFT's (0.21): a name in a list means the module with that path or
 text means every path that matches it whole; a key of `rank_pattern` or `alpha_pattern` matches the end of a path,
 and the first key that matches wins. A name in `target_parameters` means every parameter whose path ends in it:
 `gate_up_proj` alone, as PEFT writes it for fused experts, or `mlp.experts.gate_up_proj`.
-
-Invariants
-- Time is linear in the number of paths, whatever the lists and patterns hold.
-- Answers are about paths of modules as the Python model names them, without `base_model.model.`.
+Time is linear in the number of paths, whatever the lists and patterns hold.
 """
 
 from __future__ import annotations
