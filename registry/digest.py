@@ -30,10 +30,7 @@ class Digest(str):
 
     def __new__(cls, text: str) -> Digest:
         if not isinstance(text, str) or not _GRAMMAR.match(text):
-            raise Invalid(
-                "DIGEST_INVALID",
-                f"digest {str(text)[:80]!r} is not 'sha256:' and 64 lower-case hex digits",
-            )
+            raise Invalid("DIGEST_INVALID", f"digest {str(text)[:80]!r} is not 'sha256:' and 64 lower-case hex digits")
         return super().__new__(cls, text)
 
     def __repr__(self) -> str:
@@ -56,10 +53,6 @@ class Digest(str):
     def of_file(cls, path: Path) -> Digest:
         with path.open("rb") as file:
             return cls("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
-
-    @classmethod
-    def of_value(cls, value: Any) -> Digest:
-        return cls.of(canonical_json(value))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

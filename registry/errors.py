@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Reason:
     message: str
 
     def to_dict(self) -> dict[str, str]:
+        """As JSON."""
         return {"code": self.code, "location": self.location, "message": self.message}
 
 
@@ -73,107 +74,71 @@ class RegistryError(Exception):
             problem["retry_after_seconds"] = self.retry_after_seconds
         return problem
 
+    @classmethod
+    def from_reason(cls, code: str, reason: Reason, *, next_step: str = "") -> Self:
+        """The error for one broken rule."""
+        return cls(code, f"{reason.location} {reason.message}", reasons=[reason], next_step=next_step)
+
+
+def _codes(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 class NotFound(RegistryError):
     TITLE = "Not found"
-    CODES = frozenset(
-        {
-            "ADAPTER_UNKNOWN",
-            "VERSION_UNKNOWN",
-            "ALIAS_UNKNOWN",
-            "BLOB_UNKNOWN",
-            "BASE_UNKNOWN",
-            "JOB_UNKNOWN",
-            "CAMPAIGN_UNKNOWN",
-            "PUSH_UNKNOWN",
-            "TOKEN_UNKNOWN",
-            "NAMESPACE_UNKNOWN",
-            "PUBLISHER_UNKNOWN",
-            "EVENT_UNKNOWN",
-            "WEBHOOK_UNKNOWN",
-            "ROUTE_UNKNOWN",
-        }
-    )
+    CODES = _codes("""
+        ADAPTER_UNKNOWN VERSION_UNKNOWN ALIAS_UNKNOWN BLOB_UNKNOWN BASE_UNKNOWN JOB_UNKNOWN CAMPAIGN_UNKNOWN
+        PUSH_UNKNOWN TOKEN_UNKNOWN NAMESPACE_UNKNOWN PUBLISHER_UNKNOWN EVENT_UNKNOWN WEBHOOK_UNKNOWN ROUTE_UNKNOWN
+    """)
 
 
 class Invalid(RegistryError):
     TITLE = "The input breaks a rule"
-    CODES = frozenset(
-        {
-            "REQUEST_INVALID",
-            "NAME_INVALID",
-            "DIGEST_INVALID",
-            "MANIFEST_INVALID",
-            "PROVENANCE_INVALID",
-            "FOLDER_INVALID",
-            "FILE_REFUSED",
-            "TENSORS_INVALID",
-            "CONFIG_INVALID",
-            "GOLDEN_INVALID",
-            "BASE_INVALID",
-            "BLOB_MISMATCH",
-            "SETTING_INVALID",
-            "RECIPE_INVALID",
-            "CONVERSION_INVALID",
-            "SIGNATURE_INVALID",
-            "URL_REFUSED",
-        }
-    )
+    CODES = _codes("""
+        REQUEST_INVALID NAME_INVALID DIGEST_INVALID MANIFEST_INVALID PROVENANCE_INVALID FOLDER_INVALID FILE_REFUSED
+        TENSORS_INVALID CONFIG_INVALID GOLDEN_INVALID BASE_INVALID BLOB_MISMATCH SETTING_INVALID RECIPE_INVALID
+        CONVERSION_INVALID SIGNATURE_INVALID URL_REFUSED
+    """)
 
 
 class TooLarge(RegistryError):
     TITLE = "The input is over a limit"
-    CODES = frozenset({"SIZE_INVALID", "QUOTA_EXCEEDED"})
+    CODES = _codes("SIZE_INVALID QUOTA_EXCEEDED")
 
 
 class Conflict(RegistryError):
-    TITLE = "The world moved"
-    CODES = frozenset(
-        {
-            "ALIAS_MOVED",
-            "PRECONDITION_REQUIRED",
-            "LEASE_LOST",
-            "JOB_STATE",
-            "UPLOAD_INCOMPLETE",
-            "BASE_EXISTS",
-            "TOKEN_EXISTS",
-            "TOKEN_REVOKED",
-            "NAME_TAKEN",
-            "NAME_TOMBSTONED",
-            "NAMESPACE_IN_USE",
-            "SCHEMA_OLD",
-            "IDEMPOTENCY_REUSED",
-        }
-    )
+    TITLE = "Conflict with the current state"
+    CODES = _codes("""
+        ALIAS_MOVED PRECONDITION_REQUIRED LEASE_LOST JOB_STATE UPLOAD_INCOMPLETE BASE_EXISTS TOKEN_EXISTS
+        TOKEN_REVOKED NAME_TAKEN NAME_TOMBSTONED NAMESPACE_IN_USE SCHEMA_OLD IDEMPOTENCY_REUSED
+    """)
 
 
 class Refused(RegistryError):
     TITLE = "Refused"
-    CODES = frozenset(
-        {"GATE_CLOSED", "VERDICT_FAILED", "YANKED", "QUARANTINED", "HUB_PUSH_UNSUPPORTED", "HUB_RELAY_REFUSED"}
-    )
+    CODES = _codes("GATE_CLOSED VERDICT_FAILED YANKED QUARANTINED HUB_PUSH_UNSUPPORTED HUB_RELAY_REFUSED")
 
 
 class Unauthenticated(RegistryError):
     TITLE = "Sign in"
-    CODES = frozenset({"UNAUTHORIZED"})
+    CODES = _codes("UNAUTHORIZED")
 
 
 class Denied(RegistryError):
     TITLE = "Not allowed"
-    CODES = frozenset({"DENIED"})
+    CODES = _codes("DENIED")
 
 
 class Unavailable(RegistryError):
     TITLE = "Try again later"
-    CODES = frozenset(
-        {"STORE_UNAVAILABLE", "DATABASE_UNAVAILABLE", "SERVER_UNREACHABLE", "TRY_LATER", "BODY_STALLED", "RATE_LIMITED"}
-    )
+    CODES = _codes("""
+        STORE_UNAVAILABLE DATABASE_UNAVAILABLE SERVER_UNREACHABLE TRY_LATER BODY_STALLED RATE_LIMITED
+    """)
 
 
 class Corrupt(RegistryError):
     TITLE = "Stored bytes are damaged"
-    CODES = frozenset({"DIGEST_MISMATCH", "LOG_INCONSISTENT"})
+    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT")
 
 
 CLASSES: tuple[type[RegistryError], ...] = (

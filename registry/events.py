@@ -97,11 +97,7 @@ class EventType(StrEnum):
     BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
     ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
     ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"
-    ACCESS_NOT_FOUND = (
-        "access.not_found",
-        ObjectKind.REQUEST,
-        "was answered not found for {object}",
-    )
+    ACCESS_NOT_FOUND = ("access.not_found", ObjectKind.REQUEST, "was answered not found for {object}")
     AUDIT_OVERFLOW = "audit.overflow", ObjectKind.EVERYTHING, "left out {count} kinds of denials and reads"
 
 

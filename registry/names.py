@@ -78,11 +78,8 @@ def namespace(text: str) -> str:
     """A namespace, checked. `Invalid` (NAME_INVALID) names the rule that is broken."""
     word = _word(text, "namespace")
     if word in RESERVED:
-        raise Invalid(
-            "NAME_INVALID",
-            f"namespace {word!r} is reserved for the server",
-            reasons=[Reason("name.reserved", "namespace", "is reserved for the server")],
-        )
+        reason = Reason("name.reserved", "namespace", f"{word!r} is reserved for the server")
+        raise Invalid.from_reason("NAME_INVALID", reason)
     return word
 
 
@@ -110,11 +107,8 @@ def alias(text: str) -> Alias:
     """An alias, checked: a word that cannot be mistaken for a number, a tag `v3` or a digest."""
     word = _word(text, "alias")
     if _LIKE_A_VERSION.match(word):
-        raise Invalid(
-            "NAME_INVALID",
-            f"alias {word!r} looks like a version number or a digest",
-            reasons=[Reason("name.invalid", "alias", "looks like a version number or a digest")],
-        )
+        reason = Reason("name.invalid", "alias", f"{word!r} looks like a version number or a digest")
+        raise Invalid.from_reason("NAME_INVALID", reason)
     return Alias(word)
 
 
@@ -126,11 +120,8 @@ def base_name(text: str) -> BaseName:
     for part in parts:
         if not part or len(part) > BASE_NAME_LIMIT or not _BASE_WORD.match(part) or ".." in part:
             problem = _problem_with_word(part, _BASE_WORD) or "is not a base name"
-            raise Invalid(
-                "NAME_INVALID",
-                f"base name {text[:80]!r} {problem}",
-                reasons=[Reason("config.base_model_invalid", "base", problem)],
-            )
+            reason = Reason("config.base_model_invalid", "base name", f"{text[:80]!r} {problem}")
+            raise Invalid.from_reason("NAME_INVALID", reason)
     return BaseName(text)
 
 
@@ -155,9 +146,7 @@ class AdapterName:
         parts = text.split("/")
         if len(parts) != 2:
             raise Invalid(
-                "NAME_INVALID",
-                f"{text[:120]!r} is not 'namespace/name'",
-                next_step="write it as 'acme/support'",
+                "NAME_INVALID", f"{text[:120]!r} is not 'namespace/name'", next_step="write it as 'acme/support'"
             )
         return cls(parts[0], parts[1])
 
@@ -225,11 +214,8 @@ def file_path(text: str) -> str:
     """
     problem = _problem_with_path(text)
     if problem:
-        raise Invalid(
-            "FILE_REFUSED",
-            f"file path {text[:120]!r} {problem}",
-            reasons=[Reason("file.path_invalid", text[:120], problem)],
-        )
+        reasons = [Reason("file.path_invalid", text[:120], problem)]
+        raise Invalid("FILE_REFUSED", f"file path {text[:120]!r} {problem}", reasons=reasons)
     return text
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, Reason, TooLarge
-from registry.model import FrozenModel
+from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
 
@@ -106,9 +106,8 @@ class Provenance(FrozenModel):
         try:
             return cls.model_validate(present)
         except ValidationError as e:
-            first = e.errors()[0]
-            location = ".".join([FIELD, *(str(part) for part in first["loc"])])
-            raise wrong(location, str(first["msg"])) from e
+            field, message = first_problem(e, "")
+            raise wrong(f"{FIELD}.{field}".rstrip("."), message) from e
 
 
 def wrong(location: str, message: str, reasons: list[Reason] | None = None) -> Invalid:
@@ -247,15 +246,11 @@ def parse_provenance_file(data: bytes, *, file: str) -> dict[str, Any]:
     if len(data) > PROVENANCE_FILE_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"{file}: {len(data)} bytes are over the limit of {PROVENANCE_FILE_LIMIT_BYTES}")
     if not file.endswith(".toml"):
-        document = strict_json.parse(data, _DIALECT, file=file)
-    else:
-        try:
-            document = tomllib.loads(data.decode())
-        except (ValueError, RecursionError) as e:
-            raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
-    if not isinstance(document, dict):
-        raise wrong(file, "is not one object with datasets, run, code and parameters")
-    return document
+        return strict_json.parse_object(data, _DIALECT, file=file)
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as e:
+        raise wrong(file, f"is not TOML: {str(e)[:200]}") from e
 
 
 def parse_dataset(text: str) -> dict[str, Any]:

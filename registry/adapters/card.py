@@ -46,9 +46,7 @@ def read(data: bytes) -> Card:
     text = data[:READ_LIMIT_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
     written = _front_matter(text)
     return Card(
-        datasets=_names(written.get("datasets")),
-        bases=_names(written.get("base_model")),
-        tools=dict(_tools(text)),
+        datasets=_names(written.get("datasets")), bases=_names(written.get("base_model")), tools=dict(_tools(text))
     )
 
 

@@ -112,12 +112,8 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
         return read_contents(by_path.values(), read)
     if len(weights) > 1:
         message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
-        raise Invalid(
-            "MANIFEST_INVALID",
-            f"{weights[0]} {message}",
-            reasons=[Reason("adapter.weights_ambiguous", weights[0], message)],
-            next_step="push each file as an adapter of its own",
-        )
+        reason = Reason("adapter.weights_ambiguous", weights[0], message)
+        raise Invalid.from_reason("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
     return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
 
 
@@ -165,8 +161,7 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPef
         _refuse_missing({file.path: file})
     if format.name == "nemo":
         message = f"is an adapter of NeMo ({format.evidence}), which no loader of ours takes; {format.advice}"
-        reasons = [Reason("format.convert_first", file.path, message)]
-        raise Invalid("FILE_REFUSED", f"{file.path} {message}", reasons=reasons)
+        raise Invalid.from_reason("FILE_REFUSED", Reason("format.convert_first", file.path, message))
     if format.is_image:
         facts = images.of_header(header, format, read=within)
     else:

@@ -153,12 +153,11 @@ def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
             reasons=[Reason("safetensors.not_safetensors", file, f"is {kind}")],
             next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
         )
-    raise Invalid("TENSORS_INVALID", f"{file} {message}", reasons=[Reason("safetensors.header_invalid", file, message)])
+    raise Invalid.from_reason("TENSORS_INVALID", Reason("safetensors.header_invalid", file, message))
 
 
 def _too_large(file: str, code: str, actual: str, limit: int, unit: str) -> NoReturn:
-    message = f"has {actual}; the limit is {limit} {unit}"
-    raise TooLarge("SIZE_INVALID", f"{file} {message}", reasons=[Reason(code, file, message)])
+    raise TooLarge.from_reason("SIZE_INVALID", Reason(code, file, f"has {actual}; the limit is {limit} {unit}"))
 
 
 _INT = frozenset({int})

@@ -75,10 +75,7 @@ def read(text: bytes) -> dict[str, Any]:
     """A JSON object, read strictly. `Invalid` (SIGNATURE_INVALID)."""
     if len(text) > BUNDLE_LIMIT_BYTES:
         raise wrong(f"the bundle is over {BUNDLE_LIMIT_BYTES} bytes")
-    document = strict_json.parse(text, _DIALECT, file="the bundle")
-    if not isinstance(document, dict):
-        raise wrong("the bundle is not a JSON object")
-    return document
+    return strict_json.parse_object(text, _DIALECT, file="the bundle")
 
 
 def _statement(payload: bytes) -> Statement:

@@ -16,12 +16,7 @@ from pydantic import Field
 from registry import names
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.bases import modules as base_modules
-from registry.bases.fingerprints import (
-    Fingerprints,
-    architecture_fingerprint,
-    template_text,
-    tokenizer_fingerprint,
-)
+from registry.bases.fingerprints import Fingerprints, architecture_fingerprint, template_text, tokenizer_fingerprint
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid, Reason
@@ -177,10 +172,7 @@ def read_config(data: bytes, *, file: str = BASE_CONFIG) -> dict[str, Any]:
     """The object in a base's config.json. `Invalid` (BASE_INVALID) if it is not one, or over 1 MiB."""
     if len(data) > CONFIG_LIMIT_BYTES:
         strict_json.refuse(_DIALECT, file, "too_large", f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES}")
-    config = strict_json.parse(data, _DIALECT, file=file)
-    if not isinstance(config, dict):
-        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(config).__name__}")
-    return config
+    return strict_json.parse_object(data, _DIALECT, file=file)
 
 
 def shards(index: bytes, *, file: str = BASE_WEIGHTS_INDEX) -> tuple[str, ...]:
@@ -228,18 +220,12 @@ def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
     for header in headers:
         for info in header:
             if info.name in by_name:
-                raise Invalid(
-                    "BASE_INVALID",
-                    f"two weight files of the base hold the tensor {info.name!r}",
-                    reasons=[Reason("base.duplicate_tensor", info.name, "is in two files")],
-                )
+                reason = Reason("base.duplicate_tensor", info.name, "is in two weight files of the base")
+                raise Invalid.from_reason("BASE_INVALID", reason)
             by_name[info.name] = info
     if not by_name:
-        raise Invalid(
-            "BASE_INVALID",
-            "the base has no weight file with a tensor in it",
-            reasons=[Reason("base.no_weights", BASE_WEIGHTS, "holds no tensor")],
-        )
+        message = "the base has no weight file with a tensor in it"
+        raise Invalid("BASE_INVALID", message, reasons=[Reason("base.no_weights", BASE_WEIGHTS, "holds no tensor")])
     return list(by_name.values())
 
 

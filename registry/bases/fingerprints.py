@@ -62,11 +62,7 @@ def tokenizer_fingerprint(tokenizer: bytes, *, file: str = TOKENIZER) -> Digest:
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise Invalid(
-            "BASE_INVALID",
-            f"{file} is not a JSON object",
-            reasons=[Reason("base.tokenizer_invalid", file, "is not a JSON object")],
-        )
+        raise Invalid.from_reason("BASE_INVALID", Reason("base.tokenizer_invalid", file, "is not a JSON object"))
     return _digest({k: v for k, v in parsed.items() if k not in ("padding", "truncation")})
 
 

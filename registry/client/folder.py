@@ -155,7 +155,7 @@ def _described(name: str, size_bytes: int) -> Descriptor:
         raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", reasons=[refusal_of(name)])
     if size_bytes > kind.limit_bytes:
         message = f"has {size_bytes} bytes, over the limit of {kind.limit_bytes}"
-        raise TooLarge("SIZE_INVALID", f"{name} {message}", reasons=[Reason("file.too_large", name, message)])
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("file.too_large", name, message))
     return Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size_bytes)
 
 

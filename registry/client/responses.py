@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry.model import first_problem
 
 Shape = TypeVar("Shape", bound=BaseModel)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
@@ -94,9 +95,8 @@ def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
     try:
         return shape.model_validate_json(answer.content)
     except ValidationError as e:
-        first = e.errors()[0]
-        location = ".".join(str(part) for part in first["loc"]) or "the document"
+        location, message = first_problem(e, "the document")
         raise RegistryError(
             "INTERNAL",
-            f"the registry's answer to {answer.request.url.path} is not what we expect: {location}: {first['msg']}",
+            f"the registry's answer to {answer.request.url.path} is not what we expect: {location}: {message}",
         ) from e

@@ -264,10 +264,7 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
     absent = [name for name in names if name not in held]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
     for name in absent:
-        location, message = (
-            f"{CONFIG}: {name}",
-            f"modules_to_save names {name}, and the file does not hold it",
-        )
+        location, message = (f"{CONFIG}: {name}", f"modules_to_save names {name}, and the file does not hold it")
         is_head = name in _TASK_HEADS
         if (is_head and not has_head) or (not is_head and name in expected_names):
             severity = "error" if is_head else lookup.doubt

@@ -78,9 +78,6 @@ class Gate(FrozenModel):
         """What still stands between this evidence and the channel; empty means open."""
         return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
-    def open_for(self, evidence: Evidence) -> bool:
-        return not self.missing(evidence)
-
     def approved(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who are asked, none of whoever pushed."""
         counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in evidence.pushed_by}
@@ -110,10 +107,7 @@ class Gate(FrozenModel):
             return
         if GOLDEN not in evidence.files:
             yield Finding.of(
-                "error",
-                "gate.golden_absent",
-                GOLDEN,
-                "the version brings no golden samples: push it with --golden",
+                "error", "gate.golden_absent", GOLDEN, "the version brings no golden samples: push it with --golden"
             )
             return
         smoke = evidence.newest(Check.SMOKE)

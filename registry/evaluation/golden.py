@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from registry.errors import Invalid, Reason, TooLarge
 from registry.files import GOLDEN
-from registry.model import FrozenModel
+from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 
 LINES_LIMIT = 100
@@ -43,17 +43,13 @@ def read_golden(data: bytes, *, file: str = GOLDEN) -> tuple[Golden, ...]:
 def _sample(line: bytes, number: int, file: str) -> Golden:
     if len(line) > LINE_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"{file} line {number} has {len(line)} bytes; the limit is {LINE_LIMIT_BYTES}")
-    values = strict_json.parse(line, _DIALECT, file=f"{file} line {number}")
-    if not isinstance(values, dict):
-        raise _invalid(file, number, f"must hold one object, not {type(values).__name__}")
+    values = strict_json.parse_object(line, _DIALECT, file=f"{file} line {number}")
     try:
         return Golden.model_validate(values, strict=True)
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _invalid(file, number, f"field {where!r}: {first['msg']}") from None
+        field, message = first_problem(e, "")
+        raise _invalid(file, number, f"field {field!r}: {message}") from None
 
 
 def _invalid(file: str, number: int, message: str) -> Invalid:
-    location = f"{file} line {number}"
-    return Invalid("GOLDEN_INVALID", f"{location} {message}", reasons=[Reason("golden.invalid", location, message)])
+    return Invalid.from_reason("GOLDEN_INVALID", Reason("golden.invalid", f"{file} line {number}", message))

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid
-from registry.model import FrozenModel
+from registry.model import FrozenModel, first_problem
 
 
 class Thresholds(FrozenModel):
@@ -42,10 +42,9 @@ class Thresholds(FrozenModel):
         try:
             return cls.model_validate(dict(overrides))
         except ValidationError as e:
-            first = e.errors()[0]
-            location = ".".join(str(part) for part in first["loc"]) or "thresholds"
-            advice = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
-            raise Invalid("REQUEST_INVALID", f"thresholds: {location}: {first['msg']}{advice}") from None
+            location, message = first_problem(e, "thresholds")
+            advice = "" if location in cls.model_fields else f"; known are {', '.join(cls.model_fields)}"
+            raise Invalid("REQUEST_INVALID", f"thresholds: {location}: {message}{advice}") from None
 
 
 DEFAULTS = Thresholds()

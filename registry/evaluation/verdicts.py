@@ -100,13 +100,7 @@ class Verdict(FrozenModel):
 
     @classmethod
     def of(
-        cls,
-        check: Check,
-        subject: Digest,
-        base: str,
-        base_fingerprint: str,
-        findings: Sequence[Finding],
-        **rest: Any,
+        cls, check: Check, subject: Digest, base: str, base_fingerprint: str, findings: Sequence[Finding], **rest: Any
     ) -> Verdict:
         """A verdict whose outcome is what the findings add up to."""
         return cls(

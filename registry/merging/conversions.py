@@ -26,7 +26,7 @@ from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.files import CONFIG
 from registry.merging import renaming
-from registry.model import FrozenModel
+from registry.model import FrozenModel, first_problem
 from registry.names import AdapterName
 
 ANNOTATION = "conversion"
@@ -87,9 +87,7 @@ def conversion(payload: Mapping[str, Any]) -> Conversion:
     try:
         return Conversion.model_validate(payload)
     except ValidationError as e:
-        first = e.errors()[0]
-        location = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise Invalid("REQUEST_INVALID", f"payload: {location}: {first['msg']}") from e
+        raise Invalid("REQUEST_INVALID", "payload: {}: {}".format(*first_problem(e, "payload"))) from e
 
 
 class Converted(FrozenModel):

@@ -23,7 +23,7 @@ from registry.adapters import methods
 from registry.adapters.peft import initializations
 from registry.errors import Invalid, Reason
 from registry.evaluation.verdicts import Finding
-from registry.model import FrozenModel
+from registry.model import FrozenModel, first_problem
 
 RANK_LIMIT = 4096
 WEIGHT_LIMIT = 1000.0
@@ -82,9 +82,7 @@ class Recipe(FrozenModel):
         try:
             return cls.model_validate(payload)
         except ValidationError as e:
-            first = e.errors()[0]
-            location = ".".join(str(part) for part in first["loc"]) or "recipe"
-            raise Invalid("REQUEST_INVALID", f"payload: {location}: {first['msg']}") from e
+            raise Invalid("REQUEST_INVALID", "payload: {}: {}".format(*first_problem(e, "recipe"))) from e
 
     @property
     def annotations(self) -> dict[str, str]:

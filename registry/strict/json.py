@@ -66,6 +66,14 @@ def parse(data: bytes, dialect: Dialect, *, file: str) -> Any:
     return value
 
 
+def parse_object(data: bytes, dialect: Dialect, *, file: str) -> dict[str, Any]:
+    """The object of one JSON text. `Invalid` as `parse`, and for any other value."""
+    values = parse(data, dialect, file=file)
+    if not isinstance(values, dict):
+        refuse(dialect, file, "invalid", f"must hold one object, not {type(values).__name__}")
+    return values
+
+
 def depth_of(data: bytes, *, stop_at: int) -> int:
     """The deepest nesting of brackets outside texts; what is deeper than `stop_at` counts as `stop_at` + 1.
 

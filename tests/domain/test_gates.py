@@ -31,7 +31,7 @@ def yes(*identities: str) -> tuple[Approval, ...]:
 
 def test_an_open_gate_is_missing_nothing() -> None:
     assert codes(gate_of("prod"), verdict(Check.COMPAT), verdict(Check.SMOKE, "warning")) == []
-    assert gate_of("main").open_for(Evidence())
+    assert not gate_of("main").missing(Evidence())
 
 
 def test_a_gate_answers_with_all_that_is_missing() -> None:

@@ -191,10 +191,8 @@ class _Reader:
 
     # -------------------------------------------------------------- refusals
     def _refuse(self, code: str, message: str) -> NoReturn:
-        raise Invalid("TENSORS_INVALID", f"{self._file} {message}", reasons=[Reason(code, self._file, message)])
+        raise Invalid.from_reason("TENSORS_INVALID", Reason(code, self._file, message))
 
     def _too_large(self, actual: str, limit: int, unit: str) -> NoReturn:
         message = f"has {actual}; the limit is {limit} {unit}"
-        raise TooLarge(
-            "SIZE_INVALID", f"{self._file} {message}", reasons=[Reason("gguf.too_large", self._file, message)]
-        )
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("gguf.too_large", self._file, message))

@@ -1,8 +1,8 @@
 """What the files of text trainers other than PEFT say: torchtune, mlx-lm and llama.cpp's GGUF adapters.
 
-    torchtune   lora_a.weight [r, in], lora_b.weight [out, r], magnitude; rank and alpha in adapter_config.json
-    mlx         lora_a [in, r], lora_b [r, out], m; `scale` is the multiplier, rank and scale in adapter_config.json
-    gguf        lora_a [r, in], lora_b [out, r] (as rows and columns); `adapter.lora.alpha` in the file
+torchtune   lora_a.weight [r, in], lora_b.weight [out, r], magnitude; rank and alpha in adapter_config.json
+mlx         lora_a [in, r], lora_b [r, out], m; `scale` is the multiplier, rank and scale in adapter_config.json
+gguf        lora_a [r, in], lora_b [out, r] (as rows and columns); `adapter.lora.alpha` in the file
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ _HALF = re.compile(r"(?:module\.)?(?P<path>.+?)\.(?P<half>lora_a|lora_b|magnitud
 
 def read_config(data: bytes, *, file: str) -> dict[str, Any]:
     """The object in a trainer's adapter_config.json. `Invalid` (CONFIG_INVALID) if it is not one."""
-    values = strict_json.parse(data, _DIALECT, file=file)
-    if not isinstance(values, dict):
-        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(values).__name__}")
-    return values
+    return strict_json.parse_object(data, _DIALECT, file=file)
 
 
 def of_header(

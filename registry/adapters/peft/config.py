@@ -65,11 +65,8 @@ def read_config(data: bytes, *, file: str = CONFIG) -> AdapterConfig:
     """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
     if len(data) > CONFIG_LIMIT_BYTES:
         message = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
-        raise TooLarge("SIZE_INVALID", f"{file} {message}", reasons=[Reason("config.too_large", file, message)])
-    values = strict_json.parse(data, _DIALECT, file=file)
-    if not isinstance(values, dict):
-        strict_json.refuse(_DIALECT, file, "invalid", f"must hold one object, not {type(values).__name__}")
-    return read_fields(values, file=file)
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", file, message))
+    return read_fields(strict_json.parse_object(data, _DIALECT, file=file), file=file)
 
 
 def read_fields(values: dict[str, Any], *, file: str = CONFIG) -> AdapterConfig:
