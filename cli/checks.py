@@ -62,7 +62,7 @@ def _folder(registry: Registry, path: Path, base: str, profiles: list[EngineProf
         output.note(f"left out: {reason.location} {reason.message}")
     meant = push.Bases(registry).of(adapter, base)
     view, subject = registry.base(meant.name), adapter.manifest(meant).digest
-    return evaluate.verdicts(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
+    return evaluate(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
 
 
 def _version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
@@ -85,7 +85,7 @@ def _version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfi
 
     adapter = contents.read_any(version.files, read)
     view = registry.base(base or version.base)
-    return evaluate.verdicts(adapter, view.spec, version.digest, profiles, relatives=view.relatives)
+    return evaluate(adapter, view.spec, version.digest, profiles, relatives=view.relatives)
 
 
 def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:

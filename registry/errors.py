@@ -11,8 +11,8 @@
     ├── Unavailable       the database, the store or a quota cannot serve now; try later
     └── Corrupt           stored bytes no longer hash to their name
 
-An exception means that there is no answer; a `Finding` (registry.evaluation.verdicts) is an answer. Each code belongs to
-one class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
+An exception means that there is no answer; a `Finding` (registry.evaluation.verdicts) is an answer. Each code belongs
+to one class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from registry.adapters import formats, peft, safetensors
 from registry.adapters.formats import gguf, images, native
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.peft import LoraSpec, config
-from registry.adapters.peft.base_claim import BaseClaim
-from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.config import AdapterConfig, BaseClaim
 from registry.adapters.safetensors import Header
 from registry.errors import Invalid, Reason
 from registry.evaluation import golden

@@ -1,7 +1,7 @@
 """From the tensors of a base's files to the modules of the model that a library makes of them.
 
-Shapes are logical: packed weights count as the matrix they stand for; where nothing tells, sizes are 0 and `is_known` is
-false. `in_features` and `out_features` mean the same for every kind, also for a GPT-2 Conv1D, stored as [in, out].
+Shapes are logical: packed weights count as the matrix they stand for; where nothing tells, sizes are 0 and `is_known`
+is false. `in_features` and `out_features` mean the same for every kind, also for a GPT-2 Conv1D, stored as [in, out].
 Paths are those of the Python model (transformers 5): a missing `transformer.` is added, and
 `block_sparse_moe.experts.0.w1` … become one `mlp.experts`; the file's own expert names stay beside it with `*`.
 """

@@ -1,7 +1,7 @@
 """The spec of an image model: a diffusers pipeline's folder, whose models each have a folder of their own.
 
-Schedulers, image encoders and the VAE take no adapters and are left out. Paths of modules begin with their component, as
-the names in a diffusers adapter do: `unet.mid_block…`.
+Schedulers, image encoders and the VAE take no adapters and are left out. Paths of modules begin with their component,
+as the names in a diffusers adapter do: `unet.mid_block…`.
 """
 
 from __future__ import annotations

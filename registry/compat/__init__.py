@@ -1,4 +1,4 @@
-"""Does this adapter fit this base? `check_fit(LoraSpec, BaseSpec)` → findings, from headers alone.
+"""Does this adapter fit this base, and which engines serve it as trained? From configurations and headers alone.
 
 Pure: equal specs give equal findings. The modules in the file and the modules that the configuration targets must be
 the same. What headers do not show is an `unknown` finding, never a pass.
@@ -6,16 +6,50 @@ the same. What headers do not show is an `unknown` finding, never a pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from registry import __version__, engines
 from registry.adapters import methods
 from registry.adapters.peft import LoraSpec, initializations
+from registry.adapters.read import Contents, Found
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
+from registry.compat.files import check_file
 from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_pieces, check_updates
+from registry.digest import Digest
+from registry.engines import EngineProfile, version_facts
+from registry.engines import facts as engine_facts
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Finding
+from registry.evaluation.verdicts import Check, Finding, Verdict
 from registry.files import CONFIG
+
+
+def evaluate(
+    contents: Found,
+    base: BaseSpec,
+    subject: Digest,
+    profiles: Iterable[EngineProfile] = (),
+    *,
+    relatives: Sequence[Similarity] = (),
+) -> list[Verdict]:
+    """The verdict `compat`, then one `engine` for each profile. `subject` is the version's digest."""
+    findings = check(contents, base, relatives)
+    compat = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, findings, made_by={"registry": __version__})
+    stored = engine_facts.to_stored(version_facts.of_engine(contents))
+    served = [
+        engines.verdict(stored, profile, subject=subject, base=base, compat=compat.outcome, registry=__version__)
+        for profile in profiles
+    ]
+    return [compat, *served]
+
+
+def check(contents: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
+    """All findings of the check `compat`, whichever tool wrote the adapter."""
+    if isinstance(contents, Contents):
+        return (*contents.findings, *check_fit(contents.lora, base, relatives))
+    if contents.findings:  # names of no known format: there is nothing to compare
+        return contents.findings
+    return tuple(check_file(contents.file, base))
 
 
 def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> list[Finding]:
@@ -47,9 +81,8 @@ def _prompts(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None
     width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
     for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
-            findings.unknown(
-                "compat.method_unjudged", piece.name, f"the width of {lora.method} is not visible in headers"
-            )
+            message = f"the width of {lora.method} is not visible in headers"
+            findings.unknown("compat.method_unjudged", piece.name, message)
         elif len(piece.shape) != 2 or piece.shape[1] != width:
             message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
             findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))

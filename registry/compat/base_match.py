@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from registry.adapters.peft.base_claim import BaseClaim
+from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CONFIG

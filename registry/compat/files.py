@@ -1,7 +1,7 @@
 """Does this weights file fit this base, where no PEFT configuration stands beside it? Findings, from headers alone.
 
-Every module that the file updates must be a module of the base, or a fused group of them, with equal sizes. Names that no
-rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
+Every module that the file updates must be a module of the base, or a fused group of them, with equal sizes. Names that
+no rule translates are `unknown`. Nothing says which modules were meant, so a missing layer cannot be noticed.
 """
 
 from __future__ import annotations

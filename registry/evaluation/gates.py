@@ -1,7 +1,7 @@
 """Gates: what a channel requires before it moves, the evidence for a version, and what is missing.
 
-A gate looks at evidence only and names everything that is missing. A verdict counts when it is `pass` or `warn`, and the
-newest of a check decides. The pusher of a version does not approve it, and one identity approves once. A gate that
+A gate looks at evidence only and names everything that is missing. A verdict counts when it is `pass` or `warn`, and
+the newest of a check decides. The pusher of a version does not approve it, and one identity approves once. A gate that
 requires anything stays closed for weights that fail, whatever it requires.
 """
 

@@ -1,7 +1,7 @@
 """A version's lineage as a CycloneDX 1.6 machine-learning bill of materials (ML-BOM), in JSON.
 
-The serial number is made from the digest, so equal lineage gives an equal document. A parent that the reader may not see
-is its digest.
+The serial number is made from the digest, so equal lineage gives an equal document. A parent that the reader may not
+see is its digest.
 """
 
 from __future__ import annotations

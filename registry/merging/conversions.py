@@ -7,8 +7,8 @@
     diffusers   kohya, X-Labs, diffusers of 2023 … → the names of today's diffusers
     gguf        PEFT → a GGUF adapter for llama.cpp and Ollama
 
-A conversion that would lose or guess something is refused (`Invalid` CONVERSION_INVALID). The result is a version of its
-own, with the relation `converted` and the request in its annotations.
+A conversion that would lose or guess something is refused (`Invalid` CONVERSION_INVALID). The result is a version of
+its own, with the relation `converted` and the request in its annotations.
 """
 
 from __future__ import annotations

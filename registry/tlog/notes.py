@@ -6,8 +6,8 @@
 
     — registry.example.org/3f9c Az3grl…   each signature behind four bytes that say which key
 
-A signature of an unknown key is passed over; a wrong one of a known key spoils the note. A checkpoint must print exactly
-as it was written.
+A signature of an unknown key is passed over; a wrong one of a known key spoils the note. A checkpoint must print
+exactly as it was written.
 """
 
 from __future__ import annotations

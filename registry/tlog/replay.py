@@ -1,7 +1,7 @@
 """A replay: rows against entries against tiles against a signed checkpoint, every byte of them.
 
-Everything is recomputed from the rows, and only the log's keys are trusted. It needs no server: an exported folder is as
-good.
+Everything is recomputed from the rows, and only the log's keys are trusted. It needs no server: an exported folder is
+as good.
 """
 
 from __future__ import annotations

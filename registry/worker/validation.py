@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from registry import compat
 from registry.api.catalog import BaseView
 from registry.client.folder import read_folder
-from registry.compat import evaluate
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds
@@ -66,7 +66,7 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
         contents = read_folder(folder).found
     except (Invalid, TooLarge) as e:
         raise Failed(f"the pulled adapter is invalid: {e.detail}", final=True) from e
-    return list(evaluate.fit(contents, base.spec, base.relatives))
+    return list(compat.check(contents, base.spec, base.relatives))
 
 
 def _not_tried(findings: list[Finding]) -> Finding:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from registry.adapters.peft.base_claim import BaseClaim
+from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers

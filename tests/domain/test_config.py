@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from registry.adapters import methods
-from registry.adapters.peft.base_claim import BaseClaim, read_claim
-from registry.adapters.peft.config import AdapterConfig, read_config, read_fields
+from registry.adapters.peft.config import AdapterConfig, BaseClaim, read_claim, read_config, read_fields
 from registry.adapters.peft.targets import Choice, Targets, endings
 from registry.errors import Invalid
 from tests import forge

@@ -14,7 +14,7 @@ from typing import Any
 from registry.adapters.formats import Format
 from registry.adapters.formats.facts import FileFacts, FileModule, fault_of_factors
 from registry.adapters.formats.gguf import Gguf
-from registry.adapters.peft.base_claim import read_claim
+from registry.adapters.peft.config import read_claim
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.errors import Invalid
 from registry.files import CONFIG

@@ -1,17 +1,18 @@
 """Read an `adapter_config.json`: what the trainer says about an adapter, checked field by field.
 
-A configuration that names code, opens files or holds a pattern that could hang a loader is refused. Every broken rule is
-reported at once; what is merely odd is a warning in `AdapterConfig.findings`.
+A configuration that names code, opens files or holds a pattern that could hang a loader is refused. Every broken rule
+is reported at once; what is merely odd is a warning in `AdapterConfig.findings`. The base's name is a claim to compare,
+never a path to open: a trainer's local folder keeps only its last part, so no user name is shown or stored.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import Field
 
 from registry.adapters import methods
-from registry.adapters.peft.base_claim import BaseClaim, read_claim
 from registry.errors import Invalid, Reason, TooLarge
 from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
@@ -23,7 +24,34 @@ RANK_LIMIT = 4096
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
 
+BASE_NAME_LIMIT = 512
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\Z")
+_CACHE_FOLDER = re.compile(r"models--([A-Za-z0-9._-]+?)--([A-Za-z0-9._-]+)\Z")
+_SYSTEM_FOLDERS = frozenset(["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr"])
+
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=8)
+
+
+class BaseClaim(FrozenModel):
+    """The claimed name; empty when none is written. `is_local` if it was a folder of the trainer's machine."""
+
+    name: str = ""
+    is_local: bool = False
+
+    def findings(self, file: str) -> list[Finding]:
+        location = f"{file}: base_model_name_or_path"
+        if not self.name:
+            message = "the configuration does not name the base that the adapter was trained on"
+            return [Finding.of("warning", "config.base_model_absent", location, message)]
+        if self.is_local:
+            message = f"the base is named by a folder of the trainer's machine that ends in {self.name!r}"
+            return [Finding.of("warning", "config.base_model_local", location, message)]
+        return []
+
+    def names(self, base: str) -> bool:
+        """Whether the claim and this base's name may mean the same: equal, or equal in their last part."""
+        return bool(self.name) and self.name.split("/")[-1].lower() == base.split("/")[-1].lower()
 
 
 class AdapterConfig(FrozenModel):
@@ -85,7 +113,10 @@ def read_fields(values: dict[str, Any], *, file: str = CONFIG) -> AdapterConfig:
 
 
 class _Reader:
-    """Takes the fields one by one; keeps the broken rules and the warnings."""
+    """Takes the fields one by one; keeps the broken rules and the warnings.
+
+    After training, the `rank_pattern` of AdaLoRA holds masks, and the tensors have the ranks that remained.
+    """
 
     def __init__(self, values: dict[str, Any], file: str) -> None:
         self.fields = Fields(values)
@@ -114,7 +145,7 @@ class _Reader:
             target_parameters=fields.names("target_parameters"),
             layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
             layers_pattern=fields.names("layers_pattern"),
-            rank_pattern=self._rank_pattern(method),
+            rank_pattern={} if method == "ADALORA" else fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True),
             alpha_pattern=fields.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False),
             layer_replication=self._layer_replication(),
             token_indices=self._token_indices(method),
@@ -183,11 +214,6 @@ class _Reader:
             return "none"
         return str(bias)
 
-    def _rank_pattern(self, method: str) -> dict[str, int]:
-        if method == "ADALORA":  # after training it holds masks, and the tensors have the ranks that were kept
-            return {}
-        return self.fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True)
-
     def _layer_replication(self) -> tuple[tuple[int, int], ...]:
         value = self._values.get("layer_replication") or []
         if not isinstance(value, list) or not all(
@@ -234,3 +260,41 @@ _TAKEN_NAMES = """
 """
 _TAKEN = frozenset(_TAKEN_NAMES.split())
 """The fields that `AdapterConfig` has of its own, or that say nothing about the adapter."""
+
+
+# ------------------------------------------------------------------ the claimed base
+def read_claim(value: Any) -> tuple[BaseClaim, list[str]]:
+    """The claim in this value, and the rules that it breaks, in words."""
+    if value is None or value == "":
+        return BaseClaim(), []
+    problem = _problem_with_claim(value)
+    if problem:
+        return BaseClaim(), [problem]
+    text = str(value).strip()
+    if _HUB_NAME.match(text):
+        return BaseClaim(name=text), []
+    parts = [p for p in re.split(r"[\\/]", text) if p not in ("", ".", "~")]
+    for part in parts:
+        cached = _CACHE_FOLDER.match(part)
+        if cached:
+            return BaseClaim(name=f"{cached[1]}/{cached[2]}", is_local=True), []
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "").strip("-.")
+    return BaseClaim(name=last[:128], is_local=True), []
+
+
+def _problem_with_claim(value: Any) -> str:
+    if not isinstance(value, str):
+        return f"must be text, not {type(value).__name__}"
+    if len(value) > BASE_NAME_LIMIT:
+        return f"has {len(value)} characters; the limit is {BASE_NAME_LIMIT}"
+    odd = next((c for c in value if not " " <= c <= "~"), "")
+    if odd:
+        return f"holds U+{ord(odd):04X}, which is not a printable ASCII character"
+    if "://" in value or value.startswith(("\\\\", "//")) or value.lower().startswith(("file:", "data:")):
+        return "is a URL or a network share, not the name of a base"
+    parts = re.split(r"[\\/]", value)
+    if ".." in parts:
+        return "climbs out of its folder with '..'"
+    if value.startswith("/") and len(parts) > 1 and parts[1] in _SYSTEM_FOLDERS:
+        return "is a path into a system folder"
+    return ""

@@ -153,7 +153,7 @@ def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
     ]
     contents = read.read_any(files, lambda name, start, length: contents_of[name][start : start + length])
     spec, subject = bases.load_spec(base), Digest.of(data)
-    return VerdictList(items=evaluate.verdicts(contents, spec, subject, profiles, relatives=relatives))
+    return VerdictList(items=evaluate(contents, spec, subject, profiles, relatives=relatives))
 
 
 def settings_for_base(

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from registry import compat
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import Contents, Read, read_any, weights_of
 from registry.bases import BaseSpec, Similarity
-from registry.compat import evaluate, tokenizers
+from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Reason, Unavailable
@@ -111,7 +112,7 @@ def inspect_files(
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, keep=weights.path if inline else "")
     contents = read_any(manifest.files, read)
-    findings = (*evaluate.fit(contents, spec, relatives), *tokenizers.check_tokenizer(manifest.files, read, spec))
+    findings = (*compat.check(contents, spec, relatives), *tokenizers.check_tokenizer(manifest.files, read, spec))
     measured = None
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
