@@ -1,0 +1,123 @@
+"""The commands on the pages of docs/ run, in the order of the page, against a real server with what the page presumes.
+
+Left out are commands that need another machine, a real model or an outside service; other tests run those.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.attestations import keys
+from registry.client.registry import Registry
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check
+from tests import forge
+from tests.cli.desk import Desk
+from tests.faults.servers import Server
+from tests.import_table import ROOT
+from tests.test_docs import typed_lines
+
+LEFT_OUT = (
+    "adapter serve", "adapter migrate",                # the test itself runs the server
+    "adapter worker", "adapter smoke-test",            # a real model: tests/flows
+    "adapter publisher add", "adapter token exchange", # an issuer: tests/access
+    "adapter sign acme/support@3 --bundle",            # another program makes the bundle: tests/signing
+    "adapter webhook create",                          # a public address: tests/server
+)  # fmt: skip
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server({"REGISTRY_DATA": str(tmp_path / "data")}).running() as running:
+        yield running
+
+
+@pytest.fixture
+def desk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A machine on which the files that the pages name lie, logged in as administrator."""
+    for name in os.environ:
+        if name.startswith(("ADAPTER_", "REGISTRY_")):
+            monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("ADAPTER_REGISTRY", server.url)
+    monkeypatch.setenv("ADAPTER_TOKEN", server.token)
+    monkeypatch.chdir(tmp_path)
+    desk = Desk(tmp_path)
+    base = forge.llama("smollm2")
+    forge.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
+    desk("base", "add", "smollm2", "models/SmolLM2-135M-Instruct")
+    return desk
+
+
+def private_key(folder: Path) -> keys.PrivateKey:
+    """A new key in OpenSSH's format, as `ssh-keygen` writes it."""
+    data = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    forge.write({".ssh/id_ed25519": data}, folder)
+    return keys.PrivateKey.parse(data)
+
+
+def pass_smoke_test(server: Server) -> None:
+    """File a passing verdict for the waiting smoke test, as a worker would."""
+    with Registry(server.url, server.token) as registry:
+        claimed = registry.claim(ClaimRequest(worker="test"))
+        assert claimed is not None
+        version = registry.version("acme/support")
+        report = Report(
+            check=Check.SMOKE,
+            subject=version.digest,
+            base=version.base,
+            base_fingerprint=version.base_fingerprint,
+            findings=(),
+            made_by={"worker": "test"},
+        )
+        registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+
+
+def run_pages(desk: Desk, *pages: str, replacements: dict[str, str]) -> list[str]:
+    """Run every command of the pages that is not left out; return what ran."""
+    lines = [line for page in pages for line in typed_lines((ROOT / f"docs/{page}.md").read_text())]
+    lines = [line for line in lines if not line.startswith(LEFT_OUT)]
+    for line in lines:
+        for shown, actual in replacements.items():
+            line = line.replace(shown, actual)
+        desk(*map(os.path.expanduser, shlex.split(line, comments=True)[1:]))
+    return lines
+
+
+def test_the_commands_on_the_page_about_access_run_on_an_empty_server(desk: Desk, server: Server) -> None:
+    forge.write(forge.lora(forge.llama("smollm2")), desk.folder / "out")
+    assert len(run_pages(desk, "access", replacements={"https://registry.example.org": server.url})) >= 6
+
+
+def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
+    desk: Desk, server: Server
+) -> None:
+    for seed in (1, 2, 3):
+        forge.write(forge.lora(forge.llama("smollm2"), seed=seed), desk.folder / "out")
+        desk("push", "out", "acme/support", "--base", "smollm2")
+        pass_smoke_test(server)
+    for number in (2, 3):
+        desk("promote", f"acme/support@{number}", "prod")
+    desk("pull", "acme/support:prod", "support")
+    log_key = desk("audit", "key", "--json").json["keys"][0]
+    replacements = {
+        "https://registry.example.org": server.url,
+        "key:5f0c…": private_key(desk.folder / "home").public.identity,
+        "registry.example.org/3f9c+…": log_key,
+        "registry.example.org/3f9c61d2+1a2b3c4d+AQ…": log_key,
+    }
+    ran = run_pages(desk, "bases", "signing", replacements=replacements)
+    desk("promote", "acme/support@2", "prod")
+    ran += run_pages(desk, "promotion", "operations", "deploy", "rest", replacements=replacements)
+    assert len(ran) >= 18
