@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks import _adapters
 from registry.api.catalog import BaseAdd
-from registry.client import base_folder
+from registry.client.local import base_folder
 from registry.client.registry import Registry
 
 SPACE = "bench"

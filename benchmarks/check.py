@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from registry import compat
 from registry.adapters import read as contents
 from registry.bases import BaseSpec
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.files import CONFIG, WEIGHTS

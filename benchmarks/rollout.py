@@ -32,7 +32,8 @@ import numpy as np
 from benchmarks import _adapters, _contenders
 from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.client import base_folder, push
+from registry.client import push
+from registry.client.local import base_folder
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import RegistryError

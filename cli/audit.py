@@ -17,11 +17,8 @@ from pathlib import Path
 import click
 
 from registry.api.audit import EventView
-from registry.client import exported
-from registry.client import trusted_checkpoints as memory
-from registry.client.audit import Audit, ServerLog
+from registry.client.audit import Audit, FolderLog, ServerLog, export_log
 from registry.client.core import Versions
-from registry.client.exported import FolderLog
 from registry.errors import Corrupt
 from registry.events import FORMER_DETAILS, message_template
 from registry.tlog.notes import Checkpoint, Verifier
@@ -72,7 +69,7 @@ def _checked() -> Iterator[tuple[Versions, str]]:
     embedded = session.target().embedded
     with session.versions() as registry:
         note = Audit(registry).checkpoint()
-        session.heads().check(registry, note, by_origin=embedded)
+        session.trusted_checkpoints().check(registry, note, by_origin=embedded)
         yield registry, note
 
 
@@ -128,7 +125,7 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
         trusted = bool(verifiers)
     else:
         with _checked() as (registry, note):
-            head = session.heads().known(registry, note, by_origin=session.target().embedded)
+            head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
             held = verifiers or (head.verifiers if head is not None else ())
             replayed = replay(ServerLog(Audit(registry), note), *held)
             trusted = True
@@ -162,7 +159,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 def export(folder: Path) -> None:
     """Write the whole log into DIR, where it can be verified without the registry."""
     with _checked() as (registry, _):
-        written: Checkpoint = exported.write(Audit(registry), folder)
+        written: Checkpoint = export_log(Audit(registry), folder)
     document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
     output.answer(
         document, lambda: click.echo(f"{output.plural(written.size, 'event')} of {written.origin} in {folder}")
@@ -176,10 +173,9 @@ def key(trust: bool) -> None:
     """Show the keys that sign the log; with --trust after a deliberate key change."""
     embedded = session.target().embedded
     with session.versions() as registry:
-        keys, note = Audit(registry).keys(), Audit(registry).checkpoint()
+        keys, note = Audit(registry).log_keys(), Audit(registry).checkpoint()
         if trust:
-            head: memory.Heads = session.heads()
-            head.trust(registry, tuple(keys.keys), note, by_origin=embedded)
+            session.trusted_checkpoints().trust(registry, tuple(keys.keys), note, by_origin=embedded)
 
     def text() -> None:
         for line in keys.keys:

@@ -17,7 +17,7 @@ from registry import names
 from registry.api.catalog import BaseAdd, BaseView
 from registry.bases import BaseMatch, BaseSpec
 from registry.bases.identity import Identity
-from registry.client import base_folder
+from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity

@@ -8,7 +8,7 @@ import click
 
 from registry import names
 from registry.api.catalog import Resolved
-from registry.client import bulk_pull
+from registry.client import pull
 from registry.client.bulk import Result
 from registry.names import AdapterName, Ref
 
@@ -31,11 +31,10 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     selector = names.selector(alias or names.NEWEST)
     with session.versions() as registry, Bar(base) as bar:
         adapter_names = [
-            AdapterName.parse(view.name)
-            for view in bulk_pull.adapters_of(registry, base, namespace=namespace, alias=alias)
+            AdapterName.parse(view.name) for view in pull.adapters_of(registry, base, namespace=namespace, alias=alias)
         ]
         refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapter_names]
-        results = bulk_pull.pull_all(registry, refs, progress=bar, on_result=quiet(bar, _print_pulled))
+        results = pull.pull_all(registry, refs, progress=bar, on_result=quiet(bar, _print_pulled))
     fetched = sum(result.answer is not None for result in results)
     summary = f"{output.plural(fetched, 'adapter')} in {folder}, {len(results) - fetched} not"
     output.answer({"items": [document(result, "resolved") for result in results]}, lambda: click.echo(summary))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from registry.api.transfer import PushResult
-from registry.client import bulk_push
+from registry.client import push
 from registry.client.bulk import Result
 from registry.errors import Invalid
 from registry.files import CONFIG, WEIGHTS_ENDINGS
@@ -36,7 +36,7 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
         raise Invalid("FOLDER_INVALID", f"{folder} holds no folder with {CONFIG} or a file of weights")
     folders = [(path, f"{namespace}/{path.name}") for path in adapter_folders]
     with session.versions() as registry, Bar(namespace) as bar:
-        results = bulk_push.push_all(
+        results = push.push_all(
             registry, folders, base=base, message=message, progress=bar, on_result=quiet(bar, _print_pushed),
             declared=lambda adapter_folder: provenance.of_file(adapter_folder / file) if file else None,
         )  # fmt: skip

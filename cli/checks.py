@@ -13,8 +13,8 @@ import click
 
 from registry import engines
 from registry.adapters import read as contents
-from registry.client import folder as folders
 from registry.client import push
+from registry.client.local import folder as folders
 from registry.client.registry import Registry
 from registry.compat import evaluate
 from registry.engines import EngineProfile

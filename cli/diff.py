@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from registry.client import folder as folders
 from registry.client import pull
 from registry.client.core import Versions
+from registry.client.local import folder as folders
 from registry.engines import version_facts
 from registry.files import CONFIG
 from registry.names import Ref

@@ -149,7 +149,7 @@ class Rooms(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         door = DOORS.get(args[0])
         if door is not None and door.weights is not None and args[1:]:
-            load("registry.client.hashing", "begin")(args[1], depth=door.weights)
+            load("registry.client.local.hashing", "begin")(args[1], depth=door.weights)
         return super().resolve_command(ctx, args)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -18,7 +18,7 @@ import click
 from registry.api.catalog import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client import pull, push
-from registry.client.destination import Destination
+from registry.client.local.destination import Destination
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.jobs import FINAL, Job, Kind, State

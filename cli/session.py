@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from registry.client.core import Versions
-from registry.client.trusted_checkpoints import Heads
+from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.durable import replace_file
 from registry.errors import Invalid
 
@@ -123,13 +123,13 @@ def _opened(routes: type[Routes]) -> Iterator[Routes]:
     """The embedded registry runs in this process, without a socket."""
     where = target()
     with embedded(routes) if where.embedded else routes(where.url, where.token) as opened:
-        heads().watch(opened, by_origin=where.embedded)
+        trusted_checkpoints().watch(opened, by_origin=where.embedded)
         yield opened
 
 
-def heads() -> Heads:
+def trusted_checkpoints() -> TrustedCheckpoints:
     """What this machine remembers of the audit logs of registries, beside the profile."""
-    return Heads(profile_path().parent / "heads")
+    return TrustedCheckpoints(profile_path().parent / "checkpoints")
 
 
 @contextmanager
@@ -143,6 +143,6 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
             "no registry is set, and the embedded one needs the extra 'server'",
             next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
         ) from e
-    transport = main.load("registry.client.inprocess", "InProcess")
+    transport = main.load("registry.client.transport.in_process", "InProcess")
     with application() as app, routes(EMBEDDED_URL, transport=transport(app)) as opened:
         yield opened

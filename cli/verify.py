@@ -123,8 +123,8 @@ def _asked(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifi
     """All that the registry shows of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
     collected, note = bundle.collect(audit, resolved), audit.checkpoint()
-    session.heads().check(registry, note, by_origin=embedded)
-    head = session.heads().known(registry, note, by_origin=embedded)
+    session.trusted_checkpoints().check(registry, note, by_origin=embedded)
+    head = session.trusted_checkpoints().known(registry, note, by_origin=embedded)
     return collected, head.verifiers if head is not None else ()
 
 

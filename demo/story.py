@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.stage import Failed, Stage
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from tests import fixtures
 
 BASE = "SmolLM2-135M-Instruct"

@@ -35,8 +35,8 @@ from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.api.transfer import PushPlan, PushRequest, PushResult
 from registry.bases import BaseSpec
-from registry.client.inprocess import InProcess
 from registry.client.registry import Registry
+from registry.client.transport.in_process import InProcess
 from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding

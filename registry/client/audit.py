@@ -1,14 +1,19 @@
-"""`Audit`: the routes of the audit log, and the log of a server as something to replay.
+"""The audit log of a server and as an exported folder: `Audit` has the routes, also of attestations and webhooks.
 
-Invariants
-- Nothing is verified here but by `registry.tlog`, with keys that the caller trusts.
+    checkpoint          the signed note        keys            the verifier keys, one per line
+    tile/…              C2SP's paths           events.jsonl    the events as the database has them, one per line
+
+Only `registry.tlog` verifies, with keys that the caller trusts; not with those in an exported folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from pydantic import ValidationError
 
 from registry.api import LogKeys
 from registry.api.audit import (
@@ -25,17 +30,19 @@ from registry.api.audit import (
     WebhookList,
     WebhookView,
 )
-from registry.client.checkpoints import Checkpoints
-from registry.errors import Corrupt, NotFound
-from registry.names import Ref
+from registry.client.core import AnyRef, Versions, path_of
+from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
-from registry.tlog.notes import Verifier
+from registry.tlog.notes import Checkpoint, Verifier
 
 PAGE = 200
 
 
-class Audit(Checkpoints):
-    """All routes of the log, of attestations and of webhooks."""
+class Audit(Versions):
+    """The routes of the log, of attestations and of webhooks, over the connection of `registry`."""
+
+    def __init__(self, registry: Versions) -> None:
+        super().__init__(registry.url, connection=registry.connection)
 
     def proof(self, seq: int) -> EventProof:
         return self._get(f"/audit/events/{seq}/proof", EventProof)
@@ -54,48 +61,39 @@ class Audit(Checkpoints):
 
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
         path = f"/audit/{tiles.tile_path(level, index, width)}"
-        return self._connection.send("GET", path, query={"stored": "true"} if stored else None).content
+        return self.connection.send("GET", path, query={"stored": "true"} if stored else None).content
 
     def entries(self, index: int, width: int) -> bytes:
-        return self._connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
+        return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
     # ------------------------------------------------------------ attestations
-    def attestations(self, ref: Ref | str) -> AttestationList:
-        """What is signed about a version."""
-        return self._get(f"{_version(ref)}/attestations", AttestationList)
+    def attestations(self, ref: AnyRef) -> AttestationList:
+        """The attestations of a version."""
+        return self._get(f"{path_of(ref)}/attestations", AttestationList)
 
-    def sign(self, ref: Ref | str, request: SignRequest) -> AttestationView:
-        """Bring a signature for a version."""
-        body = request.model_dump(mode="json")
-        answer = self._connection.send("POST", f"{_version(ref)}/attestations", json=body)
-        return AttestationView.model_validate_json(answer.content)
+    def sign(self, ref: AnyRef, request: SignRequest) -> AttestationView:
+        """Attach a signature to a version."""
+        return self._post(f"{path_of(ref)}/attestations", request, AttestationView)
 
     # ------------------------------------------------------------ webhooks
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
-        answer = self._connection.send("POST", "/webhooks", json=request.model_dump(mode="json"))
-        return WebhookCreated.model_validate_json(answer.content)
+        return self._post("/webhooks", request, WebhookCreated)
 
     def webhooks(self) -> WebhookList:
         return self._get("/webhooks", WebhookList)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
-        return WebhookView.model_validate_json(self._connection.send("DELETE", _webhook(webhook_id)).content)
+        return self._send("DELETE", _webhook(webhook_id), WebhookView)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
         return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
-        answer = self._connection.send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry")
-        return DeliveryView.model_validate_json(answer.content)
+        return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", DeliveryView)
 
 
 def _webhook(webhook_id: str) -> str:
     return f"/webhooks/{quote(webhook_id, safe='')}"
-
-
-def _version(ref: Ref | str) -> str:
-    parsed = ref if isinstance(ref, Ref) else Ref.parse(ref)
-    return f"/adapters/{parsed.name}/versions/{parsed.selector}"
 
 
 class ServerLog:
@@ -131,3 +129,77 @@ class ServerLog:
 def verifiers(keys: LogKeys) -> tuple[Verifier, ...]:
     """The keys as they verify. `Invalid` for a key that is none."""
     return tuple(Verifier.parse(text) for text in keys.keys)
+
+
+def export_log(audit: Audit, folder: Path, *, advance: Callable[[int], None] = lambda _events: None) -> Checkpoint:
+    """Write the log as it is now into an empty or absent folder. `Invalid` if the folder is not empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise Invalid("FOLDER_INVALID", f"{folder} is not empty", next_step="name a folder that is not there yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    keys, note = audit.log_keys(), audit.checkpoint()
+    checkpoint = Checkpoint.of_text(note.rpartition("\n\n")[0] + "\n")
+    if checkpoint is None:
+        raise Invalid("REQUEST_INVALID", "the registry's checkpoint cannot be read")
+    (folder / "keys").write_text("".join(f"{key}\n" for key in keys.keys))
+    for level, index, width in tiles.widths(checkpoint.size):
+        _put(folder, tiles.tile_path(level, index, width), audit.tile(level, index, width, stored=True))
+        if level == 0:
+            _put(folder, tiles.tile_path("entries", index, width), audit.entries(index, width))
+    with (folder / "events.jsonl").open("w") as file:
+        for event in audit.events():
+            if event.seq > checkpoint.size:
+                break
+            file.write(event.model_dump_json() + "\n")
+            advance(1)
+    (folder / "checkpoint").write_text(note)
+    return checkpoint
+
+
+def _put(folder: Path, path: str, data: bytes) -> None:
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+
+
+class FolderLog:
+    """An exported log as a source of a replay (registry.tlog.replay)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def checkpoint(self) -> str:
+        """`Invalid` (FOLDER_INVALID) for a folder without one."""
+        try:
+            return (self._folder / "checkpoint").read_text()
+        except (OSError, UnicodeDecodeError) as e:
+            raise Invalid("FOLDER_INVALID", f"{self._folder} holds no exported log: no 'checkpoint'") from e
+
+    def keys(self) -> tuple[Verifier, ...]:
+        """The keys that lie in the folder."""
+        try:
+            lines = (self._folder / "keys").read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise Invalid("FOLDER_INVALID", f"{self._folder} holds no exported log: no 'keys'") from e
+        return tuple(Verifier.parse(line) for line in LogKeys(origin="", keys=lines).keys)
+
+    def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
+        return [self._read(tiles.tile_path(level, index, width))]
+
+    def entries(self, index: int, width: int) -> bytes:
+        return self._read(tiles.tile_path("entries", index, width))
+
+    def rows(self) -> Iterator[bytes]:
+        """A line that is no event is an entry that nothing agrees with."""
+        path = self._folder / "events.jsonl"
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    yield EventView.model_validate_json(line).entry()
+                except (ValidationError, Invalid):
+                    yield line
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return (self._folder / path).read_bytes()
+        except OSError:
+            return b""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from registry.client.streams import Progress
+from registry.client.transfer import Progress
 from registry.errors import Invalid, RegistryError
 
 ADAPTERS_AT_ONCE = 4

@@ -97,7 +97,7 @@ def collect(audit: Audit, resolved: Resolved) -> Bundle:
         digest=resolved.digest,
         manifest=resolved.manifest,
         attestations=items,
-        keys=list(audit.keys().keys),
+        keys=list(audit.log_keys().keys),
         proof=_proof(audit, pushed),
         arrival=_proof(audit, arrived),
     )

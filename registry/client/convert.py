@@ -20,7 +20,7 @@ from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
 from registry.client import pull
 from registry.client import push as pushing
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
 from registry.jobs import Job, Kind
 from registry.manifest import Edge, Relation

@@ -13,12 +13,12 @@ from urllib.parse import quote
 import httpx
 
 from registry import names
-from registry.api import Request
+from registry.api import Consistency, LogKeys, Request
 from registry.api.catalog import AdapterPage, AdapterView, BaseList, BaseView, Resolved, VersionPage, VersionView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
-from registry.client import sockets
-from registry.client.connection import Body, Connection
-from registry.client.responses import Shape, parsed
+from registry.client.transport import sockets
+from registry.client.transport.connection import Body, Connection
+from registry.client.transport.responses import Shape, parsed
 from registry.names import AdapterName, Ref
 
 Name = AdapterName | str
@@ -106,6 +106,17 @@ class Versions:
 
     def base(self, name: str) -> BaseView:
         return self._get(f"/bases/{names.base_name(name)}", BaseView)
+
+    # ------------------------------------------------------------ following the audit log
+    def checkpoint(self) -> str:
+        """The note of the newest checkpoint."""
+        return self.connection.send("GET", "/audit/checkpoint").content.decode()
+
+    def log_keys(self) -> LogKeys:
+        return self._get("/audit/keys", LogKeys)
+
+    def consistency(self, old: int, new: int) -> Consistency:
+        return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
 
     # ------------------------------------------------------------ inside
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:

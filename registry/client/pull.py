@@ -13,16 +13,18 @@ import contextlib
 import json
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from registry.api.catalog import FileLink, Resolved
+from registry.api import PAGE_LIMIT
+from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
-from registry.client import streams
-from registry.client.cache import LINK_FROM_BYTES, Cache
+from registry.client import transfer
+from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.core import Versions
-from registry.client.destination import Destination
-from registry.client.streams import Progress, Silent
+from registry.client.local.cache import LINK_FROM_BYTES, Cache
+from registry.client.local.destination import Destination
+from registry.client.transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound, Reason
 from registry.files import NOTE
@@ -50,6 +52,35 @@ def pull(
     offer = _Offer(registry, ref)
     _put(offer, dest, cache() if callable(cache) else cache, progress or Silent())
     return offer.resolved
+
+
+def pull_all(
+    registry: Versions,
+    refs: Sequence[tuple[Ref, Path]],
+    *,
+    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    progress: Progress | None = None,
+    on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
+) -> list[Result[Resolved]]:
+    """Pull each version into its folder, a few at a time. `on_result` is called with each result."""
+    total = Sum(progress or Silent())
+
+    def pull_one(item: tuple[Ref, Path]) -> Result[Resolved]:
+        ref, folder = item
+        return result_of(str(ref), folder, lambda: pull(registry, ref, folder, cache=cache, progress=total))
+
+    return each(pull_one, refs, on_result)
+
+
+def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
+    """Every adapter of a base that the actor may see, of one namespace or with one alias if given."""
+    cursor = ""
+    while True:
+        page = registry.adapters(base=base, namespace=namespace, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
+        yield from page.items
+        cursor = page.next_cursor
+        if not cursor:
+            return
 
 
 def verify(
@@ -86,7 +117,7 @@ def _is_right(path: Path, link: FileLink) -> bool | None:
     try:
         status = path.lstat()
         return (
-            stat.S_ISREG(status.st_mode) and status.st_size == link.size_bytes and streams.hash_of(path) == link.digest
+            stat.S_ISREG(status.st_mode) and status.st_size == link.size_bytes and transfer.hash_of(path) == link.digest
         )
     except FileNotFoundError:
         return None
@@ -99,8 +130,8 @@ def _put(offer: _Offer, dest: Path, store: Cache | None, progress: Progress) -> 
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in offer.links}:
             parent.mkdir(parents=True, exist_ok=True)
-        streams.at_once(
-            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, streams.FILES_AT_ONCE
+        transfer.at_once(
+            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, transfer.FILES_AT_ONCE
         )
         note = {"name": offer.resolved.name, "number": offer.resolved.number, "digest": offer.resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
@@ -122,11 +153,11 @@ class _Offer:
         with contextlib.suppress(ValueError):  # no base64
             data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
             if Digest.of(data) == link.digest:
-                streams.write_new(target, data, durable=durable)
+                transfer.write_new(target, data, durable=durable)
                 progress.advance(len(data))
                 return
-        direct = streams.Direct(self._direct.get(link.path, ""), self._until)
-        streams.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
+        direct = transfer.Direct(self._direct.get(link.path, ""), self._until)
+        transfer.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
 
 
 def _planned(registry: Versions, ref: Ref | str) -> PullPlan:

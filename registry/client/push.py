@@ -16,10 +16,11 @@ from typing import Protocol
 
 from registry.api.catalog import BaseView
 from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
-from registry.client import streams
+from registry.client import transfer
+from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.core import Versions
-from registry.client.folder import Folder, read_folder
-from registry.client.streams import Progress, Silent
+from registry.client.local.folder import Folder, read_folder
+from registry.client.transfer import Progress, Silent
 from registry.errors import Invalid, NotFound, Reason, Unavailable
 from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
@@ -75,6 +76,38 @@ def push_folder(
     return pushed
 
 
+def push_all(
+    registry: Versions,
+    folders: Sequence[tuple[Path, str]],
+    *,
+    base: str = "",
+    message: str = "",
+    declared: Callable[[Path], Provenance | None] = lambda _folder: None,
+    progress: Progress | None = None,
+    on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
+) -> list[Result[PushResult]]:
+    """Push each folder as the newest version of its name, a few at a time. The bases are requested once.
+
+    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result.
+    """
+    bases = Bases(registry)
+    total = Sum(progress or Silent())
+
+    def push(item: tuple[Path, str]) -> Result[PushResult]:
+        folder, name = item
+
+        def work() -> PushResult:
+            adapter = AdapterName.parse(name)
+            return push_folder(
+                registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=total,
+                bases=bases,
+            )  # fmt: skip
+
+        return result_of(name, folder, work)
+
+    return each(push, folders, on_result)
+
+
 def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, watched: _Tally) -> PushPlan:
     """Send all that is large. The plan whose small files are still to be sent."""
     plan = registry.plan_push(name, request)
@@ -84,10 +117,10 @@ def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRe
         large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BLOB_BYTES]
         watched.bytes = 0
         try:
-            streams.at_once(
-                lambda upload: streams.send(registry, upload, folder.source_of(upload.digest), watched),
+            transfer.at_once(
+                lambda upload: transfer.send(registry, upload, folder.source_of(upload.digest), watched),
                 sorted(large, key=lambda upload: -upload.size_bytes),
-                streams.FILES_AT_ONCE,
+                transfer.FILES_AT_ONCE,
             )
             return plan
         except Unavailable as e:

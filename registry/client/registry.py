@@ -77,7 +77,7 @@ from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAcc
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
-from registry.client.responses import Shape, parsed
+from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report

@@ -1,12 +1,232 @@
-"""Push and pull in one room, for programs of others: `from registry.client import transfer`.
+"""The one place where bytes move: a file up to where a plan says, a file down from where a link says.
 
-Our own commands take the room that they need (`push`, `pull`): either loads half of what both do.
+Invariants
+- What comes down is hashed as it comes and is on disk (fsync) before its name is trusted; the wrong length, the
+  wrong hash and a body without an end are `Corrupt`, and the file is removed.
+- A line that breaks is taken up again where it broke, a few times; memory stays at one chunk.
+- Progress goes back when a request is sent again, so that it ends at what was to be moved.
 """
 
 from __future__ import annotations
 
-from registry.client.base_folder import base_spec_from
-from registry.client.pull import USER_CACHE, pull, verify
-from registry.client.push import Bases, Signature, push_folder
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-__all__ = ["USER_CACHE", "Bases", "Signature", "base_spec_from", "pull", "push_folder", "verify"]
+from registry.api.catalog import FileLink
+from registry.api.transfer import Upload, UploadPart
+from registry.client.core import Versions
+from registry.client.local import hashing
+from registry.client.transport.sockets import Take
+from registry.digest import CHUNK_BYTES, Digest, Hasher
+from registry.errors import Corrupt, Unavailable
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+ATTEMPTS_LIMIT = 4
+WRITE_BACK_BYTES = 4 * 2**20
+FILES_AT_ONCE = 4
+"""Of one version, up or down."""
+PARTS_AT_ONCE = 3
+RANGES_FROM_BYTES = 64 * 2**20
+RANGE_BYTES = 32 * 2**20
+"""Stores with a small reader cache stream longer ranges at a fraction of their speed."""
+RANGES_AT_ONCE = 2
+
+
+class Progress(Protocol):
+    """Told how much there is to move, and of each step; a step back is negative."""
+
+    def start(self, total_bytes: int) -> None: ...
+    def advance(self, count: int) -> None: ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, _total_bytes: int) -> None:
+        return None
+
+    def advance(self, _count: int) -> None:
+        return None
+
+
+def send(registry: Versions, upload: Upload, source: Path, progress: Progress) -> None:
+    """Send the file at `source` as the blob that the plan asked for, whole or in the parts that are still missing."""
+    with open(source, "rb", buffering=0) as file:
+        if not upload.parts:
+            put = registry.connection.send_file
+            put(upload.url, file, 0, upload.size_bytes, headers=upload.headers, advance=progress.advance)
+            return
+        at_once(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
+
+
+def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: Progress) -> None:
+    registry.connection.send_file(part.url, file, part.start, part.size_bytes, advance=progress.advance)
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A link straight to the store, taken until a moment of `time.monotonic`; empty for none."""
+
+    url: str = ""
+    until: float = 0.0
+
+
+def fetch(
+    registry: Versions,
+    link: FileLink,
+    target: Path,
+    progress: Progress,
+    *,
+    direct: Direct = Direct(),
+    durable: bool = True,
+) -> None:
+    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be;
+    `OSError` if this machine cannot write it.
+
+    Without `durable` nobody waits for the disk: for what is hashed again before it is used.
+    """
+    descriptor = os.open(target, _NEW, 0o644)
+    try:
+        fetcher = _Fetch(registry, link, direct, descriptor, progress)
+        fetcher.whole() if link.size_bytes < RANGES_FROM_BYTES else fetcher.in_ranges()
+        fetcher.check()
+        if durable:
+            os.fsync(descriptor)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            target.unlink()
+        if isinstance(e, _Unwritable):
+            raise OSError(e.error.errno, e.error.strerror, str(target)) from e
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class _Unwritable(Exception):
+    """This machine cannot write what comes: no failure of the line, on which an `OSError` would be taken for one."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Fetch:
+    """One file on its way down. The hash follows the bytes in order; a broken line goes on where it broke."""
+
+    def __init__(self, registry: Versions, link: FileLink, direct: Direct, descriptor: int, progress: Progress) -> None:
+        self._connection = registry.connection
+        self._link, self._direct = link, direct
+        self._descriptor = descriptor
+        self._progress = progress
+        self._hasher = Hasher()
+
+    def whole(self) -> None:
+        def take(piece: memoryview) -> None:
+            self._hasher.update(piece)
+
+        self._range(0, self._link.size_bytes, take)
+
+    def in_ranges(self) -> None:
+        """Some ranges at once, each written where it belongs and read back for the hash when its turn comes."""
+        starts = range(0, self._link.size_bytes, RANGE_BYTES)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        with ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="range") as pool:
+            coming = [
+                pool.submit(self._range, start, min(RANGE_BYTES, self._link.size_bytes - start)) for start in starts
+            ]
+            try:
+                for start, arrived in zip(starts, coming, strict=True):
+                    arrived.result()
+                    end = min(start + RANGE_BYTES, self._link.size_bytes)
+                    while start < end:
+                        count = os.preadv(self._descriptor, [buffer[: end - start]], start)
+                        self._hasher.update(buffer[:count])
+                        start += count
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _range(self, start: int, length: int, also: Take = lambda _piece: None) -> None:
+        begun, end = start, start + length
+
+        def take(piece: memoryview) -> None:
+            nonlocal start, begun
+            if start + len(piece) > end:
+                raise Corrupt(
+                    "DIGEST_MISMATCH",
+                    f"{self._link.path}: more bytes come than the {self._link.size_bytes} that it has",
+                )
+            also(piece)
+            while piece:
+                try:
+                    count = os.pwrite(self._descriptor, piece, start)
+                except OSError as e:
+                    raise _Unwritable(e) from e
+                start, piece = start + count, piece[count:]
+                self._progress.advance(count)
+            begun = _begin_writing_back(self._descriptor, begun, start)
+
+        for attempt in range(1, ATTEMPTS_LIMIT + 1):
+            if start == end:
+                return
+            asked = {} if length == self._link.size_bytes == end - start else {"Range": f"bytes={start}-{end - 1}"}
+            straight = attempt == 1 and self._direct.url and time.monotonic() < self._direct.until
+            try:
+                self._connection.receive(self._direct.url if straight else self._link.url, take, headers=asked)
+            except Unavailable:
+                if attempt == ATTEMPTS_LIMIT:
+                    raise
+
+    def check(self) -> None:
+        link, hasher = self._link, self._hasher
+        if hasher.size_bytes != link.size_bytes or hasher.digest() != link.digest:
+            raise Corrupt(
+                "DIGEST_MISMATCH",
+                f"{link.path}: {hasher.size_bytes} bytes came that hash to {hasher.digest()}, not to {link.digest}",
+                next_step="try again; if it persists, tell the operator of the registry",
+            )
+
+
+def _begin_writing_back(descriptor: int, begun: int, end: int) -> int:
+    """Let the disk begin while bytes still come: the fsync at the end then has little left to wait for."""
+    if end - begun < WRITE_BACK_BYTES or not hasattr(os, "posix_fadvise"):
+        return begun
+    os.posix_fadvise(descriptor, begun, end - begun, os.POSIX_FADV_DONTNEED)
+    return end
+
+
+def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> None:
+    """Do it for each item, `count` at a time; the first error is raised and what has not begun is dropped."""
+    todo = list(items)
+    if len(todo) < 2:
+        for item in todo:
+            work(item)
+        return
+    with ThreadPoolExecutor(count, thread_name_prefix="transfer") as pool:
+        try:
+            for _ in pool.map(work, todo):
+                pass
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def hash_of(path: Path) -> Digest:
+    """The digest of a file on this machine."""
+    return Digest(f"sha256:{hashing.hash_of(path)[0]}")
+
+
+def write_new(path: Path, data: bytes, *, durable: bool) -> None:
+    """Write a file that must not exist. Without `durable` nobody waits for the disk."""
+    with open(os.open(path, _NEW, 0o644), "wb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())

@@ -1,10 +1,7 @@
-"""`Heads`: the last checkpoint of each registry that this machine has seen, and the demand that the next follows.
+"""`TrustedCheckpoints`: the newest checkpoint that this machine has seen of each registry; later ones must extend it.
 
-Invariants
-- The first checkpoint of a registry is believed, with its keys; from then on only those keys count.
-- A newer checkpoint must be shown to be the old log and more; an older one must be shown to be its beginning. Anything
-  else is `Corrupt` (LOG_INCONSISTENT), before anything is done with the answer that brought it. Nothing is forgotten.
-- A registry that is remembered and shows no checkpoint where one belongs is asked for it.
+- The first checkpoint of a registry is trusted, with its keys; from then on only those keys count.
+- Any other must be consistent with it, else `Corrupt` (LOG_INCONSISTENT) before the answer that brought it is used.
 - A file is replaced as a whole, and never by a shorter log.
 """
 
@@ -18,16 +15,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.client.checkpoints import Checkpoints, consistent
 from registry.client.core import Versions
 from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, NotFound
+from registry.tlog import verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedCheckpoint:
-    """What is remembered of one registry: its verifier keys, and the note of its longest checkpoint."""
+    """The verifier keys of one registry's log, and the note of its longest checkpoint."""
 
     keys: tuple[str, ...]
     note: str
@@ -37,14 +34,17 @@ class TrustedCheckpoint:
         return tuple(Verifier.parse(text) for text in self.keys)
 
 
-class Heads:
+class TrustedCheckpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._seen: set[str] = set()
 
     def watch(self, registry: Versions, *, by_origin: bool = False) -> None:
-        """Check every checkpoint that an answer of this registry carries. `by_origin`: its URL is no name of it."""
+        """Check every checkpoint that an answer of this registry carries.
+
+        `by_origin`: file it under the log's own origin, because the URL does not identify the registry.
+        """
 
         def look(encoded: str) -> None:
             if not encoded:
@@ -62,24 +62,26 @@ class Heads:
         registry.connection.on_checkpoint = look
 
     def _demand(self, registry: Versions, *, by_origin: bool) -> None:
-        """An answer came without the checkpoint that it should carry: a server that has just begun, or one that hides
-        what became of its log. Asked once, where nothing was shown yet and something is remembered."""
+        """Request the checkpoint that an answer should have carried and did not: the server may hide its log.
+
+        Once per process, and only if something is remembered and nothing was seen yet.
+        """
         with self._lock:
             if by_origin or self._seen or _read(self._path(registry.url)) is None:
                 return
             try:
-                note = Checkpoints(registry).checkpoint()
+                note = registry.checkpoint()
             except NotFound as e:
                 raise _wrong(registry.url, "it shows no checkpoint") from e
             self.check(registry, note)
             self._seen.add(note)
 
     def check(self, registry: Versions, note: str, *, by_origin: bool = False) -> Checkpoint:
-        """The checkpoint of this note, once it is shown to follow the remembered one; then it is the remembered one."""
+        """The checkpoint of this note, if it is consistent with the remembered one. A longer one is remembered."""
         path = self._path(note.partition("\n")[0] if by_origin else registry.url)
         trusted = _read(path)
         if trusted is None:
-            trusted = TrustedCheckpoint(tuple(Checkpoints(registry).keys().keys), note)
+            trusted = TrustedCheckpoint(tuple(registry.log_keys().keys), note)
         checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
         before = Checkpoint.of_note(trusted.note, *trusted.verifiers)
         if checkpoint is None or before is None:
@@ -87,10 +89,10 @@ class Heads:
         if checkpoint.origin != before.origin:
             raise _wrong(registry.url, f"it is the log {checkpoint.origin!r}, and was {before.origin!r}")
         try:
-            good = consistent(Checkpoints(registry), before, checkpoint)
+            consistent = _is_consistent(registry, before, checkpoint)
         except Invalid:
-            good = False
-        if not good:
+            consistent = False
+        if not consistent:
             raise _wrong(
                 registry.url,
                 f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
@@ -100,11 +102,11 @@ class Heads:
         return checkpoint
 
     def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> TrustedCheckpoint | None:
-        """What is remembered of this registry."""
+        """The remembered checkpoint of this registry."""
         return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
 
     def trust(self, registry: Versions, keys: tuple[str, ...], note: str, *, by_origin: bool = False) -> None:
-        """Remember these keys and this checkpoint from now on: what a person decides after a change on purpose."""
+        """Replace what is remembered by these keys and this checkpoint: a person's decision after a key change."""
         _write(
             self._path(note.partition("\n")[0] if by_origin else registry.url),
             TrustedCheckpoint(keys, note),
@@ -113,6 +115,18 @@ class Heads:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _is_consistent(registry: Versions, old: Checkpoint, new: Checkpoint) -> bool:
+    """Whether the server proves that the shorter of the two is a prefix of the other."""
+    first, second = sorted((old, new), key=lambda checkpoint: checkpoint.size)
+    hashes: list[bytes] = []
+    if 0 < first.size < second.size:
+        try:
+            hashes = [bytes.fromhex(text) for text in registry.consistency(first.size, second.size).hashes]
+        except ValueError:
+            return False
+    return verify_consistency(first.size, first.root, second.size, second.root, hashes)
 
 
 def _read(path: Path) -> TrustedCheckpoint | None:
@@ -127,14 +141,14 @@ def _read(path: Path) -> TrustedCheckpoint | None:
         ) from e
 
 
-def _write(path: Path, head: TrustedCheckpoint, *, shorter_too: bool = False) -> None:
+def _write(path: Path, trusted: TrustedCheckpoint, *, shorter_too: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = _read(path)
-    if now is not None and now.keys == head.keys and not shorter_too:
-        held, new = (Checkpoint.of_note(h.note, *h.verifiers) for h in (now, head))
+    if now is not None and now.keys == trusted.keys and not shorter_too:
+        held, new = (Checkpoint.of_note(c.note, *c.verifiers) for c in (now, trusted))
         if held is not None and new is not None and held.size > new.size:
             return
-    text = json.dumps({"keys": list(head.keys), "note": head.note}, indent=2)
+    text = json.dumps({"keys": list(trusted.keys), "note": trusted.note}, indent=2)
     replace_file(path, text.encode(), mode=0o600)
 
 

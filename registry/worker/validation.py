@@ -16,7 +16,7 @@ from typing import Any
 
 from registry import compat
 from registry.api.catalog import BaseView
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.thresholds import Thresholds

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.access import DeleteResult
-from registry.client.inprocess import InProcess
 from registry.client.registry import Registry
+from registry.client.transport.in_process import InProcess
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName

@@ -19,8 +19,7 @@ from registry.api.access import PublisherAdd, TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
-from registry.client.audit import Audit
-from registry.client.exported import write
+from registry.client.audit import Audit, export_log
 from registry.errors import RegistryError
 from tests.access.identity import ISSUER, Provider
 from tests.world import URL, World
@@ -117,7 +116,7 @@ def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
     mistake_for_ids(world, secrets)
     heard = misuse(world, secrets)
     world.transport.settle()
-    write(Audit(world.admin), tmp_path / "exported")
+    export_log(Audit(world.admin), tmp_path / "exported")
     exported = "\n".join(
         path.read_text(errors="replace") for path in (tmp_path / "exported").rglob("*") if path.is_file()
     )

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.maintenance import FsckRequest
 from registry.client.audit import Audit
-from registry.client.trusted_checkpoints import Heads
+from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.events import EventType
 from registry.server import audit
@@ -147,7 +147,7 @@ def test_a_tile_that_was_changed_in_the_store_is_found(world: World) -> None:
 
 def test_a_truncated_log_that_is_signed_again_is_refused_by_its_clients(world: World, tmp_path: Path) -> None:
     logs.append(world, 300)
-    heads = Heads(tmp_path / "heads")
+    heads = TrustedCheckpoints(tmp_path / "heads")
     assert heads.check(world.admin, Audit(world.admin).checkpoint()).size == 301
     with world.session(write=True) as session:
         for statement in (
@@ -166,11 +166,11 @@ def test_a_truncated_log_that_is_signed_again_is_refused_by_its_clients(world: W
         heads.check(world.admin, Audit(world.admin).checkpoint())
     with pytest.raises(Corrupt):
         heads.check(world.admin, Audit(world.admin).checkpoint())
-    assert Heads(tmp_path / "new").check(world.admin, Audit(world.admin).checkpoint()).size == 380
+    assert TrustedCheckpoints(tmp_path / "new").check(world.admin, Audit(world.admin).checkpoint()).size == 380
 
 
 def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it(world: World, tmp_path: Path) -> None:
-    heads = Heads(tmp_path)
+    heads = TrustedCheckpoints(tmp_path)
     seen = []
     for count in (1, 5, 250, 300):
         logs.append(world, count)
@@ -186,7 +186,7 @@ def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it
 
 def test_a_forked_log_and_another_key_are_refused(world: World, tmp_path: Path) -> None:
     logs.append(world, 10)
-    heads, log = Heads(tmp_path), world.app.state.audit_log
+    heads, log = TrustedCheckpoints(tmp_path), world.app.state.audit_log
     heads.check(world.admin, Audit(world.admin).checkpoint())
     forged = notes.sign_note(Checkpoint(log.keys.signer.name, 11, b"\7" * 32).text, log.keys.signer)
     with pytest.raises(Corrupt, match="does not agree"):
@@ -200,7 +200,7 @@ def test_an_answer_with_a_wrong_checkpoint_is_rejected(world: World, tmp_path: P
     world.add_base()
     world.push("acme/support")
     logs.append(world, 3)
-    heads = Heads(tmp_path)
+    heads = TrustedCheckpoints(tmp_path)
     reader = world.actor("pull")
     heads.watch(reader)
     assert reader.resolve("acme/support").number == 1
@@ -222,23 +222,23 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
     world.push("acme/support")
     reader = world.actor("pull")
     logs.append(world, 3)
-    Heads(tmp_path).watch(reader)
+    TrustedCheckpoints(tmp_path).watch(reader)
     reader.resolve("acme/support")
     monkeypatch.setattr(AuditLog, "checkpoint_header", {})
-    Heads(tmp_path).watch(reader)
+    TrustedCheckpoints(tmp_path).watch(reader)
     assert reader.resolve("acme/support").number == 1, "one that has just begun is not suspected"
     with world.session(write=True) as session:
         for table in ("audit_checkpoint", "audit_tile", "event"):
             session.connection().execute(text(f"DELETE FROM {table}"))
     world.app.state.audit_log.latest = LatestCheckpoint()
     logs.append(world, 2)
-    for heads in (Heads(tmp_path), Heads(tmp_path)):
+    for heads in (TrustedCheckpoints(tmp_path), TrustedCheckpoints(tmp_path)):
         heads.watch(reader)
         for ask in (reader.resolve, reader.plan_pull):
             with pytest.raises(Corrupt) as caught:
                 ask("acme/support")
             assert caught.value.code == "LOG_INCONSISTENT"
-    Heads(tmp_path / "new").watch(reader)
+    TrustedCheckpoints(tmp_path / "new").watch(reader)
     assert reader.resolve("acme/support").number == 1, "who remembers nothing demands nothing"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli import main as door
-from registry.client import hashing
+from registry.client.local import hashing
 from tests.cli.desk import Desk
 from tests.import_table import ROOT
 

@@ -63,7 +63,7 @@ def test_a_profile_that_cannot_be_read_is_named(desk: Desk, text: str) -> None:
 
 
 def test_a_registry_that_does_not_answer_is_for_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.connection.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     said = desk("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert said.stdout == ""
     assert said.problem["code"] == "SERVER_UNREACHABLE"
@@ -104,6 +104,6 @@ def test_the_folder_of_a_new_registry_is_for_its_owner_alone(desk: Desk, tmp_pat
 def test_doctor_names_what_is_wrong_and_ends_with_its_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = {look["about"]: look for look in desk("doctor", "--json").json["looks"]}
     assert looks["server"]["state"] == "ok"
-    monkeypatch.setattr("registry.client.connection.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     said = desk("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "cannot be reached" in json.dumps(said.json)

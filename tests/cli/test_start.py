@@ -32,7 +32,13 @@ CONVERSATIONS = ("access", "aliases", "audit", "bases", "jobs", "fleet", "desire
 SHUT = (
     *SHUT_FOR_ALL,
     *(f"registry.api.{room}" for room in CONVERSATIONS),
-    *("registry.client.registry", "registry.client.audit", "registry.client.inprocess", "cli.jobs", "registry.jobs"),
+    *(
+        "registry.client.registry",
+        "registry.client.audit",
+        "registry.client.transport.in_process",
+        "cli.jobs",
+        "registry.jobs",
+    ),
     *(
         "registry.engines.version_facts",
         "registry.adapters.card",
@@ -42,9 +48,9 @@ SHUT = (
     *("registry.evaluation.reports", "registry.evaluation.reference_logprobs"),
 )
 """What neither a push nor a pull nor a list takes part in."""
-SHUT_FOR_PUSH = ("registry.client.pull", "registry.client.cache", "registry.client.destination")
+SHUT_FOR_PUSH = ("registry.client.pull", "registry.client.local.cache", "registry.client.local.destination")
 SHUT_FOR_READING = (
-    *("registry.client.push", "registry.client.folder", "registry.adapters.read"),
+    *("registry.client.push", "registry.client.local.folder", "registry.adapters.read"),
     *("registry.adapters.formats", "registry.adapters.peft"),
 )
 SHUT_FOR_PULL = (*SHUT_FOR_READING, "registry.evaluation.golden")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.cache import Cache
+from registry.client.local.cache import Cache
 from tests import forge
 from tests.client.counted import Counted
 from tests.world import World

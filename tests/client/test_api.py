@@ -11,8 +11,8 @@ import pytest
 
 from registry.api.access import TokenCreate
 from registry.api.transfer import Upload
-from registry.client.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
 from registry.client.registry import Registry
+from registry.client.transport.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 
@@ -36,7 +36,7 @@ class Wire:
 
     def registry(self) -> Registry:
         transport = httpx.MockTransport(self)
-        connection = Connection(URL, TOKEN, transport=transport, abroad=transport, wait=lambda _: None)
+        connection = Connection(URL, TOKEN, transport=transport, other_transport=transport, wait=lambda _: None)
         return Registry(URL, connection=connection)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import bulk_pull, bulk_push, push
-from registry.client.cache import Cache
+from registry.client import pull, push
+from registry.client.local.cache import Cache
 from registry.names import Ref
 from tests import forge
 from tests.client.counted import Counted
@@ -25,10 +25,10 @@ def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_an_adapter(
     counted: Counted, world: World, tmp_path: Path
 ) -> None:
     fleet = folders(world, tmp_path)
-    first = bulk_push.push_all(counted.registry, fleet)
+    first = push.push_all(counted.registry, fleet)
     assert [(r.name, r.answer is not None and r.answer.created) for r in first] == [(n, True) for _, n in fleet]
     counted.requests.clear()
-    second = bulk_push.push_all(counted.registry, fleet)
+    second = push.push_all(counted.registry, fleet)
     assert [r.answer is not None and r.answer.created for r in second] == [False] * COUNT
     assert counted.methods("PUT") == 0
     assert len(counted.requests) == 2 * COUNT + 1
@@ -39,7 +39,7 @@ def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted
     (fleet[2][0] / forge.WEIGHTS).write_bytes(b"no weights")
     fleet[5] = (fleet[5][0], "Not A Name")
     told: list[str] = []
-    results = bulk_push.push_all(counted.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
+    results = push.push_all(counted.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
     codes = {n: r.error.code for n, r in enumerate(results) if r.error}
     assert codes == {2: "TENSORS_INVALID", 5: "NAME_INVALID"}
     assert sorted(told) == sorted(name for _, name in fleet)
@@ -56,7 +56,7 @@ def test_progress_of_many_adds_up(counted: Counted, world: World, tmp_path: Path
         def advance(self, count: int) -> None:
             seen[1] += count
 
-    bulk_push.push_all(counted.registry, fleet, progress=Watch())
+    push.push_all(counted.registry, fleet, progress=Watch())
     # They share their configuration, which is sent once or, by those that plan at the same time, a few times.
     assert seen[0] == seen[1] >= sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
 
@@ -65,15 +65,15 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     counted: Counted, world: World, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = folders(world, tmp_path)
-    bulk_push.push_all(counted.registry, fleet)
-    monkeypatch.setattr(bulk_pull, "PAGE_LIMIT", 5)
-    found = [view.name for view in bulk_pull.adapters_of(counted.registry, "tiny-llama")]
+    push.push_all(counted.registry, fleet)
+    monkeypatch.setattr(pull, "PAGE_LIMIT", 5)
+    found = [view.name for view in pull.adapters_of(counted.registry, "tiny-llama")]
     assert sorted(found) == sorted(name for _, name in fleet)
     wanted = [(Ref.parse(name), tmp_path / "out" / name) for name in found]
-    assert all(r.answer for r in bulk_pull.pull_all(counted.registry, wanted, cache=cache))
+    assert all(r.answer for r in pull.pull_all(counted.registry, wanted, cache=cache))
     counted.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
-    assert all(r.answer for r in bulk_pull.pull_all(counted.registry, again, cache=cache))
+    assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
     assert [path for _, path in counted.requests if "/files/" in path] == []
     for folder, name in fleet:
         assert (tmp_path / "out" / name / forge.WEIGHTS).read_bytes() == (folder / forge.WEIGHTS).read_bytes()
@@ -91,24 +91,24 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
 ) -> None:
     fleet = folders(world, tmp_path, FLEET)
     held = sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
-    assert all(r.answer and r.answer.created for r in bulk_push.push_all(counted.registry, fleet))
+    assert all(r.answer and r.answer.created for r in push.push_all(counted.registry, fleet))
     assert sum(counted.contents) >= held
     counted.requests.clear()
     counted.contents.clear()
-    assert [r.answer is not None and r.answer.created for r in bulk_push.push_all(counted.registry, fleet)] == [
+    assert [r.answer is not None and r.answer.created for r in push.push_all(counted.registry, fleet)] == [
         False
     ] * FLEET
     assert sum(counted.contents) == 0
     assert len(counted.requests) <= 3 * FLEET
     wanted = [
         (Ref.parse(view.name), tmp_path / "out" / view.name)
-        for view in bulk_pull.adapters_of(counted.registry, "tiny-llama")
+        for view in pull.adapters_of(counted.registry, "tiny-llama")
     ]
     assert len(wanted) == FLEET
-    assert all(r.answer for r in bulk_pull.pull_all(counted.registry, wanted, cache=cache))
+    assert all(r.answer for r in pull.pull_all(counted.registry, wanted, cache=cache))
     counted.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
-    assert all(r.answer for r in bulk_pull.pull_all(counted.registry, again, cache=cache))
+    assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
     assert len(counted.requests) == FLEET, "each name is resolved; no file is asked for"
     for folder, name in fleet:
         assert (tmp_path / "out" / f"{name}-again" / forge.WEIGHTS).read_bytes() == (

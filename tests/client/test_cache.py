@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
+from registry.client.local.cache import LEFT_SECONDS, LIMIT_SETTING, LINK_FROM_BYTES, Cache
 from registry.digest import Digest
 from registry.errors import Invalid
 from tests.import_table import ROOT
@@ -72,7 +72,9 @@ def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path: Path
 def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.client.cache._clone", lambda _kept, _target: False)  # as on ext4, wherever this runs
+    monkeypatch.setattr(
+        "registry.client.local.cache._clone", lambda _kept, _target: False
+    )  # as on ext4, wherever this runs
     cache = Cache(tmp_path / "cache", limit_bytes=LINK_FROM_BYTES)
     first = fill(cache, 1, tmp_path / "1", size_bytes=LINK_FROM_BYTES)
     assert (tmp_path / "1").stat().st_nlink == 2
@@ -144,7 +146,7 @@ def test_who_wants_what_somebody_is_fetching_waits_and_fetches_nothing(tmp_path:
 FETCH = """
 import sys
 from pathlib import Path
-from registry.client.cache import Cache
+from registry.client.local.cache import Cache
 from registry.digest import Digest
 root, target, digest, size = Path(sys.argv[1]), Path(sys.argv[2]), Digest(sys.argv[3]), int(sys.argv[4])
 print("begun", flush=True)

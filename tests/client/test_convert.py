@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd
-from registry.client import base_folder, convert, pull, push
+from registry.client.local import base_folder, convert, pull, push
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from registry import files
-from registry.client import folder as folders
-from registry.client import hashing
+from registry.client.local import folder as folders
+from registry.client.local import hashing
 from tests import forge
 
 WEIGHTS = b"w" * (3 * hashing.EARLY_CHUNK_BYTES // 2)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client.inprocess import CHUNKS_AHEAD, InProcess
+from registry.client.transport.in_process import CHUNKS_AHEAD, InProcess
 from registry.errors import Conflict
 
 pytest.importorskip("starlette")

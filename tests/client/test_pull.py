@@ -12,9 +12,9 @@ import pytest
 
 from registry.api.transfer import PullPlan
 from registry.client import pull, push
-from registry.client.base_folder import base_spec_from
-from registry.client.cache import LINK_FROM_BYTES, Cache
-from registry.client.destination import Destination
+from registry.client.local.base_folder import base_spec_from
+from registry.client.local.cache import LINK_FROM_BYTES, Cache
+from registry.client.local.destination import Destination
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
@@ -254,7 +254,7 @@ def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_f
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from registry.client.destination import Destination
+from registry.client.local.destination import Destination
 with Destination(Path(sys.argv[1])) as folder:
     (folder / "half.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

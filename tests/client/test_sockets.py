@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from registry.api.catalog import FileLink
-from registry.client import sockets
-from registry.client.cache import Cache
-from registry.client.connection import Connection
+from registry.client.local.cache import Cache
 from registry.client.registry import Registry
-from registry.client.responses import store_error_of
-from registry.client.streams import Silent, fetch
+from registry.client.transfer import Silent, fetch
+from registry.client.transport import sockets
+from registry.client.transport.connection import Connection
+from registry.client.transport.responses import store_error_of
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
 
@@ -196,8 +196,8 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
 def test_big_files_come_in_ranges_that_are_put_together(
     registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.client.streams.RANGES_FROM_BYTES", 2**20)
-    monkeypatch.setattr("registry.client.streams.RANGE_BYTES", 2**20)
+    monkeypatch.setattr("registry.client.transfer.RANGES_FROM_BYTES", 2**20)
+    monkeypatch.setattr("registry.client.transfer.RANGE_BYTES", 2**20)
     home.tricks = [None, "cut"]
     fetch(registry, link("/file"), tmp_path / "a", Silent())
     assert (tmp_path / "a").read_bytes() == DATA

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry.client import sockets
-from registry.client.connection import ATTEMPTS_LIMIT, Connection
 from registry.client.core import Versions
-from registry.client.destination import Destination
+from registry.client.local.destination import Destination
+from registry.client.transport import sockets
+from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.files import NOTE
 

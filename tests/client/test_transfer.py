@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import push, transfer
-from registry.client.folder import read_folder
+from registry.client import pull, push
+from registry.client.local.folder import read_folder
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Reason, RegistryError, TooLarge
 from registry.names import Ref
@@ -148,7 +148,7 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None
         assert refusal.value.code == "FOLDER_INVALID"
 
 
-def test_programs_of_others_find_push_and_pull_in_one_room(counted: Counted, folder: Path, tmp_path: Path) -> None:
-    made = transfer.push_folder(counted.registry, folder, NAME).version
-    assert transfer.pull(counted.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
+def test_a_program_pushes_and_pulls_without_the_command(counted: Counted, folder: Path, tmp_path: Path) -> None:
+    made = push.push_folder(counted.registry, folder, NAME).version
+    assert pull.pull(counted.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
     assert contents(tmp_path / "out") == contents(folder)

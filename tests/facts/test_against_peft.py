@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from registry.client.base_folder import base_spec_from
-from registry.client.folder import read_folder
+from registry.client.local.base_folder import base_spec_from
+from registry.client.local.folder import read_folder
 from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry.client.base_folder import base_spec_from
-from registry.client.folder import read_folder
+from registry.client.local.base_folder import base_spec_from
+from registry.client.local.folder import read_folder
 from registry.compat import check
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures

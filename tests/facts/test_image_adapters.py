@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd, VersionView
-from registry.client import base_folder
 from registry.client import push as pushing
+from registry.client.local import base_folder
 from registry.client.registry import Registry
 from registry.names import AdapterName
 from tests import fixtures

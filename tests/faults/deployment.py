@@ -21,12 +21,12 @@ from sqlalchemy import text
 from registry.api.catalog import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
-from registry.client import pull, streams
+from registry.client import pull, transfer
 from registry.client import push as pushing
 from registry.client.audit import Audit, ServerLog, verifiers
-from registry.client.connection import Connection
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
+from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, Unavailable
 from registry.evaluation.verdicts import Finding
@@ -116,7 +116,7 @@ class Deployment:
             self.push(client, folder, name)
             log = Audit(client)
             kinds = [item.kind for item in log.attestations(f"{name}@1").items]
-            problems = replay(ServerLog(log, log.checkpoint()), *verifiers(log.keys())).problems
+            problems = replay(ServerLog(log, log.checkpoint()), *verifiers(log.log_keys())).problems
         assert (kinds, problems) == (["push"], []), failpoints
 
     def push(self, client: Registry, folder: Path, name: str, *, also: tuple[type[RegistryError], ...] = ()) -> Digest:
@@ -140,7 +140,7 @@ class Deployment:
         manifest = found.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
         for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
             with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
-                streams.send(client, upload, found.source_of(upload.digest), streams.Silent())
+                transfer.send(client, upload, found.source_of(upload.digest), transfer.Silent())
 
     def expire_pushes(self, *, of: str = "%") -> None:
         """Expire all open pushes of this adapter."""

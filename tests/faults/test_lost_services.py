@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from registry.api.transfer import PushRequest
 from registry.client import push
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.errors import Unavailable
 from registry.manifest import BaseRef
 from registry.names import AdapterName

@@ -15,9 +15,10 @@ import pytest
 from registry.api.transfer import PushResult, UploadPart
 from registry.client import pull as pulling
 from registry.client import push as pushing
-from registry.client import sockets, streams
-from registry.client.connection import Connection
+from registry.client import transfer
 from registry.client.registry import Registry
+from registry.client.transport import sockets
+from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.names import AdapterName, Ref
@@ -152,7 +153,7 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
 ) -> None:
     sent: list[int] = []
     ended = {2, 3}
-    send_part = streams._send_part
+    send_part = transfer._send_part
 
     def sending(registry: Registry, part: UploadPart, *rest: Any) -> None:
         if part.number in ended and sent:
@@ -161,8 +162,8 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
         send_part(registry, part, *rest)
         sent.append(part.number)
 
-    monkeypatch.setattr(streams, "_send_part", sending)
-    monkeypatch.setattr(streams, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(transfer, "_send_part", sending)
+    monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
     bar = Bar()
     source = folder(tmp_path, rank=512)
     assert pushing.push_folder(client, source, NAME, base=BASE.name, progress=bar).created
@@ -179,8 +180,8 @@ def test_a_push_whose_links_are_all_rejected_fails(
         asked.append(part.number)
         raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
 
-    monkeypatch.setattr(streams, "_send_part", refused)
-    monkeypatch.setattr(streams, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(transfer, "_send_part", refused)
+    monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
     with pytest.raises(Unavailable, match="AccessDenied"):
         push(client, folder(tmp_path, rank=512))
     assert asked.count(1) == 1

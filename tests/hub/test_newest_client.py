@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from tests import fixtures, forge
 from tests.hub import clients
 from tests.hub.live import NAME, Live

@@ -15,7 +15,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from registry import compat
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.jobs import RESULT_LIMIT_BYTES

@@ -189,7 +189,7 @@ def test_a_second_signal_does_not_break_off_the_clearing_up(tmp_path: Path) -> N
     script = """
 import os, shutil, signal, sys
 from pathlib import Path
-from registry.client.destination import Destination
+from registry.client.local.destination import Destination
 from registry.worker.sandbox import program
 clear = shutil.rmtree
 def ended_again(*words, **how):

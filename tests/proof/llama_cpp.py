@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from registry.bases import BaseSpec
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.errors import RegistryError
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, TargetFormat

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.client.connection import Connection
 from registry.client.registry import Registry
+from registry.client.transport.connection import Connection
 from registry.server.evaluation.weights.measure import INLINE_BYTES
 from registry.server.push import inspect
 from tests.memory_blobs import MemoryBlobs

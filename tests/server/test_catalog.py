@@ -26,7 +26,7 @@ def continued(*parents: VersionView) -> list[Edge]:
 
 def raw(world: World, registry: Registry, path: str) -> httpx.Response:
     return httpx.Client(transport=world.transport, base_url=URL).get(
-        f"/api/v1{path}", headers={"Authorization": registry.connection._own(None)["Authorization"]}
+        f"/api/v1{path}", headers={"Authorization": registry.connection._own_headers(None)["Authorization"]}
     )
 
 

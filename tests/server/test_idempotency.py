@@ -16,8 +16,8 @@ from registry.api.aliases import PromoteRequest
 from registry.api.catalog import BaseAdd
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
 from registry.api.transfer import PushRequest
-from registry.client.connection import Connection
 from registry.client.registry import Registry
+from registry.client.transport.connection import Connection
 from registry.errors import Conflict, Invalid
 from registry.jobs import Kind
 from registry.server import app as server_app

@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from registry.client.inprocess import InProcess
+from registry.client.transport.in_process import InProcess
 from registry.events import EventType
 from registry.server import app
 from registry.server.access.tokens import revoke

@@ -20,7 +20,7 @@ from registry.adapters.read import Pair
 from registry.api.catalog import BaseAdd
 from registry.api.maintenance import GcRequest
 from registry.bases.identity import Identity, TensorMark
-from registry.client import base_folder
+from registry.client.local import base_folder
 from registry.digest import Digest
 from registry.server.database.models import VersionNormsRow, VersionRow
 from registry.server.evaluation import weights as values

@@ -14,7 +14,7 @@ from tests.world import World
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.client.connection.PAUSE_LIMIT_SECONDS", 0.0)
+    monkeypatch.setattr("registry.client.transport.connection.PAUSE_LIMIT_SECONDS", 0.0)
 
 
 @pytest.fixture

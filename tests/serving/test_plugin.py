@@ -242,7 +242,7 @@ def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
         def no_room(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr("registry.client.streams.fetch", no_room)
+        full.setattr("registry.client.transfer.fetch", no_room)
         assert "No space left" in finder.find("acme/support").reason
     assert list(shelf.versions.iterdir()) == list((shelf.root / "incoming").iterdir()) == []
     clock.now += finders.AWAY_SECONDS + 1

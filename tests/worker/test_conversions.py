@@ -16,8 +16,8 @@ from registry.adapters.peft.names import PREFIX
 from registry.api.catalog import VersionView
 from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
-from registry.client.base_folder import base_spec_from
-from registry.client.folder import read_folder
+from registry.client.local.base_folder import base_spec_from
+from registry.client.local.folder import read_folder
 from registry.engines.version_facts import of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client.base_folder import base_spec_from
-from registry.client.folder import read_folder
+from registry.client.local.base_folder import base_spec_from
+from registry.client.local.folder import read_folder
 from registry.engines.version_facts import of
 from registry.errors import Invalid
 from registry.merging import conversions

@@ -15,7 +15,7 @@ import transformers
 
 from registry.api.catalog import BaseAdd
 from registry.api.jobs import JobSubmit
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome
 from registry.jobs import State

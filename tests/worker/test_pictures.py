@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Outcome
 from registry.worker.loop import Worker
 from tests import fixtures

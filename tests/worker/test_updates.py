@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.server.evaluation.weights import numbers
 from registry.worker.model import updates
 from tests import forge

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.errors import RegistryError
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import ProcessLimits

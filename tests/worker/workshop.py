@@ -7,7 +7,7 @@ from pathlib import Path
 from registry.api.catalog import BaseAdd
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
 from registry.worker.model import fingerprints

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from registry.api import Answer
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import pull
-from registry.client.cache import Cache
+from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import PREFIX
-from registry.client.folder import Folder, read_folder
+from registry.client.local.folder import Folder, read_folder
 from registry.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.merging.conversions import Converted
 from registry.worker.conversions import folder as folders

@@ -24,7 +24,7 @@ from torch import Tensor
 from registry.adapters import read
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.compat.paths import IMAGE_COMPONENTS
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused

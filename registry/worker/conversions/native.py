@@ -22,7 +22,7 @@ from registry.adapters.formats.facts import FileModule
 from registry.adapters.peft.names import PREFIX
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.compat.paths import Paths
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical

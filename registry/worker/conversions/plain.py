@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.files import CARD, CONFIG
 from registry.merging.conversions import Converted
 from registry.worker.conversions import canonical

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from registry.client import convert as client_convert
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, RunsOn

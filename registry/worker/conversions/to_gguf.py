@@ -18,7 +18,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from registry.client.folder import read_folder
+from registry.client.local.folder import read_folder
 from registry.files import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from registry.bases import BaseSpec
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.merging.recipes import MergeReport, Method, Operation
 from registry.worker.merge import combine, lowrank, writing

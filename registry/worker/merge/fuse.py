@@ -18,8 +18,8 @@ from registry import compat
 from registry.adapters import methods
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec
-from registry.client.base_folder import base_spec_from, weights_of
-from registry.client.destination import Destination
+from registry.client.local.base_folder import base_spec_from, weights_of
+from registry.client.local.destination import Destination
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize

@@ -17,7 +17,7 @@ from pathlib import Path
 from registry import names
 from registry.api.catalog import BaseAdd, Resolved
 from registry.client import push
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from registry.api.catalog import BaseView
-from registry.client.base_folder import base_spec_from
+from registry.client.local.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.files import BASE_CONFIG

@@ -19,7 +19,7 @@ from registry.bases import identity, pipelines
 from registry.bases import modules as base_modules
 from registry.bases.identity import Leaf
 from registry.bases.modules import Facts
-from registry.client.base_folder import components_of, weights_of
+from registry.client.local.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
 

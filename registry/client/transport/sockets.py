@@ -21,6 +21,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
@@ -35,6 +36,8 @@ STEP_BYTES = 8 * 2**20
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 KEPT_LIMIT = 16
+LEAST_BYTES_PER_SECOND = 2**10
+"""A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
 ANSWER_LIMIT_BYTES = 2**20
 """What is read of an answer that is not a file."""
 
@@ -173,6 +176,28 @@ class Sockets:
                 idle.append(connection)
                 return
         connection.close()
+
+
+class ThroughputGuard:
+    """Ends a request whose body moves now and then but too slowly, though no pause is long enough to time out."""
+
+    def __init__(self, url: str) -> None:
+        self._request = httpx.Request("GET", url)
+        self._since: float | None = None
+        self._bytes = 0
+
+    def moved(self, count: int) -> None:
+        """Count bytes, from the first on. `httpx.ReadTimeout` if they are too few."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        self._bytes += count
+        seconds = now - self._since
+        if seconds < READ_SECONDS:
+            return
+        if self._bytes < LEAST_BYTES_PER_SECOND * seconds:
+            message = f"only {self._bytes} bytes moved in {seconds:.0f} seconds"
+            raise httpx.ReadTimeout(message, request=self._request)
+        self._since, self._bytes = now, 0
 
 
 def _speaks(sock: socket.socket) -> bool:

@@ -1,11 +1,8 @@
-"""`Connection`: requests to one registry, with its token, its errors as our error classes, and retries.
+"""`Connection`: requests to one registry and the stores that it links to, with retries.
 
-Invariants
-- The token goes to the registry's own origin and to nobody else, whatever a link or a redirect says.
-- An error answer raises the class that the server raised: the code travels, the class is rebuilt.
-- A registry that cannot be reached is `Unavailable` (SERVER_UNREACHABLE), never an exception of the HTTP library.
-- Every mutation has an Idempotency-Key of its own, so that each request may be sent again: twice means once. It is
-  after a broken connection and an `Unavailable`, a few times, with growing and jittered pauses.
+- The token is sent to the registry's own origin only, whatever a link or a redirect says.
+- Every mutation has its own Idempotency-Key, so any request may be sent again after a broken connection.
+- An error answer raises the class that the server raised; nothing raises an exception of the HTTP library.
 """
 
 from __future__ import annotations
@@ -25,19 +22,18 @@ import httpx
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
-from registry.client.responses import error_of, store_error_of, unreachable
-from registry.client.sockets import READ_SECONDS, Advance, Sockets, Take
-from registry.client.throughput import Flow
-from registry.client.transport import Carrier
+from registry.client.transport.responses import error_of, store_error_of, unreachable
+from registry.client.transport.sockets import READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
+from registry.client.transport.transport import Transport
 from registry.errors import Invalid, Unavailable
 
 ATTEMPTS_LIMIT = 4
 RESTART_ATTEMPTS = 7
-"""Where bytes move and a registry that has answered is suddenly not there: some 20 seconds, in which one starts."""
+"""For a patient request to a registry that has answered before: some 20 seconds, in which a server restarts."""
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
-_CARRIES = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z|adapters/[^/]+/[^/]+/versions/[^/]+/pull\Z)")
+_HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z|adapters/[^/]+/[^/]+/versions/[^/]+/pull\Z)")
 """Paths whose answers carry the newest checkpoint of the audit log."""
 
 Body = Callable[[], Iterable[bytes]]
@@ -45,9 +41,9 @@ Body = Callable[[], Iterable[bytes]]
 
 
 class Connection:
-    """Keeps connections to one registry open, and to the stores that it links to. Thread-safe.
+    """Keeps connections open. Thread-safe.
 
-    `transport` carries requests to the registry, `abroad` those to other origins, `wait` makes a pause.
+    `transport`: httpx transport for the registry; `other_transport`: for other origins; `wait`: sleeps some seconds.
     """
 
     def __init__(
@@ -56,24 +52,23 @@ class Connection:
         token: str = "",
         *,
         transport: httpx.BaseTransport | None = None,
-        abroad: httpx.BaseTransport | None = None,
+        other_transport: httpx.BaseTransport | None = None,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url = _checked(url)
+        self.url = _parsed_url(url)
         self._token = token
         self._wait = wait
         self._answered = False
         self.on_checkpoint: Callable[[str], None] | None = None
-        """Told of each checkpoint that an answer of the registry carries, before the answer is given on; of an empty
-        one where it carries none and should."""
+        """Called with the checkpoint of an answer before the answer is returned; with "" if it lacks a due one."""
         program = f"adapter-registry/{__version__}"
         self._sockets = Sockets(program)
-        self._home = Carrier(self._sockets, program, transport)
-        self._abroad = Carrier(self._sockets, program, abroad)
+        self._own_transport = Transport(self._sockets, program, transport)
+        self._other_transport = Transport(self._sockets, program, other_transport)
 
     def close(self) -> None:
-        self._home.close()
-        self._abroad.close()
+        self._own_transport.close()
+        self._other_transport.close()
         self._sockets.close()
 
     def __enter__(self) -> Connection:
@@ -93,10 +88,12 @@ class Connection:
         seconds: float | None = None,
         patient: bool = False,
     ) -> httpx.Response:
-        """One request to a route below the API's prefix, its answer read whole. `seconds`: how long it may think;
-        `patient`: it belongs to a push, which gets over a restart of the registry."""
+        """One request to a route below the API's prefix, its answer read whole.
+
+        `seconds`: read timeout. `patient`: keep trying while the registry restarts.
+        """
         params = {key: value for key, value in (query or {}).items() if value not in (None, "")}
-        sent = self._own(headers)
+        sent = self._own_headers(headers)
         if method not in ("GET", "HEAD"):
             sent["Idempotency-Key"] = secrets.token_hex(16)
         content = None
@@ -105,17 +102,17 @@ class Connection:
             sent["Content-Type"] = "application/json"
         target = str(httpx.URL(self.url + PREFIX + path, params=params or None))
         return self._repeat(
-            lambda: self._home.ask(method, target, content, sent, seconds=seconds or READ_SECONDS), patient
+            lambda: self._own_transport.ask(method, target, content, sent, seconds=seconds or READ_SECONDS), patient
         )
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """Send bytes to a link of the registry (relative, or of its origin) or of its store (absolute)."""
-        carrier, target, sent = self._route(url, headers)
-        return self._repeat(lambda: carrier.put(method, target, sent, body()))
+        """Send bytes to a link, which is relative or absolute."""
+        transport, target, sent = self._route(url, headers)
+        return self._repeat(lambda: transport.put(method, target, sent, body()))
 
     @contextmanager
     def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
-        """The answer to a GET of a link, its body still to be read. Follows redirects, leaving the token at home."""
+        """The answer to a GET of a link, its body still to be read. Follows redirects."""
         opened = self._repeat(lambda: self._open(url, headers))
         try:
             with _as_unavailable(self.url):
@@ -133,42 +130,42 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         advance: Advance = lambda _count: None,
     ) -> httpx.Response:
-        """PUT a range of a file to a link. `advance` is told of each step, and goes back when all is sent again.
+        """PUT a range of a file to a link. `advance` is called with each step, negative when it starts again.
 
-        A link that is bound to a key without bytes refuses a second time: the first one arrived and its answer did not.
+        412 with If-None-Match means that an earlier attempt arrived and its answer was lost.
         """
-        carrier, target, sent = self._route(url, headers)
+        transport, target, sent = self._route(url, headers)
         moved = 0
 
         def once() -> httpx.Response:
             nonlocal moved
             advance(-moved)
-            moved, flow = 0, Flow(target)
+            moved, guard = 0, ThroughputGuard(target)
 
             def step(count: int) -> None:
                 nonlocal moved
                 moved += count
                 advance(count)
-                flow.moved(count)
+                guard.moved(count)
 
-            answer = carrier.put_file(target, sent, file, start, length, step)
+            answer = transport.put_file(target, sent, file, start, length, step)
             there_already = answer.status_code == 412 and "If-None-Match" in sent
             return httpx.Response(200, request=answer.request) if there_already else answer
 
         return self._repeat(once, patient=True)
 
     def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """GET a link and give its bytes to `take` as they come. Sent again only while nothing was received."""
+        """GET a link and give its bytes to `take` as they arrive. Sent again only while nothing was received."""
         received = 0
 
         def once() -> httpx.Response:
-            flow = Flow(_joined(self.url + "/", url))
+            guard = ThroughputGuard(_joined(self.url + "/", url))
 
             def count(piece: memoryview) -> None:
                 nonlocal received
                 received += len(piece)
                 take(piece)
-                flow.moved(len(piece))
+                guard.moved(len(piece))
 
             try:
                 return self._receive(url, count, headers)
@@ -182,8 +179,8 @@ class Connection:
     # ---------------------------------------------------------------- inside
     def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
         for _ in range(REDIRECTS_LIMIT + 1):
-            carrier, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
-            answer = carrier.open(target, sent)
+            transport, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
+            answer = transport.open(target, sent)
             if not answer.has_redirect_location:
                 if answer.is_error:
                     answer.read()
@@ -194,21 +191,21 @@ class Connection:
 
     def _receive(self, url: str, take: Take, headers: Mapping[str, str] | None) -> httpx.Response:
         for _ in range(REDIRECTS_LIMIT + 1):
-            carrier, target, sent = self._route(url, headers)
-            answer = carrier.get(target, sent, take)
+            transport, target, sent = self._route(url, headers)
+            answer = transport.get(target, sent, take)
             if not answer.has_redirect_location:
                 return answer
             url = _joined(target, answer.headers["location"])
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
-    def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Carrier, str, dict[str, str]]:
-        """Who carries a link, the whole URL, and its headers: with the token only at home."""
+    def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
+        """The transport, absolute URL and headers of a link; the token only for the registry's own origin."""
         target = _joined(self.url + "/", url)
         if _origin(target) == _origin(self.url):
-            return self._home, target, self._own(headers)
-        return self._abroad, target, dict(headers or {})
+            return self._own_transport, target, self._own_headers(headers)
+        return self._other_transport, target, dict(headers or {})
 
-    def _own(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+    def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
@@ -227,17 +224,17 @@ class Connection:
                 continue
             self._answered = True
             if not answer.is_error:
-                self._tell(answer)
+                self._check_checkpoint(answer)
                 return answer
-            at_home = _origin(str(answer.url)) == _origin(self.url)
-            error = error_of(answer, self.url) if at_home else store_error_of(answer)
+            is_own = _origin(str(answer.url)) == _origin(self.url)
+            error = error_of(answer, self.url) if is_own else store_error_of(answer)
             if last or not isinstance(error, Unavailable):
                 raise error
             self._wait(_pause(attempt, error.retry_after_seconds))
 
-    def _tell(self, answer: httpx.Response) -> None:
+    def _check_checkpoint(self, answer: httpx.Response) -> None:
         checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
-        due = checkpoint or _CARRIES.search(answer.url.path)
+        due = checkpoint or _HAS_CHECKPOINT.search(answer.url.path)
         if due and self.on_checkpoint is not None and _origin(str(answer.url)) == _origin(self.url):
             self.on_checkpoint(checkpoint)
 
@@ -256,8 +253,8 @@ def _pause(attempt: int, retry_after_seconds: int | None) -> float:
     return min(seconds, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
-def _checked(url: str) -> str:
-    """The registry's URL without a trailing slash. `Invalid` (SETTING_INVALID) if it is none."""
+def _parsed_url(url: str) -> str:
+    """The registry's URL without a trailing slash. `Invalid` (SETTING_INVALID)."""
     try:
         parsed, _ = httpx.URL(url), urlsplit(url).port
     except (httpx.InvalidURL, TypeError, ValueError) as e:
@@ -274,7 +271,7 @@ def _checked(url: str) -> str:
 
 
 def _joined(base: str, url: str) -> str:
-    """The whole URL of a link. `Unavailable` for one that is none: the next one may be."""
+    """The absolute URL of a link. `Unavailable` for an invalid one: the next one may be valid."""
     try:
         target = urljoin(base, url)
         _ = httpx.URL(target), urlsplit(target).port  # what would raise later, and differently

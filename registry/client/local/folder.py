@@ -17,7 +17,7 @@ from pathlib import Path
 
 from registry import names
 from registry.adapters.read import Contents, Found, read_any
-from registry.client import hashing
+from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, Reason, TooLarge
 from registry.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of

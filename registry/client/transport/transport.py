@@ -1,9 +1,6 @@
-"""`Carrier`: how requests travel to one side, the registry or its stores: over our sockets, or by httpx.
+"""`Transport`: sends requests over `Sockets`, or by httpx through a proxy or a given httpx transport.
 
-Invariants
-- Sockets where nothing stands between us and the other side; httpx through a proxy or a transport that was given.
-- An httpx client is made when it is first needed: what it costs to make one is what a short command would notice.
-- Both ways answer with httpx's responses and fail with httpx's exceptions.
+Both return httpx's responses and raise httpx's exceptions. An httpx client is made on first use, because it is slow.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
 
-from registry.client.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, shorter
+from registry.client.transport.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, shorter
 from registry.digest import CHUNK_BYTES
 from registry.errors import Invalid
 
@@ -23,30 +20,30 @@ TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)
 
 
-class Carrier:
-    """Thread-safe. `transport` carries everything if it is given."""
+class Transport:
+    """Thread-safe. `transport`: an httpx transport for all requests."""
 
     def __init__(self, sockets: Sockets, user_agent: str, transport: httpx.BaseTransport | None) -> None:
         self._sockets = sockets
         self._user_agent = user_agent
         self._transport = transport
-        self._making = threading.Lock()
-        self._made: httpx.Client | None = None
+        self._lock = threading.Lock()
+        self._httpx: httpx.Client | None = None
 
     def close(self) -> None:
-        if self._made is not None:
-            self._made.close()
+        if self._httpx is not None:
+            self._httpx.close()
         elif self._transport is not None:
             self._transport.close()
 
     def ask(
         self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], *, seconds: float
     ) -> httpx.Response:
-        """A request and its answer, both small enough to be held."""
+        """A request and its answer, both small enough for memory."""
         if self._by_socket(url):
             return self._sockets.ask(method, url, headers, content or b"", seconds)
-        patience = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        return self._client().request(method, url, content=content, headers=headers, timeout=patience)
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        return self._client().request(method, url, content=content, headers=headers, timeout=timeout)
 
     def put_file(
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
@@ -60,7 +57,7 @@ class Carrier:
         return self._client().request(method, url, content=body, headers=headers)
 
     def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
-        """The body of a 200 or 206 goes to `take` piece by piece, any other is in the answer."""
+        """Give the body of a 200 or 206 to `take` piece by piece; any other is in the answer."""
         if self._by_socket(url):
             return self._sockets.get(url, headers, take)
         return _take_all(self._client(), url, headers, take)
@@ -74,11 +71,11 @@ class Carrier:
         return self._transport is None and direct(url)
 
     def _client(self) -> httpx.Client:
-        with self._making:
-            if self._made is None:
+        with self._lock:
+            if self._httpx is None:
                 headers, tls = {"User-Agent": self._user_agent}, self._sockets.tls()
                 try:
-                    self._made = httpx.Client(
+                    self._httpx = httpx.Client(
                         transport=self._transport, timeout=TIMEOUT, limits=LIMITS, headers=headers, verify=tls
                     )
                 except (ImportError, ValueError, httpx.InvalidURL) as e:
@@ -87,7 +84,7 @@ class Carrier:
                         f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {e}",
                         next_step="name an http:// or https:// proxy, or the registry's host in NO_PROXY",
                     ) from e
-            return self._made
+            return self._httpx
 
 
 def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Iterator[bytes]:
