@@ -117,7 +117,7 @@ def _is_right(path: Path, link: FileLink) -> bool | None:
     try:
         status = path.lstat()
         return (
-            stat.S_ISREG(status.st_mode) and status.st_size == link.size_bytes and transfer.hash_of(path) == link.digest
+            stat.S_ISREG(status.st_mode) and status.st_size == link.size_bytes and Digest.of_file(path) == link.digest
         )
     except FileNotFoundError:
         return None

@@ -22,9 +22,8 @@ from typing import Any, Protocol
 from registry.api.catalog import FileLink
 from registry.api.transfer import Upload, UploadPart
 from registry.client.core import Versions
-from registry.client.local import hashing
 from registry.client.transport.sockets import Take
-from registry.digest import CHUNK_BYTES, Digest, Hasher
+from registry.digest import CHUNK_BYTES, Hasher
 from registry.errors import Corrupt, Unavailable
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -216,11 +215,6 @@ def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> No
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def hash_of(path: Path) -> Digest:
-    """The digest of a file on this machine."""
-    return Digest(f"sha256:{hashing.hash_of(path)[0]}")
 
 
 def write_new(path: Path, data: bytes, *, durable: bool) -> None:

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from registry.client import transfer
 from registry.digest import Digest
 from registry.errors import Invalid
 
@@ -111,7 +110,7 @@ class Cache:
         """Whether the blob is here and still itself; None if it is not here. A damaged one is thrown away."""
         cached = self.path_of(digest)
         try:
-            if cached.stat().st_size == size_bytes and transfer.hash_of(cached) == digest:
+            if cached.stat().st_size == size_bytes and Digest.of_file(cached) == digest:
                 return True
             cached.unlink(missing_ok=True)
             return False
