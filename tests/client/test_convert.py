@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd
-from registry.client.local import base_folder, convert, pull, push
+from registry.client import convert, pull, push
+from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd, VersionView
+from registry.client import pull
 from registry.client import push as pushing
-from registry.client.local import base_folder, pull
+from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 from tests import forge, forge_foreign

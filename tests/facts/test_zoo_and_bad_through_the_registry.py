@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from registry.api.catalog import BaseAdd, VersionView
-from registry.client.local import base_folder, pull, push
+from registry.client import pull, push
+from registry.client.local import base_folder
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check
