@@ -20,14 +20,14 @@ from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.client.registry import Registry
 from registry.digest import canonical_json
 from registry.errors import Invalid
-from registry.lineage import cyclonedx, openlineage, pictures, slsa
+from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.svg import svg
 from registry.names import Ref
 
 from . import output, session, sign
 
-SHORT_DIGEST = pictures.SHORT_DIGEST
-DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": pictures.dot, "mermaid": pictures.mermaid, "svg": svg}
+SHORT_DIGEST = diagrams.SHORT_DIGEST
+DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": diagrams.dot, "mermaid": diagrams.mermaid, "svg": svg}
 EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
     "cyclonedx": cyclonedx.bom,
     "openlineage": openlineage.event,
@@ -127,7 +127,7 @@ _WORDS = {"adapter": "on", "dataset": "trained on", "claimed": "trained on (its 
 
 
 def _label(node: LineageNode) -> str:
-    return f"{pictures.label(node)} (base)" if node.kind == "base" else pictures.label(node)
+    return f"{diagrams.label(node)} (base)" if node.kind == "base" else diagrams.label(node)
 
 
 def _more(node: LineageNode) -> str:

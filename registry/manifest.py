@@ -108,8 +108,8 @@ class Manifest(FrozenModel):
     def __copy__(self) -> Self:
         """A copy may be changed by who makes it (`model_copy`), so it forgets what was made of the original."""
         copied = super().__copy__()
-        for made in ("canonical", "digest"):
-            copied.__dict__.pop(made, None)
+        for cached in ("canonical", "digest"):
+            copied.__dict__.pop(cached, None)
         return copied
 
     @property

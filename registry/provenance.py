@@ -127,11 +127,11 @@ def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
             "provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)}; the limit is 200"
         )
     names: set[str] = set()
-    for number, one in enumerate(provenance.datasets[:DATASETS_LIMIT]):
-        yield from _against_dataset(f"{FIELD}.datasets.{number}", one)
-        if one.key in names:
+    for number, dataset in enumerate(provenance.datasets[:DATASETS_LIMIT]):
+        yield from _against_dataset(f"{FIELD}.datasets.{number}", dataset)
+        if dataset.key in names:
             yield Reason("provenance.twice", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
-        names.add(one.key)
+        names.add(dataset.key)
     if provenance.run is not None:
         location = f"{FIELD}.run"
         yield from _must(

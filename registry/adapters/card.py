@@ -84,7 +84,7 @@ def _tools(text: str) -> Iterator[tuple[str, str]]:
     if heading is None:
         return
     for line in text[heading.end() :].strip().split("\n")[:TOOLS_LIMIT]:
-        found = _TOOL.match(line.strip())
-        if found is None:
+        match = _TOOL.match(line.strip())
+        if match is None:
             return
-        yield found[1].lower(), found[2]
+        yield match[1].lower(), match[2]

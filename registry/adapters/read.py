@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from registry.adapters import formats, peft, safetensors
-from registry.adapters.formats import gguf, images, native
+from registry.adapters.formats import gguf, images, text
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.peft import LoraSpec, config
 from registry.adapters.peft.config import AdapterConfig, BaseClaim
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class PeftContents:
     config: AdapterConfig
     header: Header
     lora: LoraSpec
@@ -95,17 +95,18 @@ class NonPeftContents:
                 yield Pair(module.path, module.rank, module.scale, module.a, module.b, module.is_turned)
 
 
-Found = Contents | NonPeftContents
+AdapterContents = PeftContents | NonPeftContents
 
 
-def read_any(files: Iterable[Descriptor], read: Read) -> Found:
+def read_any(files: Iterable[Descriptor], read: Read) -> AdapterContents:
     """What these files say, whichever tool wrote them.
 
     `Invalid` (MANIFEST_INVALID) when it is not clear which file holds the weights or PEFT's configuration is missing;
     `Invalid` (FILE_REFUSED) for a format that must be converted elsewhere, with advice.
     """
     by_path = {f.path: f for f in files}
-    _golden(by_path.get(GOLDEN), read)
+    if (samples := by_path.get(GOLDEN)) is not None:  # refused before anything relies on them
+        golden.read_golden(read(GOLDEN, 0, samples.size_bytes))
     weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
     if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
         return read_contents(by_path.values(), read)
@@ -113,13 +114,7 @@ def read_any(files: Iterable[Descriptor], read: Read) -> Found:
         message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
         reason = Reason("adapter.weights_ambiguous", weights[0], message)
         raise Invalid.from_reason("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
-    return _foreign(by_path[weights[0]], by_path.get(CONFIG), read)
-
-
-def _golden(file: Descriptor | None, read: Read) -> None:
-    """Golden samples that cannot be read are refused before they are relied on."""
-    if file is not None:
-        golden.read_golden(read(GOLDEN, 0, file.size_bytes), file=GOLDEN)
+    return _read_non_peft(by_path[weights[0]], by_path.get(CONFIG), read)
 
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:
@@ -128,7 +123,7 @@ def weights_of(files: Iterable[Descriptor]) -> Descriptor:
     return next((f for f in named if f.path == WEIGHTS), named[0])
 
 
-def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
+def read_contents(files: Iterable[Descriptor], read: Read) -> PeftContents:
     """The configuration, the header and the LoraSpec of a PEFT adapter's files.
 
     `Invalid` (MANIFEST_INVALID) when the weights or the configuration are not among them.
@@ -140,16 +135,16 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> Contents:
     parsed = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
     extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
-    return Contents(parsed, headers[WEIGHTS], peft.describe(parsed, headers[WEIGHTS]), extra)
+    return PeftContents(parsed, headers[WEIGHTS], peft.describe(parsed, headers[WEIGHTS]), extra)
 
 
 def _is_peft(file: Descriptor, read: Read) -> bool:
     """Whether a configuration names one of PEFT's methods; mlx's has `fine_tune_type` in its place."""
     data = read(CONFIG, 0, min(file.size_bytes, CONFIG_LIMIT_BYTES + 1))
-    return "peft_type" in native.read_config(data, file=CONFIG)
+    return "peft_type" in text.read_config(data, file=CONFIG)
 
 
-def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPeftContents:
+def _read_non_peft(file: Descriptor, written: Descriptor | None, read: Read) -> NonPeftContents:
     def within(offset: int, length: int) -> bytes:
         return read(file.path, offset, length)
 
@@ -166,8 +161,8 @@ def _foreign(file: Descriptor, written: Descriptor | None, read: Read) -> NonPef
     else:
         fields = None
         if written is not None:
-            fields = native.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
-        facts = native.of_header(header, format, config=fields, gguf=packed)
+            fields = text.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
+        facts = text.of_header(header, format, config=fields, gguf=packed)
     return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
 
 
@@ -179,7 +174,7 @@ def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple
         return (Finding.of("error", "format.gguf_no_adapter", path, message),)
     if format.is_known:
         return ()
-    location = format.strangers[0] if format.strangers else path
+    location = format.unexpected[0] if format.unexpected else path
     return (Finding.of("error", "format.unknown", location, f"{format.message}; {format.advice}"),)
 
 

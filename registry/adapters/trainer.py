@@ -61,13 +61,13 @@ class TrainerState:
 def read(data: bytes) -> TrainerState:
     """The claims of a trainer's log. Never raises."""
     state = _parsed(data)
-    entries = [one for one in _listed(state.get("log_history")) if isinstance(one, dict)]
+    entries = [entry for entry in _listed(state.get("log_history")) if isinstance(entry, dict)]
     numbers = {ours: number for theirs, ours in _FIELDS.items() if (number := _number(state.get(theirs))) is not None}
     for theirs, ours in _OF_LOG.items():
-        found = [number for one in entries if (number := _number(one.get(theirs))) is not None]
-        if found:
-            numbers[ours] = found[-1]
-    return TrainerState(numbers, tuple(_some(list(_losses(entries)))))
+        values = [number for entry in entries if (number := _number(entry.get(theirs))) is not None]
+        if values:
+            numbers[ours] = values[-1]
+    return TrainerState(numbers, tuple(_sample(list(_losses(entries)))))
 
 
 def _parsed(data: bytes) -> Mapping[str, Any]:
@@ -86,13 +86,13 @@ def _listed(value: object) -> list[Any]:
 
 
 def _losses(entries: list[dict[str, Any]]) -> Iterator[tuple[int, Number]]:
-    for one in entries:
-        step, loss = _number(one.get("step")), _number(one.get("loss"))
+    for entry in entries:
+        step, loss = _number(entry.get("step")), _number(entry.get("loss"))
         if isinstance(step, int) and loss is not None:
             yield step, loss
 
 
-def _some(points: list[tuple[int, Number]]) -> list[tuple[int, Number]]:
+def _sample(points: list[tuple[int, Number]]) -> list[tuple[int, Number]]:
     """At most `POINTS` of them, evenly, both ends among them."""
     if len(points) <= POINTS:
         return points

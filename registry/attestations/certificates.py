@@ -54,11 +54,11 @@ class Trust:
             for data in files:
                 if data.lstrip().startswith(b"{"):
                     document = json.loads(data)
-                    for name, found in certificates.items():
-                        found += document.get(name, [])
+                    for name, entries in certificates.items():
+                        entries += document.get(name, [])
                 else:
                     roots += x509.load_pem_x509_certificates(data)
-            chains = [one["certChain"]["certificates"] for one in certificates["certificateAuthorities"]]
+            chains = [authority["certChain"]["certificates"] for authority in certificates["certificateAuthorities"]]
             authorities = tuple(_certificate(raw["rawBytes"]) for chain in chains for raw in chain)
             return cls(tuple(roots), authorities, _logs(certificates["tlogs"]), _logs(certificates["ctlogs"]))
         except (ValueError, KeyError, TypeError, AttributeError, Invalid) as e:

@@ -181,8 +181,7 @@ def _with_experts(by_path: dict[str, ModuleShape]) -> dict[str, ModuleShape]:
         leaf = starred.rpartition(".")[2]
         if leaf in _GATES[::2]:
             fused = starred.partition(".*.")[0].replace(".block_sparse_moe.", ".mlp.")
-            one = result[starred]
-            result[fused] = one.model_copy(update={"kind": "experts", "count": count})
+            result[fused] = result[starred].model_copy(update={"kind": "experts", "count": count})
     return result
 
 

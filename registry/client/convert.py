@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters import read as contents
-from registry.adapters.read import Contents, Found
+from registry.adapters.read import AdapterContents, PeftContents
 from registry.api.catalog import BaseView, Resolved
 from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
@@ -57,7 +57,7 @@ def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionO
         return ConversionOutcome(push(registry, after, source, conversion, report, format_name=contents.format), report)
 
 
-def read(registry: Registry, source: Resolved) -> Found:
+def read(registry: Registry, source: Resolved) -> AdapterContents:
     """What the version's files say, by ranges: its configuration and its header."""
     links = {file.path: file for file in source.files}
 
@@ -77,7 +77,7 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
     weights = contents.weights_of(folder.files)
     header = folder.found.header
     metadata = dict(header.metadata)
-    if isinstance(folder.found, Contents):
+    if isinstance(folder.found, PeftContents):
         names = renaming.repairs(header, base.spec)
         target = weights.path
     else:

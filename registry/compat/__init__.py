@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from registry import __version__, engines
 from registry.adapters import methods
 from registry.adapters.peft import LoraSpec, initializations
-from registry.adapters.read import Contents, Found
+from registry.adapters.read import AdapterContents, PeftContents
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat.files import check_file
@@ -25,7 +25,7 @@ from registry.files import CONFIG
 
 
 def evaluate(
-    contents: Found,
+    contents: AdapterContents,
     base: BaseSpec,
     subject: Digest,
     profiles: Iterable[EngineProfile] = (),
@@ -43,9 +43,9 @@ def evaluate(
     return [compat, *served]
 
 
-def check(contents: Found, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
+def check(contents: AdapterContents, base: BaseSpec, relatives: Sequence[Similarity] = ()) -> tuple[Finding, ...]:
     """All findings of the check `compat`, whichever tool wrote the adapter."""
-    if isinstance(contents, Contents):
+    if isinstance(contents, PeftContents):
         return (*contents.findings, *check_fit(contents.lora, base, relatives))
     if contents.findings:  # names of no known format: there is nothing to compare
         return contents.findings

@@ -42,10 +42,10 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
     """The registered base that is meant: of this very name, else the only one whose last part is this."""
-    same = next((one for one in relatives if one.other == claim.name), None)
+    same = next((relative for relative in relatives if relative.other == claim.name), None)
     if same is not None or claim.names(base.name):
         return same
-    alike = [one for one in relatives if claim.names(one.other)]
+    alike = [relative for relative in relatives if claim.names(relative.other)]
     return alike[0] if len(alike) == 1 else None
 
 

@@ -139,7 +139,7 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> lis
         statements = list(rules.statements(prop.id, version))
         for statement in statements:
             if isinstance(statement, Rule) and _all_hold(statement.when, values, profile.settings):
-                findings.append(_told(rules, statement, values, profile))
+                findings.append(_finding_of_rule(rules, statement, values, profile))
         if not statements and prop.when:
             message = f"it is not known what {rules.title} {profile.version} does with this: {prop.label}"
             findings.append(_finding(rules, prop.id, "unknown", message))
@@ -184,14 +184,12 @@ def _about_version(rules: EngineRules, profile: EngineProfile, version: Version)
     return []
 
 
-def _finding(
-    rules: EngineRules, what: str, severity: Any, message: str, expected: str = "", found: str = ""
-) -> Finding:
+def _finding(rules: EngineRules, what: str, severity: Any, message: str, expected: str = "") -> Finding:
     code = f"engine.{re.sub(r'[^a-z0-9]+', '_', rules.name)}.{what}"
-    return Finding.of(severity, code, rules.name, message, expected, found)
+    return Finding.of(severity, code, rules.name, message, expected)
 
 
-def _told(rules: EngineRules, rule: Rule, values: Mapping[str, Any], profile: EngineProfile) -> Finding:
+def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], profile: EngineProfile) -> Finding:
     shown = {name: _shown(value) for name, value in {**values, **profile.settings}.items()}
     message = rule.message.format_map(shown)
     answer = f' It answers: "{rule.answer.format_map(shown)}"' if rule.answer else ""

@@ -232,15 +232,15 @@ def _last(path: str) -> str:
 
 
 def _layers(paths: Iterable[str]) -> set[int]:
-    return {int(found[1]) for path in paths if (found := _LAYER.search(path))}
+    return {int(match[1]) for path in paths if (match := _LAYER.search(path))}
 
 
 def _partial(paths: Iterable[str]) -> bool:
     """Whether some kind of module is touched in fewer layers than the deepest layer suggests."""
     by_module: dict[str, set[int]] = defaultdict(set)
     for path in paths:
-        if found := _LAYER.search(path):
-            by_module[_last(path)].add(int(found[1]))
+        if match := _LAYER.search(path):
+            by_module[_last(path)].add(int(match[1]))
     every = set().union(*by_module.values()) if by_module else set()
     return any(layers != set(range(max(every) + 1)) for layers in by_module.values())
 
@@ -258,4 +258,4 @@ def _ranks_differ_in_group(modules: Iterable[ModuleUpdate]) -> bool:
         block, _, leaf = module.key.rpartition(".")
         group = "qkv" if leaf in ("q_proj", "k_proj", "v_proj") else "mlp" if leaf in ("gate_proj", "up_proj") else leaf
         ranks[block, group].add(module.rank)
-    return any(len(found) > 1 for found in ranks.values())
+    return any(len(values) > 1 for values in ranks.values())

@@ -78,15 +78,15 @@ class Condition(FrozenModel):
 
 
 _OPERATORS: dict[str, Any] = {
-    "is": lambda found, operand: found == operand,
-    "is_not": lambda found, operand: found != operand,
-    "over": lambda found, operand: found > operand,
-    "under": lambda found, operand: found < operand,
-    "has": lambda found, operand: operand in found,
-    "lacks": lambda found, operand: operand not in found,
-    "has_other_than": lambda found, operand: bool(set(found) - set(operand)),
-    "in": lambda found, operand: found in operand,
-    "not_in": lambda found, operand: found not in operand,
+    "is": lambda value, operand: value == operand,
+    "is_not": lambda value, operand: value != operand,
+    "over": lambda value, operand: value > operand,
+    "under": lambda value, operand: value < operand,
+    "has": lambda value, operand: operand in value,
+    "lacks": lambda value, operand: operand not in value,
+    "has_other_than": lambda value, operand: bool(set(value) - set(operand)),
+    "in": lambda value, operand: value in operand,
+    "not_in": lambda value, operand: value not in operand,
 }
 
 

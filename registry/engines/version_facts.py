@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from registry.adapters import card, formats, trainer
-from registry.adapters.read import Contents, Found, NonPeftContents, Read
+from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents, Read
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.files import CARD, TRAINER_STATE
@@ -19,12 +19,12 @@ TARGETS_LIMIT = 100
 _NUMBER = re.compile(r"(?<=[._])\d{1,6}(?=[._])")
 
 
-def of(contents: Found) -> dict[str, Any]:
-    return _of_peft(contents) if isinstance(contents, Contents) else _of_file(contents)
+def of(contents: AdapterContents) -> dict[str, Any]:
+    return _of_peft(contents) if isinstance(contents, PeftContents) else _of_file(contents)
 
 
-def of_engine(contents: Found) -> EngineFacts:
-    if isinstance(contents, Contents):
+def of_engine(contents: AdapterContents) -> EngineFacts:
+    if isinstance(contents, PeftContents):
         return engine_facts.of_lora(contents.lora)
     return engine_facts.of_file(contents.file, is_image=contents.file.format in formats.IMAGE_FORMATS)
 
@@ -40,7 +40,7 @@ def claims(files: Iterable[Descriptor], read: Read) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value}
 
 
-def _of_peft(contents: Contents) -> dict[str, Any]:
+def _of_peft(contents: PeftContents) -> dict[str, Any]:
     spec, written = contents.lora, contents.config
     paths = [m.path for m in spec.modules] + [p.path for p in spec.pieces]
     return {

@@ -23,7 +23,7 @@ Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_len
 class Report(FrozenModel):
     """Everything one run of a check saw. `measurements` are numbers with their unit in the name.
 
-    `reference_logprobs`: what a serving node compares after loading. `pictures`: name → PNG in base64, of image models.
+    `reference_logprobs`: what a serving node compares after loading. `images`: name → PNG in base64, of image models.
     `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
     where the header alone could not tell; None, and then left out, where it was not asked.
     """
@@ -36,14 +36,18 @@ class Report(FrozenModel):
     measurements: dict[str, Any] = Field(default_factory=dict)
     made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
     reference_logprobs: ReferenceLogprobs | None = None
-    pictures: dict[str, str] = Field(default_factory=dict)
+    images: dict[str, str] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
 
     @model_validator(mode="before")
     @classmethod
     def _convert_old_names(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("check") != "acts":
+        if not isinstance(data, dict):
+            return data
+        if "pictures" in data:
+            data = {"images" if key == "pictures" else key: value for key, value in data.items()}
+        if data.get("check") != "acts":
             return data
         renamed = {_OLD_FIELDS.get(key, key): value for key, value in data.items()} | {"check": "smoke"}
         for field in ("findings", "compat"):

@@ -1,4 +1,4 @@
-"""Lineage as values: the names of its nodes, and its drawings and exports as pure functions.
+"""Lineage as values: the names of its nodes, and its diagrams and exports as pure functions.
 
     node of     a version   its digest             a data set   dataset:<digest, or URI@revision#split>
                 a base      base:<name>            a run, code  run:<tool>:<id>, code:<repository>@<commit>
@@ -39,9 +39,9 @@ def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[
     """What a version declares, then what its README claims beyond that."""
     declared = provenance or Provenance.model_construct()
     listed = set()
-    for one in declared.datasets:
-        listed.add(one.uri)
-        yield Input("dataset", DATASET + one.key, one.name or one.uri, one.uri, one.digest)
+    for dataset in declared.datasets:
+        listed.add(dataset.uri)
+        yield Input("dataset", DATASET + dataset.key, dataset.name or dataset.uri, dataset.uri, dataset.digest)
     for name in (facts.get("card") or {}).get("datasets", []):
         if (uri := card.HUB_DATASETS + name) not in listed:
             yield Input(CLAIMED, DATASET + uri, name, uri)

@@ -19,12 +19,12 @@ PROPERTY = "adapter-registry:"
 
 
 def bom(version: VersionView, lineage: Lineage) -> dict[str, Any]:
-    """The bill of materials of one version; `found` are its ancestors."""
+    """The bill of materials of one version; `lineage` holds its ancestors."""
     data = {node.id: node for node in lineage.nodes if node.kind == "dataset"}
     models = [node for node in lineage.nodes if node.kind in ("version", "base") and node.id != lineage.root]
     listed = {lineage.root, *data, *(node.id for node in models)}
     claimed = {edge.parent for edge in lineage.edges if edge.relation == "claimed"}
-    depends: dict[str, list[str]] = {one: [] for one in sorted(listed)}
+    depends: dict[str, list[str]] = {node: [] for node in sorted(listed)}
     for edge in lineage.edges:
         if edge.child in listed and edge.parent in listed:
             depends[edge.child].append(edge.parent)
@@ -40,7 +40,7 @@ def bom(version: VersionView, lineage: Lineage) -> dict[str, Any]:
             "component": _subject(version, lineage),
         },
         "components": [_model(node) for node in models] + [_data(node, node.id in claimed) for node in data.values()],
-        "dependencies": [{"ref": one, "dependsOn": sorted(set(on))} for one, on in depends.items()],
+        "dependencies": [{"ref": node, "dependsOn": sorted(set(parents))} for node, parents in depends.items()],
     }
 
 

@@ -18,7 +18,7 @@ _SPEC = "https://openlineage.io/spec"
 
 
 def event(version: VersionView, lineage: Lineage) -> dict[str, Any]:
-    """The run that made one version; `found` are its ancestors, of which the direct ones are inputs."""
+    """The run that made one version; the direct ancestors in `lineage` are its inputs."""
     nodes = {node.id: node for node in lineage.nodes}
     direct = {edge.parent: edge.relation for edge in lineage.edges if edge.child == lineage.root}
     return {
@@ -28,7 +28,7 @@ def event(version: VersionView, lineage: Lineage) -> dict[str, Any]:
         "schemaURL": f"{_SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent",
         "run": {"runId": str(uuid.uuid5(uuid.NAMESPACE_URL, version.digest)), "facets": dict(_run_facets(version))},
         "job": {"namespace": NAMESPACE, "name": version.name, "facets": dict(_job_facets(version))},
-        "inputs": [told for one, relation in direct.items() for told in _input(nodes[one], relation)],
+        "inputs": [dataset for node, relation in direct.items() for dataset in _input(nodes[node], relation)],
         "outputs": [_dataset(NAMESPACE, version.name, version.digest)],
     }
 

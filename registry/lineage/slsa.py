@@ -18,7 +18,7 @@ BUILD = "urn:adapter-registry:training:v1"
 
 
 def statement(version: VersionView, lineage: Lineage) -> dict[str, Any]:
-    """The statement about one version; `found` are its ancestors, of which the direct ones are dependencies."""
+    """The statement about one version; the direct ancestors in `lineage` are its dependencies."""
     payload = attestations.statement(PREDICATE, subjects(version), predicate(version, lineage))
     document: dict[str, Any] = json.loads(payload)
     return document

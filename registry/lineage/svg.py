@@ -10,9 +10,9 @@ from html import escape
 from itertools import pairwise
 
 from registry.api.catalog import Lineage, LineageEdge, LineageNode
-from registry.lineage.pictures import label, remark
+from registry.lineage.diagrams import label, remark
 
-ROW, LANE, GAP, BOX, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0
+ROW, TRACK, GAP, NODE, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0
 _FILLS = {"version": "#eef4ff", "base": "#fff3e0", "dataset": "#e8f5e9", "run": "#f3e5f5", "code": "#eceff1"}
 _STYLE = (
     "text{font:12px ui-sans-serif,system-ui,sans-serif;fill:#111} .r{font-size:10px;fill:#666} "
@@ -24,11 +24,11 @@ _ARROW = (
     '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     '<path d="M0 0L8 4L0 8z" style="fill:#8a94a6;stroke:none"/></marker></defs>'
 )
-_SAID_BY_THE_BOX = frozenset({"adapter", "dataset", "run", "code"})
+_SHOWN_BY_THE_NODE = frozenset({"adapter", "dataset", "run", "code"})
 _Place = tuple[float, float, float]
 """Left, middle line, width."""
 _Slot = tuple[str, int]
-"""A node, or the lane of a node, in a column."""
+"""A node, or the track of a node, in a column."""
 
 
 def svg(lineage: Lineage) -> Iterator[str]:
@@ -39,14 +39,14 @@ def svg(lineage: Lineage) -> Iterator[str]:
     widths = [
         max([LETTER * len(_longest(nodes[n])) + 20 for n, c in each if column[n] == c], default=0) for each in slots
     ]
-    heights = [sum(ROW if column[n] == c else LANE for n, c in each) for each in slots]
+    heights = [sum(ROW if column[n] == c else TRACK for n, c in each) for each in slots]
     tallest = max(heights, default=0)
     places: dict[_Slot, _Place] = {}
     x = MARGIN
     for each, width, height in zip(slots, widths, heights, strict=True):
         top = MARGIN + (tallest - height) / 2
         for name, here in each:
-            high = ROW if column[name] == here else LANE
+            high = ROW if column[name] == here else TRACK
             places[name, here] = (x, top + high / 2, width)
             top += high
         x += width + GAP
@@ -59,7 +59,7 @@ def svg(lineage: Lineage) -> Iterator[str]:
         way = [places[edge.parent, here] for here in range(column[edge.parent], column[edge.child])]
         yield from _arrow(edge, [*way, places[edge.child, column[edge.child]]])
     for node in lineage.nodes:
-        yield from _box(node, places[node.id, column[node.id]], root=node.id == lineage.root)
+        yield from _draw_node(node, places[node.id, column[node.id]], root=node.id == lineage.root)
     yield "</svg>"
 
 
@@ -85,12 +85,12 @@ def _column_of(lineage: Lineage) -> dict[str, int]:
 
 
 def _slots(lineage: Lineage, column: dict[str, int]) -> list[list[_Slot]]:
-    """What stands in each column from top to bottom: nodes, and lanes of nodes that lead further than to the next."""
+    """What stands in each column from top to bottom: nodes, and tracks of nodes that lead further than to the next."""
     following: dict[_Slot, set[_Slot]] = {(node, here): set() for node, here in column.items()}
     for edge in lineage.edges:
         way = [(edge.parent, here) for here in range(column[edge.parent], column[edge.child])]
-        for one, other in pairwise([*way, (edge.child, column[edge.child])]):
-            following.setdefault(one, set()).add(other)
+        for slot, next_slot in pairwise([*way, (edge.child, column[edge.child])]):
+            following.setdefault(slot, set()).add(next_slot)
     slots: list[list[_Slot]] = [[] for _ in range(max(column.values(), default=-1) + 1)]
     for slot in sorted(following):
         slots[slot[1]].append(slot)
@@ -107,7 +107,7 @@ def _longest(node: LineageNode) -> str:
 
 
 def _arrow(edge: LineageEdge, way: list[_Place]) -> Iterator[str]:
-    """From the right side of the parent, straight through its lanes, to the left side of the child."""
+    """From the right side of the parent, straight through its tracks, to the left side of the child."""
     x, y = way[0][0] + way[0][2], way[0][1]
     curve = f"M{x:.1f} {y:.1f}"
     for start_x, middle, width in way[1:]:
@@ -120,18 +120,18 @@ def _arrow(edge: LineageEdge, way: list[_Place]) -> Iterator[str]:
     (last_x, last_y), (start_x, middle, _) = last, way[-1]
     look = ' class="claimed"' if edge.relation == "claimed" else ""
     yield f'<path{look} d="{curve}" marker-end="url(#a)"/>'
-    if edge.relation in _SAID_BY_THE_BOX:
+    if edge.relation in _SHOWN_BY_THE_NODE:
         return
     where = f'x="{(last_x + start_x) / 2:.1f}" y="{(last_y + middle) / 2 + 3:.1f}"'
     yield f'<text class="r w" {where} text-anchor="middle">{escape(edge.relation)}</text>'
 
 
-def _box(node: LineageNode, position: _Place, *, root: bool) -> Iterator[str]:
+def _draw_node(node: LineageNode, position: _Place, *, root: bool) -> Iterator[str]:
     x, line, width = position
     look = "hidden" if node.hidden else "gone" if node.withdrawn else "root" if root else ""
-    corner = 3 if node.kind == "version" else BOX / 2
+    corner = 3 if node.kind == "version" else NODE / 2
     yield (
-        f'<rect class="{look}" x="{x:.1f}" y="{line - BOX / 2:.1f}" width="{width:.1f}" height="{BOX:.0f}" '
+        f'<rect class="{look}" x="{x:.1f}" y="{line - NODE / 2:.1f}" width="{width:.1f}" height="{NODE:.0f}" '
         f'rx="{corner:.0f}" fill="{_FILLS.get(node.kind, "#fff")}"/>'
     )
     middle = x + width / 2

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from registry.adapters import formats, methods
 from registry.adapters.peft import LoraSpec, initializations
-from registry.adapters.read import Contents, Found, NonPeftContents
+from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.files import CONFIG
@@ -103,7 +103,7 @@ class Converted(FrozenModel):
     notes: tuple[str, ...] = ()
 
 
-def place_of(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
+def place_of(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
     rule = {
         TargetFormat.CANONICAL: _canonical, TargetFormat.PLAIN: _plain, TargetFormat.PEFT: _peft,
@@ -118,8 +118,8 @@ def refused(message: str, next_step: str = "") -> Invalid:
     return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 
-def _lora_of(contents: Found, to: TargetFormat) -> LoraSpec:
-    if not isinstance(contents, Contents):
+def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
+    if not isinstance(contents, PeftContents):
         raise refused(f"this file is in {contents.file.format!r} format, and {to} is made from PEFT adapters",
                       f"convert it to {TargetFormat.PEFT} first")  # fmt: skip
     errors = [f for f in contents.lora.findings if f.severity == "error"]
@@ -149,7 +149,7 @@ def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
         raise refused(f"{odd[0]} gives the factors another meaning than a plain LoRA's")
 
 
-def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> RunsOn:
+def _canonical(contents: AdapterContents, conversion: Conversion, _base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
     if all(m.scale == 1 and m.rank == spec.config.rank for m in spec.modules) and not spec.config.use_rslora:
@@ -157,7 +157,7 @@ def _canonical(contents: Found, conversion: Conversion, _base: BaseSpec) -> Runs
     return RunsOn.WORKER
 
 
-def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
+def _plain(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     if not initializations.is_reversible(spec.config.initialization):
         initialization = spec.config.initialization or "an ordinary initialization"
@@ -173,8 +173,8 @@ def _plain(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
     return RunsOn.BASE
 
 
-def _peft(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
-    if isinstance(contents, Contents):
+def _peft(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
+    if isinstance(contents, PeftContents):
         if not conversion.repair:
             raise refused("it is PEFT's already", "--repair mends wrong prefixes and names with `.default` in them")
         renaming.repairs(contents.header, base)
@@ -202,8 +202,8 @@ def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     return RunsOn.WORKER
 
 
-def _diffusers(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
-    if isinstance(contents, Contents) or contents.file.format in formats.TEXT_FORMATS:
+def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
+    if isinstance(contents, PeftContents) or contents.file.format in formats.TEXT_FORMATS:
         raise refused("diffusers' names are for adapters of image models, and this is a language model's")
     file = contents.file
     if conversion.repair and file.format in ("diffusers", "bare", formats.UNKNOWN):
@@ -235,7 +235,7 @@ _BEYOND_PAIRS: tuple[tuple[str, Callable[[LoraSpec], object]], ...] = (
 """What an adapter may hold that a GGUF adapter cannot."""
 
 
-def _gguf(contents: Found, conversion: Conversion, base: BaseSpec) -> RunsOn:
+def _gguf(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     spec = _lora_of(contents, conversion.to)
     _demand_plain(spec, conversion.to)
     extra = next((what for what, there in _BEYOND_PAIRS if there(spec)), "")

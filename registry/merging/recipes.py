@@ -154,21 +154,21 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
     findings = list(_numbers(recipe))
     if len(ingredients) != len(recipe.sources):
         findings.append(_error("recipe.sources", "sources", f"{len(ingredients)} of {len(recipe.sources)} are known"))
-    for one in ingredients:
-        findings += [_error(code, one.name, f"{one.name} {words}") for code, words in _source(recipe, one)]
-    bases = {(one.base, one.base_fingerprint) for one in ingredients}
+    for source in ingredients:
+        findings += [_error(code, source.name, f"{source.name} {words}") for code, words in _source(recipe, source)]
+    bases = {(source.base, source.base_fingerprint) for source in ingredients}
     if len(bases) > 1:
-        names = ", ".join(sorted({one.base for one in ingredients}))
+        names = ", ".join(sorted({source.base for source in ingredients}))
         findings.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
-    digests = [one.digest for one in ingredients]
+    digests = [source.digest for source in ingredients]
     if recipe.operation is Operation.COMBINE and len(set(digests)) < len(digests):
         findings.append(
             _error("recipe.source_twice", "sources", "one version is named twice; add its weights up instead")
         )
     if recipe.operation is Operation.COMBINE:
-        if len({bool(one.facts.get("conv_lora")) for one in ingredients}) > 1:
+        if len({bool(source.facts.get("conv_lora")) for source in ingredients}) > 1:
             findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
-        total = sum(int(one.facts.get("max_rank") or 0) for one in ingredients)
+        total = sum(int(source.facts.get("max_rank") or 0) for source in ingredients)
         if recipe.method in (Method.LINEAR, Method.CAT) and not recipe.rank and total > RANK_LIMIT:
             message = f"the exact sum has rank {total}, over {RANK_LIMIT}; say a smaller one with --rank"
             findings.append(_error("recipe.rank_invalid", "rank", message))

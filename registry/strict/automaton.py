@@ -15,12 +15,12 @@ Part = tuple[int, int]
 
 
 class _Look(NamedTuple):
-    """A way without a character, open where the text goes on with `part`, or, if that is not wanted, does not."""
+    """A way without a character, open where the text goes on with `part`, or, if not `positive`, where it does not."""
 
     before: int
     after: int
     part: Part
-    wanted: bool
+    positive: bool
 
 
 class Automaton:
@@ -72,8 +72,8 @@ class Automaton:
             earlier = self._earlier.get(key)
             if earlier is None:
                 steps = (step for state in live for step in self._steps.get(state, ()))
-                found = [before for characters, before in steps if character in characters]
-                earlier = self._closure([*found, *everywhere], {})
+                reached = [before for characters, before in steps if character in characters]
+                earlier = self._closure([*reached, *everywhere], {})
                 self._earlier[key] = earlier
             if not earlier:
                 return False
@@ -86,7 +86,7 @@ class Automaton:
         opened = {after: list(before) for after, before in more.items()}
         self._spread(states, reached, opened)
         for look in self._looks:
-            if (look.part[0] in reached) is look.wanted:
+            if (look.part[0] in reached) is look.positive:
                 opened.setdefault(look.after, []).append(look.before)
                 if look.after in reached:
                     self._spread([look.before], reached, opened)

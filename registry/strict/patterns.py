@@ -204,16 +204,16 @@ class _Parser:
         self._at += negated
         characters: set[str] = set()
         while (character := self._take()) != "]":
-            found = self._escape() if character == "\\" else frozenset(character)
+            members = self._escape() if character == "\\" else frozenset(character)
             if character == "[":
                 raise PatternRefused("has a '[' inside a class")
-            if len(found) == 1 and self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
+            if len(members) == 1 and self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
-                (begin,), end = found, self._take()
+                (begin,), end = members, self._take()
                 if end in "\\[" or end < begin:
                     raise PatternRefused("has a class whose range does not rise")
-                found = frozenset(chr(c) for c in range(ord(begin), ord(end) + 1))
-            characters |= found
+                members = frozenset(chr(c) for c in range(ord(begin), ord(end) + 1))
+            characters |= members
         if not characters:
             raise PatternRefused("has an empty class")
         return _ALPHABET - characters if negated else frozenset(characters)

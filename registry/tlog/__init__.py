@@ -157,8 +157,8 @@ def _folded(hashes: list[bytes]) -> bytes:
     if not hashes:
         return EMPTY_ROOT
     held = hashes[-1]
-    for left in reversed(hashes[:-1]):
-        held = node_hash(left, held)
+    for left_hash in reversed(hashes[:-1]):
+        held = node_hash(left_hash, held)
     return held
 
 

@@ -42,7 +42,7 @@ class Replay:
     note: str = ""
     problems: list[str] = field(default_factory=list)
 
-    def found(self, message: str) -> None:
+    def add_problem(self, message: str) -> None:
         if len(self.problems) < PROBLEMS_LIMIT:
             self.problems.append(message)
 
@@ -57,7 +57,7 @@ def replay(source: LogSource, *verifiers: Verifier) -> Replay:
     level = list(_leaves(source, result))
     leaves = [leaf for hashes in level for leaf in hashes]
     if root_of(leaves) != checkpoint.root:
-        result.found(f"the {len(leaves)} rows do not make the root that was signed")
+        result.add_problem(f"the {len(leaves)} rows do not make the root that was signed")
     _upper(source, result, level)
     return result
 
@@ -67,21 +67,21 @@ def _leaves(source: LogSource, result: Replay) -> Iterator[list[bytes]]:
     rows = source.rows()
     for index in range(-(-result.size // TILE_WIDTH)):
         width = tiles.width_at(0, index, result.size)
-        told = list(islice(rows, width))
-        if len(told) < width:
-            result.found(f"rows end at {index * TILE_WIDTH + len(told)}, and the log has {result.size}")
-        hashes = [leaf_hash(entry) for entry in told]
+        entries = list(islice(rows, width))
+        if len(entries) < width:
+            result.add_problem(f"rows end at {index * TILE_WIDTH + len(entries)}, and the log has {result.size}")
+        hashes = [leaf_hash(entry) for entry in entries]
         _compare(source, result, 0, index, hashes)
         try:
             bundle = list(tiles.entries_of(source.entries(index, width)))
         except ValueError as e:
-            result.found(f"entries of tile {index}: {e}")
+            result.add_problem(f"entries of tile {index}: {e}")
             bundle = []
         if len(bundle) != width:
-            result.found(f"entries of tile {index}: {len(bundle)} of them, not {width}")
-        for at, (mine, theirs) in enumerate(zip(told, bundle, strict=False)):
+            result.add_problem(f"entries of tile {index}: {len(bundle)} of them, not {width}")
+        for at, (mine, theirs) in enumerate(zip(entries, bundle, strict=False)):
             if mine != theirs:
-                result.found(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
+                result.add_problem(f"event {index * TILE_WIDTH + at + 1}: its row differs from its entry")
         yield hashes
 
 
@@ -100,7 +100,7 @@ def _compare(source: LogSource, result: Replay, level: int, index: int, hashes: 
     expected = b"".join(hashes)
     copies = source.tiles(level, index, width)
     if not copies:
-        result.found(f"{tiles.tile_path(level, index, width)}: is missing")
+        result.add_problem(f"{tiles.tile_path(level, index, width)}: is missing")
     for data in copies:
         if data == expected:
             continue
@@ -108,6 +108,6 @@ def _compare(source: LogSource, result: Replay, level: int, index: int, hashes: 
             (at for at in range(len(hashes)) if data[at * HASH_BYTES : (at + 1) * HASH_BYTES] != hashes[at]), 0
         )
         event = f" (event {index * TILE_WIDTH + first + 1})" if level == 0 else ""
-        result.found(
+        result.add_problem(
             f"{tiles.tile_path(level, index, width)}: differs from what the rows make, first at {first}{event}"
         )

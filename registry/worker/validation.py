@@ -93,7 +93,7 @@ def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], pro
         measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
         made_by=dict(process.get("versions", {})),
         reference_logprobs=result.get("reference_logprobs"),
-        pictures=result.get("pictures", {}),
+        images=result.get("images", {}),
         thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )
 

@@ -184,7 +184,7 @@ def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
 
 def test_one_stranger_makes_the_format_unknown_and_is_named() -> None:
     found = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
-    assert (found.name, found.strangers) == (formats.UNKNOWN, ("stray.tensor",))
+    assert (found.name, found.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
 
 
 def test_two_formats_in_one_file_are_unknown() -> None:
@@ -275,7 +275,7 @@ def test_training_facts_are_kept_and_private_texts_are_only_named() -> None:
     assert "ann-private" not in found.model_dump_json()
 
 
-def test_a_strangers_text_does_not_steer_a_terminal() -> None:
+def test_an_uploaders_text_does_not_steer_a_terminal() -> None:
     metadata = KOHYA_METADATA | {"modelspec.trigger_phrase": "toy\x1b[2J\nstyle", "modelspec.title": "a\x9bb"}
     found = facts_of(kohya_pairs("lora_unet_", ATTENTION), metadata)
     assert (found.trigger_words, found.claims["modelspec.title"]) == ("toy [2J style", "a b")

@@ -12,7 +12,7 @@ import pytest
 
 from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.digest import Digest, canonical_json
-from registry.lineage import cyclonedx, openlineage, pictures, slsa
+from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.svg import svg
 from registry.manifest import Descriptor
 from registry.provenance import Provenance
@@ -69,7 +69,7 @@ def chain(length: int) -> Lineage:
     return Lineage(root=ids[-1], nodes=[*nodes, LineageNode(id="base:t", kind="base", name="t")], edges=edges)
 
 
-# ------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------ diagrams
 def boxes(text: str) -> dict[str, tuple[float, float, float, float]]:
     """Label → left, top, right, bottom of the box that it stands in."""
     tree = ElementTree.fromstring(text)
@@ -106,13 +106,13 @@ def test_no_box_covers_another(found: Lineage) -> None:
 
 
 def test_a_text_of_a_stranger_is_quoted_by_the_rules_of_each_picture() -> None:
-    dot = "\n".join(pictures.dot(drawn()))
+    dot = "\n".join(diagrams.dot(drawn()))
     for line in dot.splitlines():
         unescaped = line.replace("\\\\", "").replace('\\"', "")
         assert unescaped.count('"') % 2 == 0, line
     label = next(line for line in dot.splitlines() if "script" in line)
     assert label.split('label="', 1)[1].count('"') == 3, "the end of the label, and the tooltip"
-    mermaid = "\n".join(pictures.mermaid(drawn()))
+    mermaid = "\n".join(diagrams.mermaid(drawn()))
     assert "<" not in mermaid.replace("-->", "").replace("-.->", "")
     assert "#60;script#62;" in mermaid
     node = next(line for line in mermaid.splitlines() if "script" in line)
@@ -121,10 +121,10 @@ def test_a_text_of_a_stranger_is_quoted_by_the_rules_of_each_picture() -> None:
 
 def test_a_label_is_one_short_line() -> None:
     long = LineageNode(id="dataset:x", kind="dataset", name="x\n\x1b[31m\u202e" + "y" * 300)
-    shown = pictures.label(long)
+    shown = diagrams.label(long)
     assert len(shown) <= 61
     assert shown.isprintable()
-    assert pictures.label(drawn().nodes[2]) == f"(not visible to you) {UNSEEN.short}"
+    assert diagrams.label(drawn().nodes[2]) == f"(not visible to you) {UNSEEN.short}"
 
 
 # ------------------------------------------------------------------ exports

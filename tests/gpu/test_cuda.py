@@ -73,7 +73,7 @@ def test_an_image_adapter_is_painted_with(tmp_path: Path) -> None:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
         seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
-    assert set(seen["pictures"]) == {"before", "after"}
+    assert set(seen["images"]) == {"before", "after"}
 
 
 def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_folder: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_an_image_adapter_is_painted_with_in_16_bits(tmp_path: Path) -> None:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
         seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
     assert seen["findings"] == []
-    assert set(seen["pictures"]) == {"before", "after"}
+    assert set(seen["images"]) == {"before", "after"}
 
 
 def test_a_model_process_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(

@@ -52,7 +52,7 @@ def test_image_adapters_are_painted_with_and_the_report_holds_both_pictures(
     assert verdict.report is not None
     report = workshop.world.admin.report("acme/kohya-sd", verdict.report)
     assert report.measurements["mean_pixel_delta"] > 1e-6
-    pictures = {name: base64.b64decode(picture) for name, picture in report.pictures.items()}
+    pictures = {name: base64.b64decode(picture) for name, picture in report.images.items()}
     assert {name: _size(picture) for name, picture in pictures.items()} == {"before": (128, 128), "after": (128, 128)}
     assert pictures["before"] != pictures["after"]
     assert "diffusers" in report.made_by

@@ -100,7 +100,7 @@ class Format:
 
     name: str
     evidence: str = ""
-    strangers: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
     message: str = ""
 
     @property
@@ -133,22 +133,22 @@ def recognize(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
         by_format["lycoris"] += by_format.pop("kohya")
     if "diffusers-old" in by_format and all(name.endswith(_OF_2023) for name in by_format.get("diffusers", ())):
         by_format["diffusers-old"] += by_format.pop("diffusers", [])  # a UNet of late 2023 beside its text encoder
-    strangers = by_format.pop(UNKNOWN, [])
-    if len(by_format) == 1 and not strangers:
+    unexpected = by_format.pop(UNKNOWN, [])
+    if len(by_format) == 1 and not unexpected:
         (format_name,) = by_format
         if has_peft_config and format_name in IMAGE_FORMATS:
             wrong = f"beside a PEFT configuration, {tensor_names[0][:200]!r} has no prefix 'base_model.model.'"
-            return Format(UNKNOWN, strangers=tuple(tensor_names[:5]), message=f"unknown format: {wrong}")
+            return Format(UNKNOWN, unexpected=tuple(tensor_names[:5]), message=f"unknown format: {wrong}")
         return Format(format_name, evidence=by_format[format_name][0][:_NAMES_LIMIT])
     if not by_format:
-        message = f"unknown format: {strangers[0][:200]!r} is a name of no tool that this registry knows"
-    elif strangers:
+        message = f"unknown format: {unexpected[0][:200]!r} is a name of no tool that this registry knows"
+    elif unexpected:
         near = max(by_format, key=lambda s: len(by_format[s]))
-        message = f"unknown format: {strangers[0][:200]!r} does not belong among the names of {near}"
+        message = f"unknown format: {unexpected[0][:200]!r} does not belong among the names of {near}"
     else:
         message = f"unknown format: the names of {' and '.join(sorted(by_format))} are mixed in one file"
-        strangers = min(by_format.values(), key=len)
-    return Format(UNKNOWN, strangers=tuple(s[:_NAMES_LIMIT] for s in strangers[:5]), message=message)
+        unexpected = min(by_format.values(), key=len)
+    return Format(UNKNOWN, unexpected=tuple(s[:_NAMES_LIMIT] for s in unexpected[:5]), message=message)
 
 
 def _format_of(name: str) -> str:

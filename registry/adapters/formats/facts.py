@@ -96,15 +96,15 @@ def fault_of_factors(halves: Mapping[str, TensorInfo], *, turned: bool = False) 
         if info.dtype not in _NUMBERS and not half.endswith(_NO_NUMBERS):
             return f"{half} holds {info.dtype}, and weights are floating-point numbers"
     shapes = {half.removesuffix(".weight").rpartition(".")[2]: info.shape for half, info in halves.items()}
-    for right, left, core in _PAIRS:
-        if (right in shapes) != (left in shapes):
-            return f"{right if right in shapes else left} lacks its other half"
-        if right not in shapes or core in shapes or min(len(shapes[right]), len(shapes[left])) < 2:
+    for right, left_factor, core in _PAIRS:
+        if (right in shapes) != (left_factor in shapes):
+            return f"{right if right in shapes else left_factor} lacks its other half"
+        if right not in shapes or core in shapes or min(len(shapes[right]), len(shapes[left_factor])) < 2:
             continue
-        ranks = (shapes[right][1], shapes[left][0]) if turned else (shapes[right][0], shapes[left][1])
+        ranks = (shapes[right][1], shapes[left_factor][0]) if turned else (shapes[right][0], shapes[left_factor][1])
         if ranks[0] != ranks[1]:
             return f"its factors have ranks {ranks[0]} and {ranks[1]}"
-    for one, other in _TOGETHER:
-        if any(name.startswith(one) for name in shapes) != any(name.startswith(other) for name in shapes):
-            return f"{one[:7]} and {other[:7]} belong together, and one is missing"
+    for first, other in _TOGETHER:
+        if any(name.startswith(first) for name in shapes) != any(name.startswith(other) for name in shapes):
+            return f"{first[:7]} and {other[:7]} belong together, and one is missing"
     return ""

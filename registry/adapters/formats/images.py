@@ -44,7 +44,7 @@ _PLAIN_FACTS = (
     "sshs_model_hash", "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation",
     "modelspec.title", "modelspec.resolution", "modelspec.prediction_type", "modelspec.date", "modelspec.license",
 )  # fmt: skip
-"""Metadata that says how an adapter was trained and nothing about whose pictures it saw."""
+"""Metadata that says how an adapter was trained and nothing about whose images it saw."""
 _TRIGGERS = ("modelspec.trigger_phrase", "trigger_words", "activation text", "instance_prompt")
 _ADAPTER_METADATA = strict_json.Dialect("TENSORS_INVALID", "safetensors", depth=6)
 
@@ -196,7 +196,7 @@ def _alphas(
         values = {path: _scalar(info, header, read) for path, info in tensors.items()}
         return {path: value for path, value in values.items() if value is not None}, "alpha tensors"
     ranks = {path: float(_rank(halves)) for path, halves in groups.items() if _rank(halves)}
-    claims = {component: _Told(fields) for component, fields in _metadata(header.metadata).items()}
+    claims = {component: _ComponentScale(fields) for component, fields in _metadata(header.metadata).items()}
     if claims:
         return {path: _alpha_of(path, rank, claims) for path, rank in ranks.items()}, "metadata"
     if format.name in ("diffusers", "diffusers-old", "comfy", "xlabs", "bfl", "bare"):
@@ -204,8 +204,8 @@ def _alphas(
     return {}, "no alpha in the file"
 
 
-class _Told:
-    """What one component's PEFT configuration says of alphas."""
+class _ComponentScale:
+    """How one component's PEFT configuration scales its updates."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         read = Fields(fields)
@@ -214,7 +214,7 @@ class _Told:
         self.use_rslora = read.flag("use_rslora")
 
 
-def _alpha_of(path: str, rank: float, claims: Mapping[str, _Told]) -> float:
+def _alpha_of(path: str, rank: float, claims: Mapping[str, _ComponentScale]) -> float:
     """A module's alpha, so that alpha / rank is its scale: with rsLoRA that is alpha · √rank."""
     component, _, inner = path.partition(".")
     config = claims.get(component)

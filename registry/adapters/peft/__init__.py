@@ -135,7 +135,7 @@ class _Reader:
     def spec(self, header: Header) -> LoraSpec:
         for info in header:
             self._sort(info)
-        self._names.suspicions(self._note)
+        self._names.report(self._note)
         modules = [m for key, halves in self._pairs.items() if (m := self._module(*key, halves)) is not None]
         self._configuration(modules, header)
         return LoraSpec(
@@ -171,7 +171,7 @@ class _Reader:
             if (first := halves.setdefault(name.role, info)) is not info:
                 message = f"{info.name} is a second tensor for the place of {first.name}"
                 self._note("lora.tensor_unknown", info.name, message, "one of them", info.name)
-        elif name.role is not TensorRole.STRANGER:
+        elif name.role is not TensorRole.UNEXPECTED:
             self._others[name.role].append(OtherTensor(path=name.path, name=name.leaf, shape=info.shape))
 
     def _module(self, path: str, order: int, halves: dict[TensorRole, TensorInfo]) -> ModuleUpdate | None:

@@ -39,7 +39,7 @@ class TensorRole(Enum):
     FULL = "full"
     REPEAT = "repeat"
     TOKENS = "tokens"
-    STRANGER = "stranger"
+    UNEXPECTED = "unexpected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class TensorName:
     order: int = -1
 
 
-_STRANGER = TensorName(TensorRole.STRANGER)
+_UNEXPECTED = TensorName(TensorRole.UNEXPECTED)
 _ROLE_OF_LEAF = {
     "lora_A.weight": TensorRole.A, "lora_B.weight": TensorRole.B, "lora_embedding_A": TensorRole.A,
     "lora_embedding_B": TensorRole.B, "lora_B.bias": TensorRole.BIAS, "lora_magnitude_vector": TensorRole.MAGNITUDE,
@@ -62,25 +62,25 @@ _ROLE_OF_ADALORA_LEAF = {"lora_A": TensorRole.A, "lora_B": TensorRole.B, "lora_E
 
 
 class Names:
-    """Reads the names of one adapter's tensors, and remembers the strangers."""
+    """Reads the names of one adapter's tensors, and remembers those that no rule allows."""
 
     def __init__(self, config: AdapterConfig) -> None:
         self._config = config
         self._targets = Targets(config)
         self._method = methods.find(config.method)
-        self._strangers: dict[str, list[str]] = {}
+        self._unexpected_names: dict[str, list[str]] = {}
 
     def read(self, name: str) -> TensorName:
         marks, shared = self._method.marks, self._method.shared_marks
         if self._method.is_prompt:
-            return TensorName(TensorRole.PIECE, "", name) if name in marks else self._stranger("unknown", name)
+            return TensorName(TensorRole.PIECE, "", name) if name in marks else self._unexpected("unknown", name)
         if name.startswith("base_model.") and name[11:].startswith(shared) and shared:
             return TensorName(TensorRole.PIECE, "", name[11:])
         if not name.startswith(PREFIX):
-            return self._stranger("prefix", name)
+            return self._unexpected("prefix", name)
         rest = name[len(PREFIX) :]
         if "_orig_mod." in rest:
-            return self._stranger("compiled", name)
+            return self._unexpected("compiled", name)
         return self._method_tensor(rest) or self._announced(rest) or self._explained(rest, name)
 
     def _method_tensor(self, rest: str) -> TensorName | None:
@@ -131,24 +131,24 @@ class Names:
 
     def _explained(self, rest: str, name: str) -> TensorName:
         if _WITH_ADAPTER_NAME.search(rest) and not _PAIR.match(rest):
-            return self._stranger("adapter_name", name)
+            return self._unexpected("adapter_name", name)
         if _FULL.match(rest) and not re.search(r"\.(lora|hada|lokr|ia3|vera|oft|boft)_", rest):
-            return self._stranger("overwrites", name)
-        return self._stranger("unknown", name)
+            return self._unexpected("overwrites", name)
+        return self._unexpected("unknown", name)
 
-    def _stranger(self, sort: str, name: str) -> TensorName:
-        self._strangers.setdefault(sort, []).append(name)
-        return _STRANGER
+    def _unexpected(self, kind: str, name: str) -> TensorName:
+        self._unexpected_names.setdefault(kind, []).append(name)
+        return _UNEXPECTED
 
-    def suspicions(self, note: Callable[..., None]) -> None:
-        """Report unknown names, one finding a sort: `note(code, location, message, expected, found)`."""
-        for sort, names in self._strangers.items():
-            code, message, expected = _SORTS[sort]
+    def report(self, add: Callable[..., None]) -> None:
+        """Report unknown names, one finding for each kind: `add(code, location, message, expected, found)`."""
+        for kind, names in self._unexpected_names.items():
+            code, message, expected = _EXPLANATIONS[kind]
             count = f" ({len(names)} tensors)" if len(names) > 1 else ""
-            note(code, names[0], f"{names[0]} {message}{count}", expected, ", ".join(names[:EXAMPLES]))
+            add(code, names[0], f"{names[0]} {message}{count}", expected, ", ".join(names[:EXAMPLES]))
 
 
-_SORTS: dict[str, tuple[str, str, str]] = {
+_EXPLANATIONS: dict[str, tuple[str, str, str]] = {
     "prefix": (
         "lora.prefix_wrong",
         "does not begin with 'base_model.model.': PEFT would load the file without an error and change nothing",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
-from registry.adapters.read import Contents, Found, read_any
+from registry.adapters.read import AdapterContents, PeftContents, read_any
 from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, Reason, TooLarge
@@ -38,12 +38,12 @@ class Folder:
     files: tuple[Descriptor, ...]
     sources: dict[str, Path]
     left_out: tuple[Reason, ...]
-    found: Found
+    found: AdapterContents
 
     @property
-    def contents(self) -> Contents:
+    def contents(self) -> PeftContents:
         """What a PEFT adapter says. `Invalid` (FOLDER_INVALID) for another tool's, which PEFT cannot load."""
-        if isinstance(self.found, Contents):
+        if isinstance(self.found, PeftContents):
             return self.found
         format_name = self.found.file.format
         raise Invalid(

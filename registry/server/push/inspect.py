@@ -15,7 +15,7 @@ from typing import Any
 
 from registry import compat
 from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.read import Contents, Read, read_any, weights_of
+from registry.adapters.read import PeftContents, Read, read_any, weights_of
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
@@ -117,7 +117,7 @@ def inspect_files(
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
     facts = {**version_facts.of(contents), **version_facts.claims(manifest.files, read)}
-    testable = isinstance(contents, Contents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
+    testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 

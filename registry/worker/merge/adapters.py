@@ -23,7 +23,7 @@ from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import Names, TensorName, TensorRole
-from registry.adapters.read import Contents, read_contents
+from registry.adapters.read import PeftContents, read_contents
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.files import CONFIG, WEIGHTS, kind_of
@@ -40,7 +40,7 @@ class Adapter:
     """`names` maps what each tensor is to its name in the file; `written` is the configuration as it was written."""
 
     folder: Path
-    contents: Contents
+    contents: PeftContents
     names: dict[TensorName, str]
     written: dict[str, Any]
     _file: Any = field(repr=False, compare=False)

@@ -106,7 +106,7 @@ def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> 
     delta = float((after - before).abs().mean()) / max(high - low, 1e-12)
     result.measure("mean_pixel_delta", delta)
     result.measurements["steps"] = STEPS
-    result.pictures = {
+    result.images = {
         name: base64.b64encode(_png(picture)).decode() for name, picture in zip(("before", "after"), shown, strict=True)
     }
     if delta <= result.thresholds.image_delta:

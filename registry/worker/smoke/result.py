@@ -28,7 +28,7 @@ class SmokeResult:
     findings: list[Finding] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
     reference_logprobs: ReferenceLogprobs | None = None
-    pictures: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = ignore_progress
 
     def note(
@@ -50,5 +50,5 @@ class SmokeResult:
             "reference_logprobs": self.reference_logprobs.model_dump(mode="json")
             if self.reference_logprobs is not None
             else None,
-            "pictures": self.pictures,
+            "images": self.images,
         }

@@ -1,4 +1,4 @@
-"""Drawings of lineage for other programs: DOT for Graphviz, Mermaid for pages. Arrows lead from parent to child.
+"""Diagrams of lineage for other programs: DOT for Graphviz, Mermaid for pages. Arrows lead from parent to child.
 
 Any text of a node may be hostile: each format escapes it by its own rules.
 """
@@ -37,31 +37,31 @@ def remark(node: LineageNode) -> str:
 
 def dot(lineage: Lineage) -> Iterator[str]:
     """Graphviz."""
-    places = _places(lineage)
+    ids = _ids(lineage)
     yield "digraph lineage {"
     yield "  rankdir=LR; node [shape=box, fontname=sans];"
     for node in lineage.nodes:
         look = f", shape={form}" if (form := _DOT_FORMS.get(node.kind)) else ""
         look += ", style=dashed" if node.hidden else ", color=red" if node.withdrawn else ""
-        yield f'  {places[node.id]} [label="{_in_dot(label(node))}", tooltip="{_in_dot(remark(node))}"{look}];'
+        yield f'  {ids[node.id]} [label="{_in_dot(label(node))}", tooltip="{_in_dot(remark(node))}"{look}];'
     for edge in lineage.edges:
         dashed = ", style=dashed" if edge.relation == "claimed" else ""
-        yield f'  {places[edge.parent]} -> {places[edge.child]} [label="{_in_dot(edge.relation)}"{dashed}];'
+        yield f'  {ids[edge.parent]} -> {ids[edge.child]} [label="{_in_dot(edge.relation)}"{dashed}];'
     yield "}"
 
 
 def mermaid(lineage: Lineage) -> Iterator[str]:
     """A Mermaid flowchart."""
-    places = _places(lineage)
+    ids = _ids(lineage)
     yield "flowchart LR"
     for node in lineage.nodes:
         opening, closing = _MERMAID_FORMS.get(node.kind, ('["', '"]'))
-        yield f"  {places[node.id]}{opening}{_in_mermaid(label(node))}{closing}"
+        yield f"  {ids[node.id]}{opening}{_in_mermaid(label(node))}{closing}"
     for edge in lineage.edges:
         arrow = "-.->" if edge.relation == "claimed" else "-->"
-        yield f"  {places[edge.parent]} {arrow}|{_in_mermaid(edge.relation)}| {places[edge.child]}"
-    withdrawn = [places[node.id] for node in lineage.nodes if node.withdrawn]
-    hidden = [places[node.id] for node in lineage.nodes if node.hidden]
+        yield f"  {ids[edge.parent]} {arrow}|{_in_mermaid(edge.relation)}| {ids[edge.child]}"
+    withdrawn = [ids[node.id] for node in lineage.nodes if node.withdrawn]
+    hidden = [ids[node.id] for node in lineage.nodes if node.hidden]
     if withdrawn:
         yield "  classDef withdrawn stroke:#c00,stroke-width:2px"
         yield f"  class {','.join(withdrawn)} withdrawn"
@@ -70,8 +70,8 @@ def mermaid(lineage: Lineage) -> Iterator[str]:
         yield f"  class {','.join(hidden)} hidden"
 
 
-def _places(lineage: Lineage) -> dict[str, str]:
-    return {node.id: f"n{place}" for place, node in enumerate(lineage.nodes)}
+def _ids(lineage: Lineage) -> dict[str, str]:
+    return {node.id: f"n{number}" for number, node in enumerate(lineage.nodes)}
 
 
 def _in_dot(text: str) -> str:
