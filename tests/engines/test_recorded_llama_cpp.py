@@ -16,8 +16,7 @@ from tests.engines.cases import CASES, facts_of
 RECORDED = json.loads(Path(__file__).with_name("recorded_llama_cpp.json").read_text())
 (ROWS,) = RECORDED.values()
 TOLERANCE = 2e-2
-NO_REFERENCE = {"loftq": "PEFT needs scipy to load it, and quantizes the base while it does"}
-CONVERTED = sorted(name for name in CASES if ROWS[name]["converter"] == "ok" and name not in NO_REFERENCE)
+CONVERTED = sorted(name for name in CASES if ROWS[name]["converter"] == "ok")
 
 
 def test_every_case_was_asked_and_the_base_alone_agrees() -> None:
@@ -39,6 +38,6 @@ def test_rslora_and_patterns_act_only_because_the_scale_is_folded_before() -> No
         ]
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - set(CONVERTED) - set(NO_REFERENCE)))
+@pytest.mark.parametrize("case", sorted(set(CASES) - set(CONVERTED)))
 def test_what_is_no_pair_of_linear_factors_is_refused_with_a_reason(case: str) -> None:
     assert len(ROWS[case]["converter"]) > 20
