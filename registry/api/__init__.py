@@ -1,9 +1,6 @@
 """Schemas of REST requests and answers that are not domain models. The server and its clients use the same ones.
 
-- What a client claims is only information unless said otherwise; the server computes it again.
-- Times are UTC with a time zone. Sizes are bytes. Lists have `next_cursor`, which is empty on the last page.
-- Requests reject unknown fields. Answers may gain fields, so clients ignore those that they do not know.
-- There is one module per resource, so that a command imports only the schemas that it uses.
+Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields; answers may gain fields.
 """
 
 from __future__ import annotations

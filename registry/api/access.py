@@ -1,6 +1,6 @@
-"""REST schemas of tokens, the caller, and health.
+"""REST schemas of tokens, the caller and health; of namespaces, roles and trusted publishers.
 
-A secret is in one answer only, `TokenCreated`, and is not stored.
+A secret is in one answer only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TokenCreate(Request):
 
     name: PrintableText = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
     scopes: list[str]
-    namespaces: list[str] = ["*"]
+    namespaces: list[str] = Field(default=["*"], description="`*` for all namespaces.")
     expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
     subject: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
     """The subject whose roles limit the token. Empty: the token stands for itself."""

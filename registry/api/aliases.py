@@ -1,4 +1,4 @@
-"""REST schemas of aliases and their history, and of the withdrawal of versions.
+"""REST schemas of aliases and their history, gates and approvals, and the withdrawal of versions.
 
 An alias moves only from the generation that the client has seen.
 """
@@ -22,7 +22,7 @@ class AliasView(Answer):
     alias: str
     number: int
     digest: Digest
-    generation: int
+    generation: int = Field(description="Number of moves. Send it as `If-Match` to move the alias.")
     moved_at: datetime
     moved_by: str
     reason: str = ""
@@ -43,7 +43,7 @@ class AliasMove(Answer):
     at: datetime
     actor: str
     reason: str
-    evidence: list[dict[str, Any]] = []
+    evidence: list[dict[str, Any]] = Field(default=[], description="What the gate found when the alias moved.")
     token_id: str = ""
 
     @property
@@ -63,9 +63,9 @@ class History(Answer):
 class PromoteRequest(Request):
     """Point an alias at a version. The request needs If-Match with the alias's generation, 0 for a new alias."""
 
-    version: str
+    version: str = Field(description="Number, digest or another alias.")
     reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
-    break_glass: bool = False
+    break_glass: bool = Field(default=False, description="Move the alias although its gate is closed. Needs a reason.")
 
 
 class RollbackRequest(Request):

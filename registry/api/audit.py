@@ -1,8 +1,4 @@
-"""The REST contract of the audit log: events and their entries, keys, proofs; webhooks and their deliveries.
-
-Invariants
-- An event's entry is the canonical JSON of all that it tells: whoever has it can make the bytes that were hashed.
-"""
+"""REST schemas of the audit log: events, entries, keys, proofs; of attestations; of webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import Answer, ItemList, Request
+from registry.api import Answer, ItemList, ItemPage, Request
 from registry.digest import Digest, canonical_json
 from registry.events import WEBHOOK_DEFAULT
 
@@ -30,32 +26,22 @@ class EventView(Answer):
     request_id: str = ""
 
     def entry(self) -> bytes:
-        """The bytes that the log's leaf is the hash of. `Invalid` for an event that no server could have written."""
-        entry_fields: dict[str, Any] = {
-            "action": self.action,
-            "actor": self.actor,
-            "at": moment(self.at),
-            "detail": self.detail,
-            "namespace": self.namespace,
-            "object": self.object,
-            "request_id": self.request_id,
-            "seq": self.seq,
-            "token_id": self.token_id,
-        }
-        return canonical_json(entry_fields)
+        """Return the bytes that the log hashes: canonical JSON of all fields, so a new field would change the format.
+
+        `Invalid` for an event that no server could have written.
+        """
+        return canonical_json(self.model_dump() | {"at": moment(self.at)})
 
 
 def moment(at: datetime) -> str:
-    """A time as entries write it: UTC to the microsecond."""
+    """Format a time as entries do: UTC to the microsecond."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-class EventPage(Answer):
-    """`next_cursor` is where to go on; `last` how far this answer has looked, also where nothing was to be seen."""
+class EventPage(ItemPage[EventView]):
+    """A page of events, oldest first."""
 
-    items: list[EventView]
-    next_cursor: str = ""
-    last: int = 0
+    last: int = Field(default=0, description="The last event that was read, whether or not the caller may see it.")
 
 
 class EventProof(Answer):
@@ -68,14 +54,12 @@ class EventProof(Answer):
 
 # ------------------------------------------------------------------ attestations
 class AttestationView(Answer):
-    """A signed statement about a version. `identity` says whose key made the signature, not that the version is good.
+    """A signed statement about a version. It says who signed, not that the version is good."""
 
-    `kind`: `push` and `verdict` are the registry's own, `signature` was brought by somebody and verifies; one that is
-    `unverified` was brought, too, and its `identity` says why nobody here can tell whose it is.
-    """
-
-    kind: str
-    identity: str
+    kind: str = Field(
+        description="`push` and `verdict` are the registry's own. `signature` and `unverified` were sent by a client."
+    )
+    identity: str = Field(description="Whose key signed. If `unverified`: why the signer is unknown.")
     digest: Digest
     size_bytes: int
     public_key: str = ""
@@ -101,12 +85,16 @@ class SignRequest(Request):
 
 # ------------------------------------------------------------------ webhooks
 class WebhookCreate(Request):
+    """A new webhook."""
+
     url: str = Field(min_length=1, max_length=2000)
-    namespace: str = Field(default="*", max_length=100)
+    namespace: str = Field(default="*", max_length=100, description="`*` for events of all namespaces.")
     actions: list[str] = Field(default=list(WEBHOOK_DEFAULT), min_length=1, max_length=32)
 
 
 class WebhookView(Answer):
+    """A webhook without its secret."""
+
     id: str
     namespace: str
     url: str
@@ -116,10 +104,10 @@ class WebhookView(Answer):
 
 
 class WebhookCreated(Answer):
-    """Shown once: `secret` signs what is sent."""
+    """A webhook and its secret, which is shown once."""
 
     webhook: WebhookView
-    secret: str
+    secret: str = Field(description="Key of the signatures (Standard Webhooks: `whsec_` and base64).")
 
 
 class WebhookList(ItemList[WebhookView]):
@@ -127,14 +115,14 @@ class WebhookList(ItemList[WebhookView]):
 
 
 class DeliveryView(Answer):
-    """One event on its way. `state`: waiting, delivered, or dead after the last attempt."""
+    """One event for one webhook. `state`: waiting, delivered, or dead after the last attempt."""
 
     id: int
     seq: int
     state: str
     attempt: int
     next_at: datetime
-    status: int | None = None
+    status: int | None = Field(default=None, description="HTTP status of the last attempt, if there was an answer.")
     error: str = ""
     created_at: datetime
     ended_at: datetime | None = None

@@ -99,9 +99,9 @@ class Resolved(Answer):
     digest: Digest
     manifest: Manifest
     files: list[FileLink]
-    verdicts: dict[str, str]
+    verdicts: dict[str, str] = Field(description="Check → outcome; for engines, `engine:PROFILE` → outcome.")
     yanked: bool = False
-    generation: int | None = None
+    generation: int | None = Field(default=None, description="Generation of the alias, if `selector` is one.")
 
 
 class BaseView(Answer):

@@ -1,8 +1,6 @@
-"""The REST contract of jobs: submit, claim, renew, finish, fail. Used by server, client and worker alike.
+"""REST schemas of jobs: submit, claim, renew, finish, fail; campaigns.
 
-Invariants
-- Whoever renews, finishes or fails a job shows its lease's token; a late one is refused.
-- A worker's report is input like any other: bounded, typed, and turned into a verdict by the server.
+A worker shows its lease's token when it renews, finishes or fails a job. The server makes the verdict from its report.
 """
 
 from __future__ import annotations
@@ -18,19 +16,21 @@ from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 
 BASES_LIMIT = 500
-"""Bases that one claim names: each is a part of the statement, which the whole queue waits for."""
+"""How many bases a claim may name: each is part of a statement for which the whole queue waits."""
 LeaseToken = Annotated[str, Field(max_length=100, pattern=r"^[!-~]*$")]
 
 
 class JobSubmit(Request):
+    """A new job."""
+
     kind: Kind
-    ref: str = ""
-    payload: dict[str, Any] = {}
+    ref: str = Field(default="", description="Adapter or version, such as `acme/support@3`.")
+    payload: dict[str, Any] = Field(default={}, description="Options of this kind of job.")
     priority: int = Field(default=0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
 
 
 class ClaimRequest(Request):
-    """POST /jobs/claim. `bases` are what this worker can load, warm ones first; empty means any."""
+    """What a worker can do. `bases`: what it can load, those in memory first; empty for any."""
 
     worker: str = Field(min_length=1, max_length=200)
     kinds: list[Kind] = Field(default=[Kind.SMOKE_TEST], max_length=len(Kind))
@@ -38,6 +38,8 @@ class ClaimRequest(Request):
 
 
 class Claimed(Answer):
+    """A job, its lease, and what the job is about."""
+
     job: Job
     lease: Lease
     subject: Resolved | None = None
@@ -45,12 +47,14 @@ class Claimed(Answer):
 
 
 class RenewRequest(Request):
+    """Keep the lease of a job."""
+
     lease_token: LeaseToken
     progress: str = Field(default="", max_length=500)
 
 
 class FinishRequest(Request):
-    """POST /jobs/{id}/finish: the report of a job done. The server makes the verdict from it."""
+    """The report of a smoke test, or the result of another job. The server makes the verdict from the report."""
 
     lease_token: LeaseToken
     report: Report | None = None
@@ -58,7 +62,7 @@ class FinishRequest(Request):
 
 
 class FailRequest(Request):
-    """POST /jobs/{id}/fail: this attempt could not answer. `final` ends the job at once."""
+    """Why an attempt failed. `final`: do not try again."""
 
     lease_token: LeaseToken
     error: str = Field(max_length=4000)
@@ -70,11 +74,10 @@ class JobPage(ItemPage[Job]):
 
 
 class CampaignRequest(Request):
-    """POST /campaigns: try the versions of a base again.
+    """Test the versions of a base again.
 
-    `outdated` leaves out those whose newest verdict was made on the base's fingerprint; `made_by` (tool → version, such
-    as torch → 2.13.0, whatever its build) those whose verdict was made with just these. With neither, every version is
-    tried.
+    `outdated`: leave out those whose newest verdict is about the base's current fingerprint. `made_by` (tool → version,
+    such as torch → 2.13.0): leave out those whose verdict was made with exactly these versions.
     """
 
     base: str
@@ -84,7 +87,7 @@ class CampaignRequest(Request):
 
 
 class CampaignItem(Answer):
-    """A version that is judged otherwise than before (`before` and `after` are outcomes, empty for none)."""
+    """A version whose outcome has changed. `before` is empty if there was none."""
 
     version: str
     job: str
@@ -95,7 +98,7 @@ class CampaignItem(Answer):
 
 
 class CampaignView(Answer):
-    """`states` counts jobs by state, `changed` the versions that `items` names (at most 1000 of them)."""
+    """A campaign. `states`: state → number of jobs. `changed`: number of changed outcomes; `items` names up to 1000."""
 
     id: str
     base: str

@@ -1,9 +1,6 @@
-"""The REST contract of upkeep: garbage collection, checking, re-indexing. For administrators only.
+"""REST schemas of maintenance: garbage collection, consistency check, re-index. For administrators only.
 
-Invariants
-- A long run is many short requests: each does what fits into its seconds and answers `next_cursor` to go on with;
-  an empty one means that the run is through. Whoever stops in between loses nothing.
-- `dry_run` counts what would be done, and changes nothing.
+A long run is many short requests: each works for some seconds and returns `next_cursor`, which is empty at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ YEAR_SECONDS = 366 * 86400
 
 
 class GcRequest(Request):
-    """POST /gc. `grace_seconds`: how long a blob stays that nobody needs; the server's setting if it is not given."""
+    """`grace_seconds`: how long unreferenced blobs are kept. Default: the server's setting."""
 
     dry_run: bool = False
     grace_seconds: int | None = Field(default=None, ge=0, le=YEAR_SECONDS)
@@ -25,7 +22,7 @@ class GcRequest(Request):
 
 
 class GcReport(Answer):
-    """What one request of garbage collection did, or would do. Reports of one run are added up."""
+    """What one request of garbage collection did, or would do. Add up the reports of a run."""
 
     dry_run: bool = False
     pushes_expired: int = 0
@@ -37,17 +34,17 @@ class GcReport(Answer):
     staged_deleted: int = 0
     uploads_aborted: int = 0
     strays_deleted: int = 0
-    """Final keys without a row: there should be none, so each is worth a question."""
+    """Final keys without a row. There should be none: find out why."""
     strays_kept: int = 0
-    """The same, kept: younger than the grace, or versions are recorded here that the database does not know."""
+    """Final keys without a row that were kept: too young, or the store has records that the database lacks."""
     keys_refused: int = 0
-    """What the store would not delete; the next run tries again."""
+    """Keys that the store did not delete. The next run tries again."""
     records_written: int = 0
     versions_measured: int = 0
     next_cursor: str = ""
 
     def __add__(self, other: GcReport) -> GcReport:
-        """Counts added, flags and cursor of the later one."""
+        """Add the counts. Flags and cursor are those of `other`."""
         added = {
             field: getattr(self, field) + value
             for field, value in other.model_dump().items()
@@ -57,7 +54,7 @@ class GcReport(Answer):
 
 
 class FsckRequest(Request):
-    """POST /fsck. `deep` also reads every blob and hashes it: what is wrong is marked and, if possible, restored."""
+    """`deep`: read and hash every blob too. Damaged ones are marked and, if possible, restored."""
 
     deep: bool = False
     cursor: str = Field(default="", max_length=100)
@@ -74,14 +71,14 @@ class FsckPage(Answer):
 
 
 class ReindexRequest(Request):
-    """POST /reindex. Makes rows anew from the records beside the blobs; what is there stays as it is."""
+    """Rebuild rows from the records in the store. Existing rows do not change."""
 
     dry_run: bool = False
     cursor: str = Field(default="", max_length=400)
 
 
 class ReindexPage(Answer):
-    """What one request of a re-index made; `findings` are records that cannot be read or that disagree with rows."""
+    """What one request of a re-index did. `findings`: records that are unreadable or contradict rows."""
 
     bases: int = 0
     versions: int = 0

@@ -1,4 +1,4 @@
-"""REST schemas of the fleet: what serving nodes report, and what clients may see of it.
+"""REST schemas of serving: the desired state of the nodes of a base, and what nodes report.
 
 - A report is the complete state of one engine on one node. A version that it no longer names is gone there.
 - A node is live until its lease ends. Garbage collection keeps the bytes of versions on live nodes.

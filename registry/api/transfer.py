@@ -2,8 +2,6 @@
 
 - A push plan says what is missing, and nothing about what other tenants have.
 - A relative URL is on the registry and needs the token. An absolute one is on the store and must not get it.
-- A pull is verified against `resolved.manifest`. Small files and direct links only save requests; every file is also
-  available at its `url` in `resolved.files`.
 """
 
 from __future__ import annotations

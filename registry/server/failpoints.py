@@ -1,17 +1,12 @@
-"""Named points at which a test lets the server die, fail or wait; without one that is armed they do nothing.
+"""Named points at which a test lets the server die, fail or wait. They are armed once, by the settings.
 
     REGISTRY_FAILPOINTS="push.after_promote=kill@2 gc.claimed=raise:OSError"
 
-    kill            the process ends at once, as by kill -9
-    raise:KIND      raise OSError, MemoryError or Unavailable
-    sleep:SECONDS   be slow
-    wait:FILE       make FILE.reached, then go on once FILE exists
+    kill, raise:KIND     end the process as kill -9 does; raise OSError, MemoryError or Unavailable
+    sleep:SECONDS        be slow
+    wait:FILE            create FILE.reached, then continue once FILE exists
 
 `@N` at the end: only the N-th time that the point is reached in this process.
-
-Invariants
-- Armed once, by `create_app` from the settings, and never by a request.
-- A point stands where a crash would be hardest to bear; tests/faults kills the server at each of them.
 """
 
 from __future__ import annotations

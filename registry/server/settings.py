@@ -1,13 +1,4 @@
-"""One frozen `Settings`, built from the environment in one function; every default is documented here.
-
-Invariants
-- Nothing else in the code base reads the environment of the server.
-- A setting that cannot be read is `Invalid` (SETTING_INVALID) and names the variable, before anything starts.
-
-Example
-    >>> Settings.from_env({"REGISTRY_DATA": "/srv/adapters"}).database_url
-    'sqlite:////srv/adapters/registry.db'
-"""
+"""`Settings`: built from the environment in one function. Nothing else reads the environment of the server."""
 
 from __future__ import annotations
 

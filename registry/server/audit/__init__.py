@@ -130,14 +130,4 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
 
 def to_view(row: EventRow) -> EventView:
     """Return a numbered event as the API shows it. Its `entry()` is what the log hashes."""
-    return EventView(
-        seq=row.position or 0,
-        at=row.at,
-        actor=row.actor,
-        token_id=row.token_id,
-        action=row.action,
-        object=row.object,
-        namespace=row.namespace,
-        detail=row.detail,
-        request_id=row.request_id,
-    )
+    return EventView(seq=row.position or 0, **row.model_dump(exclude={"seq", "position"}))

@@ -1,8 +1,7 @@
 """`EventBatch`: denials and reads of private bytes, which become events in batches, outside the request's transaction.
 
-- Equal ones in a batch become one event with a count, so that a flood of requests becomes few rows.
-- A batch has a bounded size. What exceeds it is only counted.
-- A batch that cannot be written is kept. A killed process loses at most what came since the last flush.
+Equal ones become one event with a count, and a batch has a bounded size, so that a flood of requests becomes few rows.
+A batch that cannot be written is kept.
 """
 
 from __future__ import annotations

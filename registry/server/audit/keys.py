@@ -1,11 +1,8 @@
 """The key file: the only place where the registry's private keys are stored, outside the database.
 
-    PRIVATE+KEY+registry.example.org/3f9c61d2+1a2b3c4d+AYEK…      the first line signs
-    PRIVATE+KEY+registry.example.org/3f9c61d2+…                   older keys verify what they have signed
+    PRIVATE+KEY+registry.example.org/3f9c61d2+1a2b3c4d+AYEK…      the first line signs, older keys below only verify
 
-- If REGISTRY_AUDIT_KEY is empty, the file is created when it is first needed, readable by its owner only.
-- A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
-- Webhook secrets are derived from the first key and stored nowhere.
+A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
 """
 
 from __future__ import annotations

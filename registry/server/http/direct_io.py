@@ -1,14 +1,9 @@
 """`DirectIO`: moves the bytes of one request between its socket and a file, without the copies of the HTTP server.
 
-An HTTP server in Python copies a body four times and wakes its event loop for every 64 KiB. `adapter serve` therefore
-offers each request its socket as the ASGI extension `EXTENSION`. Everything works without it, only slower: over TLS, in
-process, or with another ASGI server.
+`adapter serve` offers each request its socket as the ASGI extension `EXTENSION`. Everything works without it, slower.
 
-    body      begin_body() → read_into(sink.write) in a thread → end_body()             the rest, if any, by receive()
+    body      begin_body() → read_into(writer.write) in a thread → end_body()           the rest, if any, by receive()
     answer    response.start → begin_answer() → send_file(…) in a thread → end_answer()      the rest, if any, by send()
-
-A peer that pauses for `IDLE_SECONDS` is handed back to the event loop, so that slow peers hold no thread. `SLOTS` is
-the largest number of such threads.
 """
 
 from __future__ import annotations

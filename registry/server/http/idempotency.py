@@ -2,11 +2,9 @@
 
 - A key belongs to a token. The same request with the same key gets the first answer; another request is a `Conflict`.
 - The key is claimed by a row before the effect. Other requests wait for that row, so of two equal ones only one acts.
-- A mutation that fails stores nothing and its key may be used again. The same holds for an answer 204.
-- An answer with `no-store` contains a secret and is not stored: the same request again is refused, not repeated.
-- A repeated answer has the first status, body and ETag, and the header `Idempotency-Replayed: true`.
-- Only routes with a `SessionDep` or `KeyedSessionDep` take a key. Planning a push and sending bytes may be repeated
-  anyway, and links must not be given twice.
+- A mutation that fails or answers 204 stores nothing. An answer with `no-store` contains a secret and is not stored:
+  the same request again is refused.
+- Planning a push and uploading take no key: they may be repeated, and links must not be given twice.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""`Metrics` of the server: how much is here, what waits, what fails, as Prometheus text for an administrator's token.
+"""Metrics of the server as Prometheus text.
 
-Invariants
-- Everything but `requests_total` is read from the database, so every replica says the same; of tables that grow without
-  end only an index is read.
-- No name of a namespace, adapter or node is a label.
+All but `requests_total` is read from the database, so that every replica reports the same. Of tables that grow without
+end only an index is read. No label holds the name of a namespace, adapter or node.
 """
 
 from __future__ import annotations

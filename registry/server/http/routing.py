@@ -1,8 +1,7 @@
-"""`SingleThreadRoute`: runs a whole request in one thread, from sign-in to commit.
+"""`SingleThreadRoute`: runs a whole request in one thread, from sign-in to commit. And the threads of the blob store.
 
-- The session of a request never waits for another thread. Otherwise all threads could wait for a connection or for
-  SQLite's write lock that a request without a thread holds.
-- The dependencies of such a route are `async def` and await nothing (dependencies.py). A test verifies that.
+- The session of a request never waits for another thread, or all threads could wait for what such a request holds.
+- The dependencies of such a route are `async def` and await nothing. A test verifies that.
 - The answer is complete before the transaction commits, so an answer that is stored is committed with its effect.
 - A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
 """
@@ -91,14 +90,11 @@ def _as_coroutine(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def operation_id(route: APIRoute) -> str:
-    """The name of the function: a verb, then what it is about. Generated clients name their functions after it."""
-    return route.name
-
-
 def create_router(tag: str) -> APIRouter:
-    """Create the router of one resource of the REST API."""
-    return APIRouter(prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=operation_id)
+    """Create the router of one resource of the REST API. An operation's id is the name of its function."""
+    return APIRouter(
+        prefix=PREFIX, tags=[tag], route_class=SingleThreadRoute, generate_unique_id_function=lambda route: route.name
+    )
 
 
 # ------------------------------------------------------------------ threads

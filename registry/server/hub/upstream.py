@@ -1,11 +1,8 @@
-"""Relays requests for repositories that this registry lacks to another Hub. Off unless `REGISTRY_HUB_UPSTREAM` is set.
+"""`Upstream`: relays requests to another Hub. Off unless `REGISTRY_HUB_UPSTREAM` is set.
 
-Invariants
-- Only the configured origin is called. Up to three redirects within it are followed; redirects to other hosts are
-  returned to the client. No path and no answer can send this server anywhere else.
-- Of the client's headers only Range and Content-Type go upstream: no token, no cookie. `Via` marks relayed requests,
-  and a marked request is not relayed again, so relays cannot form a loop.
-- A slow upstream affects only its own users: few requests wait for it at once, and none longer than 30 seconds.
+- Only the configured origin is called. Up to three redirects within it are followed; others are returned to the client.
+- Of the client's headers only Range and Content-Type are sent: no token, no cookie. A request marked by `Via` is not
+  relayed again, so that relays form no loop.
 - Fields and headers that lead clients to Xet (`xetHash`, `X-Xet-…`) are removed: its token route is not relayed.
 """
 

@@ -1,12 +1,10 @@
-"""`Freshness`: whether anything was committed since a cached answer was stored. Asked before each use of the cache.
+"""`Freshness`: whether anything was committed since a cached answer was stored. `ChangeCounter`: whether an event was.
 
 - Two stamps are equal only if no transaction of any process was committed between them.
 - SQLite: `PRAGMA data_version` of a dedicated connection, read each time. It takes microseconds and is exact.
-- PostgreSQL: the latest snapshot (`pg_current_snapshot()`), which a thread reads every `POLL_SECONDS`. Without that
-  thread, or while it is late, the stamp is None: the caller must query the pointer. Commits of other servers are seen
-  after `POLL_SECONDS`, those of this one at once.
-- `stamp` raises `Unavailable` while the thread cannot reach the database or has waited long for its answer. Otherwise
-  every request would wait for a database that hangs.
+- PostgreSQL: the latest snapshot (`pg_current_snapshot()`), which a thread reads every `POLL_SECONDS`. Commits of other
+  servers are seen after that time, those of this one at once. Without a recent snapshot the stamp is None.
+- `stamp` raises `Unavailable` while the database hangs, so that requests do not wait for it.
 """
 
 from __future__ import annotations

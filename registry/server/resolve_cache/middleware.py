@@ -4,12 +4,8 @@
     something was committed, but the pointer (one statement) is equal   →  the same bytes, or 304
     else                                                                →  the application answers, and that is cached
 
-- The cache decides nothing. It repeats an answer that the application gave to this very token, and only while the
-  database still holds the pointer and the access epoch of that answer.
-- Tokens expire to the second, and cached answers count for their rate limit.
-- While the database is unavailable, the last answer is given to those who got it before, with `Warning: 110` and
-  `X-Registry-Stale`.
-- Memory is bounded: the oldest answers are dropped first.
+- The cache repeats only answers that the application gave to this very token. Tokens expire to the second.
+- While the database is unavailable, the last answer is sent with `Warning: 110` and `X-Registry-Stale`.
 """
 
 from __future__ import annotations

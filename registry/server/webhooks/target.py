@@ -2,9 +2,7 @@
 
 - Only public addresses are called, over https. Private networks that the operator allows may be called over http, too.
 - A host is resolved once per request. All of its addresses must be allowed, and the connection goes to the address that
-  was checked, so DNS rebinding has no effect.
-- IPv6 that embeds an IPv4 address (mapped, 6to4, Teredo, NAT64) is checked by both addresses.
-- User info, redirects and proxies of the environment are not used.
+  was checked, so DNS rebinding has no effect. IPv6 that embeds an IPv4 address is checked by both addresses.
 """
 
 from __future__ import annotations

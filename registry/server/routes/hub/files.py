@@ -1,12 +1,9 @@
 """The bytes of one file in the Hub API.
 
     small file   HEAD and GET are answered from here; the ETag is the git id
-    large file   GET redirects to a new link of the store; HEAD gives the SHA-256 and the size
-                 huggingface_hub 0.x gets the redirect at HEAD, too; the Rust client gets the bytes from here
-                 a GET of the first byte only stands for HEAD (JavaScript, Rust): answered from here
+    large file   GET redirects to a link of the store; HEAD gives the SHA-256 and the size (hub.md has a table)
 
-- A redirect to the store is given only if the client does not send its token there (see hub.md's table).
-- Every answer names the commit, also if the file does not exist: clients cache by it.
+Every answer names the commit, also if the file does not exist: clients cache by it.
 """
 
 from __future__ import annotations
