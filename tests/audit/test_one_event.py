@@ -152,7 +152,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     _about_tokens_and_webhooks(drive, audit)
     drive("POST /check", lambda: None)
     drive(f"POST {A}/pushes", lambda: admin.plan_push("new/one", PushRequest(manifest=world.manifest(files))))
-    _upkeep(drive)
+    _maintain(drive)
     _nothing_is_left_out(drive)
 
 
@@ -208,7 +208,7 @@ def dead_delivery(world: World, webhook_id: str) -> int:
         return row.id or 0
 
 
-def _upkeep(drive: Drive) -> None:
+def _maintain(drive: Drive) -> None:
     """Old rules, a blob that rots and is mended, bytes that nobody needs, a tombstone that the database has lost."""
     world = drive.world
     files = world.files()

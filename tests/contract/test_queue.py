@@ -127,7 +127,7 @@ def test_a_late_result_counts_while_nobody_else_took_the_job(stocked: World) -> 
     assert stocked.admin.finish(claimed.job.id, ended(stocked, claimed)).state is State.DONE
 
 
-def test_a_job_whose_workers_all_vanish_is_parked_with_its_reason(stocked: World) -> None:
+def test_a_job_whose_workers_all_vanish_fails_with_a_reason(stocked: World) -> None:
     job_id = ""
     for _ in range(jobs.ATTEMPTS_LIMIT):
         job_id = claim(stocked.admin).job.id
@@ -138,7 +138,7 @@ def test_a_job_whose_workers_all_vanish_is_parked_with_its_reason(stocked: World
     assert "did not renew its lease in attempt 3" in failed.error
 
 
-def test_a_failed_attempt_waits_and_is_tried_again_until_it_is_parked(stocked: World) -> None:
+def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: World) -> None:
     for attempt in range(1, jobs.ATTEMPTS_LIMIT + 1):
         claimed = claim(stocked.admin)
         assert claimed.job.attempt == attempt
@@ -154,7 +154,7 @@ def test_a_failed_attempt_waits_and_is_tried_again_until_it_is_parked(stocked: W
     assert (failed.state, failed.error) == (State.FAILED, "no memory")
 
 
-def test_a_final_failure_parks_at_once(stocked: World) -> None:
+def test_a_final_failure_ends_the_job_at_once(stocked: World) -> None:
     claimed = claim(stocked.admin)
     request = FailRequest(lease_token=claimed.lease.token, error="not a model", final=True)
     assert stocked.admin.fail(claimed.job.id, request).state is State.FAILED
@@ -231,7 +231,7 @@ def test_the_same_validation_is_not_queued_twice(stocked: World) -> None:
     assert (again.id != first.id, again.state) == (True, State.QUEUED)
 
 
-def test_a_cancelled_job_stays_cancelled_and_its_worker_is_told(stocked: World) -> None:
+def test_a_canceled_job_stays_canceled_and_its_worker_is_told(stocked: World) -> None:
     claimed = claim(stocked.admin)
     assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
     assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
@@ -262,7 +262,7 @@ def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocke
     end_all(stocked)
 
 
-def test_the_token_of_a_lease_is_told_to_its_holder_only(stocked: World) -> None:
+def test_only_the_holder_of_a_lease_sees_its_token(stocked: World) -> None:
     claimed = claim(stocked.admin)
     assert claimed.lease.token not in stocked.admin.job(claimed.job.id).model_dump_json()
     assert claimed.lease.token not in stocked.admin.jobs().model_dump_json()

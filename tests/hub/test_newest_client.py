@@ -14,10 +14,10 @@ from tests import fixtures, forge
 from tests.hub import clients
 from tests.hub.live import NAME, Live
 
-PICTURES = "acme/pictures"
+IMAGE_ADAPTER = "acme/images"
 
 
-def test_the_newest_client_reads_everything_and_is_told_what_it_may_not(live: Live, tmp_path: Path) -> None:
+def test_the_newest_client_reads_everything_and_reports_denials(live: Live, tmp_path: Path) -> None:
     clients.check_python(live, Path(sys.executable), tmp_path)
 
 
@@ -68,36 +68,36 @@ def weights(adapter, **how):
     parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     return {f"{at}.{name}": float(value.double().abs().sum()) for at, part in parts.items()
             for name, value in part.named_parameters() if "lora" in name}
-found["pictures local"] = weights("pictures", weight_name="kohya-sd.safetensors")
-found["pictures"] = weights(PICTURES, revision="canary")
-found["pictures by name"] = weights(PICTURES, revision="canary", weight_name="kohya-sd.safetensors")
+found["images local"] = weights("images", weight_name="kohya-sd.safetensors")
+found["images"] = weights(IMAGE_ADAPTER, revision="canary")
+found["images by name"] = weights(IMAGE_ADAPTER, revision="canary", weight_name="kohya-sd.safetensors")
 """
 
 
 @pytest.mark.slow
-def test_peft_transformers_and_diffusers_load_an_alias_by_name_and_act_as_from_a_folder(
-    live: Live, tmp_path: Path
-) -> None:
+def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live, tmp_path: Path) -> None:
     forge.llama().write(tmp_path / "base")
     forge.write(live.files[0], tmp_path / "local")
     script = TEXT
     if fixtures.IMAGES_AVAILABLE:
-        _push_pictures(live, tmp_path)
+        _push_images(live, tmp_path)
         script += IMAGES
-    found = live.python(f"NAME, PICTURES = {NAME!r}, {PICTURES!r}\n{script}\nprint(json.dumps(found))", tmp_path)
+    found = live.python(
+        f"NAME, IMAGE_ADAPTER = {NAME!r}, {IMAGE_ADAPTER!r}\n{script}\nprint(json.dumps(found))", tmp_path
+    )
     assert found["peft"] == found["transformers"] == found["local"] != found["base"]
     assert found["peft newest"] not in (found["peft"], found["base"])
     assert found["config"] == json.loads(live.files[0][forge.CONFIG])["r"]
     if fixtures.IMAGES_AVAILABLE:
-        assert len(found["pictures local"]) > 0
-        assert found["pictures"] == found["pictures by name"] == found["pictures local"]
+        assert len(found["images local"]) > 0
+        assert found["images"] == found["images by name"] == found["images local"]
 
 
-def _push_pictures(live: Live, folder: Path) -> None:
+def _push_images(live: Live, folder: Path) -> None:
     pipeline, file = fixtures.image_bases() / "sd-tiny", fixtures.images() / "kohya-sd.safetensors"
     (folder / "pipeline").symlink_to(pipeline)
-    forge.write({file.name: file.read_bytes()}, folder / "pictures")
+    forge.write({file.name: file.read_bytes()}, folder / "images")
     spec, _ = base_spec_from(pipeline, "sd-tiny")
     live.registry.add_base(BaseAdd(spec=spec))
-    live.push(PICTURES, {file.name: file.read_bytes()}, spec)
-    live.registry.promote(PICTURES, "canary", "1", generation=0)
+    live.push(IMAGE_ADAPTER, {file.name: file.read_bytes()}, spec)
+    live.registry.promote(IMAGE_ADAPTER, "canary", "1", generation=0)

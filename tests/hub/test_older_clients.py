@@ -28,7 +28,7 @@ def test_each_generation_of_huggingface_hub_reads_everything(live: Live, tmp_pat
     clients.check_python(live, _python(version), tmp_path)
 
 
-def test_the_fast_downloader_of_old_takes_no_token_to_the_store(live: Live, tmp_path: Path) -> None:
+def test_hf_transfer_sends_no_token_to_the_store(live: Live, tmp_path: Path) -> None:
     """hf_transfer sends the token wherever a GET is redirected to: it must be sent there at HEAD."""
     before = len(live.relay.asked("GET"))
     clients.check_python(live, _python("0.34.4"), tmp_path, HF_HUB_ENABLE_HF_TRANSFER="1")
@@ -88,7 +88,7 @@ print(json.dumps(hashlib.sha256(pathlib.Path(at).read_bytes()).hexdigest()))
 
 
 @pytest.mark.parametrize("version", [*venvs.HUBS, ""])
-def test_a_download_that_was_cut_goes_on_where_it_stopped(live: Live, tmp_path: Path, version: str) -> None:
+def test_an_interrupted_download_resumes(live: Live, tmp_path: Path, version: str) -> None:
     files = _large()
     if LARGE not in live.digest_of:
         live.digest_of[LARGE] = live.push(LARGE, files)

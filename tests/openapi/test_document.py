@@ -88,7 +88,7 @@ def test_every_reference_of_the_document_is_in_it_and_every_component_is_used(do
     assert references == components
 
 
-def test_bodies_that_are_not_json_are_declared_as_what_they_are(document: dict[str, Any]) -> None:
+def test_bodies_that_are_not_json_have_their_media_type(document: dict[str, Any]) -> None:
     raw = {
         operation["operationId"]: media
         for *_, operation in operations(document)
@@ -130,7 +130,7 @@ def test_an_error_is_the_problem_that_the_document_describes(world: World, docum
     assert "`ADAPTER_UNKNOWN`" in document["components"]["responses"]["NotFound"]["description"]
 
 
-def test_the_document_is_built_when_it_is_asked_for_and_tells_nothing_of_this_server(world: World) -> None:
+def test_the_document_is_built_on_request_and_does_not_describe_this_server(world: World) -> None:
     assert "content" not in vars(world.app.state.api_document)
     world.add_base()
     world.push("acme/canary-of-the-document")
@@ -147,9 +147,7 @@ def test_an_unchanged_document_is_not_sent_twice(world: World, path: str) -> Non
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
 
 
-def test_the_page_shows_every_operation_and_schema_and_asks_no_other_host(
-    world: World, document: dict[str, Any]
-) -> None:
+def test_the_page_shows_every_operation_and_schema_without_other_hosts(world: World, document: dict[str, Any]) -> None:
     answer: httpx.Response = send(world, "GET", "/docs")
     page, policy = answer.text, answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")

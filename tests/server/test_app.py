@@ -80,7 +80,7 @@ def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
         (b"[" * 100_000, "body"),
     ],
 )
-def test_a_body_that_cannot_be_read_is_a_400_that_says_where(http: httpx.Client, body: bytes, location: str) -> None:
+def test_an_unreadable_body_gives_400_with_its_location(http: httpx.Client, body: bytes, location: str) -> None:
     answer = http.post("/tokens", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     problem = answer.json()
@@ -116,7 +116,7 @@ def test_a_nul_in_a_text_is_never_a_server_error(http: httpx.Client, text: str) 
         "/events?after=99999999999999999999",
     ],
 )
-def test_odd_paths_and_queries_are_refused_in_words(http: httpx.Client, path: str) -> None:
+def test_odd_paths_and_queries_are_rejected_with_a_reason(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert answer.status_code in (400, 404, 422), (answer.status_code, answer.text)
     assert answer.json()["detail"]
@@ -144,7 +144,7 @@ def asked_for(dependant: Dependant) -> list[Any]:
     ]
 
 
-def test_what_a_plain_route_asks_for_waits_for_nothing_and_no_waiting_route_signs_in_on_the_event_loop() -> None:
+def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_a_thread() -> None:
     waiting = set()
     for router in app.ROUTERS:
         for route in router.routes:
@@ -178,7 +178,7 @@ def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: 
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
 
 
-def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World, http: httpx.Client) -> None:
+def test_an_unreachable_database_gives_503_with_retry_after(world: World, http: httpx.Client) -> None:
     http.get("/whoami")
     gone = open_database(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     world.app.state.engine = gone
@@ -193,7 +193,7 @@ def test_a_database_that_is_away_is_a_503_with_a_time_to_come_back(world: World,
     assert "database" in health.json()["reason"]
 
 
-def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
+def test_a_full_disk_and_an_unreachable_database_give_different_errors() -> None:
     with create_engine("sqlite://").connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 2")
         connection.exec_driver_sql("CREATE TABLE t (v)")
@@ -201,7 +201,7 @@ def test_a_database_without_room_is_told_from_one_that_is_away() -> None:
             connection.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))")
 
 
-def test_a_database_whose_file_is_damaged_is_told_as_that(tmp_path: Path) -> None:
+def test_a_damaged_database_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
     damaged = open_database(Settings(database_url=f"sqlite:///{tmp_path}/registry.db"))
     with pytest.raises(Unavailable, match="is not a SQLite database file"):
@@ -209,7 +209,7 @@ def test_a_database_whose_file_is_damaged_is_told_as_that(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
-def test_a_database_that_only_reads_is_told_and_left_for_one_that_writes(world: World) -> None:
+def test_a_read_only_database_is_reported_and_its_connections_are_dropped(world: World) -> None:
     url = world.engine.url.set(drivername="postgresql")
 
     def only_reads(value: str) -> None:
@@ -225,14 +225,12 @@ def test_a_database_that_only_reads_is_told_and_left_for_one_that_writes(world: 
     world.add_base()  # though the connections that were kept still only read
 
 
-def test_a_second_copy_that_names_no_store_stops_the_start(world: World) -> None:
+def test_an_invalid_second_copy_stops_the_start(world: World) -> None:
     with pytest.raises(Invalid, match="REGISTRY_SECOND_COPY: 'gs://copy' is neither"):
         app.create_app(Settings(second_copy="gs://copy"), engine=world.engine, blobs=world.blobs)
 
 
-def test_health_asks_the_store_when_it_is_told_to(
-    world: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_health_queries_the_store_on_request(world: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(_key: str) -> None:
         raise Unavailable("STORE_UNAVAILABLE", "bucket 'adapters' cannot serve head_object now: NoSuchBucket")
 
@@ -244,14 +242,14 @@ def test_health_asks_the_store_when_it_is_told_to(
         world.admin.health(store=True)
 
 
-def test_health_tells_what_the_server_is_made_of_without_a_token(world: World) -> None:
+def test_health_describes_the_server_without_a_token(world: World) -> None:
     health = httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/health").json()
     assert (health["status"], health["blobs"]) == ("ok", "memory")
     assert health["database"] == world.engine.dialect.name
     assert health["schema_revision"] == schema.newest_revision()
 
 
-def test_an_application_without_a_trusted_actor_trusts_nobody(world: World) -> None:
+def test_without_a_trusted_actor_every_request_needs_a_token(world: World) -> None:
     assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").status_code == 401
     world.app.state.trusted = TRUSTED
     assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").json()["actor"] == "owner"

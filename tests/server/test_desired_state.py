@@ -39,7 +39,7 @@ def fill(world: World, *names: str) -> None:
         world.admin.promote(name, "canary", "1", generation=0)
 
 
-def test_the_desired_state_holds_what_the_alias_points_at_with_all_that_a_node_needs(world: World) -> None:
+def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(world: World) -> None:
     fill(world, "acme/support", "bolt/sales")
     world.push("acme/other")  # on no alias
     world.push("acme/support")
@@ -59,7 +59,7 @@ def test_the_desired_state_holds_what_the_alias_points_at_with_all_that_a_node_n
         assert len(http(world).get(file.url, follow_redirects=True).content) == file.size_bytes
 
 
-def test_the_desired_state_costs_the_same_statements_for_two_adapters_and_for_ten(world: World) -> None:
+def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(world: World) -> None:
     fill(world, "acme/a0", "acme/a1")
     client = http(world)
     with world.statements() as few:
@@ -75,9 +75,7 @@ def test_the_desired_state_costs_the_same_statements_for_two_adapters_and_for_te
     assert len(ours[0]) == len(ours[1]) <= 4, ours
 
 
-def test_the_cursor_changes_when_a_release_brings_other_rules_for_the_engine(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cursor_changes_with_the_rules_of_the_engine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(world, "acme/support")
     client = http(world)
     before = [desired(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
@@ -87,7 +85,7 @@ def test_the_cursor_changes_when_a_release_brings_other_rules_for_the_engine(
     assert (after[0] != before[0], after[1]) == (True, before[1])
 
 
-def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_else(world: World) -> None:
+def test_the_cursor_changes_with_moves_verdicts_and_yanks_only(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
     cursors = [desired(client).cursor]
@@ -102,7 +100,7 @@ def test_the_cursor_changes_with_every_move_verdict_and_yank_and_with_nothing_el
     assert (last.adapters, len({*cursors, last.cursor})) == ([], 4)
 
 
-def test_who_has_the_desired_state_already_is_told_so_without_a_body(world: World) -> None:
+def test_a_matching_cursor_gives_304_without_a_body(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
     asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{desired(client).cursor}"'}}
@@ -113,7 +111,7 @@ def test_who_has_the_desired_state_already_is_told_so_without_a_body(world: Worl
     assert client.get(DESIRED_STATE, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
 
 
-def test_who_waits_is_told_of_a_promotion(world: World) -> None:
+def test_a_waiting_request_is_answered_after_a_promotion(world: World) -> None:
     fill(world, "acme/support")
     client = http(world)
     cursor = desired(client).cursor
@@ -152,14 +150,14 @@ def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) 
     assert (len(sent), counter.peek("b"), counter.peek(None)) == (1, None, None)
 
 
-def test_a_desired_state_shows_to_each_what_they_may_see(world: World) -> None:
+def test_a_desired_state_shows_only_what_the_actor_may_see(world: World) -> None:
     fill(world, "acme/support", "bolt/sales")
     _, secret = world.issue("pull", namespaces=["bolt"])
     assert [entry.name for entry in desired(http(world, secret)).adapters] == ["bolt/sales"]
     assert http(world).get("/api/v1/bases/none/adapters").json()["code"] == "BASE_UNKNOWN"
 
 
-def test_names_that_read_the_same_in_an_engine_are_told_apart(world: World) -> None:
+def test_equal_served_names_are_made_unique(world: World) -> None:
     fill(world, "a-b/c", "a/b-c")
     served = [entry.served_name for entry in desired(http(world)).adapters]
     assert len(set(served)) == 2

@@ -51,7 +51,7 @@ def ask(world: World, path: str, method: str = "GET", secret: str | None = None,
     return client.request(method, path, headers=given | {k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_a_file_is_whole_named_by_its_digest_and_inert_in_a_browser(world: World, files: forge.Files) -> None:
+def test_a_file_has_its_digest_as_etag_and_is_not_executed_by_a_browser(world: World, files: forge.Files) -> None:
     answer = ask(world, FILE)
     assert (answer.status_code, answer.content) == (200, files[forge.WEIGHTS])
     assert answer.headers["etag"] == f'"{Digest.of(answer.content)}"'
@@ -66,7 +66,9 @@ def test_a_file_is_whole_named_by_its_digest_and_inert_in_a_browser(world: World
     ("wanted", "first", "last"),
     [("bytes=0-0", 0, 1), ("bytes=100-199", 100, 200), ("bytes=-7", -7, None), ("bytes=9-", 9, None)],
 )
-def test_a_range_is_those_bytes(world: World, files: forge.Files, wanted: str, first: int, last: int | None) -> None:
+def test_a_range_returns_those_bytes(
+    world: World, files: forge.Files, wanted: str, first: int, last: int | None
+) -> None:
     answer = ask(world, FILE, Range=wanted)
     assert (answer.status_code, answer.content) == (206, files[forge.WEIGHTS][first:last])
     assert answer.headers["content-range"].endswith(f"/{len(files[forge.WEIGHTS])}")
@@ -89,14 +91,14 @@ def test_a_range_that_is_not_one_plain_range_is_ignored(world: World, files: for
     assert (answer.status_code, answer.content) == (200, files[forge.WEIGHTS])
 
 
-def test_head_tells_the_length_and_sends_nothing(world: World, files: forge.Files) -> None:
+def test_head_returns_the_length_without_a_body(world: World, files: forge.Files) -> None:
     answer = ask(world, FILE, "HEAD")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-length"] == str(len(files[forge.WEIGHTS]))
 
 
 @pytest.mark.usefixtures("files")
-def test_what_is_known_already_is_not_sent_again(world: World) -> None:
+def test_a_matching_etag_gives_304(world: World) -> None:
     etag = ask(world, FILE).headers["etag"]
     again = ask(world, FILE, If_None_Match=etag)
     assert (again.status_code, again.content) == (304, b"")
@@ -111,9 +113,9 @@ def test_a_stale_if_range_gets_the_whole_file(world: World, files: forge.Files) 
 def test_an_absent_file_and_a_hidden_adapter_are_both_not_found(world: World) -> None:
     absent = ask(world, FILE.replace(forge.WEIGHTS, "LICENSE"))
     assert (absent.status_code, absent.json()["code"]) == (404, "BLOB_UNKNOWN")
-    _, stranger = world.issue("pull", namespaces=["umbrella"])
-    hidden = ask(world, FILE, secret=stranger)
-    missing = ask(world, FILE.replace("support", "nothing"), secret=stranger)
+    _, outsider = world.issue("pull", namespaces=["other"])
+    hidden = ask(world, FILE, secret=outsider)
+    missing = ask(world, FILE.replace("support", "nothing"), secret=outsider)
     assert hidden.status_code == missing.status_code == 404
     assert hidden.json()["code"] == missing.json()["code"] == "ADAPTER_UNKNOWN"
     assert hidden.headers["content-length"] == str(len(hidden.content))
@@ -139,7 +141,7 @@ def test_a_report_is_read_through_its_version_only(world: World, files: forge.Fi
     assert ask(world, f"/api/v1/adapters/acme/support/versions/1/reports/{weights}").status_code == 404
 
 
-def test_bytes_that_are_gone_from_the_store_are_said_to_be_damaged(world: World, files: forge.Files) -> None:
+def test_a_missing_blob_is_reported_as_damaged(world: World, files: forge.Files) -> None:
     key = key_of(Digest.of(files[forge.WEIGHTS]))
     data = world.blobs.read(key, 0, 10**9)
     world.blobs.delete(key)
@@ -149,12 +151,12 @@ def test_bytes_that_are_gone_from_the_store_are_said_to_be_damaged(world: World,
 
 
 @pytest.mark.usefixtures("files")
-def test_any_file_is_known_to_who_asks_whether_there_is_one(world: World) -> None:
+def test_if_none_match_star_gives_304(world: World) -> None:
     assert ask(world, FILE, if_none_match="*").status_code == 304
 
 
-def test_little_is_held_in_memory_for_each_slow_reader(tmp_path: Path) -> None:
-    """There may be hundreds; who is quick has a lane instead."""
+def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
+    """There may be hundreds of slow readers. Quick ones use direct I/O."""
     (tmp_path / "file").write_bytes(bytes(3 * 2**20))
     held: list[int] = []
 

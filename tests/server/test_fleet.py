@@ -59,7 +59,7 @@ def lapse(world: World, by: timedelta = timedelta(0)) -> None:
             session.add(row)
 
 
-def test_a_report_is_shown_beside_what_the_alias_wants(world: World, nodes: Nodes) -> None:
+def test_a_report_is_shown_with_the_version_that_the_alias_points_at(world: World, nodes: Nodes) -> None:
     assert nodes.says("gpu-1", nodes.slot("acme/support@1", verified=True), profile="vllm==0.33.0") == []
     assert nodes.says("gpu-2") == []
     world.push("acme/support")
@@ -80,7 +80,7 @@ def test_a_report_is_shown_beside_what_the_alias_wants(world: World, nodes: Node
     assert (seen(world).convergence, {view.live for view in seen(world).items}) == ([], {False})
 
 
-def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, nodes: Nodes) -> None:
+def test_an_unchanged_report_writes_one_row_and_no_event(world: World, nodes: Nodes) -> None:
     slot = nodes.slot("acme/support@1")
     nodes.says("gpu-1", slot)
     before = seen(world).items[0]
@@ -93,7 +93,7 @@ def test_saying_the_same_again_writes_one_row_and_tells_nothing(world: World, no
     assert told(world) == ["version.serve acme/support@1 gpu-1"]
 
 
-def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, nodes: Nodes) -> None:
+def test_starting_and_stopping_to_serve_a_version_are_events(world: World, nodes: Nodes) -> None:
     world.push("acme/support")
     one, two = nodes.slot("acme/support@1"), nodes.slot("acme/support@2")
     nodes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
@@ -104,7 +104,7 @@ def test_what_begins_and_ends_to_be_served_is_an_event_each(world: World, nodes:
     ]  # fmt: skip
 
 
-def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(stored_world: World) -> None:
+def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_until_it_ends(stored_world: World) -> None:
     stored_world.push("acme/support")
     nodes = Nodes(stored_world)
     slot, failed = nodes.slot("acme/support@1"), nodes.slot("acme/support@1", "failed")
@@ -127,7 +127,7 @@ def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_and_its_end_lets_them_go(s
     assert nodes.says("gpu-1", slot) == [slot.served_name]
 
 
-def test_withdrawing_a_version_says_who_still_serves_it(world: World, nodes: Nodes) -> None:
+def test_withdrawing_a_version_lists_the_nodes_that_serve_it(world: World, nodes: Nodes) -> None:
     nodes.says("gpu-1", nodes.slot("acme/support@1"))
     nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
     assert [on.node for on in world.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
@@ -162,8 +162,8 @@ def test_a_public_namespace_gives_no_lease_in_it(world: World, nodes: Nodes) -> 
     world.admin.create_namespace("open", owner="user:ann")
     world.admin.change_namespace("open", NamespaceSet(public=True))
     world.push("open/art")
-    stranger = Nodes(world, ("elsewhere",))
-    assert stranger.says("mine", nodes.slot("open/art@1")) == ["open-art-v1"]
+    outsider = Nodes(world, ("elsewhere",))
+    assert outsider.says("mine", nodes.slot("open/art@1")) == ["open-art-v1"]
     assert world.admin.quarantine("open/art@1", "an alarm").served_on == []
 
 
@@ -175,7 +175,9 @@ def test_nodes_that_load_on_demand_are_shown_and_not_counted(world: World, nodes
     assert found.convergence == []
 
 
-def test_bad_reports_are_refused_in_a_sentence(world: World, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_reports_are_rejected_with_a_reason(
+    world: World, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(Invalid, match="node or engine"):
         nodes.says("../etc")
     slot = nodes.slot("acme/support@1")
@@ -190,7 +192,7 @@ def test_bad_reports_are_refused_in_a_sentence(world: World, nodes: Nodes, monke
         world.admin.nodes(cursor="x")
 
 
-def test_a_page_holds_so_many_nodes_and_all_pages_all(world: World, nodes: Nodes) -> None:
+def test_pages_hold_at_most_limit_nodes_and_all_of_them_together(world: World, nodes: Nodes) -> None:
     for number in range(7):
         nodes.says(f"gpu-{number}", nodes.slot("acme/support@1"))
     first = world.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3}).json()

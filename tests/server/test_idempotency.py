@@ -125,7 +125,7 @@ MUTATIONS = [promote, roll_back, yank, claim, fail, submit, cancel, add_base, re
 
 
 @pytest.mark.parametrize("prepare", MUTATIONS, ids=lambda f: f.__name__)
-def test_a_mutation_whose_answer_was_lost_acts_once_and_is_answered_the_same(
+def test_a_repeated_mutation_acts_once_and_gets_the_same_answer(
     world: World, client: Registry, losing: Losing, prepare: Callable[[World, Registry], Any]
 ) -> None:
     world.add_base()
@@ -147,9 +147,7 @@ def test_a_mutation_whose_answer_was_lost_acts_once_and_is_answered_the_same(
     assert len(told) == len(set(told))
 
 
-def test_a_commit_whose_answer_was_lost_is_still_told_that_it_made_the_version(
-    world: World, client: Registry, losing: Losing
-) -> None:
+def test_a_repeated_commit_is_still_answered_as_created(world: World, client: Registry, losing: Losing) -> None:
     world.add_base()
     act = commit(world, client)
     losing.lose = 1
@@ -188,7 +186,7 @@ def test_a_key_belongs_to_its_token(world: World) -> None:
             assert raw.post("/api/v1/tokens", json=body, headers=token).status_code == 201
 
 
-def test_a_secret_is_not_kept_and_not_made_twice(world: World, client: Registry, losing: Losing) -> None:
+def test_an_answer_with_a_secret_is_not_stored_and_not_repeated(world: World, client: Registry, losing: Losing) -> None:
     losing.lose = 1
     with pytest.raises(Conflict, match="secret that is shown once"):
         client.create_token(TokenCreate(name="ci", scopes=["push"]))
@@ -208,7 +206,7 @@ def test_a_failed_mutation_frees_its_key(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "two words", "é", "x" * 201])
-def test_a_key_that_is_none_is_refused(world: World, key: str) -> None:
+def test_an_invalid_key_is_rejected(world: World, key: str) -> None:
     headers = {b"Idempotency-Key": key.encode(), b"Authorization": f"Bearer {world.secret}".encode()}
     with httpx.Client(transport=world.transport, base_url=URL) as raw:
         answer = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
@@ -232,7 +230,7 @@ def depends_on(dependant: Any) -> set[Any]:
     return {inner.call for inner in dependant.dependencies}.union(*map(depends_on, dependant.dependencies))
 
 
-def test_every_mutation_takes_a_key_but_those_that_may_be_repeated_anyway() -> None:
+def test_every_mutation_takes_a_key_except_repeatable_ones() -> None:
     unkeyed = {
         f"{method} {route.path.removeprefix(PREFIX)}"
         for router in server_app.ROUTERS

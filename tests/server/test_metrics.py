@@ -21,7 +21,7 @@ def values(answer: httpx.Response) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^(registry_\S+) (\S+)$", answer.text, re.MULTILINE)}
 
 
-def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> None:
+def test_metrics_count_stored_waiting_and_served_objects(world: World) -> None:
     world.add_base()
     before = values(scrape(world))
     assert (before["registry_adapters"], before['registry_jobs{state="queued"}']) == (0, 0)
@@ -43,7 +43,7 @@ def test_what_is_here_what_waits_and_what_is_served_is_counted(world: World) -> 
     assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", answer.text, re.MULTILINE))
 
 
-def test_only_an_administrator_of_all_may_look_and_a_strange_method_is_one_series(world: World) -> None:
+def test_metrics_are_for_administrators_and_unknown_methods_share_a_series(world: World) -> None:
     assert scrape(world, world.issue("pull")[1]).status_code == 403
     assert scrape(world, world.issue("admin", namespaces=["acme"])[1]).status_code == 403
     client = httpx.Client(transport=world.transport, base_url=URL)

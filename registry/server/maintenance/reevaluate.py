@@ -22,13 +22,14 @@ from registry.api.evaluation import RecheckEnginesPage
 from registry.bases import BaseSpec, Similarity
 from registry.engines import EngineProfile, rulebook
 from registry.engines import facts as engine_facts
-from registry.errors import RegistryError, invalid_cursor
+from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check, add_up
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import base_identity, bases, verdicts
+from registry.server.catalog.cursors import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -78,12 +79,11 @@ def evaluate_again(
     seconds: float = math.inf,
 ) -> RecheckEnginesPage:
     """Evaluate versions after `cursor`, for some seconds. `Unavailable` (TRY_LATER) while another process does."""
-    if cursor and not (cursor.isascii() and cursor.isdigit()):
-        raise invalid_cursor()
+    after = parse_cursor(cursor, digits=18)
     versions = headers = written = 0
     deadline = time.monotonic() + seconds
     with locks.acquire(engine, LOCK) as lock:
-        for page in _evaluate_batches(engine, blobs, actor, profiles, int(cursor or 0)):
+        for page in _evaluate_batches(engine, blobs, actor, profiles, after):
             lock.check()
             versions, headers = versions + page.versions, headers + page.headers
             written, cursor = written + page.verdicts, page.next_cursor

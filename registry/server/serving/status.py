@@ -20,11 +20,11 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.serving import Convergence, FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
-from registry.errors import invalid_cursor
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
+from registry.server.catalog.cursors import parse_cursor
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -60,11 +60,9 @@ class NodeFilter:
 
 def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: str = "", limit: int) -> FleetNodes:
     """One page, in the order in which nodes were first heard of."""
-    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise invalid_cursor()
     only = AdapterName.parse(node_filter.adapter) if node_filter.adapter else None
     conditions = _conditions(node_filter)
-    statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > int(cursor or 0), *conditions)
+    statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
     shown = rows[:limit]
     expected = _wanted(session, actor, {(row.base, row.alias) for row in shown}, only)

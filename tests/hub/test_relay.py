@@ -87,7 +87,7 @@ PYTHONS = [pytest.param("", id="newest"), *[
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_a_client_gets_what_only_the_upstream_holds(relaying: Relaying, tmp_path: Path, version: str) -> None:
+def test_a_client_gets_repositories_of_the_upstream(relaying: Relaying, tmp_path: Path, version: str) -> None:
     python = venvs.hub_python(version) if version else Path(sys.executable)
     assert python is not None, "make test-hub brings it"
     found, live = relaying.python(python, SCRIPT, tmp_path), relaying.live
@@ -97,7 +97,7 @@ def test_a_client_gets_what_only_the_upstream_holds(relaying: Relaying, tmp_path
     assert found["file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
 
 
-def test_bytes_of_the_upstream_come_with_ranges_and_are_harmless_in_a_browser(relaying: Relaying) -> None:
+def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: Relaying) -> None:
     with relaying.http() as client:
         part = client.get(f"/{NAME}/resolve/canary/part%2Fone/README.md", headers={"Range": "bytes=2-5"})
         assert (part.status_code, part.content) == (206, (CARD * 2)[2:6])
@@ -111,7 +111,7 @@ def test_bytes_of_the_upstream_come_with_ranges_and_are_harmless_in_a_browser(re
     assert httpx.get(got.headers["location"]).content == relaying.live.files[0][forge.WEIGHTS]
 
 
-def test_a_client_that_takes_its_token_along_is_not_sent_to_the_upstreams_store(relaying: Relaying) -> None:
+def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(relaying: Relaying) -> None:
     with relaying.http(RUST) as client:
         refused = client.get(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
         assert (refused.status_code, "location" in refused.headers) == (501, False)
@@ -119,7 +119,7 @@ def test_a_client_that_takes_its_token_along_is_not_sent_to_the_upstreams_store(
         assert client.get(f"/{NAME}/resolve/canary/README.md").content == CARD
 
 
-def test_only_who_is_signed_in_only_what_is_not_here_and_nothing_but_reading_is_relayed(relaying: Relaying) -> None:
+def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(relaying: Relaying) -> None:
     before = len(relaying.upstream.asked)
     registry = httpx.Client(base_url=relaying.server.url, headers={"Authorization": f"Bearer {relaying.server.token}"})
     nobody = httpx.get(f"{relaying.server.url}/api/models/{NAME}")
@@ -163,7 +163,7 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
     assert not any("Cookie" in asked.headers for asked in relaying.upstream.asked)
 
 
-def test_circles_end(relaying: Relaying, tmp_path: Path) -> None:
+def test_relays_and_redirects_that_loop_end(relaying: Relaying, tmp_path: Path) -> None:
     path = "/org/circle/resolve/main/x"
     relaying.upstream.answers[path] = Answer(302, b"", {"Location": path})
     before = len(relaying.upstream.asked)
@@ -179,7 +179,7 @@ def test_circles_end(relaying: Relaying, tmp_path: Path) -> None:
     assert (found.status_code, found.headers["x-error-code"]) == (404, "RepoNotFound")
 
 
-def test_an_upstream_that_answers_too_much_or_no_json_is_unavailable_and_no_failure_of_ours(relaying: Relaying) -> None:
+def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: Relaying) -> None:
     big = itertools.repeat(b" " * 2**20, relays.ANSWER_LIMIT_BYTES // 2**20 + 4)
     relaying.upstream.answers |= {
         "/api/models/org/big": Answer(200, big),
@@ -203,7 +203,7 @@ def test_an_upstream_that_answers_too_much_or_no_json_is_unavailable_and_no_fail
 
 
 @pytest.mark.usefixtures("live")
-def test_an_upstream_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+def test_an_unreachable_upstream_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     environment = {"REGISTRY_DATA": str(tmp_path), "REGISTRY_HUB_UPSTREAM": f"http://127.0.0.1:{port}"}
@@ -214,7 +214,7 @@ def test_an_upstream_that_is_away_is_said_to_be(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/api/v1/whoami", headers=signed_in).status_code == 200
 
 
-def test_few_requests_wait_for_an_upstream_at_once() -> None:
+def test_the_number_of_requests_that_wait_for_the_upstream_is_bounded() -> None:
     upstream = relays.Upstream("http://127.0.0.1:9")
 
     turns = [upstream.turn() for _ in range(relays.AT_ONCE)]
@@ -230,6 +230,6 @@ def test_few_requests_wait_for_an_upstream_at_once() -> None:
 @pytest.mark.parametrize(
     "url", ["ftp://hub.example", "hub.example", "https://u:p@hub.example", "https://hub.example/hf"]
 )
-def test_what_is_no_root_of_a_host_is_no_upstream(url: str) -> None:
+def test_an_upstream_must_be_the_root_of_a_host(url: str) -> None:
     with pytest.raises(Invalid, match="REGISTRY_HUB_UPSTREAM"):
         relays.Upstream(url)

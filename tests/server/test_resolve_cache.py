@@ -50,10 +50,10 @@ def told(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]
     return answer.status_code, body, {k: v for k, v in sorted(answer.headers.items()) if k not in own}
 
 
-def test_after_every_change_it_says_what_a_server_says_that_has_answered_nothing_before(world: World) -> None:
+def test_after_every_change_a_cached_answer_equals_an_uncached_one(world: World) -> None:
     world.add_base()
     reader_id, reader = world.issue("pull", namespaces=["acme"])
-    _, stranger = world.issue("pull", namespaces=["other"])
+    _, outsider = world.issue("pull", namespaces=["other"])
     first = world.push(NAME).version
 
     def withdraw() -> None:
@@ -75,14 +75,14 @@ def test_after_every_change_it_says_what_a_server_says_that_has_answered_nothing
     for number, change in enumerate(changes):
         change()
         with replica(world) as fresh:
-            for secret in (world.secret, reader, stranger):
+            for secret in (world.secret, reader, outsider):
                 for selector in ("canary", "main", "1", "2", first.digest, "nowhere"):
                     expected = told(client(world, secret, fresh), selector)
                     for _ in range(2):
                         assert told(client(world, secret), selector) == expected, (number, selector)
 
 
-def test_what_did_not_change_is_not_asked_for_again(world: World, database_kind: str) -> None:
+def test_an_unchanged_answer_needs_no_statement(world: World, database_kind: str) -> None:
     world.add_base()
     world.push(NAME)
     http = client(world)
@@ -96,7 +96,7 @@ def test_what_did_not_change_is_not_asked_for_again(world: World, database_kind:
     assert len(asked) == (0 if database_kind == "sqlite" else 2), sent
 
 
-def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_write(world: World) -> None:
+def test_polled_snapshots_save_the_statement_and_show_commits_of_others(world: World) -> None:
     world.add_base()
     world.push(NAME)
     http, closing = client(world), threading.Event()
@@ -125,7 +125,7 @@ def test_the_follower_of_postgresql_spares_the_statement_and_sees_what_others_wr
         follower.join()
 
 
-def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
+def test_background_threads_send_no_statement_while_nothing_is_committed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.add_base()
@@ -175,7 +175,7 @@ def test_while_nothing_is_committed_nobody_in_the_background_asks_anything(
             thread.join()
 
 
-def test_a_token_that_expires_ends_to_the_second(world: World) -> None:
+def test_a_cached_answer_ends_with_its_token_to_the_second(world: World) -> None:
     world.add_base()
     world.push(NAME)
     found = 0
@@ -189,7 +189,7 @@ def test_a_token_that_expires_ends_to_the_second(world: World) -> None:
     until(lambda: http.get(f"{PATH}/main").status_code == 401)
 
 
-def test_while_the_database_is_away_the_last_good_answer_is_given_and_marked(
+def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
     world: World, database_kind: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":
@@ -257,7 +257,7 @@ def until(seen: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_database_that_only_hangs_is_away_too(
+def test_a_hanging_database_counts_as_unreachable(
     world: World, database_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":

@@ -17,7 +17,7 @@ GET_REDIRECTS = {OLD: 302, NEW: 302, "unknown; hf_hub/2.4.0": 302, RUST: 200, "n
 
 
 @pytest.mark.parametrize("agent", HEAD_REDIRECTS)
-def test_each_generation_is_redirected_only_where_it_leaves_its_token_behind(live: Live, agent: str) -> None:
+def test_a_client_is_redirected_only_if_it_drops_its_token(live: Live, agent: str) -> None:
     path = f"/{NAME}/resolve/canary/{forge.WEIGHTS}"
     data = live.files[0][forge.WEIGHTS]
     with live.http(agent) as client:
@@ -81,7 +81,7 @@ def test_a_revision_and_a_path_may_be_encoded_as_one_segment(live: Live, revisio
         assert client.get(f"/api/models/{NAME}/revision/{revision}").json()["sha"] == live.commits[0]
 
 
-def test_errors_stand_in_headers_and_absence_names_the_commit(live: Live) -> None:
+def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: Live) -> None:
     with live.http(NEW) as client:
 
         def code(path: str) -> tuple[int, str]:
@@ -125,7 +125,7 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> No
         assert listed("adalora") == {"acme/sums"}
 
 
-def test_a_token_may_carry_the_beginning_that_javascript_asks_for(live: Live) -> None:
+def test_a_token_may_have_the_prefix_that_javascript_requires(live: Live) -> None:
     sent = {"Authorization": f"Bearer hf_{live.server.token}"}
     assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"
 
@@ -142,7 +142,7 @@ PUSHES = [
 
 
 @pytest.mark.parametrize(("method", "path"), PUSHES)
-def test_pushing_is_answered_with_501_and_the_way_to_push(live: Live, method: str, path: str) -> None:
+def test_pushing_is_answered_with_501_and_a_hint(live: Live, method: str, path: str) -> None:
     with live.http(NEW) as client:
         answer = client.request(method, path, json={"name": "support", "organization": "acme"})
     assert (answer.status_code, answer.headers["content-type"]) == (501, "application/json")
