@@ -82,7 +82,7 @@ def _side(registry: Versions, text: str) -> Side:
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
         files = {f.path: str(f.digest) for f in adapter.files}
-        return Side(text, adapter.found.claim.name, {**version_facts.of(adapter.found), **claims}, written, files)
+        return Side(text, adapter.found.claim.name, {**version_facts.facts_of(adapter.found), **claims}, written, files)
     version = registry.version(Ref.parse(text))
     written = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:

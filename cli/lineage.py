@@ -75,7 +75,7 @@ def lineage(
         exported = EXPORTED[form](version, graph)
         text = json.dumps(exported, indent=2, ensure_ascii=False)
         if signer is not None:
-            text = attestations.seal(canonical_json(exported), signer).decode()
+            text = attestations.sign_statement(canonical_json(exported), signer).decode()
     elif form == "json" or output.as_json():
         text = graph.model_dump_json(indent=2)
     else:

@@ -47,10 +47,12 @@ class Digest(str):
 
     @classmethod
     def of(cls, data: bytes) -> Digest:
+        """The digest of these bytes."""
         return cls("sha256:" + hashlib.sha256(data).hexdigest())
 
     @classmethod
     def of_file(cls, path: Path) -> Digest:
+        """The digest of a file's bytes, read as a stream."""
         with path.open("rb") as file:
             return cls("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -80,10 +82,12 @@ class Hasher:
         self.size_bytes = 0
 
     def update(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Feed the next chunk."""
         self._sha.update(chunk)
         self.size_bytes += len(chunk)
 
     def digest(self) -> Digest:
+        """The digest of what was fed so far."""
         return Digest("sha256:" + self._sha.hexdigest())
 
 

@@ -63,6 +63,7 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 def allowed(before: State, after: State) -> bool:
+    """Whether a job may go from one state to the other."""
     return after in _TRANSITIONS[before]
 
 

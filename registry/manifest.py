@@ -117,6 +117,7 @@ class Manifest(FrozenModel):
         return sum(f.size_bytes for f in self.files)
 
     def file(self, path: str) -> Descriptor | None:
+        """The descriptor at this path."""
         return next((f for f in self.files if f.path == path), None)
 
     @classmethod

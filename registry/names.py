@@ -143,6 +143,7 @@ class AdapterName:
 
     @classmethod
     def parse(cls, text: str) -> AdapterName:
+        """The name in this text. `Invalid` (NAME_INVALID)."""
         parts = text.split("/")
         if len(parts) != 2:
             raise Invalid(
@@ -188,6 +189,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
+        """The reference in this text. `Invalid` (NAME_INVALID, DIGEST_INVALID)."""
         name, at, rest = text.partition("@")
         if at:
             picked = selector(rest)

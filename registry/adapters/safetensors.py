@@ -101,6 +101,7 @@ class Header:
         return len(self.tensors)
 
     def get(self, name: str) -> TensorInfo | None:
+        """The entry of this name."""
         return self._by_name.get(name)
 
 

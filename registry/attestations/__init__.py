@@ -49,7 +49,7 @@ def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mappi
     )
 
 
-def seal(payload: bytes, key: PrivateKey) -> bytes:
+def sign_statement(payload: bytes, key: PrivateKey) -> bytes:
     """The DSSE envelope of a statement, as canonical JSON."""
     signature = {"keyid": key.public.identity, "sig": base64.b64encode(key.sign(pae(PAYLOAD, payload))).decode()}
     return canonical_json(
@@ -57,24 +57,24 @@ def seal(payload: bytes, key: PrivateKey) -> bytes:
     )
 
 
-def opened(envelope: bytes | Mapping[str, Any], key: PublicKey) -> Statement:
+def verify_envelope(envelope: bytes | Mapping[str, Any], key: PublicKey) -> Statement:
     """The statement of an envelope that this key has signed. `Invalid` (SIGNATURE_INVALID) says what is wrong."""
     document = read(envelope) if isinstance(envelope, bytes) else envelope
     payload_type, signatures = document.get("payloadType"), document.get("signatures")
     if payload_type != PAYLOAD or not isinstance(signatures, list):
-        raise wrong(f"the envelope is not a DSSE envelope of {PAYLOAD}")
-    payload = decoded(document.get("payload"), "payload")
+        raise signature_error(f"the envelope is not a DSSE envelope of {PAYLOAD}")
+    payload = decode_base64(document.get("payload"), "payload")
     signed = pae(PAYLOAD, payload)
     for signature in signatures[:8]:
-        if isinstance(signature, dict) and key.verifies(signed, decoded(signature.get("sig"), "signatures.sig")):
+        if isinstance(signature, dict) and key.verifies(signed, decode_base64(signature.get("sig"), "signatures.sig")):
             return _statement(payload)
-    raise wrong(f"no signature of the envelope is one of the key {key.identity}")
+    raise signature_error(f"no signature of the envelope is one of the key {key.identity}")
 
 
 def read(text: bytes) -> dict[str, Any]:
     """A JSON object, read strictly. `Invalid` (SIGNATURE_INVALID)."""
     if len(text) > BUNDLE_LIMIT_BYTES:
-        raise wrong(f"the bundle is over {BUNDLE_LIMIT_BYTES} bytes")
+        raise signature_error(f"the bundle is over {BUNDLE_LIMIT_BYTES} bytes")
     return strict_json.parse_object(text, _DIALECT, file="the bundle")
 
 
@@ -86,24 +86,25 @@ def _statement(payload: bytes) -> Statement:
         or not isinstance(subjects, list)
         or not isinstance(document.get("predicate"), dict)
     ):
-        raise wrong(f"the payload is not a {STATEMENT}")
+        raise signature_error(f"the payload is not a {STATEMENT}")
     named: dict[str, str] = {}
     for item in subjects:
         digests = item.get("digest") if isinstance(item, dict) else None
         held = digests.get("sha256") if isinstance(digests, dict) else None
         if not isinstance(held, str):
-            raise wrong("subject: one has no sha256")
+            raise signature_error("subject: one has no sha256")
         named[str(item.get("name", ""))] = held
     return Statement(named, str(document.get("predicateType", "")), document["predicate"])
 
 
-def decoded(text: object, field: str) -> bytes:
+def decode_base64(text: object, field: str) -> bytes:
     """Base64 of a field. `Invalid` (SIGNATURE_INVALID) otherwise."""
     try:
         return base64.b64decode(str(text).encode(), validate=True)
     except (binascii.Error, ValueError) as e:
-        raise wrong(f"{field}: not base64") from e
+        raise signature_error(f"{field}: not base64") from e
 
 
-def wrong(message: str) -> Invalid:
+def signature_error(message: str) -> Invalid:
+    """The error for a signature that cannot be read or does not hold."""
     return Invalid("SIGNATURE_INVALID", message)

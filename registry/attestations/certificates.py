@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from registry.attestations import decoded, wrong
+from registry.attestations import decode_base64, signature_error
 from registry.attestations.keys import PublicKey
 from registry.errors import Invalid
 
@@ -91,8 +91,8 @@ def of_material(material: Mapping[str, Any]) -> tuple[x509.Certificate, ...]:
     if not isinstance(listed, list) or listed == [None]:
         return ()
     if not 0 < len(listed) <= CHAIN_LIMIT or not all(isinstance(item, dict) for item in listed):
-        raise wrong(f"verificationMaterial: a chain has 1 to {CHAIN_LIMIT} certificates")
-    return tuple(_read(decoded(item.get("rawBytes"), "rawBytes")) for item in listed)
+        raise signature_error(f"verificationMaterial: a chain has 1 to {CHAIN_LIMIT} certificates")
+    return tuple(_read(decode_base64(item.get("rawBytes"), "rawBytes")) for item in listed)
 
 
 def _read(raw: bytes) -> x509.Certificate:
@@ -101,11 +101,12 @@ def _read(raw: bytes) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(raw)
         _ = (certificate.public_key(), certificate.subject, certificate.issuer, tuple(certificate.extensions))
     except Exception as e:  # the library raises many kinds
-        raise wrong("verificationMaterial: a certificate cannot be read") from e
+        raise signature_error("verificationMaterial: a certificate cannot be read") from e
     return certificate
 
 
 def key_of(certificate: x509.Certificate) -> PublicKey:
+    """The public key of a certificate."""
     encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     return PublicKey.parse(certificate.public_key().public_bytes(encoding, form))
 
@@ -121,6 +122,7 @@ def name_of(certificate: x509.Certificate) -> str:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
+    """The SHA-256 of a certificate, in hex."""
     return certificate.fingerprint(SHA256()).hex()
 
 

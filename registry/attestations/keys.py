@@ -41,6 +41,7 @@ class PublicKey:
 
     @property
     def identity(self) -> str:
+        """`key:` and the SHA-256 of the key in DER."""
         der = self.held.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return f"key:{hashlib.sha256(der).hexdigest()}"
 
@@ -50,6 +51,7 @@ class PublicKey:
         return self.held.public_bytes(encoding, form).decode()
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
+        """Whether this key made the signature of the message."""
         try:
             if isinstance(self.held, ed25519.Ed25519PublicKey):
                 self.held.verify(signature, message)
@@ -82,6 +84,7 @@ class PrivateKey:
 
     @classmethod
     def of_seed(cls, seed: bytes) -> PrivateKey:
+        """An Ed25519 key from the 32 bytes of its seed."""
         return cls(ed25519.Ed25519PrivateKey.from_private_bytes(seed))
 
     @property
@@ -89,6 +92,7 @@ class PrivateKey:
         return PublicKey(self.held.public_key())
 
     def sign(self, message: bytes) -> bytes:
+        """The signature of a message."""
         if isinstance(self.held, ed25519.Ed25519PrivateKey):
             return self.held.sign(message)
         return self.held.sign(message, ec.ECDSA(_HASHES[self.held.curve.key_size]))

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from registry import attestations
-from registry.attestations import Statement, certificates, sigstore, wrong
+from registry.attestations import Statement, certificates, signature_error, sigstore
 from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.files import NOTE
@@ -37,7 +37,7 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
         "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [NOTE]},
     }
     payload = attestations.statement(MODEL, {name: _root(digest for _, digest in files)}, predicate)
-    envelope: dict[str, Any] = json.loads(attestations.seal(payload, key))
+    envelope: dict[str, Any] = json.loads(attestations.sign_statement(payload, key))
     envelope["signatures"] = [{**signature, "keyid": ""} for signature in envelope["signatures"]]
     hint = hashlib.sha256(key.public.pem.encode()).hexdigest()
     material = {"publicKey": {"hint": hint}, "tlogEntries": []}
@@ -52,13 +52,13 @@ class SignerIdentity:
     problem: str = ""
 
 
-def covered(bundle: str, key: PublicKey, manifest: Manifest) -> str:
+def verify_with_key(bundle: str, key: PublicKey, manifest: Manifest) -> str:
     """The identity that signed the files of this version. `Invalid` (SIGNATURE_INVALID) says what does not agree."""
-    _covers(attestations.opened(_envelope(attestations.read(bundle.encode())), key), manifest)
+    _covers(attestations.verify_envelope(_envelope(attestations.read(bundle.encode())), key), manifest)
     return key.identity
 
 
-def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> SignerIdentity:
+def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> SignerIdentity:
     """Who signed the files of this version with a certificate: a chain of its own, or Sigstore's with a log's entry.
 
     A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a
@@ -68,8 +68,8 @@ def certified(bundle: str, manifest: Manifest, trust: Trust, at: datetime) -> Si
     material, envelope = document.get("verificationMaterial"), _envelope(document)
     chain = certificates.of_material(material) if isinstance(material, dict) else ()
     if not isinstance(material, dict) or not chain:
-        raise wrong("the bundle brings no certificate: give the public key that it verifies with")
-    _covers(attestations.opened(envelope, certificates.key_of(chain[0])), manifest)
+        raise signature_error("the bundle brings no certificate: give the public key that it verifies with")
+    _covers(attestations.verify_envelope(envelope, certificates.key_of(chain[0])), manifest)
     try:
         if material.get("tlogEntries"):
             return SignerIdentity(sigstore.signer(material, envelope, chain, trust))
@@ -85,30 +85,30 @@ def _covers(statement: Statement, manifest: Manifest) -> None:
     signed = files_of(statement)
     for file in manifest.files:
         if file.path not in signed:
-            raise wrong(f"the signature does not name {file.path}")
+            raise signature_error(f"the signature does not name {file.path}")
         if signed[file.path] != file.digest.hex:
-            raise wrong(f"the signature is about other bytes of {file.path}: sha256:{signed[file.path][:64]}")
+            raise signature_error(f"the signature is about other bytes of {file.path}: sha256:{signed[file.path][:64]}")
 
 
 def files_of(statement: Statement) -> dict[str, str]:
     """Name → SHA-256 of every file that a statement of the format signs."""
     if statement.predicate_type != MODEL:
-        raise wrong(f"the statement is of type {statement.predicate_type[:100]!r}, not {MODEL}")
+        raise signature_error(f"the statement is of type {statement.predicate_type[:100]!r}, not {MODEL}")
     resources, how = statement.predicate.get("resources"), statement.predicate.get("serialization")
     if not isinstance(resources, list) or not isinstance(how, Mapping) or how.get("method") != "files":
-        raise wrong("the statement does not list whole files (serialization method 'files')")
+        raise signature_error("the statement does not list whole files (serialization method 'files')")
     named: dict[str, str] = {}
     digests = []
     for item in resources:
         name, digest = (item.get("name"), item.get("digest")) if isinstance(item, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(digest, str) or item.get("algorithm") != "sha256":
-            raise wrong("resources: each needs a name, the algorithm sha256 and a digest")
+            raise signature_error("resources: each needs a name, the algorithm sha256 and a digest")
         if name in named:
-            raise wrong(f"resources: {name[:200]!r} is named twice")
+            raise signature_error(f"resources: {name[:200]!r} is named twice")
         named[name] = digest
         digests.append(digest)
     if list(statement.subjects.values()) != [_root(digests)]:
-        raise wrong("the subject is not the digest over the resources")
+        raise signature_error("the subject is not the digest over the resources")
     return named
 
 
@@ -118,7 +118,7 @@ def _root(digests: Any) -> str:
         try:
             hasher.update(bytes.fromhex(digest))
         except ValueError as e:
-            raise wrong("resources: a digest is not hex") from e
+            raise signature_error("resources: a digest is not hex") from e
     return hasher.hexdigest()
 
 
@@ -126,5 +126,5 @@ def _envelope(document: dict[str, Any]) -> Mapping[str, Any]:
     """The envelope of a bundle; what is no bundle is taken for an envelope."""
     inner = document.get("dsseEnvelope", document)
     if not isinstance(inner, dict):
-        raise wrong("dsseEnvelope: not an object")
+        raise signature_error("dsseEnvelope: not an object")
     return inner

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ObjectIdentifier
 
 from registry import tlog
-from registry.attestations import certificates, decoded, wrong
+from registry.attestations import certificates, decode_base64, signature_error
 from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.keys import PublicKey
 from registry.digest import canonical_json
@@ -40,7 +40,7 @@ def signer(
     if entry is None:
         raise Untrusted("it brings no entry of a transparency log")
     leaf = chain[0]
-    body = decoded(entry.get("canonicalizedBody"), "canonicalizedBody")
+    body = decode_base64(entry.get("canonicalizedBody"), "canonicalizedBody")
     at = _promised(entry, trust)
     _about(body, envelope, leaf)
     _included(entry, body, trust)
@@ -51,7 +51,7 @@ def signer(
 
 def _log_of(entry: Mapping[str, Any], trust: Trust) -> tuple[str, PublicKey]:
     log_id = entry.get("logId")
-    name = decoded(log_id.get("keyId") if isinstance(log_id, dict) else None, "logId").hex()
+    name = decode_base64(log_id.get("keyId") if isinstance(log_id, dict) else None, "logId").hex()
     if name not in trust.logs:
         raise Untrusted(f"the transparency log {name[:16]}… is not trusted here")
     return name, trust.logs[name]
@@ -71,9 +71,9 @@ def _promised(entry: Mapping[str, Any], trust: Trust) -> datetime:
         "logIndex": _number(entry.get("logIndex"), "logIndex"),
     }
     if not key.verifies(
-        canonical_json(canonical), decoded(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")
+        canonical_json(canonical), decode_base64(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")
     ):
-        raise wrong("the transparency log did not sign the time of this entry")
+        raise signature_error("the transparency log did not sign the time of this entry")
     return _EPOCH + timedelta(seconds=min(seconds, 2**35))
 
 
@@ -86,13 +86,13 @@ def _about(body: bytes, envelope: Mapping[str, Any], leaf: x509.Certificate) -> 
         payload, named = spec["payloadHash"], spec["signatures"]
         pem = base64.b64encode(leaf.public_bytes(serialization.Encoding.PEM)).decode()
         expected = (str(envelope["signatures"][0]["sig"]), pem)
-        digest = hashlib.sha256(decoded(envelope.get("payload"), "payload")).hexdigest()
+        digest = hashlib.sha256(decode_base64(envelope.get("payload"), "payload")).hexdigest()
         same = (payload["algorithm"], payload["value"]) == ("sha256", digest)
         same = same and expected in [(item["signature"], item["verifier"]) for item in named]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
-        raise wrong("the entry of the transparency log cannot be read") from e
+        raise signature_error("the entry of the transparency log cannot be read") from e
     if not same:
-        raise wrong("the entry of the transparency log is about another signature")
+        raise signature_error("the entry of the transparency log is about another signature")
 
 
 def _included(entry: Mapping[str, Any], body: bytes, trust: Trust) -> None:
@@ -101,15 +101,15 @@ def _included(entry: Mapping[str, Any], body: bytes, trust: Trust) -> None:
     if proof is None:
         return
     try:
-        hashes = [decoded(text, "hashes") for text in proof.get("hashes", ())]
-        root, size = decoded(proof["rootHash"], "rootHash"), _number(proof["treeSize"], "treeSize")
+        hashes = [decode_base64(text, "hashes") for text in proof.get("hashes", ())]
+        root, size = decode_base64(proof["rootHash"], "rootHash"), _number(proof["treeSize"], "treeSize")
         index, note = _number(proof["logIndex"], "logIndex"), str(proof["checkpoint"]["envelope"])
     except (KeyError, TypeError, AttributeError) as e:
-        raise wrong("the inclusion proof cannot be read") from e
+        raise signature_error("the inclusion proof cannot be read") from e
     if not tlog.verify_inclusion(tlog.leaf_hash(body), index, size, hashes, root):
-        raise wrong("the inclusion proof does not lead from the entry to its root")
+        raise signature_error("the inclusion proof does not lead from the entry to its root")
     if not _signed_root(note, size, root, _log_of(entry, trust)[1]):
-        raise wrong("the transparency log did not sign the root of the inclusion proof")
+        raise signature_error("the transparency log did not sign the root of the inclusion proof")
 
 
 def _signed_root(note: str, size: int, root: bytes, key: PublicKey) -> bool:
@@ -119,7 +119,7 @@ def _signed_root(note: str, size: int, root: bytes, key: PublicKey) -> bool:
     if len(lines) < 3 or (lines[1], lines[2]) != (str(size), base64.b64encode(root).decode()):
         return False
     for line in signatures.splitlines()[:8]:
-        packed = decoded(line.rpartition(" ")[2], "checkpoint")
+        packed = decode_base64(line.rpartition(" ")[2], "checkpoint")
         if line.startswith("\u2014 ") and key.verifies(f"{text}\n".encode(), packed[4:]):
             return True
     return False
@@ -159,5 +159,5 @@ def _provider(leaf: x509.Certificate) -> str:
 def _number(value: object, field: str) -> int:
     text = str(value)
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise wrong(f"{field}: not a whole number")
+        raise signature_error(f"{field}: not a whole number")
     return int(text)

@@ -69,6 +69,7 @@ class TensorMark(FrozenModel):
 
     @property
     def values(self) -> tuple[float, ...]:
+        """The numbers of the sketch; empty where it has none."""
         return _HALVES.unpack(base64.b64decode(self.sketch)) if self.sketch else ()
 
 

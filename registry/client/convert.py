@@ -43,7 +43,7 @@ def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionO
     source = registry.resolve(ref)
     base = registry.base(source.manifest.base.name)
     contents = read(registry, source)
-    location = conversions.place_of(contents, conversion, base.spec)
+    location = conversions.runs_on(contents, conversion, base.spec)
     if location is not RunsOn.HERE:
         kind = Kind.CONVERT_ON_BASE if location is RunsOn.BASE else Kind.CONVERT
         exactly = str(Ref(AdapterName.parse(source.name), source.number))

@@ -79,9 +79,9 @@ class Brought:
     def check(self, manifest: Manifest) -> None:
         """`Invalid` (SIGNATURE_INVALID) unless it is of these files, before one of them is sent."""
         if self.request.public_key:
-            models.covered(self.request.bundle, PublicKey.parse(self.request.public_key.encode()), manifest)
+            models.verify_with_key(self.request.bundle, PublicKey.parse(self.request.public_key.encode()), manifest)
         else:
-            models.certified(self.request.bundle, manifest, Trust(), datetime.now(UTC))
+            models.verify_with_certificate(self.request.bundle, manifest, Trust(), datetime.now(UTC))
 
     def give(self, registry: Versions, ref: Ref, _manifest: Manifest) -> None:
         Audit(registry).sign(ref, self.request)
@@ -156,35 +156,37 @@ def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier],
 
 def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     if Digest.of(view.bundle.encode()) != view.digest:
-        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+        raise attestations.signature_error(f"the registry says that this is the signature of {view.identity}")
     if not view.public_key:
         return _certified(view, version, trust)
     key = PublicKey.parse(view.public_key.encode())
-    identity = models.covered(view.bundle, key, version.manifest)
+    identity = models.verify_with_key(view.bundle, key, version.manifest)
     if identity != view.identity:
-        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+        raise attestations.signature_error(f"the registry says that this is the signature of {view.identity}")
     return _line(view, identity, f"signed these files; uploaded by {view.made_by}", "")
 
 
 def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
     """A signature of a certificate, as of the moment at which the registry says that it was brought."""
-    certified = models.certified(view.bundle, version.manifest, trust, view.made_at)
+    certified = models.verify_with_certificate(view.bundle, version.manifest, trust, view.made_at)
     if not certified.identity:
         return replace(_line(view, view.identity, "", certified.problem), unverified=True)
     if view.kind == "signature" and certified.identity != view.identity:
-        raise attestations.wrong(f"the registry says that this is the signature of {view.identity}")
+        raise attestations.signature_error(f"the registry says that this is the signature of {view.identity}")
     return _line(view, certified.identity, f"signed these files; uploaded by {view.made_by}", "")
 
 
 def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier], names: Sequence[str]) -> Signed:
     by_identity = {keys.of_raw(v.public).identity: (keys.of_raw(v.public), v.name) for v in log_keys}
     if view.identity not in by_identity:
-        raise attestations.wrong(f"the registry signed with {view.identity}, which this machine does not remember")
+        raise attestations.signature_error(
+            f"the registry signed with {view.identity}, which this machine does not remember"
+        )
     key, origin = by_identity[view.identity]
-    statement = attestations.opened(view.bundle.encode(), key)
+    statement = attestations.verify_envelope(view.bundle.encode(), key)
     name = next((name for name in names if statement.subjects.get(name) == Digest(version.digest).hex), None)
     if name is None:
-        raise attestations.wrong(f"the statement is not about {names[0]} with this manifest")
+        raise attestations.signature_error(f"the statement is not about {names[0]} with this manifest")
     actor = str(statement.predicate.get("actor", ""))
     former = f" as {name}" if name != names[0] else ""
     return _line(view, f"{actor}, by the word of {origin}", _says(statement) + former, "")

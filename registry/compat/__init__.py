@@ -35,7 +35,7 @@ def evaluate(
     """The verdict `compat`, then one `engine` for each profile. `subject` is the version's digest."""
     findings = check(contents, base, relatives)
     compat = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, findings, made_by={"registry": __version__})
-    stored = engine_facts.to_stored(version_facts.of_engine(contents))
+    stored = engine_facts.to_stored(version_facts.engine_facts_of(contents))
     served = [
         engines.verdict(stored, profile, subject=subject, base=base, compat=compat.outcome, registry=__version__)
         for profile in profiles

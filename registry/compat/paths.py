@@ -100,20 +100,20 @@ class Paths:
         return next((p for p in (f"{head}.text_model.{bare}", f"{head}.{bare}") if p in self._known), path)
 
     # -------------------------------------------------------------- rules
-    def same(self, written: str) -> tuple[str, ...]:
+    def _same(self, written: str) -> tuple[str, ...]:
         return (written,)
 
-    def text(self, written: str) -> tuple[str, ...] | None:
+    def _text(self, written: str) -> tuple[str, ...] | None:
         if written in _WHOLE:
             return (_WHOLE[written],)
         match = _LAYER.match(written)
         inner = (_TORCHTUNE if self._format == "torchtune" else _GGUF).get(match[2]) if match else None
         return (f"model.layers.{match[1]}.{inner}",) if match and inner else None
 
-    def bare(self, written: str) -> tuple[str, ...]:
+    def _bare(self, written: str) -> tuple[str, ...]:
         return (f"transformer.{written}",)
 
-    def processors(self, written: str) -> tuple[str, ...]:
+    def _processors(self, written: str) -> tuple[str, ...]:
         match = _OLD.match(written)
         if match:
             at = match["at"] if match["at"].startswith(IMAGE_COMPONENTS) else f"unet.{match['at']}"
@@ -123,7 +123,7 @@ class Paths:
         text = _OLD_TEXT.match(written)
         return (text["at"] if text else written,)
 
-    def flat(self, written: str) -> tuple[str, ...] | None:
+    def _kohya(self, written: str) -> tuple[str, ...] | None:
         for prefix, component in _KOHYA_COMPONENTS:
             if written.startswith(prefix):
                 rest = written.removeprefix(prefix)
@@ -133,7 +133,7 @@ class Paths:
                         return (path,)
         return self._flux_flat(written) or self._sgm(written)
 
-    def flux(self, written: str) -> tuple[str, ...] | None:
+    def _flux(self, written: str) -> tuple[str, ...] | None:
         path = written.removeprefix("diffusion_model.")
         match = re.match(r"(double|single)_blocks\.(\d{1,4})\.(.+)\Z", path)
         if not match:
@@ -145,21 +145,21 @@ class Paths:
         inner = table.get(match[3])
         return tuple(f"transformer.{block}.{match[2]}.{p}" for p in inner) if inner else None
 
-    def comfy(self, written: str) -> tuple[str, ...] | None:
+    def _comfy(self, written: str) -> tuple[str, ...] | None:
         path = written.removeprefix("diffusion_model.")
         for component in ("transformer", "unet"):
             if f"{component}.{path}" in self._known:
                 return (f"{component}.{path}",)
-        return self.flux(written) or self._sgm(written)
+        return self._flux(written) or self._sgm(written)
 
     def _flux_flat(self, written: str) -> tuple[str, ...] | None:
         match = re.match(r"lora_unet_(double|single)_blocks_(\d{1,4})_(.+)\Z", written)
         if not match:
             rest = written.removeprefix("lora_unet_")
-            return next((self.flux(p) for p in FLUX_WHOLE if p.replace(".", "_") == rest), None)
+            return next((self._flux(p) for p in FLUX_WHOLE if p.replace(".", "_") == rest), None)
         table = FLUX_DOUBLE if match[1] == "double" else FLUX_SINGLE
         inner = next((p for p in table if p.replace(".", "_") == match[3]), "")
-        return self.flux(f"{match[1]}_blocks.{match[2]}.{inner}") if inner else None
+        return self._flux(f"{match[1]}_blocks.{match[2]}.{inner}") if inner else None
 
     def _sgm(self, written: str) -> tuple[str, ...] | None:
         """Names of the original UNet (Stability's code): blocks are counted through, each with its sampler."""
@@ -198,7 +198,7 @@ def _flat(path: str) -> str:
 
 
 _RULES: dict[str, Callable[[Paths, str], tuple[str, ...] | None]] = {
-    "mlx": Paths.same, "torchtune": Paths.text, "gguf": Paths.text, "diffusers": Paths.same,
-    "diffusers-old": Paths.processors, "kohya": Paths.flat, "lycoris": Paths.flat, "bfl": Paths.flux,
-    "xlabs": Paths.flux, "comfy": Paths.comfy, "bare": Paths.bare,
+    "mlx": Paths._same, "torchtune": Paths._text, "gguf": Paths._text, "diffusers": Paths._same,
+    "diffusers-old": Paths._processors, "kohya": Paths._kohya, "lycoris": Paths._kohya, "bfl": Paths._flux,
+    "xlabs": Paths._flux, "comfy": Paths._comfy, "bare": Paths._bare,
 }  # fmt: skip

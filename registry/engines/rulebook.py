@@ -68,6 +68,7 @@ class Condition(FrozenModel):
         return self
 
     def holds(self, facts: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
+        """Whether the condition is true; False where a value is not known."""
         value = settings.get(self.field[1:]) if self.field.startswith("$") else facts.get(self.field)
         operand = self.operand
         if isinstance(operand, str) and operand.startswith("$"):

@@ -19,11 +19,13 @@ TARGETS_LIMIT = 100
 _NUMBER = re.compile(r"(?<=[._])\d{1,6}(?=[._])")
 
 
-def of(contents: AdapterContents) -> dict[str, Any]:
+def facts_of(contents: AdapterContents) -> dict[str, Any]:
+    """The facts that a VersionView shows."""
     return _of_peft(contents) if isinstance(contents, PeftContents) else _of_file(contents)
 
 
-def of_engine(contents: AdapterContents) -> EngineFacts:
+def engine_facts_of(contents: AdapterContents) -> EngineFacts:
+    """The facts that engine rules read."""
     if isinstance(contents, PeftContents):
         return engine_facts.of_lora(contents.lora)
     return engine_facts.of_file(contents.file, is_image=contents.file.format in formats.IMAGE_FORMATS)
@@ -64,7 +66,7 @@ def _of_peft(contents: PeftContents) -> dict[str, Any]:
         "base_claimed": spec.base_name,
         "peft_version": written.peft_version,
         "updates": summarize_updates((m.key, m.rank, m.alpha, m.scale) for m in spec.modules),
-        "engine": engine_facts.to_stored(of_engine(contents)),
+        "engine": engine_facts.to_stored(engine_facts_of(contents)),
     }
 
 
@@ -95,7 +97,7 @@ def _of_file(contents: NonPeftContents) -> dict[str, Any]:
         "training": dict(file.claims),
         "private_left_out": list(file.private_texts),
         "updates": summarize_updates((m.path, m.rank, m.alpha, m.scale) for m in file.modules),
-        "engine": engine_facts.to_stored(of_engine(contents)),
+        "engine": engine_facts.to_stored(engine_facts_of(contents)),
     }
 
 

@@ -44,6 +44,7 @@ class Evidence(FrozenModel):
     pushed_by: frozenset[str] = frozenset()
 
     def newest(self, check: Check) -> Verdict | None:
+        """The last verdict of a check."""
         return next((v for v in reversed(self.verdicts) if v.check is check), None)
 
 
@@ -84,6 +85,7 @@ class Gate(FrozenModel):
         return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
 
     def asks(self) -> list[Check]:
+        """The checks that must pass, with those of golden samples."""
         return [*self.requires, *([Check.SMOKE] if self.golden and Check.SMOKE not in self.requires else [])]
 
     def _verdicts(self, evidence: Evidence) -> Iterator[Finding]:

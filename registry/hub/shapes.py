@@ -28,6 +28,7 @@ class File:
 
     @property
     def etag(self) -> str:
+        """The identity that the dialect sends as ETag."""
         return self.descriptor.digest.hex if hub.is_large(self.descriptor) else self.git_id
 
     def lfs(self, key: str) -> Json | None:
@@ -102,6 +103,7 @@ def _sibling(file: File, blobs: bool) -> Json:
 
 # ------------------------------------------------------------------ trees
 def file_entry(file: File, last: Json | None = None) -> Json:
+    """A file of a tree."""
     entry: Json = {"type": "file", "path": file.descriptor.path, "oid": file.git_id, "size": file.descriptor.size_bytes}
     entry |= {"lfs": lfs} if (lfs := file.lfs("oid")) else {}
     return entry | ({"lastCommit": last} if last else {})
@@ -151,6 +153,7 @@ def _ref(kind: str, name: str, digest: str) -> Json:
 
 
 def commit(digest: str, number: int, message: str, at: datetime, by: str) -> Json:
+    """A version as a commit."""
     title = message.splitlines()[0] if message.strip() else f"Version {number}"
     return {
         "id": hub.commit_id(digest), "title": title, "message": "\n".join(message.splitlines()[1:]).strip(),

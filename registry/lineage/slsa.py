@@ -33,6 +33,7 @@ def subjects(version: VersionView) -> dict[str, str]:
 
 
 def predicate(version: VersionView, lineage: Lineage) -> dict[str, Any]:
+    """The SLSA predicate: what was declared of the version's training."""
     declared = version.provenance
     external: dict[str, Any] = {"adapter": version.name, "base": version.base}
     metadata: dict[str, Any] = {"finishedOn": version.created_at.isoformat()}

@@ -103,7 +103,7 @@ class Converted(FrozenModel):
     notes: tuple[str, ...] = ()
 
 
-def place_of(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
+def runs_on(contents: AdapterContents, conversion: Conversion, base: BaseSpec) -> RunsOn:
     """Where this conversion is done. `Invalid` (CONVERSION_INVALID) if it cannot be, with the reason."""
     rule = {
         TargetFormat.CANONICAL: _canonical, TargetFormat.PLAIN: _plain, TargetFormat.PEFT: _peft,
@@ -115,6 +115,7 @@ def place_of(contents: AdapterContents, conversion: Conversion, base: BaseSpec) 
 
 
 def refused(message: str, next_step: str = "") -> Invalid:
+    """The error for a conversion that cannot be done."""
     return Invalid("CONVERSION_INVALID", message, next_step=next_step)
 
 

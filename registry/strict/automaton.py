@@ -37,6 +37,7 @@ class Automaton:
         self._earlier: dict[tuple[frozenset[int], str], frozenset[int]] = {}
 
     def state(self) -> int:
+        """A new state."""
         self._states += 1
         return self._states
 

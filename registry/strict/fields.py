@@ -37,6 +37,7 @@ class Fields:
         self._family = family
 
     def broken(self, rule: str, field: str, message: str) -> None:
+        """Keep a broken rule."""
         if len(self.reasons) < REASONS_LIMIT:
             self.reasons.append(Reason(f"{self._family}.{rule}", field[:120], message))
 

@@ -96,6 +96,7 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
 
 
 def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
+    """Raise the dialect's error for a broken rule."""
     raise Invalid(
         dialect.error_code,
         f"{file}: {message}" if not message.startswith("is ") else f"{file} {message}",

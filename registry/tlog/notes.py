@@ -80,6 +80,7 @@ class Signer:
 
     @classmethod
     def make(cls, name: str) -> Signer:
+        """A signer with a new key."""
         return cls(name, Ed25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
@@ -153,6 +154,7 @@ class Checkpoint:
 
     @classmethod
     def of_text(cls, text: str) -> Checkpoint | None:
+        """The checkpoint in a note's text; None for any other text."""
         lines = text.split("\n")
         if len(lines) != 4 or not (lines[1].isascii() and lines[1].isdigit() and len(lines[1]) < 16):
             return None

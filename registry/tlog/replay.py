@@ -43,6 +43,7 @@ class Replay:
     problems: list[str] = field(default_factory=list)
 
     def add_problem(self, message: str) -> None:
+        """Keep a problem, up to the limit."""
         if len(self.problems) < PROBLEMS_LIMIT:
             self.problems.append(message)
 

@@ -134,7 +134,7 @@ CRITICAL = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
 def test_a_broken_chain_is_unverified_and_the_reason_is_shown(chain: Case, why: str) -> None:
     root, signer, manifest = Authority(), key(), _manifest()
     made = bundle(manifest, signer, *chain(root, signer.public_key()))
-    found = models.certified(json.dumps(made), manifest, Trust.parse([root.pem]), NOW)
+    found = models.verify_with_certificate(json.dumps(made), manifest, Trust.parse([root.pem]), NOW)
     assert found.identity == ""
     assert found.problem.startswith("not verified: ")
     assert why in found.problem
@@ -200,14 +200,14 @@ def test_a_certificate_that_cannot_be_read_is_refused(sigstore: Sigstore) -> Non
         data[source.randrange(len(data))] ^= 1 << source.randrange(8)
         certificate["rawBytes"] = base64.b64encode(data).decode()
         with pytest.raises(Invalid):
-            models.certified(json.dumps(made), _manifest(), Trust.parse([sigstore.trusted_root]), NOW)
+            models.verify_with_certificate(json.dumps(made), _manifest(), Trust.parse([sigstore.trusted_root]), NOW)
 
 
 def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
     trust, manifest = Trust.parse([sigstore.trusted_root]), _manifest()
 
     def problem(made: dict[str, Any], trust: Trust = trust) -> str:
-        found = models.certified(json.dumps(made), manifest, trust, NOW)
+        found = models.verify_with_certificate(json.dumps(made), manifest, trust, NOW)
         assert found.identity == ""
         return found.problem
 

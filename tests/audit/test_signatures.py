@@ -60,7 +60,7 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     key = PrivateKey.of_seed(pushed.app.state.audit_log.keys.signer.seed).public
     held = Audit(pushed.admin).attestations(f"{NAME}@1").items
     assert [item.kind for item in held] == ["push", "verdict"]
-    push, verdict = (attestations.opened(item.bundle.encode(), key) for item in held)
+    push, verdict = (attestations.verify_envelope(item.bundle.encode(), key) for item in held)
     resolved = pushed.admin.resolve(NAME)
     assert push.subjects == {f.path: f.digest.hex for f in resolved.manifest.files} | {f"{NAME}@1": resolved.digest.hex}
     assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")

@@ -111,7 +111,7 @@ def test_a_signed_statement_is_an_envelope_of_it(story: Desk, tmp_path: Path) ->
     key.write_bytes(made)
     plain = story("lineage", "acme/support@1", "--format", "slsa").json
     envelope = story("lineage", "acme/support@1", "--format", "slsa", "--sign", key).stdout.strip().encode()
-    opened = attestations.opened(envelope, PrivateKey.parse(made).public)
+    opened = attestations.verify_envelope(envelope, PrivateKey.parse(made).public)
     assert opened.predicate_type == plain["predicateType"]
     assert opened.predicate == plain["predicate"]
     assert opened.subjects["acme/support@1"] == story("show", "acme/support@1", "--json").json["digest"][7:]

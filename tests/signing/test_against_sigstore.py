@@ -39,7 +39,7 @@ MANIFEST = Manifest.build(BaseRef(name="base", fingerprint=Digest.of(b"base")), 
 
 def is_accepted(bundle: str, trusted_root: bytes) -> bool:
     try:
-        return bool(models.certified(bundle, MANIFEST, Trust.parse([trusted_root]), NOW).identity)
+        return bool(models.verify_with_certificate(bundle, MANIFEST, Trust.parse([trusted_root]), NOW).identity)
     except Invalid:
         return False
 

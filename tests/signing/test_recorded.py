@@ -52,12 +52,14 @@ def test_what_is_recorded_is_an_adapter_of_peft_and_more_was_signed_than_is_push
 @pytest.mark.parametrize("way", KEYS)
 def test_a_bundle_of_a_key_says_whose_it_is_and_counts_for_these_bytes_only(way: str) -> None:
     key = PublicKey.parse(TOLD["signed"][way]["public_key"].encode())
-    assert models.covered(bundle_of(way), key, pushed()) == key.identity
+    assert models.verify_with_key(bundle_of(way), key, pushed()) == key.identity
     with pytest.raises(Invalid, match=r"other bytes of README\.md"):
-        models.covered(bundle_of(way), key, pushed(**{"README.md": "another"}))
+        models.verify_with_key(bundle_of(way), key, pushed(**{"README.md": "another"}))
     for other in set(KEYS) - {way}:
         with pytest.raises(Invalid, match="no signature of the envelope"):
-            models.covered(bundle_of(way), PublicKey.parse(TOLD["signed"][other]["public_key"].encode()), pushed())
+            models.verify_with_key(
+                bundle_of(way), PublicKey.parse(TOLD["signed"][other]["public_key"].encode()), pushed()
+            )
 
 
 @pytest.mark.parametrize("way", CERTIFICATES)
@@ -65,10 +67,15 @@ def test_a_bundle_of_a_certificate_is_its_owners_where_its_root_is_named(way: st
     pem = TOLD["signed"][way]["root"].encode()
     root = fingerprint(x509.load_pem_x509_certificate(pem))[:32]
     owner = "alice@example.org" if way == "certificate" else "CN=acme release"
-    assert models.certified(bundle_of(way), pushed(), Trust.parse([pem]), AT).identity == f"pki:{root}/{owner}"
-    unknown = models.certified(bundle_of(way), pushed(), Trust(), AT)
+    assert (
+        models.verify_with_certificate(bundle_of(way), pushed(), Trust.parse([pem]), AT).identity
+        == f"pki:{root}/{owner}"
+    )
+    unknown = models.verify_with_certificate(bundle_of(way), pushed(), Trust(), AT)
     assert (unknown.identity, unknown.problem.startswith("not verified: no root is configured")) == ("", True)
-    late = models.certified(bundle_of(way), pushed(), Trust.parse([pem]), datetime(2099, 1, 1, tzinfo=UTC))
+    late = models.verify_with_certificate(
+        bundle_of(way), pushed(), Trust.parse([pem]), datetime(2099, 1, 1, tzinfo=UTC)
+    )
     assert "was not valid at" in late.problem
 
 
@@ -87,8 +94,8 @@ def test_no_changed_byte_of_what_was_signed_or_of_the_signature_is_taken(way: st
             put(base64.b64encode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]).decode())
             with pytest.raises(Invalid) as caught:
                 if key is not None:
-                    models.covered(json.dumps(document), key, pushed())
+                    models.verify_with_key(json.dumps(document), key, pushed())
                 else:
-                    models.certified(json.dumps(document), pushed(), Trust(), AT)
+                    models.verify_with_certificate(json.dumps(document), pushed(), Trust(), AT)
             assert caught.value.code == "SIGNATURE_INVALID"
         put(base64.b64encode(data).decode())

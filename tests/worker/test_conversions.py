@@ -18,7 +18,7 @@ from registry.api.jobs import JobSubmit
 from registry.client import convert as client_convert
 from registry.client.local.base_folder import base_spec_from
 from registry.client.local.folder import read_folder
-from registry.engines.version_facts import of
+from registry.engines.version_facts import facts_of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome
 from registry.files import CONFIG, WEIGHTS
@@ -49,7 +49,7 @@ def order(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
     """The order that a worker would give, after the judgment that it would make."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to=to, into="acme/made")
-    conversions.place_of(read_folder(source).found, asked, spec)
+    conversions.runs_on(read_folder(source).found, asked, spec)
     return ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
 
 
@@ -193,7 +193,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
                      for half in (0, 1)]  # fmt: skip
     assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
-    facts = of(read_folder(tmp_path / "made").found)
+    facts = facts_of(read_folder(tmp_path / "made").found)
     assert (facts["format"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from registry.client.local.base_folder import base_spec_from
 from registry.client.local.folder import read_folder
-from registry.engines.version_facts import of
+from registry.engines.version_facts import facts_of
 from registry.errors import Invalid
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, Converted
@@ -26,7 +26,7 @@ def converted(source: Path, base: Path, out: Path) -> Converted:
     """One of them in a process of its own, as a worker does it; a process costs seconds of imports."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to="diffusers", into="acme/made")
-    conversions.place_of(read_folder(source).found, asked, spec)
+    conversions.runs_on(read_folder(source).found, asked, spec)
     order = ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec)
     return order.run(threads=1) if source.name == "kohya-sd" else images.convert(order)
 
@@ -45,7 +45,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
         except Invalid as e:
             refused[name] = e.detail
             continue
-        facts = of(read_folder(tmp_path / f"{name}-made").found)
+        facts = facts_of(read_folder(tmp_path / f"{name}-made").found)
         assert (facts["format"], facts["scales"]) == ("diffusers", [1.0])
     assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
                          "qwen-image-lightning"}  # fmt: skip

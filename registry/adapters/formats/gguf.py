@@ -51,10 +51,12 @@ class Gguf:
         return self.text("general.type"), self.text(f"{ADAPTER}.type")
 
     def text(self, key: str) -> str:
+        """The text of a field; empty if it is absent or of another type."""
         value = self.fields.get(key)
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> float | None:
+        """The number of a field; None if it is absent or of another type."""
         value = self.fields.get(key)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

@@ -40,6 +40,7 @@ class BaseClaim(FrozenModel):
     is_local: bool = False
 
     def findings(self, file: str) -> list[Finding]:
+        """Warnings about a claim that names nothing, or a folder."""
         location = f"{file}: base_model_name_or_path"
         if not self.name:
             message = "the configuration does not name the base that the adapter was trained on"

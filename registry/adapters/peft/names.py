@@ -71,6 +71,7 @@ class Names:
         self._unexpected_names: dict[str, list[str]] = {}
 
     def read(self, name: str) -> TensorName:
+        """The role, module and leaf of one tensor's name."""
         marks, shared = self._method.marks, self._method.shared_marks
         if self._method.is_prompt:
             return TensorName(TensorRole.PIECE, "", name) if name in marks else self._unexpected("unknown", name)

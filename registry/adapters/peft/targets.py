@@ -36,6 +36,7 @@ class Choice(Generic[T]):
                 self._matching.append((index, patterns.compiled(patterns.ending_in(key))))
 
     def pick(self, path: str) -> T | None:
+        """The value for this path; None where no key matches."""
         matches = [self._plain[end] for end in endings(path) if end in self._plain] if self._plain else []
         best = min(matches, default=len(self._values))
         for index, pattern in self._matching:
@@ -125,6 +126,7 @@ class Endings:
             node[""] = name
 
     def of(self, text: str) -> Iterator[str]:
+        """Every name that the text ends in, shortest first."""
         node = self._root
         for letter in reversed(text):
             node = node.get(letter, {})

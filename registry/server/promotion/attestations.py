@@ -132,9 +132,9 @@ def _verify(request: SignRequest, manifest: Manifest, trusted_roots: str) -> tup
     """The kind of a signature, who signed, and the public key that came with it."""
     if request.public_key:
         key = PublicKey.parse(request.public_key.encode())
-        return SIGNATURE, models.covered(request.bundle, key, manifest), key.pem
+        return SIGNATURE, models.verify_with_key(request.bundle, key, manifest), key.pem
     trust = Trust.parse(_read_roots(trusted_roots))
-    signer = models.certified(request.bundle, manifest, trust, db.now())
+    signer = models.verify_with_certificate(request.bundle, manifest, trust, db.now())
     return (SIGNATURE, signer.identity, "") if signer.identity else (UNVERIFIED, signer.problem, "")
 
 

@@ -105,7 +105,7 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
         if version is None:  # deleted
             continue
         kind, payload = _statement(keys.signer.name, event, version)
-        data = envelopes.seal(payload, key)
+        data = envelopes.sign_statement(payload, key)
         digest = Digest.of(data)
         if existing.get(event.position, digest) != digest:  # attested with an older key
             continue

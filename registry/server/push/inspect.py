@@ -116,7 +116,7 @@ def inspect_files(
     measured = None
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
-    facts = {**version_facts.of(contents), **version_facts.claims(manifest.files, read)}
+    facts = {**version_facts.facts_of(contents), **version_facts.claims(manifest.files, read)}
     testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 

@@ -29,7 +29,7 @@ def convert(task: Task) -> Done:
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
             contents = read_folder(folder).found
-            location = conversions.place_of(contents, conversion, base.spec)
+            location = conversions.runs_on(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")
             if location is RunsOn.HERE:
