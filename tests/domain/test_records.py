@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from registry.server.catalog.records import BaseRecord
+from registry.server.catalog.metadata_backup import BaseRecord
 from tests import forge
 from tests.domain.specs import base_spec
 from tests.identities import forge as forge_identity

@@ -16,7 +16,7 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.catalog import metadata_backup
 from registry.server.catalog import versions as catalog
-from registry.server.catalog.records import Record, VersionRecord
+from registry.server.catalog.metadata_backup import Record, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AttestationRow, BaseIdentityRow, BaseRow, VersionRow
 from registry.server.promotion import withdraw

@@ -16,7 +16,7 @@ from registry.errors import Conflict, Corrupt
 from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server.catalog import metadata_backup
-from registry.server.catalog.records import Record
+from registry.server.catalog.metadata_backup import Record
 from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge

@@ -8,7 +8,7 @@ import pytest
 
 from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
-from registry.server.evaluation.weights.measure import INLINE_BYTES
+from registry.server.evaluation.norms import INLINE_BYTES
 from registry.server.push import inspect
 from tests.memory_blobs import MemoryBlobs
 from tests.world import URL, World

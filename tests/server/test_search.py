@@ -87,8 +87,8 @@ def test_tags_are_found_by_key_and_by_value_and_belong_to_the_newest_version(wor
     assert found(world, tag=["team"]) == ["acme/b"]
 
 
-def test_an_engine_whose_verdicts_are_not_kept_is_an_error_not_an_empty_list(world: World) -> None:
-    with pytest.raises(Invalid, match="not stored here; stored are: vllm"):
+def test_search_by_an_engine_without_stored_verdicts_is_an_error(world: World) -> None:
+    with pytest.raises(Invalid, match=r"stores no verdicts of .*, only of: vllm"):
         world.admin.adapters(engine="vllm==0.32.0")
 
 

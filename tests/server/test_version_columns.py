@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.server.catalog import metadata_backup
-from registry.server.catalog.records import VersionRecord
+from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
 from registry.server.push import rows
 from tests import forge

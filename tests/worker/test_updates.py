@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.client.local.folder import read_folder
-from registry.server.evaluation.weights import numbers
+from registry.server.evaluation import norms as weight_norms
 from registry.worker.model import updates
 from tests import forge
 
@@ -98,7 +98,7 @@ def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: P
 def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:
     folder = experts(tmp_path / "a", 1)
     contents, weights = read_folder(folder).contents, (folder / forge.WEIGHTS).read_bytes()
-    measured = numbers.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
+    measured = weight_norms.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
     assert measured.keys() == updates.norms(folder).keys()
     for path, norms in updates.norms(folder).items():
         assert measured[path].update == pytest.approx(norms.update, rel=1e-3)

@@ -1,8 +1,7 @@
 """Namespaces: create, show, set limits, grant and revoke roles.
 
-- A namespace is private until its owner makes it public, which gives everybody the role `reader`.
-- Only administrators of all namespaces create namespaces and set limits; owners give roles.
-- Each change adds an event and advances the access epoch in its own transaction.
+A namespace is private until its owner makes it public, which gives everybody the role `reader`. Only administrators of
+all namespaces create namespaces and set limits; owners give roles. Each change advances the access epoch.
 """
 
 from __future__ import annotations
@@ -163,13 +162,12 @@ def _views(session: Session, actor: Actor, rows: Sequence[NamespaceRow]) -> list
 
 
 def _view(actor: Actor, row: NamespaceRow, roles: dict[str, str], size_bytes: int, versions: int) -> NamespaceView:
-    return NamespaceView(
-        name=row.name,
+    subjects = {subject: role for subject, role in roles.items() if subject != EVERY_SUBJECT}
+    return db.to_answer(
+        row,
+        NamespaceView,
         public=EVERY_SUBJECT in roles,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        **{key: getattr(row, key) for key in LIMITS},
         used_bytes=size_bytes,
         used_versions=versions,
-        roles={s: r for s, r in roles.items() if s != EVERY_SUBJECT} if actor.may(Scope.ADMIN, row.name) else None,
+        roles=subjects if actor.may(Scope.ADMIN, row.name) else None,
     )

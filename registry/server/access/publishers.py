@@ -1,8 +1,8 @@
 """Trusted publishers: whose identity tokens may be exchanged for a token that pushes one adapter.
 
-- A rule names one issuer and at least one claim. All of its claims must match; `*` stands for any text. The owner
-  decides how much a rule matches and should include `sub` or another claim that only the issuer sets.
-- A rule ends with its adapter: after a transfer or a deletion no right remains.
+A rule names one issuer and at least one claim. All of its claims must match; `*` stands for any text. The owner decides
+how much a rule matches and should include `sub` or another claim that only the issuer sets. A rule ends with its
+adapter: after a transfer or a deletion no right remains.
 """
 
 from __future__ import annotations
@@ -40,18 +40,12 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
         raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everybody could push")
     reserved_names.check_available(session, actor, name)
     row = PublisherRow(
-        id="pub_" + secrets.token_hex(8),
-        namespace=name.namespace,
-        name=name.name,
-        issuer=request.issuer,
-        claims=dict(request.claims),
-        created_at=db.now(),
-        created_by=actor.identity,
-    )
+        id="pub_" + secrets.token_hex(8), namespace=name.namespace, name=name.name,
+        issuer=request.issuer, claims=dict(request.claims), created_at=db.now(), created_by=actor.identity,
+    )  # fmt: skip
     session.add(row)
-    audit.append(
-        session, actor, EventType.PUBLISHER_ADD, str(name), {"id": row.id, "issuer": row.issuer, "claims": row.claims}
-    )
+    detail = {"id": row.id, "issuer": row.issuer, "claims": row.claims}
+    audit.append(session, actor, EventType.PUBLISHER_ADD, str(name), detail)
     session.flush()
     return _view(row)
 
@@ -125,11 +119,4 @@ def _rows(session: Session, name: AdapterName) -> list[PublisherRow]:
 
 
 def _view(row: PublisherRow) -> PublisherView:
-    return PublisherView(
-        id=row.id,
-        adapter=f"{row.namespace}/{row.name}",
-        issuer=row.issuer,
-        claims=row.claims,
-        created_at=row.created_at,
-        created_by=row.created_by,
-    )
+    return db.to_answer(row, PublisherView, adapter=f"{row.namespace}/{row.name}")

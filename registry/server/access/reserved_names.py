@@ -1,8 +1,7 @@
 """Reserved names: names that look alike count as one, and the name of something deleted is never used again.
 
-- A name is reserved in the transaction that creates its adapter or namespace, by its skeleton (`names.skeleton`). The
-  primary key of the row prevents races.
-- A reservation is never removed. When its adapter or namespace ends, it becomes a tombstone.
+- A name is reserved in the transaction that creates its adapter or namespace, by its skeleton (`names.skeleton`). A
+  reservation is never removed; when its adapter or namespace ends, it becomes a tombstone.
 - An error names the other adapter or namespace only to those who may see it.
 """
 

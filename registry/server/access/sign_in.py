@@ -76,17 +76,10 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     session.info["token"] = row
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
     actor = Actor(
-        row.name,
-        row.id,
-        frozenset(row.scopes),
-        frozenset(row.namespaces),
-        row.expires_at,
-        row.subject,
-        roles if row.subject else None,
-        frozenset(row.adapters),
-        cache.public_namespaces(session, current_epoch),
-        current_epoch,
-    )
+        row.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), row.expires_at, row.subject,
+        roles=roles if row.subject else None, adapters=frozenset(row.adapters),
+        public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
+    )  # fmt: skip
     if row.secret_sha256 == sha256:
         cache.put(secret, actor)
     return actor

@@ -1,7 +1,7 @@
 """Token exchange: an identity token of a CI job or of an identity provider for a short-lived token of the registry.
 
-- An identity token is accepted once. Its `jti` is stored under a unique key until the identity token has expired.
-- The new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
+- An identity token is accepted once: its `jti` is stored under a unique key until the identity token has expired. The
+  new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
 - A CI job may push the adapters whose trusted publishers it matches, and nothing else. A person gets a token of the
   subject in the issuer's `login_claim`, which is bound by the subject's roles.
 - Every rejection has the same text, so nobody learns which adapters trust whom.

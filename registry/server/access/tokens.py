@@ -1,10 +1,9 @@
 """Tokens: issue, rotate, revoke, list.
 
 - A secret is shown once, when it is created; the database holds only its SHA-256.
-- No token can give a right that its creator does not hold, nor for longer than its creator holds it.
-- A token that a subject creates belongs to that subject and loses its rights with the subject's role.
+- No token can give a right that its creator does not hold, nor for longer than its creator holds it. A token that a
+  subject creates belongs to that subject and loses its rights with the subject's role.
 - Every replica sees a revocation or a rotation at the next request.
-- Without the right to revoke a token you get the same 404 as for a token that does not exist.
 """
 
 from __future__ import annotations
@@ -67,17 +66,11 @@ def build_row(request: TokenCreate, by: Actor, *, subject: str, token_id: str = 
     expiries = [now + timedelta(seconds=request.expires_in_seconds)] if request.expires_in_seconds else []
     expiries += [by.expires_at] if by.expires_at else []
     row = TokenRow(
-        id=token_id or "tok_" + secrets.token_hex(8),
-        name=request.name,
-        secret_sha256=sha256_of(secret),
-        scopes=sorted(set(request.scopes)),
-        namespaces=sorted(set(request.namespaces)),
-        created_at=now,
-        created_by=by.identity,
-        expires_at=min(expiries, default=None),
-        subject=subject,
-        adapters=sorted(set(request.adapters)),
-    )
+        id=token_id or "tok_" + secrets.token_hex(8), name=request.name, secret_sha256=sha256_of(secret),
+        scopes=sorted(set(request.scopes)), namespaces=sorted(set(request.namespaces)),
+        adapters=sorted(set(request.adapters)), subject=subject,
+        created_at=now, created_by=by.identity, expires_at=min(expiries, default=None),
+    )  # fmt: skip
     return row, secret
 
 
@@ -173,8 +166,8 @@ def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
 
 
 def _find(session: Session, actor: Actor, token_id: str) -> TokenRow:
-    row = session.exec(select(TokenRow).where(col(TokenRow.id) == token_id[:80]).with_for_update()).first()
-    if row is None or not _may_revoke(actor, row):
+    row = session.get(TokenRow, token_id[:80], with_for_update=True)
+    if row is None or not _may_revoke(actor, row):  # the same error, so that it does not tell whether the token exists
         raise NotFound("TOKEN_UNKNOWN", f"there is no token {token_id[:80]!r}, or you may not revoke it")
     return row
 
@@ -194,4 +187,4 @@ def list_tokens(session: Session, actor: Actor) -> Sequence[TokenView]:
 
 def to_view(row: TokenRow) -> TokenView:
     """Return what a row may show: everything but the hashes of its secrets."""
-    return TokenView.model_validate(row.model_dump(include=set(TokenView.model_fields)))
+    return db.to_answer(row, TokenView)

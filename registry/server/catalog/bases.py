@@ -1,8 +1,10 @@
-"""Bases: add, identify, show and list the models that adapters are checked against.
+"""Bases: the models that adapters are checked against, which weights each has, and how they are related.
 
-- Adding the same spec under a name again changes nothing; another spec, or other weights, under that name are refused.
-- The exact fingerprint comes from the base's identity, never from a claim.
+- A base never changes: another spec, or other weights, under its name are refused. Only norms may be added to its
+  identity by reading the same weights again.
 - Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
+- Similarities are computed when an identity is stored. If two servers store identities at the same moment they miss
+  that pair; it is computed on request.
 """
 
 from __future__ import annotations
@@ -17,18 +19,28 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.catalog import BaseAdd, BaseList, BaseView
-from registry.bases import BaseSpec, Similarity
+from registry.bases import BaseMatch, BaseSpec, Similarity
+from registry.bases import identity as identities
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import Conflict, NotFound
+from registry.errors import Conflict, Denied, NotFound
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
 from registry.manifest import Edge
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import base_identity, versions
+from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, BaseThresholdsRow, VersionRow
+from registry.server.database.models import (
+    AdapterRow,
+    BaseEdgeRow,
+    BaseIdentityRow,
+    BaseRow,
+    BaseSimilarityRow,
+    BaseThresholdsRow,
+    VersionRow,
+)
 
 CACHED_SPECS = 64
 _SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
@@ -41,14 +53,10 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = _with_exact(request.spec, None)
     values = {
-        "name": str(name),
-        "fingerprint": str(spec.fingerprint),
-        "spec": spec.model_dump(mode="json"),
-        "source": request.source,
-        "created_at": db.now(),
-        "created_by": actor.identity,
-        "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
-    }
+        "name": str(name), "fingerprint": str(spec.fingerprint), "spec": spec.model_dump(mode="json"),
+        "source": request.source, "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
+        "created_at": db.now(), "created_by": actor.identity,
+    }  # fmt: skip
     _require_visible(session, actor, {edge.digest for edge in request.parents})
     created = db.insert_new(session, BaseRow, values)
     base = find(session, name)
@@ -63,16 +71,16 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
             next_step="add it under another name: a base never changes under its adapters",
         )
     if request.identity is not None:
-        base_identity.store_identity(session, actor, base, request.identity, new=created)
+        store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:
-        base_identity.require_same_weights(session, base, claimed)
+        require_same_weights(session, base, claimed)
     return _view(session, actor, base), created
 
 
 def identify(session: Session, actor: Actor, name: str, identity: Identity) -> BaseView:
     """Store which weights the base has. `Conflict` (BASE_EXISTS) if it is known to have others."""
     base = find(session, names.base_name(name))
-    base_identity.store_identity(session, actor, base, identity)
+    store_identity(session, actor, base, identity)
     return _view(session, actor, base)
 
 
@@ -89,14 +97,14 @@ def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[s
 
 
 def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
-    """The rows of what was fused into a base, for lineage. Repeating it changes nothing."""
+    """Write the rows of what was fused into a base, for lineage. Repeating it changes nothing."""
     for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
         session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
 
 
 # ------------------------------------------------------------------ read
 _NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.name) == bindparam("name"))
-"""Built once. The spec may be large and is loaded only where it is not cached (`load_spec`)."""
+"""Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
 
 
 def find(session: Session, name: str) -> BaseRow:
@@ -110,7 +118,7 @@ def find(session: Session, name: str) -> BaseRow:
 
 
 def load_spec(base: BaseRow) -> BaseSpec:
-    """The spec of a base. It never changes, so a process loads it once."""
+    """The spec of a base. It never changes, so a process reads it once."""
     key = (base.name, base.fingerprint, base.created_at)
     spec = _SPECS.get(key)
     if spec is None:
@@ -118,11 +126,6 @@ def load_spec(base: BaseRow) -> BaseSpec:
             _SPECS.clear()
         spec = _SPECS[key] = BaseSpec.model_validate(base.spec)
     return spec
-
-
-def compare_weights(session: Session, name: str, identity: Identity) -> Similarity:
-    """How these weights are related to the base's. Nothing is stored."""
-    return base_identity.compare(session, find(session, names.base_name(name)), identity)
 
 
 def show(session: Session, actor: Actor, name: str) -> BaseView:
@@ -140,7 +143,7 @@ def _view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
     view = _views(session, actor, [base])[0]
     row = session.get(BaseThresholdsRow, base.id)
     thresholds = dict(row.thresholds) if row is not None else {}
-    return view.model_copy(update={"relatives": base_identity.find_relatives(session, base), "thresholds": thresholds})
+    return view.model_copy(update={"relatives": find_relatives(session, base), "thresholds": thresholds})
 
 
 def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
@@ -151,24 +154,21 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     counting = (
         select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(col(VersionRow.base_id).in_([r.id for r in rows]), versions.visible(actor))
+        .where(col(VersionRow.base_id).in_([row.id for row in rows]), versions.visible(actor))
         .group_by(col(VersionRow.base_id))
     )
     adapters = dict(session.exec(counting).all())
-    exacts = base_identity.exact_fingerprints(session, rows)
+    exacts = _exact_fingerprints(session, rows)
     parents = _parents_by_name(session, actor, rows)
     return [
-        BaseView(
-            name=r.name,
-            fingerprint=Digest(r.fingerprint),
-            spec=_with_exact(load_spec(r), exacts.get(r.id or 0)),
-            source=r.source,
-            parents=parents[r.name],
-            adapters=adapters.get(r.id or 0, 0),
-            created_at=r.created_at,
-            created_by=r.created_by,
+        db.to_answer(
+            row,
+            BaseView,
+            spec=_with_exact(load_spec(row), exacts.get(row.id or 0)),
+            parents=parents[row.name],
+            adapters=adapters.get(row.id or 0, 0),
         )
-        for r in rows
+        for row in rows
     ]
 
 
@@ -193,3 +193,117 @@ def _visible_digests(session: Session, actor: Actor, digests: Set[str]) -> set[s
         return set()
     statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
     return set(session.exec(statement.where(col(VersionRow.digest).in_(digests), versions.visible(actor))).all())
+
+
+# ------------------------------------------------------------------ weights
+def store_identity(session: Session, actor: Actor, base: BaseRow, identity: Identity, *, new: bool = False) -> bool:
+    """Store which weights a base has; returns False if it was known. `Conflict` (BASE_EXISTS) for others; `Denied`.
+
+    `new`: this request adds the base.
+    """
+    base_id = base.id or 0
+    # All namespaces share the bases, and what is stored here stays.
+    may_identify = new or actor.may_everywhere(Scope.WORK)
+    if not may_identify and session.get(BaseIdentityRow, base_id) is None:
+        raise Denied(
+            "DENIED",
+            f"to identify the weights of '{base.name}' later needs the scope 'work' in all namespaces",
+            next_step="ask an administrator to run `adapter base identify`",
+        )
+    # The lock makes a concurrent backup see the change: without it, setting an empty `recorded_at` to empty again
+    # would write nothing.
+    session.refresh(base, with_for_update={"key_share": True})
+    values = {
+        "base_id": base_id, "exact": str(identity.exact), "identity": identity.model_dump_json(),
+        "made_at": db.now(), "made_by": actor.identity,
+    }  # fmt: skip
+    if not db.insert_new(session, BaseIdentityRow, values):
+        require_same_weights(session, base, identity.exact, identity)
+        if may_identify:
+            _add_norms(session, base, identity)
+        return False
+    for row in session.exec(select(BaseIdentityRow).where(col(BaseIdentityRow.base_id) != base_id)):
+        similarity = identities.compare(identity, _parse_identity(row)).model_dump(mode="json", exclude={"other"})
+        for own_id, other_id in ((base_id, row.base_id), (row.base_id, base_id)):
+            values = {"base_id": own_id, "other_id": other_id, "similarity": similarity}
+            db.insert_new(session, BaseSimilarityRow, values)
+    base.recorded_at = None  # its record is written again
+    session.add(base)
+    audit.append(session, actor, EventType.BASE_IDENTIFY, base.name, {"exact": str(identity.exact)})
+    return True
+
+
+def _add_norms(session: Session, base: BaseRow, identity: Identity) -> None:
+    """Add norms to an identity that was stored without them."""
+    row = session.get_one(BaseIdentityRow, base.id)
+    if identity.has_norms and not _parse_identity(row).has_norms:
+        row.identity = identity.model_dump_json()
+        base.recorded_at = None
+        session.add_all((row, base))
+
+
+def require_same_weights(session: Session, base: BaseRow, exact: Digest, identity: Identity | None = None) -> None:
+    """`Conflict` (BASE_EXISTS) if the base is known to have other weights."""
+    row = session.get(BaseIdentityRow, base.id)
+    if row is None or row.exact == exact:
+        return
+    similarity = identities.compare(_parse_identity(row), identity) if identity is not None else None
+    relation = f"; the given base {similarity.message}" if similarity is not None else ""
+    raise Conflict(
+        "BASE_EXISTS",
+        f"base '{base.name}' exists with other weights: its exact fingerprint is {row.exact}, not {exact}{relation}",
+        next_step="add these weights under another name: a base never changes under its adapters",
+    )
+
+
+def compare_weights(session: Session, name: str, identity: Identity) -> Similarity:
+    """How these weights are related to the base's; `unknown` while the base has no identity. Nothing is stored."""
+    row = session.get(BaseIdentityRow, find(session, names.base_name(name)).id)
+    if row is None:
+        return Similarity(match=BaseMatch.UNKNOWN)
+    return identities.compare(_parse_identity(row), identity)
+
+
+def _exact_fingerprints(session: Session, rows: Iterable[BaseRow]) -> dict[int, Digest]:
+    """Base id → exact fingerprint, for those bases that have one."""
+    ids = [base.id for base in rows]
+    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.exact).where(col(BaseIdentityRow.base_id).in_(ids))
+    return {base_id: Digest(exact) for base_id, exact in session.exec(statement)}
+
+
+# Built once: every push executes it. The identity itself is large and rarely needed.
+_SELECT_IDENTITY = (
+    select(BaseIdentityRow)
+    .options(defer(cast(Any, BaseIdentityRow.identity)))
+    .where(col(BaseIdentityRow.base_id) == bindparam("id"))
+)
+
+
+def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
+    """How every other base with an identity is related to this one, by name; empty if this one has no identity."""
+    own = session.exec(_SELECT_IDENTITY, params={"id": base.id}).first()
+    if own is None:
+        return []
+    statement = (
+        select(BaseRow.name, BaseIdentityRow.base_id, BaseSimilarityRow.similarity)
+        .join(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
+        .outerjoin(
+            BaseSimilarityRow,
+            (col(BaseSimilarityRow.other_id) == col(BaseRow.id)) & (col(BaseSimilarityRow.base_id) == base.id),
+        )
+        .where(col(BaseRow.id) != base.id)
+        .order_by(col(BaseRow.name))
+    )
+    relatives = []
+    for name, other_id, stored in session.exec(statement).all():
+        if stored:
+            similarity = Similarity.model_validate(stored)
+        else:
+            other = session.get_one(BaseIdentityRow, other_id)
+            similarity = identities.compare(_parse_identity(own), _parse_identity(other))
+        relatives.append(similarity.model_copy(update={"other": name}))
+    return relatives
+
+
+def _parse_identity(row: BaseIdentityRow) -> Identity:
+    return Identity.model_validate_json(row.identity)

@@ -1,7 +1,4 @@
-"""The history of aliases: every move, newest first, and where they pointed at a given time.
-
-`at` answers from history rows alone, in one statement: the last move of each alias that is not later than that moment.
-"""
+"""The history of aliases: every move, newest first, and where they pointed at a given time."""
 
 from __future__ import annotations
 
@@ -12,12 +9,11 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry.api.aliases import AliasMove, History
-from registry.digest import Digest
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import versions
-from registry.server.catalog.cursors import parse_cursor
+from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasMoveRow, VersionRow
 
 
@@ -46,12 +42,15 @@ def list_moves(
         statement = statement.where(col(AliasMoveRow.alias) == alias)
     if at is not None:
         statement = statement.where(*_in_effect_at(at))
-    offset = parse_cursor(cursor)  # moves are appended at the front only and stay few: an offset is good enough
+    offset = versions.parse_cursor(cursor)  # there are few moves, so an offset is good enough
     newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
     rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
     if not rows:
         versions.find_adapter(session, actor, name)  # raises if there is no such adapter
-    moves = [_move(*row) for row in rows[:limit]]
+    moves = [
+        db.to_answer(move, AliasMove, from_number=before, number=number, digest=digest)
+        for move, before, number, digest in rows[:limit]
+    ]
     return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
 
 
@@ -72,18 +71,3 @@ def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
         )
     )
     return (col(AliasMoveRow.at) <= at, ~superseded)
-
-
-def _move(row: AliasMoveRow, from_number: int | None, number: int | None, digest: str | None) -> AliasMove:
-    return AliasMove(
-        alias=row.alias,
-        generation=row.generation,
-        from_number=from_number,
-        number=number,
-        digest=Digest(digest) if digest else None,
-        at=row.at,
-        actor=row.actor,
-        token_id=row.token_id,
-        reason=row.reason,
-        evidence=row.evidence,
-    )

@@ -2,61 +2,140 @@
 
     records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
     records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
-    records/tombstone/<ns>/<name>/<hex>         an adapter's name that can never be used again, and since when
+    records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never used again, and since when
     records/tombstone/<ns>/<hex>                the same for a namespace's name
 
-- A record's key ends in the SHA-256 of its bytes, like every key of the store.
 - A record is written after the commit of its row, so there is no record of a version that does not exist.
   `recorded_at` is empty until then; the next push or `gc` writes what is missing.
-- A record written while its adapter was renamed is deleted and written again under the new name.
-- A version that is yanked, quarantined or released is recorded again, and so is a base whose weights become known; the
-  newest record counts.
+- A withdrawal or the end of one, and a base's identity, are recorded again; the newest record counts. A record written
+  while its adapter was renamed is deleted and written again under the new name.
 - Aliases, verdicts, tokens and the audit log have no records: only the database's backup has them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
 from sqlmodel import Session, col, select
 
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
-from registry.server.catalog.records import BaseRecord, Record, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
 RECORD_LIMIT_BYTES = 64 * 2**20
+
+
+# ------------------------------------------------------------------ records
+class Record(BaseModel):
+    """The base of all records: facts that never change, named by the SHA-256 of their bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[2] = 2
+    created_at: datetime
+    created_by: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert_version_1(cls, data: Any) -> Any:
+        """A record never changes, because its key names its bytes. Version 1 had other field names."""
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return data
+        former = {"quantisation": "quantization", "scheme": "format"}
+        for field in ("facts", "identity", "spec"):
+            if isinstance(value := data.get(field), dict):
+                data[field] = {former.get(name, name): item for name, item in value.items()}
+        return data | {"schema_version": 2}
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON of the record."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode()
+
+    @property
+    def digest(self) -> Digest:
+        """The SHA-256 of its bytes, with which its key ends."""
+        return Digest.of(self.to_bytes())
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """`Invalid` (MANIFEST_INVALID) for bytes that are no record of this kind."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as e:
+            raise Invalid("MANIFEST_INVALID", f"record: {e.errors()[0]['msg']}") from e
+
+
+class BaseRecord(Record):
+    """A base, and which weights it has once that is known."""
+
+    spec: BaseSpec
+    source: str
+    identity: Identity | None = None
+    parents: tuple[Edge, ...] = ()
+
+    @property
+    def edges(self) -> list[dict[str, Any]] | None:
+        """The value of the row's column `parents`: what was fused into the base, or None."""
+        return [edge.model_dump(mode="json") for edge in self.parents] or None
+
+
+class VersionRecord(Record):
+    """A version: its name and manifest, what the push said, what its bytes say, and whether it is withdrawn."""
+
+    namespace: str
+    name: str
+    number: int
+    manifest: Manifest
+    method: str
+    rank: int | None
+    facts: dict[str, Any]
+    message: str
+    yanked_at: datetime | None
+    yank_reason: str
+    pushed_by: str = ""
+    quarantine: int = 0
+    quarantined_at: datetime | None = None
+    quarantine_reason: str = ""
+
+
+class TombstoneRecord(Record):
+    """A name that is never used again: of an adapter in the namespace `owner`, or of a namespace (`owner` is empty)."""
+
+    owner: str
+    name: str
+
+
 RECORDED_COLUMNS = frozenset(VersionRecord.model_fields) - {"schema_version", "namespace", "name", "manifest"}
 """The columns of `version` that a record stores, each in the field of its name."""
 DERIVED_COLUMNS = frozenset({"id", "adapter_id", "base_id", "digest", "manifest", "size_bytes"})
 """Columns that follow from the manifest and from the rows of adapter and base."""
 LOCAL_COLUMNS = frozenset({"recorded_at", "measured_at"})
-"""Columns that say what this server has done with a version. They are set again after a re-index."""
+"""Columns that say what this server has done with a version. Reindex sets them again."""
 Shape = TypeVar("Shape", bound=Record)
 
 
 def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
     """Return what a base's record stores."""
     return BaseRecord(
-        created_at=row.created_at,
-        created_by=row.created_by,
-        spec=BaseSpec.model_validate(row.spec),
-        source=row.source,
+        created_at=row.created_at, created_by=row.created_by,
+        spec=BaseSpec.model_validate(row.spec), source=row.source,
         parents=tuple(Edge.model_validate(edge) for edge in row.parents or ()),
         identity=Identity.model_validate_json(identity) if identity else None,
-    )
+    )  # fmt: skip
 
 
 def version_record(adapter: AdapterRow, row: VersionRow) -> VersionRecord:
@@ -122,7 +201,8 @@ def revision(version: VersionRecord | VersionRow) -> tuple[int, bool]:
     return version.quarantine, version.yanked_at is not None
 
 
-# What still has to be written. Built once: every push that comes alone runs these.
+# ------------------------------------------------------------------ write
+# Built once: every push executes them, unless others are in progress.
 _LIMIT: BindParameter[int] = bindparam("limit", type_=Integer)
 _BASES = (
     select(BaseRow, BaseIdentityRow.identity)

@@ -23,7 +23,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import base_identity, bases, verdicts, versions
+from registry.server.catalog import bases, verdicts, versions
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
@@ -85,7 +85,7 @@ def _base_names(session: Session, search: Search) -> list[str]:
     if search.base_match is None:
         return [name]
     matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
-    relatives = base_identity.find_relatives(session, bases.find(session, name))
+    relatives = bases.find_relatives(session, bases.find(session, name))
     return [name, *(relative.other for relative in relatives if relative.match in matches)]
 
 

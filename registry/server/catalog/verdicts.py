@@ -12,28 +12,15 @@ from registry.evaluation.verdicts import Check, Verdict
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
-_SHARED_COLUMNS = (
-    *("check", "base_fingerprint", "profile", "outcome", "findings"),
-    *("summary", "report", "made_by", "made_at"),
-)
+_SHARED_COLUMNS = sorted(set(Verdict.model_fields) - {"subject", "base"})
 
 
 def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: str = "") -> VerdictRow:
     """The row to append for a verdict on a version; `made_at` is now if the verdict has none."""
-    return VerdictRow(
-        version_id=version_id or 0,
-        check=verdict.check,
-        profile=verdict.profile,
-        base_id=base_id,
-        base_fingerprint=verdict.base_fingerprint,
-        outcome=verdict.outcome,
-        findings=[finding.model_dump(mode="json") for finding in verdict.findings],
-        summary=verdict.summary,
-        report=verdict.report,
-        made_by=verdict.made_by,
-        made_at=verdict.made_at or db.now(),
-        job_id=job_id,
-    )
+    columns: dict[str, Any] = {name: getattr(verdict, name) for name in _SHARED_COLUMNS}
+    columns["findings"] = [finding.model_dump(mode="json") for finding in verdict.findings]
+    columns["made_at"] = verdict.made_at or db.now()
+    return VerdictRow(version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
 
 
 def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:

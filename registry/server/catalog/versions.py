@@ -1,14 +1,13 @@
 """Reads of adapters and versions: resolve a selector, find a row, list, and build the views that the API returns.
 
-- Visibility is decided here: what the actor may not see raises the same NotFound as what does not exist.
-- `resolve` is one statement. The kinds of absence are distinguished only after it found nothing.
-- Pages go by key (`next_cursor` is the last key), so the hundredth page costs what the first does.
+What the actor may not see raises the same NotFound as what does not exist. `resolve` is one statement; the kinds of
+absence are distinguished only after it found nothing. A page starts after the key of the last one (`next_cursor`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import BindParameter, ColumnElement, Integer, and_, bindparam, null, or_, true, type_coerce
@@ -17,7 +16,7 @@ from sqlmodel import Session, col, select
 from registry.api import PREFIX
 from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest
-from registry.errors import NotFound
+from registry.errors import NotFound, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
@@ -25,7 +24,7 @@ from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts
-from registry.server.catalog.cursors import parse_cursor
+from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,
@@ -57,11 +56,22 @@ class Pointer(NamedTuple):
 # ------------------------------------------------------------------ conditions
 def visible(actor: Actor) -> ColumnElement[bool]:
     """The condition on `adapter` that the actor may see it."""
-    namespaces = actor.namespaces_with(Scope.PULL)
+    return permitted(actor, Scope.PULL, col(AdapterRow.namespace), named)
+
+
+def permitted(
+    actor: Actor, scope: Scope, namespace: Any, named: Callable[[AdapterName], ColumnElement[bool]]
+) -> ColumnElement[bool]:
+    """The condition on any table that the actor has this scope for the adapter of a row.
+
+    `namespace` is the column with the adapter's namespace; `named` is the condition that a row is about an adapter.
+    """
+    public = actor.public if scope == Scope.PULL else frozenset()
     if actor.adapters:
         own = [named(AdapterName.parse(adapter)) for adapter in sorted(actor.adapters)]
-        return or_(col(AdapterRow.namespace).in_(sorted(actor.public)), *own)
-    return true() if namespaces is None else col(AdapterRow.namespace).in_(sorted(namespaces | actor.public))
+        return or_(namespace.in_(sorted(public)), *own)
+    namespaces = actor.namespaces_with(scope)
+    return true() if namespaces is None else namespace.in_(sorted(namespaces | public))
 
 
 def named(name: AdapterName) -> ColumnElement[bool]:
@@ -88,10 +98,7 @@ def _by_alias(selector: Selector) -> bool:
 
 # ------------------------------------------------------------------ one version
 def resolve(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Resolved:
-    """Everything that a serving system asks about one version, in one statement.
-
-    `NotFound`; `Refused` (YANKED, QUARANTINED) as in `availability`.
-    """
+    """Everything that a serving system asks about one version, in one statement. Errors as in `availability`."""
     return resolve_with_pointer(session, actor, name, selector)[0]
 
 
@@ -181,6 +188,13 @@ def find_adapter(session: Session, actor: Actor, name: AdapterName, *, lock: boo
 
 
 # ------------------------------------------------------------------ views
+def parse_cursor(cursor: str, *, digits: int = 9) -> int:
+    """The number in a cursor, 0 for an empty one. `Invalid` (REQUEST_INVALID) for anything that no page returned."""
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= digits):
+        raise invalid_cursor()
+    return int(cursor or 0)
+
+
 def list_versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str = "", limit: int) -> VersionPage:
     """The versions of an adapter, newest first; `cursor` is the number of the last one on the previous page."""
     adapter = find_adapter(session, actor, name)
@@ -237,33 +251,25 @@ def _texts_by_version(session: Session, statement: Any, ids: Sequence[int]) -> d
 def build_new_view(
     name: AdapterName, row: VersionRow, base: str, manifest: Manifest, added: Iterable[VerdictRow], aliases: list[str]
 ) -> VersionView:
-    """The view of a version that this transaction creates, from the rows it has added: nothing is read again."""
-    return _view(
-        name, row, base, manifest, [verdicts.from_row(verdict, row.digest, base) for verdict in added], aliases
-    )
-
-
-_SHARED_COLUMNS = (
-    *("facts", "size_bytes", "message", "created_at", "created_by"),
-    *("yanked_at", "yank_reason", "quarantined_at", "quarantine_reason"),
-)
+    """The view of a version that this transaction creates, from the rows that it has added: nothing is read again."""
+    newest = [verdicts.from_row(verdict, row.digest, base) for verdict in added]
+    return _view(name, row, base, manifest, newest, aliases)
 
 
 def _view(
     name: AdapterName, row: VersionRow, base: str, manifest: Manifest, newest: list[Verdict], aliases: list[str],
     damaged: Sequence[str] = (),
 ) -> VersionView:  # fmt: skip
-    return VersionView(
+    return db.to_answer(
+        row,
+        VersionView,
         name=str(name),
-        number=row.number,
-        digest=Digest(row.digest),
         base=base,
         base_fingerprint=manifest.base.fingerprint,
-        files=list(manifest.files),
-        parents=list(manifest.parents),
+        files=manifest.files,
+        parents=manifest.parents,
         verdicts=newest,
         aliases=sorted(aliases),
-        damaged=list(damaged),
+        damaged=damaged,
         provenance=manifest.provenance,
-        **{column: getattr(row, column) for column in _SHARED_COLUMNS},
     )

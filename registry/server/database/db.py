@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, literal
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,8 +21,10 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
 
+from registry.api import Answer
 from registry.errors import Invalid, Unavailable
 
+AnswerType = TypeVar("AnswerType", bound=Answer)
 RETRY_AFTER_SECONDS = 2
 BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
@@ -119,6 +121,12 @@ def before_first_statement(session: Session, action: Callable[[Connection], None
 def is_sqlite(session: Session) -> bool:
     """Whether this session is on SQLite, for a statement whose form differs."""
     return session.get_bind().dialect.name == "sqlite"
+
+
+def to_answer(row: SQLModel, answer: type[AnswerType], **values: Any) -> AnswerType:
+    """Build an answer of the API from `values`, and from the row's columns for the other fields of these names."""
+    columns = {name: getattr(row, name) for name in answer.model_fields if name in type(row).model_fields}
+    return answer(**columns | values)
 
 
 # ------------------------------------------------------------------ statements (building takes longer than sending)

@@ -1,10 +1,7 @@
-"""The check `engine`: what serving engines would do with a version, judged from the facts that its row keeps.
+"""The check `engine`: what serving engines would do with a version, judged from the facts in its row. No blob is read.
 
-Invariants
-- No blob is read: a push stored the facts, and a verdict follows from them, the base and the engine's rules.
-- Verdicts are stored for the profiles that the operator lists (REGISTRY_ENGINES); any other profile is answered and
-  not stored.
-- Facts of another release of this registry make the outcome `unknown`, never a guess.
+Verdicts are stored for the profiles in REGISTRY_ENGINES; for any other profile they are computed and not stored. Facts
+of another release of this registry give the outcome `unknown`, never a guess.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from registry.files import CONFIG
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import base_identity, bases, verdicts, versions
+from registry.server.catalog import bases, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 
@@ -42,14 +39,14 @@ OPAQUE = "application/octet-stream"
 def parse_setting(text: str) -> tuple[EngineProfile, ...]:
     """The profiles of the setting, each once. `Invalid` (SETTING_INVALID) names the variable and the wrong part."""
     try:
-        by_text = {str(asked): asked for asked in map(engines.profile, text.split())}
+        by_text = {str(profile): profile for profile in map(engines.profile, text.split())}
     except Invalid as e:
         raise Invalid(e.code, f"{VARIABLE}: {e.detail}", reasons=e.reasons, next_step=e.next_step) from e
     return tuple(by_text.values())
 
 
 def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
-    """The profiles of a request. What is none is the request's fault: `Invalid` (REQUEST_INVALID)."""
+    """The profiles of a request. `Invalid` (REQUEST_INVALID) for a text that is no profile."""
     try:
         return [engines.profile(text) for text in texts]
     except Invalid as e:
@@ -57,14 +54,13 @@ def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
 
 
 def find_stored_profile(setting: str, text: str) -> EngineProfile:
-    """The profile `text`, whose verdicts this server stores. `Invalid` (REQUEST_INVALID): a search finds no others."""
+    """The profile `text`. `Invalid` (REQUEST_INVALID) if this server does not store its verdicts."""
     profile = parse_profiles([text])[0]
     stored = parse_setting(setting)
     if profile not in stored:
-        stored_names = ", ".join(map(str, stored)) or "none"
         raise Invalid(
             "REQUEST_INVALID",
-            f"engine: the verdicts of '{profile}' are not stored here; stored are: {stored_names}",
+            f"engine: this server stores no verdicts of '{profile}', only of: {', '.join(map(str, stored)) or 'none'}",
             next_step=f"add it to {VARIABLE} of the server and run `adapter recheck-engines`",
         )
     return profile
@@ -73,76 +69,55 @@ def find_stored_profile(setting: str, text: str) -> EngineProfile:
 def evaluate_profile(
     facts: dict[str, Any], profile: EngineProfile, digest: str, base: BaseSpec, compat: str, weights: str = ""
 ) -> Verdict:
-    """One verdict, from what the rows of a version and of its base keep.
-
-    `compat` and `weights`: the newest outcomes of these checks, "" for none.
-    """
+    """The verdict of one profile. `compat` and `weights` are the newest outcomes of these checks, "" for none."""
     outcome = Outcome(compat) if compat else Outcome.UNKNOWN
     stored = {**(facts.get("engine") or {}), "weights": weights}
     return engines.verdict(stored, profile, subject=Digest(digest), base=base, compat=outcome, registry=__version__)
 
 
 def newest_outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
-    """The outcomes of `compat` and of `weights` that count among a version's verdicts, oldest first; "" for none."""
+    """The newest outcomes of `compat` and of `weights` among verdicts in order, oldest first; "" for none."""
     newest = {verdict.check: str(verdict.outcome) for verdict in verdicts}
     return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 
 def add_verdicts(
-    session: Session,
-    version: VersionRow,
-    base: BaseRow,
-    compat: Outcome,
-    weights: Outcome,
-    profiles: Iterable[EngineProfile],
+    session: Session, version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
 ) -> list[VerdictRow]:
-    """The verdicts of a new version, written with it."""
+    """Write the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
     spec = bases.load_spec(base)
-    written = [
-        verdicts.to_row(
-            evaluate_profile(version.facts, asked, version.digest, spec, compat, weights), version.id, version.base_id
-        )
-        for asked in profiles
-    ]
-    db.bulk_insert(session, written)
-    return written
+    judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
+    rows = [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
+    db.bulk_insert(session, rows)
+    return rows
 
 
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:
-    """New verdicts for every profile of which one is stored, because another check of this version has changed."""
+    """Write new verdicts for every stored profile, because another check of this version has changed."""
     stored = verdicts.newest_of(session, version)
-    spec, outcomes = bases.load_spec(base), newest_outcomes(stored)
-    for asked in [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]:
-        session.add(
-            verdicts.to_row(
-                evaluate_profile(version.facts, asked, version.digest, spec, *outcomes), version.id, version.base_id
-            )
-        )
-    session.flush()
+    profiles = [engines.profile(verdict.profile) for verdict in stored if verdict.check is Check.ENGINE]
+    add_verdicts(session, version, base, newest_outcomes(stored), profiles)
 
 
 def evaluate_version(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, texts: Sequence[str]
 ) -> VerdictList:
-    """`engine` for each profile, judged now; without profiles every stored verdict that counts."""
+    """The verdict `engine` of each profile, computed now; without profiles the newest stored verdicts of all checks."""
     version = versions.find(session, actor, name, selector)
     stored = verdicts.newest_of(session, version)
     if not texts:
         return VerdictList(items=stored)
     outcomes = newest_outcomes(stored)
     spec = bases.load_spec(session.get_one(BaseRow, version.base_id))
-    return VerdictList(
-        items=[
-            evaluate_profile(version.facts, asked, version.digest, spec, *outcomes) for asked in parse_profiles(texts)
-        ]
-    )
+    profiles = parse_profiles(texts)
+    return VerdictList(items=[evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles])
 
 
 def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
-    """Verdicts about a configuration and a header that are nowhere stored; their subject is the header's digest."""
+    """Verdicts about a configuration and a header that are not stored; their subject is the header's digest."""
     profiles = parse_profiles(request.engines)
     base = bases.find(session, names.base_name(request.base))
-    relatives = base_identity.find_relatives(session, base)
+    relatives = bases.find_relatives(session, base)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
     contents_of = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
@@ -159,7 +134,7 @@ def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
 def settings_for_base(
     session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None
 ) -> EngineSettingsList:
-    """What to set for the newest versions of all adapters of this base that the actor sees and that are not yanked."""
+    """The settings that the newest versions of all adapters of this base need: those that the actor may see."""
     base = bases.find(session, names.base_name(base_name))
     newest = and_(
         col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
@@ -172,5 +147,5 @@ def settings_for_base(
     )
     spec = bases.load_spec(base)
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
-    items = [engine_settings.settings_for(str(asked), facts_of, spec, slots=slots) for asked in parse_profiles(texts)]
+    items = [engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in parse_profiles(texts)]
     return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items)

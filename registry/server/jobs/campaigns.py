@@ -1,8 +1,6 @@
 """Campaigns: smoke-test many versions of one base again, follow the progress, and see what changed.
 
-- The affected versions follow from the base and the tools of their newest verdict, so no job is queued in vain.
-- Jobs, campaign and event are one transaction. A job that is queued already joins the campaign.
-- A campaign shows only versions that the actor may see.
+Jobs, campaign and event are one transaction. A campaign shows only versions that the actor may see.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from sqlalchemy import Subquery, and_, func
 from sqlmodel import Session, col, select
@@ -58,19 +57,14 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
             next_step="limit it to outdated versions",
         )
     row = CampaignRow(
-        id="cam_" + secrets.token_hex(10),
-        base=base.name,
-        base_fingerprint=base.fingerprint,
-        why=request.model_dump(mode="json", exclude={"base"}),
-        created_at=db.now(),
-        created_by=actor.identity,
-    )
+        id="cam_" + secrets.token_hex(10), base=base.name, base_fingerprint=base.fingerprint,
+        why=request.model_dump(mode="json", exclude={"base"}), created_at=db.now(), created_by=actor.identity,
+    )  # fmt: skip
     session.add(row)
     session.flush()
+    options: dict[str, Any] = {"base": base.name, "priority": request.priority}
     for version, name, verdict in affected:
-        job = queue.enqueue(
-            session, actor, Kind.SMOKE_TEST, version, name=name, base=base.name, priority=request.priority
-        )
+        job = queue.enqueue(session, actor, Kind.SMOKE_TEST, version, name=name, **options)
         session.flush()
         before, summary = (verdict.outcome, verdict.summary) if verdict is not None else ("", "")
         session.add(CampaignJobRow(campaign_id=row.id, job_id=job.id, before=before, summary=summary))
@@ -137,30 +131,26 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
     row = session.get(CampaignRow, campaign_id[:100])
     if row is None:
         raise _unknown(campaign_id)
+    own_verdict = and_(
+        col(VerdictRow.version_id) == col(JobRow.version_id),
+        col(VerdictRow.check) == Check.SMOKE,
+        col(VerdictRow.job_id) == col(JobRow.id),
+    )
     statement = (
         select(CampaignJobRow, JobRow, VerdictRow.outcome, VerdictRow.summary)
         .join(JobRow, col(JobRow.id) == col(CampaignJobRow.job_id))
-        .outerjoin(
-            VerdictRow,
-            and_(
-                col(VerdictRow.version_id) == col(JobRow.version_id),
-                col(VerdictRow.check) == Check.SMOKE,
-                col(VerdictRow.job_id) == col(JobRow.id),
-            ),
-        )
+        .outerjoin(VerdictRow, own_verdict)
         .where(col(CampaignJobRow.campaign_id) == row.id)
         .order_by(col(JobRow.subject))
     )
-    visible = [row for row in session.exec(statement) if _sees_subject(actor, row[1])]
+    visible = [row for row in session.exec(statement) if actor.sees(queue.subject_adapter(row[1]))]
     if not visible and row.created_by != actor.identity and not actor.may_everywhere(Scope.PULL):
         raise _unknown(campaign_id)
     counts = Counter(State(job.state) for _, job, _, _ in visible)
     changed = list(_changed(visible))
-    return CampaignView(
-        id=row.id,
-        base=row.base,
-        created_at=row.created_at,
-        created_by=row.created_by,
+    return db.to_answer(
+        row,
+        CampaignView,
         total=len(visible),
         states={state: counts[state] for state in State if counts[state]},
         finished=not counts[State.QUEUED] and not counts[State.RUNNING],
@@ -172,10 +162,6 @@ def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignV
 def _unknown(campaign_id: str) -> NotFound:
     """The same error for a campaign that does not exist and for one in which the actor sees no job."""
     return NotFound("CAMPAIGN_UNKNOWN", f"there is no campaign {campaign_id[:100]!r}, or you may not see it")
-
-
-def _sees_subject(actor: Actor, job: JobRow) -> bool:
-    return actor.sees(AdapterName.parse(job.subject.partition("@")[0]))
 
 
 def _changed(jobs: Iterable[tuple[CampaignJobRow, JobRow, str | None, str | None]]) -> Iterator[CampaignItem]:

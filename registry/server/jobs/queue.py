@@ -1,11 +1,10 @@
 """The queue: enqueue, claim, renew, finish, fail. It knows jobs and leases, not what jobs do.
 
-- A job is enqueued in the transaction of the change that caused it.
+- A job is enqueued in the transaction of the change that caused it, and what it leaves is written in the transaction
+  that finishes it. Finishing twice with one lease is the same as once.
 - A claim is one statement, so two workers never hold one job. The lease's token is a fencing token: once the lease is
   lost, a late result is refused (LEASE_LOST) and changes nothing.
-- Finishing twice with one lease is the same as once. What a finished job leaves is written in the same transaction.
 - Every claim takes back expired leases: the job is requeued while attempts are left, else it fails.
-- A worker's messages are stored as steps with the renewal that brought them, at most `STEPS_LIMIT` for one job.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, true, update
+from sqlalchemy import ColumnElement, case, exists, func, true, update
 from sqlmodel import Session, col, select
 
 from registry import jobs
@@ -28,21 +27,15 @@ from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
+from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import JobRow, JobStepRow, VersionRow
 
 
 def enqueue(
-    session: Session,
-    actor: Actor,
-    kind: Kind,
-    version: VersionRow,
-    *,
-    name: AdapterName,
-    base: str,
-    payload: dict[str, Any] | None = None,
-    priority: int = 0,
-) -> JobRow:
+    session: Session, actor: Actor, kind: Kind, version: VersionRow, *, name: AdapterName, base: str,
+    payload: dict[str, Any] | None = None, priority: int = 0,
+) -> JobRow:  # fmt: skip
     """Queue a job on one version. An equal job that is queued or running is returned instead."""
     if len(json.dumps(payload or {})) > jobs.PAYLOAD_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"payload: over the limit of {jobs.PAYLOAD_LIMIT_BYTES} bytes")
@@ -56,25 +49,14 @@ def enqueue(
         return waiting
     moment = db.now()
     row = JobRow(
-        id="job_" + secrets.token_hex(10),
-        kind=kind,
-        state=State.QUEUED,
-        namespace=name.namespace,
-        version_id=version.id,
-        subject=f"{name}@{version.number}",
-        subject_digest=version.digest,
-        base=base,
-        priority=priority,
-        attempts_limit=jobs.ATTEMPTS_LIMIT,
-        payload=payload or {},
-        run_after=moment,
-        created_at=moment,
-        created_by=actor.identity,
-    )
+        id="job_" + secrets.token_hex(10), kind=kind, state=State.QUEUED, namespace=name.namespace,
+        version_id=version.id, subject=f"{name}@{version.number}", subject_digest=version.digest, base=base,
+        priority=priority, attempts_limit=jobs.ATTEMPTS_LIMIT, payload=payload or {},
+        run_after=moment, created_at=moment, created_by=actor.identity,
+    )  # fmt: skip
     session.add(row)
-    audit.append(
-        session, actor, EventType.JOB_ENQUEUE, row.id, {"kind": kind, "subject": row.subject}, namespace=row.namespace
-    )
+    detail = {"kind": kind, "subject": row.subject}
+    audit.append(session, actor, EventType.JOB_ENQUEUE, row.id, detail, namespace=row.namespace)
     return row
 
 
@@ -91,7 +73,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         col(JobRow.kind).in_([str(kind) for kind in request.kinds]),
         col(JobRow.run_after) <= moment,
         _may_work(actor),
-        col(JobRow.id).not_in(_jobs_beyond_reach(session, actor, request.kinds)),
+        col(JobRow.id).not_in(_find_invisible_jobs(session, actor, request.kinds)),
         ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
     ]
     order: list[Any] = [col(JobRow.priority).desc()]
@@ -104,15 +86,8 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     claimed = (
         update(JobRow)
         .where(col(JobRow.id) == picked.scalar_subquery(), col(JobRow.state) == State.QUEUED)
-        .values(
-            state=State.RUNNING,
-            worker=request.worker,
-            attempt=col(JobRow.attempt) + 1,
-            lease_token=lease.token,
-            lease_expires_at=lease.expires_at,
-            started_at=moment,
-            progress="",
-        )
+        .values(state=State.RUNNING, worker=request.worker, attempt=col(JobRow.attempt) + 1, started_at=moment)
+        .values(lease_token=lease.token, lease_expires_at=lease.expires_at, progress="")
         .returning(col(JobRow.id))
         .execution_options(synchronize_session=False)
     )
@@ -122,8 +97,8 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     return session.get_one(JobRow, job_id, populate_existing=True), lease
 
 
-def _jobs_beyond_reach(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
-    """Queued jobs that name an adapter which this worker may not see: it would learn the name and could do nothing."""
+def _find_invisible_jobs(session: Session, actor: Actor, kinds: Sequence[Kind]) -> list[str]:
+    """Queued jobs that name an adapter which this worker may not see: it would learn the name and could only fail."""
     kinds_with_names = [str(kind) for kind in kinds if kind is not Kind.SMOKE_TEST]
     if not kinds_with_names or actor.may_everywhere(Scope.PULL):
         return []
@@ -153,10 +128,7 @@ def lock_running(session: Session, actor: Actor, job_id: str, token: str) -> Job
 
 
 def finish(session: Session, actor: Actor, job_id: str, token: str, result: dict[str, Any]) -> tuple[JobRow, bool]:
-    """Mark the job as done; also says whether this call did. The caller writes what else the job leaves.
-
-    `Conflict` (LEASE_LOST) for a lease that no longer holds the job.
-    """
+    """Mark the job as done; also says whether this call did. `Conflict` (LEASE_LOST) for an old lease."""
     if len(json.dumps(result)) > jobs.RESULT_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"result: over the limit of {jobs.RESULT_LIMIT_BYTES} bytes")
     row = lock_running(session, actor, job_id, token)
@@ -203,7 +175,7 @@ def _retry_or_fail(session: Session, actor: Actor, row: JobRow, error: str, *, f
         row.lease_token, row.lease_expires_at = "", None
     session.add(row)
     detail: dict[str, Any] = {"attempt": row.attempt}
-    if all(name.namespace == row.namespace for name in named_adapters(row)):  # else not all readers may see the names
+    if all(name.namespace == row.namespace for name in named_adapters(row)):  # else some readers may not see the names
         detail["error"] = error[:500]
     event_type = EventType.JOB_FAIL if row.state == State.FAILED else EventType.JOB_REQUEUE
     audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
@@ -213,7 +185,7 @@ def end_job(row: JobRow, state: State) -> None:
     """Put the job into a final state."""
     row.state = state
     row.finished_at = db.now()
-    row.lease_expires_at = None  # the token stays: it identifies a repeated finish
+    row.lease_expires_at = None  # the token stays: a repeated finish shows it
 
 
 def named_adapters(row: JobRow) -> list[AdapterName]:
@@ -244,11 +216,12 @@ def list_steps(session: Session, job: JobRow) -> tuple[JobStep, ...]:
 # ------------------------------------------------------------------ rights and locks
 def visible(actor: Actor, scope: Scope = Scope.PULL) -> ColumnElement[bool]:
     """The condition on `job` that the actor has this scope for its adapter."""
-    namespaces, public = actor.namespaces_with(scope), sorted(actor.public) if scope == Scope.PULL else []
-    if actor.adapters:
-        own = [col(JobRow.subject).startswith(f"{name}@", autoescape=True) for name in sorted(actor.adapters)]
-        return or_(col(JobRow.namespace).in_(public), *own)
-    return true() if namespaces is None else col(JobRow.namespace).in_(sorted(namespaces | set(public)))
+    return versions.permitted(actor, scope, col(JobRow.namespace), has_adapter)
+
+
+def has_adapter(name: AdapterName) -> ColumnElement[bool]:
+    """The condition on `job` that its subject is a version of this adapter."""
+    return col(JobRow.subject).startswith(f"{name}@", autoescape=True)
 
 
 def _may_work(actor: Actor) -> ColumnElement[bool]:
@@ -259,13 +232,14 @@ def find_job(session: Session, actor: Actor, scope: Scope, job_id: str, *, lock:
     """The row of a job for an actor with this scope. `NotFound` (JOB_UNKNOWN)."""
     statement = select(JobRow).where(col(JobRow.id) == job_id[:100]).execution_options(populate_existing=True)
     row = session.exec(statement.with_for_update() if lock else statement).first()
-    if row is None or not actor.may(scope, row.namespace, _adapter_of(row)):
+    if row is None or not actor.may(scope, row.namespace, subject_adapter(row).name):
         raise NotFound("JOB_UNKNOWN", f"there is no job {job_id[:100]!r}, or you may not see it")
     return row
 
 
-def _adapter_of(row: JobRow) -> str:
-    return row.subject.partition("@")[0].partition("/")[2]
+def subject_adapter(row: JobRow) -> AdapterName:
+    """The adapter whose version a job is about."""
+    return AdapterName.parse(row.subject.partition("@")[0])
 
 
 def _lock_leased(session: Session, actor: Actor, job_id: str, token: str) -> JobRow:

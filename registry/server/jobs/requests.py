@@ -1,10 +1,9 @@
 """Jobs as users see them: submit, list, show, cancel. `queue` has the worker's side.
 
+- To submit, an actor must see every source and may push where the result goes. Nothing is queued that the rows already
+  rule out.
 - A job belongs to the namespace of its subject. If it also names adapters of others, only those who may see all of them
-  see which ones.
-- To submit, an actor must see every source and may push where the result goes.
-- Nothing is queued that the rows already rule out; the error names every reason.
-- A job refers to versions by number, and numbers are never reused: an alias that moves meanwhile changes nothing.
+  see which ones. It refers to versions by number, so an alias that moves meanwhile changes nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import base_identity, bases, verdicts, versions
+from registry.server.catalog import bases, verdicts, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
 RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
-SAME_SIZES = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
+SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 """Fields that must be equal in the base of an adapter and in the base that it is fused into."""
 
 
@@ -86,15 +85,9 @@ def _submit_recipe(session: Session, actor: Actor, request: JobSubmit) -> JobRow
 
 
 def _enqueue(
-    session: Session,
-    actor: Actor,
-    request: JobSubmit,
-    name: AdapterName,
-    version: VersionRow,
-    *,
-    base: str = "",
+    session: Session, actor: Actor, request: JobSubmit, name: AdapterName, version: VersionRow, *, base: str = "",
     **options: Any,
-) -> JobRow:
+) -> JobRow:  # fmt: skip
     """Queue a job on the version's base, or on another one."""
     base = base or session.get_one(BaseRow, version.base_id).name
     return queue.enqueue(session, actor, request.kind, version, name=name, base=base, **options)
@@ -126,11 +119,11 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
         return
     other = bases.find(session, names.base_name(recipe.onto))
     other_spec = bases.load_spec(other)
-    if any(getattr(spec, size) != getattr(other_spec, size) for size in SAME_SIZES):
+    if any(getattr(spec, field) != getattr(other_spec, field) for field in SAME_FIELDS):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has another architecture than {base.name}")
     if other_spec.quantization:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is quantized ({other_spec.quantization}), too")
-    relatives = base_identity.find_relatives(session, base)
+    relatives = bases.find_relatives(session, base)
     if any(relative.other == other.name and relative.match == "unrelated" for relative in relatives):
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")
 
@@ -188,10 +181,8 @@ def _redact(actor: Actor, row: JobRow, steps: tuple[JobStep, ...] = ()) -> Job:
 def _has_subject(text: str) -> ColumnElement[bool]:
     ref = Ref.parse(text)
     if isinstance(ref.selector, Digest):
-        return (col(JobRow.subject_digest) == ref.selector) & col(JobRow.subject).startswith(f"{ref.name}@")
-    if isinstance(ref.selector, int):
-        return col(JobRow.subject) == str(ref)
-    return col(JobRow.subject).startswith(f"{ref.name}@", autoescape=True)
+        return (col(JobRow.subject_digest) == ref.selector) & queue.has_adapter(ref.name)
+    return col(JobRow.subject) == str(ref) if isinstance(ref.selector, int) else queue.has_adapter(ref.name)
 
 
 def _require_member(words: type[State] | type[Kind], field: str, text: str) -> str:

@@ -1,10 +1,9 @@
 """Finish a job. A smoke test leaves its report as a blob and its verdict as a row.
 
-- The job first refers to its report's blob, then the bytes are stored without a transaction, then verdict, event and
-  job state are one transaction: there are no bytes without a row and no verdict without bytes.
-- A worker's report is untrusted input: it must be typed, bounded, and about the job's own version and base.
-- Verdicts are appended. The outcome follows from the findings; the worker does not choose it.
-- What a report says about `compat` counts only where the header could not decide it.
+- The job first refers to the report's blob, then the bytes are stored without a transaction, then verdict, event and
+  job state are one transaction: no bytes without a row, no verdict without bytes.
+- A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
+  from its findings. What it says about `compat` counts only if the header could not decide that check.
 """
 
 from __future__ import annotations

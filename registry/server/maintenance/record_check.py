@@ -15,8 +15,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
-from registry.server.catalog.metadata_backup import revision
-from registry.server.catalog.records import BaseRecord, VersionRecord
+from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord, revision
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore, Stat

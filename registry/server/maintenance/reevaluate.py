@@ -28,8 +28,8 @@ from registry.events import EventType
 from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import base_identity, bases, verdicts
-from registry.server.catalog.cursors import parse_cursor
+from registry.server.catalog import bases, verdicts
+from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -171,7 +171,7 @@ def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[
                 continue
             if row.base_id not in base_data:
                 base = session.get_one(BaseRow, row.base_id)
-                base_data[row.base_id] = bases.load_spec(base), base_identity.find_relatives(session, base)
+                base_data[row.base_id] = bases.load_spec(base), bases.find_relatives(session, base)
             manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
             spec, relatives = base_data[row.base_id]
         keys = {file.digest: key_of(file.digest) for file in manifest.files}

@@ -32,8 +32,8 @@ from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
-from registry.server.catalog import base_identity, bases, metadata_backup, versions
-from registry.server.catalog.records import BaseRecord, TombstoneRecord, VersionRecord
+from registry.server.catalog import bases, metadata_backup, versions
+from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, TakenNameRow, VersionRow
 from registry.server.evaluation import weights
@@ -187,7 +187,7 @@ def _restore_identity(run: _Run, session: Session, base: BaseRow, identity: Iden
     """Set the identity of a base's weights unless it has one. The record exists, so it is not written again."""
     recorded_at = base.recorded_at
     try:
-        if base_identity.store_identity(session, run.actor, base, identity):
+        if bases.store_identity(session, run.actor, base, identity):
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
@@ -296,8 +296,9 @@ def _restore_version(
     _restore_blobs(session, manifest, present)
     if inspection is not None:
         rows.add_compat_verdict(session, row, base, inspection)
-        row.measured_at = db.now() if inspection.weights is not None else None
-        weights.add_verdict(session, row, base, inspection.weights)
+        if inspection.weights is not None:
+            row.measured_at = db.now()
+            weights.add_verdict(session, row, base, inspection.weights)
     detail = {"digest": row.digest, "base": base.name}
     audit.append(session, run.actor, EventType.VERSION_REINDEX, location, detail)
     return True

@@ -1,17 +1,15 @@
-"""Aliases: move, roll back. The only way a pointer changes.
+"""Aliases: promote and roll back. The only place that changes where an alias points.
 
-Invariants
 - A move is one transaction: the pointer (compare-and-swap on its generation), its history row, its event.
-- `main` moves only by `follow`, when a push makes a version. Every other move goes through the gate of its alias.
-- A generation is never reused and history rows are never changed, so "what held then" is always answerable.
-- Within one alias the times of moves strictly grow, even when the clock does not.
-- Rolling back to what this alias held before needs no new evidence, but never leads to a withdrawn version.
+- `main` moves only when a push creates a version. Every other move passes the gate of its alias; going back to a
+  version that the alias has held needs no new evidence, but never leads to a withdrawn version.
+- A generation is never used twice, history rows never change, and the times of an alias's moves strictly grow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import update
@@ -31,12 +29,12 @@ from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
 from registry.server.promotion import gates
 
-ROLLED_BACK = "rollback"
-"""Marks, in a history row's evidence, a move that went back."""
-NEXT = timedelta(microseconds=1)
-"""How much later a move is than the one before, when a clock was set back."""
-BROKE_GLASS = "break_glass"
-"""Marks a move through a shut gate, with what was missing."""
+ROLLBACK = "rollback"
+"""Marks a rollback in a history row's evidence."""
+BREAK_GLASS = "break_glass"
+"""Marks a move through a closed gate in the evidence, with what was missing."""
+TIME_STEP = timedelta(microseconds=1)
+"""How much later a move is than the one before if the clock was set back."""
 
 
 def move(
@@ -52,9 +50,9 @@ def move(
 ) -> AliasView:
     """Point `alias` at `version` if its gate is open and it is still at `expected_generation` (0: it must be new).
 
-    None takes whatever generation it is at now. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is
-    missing as reasons; YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a shut gate, with a
-    reason, and the move is marked for ever.
+    None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as reasons;
+    YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a closed gate; the move needs a reason and is
+    marked in the history and the audit log.
     """
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
@@ -63,8 +61,8 @@ def move(
         actor.require(Scope.ADMIN, name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: break-glass needs a reason")
-    gate, gate_evidence = gates.gather_evidence(session, name, alias, version)
-    missing = gate.gate.missing(gate_evidence)
+    gate, found = gates.gather_evidence(session, name, alias, version)
+    missing = gate.gate.missing(found)
     if missing and not break_glass:
         raise Refused(
             "GATE_CLOSED",
@@ -73,9 +71,9 @@ def move(
             reasons=[Reason(f.code, f.location, f.message) for f in missing],
             next_step=_next_step(name, version, alias, missing[0].code),
         )
-    evidence = gates.summarize_evidence(gate.gate, gate_evidence)
+    evidence = gates.summarize_evidence(gate.gate, found)
     if missing:
-        evidence.insert(0, {"check": BROKE_GLASS, "missing": [f.code for f in missing]})
+        evidence.insert(0, {"check": BREAK_GLASS, "missing": [f.code for f in missing]})
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
 
 
@@ -94,25 +92,21 @@ def rollback(
     expected_generation: int | None = None,
     reason: str = "",
 ) -> AliasView:
-    """Back to what `alias` held before this version, or to the version `to`.
-
-    A version that this alias never held goes through the gate as in `move`.
-    """
+    """Point `alias` at what it held before, or at `to`. A version that it never held passes the gate as in `move`."""
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
-    row = _row(session, actor, name, alias)
-    moves = _moves(session, row)
+    row = _find_row(session, actor, name, alias)
+    moves = _list_moves(session, row)
+    expected = row.generation if expected_generation is None else expected_generation
     if to is None:
-        version = _before(session, name, row, moves)
+        version = _find_previous(session, name, row, moves)
     else:
         version = versions.find(session, actor, name, to)
         if version.id not in {m.to_version_id for m in moves}:
-            expected = row.generation if expected_generation is None else expected_generation
             return move(session, actor, name, alias, version, expected_generation=expected, reason=reason)
     availability.require_available(name, version)
-    expected = row.generation if expected_generation is None else expected_generation
     held_since = max(m.generation for m in moves if m.to_version_id == version.id)
-    evidence = [{"check": ROLLED_BACK, "generation": held_since}]
+    evidence = [{"check": ROLLBACK, "generation": held_since}]
     return _point(session, actor, name, alias, version, expected, reason or "rolled back", evidence)
 
 
@@ -125,81 +119,48 @@ def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList
 
 
 def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasView:
-    return _view(session, _row(session, actor, name, alias))
+    """One alias of an adapter."""
+    return _view(session, _find_row(session, actor, name, alias))
 
 
-# ------------------------------------------------------------------ the one place that writes a pointer
+# ------------------------------------------------------------------ the pointer
 def _point(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    alias: str,
-    version: VersionRow,
-    expected: int | None,
-    reason: str,
-    evidence: list[dict[str, Any]],
-) -> AliasView:
-    where = (version.adapter_id, alias)
-    before = session.get(AliasRow, where, populate_existing=True)
+    session: Session, actor: Actor, name: AdapterName, alias: str, version: VersionRow, expected: int | None,
+    reason: str, evidence: list[dict[str, Any]],
+) -> AliasView:  # fmt: skip
+    """Move the pointer, and write its history row and its event. `Conflict` (ALIAS_MOVED)."""
+    key: dict[str, Any] = {"adapter_id": version.adapter_id, "alias": alias}
+    before = session.get(AliasRow, tuple(key.values()), populate_existing=True)
     generation = before.generation if before is not None else 0
     if expected is not None and expected != generation:
         raise _moved(name, alias, expected, generation)
-    at = _after(before.moved_at if before is not None else None)
-    values = {"version_id": version.id, "generation": generation + 1, "moved_at": at, "moved_by": actor.identity}
-    values["reason"] = reason
-    if not _swap(session, where, generation, values):
+    at = db.now()
+    if before is not None and before.moved_at >= at:  # a clock that was set back must not reorder history
+        at = before.moved_at + TIME_STEP
+    values: dict[str, Any] = {"version_id": version.id, "generation": generation + 1, "reason": reason}
+    values |= {"moved_at": at, "moved_by": actor.identity}
+    if not _swap(session, key, generation, values):
         raise _moved(name, alias, generation, generation + 1)
-    moved = AliasMoveRow(
-        adapter_id=version.adapter_id,
-        alias=alias,
-        generation=generation + 1,
-        from_version_id=before.version_id if before is not None else None,
-        to_version_id=version.id,
-        at=at,
-        actor=actor.identity,
-        token_id=actor.token_id,
-        reason=reason,
-        evidence=evidence,
-    )
-    db.bulk_insert(session, [moved])
+    move = AliasMoveRow(
+        **key, generation=generation + 1, at=at, actor=actor.identity, token_id=actor.token_id,
+        from_version_id=before.version_id if before is not None else None, to_version_id=version.id,
+        reason=reason, evidence=evidence,
+    )  # fmt: skip
+    db.bulk_insert(session, [move])
     failpoints.reach("alias.swapped")
     detail = {"to": version.number, "digest": version.digest, "generation": generation + 1, "reason": reason}
-    for item in evidence:
-        if item.get("check") == BROKE_GLASS:
-            detail[BROKE_GLASS] = item["missing"]
+    if evidence and evidence[0]["check"] == BREAK_GLASS:
+        detail[BREAK_GLASS] = evidence[0]["missing"]
     audit.append(session, actor, EventType.ALIAS_MOVE, f"{name}:{alias}", detail)
-    return AliasView(
-        alias=alias,
-        number=version.number,
-        digest=Digest(version.digest),
-        generation=generation + 1,
-        moved_at=at,
-        moved_by=actor.identity,
-        reason=reason,
-    )
+    return AliasView(alias=alias, number=version.number, digest=Digest(version.digest), **values)
 
 
-def _swap(session: Session, where: tuple[int, str], generation: int, values: dict[str, Any]) -> bool:
-    """Compare and swap in one statement; False when another transaction was first."""
+def _swap(session: Session, key: dict[str, Any], generation: int, values: dict[str, Any]) -> bool:
+    """Compare and swap in one statement; False if another transaction was first."""
     if generation == 0:
-        return db.insert_new(session, AliasRow, {"adapter_id": where[0], "alias": where[1], **values})
-    statement = (
-        update(AliasRow)
-        .where(
-            col(AliasRow.adapter_id) == where[0],
-            col(AliasRow.alias) == where[1],
-            col(AliasRow.generation) == generation,
-        )
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
+        return db.insert_new(session, AliasRow, key | values)
+    statement = update(AliasRow).filter_by(**key, generation=generation).values(**values)
     return bool(session.connection().execute(statement).rowcount)
-
-
-def _after(previous: datetime | None) -> datetime:
-    """Now, but later than the previous move: a clock that was set back must not reorder history."""
-    moment = db.now()
-    return moment if previous is None or moment > previous else previous + NEXT
 
 
 def _moved(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
@@ -210,8 +171,8 @@ def _moved(name: AdapterName, alias: str, expected: int, actual: int) -> Conflic
     )
 
 
-# ------------------------------------------------------------------ reading
-def _row(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasRow:
+# ------------------------------------------------------------------ read
+def _find_row(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasRow:
     adapter = versions.find_adapter(session, actor, name)
     row = session.get(AliasRow, (adapter.id, alias), populate_existing=True)
     if row is None:
@@ -221,30 +182,22 @@ def _row(session: Session, actor: Actor, name: AdapterName, alias: str) -> Alias
 
 def _view(session: Session, row: AliasRow) -> AliasView:
     version = session.get_one(VersionRow, row.version_id)
-    return AliasView(
-        alias=row.alias,
-        number=version.number,
-        digest=Digest(version.digest),
-        generation=row.generation,
-        moved_at=row.moved_at,
-        moved_by=row.moved_by,
-        reason=row.reason,
-    )
+    return db.to_answer(row, AliasView, number=version.number, digest=version.digest)
 
 
-def _moves(session: Session, row: AliasRow) -> Sequence[AliasMoveRow]:
+def _list_moves(session: Session, row: AliasRow) -> Sequence[AliasMoveRow]:
     statement = select(AliasMoveRow).where(
         col(AliasMoveRow.adapter_id) == row.adapter_id, col(AliasMoveRow.alias) == row.alias
     )
     return session.exec(statement.order_by(col(AliasMoveRow.generation))).all()
 
 
-def _before(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[AliasMoveRow]) -> VersionRow:
-    """What this alias held before the version that it holds, passing over withdrawn ones.
+def _find_previous(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[AliasMoveRow]) -> VersionRow:
+    """The version that this alias held before the current one, skipping withdrawn versions.
 
-    Going back twice goes back two versions: a move that itself went back does not count as the arrival.
+    Two rollbacks go back two versions: a rollback does not count as the move that brought a version.
     """
-    came_from = {m.to_version_id: m.from_version_id for m in moves if not _went_back(m)}
+    came_from = {m.to_version_id: m.from_version_id for m in moves if not _is_rollback(m)}
     visited = {row.version_id}
     version_id = came_from.get(row.version_id)
     while version_id is not None and version_id not in visited:
@@ -255,13 +208,13 @@ def _before(session: Session, name: AdapterName, row: AliasRow, moves: Sequence[
         version_id = came_from.get(version_id)
     raise NotFound(
         "VERSION_UNKNOWN",
-        f"alias '{row.alias}' of '{name}' held no other version before that is not withdrawn",
+        f"alias '{row.alias}' of '{name}' has no earlier version that is still available",
         next_step="name one with --to",
     )
 
 
-def _went_back(move: AliasMoveRow) -> bool:
-    return any(item.get("check") == ROLLED_BACK for item in move.evidence)
+def _is_rollback(move: AliasMoveRow) -> bool:
+    return any(item.get("check") == ROLLBACK for item in move.evidence)
 
 
 def _refuse_main(alias: str) -> None:

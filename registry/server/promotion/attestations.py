@@ -1,7 +1,7 @@
-"""Attestations of versions: list them, and store the signatures that people bring. `attester` makes the registry's own.
+"""Attestations of versions: list them, and store signatures that users add. `attester` makes the registry's own.
 
-- A signature is verified against the files of the version's own manifest before it is stored.
-- The row that refers to the blob is written before the bytes; it is shown once its blob is live.
+A signature is verified against the version's own manifest before it is stored. The row that refers to the blob is
+written before the bytes; it is shown once its blob is live.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def list_attestations(
 
 
 def visible_events(actor: Actor) -> ColumnElement[bool]:
-    """The condition on `event` that it attests a version which the actor may see, whatever its name was then."""
+    """The condition on `event` that it attests a version which the actor may see, also under a former name."""
     return exists().where(
         col(AttestationRow.position) == col(EventRow.position),
         col(VersionRow.id) == col(AttestationRow.version_id),
@@ -72,17 +72,7 @@ def _live() -> Any:
 
 def _view(row: AttestationRow, store: BlobStore) -> AttestationView:
     text = store.read(blobs.key_of(Digest(row.digest)), 0, row.size_bytes).decode(errors="replace")
-    return AttestationView(
-        kind=row.kind,
-        identity=row.identity,
-        digest=Digest(row.digest),
-        size_bytes=row.size_bytes,
-        public_key=row.public_key,
-        seq=row.position,
-        made_at=row.made_at,
-        made_by=row.made_by,
-        bundle=text,
-    )
+    return db.to_answer(row, AttestationView, seq=row.position, bundle=text)
 
 
 # ------------------------------------------------------------------ write
@@ -155,12 +145,6 @@ def attestation_row(
 ) -> AttestationRow:
     """The row of an attestation that is made now."""
     return AttestationRow(
-        version_id=version.id or 0,
-        kind=kind,
-        identity=identity,
-        digest=digest,
-        size_bytes=size_bytes,
-        made_at=db.now(),
-        made_by=made_by,
-        **columns,
-    )
+        version_id=version.id or 0, kind=kind, identity=identity, digest=digest, size_bytes=size_bytes,
+        made_at=db.now(), made_by=made_by, **columns,
+    )  # fmt: skip

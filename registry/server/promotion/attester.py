@@ -1,7 +1,7 @@
 """`Attester`: the registry's own attestations of pushes and verdicts, made from the audit log.
 
-Each statement is made from one numbered event after that event is durable, and the same event always makes the same
-bytes. So attesting may be repeated after a crash, and it trails the log by a moment.
+A statement is made from one event after that event is durable, and the same event always makes the same bytes. So
+attesting may be repeated after a crash.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILE
 
 
 class Attester:
-    """Signs what the log says about versions, from where the last run stopped. One per application."""
+    """Signs what the log says about versions, from where the last run stopped. One for an application."""
 
     def __init__(self, engine: Engine, store: BlobStore, keys: Callable[[], Keys]) -> None:
         self._engine, self._store, self._keys = engine, store, keys
         self._position = -1
-        """Events up to here are attested; -1 until the database was asked."""
+        """Events up to here are attested; -1 until that was read from the database."""
 
     def attest_until(self, position: int) -> None:
         """Attest the events up to this position. `Unavailable` (TRY_LATER) while another process does."""
@@ -83,7 +83,7 @@ class Attester:
 
 
 def attested_until(session: Session) -> int:
-    """The position up to which every event is attested, as far as rows tell. Events whose bytes were lost are not."""
+    """The position up to which every event has an attestation whose bytes are stored."""
     positions = select(AttestationRow.position).where(col(AttestationRow.position).is_not(None))
     incomplete = positions.join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest)).where(
         col(BlobRow.state).in_([BlobState.PENDING, BlobState.CORRUPT])
@@ -131,6 +131,7 @@ def _version_of(session: Session, event: EventRow) -> VersionRow | None:
 
 
 def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
+    """The name that an adapter of this name was given by a rename."""
     former = [action for action, event_type in FORMER_TYPES.items() if event_type is EventType.ADAPTER_RENAME]
     renames = [EventType.ADAPTER_RENAME, *former]
     moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action).in_(renames))

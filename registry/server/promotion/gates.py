@@ -1,10 +1,8 @@
-"""Gates: set and show what a channel asks for, approve a version, and gather the evidence that a gate looks at.
+"""Gates: set and show what an alias requires, approve a version, and gather the evidence that a gate judges.
 
-Invariants
-- The adapter's own gate counts, else its namespace's, else the built-in one of the alias.
-- Only who owns the namespace sets a gate; only who may promote approves. Both are events, in the same transaction.
-- `main` has no gate: it follows pushes.
-- What an engine does with a version is judged now, from stored facts, so a gate may name any profile.
+- The adapter's own gate counts, else its namespace's, else the default of the alias. `main` has none.
+- Only an owner of the namespace sets a gate; whoever may promote approves.
+- Engine compatibility is judged now, from stored facts, so a gate may name any profile.
 """
 
 from __future__ import annotations
@@ -42,13 +40,13 @@ from registry.server.promotion import attestations
 _Row = AdapterGateRow | NamespaceGateRow
 
 
-# ------------------------------------------------------------------ what a channel asks for
+# ------------------------------------------------------------------ gates
 def find_gate(session: Session, name: AdapterName, adapter_id: int | None, alias: str) -> GateView:
     """The gate that counts for this alias of an adapter."""
     own = session.get(AdapterGateRow, (adapter_id, alias), populate_existing=True) if adapter_id else None
     if own is not None:
         return _view(own, str(name))
-    return _of_namespace(session, name.namespace, alias)
+    return _find_namespace_gate(session, name.namespace, alias)
 
 
 def list_gates(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
@@ -69,45 +67,41 @@ def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: s
     if isinstance(where, AdapterName):
         return find_gate(session, where, versions.find_adapter(session, actor, where).id, alias)
     actor.require_in(Scope.PULL, where)
-    return _of_namespace(session, where, alias)
+    return _find_namespace_gate(session, where, alias)
 
 
 def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:
-    """Set the gate of an alias, or (None) take it away; answers with what counts then. `Invalid`, `Denied`."""
+    """Set the gate of an alias, or remove it (None); returns the gate that counts then. `Invalid`, `Denied`."""
     alias = names.alias(alias)
-    row, key = _place(session, actor, where, alias)
+    row, key = _lock_gate(session, actor, where, alias)
     if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' has no gate: it follows the newest version")
     before = row.gate if row is not None else None
     if gate is not None:
-        _demand_known(gate, alias)
+        _check_gate(gate, alias)
         values: dict[str, Any] = {"gate": gate.model_dump(mode="json"), "set_at": db.now(), "set_by": actor.identity}
         row_type = AdapterGateRow if isinstance(where, AdapterName) else NamespaceGateRow
-        while row is None and not db.insert_new(session, row_type, key | values):  # of a namespace: somebody was faster
-            row, _ = _place(session, actor, where, alias)
+        while row is None and not db.insert_new(session, row_type, key | values):  # lost a race for a namespace's gate
+            row, _ = _lock_gate(session, actor, where, alias)
             before = row.gate if row is not None else None
         if row is not None:
             session.add(row.sqlmodel_update(values))
     elif row is not None:
         session.delete(row)
-    else:  # nothing was set: nothing changes, and nothing is told
+    else:  # nothing was set, so nothing changes
         return show_gate(session, actor, where, alias)
     session.flush()
     detail = {"alias": alias, "before": before, "after": gate.model_dump(mode="json") if gate else None}
     namespace = where.namespace if isinstance(where, AdapterName) else where
-    audit.append(
-        session,
-        actor,
-        EventType.GATE_SET if gate else EventType.GATE_REMOVE,
-        f"{where}:{alias}",
-        detail,
-        namespace=namespace,
-    )
+    event_type = EventType.GATE_SET if gate else EventType.GATE_REMOVE
+    audit.append(session, actor, event_type, f"{where}:{alias}", detail, namespace=namespace)
     session.flush()
     return show_gate(session, actor, where, alias)
 
 
-def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> tuple[_Row | None, dict[str, Any]]:
+def _lock_gate(
+    session: Session, actor: Actor, where: AdapterName | str, alias: str
+) -> tuple[_Row | None, dict[str, Any]]:
     """The row that is there, and its key. Changes of the gates of one adapter or namespace wait for each other."""
     if isinstance(where, AdapterName):
         actor.require(Scope.ADMIN, where)
@@ -118,12 +112,12 @@ def _place(session: Session, actor: Actor, where: AdapterName | str, alias: str)
     return row, {"namespace": where, "alias": alias}
 
 
-def _demand_known(gate: Gate, alias: str) -> None:
+def _check_gate(gate: Gate, alias: str) -> None:
     engine_compat.parse_profiles(gate.engines)
     if gate.soak_in == alias:
         raise Invalid("REQUEST_INVALID", f"gate: a version cannot be '{alias}' for a time before it is '{alias}'")
     if gate.approvers and not gate.approvals:
-        message = "gate: approvers are named but no approval is required, so everything would pass"
+        message = "gate: it names approvers but requires no approval, so everything would pass"
         raise Invalid("REQUEST_INVALID", message, next_step="say how many of them must approve, with `approvals`")
     if gate.soak_in:
         names.alias(gate.soak_in)
@@ -132,7 +126,7 @@ def _demand_known(gate: Gate, alias: str) -> None:
             raise Invalid("REQUEST_INVALID", "gate: an identity has 1 to 300 characters")
 
 
-def _of_namespace(session: Session, namespace: str, alias: str) -> GateView:
+def _find_namespace_gate(session: Session, namespace: str, alias: str) -> GateView:
     row = session.get(NamespaceGateRow, (namespace, alias), populate_existing=True)
     return _view(row, namespace) if row is not None else GateView(alias=alias, gate=domain.gate_of(alias))
 
@@ -144,7 +138,7 @@ def _view(row: _Row, where: str) -> GateView:
 
 # ------------------------------------------------------------------ evidence
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
-    """What would stand between a version and a channel now. Nothing moves."""
+    """What a version still needs to be promoted to an alias. Nothing moves."""
     version = versions.find(session, actor, name, selector)
     gate, evidence = gather_evidence(session, name, names.alias(alias), version)
     missing = gate.gate.missing(evidence)
@@ -152,14 +146,14 @@ def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Sele
 
 
 def gather_evidence(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
-    """The gate of an alias, and everything about this version that it asks about."""
+    """The gate of an alias, and everything about this version that the gate judges."""
     gate_row = find_gate(session, name, version.adapter_id, alias)
     gate = gate_row.gate
-    judged = verdicts.newest_of(session, version)
+    newest = verdicts.newest_of(session, version)
     soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
     return gate_row, Evidence(
-        verdicts=tuple(judged),
-        engines=tuple(_engines(session, version, gate, judged)),
+        verdicts=tuple(newest),
+        engines=tuple(_evaluate_engines(session, version, gate, newest)),
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
         approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
         soak_seconds={gate.soak_in: soaked} if gate.soak_in else {},
@@ -169,10 +163,10 @@ def gather_evidence(session: Session, name: AdapterName, alias: str, version: Ve
 
 
 def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
-    """The evidence that opened a gate, or that there was when its glass was broken, as an alias's history keeps it."""
+    """The evidence for a move through a gate, or past a closed one, as the alias's history stores it."""
     checks = set(gate.asks())
     counted = [v for v in evidence.verdicts if v.check in checks]
-    summary: list[dict[str, Any]] = [_judged(v) for v in (*counted, *evidence.engines)]
+    summary: list[dict[str, Any]] = [_summarize(v) for v in (*counted, *evidence.engines)]
     summary += [{"check": "golden", "outcome": "pass"}] if gate.golden_passed(evidence) else []
     if gate.approvals:
         summary += [{"check": "approval", "by": a.identity, "at": a.at.isoformat()} for a in gate.approved(evidence)]
@@ -182,29 +176,29 @@ def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
     return summary
 
 
-def _judged(verdict: Verdict) -> dict[str, Any]:
+def _summarize(verdict: Verdict) -> dict[str, Any]:
     summary: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": verdict.report}
     summary["base_fingerprint"] = verdict.base_fingerprint
     return summary | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
-def _engines(session: Session, version: VersionRow, gate: Gate, judged: list[Verdict]) -> list[Verdict]:
+def _evaluate_engines(session: Session, version: VersionRow, gate: Gate, newest: list[Verdict]) -> list[Verdict]:
     if not gate.engines:
         return []
     base = bases.load_spec(session.get_one(BaseRow, version.base_id))
-    outcomes = engine_compat.newest_outcomes(judged)
-    pairs = zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
-    engine_verdicts = [
-        (text, engine_compat.evaluate_profile(version.facts, one, version.digest, base, *outcomes))
-        for text, one in pairs
+    outcomes = engine_compat.newest_outcomes(newest)
+    return [
+        engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes).model_copy(
+            update={"profile": text}
+        )
+        for text, profile in zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
     ]
-    return [verdict.model_copy(update={"profile": text}) for text, verdict in engine_verdicts]
 
 
 def _soak_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
-    """How long this alias has pointed at this version, in all."""
-    mine = select(AliasMoveRow).where(AliasMoveRow.adapter_id == version.adapter_id, AliasMoveRow.alias == alias)
-    moves = session.exec(mine.order_by(col(AliasMoveRow.generation))).all()
+    """How long this alias has pointed at this version, in total."""
+    own = select(AliasMoveRow).where(AliasMoveRow.adapter_id == version.adapter_id, AliasMoveRow.alias == alias)
+    moves = session.exec(own.order_by(col(AliasMoveRow.generation))).all()
     ends = [*(move.at for move in moves[1:]), now]
     spans = [end - move.at for move, end in zip(moves, ends, strict=False) if move.to_version_id == version.id]
     return max(0, int(sum(span.total_seconds() for span in spans)))
@@ -218,7 +212,7 @@ def _pushers(version: VersionRow) -> frozenset[str]:
 def approve(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str, comment: str
 ) -> ApprovalView:
-    """The actor's yes to this version in this channel. Twice keeps the first. `Denied`, `Refused`, `NotFound`."""
+    """Approve a version for an alias. A second approval changes nothing. `Denied`, `Refused`, `NotFound`."""
     actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector, include_withdrawn=False)
     values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
@@ -226,14 +220,16 @@ def approve(
         detail = {"alias": alias, "digest": version.digest, "identity": actor.identity, "comment": comment}
         audit.append(session, actor, EventType.VERSION_APPROVE, f"{name}@{version.number}", detail)
         session.flush()
-    mine = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
-    return _approval(session, name, mine, version)
+    own = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
+    return _approval_view(session, name, own, version)
 
 
 def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
-    """Who has approved this version, for which channel."""
+    """Who has approved this version, for which alias."""
     version = versions.find(session, actor, name, selector)
-    return ApprovalList(items=[_approval(session, name, row, version) for row in _approvals(session, version, None)])
+    return ApprovalList(
+        items=[_approval_view(session, name, row, version) for row in _approvals(session, version, None)]
+    )
 
 
 def _approvals(session: Session, version: VersionRow, alias: str | None) -> list[ApprovalRow]:
@@ -241,9 +237,7 @@ def _approvals(session: Session, version: VersionRow, alias: str | None) -> list
     return list(session.exec(statement if alias is None else statement.where(ApprovalRow.alias == alias)).all())
 
 
-def _approval(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
+def _approval_view(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
     evidence = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
-    return ApprovalView(
-        number=version.number, alias=row.alias, identity=row.identity, comment=row.comment, at=row.at,
-        counts=bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(evidence)),
-    )  # fmt: skip
+    counts = bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(evidence))
+    return db.to_answer(row, ApprovalView, number=version.number, counts=counts)

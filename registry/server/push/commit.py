@@ -1,11 +1,9 @@
-"""Receive and commit what a plan requested. A commit is the only way in which a version comes to exist.
+"""Receive and commit what a plan requested. A commit is the only way to create a version.
 
 - Bytes first, then one transaction, then the answer: a version is visible completely or not at all.
-- The same manifest again is the same version, also when 64 clients push it at once; its number is taken under a lock.
 - A commit holds no transaction while it reads, hashes and promotes bytes. Afterwards it checks that its push is still
-  open.
-- Malformed files are rejected and nothing is stored. Incompatible ones are recorded: verdict `compat` = fail, no job,
-  gates closed.
+  open, and looks for an equal version under a lock.
+- Malformed files are rejected and nothing is stored. Incompatible ones are stored with a failing verdict `compat`.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.actors import Actor
-from registry.server.catalog import base_identity, bases
+from registry.server.catalog import bases
 from registry.server.database import db
 from registry.server.database.models import BaseRow, BlobRow, PushBlobRow, PushRow
 from registry.server.push import background, inspect, plan, rows
@@ -38,14 +36,14 @@ from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState, PushState
 
 COMMIT_SECONDS = 3600
-"""How long a push stays open at least once its commit has begun."""
+"""How long a push stays open, at least, once its commit has begun."""
 PushBlobs = Mapping[Digest, PushBlobRow]
 
 
 # ------------------------------------------------------------------ receive
 @dataclass(frozen=True, slots=True)
 class ExpectedBlob:
-    """A blob that a push requested. `needed` is False once the version exists: its bytes may be thrown away."""
+    """A blob that a push requested. `needed` is False once the version exists: its bytes may be discarded."""
 
     key: str
     size_bytes: int
@@ -53,7 +51,7 @@ class ExpectedBlob:
 
 
 def find_upload(session: Session, actor: Actor, push_id: str, digest: Digest) -> ExpectedBlob:
-    """Where the bytes of this blob go. `NotFound` for another token's push and for a blob that was not requested."""
+    """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
     row = _find_push(session, actor, push_id)
     return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
@@ -81,18 +79,12 @@ def _find_push(session: Session, actor: Actor, push_id: str) -> PushRow:
 
 # ------------------------------------------------------------------ commit
 def commit_push(
-    session: Session,
-    actor: Actor,
-    push_id: str,
-    request: PushCommit,
-    *,
-    blobs: BlobStore,
-    engines: Sequence[EngineProfile] = (),
-) -> PushResult:
-    """The version, new or existing, with its verdicts `compat`, `weights` and, for each of `engines`, `engine`.
+    session: Session, actor: Actor, push_id: str, request: PushCommit, *,
+    blobs: BlobStore, engines: Sequence[EngineProfile] = (),
+) -> PushResult:  # fmt: skip
+    """The version, new or existing, with its verdicts. `Invalid` stores nothing.
 
     `session` must have begun by reading; it writes from the last check on.
-    Order: the push, its blobs, their inspection, the final keys; then the rows. `Invalid` stores nothing.
     """
     row = _find_push(session, actor, push_id)
     name = AdapterName(row.namespace, row.name)
@@ -163,7 +155,7 @@ def _inspect_and_promote(
     session: Session, row: PushRow, requested: PushBlobs, manifest: Manifest, base: BaseRow, blobs: BlobStore
 ) -> tuple[inspect.Inspection, set[Digest]]:
     """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced."""
-    relatives, spec = base_identity.find_relatives(session, base), bases.load_spec(base)
+    relatives, spec = bases.find_relatives(session, base), bases.load_spec(base)
     damaged = _secure_blobs(session, row, manifest)
     try:
         keys = inspect.verify_blobs(blobs, requested.values(), manifest)
@@ -182,9 +174,9 @@ def _inspect_and_promote(
 
 
 def _secure_blobs(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
-    """Durably keep the push open, and with it its blobs, for as long as a commit takes; returns the damaged blobs.
+    """Keep the push, and with it its blobs, open for as long as a commit takes; returns the damaged blobs.
 
-    Nothing is written for a push that stays open longer anyway. `NotFound` (PUSH_UNKNOWN) if `gc` has ended it.
+    Nothing is written if it stays open longer anyway. `NotFound` (PUSH_UNKNOWN) if `gc` has ended it.
     """
     until = db.now() + timedelta(seconds=COMMIT_SECONDS)
     sizes = plan.blob_sizes(manifest)

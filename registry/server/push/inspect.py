@@ -1,10 +1,9 @@
 """What the server itself sees in a push: are the bytes there and correct, what do they say, do they fit the base?
 
-- Nothing that a client claimed is trusted: sizes and digests come from the store, facts from the bytes.
-- What is inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
+- Nothing that a client claimed is trusted: sizes and digests come from the store, facts from the bytes. What is
+  inspected is what was verified: a whole file is hashed as it is read, a piece of a larger one is read twice.
 - A staged blob is never looked up under its final key: those bytes may be another tenant's.
-- Malformed files raise; incompatible ones get a finding.
-- It reads blobs and rows and writes neither: all of it happens before the first row of a version.
+- It writes neither blobs nor rows. Malformed files raise; incompatible ones get a finding.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from registry.errors import Conflict, Invalid, Reason, Unavailable
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Manifest
 from registry.server.database.models import PushBlobRow
-from registry.server.evaluation.weights.measure import INLINE_BYTES, Measured, measure
+from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
 from registry.server.storage.blobs import BlobStore, Stat, key_of
 
 

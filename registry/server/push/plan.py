@@ -3,7 +3,7 @@
 - A plan requests every blob that is in no version which the actor may read, even if another tenant has it. So neither
   a plan nor its timing nor an error reveals what is in other namespaces.
 - Every blob of an open push has a row and a reference before its bytes are sent, so `gc` never deletes it too early.
-- A damaged blob is requested even from those who have it: that is how it gets repaired.
+- A damaged blob is requested even from those who have it: that repairs it.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _readable_blobs(session: Session, actor: Actor, manifest: Manifest, sizes: M
     return {digest for digest, size in session.exec(statement) if sizes[Digest(digest)] == size}
 
 
-# Statements of every push are built once: building one takes longer than running it.
+# Built once, because every push executes them.
 _OPEN_PUSH = (
     select(PushRow)
     .where(
@@ -168,18 +168,11 @@ def push_blobs(session: Session, row: PushRow) -> list[PushBlobRow]:
 def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: Settings) -> PushRow:
     created_at = db.now()
     return PushRow(
-        id="psh_" + secrets.token_hex(12),
-        namespace=name.namespace,
-        name=name.name,
-        manifest=request.manifest.to_bytes().decode(),
-        manifest_digest=request.manifest.digest,
-        message=request.message,
-        state=PushState.OPEN,
-        created_at=created_at,
-        created_by=actor.identity,
-        token_id=actor.token_id,
+        id="psh_" + secrets.token_hex(12), namespace=name.namespace, name=name.name, state=PushState.OPEN,
+        manifest=request.manifest.to_bytes().decode(), manifest_digest=request.manifest.digest,
+        message=request.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
         expires_at=created_at + timedelta(seconds=settings.push_hold_seconds),
-    )
+    )  # fmt: skip
 
 
 def _blob_row(row: PushRow, digest: Digest, size_bytes: int, readable: set[str]) -> PushBlobRow:
@@ -188,7 +181,7 @@ def _blob_row(row: PushRow, digest: Digest, size_bytes: int, readable: set[str])
 
 
 def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:
-    """Straight to the store, in parts or whole, where that is safe; else to this server. None: all parts arrived."""
+    """Upload straight to the store, in parts or whole, where that is safe, else to this server. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:

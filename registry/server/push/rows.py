@@ -1,11 +1,9 @@
-"""The rows of a version: written once and together, after a push was inspected.
+"""The rows of a version: written together, in one transaction, after a push was inspected.
 
 - The number is taken under the adapter's lock, and the digest is looked up again under it: equal pushes that race make
-  one version.
-- Version, files, edges, blobs, verdicts, `main`, the job and the event are one transaction, and no blob is read in it.
-- The push is still open then, so it referenced every blob all the time; its blobs become `live` in the transaction.
-- A failing verdict `compat` or `weights` enqueues no job, because a worker could only fail, too. Nor do formats that
-  no worker can load.
+  one version. No blob is read in the transaction.
+- The push is still open, so it referenced every blob all the time; its blobs become `live` in the transaction.
+- A version that failed `compat` or `weights`, or that no worker can load, gets no smoke test.
 - A closed gate of the requested alias does not undo the version; the answer says why the alias did not move.
 """
 
@@ -50,7 +48,7 @@ from registry.server.promotion import aliases
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 
-# Statements of every push are built once.
+# Built once: every push executes them.
 _NAMED = and_(col(AdapterRow.namespace) == bindparam("namespace"), col(AdapterRow.name) == bindparam("name"))
 _LOCKED = select(AdapterRow).where(_NAMED).with_for_update().execution_options(populate_existing=True)
 _EXISTING = (
@@ -78,21 +76,13 @@ def answer_existing(
 
 
 def create_version(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    push: PushRow,
-    manifest: Manifest,
-    base: BaseRow,
-    inspection: Inspection,
-    *,
-    alias: str = "",
-    repaired: Set[Digest] = frozenset(),
+    session: Session, actor: Actor, name: AdapterName, push: PushRow, manifest: Manifest, base: BaseRow,
+    inspection: Inspection, *, alias: str = "", repaired: Set[Digest] = frozenset(),
     engines: Sequence[EngineProfile] = (),
-) -> PushResult:
+) -> PushResult:  # fmt: skip
     """The version of this push on its base, or the existing one if an equal push was faster.
 
-    `repaired` are damaged blobs whose bytes this push has replaced. `NotFound` (PUSH_UNKNOWN) when the push ended.
+    `repaired` are damaged blobs whose bytes this push has replaced. `NotFound` (PUSH_UNKNOWN) if the push has ended.
     """
     adapter = _lock_adapter(session, actor, name)
     row = find_existing(session, name, manifest.digest)
@@ -140,31 +130,17 @@ def _lock_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterR
 
 
 def _add_version(
-    session: Session,
-    actor: Actor,
-    adapter: AdapterRow,
-    base: BaseRow,
-    push: PushRow,
-    manifest: Manifest,
+    session: Session, actor: Actor, adapter: AdapterRow, base: BaseRow, push: PushRow, manifest: Manifest,
     inspection: Inspection,
-) -> VersionRow:
+) -> VersionRow:  # fmt: skip
     now = db.now()
     adapter.newest_number += 1
     adapter.updated_at = now
     row = version_row(
-        adapter,
-        base,
-        manifest,
-        number=adapter.newest_number,
-        method=inspection.method,
-        rank=inspection.rank,
-        facts=inspection.facts,
-        message=push.message,
-        created_at=now,
-        created_by=actor.identity,
-        pushed_by=actor.identity,
-        measured_at=now if inspection.weights is not None else None,
-    )
+        adapter, base, manifest, number=adapter.newest_number, method=inspection.method, rank=inspection.rank,
+        facts=inspection.facts, message=push.message, created_at=now, created_by=actor.identity,
+        pushed_by=actor.identity, measured_at=now if inspection.weights is not None else None,
+    )  # fmt: skip
     session.add_all([adapter, row])
     session.flush()
     return row
@@ -173,25 +149,16 @@ def _add_version(
 def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:
     """Build the row of a version; `columns` are those that do not follow from its adapter, base and manifest."""
     return VersionRow(
-        adapter_id=adapter.id or 0,
-        base_id=base.id or 0,
-        digest=manifest.digest,
-        manifest=manifest.to_bytes().decode(),
-        size_bytes=manifest.size_bytes,
-        **columns,
-    )
+        adapter_id=adapter.id or 0, base_id=base.id or 0, digest=manifest.digest,
+        manifest=manifest.to_bytes().decode(), size_bytes=manifest.size_bytes, **columns,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ contents
 def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     """The rows of a version's files, parents, inputs and tags, from its manifest and its facts."""
     version_id = row.id or 0
-    files = [
-        VersionFileRow(
-            version_id=version_id, path=f.path, digest=f.digest, size_bytes=f.size_bytes, media_type=f.media_type
-        )
-        for f in manifest.files
-    ]
+    files = [VersionFileRow(version_id=version_id, **file.model_dump()) for file in manifest.files]
     edges = [
         EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
         for e in _distinct_parents(manifest)
@@ -243,10 +210,11 @@ def _add_verdicts(
 ) -> list[VerdictRow]:
     """Write the verdicts that a version starts with."""
     compat = add_compat_verdict(session, row, base, inspection)
-    measured = weights.add_verdict(session, row, base, inspection.weights)
-    outcome = Outcome(measured.outcome) if measured is not None else Outcome.UNKNOWN
-    loaded = engine_compat.add_verdicts(session, row, base, Outcome(compat.outcome), outcome, engines)
-    return [compat, *([measured] if measured is not None else []), *loaded]
+    added = [compat]
+    if inspection.weights is not None:
+        added.append(weights.add_verdict(session, row, base, inspection.weights))
+    outcomes = (compat.outcome, added[1].outcome if added[1:] else Outcome.UNKNOWN)
+    return [*added, *engine_compat.add_verdicts(session, row, base, outcomes, engines)]
 
 
 def _move_alias(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:

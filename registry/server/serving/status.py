@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, distinct, func, or_, true, tuple_
+from sqlalchemy import ColumnElement, and_, distinct, func, true, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -24,7 +24,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.catalog import versions
-from registry.server.catalog.cursors import parse_cursor
+from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -89,19 +89,16 @@ def _is_of(actor: Actor, row: FleetNodeRow) -> bool:
 
 
 def _visible(actor: Actor) -> ColumnElement[bool]:
-    """The condition on `fleet_slot`, as `catalog.visible` is on `adapter`: what was deleted has no adapter any more."""
-    reach = actor.namespaces_with(Scope.PULL)
-    namespace = col(FleetSlotRow.namespace)
-    if actor.adapters:
-        own = [tuple(name.split("/")) for name in sorted(actor.adapters)]
-        return or_(namespace.in_(sorted(actor.public)), tuple_(namespace, col(FleetSlotRow.name)).in_(own))
-    return true() if reach is None else namespace.in_(sorted(reach | actor.public))
+    """The condition on `fleet_slot`, as `versions.visible` is on `adapter`: a deleted adapter has no row any more."""
+    return versions.permitted(actor, Scope.PULL, col(FleetSlotRow.namespace), _is_about)
+
+
+def _is_about(name: AdapterName) -> ColumnElement[bool]:
+    return and_(col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name)
 
 
 def _of(only: AdapterName | None) -> list[ColumnElement[bool]]:
-    if only is None:
-        return []
-    return [col(FleetSlotRow.namespace) == only.namespace, col(FleetSlotRow.name) == only.name]
+    return [] if only is None else [_is_about(only)]
 
 
 def _slots(

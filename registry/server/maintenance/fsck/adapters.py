@@ -33,11 +33,11 @@ from registry.server.database.models import (
 )
 from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.promotion.aliases import BROKE_GLASS, NEXT
+from registry.server.promotion.aliases import BREAK_GLASS, TIME_STEP
 
 BATCH = 20
 CLOCK_TOLERANCE = timedelta(hours=1)
-"""How far the time of a move may be from its event's. If a clock was set back by more, a move is `NEXT` after the
+"""How far the time of a move may be from its event's. If a clock was set back by more, a move is `TIME_STEP` after the
 previous one, because the moves of an alias keep their order."""
 VERSION_EVENTS = (EventType.VERSION_PUSH, EventType.VERSION_REINDEX)
 
@@ -192,9 +192,9 @@ def _compare_with_events(
         version = versions.get(move.to_version_id or 0)
         digest = version.digest if version else ""
         in_row = (move.actor, move.generation, digest, move.reason, _missing_evidence(move.evidence))
-        keys = ("generation", "digest", "reason", BROKE_GLASS)
+        keys = ("generation", "digest", "reason", BREAK_GLASS)
         in_event = (event.actor, *(event.detail.get(key) for key in keys))
-        ordered = previous_at is not None and event.at <= previous_at and move.at == previous_at + NEXT
+        ordered = previous_at is not None and event.at <= previous_at and move.at == previous_at + TIME_STEP
         same_time = ordered or abs(move.at - event.at) <= CLOCK_TOLERANCE
         previous_at = move.at
         if in_row != in_event or not same_time:
@@ -203,7 +203,7 @@ def _compare_with_events(
 
 
 def _missing_evidence(evidence: list[dict[str, Any]]) -> list[str] | None:
-    return next((item["missing"] for item in evidence if item.get("check") == BROKE_GLASS), None)
+    return next((item["missing"] for item in evidence if item.get("check") == BREAK_GLASS), None)
 
 
 # ------------------------------------------------------------------ records

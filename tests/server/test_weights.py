@@ -1,4 +1,4 @@
-"""The check `weights`: NaN, zeros and sizes, read once; what engines and gates make of it; large weights afterwards."""
+"""The check `weights`: NaN, zeros, norms and their share of the base's weights; large weights after the push."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from registry.api.catalog import BaseAdd
 from registry.api.maintenance import GcRequest
 from registry.bases.identity import Identity, TensorMark
 from registry.client.local import base_folder
+from registry.compat.paths import Paths
 from registry.digest import Digest
 from registry.server.database.models import VersionNormsRow, VersionRow
-from registry.server.evaluation import weights as values
-from registry.server.evaluation.weights import numbers
-from registry.server.evaluation.weights.measure import Window
+from registry.server.evaluation import norms, weights
+from registry.server.evaluation.base_norms import BaseNorms
+from registry.server.evaluation.norms import Window
 from registry.server.push import background
 from tests import forge, forge_foreign
 from tests.forge import CONFIG, WEIGHTS, Files
@@ -37,30 +38,30 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
-    with World(database_url, engines=VLLM) as made:
-        made.add_base()
-        yield made
+    with World(database_url, engines=VLLM) as world:
+        world.add_base()
+        yield world
 
 
 def filled(**values: float) -> Files:
     """An adapter whose tensors hold one number each: `a` and `b`; `odd` is the last element of one of them."""
 
-    def change(given: dict[str, Any]) -> dict[str, Any]:
-        made = {}
-        for name, (_, shape, _) in given.items():
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        changed = {}
+        for name, (_, shape, _) in tensors.items():
             count = math.prod(shape)
             data = np.full(count, values["a" if "lora_A" in name else "b"], "<f4")
             if name == f"{Q}.lora_A.weight" and "odd" in values:
                 data[-1] = values["odd"]
-            made[name] = ("F32", shape, data.tobytes())
-        return made
+            changed[name] = ("F32", shape, data.tobytes())
+        return changed
 
     return forge.lora(forge.llama(), change=change)
 
 
 def outcome(world: World, ref: str) -> tuple[str, list[str]]:
-    found = next(v for v in world.admin.version(ref).verdicts if v.check == "weights")
-    return str(found.outcome), [f.code for f in found.findings]
+    verdict = next(v for v in world.admin.version(ref).verdicts if v.check == "weights")
+    return str(verdict.outcome), [f.code for f in verdict.findings]
 
 
 # ------------------------------------------------------------------ at the commit
@@ -69,13 +70,13 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
     world.push("acme/support", files)
     assert outcome(world, "acme/support") == ("pass", [])
     spec = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    known = world.admin.norms("acme/support")
-    assert set(known.modules) == {module.path for module in spec.modules}
-    assert known.measured_at is not None
+    measured = world.admin.norms("acme/support")
+    assert set(measured.modules) == {module.path for module in spec.modules}
+    assert measured.measured_at is not None
     for module in spec.modules:
         rank, width, height = module.rank, module.in_features, module.out_features
         element = module.scale * rank * 0.02 * 0.01  # every element of scale * B @ A
-        size = known.modules[module.path]
+        size = measured.modules[module.path]
         assert size.a == pytest.approx(0.02 * math.sqrt(rank * width), rel=1e-3)
         assert size.b == pytest.approx(0.01 * math.sqrt(rank * height), rel=1e-3)
         assert size.rms == pytest.approx(element, rel=1e-3)
@@ -83,7 +84,7 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_one_number_that_is_not_finite_fails_shuts_every_engine_and_asks_no_worker(world: World, odd: float) -> None:
+def test_one_nan_or_infinity_fails_weights_and_every_engine_and_queues_no_smoke_test(world: World, odd: float) -> None:
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
     assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     judged = {str(v.check): v for v in pushed.version.verdicts}
@@ -105,7 +106,7 @@ def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
     assert {size.update for size in world.admin.norms("acme/beyond").modules.values()} == {None}
 
 
-# ------------------------------------------------------------------ against the base
+# ------------------------------------------------------------------ the base's weights
 def identity_of(world: World, size: float | None, base: str = "tiny-llama") -> Identity:
     """An identity of the base whose weights all have this norm."""
     names = [f"{path}.weight" for path in world.bases[base].modules]
@@ -122,21 +123,21 @@ def test_updates_are_compared_with_the_base_once_its_weights_are_known(world: Wo
     world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
     after = world.admin.norms("acme/support")
     assert after.base_measured
-    for path, one in after.modules.items():
+    for path, module in after.modules.items():
         update = before.modules[path].update
         assert update is not None
-        assert one.weight == 8.0
-        assert one.share == pytest.approx(update / 8.0, rel=1e-2)
+        assert module.weight == 8.0
+        assert module.share == pytest.approx(update / 8.0, rel=1e-2)
 
 
-def test_an_update_larger_than_the_weight_that_it_changes_is_warned_of_at_the_push(world: World) -> None:
+def test_a_push_warns_of_an_update_larger_than_the_weight_that_it_changes(world: World) -> None:
     world.push("acme/before", filled(a=0.05, b=0.05))
     assert outcome(world, "acme/before") == ("pass", [])
     world.admin.identify_base("tiny-llama", identity_of(world, 0.5))
     world.push("acme/support", filled(a=0.05, b=0.051))
-    found = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
-    assert (found.outcome, [f.code for f in found.findings]) == ("warn", ["weights.beyond_base"])
-    assert "times as large as the weight of tiny-llama" in found.findings[0].message
+    verdict = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
+    assert (verdict.outcome, [f.code for f in verdict.findings]) == ("warn", ["weights.beyond_base"])
+    assert "times as large as the weight of tiny-llama" in verdict.findings[0].message
     world.admin.set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
     world.push("acme/allowed", filled(a=0.05, b=0.052))
     assert outcome(world, "acme/allowed") == ("pass", [])
@@ -150,21 +151,21 @@ def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_agai
     assert {one.weight for one in world.admin.norms("acme/support").modules.values()} == {8.0}
 
 
-def test_another_tools_names_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
+def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
     spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
     world.push("art/style", {"style.safetensors": forge_foreign.kohya()}, base="sd-tiny")
-    found = world.admin.norms("art/style").modules
-    assert {path.rpartition("_to_")[2] for path in found} == {"q", "k"}
-    for one in found.values():
-        assert one.weight == 3.0
-        assert one.share == pytest.approx((one.update or 0) / 3.0, rel=1e-2)
+    modules = world.admin.norms("art/style").modules
+    assert {path.rpartition("_to_")[2] for path in modules} == {"q", "k"}
+    for module in modules.values():
+        assert module.weight == 3.0
+        assert module.share == pytest.approx((module.update or 0) / 3.0, rel=1e-2)
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
-    """kohya's and torchtune's halves as PEFT's; mlx stores both the other way round."""
+def test_norms_of_transposed_factors(turned: bool) -> None:
+    """kohya and torchtune store factors as PEFT does; mlx stores both transposed."""
     a: Any = np.random.default_rng(1).normal(size=(2, 3)).astype("<f4")
     b: Any = np.full((5, 2), 0.5, "<f4")
     stored = {"x.a": a.T if turned else a, "x.b": b.T if turned else b, "y.a": a, "y.b": b}
@@ -172,21 +173,43 @@ def test_other_tools_pairs_have_norms_too(turned: bool) -> None:
     body = forge.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
     header = safetensors.read_bytes(body, file=WEIGHTS)
     pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
-    found = numbers.compute_norms(lambda start, n: body[start : start + n], header, pairs)
-    assert list(found) == ["x"]
-    assert found["x"].update == pytest.approx(0.5 * float(np.linalg.norm(b @ a)), rel=1e-3)
-    assert found["x"].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
+    measured = norms.compute_norms(lambda start, n: body[start : start + n], header, pairs)
+    assert list(measured) == ["x"]
+    assert measured["x"].update == pytest.approx(0.5 * float(np.linalg.norm(b @ a)), rel=1e-3)
+    assert measured["x"].a == pytest.approx(float(np.linalg.norm(a)), rel=1e-3)
 
 
-# ------------------------------------------------------------------ afterwards
-def test_large_weights_are_measured_once_when_the_push_has_been_answered(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_norm_of_a_fused_matrix_is_that_of_its_parts_together() -> None:
+    parts = {f"transformer.transformer_blocks.0.attn.to_{leaf}": 2.0 for leaf in "qkv"}
+    norms = {f"{path}.weight": size for path, size in parts.items()}
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert BaseNorms("flux", norms, paths=Paths("kohya", parts)).norm(fused) == pytest.approx(12**0.5, rel=1e-4)
+    missing = BaseNorms("flux", dict(list(norms.items())[:2]), paths=Paths("kohya", parts))
+    assert missing.norm(fused) is None
+
+
+def test_norm_of_a_block_of_experts_is_that_of_its_experts_together() -> None:
+    at = "model.layers.0.block_sparse_moe"
+    apart = {f"{at}.experts.{n}.{leaf}.weight": 2.0 for n in range(3) for leaf in ("w1", "w2", "w3")}
+    base = BaseNorms("moe", {**apart, f"{at}.gate.weight": 5.0})
+    sizes = [base.norm(f"model.layers.0.mlp.{name}") for name in ("experts.gate_up_proj", "experts.down_proj", "gate")]
+    assert sizes == [pytest.approx(24**0.5, rel=1e-4), pytest.approx(12**0.5, rel=1e-4), 5.0]
+    assert BaseNorms("fused", {"x.experts.down_proj": 3.0}).norm("x.experts.down_proj") == 3.0
+
+
+def test_a_tied_head_is_compared_with_the_embedding() -> None:
+    base = BaseNorms("tied", {"model.embed_tokens.weight": 4.0})
+    assert (base.norm("lm_head"), base.share("lm_head", 1.0)) == (4.0, 0.25)
+    assert base.share("model.layers.0.self_attn.q_proj", 1.0) is None
+
+
+# ------------------------------------------------------------------ after the push
+def test_large_weights_are_measured_once_after_the_push(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
     assert [str(v.check) for v in pushed.version.verdicts] == ["compat", "engine"]
-    assert pushed.version.verdicts[1].outcome == "pass"  # nobody knew yet
-    while values.measure_missing(world.engine, world.blobs, limit=1):  # as after every push; here it is waited for
+    assert pushed.version.verdicts[1].outcome == "pass"  # the NaN is not known yet
+    while weights.measure_missing(world.engine, world.blobs, limit=1):  # as after every push
         pass
     assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
@@ -194,10 +217,10 @@ def test_large_weights_are_measured_once_when_the_push_has_been_answered(
     assert world.admin.collect(GcRequest()).versions_measured == 0
 
 
-def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_waits_until_no_push_is_in_progress(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.05)
     world.push("acme/support")
-    world.transport.settle()  # what it measures itself, after its answer
+    world.transport.settle()  # the background work of the push
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
@@ -214,7 +237,7 @@ def test_measuring_waits_until_nobody_pushes(world: World, monkeypatch: pytest.M
 def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MEASURE_DELAY_SECONDS", 0.01)
     world.push("acme/support")
-    world.transport.settle()  # what it measures itself, after its answer
+    world.transport.settle()  # the background work of the push
     with world.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
@@ -223,22 +246,22 @@ def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatc
         assert world.admin.norms("acme/support").measured_at is not None
 
 
-def test_what_was_never_measured_is_measured_by_gc(world: World) -> None:
+def test_gc_measures_versions_that_were_never_measured(world: World) -> None:
     world.push("acme/support")
-    world.transport.settle()  # what it measures itself, after its answer
+    world.transport.settle()  # the background work of the push
     with world.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
         row.measured_at = None
         session.connection().execute(delete(VersionNormsRow))
         session.add(row)
-    world.admin.collect(GcRequest())  # or the background of the push, if that is slow
+    world.admin.collect(GcRequest())  # unless the background work of the push was faster
     assert world.admin.norms("acme/support").modules
     assert outcome(world, "acme/support") == ("pass", [])
     assert world.admin.collect(GcRequest()).versions_measured == 0
 
 
 # ------------------------------------------------------------------ numbers
-def weights(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Header]:
+def tensor_of(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Header]:
     body = forge.safetensors({"x": (dtype, (count,), data)})
     return (lambda start, n: body[start : start + n]), safetensors.read_bytes(body, file=WEIGHTS)
 
@@ -255,31 +278,31 @@ def weights(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Heade
         ("I32", b"\xff\xff\xff\x7f", []),
     ],
 )
-def test_every_type_knows_its_largest_number_from_nan_and_infinity(dtype: str, good: bytes, bad: list[bytes]) -> None:
-    assert numbers.find_not_finite(*weights(dtype, good * 3, 3)) == []
+def test_every_type_tells_its_largest_number_from_nan_and_infinity(dtype: str, good: bytes, bad: list[bytes]) -> None:
+    assert norms.find_not_finite(*tensor_of(dtype, good * 3, 3)) == []
     for element in bad:
-        assert numbers.find_not_finite(*weights(dtype, good * 2 + element, 3)) == ["x"]
+        assert norms.find_not_finite(*tensor_of(dtype, good * 2 + element, 3)) == ["x"]
 
 
 def test_eight_bit_floats_have_the_values_that_torch_gives_them() -> None:
     torch = pytest.importorskip("torch")
     for dtype, theirs in (("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)):
         codes = torch.arange(256, dtype=torch.uint8).view(theirs).float().numpy()
-        ours = numbers._eight_bits(dtype)
+        ours = norms._eight_bits(dtype)
         finite = np.isfinite(codes)
         assert (ours[finite] == codes[finite]).all()
 
 
 def test_a_file_is_fetched_in_large_pieces_and_never_beyond_its_end() -> None:
     data = bytes(range(256)) * 4096
-    asked: list[tuple[int, int]] = []
+    requests: list[tuple[int, int]] = []
 
     def fetch(start: int, length: int) -> bytes:
-        asked.append((start, length))
+        requests.append((start, length))
         return data[start : start + length]
 
     window = Window(fetch, len(data))
     assert bytes(window.read(10, 5)) == data[10:15]
     assert bytes(window.read(1000, 100)) == data[1000:1100]
     assert bytes(window.read(0, 4)) == data[:4]
-    assert asked == [(10, len(data) - 10), (0, len(data))]
+    assert requests == [(10, len(data) - 10), (0, len(data))]

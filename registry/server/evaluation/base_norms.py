@@ -1,25 +1,19 @@
-"""Against the base: how large a version's updates are beside the weights W that they change, |scale · BA| / |W|.
+"""Norms of a base's weights W, and how large a version's updates are beside them: |scale · BA| / |W|.
 
-    known at a push     where somebody has read the base's weights: `adapter base identify`, or a worker before
-    told afterwards     the share is worked out when it is asked for, so it is there as soon as the base is identified
-
-Invariants
-- The norms of W come from the base's identity, which never changes once it has them: they are read once a process.
-- One statement for a push whose base is known; a base that is not, or a packing that is not unpacked, has no share.
+The norms come from the base's identity, once somebody has read its weights (`adapter base identify`, or a worker). They
+never change, so a process reads them once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
-from threading import Lock
 
-from sqlalchemy import Connection, Engine, bindparam
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.compat.paths import Paths
@@ -27,22 +21,23 @@ from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.evaluation.verdicts import Finding
 from registry.server.catalog import bases
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseThresholdsRow
-from registry.server.evaluation.weights.numbers import FactorNorms
+from registry.server.evaluation.norms import FactorNorms
 
-BASES_KEPT = 16
+CACHED_BASES = 16
 PEFT = "peft"
 _HEAD = "lm_head"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-"""What a head without a weight of its own is tied to, under the names that architectures give it."""
+"""The embeddings, under the names that architectures give them: a head without a weight of its own is tied to them."""
 _OF_EXPERTS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
-"""A parameter of a block of experts, and what its parts are called where the files hold each expert by itself."""
+"""A parameter of a block of experts, and the names of its parts in files that hold each expert by itself."""
+_CACHE: dict[tuple[str, str, datetime], Mapping[str, float]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class BaseNorms:
-    """The norms of a base's weights by tensor, empty if nobody read them; and how its adapters are judged.
+    """The norms of a base's weights by tensor, empty if nobody has read them, and the thresholds for its adapters.
 
-    `paths` says which modules another tool's names mean; None for PEFT's, which are the modules' own.
+    `paths` translates another tool's names to modules; None for PEFT, which uses the modules' own names.
     """
 
     name: str
@@ -51,9 +46,9 @@ class BaseNorms:
     paths: Paths | None = None
 
     def norm(self, path: str) -> float | None:
-        """|W| of what a file's path means: a module, or several that are parts of one fused matrix, together."""
-        meant = (path,) if self.paths is None else self.paths.of(path) or ()
-        sizes = [self._norm(module) for module in meant]
+        """|W| of the module under a file's path, or of all modules that are parts of one fused matrix."""
+        modules = (path,) if self.paths is None else self.paths.of(path) or ()
+        sizes = [self._norm(module) for module in modules]
         measured = [size for size in sizes if size is not None]
         return float(f"{math.hypot(*measured):.5g}") if measured and len(measured) == len(sizes) else None
 
@@ -61,75 +56,55 @@ class BaseNorms:
         """|W| of a module, or of a parameter of a block of experts; a tied head has the embedding's."""
         names = (path, path.replace(".mlp.", ".block_sparse_moe."))  # the model's name, and that of Mixtral's files
         sizes = (self.norms.get(f"{name}.weight") or self.norms.get(name) or self._experts(name) for name in names)
-        found = next((size for size in sizes if size is not None), None)
-        if found is None and path.rpartition(".")[2] == _HEAD:
-            found = next((norm for name, norm in self.norms.items() if name.endswith(_EMBEDDINGS)), None)
-        return found
+        norm = next((size for size in sizes if size is not None), None)
+        if norm is None and path.rpartition(".")[2] == _HEAD:
+            norm = next((size for name, size in self.norms.items() if name.endswith(_EMBEDDINGS)), None)
+        return norm
 
     def _experts(self, path: str) -> float | None:
-        """|W| of one parameter of all experts, where the files hold each expert by itself."""
+        """|W| of one parameter of all experts, if the files hold each expert by itself."""
         block, _, parameter = path.rpartition(".")
         sizes: list[float] = []
         for leaves in _OF_EXPERTS.get(parameter, ()):
             for expert in count():
                 each = [self.norms.get(f"{block}.{expert}.{leaf}.weight") for leaf in leaves]
-                known = [size for size in each if size is not None]
-                if len(known) < len(leaves):
+                measured = [size for size in each if size is not None]
+                if len(measured) < len(leaves):
                     break
-                sizes += known
+                sizes += measured
         return math.hypot(*sizes) if sizes else None
 
     def share(self, path: str, update: float | None) -> float | None:
-        """|scale · BA| / |W|, in three digits; None where one of them is unknown, or W is zero."""
+        """|scale · BA| / |W|, in three digits; None if one of them is unknown or W is zero."""
         weight = self.norm(path)
         return float(f"{update / weight:.3g}") if weight and update is not None else None
 
 
-class _Kept:
-    """The norms of the bases of one database that were asked for last. Safe for many threads."""
-
-    def __init__(self) -> None:
-        self._lock, self._norms = Lock(), OrderedDict[int, Mapping[str, float]]()
-
-    def get(self, base_id: int) -> Mapping[str, float]:
-        with self._lock:
-            if base_id in self._norms:
-                self._norms.move_to_end(base_id)
-            return self._norms.get(base_id, {})
-
-    def put(self, base_id: int, norms: Mapping[str, float]) -> None:
-        with self._lock:
-            self._norms[base_id] = norms
-            while len(self._norms) > BASES_KEPT:
-                self._norms.popitem(last=False)
-
-
-_KEPT: weakref.WeakKeyDictionary[Engine | Connection, _Kept] = weakref.WeakKeyDictionary()
-
-
-_KNOWN = (
-    select(BaseIdentityRow.base_id, BaseThresholdsRow.thresholds)
+_SELECT_THRESHOLDS = (
+    select(BaseThresholdsRow.thresholds)
+    .select_from(BaseIdentityRow)
     .outerjoin(BaseThresholdsRow, col(BaseThresholdsRow.base_id) == col(BaseIdentityRow.base_id))
     .where(col(BaseIdentityRow.base_id) == bindparam("id"))
 )
-"""Put together once: every push asks this."""
+"""A row exists if the base has an identity. Built once: every push executes it."""
 
 
 def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) -> BaseNorms:
-    """What is known of the base's weights, for an adapter whose names are in this format."""
-    row = session.exec(_KNOWN, params={"id": base.id}).first()
-    if row is None:
+    """The norms of the base for an adapter whose names are in this format."""
+    rows = session.exec(_SELECT_THRESHOLDS, params={"id": base.id}).all()
+    if not rows:
         return BaseNorms(base.name, {})
-    base_id, own = row
-    cache = _KEPT.setdefault(session.get_bind(), _Kept())
-    norms = cache.get(base_id)
-    if not norms:
+    key = (base.name, base.fingerprint, base.created_at)
+    norms = _CACHE.get(key)
+    if norms is None:
         text = session.exec(select(BaseIdentityRow.identity).where(col(BaseIdentityRow.base_id) == base.id)).one()
         norms = {name: mark["norm"] for name, mark in json.loads(text)["marks"].items() if mark.get("norm") is not None}
         if norms:  # an identity of an earlier release may still get them
-            cache.put(base_id, norms)
+            if len(_CACHE) >= CACHED_BASES:
+                _CACHE.clear()
+            _CACHE[key] = norms
     paths = Paths(format_name, bases.load_spec(base).modules) if norms and format_name != PEFT else None
-    return BaseNorms(base.name, norms, Thresholds.with_overrides(own or {}), paths)
+    return BaseNorms(base.name, norms, Thresholds.with_overrides(rows[0] or {}), paths)
 
 
 def compare_with_base(base: BaseNorms, norms: Mapping[str, FactorNorms]) -> tuple[Finding, ...]:
