@@ -15,7 +15,7 @@ import sys
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cli.lane import DirectProtocol
+from cli.direct_io import DirectProtocol
 
 
 def application(size_bytes: int) -> ASGIApp:

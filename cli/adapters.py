@@ -1,9 +1,4 @@
-"""Looking at adapters: `adapter list`.
-
-Invariants
-- It walks every page unless `--limit` says otherwise; `--json` gives the items of all of them.
-- It filters in the registry, by the newest version of each adapter.
-"""
+"""`adapter list`: the adapters of the registry, filtered by their newest version."""
 
 from __future__ import annotations
 
@@ -13,13 +8,14 @@ from typing import Any
 import click
 
 from registry.api.catalog import AdapterView
+from registry.bases import BaseMatch
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
 
 from . import output, session, versions
 
-BASE_MATCHES = ("exact", "other-dtype", "quantized", "descendant")
-"""How alike the weights of two bases are, the closest first; each one includes those before it."""
+BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
+PAGE_LIMIT = 200
 
 
 @click.command("list")
@@ -49,28 +45,27 @@ def list_adapters(limit: int | None, **query: Any) -> None:
     adapter list --base smollm2 --rank-max 16 --target q_proj --engine vllm==0.33.0
     """
     if query["outcome"] and not query["engine"]:
-        raise click.UsageError("--outcome needs the --engine whose outcome is meant")
+        raise click.UsageError("--outcome needs --engine")
     if query["base_match"] and not query["base"]:
-        raise click.UsageError("--base-match needs the --base whose relatives are meant")
+        raise click.UsageError("--base-match needs --base")
     with session.versions() as registry:
         items = list(_adapters(registry, query | {"target": list(query["target"]), "tag": list(query["tag"])}, limit))
     output.answer({"items": items}, lambda: _print_list(items))
 
 
 def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
-    cursor, remaining = "", limit
-    while True:
-        page = registry.adapters(**query, cursor=cursor, limit=min(remaining, 200) if remaining else 200)
-        yield from page.items
-        remaining = remaining - len(page.items) if remaining else None
-        cursor = page.next_cursor
-        if not cursor or remaining == 0:
+    page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
+    count = 0
+    for page in output.pages(lambda cursor: registry.adapters(**query, cursor=cursor, limit=page_limit)):
+        yield from page.items[: None if limit is None else limit - count]
+        count += len(page.items)
+        if limit is not None and count >= limit:
             return
 
 
 def _print_list(items: list[AdapterView]) -> None:
     if not items:
-        click.echo("No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE")
+        output.line("No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE")
         return
     columns = ("name", "newest", "base", "method", "rank", "size", "compat", "smoke", "aliases", "updated")
     rows = [

@@ -1,9 +1,7 @@
-"""Deciding what runs: `adapter promote`, `rollback`, `yank`, and `adapter history`, which tells of all of it.
+"""`adapter promote`, `rollback`, `yank` and `history`.
 
-Invariants
-- A move is compare-and-swap: it names the generation that this command saw, and fails if somebody was faster.
-- What is promoted is the version that REF meant when the command looked, not a name that can move meanwhile.
-- Times are read as UTC unless they carry an offset.
+A promotion is a compare-and-swap: it names the generation that this command read and the number that REF had then, and
+fails if someone else moved the alias in between.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import fleet, output, session
+from . import output, session, versions
 
 
 @click.command()
@@ -54,8 +52,8 @@ def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
 
 
 def _print_moved(name: AdapterName, moved: AliasView) -> None:
-    click.echo(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}  {output.faint(moved.digest)}")
-    click.echo(output.faint(f"  generation {moved.generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
+    output.line(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}  {output.faint(moved.digest)}")
+    output.line(output.faint(f"  generation {moved.generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
 
 
 @click.command()
@@ -66,7 +64,7 @@ def _print_moved(name: AdapterName, moved: AliasView) -> None:
 @output.json_option
 def rollback(name: str, alias: str, to: str, reason: str) -> None:
     """Point ALIAS of NAME back at the previous or an earlier version."""
-    name, alias = output.alias_of(name, alias)
+    name, alias = output.split_alias(name, alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
     with session.registry() as registry:
@@ -77,7 +75,7 @@ def rollback(name: str, alias: str, to: str, reason: str) -> None:
 def _ref_of(adapter: AdapterName, text: str) -> Ref:
     ref = Ref.parse(text)
     if ref.name != adapter:
-        raise Invalid("NAME_INVALID", f"--to {text!r} is a version of {ref.name}, and the alias belongs to {adapter}")
+        raise Invalid("NAME_INVALID", f"--to {text!r} is a version of {ref.name}, but the alias belongs to {adapter}")
     return ref
 
 
@@ -98,18 +96,18 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
         version = registry.yank(Ref(ref.name, digest), reason, undo=undo)
 
     def text() -> None:
+        title = output.strong(f"{version.name}@{version.number}")
         if undo:
-            click.echo(f"{output.strong(f'{version.name}@{version.number}')} is no longer yanked: {reason}")
+            output.line(f"{title} is no longer yanked: {reason}")
             return
-        click.echo(f"{output.strong(f'{version.name}@{version.number}')} is yanked: {version.yank_reason}")
-        still = [alias for alias in version.aliases if alias != NEWEST]
-        if still:
-            click.echo(
-                f"  {', '.join(still)} still points at it and answers YANKED: roll back or promote another version"
-            )
-        if len(still) < len(version.aliases):
-            click.echo(f"  it is the newest: {version.name} answers YANKED until the next push")
-        fleet.warn(version.served_on)
+        output.line(f"{title} is yanked: {version.yank_reason}")
+        pointing = [alias for alias in version.aliases if alias != NEWEST]
+        if pointing:
+            verb = "still points at it and answers" if len(pointing) == 1 else "still point at it and answer"
+            output.line(f"  {', '.join(pointing)} {verb} YANKED: roll back or promote another version")
+        if NEWEST in version.aliases:
+            output.line(f"  it is the newest: {version.name} answers YANKED until the next push")
+        versions.print_served_on(version.served_on)
 
     output.answer(version, text)
 
@@ -126,18 +124,13 @@ def history(name: str, at: str) -> None:
     alias = str(ref.selector) if ":" in name else ""
     moment = read_time(at) if at else None
     with session.registry() as registry:
-        moves, cursor = [], ""
-        while True:
-            page = registry.history(ref.name, alias=alias, at=moment, cursor=cursor)
-            moves += page.moves
-            cursor = page.next_cursor
-            if not cursor:
-                break
+        pages = output.pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
+        moves = [move for page in pages for move in page.moves]
     output.answer({"name": str(ref.name), "moves": moves}, lambda: _print_history(ref, moves, moment))
 
 
 def read_time(text: str) -> datetime:
-    """An ISO 8601 time; UTC where it carries no offset. `Invalid` for anything else."""
+    """An ISO 8601 time, in UTC if it has no offset. `Invalid` (REQUEST_INVALID) for anything else."""
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError as e:
@@ -145,40 +138,39 @@ def read_time(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-def _exactly(at: datetime) -> str:
+def _to_the_second(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> None:
     about = str(ref.name) if ref.selector == NEWEST else str(ref)
     if not moves:
-        click.echo(f"{about}: nothing was ever moved" + (f" until {_exactly(at)}" if at else ""))
+        output.line(f"{about}: no alias was moved" + (f" before {_to_the_second(at)}" if at else ""))
         return
     if at:
-        click.echo(f"{output.strong(str(ref.name))} at {_exactly(at)}:")
+        output.line(f"{output.strong(str(ref.name))} at {_to_the_second(at)}:")
     else:
-        click.echo(output.strong(about))
+        output.line(output.strong(about))
     width = max(len(move.alias) for move in moves)
     for move in moves:
         _print_move(move, width)
 
 
 def _print_move(move: AliasMove, width: int) -> None:
-    came = f"@{move.from_number} → " if move.from_number else ""
+    origin = f"@{move.from_number} → " if move.from_number else ""
     target = f"@{move.number}" if move.number else "nothing"
-    who = output.one_line(move.actor)
-    click.echo(
+    output.line(
         f"  {output.moment(move.at)}  {move.alias:<{width}}  "
-        f"{output.strong(came + target)}  by {who}  {output.faint(f'generation {move.generation}')}"
+        f"{output.strong(origin + target)}  by {move.actor}  {output.faint(f'generation {move.generation}')}"
     )
     indent = " " * 6
     if move.reason:
-        click.echo(f"{indent}“{output.one_line(move.reason)}”")
+        output.line(f"{indent}“{move.reason}”")
     evidence = [f"{e['check']} {output.outcome(str(e['outcome']))}" for e in move.evidence if e.get("outcome")]
     evidence += [f"{e['check']} by {e['by']}" for e in move.evidence if e.get("by")]
     evidence += [f"{e['seconds']} s in {e['alias']}" for e in move.evidence if e.get("check") == "soak"]
     evidence += [f"as in generation {e['generation']}" for e in move.evidence if e.get("generation")]
     if any(e.get("check") == "break_glass" for e in move.evidence):
-        click.secho(f"{indent}through a closed gate (break-glass)", fg="red")
+        output.line(output.styled(f"{indent}through a closed gate (break-glass)", "red"))
     if evidence:
-        click.echo(f"{indent}{output.faint('on')} {', '.join(evidence)}")
+        output.line(f"{indent}{output.faint('on')} {', '.join(evidence)}")

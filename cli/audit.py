@@ -1,9 +1,7 @@
-"""The audit log: `adapter audit log`, `verify`, `export` and `key`.
+"""`adapter audit log`, `verify`, `export` and `key`.
 
-Invariants
-- Each of them first demands that the log follows the one that this machine has seen before; else exit 70.
-- `verify` believes nothing but the key: it hashes every row, entry and tile again. A folder needs no registry.
-- A log that is well proves that nothing in it was changed, not that what it tells was right to do.
+Each first checks that the log extends the one that this machine saw before, else exit 70. `verify` trusts only the key:
+it hashes every row, entry and tile again.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import click
 from registry.api.audit import EventView
 from registry.client.audit import Audit, FolderLog, ServerLog, export_log
 from registry.client.core import Versions
-from registry.errors import Corrupt
 from registry.events import FORMER_DETAILS, message_template
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
@@ -29,7 +26,7 @@ from . import output, session
 
 @click.group()
 def audit() -> None:
-    """The audit log: who did what, when, and that nobody changed it since."""
+    """Audit log: who did what and when, with proof that no entry was changed."""
 
 
 # ------------------------------------------------------------------ log
@@ -53,7 +50,7 @@ def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, fol
         output.answer({"items": items}, lambda: _print_events(items))
         if follow:
             for event in _following(registry, items[-1].seq if items else after, about, actions):
-                output.answer(event, partial(click.echo, _line(event)))
+                output.answer(event, partial(output.line, _line(event)))
 
 
 def _following(registry: Versions, after: int, about: str, actions: tuple[str, ...]) -> Iterator[EventView]:
@@ -65,7 +62,7 @@ def _following(registry: Versions, after: int, about: str, actions: tuple[str, .
 
 @contextmanager
 def _checked() -> Iterator[tuple[Versions, str]]:
-    """The registry, once its log is shown to follow the one that was seen before; and its checkpoint's note."""
+    """The registry and its checkpoint's note, once its log is proved to extend the one seen before."""
     embedded = session.target().embedded
     with session.versions() as registry:
         note = Audit(registry).checkpoint()
@@ -75,9 +72,9 @@ def _checked() -> Iterator[tuple[Versions, str]]:
 
 def _print_events(items: list[EventView]) -> None:
     if not items:
-        click.echo("No events that you may see.")
+        output.line("No events that you may see.")
     for item in items:
-        click.echo(_line(item))
+        output.line(_line(item))
 
 
 def _line(item: EventView) -> str:
@@ -86,17 +83,16 @@ def _line(item: EventView) -> str:
         for key, value in item.detail.items()
         if value not in ("", None, [], {})
     }
-    pattern = message_template(item.action)
+    template = message_template(item.action)
     try:
-        message = pattern.format(object=item.object, **fields)
+        message = template.format(object=item.object, **fields)
     except (KeyError, IndexError):
         message = f"{item.action} {item.object}"
     if "break_glass" in fields:
         message += ", through a closed gate"
     reason = f": “{fields.pop('reason')}”" if "reason" in fields else ""
-    message, reason, who = map(output.one_line, (message, reason, item.actor))
-    rest = ", ".join(output.one_line(f"{key} {value}") for key, value in fields.items() if f"{{{key}}}" not in pattern)
-    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(who)} {message}{reason}"
+    rest = ", ".join(f"{key} {value}" for key, value in fields.items() if f"{{{key}}}" not in template)
+    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {message}{reason}"
     return head + (output.faint(f"  ({rest})") if rest else "")
 
 
@@ -113,8 +109,7 @@ def _short(value: object) -> str:
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
 @output.json_option
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
-    """Verify the whole log of the registry, or of an exported folder: rows, entries, tiles, checkpoint. For
-    administrators.
+    """Verify the log of the registry or of an exported folder: rows, entries, tiles, checkpoint. For administrators.
 
     A folder needs a key that you got independently, but no registry.
     """
@@ -126,8 +121,8 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
     else:
         with _checked() as (registry, note):
             head = session.trusted_checkpoints().known(registry, note, by_origin=session.target().embedded)
-            held = verifiers or (head.verifiers if head is not None else ())
-            replayed = replay(ServerLog(Audit(registry), note), *held)
+            remembered = head.verifiers if head is not None else ()
+            replayed = replay(ServerLog(Audit(registry), note), *(verifiers or remembered))
             trusted = True
     document = {
         "ok": not replayed.problems, "origin": replayed.origin, "size": replayed.size, "root": replayed.root.hex(),
@@ -135,21 +130,21 @@ def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
     }  # fmt: skip
     output.answer(document, lambda: _print_replay(replayed, trusted))
     if replayed.problems:
-        click.get_current_context().exit(output.EXIT_CODES[Corrupt])
+        output.exit_with(output.CORRUPT)
 
 
 def _print_replay(replayed: Replay, trusted: bool) -> None:
     if replayed.problems:
-        click.secho("the audit log was changed or is damaged:", fg="red", bold=True)
+        output.line(output.styled("the audit log was changed or is damaged:", "red", "bold"))
         for problem in replayed.problems:
-            click.echo(f"  {problem}")
+            output.line(f"  {problem}")
         return
-    click.echo(
-        f"{output.plural(replayed.size, 'event')} of {output.strong(replayed.origin)}: rows, entries, tiles, root agree"
+    output.line(
+        f"{output.plural(replayed.size, 'event')} of {output.strong(replayed.origin)}: rows, entries, tiles, root match"
     )
     output.facts([("root", replayed.root.hex())])
     if not trusted:
-        click.echo(output.faint("  the key came with the folder: give the one that you have from elsewhere with --key"))
+        output.line(output.faint("  the key came with the folder: pass one that you got independently with --key"))
 
 
 # ------------------------------------------------------------------ export, key
@@ -157,17 +152,17 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @output.json_option
 def export(folder: Path) -> None:
-    """Write the whole log into DIR, where it can be verified without the registry."""
+    """Write the whole log to DIR, where it can be verified without the registry."""
     with _checked() as (registry, _):
         written: Checkpoint = export_log(Audit(registry), folder)
     document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
     output.answer(
-        document, lambda: click.echo(f"{output.plural(written.size, 'event')} of {written.origin} in {folder}")
+        document, lambda: output.line(f"{output.plural(written.size, 'event')} of {written.origin} in {folder}")
     )
 
 
 @audit.command()
-@click.option("--trust", is_flag=True, help="Trust these keys from now on, instead of those this machine remembers.")
+@click.option("--trust", is_flag=True, help="Trust these keys from now on instead of the remembered ones.")
 @output.json_option
 def key(trust: bool) -> None:
     """Show the keys that sign the log; with --trust after a deliberate key change."""
@@ -179,8 +174,8 @@ def key(trust: bool) -> None:
 
     def text() -> None:
         for line in keys.keys:
-            click.echo(line)
+            output.line(line)
         if trust:
-            output.note("remembered; the log must extend this checkpoint from now on")
+            output.note("saved; from now on the log must extend this checkpoint")
 
     output.answer(keys, text)

@@ -1,14 +1,11 @@
-"""Base models: `adapter base add`, `identify`, `list`, `show`, `thresholds`.
+"""`adapter base add`, `identify`, `list`, `show` and `thresholds`.
 
-Invariants
-- A base is described from its config.json and its safetensors headers; its weights are never sent.
-- Its weights are read only where asked for (`identify`), once, by a process of the worker's extra.
+A base is described by its config.json and safetensors headers. Its weights are read only by `identify` and never sent.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 
 import click
@@ -24,13 +21,14 @@ from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
 from . import main, output, session
+from .progress import ProgressLine
 
-STRANGERS_SHOWN = 10
+UNRELATED_SHOWN = 10
 
 
 @click.group()
 def base() -> None:
-    """Base models: what adapters are made for."""
+    """Base models: add, list, show, identify, thresholds."""
 
 
 @base.command()
@@ -55,7 +53,7 @@ def add(name: str, source: str, identify: bool) -> None:
         if identity is not None:
             return
         weights = f" of {output.size(spec.weights_bytes)}" if spec.weights_bytes else ""
-        click.echo(output.faint(f"  read {output.size(bytes_read)}{weights} of weights: the headers only"))
+        output.line(output.faint(f"  read {output.size(bytes_read)}{weights} of weights: only the headers"))
 
     output.answer(added, text)
 
@@ -67,7 +65,7 @@ def add(name: str, source: str, identify: bool) -> None:
 def identify_base(name: str, folder: str) -> None:
     """Read the weights in DIR and record them as those of the base NAME.
 
-    A worker does this when it first uses a base. Other weights under the same name are rejected afterwards.
+    A worker does this when it first uses a base. Afterwards, other weights under the same name are rejected.
     """
     name = names.base_name(name)
     spec, _ = base_folder.base_spec_from(folder, name)
@@ -86,10 +84,9 @@ def _identity(folder: str) -> Identity:
             f"reading weights needs the extra 'worker' ({weights_identity.PACKAGE} is not installed): "
             "pip install 'adapter-registry[worker]'; or leave it to a worker, which does it when it first uses the base"
         )
-    size_bytes = Weights.of(folder).size_bytes
-    label = f"reading {output.size(size_bytes)}"
-    with click.progressbar(length=size_bytes, label=label, file=sys.stderr, hidden=not output.on_terminal()) as bar:
-        return weights_identity.identify(folder, bar.update)
+    with ProgressLine(f"reading {folder}") as progress:
+        progress.start(Weights.of(folder).size_bytes)
+        return weights_identity.identify(folder, progress.advance)
 
 
 @base.command("list")
@@ -103,7 +100,7 @@ def list_bases() -> None:
 
 def _print_list(items: list[BaseView]) -> None:
     if not items:
-        click.echo("No bases. Register one: adapter base add NAME FOLDER")
+        output.line("No bases. Register one: adapter base add NAME FOLDER")
         return
     rows = [
         (
@@ -152,8 +149,8 @@ def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
 
 def _print_thresholds(own: dict[str, float]) -> None:
     numbers: dict[str, float] = Thresholds.with_overrides(own).model_dump()
-    rows = [(field, f"{number:g}", "of this base" if field in own else "default") for field, number in numbers.items()]
-    output.table(("field", "number", "whose"), rows, right=frozenset({"number"}))
+    rows = [(field, f"{number:g}", "this base" if field in own else "default") for field, number in numbers.items()]
+    output.table(("field", "number", "set by"), rows, right=frozenset({"number"}))
 
 
 def _threshold(text: str) -> tuple[str, float]:
@@ -166,7 +163,7 @@ def _threshold(text: str) -> tuple[str, float]:
 
 def _print_base(view: BaseView) -> None:
     spec = view.spec
-    click.echo(f"{output.strong(view.name)}  {output.faint(view.fingerprint)}")
+    output.line(f"{output.strong(view.name)}  {output.faint(view.fingerprint)}")
     prints = spec.fingerprints
     output.facts(
         [
@@ -174,7 +171,7 @@ def _print_base(view: BaseView) -> None:
             ("parts", ", ".join(spec.components)),
             ("sizes", _sizes(spec)),
             ("weights", ", ".join(filter(None, [spec.dtype, spec.quantization, output.size(spec.weights_bytes)]))),
-            ("modules", _kinds(spec)),
+            ("modules", _module_counts(spec)),
             ("exact", str(prints.exact or "")),
             ("tokenizer", str(prints.tokenizer or "")),
             ("template", str(prints.template or "")),
@@ -188,11 +185,9 @@ def _print_base(view: BaseView) -> None:
     closest_first = list(BaseMatch)
     for relative in sorted(view.relatives, key=lambda relative: closest_first.index(relative.match)):
         if relative.match is not BaseMatch.UNRELATED:
-            click.echo(f"  {relative.match:<12} {output.strong(relative.other)} {relative.message}")
-    if strangers := [relative.other for relative in view.relatives if relative.match is BaseMatch.UNRELATED]:
-        more = len(strangers) - STRANGERS_SHOWN
-        named = ", ".join(strangers[:STRANGERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        click.echo(output.faint(f"  unrelated    {named}"))
+            output.line(f"  {relative.match:<12} {output.strong(relative.other)} {relative.message}")
+    if unrelated := [relative.other for relative in view.relatives if relative.match is BaseMatch.UNRELATED]:
+        output.line(output.faint(f"  unrelated    {output.some(unrelated, UNRELATED_SHOWN)}"))
 
 
 def _sizes(spec: BaseSpec) -> str:
@@ -203,6 +198,6 @@ def _sizes(spec: BaseSpec) -> str:
     return ", ".join(parts) + (", tied" if spec.tied else "")
 
 
-def _kinds(spec: BaseSpec) -> str:
+def _module_counts(spec: BaseSpec) -> str:
     counted = Counter(module.kind for module in spec.modules.values())
     return ", ".join(f"{count} {kind}" for kind, count in counted.most_common())

@@ -1,45 +1,132 @@
-"""Many adapters at once: how `adapter push-all` and `adapter pull-all` tell what became of each.
+"""`adapter push-all` and `adapter pull-all`.
 
-Invariants
-- Every adapter is tried and told of; the command then exits with the code of the first failure.
-- What the registry or this machine holds already does not move, and is told as unchanged.
+Every adapter is tried and reported. The exit code is that of the first failure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from registry import names
+from registry.api.catalog import Resolved
+from registry.api.transfer import PushResult
+from registry.client import pull, push
 from registry.client.bulk import Result
+from registry.errors import Invalid
+from registry.files import CONFIG, WEIGHTS_ENDINGS
+from registry.names import AdapterName, Ref
 
-from . import output
-from .progress import Bar
-
-
-def quiet(bar: Bar, show: Any) -> Any:
-    """Results are told as they come, above the bar; in JSON they are all in the one document."""
-    as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
-
-    def told(result: Result[Any]) -> None:
-        if not as_json:
-            bar.above(lambda: show(result))
-
-    return told
+from . import output, provenance, session
+from .progress import ProgressLine
+from .push import failed
 
 
-def document(result: Result[Any], what: str) -> dict[str, Any]:
-    problem = result.error.to_problem() if result.error else None
-    answer = output.document(result.answer)
-    return {"folder": str(result.folder), "name": result.name, what: answer, "error": problem}
+@click.command("push-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("namespace")
+@click.option("--base", default="", help="Base model of all adapters. Default: the one each configuration names.")
+@click.option("--message", "-m", default="", help="What is new in these versions.")
+@click.option("--provenance", "file", default="", help="Name of the provenance file in each folder.")
+@click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
+@output.json_option
+def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
+    """Push each adapter folder in DIR as NAMESPACE/FOLDER.
+
+    One failure does not stop the others; the report lists every folder.
+    """
+    adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
+    if not adapter_folders:
+        raise Invalid("FOLDER_INVALID", f"{folder} has no folder with {CONFIG} or a file of weights")
+    folders = [(path, f"{namespace}/{path.name}") for path in adapter_folders]
+    with session.versions() as registry, ProgressLine(namespace) as progress:
+        results = push.push_all(
+            registry, folders, base=base, message=message, progress=progress,
+            on_result=_reporter(progress, _print_pushed),
+            declared=lambda adapter_folder: provenance.of_file(adapter_folder / file) if file else None,
+        )  # fmt: skip
+    refused = sum(result.error is not None for result in results)
+    created = sum(result.answer is not None and result.answer.created for result in results)
+    failing = sum(result.answer is not None and failed(result.answer.version.verdicts) for result in results)
+    unchanged = len(results) - refused - created
+    summary = f"{output.plural(created, 'new version')}, {unchanged} unchanged, {refused} refused"
+    summary += f"; {failing} with a failing verdict" if failing else ""
+    _end(results, "pushed", summary, output.REFUSED if strict and failing else 0)
 
 
-def print_refused(result: Result[Any]) -> None:
-    detail = result.error.detail if result.error else ""
-    click.echo(f"{result.name}  {click.style('refused', fg='red')}  {detail}")
+@click.command("pull-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="Base model of the adapters.")
+@click.option("--namespace", default="", help="Only adapters in this namespace.")
+@click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
+@output.json_option
+def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
+    """Download every adapter of a base into DIR/NAMESPACE/NAME.
+
+    One failure does not stop the others.
+    """
+    selector = names.selector(alias or names.NEWEST)
+    with session.versions() as registry, ProgressLine(base) as progress:
+        views = pull.adapters_of(registry, base, namespace=namespace, alias=alias)
+        adapters = [AdapterName.parse(view.name) for view in views]
+        refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
+        results = pull.pull_all(registry, refs, progress=progress, on_result=_reporter(progress, _print_pulled))
+    pulled = sum(result.answer is not None for result in results)
+    summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
+    _end(results, "resolved", summary, 0)
 
 
-def leave(results: Sequence[Result[Any]], otherwise: int) -> None:
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder has a configuration or a file that may hold weights.
+
+    One that cannot be read counts: its own push reports why, and the others continue.
+    """
+    try:
+        return (folder / CONFIG).is_file() or any(path.name.endswith(WEIGHTS_ENDINGS) for path in folder.iterdir())
+    except OSError:
+        return True
+
+
+def _reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:
+    """Print each result above the progress when it is there; with --json nothing, because one document has them all."""
+    as_json = output.as_json()  # other threads have no click context
+
+    def report(result: Result[Any]) -> None:
+        if as_json:
+            return
+        if result.error is None:
+            progress.above(lambda: show(result))
+        else:
+            refusal = f"{result.name}  {output.styled('refused', 'red')}  {result.error.detail}"
+            progress.above(lambda: output.line(refusal))
+
+    return report
+
+
+def _print_pushed(result: Result[PushResult]) -> None:
+    if result.answer is not None:
+        version = result.answer.version
+        state = "new" if result.answer.created else "unchanged"
+        compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
+        title = output.strong(f"{version.name}@{version.number}")
+        output.line(f"{title}  {state}  compat {output.outcome(compat)}")
+
+
+def _print_pulled(result: Result[Resolved]) -> None:
+    if result.answer is not None:
+        size = output.size(result.answer.manifest.size_bytes)
+        output.line(f"{output.strong(f'{result.answer.name}@{result.answer.number}')}  {size}  {result.folder}")
+
+
+def _end(results: Sequence[Result[Any]], key: str, summary: str, exit_code: int) -> None:
+    items = [
+        {"folder": str(result.folder), "name": result.name, key: result.answer,
+         "error": result.error.to_problem() if result.error else None}
+        for result in results
+    ]  # fmt: skip
+    output.answer({"items": items}, lambda: output.line(summary))
     errors = [result.error for result in results if result.error]
-    click.get_current_context().exit(output.exit_code_of(errors[0]) if errors else otherwise)
+    output.exit_with(output.exit_code_of(errors[0]) if errors else exit_code)

@@ -1,39 +1,43 @@
-"""Judging without storing: `adapter check`.
+"""`adapter check`, `adapter engine-settings` and `adapter recheck-engines`.
 
-Invariants
-- `check` stores nothing and sends nothing: it asks for the base's facts and judges here, by the server's own rules.
-  Of a version on another base only the configuration and the header are read; on its own base nothing is.
+`check` stores and sends nothing: it reads the base's spec and evaluates here by the server's rules. Of a version on
+another base it reads only the configuration and the header; on its own base it shows the stored verdicts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from registry import engines
 from registry.adapters import read as contents
+from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.client import push
 from registry.client.local import folder as folders
 from registry.client.registry import Registry
 from registry.compat import evaluate
+from registry.engine_settings import EngineSettings
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
 from . import output, session, versions
 
+NAMES_SHOWN = 10
 
-# ------------------------------------------------------------------ check
+
 @click.command()
-@click.argument("what", metavar="DIR|REF")
+@click.argument("target", metavar="DIR|REF")
 @click.option("--base", default="", help="Base model to check against. Default: the version's, or the folder's.")
 @click.option(
     "--engine", "texts", multiple=True, metavar="PROFILE",
     help="Also check this engine, such as vllm==0.33.0,max_lora_rank=32 (repeatable).",
 )  # fmt: skip
 @output.json_option
-def check(what: str, base: str, texts: tuple[str, ...]) -> None:
+def check(target: str, base: str, texts: tuple[str, ...]) -> None:
     """Check whether a folder or version fits a base, and what engines do with it.
 
     Nothing is pushed. Exits 6 if a check fails. An engine profile is a name, a version and settings that differ from
@@ -43,38 +47,36 @@ def check(what: str, base: str, texts: tuple[str, ...]) -> None:
     adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
     """
     profiles = [engines.profile(text) for text in texts]
-    path = Path(what)
+    is_folder = folders.is_meant(target)
     with session.registry() as registry:
-        is_folder = folders.is_meant(what)
         if is_folder:
-            verdicts = _folder(registry, path, base, profiles)
+            verdicts = _check_folder(registry, Path(target), base, profiles)
         else:
-            verdicts = _version(registry, Ref.parse(what), base, profiles)
+            verdicts = _check_version(registry, Ref.parse(target), base, profiles)
     document = {"items": verdicts} if profiles else verdicts[0]
-    output.answer(document, lambda: _print_verdicts(what, verdicts, is_folder))
+    output.answer(document, lambda: _print_verdicts(target, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
-        click.get_current_context().exit(output.REFUSED)
+        output.exit_with(output.REFUSED)
 
 
-def _folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
+def _check_folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
     adapter = folders.read_folder(path)
     for reason in adapter.left_out:
         output.note(f"left out: {reason.location} {reason.message}")
-    meant = push.Bases(registry).of(adapter, base)
-    view, subject = registry.base(meant.name), adapter.manifest(meant).digest
+    named_base = push.Bases(registry).of(adapter, base)
+    view, subject = registry.base(named_base.name), adapter.manifest(named_base).digest
     return evaluate(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
 
 
-def _version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
-    """On its own base from what the registry keeps; on another one from its configuration and header."""
+def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
     version = registry.version(ref)
+    ref = Ref(ref.name, version.digest)
     stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
     if stored:
-        exactly = Ref(ref.name, version.digest)
-        served = registry.verdicts(exactly, [str(profile) for profile in profiles]).items if profiles else []
-        numbers = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
-        return [stored[-1], *numbers, *served]
-    links = {file.path: file for file in registry.resolve(Ref(ref.name, version.digest)).files}
+        engine_verdicts = registry.verdicts(ref, [str(profile) for profile in profiles]).items if profiles else []
+        weights = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
+        return [stored[-1], *weights, *engine_verdicts]
+    links = {file.path: file for file in registry.resolve(ref).files}
 
     def read(path: str, start: int, length: int) -> bytes:
         length = min(length, links[path].size_bytes - start)
@@ -88,15 +90,85 @@ def _version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfi
     return evaluate(adapter, view.spec, version.digest, profiles, relatives=view.relatives)
 
 
-def _print_verdicts(what: str, verdicts: list[Verdict], is_folder: bool) -> None:
+def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> None:
     for verdict in verdicts:
-        where = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
-        where = f"{where}, its numbers" if verdict.check is Check.WEIGHTS else where
-        click.echo(f"{output.strong(what)} {where}: {output.outcome(verdict.outcome)}")
+        scope = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
+        scope = f"{scope}, its weights" if verdict.check is Check.WEIGHTS else scope
+        output.line(f"{output.strong(target)} {scope}: {output.outcome(verdict.outcome)}")
         for finding in verdict.findings:
-            click.echo(f"  {finding.severity:<8} {versions.finding_line(finding)}")
+            output.line(f"  {finding.severity:<8} {versions.finding_line(finding)}")
         if verdict.check is Check.COMPAT and verdict.outcome is Outcome.PASS and not verdict.findings:
-            later = (
-                "; the push reads the numbers (NaN, zeros),\n  and a worker tries whether it acts" if is_folder else ""
-            )
-            click.echo(output.faint(f"  every tensor has its place and its shape{later}"))
+            output.line(output.faint("  every tensor matches a module of the base and its shape"))
+            if is_folder:
+                output.line(output.faint("  the push checks the values (NaN, zeros), a worker runs the smoke test"))
+
+
+# ------------------------------------------------------------------ engine settings
+@click.command("engine-settings")
+@click.argument("base")
+@click.option(
+    "--engine", "texts", multiple=True, required=True, metavar="PROFILE",
+    help="Engine, such as vllm==0.33.0 (repeatable).",
+)  # fmt: skip
+@click.option("--slots", type=click.IntRange(1, 10_000), help="Adapters in one batch.")
+@output.json_option
+def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> None:
+    """Recommend engine settings that serve the newest version of every adapter of BASE.
+
+    \b
+    adapter engine-settings smollm2 --engine vllm==0.33.0 --engine sglang==0.5.23
+    """
+    profiles = [str(engines.profile(text)) for text in texts]
+    with session.registry() as registry:
+        answer = registry.engine_settings(base, profiles, slots=slots)
+    output.answer(answer, lambda: _print_settings(answer))
+
+
+def _print_settings(answer: EngineSettingsList) -> None:
+    output.line(f"{output.plural(answer.adapters, 'adapter')} of {output.strong(answer.base)}")
+    for item in answer.items:
+        output.line(f"  {output.strong(item.profile)}")
+        raised = f"; only because of {output.some(item.raised_by, NAMES_SHOWN)}" if item.raised_by else ""
+        unserved, *_ = (*item.left_out, *item.unsure, "")
+        served = len(item.left_out) < item.adapters
+        saved, slot = item.bytes_per_slot - item.bytes_per_slot_without, output.size(item.bytes_per_slot)
+        output.facts(
+            [
+                ("set", " ".join(item.flags) or output.faint(_no_flags(item, served))),
+                ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}" if served else ""),
+                ("slots", f"{item.slots}, each {slot} before tensor parallelism" if served else ""),
+                ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
+                ("modules", ", ".join(item.modules)),
+                ("not served", _names(item.left_out, ": at any rank and number of slots")),
+                ("unknown", _names(item.unsure, ": counted, but the engine may not serve them")),
+                ("details", unserved and f"adapter check {unserved} --engine {item.profile}"),
+            ],
+            indent="    ",
+        )
+
+
+def _no_flags(item: EngineSettings, served: bool) -> str:
+    if served:
+        return "nothing: this engine has no such settings"
+    return "nothing: it serves none of them" if item.adapters else "nothing: this base has no adapters yet"
+
+
+def _names(names: Sequence[str], remark: str) -> str:
+    return output.some(names, NAMES_SHOWN) + remark if names else ""
+
+
+@click.command("recheck-engines")
+@output.json_option
+def recheck_engines() -> None:
+    """Renew the stored engine verdicts after engine rules changed. For administrators.
+
+    A server does this when it starts. No weights are read. Versions that are up to date stay unchanged.
+    """
+    counts: Counter[str] = Counter(versions=0, headers=0, verdicts=0)
+    with session.registry() as registry:
+        for page in output.pages(lambda cursor: registry.recheck_engines(RecheckEnginesRequest(cursor=cursor))):
+            counts.update(page.model_dump(exclude={"next_cursor"}))
+    reread = f"read {output.plural(counts['headers'], 'header')} again, " if counts["headers"] else ""
+    verdicts = output.plural(counts["verdicts"], "verdict")
+    message = f"checked {output.plural(counts['versions'], 'version')}, {reread}wrote {verdicts}"
+    output.answer(dict(counts), lambda: output.line(message))

@@ -1,9 +1,4 @@
-"""`adapter convert`: the same adapter in another form, as a version of its own.
-
-Invariants
-- Names alone are changed here and now; values by a worker, for which `--wait` waits.
-- The original stays as it is; the result's lineage says `converted`.
-"""
+"""`adapter convert`: the same adapter in another format, as a new version whose lineage says `converted`."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import click
 
 from registry.client import convert as conversion
 from registry.client.convert import ConversionOutcome
-from registry.errors import Unavailable
 from registry.jobs import Job, State
 from registry.merging.conversions import Conversion, TargetFormat
 from registry.names import Ref
@@ -22,15 +16,15 @@ from . import jobs, output, session
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.option("--to", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format.")
-@click.option("--into", default="", metavar="NAME", help="Adapter to push into. Default: NAME-FORM.")
+@click.option("--into", default="", metavar="NAME", help="Adapter to create. Default: NAME-FORMAT.")
 @click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="Message of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
 @output.json_option
 def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool) -> None:
-    """Convert a version to another format, as a version of its own: canonical, plain, peft, diffusers or gguf.
+    """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
 
-    If only names change, it is done on this machine; if values change, a worker does it.
+    If only names change, this machine converts; if values change, a worker does.
 
     \b
     adapter convert acme/support --to canonical --wait
@@ -47,24 +41,24 @@ def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: 
         return
     output.answer({"job": job}, lambda: _print_job(job))
     if job.state in (State.FAILED, State.CANCELLED):
-        click.get_current_context().exit(output.EXIT_CODES[Unavailable])
+        output.exit_with(output.TRY_LATER)
 
 
 def _print(outcome: ConversionOutcome) -> None:
     if outcome.pushed is None or outcome.report is None:
         return
     version = outcome.pushed.version
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
-    click.echo(f"  {outcome.report.message}")
+    output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    output.line(f"  {outcome.report.message}")
 
 
 def _print_job(job: Job) -> None:
     if job.state is State.DONE:
         report = job.result.get("report") or {}
-        click.echo(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
+        output.line(f"{output.strong(str(job.result.get('version')))}  {output.faint(str(job.result.get('digest')))}")
         for line in (report.get("message"), *(report.get("notes") or ())):
-            click.echo(f"  {output.plain(str(line))}")
+            output.line(f"  {line}")
     elif job.error:
-        click.echo(f"{job.id} is {job.state}: {output.plain(job.error)}")
+        output.line(f"{job.id} is {job.state}: {job.error}")
     else:
-        click.echo(f"{job.id} {job.state}: values change, so a worker does it (`adapter worker`); --wait waits for it")
+        output.line(f"{job.id} {job.state}: values change, so a worker does it (`adapter worker`); --wait waits for it")

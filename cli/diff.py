@@ -1,9 +1,7 @@
-"""`adapter diff`: what changed between two adapters: configuration, facts, files, and with `--values` the numbers.
+"""`adapter diff`: what changed between two adapters: configuration, facts, files, and with `--values` the updates.
 
-Invariants
-- Without `--values` only configurations, headers and digests are read, never a tensor; and nothing is stored.
-- With `--values` both adapters are brought to this machine (cached, verified); torch compares them here (extra worker).
-- Left is A, right is B; a side that has no such field shows a dash.
+Without `--values`, only configurations, headers and digests are read. With it, both adapters are pulled and torch
+compares them on this machine.
 """
 
 from __future__ import annotations
@@ -24,18 +22,19 @@ from registry.engines import version_facts
 from registry.files import CONFIG
 from registry.names import Ref
 
-from . import drawing, heatmap, main, output, session, versions
+from . import heatmap, main, output, session
 from .heatmap import HeatMap
 
 MODULES_SHOWN = 8
-FACTS_LEFT_OUT = frozenset({"engine", "targets", "updates"})
-"""Facts that are shown in another way or are for machines."""
+VALUE_WIDTH = 80
+FACTS_HIDDEN = frozenset({"engine", "targets", "updates"})
+"""Facts that are shown in another form or are for machines."""
 _ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: what it is called, what it says of itself, and the digest of each of its files."""
+    """One of the two adapters. `files`: path → digest."""
 
     label: str
     base: str
@@ -52,7 +51,9 @@ class Side:
 @output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
-    compare = main.load(".updates", "cosines", "worker", "adapter diff --values") if values or plot else None
+    compare = None
+    if values or plot:
+        compare = main.load("registry.worker.model.updates", "cosines", "worker", "adapter diff --values")
     with session.versions() as registry:
         before, after = _side(registry, a), _side(registry, b)
         cosines = _cosines(registry, a, b, compare) if compare else None
@@ -68,7 +69,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     }
     if plot is not None:
         title = f"{before.label} and {after.label}: cosine of the updates"
-        cells = drawing.grid(cosines or {}, drawing.mean)
+        cells = heatmap.grid(cosines or {}, heatmap.mean)
         heatmap.write(plot, HeatMap(title, "1 is the same direction, 0 unrelated, -1 opposite", cells, -1.0, 1.0))
     output.answer(document, lambda: _print(document))
 
@@ -77,24 +78,24 @@ def _side(registry: Versions, text: str) -> Side:
     path = Path(text)
     if folders.is_meant(text):
         adapter = folders.read_folder(path)
-        written = _written((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
+        config = _json_object((path / CONFIG).read_bytes()) if CONFIG in adapter.sources else {}
         claims = version_facts.claims(
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
         files = {f.path: str(f.digest) for f in adapter.files}
-        return Side(text, adapter.found.claim.name, {**version_facts.facts_of(adapter.found), **claims}, written, files)
+        return Side(text, adapter.found.claim.name, {**version_facts.facts_of(adapter.found), **claims}, config, files)
     version = registry.version(Ref.parse(text))
-    written = {}
+    config = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:
         if link.path == CONFIG:
             with registry.read(link.url) as chunks:
-                written = _written(b"".join(chunks))
+                config = _json_object(b"".join(chunks))
     files = {f.path: str(f.digest) for f in version.files}
-    return Side(f"{version.name}@{version.number}", version.base, version.facts, written, files)
+    return Side(f"{version.name}@{version.number}", version.base, version.facts, config, files)
 
 
-def _written(data: bytes) -> dict[str, Any]:
-    """The fields of a configuration that was read and judged before, as they are written."""
+def _json_object(data: bytes) -> dict[str, Any]:
+    """The fields of a configuration that was parsed and checked before."""
     fields: dict[str, Any] = json.loads(data)
     return fields
 
@@ -103,18 +104,18 @@ def _cosines(
     registry: Versions, a: str, b: str, compare: Callable[[Path, Path], dict[str, float | None]]
 ) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
-        here = []
+        local = []
         for side, text in (("a", a), ("b", b)):
-            is_here = folders.is_meant(text)
-            folder = Path(text) if is_here else Path(scratch) / side
-            if not is_here:
-                pull.pull(registry, Ref.parse(text), folder)
-            here.append(folder)
-        return compare(here[0], here[1])
+            if folders.is_meant(text):
+                local.append(Path(text))
+            else:
+                local.append(Path(scratch) / side)
+                pull.pull(registry, Ref.parse(text), local[-1])
+        return compare(local[0], local[1])
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name not in FACTS_LEFT_OUT}
+    return {name: value for name, value in facts.items() if name not in FACTS_HIDDEN}
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -133,24 +134,24 @@ def _sets(before: list[str] | None, after: list[str] | None) -> dict[str, list[s
 
 
 def _print(difference: dict[str, Any]) -> None:
-    click.echo(f"{output.strong(difference['a'])} → {output.strong(difference['b'])}")
+    output.line(f"{output.strong(difference['a'])} → {output.strong(difference['b'])}")
     same = True
     for part in ("base", "config", "facts"):
         for change in difference[part]:
             same = False
-            click.echo(f"  {part:<7} {change['field']}: {_value(change, 'a')} → {_value(change, 'b')}")
-    for word, modules in difference["targets"].items():
+            output.line(f"  {part:<7} {change['field']}: {_value(change, 'a')} → {_value(change, 'b')}")
+    for state, modules in difference["targets"].items():
         if modules:
             same = False
-            click.echo(f"  targets {word}: {', '.join(modules)}")
+            output.line(f"  targets {state}: {', '.join(modules)}")
     for change in difference["files"]:
         same = False
-        word = "added" if "a" not in change else "removed" if "b" not in change else "changed"
-        click.echo(f"  files   {change['field']} {word}")
+        state = "added" if "a" not in change else "removed" if "b" not in change else "changed"
+        output.line(f"  files   {change['field']} {state}")
     if same:
-        click.echo("  the same configuration, the same facts, the same bytes")
+        output.line("  same configuration, facts and bytes")
     if difference["cosines"] is None and not same:
-        click.echo(output.faint("  how alike the updates themselves are: adapter diff --values"))
+        output.line(output.faint("  adapter diff --values compares the updates themselves"))
     if difference["cosines"] is not None:
         _print_cosines(difference["cosines"])
 
@@ -160,40 +161,31 @@ def _value(change: dict[str, Any], side: str) -> str:
         return output.faint("-")
     value = change[side]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return versions.shortened(text)
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
 
 def _print_cosines(cosines: dict[str, float | None]) -> None:
     numbers = {path: value for path, value in cosines.items() if value is not None}
     if not numbers:
-        click.echo("  no module has an update in both that could be compared")
+        output.line("  no module has a comparable update in both")
         return
-    mean = drawing.mean(list(numbers.values()))
-    click.echo(
+    mean = heatmap.mean(list(numbers.values()))
+    output.line(
         f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_similarity(mean)}"
     )
-    cells = drawing.grid(cosines, drawing.mean)
-    for word, by in (("layer", "row"), ("kind of module", "column")):
-        shown = drawing.lines(cells, lambda _, size: f"{size:+.3f}", by=by, join=drawing.mean)
-        if len(shown) > 1:
-            click.echo(f"          by {word}")
-            for line in drawing.bars(shown, largest=1.0):
-                click.echo(f"            {line}")
-    click.echo("          least alike")
+    cells = heatmap.grid(cosines, heatmap.mean)
+    for label, by in (("layer", "row"), ("kind of module", "column")):
+        means = heatmap.totals(cells, by=by, join=heatmap.mean)
+        if len(means) > 1:
+            output.line(f"          by {label}")
+            for line in heatmap.bars(means, lambda _, mean: f"{mean:+.3f}", largest=1.0):
+                output.line(f"            {line}")
+    output.line("          least similar")
     for path, value in sorted(numbers.items(), key=lambda item: item[1])[:MODULES_SHOWN]:
-        click.echo(f"            {value:+.3f}  {path}")
+        output.line(f"            {value:+.3f}  {path}")
 
 
 def _similarity(cosine: float) -> str:
-    """For people. Two adapters trained apart have a cosine near 0, one trained on for a little stays near 1."""
-    if cosine > 0.999:
-        return "the same direction"
-    return (
-        "much alike"
-        if cosine > 0.9
-        else "related"
-        if cosine > 0.3
-        else "hardly related"
-        if cosine > -0.3
-        else "opposed"
-    )
+    """In words. Adapters trained apart have a cosine near 0; one trained on for a few more steps stays near 1."""
+    levels = ((0.999, "the same direction"), (0.9, "very similar"), (0.3, "related"), (-0.3, "hardly related"))
+    return next((label for least, label in levels if cosine > least), "opposed")

@@ -1,8 +1,6 @@
-"""`adapter doctor`: looks at everything between you and the registry and says what is wrong with it.
+"""`adapter doctor`: diagnoses what is between you and the registry. It changes nothing.
 
-Invariants
-- It changes nothing, and a failing look does not stop the next one.
-- It exits 0 when nothing is wrong, else with the exit code of the first thing that is.
+A failing check does not stop the next one. The exit code is that of the first check that failed.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ from registry.errors import RegistryError
 from . import output, session
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
-LITTLE_SPACE_BYTES = 2 * 10**9
+LOW_SPACE_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One thing that was looked at: `state` is ok, note (worth knowing) or wrong."""
+class Check:
+    """One check and its result. `state` is ok, note (worth knowing) or wrong."""
 
     about: str
     state: str
@@ -41,84 +39,80 @@ class Look:
 @output.json_option
 def doctor() -> None:
     """Diagnose problems between you and the registry."""
-    looks = [*_here(), *_registry()]
-    output.answer({"looks": [asdict(look) for look in looks]}, lambda: _print(looks))
-    code = next((look.exit_code for look in looks if look.exit_code), 0)
-    click.get_current_context().exit(code)
+    checks = [*_installation(), *_registry()]
+    output.answer({"checks": [asdict(check) for check in checks]}, lambda: _print(checks))
+    output.exit_with(next((check.exit_code for check in checks if check.exit_code), 0))
 
 
-def _here() -> Iterator[Look]:
+def _installation() -> Iterator[Check]:
     message = f"adapter-registry {__version__} on Python {platform.python_version()}, {platform.machine()}"
-    yield Look("version", "ok", message)
+    yield Check("version", "ok", message)
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
-            yield Look(
+            yield Check(
                 f"[{extra}]", "note", f"not installed ({', '.join(missing)}): pip install 'adapter-registry[{extra}]'"
             )
         else:
-            yield Look(f"[{extra}]", "ok", "installed")
+            yield Check(f"[{extra}]", "ok", "installed")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = next(p for p in [Path(home).expanduser(), *Path(home).expanduser().parents] if p.is_dir())
     free = shutil.disk_usage(folder).free
-    state = "ok" if free > LITTLE_SPACE_BYTES else "note"
-    yield Look("disk", state, f"{output.size(free)} free for downloads ({folder})")
+    state = "ok" if free > LOW_SPACE_BYTES else "note"
+    yield Check("disk", state, f"{output.size(free)} free for downloads ({folder})")
 
 
-def _registry() -> Iterator[Look]:
+def _registry() -> Iterator[Check]:
     try:
-        where = session.target()
+        used = session.target()
     except RegistryError as e:
-        yield _wrong("registry", e)
+        yield _failed("registry", e)
         return
-    yield Look("registry", "ok", f"{'embedded' if where.embedded else where.url}, from {where.source}")
-    if where.readable:
-        yield Look("network", "note", session.IN_THE_CLEAR)
+    yield Check("registry", "ok", f"{'embedded' if used.embedded else used.url}, from {used.source}")
+    if used.unencrypted:
+        yield Check("network", "note", session.UNENCRYPTED)
     try:
         with session.registry() as registry:
             yield from _server(registry)
-            yield from _rights(registry, where)
+            yield from _rights(registry, used)
     except (RegistryError, OSError) as e:
-        yield _wrong("registry", e)
+        yield _failed("registry", e)
 
 
-def _server(registry: Registry) -> Iterator[Look]:
+def _server(registry: Registry) -> Iterator[Check]:
     try:
         health = registry.health(store=True)
     except (RegistryError, OSError) as e:
-        yield _wrong("server", e)
+        yield _failed("server", e)
         return
     summary = f"{health.status}: {health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
-    yield Look(
-        "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.LATER
+    yield Check(
+        "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.TRY_LATER
     )
     if health.version.split(".")[:2] != __version__.split(".")[:2]:
-        yield Look("version", "note", f"the server is {health.version} and this is {__version__}")
-    for name, able in sorted(health.capabilities.items()):
-        yield Look("store", "ok", f"{name}: {able}")
+        yield Check("version", "note", f"the server is {health.version} and this is {__version__}")
+    for name, supported in sorted(health.capabilities.items()):
+        yield Check("store", "ok", f"{name}: {supported}")
 
 
-def _rights(registry: Registry, where: session.RegistryTarget) -> Iterator[Look]:
+def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Check]:
     try:
         who = registry.whoami()
     except (RegistryError, OSError) as e:
-        yield _wrong("token", e)
+        yield _failed("token", e)
         return
-    yield Look("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
+    yield Check("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
     path = session.profile_path()
-    if not where.embedded and path.exists() and path.stat().st_mode & 0o077:
-        yield Look("profile", "note", f"{path} holds tokens and can be read by others: chmod 600 it")
+    if not used.embedded and path.exists() and path.stat().st_mode & 0o077:
+        yield Check("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
 
 
-def _wrong(about: str, error: Exception) -> Look:
-    code = output.exit_code_of(error)
-    step = getattr(error, "next_step", "")
-    return Look(about, "wrong", f"{error}" + (f" ({step})" if step else ""), code)
+def _failed(about: str, error: Exception) -> Check:
+    next_step = getattr(error, "next_step", "")
+    return Check(about, "wrong", f"{error}" + (f" ({next_step})" if next_step else ""), output.exit_code_of(error))
 
 
-def _print(looks: list[Look]) -> None:
+def _print(checks: list[Check]) -> None:
     colors = {"ok": "green", "note": "yellow", "wrong": "red"}
-    output.facts(
-        [(look.about, f"{click.style(f'{look.state:<5}', fg=colors[look.state])}  {look.message}") for look in looks],
-        indent="",
-    )
+    states = {state: output.styled(f"{state:<5}", color) for state, color in colors.items()}
+    output.facts([(check.about, f"{states[check.state]}  {check.message}") for check in checks], indent="")

@@ -1,13 +1,7 @@
-"""Exports: `adapter export`, for engines that read folders, buckets or Kubernetes objects and know no registry.
-
-Invariants
-- What is left out is always named; with `--strict` that makes exit 6. What cannot be brought ends in its own exit code.
-- `--kubernetes` writes nothing but one JSON document to standard output.
-"""
+"""`adapter export`: for engines that read folders, buckets or Kubernetes objects and do not know the registry."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +11,7 @@ from registry import errors
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.serving.export import export as exports
-from registry.serving.export import kubernetes as objects
+from registry.serving.export import kubernetes as kubernetes_objects
 from registry.serving.export import pbase as lookups
 from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderPlace
@@ -36,29 +30,19 @@ _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "ye
 @click.option("--prune", is_flag=True, help="Delete exported versions that are no longer needed.")
 @click.option("--pbase", default="", metavar="FOLDER", help="Also write lookup files for LoRAX's source pbase.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if something is left out.")
-@click.option("--kubernetes", type=click.Choice(objects.KINDS), help="Print Kubernetes objects as JSON instead.")
-@click.option("--from", "source", default="", help="With --kubernetes: location of the export as the pods see it.")
-@click.option("--namespace", default="", help="With --kubernetes: namespace of the objects.")
 @click.option(
-    "--selector", "selectors", multiple=True, metavar="KEY=VALUE", help="With modeladapter: labels of the pods."
+    "--kubernetes", type=click.Choice(kubernetes_objects.KINDS), help="Print Kubernetes objects as JSON instead."
 )
+@click.option("--from", "source", default="", help="With --kubernetes: location of the export as the pods see it.")
+@click.option("--namespace", default="", help="With --kubernetes: namespace of the kubernetes_objects.")
+@click.option("--selector", "selectors", multiple=True, metavar="KEY=VALUE",
+              help="With modeladapter: labels of the pods.")  # fmt: skip
 @click.option("--secret", default="", help="With modeladapter: Secret with the bucket's credentials.")
 @output.json_option
 def export(
-    base: str,
-    dest: str,
-    alias: str,
-    engine: str,
-    model: str,
-    prune: bool,
-    pbase: str,
-    strict: bool,
-    kubernetes: str | None,
-    source: str,
-    namespace: str,
-    selectors: tuple[str, ...],
-    secret: str,
-) -> None:
+    base: str, dest: str, alias: str, engine: str, model: str, prune: bool, pbase: str, strict: bool,
+    kubernetes: str | None, source: str, namespace: str, selectors: tuple[str, ...], secret: str,
+) -> None:  # fmt: skip
     """Export what an alias of every adapter of BASE points at into DEST, a folder or s3://BUCKET/PREFIX.
 
     For engines that do not know the registry: one folder per version (acme-support-v3), never rewritten, and an
@@ -70,86 +54,77 @@ def export(
     adapter export smollm2 --kubernetes modeladapter --from s3://models/prod/
     """
     if bool(dest) == bool(kubernetes) or bool(source) != bool(kubernetes):
-        raise click.UsageError("say either DEST, or --kubernetes KIND and --from PLACE")
+        raise click.UsageError("pass either DEST, or --kubernetes KIND and --from LOCATION")
     with session.registry() as registry:
         desired = registry.desired_state(base, alias, engine=engine)
         if kubernetes:
-            labels = dict(_pair(text) for text in selectors)
+            labels = output.pairs(selectors, "--selector", "KEY=VALUE")
             _print_objects(
                 desired,
-                lambda entries: objects.make(
+                lambda entries: kubernetes_objects.make(
                     kubernetes, desired, entries, source,
                     namespace=namespace, model=model, selector=labels or None, secret=secret,
                 ),
                 strict,
             )  # fmt: skip
             return
-        location = _place(dest)
-        if pbase and not dest.startswith("s3://"):
-            raise click.UsageError("--pbase is for an export to s3://: LoRAX's source pbase leads to buckets only")
-        cache = None if dest.startswith("s3://") else pull.USER_CACHE  # bytes on their way to a bucket are not kept
-        as_json = output.as_json()  # asked here: it looks at the command, which other threads do not have
+        to_bucket = dest.startswith("s3://")
+        if pbase and not to_bucket:
+            raise click.UsageError("--pbase needs an export to s3://: LoRAX's source pbase reads only buckets")
+        cache = None if to_bucket else pull.USER_CACHE  # bytes for a bucket are not cached
+        location = _bucket(dest) if to_bucket else FolderPlace(Path(dest))
+        as_json = output.as_json()  # other threads have no click context
         on_item: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
         done = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
         lookups.write(Path(pbase), done)
-    output.answer(done, lambda: _print_sum(done))
+    output.answer(done, lambda: _print_summary(done))
     _exit(done, strict)
 
 
-def _place(dest: str) -> ExportTarget:
-    if dest.startswith("s3://"):
-        target: ExportTarget = main.load(
-            "registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://"
-        )(dest)
-        return target
-    return FolderPlace(Path(dest))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise click.UsageError(f"--selector {text!r} is not KEY=VALUE")
-    return key, value
+def _bucket(dest: str) -> ExportTarget:
+    target_class = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")
+    target: ExportTarget = target_class(dest)
+    return target
 
 
 def _print_objects(
-    desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], objects.Object], strict: bool
+    desired: DesiredState, make: Callable[[Sequence[DesiredAdapter]], kubernetes_objects.Object], strict: bool
 ) -> None:
     entries, left_out = exports.chosen(desired)
-    click.echo(json.dumps(make(entries), indent=2, ensure_ascii=False))
+    click.echo(output.json_text(make(entries)))
     if not desired.adapters:
-        output.note(_no_adapter(desired.base, desired.alias))
+        output.note(_no_adapters(desired.base, desired.alias))
     for name, reason in left_out.items():
         output.note(f"left out: {name}: {reason}")
     if strict and left_out:
-        click.get_current_context().exit(output.REFUSED)
+        output.exit_with(output.REFUSED)
 
 
 def _print_item(item: Item) -> None:
-    state = click.style(item.state, fg=_COLORS.get(item.state))
-    click.echo(f"{output.strong(item.served_name)}  {state}  {item.reason or f'{item.name}@{item.number}'}")
+    state = output.styled(item.state, *([_COLORS[item.state]] if item.state in _COLORS else []))
+    output.line(f"{output.strong(item.served_name)}  {state}  {item.reason or f'{item.name}@{item.number}'}")
 
 
-def _no_adapter(base: str, alias: str) -> str:
-    return f"no adapter of {base!r} that you may see has the alias {alias!r}"
+def _no_adapters(base: str, alias: str) -> str:
+    return f"no adapter of {base!r} that you can see has the alias {alias!r}"
 
 
-def _print_sum(done: Exported) -> None:
+def _print_summary(done: Exported) -> None:
     if not done.items:
-        click.echo(_no_adapter(done.base, done.alias))
+        output.line(_no_adapters(done.base, done.alias))
     states = [item.state for item in done.items]
-    there = states.count("new") + states.count("unchanged")
-    also = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
-    summary = f"{output.plural(there, 'adapter')} in {done.location}"
-    click.echo(f"{summary} ({', '.join(also)})" if also else f"{summary}, nothing new")
-    step = next((item.error.get("next_step") for item in done.items if item.error), None)
-    if step:
-        click.echo(f"Next: {step}", err=True)
+    exported = states.count("new") + states.count("unchanged")
+    counts = [f"{states.count(state)} {state}" for state in ("new", "left out", "failed", "removed") if state in states]
+    summary = f"{output.plural(exported, 'adapter')} in {done.location}"
+    output.line(f"{summary} ({', '.join(counts)})" if counts else f"{summary}, nothing new")
+    next_step = next((item.error.get("next_step") for item in done.items if item.error), None)
+    if next_step:
+        output.line(f"Next: {next_step}", err=True)
 
 
 def _exit(done: Exported, strict: bool) -> None:
     failed = next((item.error for item in done.items if item.error), None)
     left_out = any(item.state == "left out" for item in done.items)
     code = output.exit_code_of(errors.from_problem(failed)) if failed else output.REFUSED if strict and left_out else 0
-    click.get_current_context().exit(code)
+    output.exit_with(code)

@@ -1,8 +1,7 @@
-"""What stands before production: `adapter gate …`, `adapter approve`, and `adapter quarantine`.
+"""`adapter gate …`, `adapter approve` and `adapter quarantine`.
 
-Invariants
-- A target with a slash is an adapter, one without is a namespace; an adapter's own gate counts before its namespace's.
-- A gate is set as a whole: what an option does not name, it does not ask for.
+A scope with a slash is an adapter, one without is a namespace; an adapter's own gate overrides its namespace's. A gate
+is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ import click
 from pydantic import ValidationError
 
 from registry.api.aliases import GateView
-from registry.api.catalog import VersionView
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 
-from . import fleet, output, session
+from . import output, session, versions
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 
 
 @click.group()
 def gate() -> None:
-    """Gates: what a channel demands of a version before it moves."""
+    """Gates: what a version needs before an alias moves to it."""
 
 
 @gate.command("set")
@@ -51,7 +49,7 @@ def set_gate(
     \b
     adapter gate set acme prod --require compat --require smoke --approvals 2
     """
-    scope, alias = output.alias_of(scope, alias)
+    scope, alias = output.split_alias(scope, alias)
     try:
         new_gate = Gate(
             requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
@@ -70,7 +68,7 @@ def set_gate(
 @output.json_option
 def show(scope: str, alias: str) -> None:
     """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
-    scope, alias = output.alias_of(scope, alias)
+    scope, alias = output.split_alias(scope, alias)
     with session.registry() as registry:
         if not any(mark in scope for mark in "@:"):
             view = registry.gate(scope, alias)
@@ -80,9 +78,9 @@ def show(scope: str, alias: str) -> None:
 
     def text() -> None:
         _print(check.gate)
-        click.echo(f"  open for @{check.number}" if check.open else f"  closed for @{check.number}:")
+        output.line(f"  open for @{check.number}" if check.open else f"  closed for @{check.number}:")
         for finding in check.missing:
-            click.echo(f"    - {finding.message}")
+            output.line(f"    - {finding.message}")
 
     output.answer(check, text)
 
@@ -99,7 +97,7 @@ def list_gates(scope: str) -> None:
         for view in listing.items:
             _print(view)
         if not listing.items:
-            click.echo(f"No gate was set on {scope}: the built-in ones count, see adapter gate show {scope} prod.")
+            output.line(f"No gate is set on {scope}. The built-in gates apply: adapter gate show {scope} prod")
 
     output.answer(listing, text)
 
@@ -110,7 +108,7 @@ def list_gates(scope: str) -> None:
 @output.json_option
 def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
-    scope, alias = output.alias_of(scope, alias)
+    scope, alias = output.split_alias(scope, alias)
     with session.registry() as registry:
         view = registry.remove_gate(scope, alias)
     output.answer(view, lambda: _print(view))
@@ -128,7 +126,7 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
     note = "" if approval.counts else ", which does not count: the gate does not accept this approver"
     output.answer(
         approval,
-        lambda: click.echo(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
+        lambda: output.line(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
     )
 
 
@@ -143,21 +141,18 @@ def quarantine(ref: Ref, reason: str, undo: bool) -> None:
         version = registry.unquarantine(ref, reason) if undo else registry.quarantine(ref, reason)
 
     def text() -> None:
-        _say(version, f"is {'no longer ' if undo else ''}in quarantine: {reason}")
-        fleet.warn(version.served_on)
+        title = output.strong(f"{version.name}@{version.number}")
+        output.line(f"{title} is {'no longer ' if undo else ''}in quarantine: {reason}")
+        versions.print_served_on(version.served_on)
 
     output.answer(version, text)
 
 
-def _say(version: VersionView, what: str) -> None:
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')} {what}")
-
-
 def _print(view: GateView) -> None:
-    where = f"set on {view.set_on} by {view.set_by}" if view.set_on else "built in"
-    click.echo(f"{output.strong(view.alias)}  {output.faint(where)}")
+    origin = f"set on {view.set_on} by {view.set_by}" if view.set_on else "built in"
+    output.line(f"{output.strong(view.alias)}  {output.faint(origin)}")
     gate = view.gate
-    lines = [
+    requirements = [
         ("checks", ", ".join(gate.requires)),
         ("engines", ", ".join(gate.engines)),
         ("golden", "all passed" if gate.golden else ""),
@@ -165,7 +160,7 @@ def _print(view: GateView) -> None:
         ("soak", f"{gate.soak_seconds} s in {gate.soak_in}" if gate.soak_in else ""),
         ("signed by", ", ".join(gate.signed_by)),
     ]
-    output.facts([(name, value) for name, value in lines if value] or [("asks for", "nothing")])
+    output.facts([(name, value) for name, value in requirements if value] or [("requires", "nothing")])
 
 
 def _approvals(gate: Gate) -> str:

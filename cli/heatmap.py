@@ -1,23 +1,136 @@
-"""Heat maps of numbers by module, as an SVG file: a row for each block, a column for each kind of module.
+"""Numbers by module: a grid of blocks and kinds of module, as bars on a terminal or a heat map in an SVG file.
 
-Invariants
-- A file name that does not end in `.svg` is refused before the registry is asked anything.
-- The SVG is plain text without scripts, fonts or links; every text in it is escaped.
+A path is split into its block and the rest: `model.layers.3.self_attn.q_proj` is row `3`, column `q_proj`;
+`lora_unet_down_blocks_0_attentions_1_…_attn1_to_k` is row `down 0`, column `attn1_to_k`. Rows are in the model's order.
+
+Example
+    >>> grid({"model.layers.0.mlp.up_proj": 0.5}).columns
+    ('up_proj',)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from . import output
-from .drawing import Grid
 
+BAR_WIDTH = 30
+ROWS_SHOWN = 48
+OTHER = "other"
+_NUMBER = r"[._](\d{1,6})"
+_LAYER = re.compile(rf"(?:[._]|\A)(?:layers|h|blk|layer|resblocks){_NUMBER}(?=[._])")
+_BLOCK = re.compile(
+    r"(?:[._]|\A)(down|mid|middle|up|input|output|double|joint|single_transformer|single|transformer)"
+    rf"_blocks?(?:{_NUMBER})?(?=[._])"
+)
+_PLAIN_BLOCK = re.compile(rf"(?:[._]|\A)blocks{_NUMBER}(?=[._])")
+_TEXT = re.compile(r"\A(?:lora_)?(text_encoder_?\d?|te\d?)[._]")
+_ORDER = ("", "input", "down", "mid", "middle", "up", "output", "joint", "double", "transformer", "single",
+          "single transformer")  # fmt: skip
+_AFTER_NUMBERS = re.compile(r".*[._]\d+[._](?=\D)")
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+Join = Callable[[list[float]], float]
+
+
+class HeatmapCell(NamedTuple):
+    """The cell of a module. Cells sort in the order of the model; `row` and `column` are the labels."""
+
+    rank: int
+    group: str
+    number: int
+    row: str
+    column: str
+
+
+def cell_of(path: str) -> HeatmapCell:
+    text = _TEXT.match(path)
+    match = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
+    if text:
+        group = f"text {text[1][-1]}" if text[1][-1].isdigit() else "text"
+        number = int(match[1]) if match else 0
+        return HeatmapCell(len(_ORDER), group, number, f"{group} {number}", _column(path))
+    block = _BLOCK.search(path)
+    if block:
+        group, number = block[1].replace("_", " "), int(block[2] or 0)
+        row = f"{group} {number}" if block[2] else group
+        return HeatmapCell(_ORDER.index(group), group, number, row, _AFTER_NUMBERS.sub("", path))
+    if match:
+        return HeatmapCell(0, "", int(match[1]), match[1], _column(path))
+    return HeatmapCell(len(_ORDER) + 1, OTHER, 0, OTHER, _column(path))
+
+
+def _column(path: str) -> str:
+    return path.rpartition(".")[2] if "." in path else _AFTER_NUMBERS.sub("", path)
+
+
+# ------------------------------------------------------------------ joining
+def joint_norm(norms: Iterable[float]) -> float:
+    """The norm of several updates side by side."""
+    return math.sqrt(sum(norm * norm for norm in norms))
+
+
+def mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Numbers by (row, column)."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], float]
+
+
+def grid(values: Mapping[str, float | None], join: Join = joint_norm) -> Grid:
+    """A row for each block, a column for each kind of module. `join` makes one number of those that share a cell."""
+    numbers: dict[tuple[str, str], list[float]] = defaultdict(list)
+    first_cells: dict[str, HeatmapCell] = {}
+    for path, value in values.items():
+        if value is not None:
+            cell = cell_of(path)
+            first_cells.setdefault(cell.row, cell)
+            numbers[cell.row, cell.column].append(value)
+    rows = tuple(sorted(first_cells, key=lambda row: first_cells[row][:3]))
+    columns = tuple(sorted({column for _, column in numbers}))
+    return Grid(rows, columns, {cell: join(shared) for cell, shared in numbers.items()})
+
+
+# ------------------------------------------------------------------ bars
+def totals(grid: Grid, *, by: str, join: Join = joint_norm) -> list[tuple[str, float]]:
+    """The label of each row or each column of the grid (`by`) and its joined cells."""
+    index = 0 if by == "row" else 1
+    numbers: dict[str, list[float]] = defaultdict(list)
+    for cell, value in grid.cells.items():
+        numbers[cell[index]].append(value)
+    return [(label, join(numbers[label])) for label in (grid.rows if by == "row" else grid.columns)]
+
+
+def bars(sizes: list[tuple[str, float]], suffix: Callable[[str, float], str], largest: float = 0.0) -> list[str]:
+    """A bar for each size, the longest for the largest (or for `largest`); negative sizes are red."""
+    largest = largest or max((abs(size) for _, size in sizes), default=0.0)
+    width = max((len(label) for label, _ in sizes), default=0)
+    drawn = [f"{label:>{width}} {_bar(size, largest)} {suffix(label, size)}" for label, size in sizes[:ROWS_SHOWN]]
+    return drawn + ([f"and {len(sizes) - ROWS_SHOWN} more"] if len(sizes) > ROWS_SHOWN else [])
+
+
+def _bar(value: float, largest: float) -> str:
+    eighths = min(8 * BAR_WIDTH, round(8 * BAR_WIDTH * abs(value) / largest)) if largest else 0
+    bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    return output.styled(bar.ljust(BAR_WIDTH), "cyan" if value >= 0 else "red")
+
+
+# ------------------------------------------------------------------ SVG
 CHARACTER_WIDTH = 6
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, MARGIN = 104, 18, 140, 90, 20
 LEAST_WIDTH = 480
@@ -26,7 +139,7 @@ _PALE, _DARK = (240, 244, 250), (20, 60, 130)
 
 
 class SvgFile(click.Path):
-    """A file that a heat map can be written to."""
+    """A path that ends in .svg."""
 
     def __init__(self) -> None:
         super().__init__(dir_okay=False, path_type=Path)
@@ -78,22 +191,23 @@ class HeatMap:
             yield LEFT + CELL_WIDTH * x, column if len(column) <= LABEL_LIMIT else "…" + column[1 - LABEL_LIMIT :]
 
 
-def svg(of: HeatMap) -> str:
-    width, height = of.size
+def svg(heatmap: HeatMap) -> str:
+    """Plain text without scripts, fonts or links; every text in it is escaped."""
+    width, height = heatmap.size
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="10">',
-        f'<text x="10" y="20" font-size="14">{escape(of.title)}</text>',
-        f'<text x="10" y="38" fill="#666">{escape(of.legend)}</text>',
+        f'<text x="10" y="20" font-size="14">{escape(heatmap.title)}</text>',
+        f'<text x="10" y="38" fill="#666">{escape(heatmap.legend)}</text>',
     ]
-    parts += [f'<text x="{x + 2}" y="{TOP - 6}">{escape(label)}</text>' for x, label in of.column_labels()]
-    parts += [f'<text x="10" y="{y + 13}">{escape(label)}</text>' for y, label in of.row_labels()]
-    for x, y, value, color, is_white in of.cells():
+    parts += [f'<text x="{x + 2}" y="{TOP - 6}">{escape(label)}</text>' for x, label in heatmap.column_labels()]
+    parts += [f'<text x="10" y="{y + 13}">{escape(label)}</text>' for y, label in heatmap.row_labels()]
+    for x, y, value, color, is_white in heatmap.cells():
         parts.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" fill="{color}"/>')
         parts.append(f'<text x="{x + 4}" y="{y + 12}" fill="{"#fff" if is_white else "#222"}">{value:.3g}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def write(path: Path, of: HeatMap) -> None:
-    path.write_text(svg(of), encoding="utf-8")
+def write(path: Path, heatmap: HeatMap) -> None:
+    path.write_text(svg(heatmap), encoding="utf-8")
     output.note(f"wrote {path}")

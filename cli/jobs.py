@@ -1,89 +1,80 @@
-"""Jobs: `adapter job list`, `show`, `cancel`, and waiting for one.
+"""`adapter job …` and `adapter smoke-test`: queued work, campaigns, and waiting for either.
 
-Invariants
-- Waiting asks the registry; it never changes the job. Ctrl-C ends the waiting, not the job.
-- A job that is done exits by its verdict: 6 when it is `fail`. One that could not run exits 75.
+Waiting only polls the registry: Ctrl-C ends the waiting, not the work. Exit 6 if a version fails its test (a campaign:
+if a verdict became `fail`), 75 if it could not be tested.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from itertools import islice
 
 import click
 
+from registry import names
+from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.jobs import FINAL, Job, JobStep, Kind, State
+from registry.jobs import FINAL, PRIORITY_LIMIT, Job, JobStep, Kind, State
 from registry.names import Ref
 
 from . import output, session, versions
 
-ASK_EVERY_SECONDS = 0.5
-REMARK_AFTER_SECONDS = 5.0
+POLL_SECONDS = 0.5
+CAMPAIGN_POLL_SECONDS = 1.0
+NO_WORKER_NOTE_SECONDS = 5.0
+NO_WORKER_NOTE = "waiting for a worker: run `adapter worker` on a machine with the base's weights"
 
 
 def print_submitted(job: Job) -> None:
-    click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
-    click.echo(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))
+    output.line(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
+    if job.state not in FINAL:
+        output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))
 
 
 def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
-    """The job when it is final. `Unavailable` (TRY_LATER) when `timeout` seconds pass before."""
-    began, remarked, shown = time.monotonic(), False, 0
+    """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before."""
+    started, noted, steps_shown = time.monotonic(), False, 0
     while True:
         job = registry.job(job_id)
-        for step in job.steps[shown:]:
-            again = "" if step.attempt == 1 else f"attempt {step.attempt}: "
-            output.note(f"  {again}{output.one_line(step.says)}")
-        shown = max(shown, len(job.steps))
+        for step in job.steps[steps_shown:]:
+            output.note("  " + ("" if step.attempt == 1 else f"attempt {step.attempt}: ") + step.says)
+        steps_shown = max(steps_shown, len(job.steps))
         if job.state in FINAL:
             return job
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started
         if timeout is not None and waited >= timeout:
             raise Unavailable(
                 "TRY_LATER",
                 f"job {job.id} is still {job.state} after {timeout:g} seconds",
                 next_step=f"it continues: `adapter job show {job.id}`",
             )
-        if job.state is State.QUEUED and waited >= REMARK_AFTER_SECONDS and not remarked:
-            output.note(f"job {job.id} waits for a worker: run `adapter worker` on a machine with the base's weights")
-            remarked = True
-        time.sleep(ASK_EVERY_SECONDS)
-
-
-def verdict_of(registry: Registry, ref: Ref, job: Job) -> Verdict | None:
-    """The newest verdict `smoke` of the version that the job was about."""
-    subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
-    verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
-    return verdicts[-1] if verdicts else None
-
-
-def print_verdict(job: Job, verdict: Verdict | None) -> None:
-    click.echo(f"{output.strong(job.subject)} on {job.base}")
-    if job.state is State.DONE and verdict is not None:
-        output.facts([("", line) for line in versions.verdict_lines([verdict])], indent="")
-    else:
-        click.echo(f"  {job.id} is {job.state}" + (f": {job.error}" if job.error else ""))
+        if job.state is State.QUEUED and waited >= NO_WORKER_NOTE_SECONDS and not noted:
+            output.note(NO_WORKER_NOTE)
+            noted = True
+        time.sleep(POLL_SECONDS)
 
 
 def exit_by(job: Job, verdict: Verdict | None) -> None:
-    """End with the exit code that a waited-for job deserves."""
+    """End with the exit code of a job that was waited for."""
     if job.state is State.CANCELLED:
         raise Conflict("JOB_STATE", f"job {job.id} was cancelled")
     if job.state is State.FAILED:
         raise Unavailable(
             "TRY_LATER",
-            f"job {job.id} could not be done: {job.error or 'no reason was given'}",
+            f"job {job.id} failed: {job.error or 'no reason was given'}",
             next_step="check the reason and the worker, then request it again",
         )
     if verdict is not None and verdict.outcome is Outcome.FAIL:
-        click.get_current_context().exit(output.REFUSED)
+        output.exit_with(output.REFUSED)
 
 
+# ------------------------------------------------------------------ adapter job
 @click.group()
 def job() -> None:
-    """Jobs: queued work and what became of it."""
+    """Jobs: list, show, cancel."""
 
 
 @job.command("list")
@@ -94,49 +85,33 @@ def job() -> None:
 @output.json_option
 def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
     """List jobs, newest first."""
-    items: list[Job] = []
-    cursor = ""
     with session.registry() as registry:
-        while len(items) < limit:
-            page = registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor)
-            items += page.items
-            cursor = page.next_cursor
-            if not cursor:
-                break
-    shown = items[:limit]
-    output.answer({"items": shown}, lambda: _print_list(shown))
+        pages = output.pages(lambda cursor: registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor))
+        items = list(islice((item for page in pages for item in page.items), limit))
+    output.answer({"items": items}, lambda: _print_list(items))
 
 
 def _print_list(items: list[Job]) -> None:
     if not items:
-        click.echo("No jobs.")
+        output.line("No jobs.")
         return
     rows = [
-        (
-            item.id,
-            _state(item),
-            item.kind,
-            item.subject,
-            item.base,
-            f"{item.attempt}/{item.attempts_limit}",
-            output.one_line(item.worker),
-            output.moment(item.created_at),
-            _says(item),
-        )
-        for item in items
-    ]
-    columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "made", "says")
+        (job.id, _state(job), job.kind, job.subject, job.base, f"{job.attempt}/{job.attempts_limit}", job.worker,
+         output.moment(job.created_at), _status(job))
+        for job in items
+    ]  # fmt: skip
+    columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "created", "status")
     output.table(columns, rows)
 
 
-def _says(job: Job) -> str:
-    """Of a job that is done what came of it; else why it could not be done, or what is being done now."""
-    return output.one_line(str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress)
+def _status(job: Job) -> str:
+    """The result of a finished job; else why it failed, or what it is doing."""
+    return str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress
 
 
 def _state(job: Job) -> str:
     color = {State.DONE: "green", State.FAILED: "red", State.RUNNING: "cyan"}.get(job.state)
-    return click.style(job.state, fg=color)
+    return output.styled(job.state, color) if color else job.state
 
 
 @job.command()
@@ -145,8 +120,8 @@ def _state(job: Job) -> str:
 def show(job_id: str) -> None:
     """Show a job: state, attempts, worker and result."""
     with session.registry() as registry:
-        shown_job = registry.job(job_id)
-    output.answer(shown_job, lambda: _print_job(shown_job))
+        job = registry.job(job_id)
+    output.answer(job, lambda: _print_job(job))
 
 
 @job.command()
@@ -155,31 +130,162 @@ def show(job_id: str) -> None:
 def cancel(job_id: str) -> None:
     """Cancel a queued or running job."""
     with session.registry() as registry:
-        cancelled = registry.cancel(job_id)
-    output.answer(cancelled, lambda: _print_job(cancelled))
+        job = registry.cancel(job_id)
+    output.answer(job, lambda: _print_job(job))
 
 
 def _step(step: JobStep) -> str:
-    return f"{output.moment(step.at)}  {output.one_line(step.says)}"
+    return f"{output.moment(step.at)}  {step.says}"
 
 
 def _print_job(job: Job) -> None:
     sources: list[str] = job.payload.get("sources") or []
-    click.echo(f"{output.strong(job.id)}  {_state(job)}")
+    output.line(f"{output.strong(job.id)}  {_state(job)}")
     output.facts(
         [
             ("work", f"{job.kind} {job.subject} on {job.base}"),
-            ("of", ", ".join(sources) if len(sources) > 1 else ""),
+            ("sources", ", ".join(sources) if len(sources) > 1 else ""),
             ("into", str(job.payload.get("into") or "")),
             ("attempt", f"{job.attempt} of {job.attempts_limit}"),
-            ("worker", output.one_line(job.worker)),
-            ("progress", "\n".join(_step(step) for step in job.steps) or output.one_line(job.progress)),
-            ("result", _says(job) if job.state is State.DONE else ""),
-            ("notes", output.plain("\n".join((job.result.get("report") or {}).get("notes", ())))),
+            ("worker", job.worker),
+            ("progress", [_step(step) for step in job.steps] or job.progress),
+            ("result", _status(job) if job.state is State.DONE else ""),
+            ("notes", list((job.result.get("report") or {}).get("notes", ()))),
             ("priority", str(job.priority) if job.priority else ""),
-            ("error", output.plain(job.error)),
-            ("made", f"{output.moment(job.created_at)} by {job.created_by}"),
+            ("error", job.error.splitlines()),
+            ("created", f"{output.moment(job.created_at)} by {job.created_by}"),
             ("started", output.moment(job.started_at)),
             ("finished", output.moment(job.finished_at)),
         ]
     )
+
+
+# ------------------------------------------------------------------ adapter smoke-test
+@click.command("smoke-test")
+@click.argument("ref", required=False, type=output.REF)
+@click.option("--all", "all_versions", is_flag=True, help="Test all versions of the base --base: a campaign.")
+@click.option("--base", default="", help="With --all: base model whose versions are tested.")
+@click.option("--outdated", is_flag=True, help="With --all: only versions not tested on the base as it is now.")
+@click.option("--made-by", "made_by", multiple=True, metavar="TOOL=VERSION",
+              help="With --all: only versions not tested with it, such as torch=2.13.0 (repeatable).")  # fmt: skip
+@click.option("--campaign", "campaign_id", default="", metavar="ID", help="Show an earlier campaign.")
+@click.option("--wait", is_flag=True, help="Wait for the verdicts.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
+@click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
+              help="Jobs with a higher priority run first. Default: 0, with --all -10.")  # fmt: skip
+@output.json_option
+def smoke_test(
+    ref: Ref | None, all_versions: bool, base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str,
+    wait: bool, timeout: float | None, priority: int | None,
+) -> None:  # fmt: skip
+    """Have a worker test the version REF on its base, or (--all) every version of a base.
+
+    A campaign skips yanked versions and those whose header does not fit, and runs after new pushes. Waiting ends with
+    a table of changed verdicts.
+
+    \b
+    adapter smoke-test acme/support@3 --wait
+    adapter smoke-test --all --base smollm2 --made-by torch=2.13.0 --wait
+    """
+    if (ref is not None) + all_versions + bool(campaign_id) != 1:
+        raise click.UsageError("name a version, or use --all with --base, or --campaign")
+    if all_versions != bool(base) or ((outdated or made_by) and not all_versions):
+        raise click.UsageError("--all needs --base; --base, --outdated and --made-by need --all")
+    wait = wait or timeout is not None
+    if ref is not None:
+        _test_version(ref, wait, timeout, priority or 0)
+        return
+    with session.registry() as registry:
+        if campaign_id:
+            campaign = registry.campaign(campaign_id)
+        else:
+            tools = output.pairs(made_by, "--made-by", "TOOL=VERSION")
+            options = {} if priority is None else {"priority": priority}
+            campaign = registry.start_campaign(
+                CampaignRequest(base=names.base_name(base), outdated=outdated, made_by=tools, **options)
+            )
+        if wait:
+            campaign = _wait_for_campaign(registry, campaign, timeout)
+    output.answer(campaign, lambda: _print_campaign(campaign))
+    if wait:
+        _exit_by_campaign(campaign)
+
+
+def _test_version(ref: Ref, wait: bool, timeout: float | None, priority: int) -> None:
+    with session.registry() as registry:
+        job = registry.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref), priority=priority))
+        if not wait:
+            output.answer(job, lambda: print_submitted(job))
+            return
+        job = wait_for(registry, job.id, timeout)
+        subject = Ref(ref.name, job.subject_digest) if job.subject_digest else ref
+        verdicts = [v for v in registry.version(subject).verdicts if v.check is Check.SMOKE]
+    verdict = verdicts[-1] if verdicts else None
+    output.answer({"job": job, "verdict": verdict}, lambda: _print_verdict(job, verdict))
+    exit_by(job, verdict)
+
+
+def _print_verdict(job: Job, verdict: Verdict | None) -> None:
+    output.line(f"{output.strong(job.subject)} on {job.base}")
+    if job.state is State.DONE and verdict is not None:
+        for line in versions.verdict_lines([verdict]):
+            output.line(f"  {line}")
+    else:
+        output.line(f"  {job.id} is {job.state}" + (f": {job.error}" if job.error else ""))
+
+
+def _wait_for_campaign(registry: Registry, campaign: CampaignView, timeout: float | None) -> CampaignView:
+    started, noted = time.monotonic(), False
+    if not campaign.finished:
+        again = f"Ctrl-C stops waiting; `adapter smoke-test --campaign {campaign.id} --wait` waits again"
+        output.note(f"{output.plural(campaign.total, 'version')} of {campaign.base} queued; {again}")
+    with click.progressbar(
+        length=campaign.total, label="tested", show_pos=True, file=sys.stderr, hidden=not output.on_terminal()
+    ) as bar:
+        while not campaign.finished:
+            waited = time.monotonic() - started
+            if timeout is not None and waited >= timeout:
+                raise Unavailable(
+                    "TRY_LATER",
+                    f"campaign {campaign.id} is not finished: {_states(campaign)}",
+                    next_step=f"it continues: `adapter smoke-test --campaign {campaign.id} --wait`",
+                )
+            all_queued = campaign.states.get(State.QUEUED, 0) == campaign.total
+            if all_queued and waited >= NO_WORKER_NOTE_SECONDS and not noted:
+                output.note(NO_WORKER_NOTE)
+                noted = True
+            time.sleep(CAMPAIGN_POLL_SECONDS)
+            campaign = registry.campaign(campaign.id)
+            pending = campaign.states.get(State.QUEUED, 0) + campaign.states.get(State.RUNNING, 0)
+            bar.update(campaign.total - pending - bar.pos)
+    return campaign
+
+
+def _states(campaign: CampaignView) -> str:
+    return ", ".join(f"{count} {state}" for state, count in campaign.states.items()) or "nothing to do"
+
+
+def _print_campaign(campaign: CampaignView) -> None:
+    total = output.plural(campaign.total, "version")
+    output.line(f"{output.strong(campaign.id)} on {campaign.base}: {total}, {_states(campaign)}")
+    if not campaign.finished:
+        output.line(output.faint(f"  adapter smoke-test --campaign {campaign.id} shows its progress"))
+        return
+    if not campaign.items:
+        output.line("No verdict changed.")
+        return
+    rows = [(item.version, item.before or "–", item.after or item.state, item.summary) for item in campaign.items]
+    output.table(("version", "before", "after", "summary"), rows)
+    if campaign.changed > len(campaign.items):
+        output.line(output.faint(f"  and {campaign.changed - len(campaign.items)} more"))
+
+
+def _exit_by_campaign(campaign: CampaignView) -> None:
+    if any(item.after == Outcome.FAIL for item in campaign.items):
+        output.exit_with(output.REFUSED)
+    if campaign.states.get(State.FAILED, 0):
+        raise Unavailable(
+            "TRY_LATER",
+            f"{output.plural(campaign.states[State.FAILED], 'version')} could not be tested",
+            next_step="check the worker, then start another campaign",
+        )

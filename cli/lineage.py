@@ -1,14 +1,11 @@
-"""`adapter lineage`: where a version, a base or a data set came from, or what came from it, drawn or exported.
+"""`adapter lineage`: the ancestors or descendants of a version, base or data set, as a tree, drawing or export.
 
-Invariants
-- A node that was drawn already is drawn once more without its branches (marked `…`), so a tree always ends.
-- A parent that you may not see is its digest and nothing else. What only a README claims is said to be a claim.
-- Exports are made here, of what the registry answers: they need no server of their own.
+A node that a tree shows a second time has `…` in place of its branches, so every tree ends. A parent that you may not
+see is only its digest.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,13 @@ import click
 
 from registry import attestations
 from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
-from registry.client.registry import Registry
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.svg import svg
 from registry.names import Ref
 
-from . import output, session, sign
+from . import output, session, verify
 
 SHORT_DIGEST = diagrams.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": diagrams.dot, "mermaid": diagrams.mermaid, "svg": svg}
@@ -66,32 +62,34 @@ def lineage(
         raise click.UsageError(f"--format {form} describes what one version was made from: pass a REF, without --down")
     if key is not None and form != "slsa":
         raise click.UsageError("--sign signs an export: --format slsa")
-    signer = sign.private_key(key) if key is not None else None
+    signer = verify.private_key(key) if key is not None else None
     down = down or bool(dataset)
     with session.registry() as registry:
-        graph = _found(registry, ref, dataset, base, down=down)
+        graph = (
+            registry.lineage(ref, down=down)
+            if ref is not None
+            else registry.lineage_of(dataset=dataset, base=base, down=down)
+        )
         version = registry.version(ref) if ref is not None and form in EXPORTED else None
     if version is not None:
         exported = EXPORTED[form](version, graph)
-        text = json.dumps(exported, indent=2, ensure_ascii=False)
+        text = output.json_text(exported)
         if signer is not None:
             text = attestations.sign_statement(canonical_json(exported), signer).decode()
+        lines = [text]
     elif form == "json" or output.as_json():
-        text = graph.model_dump_json(indent=2)
+        lines = [output.json_text(graph)]
     else:
-        text = "\n".join(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
+        lines = list(DRAWN[form](graph) if form in DRAWN else tree(graph, down=down))
     if graph.truncated:
-        output.note("truncated: there is more than one answer can hold")
+        output.note("truncated: the lineage is larger than one answer")
     if out is not None:
-        out.write_text(click.unstyle(text) + "\n", "utf-8")
+        out.write_text("\n".join(map(output.unstyled, lines)) + "\n", "utf-8")
+    elif version is not None or form == "json" or output.as_json():
+        click.echo(lines[0])
     else:
-        click.echo(text)
-
-
-def _found(registry: Registry, ref: Ref | None, dataset: str, base: str, *, down: bool) -> Lineage:
-    if ref is not None:
-        return registry.lineage(ref, down=down)
-    return registry.lineage_of(dataset=dataset, base=base, down=down)
+        for line in lines:
+            output.line(line)
 
 
 # ------------------------------------------------------------------ the tree
@@ -102,39 +100,46 @@ def tree(graph: Lineage, *, down: bool) -> Iterator[str]:
         raise Invalid("REQUEST_INVALID", "the answer lacks its root")
     branches: dict[str, list[tuple[str, LineageEdge]]] = {}
     for edge in graph.edges:
-        stem, tip = (edge.parent, edge.child) if down else (edge.child, edge.parent)
-        branches.setdefault(stem, []).append((tip, edge))
-    for tips in branches.values():
-        tips.sort(key=lambda pair: (_ORDER.get(nodes[pair[0]].kind, 9), pair[1].relation, nodes[pair[0]].name, pair[0]))
-    yield output.strong(_label(nodes[graph.root])) + _more(nodes[graph.root])
+        parent, child = (edge.parent, edge.child) if down else (edge.child, edge.parent)
+        branches.setdefault(parent, []).append((child, edge))
+    for branch in branches.values():
+        branch.sort(
+            key=lambda pair: (_ORDER.get(nodes[pair[0]].kind, 9), pair[1].relation, nodes[pair[0]].name, pair[0])
+        )
+    yield output.strong(_label(nodes[graph.root])) + _details(nodes[graph.root])
     drawn = {graph.root}
-    waiting = [(tip, edge, "", n == 0) for n, (tip, edge) in enumerate(reversed(branches.get(graph.root, [])))]
-    while waiting:  # no recursion: a line of descent may be longer than Python's stack
-        tip, edge, indent, last = waiting.pop()
-        node, again = nodes[tip], tip in drawn
+    stack = [(node, edge, "", n == 0) for n, (node, edge) in enumerate(reversed(branches.get(graph.root, [])))]
+    while stack:  # no recursion: a line of descent may be longer than Python's stack
+        node_id, edge, indent, last = stack.pop()
+        node, again = nodes[node_id], node_id in drawn
         yield (
-            f"{indent}{'└─' if last else '├─'} {output.faint(_WORDS.get(edge.relation, edge.relation))} "
-            f"{_label(node)}{_more(node)}{' …' if again and branches.get(tip) else ''}"
+            f"{indent}{'└─' if last else '├─'} {output.faint(_RELATIONS.get(edge.relation, edge.relation))} "
+            f"{_label(node)}{_details(node)}{' …' if again and branches.get(node_id) else ''}"
         )
         if not again:
-            drawn.add(tip)
+            drawn.add(node_id)
             below = indent + ("   " if last else "│  ")
-            waiting += [(pair, way, below, n == 0) for n, (pair, way) in enumerate(reversed(branches.get(tip, [])))]
+            children = reversed(branches.get(node_id, []))
+            stack += [(child, child_edge, below, n == 0) for n, (child, child_edge) in enumerate(children)]
 
 
 _ORDER = {"version": 0, "base": 1, "dataset": 2, "run": 3, "code": 4}
-_WORDS = {"adapter": "on", "dataset": "trained on", "claimed": "trained on (its README says)", "code": "by code"}
+_RELATIONS = {"adapter": "on", "dataset": "trained on", "claimed": "trained on (its README says)", "code": "by code"}
+
+
+def _sort_key(node: LineageNode, edge: LineageEdge) -> tuple[int, str, str, str]:
+    return _ORDER.get(node.kind, len(_ORDER)), edge.relation, node.name, node.id
 
 
 def _label(node: LineageNode) -> str:
     return f"{diagrams.label(node)} (base)" if node.kind == "base" else diagrams.label(node)
 
 
-def _more(node: LineageNode) -> str:
-    """What stands behind a label: the short digest of a version, where data is, whether something is withdrawn."""
+def _details(node: LineageNode) -> str:
+    """The short digest of a version, the URI of data, and whether a version is withdrawn."""
     if node.hidden or node.kind == "base":
         return ""
     details = [node.digest[SHORT_DIGEST]] if node.digest else []
     details += [node.uri] if node.uri and node.uri != node.name else []
-    withdrawn = click.style(f"  {node.withdrawn}", fg="red") if node.withdrawn else ""
+    withdrawn = output.styled(f"  {node.withdrawn}", "red") if node.withdrawn else ""
     return (output.faint("  " + "  ".join(details)) if details else "") + withdrawn

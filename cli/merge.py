@@ -1,9 +1,7 @@
-"""Merging: `adapter merge` (combine, resize, fuse) and `adapter extract`.
+"""`adapter merge` (combine, resize, fuse) and `adapter extract`.
 
-Invariants
-- With `--into NAME` the registry checks the recipe and a worker does it; with `--into DIR` it is done here, in a
-  process of the worker's extra, and nothing is pushed. A folder begins with `.`, `/` or `~`.
-- What a merge loses is always said: rank, energy kept, relative error in all and of the worst modules.
+With `--into NAME` the registry checks the recipe and a worker runs it. With `--into DIR`, which begins with `.`, `/` or
+`~`, a subprocess on this machine runs it and nothing is pushed.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from registry.client import pull, push
 from registry.client.local.destination import Destination
 from registry.client.registry import Registry
 from registry.errors import Invalid
-from registry.jobs import FINAL, Job, Kind, State
+from registry.jobs import Job, Kind, State
 from registry.merging.recipes import MergeReport, Method, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
@@ -61,18 +59,18 @@ def merge(
     adapter merge acme/pirate --rank 4 --into acme/pirate-small
     adapter merge acme/pirate:prod --fuse --into ./smollm2-pirate
     """
-    named, weights = zip(*(_weighted(source) for source in sources), strict=True)
+    refs, weights = zip(*(_weighted(source) for source in sources), strict=True)
     operation = Operation.FUSE if fuse else Operation.COMBINE if len(sources) > 1 else Operation.RESIZE
     if operation is Operation.RESIZE and not rank:
-        raise click.UsageError("one adapter alone: say --rank N to resize it, or --fuse to write it into its base")
+        raise click.UsageError("with one adapter, pass --rank N to resize it or --fuse to write it into its base")
     recipe = Recipe(
-        operation=operation, sources=named,
+        operation=operation, sources=refs,
         weights=weights if operation is Operation.COMBINE or set(weights) != {1.0} else (),
         method=Method.SVD if operation is Operation.RESIZE else Method(method), rank=rank, density=density, seed=seed,
         into=into, onto=onto, dequantize=dequantize,
     )  # fmt: skip
     if is_folder(into):
-        report = _here(recipe, Path(into).expanduser(), base_dir)
+        report = _run_locally(recipe, Path(into).expanduser(), base_dir)
         output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     kind = Kind.FUSE if fuse else Kind.MERGE
@@ -98,22 +96,22 @@ def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -
     Norms, biases and embeddings that differ are left out and listed.
     """
     recipe = Recipe(operation=Operation.EXTRACT, rank=rank, method=Method.SVD)
-    order = MergeRequest(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
+    request = MergeRequest(recipe=recipe, tuned=str(tuned), base=str(base_dir), base_name=base_name, out="")
     if is_folder(into):
-        report = _written(order, Path(into).expanduser())
+        report = _run_into(request, Path(into).expanduser())
         output.answer({"folder": into, "report": report}, lambda: print_report(into, report))
         return
     name = AdapterName.parse(into)
     with tempfile.TemporaryDirectory(prefix="adapter-extract-") as scratch, session.registry() as registry:
         out = Path(scratch) / "adapter"
-        report = _run(order.model_copy(update={"out": str(out)}))
+        report = _run(request.model_copy(update={"out": str(out)}))
         pushed = push.push_folder(registry, out, name, base=base_name, annotations=recipe.annotations)
     version = f"{pushed.version.name}@{pushed.version.number}"
     output.answer({"version": pushed.version, "report": report}, lambda: print_report(version, report))
 
 
 def is_folder(text: str) -> bool:
-    """Whether a source or target is a folder here, not a name."""
+    """Whether a source or target is a local folder, not a name."""
     return text.startswith((".", "/", "~"))
 
 
@@ -124,52 +122,52 @@ def _weighted(text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError:
-        raise click.BadParameter(f"{text!r}: after '=' comes a weight, a number", param_hint="REF") from None
+        raise click.BadParameter(f"{text!r}: the weight after '=' is not a number", param_hint="REF") from None
 
 
-# ------------------------------------------------------------------ here
-def _here(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
-    """Do the recipe in this machine's folders; refs among the sources are pulled first."""
+# ------------------------------------------------------------------ local runs
+def _run_locally(recipe: Recipe, out: Path, base_dir: Path | None) -> MergeReport:
+    """Run the recipe on local folders. REFs among the sources are pulled first."""
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as scratch:
         if all(is_folder(source) for source in recipe.sources):
-            folders, own = [str(Path(source).expanduser()) for source in recipe.sources], ""
+            folders, own_base = [str(Path(source).expanduser()) for source in recipe.sources], ""
             base = str(base_dir or "")
         else:
             with session.registry() as registry:
-                folders, own = _fetched(registry, recipe.sources, Path(scratch))
-                view = registry.base(recipe.onto or own)
+                folders, own_base = _pull_sources(registry, recipe.sources, Path(scratch))
+                view = registry.base(recipe.onto or own_base)
                 base = str(base_dir or view.source)
                 if recipe.operation is Operation.FUSE and Path(base).is_dir():
-                    _compare(registry, view, Path(base))
-        order = MergeRequest(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
+                    _compare_base(registry, view, Path(base))
+        request = MergeRequest(recipe=recipe, sources=tuple(folders), base=base, out=str(out))
         if recipe.operation is not Operation.FUSE:
-            return _written(order, out)
-        if not order.base or not Path(order.base).is_dir():
-            raise Invalid("BASE_INVALID", "the base's weights are not here", next_step="pass --base-dir DIR")
-        report = _run(order)
-        return report.onto(recipe.onto, own) if recipe.onto and own else report
+            return _run_into(request, out)
+        if not request.base or not Path(request.base).is_dir():
+            raise Invalid("BASE_INVALID", "the base's weights are not on this machine", next_step="pass --base-dir DIR")
+        report = _run(request)
+        return report.onto(recipe.onto, own_base) if recipe.onto and own_base else report
 
 
-def _compare(registry: Registry, view: BaseView, folder: Path) -> None:
-    """`Invalid` (BASE_INVALID) where the weights in the folder are not those of the base that the registry knows."""
-    _demand_worker()
+def _compare_base(registry: Registry, view: BaseView, folder: Path) -> None:
+    """`Invalid` (BASE_INVALID): the weights in the folder are not those of the registered base."""
+    _require_worker()
     if view.spec.fingerprints.exact is None:
-        output.note(f"  the weights of {view.name} are not identified, so those in {folder} are not compared with them")
+        output.note(f"  the base {view.name} was not identified, so the weights in {folder} cannot be compared")
         return
     problem = identify.Inspector(registry, say=output.note, stopping=lambda: False).problem(view, folder)
     if problem:
-        advice = "name the base's folder, or register that folder (`adapter base add`) and fuse --onto its name"
-        raise Invalid("BASE_INVALID", problem, next_step=advice)
+        next_step = "pass the base's folder, or register that folder (`adapter base add`) and fuse --onto its name"
+        raise Invalid("BASE_INVALID", problem, next_step=next_step)
 
 
-def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
-    """The folders of the sources, and the one base that they are for."""
+def _pull_sources(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple[list[str], str]:
+    """The folders of the sources, and their common base."""
     folders, bases = [], set()
-    for at, source in enumerate(sources):
+    for number, source in enumerate(sources):
         if is_folder(source):
             folders.append(str(Path(source).expanduser()))
             continue
-        folder = scratch / str(at) / source
+        folder = scratch / str(number) / source
         bases.add(pull.pull(registry, Ref.parse(source), folder).manifest.base.name)
         folders.append(str(folder))
     if len(bases) != 1:
@@ -177,44 +175,42 @@ def _fetched(registry: Registry, sources: Sequence[str], scratch: Path) -> tuple
     return folders, bases.pop()
 
 
-def _written(order: MergeRequest, out: Path) -> MergeReport:
+def _run_into(request: MergeRequest, out: Path) -> MergeReport:
     with Destination(out) as folder:
-        return _run(order.model_copy(update={"out": str(folder)}))
+        return _run(request.model_copy(update={"out": str(folder)}))
 
 
-def _run(order: MergeRequest) -> MergeReport:
-    _demand_worker()
-    return order.run(lambda text: output.note(f"  {text}"))
+def _run(request: MergeRequest) -> MergeReport:
+    _require_worker()
+    return request.run(lambda text: output.note(f"  {text}"))
 
 
-def _demand_worker() -> None:
+def _require_worker() -> None:
     if not identify.is_possible():
         raise main.MissingExtra(
-            "merging here needs the extra 'worker' (torch is not installed): pip install 'adapter-registry[worker]'"
+            "a local merge needs the extra 'worker' (torch is not installed): pip install 'adapter-registry[worker]'"
         )
 
 
-# ------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------ output
 def _print_job(job: Job) -> None:
     report: Any = job.result.get("report")
     if job.state is not State.DONE or report is None:
-        click.echo(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
-        if job.state not in FINAL:
-            click.echo(output.faint(f"  adapter job show {job.id} tells how it goes; `adapter worker` does it"))
+        jobs.print_submitted(job)
         return
     print_report(job.result.get("version") or job.result.get("base") or "", MergeReport.model_validate(report))
 
 
 def print_report(title: str, report: MergeReport) -> None:
-    click.echo(f"{output.strong(title)}  {report.operation}{f' ({report.method})' if report.method else ''}")
+    output.line(f"{output.strong(title)}  {report.operation}{f' ({report.method})' if report.method else ''}")
     if report.operation is Operation.FUSE:
-        facts = [("changed", output.plural(report.changed_tensors, "tensor")),
+        facts: list[tuple[str, str | list[str]]] = [("changed", output.plural(report.changed_tensors, "tensor")),
                  ("copied", output.size(report.copied_bytes))]  # fmt: skip
     else:
         facts = [("rank", str(report.rank)), ("energy kept", f"{report.energy_kept:.2%}"),
                  ("error", f"{report.relative_error:.3g} of the update")]  # fmt: skip
         if abs(report.error_to_sum - report.relative_error) > 1e-6:
             facts.append(("against the sum", f"{report.error_to_sum:.3g}"))
-        worst = [one for one in report.modules[:WORST_SHOWN] if one.relative_error > 1e-6]
-        facts += [("worst" if not at else "", f"{one.path}: {one.relative_error:.3g}") for at, one in enumerate(worst)]
+        worst = [module for module in report.modules[:WORST_SHOWN] if module.relative_error > 1e-6]
+        facts.append(("worst", [f"{module.path}: {module.relative_error:.3g}" for module in worst]))
     output.facts([*facts, *(("note", note) for note in report.notes)])

@@ -1,7 +1,6 @@
-"""Who owns what: `adapter namespace …`, `adapter publisher …`, and adapters that end or change hands.
+"""`adapter namespace …`, `adapter publisher …`, `adapter delete` and `adapter rename`.
 
-Invariants
-- What cannot be taken back (a name is never given again) asks first, or takes `--yes`.
+What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
-from . import fleet, output, session
+from . import output, session, versions
 
 
 @click.group()
 def namespace() -> None:
-    """Namespaces: who may do what inside, and how much."""
+    """Namespaces: roles, visibility, limits."""
 
 
 @namespace.command()
@@ -36,25 +35,21 @@ def create(name: str, owner: str) -> None:
 @output.json_option
 def list_namespaces() -> None:
     """List the namespaces you can see."""
-    items: list[NamespaceView] = []
     with session.registry() as registry:
-        page = registry.namespaces(limit=200)
-        items += page.items
-        while page.next_cursor:
-            page = registry.namespaces(cursor=page.next_cursor, limit=200)
-            items += page.items
+        pages = output.pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
+        items = [item for page in pages for item in page.items]
     output.answer({"items": items}, lambda: _print_namespaces(items))
 
 
 def _print_namespaces(items: list[NamespaceView]) -> None:
     if not items:
-        click.echo("No namespaces.")
+        output.line("No namespaces.")
         return
     rows = [
         (output.strong(i.name), "public" if i.public else "private", str(i.used_versions), output.size(i.used_bytes))
         for i in items
     ]
-    output.table(("name", "seen", "versions", "bytes"), rows)
+    output.table(("name", "visibility", "versions", "bytes"), rows)
 
 
 @namespace.command()
@@ -68,7 +63,7 @@ def show(name: str) -> None:
 
 
 def _print_namespace(view: NamespaceView) -> None:
-    click.echo(f"{output.strong(view.name)}  {'public' if view.public else 'private'}")
+    output.line(f"{output.strong(view.name)}  {'public' if view.public else 'private'}")
     bytes_limit = f" of {output.size(view.quota_bytes)}" if view.quota_bytes else ""
     versions_limit = f" of {view.quota_versions}" if view.quota_versions else ""
     rows = [("bytes", output.size(view.used_bytes) + bytes_limit)]
@@ -86,11 +81,7 @@ def _print_namespace(view: NamespaceView) -> None:
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
 @output.json_option
 def change(
-    name: str,
-    public: bool | None,
-    quota_bytes: int | None,
-    quota_versions: int | None,
-    pushes_per_hour: int | None,
+    name: str, public: bool | None, quota_bytes: int | None, quota_versions: int | None, pushes_per_hour: int | None
 ) -> None:
     """Make a namespace public or private, or set its limits."""
     request = NamespaceSet(
@@ -110,7 +101,7 @@ def grant(name: str, subject: str, role: str) -> None:
     """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""
     with session.registry() as registry:
         changed = registry.grant_role(name, subject, role)
-    output.answer(changed, lambda: click.echo(f"{subject} is {role} in {name}."))
+    output.answer(changed, lambda: output.line(f"{subject} is {role} in {name}."))
 
 
 @namespace.command()
@@ -121,7 +112,7 @@ def revoke(name: str, subject: str) -> None:
     """Remove SUBJECT's role in a namespace at once."""
     with session.registry() as registry:
         changed = registry.revoke_role(name, subject)
-    output.answer(changed, lambda: click.echo(f"{subject} no longer has a role in {name}."))
+    output.answer(changed, lambda: output.line(f"{subject} no longer has a role in {name}."))
 
 
 @namespace.command("delete")
@@ -132,8 +123,8 @@ def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
     _confirm(f"Delete the namespace {name} permanently?", yes)
     with session.registry() as registry:
-        gone = registry.delete_namespace(name)
-    output.answer(gone, lambda: click.echo(f"{name} deleted; its name is never reused."))
+        deleted = registry.delete_namespace(name)
+    output.answer(deleted, lambda: output.line(f"{name} deleted; its name is never reused."))
 
 
 # ------------------------------------------------------------------ adapters
@@ -146,13 +137,13 @@ def delete(name: str, yes: bool) -> None:
     adapter = AdapterName.parse(name)
     _confirm(f"Delete {adapter} and all its versions permanently?", yes)
     with session.registry() as registry:
-        gone = registry.delete_adapter(adapter)
+        deleted = registry.delete_adapter(adapter)
 
     def text() -> None:
-        click.echo(f"{gone.name} deleted with {gone.versions} versions.")
-        fleet.warn(gone.served_on)
+        output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
+        versions.print_served_on(deleted.served_on)
 
-    output.answer(gone, text)
+    output.answer(deleted, text)
 
 
 @click.command()
@@ -169,16 +160,16 @@ def rename(name: str, to: str, yes: bool) -> None:
     _confirm(f"Rename {adapter} to {target} permanently?", yes)
     with session.registry() as registry:
         moved = registry.rename(adapter, target)
-    output.answer(moved, lambda: click.echo(f"{adapter} is {output.strong(moved.name)} now."))
+    output.answer(moved, lambda: output.line(f"{adapter} is now {output.strong(moved.name)}."))
 
 
 def _confirm(question: str, yes: bool) -> None:
     try:
         answer = "yes" if yes or click.confirm(question, err=True) else "no"
-    except click.Abort:  # nobody is there to ask
-        answer = "nothing"
+    except click.Abort:  # standard input is closed
+        answer = "missing"
     if answer != "yes":
-        raise Invalid("REQUEST_INVALID", f"not done: the answer was {answer}", next_step="answer yes, or pass --yes")
+        raise Invalid("REQUEST_INVALID", f"not done: the answer is {answer}", next_step="answer yes, or pass --yes")
 
 
 # ------------------------------------------------------------------ trusted publishers
@@ -190,7 +181,8 @@ def publisher() -> None:
 @publisher.command()
 @click.argument("name")
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
-@click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN", help="* is any (repeatable).")
+@click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
+              help="Required claim; * matches any text (repeatable).")  # fmt: skip
 @output.json_option
 def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
     """Allow identity tokens of an issuer with matching claims to push the adapter NAME.
@@ -199,7 +191,9 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
     """
     required_claims = dict(claim.split("=", 1) for claim in claims if "=" in claim)
     if len(required_claims) != len(claims):
-        raise Invalid("REQUEST_INVALID", "claim: each one once, as CLAIM=PATTERN", next_step="--claim repository=a/b")
+        raise Invalid(
+            "REQUEST_INVALID", "--claim takes CLAIM=PATTERN, each claim once", next_step="--claim repository=a/b"
+        )
     with session.registry() as registry:
         created = registry.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims))
     output.answer(created, lambda: _print_publishers([created]))
@@ -217,10 +211,10 @@ def list_publishers(name: str) -> None:
 
 def _print_publishers(items: list[PublisherView]) -> None:
     if not items:
-        click.echo("No trusted publishers.")
+        output.line("No trusted publishers.")
         return
     rows = [(i.id, i.issuer, ", ".join(f"{c}={p}" for c, p in sorted(i.claims.items())), i.created_by) for i in items]
-    output.table(("id", "issuer", "claims", "made by"), rows)
+    output.table(("id", "issuer", "claims", "created by"), rows)
 
 
 @publisher.command()
@@ -230,5 +224,5 @@ def _print_publishers(items: list[PublisherView]) -> None:
 def remove(name: str, publisher_id: str) -> None:
     """Remove a trusted publisher."""
     with session.registry() as registry:
-        gone = registry.remove_publisher(AdapterName.parse(name), publisher_id)
-    output.answer(gone, lambda: click.echo(f"{gone.id} may no longer push {gone.adapter}."))
+        removed = registry.remove_publisher(AdapterName.parse(name), publisher_id)
+    output.answer(removed, lambda: output.line(f"{removed.id} may no longer push {removed.adapter}."))

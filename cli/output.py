@@ -1,12 +1,11 @@
-"""What a person or a script sees: tables or JSON, and every error as one sentence with an exit code.
+"""Prints results and errors: text or JSON, one exit code for each class of error.
 
     0 done · 1 bug · 2 bad input or usage · 3 not signed in or denied · 4 not found · 5 conflict
-    6 refused by a gate or verdict · 70 corrupt · 75 try again later
+    6 refused by a gate or verdict · 70 corrupt · 75 try again later · 130 interrupted
 
-Invariants
-- With `--json` standard output is one JSON document and nothing else; an error is a JSON document on standard error.
-- On a terminal there are colors; into a pipe or a file goes the same text without them, never cut to a width.
-- Exit codes live here and nowhere else, one for each class of registry.errors.
+- With `--json`, standard output is one JSON document and nothing else; an error is a JSON document on standard error.
+- Every text goes through `line`, `facts`, `table` or `answer`, which escape what could steer a terminal. Only styles
+  that this module made become terminal codes: they carry a mark that no text from elsewhere can know.
 
 Example
     >>> EXIT_CODES[errors.NotFound]
@@ -17,10 +16,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -44,23 +45,35 @@ EXIT_CODES: dict[type[RegistryError], int] = {
     errors.Unavailable: 75,
 }
 REFUSED = EXIT_CODES[errors.Refused]
-LATER = EXIT_CODES[errors.Unavailable]
+CORRUPT = EXIT_CODES[errors.Corrupt]
+TRY_LATER = EXIT_CODES[errors.Unavailable]
 REASONS_SHOWN = 12
 
 _JSON = "cli.as_json"
 _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
-Command = TypeVar("Command", bound=Callable[..., Any])
+_STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
+_MARK = f"\x1b{os.urandom(8).hex()}"
+_STYLED = re.compile(f"{_MARK}([0-9]+)m")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Page(Protocol):
+    @property
+    def next_cursor(self) -> str: ...
+
+
+AnyPage = TypeVar("AnyPage", bound=Page)
 
 
 # ------------------------------------------------------------------ --json
-def json_option(command: Command) -> Command:
-    """Adds `--json` to a command. `as_json()` says whether it was given."""
-    return click.option("--json", "as_json", is_flag=True, expose_value=False, callback=_note_json, help="Print JSON.")(
+def json_option(command: Function) -> Function:
+    """Add `--json` to a command. `as_json()` says whether it was given."""
+    return click.option("--json", "as_json", is_flag=True, expose_value=False, callback=_set_json, help="Print JSON.")(
         command
     )
 
 
-def _note_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
     ctx.meta[_JSON] = value
 
 
@@ -80,52 +93,64 @@ def document(value: Any) -> Any:
     return value
 
 
+def json_text(value: Any) -> str:
+    """Indented JSON, in which characters that do not print are escaped."""
+    text = json.dumps(document(value), indent=2, ensure_ascii=False)
+    if text.isascii():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def answer(value: Any, text: Callable[[], None]) -> None:
-    """The result of a command: `value` as JSON when that was asked for, else what `text` prints."""
+    """Print the result of a command: `value` as JSON if that was asked for, else what `text` prints."""
     if as_json():
-        click.echo(json.dumps(document(value), indent=2, ensure_ascii=False))
+        click.echo(json_text(value))
     else:
         text()
 
 
 def note(message: str) -> None:
-    """A remark beside the result: on standard error, and not with `--json`."""
+    """Print a remark beside the result, on standard error; nothing with `--json`."""
     if not as_json():
-        click.secho(message, err=True, dim=True)
+        line(faint(message), err=True)
 
 
 # ------------------------------------------------------------------ errors
-def tell(error: Exception, ctx: click.Context) -> int | None:
-    """Print what went wrong and return the exit code; None for a bug, which keeps its trace."""
-    error_shown = _known(error)
-    if error_shown is None:
+def print_error(error: Exception, ctx: click.Context) -> int | None:
+    """Print the error and return its exit code; None for a bug, which keeps its traceback."""
+    known_error = _registry_error(error)
+    if known_error is None:
         return None
     if ctx.meta.get(_JSON):
-        click.echo(json.dumps(error_shown.to_problem(), indent=2, ensure_ascii=False), err=True)
-        return EXIT_CODES[type(error_shown)]
-    click.echo(click.style("Error: ", fg="red", bold=True) + plain(error_shown.detail), err=True)
-    reasons = [r for r in error_shown.reasons if r.message not in error_shown.detail]
+        click.echo(json_text(known_error.to_problem()), err=True)
+        return EXIT_CODES[type(known_error)]
+    line(styled("Error: ", "red", "bold") + known_error.detail, err=True)
+    reasons = [r for r in known_error.reasons if r.message not in known_error.detail]
     for reason in reasons[:REASONS_SHOWN]:
         location = f"{reason.location}: " if reason.location and reason.location not in reason.message else ""
-        click.echo(plain(f"  - {location}{reason.message}"), err=True)
+        line(f"  - {location}{reason.message}", err=True)
     if len(reasons) > REASONS_SHOWN:
-        click.echo(f"  - and {len(reasons) - REASONS_SHOWN} more", err=True)
-    if error_shown.next_step:
-        click.echo(click.style("Next: ", bold=True) + plain(error_shown.next_step), err=True)
-    return EXIT_CODES[type(error_shown)]
+        line(f"  - and {len(reasons) - REASONS_SHOWN} more", err=True)
+    if known_error.next_step:
+        line(strong("Next: ") + known_error.next_step, err=True)
+    return EXIT_CODES[type(known_error)]
 
 
 def exit_code_of(error: Exception) -> int:
     """The exit code that this error ends a command with; 1 for a bug."""
-    registry_error = _known(error)
+    registry_error = _registry_error(error)
     return EXIT_CODES[type(registry_error)] if registry_error is not None else 1
 
 
-def _known(error: Exception) -> RegistryError | None:
+def exit_with(code: int) -> None:
+    click.get_current_context().exit(code)
+
+
+def _registry_error(error: Exception) -> RegistryError | None:
     if isinstance(error, RegistryError):
         return error
     if isinstance(error, ValidationError):
-        return _of_request(error)
+        return _invalid_request(error)
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
         file = f"{error.filename}: " if error.filename else ""
         message = f"{file}{error.strerror or error}"
@@ -135,19 +160,19 @@ def _known(error: Exception) -> RegistryError | None:
     return None
 
 
-def _of_request(error: ValidationError) -> RegistryError | None:
-    """What was typed and goes into no request is bad input; an answer that cannot be read is a bug."""
-    requests = main.load("registry.api", "Request").__subclasses__()  # loaded where one has refused something
-    if error.title not in {shape.__name__ for shape in requests}:
+def _invalid_request(error: ValidationError) -> RegistryError | None:
+    """Arguments that no request can hold are bad input; an answer that cannot be parsed is a bug."""
+    requests = main.load("registry.api", "Request").__subclasses__()  # loaded if one has refused something
+    if error.title not in {schema.__name__ for schema in requests}:
         return None
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {message}")
 
 
-# ------------------------------------------------------------------ arguments
+# ------------------------------------------------------------------ arguments and pages
 class RefArgument(click.ParamType[Ref]):
-    """A REF on the command line. What is none ends as our own error, with its next step."""
+    """A REF on the command line. Anything else ends in an `Invalid` with its next step."""
 
     name = "ref"
 
@@ -158,56 +183,99 @@ class RefArgument(click.ParamType[Ref]):
 REF = RefArgument()
 
 
+def split_alias(name: str, alias: str) -> tuple[str, str]:
+    """`NAME ALIAS`, also if both were given as `NAME:ALIAS`."""
+    if not alias and name.count(":") == 1:
+        name, _, alias = name.partition(":")
+    if not alias:
+        raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
+    return name, alias
+
+
+def pairs(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
+    """`KEY=VALUE` texts of a repeatable option as a dictionary. `form` is how the option is written."""
+    split = [text.partition("=") for text in texts]
+    for key, equals, value in split:
+        if not (key and equals and value):
+            raise click.BadParameter(f"{key + equals + value!r} is not {form}", param_hint=option)
+    return {key: value for key, _, value in split}
+
+
+def pages(fetch: Callable[[str], AnyPage]) -> Iterator[AnyPage]:
+    """Every page of a list or run: `fetch` takes a cursor, at first an empty one."""
+    cursor = ""
+    while True:
+        page = fetch(cursor)
+        yield page
+        cursor = page.next_cursor
+        if not cursor:
+            return
+
+
 # ------------------------------------------------------------------ text
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
-    """Aligned columns, as wide as they need to be. A cell may be styled. `right` names columns of numbers."""
-    lines = [list(row) for row in rows]
-    widths = [max(len(click.unstyle(cell)) for cell in cells) for cells in zip(columns, *lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = []
-        for name, cell, width in zip(columns, cells, widths, strict=True):
-            gap = " " * (width - len(click.unstyle(cell)))
-            padded.append(gap + cell if name in right else cell + gap)
-        return "  ".join(padded).rstrip()
-
-    click.secho(line([column.upper() for column in columns]), dim=True)
-    for cells in lines:
-        click.echo(line(cells))
-
-
-def facts(pairs: Iterable[tuple[str, str]], *, indent: str = "  ") -> None:
-    """Label and value, one pair a line; empty values are left out. Later lines of a value are indented alike."""
-    shown = [(label, value) for label, value in pairs if value]
-    width = max((len(label) for label, _ in shown), default=0)
-    for label, value in shown:
-        first, *rest = value.split("\n")
-        click.echo(indent + click.style(label.ljust(width), dim=True) + "  " + first)
-        for line in rest:
-            click.echo(indent + " " * (width + 2) + line)
-
-
-def outcome(text: str) -> str:
-    """A verdict's outcome in its color; a dash where there is none."""
-    return click.style(text, fg=_OUTCOME_COLORS.get(text)) if text else click.style("-", dim=True)
+def styled(text: str, *styles: str) -> str:
+    """`text` in colors or bold or dim, for `line`, `facts` and `table`."""
+    return "".join(f"{_MARK}{_STYLES[style]}m" for style in styles) + f"{text}{_MARK}0m" if text and styles else text
 
 
 def strong(text: str) -> str:
-    return click.style(text, bold=True)
+    return styled(text, "bold")
 
 
 def faint(text: str) -> str:
-    return click.style(text, dim=True)
+    return styled(text, "dim")
 
 
-def plain(text: str) -> str:
-    """A stranger's text, with what would steer the terminal written out."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def outcome(text: str) -> str:
+    """A verdict's outcome in its color; a dash if there is none."""
+    return styled(text, *([_OUTCOME_COLORS[text]] if text in _OUTCOME_COLORS else [])) if text else faint("-")
+
+
+def unstyled(text: str) -> str:
+    return _STYLED.sub("", text)
 
 
 def one_line(text: str) -> str:
-    """The same where a new line would look like the next entry of a list."""
-    return plain(text).replace("\n", " ⏎ ")
+    """`text` with escapes for everything that could steer a terminal or look like another line."""
+    text = text.replace("\n", " ⏎ ")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def line(text: str = "", *, err: bool = False) -> None:
+    """Print one line. Styles of `styled` become terminal codes; everything else is escaped by `one_line`."""
+    parts = _STYLED.split(text)  # text, code, text, code, …
+    click.echo("".join(f"\x1b[{part}m" if n % 2 else one_line(part) for n, part in enumerate(parts)), err=err)
+
+
+def _width(text: str) -> int:
+    return len(one_line(unstyled(text)))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
+    """Aligned columns, as wide as they need to be. A cell may be styled. `right` names columns of numbers."""
+    lines = [list(row) for row in rows]
+    widths = [max(map(_width, cells)) for cells in zip(columns, *lines, strict=True)]
+
+    def aligned(cells: Sequence[str]) -> str:
+        padded = []
+        for name, cell, width in zip(columns, cells, widths, strict=True):
+            gap = " " * (width - _width(cell))
+            padded.append(gap + cell if name in right else cell + gap)
+        return "  ".join(padded).rstrip()
+
+    line(faint(aligned([column.upper() for column in columns])))
+    for cells in lines:
+        line(aligned(cells))
+
+
+def facts(rows: Iterable[tuple[str, str | Sequence[str]]], *, indent: str = "  ") -> None:
+    """Label and value, one pair a line; empty values are left out. A sequence is a value of several lines."""
+    shown = [(label, [value] if isinstance(value, str) else value) for label, value in rows if value]
+    width = max((len(label) for label, _ in shown), default=0)
+    for label, (first, *rest) in shown:
+        line(indent + faint(label.ljust(width)) + "  " + first)
+        for text in rest:
+            line(indent + " " * (width + 2) + text)
 
 
 def size(count: int) -> str:
@@ -231,23 +299,20 @@ def amount(count: int) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A time in UTC to the minute. The exact one is in the JSON."""
+    """A time in UTC to the minute. The JSON has the exact time."""
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
-
-
-def alias_of(location: str, alias: str) -> tuple[str, str]:
-    """`NAME ALIAS`, also where both were given as `NAME:ALIAS`."""
-    if not alias and location.count(":") == 1:
-        location, _, alias = location.partition(":")
-    if not alias:
-        raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
-    return location, alias
 
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def some(names: Sequence[str], limit: int) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
 def on_terminal() -> bool:
-    """Whether a person watches: only then are there progress bars."""
+    """Whether a person watches: only then is progress shown."""
     return sys.stderr.isatty() and not as_json()

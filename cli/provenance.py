@@ -1,7 +1,6 @@
-"""What a version was made from, as options of `adapter push`: data sets, training run, commit, parameters, or a file.
+"""The options of `adapter push` that declare inputs: data sets, training run, commit, parameters, or a file.
 
-Invariants
-- It is checked before anything is read or sent (registry/provenance.py).
+They are checked before anything is sent.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ _OPTIONS = (
 
 
 def options(command: Command) -> Command:
-    """Give a command the options that `declared` takes."""
+    """Add the options that `declared` takes to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def of_file(file: Path) -> Provenance | None:
-    """What a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
+    """The inputs that a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
     return Provenance.read(parse_provenance_file(file.read_bytes(), file=file.name))
 
 
 def declared(
     datasets: tuple[str, ...], run: str, commit: str, parameters: tuple[str, ...], file: Path | None
 ) -> Provenance | None:
-    """What these options declare; None for nothing. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
+    """The declared inputs; None without any. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
     if file is None and not (datasets or run or commit or parameters):
         return None
-    parsed = parse_provenance_file(file.read_bytes(), file=file.name) if file is not None else None
-    return provenance_from_options(parsed, datasets=datasets, run=run, commit=commit, parameters=parameters)
+    from_file = parse_provenance_file(file.read_bytes(), file=file.name) if file is not None else None
+    return provenance_from_options(from_file, datasets=datasets, run=run, commit=commit, parameters=parameters)

@@ -1,4 +1,4 @@
-"""`adapter pull`: a version becomes a folder, as a whole or not at all."""
+"""`adapter pull`: downloads a version into a folder, all or nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registry.errors import Reason
 from registry.names import Ref
 
 from . import output, session
-from .progress import Bar
+from .progress import ProgressLine
 
 
 @click.command()
@@ -32,20 +32,20 @@ def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
     """
     target = dest or Path(ref.name.name)
     damaged: list[Reason] = []
-    with session.versions() as registry, Bar(str(ref)) as progress:
+    with session.versions() as registry, ProgressLine(str(ref)) as progress:
         if verify:
             resolved, damaged = pulling.verify(registry, ref, target, progress=progress)
         else:
             resolved = pulling.pull(registry, ref, target, progress=progress)
 
     def text() -> None:
-        click.echo(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
+        output.line(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
         size = output.size(resolved.manifest.size_bytes)
-        click.echo(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
+        output.line(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
         for reason in damaged:
-            click.secho(f"  damaged, fetched again: {reason.location} {reason.message}", fg="yellow")
+            output.line(output.styled(f"  damaged, fetched again: {reason.location} {reason.message}", "yellow"))
         if resolved.yanked:
-            click.secho("  this version is yanked", fg="red")
+            output.line(output.styled("  this version is yanked", "red"))
 
     answer = {"path": str(target.absolute()), "resolved": resolved}
     output.answer(answer | ({"damaged": [asdict(reason) for reason in damaged]} if verify else {}), text)

@@ -1,10 +1,4 @@
-"""`adapter push`: a folder becomes a version.
-
-Invariants
-- What a push leaves out is said; what the registry refuses is said with file, rule and limit, before bytes are sent.
-- A version that does not fit is stored and shown as such; `--strict` makes that exit 6. So does `--alias` when its gate
-  stays shut; the version is stored all the same.
-"""
+"""`adapter push`: pushes a folder as a new version."""
 
 from __future__ import annotations
 
@@ -13,20 +7,18 @@ from typing import Any
 
 import click
 
-from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
-from registry.client.core import Versions
 from registry.errors import Reason
 from registry.evaluation.verdicts import Outcome, Verdict
 from registry.names import AdapterName, Ref
 
 from . import main, output, provenance, session, versions
-from .progress import Bar
+from .progress import ProgressLine
 
 
 class Tag(click.ParamType[tuple[str, str]]):
-    """`KEY=VALUE` → the pair. It becomes an annotation of the manifest, and so a part of what the version is."""
+    """`KEY=VALUE` as a pair. Tags are annotations of the manifest, so they are part of the version's digest."""
 
     name = "tag"
 
@@ -49,30 +41,17 @@ class Tag(click.ParamType[tuple[str, str]]):
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")
 @click.option("--bundle", type=click.Path(path_type=Path), help="Existing signature: OpenSSF model signing bundle.")
-@click.option(
-    "--public-key", type=click.Path(path_type=Path), help="With --bundle: the key, unless it has a certificate."
-)
+@click.option("--public-key", type=click.Path(path_type=Path),
+              help="With --bundle: public key, unless the bundle has a certificate.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for the smoke test.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 @output.json_option
 def push(
-    folder: Path,
-    name: str,
-    base: str,
-    alias: str,
-    parents: tuple[Ref, ...],
-    tags: tuple[tuple[str, str], ...],
-    message: str,
-    golden: Path | None,
-    key: Path | None,
-    bundle: Path | None,
-    public_key: Path | None,
-    wait: bool,
-    timeout: float | None,
-    strict: bool,
-    **inputs: Any,
-) -> None:
+    folder: Path, name: str, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[tuple[str, str], ...],
+    message: str, golden: Path | None, key: Path | None, bundle: Path | None, public_key: Path | None, wait: bool,
+    timeout: float | None, strict: bool, **inputs: Any,
+) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
 
     Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
@@ -84,56 +63,45 @@ def push(
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
     adapter = AdapterName.parse(name)
-    signature = main.load(".sign", "chosen")(key, bundle, public_key) if key or bundle or public_key else None
+    signature = None
+    if key or bundle or public_key:
+        signature = main.load(".verify", "signature_options")(key, bundle, public_key)
     declared = provenance.declared(**inputs)
     job: Any = None
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
-        with Bar(name) as progress:
+        with ProgressLine(name) as progress:
             pushed = pushing.push_folder(
-                registry,
-                folder,
-                adapter,
-                base=base,
-                alias=alias,
-                parents=parents,
-                annotations=dict(tags),
-                provenance=declared,
-                message=message,
-                golden=golden,
-                progress=progress,
-                left_out=say_left_out,
+                registry, folder, adapter, base=base, alias=alias, parents=parents, annotations=dict(tags),
+                provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
-            )
+            )  # fmt: skip
         if waits and pushed.job_id:
             job = main.load(".jobs", "wait_for")(registry, pushed.job_id, timeout)
-            pushed = pushed.model_copy(update={"version": _again(registry, adapter, pushed.version)})
+            version = registry.version(Ref(adapter, pushed.version.digest))
+            pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
         main.load(".jobs", "exit_by")(job, None)
     if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
-        click.get_current_context().exit(output.REFUSED)
+        output.exit_with(output.REFUSED)
 
 
-def say_left_out(reason: Reason) -> None:
-    output.note(f"left out: {output.one_line(reason.location)} {output.one_line(reason.message)}")
+def _print_left_out(reason: Reason) -> None:
+    output.note(f"left out: {reason.location} {reason.message}")
 
 
 def failed(verdicts: list[Verdict]) -> bool:
-    """Whether the newest verdict of some check says fail."""
+    """Whether the newest verdict of a check is fail."""
     newest = {(verdict.check, verdict.profile): verdict.outcome for verdict in verdicts}
     return Outcome.FAIL in newest.values()
-
-
-def _again(registry: Versions, adapter: AdapterName, version: VersionView) -> VersionView:
-    return registry.version(Ref(adapter, version.digest))
 
 
 def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
     version = pushed.version
     sent = output.size(sent_bytes) if sent_bytes else "nothing"
-    was = "" if pushed.created else f"  (was there already, {sent} sent)"
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{was}")
+    existing = "" if pushed.created else f"  (exists already, {sent} sent)"
+    output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}{existing}")
     versions.print_warnings(version)
     files = f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"
     output.facts(
@@ -141,12 +109,12 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("base", version.base),
             ("method", versions.method_line(version.facts)),
             ("size", files),
-            ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
+            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
             ("aliases", ", ".join(version.aliases)),
             ("job", pushed.job_id),
         ]
     )
     if failed(version.verdicts):
-        click.secho("  It is stored, and gates stay closed for it.", fg="yellow")
+        output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
-        click.secho(f"  The alias did not move: {pushed.alias_refused}", fg="red")
+        output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))

@@ -1,9 +1,7 @@
 """`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
 
-Invariants
-- An empty database is initialized; an old schema is refused, and only `adapter migrate` changes one.
-- The first administrator's token is printed once, at the first start, and is stored nowhere but as its hash.
-- SIGTERM and Ctrl-C let running requests end, then exit 0.
+The first administrator's token is printed once, at the first start; only its hash is stored. SIGTERM and Ctrl-C let
+running requests end, then exit 0.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ from registry.server.storage.blobs import BlobStore
 from registry.server.webhooks import dispatch
 
 from . import output
-from .lane import DirectProtocol
+from .direct_io import DirectProtocol
 
 GRACE_SECONDS = 30
 BACKLOG = 2048
 GARBAGE_THRESHOLD = 10_000
-"""A look at so many new objects takes 3 ms, in which nobody is answered. Python's 700 looks within every request."""
-FOLLOWER_SECONDS = 10.0
+"""A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
+SEQUENCER_SECONDS = 10.0
 
 
 @click.command()
@@ -59,7 +57,7 @@ def serve(host: str, port: int, data: str | None) -> None:
     engine = open_database(settings)
     schema.prepare(engine)
     app = create_app(settings, engine=engine)
-    gc.freeze()  # what is loaded by now stays; a request makes so many objects that the default looks far too often
+    gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     listener = _listen(host, port)
     config = uvicorn.Config(
@@ -72,24 +70,24 @@ def serve(host: str, port: int, data: str | None) -> None:
         backlog=BACKLOG,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again after its orderly end; then it must not kill us.
+        # uvicorn raises the signal again after its shutdown; then it must not kill this process.
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
-    fresh, log = app.state.freshness, app.state.audit_log
-    follower = threading.Thread(target=log.run, args=(fresh.for_thread().stamp,), name="audit", daemon=True)
+    freshness, log = app.state.freshness, app.state.audit_log
+    sequencer = threading.Thread(target=log.run, args=(freshness.for_thread().stamp,), name="audit", daemon=True)
 
-    def ready() -> None:  # the first token is made when somebody is sure to see it
+    def ready() -> None:  # the first token is created once the server is sure to run
         _announce(listener, settings, tokens.create_first_token(engine), as_json)
-        follower.start()
-        sending = (engine, settings, lambda: log.keys, log.closing, fresh.for_thread().stamp)
-        threading.Thread(target=dispatch.run, args=sending, name="webhooks", daemon=True).start()
-        threading.Thread(target=fresh.run, args=(log.closing,), name="freshness", daemon=True).start()
+        sequencer.start()
+        dispatcher = (engine, settings, lambda: log.keys, log.closing, freshness.for_thread().stamp)
+        threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
+        threading.Thread(target=freshness.run, args=(log.closing,), name="freshness", daemon=True).start()
         reevaluation = (engine, app.state.blobs, settings)
         threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
 
     _Server(config, ready, app.state.audit_log.closing).run(sockets=[listener])
-    if follower.is_alive():
-        follower.join(FOLLOWER_SECONDS)
+    if sequencer.is_alive():
+        sequencer.join(SEQUENCER_SECONDS)
     engine.dispose()
 
 
@@ -98,7 +96,7 @@ def _settings(data: str | None) -> Settings:
 
 
 def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
-    """Evaluate versions again if the engines' rules have changed, unless another server is doing so."""
+    """Re-evaluate versions if the engine rules have changed, unless another server does."""
     with contextlib.suppress(Unavailable):
         reevaluate.evaluate_again(engine, blobs, engine_compat.parse_setting(settings.engines))
 
@@ -116,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says so when it is ready to answer, and when it ends, so that nobody waits for events any longer."""
+    """Calls `announce` once it accepts requests; sets `closing` at shutdown, which ends waits for events."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None], closing: threading.Event) -> None:
         super().__init__(config)
@@ -139,10 +137,11 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
         click.echo(json.dumps({"url": url, "token": secret or ""}))
         return
     if secret:
-        click.echo("This is the first start. The administrator's token, shown once:\n")
-        click.echo(f"    {secret}\n")
-        click.echo(f"    export ADAPTER_REGISTRY={url} ADAPTER_TOKEN={secret}\n")
-    click.echo(f"The registry answers at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
+        for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
+            output.line(text)
+        output.line(f"    export ADAPTER_REGISTRY={url} ADAPTER_TOKEN={secret}")
+        output.line()
+    output.line(f"The registry answers at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
 
 
 @click.command()
@@ -155,12 +154,12 @@ def migrate(data: str | None) -> None:
     after = schema.migrate(engine)
     engine.dispose()
     message = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
-    output.answer({"before": before, "after": after}, lambda: click.echo(message))
+    output.answer({"before": before, "after": after}, lambda: output.line(message))
 
 
 @contextmanager
 def embedded() -> Iterator[FastAPI]:
-    """The application on the user's own data folder; whoever may read the folder may do everything."""
+    """The application on the user's data folder. Access to the folder is access to everything in it."""
     settings = Settings.from_env()
     engine = open_database(settings)
     try:

@@ -1,9 +1,7 @@
-"""Which registry a command talks to: the environment's, the one you logged in to, or the embedded one.
+"""Which registry a command talks to: that of the environment, the one of `adapter login`, or the embedded one.
 
-Invariants
-- ADAPTER_REGISTRY and ADAPTER_TOKEN win over the profile file; with neither URL the embedded registry is used.
-- A token of the profile is only used for the URL that it was given for.
-- The profile file is readable by its owner alone, and replaced as a whole.
+- ADAPTER_REGISTRY and ADAPTER_TOKEN win over the profile file. Without a URL in either, the embedded registry is used.
+- A token of the profile is used only for its own URL. Only its owner can read the file, and it is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -29,9 +27,9 @@ if TYPE_CHECKING:
 
 Routes = TypeVar("Routes", bound=Versions)
 
-IN_THE_CLEAR = "the token goes there unencrypted, for everybody on the way to read: use https"
+UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
 EMBEDDED_URL = "http://registry.embedded"
-"""The name that the registry in this process goes by; nothing is ever looked up under it."""
+"""Stands for the registry in this process. It is never looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class LoginProfile:
 
 @dataclass(frozen=True, slots=True)
 class RegistryTarget:
-    """The registry that commands go to. `source` says where the URL comes from, for people."""
+    """The registry that commands talk to. `source` says where the URL comes from."""
 
     url: str
     token: str
@@ -55,8 +53,8 @@ class RegistryTarget:
         return self.url == EMBEDDED_URL
 
     @property
-    def readable(self) -> bool:
-        """Whether the token goes over a network that others may listen to."""
+    def unencrypted(self) -> bool:
+        """Whether the token goes over a network unencrypted."""
         url = urlsplit(self.url)
         return not self.embedded and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1")
 
@@ -89,16 +87,16 @@ def write_profile(profile: LoginProfile) -> Path:
 
 
 def replace_token(secret: str) -> str:
-    """Remember a new secret for the registry in use, if its old one is remembered; where, or nothing."""
-    where = target()
-    if where.embedded or os.environ.get("ADAPTER_TOKEN"):
+    """Save a new secret for the registry in use. Returns the profile's path; empty if the token is not from there."""
+    used = target()
+    if used.embedded or os.environ.get("ADAPTER_TOKEN"):
         return ""
     profile = read_profile()
-    return str(write_profile(LoginProfile(profile.url, {**profile.tokens, where.url: secret})))
+    return str(write_profile(LoginProfile(profile.url, {**profile.tokens, used.url: secret})))
 
 
 def target() -> RegistryTarget:
-    """The registry that the environment, the profile or nothing at all names."""
+    """The registry of the environment, else of the profile, else the embedded one."""
     from_environment = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
     profile = LoginProfile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
     url = from_environment or profile.url
@@ -109,32 +107,34 @@ def target() -> RegistryTarget:
 
 
 def registry() -> AbstractContextManager[Registry]:
-    """The registry of `target()` with all of its routes, closed at the end."""
+    """A client of `target()` with all routes."""
     return _opened(main.load("registry.client.registry", "Registry"))
 
 
 def versions() -> AbstractContextManager[Versions]:
-    """The same with the routes that a push and a pull take: it is there sooner, because the others are not loaded."""
+    """A client with only the routes of a push and a pull, which takes less time to import."""
     return _opened(Versions)
 
 
 @contextmanager
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
-    """The embedded registry runs in this process, without a socket."""
-    where = target()
-    with embedded(routes) if where.embedded else routes(where.url, where.token) as opened:
-        trusted_checkpoints().watch(opened, by_origin=where.embedded)
+    used = target()
+    with embedded(routes) if used.embedded else routes(used.url, used.token) as opened:
+        trusted_checkpoints().watch(opened, by_origin=used.embedded)
         yield opened
 
 
 def trusted_checkpoints() -> TrustedCheckpoints:
-    """What this machine remembers of the audit logs of registries, beside the profile."""
+    """The checkpoints of audit logs that this machine trusts, beside the profile."""
     return TrustedCheckpoints(profile_path().parent / "checkpoints")
 
 
 @contextmanager
 def embedded(routes: type[Routes]) -> Iterator[Routes]:
-    """The registry in the user's data folder (REGISTRY_DATA). `Invalid` if the server is not installed."""
+    """A client of the registry in the data folder (REGISTRY_DATA), run in this process without a socket.
+
+    `Invalid` (SETTING_INVALID): the server is not installed.
+    """
     try:
         application = main.load(".serve", "embedded", "server", "the embedded registry")
     except main.MissingExtra as e:

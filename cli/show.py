@@ -1,21 +1,24 @@
-"""Looking at one version: `adapter show`.
-
-Invariants
-- It answers one version; what its aliases are comes from the adapter, because an alias is not part of a version.
-"""
+"""`adapter show`: a version with its verdicts, aliases, declared inputs and norms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from registry.api.aliases import AliasView
 from registry.api.catalog import VersionView
 from registry.client import convert
-from registry.names import Ref
+from registry.client.registry import Registry
+from registry.evaluation.verdicts import Check
+from registry.files import TRAINER_STATE
+from registry.names import AdapterName, Ref
 
-from . import heatmap, norms, origin, output, session, versions
+from . import heatmap, output, session, versions
+from .heatmap import Grid, HeatMap
 
 
 @click.command()
@@ -34,45 +37,45 @@ def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
-        sizes = norms.of_version(registry, version) if plot or not output.as_json() else None
-    if plot is not None and sizes is not None:
-        heatmap.write(plot, norms.picture(f"{version.name}@{version.number}", sizes))
-    output.answer(version, lambda: _print_version(version, aliases, norms.told(sizes)))
+        norms = _norms_of(registry, version) if plot or not output.as_json() else None
+    if plot is not None and norms is not None:
+        heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
+    output.answer(version, lambda: _print_version(version, aliases, _norm_lines(norms)))
 
 
 def _show_metadata(ref: Ref) -> None:
-    """What the trainer's tools wrote into the file, read from it now: the registry keeps no copy of private texts."""
+    """Metadata is read from the file itself: the registry keeps no copy of private texts."""
     with session.registry() as registry:
         texts = dict(sorted(convert.read(registry, registry.resolve(ref)).header.metadata.items()))
 
     def text() -> None:
         if not texts:
-            click.echo("The weights file has no metadata.")
-        output.facts([(output.plain(key), output.plain(value)) for key, value in texts.items()])
+            output.line("The weights file has no metadata.")
+        output.facts([(key, value.splitlines()) for key, value in texts.items()])
 
     output.answer({"metadata": texts}, text)
 
 
-def _print_version(version: VersionView, aliases: list[AliasView], sizes: list[str]) -> None:
+def _print_version(version: VersionView, aliases: list[AliasView], norms: list[str]) -> None:
     facts = version.facts
-    click.echo(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
+    output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     versions.print_warnings(version)
     output.facts(
         [
             ("base", version.base),
             ("method", versions.method_line(facts)),
             ("targets", versions.target_line(facts)),
-            ("", "\n".join(versions.update_lines(facts))),
+            ("", versions.update_lines(facts)),
             ("trigger", str(facts.get("trigger_words") or "")),
             ("size", f"{output.size(version.size_bytes)} in {output.plural(len(version.files), 'file')}"),
-            ("pushed", f"{output.moment(version.created_at)} by {output.one_line(version.created_by)}"),
-            ("message", output.plain(version.message)),
-            ("parents", "\n".join(f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents)),
-            *origin.lines(version),
-            ("verdicts", "\n".join(versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}"))),
-            ("norms", "\n".join(sizes)),
-            ("aliases", "\n".join(_alias_lines(aliases, version.number)) or output.faint("none")),
-            ("files", "\n".join(f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files)),
+            ("pushed", f"{output.moment(version.created_at)} by {version.created_by}"),
+            ("message", version.message.splitlines()),
+            ("parents", [f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents]),
+            *_input_rows(version),
+            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
+            ("norms", norms),
+            ("aliases", _alias_lines(aliases, version.number) or output.faint("none")),
+            ("files", [f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files]),
         ]
     )
 
@@ -84,6 +87,134 @@ def _alias_lines(aliases: list[AliasView], shown: int) -> list[str]:
         arrow = f"{alias.alias:<{width}} → @{alias.number}"
         if alias.number == shown:
             arrow = output.strong(arrow)
-        since = output.faint(f"since {output.moment(alias.moved_at)} by {output.one_line(alias.moved_by)}")
-        lines.append(f"{arrow}  {since}  {output.one_line(alias.reason)}".rstrip())
+        since = output.faint(f"since {output.moment(alias.moved_at)} by {alias.moved_by}")
+        lines.append(f"{arrow}  {since}  {alias.reason}".rstrip())
     return lines
+
+
+# ------------------------------------------------------------------ norms
+COLUMNS_SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Module → |scale · BA|, and module → |W| where it is known. `hint`: how to get the missing weights."""
+
+    base: str
+    updates: dict[str, float | None]
+    weights: dict[str, float]
+    hint: str = ""
+
+
+def _norms_of(registry: Registry, version: VersionView) -> Norms:
+    """What the registry measured after the push; else what the newest report of a worker has."""
+    ref = Ref(AdapterName.parse(version.name), version.digest)
+    measured = registry.norms(ref)
+    if measured.modules:
+        weights = {path: norms.weight for path, norms in measured.modules.items() if norms.weight is not None}
+        hint = "" if measured.base_measured else f"adapter base identify {version.base} DIR"
+        return Norms(version.base, {path: norms.update for path, norms in measured.modules.items()}, weights, hint)
+    reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
+    if not reports:
+        return Norms(version.base, {}, {})
+    reported = dict(registry.report(ref, reports[-1]).measurements.get("module_norms") or {})
+    rows = {str(path): row for path, row in reported.items() if isinstance(row, list)}
+    return Norms(version.base, _column(rows, 2), {p: n for p, n in _column(rows, 3).items() if n is not None})
+
+
+def _column(rows: Mapping[str, list[object]], index: int) -> dict[str, float | None]:
+    """One number of each row; its columns are |A|, |B|, |scale · BA| and |W|."""
+    numbers = {path: row[index] if len(row) > index else None for path, row in rows.items()}
+    return {path: float(n) if isinstance(n, int | float) else None for path, n in numbers.items()}
+
+
+def _norm_lines(norms: Norms | None) -> list[str]:
+    """A bar for each layer, then one for each kind of module."""
+    if norms is None or not any(norms.updates.values()):
+        return []
+    grid = heatmap.grid(norms.updates)
+    compared = {path: size for path, size in norms.updates.items() if path in norms.weights}
+    shares = (heatmap.grid(compared), heatmap.grid({path: norms.weights[path] for path in compared}))
+    heading = "of the update, scale · BA, by layer" + ("; × W is its share of the base's weight" if compared else "")
+    lines = [heading, *_bars(grid, shares, "row")]
+    if 1 < len(grid.columns) <= COLUMNS_SHOWN:
+        lines += ["by kind of module", *_bars(grid, shares, "column")]
+    if norms.hint:
+        lines.append(output.faint(f"{norms.base} was not identified, so its own weights are not known: {norms.hint}"))
+    return lines
+
+
+def _bars(grid: Grid, shares: tuple[Grid, Grid], by: str) -> list[str]:
+    updates, weights = (dict(heatmap.totals(side, by=by)) for side in shares)
+
+    def suffix(label: str, size: float) -> str:
+        weight = weights.get(label)
+        return f"{size:<7.3g}  {updates[label] / weight:.2g} × W" if weight else f"{size:.3g}"
+
+    return heatmap.bars(heatmap.totals(grid, by=by), suffix)
+
+
+def _norm_map(name: str, norms: Norms) -> HeatMap:
+    """Shares of the base's weights if those are known, else norms."""
+    updates = norms.updates
+    shares = {path: size / norms.weights[path] for path, size in updates.items() if size and norms.weights.get(path)}
+    if shares:
+        cells = heatmap.grid(shares, heatmap.mean)
+        title, note = f"{name}: |scale · BA| / |W| of each module", f"W is the weight of {norms.base}"
+    else:
+        cells = heatmap.grid(updates)
+        title, note = f"{name}: norm of each module's update", "|scale · BA|"
+    return HeatMap(title, note, cells, 0.0, max(cells.cells.values(), default=0.0))
+
+
+# ------------------------------------------------------------------ declared inputs
+PARAMETERS_SHOWN = 12
+
+
+def _input_rows(version: VersionView) -> list[tuple[str, list[str]]]:
+    """What was declared at the push, and what README and trainer log claim, which is marked with its file."""
+    declared, claims = version.provenance, version.facts.get("card") or {}
+    data = [f"(its README) {name}" for name in claims.get("datasets", [])]
+    rows = [("data", data)]
+    if declared is not None:
+        for dataset in declared.datasets:
+            source = " ".join(part for part in (dataset.uri, dataset.revision, dataset.split, dataset.digest) if part)
+            data.insert(0, f"{dataset.name}  {output.faint(source)}" if dataset.name else source)
+        parameters = [f"{name}={value}" for name, value in sorted(declared.parameters.items())]
+        if more := len(parameters) - PARAMETERS_SHOWN:
+            parameters[PARAMETERS_SHOWN:] = [f"and {more} more (--json has all)"] if more > 0 else []
+        run, code = declared.run, declared.code
+        rows += [
+            ("run", [f"{run.tool} {run.id}  {output.faint(run.url)}"] if run else []),
+            ("code", [f"{code.repository}  {output.faint(code.commit)}"] if code else []),
+            ("parameters", parameters),
+        ]
+    bases = [name for name in claims.get("bases", []) if name.rpartition("/")[2] != version.base.rpartition("/")[2]]
+    rows.append(("claims", [f"to be trained on {name} (its README)" for name in bases]))
+    tools = {"peft": version.facts.get("peft_version") or "", **claims.get("tools", {})}
+    if declared is not None or claims:
+        rows.append(("tools", [", ".join(f"{name} {number}" for name, number in sorted(tools.items()) if number)]))
+    rows.append(("training", _training(version.facts.get("trainer") or {})))
+    return rows
+
+
+def _training(facts: dict[str, Any]) -> list[str]:
+    """`60 of 100 steps, 3 epochs, batches of 8; loss 2.31 → 0.87, evaluation loss 0.91; best 0.85 at step 40`."""
+    planned = f" of {facts['planned_steps']}" if facts.get("planned_steps", 0) > 0 else ""
+    progress = [
+        f"{facts['steps']}{planned} steps" if "steps" in facts else "",
+        f"{facts['epochs']:g} epochs" if "epochs" in facts else "",
+        f"batches of {facts['batch_size']}" if "batch_size" in facts else "",
+        f"{output.amount(facts['tokens'])} tokens" if facts.get("tokens") else "",
+    ]
+    losses = facts.get("losses") or []
+    ends = [f"{loss:.4g}" for _, loss in (losses[0], losses[-1])] if len(losses) > 1 else []
+    results = [
+        f"loss {' → '.join(ends)}" if ends else "",
+        f"evaluation loss {facts['eval_loss']:.4g}" if "eval_loss" in facts else "",
+    ]
+    best = f"best {facts['best_metric']:.4g}" if "best_metric" in facts else ""
+    best += f" at step {facts['best_step']}" if best and "best_step" in facts else ""
+    parts = [", ".join(part for part in group if part) for group in (progress, results, [best])]
+    line = "; ".join(part for part in parts if part)
+    return [f"(its {TRAINER_STATE}) {line}"] if line else []

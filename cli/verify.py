@@ -1,22 +1,24 @@
-"""`adapter verify`: a version's bytes, manifest, attestations, signatures and place in the audit log.
+"""`adapter verify` and `adapter sign`: a version's bytes, attestations, signatures and audit log entry.
 
-Invariants
-- Nothing is trusted but SHA-256 and the keys of the log that this machine remembers; offline, those that are given.
-- It says *who* signed, never that something is safe: whose a key is, and whether to believe them, is yours to know.
-- Anything that does not agree exits 70.
+`verify` trusts only SHA-256 and the log keys that this machine remembers, or offline those that are passed. It says who
+signed, never that an adapter is safe. A private key never leaves this machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from registry.api.audit import SignRequest
 from registry.api.catalog import FileLink, Resolved
 from registry.attestations.certificates import Trust
-from registry.client import bundle
+from registry.attestations.keys import PrivateKey
+from registry.client import bundle as bundles
+from registry.client import signing
 from registry.client.audit import Audit
 from registry.client.bundle import LIMIT_BYTES, Bundle, Examined, Reread
 from registry.client.core import Versions
@@ -28,33 +30,25 @@ from registry.tlog.notes import Verifier
 
 from . import output, session
 
-_PLACE = click.Path(path_type=Path, exists=True)
+_EXISTING = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
 @click.argument("ref", type=output.REF, required=False)
-@click.option(
-    "--signed-by",
-    multiple=True,
-    metavar="KEY",
-    help="Require a signature of this identity, such as key:… (repeatable).",
-)
-@click.option(
-    "--trusted-roots",
-    type=_PLACE,
-    envvar="ADAPTER_TRUSTED_ROOTS",
-    help="Trusted roots of certificates: PEM, Sigstore's trusted_root.json, or a folder of such files.",
-)
+@click.option("--signed-by", multiple=True, metavar="KEY",
+              help="Require a signature of this identity, such as key:… (repeatable).")  # fmt: skip
+@click.option("--trusted-roots", type=_EXISTING, envvar="ADAPTER_TRUSTED_ROOTS",
+              help="Trusted roots of certificates: PEM, Sigstore's trusted_root.json, or a folder.")  # fmt: skip
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write all evidence to this file.")
-@click.option("--offline", type=_PLACE, metavar="FILE", help="Verify a file written by --save, without a registry.")
-@click.option("--folder", type=_PLACE, metavar="DIR", help="With --offline: hash the files in this folder.")
+@click.option("--offline", type=_EXISTING, metavar="FILE", help="Verify a file written by --save, without a registry.")
+@click.option("--folder", type=_EXISTING, metavar="DIR", help="With --offline: hash the files in this folder.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: independent log key (repeatable).")
 @output.json_option
 def verify(
     ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
     folder: Path | None, keys: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Verify the bytes, manifest, attestations, signatures and log entry of a version. Exits 70 if anything is wrong.
+    """Verify the bytes, manifest, attestations, signatures and log entry of a version. Exits 70 on a mismatch.
 
     It shows who pushed and who signed, not that an adapter is safe. Log keys are those this machine remembers from
     its first contact.
@@ -68,64 +62,73 @@ def verify(
         raise click.UsageError("name a REF, or --offline FILE, which may have --folder and --key")
     trust = _trust(trusted_roots)
     if offline is not None:
-        bundle_read = Bundle.parse(_read(offline), file=str(offline))
-        held = tuple(Verifier.parse(key) for key in keys or bundle_read.keys)
-        rereads, listed = bundle.reread(folder, bundle_read.manifest) if folder else [], True
+        bundle = Bundle.parse(_read(offline, LIMIT_BYTES + 1, "FOLDER_INVALID"), file=str(offline))
+        verifiers = tuple(Verifier.parse(key) for key in keys or bundle.keys)
+        files, files_listed = bundles.reread(folder, bundle.manifest) if folder else [], True
     else:
         with session.versions() as registry:
             resolved = registry.resolve(ref or "")
-            rereads = [_reread(registry, resolved, file) for file in resolved.files]
-            bundle_read, held = _asked(registry, resolved)
-        listed = {(f.path, f.digest) for f in resolved.manifest.files} == {(f.path, f.digest) for f in resolved.files}
-    examined = bundle.examined(bundle_read, held, trust)
+            files = [_reread(registry, resolved, file) for file in resolved.files]
+            bundle, verifiers = _collect(registry, resolved)
+        files_listed = {(f.path, f.digest) for f in bundle.manifest.files} == {
+            (f.path, f.digest) for f in resolved.files
+        }
+    examined = bundles.examined(bundle, verifiers, trust)
     if save is not None:
-        save.write_bytes(bundle_read.to_bytes())
-    _answer(bundle_read, listed, rereads, examined, signed_by, offline=offline is None or bool(keys))
-
-
-def _answer(
-    bundle_read: Bundle,
-    listed: bool,
-    rereads: Sequence[Reread],
-    examined: Examined,
-    signed_by: Sequence[str],
-    *,
-    offline: bool,
-) -> None:
-    """Tell what was found, and exit by it. `given`: the log's keys did not come with what they are to prove."""
-    manifest = Reread(
-        "the manifest", bundle_read.digest, bundle_read.manifest.digest, len(bundle_read.manifest.to_bytes())
-    )
-    items = [manifest, *rereads]
-    whole = listed and all(item.ok for item in items)
+        save.write_bytes(bundle.to_bytes())
+    manifest = Reread("the manifest", bundle.digest, bundle.manifest.digest, len(bundle.manifest.to_bytes()))
     identities = {item.identity for item in examined.signed if item.ok and item.kind == "signature"}
-    missing = sorted(set(signed_by) - identities)
-    good = (
-        whole and all(item.ok or item.unverified for item in examined.signed) and not missing and not examined.problem
-    )
-    document = {
-        "name": bundle_read.name,
-        "number": bundle_read.number,
-        "digest": bundle_read.digest,
-        "ok": good,
-        "files": [{**asdict(item), "ok": item.ok} for item in items],
-        "signatures": [asdict(item) for item in examined.signed],
-        "missing": missing,
-        "log": {"seq": examined.seq, "problem": examined.problem},
-        "key_given": offline,
-    }
-    output.answer(document, lambda: _print(bundle_read, items, whole, examined, missing, offline))
-    if not good:
-        click.get_current_context().exit(output.EXIT_CODES[Corrupt])
+    result = _Result(
+        bundle, [manifest, *files], files_listed, examined, sorted(set(signed_by) - identities),
+        independent_key=offline is None or bool(keys),
+    )  # fmt: skip
+    output.answer(result.document(), lambda: _print(result))
+    if not result.ok:
+        output.exit_with(output.CORRUPT)
 
 
-def _asked(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
-    """All that the registry shows of a version, and the keys of its log that this machine remembers."""
+@dataclass(frozen=True)
+class _Result:
+    """What was verified. `files_listed`: the registry and the manifest list the same files. `missing`: required signers
+    without a signature. `independent_key`: the log's keys did not come with the bundle that they prove."""
+
+    bundle: Bundle
+    files: list[Reread]
+    files_listed: bool
+    examined: Examined
+    missing: list[str]
+    independent_key: bool
+
+    @property
+    def intact(self) -> bool:
+        return self.files_listed and all(file.ok for file in self.files)
+
+    @property
+    def ok(self) -> bool:
+        signed = all(item.ok or item.unverified for item in self.examined.signed)
+        return self.intact and signed and not self.missing and not self.examined.problem
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "name": self.bundle.name,
+            "number": self.bundle.number,
+            "digest": self.bundle.digest,
+            "ok": self.ok,
+            "files": [{**asdict(file), "ok": file.ok} for file in self.files],
+            "signatures": [asdict(item) for item in self.examined.signed],
+            "missing": self.missing,
+            "log": {"seq": self.examined.seq, "problem": self.examined.problem},
+            "key_given": self.independent_key,
+        }
+
+
+def _collect(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
+    """The evidence that the registry has of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
-    collected, note = bundle.collect(audit, resolved), audit.checkpoint()
+    bundle, note = bundles.collect(audit, resolved), audit.checkpoint()
     session.trusted_checkpoints().check(registry, note, by_origin=embedded)
     head = session.trusted_checkpoints().known(registry, note, by_origin=embedded)
-    return collected, head.verifiers if head is not None else ()
+    return bundle, head.verifiers if head is not None else ()
 
 
 def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:
@@ -140,12 +143,12 @@ def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:
     return Reread(file.path, str(expected.digest if expected else ""), str(hasher.digest()), hasher.size_bytes)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int, code: str) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(LIMIT_BYTES + 1)
+            return file.read(limit)
     except OSError as e:
-        raise Invalid("FOLDER_INVALID", f"{path} cannot be read: {e.strerror}") from e
+        raise Invalid(code, f"{path} cannot be read: {e.strerror}") from e
 
 
 def _trust(location: Path | None) -> Trust:
@@ -156,46 +159,107 @@ def _trust(location: Path | None) -> Trust:
         raise Invalid("SETTING_INVALID", f"{location} cannot be read: {e.strerror}") from e
 
 
-def _print(
-    bundle_read: Bundle, items: Sequence[Reread], whole: bool, examined: Examined, missing: Sequence[str], offline: bool
-) -> None:
-    click.echo(f"{output.strong(f'{bundle_read.name}@{bundle_read.number}')}  {output.faint(bundle_read.digest)}")
-    for item in items:
-        click.echo(f"  {_mark(item.ok)}  {item.path}  {output.faint(output.size(item.size_bytes))}")
-        if not item.ok:
-            click.echo(f"           should be {item.expected}, {item.error or f'is {item.found}'}")
-    for line in examined.signed:
-        click.echo(
-            f"  {_open() if line.unverified else _mark(line.ok)}  {'signature' if line.unverified else line.kind}  "
-            f"{line.problem if line.unverified else line.who or line.identity}  {output.faint(_rest(line))}"
-        )
-    for identity in missing:
-        click.echo(f"  {_mark(False)}  signature  {identity}  {output.faint('is missing')}")
-    if examined.problem:
-        click.echo(f"  {_mark(False)}  audit log  {examined.problem}")
-    elif examined.seq is not None:
-        click.echo(f"  {_mark(True)}  audit log  {output.faint(f'event {examined.seq} records this push')}")
-    if len(items) == 1:
-        click.echo(output.faint("no file was read: --folder names where they lie"))
+def _print(result: _Result) -> None:
+    bundle, signed = result.bundle, result.examined.signed
+    passed, failed = output.styled("ok     ", "green"), output.styled("differs", "red", "bold")
+    output.line(f"{output.strong(f'{bundle.name}@{bundle.number}')}  {output.faint(bundle.digest)}")
+    for file in result.files:
+        output.line(f"  {passed if file.ok else failed}  {file.path}  {output.faint(output.size(file.size_bytes))}")
+        if not file.ok:
+            output.line(f"           expected {file.expected}, {file.error or f'got {file.found}'}")
+    for item in signed:
+        state = output.styled("unknown", "yellow") if item.unverified else passed if item.ok else failed
+        label = f"signature  {item.problem}" if item.unverified else f"{item.kind}  {item.who or item.identity}"
+        output.line(f"  {state}  {label}  {output.faint(_remark(item))}")
+    for identity in result.missing:
+        output.line(f"  {failed}  signature  {identity}  {output.faint('missing')}")
+    if result.examined.problem:
+        output.line(f"  {failed}  audit log  {result.examined.problem}")
+    elif result.examined.seq is not None:
+        output.line(f"  {passed}  audit log  {output.faint(f'event {result.examined.seq} records this push')}")
+    if len(result.files) == 1:
+        output.line(output.faint("no file was read: pass their folder with --folder"))
     else:
-        click.echo("every byte is what its digest says" if whole else "this version is damaged: do not use it")
-    if not any(line.kind == "signature" and line.ok for line in examined.signed):
-        click.echo(output.faint("signatures: none that verifies; a digest says what the bytes are, not who made them"))
-    if not offline:
-        click.echo(
-            output.faint("the log's keys came with the file: give those that you have from elsewhere with --key")
+        output.line("all files match their digests" if result.intact else "this version is damaged: do not use it")
+    if not any(item.kind == "signature" and item.ok for item in signed):
+        output.line(output.faint("no valid signature: a digest identifies the bytes, not their author"))
+    if not result.independent_key:
+        output.line(output.faint("the log's keys came with the file: pass keys that you got independently with --key"))
+
+
+def _remark(item: Signed) -> str:
+    if item.unverified:
+        return f"the registry says {item.identity}" if item.kind == "signature" else ""
+    return item.says or item.problem
+
+
+# ------------------------------------------------------------------ adapter sign
+KEY_FILE_LIMIT_BYTES = 512 * 2**10
+_FILE = click.Path(path_type=Path)
+
+
+def signature_options(
+    key: Path | None, bundle: Path | None, public_key: Path | None
+) -> signing.WithKey | signing.Brought:
+    """How `adapter push` signs: with a key, or with an existing bundle."""
+    if key and not bundle and not public_key:
+        return signing.WithKey(private_key(key))
+    if bundle and not key:
+        return signing.Brought(_existing_signature(bundle, public_key))
+    raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
+
+
+def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
+    bundle_text, key_text = (
+        _read(path, KEY_FILE_LIMIT_BYTES, "SIGNATURE_INVALID").decode(errors="replace") if path else ""
+        for path in (bundle, public_key)
+    )
+    return SignRequest(bundle=bundle_text, public_key=key_text)
+
+
+@click.command()
+@click.argument("ref", type=output.REF)
+@click.option("--key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
+@click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")
+@click.option("--public-key", type=_FILE, help="With --bundle: public key (PEM), unless the bundle has a certificate.")
+@output.json_option
+def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
+    """Sign the version REF, or attach an existing signature.
+
+    The private key stays on this machine; its password comes from ADAPTER_SIGN_PASSWORD. The registry verifies a
+    signature before it stores it.
+
+    \b
+    adapter sign acme/support@3 --key ~/.ssh/id_ed25519
+    adapter sign acme/support@3 --bundle model.sig --public-key signer.pem
+    """
+    if (key is None) == (bundle is None) or (bundle is None and public_key is not None):
+        raise click.UsageError(
+            "give --key, or --bundle with its --public-key, or --bundle alone if it has a certificate"
         )
+    with session.versions() as registry:
+        resolved = registry.resolve(ref)
+        version, audit = Ref(ref.name, resolved.digest), Audit(registry)
+        if key is not None:
+            if resolved.manifest.digest != resolved.digest:
+                raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
+            attestation = signing.sign(audit, version, resolved.manifest, private_key(key))
+        else:
+            attestation = audit.sign(version, _existing_signature(bundle or Path(), public_key))
+
+    def text() -> None:
+        name = output.strong(f"{resolved.name}@{resolved.number}")
+        if attestation.kind == "signature":
+            output.line(f"{name} is signed by {attestation.identity}")
+        else:
+            output.line(f"{name}: the signature is stored, {attestation.identity}")
+
+    output.answer(attestation, text)
 
 
-def _rest(line: Signed) -> str:
-    if line.unverified:
-        return f"the registry says {line.identity}" if line.kind == "signature" else ""
-    return line.says or line.problem
-
-
-def _open() -> str:
-    return click.style("open   ", fg="yellow")
-
-
-def _mark(good: bool) -> str:
-    return click.style("ok     ", fg="green") if good else click.style("differs", fg="red", bold=True)
+def private_key(path: Path) -> PrivateKey:
+    """The key in a file. `Invalid` (SIGNATURE_INVALID): it cannot be read."""
+    password = os.environ.get("ADAPTER_SIGN_PASSWORD", "")
+    return PrivateKey.parse(
+        _read(path, KEY_FILE_LIMIT_BYTES, "SIGNATURE_INVALID"), password.encode() if password else None
+    )

@@ -1,8 +1,4 @@
-"""What is told of a version, in lines: its method and targets, its verdicts, and what keeps it from being used.
-
-Invariants
-- Every command that tells of a version tells it in these words.
-- A check that nobody made yet is told, too.
+"""A version as lines of text: its method and targets, verdicts, and what prevents its use.
 
 Example
     >>> method_line({"method": "LORA", "ranks": [8], "alpha": 16, "scales": [2]})
@@ -13,37 +9,39 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from registry.adapters import methods
-from registry.api.catalog import VersionView
+from registry.api.catalog import ServedOn, VersionView
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 
 from . import output
 
 FINDINGS_SHOWN = 5
-VALUE_WIDTH = 80
 UPDATES_SHOWN = 12
 
 
 def print_warnings(version: VersionView) -> None:
-    """What keeps a version from being used: damage, withdrawal."""
+    """Print what prevents the use of a version: damage, yank, quarantine."""
     if version.damaged:
-        click.secho(f"  damaged in the store: {', '.join(version.damaged)}; push the same files again", fg="red")
+        damaged = f"damaged in the store: {', '.join(version.damaged)}; push the same files again"
+        output.line(output.styled(f"  {damaged}", "red"))
     if version.yanked_at:
-        click.secho(f"  yanked {output.moment(version.yanked_at)}: {output.one_line(version.yank_reason)}", fg="red")
+        output.line(output.styled(f"  yanked {output.moment(version.yanked_at)}: {version.yank_reason}", "red"))
     if version.quarantined_at:
         since = output.moment(version.quarantined_at)
-        click.secho(f"  in quarantine since {since}: {output.one_line(version.quarantine_reason)}", fg="red")
+        output.line(output.styled(f"  in quarantine since {since}: {version.quarantine_reason}", "red"))
 
 
-def shortened(text: str) -> str:
-    """At most a line of a value that may be long."""
-    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
+def print_served_on(served_on: list[ServedOn]) -> None:
+    """Print which nodes still have a version that was withdrawn."""
+    for on in served_on:
+        number = f" (@{on.number})" if on.number else ""
+        output.line(f"  still {on.state} on {on.node}, engine {on.engine}, as {on.served_name}{number}")
+    if served_on:
+        output.line("  agents unload it within seconds: see `adapter fleet`")
 
 
 def method_name(method: str) -> str:
-    """`LORA` as people write it."""
+    """The title of a method, such as LoRA for `LORA`."""
     return methods.find(method).title or method
 
 
@@ -53,7 +51,7 @@ def method_line(facts: dict[str, Any]) -> str:
     if facts.get("use_dora"):
         method = "DoRA"
     if facts.get("use_rslora"):
-        method = f"{method} (rank-stabilised)"
+        method = f"{method} (rank-stabilized)"
     ranks, scales = facts.get("ranks") or [], facts.get("scales") or []
     format_name = str(facts.get("format") or "peft")
     parts = [
@@ -82,21 +80,21 @@ def target_line(facts: dict[str, Any]) -> str:
 
 
 def update_lines(facts: dict[str, Any]) -> list[str]:
-    """Where ranks or scales differ, a line for each kind of module: `q_proj in layers 0-3: rank 16, alpha 16`."""
+    """If ranks or scales differ, a line for each kind of module: `q_proj in layers 0-3: rank 16, alpha 16`."""
     updates = [u for u in facts.get("updates") or [] if u.get("path")]
     if len({(u.get("rank"), u.get("scale")) for u in updates}) < 2:
         return []
     lines = []
     for update in updates[:UPDATES_SHOWN]:
         layers = f" in layers {update['layers']}" if update.get("layers") else ""
-        numbers = [f"{word} {update[word]:g}" for word in ("rank", "alpha", "scale") if update.get(word) is not None]
-        lines.append(f"{output.plain(str(update['path']))}{layers}: {', '.join(numbers)}")
+        fields = [field for field in ("rank", "alpha", "scale") if update.get(field) is not None]
+        lines.append(f"{update['path']}{layers}: " + ", ".join(f"{field} {update[field]:g}" for field in fields))
     more = len(updates) - UPDATES_SHOWN
     return lines + ([output.faint(f"and {more} more (--json has all)")] if more > 0 else [])
 
 
 def _span(numbers: list[float | None]) -> str:
-    finite = [number for number in numbers if number is not None]  # an earlier release kept an alpha of NaN as null
+    finite = [number for number in numbers if number is not None]  # an alpha of NaN is stored as null
     if not finite:
         return "unknown"
     low, high = min(finite), max(finite)
@@ -104,29 +102,29 @@ def _span(numbers: list[float | None]) -> str:
 
 
 def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
-    """The newest verdict of each check with what it found; a check that nobody made is said too."""
+    """The newest verdict of each check with its findings. A missing smoke test is listed, too."""
     newest = {(verdict.check, verdict.profile): verdict for verdict in verdicts}
     order = list(Check)
     lines = []
     for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
         line = f"{check:<8}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
-        lines.append(line + (f"  {output.one_line(verdict.summary)}" if verdict.summary else ""))
-        found = [f for f in verdict.findings if f.severity != "info" and f.message not in verdict.summary]
-        lines += [f"      - {finding_line(f)}" for f in found[:FINDINGS_SHOWN]]
-        if len(found) > FINDINGS_SHOWN:
-            lines.append(f"      - and {len(found) - FINDINGS_SHOWN} more (--json has all)")
+        lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
+        findings = [f for f in verdict.findings if f.severity != "info" and f.message not in verdict.summary]
+        lines += [f"      - {finding_line(f)}" for f in findings[:FINDINGS_SHOWN]]
+        if len(findings) > FINDINGS_SHOWN:
+            lines.append(f"      - and {len(findings) - FINDINGS_SHOWN} more (--json has all)")
     if (Check.SMOKE, "") not in newest:
         failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
-        why = f"not tried yet: adapter smoke-test {ref} --wait"
+        reason = f"not tested yet: adapter smoke-test {ref} --wait"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
-            why = "not tried: it does not fit" if Check.COMPAT in failed else "not tried: its weights are broken"
-        lines.append(f"{'smoke':<8}{output.faint(why)}")
+            reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"
+        lines.append(f"{'smoke':<8}{output.faint(reason)}")
     return lines
 
 
 def finding_line(finding: Finding) -> str:
     """The finding's message, after its location unless the message names it."""
     if not finding.location or finding.location in finding.message:
-        return output.one_line(finding.message)
-    return output.one_line(f"{finding.location}: {finding.message}")
+        return finding.message
+    return f"{finding.location}: {finding.message}"

@@ -1,8 +1,4 @@
-"""`adapter webhook`: where events of the registry are sent to: create, list, delete, deliveries.
-
-Invariants
-- A webhook's secret is printed once, by the command that made it.
-"""
+"""`adapter webhook`: create, list, delete, deliveries. A webhook's secret is printed once, when it is created."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from . import output, session
 
 @click.group()
 def webhook() -> None:
-    """Webhooks: who is told of what happens."""
+    """Webhooks: send events of the registry to a URL."""
 
 
 @webhook.command()
@@ -35,8 +31,8 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
         created = Audit(registry).create_webhook(WebhookCreate(url=url, namespace=namespace, actions=list(actions)))
 
     def text() -> None:
-        click.echo(created.secret)
-        output.note(f"webhook {created.webhook.id}; verify its requests as Standard Webhooks describes")
+        output.line(created.secret)
+        output.note(f"webhook {created.webhook.id}; verify its requests by the Standard Webhooks rules")
 
     output.answer(created, text)
 
@@ -52,7 +48,7 @@ def list_webhooks() -> None:
 
 def _print(items: list[WebhookView]) -> None:
     if not items:
-        click.echo("No webhooks.")
+        output.line("No webhooks.")
         return
     rows = [(item.id, item.namespace, item.url, ",".join(item.actions)) for item in items]
     output.table(("id", "namespace", "url", "actions"), rows)
@@ -64,8 +60,8 @@ def _print(items: list[WebhookView]) -> None:
 def delete(webhook_id: str) -> None:
     """Delete a webhook and its deliveries."""
     with session.versions() as registry:
-        ended = Audit(registry).delete_webhook(webhook_id)
-    output.answer(ended, lambda: click.echo(f"{ended.id} is gone."))
+        deleted = Audit(registry).delete_webhook(webhook_id)
+    output.answer(deleted, lambda: output.line(f"{deleted.id} deleted."))
 
 
 @webhook.command()
@@ -78,8 +74,8 @@ def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
     with session.versions() as registry:
         audit = Audit(registry)
         if retry is not None:
-            again = audit.retry_delivery(webhook_id, retry)
-            output.answer(again, lambda: _print_deliveries([again]))
+            retried = audit.retry_delivery(webhook_id, retry)
+            output.answer(retried, lambda: _print_deliveries([retried]))
             return
         listing = audit.deliveries(webhook_id, state=state)
     output.answer(listing, lambda: _print_deliveries(listing.items))
@@ -87,10 +83,10 @@ def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
 
 def _print_deliveries(items: list[DeliveryView]) -> None:
     if not items:
-        click.echo("No deliveries.")
+        output.line("No deliveries.")
         return
     rows = [
         (str(item.id), str(item.seq), item.state, str(item.attempt), output.moment(item.next_at), item.error or "-")
         for item in items
     ]
-    output.table(("id", "event", "state", "attempts", "next or last", "error"), rows)
+    output.table(("id", "event", "state", "attempts", "next or last attempt", "error"), rows)

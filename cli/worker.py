@@ -1,9 +1,7 @@
-"""`adapter worker`: take jobs from the registry and try adapters on their base, here.
+"""`adapter worker`: takes jobs from the registry and tests adapters on their base.
 
-Invariants
-- This process holds no torch; each base lives in a model process of its own (registry/worker/model_process/host.py).
-- SIGTERM and Ctrl-C end it in order: the running job is finished or given back, and no process stays behind.
-- Standard output tells one line for each job; with `--json` it is one JSON document at the end.
+This process does not import torch; each base lives in its own model process (registry/worker/model_process/host.py).
+SIGTERM and Ctrl-C finish or return the running job and leave no process behind.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from registry.worker.model_process.pool import Pool
 from . import main, output, session
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
-"""What a model process imports; checked before a job is claimed."""
+"""Imports of a model process, checked before a job is claimed."""
 DEFAULTS = ProcessLimits()
 
 
@@ -61,47 +59,45 @@ def worker(
     \b
     adapter worker --base smollm2=models/SmolLM2-135M-Instruct
     """
-    _demand_packages()
+    _require_packages()
     folders = dict(_base(text) for text in bases)
     limits = ProcessLimits(deadline_seconds=deadline, threads=threads)
-    say: Callable[[str], None] = _silent if output.as_json() else click.echo
+    say: Callable[[str], None] = (lambda _line: None) if output.as_json() else output.line
     if address:
-        tally = _on_a_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
-        output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
-        return
-    pool = Pool(device=select_device(device))
-    with (
-        session.registry() as registry,
-        Worker(registry, Sources(folders), say=say, limits=limits, pool=pool) as worker,
-    ):
-        _stop_on_signals(worker)
-        if not once:
-            say("taking jobs; stop with Ctrl-C")
-        tally = worker.run(once=once)
-    output.answer(asdict(tally), lambda: click.echo(_in_words(tally)))
+        summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
+    else:
+        pool = Pool(device=select_device(device))
+        with (
+            session.registry() as registry,
+            Worker(registry, Sources(folders), say=say, limits=limits, pool=pool) as worker,
+        ):
+            _stop_on_signals(worker)
+            if not once:
+                say("taking jobs; stop with Ctrl-C")
+            summary = worker.run(once=once)
+    output.answer(asdict(summary), lambda: output.line(_summary_line(summary)))
 
 
-def _on_a_cluster(
+def _run_on_cluster(
     address: str, folders: dict[str, Path | None], limits: ProcessLimits, say: Callable[[str], None], *, once: bool,
     device: str, actors: int, gpus: float | None,
 ) -> RunSummary:  # fmt: skip
-    """The same work on a Ray cluster. What the cluster's nodes need of a machine, they look for there."""
-    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", what="adapter worker --ray")
-    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", what="adapter worker --ray")
-    where = session.target()
-    if where.embedded:
+    cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", user="adapter worker --ray")
+    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", user="adapter worker --ray")
+    used = session.target()
+    if used.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")
     if not folders:
-        raise click.UsageError("--ray needs to know the bases: repeat --base NAME[=DIR]")
+        raise click.UsageError("--ray needs --base NAME[=DIR]")
     device = "cpu" if device == "auto" and not gpus else "cuda" if device == "auto" else device
     gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
-    what = plan(
-        where.url, where.token, folders, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
+    workers = plan(
+        used.url, used.token, folders, actors=actors, cpus=limits.threads, gpus=gpus, device=device, limits=limits
     )
-    with cluster(address, what, say=say) as running:
+    with cluster(address, workers, say=say) as running:
         _stop_on_signals(running)
-        tally: RunSummary = running.run(once=once)
-    return tally
+        summary: RunSummary = running.run(once=once)
+    return summary
 
 
 def _base(text: str) -> tuple[str, Path | None]:
@@ -111,7 +107,7 @@ def _base(text: str) -> tuple[str, Path | None]:
     return names.base_name(name), Path(folder) if equals else None
 
 
-def _demand_packages() -> None:
+def _require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise main.MissingExtra(
@@ -132,10 +128,6 @@ def _stop_on_signals(worker: Stoppable) -> None:
         signal.signal(number, stop)
 
 
-def _silent(_line: str) -> None:
-    """With --json nothing is told on the way."""
-
-
-def _in_words(tally: RunSummary) -> str:
-    failed = f", {output.plural(tally.failed, 'attempt')} failed" if tally.failed else ""
-    return f"{output.plural(tally.done, 'job')} done{failed}; {output.plural(tally.base_loads, 'base load')}"
+def _summary_line(summary: RunSummary) -> str:
+    failed = f", {output.plural(summary.failed, 'attempt')} failed" if summary.failed else ""
+    return f"{output.plural(summary.done, 'job')} done{failed}; {output.plural(summary.base_loads, 'base load')}"

@@ -56,9 +56,9 @@ def markdown() -> str:
     if codes != EXIT_CODES.keys() or set(output.EXIT_CODES) < set(errors.CLASSES):
         raise LookupError(f"exit codes without a meaning: {sorted(codes ^ EXIT_CODES.keys())}")
     parts = [INTRODUCTION, table(["exit code", "meaning"], ((f"{c}", text) for c, text in EXIT_CODES.items()))]
-    for section in dict.fromkeys(spec.section for spec in main.DOORS.values()):
+    for section in dict.fromkeys(spec.section for spec in main.COMMANDS.values()):
         parts.append(f"## {section}\n")
-        for word in (word for word, spec in main.DOORS.items() if spec.section == section):
+        for word in (word for word, spec in main.COMMANDS.items() if spec.section == section):
             command = main.main.get_command(click.Context(main.main), word)
             if command is None:
                 raise LookupError(f"adapter has no command {word}")

@@ -1,4 +1,4 @@
-"""A desk for each test: its own data, profile and cache folders, and no registry in the environment."""
+"""Each test has its own data, profile and cache folders, and no registry in the environment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) -> Desk:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) -> CommandRunner:
     for variable in ("ADAPTER_REGISTRY", "ADAPTER_TOKEN", "REGISTRY_DATABASE_URL", "REGISTRY_BLOBS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("REGISTRY_DATA", str(tmp_path / "data"))
@@ -19,4 +19,4 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     shutil.copyfile(migrated_sqlite, tmp_path / "data" / "registry.db")
-    return Desk(tmp_path)
+    return CommandRunner(tmp_path)

@@ -1,4 +1,4 @@
-"""`adapter push-all`: a folder that cannot even be looked into."""
+"""`adapter push-all` with a folder that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 
 
-def test_a_folder_that_may_not_be_read_stops_no_other(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unreadable_folder_stops_no_other_push(
+    cli: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.base()
-    desk.adapter("good")
-    locked = desk.adapter("locked")
+    cli.add_base()
+    cli.make_adapter("good")
+    locked = cli.make_adapter("locked")
     stat, scandir = os.stat, os.scandir
 
     def look(path: Any, *more: Any, **options: Any) -> os.stat_result:
@@ -32,6 +32,6 @@ def test_a_folder_that_may_not_be_read_stops_no_other(
 
     monkeypatch.setattr(os, "stat", look)
     monkeypatch.setattr(os, "scandir", scan)
-    said = desk("push-all", tmp_path / "adapters", "fleet", expect=2).stdout
-    assert "fleet/good@1  new  compat pass" in said
-    assert "fleet/locked  refused" in said
+    result = cli("push-all", tmp_path / "adapters", "fleet", expect=2).stdout
+    assert "fleet/good@1  new  compat pass" in result
+    assert "fleet/locked  refused" in result

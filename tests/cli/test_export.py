@@ -1,34 +1,34 @@
-"""`adapter export`: what it says of each adapter, its exit codes, and what it says where there is nothing to do."""
+"""`adapter export`: its output and exit codes."""
 
 from __future__ import annotations
 
 import json
 
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 
 
-def test_an_export_names_each_adapter_and_says_what_to_do_about_what_failed(desk: Desk) -> None:
-    desk.base()
-    desk.push("acme/support", "--alias", "canary")
-    desk.push("acme/large", "--alias", "canary", rank=32)
-    location = desk.folder / "served"
+def test_an_export_lists_each_adapter_and_the_next_step_for_failures(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/support", "--alias", "canary")
+    cli.push("acme/large", "--alias", "canary", rank=32)
+    location = cli.folder / "served"
     words = ["export", "tiny-llama", location, "--alias", "canary", "--engine", "vllm==0.33.0,max_lora_rank=16"]
-    said = desk(*words).stdout
-    assert "acme-support-v1  new  acme/support@1" in said
-    assert "acme-large-v1  left out" in said
-    assert f"1 adapter in {location} (1 new, 1 left out)" in said
-    desk(*words, "--strict", expect=6)
-    told = desk(*words, "--model", "org/tiny", expect=2)
-    assert "an export never rewrites a folder" in told.stdout
-    assert "Next: export to another location" in told.stderr
-    assert {item["state"] for item in desk(*words, "--json").json["items"]} == {"unchanged", "left out"}
+    result = cli(*words).stdout
+    assert "acme-support-v1  new  acme/support@1" in result
+    assert "acme-large-v1  left out" in result
+    assert f"1 adapter in {location} (1 new, 1 left out)" in result
+    cli(*words, "--strict", expect=6)
+    output = cli(*words, "--model", "org/tiny", expect=2)
+    assert "an export never rewrites a folder" in output.stdout
+    assert "Next: export to another location" in output.stderr
+    assert {item["state"] for item in cli(*words, "--json").json["items"]} == {"unchanged", "left out"}
 
 
-def test_an_alias_that_no_adapter_has_is_said_and_not_taken_for_a_whole_export(desk: Desk) -> None:
-    desk.base()
-    desk.push("acme/support", "--alias", "canary")
-    none = "no adapter of 'tiny-llama' that you may see has the alias 'prod'"
-    assert none in desk("export", "tiny-llama", desk.folder / "served").stdout
-    objects = desk("export", "tiny-llama", "--kubernetes", "modeladapter", "--from", "s3://models/prod/")
+def test_an_export_of_an_unused_alias_says_so(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/support", "--alias", "canary")
+    none = "no adapter of 'tiny-llama' that you can see has the alias 'prod'"
+    assert none in cli("export", "tiny-llama", cli.folder / "served").stdout
+    objects = cli("export", "tiny-llama", "--kubernetes", "modeladapter", "--from", "s3://models/prod/")
     assert json.loads(objects.stdout)["items"] == []
     assert none in objects.stderr

@@ -1,4 +1,4 @@
-"""Which registry a command talks to, and how a login is remembered."""
+"""Which registry a command talks to, and the profile of `adapter login`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pytest
 
 from cli import session
 from registry.errors import Invalid
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 
 
-def test_without_anything_the_embedded_registry_is_used(desk: Desk) -> None:
+def test_the_embedded_registry_is_the_default(cli: CommandRunner) -> None:
     assert session.target().embedded
-    said = desk("whoami", "--json").json
-    assert (said["actor"], said["scopes"]) == ("owner", ["admin"])
+    result = cli("whoami", "--json").json
+    assert (result["actor"], result["scopes"]) == ("owner", ["admin"])
 
 
-def test_a_command_on_the_embedded_registry_leaves_one_whole_file(desk: Desk, tmp_path: Path) -> None:
-    desk("token", "create", "ci", "--scope", "push")
+def test_the_embedded_registry_leaves_one_database_file(cli: CommandRunner, tmp_path: Path) -> None:
+    cli("token", "create", "ci", "--scope", "push")
     assert [path.name for path in (tmp_path / "data").iterdir() if path.is_file()] == ["registry.db"]
 
 
-@pytest.mark.usefixtures("desk")
+@pytest.mark.usefixtures("cli")
 def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     session.write_profile(
         session.LoginProfile("https://a.test", {"https://a.test": "token-a", "https://b.test": "token-b"})
@@ -37,15 +37,15 @@ def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) 
     assert session.target().token == "token-c"
 
 
-@pytest.mark.usefixtures("desk")
+@pytest.mark.usefixtures("cli")
 def test_a_token_is_never_used_for_another_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "token-a"}))
     monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
     assert session.target().token == ""
 
 
-@pytest.mark.usefixtures("desk")
-def test_the_profile_is_readable_by_its_owner_alone() -> None:
+@pytest.mark.usefixtures("cli")
+def test_only_the_owner_can_read_the_profile() -> None:
     path = session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "t"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]
@@ -53,57 +53,59 @@ def test_the_profile_is_readable_by_its_owner_alone() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}', '{"url": "x", "tokens": []}'])
-def test_a_profile_that_cannot_be_read_is_named(desk: Desk, text: str) -> None:
+def test_an_unreadable_profile_is_an_error_with_its_path(cli: CommandRunner, text: str) -> None:
     path = session.profile_path()
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(Invalid, match="is not a profile"):
         session.read_profile()
-    assert "is not a profile" in desk("list", expect=2).stderr
+    assert "is not a profile" in cli("list", expect=2).stderr
 
 
-def test_a_registry_that_does_not_answer_is_for_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_registry_exits_75(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
-    said = desk("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
-    assert said.stdout == ""
-    assert said.problem["code"] == "SERVER_UNREACHABLE"
+    result = cli("list", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
+    assert result.stdout == ""
+    assert result.problem["code"] == "SERVER_UNREACHABLE"
 
 
-def test_what_is_no_url_is_bad_input(desk: Desk) -> None:
-    assert "registry URL" in desk("list", expect=2, ADAPTER_REGISTRY="localhost", ADAPTER_TOKEN="t").stderr
+def test_an_invalid_url_is_bad_input(cli: CommandRunner) -> None:
+    assert "registry URL" in cli("list", expect=2, ADAPTER_REGISTRY="localhost", ADAPTER_TOKEN="t").stderr
 
 
-def test_an_old_schema_is_refused_with_the_way_out(desk: Desk, tmp_path: Path) -> None:
+def test_an_old_schema_is_refused_with_the_next_step(cli: CommandRunner, tmp_path: Path) -> None:
     path = tmp_path / "data" / "registry.db"
     path.unlink()
     with sqlite3.connect(path) as old:
         old.execute("CREATE TABLE adapter (id INTEGER)")
-    said = desk("list", expect=5)
-    assert "adapter migrate" in said.stderr
+    result = cli("list", expect=5)
+    assert "adapter migrate" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("url", "readable"),
+    ("url", "unencrypted"),
     [("http://registry.test", True), ("https://registry.test", False), ("http://127.0.0.1:8080", False),
      ("http://[::1]:8080", False), ("http://localhost", False), (session.EMBEDDED_URL, False)],
 )  # fmt: skip
-def test_a_token_that_goes_over_a_network_in_the_clear_is_told_of(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, url: str, readable: bool
+def test_an_unencrypted_connection_is_noted(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, url: str, unencrypted: bool
 ) -> None:
-    assert session.RegistryTarget(url, "t", "").readable is readable
-    if readable:
+    assert session.RegistryTarget(url, "t", "").unencrypted is unencrypted
+    if unencrypted:
         monkeypatch.setenv("ADAPTER_REGISTRY", "http://registry.invalid")
-        assert "use https" in desk("doctor", expect=75).stdout
+        assert "use https" in cli("doctor", expect=75).stdout
 
 
-def test_the_folder_of_a_new_registry_is_for_its_owner_alone(desk: Desk, tmp_path: Path) -> None:
-    desk("list", REGISTRY_DATA=str(tmp_path / "fresh"))
+def test_only_the_owner_can_read_a_new_data_folder(cli: CommandRunner, tmp_path: Path) -> None:
+    cli("list", REGISTRY_DATA=str(tmp_path / "fresh"))
     assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
 
 
-def test_doctor_names_what_is_wrong_and_ends_with_its_code(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = {look["about"]: look for look in desk("doctor", "--json").json["looks"]}
-    assert looks["server"]["state"] == "ok"
+def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = {check["about"]: check for check in cli("doctor", "--json").json["checks"]}
+    assert checks["server"]["state"] == "ok"
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
-    said = desk("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
-    assert "cannot be reached" in json.dumps(said.json)
+    result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
+    assert "cannot be reached" in json.dumps(result.json)

@@ -1,3 +1,3 @@
-"""The desk of the command's tests."""
+"""The fixture `cli` of the tests of the commands."""
 
-from tests.cli.conftest import desk as desk
+from tests.cli.conftest import cli as cli

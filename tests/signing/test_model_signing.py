@@ -10,7 +10,7 @@ import json
 import pytest
 
 from tests.audit.certificates import PEM, SPKI
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 from tests.signing import tool
 
 pytestmark = [
@@ -19,46 +19,46 @@ pytestmark = [
 ]
 
 
-def test_what_model_signing_signs_is_pushed_with_its_bundle_and_verified(desk: Desk) -> None:
+def test_a_bundle_of_model_signing_is_pushed_and_verified(cli: CommandRunner) -> None:
     from tests.signing import record, stand  # imports torch
 
-    trained = record.adapter(desk.folder)
-    desk("base", "add", "tiny", desk.folder / "tiny")
+    trained = record.adapter(cli.folder)
+    cli("base", "add", "tiny", cli.folder / "tiny")
     signer = tool.Tool()
-    for number, one in enumerate(stand.Stand(desk.folder / "stand").signed(signer, trained)):
+    for number, one in enumerate(stand.Stand(cli.folder / "stand").signed(signer, trained)):
         name, given = f"acme/signed-{number}", ["--bundle", one.bundle]
         if one.public_key:
-            public = desk.folder / f"{number}.pub"
+            public = cli.folder / f"{number}.pub"
             public.write_bytes(one.public_key)
             given += ["--public-key", public]
-        desk("push", trained, name, "--base", "tiny", *given)
-        trusted = desk.folder / f"{number}.root"
+        cli("push", trained, name, "--base", "tiny", *given)
+        trusted = cli.folder / f"{number}.root"
         trusted.write_bytes(one.root)
         demanded = ["--trusted-roots", trusted] if one.root else []
-        told = desk("verify", name, *demanded, "--json").json
+        told = cli("verify", name, *demanded, "--json").json
         (line,) = [line for line in told["signatures"] if line["kind"] in ("signature", "unverified")]
         assert (told["ok"], line["ok"]) == (True, True), (one.way, told)
         assert line["who"].startswith("pki:" if one.root else "key:")
-        assert desk("verify", name, "--signed-by", line["who"], *demanded, expect=0 if one.public_key else 70)
+        assert cli("verify", name, "--signed-by", line["who"], *demanded, expect=0 if one.public_key else 70)
     (trained / "README.md").write_text("other words")
-    refused = desk("push", trained, "acme/other", "--base", "tiny", *given, "--json", expect=2).problem
+    refused = cli("push", trained, "acme/other", "--base", "tiny", *given, "--json", expect=2).problem
     assert (refused["code"], "README.md" in refused["detail"]) == ("SIGNATURE_INVALID", True)
 
 
-def test_what_we_sign_is_verified_by_model_signing(desk: Desk) -> None:
+def test_model_signing_verifies_our_signatures(cli: CommandRunner) -> None:
     from tests.signing import record, stand  # imports torch
 
-    trained = record.adapter(desk.folder)
+    trained = record.adapter(cli.folder)
     (trained / stand.LEFT_OUT).unlink()
-    desk("base", "add", "tiny", desk.folder / "tiny")
-    key, public = stand.Stand(desk.folder / "stand").key("signer", stand.CURVES["p256"])
-    pem = desk.folder / "signer.pub"
+    cli("base", "add", "tiny", cli.folder / "tiny")
+    key, public = stand.Stand(cli.folder / "stand").key("signer", stand.CURVES["p256"])
+    pem = cli.folder / "signer.pub"
     pem.write_bytes(public.public_bytes(PEM, SPKI))
-    desk("push", trained, "acme/ours", "--base", "tiny", "--sign", key)
-    pulled, signature = desk.folder / "pulled", desk.folder / "ours.sig"
-    desk("pull", "acme/ours", pulled)
-    saved = desk.folder / "ours.bundle"
-    desk("verify", "acme/ours", "--save", saved)
+    cli("push", trained, "acme/ours", "--base", "tiny", "--sign", key)
+    pulled, signature = cli.folder / "pulled", cli.folder / "ours.sig"
+    cli("pull", "acme/ours", pulled)
+    saved = cli.folder / "ours.bundle"
+    cli("verify", "acme/ours", "--save", saved)
     kept = json.loads(saved.read_text())["attestations"]
     signature.write_text(next(one["bundle"] for one in kept if one["kind"] == "signature"))
     assert tool.Tool().verifies(pulled, pem, signature)

@@ -1,4 +1,4 @@
-"""The feed of a real server: a stream that is gone on with over restarts, and an end that waits for nobody."""
+"""The event stream of a real server over restarts and revoked tokens."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def make(url: str, token: str, name: str) -> None:
         registry.create_token(TokenCreate(name=name, scopes=["pull"]))
 
 
-def test_a_stream_goes_on_over_a_restart_and_misses_nothing(tmp_path: Path) -> None:
+def test_a_stream_resumes_after_a_restart_without_gaps(tmp_path: Path) -> None:
     heard: list[dict[str, str]] = []
-    with served(tmp_path / "data") as (process, said):
-        url, token = said["url"], said["token"]
+    with served(tmp_path / "data") as (process, server):
+        url, token = server["url"], server["token"]
         with stream(url, token, 0) as messages:
             heard.append(next(messages))
             make(url, token, "one")
@@ -52,8 +52,8 @@ def test_a_stream_goes_on_over_a_restart_and_misses_nothing(tmp_path: Path) -> N
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             assert list(messages) == [], "the stream ends with the server"
-    with served(tmp_path / "data") as (process, said):
-        url = said["url"]
+    with served(tmp_path / "data") as (process, server):
+        url = server["url"]
         make(url, token, "two")
         make(url, token, "three")
         with stream(url, token, int(heard[-1]["id"])) as messages:
@@ -69,10 +69,10 @@ def test_a_stream_goes_on_over_a_restart_and_misses_nothing(tmp_path: Path) -> N
     assert {message["event"] for message in heard} == {"token.issue"}
 
 
-def test_a_stream_ends_as_a_whole_answer_when_its_token_does(tmp_path: Path) -> None:
-    with served(tmp_path / "data") as (_, said), Registry(said["url"], said["token"]) as registry:
-        made = registry.create_token(TokenCreate(name="ends", scopes=["admin"]))
-        with stream(said["url"], made.secret, 0) as messages:
+def test_a_stream_ends_cleanly_when_its_token_is_revoked(tmp_path: Path) -> None:
+    with served(tmp_path / "data") as (_, result), Registry(result["url"], result["token"]) as registry:
+        created = registry.create_token(TokenCreate(name="ends", scopes=["admin"]))
+        with stream(result["url"], created.secret, 0) as messages:
             assert [next(messages)["event"], next(messages)["event"]] == ["token.issue"] * 2
-            registry.revoke_token(made.token.id)
+            registry.revoke_token(created.token.id)
             assert list(messages) == [], "not the event of its own end, and no broken connection"

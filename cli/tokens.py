@@ -1,8 +1,7 @@
-"""Who you are and who may do what: `adapter login`, `whoami`, `token …`.
+"""`adapter login`, `whoami` and `token …`.
 
-Invariants
-- A token's secret is asked for without echo or read from standard input; it is no argument, where others could see it.
-- A secret is printed once, by the command that made it.
+A secret is never an argument, where other users of the machine could see it: it comes from a prompt, a pipe or the
+environment. A new secret is printed once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from registry.roles import Scope
 from . import output, session
 
 DAY_SECONDS = 86400
-SECRETS_START = "lra_"
+SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
 
 
 @click.command()
@@ -29,27 +28,27 @@ SECRETS_START = "lra_"
 @output.json_option
 def login(url: str) -> None:
     """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt."""
-    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _ask()
+    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
     with Registry(url, secret) as registry:
-        who, kept_as = registry.whoami(), registry.url
+        who, used_url = registry.whoami(), registry.url
     profile = session.read_profile()
-    path = session.write_profile(session.LoginProfile(kept_as, {**profile.tokens, kept_as: secret}))
+    path = session.write_profile(session.LoginProfile(used_url, {**profile.tokens, used_url: secret}))
 
     def text() -> None:
-        click.echo(f"You are {output.strong(who.actor)} at {kept_as}.")
-        click.echo(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; remembered in {path}"))
-        if session.RegistryTarget(kept_as, secret, "").readable:
-            output.note(session.IN_THE_CLEAR)
+        output.line(f"You are {output.strong(who.actor)} at {used_url}.")
+        output.line(output.faint(f"  {_rights(who.scopes, who.namespaces, who.adapters)}; saved in {path}"))
+        if session.RegistryTarget(used_url, secret, "").unencrypted:
+            output.note(session.UNENCRYPTED)
 
     output.answer(who, text)
 
 
-def _ask(what: str = "Token") -> str:
+def _read_secret(label: str = "Token") -> str:
     if sys.stdin.isatty():
-        answer: str = click.prompt(what, hide_input=True)
-        return answer.strip()
+        secret: str = click.prompt(label, hide_input=True)
+        return secret.strip()
     return sys.stdin.readline().strip()
 
 
@@ -57,76 +56,63 @@ def _ask(what: str = "Token") -> str:
 @output.json_option
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
-    where = session.target()
+    used = session.target()
     with session.registry() as registry:
         who = registry.whoami()
-    output.answer(who, lambda: _print_whoami(where, who))
+    output.answer(who, lambda: _print_whoami(used, who))
 
 
-def _print_whoami(where: session.RegistryTarget, who: Whoami) -> None:
-    click.echo(output.strong(who.actor) + ("" if where.embedded else f" at {where.url}"))
+def _print_whoami(used: session.RegistryTarget, who: Whoami) -> None:
+    output.line(output.strong(who.actor) + ("" if used.embedded else f" at {used.url}"))
     expires = f"; until {output.moment(who.expires_at)}" if who.expires_at else ""
     rights = _rights(who.scopes, who.namespaces, who.adapters) + expires
     roles = ", ".join(f"{role} in {namespace}" for namespace, role in who.roles.items()) or "none"
     subject = [("subject", f"{who.subject}; roles: {roles}")] if who.subject else []
     token = [("token", who.token_id)] if who.token_id else []
-    output.facts([("rights", rights), *subject, *token, ("told by", where.source)])
+    output.facts([("rights", rights), *subject, *token, ("set by", used.source)])
 
 
 def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> str:
-    where = "all namespaces" if "*" in namespaces else ", ".join(namespaces)
-    return f"{', '.join(scopes)} in {', '.join(adapters) or where}"
+    limits = ", ".join(adapters) or ("all namespaces" if "*" in namespaces else ", ".join(namespaces))
+    return f"{', '.join(scopes)} in {limits}"
 
 
 # ------------------------------------------------------------------ tokens
 @click.group()
 def token() -> None:
-    """Tokens: who may do what."""
+    """Tokens: create, rotate, exchange, list, revoke."""
 
 
 @token.command()
 @click.argument("name")
-@click.option(
-    "--scope",
-    "scopes",
-    multiple=True,
-    required=True,
-    type=click.Choice([scope.value for scope in Scope]),
-    help="Scope (repeatable).",
-)
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([scope.value for scope in Scope]),
+              help="Scope (repeatable).")  # fmt: skip
 @click.option("--namespace", "namespaces", multiple=True, default=("*",), help="Where it is valid (repeatable).")
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="Lifetime in days. Default: unlimited.")
 @output.json_option
 def create(
-    name: str,
-    scopes: tuple[str, ...],
-    namespaces: tuple[str, ...],
-    subject: str,
-    adapters: tuple[str, ...],
+    name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], subject: str, adapters: tuple[str, ...],
     days: float | None,
-) -> None:
+) -> None:  # fmt: skip
     """Create a token. Its secret is shown only now.
 
     \b
     adapter token create trainer-7 --scope push --namespace acme --days 90
     """
+    seconds = max(1, round(days * DAY_SECONDS)) if days else None
     request = TokenCreate(
-        name=name,
-        scopes=list(scopes),
-        namespaces=list(namespaces),
-        expires_in_seconds=max(1, round(days * DAY_SECONDS)) if days else None,
-        subject=subject,
+        name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds, subject=subject,
         adapters=list(adapters),
-    )
+    )  # fmt: skip
     with session.registry() as registry:
         created = registry.create_token(request)
     output.answer(created, lambda: _print_secret(created))
 
 
 def _print_secret(created: TokenCreated) -> None:
-    click.echo(created.secret)
+    output.line(created.secret)
     rights = _rights(created.token.scopes, created.token.namespaces, created.token.adapters)
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
@@ -138,7 +124,7 @@ def _print_secret(created: TokenCreated) -> None:
 @click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
 @output.json_option
 def rotate(token_id: str, keep_minutes: int) -> None:
-    """Replace the secret of a token; without ID of your own, which is remembered here if the old one was."""
+    """Replace the secret of a token. Without ID: of your own; the new secret is saved if the old one was."""
     _refuse_secret(token_id)
     with session.registry() as registry:
         mine = registry.whoami().token_id
@@ -147,7 +133,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
 
     def text() -> None:
         if saved_in:
-            click.echo(f"{created.token.id} ({created.token.name}) has a new secret, remembered in {saved_in}.")
+            output.line(f"{created.token.id} ({created.token.name}) has a new secret, saved in {saved_in}.")
         else:
             _print_secret(created)
 
@@ -165,7 +151,7 @@ def exchange(adapter: str) -> None:
     \b
     ADAPTER_TOKEN=$(adapter token exchange --adapter acme/support < identity-token)
     """
-    assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _ask("Identity token")
+    assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _read_secret("Identity token")
     if not assertion:
         raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
     with session.registry() as registry:
@@ -179,33 +165,33 @@ def exchange(adapter: str) -> None:
 def list_tokens(ended: bool) -> None:
     """List the tokens you may revoke, without their secrets."""
     with session.registry() as registry:
-        every = registry.tokens().items
-    items = [item for item in every if ended or not _is_over(item)]
+        tokens = registry.tokens().items
+    items = [item for item in tokens if ended or not _has_ended(item)]
 
     def text() -> None:
         _print_tokens(items)
-        if len(items) < len(every):
-            output.note(f"left out: {output.plural(len(every) - len(items), 'token')} that ended (--ended shows all)")
+        if len(items) < len(tokens):
+            output.note(f"not shown: {output.plural(len(tokens) - len(items), 'ended token')} (--ended shows all)")
 
     output.answer({"items": items}, text)
 
 
-def _is_over(item: TokenView) -> bool:
+def _has_ended(item: TokenView) -> bool:
     return item.revoked_at is not None or (item.expires_at is not None and item.expires_at <= datetime.now(UTC))
 
 
 def _print_tokens(items: list[TokenView]) -> None:
     if not items:
-        click.echo("No tokens.")
+        output.line("No tokens.")
         return
     rows = [
         (
             item.id,
-            output.strong(output.one_line(item.name)),
-            output.one_line(item.subject) or "-",
+            output.strong(item.name),
+            item.subject or "-",
             ",".join(item.scopes),
             ",".join(item.adapters or item.namespaces),
-            click.style("revoked", fg="red") if item.revoked_at else output.moment(item.expires_at) or "-",
+            output.styled("revoked", "red") if item.revoked_at else output.moment(item.expires_at) or "-",
             output.moment(item.last_used_at) or "-",
         )
         for item in items
@@ -220,14 +206,14 @@ def revoke(token_id: str) -> None:
     """Revoke a token at once."""
     _refuse_secret(token_id)
     with session.registry() as registry:
-        ended = registry.revoke_token(token_id)
-    output.answer(ended, lambda: click.echo(f"{ended.id} ({ended.name}) is revoked."))
+        revoked = registry.revoke_token(token_id)
+    output.answer(revoked, lambda: output.line(f"{revoked.id} ({revoked.name}) is revoked."))
 
 
 def _refuse_secret(token_id: str) -> None:
-    if token_id.startswith(SECRETS_START):
+    if token_id.startswith(SECRET_PREFIX):
         raise Invalid(
             "REQUEST_INVALID",
-            "this is the secret of a token, not its id; it was not sent",
-            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` shows the id of a token, also of a leaked one",
+            "this is a token's secret, not its id; it was not sent",
+            next_step="`ADAPTER_TOKEN=SECRET adapter whoami` shows the id of a token, even of a leaked one",
         )

@@ -1,8 +1,8 @@
-"""`Desk`: the real command on an embedded registry in a temporary folder, with forged bases and adapters beside it.
+"""`CommandRunner`: the real command on an embedded registry in a temporary folder.
 
-desk("push", folder, "acme/support")   run a command; the answer has exit_code, stdout, stderr, json
-desk.adapter("first"), desk.base()     folders of forged files
-desk.tried("acme/support")             what a worker would file, without one
+cli("push", folder, "acme/support")      run a command; the result has exit_code, stdout, stderr, json
+cli.make_adapter("first")                write the folder of a new adapter
+cli.finish_smoke_test("acme/support")    report a smoke test as a worker would
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests import forge
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command said and how it ended."""
+class CommandResult:
+    """Output and exit code of a command."""
 
     exit_code: int
     stdout: str
@@ -41,38 +41,38 @@ class Said:
         return json.loads(self.stderr)
 
 
-class Desk:
+class CommandRunner:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._seeds = itertools.count(1)
 
-    def __call__(self, *words: object, expect: int = 0, stdin: str | None = None, **env: str) -> Said:
-        """Run `adapter WORDS…`; a bug's trace is raised, and so is an exit code that was not expected."""
+    def __call__(self, *words: object, expect: int = 0, stdin: str | None = None, **env: str) -> CommandResult:
+        """Run `adapter WORDS…`; a bug's exception is raised. Any other exit code than `expect` fails."""
         result = CliRunner().invoke(main, [str(word) for word in words], input=stdin, env=env)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        said = Said(result.exit_code, result.stdout, result.stderr)
-        assert said.exit_code == expect, f"{words}: {said}"
-        return said
+        command_result = CommandResult(result.exit_code, result.stdout, result.stderr)
+        assert command_result.exit_code == expect, f"{words}: {command_result}"
+        return command_result
 
-    def base(self, base: forge.Base | None = None) -> str:
-        """Register a forged base; its name."""
+    def add_base(self, base: forge.Base | None = None) -> str:
+        """Register a generated base. Returns its name."""
         base = base or forge.llama()
         folder = base.write(self.folder / "bases" / base.name)
         self("base", "add", base.name, folder)
         return base.name
 
-    def adapter(self, name: str, base: forge.Base | None = None, **how: Any) -> Path:
-        """A folder with a forged adapter that no test has had before."""
+    def make_adapter(self, name: str, base: forge.Base | None = None, **how: Any) -> Path:
+        """The folder of a new adapter with random weights."""
         files = forge.lora(base or forge.llama(), **{"seed": next(self._seeds), **how})
         return forge.write(files, self.folder / "adapters" / name)
 
     def push(self, name: str, *words: object, **how: Any) -> Any:
-        folder = self.adapter(f"{next(self._seeds)}-{name.replace('/', '-')}", **how)
+        folder = self.make_adapter(f"{next(self._seeds)}-{name.replace('/', '-')}", **how)
         return self("push", folder, name, "--base", "tiny-llama", "--json", *words).json
 
-    def tried(self, ref: str, *findings: Finding) -> None:
-        """File the verdict `smoke` of the oldest waiting job, which must be about `ref`."""
+    def finish_smoke_test(self, ref: str, *findings: Finding) -> None:
+        """Finish the oldest queued smoke test, which must be of `ref`."""
         with session.embedded(Registry) as registry:
             version = registry.version(ref)
             claimed = registry.claim(ClaimRequest(worker="test"))

@@ -1,14 +1,12 @@
 """`DirectProtocol`: uvicorn's HTTP protocol, which also offers each request its socket (`server/http/direct_io.py`).
 
-It reaches into uvicorn: the parser, the request's `body` and `more_body`, the answer's `expected_content_length`.
-tests/cli/test_lane.py runs every use of them against the installed version, and `offered` looks for them before.
+It uses internals of uvicorn (the parser, the request's `body` and `more_body`, the response's
+`expected_content_length`); tests/cli/test_direct_io.py runs each against the installed version.
 
-Invariants
-- The socket is lent to a thread only while the transport reads nothing and has nothing left to write. It blocks then,
-  for `IDLE_SECONDS`: one call moves a megabyte, and the thread needs the interpreter once for it and not once a packet.
-- Every byte of a body is seen once, by the thread or by the parser; the parser is brought to where the thread ended.
-- A thread is lent only while bytes flow: neither a pause nor a drip keeps it.
-- Whatever goes wrong in a thread ends the connection after the answer.
+- A thread uses the socket only while the transport neither reads nor has anything left to write, and only while bytes
+  flow: a slow peer goes back to the event loop. The socket blocks then, for `IDLE_SECONDS`.
+- Every byte of a body is read once, by the thread or by the parser, which is then moved to where the thread ended.
+- An error in a thread ends the connection after the response.
 """
 
 from __future__ import annotations
@@ -30,72 +28,72 @@ from registry.server.http.direct_io import EXTENSION, IDLE_SECONDS, SLOTS
 
 BUFFER_BYTES = 2**20
 FLOW_BYTES = 2**18
-"""Whoever moves less than this in `IDLE_SECONDS` goes back to the event loop."""
+"""A peer that moves less than this in `IDLE_SECONDS` goes back to the event loop."""
 TURNS = 20
-"""Turns of the event loop in which the head of an answer is normally sent; a peer that takes longer is a slow one."""
+"""Iterations of the event loop in which the head of a response is normally sent; a slow peer takes longer."""
 HEAD_LIMIT_BYTES = 64 * 2**10
-"""What the request line and the headers of one request may have together."""
+"""Limit for the request line and the headers of one request together."""
 STEP_BYTES = 8 * 2**20
-"""What one call sends, at most: between them it is asked whether bytes still flow."""
+"""The most that one call sends. The flow is checked between calls."""
 _IDLE = struct.pack("ll", int(IDLE_SECONDS), int(IDLE_SECONDS % 1 * 1e6))
 _ZEROS = bytes(2**16)
 _SLOTS = threading.BoundedSemaphore(SLOTS)
 
 
 class DirectProtocol(HttpToolsProtocol):
-    """Offers a lane to each request over plain HTTP, also to one that came before the last answer was through."""
+    """Offers its socket to each request over plain HTTP, and limits the size of request heads."""
 
-    _aside = False
-    """True while the parser is told of bytes that a thread has read already."""
+    _skipping = False
+    """True while the parser is fed bytes that a thread has read already."""
     _head_bytes = 0
-    _over = b""
-    """The status of a request whose head was too large, in place of the plain 400."""
+    _head_status = b""
+    """The status of a request whose head is too large, in place of 400."""
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url), b"414 URI Too Long")
+        self._count_head(len(url), b"414 URI Too Long")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value), b"431 Request Header Fields Too Large")
+        self._count_head(len(name) + len(value), b"431 Request Header Fields Too Large")
         super().on_header(name, value)
 
-    def _count(self, size_bytes: int, over: bytes) -> None:
-        """The parser has no limit of its own. What is over ours is answered by `over`, and the connection ends."""
+    def _count_head(self, size_bytes: int, status: bytes) -> None:
+        """httptools has no limit for heads."""
         self._head_bytes += size_bytes
         if self._head_bytes > HEAD_LIMIT_BYTES:
-            self._over = over
+            self._head_status = status
             raise httptools.HttpParserError("the head of the request is too large")
 
     def send_400_response(self, msg: str) -> None:
-        if not self._over:
+        if not self._head_status:
             super().send_400_response(msg)
             return
-        self.transport.write(b"HTTP/1.1 " + self._over + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.write(b"HTTP/1.1 " + self._head_status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if self.scheme == "http" and self.cycle is not None and not self.expect_100_continue:
             extensions: Any = self.scope.setdefault("extensions", {})
-            extensions[EXTENSION] = SocketLane(self, self.cycle)
+            extensions[EXTENSION] = DirectSocket(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        if not self._aside:
+        if not self._skipping:
             super().on_body(body)
 
     def skip(self, count: int) -> None:
-        """Bring the parser past `count` bytes of the body that it has not seen."""
-        self._aside = True
+        """Move the parser past `count` bytes of the body that it has not seen."""
+        self._skipping = True
         try:
             while count > 0 and self.parser is not None:
                 self.parser.feed_data(_ZEROS[:count])
                 count -= len(_ZEROS)
         finally:
-            self._aside = False
+            self._skipping = False
 
     def restart(self) -> None:
         """The body is complete: the next byte on this connection begins a request."""
@@ -105,13 +103,13 @@ class DirectProtocol(HttpToolsProtocol):
 
 
 class _Flow:
-    """Whether bytes still come fast enough to be worth a thread. A peer that drips must not hold one for ever."""
+    """Whether bytes flow fast enough to keep a thread."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + IDLE_SECONDS
         self._enough = FLOW_BYTES
 
-    def goes_on(self, total: int) -> bool:
+    def continues(self, total: int) -> bool:
         now = time.monotonic()
         if now < self._until:
             return True
@@ -120,11 +118,11 @@ class _Flow:
         return enough
 
 
-class SocketLane:
-    """The lane of one request. A second connection to the same socket, which the transport keeps on owning.
+class DirectSocket:
+    """The socket of one request: a second file object for the socket that the transport owns.
 
-    The request's scope holds its lane, so a lane must not hold its request: a ring is not freed when it ends but by the
-    collector of garbage, which then stands in everybody's way for milliseconds.
+    The request's scope holds this object, so it refers to the request weakly: a cycle would be left to the garbage
+    collector.
     """
 
     def __init__(self, protocol: DirectProtocol, cycle: Any) -> None:
@@ -134,13 +132,12 @@ class SocketLane:
 
     @property
     def _cycle(self) -> Any:
-        """The request, while it runs; nobody has another use for its lane."""
         cycle = self._request()
         if cycle is None:
-            raise ConnectionError("the request of this lane is over")
+            raise ConnectionError("the request of this socket has ended")
         return cycle
 
-    # ---------------------------------------------------------------- a body comes in
+    # ---------------------------------------------------------------- request body
     def begin_body(self) -> bytes | None:
         current = self._protocol.cycle is self._cycle and self._cycle.more_body
         if not current or self._cycle.disconnected or not self._open():
@@ -155,15 +152,15 @@ class SocketLane:
         buffer = memoryview(bytearray(min(BUFFER_BYTES, count)))
         total = filled = 0
         flow = _Flow()
-        while total < count and flow.goes_on(total):
-            wanted = min(len(buffer) - filled, count - total)
+        while total < count and flow.continues(total):
+            size = min(len(buffer) - filled, count - total)
             try:
-                got = self._of().recv_into(buffer[filled:], wanted, socket.MSG_WAITALL)
-            except BlockingIOError:  # nothing came for `IDLE_SECONDS`
+                received = self._socket_in_use().recv_into(buffer[filled:], size, socket.MSG_WAITALL)
+            except BlockingIOError:  # nothing arrived for `IDLE_SECONDS`
                 break
-            if not got:
-                raise ConnectionError("the sender left before the end of the body")
-            total, filled = total + got, filled + got
+            if not received:
+                raise ConnectionError("the client disconnected before the end of the body")
+            total, filled = total + received, filled + received
             if filled == len(buffer):
                 write(buffer)
                 filled = 0
@@ -182,7 +179,7 @@ class SocketLane:
         self._close()
         self._cycle.keep_alive = False
 
-    # ---------------------------------------------------------------- a file goes out
+    # ---------------------------------------------------------------- response body
     async def begin_answer(self) -> bool:
         transport: Any = self._protocol.transport
         for _ in range(TURNS):
@@ -194,9 +191,11 @@ class SocketLane:
     def send_file(self, descriptor: int, start: int, count: int) -> int:
         sent = 0
         flow = _Flow()
-        while sent < count and flow.goes_on(sent):
+        while sent < count and flow.continues(sent):
             try:
-                step = os.sendfile(self._of().fileno(), descriptor, start + sent, min(STEP_BYTES, count - sent))
+                step = os.sendfile(
+                    self._socket_in_use().fileno(), descriptor, start + sent, min(STEP_BYTES, count - sent)
+                )
             except BlockingIOError:
                 break
             if not step:
@@ -208,15 +207,15 @@ class SocketLane:
         self._close()
         self._cycle.expected_content_length -= count
 
-    # ---------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- socket
     def _open(self) -> bool:
         if not _SLOTS.acquire(blocking=False):
             return False
-        lent: Any = self._protocol.transport.get_extra_info("socket")
-        self._socket = socket.socket(fileno=os.dup(lent.fileno()))
+        shared: Any = self._protocol.transport.get_extra_info("socket")
+        self._socket = socket.socket(fileno=os.dup(shared.fileno()))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, _IDLE)
-        self._socket.settimeout(None)  # for the event loop, too: both are one socket
+        self._socket.settimeout(None)  # of the event loop, too: both are one socket
         return True
 
     def _close(self) -> None:
@@ -226,7 +225,7 @@ class SocketLane:
             self._socket = None
             _SLOTS.release()
 
-    def _of(self) -> socket.socket:
+    def _socket_in_use(self) -> socket.socket:
         if self._socket is None:
-            raise ConnectionError("this lane is closed")
+            raise ConnectionError("this socket is closed")
         return self._socket

@@ -1,6 +1,6 @@
-"""The lane of `adapter serve`: bodies by the shortest way, on the installed version of uvicorn, over real sockets.
+"""Direct I/O of `adapter serve` with the installed version of uvicorn, over real sockets.
 
-What uvicorn's parser is told and what its connection does afterwards is what can break with a new version of it.
+A new version of uvicorn may break how its parser is skipped ahead and how its connection continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from cli.lane import _SLOTS, DirectProtocol
+from cli.direct_io import _SLOTS, DirectProtocol
 from registry.digest import Digest
 from registry.server.http import bodies, direct_io
 from registry.server.storage.blobs import BlobWriter, Bytes, key_of
@@ -32,8 +32,8 @@ DATA = random.Random(3).randbytes(5 * 2**20 + 321)
 HALF = len(DATA) // 2
 
 
-class Watched:
-    """A sink that says when half of the bytes are in, and how they came."""
+class RecordingWriter:
+    """A writer that records its threads and when half of the bytes arrived."""
 
     def __init__(self, inner: BlobWriter) -> None:
         self.inner = inner
@@ -50,11 +50,11 @@ class Watched:
 
 
 class Server:
-    """PUT stores and answers the digest; GET answers a file, or a range of it, or a word."""
+    """PUT stores a body and returns its digest; GET returns a file, a range of it, or a text."""
 
     def __init__(self, path: Path, run: Callable[[Any], object]) -> None:
         self.path = path
-        self.sinks: list[Watched] = []
+        self.sinks: list[RecordingWriter] = []
         self.left = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**18)
@@ -66,10 +66,10 @@ class Server:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if scope["method"] == "PUT" and direct_io.direct_io_of(scope) is None:
-            answer: Response = PlainTextResponse("no lane", 500)
+            answer: Response = PlainTextResponse("no direct I/O", 500)
         elif scope["method"] == "PUT":
             store = MemoryBlobs()
-            sink = Watched(store.open_writer(key_of(Digest.of(DATA)), limit_bytes=len(DATA)))
+            sink = RecordingWriter(store.open_writer(key_of(Digest.of(DATA)), limit_bytes=len(DATA)))
             self.sinks.append(sink)
             try:
                 await bodies.receive_body(request, sink, len(DATA))  # type: ignore[arg-type]
@@ -93,16 +93,16 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     yield running
     running.server.should_exit = True
     running.thread.join()
-    assert all(_SLOTS.acquire(blocking=False) for _ in range(direct_io.SLOTS)), "a slot was not given back"
+    assert all(_SLOTS.acquire(blocking=False) for _ in range(direct_io.SLOTS)), "a slot was not released"
     for _ in range(direct_io.SLOTS):
         _SLOTS.release()
 
 
 @pytest.fixture
 def connection(server: Server) -> Iterator[http.client.HTTPConnection]:
-    made = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-    yield made
-    made.close()
+    created = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    yield created
+    created.close()
 
 
 def head(method: str = "PUT") -> bytes:
@@ -119,7 +119,7 @@ def fetched(connection: http.client.HTTPConnection, path: str = "/") -> bytes:
     return connection.getresponse().read()
 
 
-def test_a_body_and_a_file_pass_whole_and_the_connection_goes_on(
+def test_bodies_and_files_arrive_whole_on_one_connection(
     server: Server, connection: http.client.HTTPConnection
 ) -> None:
     for _ in range(3):
@@ -130,10 +130,10 @@ def test_a_body_and_a_file_pass_whole_and_the_connection_goes_on(
     assert all(any("AnyIO" in name for name in sink.threads) for sink in server.sinks)
 
 
-def test_a_sender_that_pauses_goes_on_in_the_event_loop(
+def test_a_paused_upload_continues_in_the_event_loop(
     server: Server, connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.lane.IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("cli.direct_io.IDLE_SECONDS", 0.05)
     connection.connect()
     connection.sock.sendall(head() + DATA[:HALF])
     while not server.sinks:
@@ -154,18 +154,18 @@ def _free_slots() -> int:
     return _SLOTS._value
 
 
-def test_a_request_that_follows_at_once_is_the_next_request(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as line:
-        line.sendall(head() + DATA + head() + DATA)
-        got = b""
-        while got.count(b"sha256:") < 2:
-            got += line.recv(65536)
-    assert got.count(str(Digest.of(DATA)).encode()) == 2
+def test_a_pipelined_request_is_the_next_request(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as client:
+        client.sendall(head() + DATA + head() + DATA)
+        received = b""
+        while received.count(b"sha256:") < 2:
+            received += client.recv(65536)
+    assert received.count(str(Digest.of(DATA)).encode()) == 2
 
 
-def test_a_sender_that_leaves_is_noticed(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as line:
-        line.sendall(head() + DATA[:HALF])
+def test_a_client_that_disconnects_is_noticed(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as client:
+        client.sendall(head() + DATA[:HALF])
         while not server.sinks:
             threading.Event().wait(0.01)
         assert server.sinks[0].half.wait(60)
@@ -173,37 +173,39 @@ def test_a_sender_that_leaves_is_noticed(server: Server) -> None:
 
 
 def test_wrong_bytes_are_refused_and_the_connection_ends(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as line:
-        line.sendall(head() + b"x" + DATA[1:])
-        got = b""
-        while more := line.recv(65536):
-            got += more
-    assert got.startswith(b"HTTP/1.1 500")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as client:
+        client.sendall(head() + b"x" + DATA[1:])
+        received = b""
+        while more := client.recv(65536):
+            received += more
+    assert received.startswith(b"HTTP/1.1 500")
 
 
-def test_a_reader_that_is_slow_gets_everything(
-    connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cli.lane.IDLE_SECONDS", 0.02)
+def test_a_slow_reader_gets_everything(connection: http.client.HTTPConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.direct_io.IDLE_SECONDS", 0.02)
     connection.connect()
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**18)
     connection.request("GET", "/")
     answer = connection.getresponse()
-    got = answer.read(1000)
+    received = answer.read(1000)
     while _free_slots() != direct_io.SLOTS:
         threading.Event().wait(0.01)
     threading.Event().wait(0.1)
-    assert got + answer.read() == DATA
+    assert received + answer.read() == DATA
 
 
-def test_a_reader_that_leaves_harms_nobody(server: Server, connection: http.client.HTTPConnection) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as line:
-        line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        line.recv(1000)
+def test_a_reader_that_disconnects_harms_no_other_request(
+    server: Server, connection: http.client.HTTPConnection
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=120) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.recv(1000)
     assert fetched(connection) == DATA
 
 
-def test_without_a_free_slot_the_event_loop_does_it(server: Server, connection: http.client.HTTPConnection) -> None:
+def test_without_a_free_slot_the_event_loop_moves_the_bytes(
+    server: Server, connection: http.client.HTTPConnection
+) -> None:
     taken = [_SLOTS.acquire(blocking=False) for _ in range(direct_io.SLOTS)]
     try:
         assert all(taken)
@@ -215,10 +217,9 @@ def test_without_a_free_slot_the_event_loop_does_it(server: Server, connection: 
     assert len(server.sinks[0].threads) == 1
 
 
-def test_a_request_that_is_over_leaves_nothing_for_the_collector_of_garbage(
+def test_a_finished_request_leaves_nothing_for_the_garbage_collector(
     connection: http.client.HTTPConnection,
 ) -> None:
-    """A collection of many such leavings holds up everybody who is answered, for milliseconds."""
     many = 100
     for count in (10, many):
         gc.collect()

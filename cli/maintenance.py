@@ -1,0 +1,169 @@
+"""`adapter gc`, `adapter fsck` and `adapter reindex`, for administrators.
+
+Each is a series of short requests: Ctrl-C between two loses nothing. `fsck` and `reindex` exit 70 if something is
+damaged or missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import click
+
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
+from registry.client.registry import Registry
+from registry.evaluation.verdicts import Finding
+
+from . import output, session
+
+FINDINGS_SHOWN = 50
+MEGABYTE = 10**6
+_LABELS = (
+    ("pushes_expired", "expired pushes"),
+    ("blobs_marked", "unreferenced blobs"),
+    ("blobs_deleted", "blobs deleted"),
+    ("staged_deleted", "staged blobs deleted"),
+    ("uploads_aborted", "unfinished uploads aborted"),
+    ("strays_deleted", "blobs without a row deleted"),
+    ("strays_kept", "blobs without a row kept"),
+    ("keys_refused", "keys that the store refused to delete"),
+    ("records_written", "records written"),
+    ("pushes_forgotten", "records of ended pushes deleted"),
+    ("answers_forgotten", "stored responses deleted"),
+)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
+@click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long to keep unreferenced blobs.")
+@output.json_option
+def gc(dry_run: bool, grace: int | None) -> None:
+    """Delete unreferenced blobs, staged bytes and uploads. Safe beside pushes and pulls; run it daily."""
+    with session.registry() as registry:
+        pages = output.pages(
+            lambda cursor: registry.collect(GcRequest(dry_run=dry_run, grace_seconds=grace, cursor=cursor))
+        )
+        report = sum(pages, GcReport())
+    output.answer(report, lambda: _print_gc(report))
+
+
+def _print_gc(report: GcReport) -> None:
+    counts = [(str(getattr(report, field)), label) for field, label in _LABELS if getattr(report, field)]
+    if not counts:
+        output.line("Nothing to collect.")
+        return
+    if report.dry_run:
+        output.line("A run would do this:")
+    output.facts(counts)
+    if report.bytes_deleted:
+        output.line(f"{output.size(report.bytes_deleted)} {'would be' if report.dry_run else 'are'} free again.")
+    if report.keys_refused:
+        output.note("check the store's disk and permissions for the keys it refused; the next `adapter gc` tries again")
+    if report.strays_kept:
+        output.note("blobs without a row: run `adapter fsck`, or after a restore `adapter reindex` first")
+
+
+@click.command()
+@click.option("--deep", is_flag=True, help="Also read and hash every blob; mark or restore damaged ones.")
+@click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
+@click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
+@output.json_option
+def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
+    """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
+
+    Changes nothing, except that --deep marks damaged blobs and restores them from REGISTRY_SECOND_COPY.
+    """
+    total = FsckPage()
+    with session.registry() as registry:
+        for page in _fsck_pages(registry, deep, cursor, max_rate):
+            total = _added(total, page)
+            if output.on_terminal():
+                click.echo(f"\r{page.share:4.0%} checked, {len(total.findings)} findings ", nl=False, err=True)
+    if output.on_terminal():
+        click.echo(err=True)
+    output.answer(total, lambda: _print_fsck(total))
+    _exit_by(total.findings)
+
+
+def _fsck_pages(registry: Registry, deep: bool, cursor: str, max_rate: float | None) -> Iterator[FsckPage]:
+    while True:
+        started = time.monotonic()
+        try:
+            page = registry.fsck(FsckRequest(deep=deep, cursor=cursor))
+        except KeyboardInterrupt:
+            output.note(f"to resume: adapter fsck {'--deep ' if deep else ''}--from {cursor or 'adapters:0'}")
+            raise
+        yield page
+        cursor = page.next_cursor
+        if not cursor:
+            return
+        if max_rate:
+            time.sleep(max(0.0, page.bytes_hashed / (max_rate * MEGABYTE) - (time.monotonic() - started)))
+
+
+def _added(total: FsckPage, page: FsckPage) -> FsckPage:
+    checked = Counter(total.checked)
+    checked.update(page.checked)
+    return page.model_copy(
+        update={
+            "findings": [*total.findings, *page.findings],
+            "checked": dict(checked),
+            "bytes_hashed": total.bytes_hashed + page.bytes_hashed,
+        }
+    )
+
+
+def _print_fsck(total: FsckPage) -> None:
+    _print_findings(total.findings)
+    counts = [f"{count} {kind.replace('_', ' ')}" for kind, count in total.checked.items() if count]
+    hashed = f"; {output.size(total.bytes_hashed)} hashed" if total.bytes_hashed else ""
+    output.line(output.faint(f"checked: {', '.join(counts) or 'nothing, the registry is empty'}{hashed}"))
+    if not total.findings:
+        output.line(output.styled("No problems found.", "green"))
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
+@output.json_option
+def reindex(dry_run: bool) -> None:
+    """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the bucket.
+
+    Aliases, verdicts, jobs, tokens and the audit log are not in it: restore a database backup first. Missing backup
+    records are written again.
+    """
+    totals: Counter[str] = Counter(bases=0, versions=0, tombstones=0, withdrawals=0, records=0)
+    findings: dict[tuple[str, str], Finding] = {}
+    with session.registry() as registry:
+        for page in output.pages(lambda cursor: registry.reindex(ReindexRequest(dry_run=dry_run, cursor=cursor))):
+            totals.update(page.model_dump(include=set(totals)))
+            findings |= {(finding.code, finding.location): finding for finding in page.findings}
+    listed = list(findings.values())
+    document = {"dry_run": dry_run, **totals, "findings": listed}
+    output.answer(document, lambda: _print_reindexed(totals, listed, dry_run=dry_run))
+    _exit_by(listed)
+
+
+def _print_reindexed(totals: Counter[str], findings: list[Finding], *, dry_run: bool) -> None:
+    _print_findings(findings)
+    labels = {"tombstones": "deleted name", "withdrawals": "withdrawal", "records": "backup record"}
+    counts = [output.plural(totals["bases"], "base"), output.plural(totals["versions"], "version")]
+    counts += [output.plural(totals[kind], label) for kind, label in labels.items() if totals[kind]]
+    output.line(f"{'Would restore' if dry_run else 'Restored'} {', '.join(counts)}.")
+    if totals["versions"] and not dry_run:
+        output.note("aliases, verdicts, signatures, roles and tokens are not in the records: see docs/operations.md")
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    colors = {"error": "red", "warning": "yellow"}
+    for finding in findings[:FINDINGS_SHOWN]:
+        color = [colors[finding.severity]] if finding.severity in colors else []
+        output.line(f"{output.styled(finding.code, *color)}  {finding.location}: {finding.message}")
+    if len(findings) > FINDINGS_SHOWN:
+        output.line(f"and {len(findings) - FINDINGS_SHOWN} more; --json has all")
+
+
+def _exit_by(findings: list[Finding]) -> None:
+    if any(finding.severity == "error" for finding in findings):
+        output.exit_with(output.CORRUPT)

@@ -1,0 +1,292 @@
+"""The life of an adapter by command: push, smoke test, promote, roll back, pull, lineage, yank."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from registry.evaluation.verdicts import Finding
+from tests import forge
+from tests.cli.runner import CommandRunner
+
+
+@pytest.fixture
+def released(cli: CommandRunner) -> CommandRunner:
+    """Two versions of acme/support, both tested; the first is prod."""
+    cli.add_base()
+    cli.push("acme/support", "--message", "first try")
+    cli.finish_smoke_test("acme/support@1")
+    cli("promote", "acme/support@1", "prod", "--reason", "first release")
+    cli.push("acme/support", "--message", "less rude", "--parent", "acme/support@1")
+    cli.finish_smoke_test("acme/support@2")
+    return cli
+
+
+def lines(text: str) -> list[str]:
+    """The text without times and digests, which differ from run to run."""
+    text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
+    text = re.sub(r"\b[0-9a-f]{12}\b", "SHORT", text)
+    text = re.sub(r"█\S* +[0-9.]+", "BAR", text)
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME", text).splitlines()
+
+
+def test_show_prints_everything_about_a_version(released: CommandRunner) -> None:
+    assert lines(released("show", "acme/support").stdout) == [
+        "acme/support@2  DIGEST",
+        "  base      tiny-llama",
+        "  method    LoRA, rank 8, alpha 16, scale 2, 7.2 k parameters, F32",
+        "  targets   q_proj, v_proj in 8 modules",
+        "  size      31.2 kB in 3 files",
+        "  pushed    TIME by owner",
+        "  message   less rude",
+        "  parents   continued acme/support@1 DIGEST",
+        "  verdicts  compat  pass",
+        "            weights pass",
+        "            smoke   pass",
+        "  norms     of the update, scale · BA, by layer",
+        *[f"            {layer} BAR" for layer in range(4)],
+        "            by kind of module",
+        *[f"            {module} BAR" for module in ("q_proj", "v_proj")],
+        "            tiny-llama was not identified, so its own weights are not known: "
+        "adapter base identify tiny-llama DIR",
+        "  aliases   main → @2  since TIME by owner  pushed",
+        "            prod → @1  since TIME by owner  first release",
+        "  files     README.md  23 B",
+        "            adapter_config.json  478 B",
+        "            adapter_model.safetensors  30.7 kB",
+    ]
+
+
+def test_list_has_one_line_for_each_adapter(released: CommandRunner) -> None:
+    released.push("beta/other")
+    assert lines(released("list").stdout) == [
+        "NAME          NEWEST  BASE        METHOD  RANK     SIZE  COMPAT  SMOKE  ALIASES  UPDATED",
+        "acme/support  @2      tiny-llama  LoRA       8  31.2 kB  pass    pass   prod@1   TIME",
+        "beta/other    @1      tiny-llama  LoRA       8  31.2 kB  pass    -      -        TIME",
+    ]
+    assert [item["name"] for item in released("list", "--namespace", "beta", "--json").json["items"]] == ["beta/other"]
+    assert len(released("list", "--limit", 1, "--json").json["items"]) == 1
+
+
+def test_history_shows_who_moved_what_why_and_on_which_evidence(released: CommandRunner) -> None:
+    before = released("history", "acme/support:prod", "--json").json["moves"][0]["at"]
+    released("promote", "acme/support@2", "prod", "--reason", "ticket 812")
+    released("rollback", "acme/support", "prod", "--reason", "night shift")
+    assert lines(released("history", "acme/support:prod").stdout) == [
+        "acme/support:prod",
+        "  TIME  prod  @2 → @1  by owner  generation 3",
+        "      “night shift”",
+        "      on as in generation 1",
+        "  TIME  prod  @1 → @2  by owner  generation 2",
+        "      “ticket 812”",
+        "      on compat pass, smoke pass",
+        "  TIME  prod  @1  by owner  generation 1",
+        "      “first release”",
+        "      on compat pass, smoke pass",
+    ]
+    then = released("history", "acme/support:prod", "--at", before, "--json").json["moves"]
+    assert [(move["alias"], move["number"], move["generation"]) for move in then] == [("prod", 1, 1)]
+    assert released("history", "acme/support:prod", "--at", "2020-01-01", "--json").json["moves"] == []
+
+
+def test_lineage_is_a_tree_up_and_down(released: CommandRunner) -> None:
+    assert lines(released("lineage", "acme/support").stdout) == [
+        "acme/support@2  SHORT",
+        "├─ continued acme/support@1  SHORT",
+        "│  └─ on tiny-llama (base)",
+        "└─ on tiny-llama (base)",
+    ]
+    assert lines(released("lineage", "acme/support@1", "--down").stdout) == [
+        "acme/support@1  SHORT",
+        "└─ continued acme/support@2  SHORT",
+    ]
+
+
+def test_lineage_is_drawn_for_other_programs(released: CommandRunner) -> None:
+    dot = released("lineage", "acme/support", "--format", "dot").stdout
+    assert dot.startswith("digraph lineage {")
+    assert '[label="acme/support@1"' in dot
+    mermaid = released("lineage", "acme/support", "--format", "mermaid").stdout
+    assert mermaid.startswith("flowchart LR")
+    assert "-->|continued|" in mermaid
+    result = json.loads(released("lineage", "acme/support", "--format", "json").stdout)
+    assert {edge["relation"] for edge in result["edges"]} >= {"continued"}
+    assert released("lineage", "acme/support", "--json").json == result
+
+
+def test_a_pulled_folder_has_the_pushed_bytes(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    cli("push", folder, "acme/support", "--base", "tiny-llama")
+    result = cli("pull", "acme/support", tmp_path / "served", "--json").json
+    assert result["path"] == str(tmp_path / "served")
+    for path in folder.iterdir():
+        assert (tmp_path / "served" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_pull_verify_hashes_again_and_repairs(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    cli("push", cli.make_adapter("mine"), "acme/support", "--base", "tiny-llama")
+    cli("pull", "acme/support", tmp_path / "served")
+    weights = tmp_path / "served" / "adapter_model.safetensors"
+    right = weights.read_bytes()
+    assert cli("pull", "acme/support", tmp_path / "served", "--verify", "--json").json["damaged"] == []
+    weights.chmod(0o644)
+    weights.write_bytes(b"x" + right[1:])
+    assert f"damaged, fetched again: {weights}" in cli("pull", "acme/support", tmp_path / "served", "--verify").stdout
+    assert weights.read_bytes() == right
+
+
+def test_pushing_the_same_folder_again_yields_the_same_version(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    first = cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json
+    again = cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json
+    assert (first["created"], again["created"]) == (True, False)
+    assert first["version"]["digest"] == again["version"]["digest"]
+    assert "nothing sent" in cli("push", folder, "acme/support").stdout
+
+
+def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    (folder / "optimizer.pt").write_bytes(b"state")
+    result = cli("push", folder, "acme/support")
+    assert "left out: optimizer.pt" in result.stderr
+    assert "smoke   not tested yet: adapter smoke-test acme/support@1 --wait" in result.stdout
+
+
+def test_an_adapter_for_another_base_is_stored_and_its_gates_stay_closed(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("wrong", forge.llama(hidden=32))
+    result = cli("push", folder, "acme/wrong", "--base", "tiny-llama", "--strict", expect=6)
+    assert "has shape [8, 32]; tiny-llama takes [8, 64]" in result.stdout
+    assert "gates stay closed" in result.stdout
+    assert "does not fit" in result.stdout
+    assert cli("promote", "acme/wrong", "canary", "--json", expect=6).problem["code"] == "GATE_CLOSED"
+    assert cli("push", folder, "acme/wrong", "--base", "tiny-llama").exit_code == 0
+
+
+def test_prod_opens_only_after_a_passed_smoke_test(cli: CommandRunner) -> None:
+    cli.add_base()
+    cli.push("acme/support")
+    result = cli("promote", "acme/support", "prod", expect=6)
+    assert "Next: run `adapter smoke-test acme/support@1 --wait`" in result.stderr
+    cli.finish_smoke_test(
+        "acme/support", Finding(code="smoke.not_finite", severity="error", location="logits", message="NaN")
+    )
+    assert "says fail: NaN" in cli("promote", "acme/support", "prod", expect=6).stderr
+
+
+def test_a_promotion_against_a_stale_generation_is_a_conflict(released: CommandRunner) -> None:
+    result = released("promote", "acme/support@2", "prod", "--generation", 0, "--json", expect=5)
+    assert result.problem["code"] == "ALIAS_MOVED"
+    assert released("show", "acme/support:prod", "--json").json["number"] == 1
+
+
+def test_a_rollback_goes_to_the_given_version(released: CommandRunner) -> None:
+    released("promote", "acme/support@2", "prod")
+    assert released("rollback", "acme/support", "prod", "--to", "@1", "--json").json["number"] == 1
+    assert released("rollback", "acme/support", "prod", "--to", "acme/support@2", "--json").json["number"] == 2
+    assert "belongs to acme/support" in released("rollback", "acme/support", "prod", "--to", "a/b@2", expect=2).stderr
+
+
+def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: CommandRunner, tmp_path: Path) -> None:
+    digest = released("show", "acme/support@2", "--json").json["digest"]
+    result = released("yank", "acme/support@2", "--reason", "rude after all")
+    assert "rude after all" in result.stdout
+    assert "answers YANKED until the next push" in result.stdout
+    assert released("pull", "acme/support", tmp_path / "x", "--json", expect=6).problem["code"] == "YANKED"
+    assert not (tmp_path / "x").exists()
+    assert "is yanked" in released("pull", f"acme/support@{digest}", tmp_path / "x").stdout
+
+
+def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    cli.make_adapter("good")
+    cli.make_adapter("wrong", forge.llama(hidden=32))
+    broken = cli.make_adapter("broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"not safetensors")
+    result = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", expect=2)
+    assert "fleet/good@1  new  compat pass" in result.stdout
+    assert "fleet/wrong@1  new  compat fail" in result.stdout
+    assert "fleet/broken  refused" in result.stdout
+    assert result.stdout.splitlines()[-1] == "2 new versions, 0 unchanged, 1 refused; 1 with a failing verdict"
+    items = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", "--json", expect=2).json["items"]
+    assert [bool(item["pushed"]) for item in items] == [False, True, True]
+    assert items[0]["error"]["code"] == "TENSORS_INVALID"
+
+
+def test_pull_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    folders = [cli.make_adapter(name) for name in ("a", "b", "c")]
+    cli("push-all", tmp_path / "adapters", "fleet")
+    there = tmp_path / "out" / "fleet" / "b"
+    there.mkdir(parents=True)
+    (there / "mine.txt").write_text("not yours")
+    result = cli("pull-all", tmp_path / "out", "--base", "tiny-llama", expect=2)
+    assert result.stdout.splitlines()[-1] == f"2 adapters in {tmp_path / 'out'}, 1 failed"
+    assert "fleet/b  refused" in result.stdout
+    for folder in (folders[0], folders[2]):
+        weights = (tmp_path / "out" / "fleet" / folder.name / "adapter_model.safetensors").read_bytes()
+        assert weights == (folder / "adapter_model.safetensors").read_bytes()
+    items = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--json").json["items"]
+    assert [item["resolved"]["number"] for item in items] == [1, 1, 1]
+    none = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--namespace", "elsewhere")
+    assert none.stdout.startswith("0 adapters")
+    none = cli("pull-all", tmp_path / "new", "--base", "tiny-llama", "--alias", "production")
+    assert none.stdout.startswith("0 adapters")
+
+
+def test_the_audit_log_is_complete_and_in_order(released: CommandRunner) -> None:
+    items = released("audit", "log", "--json").json["items"]
+    assert [item["seq"] for item in items] == sorted(item["seq"] for item in items)
+    assert {"base.add", "version.push", "alias.move", "verdict.add"} <= {item["action"] for item in items}
+    text = released("audit", "log", "--limit", 3).stdout.splitlines()
+    assert len(text) == 3
+    assert released("audit", "log", "--after", items[-1]["seq"], "--json").json["items"] == []
+
+
+def test_base_show_and_list(cli: CommandRunner) -> None:
+    assert "Register one" in cli("base", "list").stdout
+    cli.add_base()
+    assert "4 layers, width 64, 4 heads (2 for keys), vocabulary 512" in cli("base", "show", "tiny-llama").stdout
+    assert [item["name"] for item in cli("base", "list", "--json").json["items"]] == ["tiny-llama"]
+    assert cli("base", "show", "none", "--json", expect=4).problem["code"] == "BASE_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["show", "acme/none"], 4, "there is no adapter"),
+        (["show", "Acme/none"], 2, "use 'acme'"),
+        (["show", "acme/x@0"], 2, "looks like a version number"),
+        (["pull", "acme/x:prod@3"], 2, "name 'x:prod' must be"),
+        (["push", "nowhere", "acme/x", "--base", "b"], 2, "there is no folder 'nowhere'"),
+        (["push-all", "nowhere", "acme"], 2, "nowhere"),
+        (["history", "acme/x@3"], 2, "NAME or NAME:ALIAS"),
+        (["history", "acme/x", "--at", "yesterday"], 2, "is not a time"),
+        (["promote", "acme/x", "3"], 4, "there is no adapter"),
+        (["yank", "acme/x"], 2, "--reason"),
+        (["job", "list", "--state", "odd"], 2, "odd"),
+        (["token", "revoke", "tok_none"], 4, "there is no token"),
+        (["base", "add", "x", "nowhere"], 2, "nowhere"),
+    ],
+)
+def test_bad_input_ends_in_a_message_and_its_exit_code(
+    cli: CommandRunner, words: list[str], code: int, part: str
+) -> None:
+    result = cli(*words, expect=code)
+    assert part in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_push_with_a_closed_gate_stores_the_version_and_exits_6(cli: CommandRunner) -> None:
+    cli.add_base()
+    result = cli("push", cli.make_adapter("mine"), "acme/support", "--base", "tiny-llama", "--alias", "prod", expect=6)
+    assert "acme/support@1" in result.stdout
+    assert "The alias did not move: version 1 of 'acme/support' may not become 'prod'" in result.stdout
+    assert cli("show", "acme/support", "--json").exit_code == 0

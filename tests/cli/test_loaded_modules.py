@@ -1,0 +1,99 @@
+"""Which modules a command imports: import time delays every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import CommandRunner
+from tests.cli.test_serve import served
+from tests.import_table import ROOT
+
+PROGRAM = """
+import json, sys
+from cli.main import main
+code = main(sys.argv[1:], standalone_mode=False)
+from pydantic import BaseModel
+
+def count(model):
+    return sum(1 + count(schema) for schema in model.__subclasses__() if schema.__module__.startswith("registry."))
+
+print(json.dumps([sorted(sys.modules), count(BaseModel)]), file=sys.stderr)
+sys.exit(code)
+"""
+UNUSED_BY_ALL = ("registry.engines", "registry.compat", "rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch")
+OTHER_SCHEMAS = ("access", "aliases", "audit", "bases", "jobs", "fleet", "desired_state", "maintenance", "evaluation")
+UNUSED = (
+    *UNUSED_BY_ALL,
+    *(f"registry.api.{schema}" for schema in OTHER_SCHEMAS),
+    *(
+        "registry.client.registry",
+        "registry.client.audit",
+        "registry.client.transport.in_process",
+        "cli.jobs",
+        "registry.jobs",
+    ),
+    *(
+        "registry.engines.version_facts",
+        "registry.adapters.card",
+        "registry.adapters.trainer",
+        "registry.bases.identity",
+    ),
+    *("registry.evaluation.reports", "registry.evaluation.reference_logprobs"),
+)
+"""Modules that neither a push nor a pull nor a list needs."""
+UNUSED_BY_PUSH = ("registry.client.pull", "registry.client.local.cache", "registry.client.local.destination")
+UNUSED_BY_READS = (
+    *("registry.client.push", "registry.client.local.folder", "registry.adapters.read"),
+    *("registry.adapters.formats", "registry.adapters.peft"),
+)
+UNUSED_BY_PULL = (*UNUSED_BY_READS, "registry.evaluation.golden")
+
+
+@pytest.fixture
+def live_server(cli: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandRunner]:
+    with served(tmp_path / "data") as (_, result):
+        monkeypatch.setenv("ADAPTER_REGISTRY", result["url"])
+        monkeypatch.setenv("ADAPTER_TOKEN", result["token"])
+        cli.add_base()
+        cli.make_adapter("one")
+        cli.make_adapter("two")
+        yield cli
+
+
+def loaded(*words: str) -> tuple[set[str], int]:
+    """The modules of a process that ran this command, and the number of its schemas."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        env=os.environ,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    modules, schemas = json.loads(ran.stderr.splitlines()[-1])
+    return set(modules), schemas
+
+
+@pytest.mark.usefixtures("live_server")
+def test_a_command_loads_only_the_modules_that_it_needs(tmp_path: Path) -> None:
+    push, pull, bulk = (UNUSED + UNUSED_BY_PUSH, 66, 46), (UNUSED + UNUSED_BY_PULL, 46, 38), (UNUSED, 72, 46)
+    look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 39, 38), (UNUSED_BY_ALL + UNUSED_BY_READS, 56, 123)
+    for words, (unused, most_modules, most_schemas) in (
+        (("push-all", str(tmp_path / "adapters"), "fleet", "--base", "tiny-llama", "--json"), bulk),
+        (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"), bulk),
+        (("push", str(tmp_path / "adapters" / "one"), "fleet/one", "--json"), push),
+        (("pull", "fleet/two", str(tmp_path / "two"), "--json"), pull),
+        (("list", "--json"), look),
+        (("whoami", "--json"), ask),
+    ):
+        modules, schemas = loaded(*words)
+        assert {"registry.client.core", "pydantic"} <= modules
+        assert [name for name in unused if name in modules] == [], words
+        own_modules = {name for name in modules if name.partition(".")[0] in ("registry", "cli")}
+        assert len(own_modules) <= most_modules, sorted(own_modules)
+        assert schemas <= most_schemas
+    assert len(list((tmp_path / "served" / "fleet").iterdir())) == 2
