@@ -20,7 +20,7 @@ from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from tests import forge
-from tests.cli.desk import Desk
+from tests.cli.runner import CommandRunner
 from tests.faults.servers import Server
 from tests.import_table import ROOT
 from tests.test_docs import typed_lines
@@ -41,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def desk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def cli(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
     """A machine on which the files that the pages name lie, logged in as administrator."""
     for name in os.environ:
         if name.startswith(("ADAPTER_", "REGISTRY_")):
@@ -51,11 +51,11 @@ def desk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Des
     monkeypatch.setenv("ADAPTER_REGISTRY", server.url)
     monkeypatch.setenv("ADAPTER_TOKEN", server.token)
     monkeypatch.chdir(tmp_path)
-    desk = Desk(tmp_path)
+    cli = CommandRunner(tmp_path)
     base = forge.llama("smollm2")
     forge.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
-    desk("base", "add", "smollm2", "models/SmolLM2-135M-Instruct")
-    return desk
+    cli("base", "add", "smollm2", "models/SmolLM2-135M-Instruct")
+    return cli
 
 
 def private_key(folder: Path) -> keys.PrivateKey:
@@ -84,40 +84,40 @@ def pass_smoke_test(server: Server) -> None:
         registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
 
 
-def run_pages(desk: Desk, *pages: str, replacements: dict[str, str]) -> list[str]:
+def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> list[str]:
     """Run every command of the pages that is not left out; return what ran."""
     lines = [line for page in pages for line in typed_lines((ROOT / f"docs/{page}.md").read_text())]
     lines = [line for line in lines if not line.startswith(LEFT_OUT)]
     for line in lines:
         for shown, actual in replacements.items():
             line = line.replace(shown, actual)
-        desk(*map(os.path.expanduser, shlex.split(line, comments=True)[1:]))
+        cli(*map(os.path.expanduser, shlex.split(line, comments=True)[1:]))
     return lines
 
 
-def test_the_commands_on_the_page_about_access_run_on_an_empty_server(desk: Desk, server: Server) -> None:
-    forge.write(forge.lora(forge.llama("smollm2")), desk.folder / "out")
-    assert len(run_pages(desk, "access", replacements={"https://registry.example.org": server.url})) >= 6
+def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: CommandRunner, server: Server) -> None:
+    forge.write(forge.lora(forge.llama("smollm2")), cli.folder / "out")
+    assert len(run_pages(cli, "access", replacements={"https://registry.example.org": server.url})) >= 6
 
 
 def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
-    desk: Desk, server: Server
+    cli: CommandRunner, server: Server
 ) -> None:
     for seed in (1, 2, 3):
-        forge.write(forge.lora(forge.llama("smollm2"), seed=seed), desk.folder / "out")
-        desk("push", "out", "acme/support", "--base", "smollm2")
+        forge.write(forge.lora(forge.llama("smollm2"), seed=seed), cli.folder / "out")
+        cli("push", "out", "acme/support", "--base", "smollm2")
         pass_smoke_test(server)
     for number in (2, 3):
-        desk("promote", f"acme/support@{number}", "prod")
-    desk("pull", "acme/support:prod", "support")
-    log_key = desk("audit", "key", "--json").json["keys"][0]
+        cli("promote", f"acme/support@{number}", "prod")
+    cli("pull", "acme/support:prod", "support")
+    log_key = cli("audit", "key", "--json").json["keys"][0]
     replacements = {
         "https://registry.example.org": server.url,
-        "key:5f0c…": private_key(desk.folder / "home").public.identity,
+        "key:5f0c…": private_key(cli.folder / "home").public.identity,
         "registry.example.org/3f9c+…": log_key,
         "registry.example.org/3f9c61d2+1a2b3c4d+AQ…": log_key,
     }
-    ran = run_pages(desk, "bases", "signing", replacements=replacements)
-    desk("promote", "acme/support@2", "prod")
-    ran += run_pages(desk, "promotion", "operations", "deploy", "rest", replacements=replacements)
+    ran = run_pages(cli, "bases", "signing", replacements=replacements)
+    cli("promote", "acme/support@2", "prod")
+    ran += run_pages(cli, "promotion", "operations", "deploy", "rest", replacements=replacements)
     assert len(ran) >= 18
