@@ -8,6 +8,11 @@ from sqlmodel import SQLModel
 
 from registry.server.database.models.access import (
     AccessStateRow,
+    AttestationRow,
+    AuditCheckpointRow,
+    AuditTileRow,
+    DeliveryRow,
+    EventRow,
     IdempotencyRow,
     NamespaceRow,
     PublisherRow,
@@ -15,25 +20,23 @@ from registry.server.database.models.access import (
     TakenNameRow,
     TokenRow,
     UsedAssertionRow,
-)
-from registry.server.database.models.audit import (
-    AttestationRow,
-    AuditCheckpointRow,
-    AuditTileRow,
-    DeliveryRow,
-    EventRow,
     WebhookRow,
 )
 from registry.server.database.models.columns import UtcTime
 from registry.server.database.models.content import (
     FACT,
+    AdapterGateRow,
     AdapterRow,
+    AliasMoveRow,
+    AliasRow,
+    ApprovalRow,
     BaseEdgeRow,
     BaseIdentityRow,
     BaseRow,
     BaseSimilarityRow,
     BlobRow,
     EdgeRow,
+    NamespaceGateRow,
     PushBlobRow,
     PushRow,
     VerdictRow,
@@ -43,15 +46,16 @@ from registry.server.database.models.content import (
     VersionRow,
     VersionTagRow,
 )
-from registry.server.database.models.jobs import BaseThresholdsRow, CampaignJobRow, CampaignRow, JobRow, JobStepRow
-from registry.server.database.models.promotion import (
-    AdapterGateRow,
-    AliasMoveRow,
-    AliasRow,
-    ApprovalRow,
-    NamespaceGateRow,
+from registry.server.database.models.jobs import (
+    BaseThresholdsRow,
+    CampaignJobRow,
+    CampaignRow,
+    FleetBlobRow,
+    FleetNodeRow,
+    FleetSlotRow,
+    JobRow,
+    JobStepRow,
 )
-from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 
 metadata = SQLModel.metadata
 

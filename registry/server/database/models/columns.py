@@ -1,4 +1,4 @@
-"""What all tables share: the names of constraints and the type of times.
+"""What tables share: the names of constraints, the type of times, and repeated columns.
 
 The naming convention is set before the first table is defined, so that tables and migrations agree on the names.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import DateTime, TypeDecorator
 from sqlalchemy.engine import Dialect
-from sqlmodel import SQLModel
+from sqlmodel import Field, SQLModel
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -39,3 +39,17 @@ class UtcTime(TypeDecorator[datetime]):
             return None
         moment: datetime = value
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class CreatedColumns(SQLModel):
+    """Who created a row, and when."""
+
+    created_at: datetime = Field(sa_type=UtcTime)
+    created_by: str
+
+
+class SetColumns(SQLModel):
+    """Who set a value last, and when."""
+
+    set_at: datetime = Field(sa_type=UtcTime)
+    set_by: str

@@ -1,4 +1,4 @@
-"""Tables of the content: bases, adapters, versions with their files, lineage, tags and verdicts; blobs and pushes."""
+"""Tables of the content: bases; adapters, versions, lineage, verdicts; aliases, gates, approvals; blobs and pushes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.models.columns import UtcTime
+from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
 
 
-class BaseRow(SQLModel, table=True):
+class BaseRow(CreatedColumns, table=True):
     """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written."""
 
     __tablename__ = "base"
@@ -20,8 +20,6 @@ class BaseRow(SQLModel, table=True):
     fingerprint: str = Field(index=True)
     spec: dict[str, Any] = Field(sa_type=JSON)
     source: str = ""
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
     parents: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
 
@@ -55,7 +53,7 @@ class BaseEdgeRow(SQLModel, table=True):
     relation: str = Field(primary_key=True)
 
 
-class AdapterRow(SQLModel, table=True):
+class AdapterRow(CreatedColumns, table=True):
     """An adapter. `newest_number` counts its versions and never decreases."""
 
     __tablename__ = "adapter"
@@ -64,12 +62,10 @@ class AdapterRow(SQLModel, table=True):
     namespace: str
     name: str
     newest_number: int = 0
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
     updated_at: datetime = Field(sa_type=UtcTime, index=True)
 
 
-class VersionRow(SQLModel, table=True):
+class VersionRow(CreatedColumns, table=True):
     """A version. `recorded_at` is when its record was written beside the blobs; empty means that it still must be.
 
     `measured_at` is when the numbers of its weights were read (`weights`); empty means that they still must be.
@@ -90,8 +86,6 @@ class VersionRow(SQLModel, table=True):
     rank: int | None = None
     facts: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     message: str = Field(default="", sa_type=Text)
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
     yanked_at: datetime | None = Field(default=None, sa_type=UtcTime)
     yank_reason: str = Field(default="", sa_type=Text)
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
@@ -196,7 +190,7 @@ class BlobRow(SQLModel, table=True):
     git_sha1: str | None = None
 
 
-class PushRow(SQLModel, table=True):
+class PushRow(CreatedColumns, table=True):
     """A push. While it is open, it references every blob of its manifest; GC ends it after `expires_at`."""
 
     __tablename__ = "push"
@@ -207,8 +201,6 @@ class PushRow(SQLModel, table=True):
     manifest_digest: str
     message: str = Field(default="", sa_type=Text)
     state: str = "open"
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
     token_id: str = ""
     expires_at: datetime = Field(sa_type=UtcTime, index=True)
 
@@ -221,3 +213,64 @@ class PushBlobRow(SQLModel, table=True):
     digest: str = Field(primary_key=True, index=True)
     size_bytes: int = Field(sa_type=BigInteger)
     staging_key: str = ""
+
+
+class AliasRow(SQLModel, table=True):
+    """Where an alias points now. `generation` grows by one with each move and is never reused."""
+
+    __tablename__ = "alias"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    generation: int
+    moved_at: datetime = Field(sa_type=UtcTime)
+    moved_by: str
+    reason: str = Field(default="", sa_type=Text)
+
+
+class AliasMoveRow(SQLModel, table=True):
+    """The history of an alias: one row per generation, never deleted, so a look at the past is one query."""
+
+    __tablename__ = "alias_move"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    generation: int = Field(primary_key=True)
+    from_version_id: int | None = Field(default=None, foreign_key="version.id")
+    to_version_id: int | None = Field(default=None, foreign_key="version.id")
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    actor: str
+    token_id: str = ""
+    reason: str = Field(default="", sa_type=Text)
+    evidence: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
+
+
+class NamespaceGateRow(SetColumns, table=True):
+    """The gate of an alias in every adapter of a namespace that has no gate of its own for it."""
+
+    __tablename__ = "namespace_gate"
+    namespace: str = Field(primary_key=True)
+    alias: str = Field(primary_key=True)
+    gate: dict[str, Any] = Field(sa_type=JSON)
+
+
+class AdapterGateRow(SetColumns, table=True):
+    """The gate of an alias of one adapter. It stays with the adapter when that is renamed."""
+
+    __tablename__ = "adapter_gate"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    alias: str = Field(primary_key=True)
+    gate: dict[str, Any] = Field(sa_type=JSON)
+
+
+class ApprovalRow(SQLModel, table=True):
+    """The approval of a version for an alias by one identity."""
+
+    __tablename__ = "approval"
+    __table_args__ = (UniqueConstraint("version_id", "alias", "identity"),)
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id")
+    alias: str
+    identity: str
+    token_id: str = ""
+    comment: str = Field(default="", sa_type=Text)
+    at: datetime = Field(sa_type=UtcTime)

@@ -1,17 +1,20 @@
-"""Tables of jobs: the queue, the steps of a job, campaigns, and the thresholds of a base."""
+"""Tables of jobs (queue, steps, campaigns, thresholds) and of serving (nodes, their slots, the blobs those need).
+
+A slot names an adapter and a digest without a foreign key: a node goes on serving what was deleted here.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Index, Text
+from sqlalchemy import JSON, Index, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from registry.server.database.models.columns import UtcTime
+from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
 
 
-class JobRow(SQLModel, table=True):
+class JobRow(CreatedColumns, table=True):
     """A job. While it runs it references the blob `report` that it is about to write."""
 
     __tablename__ = "job"
@@ -36,8 +39,6 @@ class JobRow(SQLModel, table=True):
     lease_token: str = ""
     lease_expires_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
     run_after: datetime = Field(sa_type=UtcTime)
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
     started_at: datetime | None = Field(default=None, sa_type=UtcTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
@@ -53,7 +54,7 @@ class JobStepRow(SQLModel, table=True):
     says: str
 
 
-class CampaignRow(SQLModel, table=True):
+class CampaignRow(CreatedColumns, table=True):
     """A campaign of smoke tests. `why`: the request as it was sent."""
 
     __tablename__ = "campaign"
@@ -61,8 +62,6 @@ class CampaignRow(SQLModel, table=True):
     base: str = Field(index=True)
     base_fingerprint: str
     why: dict[str, Any] = Field(sa_type=JSON)
-    created_at: datetime = Field(sa_type=UtcTime)
-    created_by: str
 
 
 class CampaignJobRow(SQLModel, table=True):
@@ -75,11 +74,53 @@ class CampaignJobRow(SQLModel, table=True):
     summary: str = Field(default="", sa_type=Text)
 
 
-class BaseThresholdsRow(SQLModel, table=True):
+class BaseThresholdsRow(SetColumns, table=True):
     """Thresholds that a base sets instead of the defaults."""
 
     __tablename__ = "base_thresholds"
     base_id: int = Field(foreign_key="base.id", primary_key=True)
     thresholds: dict[str, Any] = Field(sa_type=JSON)
-    set_at: datetime = Field(sa_type=UtcTime)
-    set_by: str
+
+
+class FleetNodeRow(SQLModel, table=True):
+    """An engine on a node. `reach`: the namespaces that its token pulls from, None for all. `said`: its last report."""
+
+    __tablename__ = "fleet_node"
+    __table_args__ = (UniqueConstraint("reporter", "node", "engine"),)
+    id: int | None = Field(default=None, primary_key=True)
+    reporter: str
+    reporter_name: str
+    node: str
+    engine: str
+    base: str
+    alias: str
+    profile: str
+    on_demand: bool
+    reach: list[str] | None = Field(default=None, sa_type=JSON)
+    said: str
+    heard_at: datetime = Field(sa_type=UtcTime)
+    expires_at: datetime = Field(sa_type=UtcTime, index=True)
+
+
+class FleetSlotRow(SQLModel, table=True):
+    """A version that a node serves or loads under `served_name`."""
+
+    __tablename__ = "fleet_slot"
+    node_id: int = Field(foreign_key="fleet_node.id", primary_key=True)
+    served_name: str = Field(primary_key=True)
+    namespace: str = Field(index=True)
+    name: str
+    number: int | None = None
+    digest: str = Field(index=True)
+    state: str
+    reason: str = Field(default="", sa_type=Text)
+    verified: bool
+    since: datetime = Field(sa_type=UtcTime)
+
+
+class FleetBlobRow(SQLModel, table=True):
+    """A blob of a version that some node has reported. It stays when the version itself is deleted."""
+
+    __tablename__ = "fleet_blob"
+    version: str = Field(primary_key=True)
+    digest: str = Field(primary_key=True, index=True)
