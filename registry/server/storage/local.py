@@ -9,7 +9,6 @@
 - A promotion makes the same calls, and forces the same folders to disk, whether or not the final key exists.
 - Anything but a file under a key (a folder, a pipe, a broken link) is no blob: a promotion moves it to `aside/`, where
   a person can look at it. A folder that cannot be read is an error, never an empty one.
-- What the operating system refuses (a full disk, missing rights) raises `Unavailable`.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class LocalBlobs(BlobStore):
         """Link the staged file to its final key."""
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)
-        try:
+        with _translate_errors():
             _make_folder(final.parent)
             try:
                 self._link_final(staged, final, replace=replace)
@@ -117,8 +116,6 @@ class LocalBlobs(BlobStore):
                     raise
                 os.rename(staged, final)
             sync_folder(final.parent)
-        except OSError as e:
-            raise _unavailable(e) from e
 
     def _link_final(self, staged: Path, final: Path, *, replace: bool) -> None:
         """Make the final key another name of the staged file, through a temporary name.
@@ -155,14 +152,12 @@ class LocalBlobs(BlobStore):
         """Delete a file, and a staging folder that is empty then."""
         digest_of(key)
         path = self.root / key
-        try:
+        with _translate_errors():
             self._move_aside(path)
             path.unlink(missing_ok=True)
             if key.startswith("staging/"):
                 with contextlib.suppress(OSError):  # not empty yet, or gone already
                     path.parent.rmdir()
-        except OSError as e:
-            raise _unavailable(e) from e
 
     def list(self, prefix: str) -> Iterator[Stat]:
         """Yield every key under a prefix that ends in `/`, in the file system's order. Files may come and go."""
@@ -181,15 +176,10 @@ class LocalBlobs(BlobStore):
             return count
         limit = (datetime.now(UTC) - older_than).timestamp()
         for path in (self.root / "tmp").glob("*"):
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no writer creates a folder there
-                try:
-                    if path.lstat().st_mtime < limit:
-                        path.unlink()
-                        count += 1
-                except OSError as e:
-                    if e.errno in (errno.ENOENT, errno.EISDIR):
-                        raise
-                    raise _unavailable(e) from e
+            with _translate_errors(), contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no writer's folder
+                if path.lstat().st_mtime < limit:
+                    path.unlink()
+                    count += 1
         return count
 
 
@@ -201,23 +191,19 @@ class FileWriter:
         self._root, self._key = root, key
         self._flushed_bytes = 0
         self._temporary = root / "tmp" / f"{self._verifier.digest.short}-{secrets.token_hex(8)}"
-        try:
+        with _translate_errors():
             _make_folder(self._temporary.parent)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self._temporary, flags, 0o600)
-        except OSError as e:
-            raise _unavailable(e) from e
 
     def write(self, chunk: Bytes) -> None:
         """Write a chunk."""
         self._verifier.update(chunk)
         view = memoryview(chunk)
-        try:
+        with _translate_errors():
             while view:
                 view = view[os.write(self._descriptor, view) :]
             self._start_write_back()
-        except OSError as e:
-            raise _unavailable(e) from e
 
     def _start_write_back(self) -> None:
         """Let the disk begin while bytes still arrive, so that the final fsync has little left to wait for."""
@@ -230,10 +216,10 @@ class FileWriter:
         """Verify the digest and move the file to its key."""
         self._verifier.verify()
         final = self._root / self._key
-        try:
+        durable = not self._key.startswith("staging/")
+        with _translate_errors():
             os.fsync(self._descriptor)
             self._close()
-            durable = not self._key.startswith("staging/")
             _make_folder(final.parent, durable=durable)
             try:
                 os.rename(self._temporary, final)
@@ -242,8 +228,6 @@ class FileWriter:
                 os.rename(self._temporary, final)
             if durable:
                 sync_folder(final.parent)
-        except OSError as e:
-            raise _unavailable(e) from e
         return Stat(self._key, self._verifier.size_bytes, self._verifier.digest, datetime.now(UTC))
 
     def abort(self) -> None:
@@ -261,10 +245,8 @@ class FileWriter:
 def _read_chunks(descriptor: int, start: int, length: int) -> Iterator[bytes]:
     try:
         while length > 0:
-            try:
+            with _translate_errors():
                 chunk = os.pread(descriptor, min(CHUNK_BYTES, length), start)
-            except OSError as e:
-                raise _unavailable(e) from e
             if not chunk:
                 return
             yield chunk
@@ -294,6 +276,15 @@ def _make_folder(folder: Path, *, durable: bool = True) -> None:
         folder.mkdir(mode=0o700)
         if durable:
             sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raise what the operating system refuses as `Unavailable`."""
+    try:
+        yield
+    except OSError as e:
+        raise _unavailable(e) from e
 
 
 def _raise_unreadable(error: OSError) -> None:

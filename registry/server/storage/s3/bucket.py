@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +26,6 @@ from botocore.parsers import ResponseParserError
 from registry.digest import CHUNK_BYTES, Digest
 from registry.errors import Invalid, Unavailable
 from registry.server.storage.blobs import invalid_store, raise_unknown
-from registry.server.storage.s3.circuit_breaker import CircuitBreaker
 
 READ_BYTES = 32 * 2**20
 """Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
@@ -37,6 +38,8 @@ LONG_CALLS = frozenset({"copy_object", "upload_part_copy", "complete_multipart_u
 ATTEMPTS_LIMIT = 4
 CONNECTIONS = 32
 RETRY_AFTER_SECONDS = 5
+PAUSE_SECONDS = 5.0
+"""How long calls are rejected after one that timed out."""
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 _TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
 _DENIED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
@@ -215,6 +218,30 @@ class Bucket:
         hint = "; are the credentials right?" if cause in _DENIED else ""
         hint = "; create it first" if cause == "NoSuchBucket" else hint
         return "STORE_UNAVAILABLE", f"bucket '{self.name}' cannot serve {operation} now: {cause}{hint}"
+
+
+class CircuitBreaker:
+    """Rejects calls after a timeout until any response, even an error. Thread-safe.
+
+    Meanwhile one call in `PAUSE_SECONDS` may try again on behalf of all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open_until: float | None = None
+
+    def rejects_call(self) -> bool:
+        """Whether a call should fail now. The first one after the pause may try, and begins the next pause."""
+        with self._lock:
+            now, open_until = time.monotonic(), self._open_until
+            if open_until is not None and now >= open_until:
+                self._open_until = now + PAUSE_SECONDS
+            return open_until is not None and now < open_until
+
+    def record(self, *, responded: bool) -> None:
+        """Record whether the store responded to a call."""
+        with self._lock:
+            self._open_until = None if responded else time.monotonic() + PAUSE_SECONDS
 
 
 def checksum_of(digest: Digest) -> str:
