@@ -27,7 +27,12 @@ from tests import processes
 from tests.services import ObjectStore
 
 PROGRAMS = ("ceph-mon", "ceph-mgr", "ceph-osd", "radosgw", "ceph-authtool", "monmaptool", "radosgw-admin", "ceph")
-SUITES = ("tests/contract/test_blob_store.py", "tests/server/test_s3_push.py", "tests/server/test_s3_maintenance.py")
+SUITES = (
+    "tests/contract/test_blob_store.py",
+    "tests/server/test_s3_forgery.py",
+    "tests/server/test_s3_push.py",
+    "tests/server/test_s3_maintenance.py",
+)
 MEMORY_BYTES = 4 << 30
 COMMAND_SECONDS = 120
 CAPABILITIES = {

@@ -49,12 +49,13 @@ class BlobMismatch(Invalid):
         self.key = key
 
 
-def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, str]:
-    """Digest → key of every blob of this push; each has the size and the hash that the manifest says.
+def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, Stat]:
+    """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
     `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing; `BlobMismatch` names the first wrong one.
     """
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
+    verified: dict[Digest, Stat] = {}
     missing: list[Reason] = []
     lost = False
     for file in manifest.files:
@@ -63,14 +64,15 @@ def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manife
             missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
             lost = lost or not keys[file.digest].startswith("staging/")
             continue
-        digest = stat.digest or _hash(blobs, stat.key)
+        digest = stat.digest or _hash(blobs, stat)
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
             reasons = [Reason("blob.size_mismatch", file.path, message)]
             raise BlobMismatch(stat.key, f"{file.path} {message}", reasons)
+        verified[file.digest] = stat
     if missing:
         raise _incomplete(missing, lost)
-    return keys
+    return verified
 
 
 def _incomplete(missing: list[Reason], lost: bool) -> Conflict:
@@ -147,8 +149,8 @@ def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, ke
     return read
 
 
-def _hash(blobs: BlobStore, key: str) -> Digest:
+def _hash(blobs: BlobStore, stat: Stat) -> Digest:
     hasher = Hasher()
-    for chunk in blobs.open(key):
+    for chunk in blobs.open(stat.key, etag=stat.etag):
         hasher.update(chunk)
     return hasher.digest()

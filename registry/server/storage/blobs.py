@@ -1,7 +1,8 @@
 """The interface of blob stores: bytes under keys that end in their own SHA-256.
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
-    staging/<push id>/<hex>    what one push has sent, before it is verified
+    staging/<push id>/<hex>    what one push has sent, before it is verified; clients may have links to write here
+    staging/<push id>/upload/<hex>   the server's marker of a direct upload (`s3.direct_upload`); nobody has a link
     records/…/<hex>            backup of the rows of a version, a base or a tombstone (`catalog.metadata_backup`)
     audit/tile/…/<hex>         a tile of the audit log's tree, or the events below it (`audit.sequencer`)
 
@@ -32,7 +33,7 @@ Bytes = bytes | bytearray | memoryview
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}|records/(?:base|tombstone/{_WORD}(?:/{_WORD})?|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload)?|records/(?:base|tombstone/{_WORD}(?:/{_WORD})?|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )
@@ -46,6 +47,8 @@ class Stat:
     size_bytes: int
     digest: Digest | None
     modified_at: datetime
+    etag: str = ""
+    """Identifies the bytes that were looked up, if others may replace them: hash and promote only these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,11 @@ class BlobStore(ABC):
         """Look a key up; None if nothing is there."""
 
     @abstractmethod
-    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes of a range in chunks. `NotFound` is raised by this call, before the first chunk."""
+    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:
+        """Yield the bytes of a range in chunks. `NotFound` is raised by this call, before the first chunk.
+
+        With the `etag` of a `Stat`, an error if the bytes have been replaced since.
+        """
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """Return the bytes of a small range."""
@@ -114,8 +120,8 @@ class BlobStore(ABC):
             raise
 
     @abstractmethod
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
-        """Make a staged blob available under its final key."""
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
+        """Make a staged blob available under its final key: those bytes that its `Stat.etag` names, if it has one."""
 
     @abstractmethod
     def delete(self, key: str) -> None:

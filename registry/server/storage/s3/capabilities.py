@@ -41,10 +41,15 @@ class Capabilities:
     """A PUT with `If-None-Match: *` fails if the key exists."""
     conditional_copy: bool
     """So does a CopyObject."""
+    conditional_source: bool
+    """A CopyObject with `CopySourceIfMatch` fails if the source has another ETag."""
     checksums: bool
     """A PUT that contradicts its `x-amz-checksum-sha256` is rejected, and HEAD returns the checksum."""
     links: bool
     """A presigned GET works; an altered or expired one does not."""
+    signed_headers: bool
+    """A presigned PUT with an `x-amz-` header that was not signed is rejected. Else no client gets a link to write:
+    with `x-amz-copy-source` it would copy any object of the bucket, and with `x-amz-meta-` it would set metadata."""
     checksum_links: bool
     """A presigned PUT can be bound to the SHA-256 of its body."""
     conditional_links: bool
@@ -69,8 +74,10 @@ def probe(bucket: Bucket) -> Capabilities:
             copies=attempt.works(attempt.copies),
             conditional=attempt.works(attempt.conditional),
             conditional_copy=attempt.works(attempt.conditional_copy),
+            conditional_source=attempt.works(attempt.conditional_source),
             checksums=attempt.works(attempt.checksums),
             links=links,
+            signed_headers=links and attempt.works(attempt.signed_headers),
             checksum_links=links and attempt.works(attempt.checksum_links),
             conditional_links=links and attempt.works(attempt.conditional_links),
             parts=links and attempt.works(attempt.parts),
@@ -120,6 +127,13 @@ class _Probe:
         self._bucket.copy(self.key, copy)
         return not self._bucket.copy(self.key, copy, IfNoneMatch="*")
 
+    def conditional_source(self) -> bool:
+        copy = self._new_key()
+        etag = str((self._bucket.head(self.key) or {}).get("ETag", ""))
+        other = '"' + hashlib.md5(etag.encode()).hexdigest() + '"'  # noqa: S324
+        rejected = not self._bucket.copy(self.key, copy, CopySourceIfMatch=other) and self._bucket.head(copy) is None
+        return rejected and self._bucket.copy(self.key, copy, CopySourceIfMatch=etag) and self._read(copy) == b"probe"
+
     def checksums(self) -> bool:
         right, wrong = self._new_key(), self._new_key()
         self._bucket.put(right, b"right", ChecksumSHA256=RIGHT)
@@ -140,6 +154,13 @@ class _Probe:
         return all(_send("GET", url) == 200 for url in valid) and all(
             _is_rejected(_send("GET", url)) for url in invalid
         )
+
+    def signed_headers(self) -> bool:
+        key = self._new_key()
+        link = self._presign("put_object", key)
+        source = quote(f"/{self._bucket.name}/{self._bucket.prefix}{self.key}")
+        forged = ({"x-amz-meta-upload": "forged"}, {"x-amz-copy-source": source})
+        return all(_is_rejected(_send("PUT", link, b"", headers)) for headers in forged) and not self._bucket.head(key)
 
     def checksum_links(self) -> bool:
         right, wrong = self._new_key(), self._new_key()

@@ -1,13 +1,14 @@
 """Direct uploads: one part, opened at the blob's final key, which becomes the blob without a copy.
 
-    plan     begins a multipart upload at `blobs/sha256/ab/<hex>` and stores its id in a marker under the staging key
+    plan     begins a multipart upload at `blobs/sha256/ab/<hex>` and stores its id in a marker (`marker_key_of`)
     client   sends the part through a link that accepts only bytes with the SHA-256 in the key
     commit   sees that the part is there, notes that in the marker, and completes the upload
 
 - Nothing is visible under the final key before this server completes the upload, and only right bytes can be in it.
   This needs a store that rejects a part with another checksum (`Capabilities.checksum_parts`).
-- Only this server writes the marker. It says whether *this push* has sent the bytes; whether the final key exists is
-  never looked at for that. So plan, link and commit are the same whether or not another tenant has the blob.
+- Only this server can write the marker: no link is ever given for its key, because metadata that a client may have
+  written proves nothing. It says whether *this push* has sent the bytes; whether the final key exists is never looked
+  at for that. So plan, link and commit are the same whether or not another tenant has the blob.
 - The marker says that the part is there before the upload is completed: after a crash between the two, a commit goes on
   from the marker.
 - Completing over an existing key replaces equal or damaged bytes with equal bytes.
@@ -32,19 +33,23 @@ _UPLOAD, _ARRIVED, _SIZE = "upload", "arrived", "size"
 
 @dataclass(frozen=True, slots=True)
 class UploadMarker:
-    """The metadata of the empty object under a staging key: which upload, and whether its part has arrived."""
+    """The metadata of the empty object under `marker_key_of`: which upload, and whether its part has arrived."""
 
     upload_id: str
     arrived: bool
     size_bytes: int
 
-    @classmethod
-    def from_head(cls, key: str, head: dict[str, Any] | None) -> UploadMarker | None:
-        """Parse the headers of an object; None if there is none, or if it is no marker."""
-        metadata = (head or {}).get("Metadata", {})
-        if _UPLOAD not in metadata or not key.startswith("staging/"):
-            return None
-        return cls(str(metadata[_UPLOAD]), metadata.get(_ARRIVED) == "yes", int(metadata.get(_SIZE, 0)))
+
+def marker_key_of(staging_key: str) -> str:
+    """Return the key of the marker for a staging key."""
+    folder, _, name = staging_key.rpartition("/")
+    return f"{folder}/upload/{name}"
+
+
+def staging_key_of_marker(key: str) -> str:
+    """Return the staging key that a marker's key belongs to; empty for any other key."""
+    folder, _, name = key.rpartition("/")
+    return f"{folder.removesuffix('/upload')}/{name}" if folder.endswith("/upload") else ""
 
 
 class DirectUploads:
@@ -61,7 +66,7 @@ class DirectUploads:
         `cached` is the marker that this process has seen there; `conditional` whether the store has conditional PUTs.
         """
         digest = digest_of(staging_key)
-        marker = cached if cached or conditional else self._read_marker(staging_key)
+        marker = cached if cached or conditional else self.read_marker(staging_key)
         if marker is None or marker.arrived or not self._is_open(digest, marker.upload_id):
             marker = self._begin(staging_key, size_bytes, only_new=conditional and marker is None)
         url = self._bucket.presign(
@@ -77,7 +82,7 @@ class DirectUploads:
         marker = UploadMarker(str(upload["UploadId"]), False, size_bytes)
         if self._write_marker(staging_key, marker, **({"IfNoneMatch": "*"} if only_new else {})):
             return marker
-        existing = self._read_marker(staging_key)
+        existing = self.read_marker(staging_key)
         if existing == marker:  # the response to our first attempt was lost
             return marker
         if existing is not None and not existing.arrived and self._is_open(digest, existing.upload_id):
@@ -123,10 +128,15 @@ class DirectUploads:
         response = self._bucket.call_if_exists("list_parts", Key=key_of(digest), UploadId=upload_id)
         return None if response is None else response.get("Parts", [])
 
-    def _read_marker(self, staging_key: str) -> UploadMarker | None:
-        return UploadMarker.from_head(staging_key, self._bucket.head(staging_key))
+    def read_marker(self, staging_key: str) -> UploadMarker | None:
+        """Read the marker for a staging key; None if there is none."""
+        head = self._bucket.head(marker_key_of(staging_key))
+        if head is None:
+            return None
+        metadata = head["Metadata"]
+        return UploadMarker(metadata[_UPLOAD], metadata[_ARRIVED] == "yes", int(metadata[_SIZE]))
 
     def _write_marker(self, staging_key: str, marker: UploadMarker, **condition: str) -> bool:
         arrived = "yes" if marker.arrived else "no"
         metadata = {_UPLOAD: marker.upload_id, _ARRIVED: arrived, _SIZE: str(marker.size_bytes)}
-        return self._bucket.put(staging_key, b"", Metadata=metadata, **condition)
+        return self._bucket.put(marker_key_of(staging_key), b"", Metadata=metadata, **condition)

@@ -2,6 +2,8 @@
 
     PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
 
+- Nothing that a client can write is read as this server's own note: metadata under `staging/<push id>/<hex>` counts
+  for nothing, and bytes there count as what they were hashed to, by their ETag.
 - No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
   bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
 - The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
@@ -34,9 +36,14 @@ from registry.server.storage.blobs import (
     raise_unknown,
 )
 from registry.server.storage.s3 import direct_upload, uploads
-from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ObjectMissing, checksum_of
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ConditionFailed, ObjectMissing, checksum_of
 from registry.server.storage.s3.capabilities import Capabilities, probe
-from registry.server.storage.s3.direct_upload import DirectUploads, UploadMarker
+from registry.server.storage.s3.direct_upload import (
+    DirectUploads,
+    UploadMarker,
+    marker_key_of,
+    staging_key_of_marker,
+)
 from registry.server.storage.s3.staging_cache import StagingCache, dummy_key_of
 
 PROBE_PAUSE_SECONDS = 5.0
@@ -105,12 +112,16 @@ class S3Blobs(BlobStore):
             return stat
         head = self.bucket.head(key)
         if head is None:
-            return None
-        marker = UploadMarker.from_head(key, head)
-        if marker is not None:
-            return None if marker == self._cache.get(key).marker else self._finish_direct(key, marker)
+            marker = self._read_marker(key)
+            return self._finish_direct(key, marker) if marker and marker != cached.marker else None
         verified = digest if key.startswith("blobs/") else self._verified_digest(head)
-        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
+        etag = "" if verified else str(head["ETag"])
+        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC), etag)
+
+    def _read_marker(self, key: str) -> UploadMarker | None:
+        """Read the marker of a direct upload, where this store can have one."""
+        has_marker = _is_staging_key(key) and self.capabilities.checksum_parts
+        return self._direct.read_marker(key) if has_marker else None
 
     def _finish_direct(self, key: str, marker: UploadMarker) -> Stat | None:
         stat = self._direct.finish(key, marker)
@@ -123,9 +134,9 @@ class S3Blobs(BlobStore):
         cached = self._cache.get(key)
         if cached.completed:
             return key_of(digest_of(key))
-        if not key.startswith("staging/") or cached.written or not self.capabilities.checksum_parts:
+        if not _is_staging_key(key) or cached.written or not self.capabilities.checksum_parts or self.bucket.head(key):
             return key
-        marker = UploadMarker.from_head(key, self.bucket.head(key))
+        marker = self._read_marker(key)
         if marker is None:
             return key
         return key_of(digest_of(key)) if self._finish_direct(key, marker) else raise_unknown(key)
@@ -137,10 +148,11 @@ class S3Blobs(BlobStore):
             return None
         return Digest("sha256:" + base64.b64decode(checksum).hex()) if self.capabilities.checksums else None
 
-    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:
         """Yield a range in chunks, by ranged reads."""
         digest_of(key)
-        chunks = self.bucket.stream(self._find_bytes(key), start, WHOLE_BYTES if length is None else length)
+        location, condition = self._find_bytes(key), {"IfMatch": etag} if etag else {}
+        chunks = self.bucket.stream(location, start, WHOLE_BYTES if length is None else length, **condition)
         return self._raise_unknown(key) if chunks is None else chunks
 
     def _raise_unknown(self, key: str) -> NoReturn:
@@ -172,7 +184,7 @@ class S3Blobs(BlobStore):
             self._cache.update(key, written=stat)
         return stat
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
         """Copy the staged object to its final key. A direct upload is there already."""
         digest_of(staging_key)
         final = key_of(digest)
@@ -187,7 +199,8 @@ class S3Blobs(BlobStore):
         if exists:
             self._cache.update(staging_key, has_dummy=True)
         target = dummy_key_of(staging_key) if exists else final
-        if not self._copy(staging_key, target, size_bytes, replace) and not exists:
+        copied = self._copy(staging_key, target, size_bytes, replace, etag)
+        if not copied and not exists and (replace or self.bucket.head(final) is None):
             self._raise_unknown(staging_key)
 
     def _size_of(self, staging_key: str) -> int | None:
@@ -196,37 +209,35 @@ class S3Blobs(BlobStore):
         head = self.bucket.head(staging_key)
         return int(head["ContentLength"]) if head else None
 
-    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool) -> bool:
-        """Copy a staged blob; False if there is none (any more)."""
-        if not self.capabilities.copies:
-            self.put(key, self.open(staging_key), limit_bytes=size_bytes)
-        elif size_bytes > COPY_LIMIT_BYTES and self.capabilities.parts:
-            uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES)
-        else:
-            only_new = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and not replace else {}
-            try:
-                self.bucket.copy(staging_key, key, **only_new)
-            except ObjectMissing:
-                return False
+    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool, etag: str) -> bool:
+        """Copy a staged blob; False if there is none, if others replaced it, or if the key exists."""
+        if not self.capabilities.copies or (etag and not self.capabilities.conditional_source):
+            self.put(key, self.open(staging_key), limit_bytes=size_bytes)  # which hashes the bytes
+            return True
+        condition = {"CopySourceIfMatch": etag} if etag else {}
+        only_new = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and not replace else {}
+        try:
+            if size_bytes <= COPY_LIMIT_BYTES or not self.capabilities.parts:
+                return self.bucket.copy(staging_key, key, **condition, **only_new)
+            uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES, **condition)
+        except (ObjectMissing, ConditionFailed):
+            return False
         return True
 
     def delete(self, key: str) -> None:
-        """Delete an object, and abort a direct upload that is still open."""
+        """Delete an object. With a staging key, or its marker, a direct upload that is still open is aborted."""
         digest_of(key)
-        cached = self._cache.get(key)
-        if key.startswith("staging/") and not (cached.completed or cached.written):
-            self._abort_direct(key)
-        self._cache.forget(key)
+        staging_key = staging_key_of_marker(key) or key
+        cached = self._cache.get(staging_key)
+        if not cached.completed and not cached.written and (marker := self._read_marker(staging_key)):
+            if not marker.arrived:
+                self._direct.abort(staging_key, marker)
+            if key == staging_key:
+                self.bucket.delete(marker_key_of(key))
+        self._cache.forget(staging_key)
         self.bucket.delete(key)
         if cached.has_dummy:
-            self.bucket.delete(dummy_key_of(key))
-
-    def _abort_direct(self, key: str) -> None:
-        """Abort the direct upload whose marker is under this key, if it is still open."""
-        head = self.bucket.head(key) if self.capabilities.checksum_parts else None
-        marker = UploadMarker.from_head(key, head)
-        if marker is not None and not marker.arrived:
-            self._direct.abort(key, marker)
+            self.bucket.delete(dummy_key_of(staging_key))
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
         """Abort the multipart uploads that nobody completes."""
@@ -246,7 +257,7 @@ class S3Blobs(BlobStore):
     def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
         """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither."""
         digest = digest_of(key)
-        if not self.capabilities.links or not key.startswith("staging/") or size_bytes > UPLOAD_LIMIT_BYTES:
+        if not self.capabilities.signed_headers or not _is_staging_key(key) or size_bytes > UPLOAD_LIMIT_BYTES:
             return None
         if size_bytes >= self._direct_from_bytes and self.capabilities.checksum_parts:
             return self._presign_direct(key, size_bytes, seconds)
@@ -268,7 +279,7 @@ class S3Blobs(BlobStore):
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Presign the missing parts of a large blob."""
         digest_of(key)
-        if not self._has_parts(size_bytes):
+        if not self._has_parts(size_bytes) or not _is_staging_key(key):
             return None
         return uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
@@ -281,4 +292,10 @@ class S3Blobs(BlobStore):
     def _has_parts(self, size_bytes: int) -> bool:
         with_checksums = self.capabilities.checksum_parts
         auto = uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS if with_checksums else uploads.PARTS_FROM_BYTES
-        return size_bytes >= (self._parts_from_bytes or auto) and self.capabilities.parts
+        is_large = size_bytes >= (self._parts_from_bytes or auto)
+        return is_large and self.capabilities.parts and self.capabilities.signed_headers
+
+
+def _is_staging_key(key: str) -> bool:
+    """Whether a client may get links to write under this key."""
+    return key.startswith("staging/") and not staging_key_of_marker(key)

@@ -55,12 +55,14 @@ def complete_upload(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) 
             return
 
 
-def copy_in_ranges(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int) -> None:
-    """Copy an object that is too large for one CopyObject."""
+def copy_in_ranges(
+    bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int, **condition: str
+) -> None:
+    """Copy an object that is too large for one CopyObject. `ConditionFailed` if a condition on it does not hold."""
     upload = MultipartUpload.begin(bucket, key)
     try:
         for start in range(0, size_bytes, range_bytes):
-            upload.copy_part(source_key, start, min(start + range_bytes, size_bytes))
+            upload.copy_part(source_key, start, min(start + range_bytes, size_bytes), **condition)
         upload.complete()
     except BaseException:
         upload.abort()
@@ -134,9 +136,9 @@ class MultipartUpload:
         )
         self.etags.append(response["ETag"])
 
-    def copy_part(self, source_key: str, start: int, end: int) -> None:
+    def copy_part(self, source_key: str, start: int, end: int, **condition: str) -> None:
         """Copy the next part from a range of another object."""
-        source = {"CopySource": source_key, "CopySourceRange": f"bytes={start}-{end - 1}"}
+        source = {"CopySource": source_key, "CopySourceRange": f"bytes={start}-{end - 1}", **condition}
         response = self.bucket.call("upload_part_copy", **self._address, **source, PartNumber=len(self.etags) + 1)
         self.etags.append(response["CopyPartResult"]["ETag"])
 

@@ -1,0 +1,186 @@
+"""Nothing that a client can write into the store is read as the server's own note, and no bytes count unhashed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.api.transfer import PushPlan, PushRequest
+from registry.digest import Digest
+from registry.errors import Invalid, RegistryError
+from registry.manifest import Manifest
+from registry.server.push import inspect
+from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.s3 import store as s3_store
+from registry.server.storage.s3.capabilities import Capabilities
+from registry.server.storage.s3.direct_upload import marker_key_of
+from registry.server.storage.s3.store import S3Blobs
+from registry.server.storage.s3.uploads import MultipartUpload
+from tests import forge
+from tests.stub_bucket import StubBucket
+from tests.world import World, body
+
+pytestmark = pytest.mark.security
+
+CEPH = Capabilities(
+    ranges=True, copies=True, conditional=True, conditional_copy=False, conditional_source=True, checksums=False,
+    links=True, signed_headers=False, checksum_links=False, conditional_links=True, parts=True, checksum_parts=False,
+)  # fmt: skip
+"""What the probe finds at a store that keeps metadata which nobody signed."""
+MIB = 2**20
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def stub() -> S3Blobs:
+    store = S3Blobs(StubBucket())
+    store._capabilities = CEPH
+    return store
+
+
+@pytest.fixture
+def stub_world(database_url: str, stub: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=stub) as world:
+        world.add_base()
+        yield world
+
+
+@pytest.fixture
+def real(s3_url: str, object_store: str) -> S3Blobs:
+    return S3Blobs.from_url(s3_url, endpoint=object_store)
+
+
+@pytest.fixture
+def real_world(database_url: str, real: S3Blobs) -> Iterator[World]:
+    with World(database_url, blobs=real) as world:
+        world.add_base()
+        yield world
+
+
+def send(url: str, data: bytes, headers: dict[str, str]) -> int:
+    return httpx.put(url, content=data, headers=headers).status_code
+
+
+def forge_markers(
+    world: World, store: S3Blobs, capabilities: Capabilities, put: Callable[[str, bytes, dict[str, str]], int]
+) -> PushPlan:
+    """Plan a push of bytes that only another tenant has, and send zeros with forged metadata through each link."""
+    store._capabilities = dataclasses.replace(capabilities, links=False, signed_headers=False)
+    world.push("acme/support", files := world.files())
+    store._capabilities = capabilities
+    thief = world.actor("push", "pull", namespaces=["evil"])
+    plan = thief.plan_push("evil/copy", PushRequest(manifest=world.manifest(files)))
+    assert len(plan.uploads) == len(files)
+    for upload in plan.uploads:
+        if not upload.url.startswith("http"):
+            continue
+        note = {"upload": "forged", "arrived": "yes", "size": str(upload.size_bytes)}
+        forged = {f"x-amz-meta-{name}": value for name, value in note.items()}
+        put(upload.url, bytes(upload.size_bytes), {**upload.headers, **forged})
+    with pytest.raises(RegistryError) as refusal:
+        thief.commit_push(plan.push_id)
+    assert refusal.value.code in ("BLOB_MISMATCH", "UPLOAD_INCOMPLETE")
+    with pytest.raises(RegistryError):
+        thief.version("evil/copy")
+    return plan
+
+
+@pytest.mark.parametrize("checksum_parts", [False, True])
+def test_a_forged_marker_is_not_read_by_a_store_that_keeps_unsigned_metadata(
+    stub_world: World, stub: S3Blobs, checksum_parts: bool
+) -> None:
+    capabilities = dataclasses.replace(CEPH, signed_headers=True, checksum_parts=checksum_parts)
+    bucket: Any = stub.bucket
+    plan = forge_markers(stub_world, stub, capabilities, bucket.send)
+    assert {upload.url.split("/")[2] for upload in plan.uploads} == {"store.invalid"}
+
+
+def test_no_link_to_write_is_given_where_unsigned_headers_are_kept(stub_world: World, stub: S3Blobs) -> None:
+    bucket: Any = stub.bucket
+    plan = forge_markers(stub_world, stub, CEPH, bucket.send)
+    assert all(upload.url.startswith("/api/") for upload in plan.uploads)
+    assert stub.presign_parts(staging_key_of(plan.push_id, plan.digest), 2**30, seconds=60) is None
+
+
+def test_a_forged_marker_is_not_read_by_a_real_store(real_world: World, real: S3Blobs) -> None:
+    capabilities = dataclasses.replace(
+        real.capabilities, signed_headers=True, checksums=False, checksum_links=False, checksum_parts=False
+    )
+    forge_markers(real_world, real, capabilities, send)
+
+
+def test_the_probe_sees_whether_unsigned_headers_are_refused(real: S3Blobs) -> None:
+    """Metadata proves nothing, but with the other header a link would copy a blob of another tenant."""
+    victim, key = key_of(Digest.of(b"private")), staging_key_of("psh_one", Digest.of(b"private"))
+    real.bucket.put(victim, b"private")
+    upload = MultipartUpload.begin(real.bucket, key)
+    links = (
+        real.bucket.presign("put_object", 60, internal=True, Key=key),
+        real.bucket.presign("upload_part", 60, internal=True, Key=key, UploadId=upload.id, PartNumber=1),
+    )
+    source = f"/{real.bucket.name}/{real.bucket.prefix}{victim}"
+    forged = ({"x-amz-meta-upload": "forged"}, {"x-amz-copy-source": source})
+    statuses = [send(link, b"", headers) for link in links for headers in forged]
+    assert real.capabilities.signed_headers is all(400 <= status < 500 for status in statuses)
+    if real.capabilities.signed_headers:
+        assert real.bucket.head(key) is None
+        assert upload.list_parts() == {}
+
+
+def test_no_link_leads_to_the_key_of_a_marker(real: S3Blobs) -> None:
+    key = marker_key_of(staging_key_of("psh_one", Digest.of(b"right")))
+    assert real.presign_upload(key, 5, seconds=60) is None
+    assert real.presign_upload(key, 64 * MIB, seconds=60) is None
+    assert real.presign_parts(key, 2 * 2**30, seconds=60) is None
+
+
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize("conditional_source", [True, False])
+def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
+    real_world: World, real: S3Blobs, monkeypatch: pytest.MonkeyPatch, ranges: bool, conditional_source: bool
+) -> None:
+    """A second upload of the blob is completed by another replica, between the hash and the copy of the first."""
+    if ranges:
+        monkeypatch.setattr(s3_store, "COPY_LIMIT_BYTES", 5 * MIB)
+    real._parts_from_bytes = real._part_bytes = 5 * MIB
+    able = conditional_source and real.capabilities.conditional_source
+    real._capabilities = dataclasses.replace(real.capabilities, checksums=False, conditional_source=able)
+    base = forge.llama()
+    one, two = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
+    files = forge.lora(base, rank=6 * MIB // (two - one), seed=7)
+    weights = files[forge.WEIGHTS]
+    by_digest = {Digest.of(data): data for data in files.values()}
+    plan = real_world.admin.plan_push("acme/support", PushRequest(manifest=real_world.manifest(files)))
+    for upload in plan.uploads:
+        data = by_digest[upload.digest]
+        for part in upload.parts:
+            assert send(part.url, data[part.start : part.start + part.size_bytes], {}) == 200
+        if not upload.parts:
+            real_world.admin.upload(upload, body(data))
+    staged = staging_key_of(plan.push_id, Digest.of(weights))
+    second = MultipartUpload.begin(real.bucket, staged)
+    second.send_part(b"x" * 5 * MIB)
+    inspect_files = inspect.inspect_files
+
+    def replace_first(blobs: S3Blobs, keys: dict[Digest, str], manifest: Manifest, *args: Any) -> Any:
+        inspected = inspect_files(blobs, keys, manifest, *args)
+        second.send_part(b"x" * (len(weights) - 5 * MIB))
+        second.complete()
+        return inspected
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "inspect_files", replace_first)
+        with pytest.raises(RegistryError):
+            real_world.admin.commit_push(plan.push_id)
+    assert real.stat(key_of(Digest.of(weights))) is None
+    with pytest.raises(Invalid) as refusal:
+        real_world.admin.commit_push(plan.push_id)
+    assert refusal.value.code == "BLOB_MISMATCH"

@@ -1,0 +1,103 @@
+"""`StubBucket`: an S3 bucket in a dictionary, in a store that ignores what it does not verify.
+
+Like Ceph's gateway it checks signed headers only, and keeps `x-amz-meta-` headers that nobody signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from registry.server.storage.s3.bucket import Bucket, CircuitBreaker, ConditionFailed, ObjectMissing
+
+META = "x-amz-meta-"
+
+
+@dataclass
+class StoredObject:
+    data: bytes
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.md5(self.data).hexdigest()}"'
+
+
+class StubBucket(Bucket):
+    """The operations that `S3Blobs` needs without multipart uploads."""
+
+    def __init__(self) -> None:
+        self.name, self.prefix = "stub", ""
+        self.objects: dict[str, StoredObject] = {}
+        self._breaker = CircuitBreaker()
+
+    def presign(self, operation: str, seconds: int, *, internal: bool = False, **parameters: Any) -> str:  # noqa: ARG002
+        return f"http://store.invalid/{quote(parameters['Key'])}?once={int('IfNoneMatch' in parameters)}"
+
+    def send(self, url: str, data: bytes, headers: dict[str, str]) -> int:
+        """PUT an object through a presigned link, as a client does; return the status."""
+        key, once = urlsplit(url).path[1:], parse_qs(urlsplit(url).query)["once"] == ["1"]
+        if once and key in self.objects:
+            return 412
+        metadata = {name[len(META) :]: value for name, value in headers.items() if name.startswith(META)}
+        self.objects[key] = StoredObject(data, metadata)
+        return 200
+
+    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        result: dict[str, Any] = getattr(self, f"_{operation}")(**parameters)
+        return result
+
+    def list_pages(self, operation: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        if operation == "list_objects_v2":
+            keys = sorted(key for key in self.objects if key.startswith(parameters["Prefix"]))
+            yield {
+                "Contents": [
+                    {"Key": key, "Size": len(self.objects[key].data), "LastModified": datetime.now(UTC)} for key in keys
+                ]
+            }
+
+    def _find(self, key: str) -> StoredObject:
+        if key not in self.objects:
+            raise ObjectMissing("STORE_UNAVAILABLE", f"{key} does not exist")
+        return self.objects[key]
+
+    def _head_object(self, Key: str, **_: Any) -> dict[str, Any]:
+        found = self._find(Key)
+        return {
+            "ContentLength": len(found.data),
+            "ETag": found.etag,
+            "LastModified": datetime.now(UTC),
+            "Metadata": found.metadata,
+        }
+
+    def _get_object(self, Key: str, Range: str, IfMatch: str = "", **_: Any) -> dict[str, Any]:
+        found = self._find(Key)
+        _require(IfMatch in ("", found.etag))
+        start, end = map(int, Range.removeprefix("bytes=").split("-"))
+        data = found.data[start : end + 1]
+        return {"Body": io.BytesIO(data), "ContentRange": f"bytes {start}-/{len(found.data)}"}
+
+    def _put_object(self, Key: str, Body: bytes, IfNoneMatch: str = "", **parameters: Any) -> dict[str, Any]:
+        _require(not (IfNoneMatch and Key in self.objects))
+        self.objects[Key] = StoredObject(Body, parameters.get("Metadata", {}))
+        return {}
+
+    def _copy_object(self, Key: str, CopySource: str, CopySourceIfMatch: str = "", **_: Any) -> dict[str, Any]:
+        source = self._find(CopySource)
+        _require(CopySourceIfMatch in ("", source.etag))
+        self.objects[Key] = source
+        return {}
+
+    def _delete_object(self, Key: str, **_: Any) -> dict[str, Any]:
+        self.objects.pop(Key, None)
+        return {}
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ConditionFailed("STORE_UNAVAILABLE", "PreconditionFailed")
