@@ -47,7 +47,7 @@ DEEP = (
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/openapi/test_generated_client.py",
-    "tests/client/test_bulk.py::test_two_hundred",
+    "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 
