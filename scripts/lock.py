@@ -42,14 +42,15 @@ def extras(*names: str) -> list[str]:
 
 
 def write_lowest(path: Path) -> None:
-    """Write the lowest versions of the product's dependencies for this Python; tools for development stay new."""
+    """Write the lowest versions of the product's dependencies for this Python, with new tools for development."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as excluded:
-        excluded.write("torch\n")
-        excluded.flush()
-        options = ["--resolution=lowest-direct", f"--excludes={excluded.name}"]
-        resolve(path, *extras("server", "worker", "images", "gguf"), *options)
+    product = ("server", "worker", "images", "gguf")
+    with tempfile.TemporaryDirectory() as folder:
+        excluded, lowest = Path(folder, "excluded.txt"), Path(folder, "lowest.txt")
+        excluded.write_text("torch\n")
+        resolve(lowest, *extras(*product), f"--excludes={excluded}", "--resolution=lowest-direct")
+        resolve(path, *extras(*product, "dev"), f"--excludes={excluded}", f"--constraints={lowest}")
 
 
 def write_lock(*options: str) -> None:

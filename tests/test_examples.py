@@ -26,19 +26,28 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def test_the_python_example_pushes_promotes_and_pulls(server: Server, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+def run_python(page: str, server: Server, folder: Path) -> str:
+    """Run the Python block of a page where an adapter lies in out/checkpoint-200; return what it prints."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     base = forge.llama(name="smollm2")
-    forge.write(forge.lora(base), tmp_path / "out/checkpoint-200")
+    forge.write(forge.lora(base), folder / "out/checkpoint-200")
     with Registry(server.url, server.token) as registry:
         registry.add_base(BaseAdd(spec=spec_of(base)))
     environment = os.environ | {"ADAPTER_REGISTRY": server.url, "ADAPTER_TOKEN": server.token, "PYTHONPATH": str(ROOT)}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "share")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_DATA_HOME": str(folder / "share")}
+    command = [sys.executable, "-c", code.replace("https://registry.example.org", server.url)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "compat pass []" in done.stdout
+    return done.stdout
+
+
+def test_the_python_example_pushes_promotes_and_pulls(server: Server, tmp_path: Path) -> None:
+    assert "compat pass []" in run_python("docs/python.md", server, tmp_path)
     assert (tmp_path / "served/adapter_config.json").is_file()
+
+
+def test_the_python_example_of_the_readme_pushes(server: Server, tmp_path: Path) -> None:
+    assert run_python("README.md", server, tmp_path).startswith("acme/support@1 sha256:")
 
 
 MASKS = (

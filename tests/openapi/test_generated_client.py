@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from tests import forge
 from tests.faults.servers import Server
+from tests.import_table import ROOT
 from tests.world import media_type, spec_of
 
 PACKAGE = "generated_registry_client"
@@ -92,3 +95,19 @@ def test_a_generated_client_pushes_promotes_resolves_and_pulls(server: Server) -
         for file in resolved.files
     }
     assert {path: file.payload.read() for path, file in pulled.items()} == files
+    assert run_example_of_the_page(server) == pushed.version.digest
+
+
+def run_example_of_the_page(server: Server) -> str:
+    """Run the Python block of docs/openapi.md and return what it prints."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/openapi.md").read_text(), re.DOTALL)
+    for shown, actual in {
+        "registry_client": PACKAGE, "https://registry.example": server.url, '"…"': repr(server.token),
+        '"canary"': '"beta"', '"3"': '"1"',
+    }.items():  # fmt: skip
+        assert shown in code
+        code = code.replace(shown, actual)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "docs/openapi.md", "exec"), {})
+    return printed.getvalue().strip()
