@@ -164,6 +164,8 @@ build: venv  ## build the wheel and the source distribution into dist/
 sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the wheel with the locked server dependencies
 	@rm -rf $(RELEASE) && $(PYTHON) -m venv --without-pip $(RELEASE)
 	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --require-hashes --no-deps --requirement requirements/server.txt
-	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --no-index dist/*.whl
-	@$(PYTHON) -m cyclonedx_py environment $(RELEASE)/bin/python --pyproject pyproject.toml --mc-type library \
-	  --output-reproducible --output-file "dist/$$(basename dist/*.whl -py3-none-any.whl).cdx.json"
+	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --no-index "$$(echo dist/*.whl)[server]"
+	@version=$$($(PYTHON) -c 'import registry; print(registry.__version__)'); \
+	  sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > $(RELEASE)/pyproject.toml; \
+	  $(PYTHON) -m cyclonedx_py environment $(RELEASE)/bin/python --pyproject $(RELEASE)/pyproject.toml --mc-type library \
+	    --output-reproducible --output-file dist/adapter_registry-$$version.cdx.json

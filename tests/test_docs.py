@@ -104,6 +104,19 @@ def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
     assert [name for name in sorted(named) if not any(ROOT.glob(name))] == []
 
 
+CATALOGS = "\n".join(page(f"docs/reference/{name}.md") for name in ("errors", "findings", "settings"))
+OF_OTHERS = re.compile(r"(?:AWS|CODE|DYN|HF|LORA|NGC|NIM|PREDIBASE|SSL|VLLM)_")
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_finding_error_and_variable_that_a_page_names_exists(path: Path) -> None:
+    groups = "|".join(sorted(set(re.findall(r"^\| `([a-z]+)\.[a-z_]+`", CATALOGS, re.MULTILINE))))
+    text = path.read_text()
+    named = set(re.findall(rf"`((?:{groups})\.(?!json`)[a-z_]+)`", text))
+    named |= {name for name in re.findall(r"\b([A-Z]+_[A-Z_]*[A-Z])\b", text) if not OF_OTHERS.match(name)}
+    assert [name for name in sorted(named) if name not in CATALOGS] == []
+
+
 def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
     targets |= {f"bench-{path.stem.replace('_', '-')}" for path in (ROOT / "benchmarks").glob("[a-z]*.py")}
