@@ -79,7 +79,7 @@ def _fill(url: str, adapters: int) -> str:
             view = TokenCreate(name="node", scopes=["pull"], namespaces=[NAMESPACE])
             secret = tokens.issue(session, TRUSTED, view)[1]
         engine = world.engine
-        with db.session(engine) as session:  # once: the copies take it along, and no upkeep looks for what is missing
+        with db.session(engine) as session:  # once: the copies inherit it, and no maintenance fills it in
             session.connection().execute(text("UPDATE version SET recorded_at = created_at, measured_at = created_at"))
         for start in range(1, adapters, BATCH):
             with db.session(engine) as session:

@@ -113,13 +113,13 @@ def breadth(near: dict[int, list[int]], root: int) -> int:
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
     """Milliseconds of wall time and of this process's CPU (medians), and the last answer."""
-    walls, cpus, answer = [], [], call()
+    wall_times, cpus, answer = [], [], call()
     for _ in range(ROUNDS):
         cpu, wall = time.process_time(), time.perf_counter()
         answer = call()
-        walls.append(1000 * (time.perf_counter() - wall))
+        wall_times.append(1000 * (time.perf_counter() - wall))
         cpus.append(1000 * (time.process_time() - cpu))
-    return statistics.median(walls), statistics.median(cpus), answer
+    return statistics.median(wall_times), statistics.median(cpus), answer
 
 
 def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, int]]:

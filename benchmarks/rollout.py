@@ -136,9 +136,9 @@ def serving(folder: Path) -> Iterator[tuple[Registry, str, int]]:
 
 
 @contextlib.contextmanager
-def keeping(registry: Registry, token: str, engine: VLLMServer, shelf: Path) -> Iterator[int]:
+def running_agent(registry: Registry, token: str, engine: VLLMServer, store: Path) -> Iterator[int]:
     command = [
-        *_contenders.ADAPTER, "agent", "--engine", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(shelf),
+        *_contenders.ADAPTER, "agent", "--engine", f"vllm={engine.url}", "--base", _adapters.BASE, "--dir", str(store),
         "--drain", "0", "--node", "bench", "--json",
     ]  # fmt: skip
     environment = os.environ | {"ADAPTER_REGISTRY": registry.url, "ADAPTER_TOKEN": token}
@@ -160,10 +160,10 @@ def wait_until_drained(engine: VLLMServer) -> None:
 
 def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[float, float]:
     """Seconds to pull and load these versions, and to load them when they lie there; four at once, nothing else."""
-    shelf, spent = Shelf(folder), list[float]()
+    store, spent = Shelf(folder), list[float]()
 
     def bring(driver: VLLM, name: str, digest: Digest) -> None:
-        driver.load(name.replace("/", "-"), shelf.bring(registry, AdapterName.parse(name), digest))
+        driver.load(name.replace("/", "-"), store.bring(registry, AdapterName.parse(name), digest))
 
     for _ in range(2):
         with VLLMServer(load_seconds=LOAD_SECONDS) as engine, ThreadPoolExecutor(AT_ONCE) as pool:
@@ -208,7 +208,7 @@ def main() -> None:
         with serving(scratch / "data") as (registry, token, server):
             shop = Shop(registry, scratch)
             shop.promote(1)
-            with keeping(registry, token, engine, scratch / "shelf") as agent:
+            with running_agent(registry, token, engine, scratch / "store") as agent:
                 shop.wait_until_converged(1)
                 served = _contenders.cpu_of([server])
                 seen = measure(shop, engine, scratch, agent)

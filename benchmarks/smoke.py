@@ -1,9 +1,9 @@
 """What a smoke test costs: 20 adapters on the real base, beside its forward with reading the file, and reloading.
 
-    cost      wall of one adapter through the keeper, hot-swapped: values, norms, swap, forward, drift, a mixed
-              batch with base and neighbor, the checksum of the base; the way there and back included
+    cost      wall of one adapter through the model process, hot-swapped: values, norms, swap, forward, drift, a mixed
+              batch with base and another adapter, the checksum of the base; the way there and back included
     forward   the passes that no smoke test can do without, and nothing else: the same token rows in the same batches,
-              the probes with an adapter in (rank 8, PEFT), the mixed batch with base and neighbor
+              the probes with an adapter in (rank 8, PEFT), the mixed batch with base and another
     read      the file into tensors, as they lie in it
     bare      the same passes on the base without any adapter: less than anybody needs, for comparison
     apart     the same rows on the base without any adapter, each by itself: the measure before rows were batched
@@ -200,7 +200,7 @@ def main() -> None:
         print("smoke tests need the worker extra, which is not installed")
         print(json.dumps({"bench": "smoke", "ratios": {}, "figures": {}, "machine": {}}))
         return
-    os.environ["OMP_WAIT_POLICY"] = "passive"  # as a keeper has it; read when torch is imported
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # as a model process has it; read when torch is imported
     CACHE.mkdir(parents=True, exist_ok=True)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else ADAPTERS
     folder = base()

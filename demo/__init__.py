@@ -1,1 +1,1 @@
-"""The demonstration: the story of a few adapters on a real model, told with the real command (`make demo`)."""
+"""The demonstration: a few adapters on a real model, shown with the real command (`make demo`)."""

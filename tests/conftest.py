@@ -135,7 +135,7 @@ MEMORY, MEMORY_BYTES = Path("/dev/shm"), 2 * 2**30
 
 @pytest.fixture
 def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder for databases and blobs, in memory where there is room: commits need not wait for a disk."""
+    """A folder for databases and blobs, in memory where there is space: commits need not wait for a disk."""
     if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
         yield tmp_path
         return

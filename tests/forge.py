@@ -4,7 +4,7 @@
     files = forge.lora(base, rank=8)          an adapter for it: path → bytes
     forge.write(files, folder)                put either on the disk
     forge.safetensors({"a": ("F32", (2, 3), None)})        any weights file, good values by themselves
-    forge.raw_safetensors(header_text, data)  any weights file, however wrong (see tests/wicked_forge.py)
+    forge.raw_safetensors(header_text, data)  any weights file, however wrong (see tests/bad_files.py)
 
 Invariants
 - Equal arguments make equal bytes; other seeds make other bytes.

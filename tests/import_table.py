@@ -1,4 +1,4 @@
-"""The house as data: its rooms, who may import whom, and how to read imports without importing anything.
+"""The allowed imports as data: which packages may import which, and how to read imports without importing anything.
 
 - The table is closed: a module without a row, or a package without a permission, is a breach.
 - Sources are parsed, never imported, so a breach is found even where its package is not installed.
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LAZY_DOOR = "cli.main"
+LAZY_LOADER = "cli.main"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: modules named by `prefix` may import these kinds of our rooms and these packages."""
+    """One line of the table: modules named by `prefix` may import these kinds of our packages and these others."""
 
     prefix: str
     ours: frozenset[str]
@@ -81,7 +81,7 @@ TABLE = [
 
 
 def kind_of(module: str) -> str:
-    """Which room's folder a module of ours is in: domain, client, serving, server, routes, app, worker, cli…"""
+    """Which package a module of ours is in: domain, client, serving, server, routes, app, worker, cli…"""
     parts = module.split(".")
     if parts[0] != "registry":
         return parts[0]
@@ -149,8 +149,8 @@ def forbidden(module: str, source: str, known: set[str]) -> list[str]:
 
 
 def late_imports(module: str, source: str) -> list[str]:
-    """Imports inside functions, and imports by name: only the lazy door of the command line has one."""
-    if module == LAZY_DOOR:
+    """Imports inside functions, and imports by name: only the lazy loader of the command line has one."""
+    if module == LAZY_LOADER:
         return []
     found = []
     tree = ast.parse(source)
@@ -204,7 +204,7 @@ def installed_name(module: str) -> str:
     return f"registry.{module}" if module.split(".")[0] == "cli" else module
 
 
-def base_rooms() -> list[str]:
+def base_modules() -> list[str]:
     """Modules that the base install can import: those whose row allows neither server nor worker nor boto3."""
     return [
         module

@@ -1,8 +1,8 @@
 """How the tests are shared out to processes, and what the summary says of those that were left out.
 
-- A file is one parcel, so its fixtures are made once. Files that need the same slow thing (torch, model processes,
-  the S3 store) are one parcel together.
-- Parcels that take longest are handed out first, so that no process is left alone with one at the end.
+- A file is one group, so its fixtures are made once. Files that need the same slow thing (torch, model processes,
+  the S3 store) are one group together.
+- Groups that take longest are handed out first, so that no process is left alone with one at the end.
 - `make test` leaves out the tests marked `faults`, `deep` and `chance`; the summary says how many, with several
   processes too.
 - What is `deep` stands here, in one list: it guards a part, not the way from a push to a pull.
@@ -32,7 +32,7 @@ TOGETHER = {
 }  # fmt: skip
 FIRST = (
     "worker", "libraries", "tests/light/", "s3", "tests/cli/", "tests/flows/", "tests/server/", "tests/contract/",
-    "tests/wicked/",
+    "tests/bad_inputs/",
 )  # fmt: skip
 """Longest first. What is not named comes after them."""
 
@@ -52,13 +52,13 @@ DEEP = (
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 
 CHANCE = ("tests/access/test_model.py", "tests/access/test_documented.py")
-"""What `make model` runs, and nothing else does: thousands of random steps. Each test is a parcel of its own."""
+"""What `make model` runs, and nothing else does: thousands of random steps. Each test is a group of its own."""
 
 DATABASES = ("sqlite", "postgres")
 
 
-def parcel(nodeid: str) -> str:
-    """The parcel of a test: the name of a group, or its file; of chance, the test itself."""
+def group_of(nodeid: str) -> str:
+    """The group of a test: a named one, or its file; of chance, the test itself."""
     path = nodeid.split("::", 1)[0]
     if path in CHANCE:
         return nodeid
@@ -74,22 +74,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("chance")
 
     def turn(item: pytest.Item) -> int:
-        own = parcel(item.nodeid)
+        own = group_of(item.nodeid)
         return next((place for place, start in enumerate(FIRST) if own.startswith(start)), len(FIRST))
 
-    items.sort(key=turn)  # stable: within a parcel nothing changes
+    items.sort(key=turn)  # stable: within a group nothing changes
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByParcel(LoadScopeScheduling):
+    class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return parcel(nodeid)
+            return group_of(nodeid)
 
     config.option.loadscopereorder = False
-    return ByParcel(config, log)
+    return ByGroup(config, log)
 
 
 def _is_the_other_database(item: pytest.Item) -> bool:

@@ -1,4 +1,4 @@
-"""The walls of the house are tests: allowed imports, no late imports, no cycles, and sizes that keep rooms readable.
+"""Import boundaries are tests: allowed imports, no late imports, no cycles, and sizes that keep modules readable.
 
 Planted breaches prove that each test can fail. The table itself is data in tests/import_table.py.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import import_table
-from tests.import_table import LAZY_DOOR, ROOT
+from tests.import_table import LAZY_LOADER, ROOT
 
 FUNCTION_LINES_LIMIT = 60
 FILE_LINES_LIMIT = 500
@@ -25,7 +25,7 @@ def test_every_import_is_one_that_the_table_allows() -> None:
     ] == []
 
 
-def test_no_import_happens_late_except_at_the_lazy_door() -> None:
+def test_no_import_happens_late_except_in_the_lazy_loader() -> None:
     assert [breach for module, source in SOURCES.items() for breach in import_table.late_imports(module, source)] == []
 
 
@@ -72,7 +72,7 @@ def test_files_of_the_command_line_import_each_other_relatively() -> None:
 def test_planted_late_imports_and_cycles_are_found() -> None:
     assert import_table.late_imports("registry.digest", "def f():\n    import json")
     assert import_table.late_imports("registry.digest", "import importlib\nx = importlib.import_module('json')")
-    assert not import_table.late_imports(LAZY_DOOR, "def f():\n    import json")
+    assert not import_table.late_imports(LAZY_LOADER, "def f():\n    import json")
     assert import_table.cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
 
 

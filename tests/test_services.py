@@ -1,4 +1,4 @@
-"""The throw-away servers themselves: they come up, keep tests apart, refuse strangers, and are gone afterwards."""
+"""The throw-away servers themselves: they come up, keep tests apart, refuse unknown clients, and end afterwards."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
     world.statements()                            the SQL that a block sends
 
 Invariants
-- Nothing is mocked: requests go through the application, its routes, its doors and the database.
+- Nothing is mocked: requests go through the application, its routes and the database.
 - `close` checks what must hold whenever nothing is under way: no blob without a row, no row without a blob,
   no job running.
 

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests import forge, forge_foreign
+from tests import forge, non_peft_files
 from tests.cli.runner import CommandRunner
 
 
 @pytest.fixture
 def cli(cli: CommandRunner) -> CommandRunner:
     cli.add_base()
-    cli("base", "add", "sd-tiny", forge_foreign.pipeline(cli.folder / "sd"))
+    cli("base", "add", "sd-tiny", non_peft_files.pipeline(cli.folder / "sd"))
     return cli
 
 
 def style(cli: CommandRunner) -> Path:
     metadata = {"modelspec.trigger_phrase": "toy style", "ss_tag_frequency": "a photo of Ann",
                 "note": "dots\x1b[2J"}  # fmt: skip
-    return forge.write({"toy.safetensors": forge_foreign.kohya(metadata=metadata)}, cli.folder / "style")
+    return forge.write({"toy.safetensors": non_peft_files.kohya(metadata=metadata)}, cli.folder / "style")
 
 
 def test_an_image_adapter_is_pushed_shown_listed_and_checked(cli: CommandRunner) -> None:
@@ -60,7 +60,7 @@ def test_conversions_of_values_are_queued_and_wrong_requests_refused(cli: Comman
 
 def test_push_all_accepts_adapters_of_other_tools(cli: CommandRunner) -> None:
     fleet = cli.folder / "fleet"
-    forge.write({"toy.safetensors": forge_foreign.kohya()}, fleet / "one")
-    forge.write({"toy.safetensors": forge_foreign.kohya()}, fleet / "two")
+    forge.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "one")
+    forge.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "two")
     (fleet / "notes").mkdir()
     assert len(cli("push-all", fleet, "art", "--base", "sd-tiny", "--json").json["items"]) == 2

@@ -12,7 +12,7 @@ from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref
-from tests import forge, forge_foreign
+from tests import forge, non_peft_files
 from tests.forge import Tensor
 from tests.world import World
 
@@ -28,7 +28,7 @@ def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
 @pytest.fixture
 def studio(world: World, tmp_path: Path) -> World:
     world.add_base()
-    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec))
     return world

@@ -15,7 +15,7 @@ from registry.client import push as pushing
 from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
-from tests import forge, forge_foreign
+from tests import forge, non_peft_files
 from tests.world import World
 
 NAME = AdapterName("acme", "support")
@@ -29,7 +29,7 @@ PRIVATE = {
 def studio(world: World, tmp_path: Path) -> World:
     """A registry with a language model and an image model."""
     world.add_base()
-    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec))
     return world
@@ -43,9 +43,9 @@ def push(world: World, files: dict[str, bytes], tmp_path: Path, base: str, name:
 @pytest.mark.parametrize(
     ("make", "format_name", "scales"),
     [
-        (forge_foreign.torchtune, "torchtune", [2.0]),
-        (forge_foreign.mlx, "mlx", [20.0]),
-        (forge_foreign.gguf_adapter, "gguf", [4.0]),
+        (non_peft_files.torchtune, "torchtune", [2.0]),
+        (non_peft_files.mlx, "mlx", [20.0]),
+        (non_peft_files.gguf_adapter, "gguf", [4.0]),
     ],
 )
 def test_text_adapters_of_other_trainers_fit_by_their_own_names(
@@ -63,16 +63,16 @@ def test_text_adapters_of_other_trainers_fit_by_their_own_names(
 
 
 def test_no_worker_is_asked_to_try_what_peft_cannot_load(studio: World, tmp_path: Path) -> None:
-    push(studio, forge_foreign.mlx(forge.llama()), tmp_path, "tiny-llama")
+    push(studio, non_peft_files.mlx(forge.llama()), tmp_path, "tiny-llama")
     assert studio.admin.jobs().items == []
 
 
 def test_an_mlx_configuration_names_its_base(studio: World, tmp_path: Path) -> None:
-    assert push(studio, forge_foreign.mlx(forge.llama()), tmp_path, "").base == "tiny-llama"
+    assert push(studio, non_peft_files.mlx(forge.llama()), tmp_path, "").base == "tiny-llama"
 
 
 def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(studio: World, tmp_path: Path) -> None:
-    files = {"toy_style.safetensors": forge_foreign.kohya(metadata=PRIVATE)}
+    files = {"toy_style.safetensors": non_peft_files.kohya(metadata=PRIVATE)}
     version = push(studio, files, tmp_path, "sd-tiny")
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     facts = version.facts
@@ -84,13 +84,13 @@ def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(s
 
 
 def test_an_image_adapter_of_another_width_fails_with_the_sizes(studio: World, tmp_path: Path) -> None:
-    version = push(studio, {"x.safetensors": forge_foreign.kohya(width=64)}, tmp_path, "sd-tiny")
+    version = push(studio, {"x.safetensors": non_peft_files.kohya(width=64)}, tmp_path, "sd-tiny")
     (finding, *_) = version.verdicts[0].findings
     assert (version.verdicts[0].outcome, finding.code, finding.found) == ("fail", "compat.shape", "[64, 24]")
 
 
 def test_an_image_adapter_does_not_fit_a_language_model(studio: World, tmp_path: Path) -> None:
-    version = push(studio, {"x.safetensors": forge_foreign.kohya()}, tmp_path, "tiny-llama")
+    version = push(studio, {"x.safetensors": non_peft_files.kohya()}, tmp_path, "tiny-llama")
     assert [f.code for f in version.verdicts[0].findings] == ["compat.kind"]
 
 
@@ -124,13 +124,13 @@ def test_what_must_be_exported_first_is_refused_with_advice(
 
 
 def test_a_gguf_model_is_no_adapter(studio: World, tmp_path: Path) -> None:
-    model = forge_foreign.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
+    model = non_peft_files.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
     version = push(studio, {"model.gguf": model}, tmp_path, "tiny-llama")
     assert [f.code for f in version.verdicts[0].findings] == ["format.gguf_no_adapter"]
 
 
 def test_two_weights_files_of_which_none_is_pefts_are_refused(studio: World, tmp_path: Path) -> None:
-    files = {"a.safetensors": forge_foreign.kohya(), "b.safetensors": forge_foreign.kohya(64)}
+    files = {"a.safetensors": non_peft_files.kohya(), "b.safetensors": non_peft_files.kohya(64)}
     with pytest.raises(Invalid) as refused:
         push(studio, files, tmp_path, "sd-tiny")
     assert [r.code for r in refused.value.reasons] == ["adapter.weights_ambiguous"]
@@ -159,7 +159,7 @@ def test_an_alpha_that_leaves_no_effect_is_a_no_and_every_view_of_it_can_be_told
 
 
 def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(studio: World, tmp_path: Path) -> None:
-    files = forge_foreign.torchtune(forge.llama())
+    files = non_peft_files.torchtune(forge.llama())
     written = json.loads(files["adapter_config.json"])
     other = {**files, "adapter_config.json": json.dumps({**written, "r": 3}).encode()}
     silent = {**files, "adapter_config.json": json.dumps({**written, "lora_alpha": None}).encode()}

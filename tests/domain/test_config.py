@@ -1,4 +1,4 @@
-"""Reading adapter configurations. Wicked ones: tests/wicked/test_adapter_configs.py."""
+"""Reading adapter configurations. Bad ones: tests/bad_inputs/test_adapter_configs.py."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
     assert found.advice
 
 
-def test_one_stranger_makes_the_format_unknown_and_is_named() -> None:
+def test_one_unexpected_name_makes_the_format_unknown_and_is_named() -> None:
     found = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
     assert (found.name, found.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
 

@@ -57,7 +57,7 @@ def test_two_bases_have_the_expected_match_in_either_order(other: Identity, matc
     assert compare(other, BASE) == compare(BASE, other)
 
 
-def test_a_likeness_says_which_modules_differ() -> None:
+def test_a_similarity_says_which_modules_differ() -> None:
     found = compare(BASE, forge(nudged(ONE, 0.05, only="down_proj")))
     assert (found.changed, found.compared, found.equal) == (("down_proj",), 5, 3)
     assert "only down_proj differ" in found.message

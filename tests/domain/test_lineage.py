@@ -1,4 +1,4 @@
-"""Pictures and exports of lineage: pure functions of what the registry answers, safe with any text in it."""
+"""Diagrams and exports of lineage: pure functions of what the registry answers, safe with any text in it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def chain(length: int) -> Lineage:
 
 
 # ------------------------------------------------------------------ diagrams
-def boxes(text: str) -> dict[str, tuple[float, float, float, float]]:
-    """Label → left, top, right, bottom of the box that it stands in."""
+def rectangles(text: str) -> dict[str, tuple[float, float, float, float]]:
+    """Label → left, top, right, bottom of the rectangle that it stands in."""
     tree = ElementTree.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
     found = {}
@@ -89,23 +89,23 @@ def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_childr
     tree = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
     assert tags == {"svg", "title", "style", "defs", "marker", "path", "rect", "text"}
-    found = boxes(text)
+    found = rectangles(text)
     assert found["tiny"][2] < found["acme/support@2"][0] < found["acme/support@2"][2] < found["acme/support@3"][0]
     assert len(found) == 7
     assert "claimed" in text
     assert "yanked" in text
 
 
-@pytest.mark.parametrize("found", [drawn(), chain(30), chain(1)], ids=["story", "chain", "alone"])
-def test_no_box_covers_another(found: Lineage) -> None:
-    places = list(boxes("\n".join(svg(found))).values())
+@pytest.mark.parametrize("found", [drawn(), chain(30), chain(1)], ids=["all kinds", "chain", "alone"])
+def test_no_rectangle_covers_another(found: Lineage) -> None:
+    places = list(rectangles("\n".join(svg(found))).values())
     assert len(places) == len(found.nodes)
     for n, (left, top, right, bottom) in enumerate(places):
         for other in places[n + 1 :]:
             assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
-def test_a_text_of_a_stranger_is_quoted_by_the_rules_of_each_picture() -> None:
+def test_hostile_text_is_quoted_by_the_rules_of_each_format() -> None:
     dot = "\n".join(diagrams.dot(drawn()))
     for line in dot.splitlines():
         unescaped = line.replace("\\\\", "").replace('\\"', "")

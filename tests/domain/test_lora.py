@@ -1,4 +1,4 @@
-"""What an adapter is, from its configuration and header. Faults: tests/wicked/test_poisoned_adapters.py."""
+"""What an adapter is, from its configuration and header. Faults: tests/bad_inputs/test_poisoned_adapters.py."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_another_method_fails_when_a_side_is_off_by_one(
         ("PEANUT", {"{q}.peanut_A.weight": "F32"}),
     ],
 )
-def test_a_method_that_is_not_judged_is_unknown_and_no_door_for_tensors_of_the_base(
+def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_base(
     method: str, names: dict[str, str]
 ) -> None:
     def judged(*more: str) -> list[Finding]:
@@ -113,7 +113,7 @@ def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
     assert compat.check_fit(spec, base_spec(LLAMA)) == []
 
 
-def test_a_method_without_rules_is_unknown_and_a_stranger_in_it_still_fails() -> None:
+def test_a_method_without_rules_is_unknown_and_an_unexpected_tensor_in_it_still_fails() -> None:
     assert add_up(other("FOURIERFT", {"fourierft_spectrum": (100,)})) is Outcome.UNKNOWN
     assert add_up(other("IA3", {"ia3_l": (64, 1), "weight": (64, 64)})) is Outcome.FAIL
 

@@ -58,7 +58,7 @@ class Case:
     values: str = ""
 
     def pair(self, a: str, b: str, sizes: tuple[int, int] = (WIDTH, WIDTH), dtype: str = "F32") -> None:
-        """Values of B are kept from zero by their size: an update is seen in the picture."""
+        """Values of B are kept from zero by their size: an update is seen in the image."""
         for name, shape in ((a, (RANK, sizes[1])), (b, (sizes[0], RANK))):
             self.tensors[name] = (dtype, shape, forge.values(dtype, shape, len(self.tensors), scale=0.5))
 

@@ -1,4 +1,4 @@
-"""The rules against what diffusers itself did with each image case, and against whether the picture changed as meant.
+"""The rules against what diffusers itself did with each image case, and against whether the image changed as meant.
 
 Recorded by `python -m tests.proof.diffusers_images`; asked again by `make test-engines`.
 """

@@ -1,4 +1,4 @@
-"""Every format of image adapters, through the real door: recognized, fitting its base, none fitting another."""
+"""Every format of image adapters, through the real interface: recognized, fitting its base, none fitting another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every adapter of the fixtures goes through the real door: pushed, looked up, pulled, and compared byte for byte."""
+"""Every adapter of the fixtures goes through the real interface: pushed, found, pulled, and compared byte for byte."""
 
 from __future__ import annotations
 

@@ -26,17 +26,17 @@ MISSING_EXTRA_EXIT_CODE = 2
 
 LOOK = """
 import importlib, importlib.metadata, importlib.util, json, sys
-rooms, heavy = json.load(sys.stdin)
+modules, heavy = json.load(sys.stdin)
 sizes = {
     d.metadata["Name"]: sum(f.size or 0 for f in d.files or ())
     for d in importlib.metadata.distributions()
 }
-for room in rooms:
-    importlib.import_module(room)
+for module in modules:
+    importlib.import_module(module)
 print(json.dumps({
     "sizes": sizes,
     "installed": [name for name in heavy if importlib.util.find_spec(name)],
-    "places": sorted({sys.modules[room].__file__ for room in rooms}),
+    "places": sorted({sys.modules[module].__file__ for module in modules}),
 }))
 """
 
@@ -92,8 +92,8 @@ def test_the_wheel_holds_one_package_with_the_command_line_and_the_migrations_in
     assert not [name for name in names if "tests" in name.split("/") or name.rpartition("/")[2].startswith("test")]
 
 
-def test_the_bare_install_imports_every_base_room_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
-    modules = [import_table.installed_name(module) for module in import_table.base_rooms()]
+def test_the_bare_install_imports_every_base_module_and_nothing_heavy(bare: Path, tmp_path: Path) -> None:
+    modules = [import_table.installed_name(module) for module in import_table.base_modules()]
     looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([modules, HEAVY]))
     assert looked.returncode == 0, looked.stderr
     found = json.loads(looked.stdout)

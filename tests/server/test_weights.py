@@ -28,7 +28,7 @@ from registry.server.evaluation import norms, weights
 from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.evaluation.norms import Window
 from registry.server.push import background
-from tests import forge, forge_foreign
+from tests import forge, non_peft_files
 from tests.forge import CONFIG, WEIGHTS, Files
 from tests.world import World
 
@@ -152,10 +152,10 @@ def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_agai
 
 
 def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
-    spec, _ = base_folder.base_spec_from(forge_foreign.pipeline(tmp_path / "sd"), "sd-tiny")
+    spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
     world.bases["sd-tiny"] = spec
     world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
-    world.push("art/style", {"style.safetensors": forge_foreign.kohya()}, base="sd-tiny")
+    world.push("art/style", {"style.safetensors": non_peft_files.kohya()}, base="sd-tiny")
     modules = world.admin.norms("art/style").modules
     assert {path.rpartition("_to_")[2] for path in modules} == {"q", "k"}
     for module in modules.values():

@@ -15,7 +15,7 @@ from registry.serving.engines.folder import Folders
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.engines.openai import SGLang
 from registry.serving.store.store import Shelf
-from tests import forge, forge_foreign
+from tests import forge, non_peft_files
 from tests.forge import WEIGHTS
 from tests.serving.node import Clock, Line, Node
 from tests.serving.stand_ins import LlamaServer, SGLangServer
@@ -62,9 +62,9 @@ def llama_node(world: World, line: Line, shelf: Shelf, clock: Clock, llama: Llam
 def push_gguf(node: Node, name: str, alpha: float) -> Path:
     """A version that is one GGUF file, converted from one that was smoke-tested; where it will lie on the shelf."""
     base = forge.llama()
-    tensors = forge_foreign.pairs(base, forge_foreign.LLAMA_CPP, "blk.", (".weight.lora_a", ".weight.lora_b"))
+    tensors = non_peft_files.pairs(base, non_peft_files.LLAMA_CPP, "blk.", (".weight.lora_a", ".weight.lora_b"))
     fields = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": alpha}
-    data = forge_foreign.gguf(tensors, fields)
+    data = non_peft_files.gguf(tensors, fields)
     original = node.make("originals/peft", node.world.files(), like=data)
     edge = Edge(relation=Relation.CONVERTED, digest=original.digest, name=f"originals/peft@{original.number}")
     node.push(name, {GGUF: data}, tried=False, parents=[edge])

@@ -87,7 +87,7 @@ def test_both_accept_a_good_signature_and_refuse_one_without_a_part(tmp_path: Pa
         "good": sigstore.bundle(MANIFEST),
         "late": sigstore.bundle(MANIFEST, at=NOW + timedelta(hours=1)),
         "unlogged": sigstore.bundle(MANIFEST, leaf=sigstore.leaf(stamped=False)),
-        "stranger": other.bundle(MANIFEST),
+        "unknown authority": other.bundle(MANIFEST),
     }
     texts = {name: json.dumps(bundle) for name, bundle in bundles.items()}
     theirs = tool.Tool().sigstore_accepts(sigstore.trusted_root, list(texts.values()), tmp_path)

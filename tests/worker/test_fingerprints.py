@@ -16,7 +16,7 @@ from registry.errors import Invalid
 from registry.worker.model import fingerprints, identify
 from registry.worker.model.fingerprints import BLOCK, Sketch
 from registry.worker.model.weights import Weights
-from tests import fixtures, forge_foreign
+from tests import fixtures, non_peft_files
 from tests.worker import models
 
 SINGLE = "model.safetensors"
@@ -140,7 +140,7 @@ def test_packed_weights_are_unpacked_for_the_sketch(
 
 
 def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) -> None:
-    folder = forge_foreign.pipeline(tmp_path / "sd")
+    folder = non_peft_files.pipeline(tmp_path / "sd")
     found = fingerprints.identify(Weights.of(folder))
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     assert sorted(found.marks) == [f"{at}.{leaf}.weight" for leaf in ("to_k", "to_out.0", "to_q", "to_v")]
@@ -148,7 +148,7 @@ def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) ->
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in weights.items():
         assert found.marks[f"unet.{name}"].norm == pytest.approx(float(tensor.norm()), rel=1e-4)
-    other = fingerprints.identify(Weights.of(forge_foreign.pipeline(tmp_path / "wide", width=64)))
+    other = fingerprints.identify(Weights.of(non_peft_files.pipeline(tmp_path / "wide", width=64)))
     assert compare(found, other).match is BaseMatch.UNRELATED
 
 

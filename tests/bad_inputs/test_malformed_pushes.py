@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests import forge
-from tests.wicked.raw_push import RawClient, assert_refused
-from tests.wicked_forge import CONFIGS, WEIGHTS
+from tests.bad_files import CONFIGS, WEIGHTS
+from tests.bad_inputs.raw_push import RawClient, assert_refused
 from tests.world import World
 
 

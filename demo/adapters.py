@@ -1,11 +1,11 @@
-"""The props: a real base, three really trained adapters, one trained further, and two that are wrong.
+"""What the demonstration uses: a real base, three really trained adapters, one trained further, and two that are wrong.
 
 Invariants
 - Made once and kept in the demonstration's folder; made anew when the scripts or the libraries' versions change.
 - Everything is made here: the base comes from a package that is installed, nothing is fetched from a hub.
 
 Example
-    $ python -m demo.props .demo/props-1a2b3c
+    $ python -m demo.adapters .demo/trained-1a2b3c
 """
 
 from __future__ import annotations

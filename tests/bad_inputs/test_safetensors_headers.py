@@ -7,13 +7,13 @@ import pytest
 from registry.adapters import safetensors
 from registry.errors import Invalid, TooLarge
 from tests import effort
-from tests.wicked_forge import WEIGHTS
+from tests.bad_files import WEIGHTS
 
 FILE = "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_a_wicked_header_is_refused_with_its_rule(name: str) -> None:
+def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
     data, code, reason = WEIGHTS[name]
     with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
         safetensors.read_bytes(data, file=FILE)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from registry.adapters import safetensors as tensors
 from registry.errors import RegistryError
 from tests import forge
-from tests.wicked_forge import WEIGHTS
+from tests.bad_files import WEIGHTS
 
 safetensors = pytest.importorskip("safetensors")
 FILE = "adapter_model.safetensors"
@@ -57,7 +57,7 @@ def test_what_peft_and_our_forge_write_is_read_alike() -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_every_wicked_file_is_refused_by_us_whatever_the_library_does(name: str) -> None:
+def test_every_bad_file_is_refused_by_us_whatever_the_library_does(name: str) -> None:
     assert ours(WEIGHTS[name][0]) is None
 
 

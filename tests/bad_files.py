@@ -1,10 +1,10 @@
-"""Wicked weights files and configurations, by name, with the error and the reason that each must be answered with.
+"""Bad weights files and configurations, by name, with the error and the reason that each must be answered with.
 
     WEIGHTS   name → (bytes of adapter_model.safetensors, error code, dotted reason)
     CONFIGS   name → (fields over a good configuration or raw bytes, error code, dotted reason)
 
 The numbers in the names are those of the rules in docs: every class of bad input has at least one entry.
-Used at the domain level (tests/wicked) and through the real API.
+Used at the domain level (tests/bad_inputs) and through the real API.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from tests import forge
 
 INVALID, LARGE, CONFIG = "TENSORS_INVALID", "SIZE_INVALID", "CONFIG_INVALID"
-Wicked = tuple[bytes, str, str]
+BadFile = tuple[bytes, str, str]
 
 
 def _entry(shape: list[Any], offsets: list[Any], dtype: Any = "F32") -> dict[str, Any]:
@@ -123,7 +123,7 @@ _MAKERS: dict[str, tuple[Callable[[], bytes] | bytes, str, str]] = {
     "99-nan-in-the-header": (forge.raw_safetensors('{"a":NaN}'), INVALID, "safetensors.not_finite"),
 }  # fmt: skip
 
-WEIGHTS: dict[str, Wicked] = {
+WEIGHTS: dict[str, BadFile] = {
     name: (make() if callable(make) else make, code, reason) for name, (make, code, reason) in _MAKERS.items()
 }
 
@@ -181,7 +181,7 @@ _CONFIGS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "99-wrong-flag": ({"use_dora": "yes"}, "config.value_invalid"),
 }  # fmt: skip
 
-CONFIGS: dict[str, Wicked] = {
+CONFIGS: dict[str, BadFile] = {
     name: (
         change if isinstance(change, bytes) else json.dumps({**_GOOD_CONFIG, **change}).encode(),
         LARGE if reason.endswith("too_large") else CONFIG,

@@ -1,13 +1,13 @@
-"""The stage: runs commands in the open, checks what they should do, and clears away every process at the end.
+"""`Demonstration`: runs commands and shows them, checks their effects, and ends every process at the end.
 
 Invariants
-- What the audience reads is what ran: each command is echoed and its own output follows, with secrets shortened.
-- An expectation that fails ends the demonstration with exit code 1, whatever had been said before.
+- Each command is echoed and its own output follows, with secrets shortened.
+- An expectation that fails ends the demonstration with exit code 1, whatever was printed before.
 - Processes that were started are ended on every way out, and die with this process if it is killed.
 
 Example
-    with Stage(folder) as stage:
-        stage.adapter("push", "out/pirate", "blackbeard/support", expect=0)
+    with Demonstration(folder) as demonstration:
+        demonstration.adapter("push", "out/pirate", "blackbeard/support", expect=0)
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _BOLD, _DIM, _GREEN, _RED, _OFF = ("\033[1m", "\033[2m", "\033[32m", "\033[31m",
 
 
 class Failed(Exception):
-    """Something was not as the story says."""
+    """An expectation does not hold."""
 
 
-class Stage:
+class Demonstration:
     """`folder` holds everything that the demonstration writes; `environment` is that of every command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.proven: list[str] = []
+        self.results: list[str] = []
         self.commands = 0
         self._began = time.monotonic()
         self._processes: list[subprocess.Popen[Any]] = []
@@ -55,7 +55,7 @@ class Stage:
             "PYTHONWARNINGS": "ignore",
         }
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Demonstration:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _leave)
         return self
@@ -64,17 +64,17 @@ class Stage:
         for process in reversed(self._processes):
             end(process)
 
-    # ------------------------------------------------------------ telling
-    def chapter(self, title: str) -> None:
+    # ------------------------------------------------------------ output
+    def print_title(self, title: str) -> None:
         seconds = time.monotonic() - self._began
         print(f"\n{self._in(_BOLD, f'== {title}')} {self._in(_DIM, f'({seconds:.0f} s)')}\n", flush=True)
 
-    def tell(self, text: str) -> None:
+    def print_text(self, text: str) -> None:
         print(text, flush=True)
 
-    def proves(self, message: str) -> None:
-        """Keep a sentence for the end: what has just been shown to be so."""
-        self.proven.append(message)
+    def print_result(self, message: str) -> None:
+        """Print what has just been shown, and keep it for the summary."""
+        self.results.append(message)
         print(self._in(_GREEN, f"  ✓ {message}") + "\n", flush=True)
 
     def expect(self, true: object, message: str) -> None:
@@ -90,7 +90,7 @@ class Stage:
 
     # ------------------------------------------------------------ commands
     def adapter(self, *words: str, expect: int = 0, token: str = "") -> None:
-        """Run `adapter …` in the open; end the story unless it exits with `expect`."""
+        """Run `adapter …` and show it; end the demonstration unless it exits with `expect`."""
         note = f"   # exit code {expect}: refused" if expect == 6 else ""
         print(self._in(_BOLD, f"$ adapter {self.shown(words)}") + self._in(_DIM, note), flush=True)
         done = subprocess.run(self._command(words), env=self._with(token), cwd=self.folder, check=False)
@@ -99,7 +99,7 @@ class Stage:
         print(flush=True)
 
     def ask(self, *words: str, token: str = "") -> Any:
-        """Run `adapter … --json` behind the scenes and return what it answers."""
+        """Run `adapter … --json` without showing it and return what it answers."""
         command = self._command((*words, "--json"))
         done = subprocess.run(
             command, env=self._with(token), cwd=self.folder, capture_output=True, text=True, check=False
@@ -146,7 +146,7 @@ class Stage:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """SIGTERM and a while to end in order, then SIGKILL for its whole group."""
+    """SIGTERM and five seconds, then SIGKILL for its whole group."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

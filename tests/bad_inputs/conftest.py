@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wicked.raw_push import RawClient
+from tests.bad_inputs.raw_push import RawClient
 from tests.world import World
 
 

@@ -9,11 +9,11 @@ import pytest
 from registry.adapters.peft import config
 from registry.errors import Invalid, TooLarge
 from tests import effort, forge
-from tests.wicked_forge import CONFIGS
+from tests.bad_files import CONFIGS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_wicked_configuration_is_refused_with_its_rule(name: str) -> None:
+def test_a_bad_configuration_is_refused_with_its_rule(name: str) -> None:
     data, code, reason = CONFIGS[name]
     with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
         config.read_config(data)

@@ -1,4 +1,4 @@
-"""Attack: an adapter whose tensors rewrite the base, or whose content and configuration tell different stories."""
+"""Attack: an adapter whose tensors rewrite the base, or whose content contradicts its configuration."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     assert finding.message
 
 
-def test_ten_thousand_strangers_are_a_few_findings() -> None:
+def test_ten_thousand_unexpected_tensors_are_a_few_findings() -> None:
     extra = {f"base_model.model.x{i}.weight": ("F32", (1,), bytes(4)) for i in range(10_000)}
     findings: list[Finding] = judge(forge.lora(BASE, change=lambda t: {**t, **extra}), BASE)
     assert len(findings) < 20

@@ -13,8 +13,8 @@ from registry.digest import Digest
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
 from tests import forge
+from tests.bad_inputs.raw_push import PUSHES, RawClient, reasons
 from tests.memory_blobs import MemoryBlobs
-from tests.wicked.raw_push import PUSHES, RawClient, reasons
 from tests.world import World
 
 

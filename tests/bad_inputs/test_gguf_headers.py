@@ -9,10 +9,10 @@ import pytest
 
 from registry.adapters.formats import gguf
 from registry.errors import Invalid, RegistryError, TooLarge
-from tests import forge_foreign as foreign
+from tests import non_peft_files
 
 PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}
-GOOD = foreign.gguf(PAIR)
+GOOD = non_peft_files.gguf(PAIR)
 FIELDS = {"general.type": "adapter"}
 
 
@@ -22,7 +22,7 @@ def patched(find: bytes, put: bytes) -> bytes:
 
 
 def with_field(raw: bytes) -> bytes:
-    return foreign.gguf(PAIR, {**FIELDS, "x": raw})
+    return non_peft_files.gguf(PAIR, {**FIELDS, "x": raw})
 
 
 def number(value: int) -> bytes:
@@ -30,24 +30,25 @@ def number(value: int) -> bytes:
 
 
 NESTED = struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 9, 1)
-WICKED: dict[str, tuple[bytes, str]] = {
+BAD_HEADERS: dict[str, tuple[bytes, str]] = {
     "another magic": (b"GGML" + GOOD[4:], "gguf.magic_wrong"),
-    "version 1": (foreign.gguf(PAIR, version=1), "gguf.version_unknown"),
+    "version 1": (non_peft_files.gguf(PAIR, version=1), "gguf.version_unknown"),
     "big-endian": (GOOD[:4] + struct.pack(">I", 3) + GOOD[8:], "gguf.version_unknown"),
     "2^63 tensors": (GOOD[:8] + number(2**63) + GOOD[16:], "gguf.too_large"),
     "2^63 fields": (GOOD[:16] + number(2**63) + GOOD[24:], "gguf.too_large"),
     "more tensors than are described": (GOOD[:8] + number(9) + GOOD[16:], ""),
     "a key of 2^40 bytes": (GOOD[:24] + number(2**40) + GOOD[32:], "gguf.too_large"),
     "a text of 2^40 bytes": (with_field(struct.pack("<I", 8) + number(2**40)), "gguf.too_large"),
-    "a text that is not UTF-8": (with_field(struct.pack("<I", 8) + foreign.text(b"\xff\xfe")), "gguf.text_invalid"),
+    "a text that is not UTF-8": (with_field(struct.pack("<I", 8) + non_peft_files.text(b"\xff\xfe")),
+                                 "gguf.text_invalid"),
     "an array of 2^50 items": (with_field(struct.pack("<IIQ", 9, 4, 2**50)), "gguf.too_large"),
     "arrays in arrays in arrays": (with_field(NESTED), "gguf.value_invalid"),
     "a value of type 99": (with_field(struct.pack("<I", 99)), "gguf.value_invalid"),
     "NaN as a value": (with_field(struct.pack("<If", 6, float("nan"))), "gguf.value_invalid"),
     "a field twice": (GOOD.replace(b"adapter.type", b"general.type", 1), "gguf.duplicate_name"),
-    "alignment 0": (foreign.gguf(PAIR, {"general.alignment": 0}), "gguf.alignment_invalid"),
-    "alignment 7": (foreign.gguf(PAIR, {"general.alignment": 7}), "gguf.alignment_invalid"),
-    "no tensor": (foreign.gguf({}), "safetensors.empty"),
+    "alignment 0": (non_peft_files.gguf(PAIR, {"general.alignment": 0}), "gguf.alignment_invalid"),
+    "alignment 7": (non_peft_files.gguf(PAIR, {"general.alignment": 7}), "gguf.alignment_invalid"),
+    "no tensor": (non_peft_files.gguf({}), "safetensors.empty"),
     "a tensor twice": (GOOD.replace(b"lora_b", b"lora_a", 1), "gguf.duplicate_name"),
     "a tensor of type 255": (patched(struct.pack("<IQ", 0, 512), struct.pack("<IQ", 255, 512)),
                              "safetensors.dtype_invalid"),
@@ -78,9 +79,9 @@ def test_a_good_header_is_read_as_rows_and_columns() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", WICKED)
-def test_a_wicked_header_is_refused_with_its_rule(name: str) -> None:
-    data, reason = WICKED[name]
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
+    data, reason = BAD_HEADERS[name]
     with pytest.raises((Invalid, TooLarge)) as refused:
         read(data)
     assert "adapter.gguf" in refused.value.detail

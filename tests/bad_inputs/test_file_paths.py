@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.digest import Digest
-from tests.wicked.raw_push import PUSHES, RawClient, assert_refused
+from tests.bad_inputs.raw_push import PUSHES, RawClient, assert_refused
 from tests.world import World
 
 

@@ -1,4 +1,4 @@
-"""The safetensors header reader on good files. Wicked ones: tests/wicked/test_weights_headers.py."""
+"""The safetensors header reader on good files. Bad ones: tests/bad_inputs/test_safetensors_headers.py."""
 
 from __future__ import annotations
 
