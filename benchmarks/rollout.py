@@ -43,9 +43,9 @@ from registry.evaluation.verdicts import Check
 from registry.names import AdapterName
 from registry.serving.agent.reconciler import AT_ONCE
 from registry.serving.engines.openai import VLLM
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests.forge import WEIGHTS
-from tests.serving.stand_ins import VLLMServer, answers
+from tests.serving.fake_engines import VLLMServer, answers
 
 ADAPTERS = int(os.environ.get("BENCH_ADAPTERS", "20"))
 SIZE_BYTES = int(float(os.environ.get("BENCH_MB", "4")) * 10**6)
@@ -160,15 +160,15 @@ def wait_until_drained(engine: VLLMServer) -> None:
 
 def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[float, float]:
     """Seconds to pull and load these versions, and to load them when they lie there; four at once, nothing else."""
-    store, spent = Shelf(folder), list[float]()
+    store, spent = LocalStore(folder), list[float]()
 
-    def bring(driver: VLLM, name: str, digest: Digest) -> None:
-        driver.load(name.replace("/", "-"), store.bring(registry, AdapterName.parse(name), digest))
+    def fetch(driver: VLLM, name: str, digest: Digest) -> None:
+        driver.load(name.replace("/", "-"), store.fetch(registry, AdapterName.parse(name), digest))
 
     for _ in range(2):
         with VLLMServer(load_seconds=LOAD_SECONDS) as engine, ThreadPoolExecutor(AT_ONCE) as pool:
             began = time.perf_counter()
-            list(pool.map(bring, [VLLM(engine.url)] * len(NAMES), NAMES, digests))
+            list(pool.map(fetch, [VLLM(engine.url)] * len(NAMES), NAMES, digests))
             spent.append(time.perf_counter() - began)
     return spent[0], spent[1]
 

@@ -26,11 +26,11 @@ from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.serving.agent import heartbeat, metrics
 from registry.serving.agent.agent import Agent
-from registry.serving.agent.reconciler import DRAIN_SECONDS, Station
+from registry.serving.agent.reconciler import DRAIN_SECONDS, Reconciler
 from registry.serving.engines import parse
 from registry.serving.engines.openai import KEY_VARIABLE
 from registry.serving.store import eviction, in_use
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 
 from . import output, session
 
@@ -90,7 +90,7 @@ def agent(
         if port:
             say(f"metrics: {resources.enter_context(metrics.served(metrics_of, port))}")
         limits = eviction.EvictionLimits(keep_days, math.inf if keep_bytes is None else keep_bytes)
-        evictor = eviction.Sweeper(Shelf(folder), limits, eviction.leases_of(registry, task.node), say)
+        evictor = eviction.Evictor(LocalStore(folder), limits, eviction.leases_of(registry, task.node), say)
         if once:
             _run_once(agents, evictor)
         else:
@@ -116,7 +116,7 @@ def _alias_file(title: str) -> str:
 def _claim(resources: contextlib.ExitStack, task: SyncTask, file: str) -> None:
     """Two agents that follow different aliases with one engine or file would undo each other's work."""
     purpose = f"the alias {task.alias!r} of {task.base!r}"
-    other = resources.enter_context(in_use.followed(task.folder, file, purpose))
+    other = resources.enter_context(in_use.follow(task.folder, file, purpose))
     if other:
         raise click.UsageError(
             f"another agent uses {task.folder / file} for {other}: an engine has one agent, and agents that follow "
@@ -144,22 +144,22 @@ def _make_agent(
 ) -> Agent:  # fmt: skip
     title = parse.title(engine)
     task_id = Digest.of(f"{task.base} {task.alias}".encode()).hex[:8]
-    store = Shelf(task.folder, user=f"{task.node}-{title}-{task_id}")
+    store = LocalStore(task.folder, user=f"{task.node}-{title}-{task_id}")
     say = say if only else _with_prefix(title, say)
-    reconciler = Station(
+    reconciler = Reconciler(
         parse.engine(engine, os.environ.get(KEY_VARIABLE, "").strip()), registry, store, drain_seconds=task.drain,
         metrics=engine_metrics, alias_file=_alias_file("" if only else title),
     )  # fmt: skip
-    reporter = heartbeat.Reporter(
+    reporter = heartbeat.Heartbeat(
         registry, reconciler.slots, node=task.node, engine=title, base=task.base, alias=task.alias, profile=profile,
         metrics=engine_metrics, say=say,
     )  # fmt: skip
     return Agent(
-        registry, reconciler, store, base=task.base, alias=task.alias, profile=profile, say=say, reporter=reporter
+        registry, reconciler, store, base=task.base, alias=task.alias, profile=profile, say=say, heartbeat=reporter
     )
 
 
-def _run_once(agents: Mapping[str, Agent], evictor: eviction.Sweeper) -> None:
+def _run_once(agents: Mapping[str, Agent], evictor: eviction.Evictor) -> None:
     """One pass over every engine. The first error is raised after the last engine."""
     items: list[dict[str, Any]] = []
     first_error: RegistryError | None = None
@@ -169,7 +169,7 @@ def _run_once(agents: Mapping[str, Agent], evictor: eviction.Sweeper) -> None:
             items += [{"engine": title, **asdict(slot)} for slot in agent.step()]
         except RegistryError as e:
             first_error = first_error or e
-        agent.report()
+        agent.send_heartbeat()
     if first_error is not None:
         raise first_error
     evictor.once()
@@ -177,7 +177,7 @@ def _run_once(agents: Mapping[str, Agent], evictor: eviction.Sweeper) -> None:
     output.exit_with(0 if all(item["state"] == "ready" for item in items) else output.REFUSED)
 
 
-def _run(agents: Sequence[Agent], evictor: eviction.Sweeper) -> None:
+def _run(agents: Sequence[Agent], evictor: eviction.Evictor) -> None:
     """Run until a signal: each engine in its own thread, so that one that hangs delays no other."""
     stop = threading.Event()
 

@@ -12,9 +12,8 @@ from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as kubernetes_objects
-from registry.serving.export import pbase as lookups
 from registry.serving.export.export import Exported, ExportTarget, Item
-from registry.serving.export.folder import FolderPlace
+from registry.serving.export.folder import FolderTarget
 
 from . import main, output, session
 
@@ -72,18 +71,18 @@ def export(
         if pbase and not to_bucket:
             raise click.UsageError("--pbase needs an export to s3://: LoRAX's source pbase reads only buckets")
         cache = None if to_bucket else pull.USER_CACHE  # bytes for a bucket are not cached
-        location = _bucket(dest) if to_bucket else FolderPlace(Path(dest))
+        location = _bucket(dest) if to_bucket else FolderTarget(Path(dest))
         as_json = output.as_json()  # other threads have no click context
         on_item: Callable[[Item], None] = (lambda _item: None) if as_json else _print_item
         done = exports.run(registry, desired, location, model=model, prune=prune, cache=cache, on_item=on_item)
     if pbase:
-        lookups.write(Path(pbase), done)
+        exports.write_lorax_lookups(Path(pbase), done)
     output.answer(done, lambda: _print_summary(done))
     _exit(done, strict)
 
 
 def _bucket(dest: str) -> ExportTarget:
-    target_class = main.load("registry.serving.export.s3", "BucketPlace", "server", "adapter export to s3://")
+    target_class = main.load("registry.serving.export.s3", "BucketTarget", "server", "adapter export to s3://")
     target: ExportTarget = target_class(dest)
     return target
 

@@ -28,7 +28,7 @@ Lines = dict[str, tuple[set[int], set[int]]]
 """File → lines that ran, lines that did not."""
 
 
-class Finder:
+class Resolver:
     """Puts probes into our modules as they are imported."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Finder:
         return {name: (set(file["executed_lines"]), set(file["missing_lines"])) for name, file in files.items()}
 
 
-FINDER = Finder()
+FINDER = Resolver()
 sys.meta_path.insert(0, FINDER)
 
 

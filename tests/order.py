@@ -41,7 +41,7 @@ DEEP = (
     "tests/worker/test_zoo.py", "tests/worker/test_pictures.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/facts/test_architectures.py", "tests/facts/test_against_peft.py",
-    "tests/serving/test_export.py", "tests/serving/test_any_order.py",
+    "tests/serving/test_export.py", "tests/serving/test_random_events.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",
     "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",

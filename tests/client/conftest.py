@@ -8,7 +8,7 @@ import pytest
 
 from registry.client.local.cache import Cache
 from tests import forge
-from tests.client.counted import Counted
+from tests.client.counting import Counted
 from tests.world import World
 
 

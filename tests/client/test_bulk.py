@@ -10,7 +10,7 @@ from registry.client import pull, push
 from registry.client.local.cache import Cache
 from registry.names import Ref
 from tests import forge
-from tests.client.counted import Counted
+from tests.client.counting import Counted
 from tests.world import World
 
 COUNT = 12

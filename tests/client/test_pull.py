@@ -19,7 +19,7 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from tests import forge
-from tests.client.counted import NAME, REF, Counted, contents
+from tests.client.counting import NAME, REF, Counted, contents
 from tests.world import World
 
 

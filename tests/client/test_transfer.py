@@ -14,7 +14,7 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound, Reason, RegistryError, TooLarge
 from registry.names import Ref
 from tests import forge
-from tests.client.counted import NAME, Counted, contents
+from tests.client.counting import NAME, Counted, contents
 from tests.world import World
 
 

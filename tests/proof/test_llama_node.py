@@ -17,9 +17,9 @@ from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.manifest import Edge, Relation
 from registry.serving.agent.agent import Agent
-from registry.serving.agent.reconciler import Station
+from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.llama_cpp import LlamaCpp
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests import forge
 from tests.engines.cases import BASE, CASES
 from tests.proof import venvs
@@ -85,18 +85,18 @@ def test_a_real_server_is_proved_switched_and_told_with_what_to_start_again(worl
     from tests.proof import llama_cpp, reference  # imports torch
 
     filled = fill(world, tmp_path)
-    base, shelf = llama_cpp.base_file(tmp_path), Shelf(tmp_path / "shelf")
+    base, store = llama_cpp.base_file(tmp_path), LocalStore(tmp_path / "store")
     said: list[str] = []
 
     def passed(url: str) -> dict[str, tuple[str, bool]]:
-        station = Station(LlamaCpp(url), world.admin, shelf)
-        agent = Agent(world.admin, station, shelf, base=BASE.name, alias="canary", say=said.append)
+        reconciler = Reconciler(LlamaCpp(url), world.admin, store)
+        agent = Agent(world.admin, reconciler, store, base=BASE.name, alias="canary", say=said.append)
         agent.fetch()
         return {slot.name: (slot.state, slot.verified) for slot in agent.step()}
 
     with served(base, []) as url:
         assert passed(url) == {f"acme/{name}": ("failed", False) for name in NAMES}
-    files = [next((shelf.versions / digest).glob("*.gguf")) for digest, _ in filled.values()]
+    files = [next((store.versions / digest).glob("*.gguf")) for digest, _ in filled.values()]
     assert all(any(f"--lora {file}" in line for line in said) for file in files)
     with served(base, files) as url:
         driver = LlamaCpp(url)
@@ -104,7 +104,7 @@ def test_a_real_server_is_proved_switched_and_told_with_what_to_start_again(worl
         assert [row["scale"] for row in driver._rows()] == [0.0, 0.0], "with two, requests name theirs"
         for name, file in zip(NAMES, files, strict=True):
             driver.load(name, file.parent)
-            told = driver.log_probs(name, reference.PROMPT)
+            told = driver.logprobs(name, reference.PROMPT)
             assert told is not None
             assert max(abs((a or 0) - b) for a, b in zip(told, filled[name][1], strict=True)) < 2e-2
         world.admin.yank("acme/rslora@1", "only one is left")

@@ -1,4 +1,4 @@
-"""A way to the registry that can be counted, cut and spoilt; a shelf; a clock that stands; a node with all of them."""
+"""A faulty connection to the registry, a local store, a clock that stands, and a node of all these."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests.serving.node import Clock, Line, Node
 from tests.world import World
 
@@ -24,8 +24,8 @@ def line(world: World) -> Line:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "shelf")
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def node(world: World, line: Line, shelf: Shelf, clock: Clock) -> Iterator[Node]:
-    made = Node(world, line, shelf, clock)
+def node(world: World, line: Line, store: LocalStore, clock: Clock) -> Iterator[Node]:
+    made = Node(world, line, store, clock)
     yield made
     made.engine.stop()

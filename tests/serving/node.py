@@ -1,4 +1,4 @@
-"""`Node`: an engine that behaves as vLLM does, a station and an agent, and a way to the registry that can be spoilt."""
+"""`Node`: an engine that behaves as vLLM does, a reconciler, an agent, and a faulty connection to the registry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.registry import Registry
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
 from registry.serving.agent.agent import Agent
-from registry.serving.agent.heartbeat import Reporter
+from registry.serving.agent.heartbeat import Heartbeat
 from registry.serving.agent.metrics import Metrics
-from registry.serving.agent.reconciler import Station
+from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.openai import VLLM, EngineDriver
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests.forge import WEIGHTS, Files
-from tests.serving.stand_ins import VLLMServer, answers
+from tests.serving.fake_engines import VLLMServer, answers
 from tests.world import URL, World
 
 TOKENS = (1, 2, 3, 4)
@@ -57,9 +57,9 @@ class Node:
     profile = "vllm==0.33.0,max_lora_rank=16"
 
     def __init__(
-        self, world: World, line: Line, shelf: Shelf, clock: Clock, driver: EngineDriver | None = None
+        self, world: World, line: Line, store: LocalStore, clock: Clock, driver: EngineDriver | None = None
     ) -> None:
-        self.world, self.line, self.shelf, self.clock = world, line, shelf, clock
+        self.world, self.line, self.store, self.clock = world, line, store, clock
         self.engine, self.said = VLLMServer(), list[str]()
         self.driver: EngineDriver = driver or VLLM(self.engine.url)
         self.registry = Registry(URL, world.issue("pull")[1], line)
@@ -68,16 +68,16 @@ class Node:
     def start(self) -> None:
         """The agent's process begins anew, and knows what lies on the disk."""
         self.metrics = Metrics()
-        self.station = Station(
-            self.driver, self.registry, self.shelf, drain_seconds=10, clock=self.clock, metrics=self.metrics
+        self.reconciler = Reconciler(
+            self.driver, self.registry, self.store, drain_seconds=10, clock=self.clock, metrics=self.metrics
         )
-        reporter = Reporter(
-            self.registry, self.station.slots, node="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
+        heartbeat = Heartbeat(
+            self.registry, self.reconciler.slots, node="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
             metrics=self.metrics, say=self.said.append,
         )  # fmt: skip
         self.agent = Agent(
-            self.registry, self.station, self.shelf, base="tiny-llama", alias="canary", profile=self.profile,
-            say=self.said.append, reporter=reporter,
+            self.registry, self.reconciler, self.store, base="tiny-llama", alias="canary", profile=self.profile,
+            say=self.said.append, heartbeat=heartbeat,
         )  # fmt: skip
 
     def push(self, name: str, files: Files | None = None, *, tried: bool = True, **how: Any) -> Files:
@@ -112,7 +112,7 @@ class Node:
 
     def reported(self) -> Mapping[str, Any]:
         """Served name → state, as the registry shows this node after a report."""
-        self.agent.report()
+        self.agent.send_heartbeat()
         views = self.world.admin.all_nodes(node="gpu-1").items
         return {slot.served_name: str(slot.state) for view in views for slot in view.slots}
 

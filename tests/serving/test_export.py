@@ -12,10 +12,10 @@ import pytest
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome
-from registry.serving.export import export, pbase
+from registry.serving.export import export
 from registry.serving.export.export import Exported, ExportTarget
-from registry.serving.export.folder import FolderPlace
-from registry.serving.export.s3 import BucketPlace
+from registry.serving.export.folder import FolderTarget
+from registry.serving.export.s3 import BucketTarget
 from tests.world import World
 
 BASE = "tiny-llama"
@@ -27,10 +27,10 @@ def location(
 ) -> Callable[[], ExportTarget]:
     """Opens the same place anew, as each run of the command does."""
     if request.param == "folder":
-        return lambda: FolderPlace(tmp_path / "models")
+        return lambda: FolderTarget(tmp_path / "models")
     monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("object_store"))
     url = request.getfixturevalue("s3_url")
-    return lambda: BucketPlace(url)
+    return lambda: BucketTarget(url)
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def states(done: Exported) -> dict[str, str]:
 
 
 def read(location: ExportTarget, key: str) -> bytes:
-    if isinstance(location, FolderPlace):
+    if isinstance(location, FolderTarget):
         return (location.root / key).read_bytes()
-    assert isinstance(location, BucketPlace)
+    assert isinstance(location, BucketTarget)
     found = location._read(key)
     assert found is not None, key
     return found
@@ -137,7 +137,7 @@ def test_another_model_or_another_base_never_rewrites_what_is_there(
 
 
 def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_path: Path) -> None:
-    location = FolderPlace(tmp_path / "models")
+    location = FolderTarget(tmp_path / "models")
     run(shop, location)
     (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
     done = run(shop, location)
@@ -150,17 +150,17 @@ def test_an_upload_that_was_cut_short_is_completed(
     shop: World, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
-    run(shop, BucketPlace(s3_url))
+    run(shop, BucketTarget(s3_url))
     bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
     client = boto3.session.Session().client("s3", endpoint_url=object_store)
     for path in (".adapter.json", "adapter_config.json"):
         client.delete_object(Bucket=bucket, Key=f"{prefix}/acme-support-v1/{path}")
-    assert states(run(shop, BucketPlace(s3_url))) == {"acme-support-v1": "new", "bolt-sales-v1": "unchanged"}
+    assert states(run(shop, BucketTarget(s3_url))) == {"acme-support-v1": "new", "bolt-sales-v1": "unchanged"}
     client.put_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/adapter_model.safetensors", Body=b"other")
     client.delete_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/.adapter.json")
-    done = run(shop, BucketPlace(s3_url))
+    done = run(shop, BucketTarget(s3_url))
     assert states(done) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "failed"}
-    assert "is there already with other bytes" in done.items[1].reason
+    assert "already exists with other bytes" in done.items[1].reason
 
 
 def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
     other = good.adapters[1].model_copy(update={"verdicts": {"engine sglang==0.5.23": Outcome.FAIL}})
     serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
     assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'smoke' says fail"})
-    done = run(shop, FolderPlace(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
+    done = run(shop, FolderTarget(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}
     assert set(json.loads((tmp_path / "m" / "index.json").read_text())["left_out"]) == set(states(done))
 
@@ -182,18 +182,18 @@ def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
     shop: World, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lorax"
-    if isinstance(location(), FolderPlace):
+    if isinstance(location(), FolderTarget):
         with pytest.raises(Invalid, match="buckets only"):
-            pbase.write(folder, run(shop, location()))
+            export.write_lorax_lookups(folder, run(shop, location()))
         return
     done = run(shop, location())
-    assert pbase.write(folder, done) == 2
+    assert export.write_lorax_lookups(folder, done) == 2
     said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
     assert (said["adapterPath"], said["status"]) == (f"{done.location}acme-support-v1/", "completed")
     bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
     shop.admin.yank("acme/support@1", "bad data")
-    assert pbase.write(folder, run(shop, location(), prune=True)) == 1
+    assert export.write_lorax_lookups(folder, run(shop, location(), prune=True)) == 1
     assert not (folder / "v2/repos/acme-support/version/1").exists()
     assert (folder / "v2/repos/bolt-sales/version/1").exists()

@@ -1,8 +1,6 @@
-"""`Reporter`: tells the registry what this node has and serves: at once when it changes, else to renew its lease.
+"""`Heartbeat`: reports what this node holds and serves, at once after a change, else to renew the lease.
 
-Invariants
-- A report never holds up what it tells of: it has a thread of its own, and one that fails is said once and tried again.
-- It ends with the agent, whose engine goes on serving: the lease then ends by itself and the node is shown as lost.
+It runs in its own thread and never delays the engine. After the agent ends, its lease expires.
 """
 
 from __future__ import annotations
@@ -11,26 +9,65 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from registry import names
-from registry.api.serving import LEASE_SECONDS, SLOTS_LIMIT, NodeReport
+from registry.api.serving import LEASE_SECONDS, REASON_LIMIT, SLOTS_LIMIT, NodeReport, SlotReport, SlotState
 from registry.client.registry import Registry
+from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.serving.agent.metrics import Metrics
-from registry.serving.agent.slots import Slots
 
 RENEW_SECONDS = LEASE_SECONDS / 3
-TOGETHER_SECONDS = 0.2
-"""Changes so close to each other are one report."""
-AGAIN_SECONDS = 5.0
+DEBOUNCE_SECONDS = 0.2
+"""Changes within this time are one report."""
+RETRY_SECONDS = 5.0
 
 
-class Reporter:
+class SlotTable:
+    """The adapters of one engine by served name, with their states. Thread-safe. `changed` is set by each change."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Event()
+        self._rows: dict[str, SlotReport] = {}
+        self._lock = threading.Lock()
+
+    def set(
+        self, served: str, adapter: str, digest: Digest, state: SlotState, *, reason: str = "", verified: bool = False
+    ) -> None:
+        row = SlotReport(
+            adapter=adapter,
+            digest=digest,
+            served_name=served,
+            state=state,
+            reason=reason[:REASON_LIMIT],
+            verified=verified,
+        )
+        with self._lock:
+            if self._rows.get(served) == row:
+                return
+            self._rows[served] = row
+        self.changed.set()
+
+    def keep_only(self, served: Iterable[str]) -> None:
+        with self._lock:
+            gone = self._rows.keys() - set(served)
+            for name in gone:
+                del self._rows[name]
+        if gone:
+            self.changed.set()
+
+    def reports(self) -> list[SlotReport]:
+        """Sorted by served name, so that equal states are equal lists."""
+        with self._lock:
+            return sorted(self._rows.values(), key=lambda row: row.served_name)
+
+
+class Heartbeat:
     def __init__(
         self,
         registry: Registry,
-        slots: Slots,
+        slots: SlotTable,
         *,
         node: str,
         engine: str,
@@ -45,38 +82,38 @@ class Reporter:
         self._node, self._engine = names.node_name(node), names.node_name(engine)
         self._base, self._alias, self._profile, self._on_demand = base, alias, profile, on_demand
         self._metrics = metrics or Metrics()
-        self._trouble = ""
+        self._last_error = ""
 
-    def report(self) -> bool:
-        """One report; whether the registry took it. What is wrong is said once, until it goes well again."""
+    def send(self) -> bool:
+        """Send one report; whether the registry accepted it. A repeated error is logged once."""
         report = NodeReport(
             base=self._base, alias=self._alias, profile=self._profile, on_demand=self._on_demand,
-            slots=self._slots.all()[:SLOTS_LIMIT],
+            slots=self._slots.reports()[:SLOTS_LIMIT],
         )  # fmt: skip
         try:
             self._registry.report_node(self._node, self._engine, report)
         except RegistryError as e:
             self._metrics.add("reports_failed")
-            if e.detail != self._trouble:
-                self._say(f"the registry takes no report of this node: {e.detail}")
-            self._trouble = e.detail
+            if e.detail != self._last_error:
+                self._say(f"the registry does not accept reports of this node: {e.detail}")
+            self._last_error = e.detail
             return False
         self._metrics.add("reports")
-        self._trouble = ""
+        self._last_error = ""
         return True
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set and somebody has woken it (`slots.changed`), or the next report was due."""
+        """Send reports until `stop` is set; setting `slots.changed` as well ends it at once."""
         while not stop.is_set():
             self._slots.changed.clear()
-            began, changed = time.monotonic(), self.report()
-            stop.wait(TOGETHER_SECONDS if changed else AGAIN_SECONDS)
+            began, changed = time.monotonic(), self.send()
+            stop.wait(DEBOUNCE_SECONDS if changed else RETRY_SECONDS)
             if changed:
                 self._slots.changed.wait(max(0.0, began + RENEW_SECONDS - time.monotonic()))
 
 
 def this_node() -> str:
-    """What this machine is called, as a node: its host name, other characters as `-`."""
+    """The name of this node: its host name, with `-` for other characters."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("-._")[:100]
     try:
         return names.node_name(name)

@@ -1,14 +1,6 @@
-"""Prometheus metrics of an agent, served on its own port.
+"""Prometheus metrics of an agent, served on a port of its own. The only label is the engine. They hold no secret.
 
-A port instead of a file for node_exporter: Prometheus scrapes pods by port, and sees in `up` that an agent has died. A
-file that nobody updates looks healthy.
-
-Invariants
-- Counters only grow; gauges hold what the last pass saw. The only label is the engine: there may be many adapters.
-- The port answers GET only, and only with metrics. They hold no secret.
-
-Example
-    >>> Metrics().add("pulls")
+A port instead of a file for node_exporter: Prometheus scrapes pods by port and sees in `up` that an agent has died.
 """
 
 from __future__ import annotations
@@ -30,22 +22,22 @@ from registry.errors import Invalid, Unavailable
 PREFIX = "adapter_agent_"
 COUNTERS = {
     "passes": "Passes over the engine.",
-    "passes_failed": "Passes that ended early: the engine did not answer, or the disk took nothing.",
+    "passes_failed": "Passes that ended early: the engine did not answer, or the disk was full.",
     "pulls": "Versions added to the local store.",
     "pulled_bytes": "Bytes of the versions added.",
     "pulls_failed": "Versions that could not be added.",
     "loads": "Versions that were loaded into the engine.",
     "unloads": "Versions that were unloaded.",
-    "proofs": "Answers of the engine that matched the adapter's reference log-probabilities.",
-    "proofs_failed": "Answers that did not match.",
-    "reports": "Reports that the registry took.",
-    "reports_failed": "Reports that it did not take.",
+    "load_checks": "Versions whose answers matched their reference log-probabilities.",
+    "load_checks_failed": "Versions whose answers did not match.",
+    "reports": "Reports that the registry accepted.",
+    "reports_failed": "Reports that the registry did not accept.",
 }
 GAUGES = {
-    "wanted": "Adapters in the desired state.",
+    "desired": "Adapters in the desired state.",
     "serving": "Of these, adapters served in the desired version.",
     "unverified": "Served adapters whose answers could not be compared.",
-    "loaded": "Versions of this shelf in the engine.",
+    "loaded": "Versions from this store in the engine.",
     "failed": "Adapters that failed to load, or whose answers did not match.",
     "refused": "Adapters not loaded because a check or an engine rule fails.",
     "converged": "1 if every adapter is served in the desired version.",
@@ -66,12 +58,12 @@ class Metrics:
         with self._lock:
             self._counts[name] += amount
 
-    def note(self, gauges: Mapping[str, float]) -> None:
+    def set(self, gauges: Mapping[str, float]) -> None:
         with self._lock:
             self._gauges.update(gauges)
 
     @contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def measure_pass(self) -> Iterator[None]:
         began = time.monotonic()
         self.add("passes")
         try:
@@ -79,7 +71,7 @@ class Metrics:
         except Exception:
             self.add("passes_failed")
             raise
-        self.note({"last_pass_timestamp_seconds": time.time(), "last_pass_seconds": time.monotonic() - began})
+        self.set({"last_pass_timestamp_seconds": time.time(), "last_pass_seconds": time.monotonic() - began})
 
     def value(self, name: str) -> float:
         with self._lock:
@@ -110,7 +102,7 @@ class _Handler(WSGIRequestHandler):
 
 @contextmanager
 def served(engines: Mapping[str, Metrics], location: str) -> Iterator[str]:
-    """Serve them while the block runs, on `[HOST:]PORT`; the address. Without a host: this machine only."""
+    """Serve the metrics on `[HOST:]PORT` while the block runs; yields the URL. Without a host: this machine only."""
     host, _, port = location.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise Invalid("SETTING_INVALID", f"{location[:80]!r} is not '[HOST:]PORT'")

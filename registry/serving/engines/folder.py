@@ -1,13 +1,10 @@
-"""`Folders`: a directory that an engine looks into, kept as links to versions: NIM, and whatever reads folders.
+"""`FolderEngine`: a directory that an engine watches, as links to versions: NIM, and others that read folders.
 
     PATH/acme-support-v3 → ../versions/9f86d081…      one link for each version; its name is the model's name
-    PATH/current/acme-support → ../acme-support-v3    only `dir`: what an alias means now, switched by one rename
+    PATH/current/acme-support → ../acme-support-v3    only `dir`: the version of an alias, switched by one rename
 
-Invariants
-- A version's own folder is never written to, moved or deleted; only links are made, replaced and taken away.
-- What is no link of ours is never touched, and in its way is an error that says so.
-- Links are relative, so that shelf and directory may be mounted elsewhere in the engine's container, together.
-- A directory cannot be asked: what is served from it is unverified.
+Only our links are made, replaced and removed; another file in their place is an error. Links are relative, so that
+store and directory can be mounted elsewhere together. A directory has no answers: its versions are unverified.
 """
 
 from __future__ import annotations
@@ -23,9 +20,9 @@ from registry.errors import Refused, Unavailable
 CURRENT = "current"
 
 
-class Folders:
-    answers = False
-    coarse = False
+class FolderEngine:
+    has_logprobs = False
+    is_quantized = False
 
     def __init__(self, root: Path, *, current: bool) -> None:
         self.root, self._current = Path(os.path.abspath(root)), current
@@ -36,10 +33,10 @@ class Folders:
         except FileNotFoundError:
             return {}
         except OSError as e:
-            raise self._away(e) from e
+            raise self._unavailable(e) from e
         return {link.name: str(_target(link)) for link in links}
 
-    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+    def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
         return loaded.values()
 
     def load(self, served: str, folder: Path) -> None:
@@ -51,7 +48,7 @@ class Folders:
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
 
-    def switched(self, aliases: Mapping[str, str], _wanted: int) -> None:
+    def set_aliases(self, aliases: Mapping[str, str], _adapters: int) -> None:
         if not self._current:
             return
         folder = self.root / CURRENT
@@ -63,7 +60,7 @@ class Folders:
                 if link.is_symlink() and link.name not in current:
                     link.unlink()
 
-    def log_probs(self, _served: str, _tokens: Sequence[int]) -> Sequence[float | None] | None:
+    def logprobs(self, _served: str, _tokens: Sequence[int]) -> Sequence[float | None] | None:
         return None
 
     # ---------------------------------------------------------------- inside
@@ -71,21 +68,21 @@ class Folders:
         if link.is_symlink() and _target(link) == target:
             return
         if link.exists() and not link.is_symlink():
-            raise Refused("VERDICT_FAILED", f"{link} is there and is no link of ours: move it away")
+            raise Refused("VERDICT_FAILED", f"{link} already exists and is not our link: move it away")
         scratch = link.with_name(f".{link.name[:80]}.{secrets.token_hex(4)}")
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
             scratch.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
             os.replace(scratch, link)
         except OSError as e:
-            raise self._away(e) from e
+            raise self._unavailable(e) from e
         finally:
             scratch.unlink(missing_ok=True)
 
-    def _away(self, error: OSError) -> Unavailable:
+    def _unavailable(self, error: OSError) -> Unavailable:
         return Unavailable("STORE_UNAVAILABLE", f"{self.root} cannot be used: {error.strerror or error}")
 
 
 def _target(link: Path) -> Path:
-    """Where a link points, one step and no further: a version's folder, or another link of ours."""
+    """The direct target of a link: a version's folder, or another link of ours."""
     return Path(os.path.abspath(link.parent / os.readlink(link)))

@@ -1,12 +1,9 @@
-"""`LlamaCpp`: llama.cpp's server, which knows the adapters of its start and switches how strongly each one counts.
+"""`LlamaCpp`: llama.cpp's server, which takes adapters at its start and only changes their scales.
 
-Invariants
-- A version is loaded if the server was started with its file (`--lora DIR/versions/…`); else the reason says with what
-  to start it again. Nothing is loaded or unloaded while it runs, and what others gave it keeps its scale.
-- Scales of the server add up, so a version gets scale 1 only if the desired state has one adapter. With several, all
-  are at 0 and a request selects one by its number: `"lora": [{"id": 2, "scale": 1}]`.
-- A version that an agent before this one has switched on is known again, by the note in its folder.
-- Numbers follow the order of the command line and are read anew each time: a restart may change them.
+- A version is loaded if the server was started with its file (`--lora DIR/versions/…`); else the reason says how to
+  restart it. Other adapters keep their scale. A version that an earlier agent switched on is recognized by its note.
+- Scales add up, so a version gets scale 1 only if the desired state has one adapter. With several, all have 0 and a
+  request selects one by its number: `"lora": [{"id": 2, "scale": 1}]`. Numbers may change at each restart.
 """
 
 from __future__ import annotations
@@ -22,15 +19,15 @@ from registry import names
 from registry.errors import Refused, RegistryError, Unavailable
 from registry.files import NOTE
 from registry.names import AdapterName
-from registry.serving.engines.openai import Http
-from registry.serving.store.store import digest_of
+from registry.serving.engines.openai import HttpEngine
+from registry.serving.store.local_store import digest_of
 
 CANDIDATES = 1000
-"""So many likeliest tokens are asked for; all of a vocabulary would be megabytes for each token of the prompt."""
+"""Most likely tokens to request; a whole vocabulary would be megabytes for each token of the prompt."""
 
 
-class LlamaCpp(Http):
-    coarse = True  # bases of llama.cpp are mostly quantized
+class LlamaCpp(HttpEngine):
+    is_quantized = True  # bases of llama.cpp are mostly quantized
 
     def __init__(self, url: str, key: str = "", **how: Any) -> None:
         super().__init__(url, key, **how)
@@ -42,19 +39,19 @@ class LlamaCpp(Http):
         with self._lock:
             self._files = {name: file for name, file in self._files.items() if str(file) in there}
             for path in {path for path, scale in there.items() if scale} - set(map(str, self._files.values())):
-                if name := _switched_on(Path(path)):
+                if name := _served_name_of(Path(path)):
                     self._files[name] = Path(path)
             return {name: str(file.parent) for name, file in self._files.items()}
 
-    def reads(self, _loaded: Mapping[str, str]) -> Iterable[str]:
-        """What its command line names: it reads that again at its next start, with a scale of 0, too."""
+    def readable_paths(self, _loaded: Mapping[str, str]) -> Iterable[str]:
+        """What its command line names, at any scale: it reads that again at its next start."""
         return [row["path"] for row in self._rows()]
 
     def load(self, served: str, folder: Path) -> None:
         file = _gguf(folder)
         if all(row["path"] != str(file) for row in self._rows()):
             raise Refused(
-                "VERDICT_FAILED", f"llama-server takes adapters at its start only: start it again with "
+                "VERDICT_FAILED", f"llama-server takes adapters at its start only: restart it with "
                 f"--lora {file} --lora-init-without-apply",
             )  # fmt: skip
         with self._lock:
@@ -67,24 +64,24 @@ class LlamaCpp(Http):
         if file is not None and not needed:
             self._set({str(file): 0.0})
 
-    def switched(self, aliases: Mapping[str, str], adapters: int) -> None:
-        alone = next(iter(aliases.values())) if len(aliases) == adapters == 1 else None
+    def set_aliases(self, aliases: Mapping[str, str], adapters: int) -> None:
+        only = next(iter(aliases.values())) if len(aliases) == adapters == 1 else None
         with self._lock:
-            scales = {str(file): float(name == alone) for name, file in self._files.items()}
+            scales = {str(file): float(name == only) for name, file in self._files.items()}
         self._set(scales)
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
-        """One request a token: the server tells of the token that follows a prompt, not of the prompt's own."""
+    def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """One request per token: the server reports the token that follows a prompt, not the prompt's own."""
         number = self._number(served)
-        log_probs: list[float | None] = []
+        logprobs: list[float | None] = []
         for end in range(1, len(tokens)):
             body = {
                 "prompt": list(tokens[:end]), "n_predict": 1, "temperature": 0, "n_probs": CANDIDATES,
                 "cache_prompt": False, "lora": [{"id": number, "scale": 1.0}],
             }  # fmt: skip
             likely: dict[int, float] = self._read("POST", "/completion", body, _likely)
-            log_probs.append(likely.get(tokens[end]))
-        return log_probs
+            logprobs.append(likely.get(tokens[end]))
+        return logprobs
 
     # ---------------------------------------------------------------- inside
     def _rows(self) -> list[dict[str, Any]]:
@@ -102,11 +99,11 @@ class LlamaCpp(Http):
             file = str(self._files[served])
         number = next((int(row["id"]) for row in self._rows() if row["path"] == file), None)
         if number is None:
-            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} was started again without {file}")
+            raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} was restarted without {file}")
         return number
 
     def _set(self, target: Mapping[str, float]) -> None:
-        """Change these scales; the server sets to 0 what a request does not name, so every one is named."""
+        """Change these scales; the server sets scales that a request omits to 0, so all are sent."""
         rows = self._rows()
         scales = [{"id": row["id"], "scale": target.get(row["path"], row["scale"])} for row in rows]
         if any(new["scale"] != row["scale"] for new, row in zip(scales, rows, strict=True)):
@@ -123,8 +120,8 @@ def _gguf(folder: Path) -> Path:
     return files[0]
 
 
-def _switched_on(file: Path) -> str:
-    """The served name of a version on a shelf, which an agent before this one has switched on; nothing for others."""
+def _served_name_of(file: Path) -> str:
+    """The served name of a stored version by its note; empty for other files."""
     if digest_of(file.parent.name) is None:
         return ""
     try:

@@ -1,8 +1,7 @@
-"""`EngineDriver`: what the agent asks of every serving program; vLLM and SGLang, which load adapters while they run.
+"""`EngineDriver`: what the agent asks of every engine; vLLM and SGLang, which load adapters at run time.
 
-Invariants
-- An engine that does not answer is `Unavailable`; one that answers no is `Refused`, with the engine's own sentence.
-- Nothing is ever loaded in place of something else under one name: engines mix old and new then.
+An engine that does not answer is `Unavailable`; one that rejects a request is `Refused`, with its own message.
+Nothing is loaded in place of another version under the same name: engines mix old and new then.
 """
 
 from __future__ import annotations
@@ -19,38 +18,38 @@ from registry.errors import Refused, Unavailable
 ANSWER_SECONDS = 120.0
 KEY_VARIABLE = "ADAPTER_ENGINE_KEY"
 STEPS_LIMIT = 16
-"""So many tokens of a prompt are asked for, where each is a request of its own."""
+"""Tokens of a prompt that are compared, where each takes a request."""
 
 
 class EngineDriver(Protocol):
-    """Names are served names, folders are on the shelf. `answers`: it can be asked for log-probabilities;
-    `coarse`: its base may be in so few bits that they are only near to the reference's."""
+    """Names are served names, folders are in the store. `has_logprobs`: it reports log-probabilities;
+    `is_quantized`: its base may be quantized, so that they are only near to the reference's."""
 
-    answers: bool
-    coarse: bool
+    has_logprobs: bool
+    is_quantized: bool
 
     def loaded(self) -> dict[str, str]:
         """Served name → the folder that it was loaded from, of every adapter that is loaded."""
 
-    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
-        """What it may read files of, loaded or not, where `loaded` is what it has now."""
+    def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        """The paths that it may read, loaded or not; `loaded`: what it has now."""
 
     def load(self, served: str, folder: Path) -> None: ...
 
     def unload(self, served: str) -> None: ...
 
-    def switched(self, aliases: Mapping[str, str], adapters: int) -> None:
-        """Tell an engine with a table of its own which served name answers for each adapter, of how many."""
+    def set_aliases(self, aliases: Mapping[str, str], adapters: int) -> None:
+        """Set which served name answers for each adapter, in engines with such a table; `adapters` are desired."""
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
-        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None for what it does not tell."""
+    def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """log p(tᵢ₊₁ | t₀ … tᵢ) in nats, one for each token after the first; None if it does not report it."""
 
 
-class Http:
+class HttpEngine:
     """An engine behind HTTP that lists its adapters in /v1/models. `key`: what it was started with as `--api-key`."""
 
-    answers = True
-    coarse = False
+    has_logprobs = True
+    is_quantized = False
 
     def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
@@ -64,11 +63,11 @@ class Http:
         with self._readable("/v1/models"):
             return {str(model["id"]): str(model.get("root") or "") for model in models if model.get("parent")}
 
-    def reads(self, loaded: Mapping[str, str]) -> Iterable[str]:
+    def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
         return loaded.values()
 
-    def switched(self, _aliases: Mapping[str, str], _wanted: int) -> None:
-        return  # requests name the served name
+    def set_aliases(self, _aliases: Mapping[str, str], _adapters: int) -> None:
+        return  # requests use the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         try:
@@ -87,23 +86,23 @@ class Http:
         return answer
 
     def _read(self, method: str, path: str, body: Any, pick: Callable[[Any], Any]) -> Any:
-        """What `pick` takes from the JSON of an answer."""
+        """What `pick` extracts from the JSON of an answer."""
         answer = self._ask(method, path, body)
         with self._readable(path):
             return pick(answer.json())
 
     @contextmanager
     def _readable(self, path: str) -> Iterator[None]:
-        """An answer of another shape than this engine's is an engine that is not there."""
+        """An answer that is not of the expected form means that the engine is not there."""
         try:
             yield
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
             raise Unavailable(
-                "SERVER_UNREACHABLE", f"the engine at {self.url} answers to {path} what is not its own: {e!r}"[:600]
+                "SERVER_UNREACHABLE", f"the engine at {self.url} answers {path} with something unexpected: {e!r}"[:600]
             ) from e
 
 
-class VLLM(Http):
+class VLLM(HttpEngine):
     """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (vllm/entrypoints/openai/models/serving.py)."""
 
     def load(self, served: str, folder: Path) -> None:
@@ -112,17 +111,17 @@ class VLLM(Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
-        """Some of the tokens, each as the only one that may follow what stands before it.
+    def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """Some of the tokens, each as the only one allowed to follow the ones before it.
 
-        `prompt_logprobs` would be one request, and it has ended vLLM (0.32.0 on a CPU) with everybody on it: with an
-        adapter, as soon as another request was in the same step.
+        `prompt_logprobs` would be one request, but with an adapter it crashed vLLM (0.32.0 on a CPU) as soon as another
+        request was in the same step.
         """
         last = len(tokens) - 1
-        asked_for = {1 + at * last // STEPS_LIMIT for at in range(STEPS_LIMIT)}
-        log_probs = [self._next(served, tokens, end) if end in asked_for else None for end in range(1, last + 1)]
-        finite = [value for value in log_probs if value is not None]
-        return log_probs if any(finite) else None  # all 0: this vLLM tells what was left of the one token, not of all
+        compared = {1 + at * last // STEPS_LIMIT for at in range(STEPS_LIMIT)}
+        logprobs = [self._next(served, tokens, end) if end in compared else None for end in range(1, last + 1)]
+        finite = [value for value in logprobs if value is not None]
+        return logprobs if any(finite) else None  # all 0: this vLLM normalizes over the allowed token
 
     def _next(self, served: str, tokens: Sequence[int], end: int) -> float:
         body = {
@@ -137,8 +136,8 @@ class VLLM(Http):
         return log_prob
 
 
-class SGLang(Http):
-    """SGLang with --enable-lora (python/sglang/srt/managers/io_struct.py); its adapters stand in /v1/models, too."""
+class SGLang(HttpEngine):
+    """SGLang with --enable-lora (python/sglang/srt/managers/io_struct.py); it lists adapters in /v1/models, too."""
 
     def load(self, served: str, folder: Path) -> None:
         self._ask("POST", "/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
@@ -146,7 +145,7 @@ class SGLang(Http):
     def unload(self, served: str) -> None:
         self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
-    def log_probs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+    def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
         body = {
             "input_ids": list(tokens), "lora_path": served, "return_logprob": True, "logprob_start_len": 0,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -155,5 +154,5 @@ class SGLang(Http):
         def pick(answer: Any) -> list[float]:
             return [float(row[0]) for row in answer["meta_info"]["input_token_logprobs"][1:]]
 
-        log_probs: list[float] = self._read("POST", "/generate", body, pick)
-        return log_probs
+        logprobs: list[float] = self._read("POST", "/generate", body, pick)
+        return logprobs

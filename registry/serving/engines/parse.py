@@ -1,4 +1,4 @@
-"""Kinds of engines: from `KIND=PLACE` on the command line to the engine that is asked in its own words."""
+"""Parses `KIND=URL` and `KIND=PATH` of the command line into an engine."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from registry.errors import Invalid
-from registry.serving.engines.folder import Folders
+from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.engines.openai import VLLM, EngineDriver, SGLang
 
 AT_URL: dict[str, Callable[[str, str], EngineDriver]] = {"vllm": VLLM, "sglang": SGLang, "llama.cpp": LlamaCpp}
 IN_FOLDER: dict[str, Callable[[Path], EngineDriver]] = {
-    "nim": lambda path: Folders(path, current=False),
-    "dir": lambda path: Folders(path, current=True),
+    "nim": lambda path: FolderEngine(path, current=False),
+    "dir": lambda path: FolderEngine(path, current=True),
 }
 POSSIBLE = ", ".join([*(f"{kind}=URL" for kind in AT_URL), *(f"{kind}=PATH" for kind in IN_FOLDER)])
 
 
 def engine(text: str, key: str = "") -> EngineDriver:
-    """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) for another kind or no place."""
+    """`vllm=http://127.0.0.1:8000`, `nim=/srv/nim`. `Invalid` (SETTING_INVALID) otherwise."""
     kind, _, location = text.partition("=")
     if location and kind in IN_FOLDER:
         return IN_FOLDER[kind](Path(location).expanduser())
@@ -30,7 +30,7 @@ def engine(text: str, key: str = "") -> EngineDriver:
 
 
 def title(text: str) -> str:
-    """What an engine is called in the fleet: its kind, and its port or the last part of its path.
+    """The name of an engine in reports: its kind, and its port or the last part of its path.
 
     >>> title("vllm=http://127.0.0.1:8000")
     'vllm-8000'

@@ -1,15 +1,13 @@
-"""Exports: the desired state of a base as folders or objects, for engines that know no registry.
+"""Exports: the desired state of a base as folders or objects, for engines that do not know the registry.
 
     DEST/acme-support-v3/adapter_config.json    one folder for each version, with its served name
     DEST/acme-support-v3/.adapter.json          a note, written after the files: what this is, and every digest
     DEST/index.json                             the index, written after everything it names
 
-Invariants
-- What is there is never written to again: a version has a name of its own, and engines read files whenever they please.
-- Every byte was verified before it got there. One file may differ from the version's: with `model`, the configuration
-  names that as its base, and note and index hold the original's digest beside the new one.
-- What fails a check is left out and named; what cannot be brought stops nothing else.
-- Only what has our note is ever removed, and nothing while something of the desired state is missing.
+- An exported file is never rewritten, because engines read files at any time. With `model`, the configuration names
+  that as its base, and note and index hold the original's digest as well.
+- What fails a check is left out and listed; an adapter that cannot be exported does not stop the others.
+- Only folders with our note are ever removed, and none while an adapter of the desired state is missing.
 """
 
 from __future__ import annotations
@@ -29,23 +27,23 @@ from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.files import CONFIG, NOTE
 from registry.names import AdapterName, Ref
 
 INDEX = "index.json"
 ADAPTERS_AT_ONCE = 4
-Said = dict[str, Any]
+Document = dict[str, Any]
 
 
 class ExportTarget(Protocol):
-    """Where an export goes. Names are served names; paths are relative to the folder of one."""
+    """The destination of an export. Names are served names; paths are relative to their folder."""
 
     title: str
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A folder in which one adapter is made ready."""
+        """A temporary folder for one adapter."""
 
     def note(self, name: str) -> bytes | None:
         """Our note in this folder; None without one."""
@@ -54,10 +52,10 @@ class ExportTarget(Protocol):
         """Path → bytes of what is in this folder."""
 
     def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
-        """Everything of `staged` becomes the folder `name`. `Invalid` if there is something else."""
+        """Make `staged` the folder `name`. `Invalid` if that holds something else."""
 
     def names(self) -> list[str]:
-        """The folders that are there, whosoever they are."""
+        """All folders that are there."""
 
     def remove(self, name: str) -> None: ...
 
@@ -67,7 +65,7 @@ class ExportTarget(Protocol):
 
 
 class Item(Answer):
-    """What became of one adapter. `state`: new, unchanged, left out, failed or removed."""
+    """The result for one adapter. `state`: new, unchanged, left out, failed or removed."""
 
     served_name: str
     name: str = ""
@@ -75,11 +73,11 @@ class Item(Answer):
     digest: str = ""
     state: str
     reason: str = ""
-    error: Said | None = None
+    error: Document | None = None
 
 
 class Exported(Answer):
-    """The answer: where it is, and each adapter in the order of the desired state, what was removed last."""
+    """The result: each adapter in the order of the desired state, then what was removed."""
 
     location: str
     base: str
@@ -89,14 +87,14 @@ class Exported(Answer):
 
 
 def chosen(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]:
-    """What shall be served, and served name → reason for what shall not: one of its checks or the engine says fail."""
-    reasons = {entry.served_name: reason for entry in desired.adapters if (reason := _against(entry))}
+    """The adapters to export, and served name → reason for the others: a check or the engine fails."""
+    reasons = {entry.served_name: reason for entry in desired.adapters if (reason := _refusal(entry))}
     return [entry for entry in desired.adapters if entry.served_name not in reasons], reasons
 
 
-def _against(entry: DesiredAdapter) -> str:
+def _refusal(entry: DesiredAdapter) -> str:
     for check, outcome in sorted(entry.verdicts.items()):
-        if outcome == Outcome.FAIL and not check.startswith("engine "):  # of engines that may be others
+        if outcome == Outcome.FAIL and not check.startswith("engine "):  # another engine's
             return f"its check '{check}' says fail"
     if entry.engine_outcome == Outcome.FAIL:
         error = next((finding for finding in entry.findings if finding.severity == "error"), None)
@@ -120,47 +118,47 @@ def run(
     """
     _check_index(location, desired)
     serve, reasons = chosen(desired)
-    notes: dict[str, Said] = {}
+    notes: dict[str, Document] = {}
     telling = threading.Lock()
 
-    def one(entry: DesiredAdapter) -> Item:
+    def export_one(entry: DesiredAdapter) -> Item:
         reason = reasons.get(entry.served_name, "")
         item = (
             _item(entry, "left out", reason)
             if reason
-            else _brought(registry, desired, entry, location, model, cache, notes)
+            else _exported(registry, desired, entry, location, model, cache, notes)
         )
         with telling:
             on_item(item)
         return item
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="export") as pool:
-        items = list(pool.map(one, desired.adapters))
+        items = list(pool.map(export_one, desired.adapters))
     _write_index(location, desired, model, [notes[e.served_name] for e in serve if e.served_name in notes], reasons)
     if prune and not any(item.state == "failed" for item in items):
-        for item in _pruned(location, desired, {entry.served_name for entry in serve}):
+        for item in _prune(location, desired, {entry.served_name for entry in serve}):
             on_item(item)
             items.append(item)
     return Exported(location=location.title, base=desired.base, alias=desired.alias, cursor=desired.cursor, items=items)
 
 
-def _brought(
+def _exported(
     registry: Registry,
     desired: DesiredState,
     entry: DesiredAdapter,
     location: ExportTarget,
     model: str,
     cache: Cache | Callable[[], Cache] | None,
-    notes: dict[str, Said],
+    notes: dict[str, Document],
 ) -> Item:
     try:
-        note = _there(location, entry, model)
+        note = _existing_note(location, entry, model)
         state = "unchanged" if note else "new"
         if note is None:
             with location.scratch() as folder:
                 staged = folder / entry.served_name
                 pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
-                note = _prepared(staged, desired, entry, model)
+                note = _write_note(staged, desired, entry, model)
                 location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note
         return _item(entry, state)
@@ -183,8 +181,8 @@ def _item(entry: DesiredAdapter, state: str, reason: str = "", error: RegistryEr
     )
 
 
-def _there(location: ExportTarget, entry: DesiredAdapter, model: str) -> Said | None:
-    """The note of what is there, if it is this version for this model with all its files; None if nothing is."""
+def _existing_note(location: ExportTarget, entry: DesiredAdapter, model: str) -> Document | None:
+    """The note of an earlier export of this version for this model; None if there is none. `Invalid` for others."""
     note = _parsed(location.note(entry.served_name))
     if not note:
         return None
@@ -206,9 +204,9 @@ def _there(location: ExportTarget, entry: DesiredAdapter, model: str) -> Said | 
     return note
 
 
-def _prepared(staged: Path, desired: DesiredState, entry: DesiredAdapter, model: str) -> Said:
-    """The note, written into the folder; the configuration names `model` then."""
-    files: list[Said] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in entry.files]
+def _write_note(staged: Path, desired: DesiredState, entry: DesiredAdapter, model: str) -> Document:
+    """Write the note into the folder, and `model` into the configuration; the note."""
+    files: list[Document] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in entry.files]
     for file in files:
         if model and file["path"] == CONFIG:
             config = json.loads((staged / CONFIG).read_bytes())
@@ -217,7 +215,7 @@ def _prepared(staged: Path, desired: DesiredState, entry: DesiredAdapter, model:
                 data = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
                 replace_file(staged / CONFIG, data)  # a new file: the old one may be a link into the cache
                 file.update(original=file["digest"], digest=Digest.of(data), size_bytes=len(data))
-    note: Said = {
+    note: Document = {
         "name": entry.name,
         "number": entry.number,
         "digest": entry.digest,
@@ -242,7 +240,7 @@ def _check_index(location: ExportTarget, desired: DesiredState) -> None:
 
 
 def _write_index(
-    location: ExportTarget, desired: DesiredState, model: str, notes: Sequence[Said], reasons: dict[str, str]
+    location: ExportTarget, desired: DesiredState, model: str, notes: Sequence[Document], reasons: dict[str, str]
 ) -> None:
     adapters = [
         {"served_name": note["exported"]["served_name"]} | {key: note[key] for key in note if key != "exported"}
@@ -263,7 +261,7 @@ def _write_index(
         location.write_index(data)
 
 
-def _pruned(location: ExportTarget, desired: DesiredState, names: set[str]) -> list[Item]:
+def _prune(location: ExportTarget, desired: DesiredState, names: set[str]) -> list[Item]:
     removed = []
     for name in sorted(set(location.names()) - names):
         note = _parsed(location.note(name))
@@ -276,7 +274,7 @@ def _pruned(location: ExportTarget, desired: DesiredState, names: set[str]) -> l
     return removed
 
 
-def _parsed(data: bytes | None) -> Said:
+def _parsed(data: bytes | None) -> Document:
     try:
         document = json.loads(data) if data else {}
     except ValueError:
@@ -284,5 +282,46 @@ def _parsed(data: bytes | None) -> Said:
     return document if isinstance(document, dict) else {}
 
 
-def _json(value: Said) -> bytes:
+def _json(value: Document) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+# ------------------------------------------------------------------ LoRAX
+LORAX_READY = "completed"
+"""LoRAX's status of a version that may be loaded."""
+
+
+def write_lorax_lookups(folder: Path, exported: Exported) -> int:
+    """Write the files that LoRAX's source `pbase` requests, for any web server; how many versions are in them.
+
+        FOLDER/v2/repos/acme-support/version/3      {"adapterPath": "s3://models/prod/acme-support-v3/", …}
+
+    LoRAX turns `acme-support/3` into that path below PREDIBASE_GATEWAY_ENDPOINT (map_pbase_model_id_to_s3 in
+    lorax_server/utils/sources/__init__.py) and lists by raw prefix, so `adapterPath` ends in a slash.
+    `Invalid` (URL_REFUSED) unless the export is in a bucket.
+    """
+    if not exported.location.startswith("s3://"):
+        raise Invalid("URL_REFUSED", f"{exported.location}: LoRAX's source pbase supports buckets only")
+    count = 0
+    try:
+        for item in exported.items:
+            path = _lorax_path(folder, item)
+            if path is not None and item.state in ("new", "unchanged"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                location = f"{exported.location}{item.served_name}/"
+                document = {"adapterPath": location, "digest": item.digest, "status": LORAX_READY}
+                replace_file(path, json.dumps(document).encode())
+                count += 1
+            elif path is not None and item.state == "removed":
+                path.unlink(missing_ok=True)
+    except OSError as e:
+        raise Unavailable("STORE_UNAVAILABLE", f"{folder} cannot be written: {e.strerror or e}") from e
+    return count
+
+
+def _lorax_path(folder: Path, item: Item) -> Path | None:
+    """None for a served name with a digest at its end: LoRAX has no name for it."""
+    name, mark, number = item.served_name.rpartition("-v")
+    if not mark or not number.isdigit():
+        return None
+    return folder / "v2" / "repos" / name / "version" / number

@@ -1,9 +1,7 @@
-"""`FolderPlace`: an export in a folder, for engines that read one: NIM, vLLM's filesystem resolver, TGI, LMDeploy.
+"""`FolderTarget`: an export in a folder, for engines that read one: NIM, vLLM's filesystem resolver, TGI, LMDeploy.
 
-Invariants
-- A folder appears by one rename, complete and forced to disk; it is made in `.incoming-…` beside its final place.
-- A folder disappears by one rename, too, before its files are deleted.
-- What others put here is not touched.
+A folder appears by one rename from `.incoming-…`, complete and synced to disk, and disappears by one. Other entries are
+never touched.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ from registry.serving.export.export import INDEX
 
 _INCOMING = ".incoming-"
 LEFT_BEHIND_SECONDS = 86_400
-"""A scratch folder as old as this was left by an export that died."""
+"""A scratch folder of this age was left by an export that was killed."""
 
 
-class FolderPlace:
-    """Makes its folder when it is first written to."""
+class FolderTarget:
+    """The folder is created by the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
@@ -37,7 +35,7 @@ class FolderPlace:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        self._sweep()
+        self._delete_old_scratch()
         folder = self.root / f"{_INCOMING}{secrets.token_hex(6)}"
         folder.mkdir(parents=True)
         try:
@@ -65,7 +63,7 @@ class FolderPlace:
             raise Invalid(
                 "FOLDER_INVALID",
                 f"{self.root / name} exists and was not created by an export; it is left untouched",
-                next_step="name another folder, or move that away",
+                next_step="name another folder, or move that one away",
             ) from e
         sync_folder(self.root)
 
@@ -86,8 +84,8 @@ class FolderPlace:
         replace_file(self.root / INDEX, data)
         sync_folder(self.root)
 
-    def _sweep(self) -> None:
-        """Scratch folders of exports that died."""
+    def _delete_old_scratch(self) -> None:
+        """Delete scratch folders of exports that were killed."""
         for path in self.root.glob(f"{_INCOMING}*"):
             try:
                 old = path.stat().st_mtime < time.time() - LEFT_BEHIND_SECONDS

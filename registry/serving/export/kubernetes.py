@@ -2,14 +2,8 @@
 
 The fields are those of the projects' Go types: vllm-project/aibrix api/model/v1alpha1/modeladapter_types.go,
 vllm-project/production-stack operator/api/v1alpha1/loraadapter_types.go, kserve/kserve
-pkg/apis/serving/v1alpha2/llm_inference_service_types.go.
-
-Invariants
-- Values in, one `List` out; equal desired states give equal objects, in the order of the desired state.
-- Names of objects are DNS labels of at most 63 characters that begin with a letter, because controllers make Services
-  of the same name; another served name is mended, and ends in a digest of it.
-- Every object carries the label `app.kubernetes.io/managed-by: adapter-registry`, so that `kubectl apply --prune -l`
-  sees only ours, and annotations with the version that it means.
+pkg/apis/serving/v1alpha2/llm_inference_service_types.go. Every object has the label
+`app.kubernetes.io/managed-by: adapter-registry`, for `kubectl apply --prune -l`.
 """
 
 from __future__ import annotations
@@ -40,11 +34,11 @@ def make(
     selector: dict[str, str] | None = None,
     secret: str = "",
 ) -> Object:
-    """One `List` for `kubectl apply -f -` that serves `entries` from their folders in `location`.
+    """A `List` for `kubectl apply -f -` that serves `entries` from their folders in `location`, in that order.
 
     `model`: what the engine calls the base (KServe: where its weights are, `hf://…`). For a ModelAdapter: `secret`
     is the name of the Secret with the bucket's credentials, `selector` the labels of the engine's pods.
-    `Invalid` (URL_REFUSED) for a place or a model that the kind cannot use.
+    `Invalid` (URL_REFUSED) for a location or a model that the kind does not support.
     """
     root = location.rstrip("/")
     if kind == "modeladapter":
@@ -60,7 +54,7 @@ def make(
 
 
 def dns_label(text: str) -> str:
-    """The text as the name of an object: a letter, then lower-case letters, digits and `-`, at most 63 characters."""
+    """The text as a DNS label that begins with a letter, because controllers make Services of the same name."""
     word = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if len(word) <= LABEL_LIMIT and word[:1].isalpha():
         return word
@@ -132,7 +126,7 @@ def _llm_service(desired: DesiredState, entries: Sequence[DesiredAdapter], root:
             "an LLMInferenceService takes its model from hf://, s3://, pvc:// or oci:// and adapters from s3:// or pvc://",
             next_step="pass --model hf://ORG/NAME and --from s3://BUCKET/PREFIX/",
         )
-    slash = "/" if root.startswith("s3://") else ""  # it is downloaded by raw prefix, and `…-v1` is one of `…-v10`
+    slash = "/" if root.startswith("s3://") else ""  # a raw prefix: `…-v1` is one of `…-v10`
     lora: Object = {"adapters": [{"name": e.served_name, "uri": f"{root}/{e.served_name}{slash}"} for e in entries]}
     if desired.settings is not None and entries:
         lora["maxRank"] = max(desired.settings.rank_limit, 1)

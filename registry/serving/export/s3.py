@@ -1,17 +1,14 @@
-"""`BucketPlace`: an export in an S3 bucket, for engines that read one: Ray Serve, LoRAX, AIBrix, KServe, Dynamo.
+"""`BucketTarget`: an export in an S3 bucket, for engines that read one: Ray Serve, LoRAX, AIBrix, KServe, Dynamo.
 
     s3://BUCKET/PREFIX/acme-support-v3/adapter_model.safetensors
 
-Invariants
-- Every key of an adapter has its served name and a slash before it, so that no adapter's keys begin with another's name
-  once the slash is asked for.
-- Weights first, the configuration after them, our note last: who finds a note finds everything.
-- An object that is there is skipped if it has the same size and the same SHA-256 in its metadata (`sha256`), and never
-  overwritten if it has not.
-- Credentials, region and endpoint come from where boto3 looks for them (AWS_ENDPOINT_URL for other stores).
+The configuration is uploaded after the weights and the note last, so a note implies a complete adapter. An object with
+the same size and the same SHA-256 in its metadata (`sha256`) is skipped; another one is never overwritten.
+
+Credentials, region and endpoint are boto3's (AWS_ENDPOINT_URL for other stores).
 
 Example
-    >>> BucketPlace("s3://models/prod").title
+    >>> BucketTarget("s3://models/prod").title
     's3://models/prod/'
 """
 
@@ -43,8 +40,8 @@ _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _SUM = "sha256"
 
 
-class BucketPlace:
-    """Thread-safe. What is there is listed once, when it is first asked for."""
+class BucketTarget:
+    """Thread-safe. The bucket is listed once, on first use."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -80,16 +77,16 @@ class BucketPlace:
         return sorted(self._listing())
 
     def remove(self, name: str) -> None:
-        """The note last: a removal that was cut short is done again."""
+        """The note last: an interrupted removal is repeated."""
         for path in sorted(self.sizes(name), key=lambda path: (path == NOTE, path)):
-            with self._reached("delete_object"):
+            with self._errors_of("delete_object"):
                 self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{path}")
 
     def index(self) -> bytes | None:
         return self._read(INDEX)
 
     def write_index(self, data: bytes) -> None:
-        with self._reached("put_object"):
+        with self._errors_of("put_object"):
             self._client.put_object(
                 Bucket=self._bucket, Key=self._prefix + INDEX, Body=data, ContentType="application/json"
             )
@@ -99,7 +96,7 @@ class BucketPlace:
         with self._lock:
             if self._listed is None:
                 listing: dict[str, dict[str, int]] = {}
-                with self._reached("list_objects_v2"):
+                with self._errors_of("list_objects_v2"):
                     pages = self._client.get_paginator("list_objects_v2")
                     for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                         for entry in page.get("Contents", ()):
@@ -112,7 +109,7 @@ class BucketPlace:
     def _upload(self, key: str, source: Path, digest: Digest) -> None:
         head = self._head(key)
         if head is None:
-            with self._reached("upload"):
+            with self._errors_of("upload"):
                 kwargs = {"Metadata": {_SUM: digest.hex}}
                 self._client.upload_file(str(source), self._bucket, self._prefix + key, ExtraArgs=kwargs)
             head = self._head(key)
@@ -121,22 +118,22 @@ class BucketPlace:
         if there != (size, digest.hex):
             raise Invalid(
                 "FOLDER_INVALID",
-                f"{self.title}{key} is there already with other bytes, and exports never rewrite anything",
+                f"{self.title}{key} already exists with other bytes, and an export never rewrites an object",
                 next_step="export to another prefix, or remove that object when no engine reads it",
             )
 
     def _head(self, key: str) -> dict[str, Any] | None:
-        return self._found("head_object", key)
+        return self._get("head_object", key)
 
     def _read(self, key: str) -> bytes | None:
-        response = self._found("get_object", key)
+        response = self._get("get_object", key)
         if response is None:
             return None
-        with self._reached("get_object"):
+        with self._errors_of("get_object"):
             return bytes(response["Body"].read())
 
-    def _found(self, operation: str, key: str) -> dict[str, Any] | None:
-        with self._reached(operation):
+    def _get(self, operation: str, key: str) -> dict[str, Any] | None:
+        with self._errors_of(operation):
             try:
                 answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._prefix + key)
                 return answer
@@ -146,8 +143,8 @@ class BucketPlace:
                 raise
 
     @contextmanager
-    def _reached(self, operation: str) -> Iterator[None]:
-        """boto3's exceptions become ours."""
+    def _errors_of(self, operation: str) -> Iterator[None]:
+        """Raise boto3's exceptions as ours."""
         try:
             yield
         except (ClientError, BotoCoreError, Boto3Error) as e:
@@ -166,7 +163,7 @@ def _client(title: str) -> Any:
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS_LIMIT},
-        request_checksum_calculation="when_required",  # look-alikes refuse the other ones
+        request_checksum_calculation="when_required",  # other stores refuse the newer ones
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if endpoint else "auto"},
     )

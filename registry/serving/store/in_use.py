@@ -1,15 +1,12 @@
-"""`Uses`: which versions of a shelf somebody may read at any moment, so that a sweep leaves them where they are.
+"""`InUse`: which versions of a store may be read at any moment, so that eviction leaves them.
 
-    DIR/uses.lock          an empty file; for each version one byte, shared by every process that was given its folder
-    DIR/uses/NAME.json     what an agent's engine has: it goes on when the agent ends, and no lock would say so
-    DIR/uses/NAME.….lock   for which alias of which base living agents keep this engine, or write this file
+    DIR/uses.lock          an empty file; one byte per version, share-locked by every process that has its folder
+    DIR/uses/NAME.json     what an agent's engine has: the engine outlives the agent, so a lock would not do
+    DIR/uses/NAME.….lock   which alias of which base running agents follow with this engine or this file
 
-Invariants
-- A use begins before the folder is looked for, and nobody takes away what is in use: `taken` gets the version's byte
-  alone, or nothing. It needs no room, so a full disk changes nothing.
-- A process that ends gives up its uses. An engine's end when it was seen without the version, and by nothing else.
-- A record that cannot be read is a use of everything.
-- Where a platform has no such locks, everything is in use, and nothing is ever taken away.
+- A use begins before the folder is looked up; `exclusive` gets the version's byte alone, or nothing. It needs no space.
+- A process that ends releases its uses. An engine's use ends only when the engine was seen without the version.
+- A record that cannot be read, and a platform without such locks, count as a use of everything.
 """
 
 from __future__ import annotations
@@ -33,11 +30,11 @@ else:
     _LOCKS = True
 
 _OFFSET_DIGITS = 15
-"""So many hex digits of a digest are its byte in the file: an offset has 63 bits. Two of one byte stay together."""
+"""Hex digits of a digest that give its byte in the file: an offset has 63 bits. Versions may share a byte."""
 
 
-class Uses:
-    """Thread-safe. `name`: of the agent's engine that reads the folders; empty for a process that reads them itself."""
+class InUse:
+    """Thread-safe. `name`: the agent's engine that reads the folders; empty if this process reads them."""
 
     def __init__(self, root: Path, name: str = "") -> None:
         self._folder, self._lock_file = root / "uses", root / "uses.lock"
@@ -46,8 +43,8 @@ class Uses:
         self._descriptor: int | None = None
         self._lock = threading.Lock()
 
-    def begin(self, digest: Digest) -> None:
-        """Say that this version is read from now on. Where that cannot be written, it holds for this process."""
+    def mark(self, digest: Digest) -> None:
+        """Mark a version as in use. If the record cannot be written, this holds for this process."""
         with self._lock:
             if digest in self._held:
                 return
@@ -56,7 +53,7 @@ class Uses:
                 self._write(self._recorded() | {digest})
 
     def keep_only(self, digests: Iterable[Digest]) -> set[Digest]:
-        """The engine was seen with these and no others: which uses ended by that."""
+        """End all uses but these, because the engine was seen without the others; the ended ones."""
         current = set(digests)
         with self._lock:
             before = self._recorded() | self._held
@@ -67,7 +64,7 @@ class Uses:
             return before - current
 
     def recorded(self) -> set[Digest] | None:
-        """What the engines of all agents have; None where a record cannot be read."""
+        """What the engines of all agents have; None if a record cannot be read."""
         in_use = set[Digest]()
         try:
             for path in self._folder.glob("*.json"):
@@ -77,10 +74,10 @@ class Uses:
         return in_use
 
     @contextlib.contextmanager
-    def taken(self, digest: Digest) -> Iterator[bool]:
-        """Whether nobody uses this version, and nobody can begin to while the block runs."""
+    def exclusive(self, digest: Digest) -> Iterator[bool]:
+        """Whether this version is unused, and stays so while the block runs."""
         with contextlib.ExitStack() as stack:
-            alone = Uses(self._lock_file.parent)
+            alone = InUse(self._lock_file.parent)
             stack.callback(alone.close)
             if not alone._lock_byte(digest, shared=False):
                 yield False
@@ -96,7 +93,7 @@ class Uses:
 
     # ---------------------------------------------------------------- inside
     def _lock_byte(self, digest: Digest, *, shared: bool) -> bool:
-        """A shared lock waits, for as long as a rename takes; one that nobody shares does not wait."""
+        """A shared lock waits for as long as a rename takes; an exclusive one does not wait."""
         if not _LOCKS:
             return False
         try:
@@ -129,16 +126,16 @@ class Uses:
 
 
 @contextlib.contextmanager
-def followed(root: Path, name: str, what: str) -> Iterator[str]:
-    """While the block runs, `name` follows `what`; yields what living others have it follow, or nothing.
+def follow(root: Path, name: str, what: str) -> Iterator[str]:
+    """Declare that `name` follows `what` while the block runs; yields what another process declares instead, or "".
 
-    Any number of processes may follow the same; two that follow different things undo each other's work.
+    Two agents that follow different things with one engine would undo each other's work.
     """
     with contextlib.ExitStack() as held:
-        yield _others_follow(held, root / "uses", name, what) if _LOCKS else ""
+        yield _followed_by_others(held, root / "uses", name, what) if _LOCKS else ""
 
 
-def _others_follow(held: contextlib.ExitStack, folder: Path, name: str, what: str) -> str:
+def _followed_by_others(held: contextlib.ExitStack, folder: Path, name: str, what: str) -> str:
     mine = folder / f"{name}.{Digest.of(what.encode()).hex[:8]}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +147,7 @@ def _others_follow(held: contextlib.ExitStack, folder: Path, name: str, what: st
                     flock(other, LOCK_EX | LOCK_NB)
                 except BlockingIOError:
                     return other.read()
-    except OSError:  # a folder that takes no locks, or nothing at all: that is said when something is brought
+    except OSError:  # no locks or no folder: the first pull reports that
         return ""
     return ""
 
@@ -164,5 +161,5 @@ def _offset(digest: Digest) -> int:
 
 
 def _flock(kind: int, digest: Digest) -> bytes:
-    """`struct flock` of 64-bit Linux: kind, from the start of the file, one byte at the offset, of no process."""
+    """`struct flock` of 64-bit Linux: kind, from the start of the file, one byte at the offset, no process."""
     return struct.pack("hhxxxxqqixxxx", kind, os.SEEK_SET, _offset(digest), 1, 0)

@@ -1,4 +1,4 @@
-"""A node to which everything happens, in any order: what answers goes on answering, and in the end all is well."""
+"""A node with random events in any order: what is served stays served, and at the end the node converges."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class Story:
 def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_converges(node: Node, seed: int) -> None:
     story = Story(node, seed)
     for _ in range(STEPS):
-        answered = dict(node.station.aliases)
+        answered = dict(node.reconciler.aliases)
         with contextlib.suppress(RegistryError):  # an act that the rules refuse
             story.chance.choice(story.acts)()
         try:
             node.states()
         except RegistryError:
             continue
-        now, held = node.station.aliases, node.engine.loaded
+        now, held = node.reconciler.aliases, node.engine.loaded
         assert set(now.values()) <= set(held)
         wanted = {entry.name for entry in node.agent._desired.adapters} if node.agent._desired else set()
         assert all(name in now for name, served in answered.items() if name in wanted and served in held)
@@ -84,5 +84,5 @@ def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_con
         states = node.states()
     assert set(states.values()) <= {"ready"}
     assert set(states) == {name for name, loaded in node.engine.loaded.items() if loaded != ELSEWHERE}
-    assert sorted(node.station.aliases.values()) == sorted(states)
+    assert sorted(node.reconciler.aliases.values()) == sorted(states)
     assert node.reported() == dict.fromkeys(states, "serving")

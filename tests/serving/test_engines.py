@@ -11,14 +11,14 @@ import pytest
 from registry.errors import Invalid, Unavailable
 from registry.manifest import Edge, Relation
 from registry.serving.engines import parse
-from registry.serving.engines.folder import Folders
+from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.engines.openai import SGLang
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests import forge, non_peft_files
 from tests.forge import WEIGHTS
+from tests.serving.fake_engines import LlamaServer, SGLangServer
 from tests.serving.node import Clock, Line, Node
-from tests.serving.stand_ins import LlamaServer, SGLangServer
 from tests.world import World
 
 GGUF = "adapter.gguf"
@@ -26,10 +26,10 @@ GGUF = "adapter.gguf"
 
 # ------------------------------------------------------------------ SGLang
 def test_sglang_is_loaded_proved_and_unloaded_in_its_own_words(
-    world: World, line: Line, shelf: Shelf, clock: Clock
+    world: World, line: Line, store: LocalStore, clock: Clock
 ) -> None:
     with SGLangServer() as server:
-        node = Node(world, line, shelf, clock, SGLang(server.url))
+        node = Node(world, line, store, clock, SGLang(server.url))
         node.push("acme/support")
         assert node.states() == {"acme-support-v1": "ready"}
         node.push("acme/support")
@@ -52,15 +52,15 @@ def llama() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def llama_node(world: World, line: Line, shelf: Shelf, clock: Clock, llama: LlamaServer) -> Node:
-    node = Node(world, line, shelf, clock, LlamaCpp(llama.url))
+def llama_node(world: World, line: Line, store: LocalStore, clock: Clock, llama: LlamaServer) -> Node:
+    node = Node(world, line, store, clock, LlamaCpp(llama.url))
     node.profile = ""
     node.start()
     return node
 
 
 def push_gguf(node: Node, name: str, alpha: float) -> Path:
-    """A version that is one GGUF file, converted from one that was smoke-tested; where it will lie on the shelf."""
+    """A version that is one GGUF file, converted from one that was smoke-tested; where it will lie on the store."""
     base = forge.llama()
     tensors = non_peft_files.pairs(base, non_peft_files.LLAMA_CPP, "blk.", (".weight.lora_a", ".weight.lora_b"))
     fields = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": alpha}
@@ -68,7 +68,7 @@ def push_gguf(node: Node, name: str, alpha: float) -> Path:
     original = node.make("originals/peft", node.world.files(), like=data)
     edge = Edge(relation=Relation.CONVERTED, digest=original.digest, name=f"originals/peft@{original.number}")
     node.push(name, {GGUF: data}, tried=False, parents=[edge])
-    return node.shelf.versions / node.world.admin.resolve(f"{name}:canary").digest.hex / GGUF
+    return node.store.versions / node.world.admin.resolve(f"{name}:canary").digest.hex / GGUF
 
 
 def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_what_to_start_it_again(
@@ -76,7 +76,7 @@ def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_wha
 ) -> None:
     file = push_gguf(llama_node, "acme/support", 16.0)
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any(f"start it again with --lora {file}" in line for line in llama_node.said)
+    assert any(f"restart it with --lora {file}" in line for line in llama_node.said)
     assert file.is_file(), "it is there for the next start"
     llama.restart([file])
     llama_node.clock.now += 31
@@ -136,7 +136,7 @@ def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched
     llama_node.start()
     assert llama_node.states() == {"acme-support-v3": "failed"}
     assert llama.scales == [0.0, 1.0]
-    assert llama_node.station.aliases == {"acme/support": "acme-support-v2"}
+    assert llama_node.reconciler.aliases == {"acme/support": "acme-support-v2"}
     assert llama_node.reported() == {"acme-support-v2": "serving", "acme-support-v3": "failed"}
 
 
@@ -158,17 +158,17 @@ def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_node: Node) 
 # ------------------------------------------------------------------ directories
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "shelf" / "nim"
+    return tmp_path / "store" / "nim"
 
 
-def folder_node(world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path, *, current: bool) -> Node:
-    return Node(world, line, shelf, clock, Folders(folder, current=current))
+def folder_node(world: World, line: Line, store: LocalStore, clock: Clock, folder: Path, *, current: bool) -> Node:
+    return Node(world, line, store, clock, FolderEngine(folder, current=current))
 
 
 def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
-    world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
+    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, shelf, clock, folder, current=False)
+    node = folder_node(world, line, store, clock, folder, current=False)
     first = node.push("acme/support")
     assert [(slot.state, slot.verified) for slot in (node.agent.fetch(), node.agent.step())[1]] == [("ready", False)]
     link = folder / "acme-support-v1"
@@ -188,9 +188,9 @@ def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
 
 
 def test_a_plain_directory_also_says_what_an_alias_means_now(
-    world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
+    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, shelf, clock, folder, current=True)
+    node = folder_node(world, line, store, clock, folder, current=True)
     node.push("acme/support")
     node.push("bolt/sales")
     node.states()
@@ -203,16 +203,16 @@ def test_a_plain_directory_also_says_what_an_alias_means_now(
 
 
 def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
-    world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path, tmp_path: Path
+    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
 ) -> None:
-    node = folder_node(world, line, shelf, clock, folder, current=False)
+    node = folder_node(world, line, store, clock, folder, current=False)
     node.push("acme/support")
     node.push("acme/other")
     (folder / "acme-support-v1").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
     (folder / "stranger").symlink_to(tmp_path / "theirs")
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
-    assert any("no link of ours" in line for line in node.said)
+    assert any("not our link" in line for line in node.said)
     clock.now += 60
     node.states()
     assert (folder / "stranger").is_symlink()
@@ -222,9 +222,9 @@ def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
 
 
 def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
-    world: World, line: Line, shelf: Shelf, clock: Clock, folder: Path
+    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, shelf, clock, folder, current=False)
+    node = folder_node(world, line, store, clock, folder, current=False)
     node.push("acme/support")
     folder.parent.mkdir()
     folder.write_text("a file")
@@ -235,7 +235,7 @@ def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
 # ------------------------------------------------------------------ their names
 def test_engines_are_named_by_kind_and_place() -> None:
     assert isinstance(parse.engine("llama.cpp=http://127.0.0.1:8080"), LlamaCpp)
-    assert isinstance(parse.engine("nim=/srv/nim"), Folders)
+    assert isinstance(parse.engine("nim=/srv/nim"), FolderEngine)
     titles = [parse.title(text) for text in ("vllm=http://h:8000", "sglang=https://h", "nim=/srv/my nim", "dir=/")]
     assert titles == ["vllm-8000", "sglang", "nim-mynim", "dir"]
     for wrong in ("vllm", "vllm=", "vllm=localhost:8000", "tgi=http://h", "dir=", "=http://h"):

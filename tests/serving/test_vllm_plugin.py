@@ -13,11 +13,11 @@ from registry.client.registry import Registry
 from registry.evaluation.verdicts import Check, Finding
 from registry.serving import vllm
 from registry.serving.store import resolver as finders
-from registry.serving.store.resolver import Finder
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
+from registry.serving.store.resolver import Resolver
 from tests.forge import WEIGHTS
 from tests.serving.node import Clock, Line
-from tests.serving.vllm_front import Front, LoRARequest, ResolverRegistry
+from tests.serving.vllm_frontend import Front, LoRARequest, ResolverRegistry
 from tests.world import URL, World
 
 BASE = "tiny-llama"
@@ -25,9 +25,9 @@ ENGINE = "vllm==0.33.0,max_lora_rank=16"
 
 
 @pytest.fixture
-def finder(world: World, line: Line, shelf: Shelf, clock: Clock) -> Iterator[Finder]:
+def resolver(world: World, line: Line, store: LocalStore, clock: Clock) -> Iterator[Resolver]:
     with Registry(URL, world.issue("pull")[1], line) as registry:
-        yield Finder(registry, shelf, engine=ENGINE, base=BASE, clock=clock)
+        yield Resolver(registry, store, engine=ENGINE, base=BASE, clock=clock)
 
 
 @pytest.fixture
@@ -36,10 +36,12 @@ def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     known = ResolverRegistry()
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     monkeypatch.setattr(vllm, "LoRAResolverRegistry", known)
-    monkeypatch.setattr(vllm.Resolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, line)})
+    monkeypatch.setattr(
+        vllm.RegistryResolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, line)}
+    )
     monkeypatch.setenv("ADAPTER_REGISTRY", URL)
     monkeypatch.setenv("ADAPTER_TOKEN", world.issue("pull")[1])
-    monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "shelf"))
+    monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
     monkeypatch.setenv("ADAPTER_PLUGIN_NODE", "off")
     vllm.register()
@@ -82,24 +84,26 @@ def test_what_is_no_name_is_refused_without_a_request_and_without_a_folder(
 ) -> None:
     assert ask(front, name) == 404
     assert line.paths == []
-    assert not (tmp_path / "shelf").exists()
+    assert not (tmp_path / "store").exists()
 
 
 def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
-    finder: Finder, line: Line, clock: Clock, world: World
+    resolver: Resolver, line: Line, clock: Clock, world: World
 ) -> None:
     for _ in range(5):
-        assert finder.find("acme/nothing").folder is None
+        assert resolver.find("acme/nothing").folder is None
     assert len(line.paths) == 1
     world.push("acme/nothing")
-    clock.now += finders.NO_SECONDS + 1
-    assert finder.find("acme/nothing").folder is not None
+    clock.now += finders.REFUSED_SECONDS + 1
+    assert resolver.find("acme/nothing").folder is not None
 
 
-def test_many_unknown_names_are_not_all_asked_for(finder: Finder, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_unknown_names_are_not_all_asked_for(
+    resolver: Resolver, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(finders, "LOOKUPS_PER_MINUTE", 5)
     monkeypatch.setattr(finders, "REMEMBERED_LIMIT", 3)
-    reasons = [finder.find(f"acme/n{number}").reason for number in range(9)]
+    reasons = [resolver.find(f"acme/n{number}").reason for number in range(9)]
     assert len(line.paths) == 5
     assert "over 5 unknown names per minute" in reasons[-1]
 
@@ -113,26 +117,26 @@ def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(
     assert not [path for path in line.paths if "/files/" in path]
 
 
-def test_what_failed_its_smoke_test_never_reaches_the_engine(finder: Finder, line: Line, world: World) -> None:
+def test_what_failed_its_smoke_test_never_reaches_the_engine(resolver: Resolver, line: Line, world: World) -> None:
     world.push("acme/poison")
     message = "logits are not finite"
     world.validate(
         "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", location="logits", message=message)]
     )
-    assert "'smoke' says fail" in finder.find("acme/poison").reason
+    assert "'smoke' says fail" in resolver.find("acme/poison").reason
     assert not [path for path in line.paths if "/files/" in path]
 
 
 def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
-    front: Front, line: Line, world: World, clock: Clock, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    front: Front, line: Line, world: World, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.push("acme/support")
     with Registry(URL, world.secret, line) as registry:
-        careful = Finder(registry, shelf, engine=ENGINE, base=BASE, checks=frozenset({Check.SMOKE}), clock=clock)
-        assert "'smoke' was not made yet" in careful.find("acme/support").reason
+        careful = Resolver(registry, store, engine=ENGINE, base=BASE, checks=frozenset({Check.SMOKE}), clock=clock)
+        assert "'smoke' has not run yet" in careful.find("acme/support").reason
         assert not [path for path in line.paths if "/files/" in path]
         world.validate("acme/support@1")
-        clock.now += finders.NO_SECONDS + 1
+        clock.now += finders.REFUSED_SECONDS + 1
         assert careful.find("acme/support").folder is not None
     world.push("acme/other")
     assert ask(front, "acme/other") == 200
@@ -141,100 +145,102 @@ def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
     assert ask(front, "acme/other@1") == 404
 
 
-def test_a_yanked_version_and_another_base_are_refused(finder: Finder, world: World, line: Line, shelf: Shelf) -> None:
+def test_a_yanked_version_and_another_base_are_refused(
+    resolver: Resolver, world: World, line: Line, store: LocalStore
+) -> None:
     world.push("acme/support")
     world.admin.yank("acme/support@1", "leaks addresses")
-    assert "yanked" in finder.find("acme/support@1").reason
+    assert "yanked" in resolver.find("acme/support@1").reason
     world.push("acme/other")
     with Registry(URL, world.secret, line) as registry:
-        found = Finder(registry, shelf, engine=ENGINE, base="another").find("acme/other")
+        found = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
     assert found.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
 
 
 def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
-    world: World, line: Line, shelf: Shelf
+    world: World, line: Line, store: LocalStore
 ) -> None:
     world.push("acme/support")
     with Registry(URL, world.issue("pull", namespaces=["bolt"])[1], line) as registry:
-        assert Finder(registry, shelf, engine=ENGINE, base=BASE).find("acme/support").folder is None
+        assert Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").folder is None
     with Registry(URL, "wrong", line) as registry:
-        assert "token" in Finder(registry, shelf, engine=ENGINE, base=BASE).find("acme/support").reason
-        only = Finder(registry, shelf, engine=ENGINE, base=BASE, namespaces=frozenset({"bolt"}))
+        assert "token" in Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").reason
+        only = Resolver(registry, store, engine=ENGINE, base=BASE, namespaces=frozenset({"bolt"}))
         assert "namespace" in only.find("acme/support").reason
 
 
 def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
-    finder: Finder, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, world: World, clock: Clock
 ) -> None:
     world.push("acme/support")
     world.push("acme/other")
-    before = finder.find("acme/support").folder
+    before = resolver.find("acme/support").folder
     line.cut = True
-    assert finder.find("acme/support").folder == before is not None
-    assert "cannot be reached" in finder.find("acme/other").reason
+    assert resolver.find("acme/support").folder == before is not None
+    assert "cannot be reached" in resolver.find("acme/other").reason
     line.cut = False
-    assert finder.find("acme/other").folder is None
-    clock.now += finders.AWAY_SECONDS + 1
-    assert finder.find("acme/other").folder is not None
+    assert resolver.find("acme/other").folder is None
+    clock.now += finders.UNREACHABLE_SECONDS + 1
+    assert resolver.find("acme/other").folder is not None
 
 
 def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
-    finder: Finder, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, world: World, clock: Clock
 ) -> None:
     world.push("acme/support")
-    assert finder.find("acme/support@1").folder
+    assert resolver.find("acme/support@1").folder
     world.admin.yank("acme/support@1", "leaks addresses")
-    assert "yanked" in finder.find("acme/support@1").reason
+    assert "yanked" in resolver.find("acme/support@1").reason
     line.cut = True
-    clock.now += finders.NO_SECONDS + 1
-    found = finder.find("acme/support@1")
+    clock.now += finders.REFUSED_SECONDS + 1
+    found = resolver.find("acme/support@1")
     assert (found.folder, "yanked" in found.reason) == (None, False)
 
 
 def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(
-    finder: Finder, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, world: World, clock: Clock
 ) -> None:
     names = [f"acme/m{number}" for number in range(5)]
     for name in names:
         world.push(name)
-        assert finder.find(name).folder
+        assert resolver.find(name).folder
     line.cut, line.cuts = True, 0
-    assert all(finder.find(name).folder for name in names)
+    assert all(resolver.find(name).folder for name in names)
     tries_for_one = line.cuts
-    clock.now += finders.AWAY_SECONDS + 1
-    assert finder.find(names[0]).folder
+    clock.now += finders.UNREACHABLE_SECONDS + 1
+    assert resolver.find(names[0]).folder
     assert line.cuts == 2 * tries_for_one
     line.cut = False
-    clock.now += finders.AWAY_SECONDS + 1
-    assert finder.find(names[0]).reason == ""
+    clock.now += finders.UNREACHABLE_SECONDS + 1
+    assert resolver.find(names[0]).reason == ""
 
 
 def test_a_yes_for_one_engine_is_none_for_another_when_the_registry_is_away(
-    finder: Finder, line: Line, world: World, shelf: Shelf
+    resolver: Resolver, line: Line, world: World, store: LocalStore
 ) -> None:
     world.push("acme/support")
-    assert finder.find("acme/support").folder
+    assert resolver.find("acme/support").folder
     line.cut = True
     with Registry(URL, world.secret, line) as registry:
-        other = Finder(registry, shelf, engine="vllm==0.31.0", base=BASE)
+        other = Resolver(registry, store, engine="vllm==0.31.0", base=BASE)
         assert other.find("acme/support").folder is None
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])
 def test_truncated_and_changed_bytes_are_refused_and_the_next_try_succeeds(
-    finder: Finder, line: Line, world: World, clock: Clock, shelf: Shelf, spoil: Callable[[bytes], bytes]
+    resolver: Resolver, line: Line, world: World, clock: Clock, store: LocalStore, spoil: Callable[[bytes], bytes]
 ) -> None:
     world.push("acme/support")
     line.spoil = spoil
-    assert finder.find("acme/support").folder is None
-    assert list(shelf.versions.iterdir()) == []
+    assert resolver.find("acme/support").folder is None
+    assert list(store.versions.iterdir()) == []
     line.spoil = None
-    clock.now += finders.NO_SECONDS + 1
-    assert finder.find("acme/support").folder is not None
+    clock.now += finders.REFUSED_SECONDS + 1
+    assert resolver.find("acme/support").folder is not None
 
 
 def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
-    finder: Finder, world: World, clock: Clock, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    resolver: Resolver, world: World, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.push("acme/support")
     with monkeypatch.context() as full:
@@ -243,10 +249,10 @@ def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
             raise OSError(28, "No space left on device")
 
         full.setattr("registry.client.transfer.fetch", no_room)
-        assert "No space left" in finder.find("acme/support").reason
-    assert list(shelf.versions.iterdir()) == list((shelf.root / "incoming").iterdir()) == []
-    clock.now += finders.AWAY_SECONDS + 1
-    assert finder.find("acme/support").folder is not None
+        assert "No space left" in resolver.find("acme/support").reason
+    assert list(store.versions.iterdir()) == list((store.root / "incoming").iterdir()) == []
+    clock.now += finders.UNREACHABLE_SECONDS + 1
+    assert resolver.find("acme/support").folder is not None
 
 
 def test_registering_never_raises_and_asks_nobody(front: Front, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

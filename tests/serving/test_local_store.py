@@ -1,4 +1,4 @@
-"""The shelf: folders named by digest that appear whole, are verified, and are never changed."""
+"""The local store: folders named by digest that appear whole, are verified, and are never changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.names import AdapterName
-from registry.serving.store.store import Shelf
+from registry.serving.store.local_store import LocalStore
 from tests.forge import WEIGHTS
 from tests.serving.node import Line
 from tests.world import URL, World
@@ -22,12 +22,12 @@ def test_a_damaged_folder_is_left_alone_and_a_second_one_is_made(world: World, l
     good = world.files()
     version = world.push("acme/support", good).version
     with Registry(URL, world.secret, line) as registry:
-        first = Shelf(tmp_path).bring(registry, AdapterName.parse("acme/support"), version.digest)
+        first = LocalStore(tmp_path).fetch(registry, AdapterName.parse("acme/support"), version.digest)
         (first / WEIGHTS).chmod(0o600)
         (first / WEIGHTS).write_bytes(b"edited")
-        again = Shelf(tmp_path)
+        again = LocalStore(tmp_path)
         assert again.find(version.digest) is None
-        second = again.bring(registry, AdapterName.parse("acme/support"), version.digest)
+        second = again.fetch(registry, AdapterName.parse("acme/support"), version.digest)
     assert (second.name, (first / WEIGHTS).read_bytes()) == (f"{first.name}-2", b"edited")
     assert (second / WEIGHTS).read_bytes() == good[WEIGHTS]
     assert again.digest_at(str(second)) == version.digest
@@ -36,9 +36,9 @@ def test_a_damaged_folder_is_left_alone_and_a_second_one_is_made(world: World, l
 
 def test_two_processes_that_bring_the_same_version_share_one_folder(world: World, line: Line, tmp_path: Path) -> None:
     version = world.push("acme/support").version
-    one, other = Shelf(tmp_path), Shelf(tmp_path)
+    one, other = LocalStore(tmp_path), LocalStore(tmp_path)
     with Registry(URL, world.secret, line) as registry:
-        brought = one.bring(registry, AdapterName.parse("acme/support"), version.digest)
+        brought = one.fetch(registry, AdapterName.parse("acme/support"), version.digest)
         scratch = tmp_path / "incoming" / "late"
         resolved = pull.pull(registry, f"acme/support@{version.digest}", scratch, cache=None)
         assert other._put(scratch, resolved.manifest) == brought
@@ -52,14 +52,14 @@ def test_more_damaged_copies_than_anybody_needs_are_an_error(tmp_path: Path, wor
         location.mkdir(parents=True)
         (location / "x").touch()
     with Registry(URL, world.secret, line) as registry, pytest.raises(Corrupt, match="damaged copies"):
-        Shelf(tmp_path).bring(registry, AdapterName.parse("acme/support"), Digest(version.digest))
+        LocalStore(tmp_path).fetch(registry, AdapterName.parse("acme/support"), Digest(version.digest))
 
 
-def test_a_shelf_that_lost_a_folder_brings_it_again(world: World, line: Line, tmp_path: Path) -> None:
+def test_a_store_that_lost_a_folder_brings_it_again(world: World, line: Line, tmp_path: Path) -> None:
     version = world.push("acme/support").version
-    shelf = Shelf(tmp_path)
+    store = LocalStore(tmp_path)
     with Registry(URL, world.secret, line) as registry:
-        folder = shelf.bring(registry, AdapterName.parse("acme/support"), version.digest)
+        folder = store.fetch(registry, AdapterName.parse("acme/support"), version.digest)
         shutil.rmtree(folder)
-        assert shelf.find(version.digest) is None
-        assert shelf.bring(registry, AdapterName.parse("acme/support"), version.digest) == folder
+        assert store.find(version.digest) is None
+        assert store.fetch(registry, AdapterName.parse("acme/support"), version.digest) == folder

@@ -1,4 +1,4 @@
-"""What goes wrong on a node: it keeps serving what it had, says what is wrong, and recovers by itself."""
+"""Failures on a node: it keeps serving what it had, reports the error, and recovers by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from registry.errors import NotFound, RegistryError, Unauthenticated, Unavailable
 from registry.serving.agent import agent
 from registry.serving.engines.openai import VLLM
-from registry.serving.store import store
+from registry.serving.store import local_store
 from tests.serving.node import Node
 
 
@@ -39,7 +39,7 @@ def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_
 
 
 def test_an_unknown_base_is_said_and_loads_nothing(node: Node) -> None:
-    other = agent.Agent(node.registry, node.station, node.shelf, base="nobody-knows-it")
+    other = agent.Agent(node.registry, node.reconciler, node.store, base="nobody-knows-it")
     with pytest.raises(NotFound, match="nobody-knows-it"):
         other.fetch()
     assert other.step() == []
@@ -66,12 +66,12 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     node.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr("registry.client.pull.pull" if where == "copy" else f"{store.__name__}.replace_file", full)
+        patch.setattr("registry.client.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file", full)
         assert node.states() == {"acme-support-v2": "failed"}
-        assert node.station.aliases == {"acme/support": "acme-support-v1"}
-        assert any("No space left" in line and "cannot be kept" in line for line in node.said)
+        assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
+        assert any("No space left" in line and "cannot be stored" in line for line in node.said)
         assert node.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed"}
-    assert not list((node.shelf.root / "incoming").iterdir()), "nothing half lies there"
+    assert not list((node.store.root / "incoming").iterdir()), "nothing half lies there"
     assert node.states() == {"acme-support-v2": "ready"}
 
 
@@ -81,7 +81,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     node.push("acme/support")
     node.states()
     node.push("acme/support")
-    told = node.shelf.root / "aliases.json"
+    told = node.store.root / "aliases.json"
     with monkeypatch.context() as patched:
         patched.setattr("registry.serving.agent.reconciler.replace_file", full)
         for _ in range(2):
@@ -121,7 +121,7 @@ def test_an_engine_that_dies_in_the_middle_is_waited_for_and_filled_again(node: 
     node.engine.die_at = "/v1/completions"
     with pytest.raises(Unavailable, match="does not answer"):
         node.states()
-    assert node.station.aliases == {"acme/support": "acme-support-v1"}, "nobody was switched to what is not proved"
+    assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}, "nobody was switched to what is not proved"
     with pytest.raises(Unavailable):
         node.states()
     assert node.reported() == {"acme-support-v2": "downloaded"}
@@ -136,7 +136,7 @@ def test_an_engine_that_answers_what_is_not_its_own_is_one_that_is_not_there(
 ) -> None:
     node.push("acme/support")
     monkeypatch.setattr(node.engine, "answer", lambda *_: (200, {"detail": "a proxy's page"}))
-    with pytest.raises(Unavailable, match="not its own"):
+    with pytest.raises(Unavailable, match="something unexpected"):
         node.states()
     monkeypatch.undo()
     assert node.states() == {"acme-support-v1": "ready"}
@@ -151,7 +151,7 @@ def test_what_was_served_stays_when_agent_and_successor_fail_together(node: Node
     for _ in range(2):
         assert node.states() == {"acme-support-v2": "failed"}
         node.clock.now += 60
-    assert (node.loaded, node.station.aliases) == (["acme-support-v1"], {"acme/support": "acme-support-v1"})
+    assert (node.loaded, node.reconciler.aliases) == (["acme-support-v1"], {"acme/support": "acme-support-v1"})
     node.line.spoil = None
     node.clock.now += 60
     assert node.states() == {"acme-support-v2": "ready"}
@@ -174,10 +174,10 @@ def test_an_adapter_that_somebody_unloaded_is_loaded_again(node: Node) -> None:
     assert (node.loaded, node.engine.loads) == (["acme-other-v1", "acme-support-v1"], 3)
 
 
-def test_a_shelf_that_was_deleted_is_filled_again_beside_an_engine_that_serves_on(node: Node) -> None:
+def test_a_store_that_was_deleted_is_filled_again_beside_an_engine_that_serves_on(node: Node) -> None:
     node.push("acme/support")
     node.states()
-    shutil.rmtree(node.shelf.root)
+    shutil.rmtree(node.store.root)
     node.start()
     assert node.states() == {"acme-support-v1": "ready"}
     node.engine.stop()
@@ -189,8 +189,8 @@ def test_a_shelf_that_was_deleted_is_filled_again_beside_an_engine_that_serves_o
 def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr(agent, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(agent, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(agent, "INSPECT_SECONDS", 0.05)
     monkeypatch.setattr(agent, "WAIT_SECONDS", 1)
     said = threading.Condition()
 
@@ -227,7 +227,7 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
 
 
 def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(agent, "INSPECT_SECONDS", 0.01)
     node.push("acme/support")
     node.agent.fetch()
     stop, passes = threading.Event(), list[int]()
@@ -238,12 +238,12 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
             stop.set()
         raise ZeroDivisionError("nobody thought of it")
 
-    monkeypatch.setattr(node.station, "converge", broken)
+    monkeypatch.setattr(node.reconciler, "reconcile", broken)
     monkeypatch.setattr(node.agent, "fetch", lambda **_: False)
     node.agent.run(stop)
     assert len(passes) == 3
     assert [line for line in node.said if "bug" in line] == [
-        "a pass failed in a way that is a bug: ZeroDivisionError('nobody thought of it')"
+        "a pass failed because of a bug: ZeroDivisionError('nobody thought of it')"
     ]
 
 
@@ -252,8 +252,8 @@ def test_a_registry_that_knows_no_fleet_is_said_once_and_harms_nothing(node: Nod
     node.states()
     node.line.cut = True
     for _ in range(3):
-        node.agent.report()
-    assert sum("takes no report" in line for line in node.said) == 1
+        node.agent.send_heartbeat()
+    assert sum("does not accept reports" in line for line in node.said) == 1
     assert (node.metrics.value("reports"), node.metrics.value("reports_failed")) == (0, 3)
     node.line.cut = False
     assert node.reported() == {"acme-support-v1": "serving"}
@@ -263,4 +263,4 @@ def test_names_from_outside_never_become_paths(node: Node) -> None:
     for name in ("../x", "acme/../../x", "acme\\x/y", "/etc/passwd", ""):
         with pytest.raises(RegistryError):
             node.registry.resolve(name)
-    assert node.shelf.digest_at(f"{node.shelf.versions}/../../etc") is None
+    assert node.store.digest_at(f"{node.store.versions}/../../etc") is None

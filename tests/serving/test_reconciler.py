@@ -1,4 +1,4 @@
-"""The agent's pass over an engine that behaves as vLLM does: load, prove, switch, drain; and what goes wrong."""
+"""Passes of the agent over an engine that behaves as vLLM does: load, compare, switch, drain; and failures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def test_twenty_adapters_are_loaded_from_their_own_folders_and_proved(node: Node
     files = {f"acme/m{n}": node.push(f"acme/m{n}") for n in range(20)}
     assert node.states() == {f"acme-m{n}-v1": "ready" for n in range(20)}
     for name, given in files.items():
-        root, weights = node.engine.loaded[node.station.aliases[name]]
+        root, weights = node.engine.loaded[node.reconciler.aliases[name]]
         assert (Path(root).name, weights) == (node.world.admin.version(name).digest.hex, given[WEIGHTS])
-    assert json.loads((node.shelf.root / "aliases.json").read_text()) == node.station.aliases
+    assert json.loads((node.store.root / "aliases.json").read_text()) == node.reconciler.aliases
     assert node.states()
     assert node.engine.loads == 20
 
@@ -29,16 +29,16 @@ def test_a_promote_loads_the_new_one_switches_drains_and_unloads_the_old_one(nod
     node.states()
     node.push("acme/support")
     assert node.states() == {"acme-support-v2": "ready"}
-    assert (node.station.aliases, node.loaded) == (
+    assert (node.reconciler.aliases, node.loaded) == (
         {"acme/support": "acme-support-v2"}, ["acme-support-v1", "acme-support-v2"],
     )  # fmt: skip
-    assert node.station.due_seconds() == 10
+    assert node.reconciler.due_seconds() == 10
     node.clock.now += 11
     node.states()
-    assert (node.loaded, node.station.due_seconds()) == (["acme-support-v2"], None)
+    assert (node.loaded, node.reconciler.due_seconds()) == (["acme-support-v2"], None)
     node.world.admin.rollback("acme/support", "canary")
     assert node.states() == {"acme-support-v1": "ready"}
-    assert node.station.aliases == {"acme/support": "acme-support-v1"}
+    assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
 
 
 def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_one_stays(node: Node) -> None:
@@ -49,7 +49,7 @@ def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_on
     node.engine.deaf = True
     assert node.states() == {"acme-support-v2": "failed", "acme-other-v1": "ready"}
     assert "answers like base" in " ".join(node.said)
-    assert node.station.aliases["acme/support"] == "acme-support-v1"
+    assert node.reconciler.aliases["acme/support"] == "acme-support-v1"
     assert node.loaded == ["acme-other-v1", "acme-support-v1"]
     node.engine.deaf = False
     node.clock.now += 31
@@ -60,7 +60,7 @@ def test_what_the_engine_would_refuse_is_not_fetched_and_blocks_nobody(node: Nod
     node.push("acme/large", node.world.files(rank=32))
     node.push("acme/support")
     assert node.states() == {"acme-large-v1": "refused", "acme-support-v1": "ready"}
-    assert len(list(node.shelf.versions.iterdir())) == 1
+    assert len(list(node.store.versions.iterdir())) == 1
 
 
 def test_an_engine_that_was_restarted_is_filled_and_proved_again(node: Node) -> None:
@@ -86,21 +86,21 @@ def test_other_weights_under_our_name_are_replaced_and_strangers_are_left_alone(
     assert node.loaded == ["acme-support-v1", "static"]
 
 
-def test_what_another_shelf_gave_the_engine_serves_until_this_one_has_it(node: Node, tmp_path: Path) -> None:
+def test_what_another_store_gave_the_engine_serves_until_this_one_has_it(node: Node, tmp_path: Path) -> None:
     node.push("acme/support")
     node.states()
-    elsewhere = tmp_path / "old-shelf"
-    node.shelf.versions.rename(elsewhere)  # as if the agent was started with another --dir
+    elsewhere = tmp_path / "old-store"
+    node.store.versions.rename(elsewhere)  # as if the agent was started with another --dir
     root = str(elsewhere / next(elsewhere.iterdir()).name)
     node.engine.loaded = {"acme-support-v1": (root, node.engine.loaded["acme-support-v1"][1])}
     node.start()
     node.line.spoil = lambda data: data[:-7]
     assert node.states() == {"acme-support-v1": "failed"}
     assert node.engine.loaded["acme-support-v1"][0] == root
-    assert node.station.aliases == {"acme/support": "acme-support-v1"}
+    assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
     node.line.spoil = None
     assert node.states() == {"acme-support-v1": "ready"}
-    assert Path(node.engine.loaded["acme-support-v1"][0]).parent == node.shelf.versions
+    assert Path(node.engine.loaded["acme-support-v1"][0]).parent == node.store.versions
 
 
 def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(node: Node) -> None:
@@ -108,14 +108,14 @@ def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(node: Node
     node.states()
     node.world.admin.yank("acme/support@1", "leaks addresses")
     assert node.states() == {}
-    assert node.station.aliases == {}
+    assert node.reconciler.aliases == {}
     node.start()  # in the middle of the drain
     assert node.states() == {}
     assert node.loaded == ["acme-support-v1"]
     node.clock.now += 11
     node.states()
     assert node.loaded == []
-    assert len(list(node.shelf.versions.iterdir())) == 1
+    assert len(list(node.store.versions.iterdir())) == 1
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])

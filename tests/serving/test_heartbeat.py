@@ -1,4 +1,4 @@
-"""What a node tells: to the registry, with a lease, and to Prometheus; and what vLLM's plugin tells of itself."""
+"""What a node reports: to the registry, with a lease, and to Prometheus; and what vLLM's plugin reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from registry.serving import vllm
 from registry.serving.agent import heartbeat, metrics
 from registry.serving.agent.metrics import COUNTERS, GAUGES, PREFIX
 from tests.serving.node import Line, Node
-from tests.serving.vllm_front import LoRARequest
+from tests.serving.vllm_frontend import LoRARequest
 from tests.world import URL, World
 
 
@@ -61,18 +61,18 @@ def test_loading_is_told_while_it_lasts(node: Node, monkeypatch: pytest.MonkeyPa
 def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "TOGETHER_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "DEBOUNCE_SECONDS", 0.0)
     heard = threading.Semaphore(0)
-    telling = node.agent._reporter
+    telling = node.agent._heartbeat
     assert telling is not None
-    report = telling.report
+    report = telling.send
 
     def reported() -> Any:
         result = report()
         heard.release()
         return result
 
-    monkeypatch.setattr(telling, "report", reported)
+    monkeypatch.setattr(telling, "send", reported)
     stop = threading.Event()
     running = threading.Thread(target=telling.run, args=(stop,))
     running.start()
@@ -82,12 +82,12 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
         node.states()
         assert heard.acquire(timeout=60), "a change is told at once"
         monkeypatch.setattr(heartbeat, "RENEW_SECONDS", 0.0)
-        node.station.slots.changed.set()
+        node.reconciler.slots.changed.set()
         assert heard.acquire(timeout=60)
         assert heard.acquire(timeout=60), "and a lease is renewed without one"
     finally:
         stop.set()
-        node.station.slots.changed.set()
+        node.reconciler.slots.changed.set()
         running.join(60)
     assert not running.is_alive()
     assert node.world.admin.all_nodes(node="gpu-1").items[0].live
@@ -107,8 +107,10 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     series = re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE)
     found = {name: float(value) for name, value in series}
     assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
-    counted = {name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "proofs_total", "wanted")}
-    assert counted == {"passes_total": 1, "pulls_total": 1, "loads_total": 1, "proofs_total": 1, "wanted": 2}
+    counted = {
+        name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "load_checks_total", "desired")
+    }
+    assert counted == {"passes_total": 1, "pulls_total": 1, "loads_total": 1, "load_checks_total": 1, "desired": 2}
     assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == (1, 1, 0, 1)
     assert int(found["pulled_bytes_total"]) == node.world.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
@@ -121,23 +123,25 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
-    monkeypatch.setattr(heartbeat.Reporter, "run", lambda _self, _stop: None)
+    monkeypatch.setattr(heartbeat.Heartbeat, "run", lambda _self, _stop: None)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
         "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_NODE": "gpu-9",
     }  # fmt: skip
     world.push("acme/support")
     arguments = ["serve", "tiny-llama", "--port", "8123"]
-    resolver = vllm.Resolver(environment, arguments, open_registry=lambda url, token: Registry(url, token, line))
+    resolver = vllm.RegistryResolver(
+        environment, arguments, open_registry=lambda url, token: Registry(url, token, line)
+    )
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/none")) is None
-    telling = resolver.reporter("tiny-llama")
+    telling = resolver.heartbeat("tiny-llama")
     assert telling is not None
-    assert telling.report()
+    assert telling.send()
     view = world.admin.all_nodes(node="gpu-9")
     assert [(on.engine, on.on_demand, [s.served_name for s in on.slots]) for on in view.items] == [
         ("vllm-plugin-8123", True, ["acme/support@1"])
     ]
     assert view.convergence == []
-    off = vllm.Resolver({**environment, "ADAPTER_PLUGIN_NODE": "off"}, [])
-    assert off.reporter("tiny-llama") is None
+    off = vllm.RegistryResolver({**environment, "ADAPTER_PLUGIN_NODE": "off"}, [])
+    assert off.heartbeat("tiny-llama") is None
