@@ -25,7 +25,7 @@ from registry.server.http.idempotency import RepeatedRequest, replay_answer
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.hub.upstream import Upstream
-from registry.server.promotion.attester import Attester
+from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
 from registry.server.resolve_cache.pointers import Pointers

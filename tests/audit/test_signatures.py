@@ -24,8 +24,7 @@ from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
-from registry.server.promotion.attestations import signed_by
-from registry.server.promotion.attester import Attester
+from registry.server.promotion.attestations import Attester, signed_by
 from registry.tlog.notes import Signer, Verifier
 from tests.world import World, rows
 

@@ -1,15 +1,7 @@
 """Issuers: whose identity tokens are accepted, by which keys they are verified, and what a verified one says.
 
-    [[issuer]]
-    issuer = "https://token.actions.githubusercontent.com"
-    audience = "https://registry.example.org"
-    jwks_url = "https://token.actions.githubusercontent.com/.well-known/jwks"    # or jwks_file = "keys.json"
-    algorithms = ["RS256"]
-    login_claim = "email"                                                         # only to sign people in by it
-
-- Issuers and their keys come from the operator's file (REGISTRY_ISSUERS), never from a token.
-- Only signatures with public keys and the listed algorithms are accepted: never `none`, never a shared secret.
-- Issuer, audience, expiry, issue time and `jti` must be present and right; clocks may differ by `LEEWAY_SECONDS`.
+Issuers and their keys come from the operator's file (REGISTRY_ISSUERS, see docs/operations.md), never from a token.
+Only asymmetric algorithms are accepted. Issuer, audience, expiry, issue time and `jti` must be present and right.
 """
 
 from __future__ import annotations

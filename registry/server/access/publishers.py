@@ -67,12 +67,6 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
     return _view(row)
 
 
-def remove_all(session: Session, name: AdapterName) -> None:
-    """Remove the rules of an adapter that is deleted or renamed."""
-    for row in _rows(session, name):
-        session.delete(row)
-
-
 def find_trusted(session: Session, issuer: str, claims: Mapping[str, Any]) -> list[AdapterName]:
     """Return the adapters that an identity token with these claims may push."""
     rows = session.exec(select(PublisherRow).where(col(PublisherRow.issuer) == issuer)).all()

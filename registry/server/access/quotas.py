@@ -1,9 +1,7 @@
 """Quotas: how much a namespace may hold and how often it may receive a push.
 
-- A quota counts each version in full, even if another namespace holds the same bytes, so that nobody can learn from
-  their quota what others hold.
-- A push is checked before any byte is sent and again under the namespace's lock before its rows are written, so a
-  quota is never exceeded.
+A quota counts each version in full, even if another namespace holds the same bytes, so that nobody learns from it what
+others hold. A push is checked before any byte is sent and again under the namespace's lock before its rows are written.
 """
 
 from __future__ import annotations
@@ -33,7 +31,8 @@ def check_before_upload(session: Session, actor: Actor, name: AdapterName, manif
     reserved_names.check_available(session, actor, name)
     row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
     if row is not None:
-        _check_quota(session, row, name, manifest)
+        if _has_quota(row):
+            _require_space(session, row, manifest.size_bytes, 1, "version", unless_exists=(name, manifest))
         _check_push_rate(session, row)
 
 
@@ -42,20 +41,17 @@ def check_before_commit(session: Session, name: AdapterName, manifest: Manifest)
     row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
     if row is not None and _has_quota(row):
         _lock(session, row)
-        _check_quota(session, row, name, manifest)
+        _require_space(session, row, manifest.size_bytes, 1, "version")
 
 
 def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) -> None:
     """Check that the versions of an adapter fit into the namespace it moves to. `TooLarge` as for a push."""
     row = session.get(NamespaceRow, name.namespace)
-    if row is None or not _has_quota(row):
-        return
-    _lock(session, row)
-    totals = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
-    size_bytes, versions = session.exec(totals.where(VersionRow.adapter_id == adapter_id)).one()
-    excess = _excess(session, row, int(size_bytes), versions, "adapter")
-    if excess:
-        raise _quota_exceeded(row, excess)
+    if row is not None and _has_quota(row):
+        _lock(session, row)
+        totals = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
+        size_bytes, versions = session.exec(totals.where(VersionRow.adapter_id == adapter_id)).one()
+        _require_space(session, row, int(size_bytes), versions, "adapter")
 
 
 def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -78,26 +74,24 @@ def _lock(session: Session, row: NamespaceRow) -> None:
     session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
 
 
-def _check_quota(session: Session, row: NamespaceRow, name: AdapterName, manifest: Manifest) -> None:
-    if not _has_quota(row):
-        return
-    excess = _excess(session, row, manifest.size_bytes, 1, "version")
-    if excess and not _version_exists(session, name, manifest):
-        raise _quota_exceeded(row, excess)
+def _require_space(
+    session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str, *,
+    unless_exists: tuple[AdapterName, Manifest] | None = None,
+) -> None:  # fmt: skip
+    """Raise `TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota with this much more.
 
-
-def _excess(session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str) -> str:
-    """Say how the namespace would exceed its quota with this much more; empty if it would not."""
+    A version that exists already (`unless_exists`) needs no space.
+    """
     used_bytes, used_versions = read_usage(session, [row.name])[row.name]
     if row.quota_bytes is not None and used_bytes + size_bytes > row.quota_bytes:
-        return f"{used_bytes} of {row.quota_bytes} bytes are used, and this {what} has {size_bytes}"
-    if row.quota_versions is not None and used_versions + versions > row.quota_versions:
-        return f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
-    return ""
-
-
-def _quota_exceeded(row: NamespaceRow, excess: str) -> TooLarge:
-    return TooLarge(
+        excess = f"{used_bytes} of {row.quota_bytes} bytes are used, and this {what} has {size_bytes}"
+    elif row.quota_versions is not None and used_versions + versions > row.quota_versions:
+        excess = f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
+    else:
+        return
+    if unless_exists is not None and _version_exists(session, *unless_exists):
+        return
+    raise TooLarge(
         "QUOTA_EXCEEDED",
         f"the quota of namespace '{row.name}' is full: {excess}",
         next_step="delete unused adapters, or ask an administrator for a larger quota",
@@ -105,14 +99,9 @@ def _quota_exceeded(row: NamespaceRow, excess: str) -> TooLarge:
 
 
 def _version_exists(session: Session, name: AdapterName, manifest: Manifest) -> bool:
-    """Whether this version is stored already: pushing it again needs no space."""
-    statement = (
-        select(VersionRow.id)
-        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(AdapterRow.namespace == name.namespace, AdapterRow.name == name.name)
-        .where(VersionRow.digest == manifest.digest)
-    )
-    return session.exec(statement).first() is not None
+    versions = select(VersionRow.id).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    same_name = (AdapterRow.namespace == name.namespace, AdapterRow.name == name.name)
+    return session.exec(versions.where(*same_name, VersionRow.digest == manifest.digest)).first() is not None
 
 
 def _check_push_rate(session: Session, row: NamespaceRow) -> None:

@@ -1,13 +1,10 @@
 """Sign-in: find the actor of a secret with one statement.
 
-- Every request reads its actor from the database. Only the resolve cache uses a remembered actor: it reads the access
-  epoch in its own statement and signs in again when the epoch has grown.
-- No answer says why a secret is not valid.
+Every request reads its actor from the database. Only the resolve cache remembers actors: it reads the access epoch in
+its own statement and signs in again when the epoch has grown. No answer says why a secret is not valid.
 """
 
 from __future__ import annotations
-
-from datetime import datetime
 
 from sqlalchemy import and_, bindparam, or_
 from sqlmodel import Session, col, select
@@ -33,8 +30,7 @@ class ActorCache:
     def get(self, secret: str) -> Actor | None:
         """Return the actor as it was last read, unless it has expired. The caller must check its epoch."""
         actor = self._actors.get(sha256_of(secret))
-        expired = actor is not None and actor.expires_at is not None and actor.expires_at <= db.now()
-        return None if expired else actor
+        return None if actor is None or (actor.expires_at is not None and actor.expires_at <= db.now()) else actor
 
     def put(self, secret: str, actor: Actor) -> None:
         """Remember the actor of a secret."""
@@ -66,7 +62,8 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     sha256 = sha256_of(secret)
     now = db.now()
     rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256, "now": now}).all() if is_well_formed(secret) else []
-    if not rows or _has_ended(rows[0][0], now):
+    expires_at = rows[0][0].expires_at if rows else None
+    if not rows or rows[0][0].revoked_at is not None or (expires_at is not None and expires_at <= now):
         raise Unauthenticated(
             "UNAUTHORIZED",
             "this token is unknown, expired or revoked",
@@ -83,7 +80,3 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     if row.secret_sha256 == sha256:
         cache.put(secret, actor)
     return actor
-
-
-def _has_ended(row: TokenRow, now: datetime) -> bool:
-    return row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)

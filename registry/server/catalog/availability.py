@@ -1,10 +1,9 @@
 """Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
 
-    yanked         no alias leads to it; its number and its digest still do
-    quarantined    only its digest leads to its bytes, and only for those who may promote
+    yanked         no alias resolves to it; its number and its digest still do
+    quarantined    only its digest leads to its bytes, and only for those who may promote; nothing may be added to it
 
-Row, verdicts and history of a withdrawn version stay visible; only its bytes are held back. A quarantined version
-cannot change until the quarantine ends: no alias, no approval, no signature, no job.
+Row, verdicts and history of a withdrawn version stay visible.
 """
 
 from __future__ import annotations

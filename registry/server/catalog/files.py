@@ -1,8 +1,6 @@
 """The bytes of a version that an actor may read: its files, how to download them, and the reports of its verdicts.
 
-- A digest alone gives access to nothing: bytes are found through a version that the actor may see.
-- A yanked version is readable by its number or its digest, not by an alias; one in quarantine by its digest alone,
-  and only for those who may promote.
+A digest alone gives access to nothing: bytes are found through a version that the actor may see.
 """
 
 from __future__ import annotations
@@ -76,8 +74,7 @@ def plan_download(
 ) -> PullPlan:
     """A version as `resolve` returns it, the bytes of its small files, and links to the large ones.
 
-    Damaged and missing files are left out; the request for one reports the error. No transaction is open while bytes
-    are read.
+    Damaged and missing files are left out; a request for one reports the error.
     """
     resolved = versions.resolve(session, actor, name, selector)
     damaged = references.find_damaged(session, [file.digest for file in resolved.files])

@@ -1,11 +1,9 @@
 """Lineage: what a version came from, and what came from it, as far as the actor may see.
 
-- One recursive statement follows the edges and names what it reaches, however much that is. Lineage cannot form a
-  cycle, because a digest covers its parents.
-- A parent that the actor may not see is shown by its digest alone, and nothing beyond it is shown.
-- A child that the actor may not see is left out, and so is what only it leads to: the answer is the same as if that
-  child did not exist.
-- An answer that would be larger than `EDGES_LIMIT` is truncated and says so.
+- One recursive statement follows the edges. They cannot form a cycle, because a digest covers its parents.
+- A parent that the actor may not see is shown by its digest alone, and nothing beyond it is shown. A child that the
+  actor may not see is left out with all that only it leads to, as if it did not exist.
+- A larger answer than `EDGES_LIMIT` is truncated and says so.
 """
 
 from __future__ import annotations
@@ -23,14 +21,7 @@ from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import bases, versions
-from registry.server.database.models import (
-    AdapterRow,
-    BaseEdgeRow,
-    BaseRow,
-    EdgeRow,
-    VersionInputRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
 from registry.server.database.recursive_cte import RecursiveStep, build_recursive_cte, join_in_order
 
 EDGES_LIMIT = 5000
@@ -48,9 +39,8 @@ def ancestors(session: Session, actor: Actor, name: AdapterName, selector: Selec
 def descendants(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The descendants of a version that the actor may see."""
     root = versions.find(session, actor, name, selector)
-    walk = build_recursive_cte(
-        session, "walk", select(*_edge_columns("", root.digest)), lambda walk: _down(walk, actor)
-    )
+    seed = select(*_edge_columns("", root.digest))
+    walk = build_recursive_cte(session, "walk", seed, lambda walk: _down(walk, actor))
     return _build_lineage(session, actor, walk, _version_node(root, name))
 
 
@@ -68,10 +58,7 @@ def base_lineage(session: Session, actor: Actor, name: str, *, upwards: bool) ->
 
 
 def dataset_descendants(session: Session, actor: Actor, dataset: str) -> Lineage:
-    """What was trained on a data set, by its digest or its URI, or is claimed to be, and what came from that.
-
-    Empty if no visible version names it: the registry does not store data sets.
-    """
+    """What was trained on a data set (a digest or a URI), or claims to be, and what came from that."""
     reference = {"digest": dataset} if dataset.startswith("sha256:") else {"uri": dataset}
     root = LineageNode(id=DATASET + dataset, kind="dataset", name=dataset, **reference)
     seed = select(*_edge_columns(root.id, col(VersionRow.digest), col(VersionInputRow.relation))).where(
@@ -165,10 +152,8 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
         (col(VersionRow.yanked_at).is_not(None), "yanked"),
         else_="",
     )
-    words = (
-        col(AdapterRow.namespace) + "/" + col(AdapterRow.name), cast(VersionRow.number, Text), col(BaseRow.name), state,
-    )  # fmt: skip
-    label = select(words[0] + " " + words[1] + " " + words[2] + " " + words[3]).where(
+    name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
+    label = select(name + " " + cast(VersionRow.number, Text) + " " + col(BaseRow.name) + " " + state).where(
         col(VersionRow.digest) == walked.c.far,
         col(AdapterRow.id) == col(VersionRow.adapter_id),
         versions.visible(actor),
@@ -195,12 +180,9 @@ class _Graph:
 def _version_node(root: VersionRow, name: AdapterName) -> LineageNode:
     """The root under the requested name: other adapters may have the same digest."""
     return LineageNode(
-        id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest, withdrawn=_state(root)
-    )
-
-
-def _state(row: VersionRow) -> str:
-    return "quarantined" if row.quarantined_at else "yanked" if row.yanked_at else ""
+        id=root.digest, kind="version", name=str(name), number=root.number, digest=root.digest,
+        withdrawn="quarantined" if root.quarantined_at else "yanked" if root.yanked_at else "",
+    )  # fmt: skip
 
 
 def _build_lineage(session: Session, actor: Actor, walk: CTE, root: LineageNode, *, upwards: bool = False) -> Lineage:

@@ -236,7 +236,9 @@ def write_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
     keys = [_put_version(blobs, adapter, version) for adapter, version in versions]
     if bases or versions or tombstones:
         with db.session(engine) as session:
-            _mark_tombstones(session, tombstones)
+            for row in tombstones:
+                same = update(TakenNameRow).filter_by(owner=row.owner, skeleton=row.skeleton)
+                session.connection().execute(same.values(recorded_at=db.now()))
             _mark_bases(session, bases)
             stale = _mark_versions(session, versions)
         for key in (key for key, (_, version) in zip(keys, versions, strict=True) if version.id in stale):
@@ -257,12 +259,6 @@ def _put(blobs: BlobStore, folder: str, record: Record) -> str:
     key, data = folder + record.digest.hex, record.to_bytes()
     blobs.put(key, [data], limit_bytes=len(data))  # it hardly ever exists, so looking first would waste a call
     return key
-
-
-def _mark_tombstones(session: Session, tombstones: Sequence[TakenNameRow]) -> None:
-    for row in tombstones:
-        key = (col(TakenNameRow.owner) == row.owner, col(TakenNameRow.skeleton) == row.skeleton)
-        session.connection().execute(update(TakenNameRow).where(*key).values(recorded_at=db.now()))
 
 
 def _mark_bases(session: Session, bases: Sequence[tuple[BaseRow, str | None]]) -> None:

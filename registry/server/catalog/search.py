@@ -1,8 +1,7 @@
-"""Search and list adapters, each with a summary of its newest version.
+"""Search and list adapters by name, each with a summary of its newest version.
 
-- A page shows what the actor may see, ordered by name; `next_cursor` is the last name.
-- Three statements a page, however many adapters it has; two more to search for relatives of a base.
-- A page starts in the index where the last one ended, so no page reads what earlier pages showed.
+A page shows what the actor may see and costs three statements, two more to search for relatives of a base. It starts in
+the index where the last one ended (`next_cursor` is the last name).
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.catalog import AdapterPage, AdapterView
 from registry.bases import BaseMatch
-from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import bases, verdicts, versions
+from registry.server.database import db
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
 CLOSEST_FIRST = (BaseMatch.EXACT, BaseMatch.OTHER_DTYPE, BaseMatch.QUANTIZED, BaseMatch.DESCENDANT)
@@ -151,12 +150,9 @@ def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterVi
 
 def _newest() -> Any:
     """Select adapters with their newest version and its base."""
-    newest = and_(
-        col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
-    )
     return (
         select(AdapterRow, VersionRow, BaseRow.name)
-        .join(VersionRow, newest)
+        .join(VersionRow, versions.is_newest())
         .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
     )
 
@@ -173,15 +169,13 @@ def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
         aliases[adapter_id][alias] = number
     newest = verdicts.newest_by_version(session, [version for _, version, _ in rows])
     return [
-        AdapterView(
+        db.to_answer(
+            version,
+            AdapterView,
             name=f"{adapter.namespace}/{adapter.name}",
             versions=adapter.newest_number,
             newest=version.number,
-            digest=Digest(version.digest),
             base=base,
-            method=version.method,
-            rank=version.rank,
-            size_bytes=version.size_bytes,
             aliases=aliases[adapter.id or 0],
             verdicts={verdicts.label(v.check, v.profile): v.outcome for v in newest[version.id or 0]},
             updated_at=adapter.updated_at,

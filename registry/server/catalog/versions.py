@@ -79,6 +79,12 @@ def named(name: AdapterName) -> ColumnElement[bool]:
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
 
 
+def is_newest() -> ColumnElement[bool]:
+    """The condition that joins to `adapter` its newest version."""
+    number = col(VersionRow.number) == col(AdapterRow.newest_number)
+    return and_(col(VersionRow.adapter_id) == col(AdapterRow.id), number)
+
+
 def alias_points_at_version() -> ColumnElement[bool]:
     """The condition that joins `alias` to `adapter` and `version`."""
     return and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.version_id) == col(VersionRow.id))
@@ -92,7 +98,7 @@ def _selected(selector: Selector) -> ColumnElement[bool]:
     return col(AliasRow.alias) == selector
 
 
-def _by_alias(selector: Selector) -> bool:
+def _is_alias(selector: Selector) -> bool:
     return not isinstance(selector, int | Digest)
 
 
@@ -115,7 +121,7 @@ def resolve_with_pointer(
             VerdictRow.check,
             VerdictRow.profile,
             VerdictRow.outcome,
-            _generation(selector),
+            type_coerce(col(AliasRow.generation), Integer) if _is_alias(selector) else null(),
             epoch.current(),
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -123,7 +129,7 @@ def resolve_with_pointer(
         .where(named(name), _selected(selector))
         .order_by(col(VerdictRow.id))
     )
-    if _by_alias(selector):
+    if _is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
     rows = session.exec(statement).all()
     if not rows:
@@ -148,10 +154,6 @@ def resolve_with_pointer(
     )
 
 
-def _generation(selector: Selector) -> ColumnElement[Any]:
-    return type_coerce(col(AliasRow.generation), Integer) if _by_alias(selector) else null()
-
-
 def find(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, *, include_withdrawn: bool = True
 ) -> VersionRow:
@@ -159,7 +161,7 @@ def find(
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    if _by_alias(selector):
+    if _is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
     row = session.exec(statement.where(named(name), _selected(selector))).first()
     if row is None:
@@ -173,7 +175,7 @@ def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFou
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
     if session.exec(select(AdapterRow.id).where(named(name))).first() is None:
         return unknown_adapter(name)
-    if _by_alias(selector):
+    if _is_alias(selector):
         return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
     return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import and_
 from sqlmodel import Session, col, select
 
 from registry import __version__, engines, names
@@ -136,12 +135,9 @@ def settings_for_base(
 ) -> EngineSettingsList:
     """The settings that the newest versions of all adapters of this base need: those that the actor may see."""
     base = bases.find(session, names.base_name(base_name))
-    newest = and_(
-        col(VersionRow.adapter_id) == col(AdapterRow.id), col(VersionRow.number) == col(AdapterRow.newest_number)
-    )
     statement = (
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
-        .join(VersionRow, newest)
+        .join(VersionRow, versions.is_newest())
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
         .where(col(VersionRow.quarantined_at).is_(None))
     )

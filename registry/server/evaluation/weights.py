@@ -28,7 +28,6 @@ from registry.server.catalog import verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VerdictRow, VersionNormsRow, VersionRow
 from registry.server.evaluation import base_norms, engine_compat
-from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.evaluation.norms import Measured, measure
 from registry.server.storage.blobs import BlobStore, key_of
 
@@ -97,13 +96,12 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
     return NormsView(
         name=str(name), number=version.number, measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
-        modules={path: _module_norms(base, path, norms) for path, norms in modules.items()},
+        modules={
+            path: ModuleNorms(**norms, weight=base.norm(path), share=base.share(path, norms["update"]))
+            for path, norms in modules.items()
+        },
     )  # fmt: skip
 
 
 def _format_of(version: VersionRow) -> str:
     return str(version.facts.get("format") or base_norms.PEFT)
-
-
-def _module_norms(base: BaseNorms, path: str, norms: dict[str, float | None]) -> ModuleNorms:
-    return ModuleNorms(**norms, weight=base.norm(path), share=base.share(path, norms["update"]))

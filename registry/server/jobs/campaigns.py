@@ -106,11 +106,8 @@ def _newest(base: BaseRow, check: Check) -> Subquery:
 
 def _compatible(newest: Subquery) -> SelectOfScalar[int]:
     """Versions that did not fail the check `compat`: for the others a worker could only fail, too."""
-    return (
-        select(VerdictRow.version_id)
-        .join(newest, col(VerdictRow.id) == newest.c.newest)
-        .where(col(VerdictRow.outcome) != Outcome.FAIL)
-    )
+    joined = select(VerdictRow.version_id).join(newest, col(VerdictRow.id) == newest.c.newest)
+    return joined.where(col(VerdictRow.outcome) != Outcome.FAIL)
 
 
 def _needs_verdict(verdict: VerdictRow | None, base: BaseRow, request: CampaignRequest) -> bool:
@@ -118,12 +115,11 @@ def _needs_verdict(verdict: VerdictRow | None, base: BaseRow, request: CampaignR
         return True
     if verdict is None or verdict.base_fingerprint != base.fingerprint:
         return True
-    return any(not _is_version(verdict.made_by.get(tool, ""), version) for tool, version in request.made_by.items())
-
-
-def _is_version(actual: str, expected: str) -> bool:
-    """Whether this is the expected version: 2.13.0+cpu is a build of 2.13.0."""
-    return expected in (actual, actual.partition("+")[0])
+    for tool, version in request.made_by.items():
+        actual = verdict.made_by.get(tool, "")
+        if version not in (actual, actual.partition("+")[0]):  # 2.13.0+cpu is a build of 2.13.0
+            return True
+    return False
 
 
 def show_campaign(session: Session, actor: Actor, campaign_id: str) -> CampaignView:

@@ -52,11 +52,9 @@ def _check_report(session: Session, row: JobRow, request: FinishRequest) -> Repo
     if report is None:
         raise Invalid("REQUEST_INVALID", "report: a smoke test needs one")
     if report.check is not Check.SMOKE or report.subject != row.subject_digest or report.base != row.base:
-        raise Invalid(
-            "REQUEST_INVALID",
-            f"report: covers {report.check} of {report.subject} on {report.base}, "
-            f"but job {row.id} is about {Check.SMOKE} of {row.subject_digest} on {row.base}",
-        )
+        covers = f"{report.check} of {report.subject} on {report.base}"
+        expected = f"{Check.SMOKE} of {row.subject_digest} on {row.base}"
+        raise Invalid("REQUEST_INVALID", f"report: covers {covers}, but job {row.id} is about {expected}")
     base = _base(session, row)
     if report.base_fingerprint != base.fingerprint:
         raise Invalid("REQUEST_INVALID", f"report: base_fingerprint is not that of '{base.name}', {base.fingerprint}")

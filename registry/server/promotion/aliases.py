@@ -1,4 +1,4 @@
-"""Aliases: promote and roll back. The only place that changes where an alias points.
+"""Aliases: promote, roll back, show the history. The only place that changes where an alias points.
 
 - A move is one transaction: the pointer (compare-and-swap on its generation), its history row, its event.
 - `main` moves only when a push creates a version. Every other move passes the gate of its alias; going back to a
@@ -9,24 +9,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, and_, exists, update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.aliases import AliasList, AliasView
+from registry.api.aliases import AliasList, AliasMove, AliasView, History
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
 from registry.events import EventType
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit, failpoints
-from registry.server.actors import Actor
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models import AliasMoveRow, AliasRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasMoveRow, AliasRow, VersionRow
 from registry.server.promotion import gates
 
 ROLLBACK = "rollback"
@@ -38,16 +39,9 @@ TIME_STEP = timedelta(microseconds=1)
 
 
 def move(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    alias: str,
-    version: VersionRow,
-    *,
-    expected_generation: int | None,
-    reason: str = "",
-    break_glass: bool = False,
-) -> AliasView:
+    session: Session, actor: Actor, name: AdapterName, alias: str, version: VersionRow, *,
+    expected_generation: int | None, reason: str = "", break_glass: bool = False,
+) -> AliasView:  # fmt: skip
     """Point `alias` at `version` if its gate is open and it is still at `expected_generation` (0: it must be new).
 
     None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as reasons;
@@ -83,15 +77,9 @@ def move_newest(session: Session, actor: Actor, name: AdapterName, version: Vers
 
 
 def rollback(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    alias: str,
-    *,
-    to: Selector | None = None,
-    expected_generation: int | None = None,
-    reason: str = "",
-) -> AliasView:
+    session: Session, actor: Actor, name: AdapterName, alias: str, *,
+    to: Selector | None = None, expected_generation: int | None = None, reason: str = "",
+) -> AliasView:  # fmt: skip
     """Point `alias` at what it held before, or at `to`. A version that it never held passes the gate as in `move`."""
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
@@ -121,6 +109,57 @@ def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList
 def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasView:
     """One alias of an adapter."""
     return _view(session, _find_row(session, actor, name, alias))
+
+
+# ------------------------------------------------------------------ history
+def list_history(
+    session: Session, actor: Actor, name: AdapterName, *,
+    alias: str = "", at: datetime | None = None, cursor: str = "", limit: int,
+) -> History:  # fmt: skip
+    """The moves of one alias or of all, newest first. With `at`, the one move per alias that was in effect then."""
+    if not actor.sees(name):
+        raise unknown_adapter(name)
+    before, after = aliased(VersionRow), aliased(VersionRow)
+    statement = (
+        select(AliasMoveRow, before.number, after.number, after.digest)
+        .outerjoin(before, col(before.id) == col(AliasMoveRow.from_version_id))
+        .outerjoin(after, col(after.id) == col(AliasMoveRow.to_version_id))
+        .join(AdapterRow, col(AdapterRow.id) == col(AliasMoveRow.adapter_id))
+        .where(versions.named(name))
+    )
+    if alias:
+        statement = statement.where(col(AliasMoveRow.alias) == alias)
+    if at is not None:
+        statement = statement.where(*_in_effect_at(at))
+    offset = versions.parse_cursor(cursor)  # there are few moves, so an offset is good enough
+    newest_first = (col(AliasMoveRow.at).desc(), col(AliasMoveRow.alias), col(AliasMoveRow.generation).desc())
+    rows = session.exec(statement.order_by(*newest_first).offset(offset).limit(limit + 1)).all()
+    if not rows:
+        versions.find_adapter(session, actor, name)  # raises if there is no such adapter
+    moves = [
+        db.to_answer(move, AliasMove, from_number=before, number=number, digest=digest)
+        for move, before, number, digest in rows[:limit]
+    ]
+    return History(name=str(name), moves=moves, next_cursor=str(offset + limit) if len(rows) > limit else "")
+
+
+def _in_effect_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+    if at.tzinfo is None:
+        raise Invalid("REQUEST_INVALID", "at: a time needs its zone, as in 2026-05-03T14:05:00+00:00")
+    try:
+        at = at.astimezone(UTC)
+    except OverflowError as e:
+        raise Invalid("REQUEST_INVALID", "at: a time in UTC has a year from 1 to 9999") from e
+    later = aliased(AliasMoveRow)
+    superseded = exists().where(
+        and_(
+            col(later.adapter_id) == col(AliasMoveRow.adapter_id),
+            col(later.alias) == col(AliasMoveRow.alias),
+            col(later.generation) > col(AliasMoveRow.generation),
+            col(later.at) <= at,
+        )
+    )
+    return (col(AliasMoveRow.at) <= at, ~superseded)
 
 
 # ------------------------------------------------------------------ the pointer

@@ -1,31 +1,37 @@
-"""Attestations of versions: list them, and store signatures that users add. `attester` makes the registry's own.
+"""Attestations of versions: list them, store signatures that users add, and make the registry's own (`Attester`).
 
-A signature is verified against the version's own manifest before it is stored. The row that refers to the blob is
-written before the bytes; it is shown once its blob is live.
+- A signature is verified against the version's own manifest before it is stored. The row that refers to its blob is
+  written before the bytes; it is shown once its blob is live.
+- The registry attests pushes and verdicts. A statement is made from one event after that event is durable, and the same
+  event always makes the same bytes, so attesting may be repeated after a crash.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, exists
+from sqlalchemy import ColumnElement, Engine, exists
 from sqlmodel import Session, col, select
 
-from registry.api.audit import AttestationList, AttestationView, SignRequest
+from registry import attestations as envelopes
+from registry.api.audit import AttestationList, AttestationView, SignRequest, moment
 from registry.attestations import models
 from registry.attestations.certificates import Trust
-from registry.attestations.keys import PublicKey
+from registry.attestations.keys import PrivateKey, PublicKey
 from registry.digest import Digest
-from registry.errors import Invalid
-from registry.events import EventType
+from registry.errors import Invalid, NotFound
+from registry.evaluation.verdicts import Outcome
+from registry.events import FORMER_TYPES, EventType
 from registry.manifest import Manifest
-from registry.names import AdapterName, Selector
+from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit, failpoints
-from registry.server.actors import Actor
+from registry.server.actors import TRUSTED, Actor
+from registry.server.audit.keys import Keys
 from registry.server.catalog import availability, versions
-from registry.server.database import db
+from registry.server.database import db, locks
 from registry.server.database.models import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
@@ -33,6 +39,10 @@ from registry.server.storage.references import BlobState
 
 SIGNATURE, UNVERIFIED = "signature", "unverified"
 SHOWN_LIMIT = 200
+ATTESTED_ACTIONS = (EventType.VERSION_PUSH, EventType.VERDICT_ADD)
+PUSH_KIND, VERDICT_KIND = "push", "verdict"
+EVENTS_PER_BATCH = 32
+_RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILED"}
 
 
 # ------------------------------------------------------------------ read
@@ -77,15 +87,9 @@ def _view(row: AttestationRow, store: BlobStore) -> AttestationView:
 
 # ------------------------------------------------------------------ write
 def add_signature(
-    session: Session,
-    actor: Actor,
-    name: AdapterName,
-    selector: Selector,
-    request: SignRequest,
-    store: BlobStore,
-    *,
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, request: SignRequest, store: BlobStore, *,
     trusted_roots: str = "",
-) -> tuple[AttestationView, bool]:
+) -> tuple[AttestationView, bool]:  # fmt: skip
     """Store a signature of a version; also says whether it is new. `Invalid` (SIGNATURE_INVALID) unless it verifies.
 
     A certificate that leads to no root in `trusted_roots` (a file or a folder) makes the signature `unverified`.
@@ -148,3 +152,132 @@ def attestation_row(
         version_id=version.id or 0, kind=kind, identity=identity, digest=digest, size_bytes=size_bytes,
         made_at=db.now(), made_by=made_by, **columns,
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the registry's own
+class Attester:
+    """Signs what the log says about versions, from where the last run stopped. One for an application."""
+
+    def __init__(self, engine: Engine, store: BlobStore, keys: Callable[[], Keys]) -> None:
+        self._engine, self._store, self._keys = engine, store, keys
+        self._position = -1
+        """Events up to here are attested; -1 until that was read from the database."""
+
+    def attest_until(self, position: int) -> None:
+        """Attest the events up to this position. `Unavailable` (TRY_LATER) while another process does."""
+        if self._position < 0:
+            with db.session(self._engine, write=False) as session:
+                self._position = attested_until(session)
+        if self._position < position:
+            with locks.acquire(self._engine, "attest") as lock:
+                while self._position < position:
+                    self._position = self._attest_batch(position, lock)
+
+    def _attest_batch(self, until: int, lock: locks.AdvisoryLock) -> int:
+        with db.session(self._engine, write=False) as session:
+            pending = (
+                col(EventRow.position).between(self._position + 1, until),
+                col(EventRow.action).in_(ATTESTED_ACTIONS),
+            )
+            ordered = select(EventRow).where(*pending).order_by(col(EventRow.position))
+            events = session.exec(ordered.limit(EVENTS_PER_BATCH)).all()
+        self._attest(events, lock)
+        return (events[-1].position or until) if len(events) == EVENTS_PER_BATCH else until
+
+    def _attest(self, events: Sequence[EventRow], lock: locks.AdvisoryLock) -> None:
+        """Write the rows that refer to the envelopes, then the bytes, then mark them live: two transactions for all."""
+        with db.session(self._engine) as session:
+            sealed = _seal(session, self._keys(), events)
+            sizes = {digest: len(data) for digest, data in sealed.items()}
+            states = references.reserve(session, sizes)
+        missing = {digest: data for digest, data in sealed.items() if states[digest] is not BlobState.LIVE}
+        failpoints.reach("attestation.held")
+        for digest, data in missing.items():
+            lock.check()
+            self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
+        with db.session(self._engine) as session:
+            references.mark_live(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
+
+
+def attested_until(session: Session) -> int:
+    """The position up to which every event has an attestation whose bytes are stored."""
+    positions = select(AttestationRow.position).where(col(AttestationRow.position).is_not(None))
+    incomplete = positions.join(BlobRow, col(BlobRow.digest) == col(AttestationRow.digest)).where(
+        col(BlobRow.state).in_([BlobState.PENDING, BlobState.CORRUPT])
+    )
+    newest = session.exec(positions.order_by(col(AttestationRow.position).desc()).limit(1)).first()
+    first = session.exec(incomplete.order_by(col(AttestationRow.position)).limit(1)).first()
+    return first - 1 if first is not None else newest or 0
+
+
+def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Digest, bytes]:
+    """The envelope of each event whose version still exists. Adds the attestation's row where there is none."""
+    key = PrivateKey.of_seed(keys.signer.seed)
+    positions = [event.position for event in events]
+    rows = session.exec(select(AttestationRow).where(col(AttestationRow.position).in_(positions)))
+    existing = {row.position: row.digest for row in rows}
+    sealed: dict[Digest, bytes] = {}
+    for event in events:
+        version = _version_of(session, event)
+        if version is None:  # deleted
+            continue
+        kind, payload = _statement(keys.signer.name, event, version)
+        data = envelopes.sign_statement(payload, key)
+        digest = Digest.of(data)
+        if existing.get(event.position, digest) != digest:  # attested with an older key
+            continue
+        sealed[digest] = data
+        if event.position not in existing:
+            row = attestation_row(version, kind, key.public.identity, digest, len(data), made_by=keys.signer.name)
+            session.add(row.sqlmodel_update({"position": event.position, "public_key": key.public.pem}))
+    return sealed
+
+
+def _version_of(session: Session, event: EventRow) -> VersionRow | None:
+    """The version that an event is about, also after its adapter was renamed; None once it was deleted."""
+    ref = Ref.parse(event.object)
+    name: AdapterName | None = ref.name
+    while name is not None:
+        try:
+            version = versions.find(session, TRUSTED, name, ref.selector, include_withdrawn=True)
+        except NotFound:
+            name = _next_name(session, name)
+        else:
+            return version if event.detail.get("digest") in (None, version.digest) else None
+    return None
+
+
+def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
+    """The name that an adapter of this name was given by a rename."""
+    former = [action for action, event_type in FORMER_TYPES.items() if event_type is EventType.ADAPTER_RENAME]
+    renames = [EventType.ADAPTER_RENAME, *former]
+    moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action).in_(renames))
+    event = session.exec(moved).first()
+    return AdapterName.parse(event.detail["to"]) if event is not None else None
+
+
+def _statement(origin: str, event: EventRow, version: VersionRow) -> tuple[str, bytes]:
+    """The kind and the statement of an event: who pushed which bytes and when, or what a check found in them."""
+    manifest = Manifest.parse(version.manifest.encode())
+    predicate: dict[str, Any] = {
+        "actor": event.actor,
+        "at": moment(event.at),
+        "log": {"origin": origin, "seq": event.position},
+        "requestId": event.request_id,
+        "token": event.token_id,
+    }
+    subjects = {event.object: Digest(version.digest).hex}
+    if event.action == EventType.VERSION_PUSH:
+        subjects |= {file.path: file.digest.hex for file in manifest.files}
+        base = {"name": manifest.base.name, "fingerprint": manifest.base.fingerprint}
+        compat = str(event.detail.get("compat", event.detail.get("fits", "")))  # `fits` before schema 0015
+        predicate |= {"version": event.object, "base": base, "compat": compat}
+        if manifest.provenance is not None:
+            predicate["declared"] = manifest.provenance.model_dump(mode="json")
+        return PUSH_KIND, envelopes.statement(envelopes.PUSH, subjects, predicate)
+    outcome, report = str(event.detail.get("outcome", "")), str(event.detail.get("report") or "")
+    settings = [{"name": "report", "digest": {"sha256": report[7:]}}] if report else []
+    result = _RESULTS.get(Outcome(outcome), "FAILED") if outcome in set(Outcome) else "FAILED"
+    check = str(event.detail.get("check", ""))
+    predicate |= {"result": result, "outcome": outcome, "check": check, "configuration": settings}
+    return VERDICT_KIND, envelopes.statement(envelopes.VERDICT, subjects, predicate)

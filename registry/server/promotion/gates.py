@@ -132,8 +132,7 @@ def _find_namespace_gate(session: Session, namespace: str, alias: str) -> GateVi
 
 
 def _view(row: _Row, where: str) -> GateView:
-    gate = Gate.model_validate(row.gate)
-    return GateView(alias=row.alias, gate=gate, set_on=where, set_at=row.set_at, set_by=row.set_by)
+    return db.to_answer(row, GateView, set_on=where)
 
 
 # ------------------------------------------------------------------ evidence

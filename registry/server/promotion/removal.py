@@ -23,11 +23,11 @@ from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.access import epoch, namespaces, publishers, quotas, reserved_names
+from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup, versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, ApprovalRow, JobRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, ApprovalRow, JobRow, PublisherRow, PushRow, VersionRow
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 
@@ -104,7 +104,7 @@ def record_tombstones(engine: Engine, blobs: BlobStore) -> None:
 
 def _end_name(session: Session, name: AdapterName) -> None:
     reserved_names.add_tombstone(session, name.namespace, name.name)
-    publishers.remove_all(session, name)
+    session.connection().execute(delete_rows(PublisherRow).filter_by(namespace=name.namespace, name=name.name))
     pushes = update(PushRow).filter_by(namespace=name.namespace, name=name.name)
     session.connection().execute(pushes.values(expires_at=db.now()))
     epoch.advance(session)

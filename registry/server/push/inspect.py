@@ -97,14 +97,9 @@ def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
 
 
 def inspect_files(
-    blobs: BlobStore,
-    keys: dict[Digest, str],
-    manifest: Manifest,
-    spec: BaseSpec,
-    relatives: Sequence[Similarity] = (),
-    *,
-    measure_small: bool = True,
-) -> Inspection:
+    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec,
+    relatives: Sequence[Similarity] = (), *, measure_small: bool = True,
+) -> Inspection:  # fmt: skip
     """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
     `measure_small`: measure the weights, too, if they are small.

@@ -62,7 +62,11 @@ def plan_push(
     else:
         quotas.check_before_upload(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
-        blob_rows = [_blob_row(row, digest, size, readable) for digest, size in sizes.items()]
+        keys = {digest: "" if digest in readable else staging_key_of(row.id, digest) for digest in sizes}
+        blob_rows = [
+            PushBlobRow(push_id=row.id, digest=digest, size_bytes=size, staging_key=keys[digest])
+            for digest, size in sizes.items()
+        ]
         missing = [blob for blob in blob_rows if blob.staging_key]
         failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
@@ -173,11 +177,6 @@ def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: S
         message=request.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
         expires_at=created_at + timedelta(seconds=settings.push_hold_seconds),
     )  # fmt: skip
-
-
-def _blob_row(row: PushRow, digest: Digest, size_bytes: int, readable: set[str]) -> PushBlobRow:
-    staging_key = "" if digest in readable else staging_key_of(row.id, digest)
-    return PushBlobRow(push_id=row.id, digest=digest, size_bytes=size_bytes, staging_key=staging_key)
 
 
 def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:

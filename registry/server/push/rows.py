@@ -23,7 +23,7 @@ from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
-from registry.manifest import TAG_VALUE_LIMIT, Edge, Manifest
+from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import quotas, reserved_names
@@ -159,9 +159,10 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
     """The rows of a version's files, parents, inputs and tags, from its manifest and its facts."""
     version_id = row.id or 0
     files = [VersionFileRow(version_id=version_id, **file.model_dump()) for file in manifest.files]
+    parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
     edges = [
-        EdgeRow(child_id=version_id, parent_digest=e.digest, relation=e.relation, parent_name=e.name)
-        for e in _distinct_parents(manifest)
+        EdgeRow(child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name)
+        for edge in parents.values()
     ]
     inputs = [
         VersionInputRow(version_id=version_id, place=position, **entry._asdict())
@@ -187,11 +188,6 @@ def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
         yield f"{FACT}target:{target}", ""
     if format_name := row.facts.get("format"):
         yield f"{FACT}format:{format_name}", ""
-
-
-def _distinct_parents(manifest: Manifest) -> Iterable[Edge]:
-    """Each (relation, parent) once: a manifest may name the same parent by two of its names."""
-    return {(edge.relation, edge.digest): edge for edge in manifest.parents}.values()
 
 
 # ------------------------------------------------------------------ verdicts and alias

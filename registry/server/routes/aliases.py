@@ -30,7 +30,7 @@ from registry.api.catalog import VersionView
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
-from registry.server.catalog import history, versions
+from registry.server.catalog import versions
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     ADAPTER,
@@ -132,7 +132,7 @@ def show_history(
     limit: LimitDep = PAGE,
 ) -> History:
     """List the moves of the aliases of an adapter, newest first."""
-    return history.list_moves(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
+    return aliases.list_history(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 def _tagged(view: AliasView, response: Response) -> AliasView:
