@@ -81,7 +81,7 @@ def identify_base(name: str, folder: str) -> None:
 def _identity(folder: str) -> Identity:
     if not weights_identity.is_possible():
         raise main.MissingExtra(
-            f"reading weights needs the extra 'worker' ({weights_identity.PACKAGE} is not installed): "
+            "reading weights needs the extra 'worker' (torch is not installed): "
             "pip install 'adapter-registry[worker]'; or leave it to a worker, which does it when it first uses the base"
         )
     with ProgressLine(f"reading {folder}") as progress:

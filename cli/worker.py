@@ -83,7 +83,7 @@ def _run_on_cluster(
     device: str, actors: int, gpus: float | None,
 ) -> RunSummary:  # fmt: skip
     cluster = main.load("registry.worker.cluster", "Cluster", extra="cluster", user="adapter worker --ray")
-    plan = main.load("registry.worker.cluster", "Plan", extra="cluster", user="adapter worker --ray")
+    plan = main.load("registry.worker.cluster", "ClusterPlan", extra="cluster", user="adapter worker --ray")
     used = session.target()
     if used.embedded:
         raise click.UsageError("--ray needs a registry that the nodes can reach: run `adapter login URL` first")

@@ -121,7 +121,8 @@ def stored_before_0015(connection: Connection) -> None:
     message = 'it says "code": "fit.shape" and "check": "fits"'
     findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": ""}
                 for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules",
-                             "fit.base_quantised_variant", "format.unknown_scheme")]  # fmt: skip
+                             "fit.base_quantised_variant", "format.unknown_scheme",
+                             "acts.picture_unchanged")]  # fmt: skip
     for number, check in enumerate(("fits", "values", "loads", "acts"), 1):
         insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
                outcome="fail", findings=findings if check == "fits" else [], summary=message, made_by={}, made_at=now,
@@ -177,7 +178,7 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
         codes = [finding["code"] for finding in verdicts[0].findings]
         assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules",
-                         "compat.base_quantized_variant", "format.unknown"]  # fmt: skip
+                         "compat.base_quantized_variant", "format.unknown", "smoke.image_unchanged"]  # fmt: skip
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
         assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
         slots = session.exec(select(models.FleetSlotRow)).all()

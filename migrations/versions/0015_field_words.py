@@ -28,6 +28,8 @@ CODES = {
     "compat.base_quantised": "compat.base_quantized",
     "compat.base_quantised_variant": "compat.base_quantized_variant",
     "format.unknown_scheme": "format.unknown",
+    "smoke.picture_not_finite": "smoke.image_not_finite",
+    "smoke.picture_unchanged": "smoke.image_unchanged",
 }
 """Codes within a family, after the family has its name of today."""
 KEYS = {"scheme": "format", "quantisation": "quantization", "dequantise": "dequantize"}

@@ -57,12 +57,14 @@ class Report(FrozenModel):
 
 
 _OLD_FIELDS = {"place": "location", "sentence": "message", "fits": "compat", "fingerprint": "reference_logprobs"}
+_OLD_CODES = {"acts.picture_not_finite": "smoke.image_not_finite", "acts.picture_unchanged": "smoke.image_unchanged"}
 _OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
 
 
 def _convert_finding(finding: Any) -> Any:
     if not isinstance(finding, dict):
         return finding
-    family, dot, rest = str(finding.get("code", "")).partition(".")
+    code = str(finding.get("code", ""))
+    family, dot, rest = code.partition(".")
     renamed = {_OLD_FIELDS.get(key, key): value for key, value in finding.items()}
-    return renamed | {"code": _OLD_FAMILIES.get(family, family) + dot + rest}
+    return renamed | {"code": _OLD_CODES.get(code) or _OLD_FAMILIES.get(family, family) + dot + rest}

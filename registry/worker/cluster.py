@@ -1,13 +1,9 @@
-"""`adapter worker --ray`: warm workers on the nodes of a Ray cluster, for each base as many as asked for.
+"""`adapter worker --ray`: workers on the nodes of a Ray cluster, a number for each base.
 
     this process ──▶ Ray ──▶ actor: Worker for one base ──HTTP──▶ registry
 
-Invariants
-- Ray places, restarts and spreads; which job is whose is the registry's to say, by leases. So a killed actor or node
-  loses no job: its lease runs out, and another actor, or the same one restarted elsewhere, takes the job again.
-- An actor runs the same `Worker` as one machine does, with a token and one base; it holds one base load.
-- A base's folder must be readable under the same path on the nodes, or by the mapping that was given.
-- The token travels to the actors through the cluster: give it the scopes `work` and `pull`, and nothing more.
+Ray places and restarts actors; leases of the registry assign jobs, so a killed actor or node loses no job. A base's
+folder must have the same path on all nodes. The token is sent to the actors: give it only the scopes `work` and `pull`.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import ray
@@ -29,13 +24,13 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 
-ASK_EVERY_SECONDS = 1.0
-LOST = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)
+POLL_SECONDS = 1.0
+LOST_ACTOR_ERRORS = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """What is to run: bases by name (with a folder, or None for "where the registry says") and how many actors each."""
+    """Bases by name (with a folder, or None for the registered source), and the number of actors for each."""
 
     url: str
     token: str
@@ -48,7 +43,7 @@ class ClusterPlan:
 
 
 class ClusterActor:
-    """What an actor runs: one worker for one base. Ray restarts it elsewhere when its process or node dies."""
+    """An actor: one worker for one base. Ray restarts it elsewhere when its process or node dies."""
 
     def __init__(self, plan: ClusterPlan, base: str) -> None:
         self._plan, self._base = plan, base
@@ -56,7 +51,7 @@ class ClusterActor:
         self._lines: list[str] = []
 
     def run(self, *, once: bool) -> RunSummary:
-        """Work until `stop`, or with `once` until no job of the base is left."""
+        """Work until `stop`; with `once`, until no job of the base is left."""
         plan = self._plan
         name = f"ray:{ray.get_runtime_context().get_node_id()[:8]}:{os.getpid()}"
         sources = Sources({self._base: plan.bases[self._base]})
@@ -70,11 +65,12 @@ class ClusterActor:
             return worker.run(once=once)
 
     def stop(self) -> None:
+        """Stop after the running job."""
         if self._worker is not None:
             self._worker.stop()
 
     def lines(self) -> list[str]:
-        """What was said since the last call."""
+        """The lines since the last call."""
         lines, self._lines[:] = list(self._lines), []
         return lines
 
@@ -84,13 +80,13 @@ class ClusterActor:
 
 
 class Cluster:
-    """The actors of one plan. `say` gets one line for each thing that happens on any of them."""
+    """The actors of one plan. `say` gets one line for each event on any of them."""
 
     def __init__(self, address: str, plan: ClusterPlan, *, say: Callable[[str], None]) -> None:
         self._say = say
         self._stopping = threading.Event()
-        self._mine = not ray.is_initialized()
-        if self._mine:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="adapter-registry")
         actor = ray.remote(ClusterActor).options(
             num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=4,
@@ -101,42 +97,39 @@ class Cluster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         for actor in self.actors:
             ray.kill(actor)
-        if self._mine:
+        if self._started_ray:
             ray.shutdown()
 
     def stop(self) -> None:
-        """End after the running jobs. May be called from a signal handler."""
+        """Stop after the running jobs. May be called from a signal handler."""
         self._stopping.set()
 
     def run(self, *, once: bool = False) -> RunSummary:
-        """Until every actor has ended: with `once` when no job is left, else after `stop`. The sum of their tallies."""
-        waiting = {actor.run.remote(once=once): actor for actor in self.actors}
-        tally, reported = RunSummary(), False
-        while waiting:
-            if self._stopping.is_set() and not reported:
-                reported = True
-                for actor in waiting.values():
+        """Run until every actor has ended, after `stop` or, with `once`, when no job is left. Sum up their results."""
+        running = {actor.run.remote(once=once): actor for actor in self.actors}
+        total, stopped = RunSummary(), False
+        while running:
+            if self._stopping.is_set() and not stopped:
+                stopped = True
+                for actor in running.values():
                     actor.stop.remote()
-            ended, _ = ray.wait(list(waiting), timeout=ASK_EVERY_SECONDS)
-            self._tell(list(waiting.values()))
+            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            self._forward_lines(list(running.values()))
             for reference in ended:
-                del waiting[reference]
-                _add(tally, ray.get(reference))
-        return tally
+                del running[reference]
+                summary = ray.get(reference)
+                total.done += summary.done
+                total.failed += summary.failed
+                total.base_loads += summary.base_loads
+        return total
 
-    def _tell(self, actors: list[Any]) -> None:
+    def _forward_lines(self, actors: list[Any]) -> None:
         for actor in actors:
             try:
-                for line in ray.get(actor.lines.remote(), timeout=ASK_EVERY_SECONDS):
+                for line in ray.get(actor.lines.remote(), timeout=POLL_SECONDS):
                     self._say(line)
-            except (*LOST, ray.exceptions.GetTimeoutError):  # it is being restarted, or starts
+            except (*LOST_ACTOR_ERRORS, ray.exceptions.GetTimeoutError):  # it is being restarted, or starts
                 continue
-
-
-def _add(tally: RunSummary, other: RunSummary) -> None:
-    tally.done += other.done
-    tally.failed += other.failed
-    tally.base_loads += other.base_loads

@@ -1,9 +1,4 @@
-"""`Task` and `Done`: what a claimed job's runner gets, and what it leaves; `Failed` when an attempt cannot answer.
-
-Invariants
-- A runner changes nothing in the registry: what it leaves, it answers; the loop sends it with the lease's token.
-- What it writes lies in a folder of this job alone, which is gone afterwards.
-"""
+"""`Task` and `Done`: input and outcome of a claimed job's runner; `Failed` when an attempt has no outcome."""
 
 from __future__ import annotations
 
@@ -19,14 +14,14 @@ from registry.errors import Corrupt
 from registry.evaluation.reports import Report
 from registry.jobs import Job
 from registry.names import AdapterName, Ref
-from registry.worker.lease import Held
+from registry.worker.lease import HeldLease
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 
 
 class Failed(Exception):
-    """This attempt could not answer. `final`: no other attempt would either."""
+    """This attempt has no outcome. `final`: no other attempt would have one either."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
@@ -35,11 +30,11 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One claimed job with everything that its runner may use. `source` is the job's base, where it lies here."""
+    """One claimed job with everything that its runner may use. `source`: the job's base on this machine."""
 
     registry: Registry
     claimed: Claimed
-    lease: Held
+    lease: HeldLease
     pool: Pool
     limits: ProcessLimits
     source: BaseSource | None = None
@@ -61,7 +56,7 @@ class Task:
         return self.claimed.base
 
     def ready_source(self) -> BaseSource:
-        """The job's base on this machine, still the one that is registered."""
+        """The job's base on this machine, still as registered."""
         if self.source is None:
             raise Failed(f"the base {self.base.name} is not on this machine")
         if self.base.fingerprint != self.source.fingerprint:
@@ -69,7 +64,7 @@ class Task:
         return self.source
 
     def pull(self, folder: Path, subject: Resolved | None = None) -> Path:
-        """The version's files in `folder`, each byte verified against its manifest."""
+        """Pull the version into `folder`, each byte verified against its manifest."""
         subject = subject or self.subject
         try:
             pulling.pull(self.registry, Ref(AdapterName.parse(subject.name), subject.digest), folder, cache=None)
@@ -80,7 +75,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a job leaves: one line for the worker's log, a report for a validation, a small result for any kind."""
+    """A job's outcome: one line for the worker's log, a report of a smoke test, a small result of any kind."""
 
     message: str
     report: Report | None = None

@@ -1,9 +1,8 @@
 """One smoke test job: pull the adapter, check its header again, test it on its base, write the report.
 
-- A check that cannot run raises `Failed`: a failed job, never a failing verdict.
-- An adapter whose header is incompatible is never loaded: its report says so.
-- If the header is not enough (unusual methods, packed bases), PEFT itself is asked for names and shapes on the meta
-  device; the report then also has a `compat` verdict.
+A check that cannot run raises `Failed`: a failed job, never a failing verdict. An adapter whose header is incompatible
+is never loaded. If the header is not enough (unusual methods, packed bases), PEFT compares names and shapes on the meta
+device, and the report also has a `compat` verdict.
 """
 
 from __future__ import annotations
@@ -27,10 +26,17 @@ from registry.worker.task import Done, Failed, Task
 
 UNDECIDED = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
 """Findings that headers alone cannot decide."""
+_PROCESS_MEASUREMENTS = {
+    "base_load_seconds": "load_seconds",
+    "base_parameters": "parameters",
+    "base_loads": "base_loads",
+    "adapters_tried": "adapters_tried",
+}
+"""Measurement → the field of the model process."""
 
 
 def validate(task: Task) -> Done:
-    """The report of the check *smoke* on the claimed version."""
+    """Run the smoke test of the claimed version."""
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
@@ -42,7 +48,7 @@ def validate(task: Task) -> Done:
         open_questions = [finding for finding in findings if finding.code in UNDECIDED]
         lease.say(f"testing the adapter on {base.name}")
         try:
-            with task.pool.listening(lease.tell):
+            with task.pool.listening(lease.set_progress):
                 answer = task.pool.try_adapter(source, folder, task.limits, structure=bool(open_questions))
         except Gone as e:
             raise Failed(str(e)) from e
@@ -61,7 +67,7 @@ def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
-    """Check the header again here: only names on the allow-list reach the model."""
+    """Check the header again: only names on the allow-list reach the model."""
     try:
         contents = read_folder(folder).found
     except (Invalid, TooLarge) as e:
@@ -70,44 +76,31 @@ def _fit(folder: Path, base: BaseView) -> list[Finding]:
 
 
 def _not_tried(findings: list[Finding]) -> Finding:
-    """The finding that the smoke test did not run, beside the findings that say why."""
-    worst = [finding for finding in findings if finding.severity == "error"]
-    message = f"not loaded, because its header is incompatible: {summarize(worst[:1])}"
+    """The finding that the adapter was not loaded, beside the findings that say why."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    message = f"not loaded, because its header is incompatible: {summarize(errors[:1])}"
     return Finding.of("error", "smoke.does_not_fit", WEIGHTS, message)
 
 
 def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], process: dict[str, Any]) -> Report:
     measurements = result.get("measurements", {})
-    about_base = {
-        "base_load_seconds": process.get("load_seconds"),
-        "base_parameters": process.get("parameters"),
-        "base_loads": process.get("base_loads"),
-        "adapters_tried": process.get("adapters_tried"),
-    }
+    of_process = {name: process.get(field) for name, field in _PROCESS_MEASUREMENTS.items()}
     return Report(
-        check=Check.SMOKE,
-        subject=task.subject.digest,
-        base=task.base.name,
-        base_fingerprint=str(task.base.fingerprint),
-        findings=tuple(findings),
-        measurements=measurements | {name: value for name, value in about_base.items() if value is not None},
-        made_by=dict(process.get("versions", {})),
-        reference_logprobs=result.get("reference_logprobs"),
-        images=result.get("images", {}),
-        thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
-    )
+        check=Check.SMOKE, subject=task.subject.digest, base=task.base.name,
+        base_fingerprint=str(task.base.fingerprint), findings=tuple(findings),
+        measurements=measurements | {name: value for name, value in of_process.items() if value is not None},
+        made_by=dict(process.get("versions", {})), reference_logprobs=result.get("reference_logprobs"),
+        images=result.get("images", {}), thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
+    )  # fmt: skip
 
 
 def _done(report: Report) -> Done:
-    outcome = add_up(report.findings)
-    measurements = report.measurements
-    if measurements.get("mean_pixel_delta") is not None and outcome != "fail":
-        return Done(
-            f"smoke: {outcome} (the picture changes by {measurements['mean_pixel_delta']:.3g} of its range)", report
-        )
-    if measurements.get("kl_nats") is not None and outcome != "fail":
-        moved = (
-            f"logits move by up to {measurements['max_logit_delta']:.3g}, KL {measurements['kl_nats']:.3g} nats a token"
-        )
-        return Done(f"smoke: {outcome} ({moved})", report)
-    return Done(f"smoke: {outcome}" + (f": {summary}" if (summary := summarize(report.findings)) else ""), report)
+    outcome, numbers = add_up(report.findings), report.measurements
+    if outcome != "fail" and numbers.get("mean_pixel_delta") is not None:
+        details = f" (the image changes by {numbers['mean_pixel_delta']:.3g} of its range)"
+    elif outcome != "fail" and numbers.get("kl_nats") is not None:
+        kl = f"KL {numbers['kl_nats']:.3g} nats a token"
+        details = f" (logits move by up to {numbers['max_logit_delta']:.3g}, {kl})"
+    else:
+        details = f": {summary}" if (summary := summarize(report.findings)) else ""
+    return Done(f"smoke: {outcome}{details}", report)

@@ -20,7 +20,7 @@ from registry.jobs import State
 from registry.worker.model_process.client import ProcessLimits
 from tests import processes
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 from tests.world import World
 
 pytestmark = [
@@ -48,7 +48,7 @@ def served(world: World) -> Iterator[str]:
 
 @pytest.fixture
 def nodes() -> Iterator[Any]:
-    """A head without room for work, and two nodes with room for one worker each."""
+    """A head without CPUs, and two nodes with one CPU each."""
     from ray.cluster_utils import Cluster
 
     cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0}))
@@ -80,14 +80,14 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
 
     monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 5)
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
-    workshop = Workshop(world, base_folder)
+    setup = WorkerSetup(world, base_folder)
     other = models.base(tmp_path / "other", hidden=128)
-    workshop.add_base("other", other)
+    setup.add_base("other", other)
     names = [f"acme/{base}-{i}" for base in ("tiny", "other") for i in range(4)]
     for i, name in enumerate(names):
         base = "other" if "other" in name else "tiny"
         folder = other if base == "other" else base_folder
-        workshop.push(models.adapter(folder, tmp_path / str(i), seed=i), name, base=base)
+        setup.push(models.adapter(folder, tmp_path / str(i), seed=i), name, base=base)
     _, secret = world.issue("work", "pull", name="cluster")
     plan = ClusterPlan(
         served, secret, {"tiny": None, "other": None}, limits=ProcessLimits(deadline_seconds=120, threads=1)
@@ -106,7 +106,7 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         cluster.stop()
         working.join(PATIENCE_SECONDS)
     assert not world.admin.jobs(state=State.FAILED).items
-    verdicts = [workshop.smoke(name) for name in names]
+    verdicts = [setup.smoke(name) for name in names]
     assert {v.outcome for v in verdicts if v is not None} == {Outcome.PASS}
     assert len(verdicts) == len(names)
 

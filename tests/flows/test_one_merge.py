@@ -28,7 +28,7 @@ from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 from tests.world import World
 
 
@@ -49,21 +49,21 @@ def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture
-def workshop(world: World, base_folder: Path, adapters: dict[str, Path]) -> Iterator[Workshop]:
-    workshop = Workshop(world, base_folder)
+def setup(world: World, base_folder: Path, adapters: dict[str, Path]) -> Iterator[WorkerSetup]:
+    setup = WorkerSetup(world, base_folder)
     for name, folder in adapters.items():
-        workshop.push(folder, f"acme/{name}")
-    yield workshop
+        setup.push(folder, f"acme/{name}")
+    yield setup
     for job in world.admin.jobs(state="queued").items:
         world.admin.cancel(job.id)
 
 
-def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, pool: Pool, tmp_path: Path) -> None:
-    admin = workshop.world.admin
-    job = _submit(workshop, weights=(0.7, 0.3), rank=6)
+def test_a_merge_is_a_version_whose_parents_are_its_sources(setup: WorkerSetup, pool: Pool, tmp_path: Path) -> None:
+    admin = setup.world.admin
+    job = _submit(setup, weights=(0.7, 0.3), rank=6)
     assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
 
-    _work(workshop, pool)
+    _work(setup, pool)
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
@@ -82,25 +82,25 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(workshop: Workshop, 
     assert len(report["modules"]) == 4
 
     pull.pull(admin, "acme/both", tmp_path / "both", cache=None)
-    assert _error(tmp_path / "both", workshop, tmp_path) == pytest.approx(report["relative_error"], abs=1e-4)
+    assert _error(tmp_path / "both", setup, tmp_path) == pytest.approx(report["relative_error"], abs=1e-4)
 
-    again = _submit(workshop, weights=(0.7, 0.3), rank=6)
-    _work(workshop, pool)
+    again = _submit(setup, weights=(0.7, 0.3), rank=6)
+    _work(setup, pool)
     assert admin.job(again.id).result["version"] == "acme/both@1"
 
 
 def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
-    workshop: Workshop, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
+    setup: WorkerSetup, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
 ) -> None:
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
-    admin = workshop.world.admin
-    workshop.add_base("tiny-twin", base_folder)
-    job = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
-    onto = _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
+    admin = setup.world.admin
+    setup.add_base("tiny-twin", base_folder)
+    job = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+    onto = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
     half = tmp_path / "bases" / "tiny-dora" / f".{job.id}.e021e3d44212"
     half.mkdir(parents=True)  # of an attempt whose machine lost its power
 
-    _work(workshop, pool)
+    _work(setup, pool)
 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
@@ -113,7 +113,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert ("base:tiny-dora", admin.version("acme/dora").digest, "fused") in {
         (edge.child, edge.parent, edge.relation) for edge in down.edges
     }
-    stranger = workshop.world.actor("pull", namespaces=["other"])
+    stranger = setup.world.actor("pull", namespaces=["other"])
     assert [edge.name for edge in stranger.base("tiny-dora").parents] == [""]
     old, new = load_file(base_folder / "model.safetensors"), load_file(Path(view.source) / "model.safetensors")
     assert {name for name in old if not old[name].equal(new[name])} == {
@@ -123,16 +123,16 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     same = (Path(admin.base(name).source) / "model.safetensors" for name in ("tiny-dora", "twin-dora"))
     assert len({path.read_bytes() for path in same}) == 1
     with pytest.raises(Conflict):
-        _submit(workshop, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+        _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
 
 
 def test_a_merge_of_a_source_that_was_deleted_meanwhile_is_parked_with_the_reason(
-    workshop: Workshop, pool: Pool
+    setup: WorkerSetup, pool: Pool
 ) -> None:
-    job = _submit(workshop)
-    workshop.world.admin.delete_adapter("acme/other")
-    _work(workshop, pool, done=0)
-    found = workshop.world.admin.job(job.id)
+    job = _submit(setup)
+    setup.world.admin.delete_adapter("acme/other")
+    _work(setup, pool, done=0)
+    found = setup.world.admin.job(job.id)
     assert (found.state, found.attempt) == (State.FAILED, 1)
     assert "there is no adapter 'acme/other'" in found.error
 
@@ -156,71 +156,71 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_nonsense_is_refused_before_anything_is_queued(workshop: Workshop, tmp_path: Path, base_folder: Path) -> None:
-    workshop.add_base("wide", models.base(tmp_path / "base", hidden=96))
-    workshop.push(models.adapter(tmp_path / "base", tmp_path / "adapter"), "acme/elsewhere", base="wide")
+def test_nonsense_is_refused_before_anything_is_queued(setup: WorkerSetup, tmp_path: Path, base_folder: Path) -> None:
+    setup.add_base("wide", models.base(tmp_path / "base", hidden=96))
+    setup.push(models.adapter(tmp_path / "base", tmp_path / "adapter"), "acme/elsewhere", base="wide")
     for changes, code in WRONG:
         with pytest.raises(Invalid) as refused:
-            _submit(workshop, **changes)
+            _submit(setup, **changes)
         assert refused.value.code == "RECIPE_INVALID", changes
         assert code in {reason.code for reason in refused.value.reasons}, changes
-    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
+    setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
     with pytest.raises(Invalid, match="acme/nan@1 holds NaN"):
-        _submit(workshop, sources=("acme/one", "acme/nan"))
+        _submit(setup, sources=("acme/one", "acme/nan"))
     for payload in ({"operation": "combine", "weights": ["NaN", 1]}, {"operation": "melt"}, {"sources": "acme/one"}):
         with pytest.raises(Invalid):
-            workshop.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
-    assert workshop.world.admin.jobs(kind="merge").items == []
+            setup.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
+    assert setup.world.admin.jobs(kind="merge").items == []
 
 
-def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(workshop: Workshop) -> None:
-    workshop.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
-    workshop.push(fixtures.zoo() / "lora-r4", "acme/r4", base="packed")
+def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(setup: WorkerSetup) -> None:
+    setup.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
+    setup.push(fixtures.zoo() / "lora-r4", "acme/r4", base="packed")
     fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
     with pytest.raises(Invalid, match="rounded away") as refused:
-        _submit(workshop, **fuse)
+        _submit(setup, **fuse)
     assert "--dequantize" in refused.value.next_step
-    assert _submit(workshop, **fuse, dequantize=True).state is State.QUEUED
+    assert _submit(setup, **fuse, dequantize=True).state is State.QUEUED
 
 
-def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(workshop: Workshop) -> None:
+def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(setup: WorkerSetup) -> None:
     with pytest.raises(NotFound):
-        _submit(workshop, sources=("acme/one", "acme/missing"))
-    stranger = workshop.world.actor("push", "pull", namespaces=["other"])
+        _submit(setup, sources=("acme/one", "acme/missing"))
+    stranger = setup.world.actor("push", "pull", namespaces=["other"])
     with pytest.raises(NotFound):
-        _submit(workshop, by=stranger, into="other/both")
-    reader = workshop.world.actor("pull", namespaces=["acme"])
+        _submit(setup, by=stranger, into="other/both")
+    reader = setup.world.actor("pull", namespaces=["acme"])
     with pytest.raises(Denied):
-        _submit(workshop, by=reader)
+        _submit(setup, by=reader)
 
 
 # ------------------------------------------------------------------ means
-def _submit(workshop: Workshop, *, by: Any = None, **changes: Any) -> Job:
+def _submit(setup: WorkerSetup, *, by: Any = None, **changes: Any) -> Job:
     given = {"operation": Operation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
     recipe = Recipe(**given)
     kind = Kind.FUSE if recipe.operation is Operation.FUSE else Kind.MERGE
     request = JobSubmit(kind=kind, payload=recipe.model_dump(mode="json"))
-    job: Job = (by or workshop.world.admin).submit(request)
+    job: Job = (by or setup.world.admin).submit(request)
     return job
 
 
-def _work(workshop: Workshop, pool: Pool, *, done: int = 1) -> None:
+def _work(setup: WorkerSetup, pool: Pool, *, done: int = 1) -> None:
     """Let a worker do what is queued; the validations of the sources wait for somebody else."""
-    for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:
-        workshop.world.admin.cancel(job.id)
-    registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
+    for job in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.world.admin.cancel(job.id)
+    registry = setup.world.actor("work", "pull", "push", name="gpu-1")
     limits = ProcessLimits(deadline_seconds=120, threads=1)
-    worker = Worker(registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1", limits=limits)
-    assert worker.run(once=True).done >= done, workshop.lines
-    for job in workshop.world.admin.jobs(state="queued", kind="smoke-test").items:
-        workshop.world.admin.cancel(job.id)
+    worker = Worker(registry, Sources(), say=setup.lines.append, pool=pool, name="gpu-1", limits=limits)
+    assert worker.run(once=True).done >= done, setup.lines
+    for job in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.world.admin.cancel(job.id)
 
 
-def _error(made: Path, workshop: Workshop, scratch: Path) -> float:
+def _error(made: Path, setup: WorkerSetup, scratch: Path) -> float:
     """The relative error of what was pushed against 0.7 * one + 0.3 * other, with dense matrices."""
     deltas = []
     for name in ("one", "other"):
-        pull.pull(workshop.world.admin, f"acme/{name}", scratch / name, cache=None)
+        pull.pull(setup.world.admin, f"acme/{name}", scratch / name, cache=None)
         deltas.append(_deltas(scratch / name))
     lost = wanted = 0.0
     for path, found in _deltas(made).items():

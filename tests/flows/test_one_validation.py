@@ -13,7 +13,7 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 from tests.world import World
 
 NAME = "acme/support"
@@ -27,14 +27,14 @@ def loads(pool: Pool) -> int:
 
 @pytest.mark.usefixtures("loads")
 def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
-    workshop = Workshop(world, base_folder)
-    pushed = workshop.push(models.adapter(base_folder, tmp_path / "good"), NAME)
+    setup = WorkerSetup(world, base_folder)
+    pushed = setup.push(models.adapter(base_folder, tmp_path / "good"), NAME)
     assert world.admin.job(pushed.job_id).state is State.QUEUED
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert "no verdict for the check 'smoke' yet" in str(refused.value.reasons or refused.value)
 
-    assert _work(workshop, pool) == 1
+    assert _work(setup, pool) == 1
 
     job = world.admin.job(pushed.job_id)
     assert (job.state, job.worker, job.attempt) == (State.DONE, "gpu-1", 1)
@@ -47,10 +47,10 @@ def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, po
 def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
     world: World, base_folder: Path, pool: Pool, tmp_path: Path
 ) -> None:
-    workshop = Workshop(world, base_folder)
-    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), NAME)
+    setup = WorkerSetup(world, base_folder)
+    setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), NAME)
 
-    assert _work(workshop, pool) == 0
+    assert _work(setup, pool) == 0
 
     assert world.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "fail"}
     with pytest.raises(Refused) as refused:
@@ -63,10 +63,10 @@ def test_the_whole_file_loaded_its_base_once(pool: Pool, loads: int) -> None:
     assert pool.base_loads == loads
 
 
-def _work(workshop: Workshop, pool: Pool) -> int:
-    registry = workshop.world.actor("work", "pull", name="gpu-1")
+def _work(setup: WorkerSetup, pool: Pool) -> int:
+    registry = setup.world.actor("work", "pull", name="gpu-1")
     worker = Worker(
-        registry, Sources(), say=workshop.lines.append, pool=pool, name="gpu-1",
+        registry, Sources(), say=setup.lines.append, pool=pool, name="gpu-1",
         limits=ProcessLimits(deadline_seconds=120, threads=1),
     )  # fmt: skip
     return worker.run(once=True).done

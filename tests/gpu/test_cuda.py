@@ -67,7 +67,7 @@ def test_memory_that_runs_out_fails_the_attempt_and_the_next_one_is_right(base_f
 
 
 @pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed")
-def test_an_image_adapter_is_painted_with(tmp_path: Path) -> None:
+def test_an_image_adapter_is_rendered(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=CUDA) as pool:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")

@@ -23,8 +23,7 @@ from registry.merging.recipes import Method, Operation, Recipe
 from registry.worker.merge import combine as combining
 from registry.worker.merge import process
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.combine import combine
-from registry.worker.merge.extract import extract
+from registry.worker.merge.combine import combine, extract
 from registry.worker.merge.lowrank import Loss
 from registry.worker.merge.request import MergeRequest
 from tests.worker import models
@@ -120,8 +119,8 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
         made, old = Adapter.open(tmp_path / name), Adapter.open(folder)
         assert report.relative_error < 1e-5
         for module in old.lora.modules:
-            twin = next(m for m in made.lora.modules if (m.path, m.order) == (module.path, module.order))
-            for found, wanted in zip(made.factors(twin), old.factors(module), strict=True):
+            same = next(m for m in made.lora.modules if (m.path, m.order) == (module.path, module.order))
+            for found, wanted in zip(made.factors(same), old.factors(module), strict=True):
                 assert float((found.dense - 0.75 * wanted.dense).norm()) < 1e-4 * float(wanted.dense.norm())
         base = fixtures.manifest(fixtures.zoo())[name]["base"]
         spec, _ = base_spec_from(fixtures.tiny_bases() / base, base)
@@ -165,7 +164,7 @@ def test_what_was_trained_fully_is_found_again_by_extraction(tmp_path: Path) -> 
     assert all(torch.allclose(merged[name], tuned[name], atol=1e-5) for name in tuned)
 
 
-def test_extraction_says_what_a_lora_cannot_hold_and_refuses_strangers(tmp_path: Path) -> None:
+def test_extraction_names_what_a_lora_cannot_hold_and_refuses_unrelated_bases(tmp_path: Path) -> None:
     bases = fixtures.tiny_bases()
     report = extract(bases / "llama-b-other-weights", bases / "llama-a", tmp_path / "out", rank=4)
     assert "model.embed_tokens.weight" in report.notes[0]

@@ -39,7 +39,7 @@ FUSED = [
 @pytest.mark.parametrize("name", FUSED)
 def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
     folder, base = _of_zoo(name)
-    report = fuse(Adapter.open(folder), base, tmp_path / "fused", foreign=PeftMerger)
+    report = fuse(Adapter.open(folder), base, tmp_path / "fused", make_merger=PeftMerger)
     found, wanted, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
 
     assert found.keys() == wanted.keys()

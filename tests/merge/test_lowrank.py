@@ -72,7 +72,7 @@ def test_a_difference_is_measured_on_the_factors(case: tuple[Factors, Tensor]) -
     shorter, _ = lowrank.truncated(found, 1)
     loss = lowrank.difference(shorter, found)
     norm = float(dense.norm())
-    assert abs(loss.wanted**0.5 - norm) <= 1e-4 * max(1.0, norm)
+    assert abs(loss.target**0.5 - norm) <= 1e-4 * max(1.0, norm)
     assert abs(loss.lost**0.5 - float((shorter.dense - dense).norm())) <= 1e-3 * max(1.0, norm)
 
 

@@ -67,7 +67,7 @@ def base_file(folder: Path) -> Path:
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         leaf = name.removesuffix(".weight").rpartition(".")[2]
         if leaf in heads:
-            tensor = to_gguf.in_pairs(tensor, heads[leaf])
+            tensor = to_gguf.to_pairs(tensor, heads[leaf])
         writer.add_tensor(f"{table.get_name(name.removesuffix('.weight'))}.weight", tensor.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -13,7 +13,7 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 from tests.world import World
 
 
@@ -23,17 +23,17 @@ def good(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workshop(world: World, base_folder: Path) -> Workshop:
-    return Workshop(world, base_folder)
+def setup(world: World, base_folder: Path) -> WorkerSetup:
+    return WorkerSetup(world, base_folder)
 
 
 @pytest.fixture
-def worker(workshop: Workshop, pool: Pool) -> Callable[..., Worker]:
+def worker(setup: WorkerSetup, pool: Pool) -> Callable[..., Worker]:
     """Makes workers with a token of their own, on the warm pool unless another is given."""
 
     def make(sources: Sources | None = None, **how: Any) -> Worker:
-        registry = workshop.world.actor("work", "pull", name="gpu-1")
+        registry = setup.world.actor("work", "pull", name="gpu-1")
         how = {"limits": ProcessLimits(deadline_seconds=120, threads=1), "pool": pool, **how}
-        return Worker(registry, sources or Sources(), say=workshop.lines.append, **how)
+        return Worker(registry, sources or Sources(), say=setup.lines.append, **how)
 
     return make

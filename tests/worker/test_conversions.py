@@ -33,7 +33,7 @@ from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 
 IDS = torch.arange(1, 24).reshape(1, -1)
 
@@ -85,10 +85,10 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
 def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:
     b = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     exact = b.to(torch.float64) * 5.5
-    made = canonical.scaled(b, 5.5)
+    made = canonical.scale_tensor(b, 5.5)
     assert made.dtype == torch.float32
     assert torch.equal(made.to(torch.float64), exact)
-    assert canonical.scaled(b, 2.0).dtype == torch.bfloat16
+    assert canonical.scale_tensor(b, 2.0).dtype == torch.bfloat16
 
 
 # ------------------------------------------------------------------ PiSSA, OLoRA
@@ -199,28 +199,28 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
 
 # ------------------------------------------------------------------ the job
 @pytest.fixture
-def converter(workshop: Workshop, pool: Pool) -> Worker:
+def converter(setup: WorkerSetup, pool: Pool) -> Worker:
     """A worker whose token may push, with nothing else to do."""
-    registry = workshop.world.actor("work", "pull", "push", name="gpu-1")
-    return Worker(registry, Sources(), say=workshop.lines.append, limits=ProcessLimits(threads=1), pool=pool)
+    registry = setup.world.actor("work", "pull", "push", name="gpu-1")
+    return Worker(registry, Sources(), say=setup.lines.append, limits=ProcessLimits(threads=1), pool=pool)
 
 
-def pushed(workshop: Workshop, folder: Path) -> VersionView:
+def pushed(setup: WorkerSetup, folder: Path) -> VersionView:
     """The version, with its validation called off."""
-    made = workshop.push(folder)
-    workshop.world.admin.cancel(made.job_id)
+    made = setup.push(folder)
+    setup.world.admin.cancel(made.job_id)
     return made.version
 
 
 def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
-    workshop: Workshop, converter: Worker, good: Path
+    setup: WorkerSetup, converter: Worker, good: Path
 ) -> None:
-    registry, first = workshop.world.admin, pushed(workshop, good)
+    registry, first = setup.world.admin, pushed(setup, good)
     asked = Conversion(to="canonical", into="acme/plain")
     job = client_convert.convert(registry, Ref.parse("acme/support@1"), asked).job
     assert job is not None
     converter.run(once=True)
-    assert str(registry.job(job.id).state) == "done", workshop.lines
+    assert str(registry.job(job.id).state) == "done", setup.lines
     made = registry.version("acme/plain@1")
     assert [(str(e.relation), e.digest) for e in made.parents] == [("converted", first.digest)]
     assert made.verdicts[0].outcome is Outcome.PASS
@@ -229,10 +229,10 @@ def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
     assert registry.version("acme/support@1").digest == first.digest
 
 
-def test_a_job_that_the_bytes_speak_against_is_parked_with_the_reason(
-    workshop: Workshop, converter: Worker, good: Path
+def test_a_conversion_that_the_bytes_do_not_allow_fails_with_the_reason(
+    setup: WorkerSetup, converter: Worker, good: Path
 ) -> None:
-    registry, _ = workshop.world.admin, pushed(workshop, good)
+    registry, _ = setup.world.admin, pushed(setup, good)
     payload = Conversion(to="plain", into="acme/plain").model_dump(mode="json")
     job = registry.submit(JobSubmit(kind="convert-on-base", ref="acme/support@1", payload=payload))
     converter.run(once=True)

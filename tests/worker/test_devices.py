@@ -38,7 +38,7 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
 
 
 @pytest.mark.skipif(not fixtures.IMAGES_AVAILABLE, reason="diffusers is not installed")
-def test_an_image_adapter_is_painted_with_in_16_bits(tmp_path: Path) -> None:
+def test_an_image_adapter_is_rendered_in_16_bits(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=DEVICE) as pool:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")

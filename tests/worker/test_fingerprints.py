@@ -135,8 +135,8 @@ def test_packed_weights_are_unpacked_for_the_sketch(
     assert (similarity.match, similarity.compared) == (BaseMatch.QUANTIZED, 16)
     assert similarity.mean is not None
     assert similarity.mean > 0.99
-    stranger = models.base(tmp_path / "stranger", seed=5)
-    assert compare(fingerprints.identify(Weights.of(stranger)), found).match is BaseMatch.UNRELATED
+    unrelated = models.base(tmp_path / "unrelated", seed=5)
+    assert compare(fingerprints.identify(Weights.of(unrelated)), found).match is BaseMatch.UNRELATED
 
 
 def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) -> None:

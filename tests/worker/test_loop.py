@@ -24,21 +24,21 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 from tests.world import World
 
 Make = Callable[..., Worker]
 
 
-def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, worker: Make) -> None:
-    job_id = workshop.push(good).job_id
+def test_a_pushed_adapter_is_proven_on_its_base(setup: WorkerSetup, good: Path, worker: Make) -> None:
+    job_id = setup.push(good).job_id
     assert worker().run(once=True).done == 1
-    verdict = workshop.smoke()
+    verdict = setup.smoke()
     assert verdict is not None
     assert verdict.outcome is Outcome.PASS
-    assert workshop.world.admin.job(job_id).result["says"].startswith("smoke: pass (logits move by up to ")
+    assert setup.world.admin.job(job_id).result["says"].startswith("smoke: pass (logits move by up to ")
     assert verdict.report is not None
-    report = workshop.world.admin.report("acme/support", verdict.report)
+    report = setup.world.admin.report("acme/support", verdict.report)
     assert report.measurements["base_loads"] >= 1
     assert report.measurements["max_logit_delta"] > 1e-3
     assert report.measurements["cpu_seconds"] > 0
@@ -47,126 +47,126 @@ def test_a_pushed_adapter_is_proven_on_its_base(workshop: Workshop, good: Path, 
 
 
 def test_two_adapters_of_one_base_load_it_once(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, pool: Pool, tmp_path: Path
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, pool: Pool, tmp_path: Path
 ) -> None:
-    workshop.push(good, "acme/one")
-    workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
+    setup.push(good, "acme/one")
+    setup.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
     loads = pool.base_loads + ("tiny" not in pool.warm)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (2, 0, loads)
 
 
-def test_an_adapter_with_nan_fails_and_its_neighbor_passes(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+def test_an_adapter_with_nan_fails_and_the_next_one_passes(
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
-    workshop.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
-    workshop.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
-    workshop.push(good, "acme/good")
+    setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
+    setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
+    setup.push(good, "acme/good")
     assert worker().run(once=True).done == 2
-    verdicts = {name: workshop.smoke(f"acme/{name}") for name in ("nan", "good")}
+    verdicts = {name: setup.smoke(f"acme/{name}") for name in ("nan", "good")}
     assert {name: v.outcome for name, v in verdicts.items() if v} == {"nan": "fail", "good": "pass"}
-    assert any("smoke: fail: base_model" in line and "NaN" in line for line in workshop.lines)
+    assert any("smoke: fail: base_model" in line and "NaN" in line for line in setup.lines)
 
 
 def test_an_adapter_that_does_not_fit_never_reaches_the_model(
-    workshop: Workshop, base_folder: Path, worker: Make, tmp_path: Path
+    setup: WorkerSetup, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     """The names that may reach a model are those that the header check allows, whoever asked for the validation."""
-    workshop.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
-    workshop.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
+    setup.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
+    setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
     assert worker().run(once=True).done == 1
-    verdict = workshop.smoke()
+    verdict = setup.smoke()
     assert verdict is not None
     assert verdict.made_by == {}, "a process had a part in it"
     assert {"smoke.does_not_fit", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
 
 
-def test_a_child_that_never_ends_costs_three_attempts_and_parks_the_job(
-    workshop: Workshop, good: Path, worker: Make, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_child_that_never_ends_costs_three_attempts_and_fails_the_job(
+    setup: WorkerSetup, good: Path, worker: Make, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It waits for a writer of its configuration, and nobody ever comes."""
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     for path in good.iterdir():
         os.mkfifo(tmp_path / path.name)
-    job_id = workshop.push(good).job_id
+    job_id = setup.push(good).job_id
     loads, whole = pool.base_loads + ("tiny" not in pool.warm), pool.try_adapter
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
     tally = worker(limits=ProcessLimits(deadline_seconds=0.1, threads=1)).run(once=True)
-    job = workshop.world.admin.job(job_id)
+    job = setup.world.admin.job(job_id)
     assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.FAILED, 3, loads)
     assert "deadline of 0.1 seconds" in job.error
-    assert workshop.smoke() is None
+    assert setup.smoke() is None
 
 
-def test_an_adapter_for_which_the_memory_never_suffices_parks_its_job_and_the_next_one_is_right(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_adapter_for_which_the_memory_never_suffices_fails_its_job_and_the_next_one_is_right(
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     large = models.adapter(base_folder, tmp_path / "large", r=512, target_modules="all-linear")
-    job_id = workshop.push(large, "acme/large").job_id
+    job_id = setup.push(large, "acme/large").job_id
     tally = worker(limits=ProcessLimits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
-    job = workshop.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, workshop.smoke("acme/large")) == (3, State.FAILED, 3, None)
+    job = setup.world.admin.job(job_id)
+    assert (tally.failed, job.state, job.attempt, setup.smoke("acme/large")) == (3, State.FAILED, 3, None)
     assert "memory" in job.error.lower()
-    workshop.push(good, "acme/next")
+    setup.push(good, "acme/next")
     assert worker().run(once=True).done == 1
-    assert (next_one := workshop.smoke("acme/next")) is not None
+    assert (next_one := setup.smoke("acme/next")) is not None
     assert next_one.outcome is Outcome.PASS
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(
-    workshop: Workshop, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registry.worker.lease.RENEWALS_PER_LEASE", 100)
-    job_id = workshop.push(good).job_id
-    frozen.then = lambda: workshop.world.admin.cancel(job_id)
+    job_id = setup.push(good).job_id
+    frozen.then = lambda: setup.world.admin.cancel(job_id)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed) == (0, 0)
-    assert workshop.smoke() is None
-    assert workshop.world.admin.job(job_id).state is State.CANCELLED
-    assert "no longer ours" in workshop.lines[-1]
+    assert setup.smoke() is None
+    assert setup.world.admin.job(job_id).state is State.CANCELLED
+    assert "the lease is lost" in setup.lines[-1]
 
 
 def test_a_worker_that_is_told_to_stop_gives_its_job_back(
-    workshop: Workshop, good: Path, worker: Make, frozen: Frozen
+    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen
 ) -> None:
-    job_id = workshop.push(good).job_id
+    job_id = setup.push(good).job_id
     one = worker(grace_seconds=0.1)
     frozen.then = one.stop
     one.run()
-    job = workshop.world.admin.job(job_id)
+    job = setup.world.admin.job(job_id)
     assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker stopped the job")
 
 
 def test_a_killed_model_process_fails_the_attempt_and_the_next_job_is_right(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, frozen: Frozen, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     loads = frozen.pool.base_loads + ("tiny" not in frozen.pool.warm) + 1
-    workshop.push(good, "acme/one")
-    workshop.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
+    setup.push(good, "acme/one")
+    setup.push(models.adapter(base_folder, tmp_path / "other", seed=7), "acme/two")
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (2, 1, loads)
-    assert {v.outcome for name in ("one", "two") if (v := workshop.smoke(f"acme/{name}"))} == {"pass"}
+    assert {v.outcome for name in ("one", "two") if (v := setup.smoke(f"acme/{name}"))} == {"pass"}
 
 
 @pytest.mark.usefixtures("good")
-def test_only_jobs_of_bases_that_are_here_are_claimed(workshop: Workshop, worker: Make, tmp_path: Path) -> None:
+def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker: Make, tmp_path: Path) -> None:
     elsewhere = models.base(tmp_path / "elsewhere", hidden=128)
-    workshop.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")
-    workshop.push(models.adapter(elsewhere, tmp_path / "adapter"), "acme/far", base="elsewhere")
+    setup.add_base("elsewhere", elsewhere, source="/nowhere/elsewhere")
+    setup.push(models.adapter(elsewhere, tmp_path / "adapter"), "acme/far", base="elsewhere")
     assert worker().run(once=True).done == 0
-    assert workshop.smoke("acme/far") is None
-    assert "say where it lies: --base elsewhere=DIR" in workshop.lines[0]
+    assert setup.smoke("acme/far") is None
+    assert "name its folder: --base elsewhere=DIR" in setup.lines[0]
     assert worker(Sources({"elsewhere": elsewhere})).run(once=True).done == 1
 
 
 def test_a_folder_that_is_another_base_is_refused_by_its_fingerprint(
-    workshop: Workshop, good: Path, worker: Make, tmp_path: Path
+    setup: WorkerSetup, good: Path, worker: Make, tmp_path: Path
 ) -> None:
-    workshop.push(good)
+    setup.push(good)
     other = models.base(tmp_path / "other", hidden=128)
     with pytest.raises(Invalid, match="is not the base tiny: its fingerprint is sha256:"):
         worker(Sources({"tiny": other})).run(once=True)
@@ -208,21 +208,21 @@ def frozen(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Frozen:
 
 
 def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_match(
-    workshop: Workshop, good: Path, base_folder: Path, worker: Make, tmp_path: Path
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
-    workshop.push(good)
-    stranger = models.base(tmp_path / "stranger", seed=5)
-    with pytest.raises(Invalid, match="the weights were exchanged; the folder has unrelated weights"):
-        worker(Sources({"tiny": stranger})).run(once=True)
+    setup.push(good)
+    unrelated = models.base(tmp_path / "unrelated", seed=5)
+    with pytest.raises(Invalid, match="the weights differ; the folder has unrelated weights"):
+        worker(Sources({"tiny": unrelated})).run(once=True)
     cast = tmp_path / "cast"
     transformers.LlamaForCausalLM.from_pretrained(base_folder).to(torch.bfloat16).save_pretrained(cast)
     with pytest.raises(Invalid, match="its match is 'other-dtype'"):
         worker(Sources({"tiny": cast})).run(once=True)
-    assert workshop.smoke() is None
+    assert setup.smoke() is None
 
 
 def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
-    world: World, workshop: Workshop, base_folder: Path, worker: Make
+    world: World, setup: WorkerSetup, base_folder: Path, worker: Make
 ) -> None:
     spec, _ = base_spec_from(base_folder, "copy")
     world.admin.add_base(BaseAdd(spec=spec, source=str(base_folder)))
@@ -230,4 +230,4 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
     found = world.admin.base("copy")
     assert found.spec.fingerprints.exact == world.admin.base("tiny").spec.fingerprints.exact
     assert [(one.other, one.match) for one in found.relatives] == [("tiny", "exact")]
-    assert workshop.lines == ["reading the weights of copy once, to know them again"]
+    assert setup.lines == ["reading the weights of copy once, to identify them"]

@@ -14,7 +14,7 @@ import pytest
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import Gone, ModelProcess, ProcessLimits
 from registry.worker.model_process.pool import Pool
-from registry.worker.sandbox.environment import clean_environment
+from registry.worker.sandbox.confine import clean_environment
 from tests.worker import models
 
 LIMITS = ProcessLimits(deadline_seconds=120, threads=1)

@@ -87,7 +87,7 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
     assert found["measurements"]["isolated_because"]
 
 
-def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_its_neighbors_never_notice(
+def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_next_ones_are_right(
     pool: Pool, source: BaseSource, base_folder: Path, good: Path, tmp_path: Path
 ) -> None:
     before = seen(pool, source, good)
@@ -106,7 +106,8 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
 ) -> None:
     """It waits for a writer of the configuration, and nobody ever comes."""
     loads = pool.base_loads
-    os.mkfifo(tmp_path / "adapter_config.json")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        os.mkfifo(tmp_path / name)
     answer = pool.try_adapter(source, tmp_path, replace(LIMITS, deadline_seconds=0.5))
     assert answer["failed"] == "the child was killed: it reached its deadline of 0.5 seconds"
     assert codes(seen(pool, source, good)) == {}
@@ -147,7 +148,7 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
         "import json, os, socket, sys\n"
         "from registry.worker.sandbox.confine import confine\n"
         "secret = os.open('/dev/null', os.O_RDONLY)\n"
-        "layers = confine(keep=(0, 1, 2)).layers\n"
+        "layers = confine(keep=(0, 1, 2))\n"
         "def works(act):\n"
         "    try:\n"
         "        act()\n"

@@ -15,7 +15,7 @@ from registry.evaluation.verdicts import Check, Finding, Outcome
 from registry.worker.loop import Worker
 from registry.worker.smoke import structure
 from tests.worker import models
-from tests.worker.workshop import Workshop
+from tests.worker.setup import WorkerSetup
 
 NAME = "acme/support"
 Make = Callable[..., Worker]
@@ -27,43 +27,43 @@ def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return models.adapter(base_folder, tmp_path_factory.mktemp("unusual") / "randlora", config=config)
 
 
-def compat(workshop: Workshop) -> list[tuple[Outcome, list[str]]]:
-    found = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
+def compat(setup: WorkerSetup) -> list[tuple[Outcome, list[str]]]:
+    found = [v for v in setup.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in found]
 
 
 def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
-    workshop: Workshop, unusual: Path, worker: Make
+    setup: WorkerSetup, unusual: Path, worker: Make
 ) -> None:
-    workshop.push(unusual)
-    assert compat(workshop) == [(Outcome.UNKNOWN, ["compat.method_unjudged"])]
+    setup.push(unusual)
+    assert compat(setup) == [(Outcome.UNKNOWN, ["compat.method_unjudged"])]
     with pytest.raises(Refused):
-        workshop.world.admin.promote(NAME, "prod", "1", generation=0)
+        setup.world.admin.promote(NAME, "prod", "1", generation=0)
     assert worker().run(once=True).done == 1
-    assert compat(workshop) == [(Outcome.PASS, ["compat.peft_expects"])]
-    (verdict,) = [v for v in workshop.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
+    assert compat(setup) == [(Outcome.PASS, ["compat.peft_expects"])]
+    (verdict,) = [v for v in setup.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     assert "peft" in verdict.made_by
     assert verdict.report is not None
-    assert workshop.world.admin.report(NAME, verdict.report).compat
-    assert workshop.world.admin.promote(NAME, "prod", "1", generation=0).number == 1
+    assert setup.world.admin.report(NAME, verdict.report).compat
+    assert setup.world.admin.promote(NAME, "prod", "1", generation=0).number == 1
 
 
 def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tmp_path: Path) -> None:
-    assert [finding.code for finding in structure.ask(base_folder, unusual)] == ["compat.peft_expects"]
+    assert [finding.code for finding in structure.compare_structure(base_folder, unusual)] == ["compat.peft_expects"]
     wide = models.base(tmp_path / "wide", hidden=128)
-    (shape,) = structure.ask(wide, unusual)
+    (shape,) = structure.compare_structure(wide, unusual)
     assert (shape.code, shape.severity) == ("compat.shape", "error")
     assert "expects other shapes" in shape.message
 
 
-def test_a_workers_word_never_overrules_what_the_header_says(workshop: Workshop, good: Path) -> None:
-    workshop.push(good)
-    claimed = workshop.world.admin.claim(ClaimRequest(worker="liar"))
+def test_a_workers_word_never_overrules_what_the_header_says(setup: WorkerSetup, good: Path) -> None:
+    setup.push(good)
+    claimed = setup.world.admin.claim(ClaimRequest(worker="liar"))
     assert claimed is not None
-    known = workshop.world.admin.version(NAME).verdicts[0]
+    known = setup.world.admin.version(NAME).verdicts[0]
     no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, a worker says")
     report = Report(
         check=Check.SMOKE, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, compat=(no,)
     )
-    workshop.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    assert compat(workshop) == [(Outcome.PASS, [])]
+    setup.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    assert compat(setup) == [(Outcome.PASS, [])]

@@ -29,10 +29,15 @@ def adapter(folder: Path, seed: int, *, rank: int = 4, alpha: int = 8) -> Path:
     return forge.write(forge.lora(forge.llama(), seed=seed, rank=rank, alpha=alpha), folder)
 
 
+def norms_of(folder: Path) -> dict[str, updates.UpdateNorms]:
+    """The norms of every module's update."""
+    return {update.path: update.norms() for update in updates.read_updates(folder)}
+
+
 def test_norms_are_those_of_the_matrices_multiplied_out(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", 1)
     expected = dense(folder, scale=2.0)
-    found = updates.norms(folder)
+    found = norms_of(folder)
     assert found.keys() == expected.keys()
     for path, matrix in expected.items():
         assert found[path].update == pytest.approx(float(matrix.norm()), rel=1e-4)
@@ -52,7 +57,7 @@ def test_an_update_of_zero_has_a_norm_of_zero_and_no_cosine(tmp_path: Path) -> N
     folder = adapter(tmp_path / "a", 1)
     weights = load_file(folder / forge.WEIGHTS)
     save_file({n: t * 0 if "lora_B" in n else t for n, t in weights.items()}, folder / forge.WEIGHTS)
-    assert {norms.update for norms in updates.norms(folder).values()} == {0.0}
+    assert {norms.update for norms in norms_of(folder).values()} == {0.0}
     assert set(updates.cosines(folder, folder).values()) == {None}
 
 
@@ -87,7 +92,7 @@ def blocks(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: Path) -> None:
     one, other = experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)
-    left, right, found = blocks(one), blocks(other), updates.norms(one)
+    left, right, found = blocks(one), blocks(other), norms_of(one)
     assert found.keys() == left.keys() == updates.cosines(one, other).keys()
     for path, value in updates.cosines(one, other).items():
         expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
@@ -99,7 +104,7 @@ def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> 
     folder = experts(tmp_path / "a", 1)
     contents, weights = read_folder(folder).contents, (folder / forge.WEIGHTS).read_bytes()
     measured = weight_norms.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
-    assert measured.keys() == updates.norms(folder).keys()
-    for path, norms in updates.norms(folder).items():
+    assert measured.keys() == norms_of(folder).keys()
+    for path, norms in norms_of(folder).items():
         assert measured[path].update == pytest.approx(norms.update, rel=1e-3)
         assert measured[path].a == pytest.approx(norms.a, rel=1e-3)

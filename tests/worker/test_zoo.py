@@ -73,20 +73,23 @@ SAME_NAMES_AND_SHAPES = {"nan", "inf-one-value", "integer-weights", "alpha-zero"
 
 
 def test_peft_expects_on_the_meta_device_what_each_adapter_of_the_zoo_holds_and_of_no_broken_one() -> None:
-    bases, told = fixtures.tiny_bases(), {}
+    bases, severities_of = fixtures.tiny_bases(), {}
     for folder in (fixtures.zoo(), fixtures.bad()):
         for name, entry in fixtures.manifest(folder).items():
             if (folder / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir():
-                found = structure.ask(bases / entry["base"], folder / name) if _is_whole(folder / name) else []
-                told[f"{folder.name[:3]} {name}"] = (entry["fits"], {finding.severity for finding in found})
-    unknown = {name for name, (_, severities) in told.items() if name.startswith("zoo") and severities != {"info"}}
+                valid = _is_valid(folder / name)
+                findings = structure.compare_structure(bases / entry["base"], folder / name) if valid else []
+                severities_of[f"{folder.name[:3]} {name}"] = (entry["fits"], {finding.severity for finding in findings})
+    unknown = {
+        name for name, (_, severities) in severities_of.items() if name.startswith("zoo") and severities != {"info"}
+    }
     assert unknown == {f"zoo {name}" for name in LOOKS_AT_VALUES}
-    missed = {name for name, (fits, severities) in told.items() if fits == "no" and severities == {"info"}}
+    missed = {name for name, (fits, severities) in severities_of.items() if fits == "no" and severities == {"info"}}
     assert missed == {f"bad {name}" for name in SAME_NAMES_AND_SHAPES}
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a push would take it at all: what breaks a rule never reaches PEFT."""
+def _is_valid(folder: Path) -> bool:
+    """Whether a push accepts it; an invalid one never reaches PEFT."""
     try:
         read_folder(folder)
     except RegistryError:

@@ -2,10 +2,8 @@
 
     scale · B·A  =  (scale · B)·A,   and zeros beside A and B change nothing
 
-Invariants
-- A is untouched but for rows of zeros, which raise a module's rank to the largest one.
-- Saved modules, biases, trained tokens and the names of targets stay as they are.
-- scale · B is computed in 64 bits and rounded once; what the file's dtype cannot hold exactly is stored in 32 bits.
+Everything else stays: saved modules, biases, trained tokens, the names of targets. scale · B is computed in 64 bits and
+rounded once; a tensor whose dtype cannot hold it exactly is stored in 32 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from registry.adapters.peft import LoraSpec, ModuleUpdate
@@ -24,40 +23,40 @@ from registry.adapters.peft.names import PREFIX
 from registry.client.local.folder import Folder, read_folder
 from registry.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.merging.conversions import Converted
-from registry.worker.conversions import folder as folders
 from registry.worker.conversions.request import ConversionRequest, serve
 
 Tensors = dict[str, Tensor]
 
 
 def convert(request: ConversionRequest) -> Converted:
-    folder = read_folder(Path(request.source))
+    """Write the adapter in canonical form."""
+    folder, out = read_folder(Path(request.source)), Path(request.out)
     spec = folder.contents.lora
-    tensors, widened = folded(spec, folders.load(folder.path / WEIGHTS))
+    tensors, widened = fold_scales(spec, load_file(folder.path / WEIGHTS))
     config = json.loads((folder.path / CONFIG).read_bytes())
-    folders.save(Path(request.out), tensors, plain_config(config, spec.rank))
-    copy_others(folder, Path(request.out))
+    plain = {"r": spec.rank, "lora_alpha": spec.rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    save_adapter(out, tensors, config | plain)
+    copy_others(folder, out)
     scales = sorted({m.scale for m in spec.modules})
     span = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
     padded = sum(m.rank < spec.rank for m in spec.modules)
     notes = [f"{padded} modules padded with zeros to rank {spec.rank}"] if padded else []
-    notes += [f"{widened} tensors stored in 32 bits, because their dtype cannot hold the product exactly"] * bool(
-        widened
-    )
+    if widened:
+        notes.append(f"{widened} tensors stored in 32 bits, because their dtype cannot hold the product exactly")
     return Converted(
         message=f"scale {span} folded into {len(spec.modules)} modules of rank {spec.rank}",
         modules=len(spec.modules), rank=spec.rank, tensors=len(tensors), widened=widened, error=0.0, notes=tuple(notes),
     )  # fmt: skip
 
 
-def folded(spec: LoraSpec, tensors: Tensors) -> tuple[Tensors, int]:
-    """The tensors with every scale in B and every pair at the adapter's rank; how many had to be widened."""
+def fold_scales(spec: LoraSpec, tensors: Tensors) -> tuple[Tensors, int]:
+    """Return the tensors with every scale in B and every pair at the adapter's rank, and how many were widened."""
     result, widened = dict(tensors), 0
     for module in spec.modules:
         a, b, bias = names_of(module, tensors)
         for name in (b, bias):
             if name:
-                result[name] = scaled(tensors[name], module.scale)
+                result[name] = scale_tensor(tensors[name], module.scale)
                 widened += result[name].dtype != tensors[name].dtype
         if module.rank < spec.rank:
             result[a] = _padded(tensors[a], (-1, module.rank, *module.a_shape[1:]), spec.rank).flatten(0, 1)
@@ -76,8 +75,8 @@ def names_of(module: ModuleUpdate, tensors: Tensors) -> tuple[str, str, str]:
     raise KeyError(f"no pair for {module.path}")
 
 
-def scaled(tensor: Tensor, scale: float) -> Tensor:
-    """scale · tensor, in the tensor's dtype if that holds it exactly, else in 32 bits."""
+def scale_tensor(tensor: Tensor, scale: float) -> Tensor:
+    """Compute scale · tensor, in the tensor's dtype if that holds it exactly, else in 32 bits."""
     exact = tensor.to(torch.float64) * scale
     narrow = exact.to(tensor.dtype)
     if tensor.dtype in (torch.float32, torch.float64) or torch.equal(narrow.to(torch.float64), exact):
@@ -86,7 +85,7 @@ def scaled(tensor: Tensor, scale: float) -> Tensor:
 
 
 def _padded(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Tensor:
-    """The tensor in this shape, whose second side is the rank, with zeros up to the new rank.
+    """Pad the tensor with zeros to the new rank, the second side of this shape.
 
     One matrix is a block of one expert: A is [experts, rank, in], B is [out, rank, experts].
     """
@@ -95,17 +94,18 @@ def _padded(tensor: Tensor, shape: tuple[int, ...], rank: int) -> Tensor:
     return torch.cat([whole, missing], 1).to(tensor.dtype)
 
 
-def plain_config(config: dict[str, Any], rank: int) -> dict[str, Any]:
-    """The configuration with alpha = rank and nothing that scales."""
-    changed = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    return config | changed
-
-
 def copy_others(folder: Folder, out: Path) -> None:
-    """Everything of the original that is neither weights nor configuration: tokenizer, golden answers, license."""
+    """Copy what is neither weights nor configuration: tokenizer, golden answers, license."""
     for file in folder.files:
         if file.path != CONFIG and not file.path.endswith(WEIGHTS_ENDINGS):
             shutil.copyfile(folder.path / file.path, out / file.path)
+
+
+def save_adapter(out: Path, tensors: Tensors, config: dict[str, Any]) -> None:
+    """Write a PEFT adapter's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, out / WEIGHTS, metadata={"format": "pt"})
+    (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,8 @@
 """Image adapters under today's diffusers names, by diffusers' own converters, and proof that nothing was lost.
 
-`Pipeline.lora_state_dict` knows some thirty formats, and it is lenient: what it does not understand it leaves
-under its old name or drops with a log line. So what it made is counted, and the size of the whole update is compared.
-
-Invariants
-- Every pair of the result has a name of a diffusers component; one that has not is a refusal.
-- The squared norm of all updates, scale · B·A, equals the original's to one part in 10^4 (a fused matrix that is split
-  into rows keeps its norm); else the conversion lost something and is refused.
-- alpha / rank is folded into B, so the file means the same to loaders that know no alpha.
+`Pipeline.lora_state_dict` keeps or drops tensors that it does not understand. So every name of the result must belong
+to a component of diffusers, and the squared norm of all updates, scale · B·A, must equal the original's to one part in
+10^4. alpha / rank is folded into B for loaders that ignore alpha.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from registry.adapters import read
@@ -29,7 +24,6 @@ from registry.compat.paths import IMAGE_COMPONENTS
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical
-from registry.worker.conversions import folder as folders
 from registry.worker.conversions.request import ConversionRequest, serve
 
 PIPELINES = {
@@ -37,7 +31,7 @@ PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline",
     "wan": "WanPipeline", "qwen-image": "QwenImagePipeline",
 }  # fmt: skip
-"""Family of the base → the class whose `lora_state_dict` reads its adapters."""
+"""The base's family → the class whose `lora_state_dict` reads its adapters."""
 FILE = "pytorch_lora_weights.safetensors"
 TOLERANCE = 1e-4
 
@@ -46,16 +40,17 @@ _UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 
 
 def convert(request: ConversionRequest) -> Converted:
+    """Write the image adapter under the names of diffusers."""
     folder, out = read_folder(Path(request.source)), Path(request.out)
     if not isinstance(folder.found, NonPeftContents):
-        raise refused("this is a language model's adapter")
+        raise refused("this adapter is for a language model")
     file = folder.found.file
     weights = read.weights_of(folder.files).path
     family = request.base.model_type or file.family
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
-    tensors_in = folders.load(folder.path / weights)
-    renamed = _told(tensors_in, file) if family == "flux" else tensors_in
+    tensors_in = load_file(folder.path / weights)
+    renamed = _flux_names(tensors_in, file) if family == "flux" else tensors_in
     tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed)
     _demand_all(tensors_in, tensors, file)
     out.mkdir(parents=True, exist_ok=True)
@@ -70,8 +65,8 @@ def convert(request: ConversionRequest) -> Converted:
     )  # fmt: skip
 
 
-def _told(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
-    """Flux's own paths as diffusers knows them: after `diffusion_model.`, with lora_down and lora_up for A and B.
+def _flux_names(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
+    """Name Flux's own paths as diffusers reads them: after `diffusion_model.`, with lora_down and lora_up for A and B.
 
     A control adapter (Black Forest Labs' names with scales of norms) has a converter of its own.
     """
@@ -81,9 +76,8 @@ def _told(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in tensors.items():
         end = next((end for end in ends if name.endswith(end)), "")
-        renamed[f"diffusion_model.{name.removeprefix('diffusion_model.').removesuffix(end)}{ends.get(end, '')}"] = (
-            tensor
-        )
+        path = name.removeprefix("diffusion_model.").removesuffix(end)
+        renamed[f"diffusion_model.{path}{ends.get(end, '')}"] = tensor
     return renamed
 
 
@@ -95,14 +89,12 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     except (ValueError, KeyError) as e:
         raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
     converted, alphas = answer if isinstance(answer, tuple) else (answer, {})
-    by_path = {
-        name.removesuffix(".alpha").removesuffix(".down.weight"): value for name, value in (alphas or {}).items()
-    }
+    by_path = {name.removesuffix(".alpha").removesuffix(".down.weight"): a for name, a in (alphas or {}).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in converted.items():
         alpha = by_path.get(name.removesuffix(".up.weight")) if name.endswith(".up.weight") else None
         if alpha is not None:
-            tensor = canonical.scaled(tensor, float(alpha) / tensor.shape[1])
+            tensor = canonical.scale_tensor(tensor, float(alpha) / tensor.shape[1])
         result[renaming.modern(name)] = tensor
     return result
 
@@ -110,15 +102,15 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts) -> None:
     stray = [name for name in after if not name.startswith(tuple(f"{c}." for c in IMAGE_COMPONENTS))]
     if stray or not after:
-        raise refused(f"diffusers left {len(stray)} of {len(after)} tensors under names that it loads nowhere, "
-                      f"such as {stray[0] if stray else 'all'}")  # fmt: skip
+        example = stray[0] if stray else "all"
+        raise refused(f"diffusers cannot load {len(stray)} of {len(after)} tensors by their names, such as {example}")
     difference = _difference(before, after, file)
     if difference > TOLERANCE:
         raise refused(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
 
 
 def _difference(before_tensors: dict[str, Tensor], after_tensors: dict[str, Tensor], file: FileFacts) -> float:
-    """How far the norm of the whole update moved, relatively."""
+    """The relative change of the norm of the whole update."""
     scales = {module.path: module.scale for module in file.modules}
     before = sum((_scale_of(path, scales) ** 2) * size for path, size in _sizes(before_tensors).items())
     after = sum(_sizes(after_tensors).values())

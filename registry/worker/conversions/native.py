@@ -1,12 +1,8 @@
-"""torchtune's and mlx-lm's adapters as PEFT's: names, A and B turned where they lie the other way, rows in request.
+"""torchtune's and mlx-lm's adapters as PEFT's: values are moved, never computed.
 
-    torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT's in halves (x0, x1 … y0, y1 …):
-                torchtune's tune_to_peft_adapter_weights (models/convert_weights.py)
-    mlx         A is [in, r] and B [r, out]; the multiplier `scale` becomes alpha = scale · rank
-
-Invariants
-- Values are moved, never computed: each number of the original is one of the result.
-- Targets are the last parts of paths only if these mean exactly the modules that the file holds on this base.
+torchtune   rows of lora_B for q and k stand in pairs (x0, y0, x1, y1 …), PEFT's in halves (x0, x1 … y0, y1 …):
+            torchtune's tune_to_peft_adapter_weights (models/convert_weights.py)
+mlx         A is [in, r] and B [r, out]; the multiplier `scale` becomes alpha = scale · rank
 """
 
 from __future__ import annotations
@@ -15,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from registry.adapters import read
@@ -26,27 +23,27 @@ from registry.client.local.folder import read_folder
 from registry.compat.paths import Paths
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical
-from registry.worker.conversions import folder as folders
 from registry.worker.conversions.request import ConversionRequest, serve
 
 
 def convert(request: ConversionRequest) -> Converted:
+    """Write the adapter as PEFT's."""
     folder = read_folder(Path(request.source))
     if not isinstance(folder.found, NonPeftContents):
-        raise refused("this is PEFT's already")
+        raise refused("this is already PEFT's format")
     file = folder.found.file
-    stored = folders.load(folder.path / read.weights_of(folder.files).path)
+    stored = load_file(folder.path / read.weights_of(folder.files).path)
     paths, pairs = Paths(file.format, request.base.modules), {}
     for module in file.modules:
-        meant = paths.of(module.path)
-        if meant is None or len(meant) != 1 or meant[0] not in request.base.modules:
+        matches = paths.of(module.path)
+        if matches is None or len(matches) != 1 or matches[0] not in request.base.modules:
             raise refused(f"{module.path} names no module of {request.base.name}")
-        a, b = _pair(stored, module, file.format, meant[0], request.base)
-        pairs[meant[0]] = (a, b, module)
+        a, b = _pair(stored, module, file.format, matches[0], request.base)
+        pairs[matches[0]] = (a, b, module)
     tensors: dict[str, Tensor] = {}
     for path, (a, b, _) in pairs.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-    folders.save(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
+    canonical.save_adapter(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
     canonical.copy_others(folder, Path(request.out))
     return Converted(
         message=f"{len(pairs)} modules of {file.format} named as PEFT names them, rank {file.max_rank}",
@@ -62,11 +59,11 @@ def _pair(
     at = f"module.{module.path}" if f"module.{module.path}.lora_a.weight" in tensors else module.path
     a, b = tensors[f"{at}.lora_a.weight"], tensors[f"{at}.lora_b.weight"]
     heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(path.rpartition(".")[2])
-    return a, in_halves(b, heads) if heads else b
+    return a, to_halves(b, heads) if heads else b
 
 
-def in_halves(b: Tensor, heads: int) -> Tensor:
-    """Rows of each head from pairs to halves: row 2i to i, row 2i + 1 to half + i."""
+def to_halves(b: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of each head from pairs to halves: row 2i to i, row 2i + 1 to half + i."""
     rows, rank = b.shape
     half = rows // heads // 2
     return b.reshape(heads, half, 2, rank).transpose(1, 2).reshape(rows, rank)
@@ -77,11 +74,12 @@ def _config(pairs: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec,
     alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in pairs.items()}
     rank, alpha = max(ranks.values()), max(alphas.values(), key=list(alphas.values()).count)
     leaves = sorted({path.rpartition(".")[2] for path in pairs})
-    meant = {path for path in base.modules if path.rpartition(".")[2] in leaves}
+    # The last parts of paths are the targets only if they name exactly the file's modules on this base.
+    matches = {path for path in base.modules if path.rpartition(".")[2] in leaves}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": claimed or base.name, "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": leaves if meant == set(pairs) else sorted(pairs),
+        "target_modules": leaves if matches == set(pairs) else sorted(pairs),
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,

@@ -1,12 +1,8 @@
-"""PiSSA and OLoRA as a plain LoRA of twice the rank, which fits the base as it is: PEFT's own conversion.
+"""PiSSA and OLoRA as a plain LoRA of twice the rank for the unchanged base: PEFT's own conversion.
 
-Both take their first factors B0·A0 out of the base before training. What was learned is B·A - B0·A0 on the unchanged
-base: one LoRA of the two pairs side by side. The first factors follow from the base's weights (an SVD, a QR), so they
-are made again here, and PEFT subtracts them (`save_pretrained(path_initial_model_for_weight_conversion=…)`).
-
-Invariants
-- The base is loaded twice, in 32 bits: once to make the beginning, once to load the adapter; it is never written.
-- No code of the base is run (`trust_remote_code` stays off).
+Both subtract their first factors B0·A0 from the base before training, so the update of the unchanged base is
+B·A - B0·A0: the two pairs side by side. The first factors follow from the base's weights (an SVD, a QR): they are
+computed again here, and PEFT subtracts them (`save_pretrained(path_initial_model_for_weight_conversion=…)`).
 """
 
 from __future__ import annotations
@@ -29,18 +25,19 @@ from registry.worker.conversions.request import ConversionRequest, serve
 
 
 def convert(request: ConversionRequest) -> Converted:
+    """Write the adapter as a plain LoRA. Loads the base twice, in 32 bits."""
     folder, out = read_folder(Path(request.source)), Path(request.out)
     spec = folder.contents.lora
-    began = spec.config.initialization
+    initialization = spec.config.initialization
     with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
         config = LoraConfig.from_pretrained(request.source)
         config.inference_mode = False
-        beginning = get_peft_model(_base(request), config)
-        beginning.peft_config["default"].init_lora_weights = True
-        beginning.save_pretrained(start)
-        del beginning
+        untrained = get_peft_model(_base(request), config)
+        untrained.peft_config["default"].init_lora_weights = True
+        untrained.save_pretrained(start)
+        del untrained
         trained = PeftModel.from_pretrained(_base(request), request.source)
-        trained.peft_config["default"].init_lora_weights = began
+        trained.peft_config["default"].init_lora_weights = initialization
         trained.save_pretrained(out, path_initial_model_for_weight_conversion=start)
     (out / CARD).unlink(missing_ok=True)  # PEFT writes an empty card
     written = json.loads((out / CONFIG).read_bytes())
@@ -49,7 +46,7 @@ def convert(request: ConversionRequest) -> Converted:
     canonical.copy_others(folder, out)
     result = read_folder(out).contents.lora
     return Converted(
-        message=f"{began} taken back: {len(result.modules)} modules of rank {result.rank} for the unchanged base",
+        message=f"{initialization} undone: {len(result.modules)} modules of rank {result.rank} for the unchanged base",
         modules=len(result.modules), rank=result.rank, tensors=2 * len(result.modules),
         notes=(f"the first factors were computed again from the weights of {request.base.name}",),
     )  # fmt: skip

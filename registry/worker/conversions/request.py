@@ -22,7 +22,7 @@ PROGRAMS: dict[TargetFormat, tuple[str, str, str]] = {
 
 
 class ConversionRequest(FrozenModel):
-    """`source`: the original's folder. `base_folder`: the base's weights, where the conversion needs them."""
+    """A conversion of folders. `source`: the original. `base_folder`: the base's weights, if they are needed."""
 
     conversion: Conversion
     source: str

@@ -1,9 +1,6 @@
-"""The jobs `convert` and `convert-on-base`: pull the original, judge it once more, convert, push the result.
+"""The jobs `convert` and `convert-on-base`: pull the original, check it again, convert it, push the result.
 
-Invariants
-- What the client judged is judged again here, from the bytes; a refusal ends the job for good.
-- The result enters by the push door with the original as its parent; the same job done twice is the same version.
-- No torch here (order.py): a lost lease ends the process at once.
+A refusal ends the job for good. The result has the original as its parent; the same job done twice is the same version.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from registry.worker.task import Done, Failed, Task
 
 
 def convert(task: Task) -> Done:
-    """The claimed version in another form."""
+    """Convert the claimed version."""
     conversion = Conversion.model_validate(task.job.payload)
     base = task.base
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:

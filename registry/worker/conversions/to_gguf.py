@@ -1,12 +1,8 @@
 """A PEFT adapter as GGUF for llama.cpp and Ollama: its names, its row order, the scale in B, written by `gguf`.
 
-llama.cpp multiplies by alpha / rank and knows neither rsLoRA nor patterns, so the canonical form is made first; alpha
-is then the rank. For the architecture `llama` its converter puts the rows of q and k from halves into pairs
-(convert_hf_to_gguf.py: LlamaModel.permute), and those of lora_B with them.
-
-Invariants
-- Names come from the library's table (`gguf.get_tensor_name_map`); a module that it does not know is a refusal.
-- Tensors are F16 where the original is F16, else F32: nothing is rounded.
+llama.cpp multiplies by alpha / rank and ignores rsLoRA and patterns, so the canonical form comes first. For the
+architecture `llama` its converter reorders the rows of q and k from halves to pairs (convert_hf_to_gguf.py:
+LlamaModel.permute), and so those of lora_B. Tensors are F16 where the original is F16, else F32: nothing is rounded.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ from pathlib import Path
 
 import gguf
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from registry.client.local.folder import read_folder
@@ -23,16 +20,16 @@ from registry.files import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import canonical
-from registry.worker.conversions import folder as folders
 from registry.worker.conversions.request import ConversionRequest, serve
 
 FILE = "lora-adapter.gguf"
 
 
 def convert(request: ConversionRequest) -> Converted:
+    """Write the adapter as one GGUF file. A module without a name in llama.cpp is a refusal."""
     folder, out, base = read_folder(Path(request.source)), Path(request.out), request.base
     spec = folder.contents.lora
-    tensors, _ = canonical.folded(spec, folders.load(folder.path / WEIGHTS))
+    tensors, _ = canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(numbers[architecture], base.layers)
@@ -50,7 +47,7 @@ def convert(request: ConversionRequest) -> Converted:
         a, b = (tensors[half] for half in canonical.names_of(module, tensors)[:2])
         heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(module.path.rpartition(".")[2])
         if architecture == "llama" and heads:
-            b = in_pairs(b, heads)
+            b = to_pairs(b, heads)
         for half, tensor in (("lora_a", a), ("lora_b", b)):
             dtype = torch.float16 if tensor.dtype == torch.float16 else torch.float32
             writer.add_tensor(f"{name}.weight.{half}", tensor.to(dtype).contiguous().numpy())
@@ -65,8 +62,8 @@ def convert(request: ConversionRequest) -> Converted:
     )  # fmt: skip
 
 
-def in_pairs(b: Tensor, heads: int) -> Tensor:
-    """Rows of each head from halves to pairs: row i to 2i, row half + i to 2i + 1."""
+def to_pairs(b: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of each head from halves to pairs: row i to 2i, row half + i to 2i + 1."""
     rows, rank = b.shape
     return b.reshape(heads, 2, rows // heads // 2, rank).transpose(1, 2).reshape(rows, rank)
 

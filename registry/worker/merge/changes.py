@@ -1,10 +1,7 @@
-"""Changes of one tensor of a base, applied to some of its rows at a time.
+"""Changes of one tensor of a base, applied in place to some of its rows at a time.
 
 A tensor is a matrix here: [out, everything else], a vector one row, a block of experts [experts * rows, columns].
-
-Invariants
-- `apply` changes the block in place and needs no other rows; what does (a norm over all rows) asks for a first pass.
-- Blocks are in the working type, wider than what is stored; the caller rounds once, when all changes are done.
+Blocks are in a wider type than the stored one; the caller rounds once, after all changes.
 """
 
 from __future__ import annotations
@@ -16,19 +13,21 @@ import torch
 from torch import Tensor
 
 Rows = Callable[[], Iterator[tuple[int, Tensor]]]
-"""All rows of the tensor again, in blocks: (index of the first, values)."""
+"""Reads all rows of the tensor again, in blocks: (index of the first row, values)."""
 
 
 class Change(Protocol):
-    """What happens to a tensor. `dtype`: in which the blocks come; called once, before anything else."""
+    """A change of a tensor."""
 
-    def begin(self, dtype: torch.dtype, rows: Rows) -> None: ...
+    def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+        """Prepare, once, for blocks of this type. A change that depends on all rows reads them here."""
 
-    def apply(self, block: Tensor, first: int) -> None: ...
+    def apply(self, block: Tensor, first: int) -> None:
+        """Change the rows of the block, whose first row has this index."""
 
 
 class LowRank:
-    """W + scale * left @ right: left is [rows, rank], right [rank, columns], scale one number or one for each rank."""
+    """W + scale * left @ right, left [rows, rank], right [rank, columns]; `scale`: one number, or one for each rank."""
 
     def __init__(self, left: Tensor, right: Tensor, scale: float | Tensor) -> None:
         self.left, self.right, self.scale = left, right, scale
@@ -91,37 +90,37 @@ class Dora:
             block.mul_(factor.unsqueeze(1))
 
 
-class Plus:
-    """W + scale * values, the same shape: the trained biases of an update."""
-
-    def __init__(self, values: Tensor, scale: float) -> None:
-        self.values, self.scale = values, scale
-
-    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
-        self.values = self.values.to(dtype) * self.scale
-
-    def apply(self, block: Tensor, first: int) -> None:
-        block += self.values.view(-1, block.shape[1])[first : first + len(block)]
-
-
-class Scaled:
-    """W * values: a column [rows, 1] scales the rows, a row [1, columns] the columns (IA3)."""
-
-    def __init__(self, values: Tensor, turned: bool) -> None:
-        self.values = values.T if turned else values
+class _ValuesChange:
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
 
     def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         self.values = self.values.to(dtype)
+
+
+class Sum(_ValuesChange):
+    """W + scale * values, of one shape: the trained biases of an update."""
+
+    def __init__(self, values: Tensor, scale: float) -> None:
+        super().__init__(values)
+        self._scale = scale
+
+    def apply(self, block: Tensor, first: int) -> None:
+        block.add_(self.values.view(-1, block.shape[1])[first : first + len(block)], alpha=self._scale)
+
+
+class Scaled(_ValuesChange):
+    """W * values: a column [rows, 1] scales the rows, a row [1, columns] the columns (IA3)."""
 
     def apply(self, block: Tensor, first: int) -> None:
         block *= self.values if len(self.values) == 1 else self.values[first : first + len(block)]
 
 
 class Replaced:
-    """The whole tensor is another one, which `values` reads when its turn comes."""
+    """The whole tensor is replaced by the one that `read` returns."""
 
-    def __init__(self, values: Callable[[], Tensor]) -> None:
-        self._read = values
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
         self._values: Tensor | None = None
 
     def begin(self, _dtype: torch.dtype, _rows: Rows) -> None:
@@ -132,17 +131,14 @@ class Replaced:
             block.copy_(self._values.reshape(-1, block.shape[1])[first : first + len(block)])
 
 
-class NewRows:
-    """Some rows are others: the trained tokens of an embedding."""
+class NewRows(_ValuesChange):
+    """Some rows are replaced: the trained tokens of an embedding."""
 
     def __init__(self, indices: Sequence[int], values: Tensor) -> None:
-        self._at = {row: index for index, row in enumerate(indices)}
-        self.values = values
-
-    def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
-        self.values = self.values.to(dtype)
+        super().__init__(values)
+        self._rows = list(indices)
 
     def apply(self, block: Tensor, first: int) -> None:
-        for row, index in self._at.items():
+        for index, row in enumerate(self._rows):
             if first <= row < first + len(block):
                 block[row - first] = self.values[index]

@@ -1,4 +1,4 @@
-"""Combine adapters of one base into one, and resize one: module by module, with every loss measured.
+"""Combine adapters of one base into one, resize one, or extract one from two bases; the report states every loss.
 
     linear            Σ weight * update, exactly; with a rank, the best approximation of it
     cat               the same sum, the factors side by side: rank = sum of the ranks
@@ -8,11 +8,9 @@
     dare_linear       of each update a random share `density`, scaled by 1 / density, then the sum (DARE, 2311.03099)
     dare_ties         chosen as in dare_linear, joined as in ties
 
-Invariants
-- A source counts with its effective update: scale = alpha / rank or alpha / √rank, by module; unequal ranks are fine.
 - The sum is never formed from A and B apart: (a A1 + b A2)(a B1 + b B2) has cross terms that no adapter was trained to
   have (docs/merging.md gives the measured error).
-- Chance comes from the seed and the module's name alone, so a recipe gives the same weights again.
+- Randomness comes only from the seed and the module's name, so a recipe always gives the same weights.
 """
 
 from __future__ import annotations
@@ -25,22 +23,26 @@ import torch
 from torch import Tensor
 
 from registry.adapters.peft import ModuleUpdate
+from registry.bases import BaseSpec
+from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
 from registry.merging.recipes import MODULES_SAID, MergeReport, Method, ModuleLoss, Operation, Recipe
-from registry.worker.merge import lowrank, writing
-from registry.worker.merge.adapters import Adapter, widest
+from registry.worker.merge import adapters, lowrank
+from registry.worker.merge.adapters import Adapter, NewUpdate, UpdateTarget, widest
 from registry.worker.merge.lowrank import Factors, Loss
-from registry.worker.merge.writing import Made, UpdateTarget
+from registry.worker.model.fingerprints import DTYPES, PLAIN_DTYPES
+from registry.worker.model.weights import Stored, Weights, chunks
 
 Part = tuple[float, Factors]
 """A source's weight, and its update of the module at hand."""
 Key = tuple[str, int]
+Progress = Callable[[str], None]
+EXAMPLES = 5
 
 
 def combine(
-    recipe: Recipe, sources: Sequence[tuple[float, Adapter]], out: Path, *,
-    progress: Callable[[str], None] = lambda _said: None,
-) -> MergeReport:  # fmt: skip
+    recipe: Recipe, sources: Sequence[tuple[float, Adapter]], out: Path, *, progress: Progress = lambda _text: None
+) -> MergeReport:
     """Write the adapter that the recipe makes of these sources into `out`. `Invalid` if they do not go together."""
     modules = _modules(sources)
     dtype = widest([name for _, source in sources for name in source.lora.dtypes])
@@ -51,13 +53,14 @@ def combine(
         losses.append((key[0], update.rank, target, to_sum))
         if done % 32 == 0:
             progress(f"{done} of {len(modules)} modules")
-    writing.write(out, updates, writing.like([source.written for _, source in sources], updates), dtype)
+    config = adapters.config_like([source.config for _, source in sources], updates)
+    adapters.write_adapter(out, updates, config, dtype)
     return report(recipe.operation, str(recipe.method), losses)
 
 
 def report(operation: Operation, method: str, losses: Sequence[tuple[str, int, Loss, Loss]]) -> MergeReport:
-    """(path, rank, loss against the method's aim, loss against the exact sum) of every module, added up."""
-    aim, to_sum = (Loss.total(one[at] for one in losses) for at in (2, 3))  # type: ignore[misc]
+    """Add up (path, rank, loss against the method's aim, loss against the exact sum) of every module."""
+    aim, to_sum = (Loss.total(row[column] for row in losses) for column in (2, 3))  # type: ignore[misc]
     rows = [
         ModuleLoss(
             path=path, rank=rank, energy_kept=loss.energy_kept, relative_error=loss.relative_error,
@@ -66,7 +69,7 @@ def report(operation: Operation, method: str, losses: Sequence[tuple[str, int, L
         for path, rank, loss, other in losses
     ]  # fmt: skip
     return MergeReport(
-        operation=operation, method=method, rank=max(one[1] for one in losses), energy_kept=aim.energy_kept,
+        operation=operation, method=method, rank=max(row[1] for row in losses), energy_kept=aim.energy_kept,
         relative_error=aim.relative_error, error_to_sum=to_sum.relative_error,
         modules=tuple(sorted(rows, key=lambda row: -row.relative_error)[:MODULES_SAID]),
     )  # fmt: skip
@@ -91,7 +94,7 @@ def _modules(sources: Sequence[tuple[float, Adapter]]) -> dict[Key, list[tuple[f
 
 def _module(
     recipe: Recipe, key: Key, parts: Sequence[tuple[float, Adapter, ModuleUpdate]], dtype: torch.dtype
-) -> tuple[Made, Loss, Loss]:
+) -> tuple[NewUpdate, Loss, Loss]:
     units = [(weight, source.factors(module)) for weight, source, module in parts]
     rank = recipe.rank or max(module.rank for _, _, module in parts)
     results, aims, sums = [], [], []
@@ -102,8 +105,8 @@ def _module(
         aims.append(aim)
         sums.append(to_sum)
     module = parts[0][2]
-    site = UpdateTarget(module.path, module.kind, module.order, module.a_shape[1:], module.parameter)
-    return Made(site, results), Loss.total(aims), Loss.total(sums)
+    target = UpdateTarget(module.path, module.kind, module.order, module.a_shape[1:], module.parameter)
+    return NewUpdate(target, results), Loss.total(aims), Loss.total(sums)
 
 
 def _joined(
@@ -114,14 +117,13 @@ def _joined(
     if recipe.method in _AIMS:
         aim = _AIMS[recipe.method](recipe, parts, location)
         result = _rounded(lowrank.of_dense(aim, rank)[0], dtype)
-        merged, expected = result.dense, exact.dense
-        return result, _dense_loss(merged, aim), _dense_loss(merged, expected)
+        merged = result.dense
+        return result, _dense_loss(merged, aim), _dense_loss(merged, exact.dense)
     if recipe.method is Method.CAT:
         result = exact
-    elif recipe.method is Method.LINEAR and not recipe.rank:
-        result, _ = lowrank.truncated(exact, None)
     else:
-        result, _ = lowrank.truncated(exact, rank)
+        keeps_rank = recipe.method is Method.LINEAR and not recipe.rank
+        result, _ = lowrank.truncated(exact, None if keeps_rank else rank)
     result = _rounded(result, dtype)
     loss = lowrank.difference(result, exact)
     return result, loss, loss
@@ -184,3 +186,63 @@ _AIMS: dict[Method, Callable[[Recipe, Sequence[Part], str], Tensor]] = {
     Method.DARE_LINEAR: lambda recipe, parts, location: torch.stack(_dare(recipe, parts, location)).sum(0),
     Method.DARE_TIES: lambda recipe, parts, location: elected(_dare(recipe, parts, location)),
 }
+
+
+# ------------------------------------------------------------------ extract an adapter from two bases
+def extract(
+    tuned: Path, base: Path, out: Path, *, rank: int, base_name: str = "", progress: Progress = lambda _text: None
+) -> MergeReport:
+    """Write the adapter of this rank into `out`: the best low-rank update that leads from `base` to `tuned`.
+
+    Matrices that differ become LoRA pairs; whatever else differs is left out, and the report says so. `Invalid` when
+    the two are not of one architecture, or are equal.
+    """
+    spec, _ = base_spec_from(base, base_name or base.name)
+    olds = {stored.name: stored for stored in Weights.of(base).by_file_name.values()}
+    news = {stored.name: stored for stored in Weights.of(tuned).by_file_name.values()}
+    _demand_alike(olds, news, spec)
+    updates, losses, left_out = [], [], []
+    for at, (name, old) in enumerate(sorted(olds.items())):
+        if at % 32 == 0:
+            progress(f"{at} of {len(olds)} tensors")
+        delta = _values(news[name]) - _values(old)
+        if not bool(delta.any()):
+            continue
+        path, _, leaf = name.rpartition(".")
+        module = spec.modules.get(path)
+        if leaf != "weight" or module is None or module.kind not in ("linear", "conv1d") or delta.dim() != 2:
+            left_out.append(name)
+            continue
+        matrix = delta.T.contiguous() if module.kind == "conv1d" else delta
+        factors, _ = lowrank.of_dense(matrix, rank)
+        updates.append(NewUpdate(UpdateTarget(path, "linear", -1, (matrix.shape[1],)), [factors]))
+        loss = _dense_loss(factors.dense, matrix)
+        losses.append((path, factors.rank, loss, loss))
+    if not updates:
+        raise Invalid("RECIPE_INVALID", f"no matrix of {tuned.name} differs from {base.name}: there is no update")
+    config = adapters.plain_config(spec.name, "CAUSAL_LM") | adapters.explicit_targets(updates)
+    config["fan_in_fan_out"] = any(spec.modules[update.target.path].kind == "conv1d" for update in updates)
+    adapters.write_adapter(out, updates, config, torch.float32)
+    more = f" and {len(left_out) - EXAMPLES} more" if len(left_out) > EXAMPLES else ""
+    note = f"not matrices of linear modules, and left out: {', '.join(left_out[:EXAMPLES])}{more}"
+    result = report(Operation.EXTRACT, str(Method.SVD), losses)
+    return result.model_copy(update={"notes": (note,)}) if left_out else result
+
+
+def _demand_alike(olds: dict[str, Stored], news: dict[str, Stored], spec: BaseSpec) -> None:
+    if spec.quantization:
+        raise Invalid("RECIPE_INVALID", f"the base is packed ({spec.quantization}): give its original weights")
+    for name, old in olds.items():
+        new = news.get(name)
+        if new is not None and {old.info.dtype, new.info.dtype} - PLAIN_DTYPES:
+            raise Invalid("RECIPE_INVALID", f"{name} is packed; give the original weights")
+        if new is None or new.info.shape != old.info.shape:
+            difference = (
+                "is missing" if new is None else f"has shape {list(new.info.shape)}, not {list(old.info.shape)}"
+            )
+            raise Invalid("RECIPE_INVALID", f"these are different architectures: {name} {difference}")
+
+
+def _values(stored: Stored) -> Tensor:
+    data = bytearray().join(chunks(stored, max(1, stored.info.size_bytes)))
+    return torch.frombuffer(data, dtype=DTYPES[stored.info.dtype]).view(stored.info.shape).float()

@@ -1,11 +1,7 @@
 """Low-rank updates as pairs of factors: their exact weighted sum, the best one of a smaller rank, and what it loses.
 
-An update is `left @ right`, [rows, rank] @ [rank, columns], with every scale folded in.
-
-Invariants
-- The dense product is never formed: cost grows with (rows + columns) * rank², not with rows * columns * rank.
-- `truncated` is the best approximation of its rank in the Frobenius norm (Eckart and Young 1936), as a dense SVD gives.
-- `Loss` counts squared norms, so the losses of many modules add up.
+An update is `left @ right`, [rows, rank] @ [rank, columns], with every scale folded in. The dense product is never
+formed: cost grows with (rows + columns) * rank².
 """
 
 from __future__ import annotations
@@ -40,38 +36,38 @@ class Factors(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Squared Frobenius norms: of what was wanted, and of what the result differs from it."""
+    """Squared Frobenius norms, which add up over modules: of the target, and of the result's difference from it."""
 
-    wanted: float
+    target: float
     lost: float
 
     @property
     def relative_error(self) -> float:
-        """‖result - wanted‖ / ‖wanted‖; 0 when nothing was wanted."""
-        return math.sqrt(self.lost / self.wanted) if self.wanted > 0 else 0.0
+        """‖result - target‖ / ‖target‖; 0 for a target of zeros."""
+        return math.sqrt(self.lost / self.target) if self.target > 0 else 0.0
 
     @property
     def energy_kept(self) -> float:
-        """1 - lost / wanted: the share of the squared norm that a truncation keeps."""
-        return max(0.0, 1.0 - self.lost / self.wanted) if self.wanted > 0 else 1.0
+        """1 - lost / target: the share of the squared norm that a truncation keeps."""
+        return max(0.0, 1.0 - self.lost / self.target) if self.target > 0 else 1.0
 
     @classmethod
     def total(cls, losses: Iterable[Loss]) -> Loss:
         losses = list(losses)
-        return cls(sum(loss.wanted for loss in losses), sum(loss.lost for loss in losses))
+        return cls(sum(loss.target for loss in losses), sum(loss.lost for loss in losses))
 
 
 def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """Σ weight * update, exactly: the factors side by side. Its rank is the sum of the ranks."""
+    """Compute Σ weight * update exactly: the factors side by side. Its rank is the sum of the ranks."""
     joined = torch.cat([update.left * weight for weight, update in parts], dim=1)
     return Factors(joined, torch.cat([update.right for _, update in parts], dim=0))
 
 
 def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
-    """The best update of at most `rank`, its scale shared evenly by both factors, and what it loses.
+    """Return the best update of at most `rank` in the Frobenius norm (Eckart and Young 1936), and its loss.
 
-    None keeps every singular value that is not noise. QR of each factor leaves a core of [rank, rank], whose SVD is
-    that of the product (Q1 R1)(Q2 R2)ᵀ.
+    Both factors share the scale evenly. None keeps every singular value that is not noise. QR of each factor leaves a
+    core of [rank, rank], whose SVD is that of the product (Q1 R1)(Q2 R2)ᵀ.
     """
     q_left, r_left = torch.linalg.qr(update.left)
     q_right, r_right = torch.linalg.qr(update.right.T)
@@ -80,9 +76,9 @@ def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
 
 
 def of_dense(matrix: Tensor, rank: int) -> tuple[Factors, Loss]:
-    """The best update of at most `rank` for a dense matrix [rows, columns], and what it loses.
+    """Return the best update of at most `rank` for a dense matrix [rows, columns], and its loss.
 
-    Through the eigenvectors of the smaller Gram matrix in 64 bits: one product instead of a dense SVD.
+    It uses the eigenvectors of the smaller Gram matrix in 64 bits: one product instead of a dense SVD.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     flat = (matrix if wide else matrix.T).double()
@@ -108,11 +104,11 @@ def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int | None) -> tuple
 
 
 def squared_norm(update: Factors) -> float:
-    """‖left @ right‖², from the factors' Gram matrices in 64 bits."""
+    """Compute ‖left @ right‖² from the factors' Gram matrices in 64 bits."""
     left, right = update.left.double(), update.right.double()
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
 
 def difference(result: Factors, target: Factors) -> Loss:
-    """What `result` differs from `wanted`, measured on the factors."""
+    """Measure the difference of `result` from `target` on the factors."""
     return Loss(squared_norm(target), squared_norm(weighted_sum([(1.0, result), (-1.0, target)])))

@@ -1,13 +1,10 @@
-"""The process that does a merge: folders in, a folder out, one JSON object a line on standard output.
+"""The program that does a merge: folders in, a folder out, one JSON object a line on standard output.
 
     $ echo '{"recipe": {…}, "sources": ["a", "b"], "out": "c"}' | python -m registry.worker.merge.process
     {"progress": "32 of 210 modules"}
     {"report": {…}}
 
-Invariants
-- torch lives here and nowhere above: whoever asks may kill this process at any moment.
-- It knows no registry and no token, and has no network where Linux allows that; it reads the folders that it is given
-  and writes one. It ends with whoever started it.
+It imports torch, so its parent may kill it at any moment. It knows no registry, and only folders (sandbox/program.py).
 """
 
 from __future__ import annotations
@@ -21,42 +18,41 @@ from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation
-from registry.worker.merge import combine, extract, fuse
+from registry.worker.merge import combine, fuse
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.request import MergeRequest
-from registry.worker.merge.targets import MakeForeign
+from registry.worker.merge.targets import MakeMerger
 from registry.worker.sandbox import program
 
-SAY_EVERY_BYTES = 256 * 2**20
+REPORT_EVERY_BYTES = 256 * 2**20
 
 
 def run(
-    request: MergeRequest, say: Callable[[str], None] = lambda _said: None, foreign: MakeForeign | None = None
+    request: MergeRequest, progress: Callable[[str], None] = lambda _text: None, make_merger: MakeMerger | None = None
 ) -> MergeReport:
-    """Do what the order says. `Invalid` when it cannot be done. `foreign`: as for `fuse.fuse`."""
+    """Do the merge. `Invalid` when it cannot be done. `make_merger`: as for `fuse.fuse`."""
     recipe, out = request.recipe, Path(request.out)
     if recipe.operation is Operation.EXTRACT:
         recipes.demand(recipe, [])
-        return extract.extract(
-            Path(request.tuned), Path(request.base), out, rank=recipe.rank, base_name=request.base_name, progress=say
-        )
+        tuned, base = Path(request.tuned), Path(request.base)
+        return combine.extract(tuned, base, out, rank=recipe.rank, base_name=request.base_name, progress=progress)
     sources = [Adapter.open(folder) for folder in request.sources]
-    recipes.demand(
-        recipe.model_copy(update={"sources": tuple(request.sources)}), [_ingredient(source) for source in sources]
-    )
+    by_folder = recipe.model_copy(update={"sources": tuple(request.sources)})
+    recipes.demand(by_folder, [_ingredient(source) for source in sources])
     if recipe.operation is Operation.FUSE:
-        say("reading the base's headers")
+        progress("reading the base's headers")
         return fuse.fuse(
-            sources[0], Path(request.base), out, dequantize=recipe.dequantize, foreign=foreign, progress=_counted(say)
-        )
+            sources[0], Path(request.base), out, dequantize=recipe.dequantize, make_merger=make_merger,
+            progress=_count_bytes(progress),
+        )  # fmt: skip
     weights = recipe.weights or (1.0,) * len(sources)
-    return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=say)
+    return combine.combine(recipe, list(zip(weights, sources, strict=True)), out, progress=progress)
 
 
 def _ingredient(source: Adapter) -> Ingredient:
-    """The source as a recipe's check sees it. The folder says nothing sure of its base: whoever ordered knows.
+    """The source as a recipe's check sees it; its base is unknown here.
 
-    `Invalid` (RECIPE_INVALID) for one that is wrong by itself: no push has judged it, if it is a folder here.
+    `Invalid` (RECIPE_INVALID) for a failing adapter: a local folder has not been checked by a push.
     """
     if add_up(source.lora.findings) is Outcome.FAIL:
         raise Invalid("RECIPE_INVALID", f"{source.folder.name}: {summarize(source.lora.findings)}")
@@ -64,21 +60,23 @@ def _ingredient(source: Adapter) -> Ingredient:
     return Ingredient(name=source.folder.name, digest=str(source.folder), base="", base_fingerprint="", facts=facts)
 
 
-def _counted(say: Callable[[str], None]) -> Callable[[int], None]:
-    written = {"now": 0, "told": 0}
+def _count_bytes(progress: Callable[[str], None]) -> Callable[[int], None]:
+    """Report progress every `REPORT_EVERY_BYTES`."""
+    written = reported = 0
 
     def count(size: int) -> None:
-        written["now"] += size
-        if written["now"] - written["told"] >= SAY_EVERY_BYTES:
-            written["told"] = written["now"]
-            say(f"{written['now'] / 1e9:.1f} GB written")
+        nonlocal written, reported
+        written += size
+        if written - reported >= REPORT_EVERY_BYTES:
+            reported = written
+            progress(f"{written / 1e9:.1f} GB written")
 
     return count
 
 
-def main(foreign: MakeForeign | None = None) -> int:
-    """Serve one merge; `foreign` as for `fuse.fuse`."""
-    return program.serve(MergeRequest, lambda request, progress: run(request, progress, foreign))
+def main(make_merger: MakeMerger | None = None) -> int:
+    """Serve one merge; `make_merger` as for `fuse.fuse`."""
+    return program.serve(MergeRequest, lambda request, progress: run(request, progress, make_merger))
 
 
 if __name__ == "__main__":

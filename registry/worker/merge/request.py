@@ -14,7 +14,7 @@ from registry.worker.sandbox import program
 
 
 class MergeRequest(FrozenModel):
-    """`sources`: folders of adapters. `base`: the folder of the base that is fused into, or extracted against."""
+    """A merge of folders. `sources`: adapters. `base`: the base to fuse into, or to extract against."""
 
     recipe: Recipe
     sources: tuple[str, ...] = ()

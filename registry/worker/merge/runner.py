@@ -1,10 +1,8 @@
-"""The jobs `merge` and `fuse`: pull the sources, do the recipe in a process of its own, push or register the result.
+"""The jobs `merge` and `fuse`: pull the sources, do the recipe in a program of its own, push or register the result.
 
-Invariants
-- The result of a merge enters by the push door, with every source as a parent and the recipe in its manifest; the
-  same job done twice is the same version.
+- A merged adapter is pushed like any other, with every source as a parent and the recipe in its manifest; the same job
+  done twice is the same version.
 - A fused base is a folder on this machine and a name in the registry; a base never changes under its name.
-- No torch here (order.py): a lost lease ends the process at once.
 """
 
 from __future__ import annotations
@@ -26,33 +24,31 @@ from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 
 MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6
-FOLDER = "ADAPTER_BASES"
-"""Where fused bases are kept on this machine."""
 
 
-def kept_in() -> Path:
+def bases_folder() -> Path:
     """The folder of fused bases: $ADAPTER_BASES, else `adapter-registry/bases` in the user's data folder."""
-    named = os.environ.get(FOLDER)
+    named = os.environ.get("ADAPTER_BASES")
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(named).expanduser() if named else Path(data).expanduser() / "adapter-registry" / "bases"
 
 
 def merge(task: Task) -> Done:
-    """Adapters into one, or one at another rank; the result is the newest version of the recipe's target."""
+    """Merge adapters into one, or resize one; the result is the newest version of the recipe's target."""
     recipe = Recipe.model_validate(task.job.payload)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         sources = [_source(task, Ref.parse(source)) for source in recipe.sources]
         folders = []
-        for at, source in enumerate(sources):
-            called = f"{source.name}@{source.number}"
-            task.lease.say(f"pulling {called}")
-            folders.append(str(task.pull(Path(scratch) / str(at) / called, source)))
+        for index, source in enumerate(sources):
+            label = f"{source.name}@{source.number}"
+            task.lease.say(f"pulling {label}")
+            folders.append(str(task.pull(Path(scratch) / str(index) / label, source)))
         out = Path(scratch) / "result"
         report = _run(task, MergeRequest(recipe=recipe, sources=tuple(folders), out=str(out)))
         task.lease.say(f"pushing {recipe.into}")
         pushed = push.push_folder(
             task.registry, out, AdapterName.parse(recipe.into), base=sources[0].manifest.base.name,
-            edges=[edge(source, Relation.MERGED) for source in sources], annotations=recipe.annotations,
+            edges=[_edge(source, Relation.MERGED) for source in sources], annotations=recipe.annotations,
             message=f"{recipe.operation}: {', '.join(recipe.sources)}"[:2000],
         )  # fmt: skip
     task.lease.check()
@@ -63,23 +59,23 @@ def merge(task: Task) -> Done:
 
 
 def fuse(task: Task) -> Done:
-    """The adapter in the weights of its base (or of `onto`): a new base of the recipe's name, kept on this machine."""
+    """Fuse the adapter into its base (or `onto`): a new base of the recipe's name, in a folder of this machine."""
     recipe = Recipe.model_validate(task.job.payload)
     source, name = task.ready_source(), names.base_name(recipe.into)
-    out = kept_in() / name / task.job.id
+    out = bases_folder() / name / task.job.id
     _demand_new(task, name)
     for leftover in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         task.lease.say(f"pulling {task.job.subject}")
         folder = task.pull(Path(scratch) / "adapter")
-        order = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
-        report = _run(task, order)
+        request = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(source.folder), out=str(out))
+        report = _run(task, request)
     if recipe.onto:
         report = report.onto(recipe.onto, task.subject.manifest.base.name)
     task.lease.check()
     spec, _ = base_spec_from(out, name)
-    parents = [edge(task.subject, Relation.FUSED)]
+    parents = [_edge(task.subject, Relation.FUSED)]
     view = task.registry.add_base(BaseAdd(spec=spec, source=str(out), parents=parents))
     result = {"base": view.name, "folder": str(out), "report": report.model_dump(mode="json")}
     return Done(f"fuse → {name}: {report.changed_tensors} tensors changed", result=result)
@@ -88,12 +84,12 @@ def fuse(task: Task) -> Done:
 def _source(task: Task, ref: Ref) -> Resolved:
     try:
         return task.registry.resolve(ref)
-    except NotFound as e:  # deleted since the job was asked for: it does not come back
+    except NotFound as e:  # deleted since the job was submitted, for good
         raise Failed(e.detail, final=True) from e
 
 
-def edge(source: Resolved, relation: Relation) -> Edge:
-    """Child → parent by the parent's digest, with what it is called now."""
+def _edge(source: Resolved, relation: Relation) -> Edge:
+    """The edge from the result to a parent, by the parent's digest and its name of now."""
     return Edge(relation=relation, digest=source.digest, name=f"{source.name}@{source.number}")
 
 
@@ -105,14 +101,11 @@ def _demand_new(task: Task, name: str) -> None:
     raise Failed(f"the base {name} exists; a base never changes under its name", final=True)
 
 
-def _seconds(task: Task, order: MergeRequest) -> float:
-    """Ten times what trying an adapter may take; a fuse also reads and writes its base, slowly at worst."""
-    base = sum(file.stat().st_size for file in Path(order.base).glob("*.safetensors")) if order.base else 0
-    return MERGE_FACTOR * task.limits.deadline_seconds + base / SLOW_BYTES_A_SECOND
-
-
-def _run(task: Task, order: MergeRequest) -> MergeReport:
+def _run(task: Task, request: MergeRequest) -> MergeReport:
+    """Merge within ten times the deadline of a smoke test, and the time that a slow disk takes for the base."""
+    base_bytes = sum(file.stat().st_size for file in Path(request.base).glob("*.safetensors")) if request.base else 0
+    seconds = MERGE_FACTOR * task.limits.deadline_seconds + base_bytes / SLOW_BYTES_A_SECOND
     try:
-        return order.run(task.lease.say, threads=task.limits.threads, seconds=_seconds(task, order))
+        return request.run(task.lease.say, threads=task.limits.threads, seconds=seconds)
     except Invalid as e:
         raise Failed(e.detail, final=True) from e

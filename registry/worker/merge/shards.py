@@ -1,20 +1,19 @@
-"""Write safetensors files that are others with changes: untouched ranges copied by the kernel, the rest row by row.
+"""Write changed copies of safetensors files: the kernel copies unchanged ranges, the rest is computed row by row.
 
-Invariants
-- Memory does not grow with the file: some rows (`BLOCK_BYTES`) and one tensor's change are held at a time.
-- A file whose tensors keep their names and sizes keeps its header byte for byte, so its index stays true.
-- Bytes of tensors without a change are never decoded; they are copied as they are.
+Memory does not grow with the file: some rows (`BLOCK_BYTES`) and one tensor's change are held at a time. A file whose
+tensors keep their names and sizes keeps its header byte for byte.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,14 +31,14 @@ _WIDE = frozenset({"F64", "F32", "F16"})
 """Types whose last bit 32-bit arithmetic would not get right; bfloat16 keeps 8 bits, for which it is ample."""
 
 Fill = Callable[[int, Tensor], None]
-"""(index of the first row, block) → the block's values in the working type, from wherever they are packed."""
+"""(index of the first row, block) → write unpacked values into the block."""
 
 
 class OutputTensor(NamedTuple):
-    """One tensor of the new file: what it is called, where its bytes are now, and what happens to them.
+    """One tensor of the new file: its name, where its bytes are now, and their changes.
 
-    `changes` are made when the tensor's turn comes, so that one tensor's factors are in memory at a time. `fill` reads
-    rows of a packed tensor in place of bytes at `start`; then `dtype` and `shape` are the new ones.
+    `changes` are made just before they are used, so one tensor's factors are in memory at a time. `fill` reads rows of
+    a packed tensor instead of bytes at `start`; then `dtype` and `shape` are the new ones.
     """
 
     name: str
@@ -52,10 +51,7 @@ class OutputTensor(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        size = DTYPE_BYTES[self.dtype]
-        for side in self.shape:
-            size *= side
-        return size
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
     @property
     def is_copied(self) -> bool:
@@ -64,20 +60,23 @@ class OutputTensor(NamedTuple):
 
 @dataclass(slots=True)
 class WriteSummary:
-    """What a run wrote: tensors that were computed, and bytes that were only copied."""
+    """Counts of one run: computed tensors, and copied bytes."""
 
     changed_tensors: int = 0
     copied_bytes: int = 0
 
 
 def write(
-    target: Path, pieces: Sequence[OutputTensor], metadata: dict[str, str], tally: WriteSummary, *,
+    target: Path, pieces: Sequence[OutputTensor], metadata: dict[str, str], summary: WriteSummary, *,
     same: Header | None = None, progress: Callable[[int], None] = lambda _bytes: None,
 ) -> None:  # fmt: skip
-    """The file. `same`: the header of the only source, kept as it is when no tensor changes name, type or size."""
-    keeps = same is not None and _layout(pieces) == [(t.name, t.dtype, t.shape) for t in same]
-    head = _head_of(pieces[0].source, same) if keeps and same is not None else _header(pieces, metadata)
-    with open(target, "wb", buffering=0) as out:
+    """Write the file. `same`: the header of the only source, copied if no tensor changes name, type or size."""
+    if same is not None and [piece[:3] for piece in pieces] == [(t.name, t.dtype, t.shape) for t in same]:
+        with open(pieces[0].source, "rb") as file:
+            head = file.read(same.data_start)
+    else:
+        head = _header(pieces, metadata)
+    with open(target, "wb") as out:
         out.write(head)
         at = len(head)
         os.truncate(out.fileno(), at + sum(piece.size_bytes for piece in pieces))
@@ -85,20 +84,11 @@ def write(
             size = sum(piece.size_bytes for piece in run)
             if run[0].is_copied:
                 _copy(run[0].source, run[0].start, out.fileno(), at, size, progress)
-                tally.copied_bytes += size
+                summary.copied_bytes += size
             else:
-                _compute(run[0], out.fileno(), at, progress)
-                tally.changed_tensors += 1
+                _compute(run[0], out, at, progress)
+                summary.changed_tensors += 1
             at += size
-
-
-def _layout(pieces: Sequence[OutputTensor]) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(piece.name, piece.dtype, piece.shape) for piece in pieces]
-
-
-def _head_of(path: Path, header: Header) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(header.data_start)
 
 
 def _header(pieces: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
@@ -114,7 +104,7 @@ def _header(pieces: Sequence[OutputTensor], metadata: dict[str, str]) -> bytes:
 
 
 def _runs(pieces: Sequence[OutputTensor]) -> Iterator[list[OutputTensor]]:
-    """Copied tensors that lie behind each other together, every computed one alone."""
+    """Group copied tensors that follow each other; every computed one is alone."""
     run: list[OutputTensor] = []
     for piece in pieces:
         last = run[-1] if run else None
@@ -133,17 +123,17 @@ def _copy(source: Path, start: int, out: int, at: int, size: int, progress: Call
     with open(source, "rb", buffering=0) as file:
         done, kernel = 0, True
         while done < size:
-            want = min(COPY_BYTES, size - done)
+            chunk_bytes = min(COPY_BYTES, size - done)
             count = 0
             if kernel:
                 try:
-                    count = os.copy_file_range(file.fileno(), out, want, start + done, at + done)
+                    count = os.copy_file_range(file.fileno(), out, chunk_bytes, start + done, at + done)
                 except OSError as e:
                     if e.errno not in _NO_KERNEL_COPY:
                         raise
                 kernel = count > 0
             if not kernel:
-                data = os.pread(file.fileno(), min(want, 4 * 2**20), start + done)
+                data = os.pread(file.fileno(), min(chunk_bytes, 4 * 2**20), start + done)
                 if not data:
                     raise _short(source)
                 count = os.pwrite(out, data, at + done)
@@ -151,8 +141,8 @@ def _copy(source: Path, start: int, out: int, at: int, size: int, progress: Call
             progress(count)
 
 
-def _compute(piece: OutputTensor, out: int, at: int, progress: Callable[[int], None]) -> None:
-    """Read, widen, change, round once and write, some rows at a time, in two buffers that are used again."""
+def _compute(piece: OutputTensor, out: BinaryIO, at: int, progress: Callable[[int], None]) -> None:
+    """Read, widen, change, round once and write, some rows at a time, in two reused buffers."""
     stored = DTYPES[piece.dtype]
     columns = piece.shape[-1] if len(piece.shape) != 4 else piece.size_bytes // stored.itemsize // piece.shape[0]
     rows = piece.size_bytes // stored.itemsize // columns if piece.size_bytes else 0
@@ -161,7 +151,8 @@ def _compute(piece: OutputTensor, out: int, at: int, progress: Callable[[int], N
     data = bytearray(height * columns * stored.itemsize)
     raw = torch.frombuffer(data, dtype=stored).view(height, columns)
     wide = torch.empty(height, columns, dtype=working)
-    with open(piece.source, "rb", buffering=0) as file:
+    out.seek(at)
+    with open(piece.source, "rb") as file:
 
         def blocks() -> Iterator[tuple[int, Tensor]]:
             for first in range(0, rows, height):
@@ -169,10 +160,10 @@ def _compute(piece: OutputTensor, out: int, at: int, progress: Callable[[int], N
                 if piece.fill is not None:
                     piece.fill(first, wide[:count])
                 else:
-                    size = count * columns * stored.itemsize
-                    _fill(
-                        file.fileno(), memoryview(data)[:size], piece.start + first * columns * stored.itemsize, piece
-                    )
+                    view = memoryview(data)[: count * columns * stored.itemsize]
+                    file.seek(piece.start + first * columns * stored.itemsize)
+                    if file.readinto(view) < len(view):
+                        raise _short(piece.source)
                     wide[:count].copy_(raw[:count])
                 yield first, wide[:count]
 
@@ -185,25 +176,8 @@ def _compute(piece: OutputTensor, out: int, at: int, progress: Callable[[int], N
             raw[: len(block)].copy_(block)
             if stored is torch.float16 and not bool(raw[: len(block)].isfinite().all()):
                 raise Invalid("TENSORS_INVALID", f"{piece.name}: the fused values do not fit into 16-bit floats")
-            size = len(block) * columns * stored.itemsize
-            _pour(out, memoryview(data)[:size], at + first * columns * stored.itemsize)
-            progress(size)
-
-
-def _fill(file: int, view: memoryview, start: int, piece: OutputTensor) -> None:
-    done = 0
-    while done < len(view):
-        count = os.preadv(file, [view[done:]], start + done)
-        if not count:
-            raise _short(piece.source)
-        done += count
-
-
-def _pour(out: int, view: memoryview, at: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(out, view[done:], at + done)
+            progress(out.write(memoryview(data)[: len(block) * columns * stored.itemsize]))
 
 
 def _short(path: Path) -> Invalid:
-    return Invalid("BASE_INVALID", f"{path.name} ended inside a tensor", next_step="fetch the base again")
+    return Invalid("BASE_INVALID", f"{path.name} ended inside a tensor", next_step="download the base again")

@@ -1,9 +1,7 @@
 """Which tensors of a base an adapter changes, and how: from PEFT's module paths to tensors as the files name them.
 
-Invariants
-- Keys are the model's names of tensors (`Stored.name`); a tied head that no file holds is keyed like any other.
-- Nothing is read from the adapter here: each change is a recipe that reads its factors when its turn comes.
-- Sizes decide which of a block's expert parameters an update is for; names alone do not tell.
+Keys are the model's names of tensors (`Stored.name`), also for a tied head that no file holds. No tensor is read here:
+each change reads its factors when it is made.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from registry.adapters.peft.names import TensorName, TensorRole
 from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.worker.merge.adapters import Adapter
-from registry.worker.merge.changes import Blocks, Change, Dora, LowRank, NewRows, Plus, Replaced, Scaled
+from registry.worker.merge.changes import Blocks, Change, Dora, LowRank, NewRows, Replaced, Scaled, Sum
 from registry.worker.model.weights import Weights
 
 Make = Callable[[], Change]
@@ -35,32 +33,30 @@ TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks|layer)\.)(\d{1,6})(\..+)\Z")
 
 
-class ByOthers(Protocol):
-    """What computes the update of a method that is not ours, module by module (foreign.py)."""
+class Merger(Protocol):
+    """Computes updates module by module (peft_methods.py)."""
 
     def change(self, path: str) -> Change: ...
 
 
-MakeForeign = Callable[[Path, Mapping[str, tuple[int, int]]], ByOthers]
+MakeMerger = Callable[[Path, Mapping[str, tuple[int, int]]], Merger]
 """(the adapter's folder, target path → its weight's shape) → what computes its updates."""
 
 
-def changes(adapter: Adapter, spec: BaseSpec, weights: Weights, make_foreign: MakeForeign | None = None) -> Changes:
-    """Tensor name → the changes to it, in order. `Invalid` (RECIPE_INVALID) for a place that the base lacks."""
-    finder = _Finder(adapter, spec, weights)
-    return (
-        finder.by_others(make_foreign)
-        if make_foreign and find(adapter.lora.method).fused_by == "peft"
-        else finder.found()
-    )
+def changes(adapter: Adapter, spec: BaseSpec, weights: Weights, make_merger: MakeMerger | None = None) -> Changes:
+    """Map names of tensors to their changes, in order. `Invalid` (RECIPE_INVALID) if the base lacks a tensor."""
+    finder = _ChangeFinder(adapter, spec, weights)
+    if make_merger and find(adapter.lora.method).fused_by == "peft":
+        return finder.find_with_peft(make_merger)
+    return finder.find()
 
 
 def layer_map(adapter: Adapter) -> list[int]:
-    """New layer → the base's layer that it is a copy of; empty where layers are not replicated."""
+    """New layer → the base's layer that it copies; empty if layers are not replicated."""
     return [layer for first, last in adapter.contents.config.layer_replication for layer in range(first, last)]
 
 
-def moved(name: str, layer: int) -> str:
+def in_layer(name: str, layer: int) -> str:
     """The name of the same tensor in another layer."""
     return _LAYER.sub(lambda match: f"{match[1]}{layer}{match[3]}", name)
 
@@ -71,48 +67,48 @@ def layer_of(name: str) -> int | None:
     return int(match[2]) if match else None
 
 
-class _Finder:
+class _ChangeFinder:
     def __init__(self, adapter: Adapter, spec: BaseSpec, weights: Weights) -> None:
         self._adapter, self._spec = adapter, spec
         self._shapes = {stored.name: stored.shape for stored in weights.by_file_name.values() if not stored.is_side}
         self._map = layer_map(adapter)
         self._changes: Changes = {}
 
-    def found(self) -> Changes:
+    def find(self) -> Changes:
         for module in self._adapter.lora.modules:
             self._module(module)
         for name, stored in self._adapter.others():
             self._other(name, stored)
         return self._changes
 
-    def by_others(self, make: MakeForeign) -> Changes:
-        """One change for each target: its whole weight, computed elsewhere."""
+    def find_with_peft(self, make_merger: MakeMerger) -> Changes:
+        """One change for each target: its whole weight, computed by PEFT."""
         targets: dict[str, tuple[int, int]] = {}
         for path in sorted({piece.path for piece in self._adapter.lora.pieces if piece.path}):
             shape = self._shape(self._name(path, "weight")) or ()
             module = self._spec.modules.get(path)
             if len(shape) != 2 or module is None or module.kind != "linear":
-                raise Invalid("RECIPE_INVALID", f"{path} is no linear module, and only those are merged by PEFT")
+                raise Invalid("RECIPE_INVALID", f"{path} is not a linear module, and PEFT fuses only those here")
             targets[path] = (shape[0], shape[1])
         if self._map or self._adapter.lora.full:
             raise Invalid("RECIPE_INVALID", "the adapter changes more than linear modules: merge it with PEFT")
-        foreign = make(self._adapter.folder, targets)
+        merger = make_merger(self._adapter.folder, targets)
         for path in targets:
-            self._add(self._name(path, "weight"), partial(foreign.change, path))
+            self._add(self._name(path, "weight"), partial(merger.change, path))
         return self._changes
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a tensor of the new base; a tied head has the shape of the embedding."""
         layer = layer_of(name)
         if self._map and layer is not None:
-            name = moved(name, self._map[layer]) if layer < len(self._map) else ""
+            name = in_layer(name, self._map[layer]) if layer < len(self._map) else ""
         shape = self._shapes.get(name)
         if shape is None and name == "lm_head.weight" and self._spec.tied:
             return next((s for n, s in self._shapes.items() if n.endswith(TABLES)), None)
         return shape
 
     def _name(self, path: str, leaf: str) -> str:
-        """The tensor of this module. Mixtral's files call `mlp` what the model calls `block_sparse_moe`, or not."""
+        """The tensor of this module. Mixtral's files may call `block_sparse_moe` what the model calls `mlp`."""
         for candidate in (path, path.replace(".mlp.", ".block_sparse_moe.")):
             if self._shape(f"{candidate}.{leaf}") is not None:
                 return f"{candidate}.{leaf}"
@@ -130,11 +126,11 @@ class _Finder:
         base_module = self._spec.modules.get(module.path)
         transposed = module.kind == "embedding" or (base_module is not None and base_module.kind == "conv1d")
         if len(shape) not in (2, 4):
-            raise Invalid("RECIPE_INVALID", f"{name} has {len(shape)} dimensions, and a matrix is expected")
+            raise Invalid("RECIPE_INVALID", f"{name} has {len(shape)} dimensions; 2 or 4 are expected")
         self._add(name, lambda: self._update(module, transposed))
         if module.bias_shape is not None:
             bias = self._name(module.path, "bias")
-            self._add(bias, lambda: Plus(self._demand(TensorRole.BIAS, module), module.scale))
+            self._add(bias, lambda: Sum(self._demand(TensorRole.BIAS, module), module.scale))
 
     def _update(self, module: ModuleUpdate, transposed: bool) -> Change:
         (b, a), scale = self._adapter.pairs(module)[0], self._adapter.scale_of(module)
@@ -150,27 +146,30 @@ class _Finder:
         return tensor
 
     def _experts(self, module: ModuleUpdate) -> None:
-        """Fused parameters [experts, a, b], or a file for each expert as transformers 4 names them."""
+        """Fused parameters [experts, a, b], or a tensor for each expert as transformers 4 names them.
+
+        Sizes decide which of a block's parameters an update is for; names alone do not tell.
+        """
         rows, columns = module.b_shape[0], module.a_shape[1]
         swapped = self._spec.model_type in TRANSPOSED_EXPERTS
         fused = [name for name in self._shapes_under(module.path) if len(self._shape(name) or ()) in (2, 3)]
-        for turned in (swapped, not swapped):
-            shape = (columns, rows) if turned else (rows, columns)
+        for transposed in (swapped, not swapped):
+            shape = (columns, rows) if transposed else (rows, columns)
             match = [name for name in fused if (self._shape(name) or ())[-2:] == shape]
             if match:
-                self._add(match[0], partial(self._blocks, module, turned))
+                self._add(match[0], partial(self._blocks, module, transposed))
                 return
         self._single_experts(module, rows, columns)
 
     def _shapes_under(self, path: str) -> list[str]:
-        names = self._shapes if not self._map else {moved(n, i) for n in self._shapes for i in range(len(self._map))}
+        names = self._shapes if not self._map else {in_layer(n, i) for n in self._shapes for i in range(len(self._map))}
         heads = (f"{path}.", path.replace(".mlp.", ".block_sparse_moe.") + ".")
         return [name for name in names if name.startswith(heads) and name.rpartition(".")[2] != "weight"]
 
-    def _blocks(self, module: ModuleUpdate, turned: bool) -> Change:
+    def _blocks(self, module: ModuleUpdate, transposed: bool) -> Change:
         scale, pairs = module.scale, self._adapter.pairs(module)
-        parts = [LowRank(a.T, b.T, scale) if turned else LowRank(b, a, scale) for b, a in pairs]
-        return Blocks(parts, module.a_shape[1] if turned else module.b_shape[0])
+        parts = [LowRank(a.T, b.T, scale) if transposed else LowRank(b, a, scale) for b, a in pairs]
+        return Blocks(parts, module.a_shape[1] if transposed else module.b_shape[0])
 
     def _single_experts(self, module: ModuleUpdate, rows: int, columns: int) -> None:
         for gate, up, down in (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj")):
@@ -186,14 +185,14 @@ class _Finder:
                     elif (rows, columns) == (hidden, inner):
                         self._add(f"{path}.{expert}.{down}.weight", self._slice(module, expert, 0, hidden))
                     else:
-                        raise Invalid("RECIPE_INVALID", f"{module.path}: its sizes are those of no expert of the base")
+                        raise Invalid("RECIPE_INVALID", f"{module.path}: its sizes fit no expert of the base")
                 return
         raise Invalid("RECIPE_INVALID", f"the base has no experts at {module.path}, which the adapter changes")
 
     def _slice(self, module: ModuleUpdate, expert: int, first: int, last: int) -> Make:
         def make() -> Change:
-            pair = self._adapter.pairs(module)[expert]
-            return LowRank(pair.left[first:last], pair.right, module.scale)
+            left, right = self._adapter.pairs(module)[expert]
+            return LowRank(left[first:last], right, module.scale)
 
         return make
 
@@ -209,21 +208,20 @@ class _Finder:
             self._add(target, lambda: Replaced(lambda: read(stored)))
         elif method == "IA3":
             base_module = self._spec.modules.get(name.path)
-            turned = base_module is not None and base_module.kind == "conv1d"
-            self._add(self._name(name.path, "weight"), lambda: Scaled(read(stored), turned))
+            transposed = base_module is not None and base_module.kind == "conv1d"
+            self._add(self._name(name.path, "weight"), lambda: Scaled(read(stored).T if transposed else read(stored)))
             info, bias = self._adapter.contents.header.get(stored), f"{name.path}.bias"
             if info is not None and info.shape[-1] == 1 and self._shape(bias) is not None:
-                self._add(bias, lambda: Scaled(read(stored).T, False))
+                self._add(bias, lambda: Scaled(read(stored).T))
         elif not name.leaf.startswith("lora_E"):
             raise Invalid("RECIPE_INVALID", f"{stored} has no counterpart in the weights of a base")
 
 
 def _trained_rows(adapter: Adapter, path: str) -> list[int]:
-    """The rows that were trained of the embedding at this path."""
-    config = adapter.contents.config
-    by_name = config.token_indices
-    last = path.rpartition(".")[2]
-    indices = by_name.get(path) or by_name.get(last) or (next(iter(by_name.values())) if len(by_name) == 1 else None)
+    """The trained rows of the embedding at this path."""
+    by_name = adapter.contents.config.token_indices
+    only = next(iter(by_name.values())) if len(by_name) == 1 else None
+    indices = by_name.get(path) or by_name.get(path.rpartition(".")[2]) or only
     if not indices:
         raise Invalid("RECIPE_INVALID", f"the configuration does not say which rows of {path} were trained")
     return list(indices)

@@ -1,14 +1,7 @@
 """The identity of a base, from its weights: digests, sketches and norms in one pass, in a process of its own.
 
-    $ python -m registry.worker.model.fingerprints FOLDER
-    {"read_bytes": 4194304}
-    {"identity": {…}}
-
-Invariants
-- One tensor's chunk is in memory at a time, and the scales of a packed tensor: a 70B base needs no more than a 1B one.
-- The signs of the sketch come from SHAKE-256 of a fixed text, so every machine and every version draws the same ones.
-- Packed values are unpacked for the sketch only: NF4, FP4 and int8 of bitsandbytes, and 8-bit floats with scales.
-  Other packings get no sketch, and the base is then judged by its plain tensors.
+Memory does not grow with the base. Packed values are unpacked for the sketch: NF4, FP4 and int8 of bitsandbytes, and
+8-bit floats with scales. Other packings get no sketch; the base is then compared by its plain tensors.
 """
 
 from __future__ import annotations
@@ -18,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,13 +20,13 @@ from torch import Tensor
 from registry.bases import identity
 from registry.bases.identity import SKETCH_SIZE, Identity, TensorMark
 from registry.digest import Hasher
-from registry.errors import RegistryError
 from registry.worker.model import weights
+from registry.worker.model.identify import IdentifyRequest
 from registry.worker.model.weights import Progress, Stored, Weights
 from registry.worker.sandbox import program
 
 BLOCK = 2**20
-"""Elements that are signed and summed at once; a multiple of the sketch's size."""
+"""Elements summed at once; a multiple of the sketch's size."""
 SCALE_BLOCK = 128
 _SEED = b"adapter-registry sketch 1"
 DTYPES: dict[str, torch.dtype] = {
@@ -40,14 +34,14 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
-_PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 Values = Callable[[Tensor, int], Tensor]
 """(raw elements, index of the first) → their values in float32."""
 
 
-def identify(files: Weights, progress: Progress = weights.quiet) -> Identity:
-    """The identity of these weights. `Invalid` (BASE_INVALID) if a file ends too early."""
+def identify(files: Weights, progress: Progress = weights.ignore_progress) -> Identity:
+    """Compute the identity of these weights. `Invalid` (BASE_INVALID) if a file ends too early."""
     marked = identity.marked(stored.name for stored in files.by_file_name.values() if not stored.is_side)
     leaves, marks = [], {}
     for stored in files.in_order():
@@ -72,18 +66,16 @@ def _mark(files: Weights, stored: Stored, progress: Progress, *, sketched: bool)
             sketch.add(values(torch.frombuffer(chunk, dtype=dtype), sketch.elements))
     return TensorMark(
         dtype=stored.info.dtype, shape=shape, digest=hasher.digest(), constant=sketch.is_constant,
-        packed=stored.info.dtype not in _PLAIN, sketch="" if sketch.is_constant else identity.sketch(sketch.sums()),
-        norm=sketch.norm,
+        packed=stored.info.dtype not in PLAIN_DTYPES, norm=sketch.norm,
+        sketch="" if sketch.is_constant else identity.sketch(sketch.sums()),
     )  # fmt: skip
 
 
 class Sketch:
-    """64 sums of a tensor's values, each value under a fixed sign, in the order in which the values lie.
+    """64 sums of a tensor's values, each with a fixed sign, in storage order; and their range and Frobenius norm.
 
-    And how large they are: the least, the most, and the Frobenius norm.
+    The signs come from SHAKE-256 of a fixed text, so they are the same everywhere.
     """
-
-    _signs: Tensor | None = None
 
     def __init__(self) -> None:
         self.elements = 0
@@ -92,15 +84,15 @@ class Sketch:
         self._squares = 0.0
 
     def add(self, values: Tensor) -> None:
-        """The next values: float32, up to two blocks; only the last call may end inside a block."""
+        """Add the next values: float32, up to two blocks; only the last call may end inside a block."""
         for block in values.split(BLOCK):
             self._least = min(self._least, float(block.min()))
             self._most = max(self._most, float(block.max()))
             self._squares += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
-            signed = block.nan_to_num(0.0, 0.0, 0.0) * self._all_signs()[: len(block)]
+            signed = block.nan_to_num(0.0, 0.0, 0.0) * _fixed_signs()[: len(block)]
             whole = torch.nn.functional.pad(signed, (0, -len(signed) % SKETCH_SIZE)).view(-1, SKETCH_SIZE)
-            turn = _drawn(_SEED + b" block %d" % (self.elements // BLOCK), SKETCH_SIZE)
-            self._sums += whole.sum(0, dtype=torch.float64) * turn
+            block_signs = _signs(_SEED + b" block %d" % (self.elements // BLOCK), SKETCH_SIZE)
+            self._sums += whole.sum(0, dtype=torch.float64) * block_signs
             self.elements += len(block)
 
     @property
@@ -109,21 +101,20 @@ class Sketch:
 
     @property
     def norm(self) -> float | None:
-        """The Frobenius norm to five digits, which is what it is compared with; None without values or with NaN."""
+        """The Frobenius norm to five digits; None without values or with NaN."""
         finite = self.elements > 0 and math.isfinite(self._squares)
         return float(f"{math.sqrt(self._squares):.5g}") if finite else None
 
     def sums(self) -> list[float]:
         return [float(value) for value in self._sums.tolist()]
 
-    @classmethod
-    def _all_signs(cls) -> Tensor:
-        if Sketch._signs is None:
-            Sketch._signs = _drawn(_SEED, BLOCK)
-        return Sketch._signs
+
+@cache
+def _fixed_signs() -> Tensor:
+    return _signs(_SEED, BLOCK)
 
 
-def _drawn(seed: bytes, count: int) -> Tensor:
+def _signs(seed: bytes, count: int) -> Tensor:
     """`count` signs (+1 or -1, float32) drawn from the seed, the lowest bit of a byte first."""
     raw = torch.frombuffer(bytearray(hashlib.shake_256(seed).digest(count // 8)), dtype=torch.uint8)
     bits = (raw.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
@@ -132,25 +123,25 @@ def _drawn(seed: bytes, count: int) -> Tensor:
 
 # ------------------------------------------------------------------ unpacking
 def unpacking(files: Weights, stored: Stored) -> tuple[tuple[int, ...], Values | None]:
-    """The logical shape, and how raw elements become values; None for a packing that is not known here."""
+    """The logical shape, and the function from raw elements to values; None for an unknown packing."""
 
     def side(ending: str) -> Tensor | None:
-        there = files.by_file_name.get(f"{stored.info.name}.{ending}")
-        return _whole(there) if there is not None else None
+        tensor = files.by_file_name.get(f"{stored.info.name}.{ending}")
+        return _whole(tensor) if tensor is not None else None
 
     if stored.info.dtype == "U8":
-        states = [side(f"quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4")]
-        state = next((files for files in states if files is not None), None)
+        state, fp4_state = (side(f"quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4"))
+        state = state if state is not None else fp4_state
         absmax, levels = side("absmax"), side("quant_map")
         if state is None or absmax is None or levels is None:
             return stored.shape, None
-        about = json.loads(bytes(state.tolist()))
-        absmax = _nested(absmax, side, about)
-        return tuple(int(size) for size in about["shape"]), _four_bit(levels.float(), absmax, int(about["blocksize"]))
+        config = json.loads(bytes(state.tolist()))
+        absmax = _nested(absmax, side, config)
+        return tuple(int(size) for size in config["shape"]), _four_bit(levels.float(), absmax, int(config["blocksize"]))
     scale = _scale(files, stored)
     if scale is not None and len(stored.shape) == 2:
         return stored.shape, _scaled(scale, stored.shape, by_blocks=_sibling(files, stored, "_scale_inv") is not None)
-    if stored.info.dtype in _PLAIN or (stored.info.dtype.startswith("F8") and not files.quantization):
+    if stored.info.dtype in PLAIN_DTYPES or (stored.info.dtype.startswith("F8") and not files.quantization):
         return stored.shape, lambda raw, _first: raw.float()
     return stored.shape, None
 
@@ -166,13 +157,13 @@ def _four_bit(levels: Tensor, absmax: Tensor, size: int) -> Values:
     return values
 
 
-def _nested(absmax: Tensor, side: Callable[[str], Tensor | None], about: dict[str, Any]) -> Tensor:
-    """The scales of double quantization are bytes themselves, with levels, scales and an offset of their own."""
+def _nested(absmax: Tensor, side: Callable[[str], Tensor | None], config: dict[str, Any]) -> Tensor:
+    """Unpack the scales of double quantization: bytes with levels, scales and an offset of their own."""
     levels, scales = side("nested_quant_map"), side("nested_absmax")
     if absmax.dtype != torch.uint8 or levels is None or scales is None:
         return absmax.float()
-    where = torch.arange(len(absmax)) // int(about["nested_blocksize"])
-    return levels.float()[absmax.long()] * scales.float()[where] + float(about["nested_offset"])
+    blocks = torch.arange(len(absmax)) // int(config["nested_blocksize"])
+    return levels.float()[absmax.long()] * scales.float()[blocks] + float(config["nested_offset"])
 
 
 def _scale(files: Weights, stored: Stored) -> Tensor | None:
@@ -183,10 +174,10 @@ def _scale(files: Weights, stored: Stored) -> Tensor | None:
     row_limits = files.by_file_name.get(f"{path}.SCB") or files.by_file_name.get(f"{stored.info.name}.SCB")
     if row_limits is not None:
         return _whole(row_limits).float().view(-1, 1) / 127
-    there = _sibling(files, stored, "_scale") or _sibling(files, stored, "_scale_inv")
-    if there is None or len(there.info.shape) > 2 or there.info.dtype not in DTYPES:
+    scales = _sibling(files, stored, "_scale") or _sibling(files, stored, "_scale_inv")
+    if scales is None or len(scales.info.shape) > 2 or scales.info.dtype not in DTYPES:
         return None
-    scale = _whole(there).float()
+    scale = _whole(scales).float()
     return scale.view(-1, 1) if scale.dim() < 2 else scale
 
 
@@ -207,32 +198,16 @@ def _scaled(scale: Tensor, shape: tuple[int, ...], *, by_blocks: bool) -> Values
 
 
 def _whole(stored: Stored) -> Tensor:
-    """A side tensor, all of it: at most an eighth of what it belongs to."""
+    """Read a whole side tensor: at most an eighth of the tensor that it belongs to."""
     data = bytearray().join(weights.chunks(stored, max(1, stored.info.size_bytes)))
     dtype = DTYPES.get(stored.info.dtype, torch.uint8)
     return torch.frombuffer(data, dtype=dtype).reshape(stored.info.shape if stored.info.shape else (1,))
 
 
-# ------------------------------------------------------------------ the process
-def main(arguments: list[str]) -> int:
-    """`FOLDER`: one JSON object a line on standard output, progress first, then the identity or the error."""
-
-    def say(message: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(message) + "\n")
-        sys.stdout.flush()
-
-    program.finish_start()
-    try:
-        result = identify(Weights.of(arguments[0]), lambda count: say({"read_bytes": count}))
-    except RegistryError as e:
-        say({"error": e.detail})
-        return 1
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as e:
-        say({"error": f"the weights cannot be read: {type(e).__name__}: {e}"[:500]})
-        return 1
-    say({"identity": result.model_dump(mode="json")})
-    return 0
+# ------------------------------------------------------------------ the program
+def _identify_folder(request: IdentifyRequest, progress: program.Progress) -> Identity:
+    return identify(Weights.of(request.folder), lambda count: progress(str(count)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(program.serve(IdentifyRequest, _identify_folder))

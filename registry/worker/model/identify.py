@@ -1,17 +1,12 @@
-"""Which weights lie in a folder: asked of a process of its own, told to the registry, or compared with what it knows.
+"""Identify the weights in a folder by the program `fingerprints`, and compare them with the registry's identity.
 
-Invariants
-- No torch in this process: `identify` runs `python -m registry.worker.model.fingerprints` and reads its lines.
-- A base whose weights are known is hashed, not sketched; only a difference is looked at closer, to name the match.
-- A base without an identity gets one the first time that a worker uses it; that it cannot be had is no obstacle.
+A base with a registered identity is only hashed; after a difference it is sketched, to name the match. A base without
+an identity gets one when a worker first uses it. No torch in this process.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,101 +15,85 @@ from registry.bases.identity import Identity
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
+from registry.model import FrozenModel
 from registry.worker.model import weights
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
-from registry.worker.sandbox.environment import clean_environment
-
-PACKAGE = "torch"
 
 
 def is_possible() -> bool:
     """Whether the worker's packages are installed here."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return importlib.util.find_spec("torch") is not None
 
 
-def identify(folder: str | Path, progress: Progress = weights.quiet) -> Identity:
-    """The identity of the base in a folder; it reads all weights once. `Invalid` (BASE_INVALID) says why not.
+class IdentifyRequest(FrozenModel):
+    """The folder to identify."""
 
-    An exception of `progress` ends the reading and comes through.
+    folder: str
+
+
+def identify(folder: str | Path, progress: Progress = weights.ignore_progress) -> Identity:
+    """Compute the identity of the base in a folder from all its weights. `Invalid` (BASE_INVALID) with the reason.
+
+    An exception of `progress` ends the program and propagates.
     """
-    process = subprocess.Popen(
-        program.command("registry.worker.model.fingerprints", str(folder)),
-        stdout=subprocess.PIPE,
-        env=clean_environment(os.environ),
-        text=True,
-    )
-    last: dict[str, object] = {}
+    module, request = "registry.worker.model.fingerprints", IdentifyRequest(folder=str(folder))
     try:
-        for line in process.stdout or ():
-            last = json.loads(line)
-            count = last.get("read_bytes")
-            if isinstance(count, int):
-                progress(count)
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
-        status = process.wait()
-    if "identity" not in last:
-        why = last.get("error") or f"the process that reads them ended with status {status}"
-        raise Invalid("BASE_INVALID", f"the weights in {folder} have no identity: {why}")
-    return Identity.model_validate(last["identity"])
+        report = program.run_program(module, request, work="reading them", progress=lambda size: progress(int(size)))
+    except RegistryError as e:
+        raise Invalid("BASE_INVALID", f"the weights in {folder} have no identity: {e.detail}") from e
+    return Identity.model_validate(report)
 
 
 class Stopped(Exception):
-    """Reading was given up, because the worker was told to stop."""
+    """The worker stopped while it was reading weights."""
 
 
 class Inspector:
-    """Compares the weights that this worker finds with those that the registry knows."""
+    """Compare the weights in folders of this worker with the registry's identities."""
 
     def __init__(self, registry: Registry, *, say: Callable[[str], None], stopping: Callable[[], bool]) -> None:
         self._registry = registry
         self._say = say
         self._stopping = stopping
-        self._told: dict[tuple[str, Path], Digest] = {}
+        self._registered: dict[tuple[str, Path], Digest] = {}
 
     def problem(self, view: BaseView, folder: Path) -> str:
-        """Why the weights in the folder are not those of the base, in one sentence; empty when they are.
+        """Say in one sentence why the weights in the folder are not the base's; empty if they are.
 
-        `Invalid` when they cannot be read, `Unavailable` when the registry does not answer, `Stopped`.
+        Raises `Invalid` when they cannot be read, `Unavailable` when the registry does not answer, or `Stopped`.
         """
         registered = view.spec.fingerprints.exact
         if registered is None:
-            return self._introduce(view, folder)
-        if (
-            self._told.pop((view.name, folder), None) == registered
-            or Weights.of(folder).exact(self._go_on) == registered
-        ):
+            return self._register(view, folder)
+        if self._registered.pop((view.name, folder), None) == registered:
             return ""
-        return self._difference(view, folder)
+        same = Weights.of(folder).exact(self._check_stop) == registered
+        return "" if same else self._difference(view, folder)
 
-    def _introduce(self, view: BaseView, folder: Path) -> str:
-        self._say(f"reading the weights of {view.name} once, to know them again")
+    def _register(self, view: BaseView, folder: Path) -> str:
+        self._say(f"reading the weights of {view.name} once, to identify them")
         try:
-            identity = identify(folder, self._go_on)
+            identity = identify(folder, self._check_stop)
             self._registry.identify_base(view.name, identity)
         except Unavailable:
             raise
         except Conflict as e:  # another worker was first, with other weights
             return f"{folder} is not the base {view.name}: {e.detail}"
         except RegistryError as e:
-            self._say(f"{view.name}: its weights stay unknown: {e.detail}")
+            self._say(f"{view.name}: its weights have no identity: {e.detail}")
             return ""
-        self._told[view.name, folder] = identity.exact
+        self._registered[view.name, folder] = identity.exact
         return ""
 
     def _difference(self, view: BaseView, folder: Path) -> str:
-        message = f"{folder} is not the base {view.name}, though it has its shapes: the weights were exchanged"
+        message = f"{folder} is not the base {view.name}: the shapes are the same, the weights differ"
         try:
-            similarity = self._registry.similarity(view.name, identify(folder, self._go_on))
+            similarity = self._registry.similarity(view.name, identify(folder, self._check_stop))
         except Invalid:
             return message
         return f"{message}; the folder {similarity.message}; its match is '{similarity.match}'"
 
-    def _go_on(self, _bytes: int) -> None:
+    def _check_stop(self, _bytes: int) -> None:
         if self._stopping():
             raise Stopped

@@ -1,7 +1,4 @@
-"""`Pipeline`: an image model in memory, loaded from a diffusers folder.
-
-Loading runs no code from the base's folder and makes no network request.
-"""
+"""`Pipeline`: an image model in memory, loaded from a diffusers folder without its code and without network."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "vae")
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The models of a pipeline's folder by component, and their parameters as the objects that they were at first."""
+    """The models of a pipeline's folder by component. `originals`: their parameters as the objects first loaded."""
 
     name: str
     parts: dict[str, Any]
@@ -33,7 +30,7 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: Path, name: str, *, device: str = CPU, dtype: str = "") -> Pipeline:
-        """Errors are diffusers' own: the caller reports them. fp32 on a CPU; on a GPU as the record says, or bf16."""
+        """Load in fp32 on a CPU; on a GPU in the record's `dtype`, or bf16. Errors are diffusers' own."""
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else language.DTYPES.get(dtype.upper(), torch.bfloat16)
         names = [part for part in COMPONENTS if (folder / part / BASE_CONFIG).is_file()]
@@ -53,25 +50,26 @@ class Pipeline:
     def kind(self) -> str:
         return type(self.denoiser).__name__
 
-    def here(self, values: torch.Tensor) -> torch.Tensor:
-        """Seeded on the CPU, so that every device is asked for the same picture."""
+    def to_device(self, values: torch.Tensor) -> torch.Tensor:
+        """Move random values, drawn on the CPU so that every device renders the same image."""
         return values.to(self.denoiser.device, self.denoiser.dtype)
 
     def fingerprint(self) -> dict[str, int]:
+        """An integer sum of the bits of each tensor."""
         return {name: language.bit_sum(tensor) for name, tensor in self.originals.items()}
 
 
 def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """In this number format, but for what the library keeps in 32 bits, which a cast afterwards would not."""
+    # The library itself loads in `dtype`, because it keeps some layers in 32 bits, which a cast afterwards would not.
     if part == "text_encoder":
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
         model = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
     else:
-        named = str(json.loads((folder / BASE_CONFIG).read_bytes()).get("_class_name", ""))
-        model_type: Any = getattr(diffusers, named, None)
+        class_name = str(json.loads((folder / BASE_CONFIG).read_bytes()).get("_class_name", ""))
+        model_type: Any = getattr(diffusers, class_name, None)
         if not (isinstance(model_type, type) and issubclass(model_type, diffusers.ModelMixin)):
-            raise ValueError(f"{folder.name}: {named!r} is no model of diffusers")
+            raise ValueError(f"{folder.name}: {class_name!r} is not a model of diffusers")
         model_class: Any = model_type
         model = model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
     return model.eval().requires_grad_(False)

@@ -1,10 +1,7 @@
 """Where this machine has a base's weights, checked before a job for that base is claimed.
 
-Invariants
-- A folder stands for a base only if its configuration and headers hash to the base's registered fingerprint.
-- With an inspector, the weights themselves must be those that the registry knows, byte for byte.
-- A base that needs code of its own is never loaded.
-- A folder is read again only when the base's record, or the folder's configuration or weight files, have changed.
+The folder's configuration and headers must hash to the base's registered fingerprint, and the weights to its identity.
+A folder is read again only when the base's record, or the folder's configuration or weight files, have changed.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from registry.errors import Invalid, RegistryError
 from registry.files import BASE_CONFIG
 
 Inspect = Callable[[BaseView, Path], str]
-"""(base, folder) → why the weights there are not the base's, empty when they are."""
+"""(base, folder) → why the weights are not the base's; empty if they are."""
 Stamp = tuple[str, int, int]
 IMAGE_LIBRARY = "diffusers"
 """The library that loads image models."""
@@ -29,9 +26,9 @@ IMAGE_LIBRARY = "diffusers"
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """A base that this machine can load: its name, its folder, and the fingerprint that both agree on.
+    """A base that this machine can load. `dtype`: the number format of its record, for a GPU.
 
-    `dtype` is the number format of its record, for a GPU. `thresholds` are what the base says instead of our defaults.
+    `thresholds`: the base's own, which replace the defaults.
     """
 
     name: str
@@ -42,63 +39,55 @@ class BaseSource:
 
 
 class Sources:
-    """The bases of a worker: those named on its command line, else every one whose source is a folder here."""
+    """The bases of a worker: those named on its command line, else every base whose source is a folder here."""
 
     def __init__(self, folders: Mapping[str, Path | None] | None = None) -> None:
-        """`wanted` maps a base's name to its folder, or to None for "where the registry says". Empty: all bases."""
-        self._wanted = dict(folders or {})
-        self._known: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], BaseSource | str] = {}
+        """`folders` maps a base's name to its folder, or to None for its registered source. Empty: all bases."""
+        self._folders = dict(folders or {})
+        self._checked: dict[tuple[str, Digest, Digest | None, Path, tuple[Stamp, ...]], BaseSource | str] = {}
         self.problems: dict[str, str] = {}
 
     def usable(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[BaseSource]:
-        """The bases that can be loaded here now. `problems` then says why the others cannot, one sentence each."""
-        self.problems = {}
-        by_name = {view.name: view for view in views}
-        for name in self._wanted:
-            if name not in by_name:
-                self.problems[name] = f"the registry has no base {name!r}: add it with `adapter base add {name} DIR`"
-        sources = []
-        for name, view in by_name.items():
-            if self._wanted and name not in self._wanted:
-                continue
-            source = self._source(view, inspect)
-            if isinstance(source, BaseSource):
-                sources.append(source)
-            else:
-                self.problems[name] = source
-        return sources
+        """The bases that can be loaded here now. `problems` then says why each other one cannot.
 
-    def demand(self, views: Iterable[BaseView], inspect: Inspect | None = None) -> list[BaseSource]:
-        """As `usable`, but a base named with a folder of its own that is not that base is `Invalid` (BASE_INVALID)."""
-        sources = self.usable(views, inspect)
-        for name, folder in self._wanted.items():
-            if folder is not None and name in self.problems:
-                raise Invalid("BASE_INVALID", self.problems[name])
-        return sources
+        `Invalid` (BASE_INVALID) if a folder named for a base is not that base.
+        """
+        by_name = {view.name: view for view in views}
+        names = self._folders or by_name
+        sources = [
+            self._source(by_name[name], inspect) if name in by_name
+            else f"the registry has no base {name!r}: add it with `adapter base add {name} DIR`"
+            for name in names
+        ]  # fmt: skip
+        self.problems = {name: s for name, s in zip(names, sources, strict=True) if isinstance(s, str)}
+        for name, problem in self.problems.items():
+            if self._folders.get(name) is not None:
+                raise Invalid("BASE_INVALID", problem)
+        return [source for source in sources if isinstance(source, BaseSource)]
 
     def _source(self, view: BaseView, inspect: Inspect | None) -> BaseSource | str:
-        folder = self._wanted.get(view.name) or (Path(view.source) if view.source else None)
+        folder = self._folders.get(view.name) or (Path(view.source) if view.source else None)
         if folder is None:
-            return f"the base {view.name} has no source; say where it lies: --base {view.name}=DIR"
+            return f"the base {view.name} has no source; name its folder: --base {view.name}=DIR"
         if view.spec.is_pipeline and importlib.util.find_spec(IMAGE_LIBRARY) is None:
             return f"the base {view.name} is an image model, and {IMAGE_LIBRARY} is not installed here (extra `images`)"
         if not any((folder / inner / BASE_CONFIG).is_file() for inner in ("", *view.spec.components)):
-            return f"the base {view.name} is not in {folder} here; say where it lies: --base {view.name}=DIR"
+            return f"the base {view.name} is not in {folder} here; name its folder: --base {view.name}=DIR"
         key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))
-        if key not in self._known:
-            self._known[key] = _read(view, folder, inspect)
-        return self._known[key]
+        if key not in self._checked:
+            self._checked[key] = _read(view, folder, inspect)
+        return self._checked[key]
 
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
-    """While name, size and time of every file stay, its bytes are taken to stay."""
+    """Name, size and time of every file: while they stay the same, the bytes are assumed to."""
     files = sorted({*folder.glob(BASE_CONFIG), *folder.glob(f"*/{BASE_CONFIG}"), *folder.glob("**/*.safetensors")})
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource | str:
     if view.spec.needs_code:
-        return f"the base {view.name} needs code of its own, which a worker never runs"
+        return f"the base {view.name} needs its own code, which a worker never runs"
     try:
         spec, _ = base_spec_from(folder, view.name)
     except RegistryError as e:

@@ -1,35 +1,43 @@
-"""The updates of an adapter's modules as numbers: their norms, and how alike those of two adapters are.
+"""The updates of an adapter's modules: their Frobenius norms, and how similar those of two adapters are.
 
-    update of a module      scale * B @ A, with A [rank, in] and B [out, rank]; it is never multiplied out
-
-Invariants
-- Values are taken as 32-bit floats. Norms hold one module at a time, cosines all of one of the two adapters;
-  nothing of the base is needed.
-- All norms are Frobenius norms: |BA|² = sum((BᵀB) ∘ (AAᵀ)), which costs rank² numbers.
-- A parameter of a block of fused experts is one update, named with its block: the updates of all experts, side by side.
-- Methods other than LoRA have no update of this form and are left out.
+An update is scale * B @ A, with A [rank, in] and B [out, rank] in 32 bits; it is never multiplied out:
+|BA|² = sum((BᵀB) ∘ (AAᵀ)). Methods other than LoRA have no update of this form and are left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 
-from registry.adapters import peft, safetensors
-from registry.adapters.peft import ModuleUpdate, config
-from registry.files import CONFIG, WEIGHTS
-
-_PREFIX = "base_model.model."
-_HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
+from registry.adapters.read import Pair, PeftContents, read_contents
+from registry.digest import Digest
+from registry.files import CONFIG, WEIGHTS, kind_of
+from registry.manifest import Descriptor
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateNorms:
+def read_adapter(folder: Path) -> PeftContents:
+    """Read configuration and header of a PEFT adapter's folder; no tensor is read. Errors are `read_contents`'."""
+    files = [
+        Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=path.stat().st_size)
+        for name, path in ((CONFIG, folder / CONFIG), (WEIGHTS, folder / WEIGHTS))
+        if path.exists() and (kind := kind_of(name)) is not None
+    ]
+
+    def read(name: str, start: int, length: int) -> bytes:
+        with open(folder / name, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    return read_contents(files, read)
+
+
+class UpdateNorms(NamedTuple):
     """|A|, |B| and |scale · BA| of one module."""
 
     a: float
@@ -39,7 +47,10 @@ class UpdateNorms:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One module's halves: `a` [experts, rank, in], `b` [experts, out, rank]; any other module is one expert."""
+    """One module's factors: `a` [experts, rank, in], `b` [experts, out, rank]; any other module is one expert.
+
+    A parameter of a block of experts is one update, named with its block: the updates of all experts, side by side.
+    """
 
     path: str
     scale: float
@@ -51,60 +62,40 @@ class Update:
         return len(self.a), self.a.shape[2], self.b.shape[1]
 
     def norms(self) -> UpdateNorms:
+        """The Frobenius norms of both factors and of the update."""
         squared = float(((self.b.mT @ self.b) * (self.a @ self.a.mT)).sum())
         return UpdateNorms(float(self.a.norm()), float(self.b.norm()), abs(self.scale) * math.sqrt(max(squared, 0.0)))
 
 
-def of_folder(folder: Path) -> Iterator[Update]:
+def updates_of(pairs: Iterable[Pair], names: Collection[str], read: Callable[[str], torch.Tensor]) -> Iterator[Update]:
+    """The updates of the pairs whose two tensors are among `names`, one module at a time."""
+    for pair in pairs:
+        if pair.a in names and pair.b in names:
+            a, b = (read(name).float().flatten(1) for name in (pair.a, pair.b))
+            a = a.view(pair.experts, pair.rank, -1)
+            b = b.view(b.shape[0], pair.rank, pair.experts).permute(2, 0, 1)
+            yield Update(pair.path, pair.scale, a, b)
+
+
+def read_updates(folder: Path) -> Iterator[Update]:
     """The updates of an adapter's folder, in the order of their modules. Errors are those of reading its files."""
-    written = config.read_config((folder / CONFIG).read_bytes(), file=CONFIG)
-    weights = folder / WEIGHTS
-    with open(weights, "rb") as file:
-
-        def read(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        header = safetensors.read_header(read, weights.stat().st_size, file=WEIGHTS)
-    spec = peft.describe(written, header)
-    with safe_open(weights, framework="pt") as opened:
-        there = set(opened.keys())
-        for module in spec.modules:
-            halves = _halves(module, there)
-            if halves is not None:
-                a, b = (opened.get_tensor(name).float().flatten(1) for name in halves)
-                fused = module.kind == "parameter"
-                experts = a.shape[0] // module.rank if fused else 1
-                a, b = a.view(experts, module.rank, -1), b.view(b.shape[0], module.rank, experts).permute(2, 0, 1)
-                yield Update(module.key if fused else module.path, module.scale, a, b)
-
-
-def _halves(module: ModuleUpdate, there: set[str]) -> tuple[str, str] | None:
-    for a, b in _HALVES:
-        start = f"{_PREFIX}{module.path}{'.base_layer' * max(module.order, 0)}"
-        names = (start + a, start + b)
-        if there.issuperset(names):
-            return names
-    return None
-
-
-def norms(folder: Path) -> dict[str, UpdateNorms]:
-    """The norms of every module's update."""
-    return {update.path: update.norms() for update in of_folder(folder)}
+    contents = read_adapter(folder)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        yield from updates_of(contents.pairs, set(file.keys()), file.get_tensor)
 
 
 def cosines(first: Path, second: Path) -> dict[str, float | None]:
-    """Module → cosine of its two updates, for modules that both adapters touch; None where an update is zero.
+    """Module → cosine of its two updates, for modules that both adapters target; None where an update is zero.
 
     <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
     """
     cosine_of: dict[str, float | None] = {}
-    waiting = {update.path: update for update in of_folder(second)}
-    for update in of_folder(first):
-        match = waiting.pop(update.path, None)
-        if match is None or update.sides != match.sides:
+    others = {update.path: update for update in read_updates(second)}
+    for update in read_updates(first):
+        other = others.pop(update.path, None)
+        if other is None or update.sides != other.sides:
             continue
-        inner = float(((update.b.mT @ match.b) * (update.a @ match.a.mT)).sum()) * update.scale * match.scale
-        size = update.norms().update * match.norms().update
+        inner = float(((update.b.mT @ other.b) * (update.a @ other.a.mT)).sum()) * update.scale * other.scale
+        size = update.norms().update * other.norms().update
         cosine_of[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
     return cosine_of

@@ -1,9 +1,7 @@
 """`Weights`: the tensors of a base's files in a folder, read in chunks; and the digest of all of them. No torch.
 
-Invariants
-- A tensor is read once, from its offset, in chunks: memory does not grow with the base.
-- Names are the model's, so that a file of the bare body and one of the head model name one tensor alike.
-- Shards are read in the order of their bytes; the digest does not depend on it.
+Names are the model's, so files of the bare model and of the head model name a tensor alike. The digest does not depend
+on the order of tensors in files.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from registry.errors import Invalid
 CHUNK_BYTES = 4 * 2**20
 
 Progress = Callable[[int], None]
-"""Told of bytes that were read since the last call."""
+"""Gets the number of bytes read since the last call."""
 
 
-def quiet(_bytes: int) -> None:
-    """Progress that nobody looks at."""
+def ignore_progress(_bytes: int) -> None:
+    """Report no progress."""
 
 
 class Stored(NamedTuple):
@@ -54,18 +52,16 @@ class Weights:
 
     @classmethod
     def of(cls, folder: str | Path) -> Weights:
-        """From the configuration and the headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are not right.
+        """Read configuration and headers. `Invalid` (BASE_INVALID, TENSORS_INVALID) when they are malformed.
 
         Of a pipeline the models that take adapters, each tensor under its component (`unet.mid_block…`).
         """
-        components = components_of(folder)
-        if components:
-            inner = {part: _stored(Path(folder) / part, pipelines.FACTS) for part in components}
-            stored_tensors = {
+        if components := components_of(folder):
+            by_file_name = {
                 f"{part}.{name}": stored._replace(name=f"{part}.{stored.name}")
-                for part, tensors in inner.items() for name, stored in tensors.items()
+                for part in components for name, stored in _stored(Path(folder) / part, pipelines.FACTS).items()
             }  # fmt: skip
-            return cls(Path(folder), "", stored_tensors)
+            return cls(Path(folder), "", by_file_name)
         facts = bases.facts_of(weights_of(folder)[0])
         return cls(Path(folder), facts.quantization, _stored(Path(folder), facts))
 
@@ -74,11 +70,11 @@ class Weights:
         return sum(stored.info.size_bytes for stored in self.by_file_name.values())
 
     def in_order(self) -> list[Stored]:
-        """As the bytes lie on the disk."""
+        """All tensors in the order of their bytes on disk."""
         return sorted(self.by_file_name.values(), key=lambda stored: (stored.path, stored.info.start))
 
-    def exact(self, progress: Progress = quiet) -> Digest:
-        """The Merkle root over every tensor. It reads all weights once."""
+    def exact(self, progress: Progress = ignore_progress) -> Digest:
+        """Compute the Merkle root over every tensor; reads all weights once."""
         leaves = []
         for stored in self.in_order():
             hasher = Hasher()
@@ -96,31 +92,27 @@ def _stored(folder: Path, facts: Facts) -> dict[str, Stored]:
     side = base_modules.side_names(tensors, facts)
     logical = iter(base_modules.logical(tensors, facts))
     names = {t.name: (side[t.name], t.shape) if t.name in side else next(logical)[:2] for t in tensors}
-    places = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
-    return {t.name: Stored(*names[t.name], t.name in side, t, *places[t.name]) for t in tensors}
+    starts = {t.name: (path, header.data_start) for path, header in headers.items() for t in header}
+    return {t.name: Stored(*names[t.name], t.name in side, t, *starts[t.name]) for t in tensors}
 
 
 def leaf(stored: Stored, digest: Digest) -> Leaf:
+    """The tensor's leaf of the Merkle tree."""
     return Leaf(stored.name, stored.info.dtype, stored.info.shape, digest)
 
 
 def chunks(stored: Stored, size_bytes: int) -> Iterator[memoryview]:
-    """The tensor's bytes in pieces of `size_bytes`, in one buffer that is used again for the next piece.
+    """Read the tensor's bytes in chunks of `size_bytes`, all in one reused buffer.
 
     `Invalid` (BASE_INVALID) if the file ends before the tensor does.
     """
-    buffer = bytearray(min(size_bytes, stored.info.size_bytes))
-    view = memoryview(buffer)
+    view = memoryview(bytearray(min(size_bytes, stored.info.size_bytes)))
     remaining = stored.info.size_bytes
-    with open(stored.path, "rb", buffering=0) as file:
+    with open(stored.path, "rb") as file:
         file.seek(stored.data_start + stored.info.start)
         while remaining:
-            chunk_bytes = min(size_bytes, remaining)
-            filled = 0
-            while filled < chunk_bytes:
-                count = file.readinto(view[filled:chunk_bytes])
-                if not count:
-                    raise Invalid("BASE_INVALID", f"{stored.path.name} ended inside the tensor {stored.info.name!r}")
-                filled += count
-            yield view[:chunk_bytes]
-            remaining -= chunk_bytes
+            chunk = view[:remaining]
+            if file.readinto(chunk) < len(chunk):
+                raise Invalid("BASE_INVALID", f"{stored.path.name} ended inside the tensor {stored.info.name!r}")
+            yield chunk
+            remaining -= len(chunk)

@@ -17,20 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.adapters import peft, safetensors
-from registry.adapters.peft import LoraSpec, config
-from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.files import CONFIG, WEIGHTS
 from registry.worker.devices import CPU
 from registry.worker.model.language import LoadedBase
-from registry.worker.smoke import isolated, resident, structure
-from registry.worker.smoke.faults import first_line, machine_fault, out_of_memory
+from registry.worker.model.updates import read_adapter
+from registry.worker.smoke import resident, structure
+from registry.worker.smoke.isolated import IsolatedTest
 from registry.worker.smoke.resident import Discard, Resident
-from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.result import SmokeResult, first_line, machine_fault, out_of_memory
 
 Message = dict[str, Any]
-Say = Callable[[Message], None]
+Send = Callable[[Message], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +57,33 @@ class IsolatedRun:
         self._base = base
         self._loader = loader
 
-    def answer(self, request: Message, say: Say) -> Message:
+    def answer(self, request: Message, send: Send) -> Message:
         """Answer one request; never raises."""
         try:
-            answer = self._answer(request, say)
+            answer = self._answer(request, send)
             if request.get("structure") and "result" in answer:
-                findings = structure.ask(self._loader.folder, Path(request["folder"]))
+                findings = structure.compare_structure(self._loader.folder, Path(request["folder"]))
                 answer["structure"] = [finding.model_dump(mode="json") for finding in findings]
             return answer
         except BaseException as e:
             return failed(e)
 
-    def base(self, say: Say) -> Any:
+    def base(self, send: Send) -> Any:
+        """The base, loaded on first use."""
         if self._base is None:
             self._base = self._loader.load()
-            say({"loaded": {"load_seconds": round(self._base.load_seconds, 3), "parameters": self._base.parameters}})
+            send({"loaded": {"load_seconds": round(self._base.load_seconds, 3), "parameters": self._base.parameters}})
         return self._base
 
-    def _answer(self, request: Message, say: Say) -> Message:
-        folder = Path(request["folder"])
-        base = self.base(say)
-        result = isolated.examine(base, folder, _config_of(folder), thresholds_of(request), say=progress_to(say))
+    def _answer(self, request: Message, send: Send) -> Message:
+        result = self.examine(Path(request["folder"]), thresholds_of(request), send)
         result.measurements.setdefault("mode", "isolated")
         return {"result": result.to_message()}
+
+    def examine(self, folder: Path, thresholds: Thresholds, send: Send) -> SmokeResult:
+        """Run the smoke test."""
+        config = read_adapter(folder).config
+        return IsolatedTest(self.base(send), folder, config, thresholds, say=progress_to(send)).run()
 
 
 class SharedRun(IsolatedRun):
@@ -92,19 +93,24 @@ class SharedRun(IsolatedRun):
         super().__init__(base, loader)
         self._resident: Resident | None = None
 
-    def _answer(self, request: Message, say: Say) -> Message:
-        folder = Path(request["folder"])
-        written = _config_of(folder)
-        spec = _spec_of(folder, written)
-        base = self.base(say)
-        reason = resident.reason_to_isolate(base, written, spec)
-        beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(written, spec)
+    def _answer(self, request: Message, send: Send) -> Message:
+        folder, thresholds = Path(request["folder"]), thresholds_of(request)
+        contents = read_adapter(folder)
+        base = self.base(send)
+        reason = resident.reason_to_isolate(base, contents)
+        beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(contents)
         if request.get("any_name"):
             reason, beside = "", True
         if reason and not beside:
             return {"isolate": reason}
         try:
-            result = self._examine(base, folder, written, spec, request, say, beside=beside)
+            if self._resident is None:
+                self._resident = Resident(base)
+            self._resident.say = progress_to(send)
+            if beside:
+                result = self._resident.examine_beside(folder, contents.config, thresholds)
+            else:
+                result = self._resident.examine(folder, contents, thresholds)
         except Discard as e:
             return {"discard": str(e)}
         except Exception as e:
@@ -112,24 +118,6 @@ class SharedRun(IsolatedRun):
                 raise
             return {"discard": first_line(e)}
         return {"result": result.to_message()}
-
-    def _examine(
-        self,
-        base: LoadedBase,
-        folder: Path,
-        written: AdapterConfig,
-        spec: LoraSpec,
-        request: Message,
-        say: Say,
-        *,
-        beside: bool,
-    ) -> SmokeResult:
-        if self._resident is None:
-            self._resident = Resident(base)
-        self._resident.say = progress_to(say)
-        if beside:
-            return self._resident.examine_beside(folder, written, thresholds_of(request))
-        return self._resident.examine(folder, written, spec, thresholds_of(request))
 
 
 def failed(error: BaseException) -> Message:
@@ -139,24 +127,11 @@ def failed(error: BaseException) -> Message:
     return {"failed": f"{what}: {first_line(error)}", "memory": memory}
 
 
-def progress_to(say: Say) -> Callable[[str], None]:
-    return lambda progress: say({"says": progress})
+def progress_to(send: Send) -> Callable[[str], None]:
+    """A function that sends progress messages."""
+    return lambda text: send({"progress": text})
 
 
 def thresholds_of(request: Message) -> Thresholds:
+    """The default thresholds with those of the request."""
     return Thresholds.with_overrides(request.get("thresholds") or {})
-
-
-def _config_of(folder: Path) -> AdapterConfig:
-    return config.read_config((folder / CONFIG).read_bytes())
-
-
-def _spec_of(folder: Path, written: AdapterConfig) -> LoraSpec:
-    weights = folder / WEIGHTS
-    with open(weights, "rb") as file:
-
-        def read(start: int, length: int) -> bytes:
-            file.seek(start)
-            return file.read(length)
-
-        return peft.describe(written, safetensors.read_header(read, weights.stat().st_size, file=weights.name))

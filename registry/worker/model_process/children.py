@@ -1,7 +1,7 @@
 """`Children`: the children of a model process. Fork or start them, send them requests, enforce deadlines, end them.
 
-- A child that does not answer correctly is killed with its process group and never used again.
-- If the shared process rejects an adapter or crashes on it, the isolated run decides the verdict.
+A child that does not answer correctly is killed with its process group. If the shared process rejects an adapter or
+crashes on it, the isolated run decides the verdict.
 """
 
 from __future__ import annotations
@@ -9,27 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from registry.worker.devices import CPU
-from registry.worker.model_process.child import IsolatedRun, Loader, Message, SharedRun, failed
+from registry.worker.model_process.child import IsolatedRun, Loader, Message, Send, SharedRun, failed
 from registry.worker.sandbox import confine, program
 
 SHARED, ISOLATED = "shared", "isolated"
 """Roles of a child that is a process started on its own."""
 ANSWER_LIMIT_BYTES = 4 * 2**20
-Say = Callable[[Message], None]
 
 
 class StopSource(Protocol):
-    """Where requests to stop come from: file descriptor 0, read by `read`."""
+    """Requests to stop on file descriptor 0."""
 
     def read(self) -> None: ...
 
@@ -48,24 +47,24 @@ class Child:
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does the same; the first one wins
 
-    def ask(self, request: Message, stops: StopSource, say: Say) -> Message:
-        """Its answer; `{"failed": reason}` if it was killed or died."""
+    def ask(self, request: Message, stops: StopSource, send: Send) -> Message:
+        """Send the request and return the answer; `{"failed": reason}` if the child was killed or died."""
         seconds = float(request["deadline_seconds"])
         deadline = time.monotonic() + seconds + (confine.LOAD_SECONDS_LIMIT if self._loads else 0)
         try:
             _write(self._to, request)
             while True:
-                line, why = self._line(deadline, stops, request)
-                if why:
-                    return self._gone(f"the child was killed: {why}")
-                message = _parsed(line)
+                line, reason = self._line(deadline, stops, request)
+                if reason:
+                    return self._gone(f"the child was killed: {reason}")
+                message = _parse(line)
                 if message is None:
                     return self._gone("")
-                if "says" not in message and "loaded" not in message:
+                if "progress" not in message and "loaded" not in message:
                     return message
                 if "loaded" in message:
                     self._loads, deadline = False, time.monotonic() + seconds
-                say(message)
+                send(message)
         except BrokenPipeError:
             return self._gone("")
 
@@ -93,26 +92,14 @@ class Child:
                         return b"", f"its answer is over {ANSWER_LIMIT_BYTES} bytes"
         return b"", "the worker stopped the job"
 
-    def _gone(self, why: str) -> Message:
-        status = self.end() if why else self._wait()
-        if not why and os.WIFSIGNALED(status):
-            why = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
-        return {"failed": why or f"the child ended with status {status >> 8} without an answer"}
-
-    def _wait(self) -> int:
-        """Wait for a child that closed its pipe; its status."""
-        ends = time.monotonic() + 5
-        while time.monotonic() < ends:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.pid = 0
-                self._close()
-                return status
-            time.sleep(0.01)
-        return self.end()
+    def _gone(self, reason: str) -> Message:
+        status = self.end()
+        if not reason and os.WIFSIGNALED(status):
+            reason = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
+        return {"failed": reason or f"the child ended with status {status >> 8} without an answer"}
 
     def end(self) -> int:
-        """Kill it and every process that it started; its status."""
+        """Kill the child and every process that it started; its status, which is its own if it had ended."""
         if not self.pid:
             return 0
         for kill in (os.killpg, os.kill):
@@ -133,11 +120,11 @@ class Children:
     """At most one shared child, and one isolated child at a time."""
 
     def __init__(
-        self, base: Any, loader: Loader, stops: StopSource, say: Say, isolated: type[IsolatedRun] = IsolatedRun
+        self, base: Any, loader: Loader, stops: StopSource, send: Send, isolated: type[IsolatedRun] = IsolatedRun
     ) -> None:
         """`isolated` tests one adapter by itself. Only language models (`IsolatedRun`) also have a shared child."""
         self._base, self._loader, self._isolated = base, loader, isolated
-        self._stops, self._say = stops, say
+        self._stops, self._send = stops, send
         self._shared: Child | None = None
 
     def try_adapter(self, request: Message) -> Message:
@@ -146,8 +133,8 @@ class Children:
             return self._run_isolated(request, "")
         if self._shared is None:
             self._shared = self._fork(SharedRun(self._base, self._loader), request)
-        self._say({"child": self._shared.pid})
-        answer = self._shared.ask(request, self._stops, self._say)
+        self._send({"child": self._shared.pid})
+        answer = self._shared.ask(request, self._stops, self._send)
         if "result" in answer:
             return answer
         if "isolate" in answer:
@@ -158,21 +145,21 @@ class Children:
             return self._run_isolated(request, f"the shared process was discarded: {answer['discard']}")
         return answer
 
-    def _run_isolated(self, request: Message, why: str) -> Message:
+    def _run_isolated(self, request: Message, reason: str) -> Message:
         answer = self._ask_isolated(request)
         if answer.get("memory") and self._shared is not None and not self._loader.forks:
             self._shared.end()  # two copies of the base do not fit on this GPU
             self._shared = None
             answer = self._ask_isolated(request)
-        if why and "result" in answer:
-            answer["result"]["measurements"]["isolated_because"] = why[:600]
+        if reason and "result" in answer:
+            answer["result"]["measurements"]["isolated_because"] = reason[:600]
         return answer
 
     def _ask_isolated(self, request: Message) -> Message:
         child = self._fork(self._isolated(self._base, self._loader), request)
-        self._say({"child": child.pid})
+        self._send({"child": child.pid})
         try:
-            return child.ask(request, self._stops, self._say)
+            return child.ask(request, self._stops, self._send)
         finally:
             child.end()
 
@@ -203,14 +190,14 @@ class Children:
 
 
 def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent: int, device: str) -> None:
-    """Answer requests until the pipe ends; never returns, and runs no clean-up of the parent's state."""
+    """Answer requests until the pipe ends; never returns, and never cleans up the parent's state."""
     try:
         os.setpgid(0, 0)
-        confine.die_with_the_parent()
+        confine.die_with_parent()
         if os.getppid() != parent:
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        confinement = confine.confine(keep=(0, 1, 2, inward, outward))
+        layers = confine.confine(keep=(0, 1, 2, inward, outward))
         torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
@@ -221,14 +208,23 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
                 before = time.process_time()
                 answer = work.answer(request, lambda message: _write(outward, message))
                 if "result" in answer:
-                    answer["result"]["measurements"]["confined_by"] = list(confinement.layers)
+                    answer["result"]["measurements"]["confined_by"] = layers
                     answer["result"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
+                    answer["result"]["measurements"] |= _peak_memory()
                 _write(outward, answer)
     except BaseException as e:
         with contextlib.suppress(OSError):
             _write(outward, failed(e))
     finally:
         os._exit(0)
+
+
+def _peak_memory() -> dict[str, int]:
+    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_initialized():
+        gpus = range(torch.cuda.device_count())
+        peak["peak_gpu_memory_bytes"] = sum(torch.cuda.max_memory_allocated(number) for number in gpus)
+    return peak
 
 
 def _cpu_seconds(request: Message, *, loads: bool) -> float:
@@ -241,7 +237,7 @@ def _write(pipe: int, message: Any) -> None:
         data = data[os.write(pipe, data) :]
 
 
-def _parsed(line: bytes) -> Message | None:
+def _parse(line: bytes) -> Message | None:
     with contextlib.suppress(ValueError):
         message = json.loads(line)
         if isinstance(message, dict):

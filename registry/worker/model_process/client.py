@@ -1,9 +1,4 @@
-"""`ModelProcess`: the worker's client of one model process: start it, send it adapters, end it.
-
-- No torch here: a model process may be killed at any moment and the worker goes on.
-- Its environment is an allow-list without secrets.
-- If it dies or breaks the protocol, `Gone` is raised: the attempt failed, and the base must be loaded again.
-"""
+"""`ModelProcess`: the worker's client of one model process: start it, send it adapters, end it. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,15 +19,14 @@ from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
 from registry.worker.sandbox import confine, program
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
-from registry.worker.sandbox.environment import environment_for
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What one child may use. `memory_bytes` is on top of what the model process has mapped.
+    """Limits of one child. `memory_bytes` is on top of what the model process has mapped.
 
     `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names outside the allow-list
-    reach the shared process: for tests, which show that the checksum stops them there.
+    reach the shared process: for tests of the checksum that stops them there.
     """
 
     deadline_seconds: float = 300.0
@@ -47,7 +41,7 @@ class Gone(Exception):
 
 
 class ModelProcess:
-    """One model process. `ready` says what it loaded and with which versions."""
+    """One model process. `ready`: what it loaded and the versions of its libraries."""
 
     def __init__(
         self, source: BaseSource, *, device: str = CPU, environment: Mapping[str, str] | None = None,
@@ -61,16 +55,15 @@ class ModelProcess:
         self._rest = b""
         self._on_a_gpu = device != CPU
         self._wrapper = confine.bubblewrap()
+        # A pipeline of several models has no config.json at its top level.
+        host = "host" if (source.folder / BASE_CONFIG).is_file() else "image_host"
+        module = f"registry.worker.model_process.{host}"
+        command = program.command(module, source.name, str(source.folder), device, source.dtype)
         self._process = subprocess.Popen(
-            [
-                *self._wrapper,
-                *program.command(_program(source.folder), source.name, str(source.folder), device, source.dtype),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment_for(device, os.environ if environment is None else environment),
-            start_new_session=True,  # Ctrl-C reaches the worker, which ends it in order
-        )
+            [*self._wrapper, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=confine.environment_for(device, os.environ if environment is None else environment),
+            start_new_session=True,  # Ctrl-C reaches the worker, which ends the process in order
+        )  # fmt: skip
         self.ready: dict[str, Any] = {}
 
     def load(self) -> Self:
@@ -95,59 +88,39 @@ class ModelProcess:
         return self._process.poll() is None
 
     def try_adapter(
-        self,
-        folder: Path,
-        limits: ProcessLimits,
-        thresholds: Mapping[str, float] | None = None,
-        *,
+        self, folder: Path, limits: ProcessLimits, thresholds: Mapping[str, float] | None = None, *,
         structure: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]:  # fmt: skip
         """Test one adapter: `{"result": {"findings", "measurements"}}`, or `{"failed": reason}`.
 
         `structure`: also compare names and shapes with PEFT's; those findings are under `structure`. Raises `Gone`.
         """
         self.tried += 1
-        self._write(
-            {
-                "id": self.tried,
-                "folder": str(folder),
-                "deadline_seconds": limits.deadline_seconds,
-                "memory_bytes": limits.memory_bytes,
-                "threads": limits.threads,
-                "isolate": limits.isolate,
-                "any_name": limits.any_name,
-                "thresholds": dict(thresholds or {}),
-                "structure": structure,
-            }
-        )
+        request = {"id": self.tried, "folder": str(folder), "structure": structure}
+        self._write({**request, "thresholds": dict(thresholds or {}), **asdict(limits)})
         # The model process enforces the deadline of each child, and there may be two; this is the fallback.
-        patience = time.monotonic() + 2 * limits.deadline_seconds + 30
-        patience += 2 * LOAD_SECONDS_LIMIT if self._on_a_gpu else 0
+        deadline = time.monotonic() + 2 * limits.deadline_seconds + 30
+        deadline += 2 * LOAD_SECONDS_LIMIT if self._on_a_gpu else 0
         try:
             while True:
-                message = self._read(patience)
+                message = self._read(deadline)
                 if "child" in message:
                     self.child = int(message["child"])
                 elif "loaded" in message:  # on a GPU a child loads the base
                     self.loads += 1
                     self.ready |= message["loaded"]
-                elif "says" in message:
+                elif "progress" in message:
                     if self.listener is not None:
-                        self.listener(str(message["says"])[:500])
+                        self.listener(str(message["progress"])[:500])
                 else:
-                    return self._confined(message)
+                    if self._wrapper and "result" in message:
+                        message["result"]["measurements"].setdefault("confined_by", []).insert(0, "bubblewrap")
+                    return message
         except Gone:
             self.kill()
             raise
         finally:
             self.child = 0
-
-    def _confined(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The answer; its report also names bubblewrap if the model process runs in it."""
-        if self._wrapper and "result" in answer:
-            layers = answer["result"]["measurements"].setdefault("confined_by", [])
-            layers.insert(0, "bubblewrap")
-        return answer
 
     def stop_child(self) -> None:
         """Stop the running test; its `try_adapter` then answers `failed`. May be called from any thread."""
@@ -160,7 +133,7 @@ class ModelProcess:
             self.stop_child()
         else:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # `load` notices and cleans up
+                os.killpg(self._process.pid, signal.SIGKILL)  # `load` then cleans up
 
     def kill(self) -> None:
         """Kill the process and its child. A child dies with its parent, or with its own process group."""
@@ -194,7 +167,9 @@ class ModelProcess:
                     raise Gone(f"the model process of {self.source.name} does not answer")
                 data = os.read(pipe.fileno(), 65536)
                 if not data:
-                    raise Gone(f"the model process of {self.source.name} died ({_end_of(self._process)})")
+                    status = self._process.wait()
+                    end = f"signal {-status}" if status < 0 else f"exit status {status}"
+                    raise Gone(f"the model process of {self.source.name} died ({end})")
                 self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
         try:
@@ -202,17 +177,3 @@ class ModelProcess:
         except ValueError as e:
             raise Gone(f"the model process of {self.source.name} broke the protocol") from e
         return message if isinstance(message, dict) else {}
-
-
-def _program(folder: Path) -> str:
-    """A pipeline of several models has no config.json at its top level."""
-    return (
-        "registry.worker.model_process.host"
-        if (folder / BASE_CONFIG).is_file()
-        else "registry.worker.model_process.image_host"
-    )
-
-
-def _end_of(process: subprocess.Popen[bytes]) -> str:
-    status = process.wait()
-    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -2,16 +2,9 @@
 
     worker ──JSON lines──▶ model process (torch, the base) ──fork──▶ child (adapters) ──pipe──▶ model process ──▶ worker
 
-One shared child swaps plain LoRA adapters; any other adapter gets an isolated child. A shared child that may be
-changed, hangs or dies is killed, and the next one is forked from the same base without loading it again.
-
-- The model process never reads an adapter and never runs a forward pass, so nothing can change its base. It has one
-  thread, so forking is safe. For a GPU it holds no base and sees no GPU: its children are new processes of this
-  program that load the base.
-- A child has its own process group, is confined (`sandbox/confine.py`), and dies at its deadline, on a stop request,
-  or with the model process.
-- The environment holds no secrets (`sandbox/environment.py`).
-- Standard output carries only the protocol; what libraries print goes to standard error.
+One shared child swaps plain LoRA adapters; any other adapter gets an isolated child. The model process never reads an
+adapter and never runs a forward pass, so nothing can change its base; it has one thread, so forking is safe. For a GPU
+it holds no base: its children are new processes of this program that load it.
 
     $ python -m registry.worker.model_process.host tiny models/tiny cpu F32
     {"ready": {"load_seconds": 0.3, "parameters": 147008, "threads": 1, "versions": {...}}}
@@ -36,7 +29,7 @@ from registry import __version__
 from registry.worker.model_process.child import IsolatedRun, Loader, Message, SharedRun
 from registry.worker.model_process.children import SHARED, Children, run_child
 from registry.worker.sandbox import confine, program
-from registry.worker.smoke.faults import first_line
+from registry.worker.smoke.result import first_line
 
 
 def main(
@@ -45,7 +38,8 @@ def main(
 ) -> int:  # fmt: skip
     """`NAME FOLDER DEVICE DTYPE`: load the base, report readiness, serve requests until standard input ends.
 
-    With five more arguments (ROLE and four numbers) it is a child of such a process.
+    With five more arguments (ROLE and four numbers) it is a child of such a process. Standard output carries only the
+    protocol; output of libraries goes to standard error.
     """
     program.finish_start()
     name, folder, device, dtype, *more = arguments
@@ -55,7 +49,7 @@ def main(
         inward, outward, threads, parent = map(int, more[1:])
         run = SharedRun if more[0] == SHARED else isolated
         run_child(run(None, loader), threads, inward, outward, parent, device)
-    confine.die_with_the_parent()
+    confine.die_with_parent()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.set_blocking(0, False)
@@ -65,14 +59,14 @@ def main(
         try:
             base = loader.load()
         except Exception as e:
-            _say(out, {"error": f"cannot load the base {name} from {folder}: {first_line(e)}"})
+            _send(out, {"error": f"cannot load the base {name} from {folder}: {first_line(e)}"})
             return 1
-    _say(out, {"ready": _ready(base, versions or {})})
+    _send(out, {"ready": _ready(base, versions or {})})
     inbox = Inbox()
-    children = Children(base, loader, inbox, lambda message: _say(out, message), isolated)
+    children = Children(base, loader, inbox, lambda message: _send(out, message), isolated)
     for message in inbox:
         if "folder" in message:
-            _say(out, children.try_adapter(message))
+            _send(out, children.try_adapter(message))
     return 0
 
 
@@ -81,17 +75,13 @@ def _ready(base: Any, versions: Mapping[str, str]) -> Message:
     return loaded | {
         "threads": len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0,
         "versions": {
-            "worker": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-            **versions,
+            "worker": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "peft": peft.__version__, "python": platform.python_version(), **versions,
         },
-    }
+    }  # fmt: skip
 
 
-def _say(out: Any, message: Message) -> None:
+def _send(out: Any, message: Message) -> None:
     out.write(json.dumps(message) + "\n")
     out.flush()
 

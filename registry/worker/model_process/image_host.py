@@ -1,9 +1,4 @@
-"""The model process of an image model: as `host`, with an isolated child for each adapter.
-
-It is a program of its own because only it needs diffusers (extra `images`).
-
-    $ python -m registry.worker.model_process.image_host sd-tiny models/sd-tiny cpu ""
-"""
+"""The model process of an image model: as `host`, with an isolated child for each adapter. It needs diffusers."""
 
 from __future__ import annotations
 
@@ -14,10 +9,12 @@ from typing import Any
 
 import diffusers
 
+from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
 from registry.worker.model_process import host
-from registry.worker.model_process.child import IsolatedRun, Loader, Message, Say, progress_to, thresholds_of
-from registry.worker.smoke import image
+from registry.worker.model_process.child import IsolatedRun, Loader, Send, progress_to
+from registry.worker.smoke.image import ImageTest
+from registry.worker.smoke.result import SmokeResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +28,11 @@ class ImageLoader(Loader):
 class IsolatedImageRun(IsolatedRun):
     """Test one image adapter on its pipeline."""
 
-    def _answer(self, request: Message, say: Say) -> Message:
-        result = image.examine(self.base(say), Path(request["folder"]), thresholds_of(request), say=progress_to(say))
-        result.measurements.setdefault("mode", "isolated")
-        return {"result": result.to_message()}
+    def examine(self, folder: Path, thresholds: Thresholds, send: Send) -> SmokeResult:
+        """Run the smoke test."""
+        return ImageTest(self.base(send), folder, thresholds, say=progress_to(send)).run()
 
 
 if __name__ == "__main__":
-    sys.exit(
-        host.main(
-            sys.argv[1:],
-            loader_of=ImageLoader,
-            isolated=IsolatedImageRun,
-            versions={"diffusers": diffusers.__version__},
-        )
-    )
+    versions = {"diffusers": diffusers.__version__}
+    sys.exit(host.main(sys.argv[1:], loader_of=ImageLoader, isolated=IsolatedImageRun, versions=versions))

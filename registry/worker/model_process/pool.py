@@ -1,8 +1,6 @@
-"""`Pool`: the model processes of this worker, by base. One base load serves any number of adapters.
+"""`Pool`: the model processes of this worker, by base. One base load serves any number of adapters. No torch here.
 
-- No torch here: a model process may be killed at any moment and the worker goes on.
-- `base_loads` counts the loads, and every report carries the count.
-- A model process that dies or breaks the protocol is dropped; the next adapter of its base gets a new one.
+A model process that dies or breaks the protocol is dropped; the next adapter of its base gets a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from registry.worker.devices import CPU
@@ -35,7 +32,7 @@ class Pool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     @property

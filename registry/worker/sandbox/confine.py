@@ -1,12 +1,9 @@
 """Confine a process that reads an untrusted adapter: limits always, no network and no writing where possible.
 
-    limits        memory, CPU time, size of written files, no core dumps (rlimits); no inherited descriptors
-    namespaces    no network, every mount read-only (Linux, unprivileged user namespaces)
-    bubblewrap    the same around the whole model process, where the program `bwrap` is installed and permitted
-
-Invariants
-- Each layer is tried; the report names those that hold (`Confinement.layers`), never assumed ones.
-- Nothing here needs torch. Linux only; elsewhere the limits remain.
+environment   an allow-list of variables, never a secret
+limits        memory, CPU time, size of written files, no core dumps (rlimits); no inherited descriptors
+namespaces    no network, every mount read-only (Linux, unprivileged user namespaces)
+bubblewrap    the same around the whole model process, where the program `bwrap` is installed and permitted
 """
 
 from __future__ import annotations
@@ -19,20 +16,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
+
+from registry.worker.devices import CPU
 
 FILE_LIMIT_BYTES = 2**20
 PROBE_SECONDS = 20.0
 SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
-"""Where a model process in bubblewrap may write while it imports and loads; its children may not."""
+"""The writable folder of a model process in bubblewrap; its children may not write."""
 LOAD_SECONDS_LIMIT = 600.0
-"""How long a base may take to be loaded, on top of what an adapter may take."""
+"""The time to load a base, on top of the deadline of an adapter."""
 VISIBLE_GPUS, KEPT_GPUS = "CUDA_VISIBLE_DEVICES", "ADAPTER_CUDA_VISIBLE_DEVICES"
-"""A model process for a GPU sees none; the second variable passes the first one's value to its children."""
-_SHARED = "/dev/shm"  # noqa: S108 - only read, in case a base lies there
+"""A model process for a GPU sees no GPU; the second variable keeps the first one's value for its children."""
+_SHARED = "/dev/shm"  # noqa: S108 - read-only, in case a base is there
 GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
 _PR_SET_PDEATHSIG = 1
@@ -42,34 +40,27 @@ _SYS_MOUNT_SETATTR = 442  # the same number on every architecture
 _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
-    """The layers that hold, in words for the report."""
-
-    layers: tuple[str, ...]
-
-
 class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def confine(*, keep: Collection[int]) -> Confinement:
-    """Confine this process for good, but for these descriptors."""
+def confine(*, keep: Collection[int]) -> list[str]:
+    """Confine this process permanently and close all other descriptors. Returns the layers that hold."""
     close_descriptors(keep)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES)
-    return Confinement(("limits", *_unshare()))
+    return ["limits", *_unshare()]
 
 
 def grant(*, seconds: float, memory_bytes: int) -> None:
-    """What the next adapter may use: CPU time from now on (then SIGXCPU), memory on top of what is mapped; 0: any."""
+    """Limit CPU time from now on (then SIGXCPU), and memory on top of what is mapped (0: no limit)."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _grant(resource.RLIMIT_CPU, int(used + seconds) + 1)
     _grant(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
 
 
 def close_descriptors(keep: Collection[int]) -> None:
-    """Everything that was inherited but for these: another child's pipes, the protocol of the model process."""
+    """Close inherited descriptors: another child's pipes, the protocol of the model process."""
     with contextlib.suppress(OSError):
         for number in [int(name) for name in os.listdir("/proc/self/fd")]:
             if number not in keep:
@@ -78,21 +69,21 @@ def close_descriptors(keep: Collection[int]) -> None:
 
 
 def gpu_environment() -> dict[str, str]:
-    """This process's environment for a child that may see the GPUs hidden from the process itself."""
+    """This process's environment for a child, with the GPUs that are hidden from this process."""
     environment = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
     return environment | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
 
 
 def cut_network() -> bool:
-    """No network for this process from now on; False where that cannot be had. For work that writes a folder."""
+    """Cut off this process from the network; False if that is not possible here. It may still write files."""
     if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     return libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0 or libc.unshare(_CLONE_NEWNET) == 0
 
 
-def die_with_the_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Linux only. Elsewhere the end of standard input ends a model process, and the deadline its child."""
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """End this process with its parent, on Linux. Elsewhere a model process ends with its standard input."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
 
@@ -120,7 +111,7 @@ def _address_space_bytes() -> int:
 
 
 def _unshare() -> list[str]:
-    """A network of its own, which is none, and mounts of its own, all read-only. Needs a process of one thread."""
+    """Enter an empty network namespace, and a mount namespace with read-only mounts. Needs a single thread."""
     if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
         return []
     libc = ctypes.CDLL(None, use_errno=True)
@@ -144,20 +135,17 @@ def bubblewrap() -> tuple[str, ...]:
     if program is None:
         return ()
     prefix = bubblewrap_command(program)
-    try:
-        tried = subprocess.run(
-            [*prefix, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    return prefix if tried.returncode == 0 else ()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        devnull = subprocess.DEVNULL
+        subprocess.run([*prefix, "true"], stdin=devnull, capture_output=True, timeout=PROBE_SECONDS, check=True)
+        return prefix
+    return ()
 
 
 def bubblewrap_command(program: str) -> tuple[str, ...]:
-    """Everything readable, nothing writable but a small scratch folder in memory, no network, no device but GPUs.
+    """All files read-only, a small scratch folder in memory for imports, no network, no device but GPUs.
 
-    Libraries want a folder for temporary files when they are imported. Process numbers stay ours: the pool ends
-    children by them.
+    Process numbers are not unshared: the pool kills children by them.
     """
     gpus = [str(path) for pattern in GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
     return (
@@ -166,3 +154,42 @@ def bubblewrap_command(program: str) -> tuple[str, ...]:
         "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--setenv", "TMPDIR", SCRATCH,
         "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--",
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------ environment
+_ALLOWED_VARIABLES = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
+     "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_HOME", "CUDA_DEVICE_ORDER",
+     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "BNB_CUDA_VERSION", "HIP_VISIBLE_DEVICES", VISIBLE_GPUS}
+)  # fmt: skip
+_SETTINGS = {
+    "OMP_WAIT_POLICY": "passive",  # spinning threads stall every other process on a busy machine
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # no loader threads: the model process forks
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled here, and loading the compiler takes a second
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # checking for a GPU must not initialize it
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",  # libraries' warnings are not for a worker's operator
+}
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Keep the variables on the allow-list: paths, locale, threads. No secrets."""
+    return _SETTINGS | {name: value for name, value in environment.items() if value and name in _ALLOWED_VARIABLES}
+
+
+def environment_for(device: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a model process on this device.
+
+    It hides GPUs, because importing bitsandbytes initializes one; the process's children see them.
+    """
+    cleaned = clean_environment(environment)
+    if device == CPU:
+        return cleaned
+    kept = {KEPT_GPUS: cleaned[VISIBLE_GPUS]} if VISIBLE_GPUS in cleaned else {}
+    return cleaned | {VISIBLE_GPUS: ""} | kept

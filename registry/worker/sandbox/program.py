@@ -4,8 +4,8 @@
     {"progress": text}           ◀──stdout──
     {"report": …} or {"problem": …} or {"error": text}, the last line
 
-A program gets no secret: its environment is an allow-list, its input is folders. It has no network where Linux can
-cut it off, and ends with the process that started it. The starting process imports no torch and may kill it any time.
+A program gets no secret: an allow-list of variables, and folders. It has no network where Linux can cut it off, and
+ends with its parent. The parent imports no torch and may kill it at any time.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from typing import IO, Any, TypeVar
 from registry.errors import RegistryError, Unavailable, from_problem
 from registry.model import FrozenModel
 from registry.worker.sandbox import confine
-from registry.worker.sandbox.environment import clean_environment
+from registry.worker.sandbox.confine import clean_environment
 
 Progress = Callable[[str], None]
 Request = TypeVar("Request", bound=FrozenModel)
 
 TICK_SECONDS = 1.0
 END_SECONDS = 10.0
-"""How long a program may take to clean up after SIGTERM."""
+"""Time to clean up after SIGTERM."""
 ERROR_CHARACTERS_LIMIT = 1000
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BOOTSTRAP = (
-    # Without garbage collection: torch and PEFT create a million objects that stay, and walking them took a sixth of
-    # the start. `finish_start` turns it on again.
+    # No garbage collection while importing: torch and PEFT create a million objects that stay (a sixth of the start).
     "import gc, logging, runpy, sys; gc.disable(); "
-    # Where the CPU has AVX-512, importing bitsandbytes warns that the package `kernels` is missing.
+    # With AVX-512, importing bitsandbytes warns that the package `kernels` is missing.
     "logging.getLogger('bitsandbytes').setLevel(logging.ERROR); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
@@ -52,7 +51,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def finish_start() -> None:
-    """Turn garbage collection on, and exempt what was imported: a fork then shares its memory. First call of `main`."""
+    """Turn garbage collection on, without the imported objects: forks share their memory. First call of `main`."""
     gc.freeze()
     gc.enable()
 
@@ -95,7 +94,7 @@ def _converse(
     process: subprocess.Popen[bytes], request: FrozenModel, progress: Progress | None,
     check: Callable[[], None] | None, deadline: float | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Send the request, and read messages until standard output ends; the last one."""
+    """Send the request, and return the last message on standard output."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the process has no pipes")
     message: dict[str, Any] = {}
@@ -113,7 +112,7 @@ def _converse(
 
 
 def _lines(pipe: IO[bytes], check: Callable[[], None] | None, deadline: float | None) -> Iterator[bytes]:
-    """Complete lines of the pipe, as they come. `TimeoutError` at the deadline."""
+    """Yield complete lines of the pipe as they arrive. `TimeoutError` at the deadline."""
     rest = b""
     with pipe, selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -153,17 +152,17 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 # ------------------------------------------------------------------ the program
 def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]) -> int:
-    """Do the request on standard input, answer on standard output; the exit status."""
+    """Do the request on standard input, answer on standard output; return the exit status."""
     finish_start()
     exit_on_signals()
-    confine.die_with_the_parent(signal.SIGTERM)  # the partial result may be as large as the base: clean it up
+    confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up
     confine.cut_network()
     try:
         report = work(model.model_validate_json(sys.stdin.buffer.read()), lambda text: _send({"progress": text}))
     except RegistryError as e:
         _send({"problem": e.to_problem()})
         return 1
-    except (OSError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, LookupError, RuntimeError) as e:
         _send({"error": f"{type(e).__name__}: {e}"[:ERROR_CHARACTERS_LIMIT]})
         return 1
     _send({"report": report.model_dump(mode="json")})

@@ -1,9 +1,7 @@
-"""Does it act, and how far does it leave the base? Logits of the probes with the adapter against those without.
+"""Effect and drift: the logits of the probes with the adapter against those without.
 
-Invariants
-- KL is KL(base ‖ adapter), the mean over all probe tokens, in nats; perplexity is that of each probe's own next tokens.
-- What depends on the base alone is computed once (`Baseline`) and serves every adapter.
-- Logits are gone through once, some rows at a time, so that what is made of them stays in the processor's cache.
+KL is KL(base ‖ adapter), the mean over all probe tokens, in nats; perplexity is that of each probe's own next tokens.
+Logits are read once, some rows at a time, so intermediate values stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from registry.worker.smoke.result import SmokeResult
 
 REFERENCE_PROMPTS = 3
 ROWS = 8
-"""Tokens whose logits are looked at together: one to two MB of them."""
+"""Tokens whose logits are compared at once: one to two MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The bare base's answers to the probes, and what is made of them."""
+    """The bare base's logits for the probes, and what follows from them; computed once for all adapters."""
 
-    asked: list[tuple[int, ...]]
+    prompts: list[tuple[int, ...]]
     logits: Logits
     p: Logits
     normalizer: list[torch.Tensor]
@@ -37,20 +35,16 @@ class Baseline:
 
     @classmethod
     def of(cls, prompts: Sequence[tuple[int, ...]], logits: Logits, dtype: str = "float32") -> Baseline:
+        """Compute what every comparison needs."""
         normalizer = [torch.logsumexp(values, dim=-1) for values in logits]
-        return cls(
-            asked=list(prompts),
-            logits=logits,
-            p=[torch.softmax(values, dim=-1) for values in logits],
-            normalizer=normalizer,
-            top=[values.argmax(-1, keepdim=True) for values in logits],
-            steps=[_steps(*row) for row in zip(prompts, logits, normalizer, strict=True)],
-            dtype=dtype,
-        )
+        p = [torch.softmax(values, dim=-1) for values in logits]
+        top = [values.argmax(-1, keepdim=True) for values in logits]
+        steps = [_steps(*row) for row in zip(prompts, logits, normalizer, strict=True)]
+        return cls(list(prompts), logits, p, normalizer, top, steps, dtype)
 
     @property
     def tokens(self) -> int:
-        return sum(len(tokens) for tokens in self.asked)
+        return sum(len(tokens) for tokens in self.prompts)
 
     @property
     def largest(self) -> float:
@@ -58,8 +52,8 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
-class _Apart:
-    """What lies between the answers to one probe without and with the adapter; sums over its tokens."""
+class _Difference:
+    """The difference between the logits of one probe without and with the adapter; sums over its tokens."""
 
     largest: float
     mean_delta: float
@@ -68,8 +62,8 @@ class _Apart:
     normalizer: torch.Tensor
 
     @classmethod
-    def of(cls, baseline: Baseline, probe: int, after: torch.Tensor) -> _Apart:
-        """With d the change of the logits: KL = log Z' - log Z - sum(p d), which is exact where d is small."""
+    def of(cls, baseline: Baseline, probe: int, after: torch.Tensor) -> _Difference:
+        """KL = log Z' - log Z - sum(p d), with d the change of the logits: exact for a small d."""
         sums, normalizer = after.new_zeros(4), []
         for first in range(0, len(after), ROWS):
             rows = slice(first, first + ROWS)
@@ -87,7 +81,7 @@ class _Apart:
 
 
 def _steps(tokens: Sequence[int], logits: torch.Tensor, normalizer: torch.Tensor) -> torch.Tensor:
-    """log p of each next token of the probe itself: one number fewer than tokens. Empty without a language head."""
+    """log p of each next token of the probe: one number fewer than tokens. Empty without a language head."""
     if max(tokens) >= logits.shape[-1] or len(tokens) < 2:
         return logits.new_zeros(0)
     next_tokens = torch.tensor(tokens[1:], device=logits.device)[:, None]
@@ -95,19 +89,23 @@ def _steps(tokens: Sequence[int], logits: torch.Tensor, normalizer: torch.Tensor
 
 
 def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str) -> bool:
-    """Finite, differing, not too far away; and the reference logprobs. False if the logits are not finite."""
-    apart = [_Apart.of(baseline, i, values) for i, values in enumerate(after)]
-    bad = [i for i, step in enumerate(apart) if not (math.isfinite(step.largest) or bool(after[i].isfinite().all()))]
+    """Note missing effect and drift, and store the reference logprobs. False if the logits are not finite."""
+    differences = [_Difference.of(baseline, i, values) for i, values in enumerate(after)]
+    bad = sum(
+        not (math.isfinite(difference.largest) or bool(values.isfinite().all()))
+        for difference, values in zip(differences, after, strict=True)
+    )
     if bad:
-        message = f"the logits of {len(bad)} of {len(after)} probes hold NaN or infinite values"
+        message = f"the logits of {bad} of {len(after)} probes hold NaN or infinite values"
         result.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
         return False
-    steps = [_steps(*step) for step in zip(baseline.asked, after, (step.normalizer for step in apart), strict=True)]
-    result.measure("max_logit_delta", max(step.largest for step in apart))
-    result.measure("mean_logit_delta", sum(step.mean_delta for step in apart) / baseline.tokens)
-    result.measure("kl_nats", max(sum(step.kl for step in apart) / baseline.tokens, 0.0))
-    result.measure("top1_agreement", sum(step.agree for step in apart) / baseline.tokens)
-    _effect(max(step.largest for step in apart), result)
+    normalizers = [difference.normalizer for difference in differences]
+    steps = [_steps(*row) for row in zip(baseline.prompts, after, normalizers, strict=True)]
+    result.measure("max_logit_delta", max(step.largest for step in differences))
+    result.measure("mean_logit_delta", sum(step.mean_delta for step in differences) / baseline.tokens)
+    result.measure("kl_nats", max(sum(step.kl for step in differences) / baseline.tokens, 0.0))
+    result.measure("top1_agreement", sum(step.agree for step in differences) / baseline.tokens)
+    _effect(max(step.largest for step in differences), result)
     _drift(baseline, steps, result, kind)
     _reference_logprobs(baseline, steps, result)
     return True
@@ -118,8 +116,8 @@ def _effect(largest: float, result: SmokeResult) -> None:
     if largest > least:
         return
     zero, b = result.measurements["lora_b_zero_tensors"], result.measurements["lora_b_tensors"]
-    why = ": every lora_B is zero, as before training" if b and zero == b else ""
-    message = f"with the adapter the base answers exactly as without it{why}"
+    reason = ": every lora_B is zero, as before training" if b and zero == b else ""
+    message = f"with the adapter the base answers exactly as without it{reason}"
     limit = f"a logit that moves by more than {least:g}"
     result.note("error", "smoke.no_effect", "logits", message, limit, f"{largest:.3g}")
 
@@ -152,7 +150,7 @@ def _perplexity(steps: list[torch.Tensor]) -> float:
 def _reference_logprobs(baseline: Baseline, steps: list[torch.Tensor], result: SmokeResult) -> None:
     prompts = tuple(
         Prompt(tokens=tokens, adapter=_rounded(with_it), base=_rounded(without))
-        for tokens, with_it, without in zip(baseline.asked, steps, baseline.steps, strict=True)
+        for tokens, with_it, without in zip(baseline.prompts, steps, baseline.steps, strict=True)
         if len(with_it) and bool(torch.isfinite(with_it).all())
     )
     if prompts:

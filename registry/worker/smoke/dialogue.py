@@ -1,8 +1,6 @@
 """The adapter's own chat template and special tokens: the template renders a dialogue, the tokens are in range.
 
-Invariants
-- A template is a program from a stranger: it is rendered in the library's sandbox, within the limits of this process.
-- Nothing is rendered where the adapter brings no template of its own.
+A template is an untrusted program: it is rendered in the library's sandbox, within the limits of this process.
 """
 
 from __future__ import annotations
@@ -13,22 +11,20 @@ from typing import Any
 
 from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from registry.worker.model.language import LoadedBase
-from registry.worker.smoke.faults import first_line, machine_fault
-from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
 
-WORDS = ("What stands in the blue room?", "A lamp and two chairs.")
-"""A turn of the user and one of the assistant; both must occur in what the template makes of them."""
+WORDS = ("What is in the blue box?", "A lamp and two books.")
+"""A turn of the user and one of the assistant; both must occur in the rendered text."""
 
 
 def examine(base: LoadedBase, folder: Path, result: SmokeResult) -> None:
-    """Notes of a template that fails or loses text, and of added tokens that the base has no row for."""
+    """Note a template that fails or loses text, and added tokens beyond the base's vocabulary."""
     settings = _settings(folder)
     for number, content in _added(settings):
         if number >= base.vocabulary:
-            message = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} rows"
-            result.note(
-                "error", "smoke.token_out_of_range", TOKENIZER_CONFIG, message, f"under {base.vocabulary}", str(number)
-            )
+            message = f"the added token {content!r} has the number {number}, and the base has {base.vocabulary} tokens"
+            limit = f"under {base.vocabulary}"
+            result.note("error", "smoke.token_out_of_range", TOKENIZER_CONFIG, message, limit, str(number))
     template, location = _template(folder, settings)
     if not template or base.tokenizer is None or not hasattr(base.tokenizer, "apply_chat_template"):
         return

@@ -1,16 +1,13 @@
-"""An image model in memory, a few denoising steps on it, and what an adapter changes in the picture.
+"""Test an adapter of an image model: a few denoising steps, and the difference of the images.
 
-Invariants
-- Fixed seeds, fixed conditions, few steps, a small picture: two runs of one adapter render the same image.
-- Runs in a process of its own per adapter; loading runs no code from the base's folder and asks no network.
-- A family that is not known here is `unknown`, never a pass.
+Fixed seeds, fixed conditions, few steps, small images: two runs of one adapter render the same images. An unknown
+family is `unknown`, never a pass.
 """
 
 from __future__ import annotations
 
 import base64
-import struct
-import zlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -18,19 +15,20 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
-from registry.worker.smoke.faults import first_line, machine_fault
-from registry.worker.smoke.result import SmokeResult, ignore_progress
+from registry.worker.smoke.checks import SmokeTest
+from registry.worker.smoke.result import SmokeResult, first_line, ignore_progress, machine_fault
 from registry.worker.smoke.weights import check_finite, tensors_of
 
 STEPS = 3
 SIDE = 16
-"""Latent pixels of one side, where the model does not say less."""
+"""Latent pixels of one side, or the model's `sample_size` if that is less."""
 WORDS = 8
 SCALE = 8
-"""Screen pixels of one latent pixel, in a picture without a decoder."""
+"""Pixels for one latent pixel in an image without a decoder."""
 SLOT = "adapter"
 LOADERS = {
     "UNet2DConditionModel": "StableDiffusionLoraLoaderMixin",
@@ -38,51 +36,73 @@ LOADERS = {
 }
 
 
-def examine(
-    base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Callable[[str], None] = ignore_progress
-) -> SmokeResult:
-    """Finite, different, and the base as before; two small pictures."""
-    result = SmokeResult(thresholds, say=say)
-    files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
-    if len(files) != 1 or base.kind not in LOADERS:
-        message = f"this worker cannot render with {base.kind or 'this base'} and {len(files)} weights files"
-        result.note("unknown", "smoke.task_unsupported", "pipeline", message)
-        return result
-    if not check_finite(tensors_of(files[0]), result):
-        return result
-    fingerprint = base.fingerprint()
-    say("rendering without the adapter")
-    before = _render(base)
-    started = perf_counter()
-    try:
-        _load(base, files[0])
-    except Exception as e:  # other programs may know this format: their word is not ours to give
-        if machine_fault(e):
-            raise
-        message = f"diffusers {diffusers.__version__} does not take this format: {first_line(e)}"
-        result.note("unknown", "smoke.task_unsupported", files[0].name, message)
-        return result
-    try:
-        result.measure("load_seconds", perf_counter() - started)
-        say("rendering with the adapter")
-        after = _render(base)
-    except Exception as e:
-        if machine_fault(e):
-            raise
-        result.note("error", "smoke.forward_failed", "pipeline", f"rendering with the adapter fails: {first_line(e)}")
-        return result
-    _compare(before, after, result)
-    now = base.fingerprint()
-    changed = [name for name, bits in fingerprint.items() if now[name] != bits]
-    result.measurements["base_tensors_changed"] = len(changed)
-    if changed:
-        message = f"{len(changed)} of the base's tensors are changed by loading it"
-        result.note("error", "smoke.base_changed", changed[0], message, "bit-equal", "changed")
-    return result
+class ImageTest(SmokeTest):
+    """Test one adapter on a pipeline in a process that ends afterwards."""
+
+    def __init__(
+        self, base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Callable[[str], None] = ignore_progress
+    ) -> None:
+        super().__init__(SmokeResult(thresholds, say=say))
+        self._base = base
+        self._files = [path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors"]
+        self._fingerprint: dict[str, int] = {}
+        self._before = torch.empty(0)
+
+    def check_task(self) -> bool:
+        if len(self._files) == 1 and self._base.kind in LOADERS:
+            return True
+        kind = self._base.kind or "this base"
+        message = f"this worker cannot render with {kind} and {len(self._files)} weights files"
+        self.result.note("unknown", "smoke.task_unsupported", "pipeline", message)
+        return False
+
+    def check_weights(self) -> bool:
+        return check_finite(tensors_of(self._files[0]), self.result)
+
+    def check_baseline(self) -> bool:
+        self._fingerprint = self._base.fingerprint()
+        self.result.say("rendering without the adapter")
+        self._before = _render(self._base)
+        return True
+
+    def check_load(self) -> bool:
+        started = perf_counter()
+        try:
+            _load(self._base, self._files[0])
+        except Exception as e:  # other programs may know this format
+            if machine_fault(e):
+                raise
+            message = f"diffusers {diffusers.__version__} does not take this format: {first_line(e)}"
+            self.result.note("unknown", "smoke.task_unsupported", self._files[0].name, message)
+            return False
+        self.result.measure("load_seconds", perf_counter() - started)
+        return True
+
+    def check_forward(self) -> bool:
+        self.result.say("rendering with the adapter")
+        try:
+            after = _render(self._base)
+        except Exception as e:
+            if machine_fault(e):
+                raise
+            message = f"rendering with the adapter fails: {first_line(e)}"
+            self.result.note("error", "smoke.forward_failed", "pipeline", message)
+            return False
+        _compare(self._before, after, self.result)
+        return True
+
+    def check_base(self) -> bool:
+        now = self._base.fingerprint()
+        changed = [name for name, bits in self._fingerprint.items() if now[name] != bits]
+        self.result.measurements["base_tensors_changed"] = len(changed)
+        if changed:
+            message = f"loading the adapter changes {len(changed)} of the base's tensors"
+            self.result.note("error", "smoke.base_changed", changed[0], message, "bit-equal", "changed")
+        return True
 
 
 def _load(base: Pipeline, file: Path) -> None:
-    """The adapter's layers beside the base's, by diffusers' own reader of its format."""
+    """Load the adapter's layers beside the base's, by diffusers' own reader of its format."""
     loader = getattr(diffusers.loaders, LOADERS[base.kind])
     answer = loader.lora_state_dict(str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True)
     state, alphas = answer if isinstance(answer, tuple) else (answer, None)
@@ -98,26 +118,25 @@ def _load(base: Pipeline, file: Path) -> None:
 
 def _compare(before: torch.Tensor, after: torch.Tensor, result: SmokeResult) -> None:
     if not bool(torch.isfinite(after).all()):
-        message = "the picture with the adapter holds NaN or infinite values"
-        result.note("error", "smoke.picture_not_finite", "picture", message, "finite values", "NaN or infinity")
+        message = "the image with the adapter holds NaN or infinite values"
+        result.note("error", "smoke.image_not_finite", "image", message, "finite values", "NaN or infinity")
         return
     low, high = float(before.min()), float(before.max())
-    shown = [((picture - low) / max(high - low, 1e-12)).clamp(0, 1) for picture in (before, after)]
-    delta = float((after - before).abs().mean()) / max(high - low, 1e-12)
+    extent = max(high - low, 1e-12)
+    delta = float((after - before).abs().mean()) / extent
     result.measure("mean_pixel_delta", delta)
     result.measurements["steps"] = STEPS
-    result.images = {
-        name: base64.b64encode(_png(picture)).decode() for name, picture in zip(("before", "after"), shown, strict=True)
-    }
+    for name, image in (("before", before), ("after", after)):
+        result.images[name] = base64.b64encode(_png(((image - low) / extent).clamp(0, 1))).decode()
     if delta <= result.thresholds.image_delta:
-        message = "with the adapter the same picture comes out as without it"
+        message = "the image is the same with the adapter as without it"
         limit = f"a mean change of more than {result.thresholds.image_delta:g}"
-        result.note("error", "smoke.picture_unchanged", "picture", message, limit, f"{delta:.3g}")
+        result.note("error", "smoke.image_unchanged", "image", message, limit, f"{delta:.3g}")
 
 
 @torch.inference_mode()
 def _render(base: Pipeline) -> torch.Tensor:
-    """A picture [3, height, width] after `STEPS` steps from seeded noise."""
+    """Render an image [3, height, width] after `STEPS` steps from seeded noise."""
     seeded = torch.Generator().manual_seed(7)
     latents = (_with_unet if base.kind == "UNet2DConditionModel" else _with_flux)(base, seeded)
     decoder = base.parts.get("vae")
@@ -130,8 +149,8 @@ def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     unet, encoder = base.denoiser, base.parts.get("text_encoder")
     config = unet.config
     side = min(int(config.sample_size or SIDE), SIDE)
-    latents = base.here(torch.randn(1, config.in_channels, side, side, generator=seeded))
-    context = base.here(torch.randn(1, WORDS, config.cross_attention_dim, generator=seeded))
+    latents = base.to_device(torch.randn(1, config.in_channels, side, side, generator=seeded))
+    context = base.to_device(torch.randn(1, WORDS, config.cross_attention_dim, generator=seeded))
     if encoder is not None and encoder.config.hidden_size == config.cross_attention_dim:
         words = torch.arange(1, WORDS + 1, device=context.device)[None] % encoder.config.vocab_size
         context = encoder(words).last_hidden_state
@@ -139,8 +158,8 @@ def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     if config.addition_embed_type == "text_time":
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         extra = {
-            "text_embeds": base.here(torch.randn(1, width, generator=seeded)),
-            "time_ids": base.here(torch.zeros(1, 6)),
+            "text_embeds": base.to_device(torch.randn(1, width, generator=seeded)),
+            "time_ids": base.to_device(torch.zeros(1, 6)),
         }
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(STEPS)
@@ -153,28 +172,23 @@ def _with_unet(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
 def _with_flux(base: Pipeline, seeded: torch.Generator) -> torch.Tensor:
     transformer, side = base.denoiser, SIDE // 2
     config = transformer.config
-    latents = base.here(torch.randn(1, side * side, config.in_channels, generator=seeded))
+    latents = base.to_device(torch.randn(1, side * side, config.in_channels, generator=seeded))
     conditions = {
-        "encoder_hidden_states": base.here(torch.randn(1, WORDS, config.joint_attention_dim, generator=seeded)),
-        "pooled_projections": base.here(torch.randn(1, config.pooled_projection_dim, generator=seeded)),
-        "txt_ids": base.here(torch.zeros(WORDS, 3)),
-        "img_ids": base.here(torch.tensor([[0.0, i // side, i % side] for i in range(side * side)])),
-        "guidance": base.here(torch.ones(1)) if config.guidance_embeds else None,
+        "encoder_hidden_states": base.to_device(torch.randn(1, WORDS, config.joint_attention_dim, generator=seeded)),
+        "pooled_projections": base.to_device(torch.randn(1, config.pooled_projection_dim, generator=seeded)),
+        "txt_ids": base.to_device(torch.zeros(WORDS, 3)),
+        "img_ids": base.to_device(torch.tensor([[0.0, i // side, i % side] for i in range(side * side)])),
+        "guidance": base.to_device(torch.ones(1)) if config.guidance_embeds else None,
     }
     for step in range(STEPS):
-        moment = base.here(torch.tensor([1.0 - step / STEPS]))
+        moment = base.to_device(torch.tensor([1.0 - step / STEPS]))
         latents = latents - transformer(hidden_states=latents, timestep=moment, **conditions).sample / STEPS
     return latents.transpose(1, 2).reshape(1, config.in_channels, side, side)
 
 
-def _png(picture: torch.Tensor) -> bytes:
-    """An 8-bit RGB picture as PNG. Values from 0 to 1, [3, height, width]."""
-    pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + bytes(row.flatten().tolist()) for row in pixels)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+def _png(values: torch.Tensor) -> bytes:
+    """Encode an RGB image [3, height, width] of values from 0 to 1 as PNG."""
+    pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,7 +1,7 @@
-"""`SmokeResult`: what a smoke test found and measured on one adapter.
+"""`SmokeResult`: the findings and measurements of a smoke test; and which errors are not the adapter's fault.
 
-- A measurement carries its unit in its name; a number that is not finite is None.
-- What is wrong with the adapter is a finding. Running out of memory is not: it is raised, and the attempt fails.
+A measurement has its unit in its name; a number that is not finite is None. Running out of memory is no finding: it is
+raised, and the attempt fails.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.thresholds import Thresholds
-from registry.evaluation.verdicts import Finding
-
-Severity = Literal["error", "warning", "unknown", "info"]
+from registry.evaluation.verdicts import Finding, Severity
 
 
 def ignore_progress(_text: str) -> None:
@@ -24,6 +22,8 @@ def ignore_progress(_text: str) -> None:
 
 @dataclass(slots=True)
 class SmokeResult:
+    """What a smoke test found and measured on one adapter. `images`: name → PNG in base64, of image models."""
+
     thresholds: Thresholds = field(default_factory=Thresholds)
     findings: list[Finding] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
@@ -34,21 +34,39 @@ class SmokeResult:
     def note(
         self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
     ) -> None:
+        """Add a finding."""
         self.findings.append(Finding.of(severity, code, location, message, expected, found))
 
     def measure(self, name: str, value: float) -> None:
+        """Add a measurement."""
         self.measurements[name] = float(f"{value:.6g}") if math.isfinite(value) else None
 
     def has(self, *codes: str) -> bool:
+        """Whether a finding has one of these codes."""
         return any(finding.code in codes for finding in self.findings)
 
     def to_message(self) -> dict[str, Any]:
         """Convert to JSON for the requesting process."""
+        logprobs = self.reference_logprobs
         return {
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "measurements": self.measurements,
-            "reference_logprobs": self.reference_logprobs.model_dump(mode="json")
-            if self.reference_logprobs is not None
-            else None,
+            "reference_logprobs": logprobs.model_dump(mode="json") if logprobs is not None else None,
             "images": self.images,
         }
+
+
+def first_line(error: BaseException) -> str:
+    """Format an exception as one line: its class and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"[:1500]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. torch raises RuntimeError both for that and for errors in an adapter."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+
+
+def machine_fault(error: BaseException) -> bool:
+    """Whether memory ran out or a device failed: the attempt fails, and so does the process."""
+    return out_of_memory(error) or "cuda error" in str(error).lower() or type(error).__name__ == "AcceleratorError"

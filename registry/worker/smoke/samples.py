@@ -1,13 +1,10 @@
-"""Golden samples: are the answers that the owner expects likelier with the adapter than without, by a margin?
+"""Golden samples: expected answers must be more likely with the adapter than without, by a margin.
 
-Invariants
-- The bare base is asked through the same model with the adapter switched off; nothing of the base is changed.
-- What cannot be asked (no tokenizer, a text over the limit) is `unknown`, never a pass.
+A sample that cannot be tested (no tokenizer, a text over the limit) is `unknown`, never a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,10 +23,8 @@ TOKENS_LIMIT = 1024
 """Tokens of one sample, prompt and answer together."""
 
 
-def examine(
-    base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult, bare: Callable[[], Any] | None = None
-) -> None:
-    """Asks every sample of the folder's golden.jsonl, if it has one. `bare` switches the adapter off meanwhile."""
+def examine(base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult) -> None:
+    """Test every sample of the folder's golden.jsonl, if it has one."""
     file = folder / GOLDEN
     if not file.is_file():
         return
@@ -39,38 +34,27 @@ def examine(
         result.note("error", "smoke.golden_unreadable", GOLDEN, e.detail)
         return
     if base.tokenizer is None:
-        message = f"{base.name} has no tokenizer here, so that golden samples cannot be asked"
+        message = f"{base.name} has no tokenizer here, so golden samples cannot be tested"
         result.note("unknown", "smoke.golden_unasked", GOLDEN, message)
         return
-    result.say("asking the golden sample" if len(samples) == 1 else f"asking {len(samples)} golden samples")
-    off = bare if bare is not None else _switch_of(wrapped)
-    margins = []
-    for number, sample in enumerate(samples, 1):
-        measured = _ask(base, wrapped, sample, off, result, f"{GOLDEN} line {number}")
-        if measured is not None:
-            margins.append(measured)
-    result.measurements["golden"] = margins
+    result.say(f"testing {len(samples)} golden sample{'s' * (len(samples) > 1)}")
+    measured = [
+        _measure(base, wrapped, sample, result, f"{GOLDEN} line {number}") for number, sample in enumerate(samples, 1)
+    ]
+    result.measurements["golden"] = [margin for margin in measured if margin is not None]
 
 
-def _switch_of(wrapped: Any) -> Callable[[], Any]:
-    """PEFT's way to switch the adapter off for a while."""
-    switch: Callable[[], Any] = getattr(wrapped, "disable_adapter", nullcontext)
-    return switch
-
-
-def _ask(
-    base: LoadedBase, wrapped: Any, sample: Golden, off: Callable[[], Any], result: SmokeResult, location: str
+def _measure(
+    base: LoadedBase, wrapped: Any, sample: Golden, result: SmokeResult, location: str
 ) -> dict[str, Any] | None:
     prompt = tuple(_prompt(base, sample))
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
     if not prompt or not answer or len(prompt) + len(answer) > TOKENS_LIMIT:
-        message = (
-            f"the sample has {len(prompt)} + {len(answer)} tokens; it needs some of both and at most {TOKENS_LIMIT}"
-        )
+        message = f"the sample has {len(prompt)} + {len(answer)} tokens; each needs one, both at most {TOKENS_LIMIT}"
         result.note("unknown", "smoke.golden_unasked", location, message)
         return None
     with_it = language.rows(wrapped, [prompt + answer])[0]
-    with off():
+    with getattr(wrapped, "disable_adapter", nullcontext)():
         without = language.rows(wrapped, [prompt + answer])[0]
     likelihood, was = _mean_log_p(with_it, prompt, answer), _mean_log_p(without, prompt, answer)
     margin, required = likelihood - was, sample.margin_nats
@@ -78,11 +62,11 @@ def _ask(
     ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
     if not margin >= required:
         message = (
-            f"the expected answer is {margin:+.3f} nats a token likelier than on the bare base; {required:g} is asked"
+            f"the expected answer is {margin:+.3f} nats a token likelier than on the base; {required:g} is required"
         )
         result.note("error", "smoke.golden_missed", location, message, f"{required:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
-        result.note("error", "smoke.golden_endless", location, "after the expected answer the text does not end")
+        result.note("error", "smoke.golden_endless", location, "the text does not end after the expected answer")
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 
@@ -95,7 +79,7 @@ def _prompt(base: LoadedBase, sample: Golden) -> list[int]:
 
 
 def _mean_log_p(logits: torch.Tensor, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
-    """Mean log p of the answer's tokens; the token at position i is foretold by the logits at i - 1."""
+    """Mean log p of the answer's tokens; the logits at i - 1 predict the token at position i."""
     logs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
     answer_tokens = torch.tensor(answer, device=logs.device)[:, None]
     return float(logs.gather(-1, answer_tokens).mean())

@@ -1,12 +1,7 @@
 """Structure: the names and shapes of tensors that PEFT expects of an adapter on a base, against those in its file.
 
-PEFT is asked on the meta device: the base is built from its configuration and the adapter's is injected, without one
-weight of either. For methods that headers cannot judge (registry.compat).
-
-Invariants
-- No weight is read: of the base its config.json, of the adapter its configuration and the header of its weights.
-- Two sets are compared: what is missing, what is too much, and what has another shape are errors.
-- Where PEFT cannot answer so (a method that looks at values), the answer stays `unknown`.
+For methods that headers cannot judge (registry.compat). PEFT injects the adapter's configuration into the base's on the
+meta device; no weight is read. If PEFT cannot do that (a method that depends on values), the answer stays `unknown`.
 """
 
 from __future__ import annotations
@@ -22,45 +17,43 @@ from safetensors import safe_open
 from registry.evaluation.verdicts import Finding
 from registry.files import WEIGHTS
 from registry.worker.model import language
-from registry.worker.smoke.faults import first_line, machine_fault
+from registry.worker.smoke.result import first_line, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 5
-_PEFT = f"PEFT {peft.__version__}, asked on the meta device,"
+_PEFT = f"PEFT {peft.__version__}, on the meta device,"
 
 
-def ask(base: Path, folder: Path) -> list[Finding]:
-    """Findings for the check `compat`: one that says that all is as PEFT expects it, or what is not."""
+def compare_structure(base: Path, folder: Path) -> list[Finding]:
+    """Findings for the check `compat`: the differences, or one that says that there are none."""
     try:
         expectation = expected(base, folder)
     except Exception as e:
         if machine_fault(e):
             raise
         return [Finding.of("unknown", "compat.method_unjudged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
-    shapes = in_file(folder / WEIGHTS)
-    wrong = list(_differences(expectation, shapes))
-    if wrong:
-        return wrong
     message = f"{_PEFT} expects the {len(expectation)} tensors of this file, by names and shapes, and no other"
-    return [Finding.of("info", "compat.peft_expects", WEIGHTS, message)]
+    expected_all = Finding.of("info", "compat.peft_expects", WEIGHTS, message)
+    return list(_differences(expectation, shapes_in_file(folder / WEIGHTS))) or [expected_all]
 
 
 def expected(base: Path, folder: Path) -> Shapes:
-    """What PEFT would save of this adapter on this base. Errors are transformers' and PEFT's own."""
+    """The tensors that PEFT would save of this adapter on this base. Errors are transformers' and PEFT's own."""
     config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # packing changes how weights are stored, not which modules there are
+        del config.quantization_config  # packing changes the storage of weights, not the modules
     written = peft.PeftConfig.from_pretrained(str(folder))
     written.inference_mode = True
     if isinstance(getattr(written, "init_lora_weights", None), str):
-        written.init_lora_weights = True  # other beginnings look at the base's weights; names and shapes are the same
+        written.init_lora_weights = True  # others read the base's weights; names and shapes are the same
     with torch.device("meta"):
         model = language.class_of(config)[0]._from_config(config)
         wrapped = peft.get_peft_model(model, written)
         return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
 
 
-def in_file(weights: Path) -> Shapes:
+def shapes_in_file(weights: Path) -> Shapes:
+    """The names and shapes in the header."""
     with safe_open(weights, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 

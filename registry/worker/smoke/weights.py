@@ -1,4 +1,4 @@
-"""The part of a smoke test that needs no model: whether the numbers are finite, and the norm of each update."""
+"""The part of a smoke test without a model: whether the numbers are finite, and the norm of each update."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def tensors_of(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_finite(tensors: Iterator[tuple[str, torch.Tensor]], result: SmokeResult) -> bool:
-    """Whether all numbers are finite. A NaN is found here by its tensor's name, and nothing is loaded."""
+    """Whether all numbers are finite; a finding names the tensors that hold others."""
     started = perf_counter()
     broken, zero_b, b = [], 0, 0
     for name, values in tensors:
-        # The sum of finite numbers is finite in 64 bits, and one pass is enough for almost every tensor.
+        # The 64-bit sum of finite numbers is finite, so one pass is enough.
         values = values.float() if values.is_floating_point() and values.element_size() == 1 else values
         if values.is_floating_point() and not math.isfinite(float(values.sum(dtype=torch.float64))):
             broken.append(name)
@@ -49,7 +49,7 @@ def check_finite(tensors: Iterator[tuple[str, torch.Tensor]], result: SmokeResul
 def measure_norms(
     module_updates: Iterator[updates.Update], weight_norm: Callable[[str], float | None], result: SmokeResult
 ) -> None:
-    """`module_norms`: |A|, |B|, |scale · BA| of each module's update, and |W| of the base's weight where it has one."""
+    """Measure `module_norms`: |A|, |B|, |scale · BA| of each module's update, and |W| of the base's weight."""
     started = perf_counter()
     table: dict[str, list[float | None]] = {}
     for update in module_updates:
@@ -64,6 +64,6 @@ def measure_norms(
 
 
 def weight_norm(parameters: Mapping[str, torch.Tensor], path: str) -> float | None:
-    """The norm of the base's own weight; None for one that is packed (quantized) or not there under this path."""
+    """The norm of the base's weight; None if it is packed (quantized) or absent."""
     weight = parameters.get(f"{path}.weight")
     return float(weight.detach().float().norm()) if weight is not None and weight.is_floating_point() else None

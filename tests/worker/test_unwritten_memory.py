@@ -1,4 +1,4 @@
-"""What the kernel says of a tensor's pages, in a process that is forked for it."""
+"""Which tensors the kernel reports as unwritten since the fork, in a process that forks for this test."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import sys
 
 import pytest
 
-from registry.worker.smoke import copy_on_write
+from registry.worker.smoke import resident
 
 SCRIPT = """
 import json, os, torch
-from registry.worker.smoke.copy_on_write import untouched
+from registry.worker.smoke.resident import is_unwritten
 torch.set_num_threads(1)
 base = [torch.full((2**21,), float(i)) for i in range(3)]
-before = untouched(base[0])
+before = is_unwritten(base[0])
 inward, outward = os.pipe()
 if os.fork() == 0:
-    at_first = [untouched(tensor) for tensor in base]
+    at_first = [is_unwritten(tensor) for tensor in base]
     sums = [float(tensor.sum()) for tensor in base]
-    after_reading = [untouched(tensor) for tensor in base]
+    after_reading = [is_unwritten(tensor) for tensor in base]
     base[1][12345] += 1
     base[2].data = base[2].clone()
-    after_writing = [untouched(tensor) for tensor in base]
+    after_writing = [is_unwritten(tensor) for tensor in base]
     with os.fdopen(outward, "w") as pipe:
         json.dump([at_first, after_reading, after_writing], pipe)
     os._exit(0)
@@ -33,10 +33,10 @@ with os.fdopen(inward) as pipe:
 """
 
 
-@pytest.mark.skipif(not copy_on_write.MAP.exists(), reason="this system has no page map")
-def test_what_was_written_since_the_fork_is_told_from_what_was_only_read() -> None:
+@pytest.mark.skipif(not resident.MAP.exists(), reason="this system has no page map")
+def test_tensors_written_since_the_fork_differ_from_those_only_read() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=120)
     before, at_first, after_reading, after_writing = json.loads(done.stdout)
-    assert before is False, "nobody else has it"
+    assert before is False, "no other process maps it"
     assert at_first == after_reading == [True, True, True]
     assert after_writing == [True, False, False]

@@ -1,4 +1,4 @@
-"""`Workshop`: a World with a real tiny base, into which real folders are pushed, and what its workers said."""
+"""`WorkerSetup`: a World with a real tiny base, into which real folders are pushed, and what its workers said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.world import World
 BASE = "tiny"
 
 
-class Workshop:
+class WorkerSetup:
     def __init__(self, world: World, base_folder: Path) -> None:
         self.world = world
         self.lines: list[str] = []

@@ -1,4 +1,4 @@
-"""What is asked of a model and how the answers are compared, on a tiny model in this process."""
+"""Logits of the probes and how they are compared, on a tiny model in this process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from registry.evaluation.thresholds import Thresholds
-from registry.worker.model import language, probes
+from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
-from registry.worker.model_process import child
+from registry.worker.model.updates import read_adapter
 from registry.worker.smoke import acting
 from registry.worker.smoke.acting import ROWS, Baseline
 from registry.worker.smoke.resident import Discard, Resident
@@ -23,37 +23,37 @@ def base(base_folder: Path) -> LoadedBase:
 
 
 def test_the_texts_of_a_group_are_cut_to_one_length() -> None:
-    asked = probes.tokenised(lambda text: list(text.encode()))
-    assert [len(tokens) for tokens in asked] == [min(len(text) for text in probes.SHORT)] * 3 + [64] * 3
-    assert bytes(asked[1]).decode() in probes.SHORT[1]
+    prompts = language.text_probes(lambda text: list(text.encode()))
+    assert [len(tokens) for tokens in prompts] == [min(len(text) for text in language.SHORT)] * 3 + [64] * 3
+    assert bytes(prompts[1]).decode() in language.SHORT[1]
 
 
 def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: LoadedBase) -> None:
-    asked = [(1, 2, 3), (4, 5), (6, 7, 8), (9, 10)]
+    prompts = [(1, 2, 3), (4, 5), (6, 7, 8), (9, 10)]
     passes: list[torch.Size] = []
     counting = base.model.register_forward_pre_hook(
         lambda _model, _args, how: passes.append(how["input_ids"].shape), with_kwargs=True
     )
     try:
-        together = base.logits(asked)
+        together = base.logits(prompts)
     finally:
         counting.remove()
     assert passes == [(2, 3), (2, 2)]
-    for tokens, answer in zip(asked, together, strict=True):
+    for tokens, answer in zip(prompts, together, strict=True):
         torch.testing.assert_close(answer, language.rows(base.model, [tokens])[0])
 
 
 def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> None:
     torch.manual_seed(0)
-    asked = [tuple(range(ROWS + 3)), (1, 2)]
-    before = [torch.randn(len(tokens), 50) * 3 for tokens in asked]
+    prompts = [tuple(range(ROWS + 3)), (1, 2)]
+    before = [torch.randn(len(tokens), 50) * 3 for tokens in prompts]
     after = [values + 0.3 * torch.randn_like(values) for values in before]
     seen = SmokeResult(Thresholds())
-    assert acting.compare(Baseline.of(asked, before), after, seen, kind="numbers")
+    assert acting.compare(Baseline.of(prompts, before), after, seen, kind="numbers")
     was, now = torch.cat(before).double(), torch.cat(after).double()
     kl = torch.nn.functional.kl_div(now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="sum")
     log_p = torch.cat([values[:-1].log_softmax(-1) for values in after])
-    wanted = torch.tensor([token for tokens in asked for token in tokens[1:]])
+    wanted = torch.tensor([token for tokens in prompts for token in tokens[1:]])
     told = seen.measurements
     assert told["kl_nats"] == pytest.approx(float(kl) / len(was), rel=1e-4)
     assert told["max_logit_delta"] == pytest.approx(float((now - was).abs().max()), rel=1e-5)
@@ -79,11 +79,10 @@ def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next
     """A row of the embeddings that no probe uses: every logit stays, and the model object is given up all the same."""
     own = LoadedBase.load(base_folder, "tiny")
     resident = Resident(own)
-    settings = child._config_of(good)
-    spec = child._spec_of(good, settings)
-    assert resident.examine(good, settings, spec, Thresholds()).measurements["base_tensors_changed"] == 0
+    contents = read_adapter(good)
+    assert resident.examine(good, contents, Thresholds()).measurements["base_tensors_changed"] == 0
     unused = own.vocabulary - 1
     assert not any(unused in tokens for tokens in own.probes)
     own.model.get_input_embeddings().weight.data[unused, 5] += 1
     with pytest.raises(Discard, match=r"1 of the base.s tensors changed, model\.embed_tokens"):
-        resident.examine(good, settings, spec, Thresholds())
+        resident.examine(good, contents, Thresholds())
