@@ -17,13 +17,16 @@ from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
-from registry.lineage.svg import svg
 from registry.names import Ref
 
 from . import output, session, verify
 
 SHORT_DIGEST = diagrams.SHORT_DIGEST
-DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {"dot": diagrams.dot, "mermaid": diagrams.mermaid, "svg": svg}
+DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {
+    "dot": diagrams.dot,
+    "mermaid": diagrams.mermaid,
+    "svg": diagrams.svg,
+}
 EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
     "cyclonedx": cyclonedx.bom,
     "openlineage": openlineage.event,

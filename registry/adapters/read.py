@@ -6,9 +6,9 @@ At most the configuration (256 KiB), the headers (16 MiB each) and the alphas of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from registry.adapters import formats, peft, safetensors
 from registry.adapters.formats import gguf, images, text
@@ -108,13 +108,14 @@ def read_any(files: Iterable[Descriptor], read: Read) -> AdapterContents:
     if (samples := by_path.get(GOLDEN)) is not None:  # refused before anything relies on them
         golden.read_golden(read(GOLDEN, 0, samples.size_bytes))
     weights = [path for path in by_path if path.endswith(WEIGHTS_ENDINGS)]
-    if WEIGHTS in by_path or not weights or (CONFIG in by_path and _is_peft(by_path[CONFIG], read)):
-        return read_contents(by_path.values(), read)
+    fields = _config_fields(by_path, read)
+    if WEIGHTS in by_path or not weights or "peft_type" in fields:  # mlx has `fine_tune_type` in its place
+        return _read_peft(by_path, fields, read)
     if len(weights) > 1:
         message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
         reason = Reason("adapter.weights_ambiguous", weights[0], message)
         raise Invalid.from_reason("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
-    return _read_non_peft(by_path[weights[0]], by_path.get(CONFIG), read)
+    return _read_non_peft(by_path[weights[0]], fields, read)
 
 
 def weights_of(files: Iterable[Descriptor]) -> Descriptor:
@@ -129,22 +130,29 @@ def read_contents(files: Iterable[Descriptor], read: Read) -> PeftContents:
     `Invalid` (MANIFEST_INVALID) when the weights or the configuration are not among them.
     """
     by_path = {f.path: f for f in files}
+    return _read_peft(by_path, _config_fields(by_path, read), read)
+
+
+def _config_fields(by_path: Mapping[str, Descriptor], read: Read) -> dict[str, Any]:
+    """The object in adapter_config.json; empty if there is no such file."""
+    file = by_path.get(CONFIG)
+    return {} if file is None else config.parse_config(read(CONFIG, 0, min(file.size_bytes, CONFIG_LIMIT_BYTES + 1)))
+
+
+def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: Read) -> PeftContents:
     _refuse_missing(by_path)
-    written = by_path[CONFIG]
-    limit = CONFIG_LIMIT_BYTES + 1
-    parsed = config.read_config(read(CONFIG, 0, min(written.size_bytes, limit)), file=CONFIG)
+    parsed = config.read_fields(fields)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
-    extra = tuple(_extra(path) for path in by_path if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS)
+    message = f"{{}} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
+    extra = tuple(
+        Finding.of("warning", "adapter.extra_weights", path, message.format(path))
+        for path in by_path
+        if path.endswith(WEIGHTS_ENDINGS) and path != WEIGHTS
+    )
     return PeftContents(parsed, headers[WEIGHTS], peft.describe(parsed, headers[WEIGHTS]), extra)
 
 
-def _is_peft(file: Descriptor, read: Read) -> bool:
-    """Whether a configuration names one of PEFT's methods; mlx's has `fine_tune_type` in its place."""
-    data = read(CONFIG, 0, min(file.size_bytes, CONFIG_LIMIT_BYTES + 1))
-    return "peft_type" in text.read_config(data, file=CONFIG)
-
-
-def _read_non_peft(file: Descriptor, written: Descriptor | None, read: Read) -> NonPeftContents:
+def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonPeftContents:
     def within(offset: int, length: int) -> bytes:
         return read(file.path, offset, length)
 
@@ -159,9 +167,6 @@ def _read_non_peft(file: Descriptor, written: Descriptor | None, read: Read) -> 
     if format.is_image:
         facts = images.of_header(header, format, read=within)
     else:
-        fields = None
-        if written is not None:
-            fields = text.read_config(read(CONFIG, 0, written.size_bytes), file=CONFIG)
         facts = text.of_header(header, format, config=fields, gguf=packed)
     return NonPeftContents(facts.model_copy(update={"file": file.path}), header, _about(format, packed, file.path))
 
@@ -184,7 +189,7 @@ def _header(file: Descriptor, read: Read) -> Header:
     )
 
 
-def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
+def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
     needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
     message = "is missing, and an adapter needs it"
     reasons = [Reason(code, path, message) for path, code in needed if path not in by_path]
@@ -195,8 +200,3 @@ def _refuse_missing(by_path: dict[str, Descriptor]) -> None:
             reasons=reasons,
             next_step="push the folder that save_pretrained() wrote",
         )
-
-
-def _extra(path: str) -> Finding:
-    message = f"{path} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
-    return Finding.of("warning", "adapter.extra_weights", path, message)

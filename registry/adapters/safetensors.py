@@ -20,20 +20,14 @@ Read = Callable[[int, int], bytes]
 """Read `length` bytes from `offset`: a file, a range request, a memory view."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderLimits:
-    """What a header may be at most. The defaults hold for adapters and for the shards of bases."""
-
-    header_bytes: int = 16 * 2**20
-    tensors: int = 200_000
-    name_bytes: int = 512
-    dimensions: int = 8
-    side: int = 2**40
-    metadata_bytes: int = 2**20
-    reasons: int = 100
-
-
-LIMITS = HeaderLimits()
+HEADER_LIMIT_BYTES = 16 * 2**20
+TENSORS_LIMIT = 200_000
+NAME_LIMIT_BYTES = 512
+DIMENSIONS_LIMIT = 8
+SIDE_LIMIT = 2**40
+METADATA_LIMIT_BYTES = 2**20
+REASONS_LIMIT = 100
+"""These limits hold for adapters and for the shards of bases."""
 
 DTYPE_BYTES: dict[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
@@ -105,7 +99,7 @@ class Header:
         return self._by_name.get(name)
 
 
-def read_header(read: Read, size_bytes: int, *, file: str, limits: HeaderLimits = LIMITS) -> Header:
+def read_header(read: Read, size_bytes: int, *, file: str) -> Header:
     """The header of a safetensors file of `size_bytes` bytes; `file` is its name in messages.
 
     `Invalid` (TENSORS_INVALID) with every broken rule, `TooLarge` (SIZE_INVALID) beyond a limit.
@@ -120,8 +114,8 @@ def read_header(read: Read, size_bytes: int, *, file: str, limits: HeaderLimits 
     if length > size_bytes - 8:
         head += read(8, min(size_bytes - 8, 16))
         _refuse_file(file, head, f"says that its header is {length} bytes, but only {size_bytes - 8} follow")
-    if length > limits.header_bytes:
-        _too_large(file, "safetensors.header_too_large", f"a header of {length} bytes", limits.header_bytes, "bytes")
+    if length > HEADER_LIMIT_BYTES:
+        _too_large(file, "safetensors.header_too_large", f"a header of {length} bytes", HEADER_LIMIT_BYTES, "bytes")
     raw = read(8, length)
     if len(raw) != length:
         _refuse_file(file, head, f"ended after {len(raw)} of its header's {length} bytes")
@@ -129,9 +123,9 @@ def read_header(read: Read, size_bytes: int, *, file: str, limits: HeaderLimits 
         _refuse_file(file, head + raw[:16], "has a header that does not begin with '{' and end with '}' or spaces")
     entries = strict_json.parse(raw, _DIALECT, file=file)
     count = len(entries) - ("__metadata__" in entries)
-    if count > limits.tensors:
-        _too_large(file, "safetensors.too_many_tensors", f"{count} tensors", limits.tensors, "tensors")
-    return _Reader(file, size_bytes - 8 - length, limits).header(entries, 8 + length, size_bytes)
+    if count > TENSORS_LIMIT:
+        _too_large(file, "safetensors.too_many_tensors", f"{count} tensors", TENSORS_LIMIT, "tensors")
+    return _Reader(file, size_bytes - 8 - length).header(entries, 8 + length, size_bytes)
 
 
 def read_bytes(data: bytes | memoryview, *, file: str) -> Header:
@@ -168,10 +162,9 @@ _INT = frozenset({int})
 class _Reader:
     """Checks one parsed header and keeps every broken rule it meets."""
 
-    def __init__(self, file: str, data_bytes: int, limits: HeaderLimits) -> None:
+    def __init__(self, file: str, data_bytes: int) -> None:
         self._file = file
         self._data_bytes = data_bytes
-        self._limits = limits
         self._reasons: list[Reason] = []
 
     def header(self, entries: dict[str, Any], data_start: int, size_bytes: int) -> Header:
@@ -192,7 +185,7 @@ class _Reader:
         return Header(tuple(tensors), metadata, data_start, size_bytes)
 
     def _broken(self, code: str, location: str, message: str) -> None:
-        if len(self._reasons) < self._limits.reasons:
+        if len(self._reasons) < REASONS_LIMIT:
             self._reasons.append(Reason(code, location[:120], message))
 
     def _metadata(self, value: Any) -> dict[str, str]:
@@ -206,9 +199,9 @@ class _Reader:
         if self._reasons:
             return {}
         size = sum(len(k.encode()) + len(v.encode()) for k, v in value.items())
-        if size > self._limits.metadata_bytes:
-            limit = self._limits.metadata_bytes
-            _too_large(self._file, "safetensors.metadata_too_large", f"{size} bytes of metadata", limit, "bytes")
+        if size > METADATA_LIMIT_BYTES:
+            actual = f"{size} bytes of metadata"
+            _too_large(self._file, "safetensors.metadata_too_large", actual, METADATA_LIMIT_BYTES, "bytes")
         return value
 
     def _tensor(self, name: str, entry: Any) -> TensorInfo | None:
@@ -229,9 +222,8 @@ class _Reader:
             rule = f"data_offsets must be two whole numbers, rising, within the {self._data_bytes} data bytes"
             self._broken("safetensors.offsets_invalid", name, rule)
             return None
-        limits = self._limits
-        if not self._whole_numbers(shape) or len(shape) > limits.dimensions or max(shape, default=0) > limits.side:
-            rule = f"shape must be at most {limits.dimensions} whole numbers of at most {limits.side}"
+        if not self._whole_numbers(shape) or len(shape) > DIMENSIONS_LIMIT or max(shape, default=0) > SIDE_LIMIT:
+            rule = f"shape must be at most {DIMENSIONS_LIMIT} whole numbers of at most {SIDE_LIMIT}"
             self._broken("safetensors.shape_invalid", name, rule)
             return None
         info = TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
@@ -242,8 +234,8 @@ class _Reader:
         return info if len(self._reasons) == before else None
 
     def _problem_with_name(self, name: str) -> str:
-        if not name or len(name.encode()) > self._limits.name_bytes:
-            return f"a tensor's name must have 1 to {self._limits.name_bytes} bytes"
+        if not name or len(name.encode()) > NAME_LIMIT_BYTES:
+            return f"a tensor's name must have 1 to {NAME_LIMIT_BYTES} bytes"
         if not (name.isascii() and name.isprintable()) or " " in name:
             return "a tensor's name must be printable ASCII without spaces"
         if "\\" in name or ".." in name or name.startswith("/"):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from registry.adapters.safetensors import LIMITS
+from registry.adapters.safetensors import HEADER_LIMIT_BYTES
 from registry.api import Answer, ItemList, Request
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
@@ -35,7 +35,7 @@ class CheckRequest(Request):
     base: str
     file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
     config: str = Field(default="", max_length=CONFIG_LIMIT_BYTES)
-    header: str = Field(max_length=LIMITS.header_bytes)
+    header: str = Field(max_length=HEADER_LIMIT_BYTES)
     size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
     engines: list[EngineText] = Field(default=[], max_length=ENGINES_LIMIT)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -147,7 +148,7 @@ def base_spec(
         name=name,
         architecture=str(architectures[0])[:128] if isinstance(architectures, list) and architectures else "",
         model_type=facts.model_type, hidden=facts.hidden, intermediate=facts.intermediate,
-        layers=_Sizes(sizes).first("num_hidden_layers", "n_layer", "num_layers"), heads=facts.heads,
+        layers=_size(sizes, "num_hidden_layers", "n_layer", "num_layers"), heads=facts.heads,
         kv_heads=facts.kv_heads, head_size=facts.head_size, vocab=_vocabulary(modules, facts), tied=tied,
         quantization=facts.quantization, dtype=_main_dtype(tensors),
         parameters=sum(t.elements for t in logical), weights_bytes=sum(h.size_bytes for h in headers),
@@ -165,7 +166,7 @@ def base_spec(
 def facts_of(config: Mapping[str, Any]) -> Facts:
     """What the configuration tells about sizes and packing. `Invalid` (BASE_INVALID) for impossible sizes."""
     sizes = _sizes_in(config)
-    return base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, _Sizes(sizes).first)
+    return base_modules.facts_of({**sizes, "architectures": config.get("architectures")}, partial(_size, sizes))
 
 
 def read_config(data: bytes, *, file: str = BASE_CONFIG) -> dict[str, Any]:
@@ -196,22 +197,13 @@ def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **inner} if isinstance(inner, dict) else dict(config)
 
 
-class _Sizes:
-    """Sizes out of a configuration: whole numbers from 1 to 2^31; null and absent are 0."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-
-    def first(self, *fields: str) -> int:
-        for field in fields:
-            value = self._config.get(field)
-            if value is None:
-                continue
-            if type(value) is not int or not 0 < value <= SIZE_LIMIT:
-                rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
-                strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)
-            return value
-        return 0
+def _size(config: Mapping[str, Any], *fields: str) -> int:
+    """The first of these fields that is not null: a whole number from 1 to 2^31; 0 without any."""
+    field, value = next(((f, config[f]) for f in fields if config.get(f) is not None), ("", 0))
+    if field and (type(value) is not int or not 0 < value <= SIZE_LIMIT):
+        rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
+        strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)
+    return int(value)
 
 
 def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:

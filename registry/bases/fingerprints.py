@@ -18,19 +18,15 @@ from registry.files import TOKENIZER
 from registry.model import FrozenModel
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
-    "hidden": ("hidden_size", "n_embd", "d_model"),
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"), "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head", "num_heads"),
     "activation": ("hidden_act", "hidden_activation", "activation_function"),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
-    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token"),
-    "window": ("sliding_window",),
-    "logit_cap": ("final_logit_softcapping",),
-    "attention_cap": ("attn_logit_softcapping",),
-    "query_scale": ("query_pre_attn_scalar",),
-    "embedding_multiplier": ("embedding_multiplier",),
+    "experts_per_token": ("num_experts_per_tok", "num_experts_per_token"), "window": ("sliding_window",),
+    "logit_cap": ("final_logit_softcapping",), "attention_cap": ("attn_logit_softcapping",),
+    "query_scale": ("query_pre_attn_scalar",), "embedding_multiplier": ("embedding_multiplier",),
     "residual_multiplier": ("residual_multiplier",),
-}
+}  # fmt: skip
 """Our word → the fields, any of which says it. All change what the model computes from equal weights."""
 
 

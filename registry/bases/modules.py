@@ -9,7 +9,7 @@ Paths are those of the Python model (transformers 5): a missing `transformer.` i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from registry.adapters.safetensors import TensorInfo
@@ -227,7 +227,7 @@ def _configured(path: str, facts: Facts) -> Shape:
     return shape if all(shape) else ()
 
 
-def facts_of(config: Mapping[str, Any], number: Any) -> Facts:
+def facts_of(config: Mapping[str, Any], number: Callable[..., int]) -> Facts:
     """The facts in a configuration; `number(*fields)` is the first of these fields that is a size, or 0."""
     heads, hidden = number("num_attention_heads", "n_head", "num_heads"), number("hidden_size", "n_embd", "d_model")
     quantization = config.get("quantization_config")

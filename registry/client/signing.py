@@ -28,7 +28,7 @@ from registry.errors import Invalid
 from registry.events import EventType
 from registry.manifest import Manifest
 from registry.names import Ref
-from registry.tlog import proofs
+from registry.tlog import notes
 from registry.tlog.notes import Verifier
 
 BROUGHT = ("signature", "unverified")
@@ -106,7 +106,7 @@ def called(version: Signable, arrival: EventProof | None = None, log_keys: Seque
     `arrival`: the event of the transfer that gave its adapter the name of today. It counts only if the log holds it.
     """
     names = [str(version.name)]
-    if arrival is not None and proofs.verify(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
+    if arrival is not None and notes.verify_proof(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             event = json.loads(arrival.entry)
             if (event["action"], event["object"]) == (EventType.ADAPTER_ARRIVE, names[0]):
@@ -141,7 +141,7 @@ def examine(
 
 def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
     """What is wrong with the log's word on a push; empty when its entry is in the log and is about this version."""
-    if proofs.verify(shown.proof, shown.entry.encode(), *log_keys) is None:
+    if notes.verify_proof(shown.proof, shown.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {shown.seq} with a key that this machine remembers"
     try:
         event = json.loads(shown.entry)

@@ -50,16 +50,13 @@ FLUX_SINGLE: dict[str, tuple[str, ...]] = {
     "processor.proj_lora": ("proj_out",),
 }  # fmt: skip
 FLUX_WHOLE: dict[str, tuple[str, ...]] = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "final_layer.linear": ("proj_out",),
-    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
-    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
-    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
-    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
-    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
-    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
-}
+    "img_in": ("x_embedder",), "txt_in": ("context_embedder",), "final_layer.linear": ("proj_out",),
+    **{
+        f"{theirs}.{layer}": (f"time_text_embed.{ours}_embedder.linear_{number}",)
+        for theirs, ours in (("time_in", "timestep"), ("vector_in", "text"), ("guidance_in", "guidance"))
+        for number, layer in ((1, "in_layer"), (2, "out_layer"))
+    },
+}  # fmt: skip
 _SGM = re.compile(r"(?:lora_unet_|diffusion_model\.)(input|output|middle)_blocks?[_.](\d+)[_.](?:(\d+)[_.])?(.+)\Z")
 _SGM_INNER = (
     ("in_layers_2", "conv1"), ("out_layers_3", "conv2"), ("emb_layers_1", "time_emb_proj"),

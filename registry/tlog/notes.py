@@ -6,6 +6,13 @@
 
     — registry.example.org/3f9c Az3grl…   each signature behind four bytes that say which key
 
+A proof that an entry is in a log is one text, verified offline with keys that the verifier brings (C2SP tlog-proof):
+
+    c2sp.org/tlog-proof@v1
+    index 73894
+    gSKyXoYZUgZ6jduWYrkDOARinOMGJveXjgMkBTcdPlQ=       from the leaf's sibling up; then an empty line
+                                                        and the checkpoint, as it was signed
+
 A signature of an unknown key is passed over; a wrong one of a known key spoils the note. A checkpoint must print
 exactly as it was written.
 """
@@ -16,17 +23,20 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from registry.errors import Invalid
-from registry.tlog import HASH_BYTES
+from registry.tlog import HASH_BYTES, leaf_hash, verify_inclusion
 
 ED25519 = b"\x01"
 NOTE_LIMIT_BYTES = 16 * 2**10
 _NAME = re.compile(r"[!-*,-~]{1,200}\Z")  # no space and no plus sign (C2SP signed-note)
+PROOF_HEADER = "c2sp.org/tlog-proof@v1"
+HASHES_LIMIT = 64
 _DASH = "— "
 
 
@@ -178,3 +188,36 @@ def _decoded(text: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return held if base64.b64encode(held).decode() == text else None
+
+
+# ------------------------------------------------------------------ proofs
+def proof_text(index: int, hashes: Sequence[bytes], note: str) -> str:
+    """The text of a proof: `index` counts from 0, `note` is the signed checkpoint."""
+    lines = [PROOF_HEADER, f"index {index}", *(base64.b64encode(held).decode() for held in hashes)]
+    return "\n".join(lines) + "\n\n" + note
+
+
+def proof_index(proof: str) -> int:
+    """The index that a proof speaks of; -1 for what is no proof."""
+    lines = proof.partition("\n\n")[0].split("\n")
+    lines = lines[:1] + [line for line in lines[1:] if not line.startswith("extra ")]
+    number = lines[1].removeprefix("index ") if len(lines) > 1 and lines[1].startswith("index ") else ""
+    return int(number) if number.isascii() and number.isdigit() and str(int(number[:15])) == number else -1
+
+
+def verify_proof(proof: str, entry: bytes, *verifiers: Verifier) -> Checkpoint | None:
+    """The checkpoint that holds this entry, if the proof shows so and one of these keys signed it; else None."""
+    head, _, note = proof.partition("\n\n")
+    lines = head.split("\n")
+    index = proof_index(proof)
+    checkpoint = Checkpoint.of_note(note, *verifiers)
+    if lines[0] != PROOF_HEADER or index < 0 or checkpoint is None:
+        return None
+    encoded = [line for line in lines[1:] if not line.startswith(("extra ", "index "))]
+    if len(encoded) > HASHES_LIMIT:
+        return None
+    hashes = [decoded for line in encoded if (decoded := _decoded(line)) is not None]
+    if len(hashes) < len(encoded):
+        return None
+    good = verify_inclusion(leaf_hash(entry), index, checkpoint.size, hashes, checkpoint.root)
+    return checkpoint if good else None

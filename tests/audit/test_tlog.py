@@ -8,7 +8,7 @@ import pytest
 
 from registry import tlog
 from registry.errors import Invalid
-from registry.tlog import notes, proofs, tiles
+from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer, Verifier
 from tests.audit import trees
 
@@ -173,9 +173,9 @@ def test_a_proof_text_is_verified_offline_and_for_its_entry_only() -> None:
     hashes = [tlog.leaf_hash(entry) for entry in ENTRIES]
     tree = trees.Nodes(hashes)
     note = notes.sign_note(Checkpoint(signer.name, 8, tlog.root_of(hashes)).text, signer)
-    text = proofs.text_of(3, tlog.inclusion(3, 8, tree), note)
-    assert proofs.verify(text, ENTRIES[3], signer.verifier) == Checkpoint(signer.name, 8, tlog.root_of(hashes))
-    assert proofs.verify(text, ENTRIES[4], signer.verifier) is None
-    assert proofs.verify(text.replace("index 3", "index 2"), ENTRIES[3], signer.verifier) is None
-    assert proofs.verify(text.replace("index 3", "index 03"), ENTRIES[3], signer.verifier) is None
-    assert proofs.verify(text, ENTRIES[3], Signer.make("log.example/a").verifier) is None
+    text = notes.proof_text(3, tlog.inclusion(3, 8, tree), note)
+    assert notes.verify_proof(text, ENTRIES[3], signer.verifier) == Checkpoint(signer.name, 8, tlog.root_of(hashes))
+    assert notes.verify_proof(text, ENTRIES[4], signer.verifier) is None
+    assert notes.verify_proof(text.replace("index 3", "index 2"), ENTRIES[3], signer.verifier) is None
+    assert notes.verify_proof(text.replace("index 3", "index 03"), ENTRIES[3], signer.verifier) is None
+    assert notes.verify_proof(text, ENTRIES[3], Signer.make("log.example/a").verifier) is None

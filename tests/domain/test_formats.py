@@ -197,12 +197,6 @@ def test_no_tensors_are_unknown() -> None:
     assert formats.recognize([]).name == formats.UNKNOWN
 
 
-def test_a_peft_configuration_rules_out_image_formats() -> None:
-    names = list(peft_pairs("transformer.", FLUX))
-    assert formats.recognize(names).name == "diffusers"
-    assert formats.recognize(names, has_peft_config=True).name == formats.UNKNOWN
-
-
 # --------------------------------------------------------------------- facts of images
 def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
     names = kohya_pairs("lora_unet_", ATTENTION)

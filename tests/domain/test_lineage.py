@@ -13,7 +13,7 @@ import pytest
 from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
-from registry.lineage.svg import svg
+from registry.lineage.diagrams import svg
 from registry.manifest import Descriptor
 from registry.provenance import Provenance
 

@@ -47,11 +47,10 @@ def test_tensors_come_in_the_order_of_their_bytes() -> None:
     assert [t.name for t in header] == ["early", "none", "late"]
 
 
-def test_limits_are_one_value_and_can_be_tightened() -> None:
-    data = forge.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)})
-    limits = safetensors.HeaderLimits(tensors=2)
+def test_a_header_of_more_tensors_than_the_limit_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "TENSORS_LIMIT", 2)
     with pytest.raises(TooLarge, match="3 tensors; the limit is 2"):
-        safetensors.read_header(lambda at, n: data[at : at + n], len(data), file=FILE, limits=limits)
+        safetensors.read_bytes(forge.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)}), file=FILE)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@
     comfy           diffusion_model. + the original module names
     bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
 
-Only names decide: one name that does not fit makes the format `unknown`. With PEFT's configuration, image formats are
-ruled out.
+Only names decide: one name that does not fit makes the format `unknown`.
 """
 
 from __future__ import annotations
@@ -116,12 +115,12 @@ class Format:
         return ADVICE.get(self.name, "")
 
 
-def of_header(header: Header, *, has_peft_config: bool = False) -> Format:
+def of_header(header: Header) -> Format:
     """The format of a safetensors header."""
-    return recognize((t.name for t in header), has_peft_config=has_peft_config)
+    return recognize(t.name for t in header)
 
 
-def recognize(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
+def recognize(names: Iterable[str]) -> Format:
     """The one format that all these tensor names fit; `unknown` with the reason otherwise."""
     tensor_names = list(names)
     if not tensor_names:
@@ -136,9 +135,6 @@ def recognize(names: Iterable[str], *, has_peft_config: bool = False) -> Format:
     unexpected = by_format.pop(UNKNOWN, [])
     if len(by_format) == 1 and not unexpected:
         (format_name,) = by_format
-        if has_peft_config and format_name in IMAGE_FORMATS:
-            wrong = f"beside a PEFT configuration, {tensor_names[0][:200]!r} has no prefix 'base_model.model.'"
-            return Format(UNKNOWN, unexpected=tuple(tensor_names[:5]), message=f"unknown format: {wrong}")
         return Format(format_name, evidence=by_format[format_name][0][:_NAMES_LIMIT])
     if not by_format:
         message = f"unknown format: {unexpected[0][:200]!r} is a name of no tool that this registry knows"

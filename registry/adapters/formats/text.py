@@ -18,19 +18,12 @@ from registry.adapters.peft.config import read_claim
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.errors import Invalid
 from registry.files import CONFIG
-from registry.strict import json as strict_json
 from registry.strict.fields import Fields
 
 RANK_LIMIT = 4096
 NUMBER_LIMIT = 1e6
 
-_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=8)
 _HALF = re.compile(r"(?:module\.)?(?P<path>.+?)\.(?P<half>lora_a|lora_b|magnitude|m)(?:\.weight)?\Z")
-
-
-def read_config(data: bytes, *, file: str) -> dict[str, Any]:
-    """The object in a trainer's adapter_config.json. `Invalid` (CONFIG_INVALID) if it is not one."""
-    return strict_json.parse_object(data, _DIALECT, file=file)
 
 
 def of_header(

@@ -39,9 +39,9 @@ class BaseClaim(FrozenModel):
     name: str = ""
     is_local: bool = False
 
-    def findings(self, file: str) -> list[Finding]:
+    def findings(self) -> list[Finding]:
         """Warnings about a claim that names nothing, or a folder."""
-        location = f"{file}: base_model_name_or_path"
+        location = f"{CONFIG}: base_model_name_or_path"
         if not self.name:
             message = "the configuration does not name the base that the adapter was trained on"
             return [Finding.of("warning", "config.base_model_absent", location, message)]
@@ -90,24 +90,29 @@ class AdapterConfig(FrozenModel):
     findings: tuple[Finding, ...] = ()
 
 
-def read_config(data: bytes, *, file: str = CONFIG) -> AdapterConfig:
+def read_config(data: bytes) -> AdapterConfig:
     """The configuration in these bytes. `Invalid` (CONFIG_INVALID) with every broken rule, `TooLarge` over 256 KiB."""
+    return read_fields(parse_config(data))
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """The object in an adapter_config.json, PEFT's or another tool's. `Invalid` (CONFIG_INVALID), `TooLarge`."""
     if len(data) > CONFIG_LIMIT_BYTES:
         message = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", file, message))
-    return read_fields(strict_json.parse_object(data, _DIALECT, file=file), file=file)
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", CONFIG, message))
+    return strict_json.parse_object(data, _DIALECT, file=CONFIG)
 
 
-def read_fields(values: dict[str, Any], *, file: str = CONFIG) -> AdapterConfig:
-    """The configuration in a JSON object that was parsed elsewhere."""
-    reader = _Reader(values, file)
+def read_fields(values: dict[str, Any]) -> AdapterConfig:
+    """The configuration in a parsed object. `Invalid` (CONFIG_INVALID) with every broken rule."""
+    reader = _Reader(values)
     config = reader.config()
     reasons = reader.fields.reasons
     if reasons:
         first, more = reasons[0], len(reasons) - 1
         raise Invalid(
             "CONFIG_INVALID",
-            f"{file}: field {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
+            f"{CONFIG}: field {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
             reasons=reasons,
         )
     return config
@@ -119,10 +124,9 @@ class _Reader:
     After training, the `rank_pattern` of AdaLoRA holds masks, and the tensors have the ranks that remained.
     """
 
-    def __init__(self, values: dict[str, Any], file: str) -> None:
+    def __init__(self, values: dict[str, Any]) -> None:
         self.fields = Fields(values)
         self._values = values
-        self._file = file
 
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
@@ -156,7 +160,7 @@ class _Reader:
             base=claim,
             peft_version=fields.text("peft_version"),
             other=self._other(),
-            findings=(*claim.findings(self._file), *self._unknown_fields()),
+            findings=(*claim.findings(), *self._unknown_fields()),
         )
 
     def _method(self) -> str:
@@ -248,7 +252,7 @@ class _Reader:
         unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
         message = "the field {!r} is unknown to this registry, and its effect is not checked"
         return [
-            Finding.of("warning", "config.field_unknown", f"{self._file}: {field}", message.format(field))
+            Finding.of("warning", "config.field_unknown", f"{CONFIG}: {field}", message.format(field))
             for field in (name[:120] for name in unknown[:50])
         ]
 

@@ -149,31 +149,16 @@ class Names:
             add(code, names[0], f"{names[0]} {message}{count}", expected, ", ".join(names[:EXAMPLES]))
 
 
+_MODULE, _METHOD = f"{PREFIX}<path of a module>", "only tensors of the adapter's method"
 _EXPLANATIONS: dict[str, tuple[str, str, str]] = {
-    "prefix": (
-        "lora.prefix_wrong",
-        "does not begin with 'base_model.model.': PEFT would load the file without an error and change nothing",
-        f"{PREFIX}<path of a module>",
-    ),
-    "compiled": (
-        "lora.compiled_prefix",
-        "has '_orig_mod.' in it, left by torch.compile: it names no module of the base; save the model uncompiled",
-        f"{PREFIX}<path of a module>",
-    ),
-    "adapter_name": (
-        "lora.adapter_name_inside",
-        "has the adapter's own name in it, as a raw state_dict does: save with save_pretrained instead",
-        "lora_A.weight",
-    ),
-    "overwrites": (
-        "compat.overwrites_base",
-        "would replace a tensor of the base itself, which all other adapters share, and the configuration does not "
-        "announce it in modules_to_save",
-        "only tensors of the adapter's method",
-    ),
-    "unknown": (
-        "lora.tensor_unknown",
-        "is no tensor of this method, and no rule allows it",
-        "only tensors of the adapter's method",
-    ),
-}
+    "prefix": ("lora.prefix_wrong", "does not begin with 'base_model.model.': PEFT would load the file without an "
+               "error and change nothing", _MODULE),
+    "compiled": ("lora.compiled_prefix", "has '_orig_mod.' in it, left by torch.compile: it names no module of the "
+                 "base; save the model uncompiled", _MODULE),
+    "adapter_name": ("lora.adapter_name_inside", "has the adapter's own name in it, as a raw state_dict does: save "
+                     "with save_pretrained instead", "lora_A.weight"),
+    "overwrites": ("compat.overwrites_base", "would replace a tensor of the base itself, which all other adapters "
+                   "share, and the configuration does not announce it in modules_to_save", _METHOD),
+    "unknown": ("lora.tensor_unknown", "is no tensor of this method, and no rule allows it", _METHOD),
+}  # fmt: skip
+"""Kind of unexpected name → the code of its finding, why it is wrong, what was expected."""

@@ -131,7 +131,7 @@ def _config(reader: _Reader) -> dict[str, Any]:
 def _weights(reader: _Reader) -> tuple[str, ...]:
     """The names of the weight files: what the index names, else the one file, else every safetensors file."""
     for name in (BASE_WEIGHTS_INDEX, PIPELINE_WEIGHTS_INDEX):
-        index = reader.whole(name, safetensors.LIMITS.header_bytes)
+        index = reader.whole(name, safetensors.HEADER_LIMIT_BYTES)
         if index is not None:
             return bases.shards(index)
     for name in (BASE_WEIGHTS, PIPELINE_WEIGHTS):

@@ -28,7 +28,7 @@ from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
-from registry.tlog import proofs
+from registry.tlog import notes
 
 STEP_SECONDS = 1.0
 STEP_LIMIT_SECONDS = 10.0
@@ -140,4 +140,4 @@ def prove_event(session: Session, row: EventRow) -> EventProof:
     index = row.position - 1
     hashes = tlog.inclusion(index, checkpoint.size, tree.TreeNodes(session))
     entry = sequencer.entry_of(row, row.position).decode()
-    return EventProof(seq=row.position, entry=entry, proof=proofs.text_of(index, hashes, checkpoint.note))
+    return EventProof(seq=row.position, entry=entry, proof=notes.proof_text(index, hashes, checkpoint.note))
