@@ -101,6 +101,20 @@ class EventType(StrEnum):
     AUDIT_OVERFLOW = "audit.overflow", ObjectKind.EVERYTHING, "left out {count} kinds of denials and reads"
 
 
+ADMIN_TYPES: tuple[EventType, ...] = (
+    EventType.NAMESPACE_GRANT,
+    EventType.NAMESPACE_REVOKE,
+    EventType.PUBLISHER_ADD,
+    EventType.PUBLISHER_REMOVE,
+    EventType.WEBHOOK_CREATE,
+    EventType.WEBHOOK_RETRY,
+    EventType.WEBHOOK_DELETE,
+    EventType.VERSION_APPROVE,
+    EventType.VERSION_SERVE,
+    EventType.VERSION_LEAVE,
+)
+"""Types about people, trusted publishers, webhooks and nodes: only administrators of their namespace see them."""
+
 WEBHOOK_DEFAULT: tuple[EventType, ...] = (
     EventType.VERSION_PUSH,
     EventType.VERDICT_ADD,

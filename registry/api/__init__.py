@@ -6,15 +6,24 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 Item = TypeVar("Item")
 PREFIX = "/api/v1"
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
+ERRORS_LIMIT = 100
+"""How many errors of one request are listed. Each needs a kilobyte of memory."""
 DEPTH_LIMIT = 64
 """How deep lists and objects of a request may be nested."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -37,23 +46,33 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_storable(cls, data: Any) -> Any:
-        """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
-        pending = [(data, 0)]
-        while pending:
-            value, depth = pending.pop()
-            text = value if isinstance(value, str) else ""
-            if "\0" in text or (depth > 1 and not text.isascii() and _SURROGATE.search(text)):
-                raise ValueError("a text holds the character U+0000 or a lone surrogate")
-            if depth > DEPTH_LIMIT:
-                raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
-            if isinstance(value, dict):
-                pending += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
-            elif isinstance(value, list):
-                pending += [(inner, depth + 1) for inner in value]
-        return data
+    def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Reject values that cannot be stored, and do not list more errors than anybody reads."""
+        _check_storable(data)
+        try:
+            return handler(data)
+        except ValidationError as e:
+            if e.error_count() <= ERRORS_LIMIT:
+                raise
+            raise ValueError(f"{e.error_count()} errors, which are too many to list") from None
+
+
+def _check_storable(data: Any) -> None:
+    """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
+    pending = [(data, 0)]
+    while pending:
+        value, depth = pending.pop()
+        text = value if isinstance(value, str) else ""
+        if "\0" in text or (depth > 1 and not text.isascii() and _SURROGATE.search(text)):
+            raise ValueError("a text holds the character U+0000 or a lone surrogate")
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
+        if isinstance(value, dict):
+            pending += [(inner, depth + 1) for inner in (*value.keys(), *value.values())]
+        elif isinstance(value, list):
+            pending += [(inner, depth + 1) for inner in value]
 
 
 class Answer(BaseModel):

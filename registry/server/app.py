@@ -24,6 +24,7 @@ from registry.server.evaluation import engine_compat
 from registry.server.http.idempotency import RepeatedRequest, replay_answer
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
+from registry.server.http.request_body import BodyBudget
 from registry.server.hub.upstream import Upstream
 from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
@@ -102,6 +103,7 @@ def create_app(
     state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     state.api_document = openapi.ApiDocument(app.routes)
     state.requests = Counter()
+    state.body_budget = BodyBudget()
     state.freshness = Freshness(state.engine)
     state.change_counter = ChangeCounter(state.engine)
     add_exception_handlers(app)

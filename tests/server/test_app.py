@@ -23,7 +23,7 @@ from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import TokenRow
 from registry.server.http import dependencies, problems
-from registry.server.http.middleware import BODY_LIMIT_BYTES
+from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.settings import Settings
 from tests.world import URL, World, rows

@@ -4,8 +4,8 @@
 - Events are only appended. `detail` is canonical JSON without floats, of at most `DETAIL_LIMIT_BYTES`. It never holds a
   secret or file contents.
 - Only numbered events are shown (see sequencer.py), so a reader that continues from a number misses nothing.
-- `namespace` decides who sees an event: actors that may pull there. If it is empty, only administrators see the event;
-  events about bases are visible to everybody.
+- `namespace` decides who sees an event: actors that may pull there, for `ADMIN_TYPES` those that administer it. If it
+  is empty, only administrators of all see the event; events about bases are visible to everybody.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.audit import EventPage, EventView
 from registry.digest import canonical_json
-from registry.events import EventType, ObjectKind
+from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -119,13 +119,17 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     if actor.may_everywhere(Scope.ADMIN):
         return true()
     about_bases = and_(col(EventRow.namespace) == "", col(EventRow.action).in_(_FOR_EVERYBODY))
+    readable = actor.namespaces_with(Scope.PULL)
     if actor.adapters:
         about_adapters = [_is_about(name) for name in sorted(actor.adapters)]
-        return or_(about_bases, col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)
-    readable = actor.namespaces_with(Scope.PULL)
-    if readable is None:
-        return or_(about_bases, col(EventRow.namespace) != "")
-    return or_(about_bases, col(EventRow.namespace).in_(sorted(readable | actor.public)))
+        visible = or_(col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)
+    elif readable is None:
+        visible = col(EventRow.namespace) != ""
+    else:
+        visible = col(EventRow.namespace).in_(sorted(readable | actor.public))
+    administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.ADMIN) or frozenset()
+    for_actor = or_(col(EventRow.action).not_in(ADMIN_TYPES), col(EventRow.namespace).in_(sorted(administered)))
+    return or_(about_bases, and_(visible, for_actor))
 
 
 def to_view(row: EventRow) -> EventView:

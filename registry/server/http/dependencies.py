@@ -6,14 +6,13 @@
 - The session commits before the answer is sent (routing.py), so a failed commit is never a 2xx.
 - Every route declares its scope with one of the actors below, or `NO_TOKEN`; `create_app` refuses others.
 - A mutation with an Idempotency-Key claims it in its own transaction (idempotency.py).
-- A request without Authorization is refused, unless the application has a `trusted` actor (embedded registry).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -23,23 +22,22 @@ from sqlmodel import Session
 
 from registry import names
 from registry.api import PAGE_DEFAULT, PAGE_LIMIT
-from registry.errors import Denied, RegistryError, Unauthenticated, Unavailable, invalid_cursor
+from registry.errors import Denied, RegistryError, invalid_cursor
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import failpoints
-from registry.server.access import sign_in, tokens
 from registry.server.access.issuers import Issuers
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
+from registry.server.http.request_actor import authenticate, current_actor, read_secret
 from registry.server.http.routing import UsesStore, enter_session
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
 Result = TypeVar("Result")
-HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 NAMESPACE = "/namespaces/{namespace}"
@@ -94,7 +92,7 @@ def _session(
 ) -> Iterator[Session]:
     mutates = request.method not in SAFE_METHODS
     has_key = on_key is not None and mutates and HEADER in request.headers
-    actor = _actor(request) if has_key else None
+    actor = current_actor(request) if has_key else None
     with db.session(request.app.state.engine, write=write) as session:
         session.info["request_id"] = request.state.request_id
         if on_key is not None and actor is not None:
@@ -129,17 +127,17 @@ class RequireScope:
         return self.check(request)
 
     def _sign_in(self, request: Request) -> Actor:
-        return _actor(request)
+        return current_actor(request)
 
 
 class RequireScopeCached(RequireScope):
     """For `resolve`: the actor may come from the cache, and the route must use `with_current_actor`."""
 
     def _sign_in(self, request: Request) -> Actor:
-        secret = _secret(request)
+        secret = read_secret(request)
         actor: Actor | None = request.app.state.actor_cache.get(secret) if secret else None
         if actor is None:
-            return _actor(request)
+            return current_actor(request)
         request.app.state.request_limiter.take(actor.token_id)
         return actor
 
@@ -165,79 +163,11 @@ def with_current_actor(
     except RegistryError:
         if actor.epoch is None:
             raise
-        fresh = _authenticate(request, session)
+        fresh = authenticate(request, session)
         if fresh == actor:
             raise
         return read(fresh)
-    return read(_authenticate(request, session))
-
-
-def _authenticate(request: Request, session: Session) -> Actor:
-    return sign_in.authenticate(session, _secret(request) or "", request.app.state.actor_cache)
-
-
-def _secret(request: Request) -> str | None:
-    """Return the secret of the Authorization header, None without one.
-
-    JavaScript clients of the Hub only send secrets that begin with `hf_`, so this may precede any token.
-    """
-    header = request.headers.get("authorization")
-    if header is None:
-        return None
-    scheme, _, secret = header.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("UNAUTHORIZED", "the Authorization header must be 'Bearer' and a token")
-    return secret.strip().removeprefix(HUB_TOKEN_PREFIX)
-
-
-def _actor(request: Request) -> Actor:
-    """Return the actor of a request. It is read from the database once per request."""
-    actor: Actor | None = getattr(request.state, "actor", None)
-    if actor is None:
-        actor = request.state.actor = _sign_in(request)
-    return actor
-
-
-def _sign_in(request: Request) -> Actor:
-    secret = _secret(request)
-    if secret is None:
-        trusted: Actor | None = request.app.state.trusted
-        if trusted is not None:
-            return trusted
-        raise Unauthenticated(
-            "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
-        )
-    try:
-        actor = _read_actor(request)
-    except Unauthenticated:
-        record_failure(request, secret)
-        raise
-    request.app.state.request_limiter.take(actor.token_id)
-    return actor
-
-
-def _read_actor(request: Request) -> Actor:
-    """Read the actor in the request's read session, else in a session of its own, and record the token's use."""
-    engine = request.app.state.engine
-    read_session: Session | None = getattr(request.state, "read_session", None)
-    with nullcontext(read_session) if read_session is not None else db.session(engine, write=False) as session:
-        actor = _authenticate(request, session)
-        record_use = tokens.should_record_use(session.info["token"])
-        if record_use:
-            db.commit_early(session)  # with SQLite's rollback journal nobody can write while this session reads
-    if record_use:
-        with db.session(engine) as writing:
-            tokens.record_use(writing, actor.token_id)
-    return actor
-
-
-def record_failure(request: Request, secret: str = "") -> None:
-    """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there are too many; those are in the audit log, too."""
-    try:
-        request.app.state.failure_limiter.record_failure(request.client.host if request.client else "", secret)
-    except Unavailable:
-        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
-        raise
+    return read(authenticate(request, session))
 
 
 async def require_nothing() -> None:

@@ -3,7 +3,7 @@
 - Every answer carries X-Request-Id: the client's if it is well-formed, else a new one.
 - The Host header must be a host with or without a port.
 - No path and no query holds U+0000, which PostgreSQL cannot store.
-- A JSON body is read whole before the application runs, up to the limit of its route. A blob's body is streamed.
+- At most one Authorization header, so that no two layers can read different ones.
 - A request whose body arrives too slowly is ended (`SlowBodyGuard`).
 """
 
@@ -18,29 +18,22 @@ from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
+from registry.errors import Invalid, RegistryError, Unavailable
 
-BODY_LIMIT_BYTES = 2**20
-BODY_LIMITS: tuple[tuple[re.Pattern[str], int | None], ...] = (
-    (re.compile(r"/pushes/[^/]+/blobs/"), None),  # bytes of a blob: streamed, and limited by the plan of the push
-    (re.compile(r"/(commit|bases|finish|identity|similarity|pushes)\Z"), 8 * 2**20),
-    (re.compile(r"/fleet/nodes/"), 4 * 2**20),  # 2,000 slots with their reasons
-    (re.compile(r"/check\Z"), 32 * 2**20),  # holds a safetensors header of up to 16 MiB
-)
-"""Path pattern → the largest body in bytes, None for no limit. The first match counts."""
 BODY_BYTES_PER_SECOND = 1024
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
+_SEVERAL_TOKENS = Invalid("REQUEST_INVALID", "the request has several Authorization headers: send one")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])?(?::[0-9]{0,5})?\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}\Z")
 
 
-def body_limit(path: str) -> int | None:
-    """Return the largest body in bytes for this path, None for no limit."""
-    return next((limit for pattern, limit in BODY_LIMITS if pattern.search(path)), BODY_LIMIT_BYTES)
+def has_several_tokens(scope: Scope) -> bool:
+    """Whether a request has more than one Authorization header."""
+    return [key for key, _ in scope["headers"]].count(b"authorization") > 1
 
 
 def choose_request_id(header: bytes) -> bytes:
@@ -67,33 +60,20 @@ class RequestMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                headers += [(b"connection", b"close")] if guard.stalled else []
+                headers += [(b"connection", b"close")] if guard.stalled or scope["state"].get("unread_body") else []
                 message = {**message, "headers": headers}
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 self._counts[method, message["status"]] += 1
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
-            await _send_problem(send_with_id, request_id, 400, _NUL)
-            return
-        if not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
-            await _send_problem(send_with_id, request_id, 400, _BAD_HOST)
-            return
-        limit = body_limit(scope["path"])
-        if limit is None or scope["method"] in ("GET", "HEAD"):
+            await _send_problem(send_with_id, request_id, _NUL)
+        elif not all(_HOST.match(value) for key, value in scope["headers"] if key == b"host"):
+            await _send_problem(send_with_id, request_id, _BAD_HOST)
+        elif has_several_tokens(scope):
+            await _send_problem(send_with_id, request_id, _SEVERAL_TOKENS)
+        else:
             await self.app(scope, guard, send_with_id)
-            return
-        try:
-            body = await _read_body(scope, guard, limit)
-        except Unavailable as stalled:
-            await _send_problem(send_with_id, request_id, 408, stalled)
-            return
-        if body is None:
-            error = TooLarge("SIZE_INVALID", f"body: over the limit of {limit} bytes for this route")
-            await _send_problem(send_with_id, request_id, 413, error)
-            return
-        scope["state"]["body"] = body
-        await self.app(scope, _replay(body, receive), send_with_id)
 
 
 class SlowBodyGuard:
@@ -137,34 +117,10 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """Return the body, or None as soon as it is known to exceed the limit; the rest is not read."""
-    declared = _header(scope, b"content-length")
-    if declared.isdigit() and int(declared[:20]) > limit:
-        return None
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > limit:
-            return None
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replayed
-
-
-async def _send_problem(send: Send, request_id: bytes, status: int, error: RegistryError) -> None:
+async def _send_problem(send: Send, request_id: bytes, error: RegistryError) -> None:
     """Answer a request that never reaches the application. The connection is closed, because its body is unread."""
-    body = json.dumps(error.to_problem() | {"status": status, "request_id": request_id.decode()}).encode()
+    body = json.dumps(error.to_problem() | {"status": 400, "request_id": request_id.decode()}).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")] if status != 408 else []  # a stalled request gets this header anyway
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers += [(b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

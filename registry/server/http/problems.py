@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from registry import errors
 from registry.api import Answer
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
+from registry.server.http.idempotency import SAFE_METHODS
+from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
 
 STATUS_OF_CLASS: dict[type[RegistryError], int] = {
@@ -122,7 +124,12 @@ def _handle_registry_error(request: Request, exception: Exception) -> Response:
 
 
 def _handle_validation_error(request: Request, exception: Exception) -> Response:
-    """Turn pydantic's errors into findings."""
+    """Turn pydantic's errors into findings. Without an actor they count as failed sign-ins: parsing costs time."""
+    if getattr(request.state, "actor", None) is None and request.method not in SAFE_METHODS:
+        try:
+            record_failure(request)
+        except Unavailable as e:
+            return problem_response(request, e)
     items = exception.errors() if isinstance(exception, RequestValidationError) else []
     findings = [_finding(item) for item in items[:FINDINGS_LIMIT]]
     first = f"{findings[0].location}: {findings[0].message}" if findings else "the request cannot be read"

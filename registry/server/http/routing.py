@@ -25,6 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from registry.api import PREFIX
 from registry.errors import RegistryError
 from registry.server.http import idempotency
+from registry.server.http.request_body import BODY_LIMIT_BYTES, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -37,6 +38,7 @@ class SingleThreadRoute(APIRoute):
         hints = get_type_hints(endpoint, include_extras=True).values()
         uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
         self._run_in_thread = run_in_store_thread if uses_store else run_in_threadpool
+        self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else _as_coroutine(endpoint), **kwargs)
 
     def get_route_handler(self) -> Handler:
@@ -45,7 +47,10 @@ class SingleThreadRoute(APIRoute):
             return handle
 
         async def handle_in_thread(request: Request) -> Response:
-            return await self._run_in_thread(_run_request, handle, request)
+            if self.body_limit_bytes is None or request.method in idempotency.SAFE_METHODS:
+                return await self._run_in_thread(_run_request, handle, request)
+            async with read_body(request, self.body_limit_bytes) as complete:
+                return await self._run_in_thread(_run_request, handle, complete)
 
         return handle_in_thread
 

@@ -22,12 +22,13 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
+from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.catalog import search as catalog_search
 from registry.server.catalog.search import Search
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasRow, BaseRow, NamespaceRow, VersionFileRow, VersionRow
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VersionFileRow, VersionRow
 from registry.server.storage.blobs import BlobStore
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
@@ -174,12 +175,15 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
     )
 
 
-def has_namespace(session: Session, namespace: str) -> bool:
-    """Whether this registry has the namespace, for any actor. Such repositories are never relayed."""
-    if session.get(NamespaceRow, namespace.lower()) is not None:
-        return True
+def is_relayed(session: Session, namespace: str) -> bool:
+    """Whether repositories of a namespace may come from another Hub: this registry never had one that looks like it.
+
+    Otherwise anybody could register a deleted namespace at the other Hub and answer for it.
+    """
+    if reserved_names.is_namespace_reserved(session, namespace.lower()):
+        return False
     statement = select(AdapterRow.id).where(AdapterRow.namespace == namespace.lower()).limit(1)
-    return session.exec(statement).first() is not None
+    return session.exec(statement).first() is None
 
 
 # ------------------------------------------------------------------ git ids

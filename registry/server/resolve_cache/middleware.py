@@ -22,9 +22,10 @@ from registry.api import PREFIX
 from registry.errors import RegistryError, Unavailable
 from registry.server.access.rate_limits import RequestLimiter
 from registry.server.access.sign_in import ActorCache
+from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
 from registry.server.http.caching import etag_matches
-from registry.server.http.middleware import choose_request_id
+from registry.server.http.middleware import choose_request_id, has_several_tokens
 from registry.server.resolve_cache.freshness import Freshness
 from registry.server.resolve_cache.pointers import Pointers
 
@@ -78,7 +79,7 @@ class ResolveCache:
         elif scope["method"] != "GET":
             with self._freshness.during_write():  # after this request's answer nobody gets what was before it
                 await self.app(scope, receive, send)
-        elif scope["path"].startswith(_ROUTE) and not scope["query_string"]:
+        elif scope["path"].startswith(_ROUTE) and not scope["query_string"] and not has_several_tokens(scope):
             await self._resolve(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -134,15 +135,20 @@ class ResolveCache:
             if await self._send_stale(send, entry, condition, answer.request_id):
                 return
         elif answer.status == 200 and "pointer" in state:
-            self._store(key, answer, secret, state["pointer"], stamp)
+            self._store(key, answer, secret, state["pointer"], stamp, scope["app"].state.trusted)
         else:
             self._remove(key)
         await answer.send(send, condition)
 
-    def _store(self, key: Key, answer: _Answer, secret: bytes, pointer: Pointer, stamp: object) -> None:
+    def _store(
+        self, key: Key, answer: _Answer, secret: bytes, pointer: Pointer, stamp: object, trusted: Actor | None
+    ) -> None:
+        """Cache an answer. One without a secret is cached only if such requests have a trusted actor."""
         actor = self._actors.get(secret.decode("latin-1")) if secret else None
-        if secret and (actor is None or actor.epoch != pointer.access):
-            return  # a rotated secret that is still valid, or a right that changes at this moment
+        if actor is None and (secret or trusted is None):
+            return  # a rotated secret that is still valid
+        if actor is not None and actor.epoch != pointer.access:
+            return  # a right that changes at this moment
         expires_at = actor.expires_at.timestamp() if actor and actor.expires_at else float("inf")
         token_id = actor.token_id if actor else ""
         headers = [(name, value) for name, value in answer.headers if name not in _NOT_CACHED]

@@ -35,7 +35,7 @@ from registry.names import AdapterName
 from registry.server.access import namespaces, publishers, token_exchange, tokens
 from registry.server.catalog import search
 from registry.server.database import schema
-from registry.server.http import dependencies, routing
+from registry.server.http import routing
 from registry.server.http.dependencies import (
     ADAPTER,
     NAMESPACE,
@@ -53,6 +53,8 @@ from registry.server.http.dependencies import (
     ReadSessionDep,
     SessionDep,
 )
+from registry.server.http.request_actor import record_failure
+from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
 from registry.server.storage.blobs import key_of
 
@@ -69,6 +71,7 @@ def create_token(session: SessionDep, actor: Admin, request: TokenCreate, respon
 
 
 @router.post("/tokens/exchange", status_code=201, dependencies=[NO_TOKEN])
+@limit_body(UNTRUSTED_BYTES)
 def exchange_token(
     incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
 ) -> TokenCreated:
@@ -77,7 +80,7 @@ def exchange_token(
     try:
         view, secret = token_exchange.exchange_token(session, issuers, request)
     except Unauthenticated:
-        dependencies.record_failure(incoming)
+        record_failure(incoming)
         raise
     return TokenCreated(token=view, secret=secret)
 

@@ -10,12 +10,14 @@ from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.http import routing
 from registry.server.http.dependencies import Admin, Puller, Pusher, SessionDep, Worker
+from registry.server.http.request_body import limit_body
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("bases")
 
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
+@limit_body(8 * 2**20)
 def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Response) -> BaseView:
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, created = bases.add(session, actor, request)
@@ -36,6 +38,7 @@ def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
 
 
 @router.put("/bases/{base:path}/identity")
+@limit_body(8 * 2**20)
 def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
@@ -49,6 +52,7 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
 
 
 @router.post("/bases/{base:path}/similarity")
+@limit_body(8 * 2**20)
 def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return bases.compare_weights(session, base, request.identity)

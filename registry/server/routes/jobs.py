@@ -32,6 +32,7 @@ from registry.server.http.dependencies import (
     Text,
     Worker,
 )
+from registry.server.http.request_body import limit_body
 from registry.server.jobs import campaigns, queue, requests, results
 
 router = routing.create_router("jobs")
@@ -106,6 +107,7 @@ def renew_job(session: SessionDep, actor: Worker, job_id: str, request: RenewReq
 
 
 @router.post("/jobs/{job_id}/finish")
+@limit_body(8 * 2**20)
 def finish_job(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
     """Finish a job with its report or result."""
     return results.finish_job(session, actor, job_id, request, store=blobs)

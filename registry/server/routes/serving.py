@@ -37,6 +37,7 @@ from registry.server.http.dependencies import (
     SessionDep,
     Text,
 )
+from registry.server.http.request_body import limit_body
 from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Freshness
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
@@ -129,6 +130,7 @@ async def _count(request: Request, stamp: object | None) -> Counts:
 
 
 @router.put("/fleet/nodes/{node}/{engine}")
+@limit_body(4 * 2**20)
 def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> ReportAccepted:
     """Report what an engine on a node has loaded, and renew its lease."""
     return reports.accept_report(session, actor, node, engine, report)

@@ -38,6 +38,7 @@ from registry.server.http.dependencies import (
     SettingsDep,
     inline,
 )
+from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
@@ -57,6 +58,7 @@ DigestDep = Annotated[Digest, Depends(inline(_blob_digest))]
 
 # ------------------------------------------------------------------ push
 @router.post("/adapters/{namespace}/{name}/pushes")
+@limit_body(8 * 2**20)
 def plan_push(
     session: ReadSessionDep,
     actor: Pusher,
@@ -74,6 +76,7 @@ def plan_push(
 
 
 @router.put("/pushes/{push_id}/blobs/{digest}", status_code=204, openapi_extra=declarations.RAW_BODY)
+@limit_body(None)
 def upload_blob(
     request: Request,
     session: ReadSessionDep,
@@ -112,6 +115,7 @@ async def _hold_commit_lock(request: Request, engine: EngineDep, push_id: str) -
     responses=declarations.existing(PushResult),
     dependencies=[Depends(_hold_commit_lock)],
 )
+@limit_body(8 * 2**20)
 def commit_push(
     incoming: Request,
     session: KeyedSessionDep,

@@ -24,6 +24,7 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
 )
+from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 
@@ -34,6 +35,7 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 
 @router.post("/check")
+@limit_body(32 * 2**20)
 def check_adapter(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.evaluate_files(session, request)

@@ -2,8 +2,8 @@
 
 - Each segment of a path is decoded once, after the path is split. Paths of the registry's own API never match.
 - Clients read errors from X-Error-Code and X-Error-Message. The body is a problem document with the field `error`.
-- The relay (REGISTRY_HUB_UPSTREAM) answers only for repositories in namespaces that this registry does not have, only
-  to actors that have signed in, and never to another relay.
+- The relay (REGISTRY_HUB_UPSTREAM) answers only for repositories in namespaces that this registry never had, only to
+  actors that have signed in, and never to another relay.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def relay(request: Request, upstream: Upstream) -> Response | None:
         return None
     if "namespace" in params:
         with db.session(request.app.state.engine, write=False) as session:
-            if repositories.has_namespace(session, params["namespace"]):
+            if not repositories.is_relayed(session, params["namespace"]):
                 return None
     target = normalize_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
     headers = {name: request.headers[name] for name in ("range", "content-type") if name in request.headers}

@@ -1,0 +1,106 @@
+"""Who sends a request: the secret of its Authorization header, and the actor of that secret.
+
+A request without Authorization is refused, unless the application has a `trusted` actor (embedded registry).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from fastapi import Request
+from sqlmodel import Session
+
+from registry.errors import Unauthenticated, Unavailable
+from registry.server.access import sign_in, tokens
+from registry.server.actors import Actor
+from registry.server.database import db
+
+HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
+
+
+def read_secret(request: Request) -> str | None:
+    """Return the secret of the Authorization header, None without one.
+
+    JavaScript clients of the Hub only send secrets that begin with `hf_`, so this may precede any token.
+    """
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, secret = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("UNAUTHORIZED", "the Authorization header must be 'Bearer' and a token")
+    return secret.strip().removeprefix(HUB_TOKEN_PREFIX)
+
+
+def authenticate(request: Request, session: Session) -> Actor:
+    """Read the actor of a request from the database. `Unauthenticated`."""
+    return sign_in.authenticate(session, read_secret(request) or "", request.app.state.actor_cache)
+
+
+def current_actor(request: Request) -> Actor:
+    """Return the actor of a request. It is read from the database once per request."""
+    actor: Actor | None = getattr(request.state, "actor", None)
+    if actor is None:
+        actor = request.state.actor = _sign_in(request)
+    return actor
+
+
+def look_up_token(request: Request) -> str:
+    """Return the id of the token of a request, which is not signed in yet. `Unauthenticated` for an invalid token."""
+    secret = _required_secret(request)
+    if secret is None:
+        return ""
+    try:
+        with db.session(request.app.state.engine, write=False) as session:
+            return authenticate(request, session).token_id
+    except Unauthenticated:
+        record_failure(request, secret)
+        raise
+
+
+def _sign_in(request: Request) -> Actor:
+    secret = _required_secret(request)
+    if secret is None:
+        trusted: Actor = request.app.state.trusted
+        return trusted
+    try:
+        actor = _read_actor(request)
+    except Unauthenticated:
+        record_failure(request, secret)
+        raise
+    request.app.state.request_limiter.take(actor.token_id)
+    return actor
+
+
+def _required_secret(request: Request) -> str | None:
+    """Return the secret of a request, None for the trusted actor. `Unauthenticated` if there is neither."""
+    secret = read_secret(request)
+    if secret is None and request.app.state.trusted is None:
+        raise Unauthenticated(
+            "UNAUTHORIZED", "this request has no token", next_step="run `adapter login URL`, or set ADAPTER_TOKEN"
+        )
+    return secret
+
+
+def _read_actor(request: Request) -> Actor:
+    """Read the actor in the request's read session, else in a session of its own, and record the token's use."""
+    engine = request.app.state.engine
+    read_session: Session | None = getattr(request.state, "read_session", None)
+    with nullcontext(read_session) if read_session is not None else db.session(engine, write=False) as session:
+        actor = authenticate(request, session)
+        record_use = tokens.should_record_use(session.info["token"])
+        if record_use:
+            db.commit_early(session)  # with SQLite's rollback journal nobody can write while this session reads
+    if record_use:
+        with db.session(engine) as writing:
+            tokens.record_use(writing, actor.token_id)
+    return actor
+
+
+def record_failure(request: Request, secret: str = "") -> None:
+    """Count a failed sign-in. `Unavailable` (RATE_LIMITED) if there are too many; those are in the audit log, too."""
+    try:
+        request.app.state.failure_limiter.record_failure(request.client.host if request.client else "", secret)
+    except Unavailable:
+        request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
+        raise

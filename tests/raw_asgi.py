@@ -1,0 +1,55 @@
+"""`call`: one raw ASGI request to an application, which counts how much of the body the application reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import anyio
+from fastapi import FastAPI
+
+Headers = Sequence[tuple[str, str]]
+
+
+@dataclass
+class RawAnswer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    bytes_read: int
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def call(app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()) -> RawAnswer:
+    """Send a request whose headers may repeat, in chunks."""
+    answer = RawAnswer(0, {}, b"", 0)
+    pending = iter([*chunks, b""])
+
+    async def receive() -> Any:
+        chunk = next(pending, None)
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        answer.bytes_read += len(chunk)
+        return {"type": "http.request", "body": chunk, "more_body": chunk != b""}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            answer.body += message.get("body", b"")
+
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": unquote(path), "raw_path": path.encode(), "root_path": "", "query_string": query.encode(),
+        "headers": [(b"host", b"registry.test"), *((name.lower().encode(), value.encode()) for name, value in headers)],
+        "client": ("192.0.2.1", 1), "server": ("registry.test", 80),
+    }  # fmt: skip
+    anyio.run(app, scope, receive, send)
+    return answer

@@ -1,0 +1,129 @@
+"""Bodies of requests: nothing large is read or parsed before sign-in, and memory for bodies is bounded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from registry.errors import Unavailable
+from registry.server import app as server_app
+from registry.server.http import request_body
+from registry.server.http.request_body import UNTRUSTED_BYTES, BodyBudget
+from registry.server.http.routing import SingleThreadRoute
+from tests.raw_asgi import RawAnswer, call
+from tests.world import World
+
+pytestmark = pytest.mark.security
+CHUNK = b" " * 2**14
+LARGE = [CHUNK] * 128
+
+
+def post(world: World, path: str, chunks: list[bytes], *headers: tuple[str, str], secret: str = "") -> RawAnswer:
+    token = [("authorization", f"Bearer {secret}")] if secret else []
+    return call(world.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
+
+
+@pytest.fixture
+def closed(world: World) -> World:
+    """An application without a trusted actor, as `adapter serve` has it."""
+    world.app.state.trusted = None
+    return world
+
+
+@pytest.mark.parametrize("secret", ["", "lra_" + "0" * 38])
+@pytest.mark.parametrize("path", ["/check", "/pushes/psh_1/commit", "/bases", "/fleet/nodes/n/e"])
+def test_without_a_valid_token_no_large_body_is_read(closed: World, path: str, secret: str) -> None:
+    declared = post(closed, path, LARGE, ("content-length", str(len(LARGE) * len(CHUNK))), secret=secret)
+    chunked = post(closed, path, LARGE, secret=secret)
+    if path.startswith("/fleet"):
+        declared = call(closed.app, "PUT", f"/api/v1{path}", [("content-length", "2097152")], LARGE)
+        chunked = call(closed.app, "PUT", f"/api/v1{path}", (), LARGE)
+    assert (declared.status, declared.bytes_read) == (401, 0)
+    assert (chunked.status, chunked.headers["connection"]) == (401, "close")
+    assert chunked.bytes_read <= UNTRUSTED_BYTES + len(CHUNK)
+
+
+def test_every_route_without_a_token_takes_small_bodies_only() -> None:
+    limits = {
+        (method, path): getattr(route, "body_limit_bytes", None)
+        for router in server_app.ROUTERS
+        for route in router.routes
+        for (method, path), scope in server_app.declared_scopes().items()
+        if scope == "open" and method not in ("GET", "HEAD")
+        if isinstance(route, SingleThreadRoute) and path == route.path
+    }
+    assert limits
+    assert all(limit is not None and limit <= UNTRUSTED_BYTES for limit in limits.values()), limits
+
+
+def test_an_invalid_secret_with_a_large_body_counts_as_a_failed_sign_in(closed: World) -> None:
+    answers = [post(closed, "/check", LARGE, secret="lra_" + "0" * 38) for _ in range(12)]
+    assert [answer.status for answer in answers] == [401] * 10 + [429] * 2
+
+
+def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed: World) -> None:
+    body = json.dumps({f"field{n}": 0 for n in range(4000)}).encode()
+    answers = [post(closed, "/tokens/exchange", [body]) for _ in range(12)]
+    assert [answer.status for answer in answers] == [400] * 10 + [429] * 2
+    assert len(answers[0].json()["findings"]) == 1
+    assert "4001 errors" in answers[0].json()["detail"]
+
+
+def test_few_unknown_fields_are_named(world: World) -> None:
+    answer = post(world, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=world.issue("admin")[1])
+    assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]
+
+
+def test_a_token_and_the_process_have_a_budget_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "PROCESS_BYTES", 100)
+    monkeypatch.setattr(request_body, "TOKEN_BYTES", 60)
+    budget = BodyBudget()
+    with budget.reserve("a", 50):
+        with pytest.raises(Unavailable), budget.reserve("a", 11):
+            pass
+        with budget.reserve("b", 50), pytest.raises(Unavailable), budget.reserve("c", 1):
+            pass
+    with budget.reserve("a", 60):
+        pass
+
+
+def test_a_request_beyond_the_budget_is_answered_503_and_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = world.issue("admin")[1]
+    monkeypatch.setattr(request_body, "TOKEN_BYTES", 2**20)
+    answer = post(world, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
+    assert (answer.status, answer.json()["code"], answer.bytes_read) == (503, "TRY_LATER", 0)
+    assert int(answer.headers["retry-after"]) >= 1
+    assert post(world, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/models/a/b/paths-info/x%2Fpushes%2Fy%2Fblobs%2Fz"),
+        ("DELETE", "/api/v1/namespaces/n/roles/pushes/x/blobs/y"),
+    ],
+)
+def test_a_path_that_looks_like_an_upload_has_its_body_read(world: World, method: str, path: str) -> None:
+    headers = [("authorization", f"Bearer {world.issue('admin')[1]}"), ("idempotency-key", "k1")]
+    assert call(world.app, method, path, headers).status in (404, 422)
+
+
+def authorization(*values: str) -> list[tuple[str, str]]:
+    return [("authorization", value) for value in values]
+
+
+def test_several_authorization_headers_are_rejected_everywhere(closed: World) -> None:
+    closed.add_base()
+    closed.push("acme/support")
+    secret = closed.issue("pull", namespaces=["acme"])[1]
+    path = "/api/v1/resolve/acme/support/main"
+    assert call(closed.app, "GET", path, authorization(f"Bearer {secret}")).status == 200
+    for values in ((f"Bearer {secret}", ""), ("", f"Bearer {secret}"), (f"Bearer {secret}", f"Bearer {secret}")):
+        for url in (path, "/api/v1/whoami"):
+            answer = call(closed.app, "GET", url, authorization(*values))
+            assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID"), (url, values)
+    assert call(closed.app, "GET", path).status == 401
+    assert call(closed.app, "GET", path, authorization("")).status == 401
