@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.access import TokenCreate
+from registry.api.access import NamespaceSet, TokenCreate
 from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, NotFound, Unauthenticated
-from registry.events import EventType
+from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
@@ -197,3 +197,31 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(world: World, caplo
     everything = "\n".join([*events, bundle, stored, *answers, caplog.text])
     for canary in (world.secret, made.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
         assert canary not in everything
+
+
+@pytest.mark.security
+def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_namespace(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    world.admin.change_namespace("acme", NamespaceSet(public=True))
+    with world.session(write=True) as session:
+        for event_type in ADMIN_TYPES:
+            namespace = "acme" if event_type.about is ObjectKind.WEBHOOK else None
+            audit.append(session, TRUSTED, event_type, "acme/support@1", {"subject": "ann"}, namespace=namespace)
+    readers = {
+        "other tenant": world.actor("pull", namespaces=["globex"]),
+        "pusher": world.actor("push", namespaces=["acme"]),
+        "reader of all": world.actor("pull"),
+    }
+    private = {event.seq for event in Audit(world.admin).events(action=[str(kind) for kind in ADMIN_TYPES])}
+    assert len(private) == len(ADMIN_TYPES) + 1  # the grant that made the namespace public
+    for name, reader in readers.items():
+        shown = Audit(reader).events()
+        assert "version.push" in {event.action for event in shown}, name
+        assert not private & {event.seq for event in shown}, name
+        for seq in private:
+            with pytest.raises(NotFound):
+                Audit(reader).proof(seq)
+    owner = Audit(world.actor("admin", namespaces=["acme"]))
+    assert private <= {event.seq for event in owner.events()}
+    assert owner.proof(min(private)).seq == min(private)
