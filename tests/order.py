@@ -24,7 +24,7 @@ import pytest
 
 TOGETHER = {
     "worker": (
-        "tests/worker/", "tests/flows/test_one_validation.py", "tests/flows/test_one_merge.py",
+        "tests/worker/", "tests/flows/test_smoke_test_flow.py", "tests/flows/test_merge_flow.py",
         "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
     "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
@@ -37,7 +37,7 @@ FIRST = (
 """Longest first. What is not named comes after them."""
 
 DEEP = (
-    "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_one_merge.py", "tests/cli/test_merge.py",
+    "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_merge_flow.py", "tests/cli/test_merge.py",
     "tests/worker/test_zoo.py", "tests/worker/test_image_smoke.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/facts/test_architectures.py", "tests/facts/test_against_peft.py",

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_diffusers_answers_as_it_is_recorded(tmp_path: Path) -> None:
+def test_diffusers_answers_as_recorded(tmp_path: Path) -> None:
     from tests.proof import diffusers_images  # imports torch
 
     recorded = json.loads(diffusers_images.RECORDED.read_text())[diffusers_images.NAME]

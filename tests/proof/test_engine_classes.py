@@ -21,7 +21,7 @@ RECORDED: dict[str, dict[str, str]] = json.loads(record.RECORDED.read_text())
 
 
 @pytest.mark.parametrize("engine", sorted(RECORDED))
-def test_the_code_of_a_release_answers_as_it_is_recorded(engine: str) -> None:
+def test_the_code_of_a_release_answers_as_recorded(engine: str) -> None:
     name, _, version = engine.partition("==")
     folder = Path(str(FOLDER)) / f"{name}-{version}"
     ask = record.vllm if name == "vllm" else record.sglang

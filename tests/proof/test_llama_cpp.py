@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_llama_cpp_answers_as_it_is_recorded(tmp_path: Path) -> None:
+def test_llama_cpp_answers_as_recorded(tmp_path: Path) -> None:
     from tests.proof import llama_cpp, vllm_http  # imports torch
 
     recorded = json.loads(llama_cpp.RECORDED.read_text())[f"xllamacpp=={venvs.LLAMA}"]

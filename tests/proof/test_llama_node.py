@@ -81,7 +81,7 @@ def fill(world: World, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]
     return found
 
 
-def test_a_real_server_is_proved_switched_and_told_with_what_to_start_again(world: World, tmp_path: Path) -> None:
+def test_a_real_server_is_verified_switched_and_given_its_start_options(world: World, tmp_path: Path) -> None:
     from tests.proof import llama_cpp, reference  # imports torch
 
     filled = fill(world, tmp_path)

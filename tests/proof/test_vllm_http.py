@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def test_vllm_answers_as_it_is_recorded_and_acts_as_peft_where_we_say_so(tmp_path: Path) -> None:
+def test_vllm_answers_as_recorded_and_matches_peft(tmp_path: Path) -> None:
     from tests.proof import vllm_http  # imports torch
 
     recorded = json.loads(vllm_http.RECORDED.read_text())[f"vllm=={venvs.VLLM}"]

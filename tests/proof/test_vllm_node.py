@@ -62,9 +62,7 @@ def agent_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("agent") / "shelf"
 
 
-def test_the_plugin_brings_twenty_merchants_adapters_and_each_answers_as_in_peft(
-    node: Node, plugin_shelf: Path
-) -> None:
+def test_the_plugin_serves_twenty_adapters_and_each_answers_as_in_peft(node: Node, plugin_shelf: Path) -> None:
     node.start_engine(plugin_shelf)
     for name in NAMES:
         assert node.far(f"{name}:prod", f"{name}@1") < TOLERANCE
@@ -78,7 +76,7 @@ def test_the_plugin_brings_twenty_merchants_adapters_and_each_answers_as_in_peft
     assert len(list((plugin_shelf / "versions").iterdir())) == len(NAMES) + 1
 
 
-def test_an_adapter_that_poisons_its_neighbors_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
+def test_an_adapter_that_disturbs_others_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
     before = node.ask(f"{NAMES[1]}:prod")
     for name in (POISON, OVERFLOW):
         with pytest.raises(Refused, match="may not become"):
@@ -96,9 +94,7 @@ def test_an_adapter_that_poisons_its_neighbors_never_reaches_the_engine(node: No
     assert node.ask(f"{NAMES[1]}:prod") == before
 
 
-def test_what_was_served_is_served_while_the_registry_is_away_also_by_a_new_engine(
-    node: Node, plugin_shelf: Path
-) -> None:
+def test_served_versions_survive_an_outage_of_the_registry_and_a_new_engine(node: Node, plugin_shelf: Path) -> None:
 
     node.server.kill()
     assert node.far(f"{NAMES[3]}:prod", f"{NAMES[3]}@1") < TOLERANCE
@@ -112,7 +108,7 @@ def test_what_was_served_is_served_while_the_registry_is_away_also_by_a_new_engi
     assert node.far(f"{NAMES[3]}@1", f"{NAMES[3]}@1") < TOLERANCE
 
 
-def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills_of_both(node: Node, agent_shelf: Path) -> None:
+def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills(node: Node, agent_shelf: Path) -> None:
     from tests.proof import node as nodes
 
     node.engine.end(signal.SIGKILL)

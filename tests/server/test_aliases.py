@@ -82,14 +82,14 @@ def test_without_if_match_the_answer_is_428_and_with_an_old_one_412(stocked: Wor
     assert client.get(path).headers["etag"] == '"1"'
 
 
-def test_a_gate_stays_shut_without_a_verdict_and_says_what_is_missing(stocked: World) -> None:
+def test_a_gate_stays_closed_without_a_verdict_and_says_what_is_missing(stocked: World) -> None:
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert (type(error), error.code) == (Refused, "GATE_CLOSED")
     assert [reason.code for reason in error.reasons] == ["gate.smoke_absent"]
     assert "adapter smoke-test acme/support@3" in error.next_step
 
 
-def test_a_failing_verdict_shuts_the_gate_until_a_later_one_passes(stocked: World) -> None:
+def test_a_failing_verdict_closes_the_gate_until_a_later_one_passes(stocked: World) -> None:
     stocked.validate(f"{NAME}@3", [NO_EFFECT])
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert [reason.code for reason in error.reasons] == ["gate.smoke_fail"]
@@ -97,7 +97,7 @@ def test_a_failing_verdict_shuts_the_gate_until_a_later_one_passes(stocked: Worl
     assert promote(stocked.admin, 3, 0, alias="canary") == 1, "an alias without its own gate asks for 'compat' only"
 
 
-def test_what_the_gate_saw_is_kept_with_the_move(stocked: World) -> None:
+def test_the_evidence_of_a_gate_is_stored_with_the_move(stocked: World) -> None:
     promote(stocked.admin, 1, 0)
     move = stocked.admin.history(NAME, alias="prod").moves[0]
     assert {(item["check"], item["outcome"]) for item in move.evidence} == {("compat", "pass"), ("smoke", "pass")}
@@ -159,7 +159,7 @@ def test_rolling_back_twice_goes_back_two_versions(stocked: World) -> None:
     assert stocked.admin.rollback(NAME, "prod").number == 1, "back to what it held before this promotion"
 
 
-def test_a_rollback_to_what_was_held_needs_no_new_evidence(stocked: World) -> None:
+def test_a_rollback_to_an_earlier_version_needs_no_new_evidence(stocked: World) -> None:
     promote(stocked.admin, 1, 0)
     promote(stocked.admin, 2, 1)
     submitted = stocked.push(NAME, stocked.files())
@@ -193,7 +193,7 @@ def test_a_yanked_version_is_refused_by_alias_and_answered_by_digest(stocked: Wo
     assert again.yank_reason == "leaks"
 
 
-def test_the_history_tells_what_held_at_a_moment(stocked: World) -> None:
+def test_the_history_answers_where_aliases_pointed_at_a_time(stocked: World) -> None:
     before = datetime.now(UTC)
     promote(stocked.admin, 1, 0, reason="first")
     promote(stocked.admin, 2, 1, reason="second")
@@ -213,7 +213,7 @@ def test_the_history_tells_what_held_at_a_moment(stocked: World) -> None:
     assert {m.alias for m in stocked.admin.history(NAME, at=moves[0].at).moves} == {"main", "prod"}
 
 
-def test_a_time_without_a_zone_or_out_of_time_is_refused(stocked: World) -> None:
+def test_a_time_without_a_zone_or_out_of_range_is_refused(stocked: World) -> None:
     ends = [datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), datetime.min.replace(tzinfo=timezone.max)]
     for at in (datetime(2026, 5, 3, 14, 5), *ends):
         with pytest.raises(Invalid):
@@ -233,7 +233,7 @@ def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(
     assert findings(stocked, deep=False) == [], "and a check takes the clock for no forger"
 
 
-def test_only_who_may_promote_moves_aliases(stocked: World) -> None:
+def test_moving_an_alias_needs_the_scope_promote(stocked: World) -> None:
     pusher = stocked.actor("push", namespaces=["acme"])
     stranger = stocked.actor("promote", namespaces=["globex"])
     with pytest.raises(Denied):

@@ -50,7 +50,7 @@ def of_base(world: World, claim: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_base_tells_how_the_others_are_related_to_it(family: World) -> None:
+def test_a_base_shows_how_other_bases_are_related_to_it(family: World) -> None:
     found = {one.other: one.match for one in family.admin.base("tiny-llama").relatives}
     assert found == {
         "cast": BaseMatch.OTHER_DTYPE, "tuned": BaseMatch.DESCENDANT, "packed-4bit": BaseMatch.QUANTIZED,
@@ -60,7 +60,7 @@ def test_a_base_tells_how_the_others_are_related_to_it(family: World) -> None:
     assert family.admin.base("unknown").relatives == []
 
 
-def test_matches_are_read_and_not_worked_out_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarities_are_read_and_not_computed_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
     with family.statements() as statements:
         assert len(family.admin.base("tiny-llama").relatives) == 4
@@ -97,7 +97,7 @@ def test_a_spec_that_claims_other_weights_is_refused_and_a_claim_alone_is_not_ke
     assert family.admin.add_base(claiming("unknown")).spec.fingerprints.exact is None
 
 
-def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
+def test_a_worker_identifies_the_weights_of_a_base_once(family: World) -> None:
     worker = family.actor("work")
     first = worker.identify_base("unknown", OTHER)
     assert first.spec.fingerprints.exact == OTHER.exact
@@ -109,7 +109,7 @@ def test_a_worker_tells_which_weights_a_base_has_once(family: World) -> None:
         worker.identify_base("nothing", OTHER)
 
 
-def test_only_workers_tell_weights_and_only_readers_compare(family: World) -> None:
+def test_identifying_needs_the_scope_work_and_comparing_the_scope_pull(family: World) -> None:
     with pytest.raises(Denied):
         family.actor("push").identify_base("unknown", OTHER)
     found = family.actor("pull").similarity("tiny-llama", TUNED)
@@ -117,7 +117,7 @@ def test_only_workers_tell_weights_and_only_readers_compare(family: World) -> No
     assert family.actor("pull").similarity("unknown", TUNED).match is BaseMatch.UNKNOWN
 
 
-def test_people_of_one_namespace_do_not_tell_all_others_which_weights_a_base_has(family: World) -> None:
+def test_an_owner_of_one_namespace_cannot_identify_the_weights_of_a_base(family: World) -> None:
     """Once told it cannot be taken back, and workers everywhere would refuse the true weights."""
     owner = family.actor("admin", namespaces=["acme"])
     with pytest.raises(Denied):
@@ -129,7 +129,7 @@ def test_people_of_one_namespace_do_not_tell_all_others_which_weights_a_base_has
     assert owner.add_base(BaseAdd(spec=own, identity=OTHER)).spec.fingerprints.exact == OTHER.exact
 
 
-def test_an_identity_that_is_none_is_refused(family: World) -> None:
+def test_an_invalid_identity_is_refused(family: World) -> None:
     broken = SAME.model_dump(mode="json") | {"exact": "sha256:1"}
     with pytest.raises(Invalid) as caught:
         family.admin.connection.send("PUT", "/bases/unknown/identity", json={"identity": broken})
@@ -148,18 +148,18 @@ def test_an_identity_that_is_none_is_refused(family: World) -> None:
         ("elsewhere/model-bnb-4bit", ("warning", "compat.trained_on_packed")),
     ],
 )
-def test_the_fit_of_an_adapter_made_for_another_base_names_the_match(
+def test_compat_of_an_adapter_for_another_base_names_the_match(
     family: World, claim: str, expected: tuple[str, str]
 ) -> None:
     assert of_base(family, claim) == [expected]
 
 
-def test_an_adapter_for_unrelated_weights_is_kept_and_never_tried(family: World) -> None:
+def test_an_adapter_for_unrelated_weights_is_stored_and_never_smoke_tested(family: World) -> None:
     assert of_base(family, "org/other") == [("error", "compat.base_unrelated")]
     assert family.admin.jobs().items == []
 
 
-def test_a_version_with_a_tokenizer_and_a_template_of_its_own_is_warned_of(family: World) -> None:
+def test_an_own_tokenizer_or_chat_template_is_a_warning(family: World) -> None:
     base = forge.llama("with-template")
     base.files.update({"tokenizer.json": b'{"model": 1}', "chat_template.jinja": b"{{ x }}"})
     family.add_base(base)
@@ -176,7 +176,7 @@ def test_a_version_with_a_tokenizer_and_a_template_of_its_own_is_warned_of(famil
     ]
 
 
-def test_what_is_checked_without_a_push_names_the_grade_too(family: World) -> None:
+def test_a_check_without_a_push_names_the_match_too(family: World) -> None:
     files = family.files(config={"base_model_name_or_path": "tuned"})
     data = files["adapter_model.safetensors"]
     header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode()

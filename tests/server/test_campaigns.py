@@ -59,7 +59,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World)
     }
 
 
-def test_only_versions_that_another_tool_judged_are_affected(judged: World) -> None:
+def test_only_versions_judged_by_another_tool_version_are_affected(judged: World) -> None:
     view = begin(judged, made_by={"torch": "2.13.0"})
     assert {job.subject for job in judged.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
     assert view.total == 2
@@ -79,7 +79,7 @@ def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: Wor
     end(judged)
 
 
-def test_yanked_versions_and_those_that_cannot_fit_are_left_alone(judged: World) -> None:
+def test_yanked_and_incompatible_versions_are_not_affected(judged: World) -> None:
     judged.admin.yank("acme/one@1", reason="wrong data")
     with judged.session(write=True) as session:
         compat = [row for row in rows(session, VerdictRow) if row.check == "compat"][1]
@@ -90,7 +90,7 @@ def test_yanked_versions_and_those_that_cannot_fit_are_left_alone(judged: World)
     end(judged)
 
 
-def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one_may_see(judged: World) -> None:
+def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_may_see(judged: World) -> None:
     judged.push("other/four")
     judged.validate("other/four@1")
     mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
@@ -106,7 +106,7 @@ def test_a_campaign_reaches_only_what_its_owner_may_push_and_tells_only_what_one
     end(judged)
 
 
-def test_a_job_that_waits_already_is_joined_and_one_for_a_push_goes_first(judged: World) -> None:
+def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(judged: World) -> None:
     waiting = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/two@1"))
     urgent = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
     view = begin(judged)
@@ -119,7 +119,7 @@ def test_a_job_that_waits_already_is_joined_and_one_for_a_push_goes_first(judged
     end(judged)
 
 
-def test_what_a_worker_says_is_kept_step_by_step(judged: World) -> None:
+def test_progress_messages_of_a_worker_are_stored_as_steps(judged: World) -> None:
     job = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
@@ -147,7 +147,7 @@ def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> Non
     end(judged)
 
 
-def test_the_reference_of_a_version_is_that_of_its_newest_report_that_has_one(judged: World) -> None:
+def test_reference_logprobs_come_from_the_newest_report_that_has_them(judged: World) -> None:
     ref = Ref.parse("acme/one@1")
     with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
         judged.admin.reference_logprobs(ref)

@@ -30,7 +30,7 @@ def raw(world: World, registry: Registry, path: str) -> httpx.Response:
     )
 
 
-def test_a_version_is_seen_with_all_that_is_known_of_it(world: World) -> None:
+def test_the_view_of_a_version_has_all_its_fields(world: World) -> None:
     world.add_base()
     files = world.files(rank=4)
     pushed = world.push(NAME, files, message="first try").version
@@ -51,7 +51,7 @@ def test_a_version_is_seen_with_all_that_is_known_of_it(world: World) -> None:
         assert world.admin.version(ref) == seen
 
 
-def test_what_a_newer_program_judges_beside_this_one_stands_in_nobodys_way(world: World) -> None:
+def test_verdicts_of_checks_that_a_newer_release_added_are_skipped(world: World) -> None:
     world.add_base()
     world.push(NAME)
     known = world.admin.version(NAME)
@@ -113,7 +113,7 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
     assert len([s for s in sent if "FROM token" not in s]) == 3
 
 
-def test_a_page_is_at_most_as_long_as_pages_get(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_has_at_most_the_largest_page_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.server.http.dependencies.PAGE_LIMIT", 3)
     world.add_base()
     for number in range(4):
@@ -129,7 +129,7 @@ def test_a_page_has_a_limit(world: World, limit: int) -> None:
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def test_what_is_out_of_sight_answers_with_the_bytes_of_what_is_absent(world: World) -> None:
+def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(world: World) -> None:
     world.add_base()
     hidden = world.push("globex/secret").version
     acme = world.actor("push", "promote", "pull", namespaces=["acme"])
@@ -155,7 +155,7 @@ def test_what_is_out_of_sight_answers_with_the_bytes_of_what_is_absent(world: Wo
     assert [job.subject for job in acme.jobs().items] == []
 
 
-def test_absences_are_told_apart_for_who_may_look(world: World) -> None:
+def test_kinds_of_absence_are_distinguished_for_those_who_may_look(world: World) -> None:
     world.add_base()
     world.push(NAME)
     for ref, code in (
@@ -189,7 +189,7 @@ def test_lineage_goes_up_to_the_bases_and_down_to_the_children(world: World) -> 
     assert world.admin.lineage("acme/first").edges == [e for e in up.edges if e.child == first.digest]
 
 
-def test_a_parent_out_of_sight_is_a_digest_and_nothing_else(world: World) -> None:
+def test_an_invisible_parent_is_shown_by_its_digest_alone(world: World) -> None:
     world.add_base()
     grandparent = world.push("globex/old").version
     parent = world.push("globex/secret", parents=continued(grandparent)).version
@@ -209,7 +209,7 @@ def test_a_parent_out_of_sight_is_a_digest_and_nothing_else(world: World) -> Non
     ]
 
 
-def test_the_same_bytes_under_two_names_keep_the_name_that_was_asked_for(world: World) -> None:
+def test_a_digest_under_two_names_is_shown_under_the_requested_name(world: World) -> None:
     world.add_base()
     files = world.files()
     first = world.push("acme/a", files).version
@@ -241,7 +241,7 @@ def test_a_base_is_added_once_and_never_changed(world: World) -> None:
     assert [b.name for b in world.admin.bases().items] == [spec.name]
 
 
-def test_a_base_counts_the_adapters_in_sight(world: World) -> None:
+def test_a_base_counts_the_visible_adapters(world: World) -> None:
     world.add_base()
     world.push("acme/a")
     world.push("acme/a")

@@ -78,13 +78,13 @@ def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(world: 
     assert line.verdicts[f"engine {VLLM}"] == "fail"
 
 
-def test_a_server_that_is_told_of_a_wrong_engine_does_not_start(database_url: str) -> None:
+def test_a_server_with_an_unknown_engine_in_its_settings_does_not_start(database_url: str) -> None:
     with pytest.raises(Invalid, match="REGISTRY_ENGINES: engine 'vlm' is unknown"):
         World(database_url, engines="vlm==0.33.0")
 
 
 # ------------------------------------------------------------------ asked
-def test_an_engine_is_asked_about_a_version_without_reading_a_blob(world: World) -> None:
+def test_engine_verdicts_are_computed_without_reading_a_blob(world: World) -> None:
     world.push("acme/support", world.files(rank=64))
     close(world)
     items = world.admin.verdicts("acme/support", [VLLM, WIDE]).items
@@ -104,20 +104,20 @@ def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> N
 
 
 @pytest.mark.parametrize("profile", ["vllm", "vlm==1.0", "vllm==0.33.0,max_lora_rank=33"])
-def test_a_profile_that_is_none_is_a_wrong_request(world: World, profile: str) -> None:
+def test_an_invalid_profile_is_a_bad_request(world: World, profile: str) -> None:
     world.push("acme/support")
     with pytest.raises(Invalid) as caught:
         world.admin.verdicts("acme/support", [profile])
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def test_what_is_out_of_sight_has_no_verdicts(world: World) -> None:
+def test_an_invisible_version_has_no_verdicts(world: World) -> None:
     world.push("acme/support")
     with pytest.raises(NotFound):
         world.actor("pull", namespaces=["other"]).verdicts("acme/support", [VLLM])
 
 
-def test_an_adapter_that_does_not_fit_loads_nowhere(world: World) -> None:
+def test_an_incompatible_adapter_fails_on_every_engine(world: World) -> None:
     world.push("acme/support", forge.lora(forge.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
     assert world.admin.version("acme/support").verdicts[0].outcome == "fail"
     assert set(stored(world).values()) == {"fail"}
@@ -154,7 +154,7 @@ def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> Non
 
 
 # ------------------------------------------------------------------ fleets
-def test_a_fleet_is_told_the_limit_that_its_largest_adapter_needs_and_who_that_is(world: World) -> None:
+def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(world: World) -> None:
     world.push("acme/small", world.files(rank=8))
     world.push("acme/large", world.files(rank=64))
     world.push("acme/gone", world.files(rank=128))
@@ -174,7 +174,7 @@ def renewed(world: World, setting: str) -> tuple[int, int]:
     return done.versions, done.verdicts
 
 
-def test_only_what_is_older_than_the_rules_is_judged_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_verdicts_older_than_the_rules_are_renewed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.push("acme/support")
     world.push("acme/other")
     setting = world.settings.engines
@@ -187,7 +187,7 @@ def test_only_what_is_older_than_the_rules_is_judged_again(world: World, monkeyp
     assert {row.made_by["rules"] for row in sorted(rows(world), key=lambda row: row.id or 0)[-2:]} == {"sha256:new"}
 
 
-def test_an_engine_that_is_listed_later_gets_its_verdicts_without_a_blob(world: World) -> None:
+def test_an_engine_added_to_the_settings_gets_its_verdicts_without_reading_blobs(world: World) -> None:
     world.push("acme/support", world.files(rank=64))
     close(world)
     assert renewed(world, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
@@ -247,7 +247,7 @@ def as_an_older_release_kept_it(world: World) -> None:
         session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}format:unknown", value=""))
 
 
-def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: World) -> None:
+def test_facts_of_an_older_release_are_read_from_the_header_again_once(world: World) -> None:
     before = world.push("acme/support", world.files(rank=64), annotations={"team": "search"}).version
     as_an_older_release_kept_it(world)
     assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
@@ -267,7 +267,7 @@ def test_what_an_older_release_kept_is_read_out_of_the_header_again_once(world: 
     assert renewed(world, world.settings.engines) == (1, 0)
 
 
-def test_a_server_that_keeps_no_engines_verdicts_reads_old_headers_again_too(world: World) -> None:
+def test_old_headers_are_read_again_without_engines_in_the_settings(world: World) -> None:
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     done = reevaluate.evaluate_again(world.engine, world.blobs, ())
@@ -287,7 +287,7 @@ def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pyt
     assert (done.versions, done.headers) == (7, 5)
 
 
-def test_a_header_that_cannot_be_read_stays_unknown_and_stops_nothing(world: World) -> None:
+def test_an_unreadable_header_stays_unknown_and_stops_nothing(world: World) -> None:
     world.push("acme/support")
     as_an_older_release_kept_it(world)
     before = world.admin.version("acme/support").facts

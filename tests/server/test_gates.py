@@ -106,7 +106,7 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> Non
         stocked.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
 
 
-def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
+def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(stocked: World) -> None:
     gate = Gate(engines=(ENGINE,), soak_in="canary", soak_seconds=60)
     stocked.admin.set_gate(NAME, "prod", gate)
     assert missing(stocked.admin) == ["gate.soak_short"]
@@ -120,7 +120,7 @@ def test_an_engine_and_time_in_another_channel(stocked: World) -> None:
     assert checks == {"engine", "soak"}
 
 
-def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(stocked: World) -> None:
+def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocked: World) -> None:
     stocked.admin.set_gate("acme", "prod", Gate(approvals=2, golden=True))
 
     def smash(by: Registry, reason: str = "the site is down") -> object:
@@ -144,7 +144,7 @@ def test_breaking_the_glass_needs_an_owner_and_a_reason_and_is_marked_for_ever(s
         stocked.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
 
 
-def test_what_held_at_a_moment_is_one_statement(stocked: World) -> None:
+def test_history_at_a_time_is_one_statement(stocked: World) -> None:
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     moved = stocked.admin.promote(NAME, "canary", "2", generation=1)
     with stocked.statements() as sent:
@@ -171,7 +171,7 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     assert stocked.admin.desired_state("tiny-llama", "canary").adapters == []
 
 
-def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocked: World) -> None:
+def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(stocked: World) -> None:
     """Whoever sees a version's manifest knows what its files hash to; their bytes must come from the pusher then."""
     ci = stocked.actor("push", namespaces=["acme"], name="ci")
     wanted = PushRequest(manifest=stocked.admin.resolve(f"{NAME}@1").manifest)
@@ -184,7 +184,7 @@ def test_a_push_of_the_same_files_elsewhere_is_no_way_around_a_quarantine(stocke
     assert ci.plan_push("acme/later", wanted).uploads == []
 
 
-def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -> None:
+def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(stocked: World) -> None:
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     stocked.admin.promote(NAME, "canary", "2", generation=1)
     stocked.admin.quarantine(f"{NAME}@1", "reported")
@@ -208,7 +208,7 @@ def test_nothing_changes_a_quarantined_version_but_its_release(stocked: World) -
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_the_last_word_about_a_quarantine_is_in_the_bucket(stocked: World, released: bool) -> None:
+def test_the_newest_record_of_a_quarantine_is_in_the_bucket(stocked: World, released: bool) -> None:
     stocked.admin.collect(GcRequest())
     stocked.admin.quarantine(f"{NAME}@1", "reported")
     stocked.admin.collect(GcRequest())

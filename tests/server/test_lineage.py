@@ -87,7 +87,7 @@ def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: World) -> 
     assert made.push("acme/a", {**made.files(), "README.md": card}).version.provenance is None
 
 
-def test_what_breaks_a_rule_is_refused_by_the_server_too(made: World) -> None:
+def test_the_server_refuses_invalid_provenance_too(made: World) -> None:
     plain = made.manifest(made.files()).model_dump(mode="json")
     for wrong, status, told in (
         ({"datasets": [{"uri": "https://me:pw@h/x"}]}, 422, "provenance.datasets.0.uri holds a user"),
@@ -105,7 +105,7 @@ def _sent(world: World, manifest: dict[str, Any]) -> tuple[int, str]:
     return answer.status_code, answer.json()["detail"]
 
 
-def test_what_a_data_set_went_into_is_found_by_digest_and_by_uri_and_further_down(made: World) -> None:
+def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(made: World) -> None:
     one = made.push("acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
     made.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
     made.push("acme/three", parents=edges(one))
@@ -125,7 +125,7 @@ def test_what_a_data_set_went_into_is_found_by_digest_and_by_uri_and_further_dow
     )
 
 
-def test_descent_goes_on_through_what_was_fused_into_a_base(made: World) -> None:
+def test_lineage_continues_through_fused_bases(made: World) -> None:
     fused_world(made)
     line = {
         ("acme/x@1", "adapter", "tiny-llama"),
@@ -145,7 +145,7 @@ def test_descent_goes_on_through_what_was_fused_into_a_base(made: World) -> None
     assert made.admin.lineage_of(base="tiny-llama", down=False).edges == []
 
 
-def test_what_is_out_of_sight_leaves_no_trace_anywhere(made: World) -> None:
+def test_invisible_versions_leave_no_trace_in_lineage(made: World) -> None:
     acme = made.actor("pull", namespaces=["acme"])
     given = declared(datasets=[{"uri": URI, "digest": D}])
     seen = made.push("acme/seen", provenance=given).version
@@ -180,14 +180,14 @@ def test_a_withdrawn_version_is_marked(made: World) -> None:
     "asked",
     [{}, {"dataset": URI, "base": "tiny-llama"}, {"dataset": "sha256:1"}, {"dataset": URI, "down": False}],
 )
-def test_a_question_names_one_thing(made: World, asked: dict[str, Any]) -> None:
+def test_a_lineage_request_names_exactly_one_root(made: World, asked: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         made.admin.lineage_of(**asked)
     with pytest.raises(NotFound):
         made.admin.lineage_of(base="nobody/knows")
 
 
-def test_an_answer_that_is_too_large_says_so(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_answer_says_so(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = made.push("acme/a").version
     for _ in range(4):
         made.push("acme/b", parents=edges(first))
@@ -223,7 +223,7 @@ def shelve(world: World, count: int) -> None:
         connection.commit()
 
 
-def test_each_question_is_one_statement_by_indexes_however_much_it_finds(made: World, database_kind: str) -> None:
+def test_lineage_is_one_indexed_statement_of_any_size(made: World, database_kind: str) -> None:
     shelve(made, 3000)
     reader = made.actor("pull", namespaces=["acme", "globex"])
     questions: dict[str, Callable[[], Any]] = {

@@ -39,7 +39,7 @@ def send(world: World, plan: PushPlan, files: forge.Files) -> None:
     upload(world.admin, plan, files)
 
 
-def test_a_push_makes_a_version_with_facts_verdict_alias_job_and_event(based: World) -> None:
+def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(based: World) -> None:
     pushed = based.push("acme/support", message="first try")
     version = pushed.version
     assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
@@ -74,7 +74,7 @@ def test_committing_twice_is_committing_once(based: World) -> None:
     assert based.admin.commit_push(planned.push_id).created is False
 
 
-def test_a_file_that_one_version_holds_is_not_asked_for_again(based: World) -> None:
+def test_a_file_of_a_visible_version_is_not_requested_again(based: World) -> None:
     files = based.files()
     based.push("acme/support", files)
     changed = {**files, "README.md": b"# another card\n"}
@@ -83,14 +83,14 @@ def test_a_file_that_one_version_holds_is_not_asked_for_again(based: World) -> N
     assert pushed.version.number == 2
 
 
-def test_what_another_tenant_holds_is_asked_for_again(based: World) -> None:
+def test_a_file_of_another_tenant_is_requested_again(based: World) -> None:
     files = based.files()
     based.push("acme/support", files)
     other = based.actor("push", namespaces=["umbrella"], name="other")
     assert len(plan(based, files, "umbrella/copy", other).uploads) == len(files)
 
 
-def test_an_interrupted_push_is_taken_up_where_it_stopped(based: World) -> None:
+def test_an_interrupted_push_is_resumed(based: World) -> None:
     files = based.files()
     first = plan(based, files)
     weights = Digest.of(files[forge.WEIGHTS])
@@ -127,7 +127,7 @@ def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: Wo
     assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
 
 
-def test_another_ones_push_does_not_exist(based: World) -> None:
+def test_the_push_of_another_token_does_not_exist(based: World) -> None:
     files = based.files()
     planned = plan(based, files)
     other = based.actor("push", name="other")
@@ -175,7 +175,7 @@ def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_ar
     assert counts[-1] == counts[-2] <= STATEMENTS_LIMIT
 
 
-def test_an_adapter_that_does_not_fit_is_stored_with_its_verdict_and_without_a_job(based: World) -> None:
+def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(based: World) -> None:
     wide = forge.lora(forge.llama(hidden=128))
     pushed = based.push("acme/support", wide, alias="canary")
     verdict = pushed.version.verdicts[0]
@@ -246,7 +246,7 @@ def test_parents_are_edges_whether_they_are_here_or_not(based: World) -> None:
 
 
 @pytest.mark.parametrize("same_token", [True, False])
-def test_racing_equal_pushes_make_exactly_one_version(based: World, same_token: bool) -> None:
+def test_racing_equal_pushes_create_exactly_one_version(based: World, same_token: bool) -> None:
     files, racers = based.files(), 16
     clients = [based.admin if same_token else based.actor("push", name=f"r{i}") for i in range(racers)]
     results: list[object] = []

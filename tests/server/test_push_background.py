@@ -41,7 +41,7 @@ def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together(stocked: World) -> None:
+def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: World) -> None:
     background.expect_commit(stocked.engine, "psh_of_somebody_else")
     stocked.push("acme/one")
     stocked.push("acme/two")
@@ -52,7 +52,7 @@ def test_records_wait_for_the_pushes_that_are_under_way_and_are_written_together
     assert unrecorded(stocked) == 0
 
 
-def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
+def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
     stocked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
@@ -63,7 +63,7 @@ def test_a_push_that_is_never_committed_delays_records_and_does_not_stop_them(
     assert unrecorded(stocked) == 0
 
 
-def test_measuring_waits_for_a_push_whose_bytes_go_past_this_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_waits_for_a_push_that_uploads_straight_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.01)
     scheduler = background._Scheduler()
     scheduler.expect_commit("psh_on_its_way")

@@ -53,7 +53,7 @@ def test_each_filter_finds_what_it_names_and_nothing_else(world: World) -> None:
     assert found(world, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
 
 
-def test_adapters_of_related_bases_are_found_by_how_closely_they_are_related(world: World) -> None:
+def test_search_by_base_match_finds_adapters_of_related_bases(world: World) -> None:
     one = values()
     told = {
         "tiny-llama": forge_identity(one), "cast": forge_identity(nudged(one, 0.0005), dtype="BF16"),
@@ -100,7 +100,7 @@ def test_only_the_newest_version_and_its_newest_verdict_count(world: World) -> N
     assert found(world, rank_min=64) == []
 
 
-def test_a_rank_that_is_none_is_a_wrong_request(world: World) -> None:
+def test_an_invalid_rank_is_a_bad_request(world: World) -> None:
     with pytest.raises(Invalid) as caught:
         world.admin.adapters(rank_min=-1)
     assert caught.value.code == "REQUEST_INVALID"
@@ -136,7 +136,7 @@ def counted(world: World, cursor: str) -> tuple[AdapterPage, int]:
     return page, min(counts)
 
 
-def test_a_later_page_goes_on_where_the_last_one_ended_and_costs_no_more_statements(world: World) -> None:
+def test_a_later_page_continues_and_costs_no_more_statements(world: World) -> None:
     shelve(world, 300)
     first, sent = counted(world, "")
     assert first.next_cursor == "acme/b00018"

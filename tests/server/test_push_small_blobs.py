@@ -39,7 +39,7 @@ def small_of(plan: PushPlan, files: forge.Files) -> list[SmallBlob]:
     ]
 
 
-def test_small_blobs_may_come_with_the_commit(based: World) -> None:
+def test_a_commit_may_carry_small_blobs(based: World) -> None:
     files = based.files()
     planned = plan(based, files)
     small = small_of(planned, files)
@@ -60,7 +60,7 @@ def test_small_blobs_may_come_with_the_commit(based: World) -> None:
         (lambda _: {"digest": Digest.of(b"never asked for")}, "BLOB_UNKNOWN"),
     ],
 )
-def test_small_blobs_obey_the_rules_of_uploads(based: World, change: Any, code: str) -> None:
+def test_small_blobs_follow_the_rules_of_uploads(based: World, change: Any, code: str) -> None:
     files = based.files()
     planned = plan(based, files)
     first, *others = small_of(planned, files)
@@ -80,7 +80,7 @@ def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
     assert refusal.value.code == "REQUEST_INVALID"
 
 
-def test_a_blob_has_the_size_that_its_commit_found_whatever_another_push_had_said_of_it(based: World) -> None:
+def test_the_size_of_a_blob_is_what_its_commit_measured(based: World) -> None:
     files = based.files()
     sizes = {Digest.of(data): len(data) for data in files.values()}
     with based.session(write=True) as session:

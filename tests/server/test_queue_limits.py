@@ -50,14 +50,14 @@ def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
         queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
 
 
-def test_a_validation_takes_no_payload_so_the_same_one_is_not_queued_twice(stocked: World) -> None:
+def test_a_smoke_test_takes_no_payload_so_it_is_not_queued_twice(stocked: World) -> None:
     with pytest.raises(Invalid):
         stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME, payload={"again": 1}))
     [job] = stocked.admin.jobs().items
     assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id == job.id
 
 
-def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
+def test_a_quarantined_version_does_not_block_other_jobs(stocked: World) -> None:
     stocked.push("acme/next")
     worker = stocked.actor("work", namespaces=["acme"])
     stocked.admin.quarantine(NAME + "@1", "reported as poisoned")
@@ -69,7 +69,7 @@ def test_a_version_in_quarantine_holds_up_no_other_job(stocked: World) -> None:
 
 
 @pytest.mark.parametrize("result", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '{"a": ' + "[" * 900 + "]" * 900 + "}", None])
-def test_what_a_lying_worker_sends_is_refused_and_never_a_server_error(stocked: World, result: str | None) -> None:
+def test_invalid_worker_input_is_refused_and_never_a_server_error(stocked: World, result: str | None) -> None:
     claimed = claim(stocked.admin)
     token = claimed.lease.token if result else "\N{SNOWMAN}"
     body = f'{{"lease_token": "{token}", "result": {result or "{}"}}}'.encode()
@@ -93,7 +93,7 @@ def shared(stocked: World) -> World:
     return stocked
 
 
-def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared: World) -> None:
+def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shared: World) -> None:
     """Neither readers, nor those who may cancel it there, nor that namespace's workers, nor the log."""
     reader = shared.actor("pull", namespaces=["gamma"])
     found = [job for job in reader.jobs().items if job.kind is not Kind.SMOKE_TEST]
@@ -116,7 +116,7 @@ def test_a_job_on_a_public_adapter_tells_nobody_else_the_names_of_others(shared:
     cancel_all(shared)
 
 
-def test_a_claim_names_so_many_bases_that_the_queue_can_look_for_them(stocked: World) -> None:
+def test_the_bases_of_a_claim_are_limited(stocked: World) -> None:
     """Tens of thousands held the queue, and with SQLite everybody, for as long as the statement took."""
     with pytest.raises(ValidationError):
         ClaimRequest(worker="w", bases=["base"] * (BASES_LIMIT + 1))
@@ -127,7 +127,7 @@ def test_a_claim_names_so_many_bases_that_the_queue_can_look_for_them(stocked: W
     cancel_all(stocked)
 
 
-def test_what_made_a_report_is_not_so_long_that_every_answer_is(stocked: World) -> None:
+def test_made_by_of_a_report_is_limited(stocked: World) -> None:
     claimed = claim(stocked.admin)
     assert claimed.subject is not None
     report = stocked.report(claimed.subject.digest, claimed.job.base, ())

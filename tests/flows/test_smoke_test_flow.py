@@ -26,7 +26,9 @@ def loads(pool: Pool) -> int:
 
 
 @pytest.mark.usefixtures("loads")
-def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_the_gate_of_prod_opens_for_an_adapter_that_passes_smoke(
+    world: World, base_folder: Path, pool: Pool, tmp_path: Path
+) -> None:
     setup = WorkerSetup(world, base_folder)
     pushed = setup.push(models.adapter(base_folder, tmp_path / "good"), NAME)
     assert world.admin.job(pushed.job_id).state is State.QUEUED
@@ -44,7 +46,7 @@ def test_prod_opens_for_an_adapter_that_acts(world: World, base_folder: Path, po
     assert {"compat", "smoke"} <= {verdict["check"] for verdict in evidence}
 
 
-def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
+def test_the_gate_of_prod_stays_closed_for_nan_without_a_smoke_test(
     world: World, base_folder: Path, pool: Pool, tmp_path: Path
 ) -> None:
     setup = WorkerSetup(world, base_folder)
@@ -59,7 +61,7 @@ def test_prod_stays_shut_for_an_adapter_with_nan_which_no_worker_need_try(
     assert "NaN or infinite values" in str([reason.message for reason in refused.value.reasons])
 
 
-def test_the_whole_file_loaded_its_base_once(pool: Pool, loads: int) -> None:
+def test_all_tests_of_this_file_load_the_base_once(pool: Pool, loads: int) -> None:
     assert pool.base_loads == loads
 
 

@@ -49,7 +49,7 @@ def test_an_answer_is_revalidated_without_a_body_until_it_changes(world: World) 
     assert http.get(path, headers={"If-None-Match": changed.headers["etag"]}).json()["number"] == 2
 
 
-def test_what_a_number_or_a_digest_names_may_be_kept_for_ever(world: World) -> None:
+def test_answers_by_number_or_digest_may_be_cached_without_limit(world: World) -> None:
     world.add_base()
     digest = world.push(NAME).version.digest
     http = client(world)
@@ -57,7 +57,7 @@ def test_what_a_number_or_a_digest_names_may_be_kept_for_ever(world: World) -> N
         assert "immutable" in http.get(f"/api/v1/resolve/{NAME}/{selector}").headers["cache-control"]
 
 
-def test_every_file_of_the_answer_can_be_fetched_where_it_says(world: World) -> None:
+def test_every_file_of_the_answer_can_be_fetched_from_its_url(world: World) -> None:
     world.add_base()
     files = world.files()
     world.push(NAME, files)
@@ -70,7 +70,7 @@ def test_every_file_of_the_answer_can_be_fetched_where_it_says(world: World) -> 
         assert Digest.of(data) == file.digest
 
 
-def test_an_alias_that_moves_is_seen_with_its_generation(world: World) -> None:
+def test_a_moved_alias_is_resolved_with_its_generation(world: World) -> None:
     world.add_base()
     for _ in range(2):
         world.push(NAME)

@@ -126,9 +126,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
         _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
 
 
-def test_a_merge_of_a_source_that_was_deleted_meanwhile_is_parked_with_the_reason(
-    setup: WorkerSetup, pool: Pool
-) -> None:
+def test_a_merge_whose_source_was_deleted_fails_with_the_reason(setup: WorkerSetup, pool: Pool) -> None:
     job = _submit(setup)
     setup.world.admin.delete_adapter("acme/other")
     _work(setup, pool, done=0)
@@ -156,7 +154,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_nonsense_is_refused_before_anything_is_queued(setup: WorkerSetup, tmp_path: Path, base_folder: Path) -> None:
+def test_an_invalid_recipe_is_refused_before_a_job_is_queued(
+    setup: WorkerSetup, tmp_path: Path, base_folder: Path
+) -> None:
     setup.add_base("wide", models.base(tmp_path / "base", hidden=96))
     setup.push(models.adapter(tmp_path / "base", tmp_path / "adapter"), "acme/elsewhere", base="wide")
     for changes, code in WRONG:
@@ -173,7 +173,7 @@ def test_nonsense_is_refused_before_anything_is_queued(setup: WorkerSetup, tmp_p
     assert setup.world.admin.jobs(kind="merge").items == []
 
 
-def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(setup: WorkerSetup) -> None:
+def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: WorkerSetup) -> None:
     setup.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
     setup.push(fixtures.zoo() / "lora-r4", "acme/r4", base="packed")
     fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
@@ -183,7 +183,7 @@ def test_fusing_onto_the_grid_of_a_packed_base_is_refused_before_it_is_queued(se
     assert _submit(setup, **fuse, dequantize=True).state is State.QUEUED
 
 
-def test_what_one_may_not_see_or_may_not_push_is_no_source_and_no_target(setup: WorkerSetup) -> None:
+def test_a_merge_needs_visible_sources_and_a_target_that_one_may_push(setup: WorkerSetup) -> None:
     with pytest.raises(NotFound):
         _submit(setup, sources=("acme/one", "acme/missing"))
     stranger = setup.world.actor("push", "pull", namespaces=["other"])
