@@ -48,8 +48,9 @@ def validate(task: Task) -> Done:
         open_questions = [finding for finding in findings if finding.code in UNDECIDED]
         lease.say(f"testing the adapter on {base.name}")
         try:
-            with task.pool.listening(lease.set_progress):
-                answer = task.pool.try_adapter(source, folder, task.limits, structure=bool(open_questions))
+            answer = task.pool.try_adapter(
+                source, folder, task.limits, structure=bool(open_questions), progress=lease.set_progress
+            )
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()

@@ -114,10 +114,9 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
     assert pool.base_loads == max(loads, 1)
 
 
-def test_what_a_child_does_is_told_meanwhile(pool: Pool, source: BaseSource, good: Path) -> None:
+def test_a_child_reports_its_progress(pool: Pool, source: BaseSource, good: Path) -> None:
     told: list[str] = []
-    with pool.listening(told.append):
-        seen(pool, source, good)
+    pool.try_adapter(source, good, LIMITS, progress=told.append)
     assert "loading the adapter" in told
 
 

@@ -116,14 +116,14 @@ def _joined(
     exact = lowrank.weighted_sum(parts)
     if recipe.method in _AIMS:
         aim = _AIMS[recipe.method](recipe, parts, location)
-        result = _rounded(lowrank.of_dense(aim, rank)[0], dtype)
+        result = _rounded(lowrank.of_dense(aim, rank), dtype)
         merged = result.dense
         return result, _dense_loss(merged, aim), _dense_loss(merged, exact.dense)
     if recipe.method is Method.CAT:
         result = exact
     else:
         keeps_rank = recipe.method is Method.LINEAR and not recipe.rank
-        result, _ = lowrank.truncated(exact, None if keeps_rank else rank)
+        result = lowrank.truncated(exact, None if keeps_rank else rank)
     result = _rounded(result, dtype)
     loss = lowrank.difference(result, exact)
     return result, loss, loss
@@ -214,7 +214,7 @@ def extract(
             left_out.append(name)
             continue
         matrix = delta.T.contiguous() if module.kind == "conv1d" else delta
-        factors, _ = lowrank.of_dense(matrix, rank)
+        factors = lowrank.of_dense(matrix, rank)
         updates.append(NewUpdate(UpdateTarget(path, "linear", -1, (matrix.shape[1],)), [factors]))
         loss = _dense_loss(factors.dense, matrix)
         losses.append((path, factors.rank, loss, loss))

@@ -63,8 +63,8 @@ def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
     return Factors(joined, torch.cat([update.right for _, update in parts], dim=0))
 
 
-def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
-    """Return the best update of at most `rank` in the Frobenius norm (Eckart and Young 1936), and its loss.
+def truncated(update: Factors, rank: int | None) -> Factors:
+    """Return the best update of at most `rank` in the Frobenius norm (Eckart and Young 1936).
 
     Both factors share the scale evenly. None keeps every singular value that is not noise. QR of each factor leaves a
     core of [rank, rank], whose SVD is that of the product (Q1 R1)(Q2 R2)ᵀ.
@@ -72,11 +72,15 @@ def truncated(update: Factors, rank: int | None) -> tuple[Factors, Loss]:
     q_left, r_left = torch.linalg.qr(update.left)
     q_right, r_right = torch.linalg.qr(update.right.T)
     u, values, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    return _cut(q_left @ u, values, vh @ q_right.T, rank)
+    limit = len(values) if rank is None else min(rank, len(values))
+    count = max(1, min(limit, int((values > values[0] * NOISE).sum())))
+    shared = values[:count].sqrt()
+    left, right = (q_left @ u)[:, :count] * shared, shared.unsqueeze(1) * (vh @ q_right.T)[:count]
+    return Factors(left.contiguous(), right.contiguous())
 
 
-def of_dense(matrix: Tensor, rank: int) -> tuple[Factors, Loss]:
-    """Return the best update of at most `rank` for a dense matrix [rows, columns], and its loss.
+def of_dense(matrix: Tensor, rank: int) -> Factors:
+    """Return the best update of at most `rank` for a dense matrix [rows, columns].
 
     It uses the eigenvectors of the smaller Gram matrix in 64 bits: one product instead of a dense SVD.
     """
@@ -84,23 +88,10 @@ def of_dense(matrix: Tensor, rank: int) -> tuple[Factors, Loss]:
     flat = (matrix if wide else matrix.T).double()
     squares, vectors = torch.linalg.eigh(flat @ flat.T)
     largest = vectors[:, -min(rank, len(squares)) :].flip(1)
-    values = squares.clamp(min=0).sqrt().flip(0)
-    other = largest.T @ flat
-    shared = values[: largest.shape[1]].clamp(min=1e-30).sqrt()
-    columns, right = largest * shared, other / shared.unsqueeze(1)
+    shared = squares.clamp(min=0).sqrt().flip(0)[: largest.shape[1]].clamp(min=1e-30).sqrt()
+    columns, right = largest * shared, (largest.T @ flat) / shared.unsqueeze(1)
     factors = Factors(columns, right) if wide else Factors(right.T, columns.T)
-    norm = float(values.square().sum())
-    lost = max(0.0, norm - float(values[: largest.shape[1]].square().sum()))
-    return Factors(*(half.to(matrix.dtype).contiguous() for half in factors)), Loss(norm, lost)
-
-
-def _cut(left: Tensor, values: Tensor, right: Tensor, rank: int | None) -> tuple[Factors, Loss]:
-    squares = values.double().square()
-    limit = len(values) if rank is None else min(rank, len(values))
-    count = max(1, min(limit, int((values > values[0] * NOISE).sum())))
-    shared = values[:count].sqrt()
-    factors = Factors((left[:, :count] * shared).contiguous(), (shared.unsqueeze(1) * right[:count]).contiguous())
-    return factors, Loss(float(squares.sum()), float(squares[limit:].sum()))
+    return Factors(*(half.to(matrix.dtype).contiguous() for half in factors))
 
 
 def squared_norm(update: Factors) -> float:

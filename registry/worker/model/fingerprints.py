@@ -40,7 +40,7 @@ Values = Callable[[Tensor, int], Tensor]
 """(raw elements, index of the first) → their values in float32."""
 
 
-def identify(files: Weights, progress: Progress = weights.ignore_progress) -> Identity:
+def identify(files: Weights, progress: Progress = program.ignore_progress) -> Identity:
     """Compute the identity of these weights. `Invalid` (BASE_INVALID) if a file ends too early."""
     marked = identity.marked(stored.name for stored in files.by_file_name.values() if not stored.is_side)
     leaves, marks = [], {}

@@ -16,7 +16,6 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.model import FrozenModel
-from registry.worker.model import weights
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
 
@@ -32,7 +31,7 @@ class IdentifyRequest(FrozenModel):
     folder: str
 
 
-def identify(folder: str | Path, progress: Progress = weights.ignore_progress) -> Identity:
+def identify(folder: str | Path, progress: Progress = program.ignore_progress) -> Identity:
     """Compute the identity of the base in a folder from all its weights. `Invalid` (BASE_INVALID) with the reason.
 
     An exception of `progress` ends the program and propagates.

@@ -20,15 +20,12 @@ from registry.bases.modules import Facts
 from registry.client.local.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
+from registry.worker.sandbox.program import ignore_progress
 
 CHUNK_BYTES = 4 * 2**20
 
 Progress = Callable[[int], None]
 """Gets the number of bytes read since the last call."""
-
-
-def ignore_progress(_bytes: int) -> None:
-    """Report no progress."""
 
 
 class Stored(NamedTuple):

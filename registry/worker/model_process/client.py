@@ -9,7 +9,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,7 @@ from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
 from registry.worker.sandbox import confine, program
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
+from registry.worker.sandbox.program import Progress, ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,9 @@ class Gone(Exception):
 class ModelProcess:
     """One model process. `ready`: what it loaded and the versions of its libraries."""
 
-    def __init__(
-        self, source: BaseSource, *, device: str = CPU, environment: Mapping[str, str] | None = None,
-        listener: Callable[[str], None] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, source: BaseSource, *, device: str = CPU, environment: Mapping[str, str] | None = None) -> None:
         self.source = source
         self.loads = 0
-        self.listener = listener
         self.child = 0
         self.tried = 0
         self._rest = b""
@@ -89,7 +86,7 @@ class ModelProcess:
 
     def try_adapter(
         self, folder: Path, limits: ProcessLimits, thresholds: Mapping[str, float] | None = None, *,
-        structure: bool = False,
+        structure: bool = False, progress: Progress = ignore_progress,
     ) -> dict[str, Any]:  # fmt: skip
         """Test one adapter: `{"result": {"findings", "measurements"}}`, or `{"failed": reason}`.
 
@@ -110,8 +107,7 @@ class ModelProcess:
                     self.loads += 1
                     self.ready |= message["loaded"]
                 elif "progress" in message:
-                    if self.listener is not None:
-                        self.listener(str(message["progress"])[:500])
+                    progress(str(message["progress"])[:500])
                 else:
                     if self._wrapper and "result" in message:
                         message["result"]["measurements"].setdefault("confined_by", []).insert(0, "bubblewrap")

@@ -5,14 +5,13 @@ A model process that dies or breaks the protocol is dropped; the next adapter of
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
 from registry.worker.model_process.client import ModelProcess, ProcessLimits
+from registry.worker.sandbox.program import Progress, ignore_progress
 
 BASES_LIMIT = 2
 """Bases in memory at once on a CPU; the least recently used one is evicted. On a GPU the limit is one."""
@@ -24,7 +23,6 @@ class Pool:
     def __init__(self, *, bases_limit: int = 0, device: str = CPU) -> None:
         self.device = device
         self._loads_before = 0
-        self._listener: Callable[[str], None] | None = None
         self._limit = bases_limit or (BASES_LIMIT if device == CPU else 1)
         self._processes: dict[str, ModelProcess] = {}
         self._busy: ModelProcess | None = None
@@ -39,15 +37,6 @@ class Pool:
     def base_loads(self) -> int:
         """How often model processes of this pool loaded a base, including those that have ended."""
         return self._loads_before + sum(process.loads for process in self._processes.values())
-
-    @contextlib.contextmanager
-    def listening(self, listener: Callable[[str], None]) -> Iterator[None]:
-        """Report progress of the running child. The listener must not raise."""
-        self._listener = listener
-        try:
-            yield
-        finally:
-            self._listener = None
 
     @property
     def warm(self) -> list[str]:
@@ -72,13 +61,13 @@ class Pool:
         return process
 
     def try_adapter(
-        self, source: BaseSource, folder: Path, limits: ProcessLimits, *, structure: bool = False
-    ) -> dict[str, Any]:
-        """Test one adapter on its base. Adds `base`: load time, versions, adapters tested."""
+        self, source: BaseSource, folder: Path, limits: ProcessLimits, *, structure: bool = False,
+        progress: Progress = ignore_progress,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Test one adapter on its base. Adds `base`: load time, versions, adapters tested. `progress` never raises."""
         process = self._busy = self.process(source)
-        process.listener = self._listener
         try:
-            answer = process.try_adapter(folder, limits, source.thresholds, structure=structure)
+            answer = process.try_adapter(folder, limits, source.thresholds, structure=structure, progress=progress)
         finally:
             self._busy = None
         return answer | {"base": process.ready | {"adapters_tried": process.tried, "base_loads": self.base_loads}}

@@ -56,6 +56,10 @@ def finish_start() -> None:
     gc.enable()
 
 
+def ignore_progress(_progress: object) -> None:
+    """Report no progress."""
+
+
 # ------------------------------------------------------------------ the starting process
 def run_program(
     module: str, request: FrozenModel, *, work: str, progress: Progress | None = None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,8 +18,9 @@ from PIL import Image
 
 from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
+from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, first_line, ignore_progress, machine_fault
+from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
 from registry.worker.smoke.weights import check_finite, tensors_of
 
 STEPS = 3
@@ -40,7 +40,7 @@ class ImageTest(SmokeTest):
     """Test one adapter on a pipeline in a process that ends afterwards."""
 
     def __init__(
-        self, base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Callable[[str], None] = ignore_progress
+        self, base: Pipeline, folder: Path, thresholds: Thresholds, *, say: Progress = ignore_progress
     ) -> None:
         super().__init__(SmokeResult(thresholds, say=say))
         self._base = base

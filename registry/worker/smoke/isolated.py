@@ -6,7 +6,6 @@ Without the adapter the base must be the base again, by every parameter's bits a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,10 +23,11 @@ from registry.files import CONFIG, WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_updates
+from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import acting, dialogue, samples
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, first_line, ignore_progress, machine_fault
+from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
 from registry.worker.smoke.weights import check_finite, measure_norms, tensors_of, weight_norm
 
 
@@ -91,7 +91,7 @@ class IsolatedTest(LanguageTest):
 
     def __init__(
         self, base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds,
-        reference: Reference | None = None, *, say: Callable[[str], None] = ignore_progress,
+        reference: Reference | None = None, *, say: Progress = ignore_progress,
     ) -> None:  # fmt: skip
         super().__init__(base, folder, SmokeResult(thresholds, say=say))
         self._config, self._reference = config, reference

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,10 +28,11 @@ from registry.files import WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import updates_of
+from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import isolated
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
-from registry.worker.smoke.result import SmokeResult, ignore_progress
+from registry.worker.smoke.result import SmokeResult
 from registry.worker.smoke.weights import check_finite, measure_norms, weight_norm
 
 SLOTS = ("even", "odd")
@@ -76,7 +76,7 @@ class Resident:
     def __init__(self, base: LoadedBase) -> None:
         started = perf_counter()
         self.base = base
-        self.say: Callable[[str], None] = ignore_progress
+        self.say: Progress = ignore_progress
         before = base.logits(base.probes)
         self.forward_seconds = perf_counter() - started
         self.reference = Reference(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)

@@ -7,17 +7,13 @@ raised, and the attempt fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Finding, Severity
-
-
-def ignore_progress(_text: str) -> None:
-    """Report no progress."""
+from registry.worker.sandbox.program import Progress, ignore_progress
 
 
 @dataclass(slots=True)
@@ -29,7 +25,7 @@ class SmokeResult:
     measurements: dict[str, Any] = field(default_factory=dict)
     reference_logprobs: ReferenceLogprobs | None = None
     images: dict[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = ignore_progress
+    say: Progress = ignore_progress
 
     def note(
         self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
