@@ -19,6 +19,7 @@ from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
 from registry.server.database import db
+from registry.server.database.locks import ProcessLock
 from registry.server.database.models import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
 from tests.world import World, rows
@@ -147,12 +148,12 @@ def test_an_event_becomes_one_delivery_despite_interruptions(world: World, recei
     world.app.state.audit_log.step()
     with world.session() as session:
         hook = rows(session, WebhookRow)[0]
-    dispatch._enqueue_deliveries(world.engine, hook.id)
+    dispatch._enqueue_deliveries(world.engine, hook.id, ProcessLock())
     with world.session(write=True) as session:
         row = session.get_one(WebhookRow, hook.id)
         row.after = hook.after
         session.add(row)
-    dispatch._enqueue_deliveries(world.engine, hook.id)
+    dispatch._enqueue_deliveries(world.engine, hook.id, ProcessLock())
     assert step(world) == 3
     assert len(receiver.got) == 3
 

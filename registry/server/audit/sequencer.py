@@ -53,7 +53,7 @@ def run_sequencer(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) ->
             return 0
     with locks.acquire(engine, "audit") as lock:
         total = 0
-        while count := _number_events(engine):
+        while count := _number_events(engine, lock):
             total += count
             lock.check()
             failpoints.reach("audit.numbered")
@@ -61,9 +61,10 @@ def run_sequencer(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) ->
         return total
 
 
-def _number_events(engine: Engine) -> int:
+def _number_events(engine: Engine, lock: locks.ProcessLock) -> int:
     """Number the next events, in the order in which they are visible, and return how many."""
     with db.session(engine) as session:
+        lock.guard(session)
         pending = select(EventRow).where(col(EventRow.position).is_(None)).order_by(col(EventRow.seq))
         rows = session.exec(pending.limit(BATCH_SIZE)).all()
         if not rows:
@@ -84,7 +85,7 @@ def entry_of(row: EventRow, position: int) -> bytes:
 
 
 # ------------------------------------------------------------------ publishing
-def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.AdvisoryLock) -> None:
+def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.ProcessLock) -> None:
     with db.session(engine, write=False) as session:
         require_same_log(latest_checkpoint(session), keys)
         size = tree.read_size(session)
@@ -93,10 +94,11 @@ def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.AdvisoryL
         rows = session.exec(unstored.order_by(col(AuditTileRow.level), col(AuditTileRow.index))).all()
     for row in rows:
         lock.check()
-        _store_tile(engine, blobs, row)
+        _store_tile(engine, blobs, row, lock)
     failpoints.reach("audit.stored")
     note = notes.sign_note(Checkpoint(keys.signer.name, size, root).text, keys.signer)
     with db.session(engine) as session:
+        lock.guard(session)
         db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
 
 
@@ -110,7 +112,7 @@ def require_same_log(checkpoint: AuditCheckpointRow | None, keys: Keys) -> None:
         )
 
 
-def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
+def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow, lock: locks.ProcessLock) -> None:
     """Store a tile, and its entries if it has level 0. A tile that is full replaces its partial ones."""
     tree.write_once(blobs, tiles.tile_path(row.level, row.index, row.width), row.hashes)
     if row.level == 0:
@@ -118,6 +120,7 @@ def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow) -> None:
             bundle = tiles.bundle(read_entries(session, row.index, row.width))
         tree.write_once(blobs, tiles.tile_path("entries", row.index, row.width), bundle)
     with db.session(engine) as session:
+        lock.guard(session)
         statement = update(AuditTileRow).where(
             col(AuditTileRow.level) == row.level, col(AuditTileRow.index) == row.index
         )

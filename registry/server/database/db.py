@@ -30,6 +30,10 @@ BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
 READ_ONLY_SQLSTATE = "25006"
 """PostgreSQL's, of a standby."""
+_ENDED_SQLSTATE = "25P03"
+"""PostgreSQL's, for a transaction whose client was silent for too long: frozen, or cut off."""
+_BUGS = ("number of parameters", "too many SQL variables")
+"""Texts of drivers for statements that no database could execute. Trying again would not help."""
 _FOREIGN_KEY_SQLSTATE = "23503"  # PostgreSQL's; on SQLite transactions that write are serial, so it would be a bug
 _CAUSES = {
     "disk is full": "has no space left on its disk",
@@ -70,14 +74,19 @@ def translate_errors() -> Iterator[None]:
     except DataError as e:  # the API's types are narrower than the columns, so no check foresaw this value
         raise Invalid("REQUEST_INVALID", "the database cannot store a value of the request") from e
     except InternalError as e:
-        if getattr(e.orig, "sqlstate", "") != READ_ONLY_SQLSTATE:
+        details = {
+            READ_ONLY_SQLSTATE: "the database is read-only: it is a standby, or is being moved",
+            _ENDED_SQLSTATE: "the database ended a transaction, because this server was silent for too long",
+        }
+        detail = details.get(getattr(e.orig, "sqlstate", None) or "", "")
+        if not detail:
             raise
-        detail = "the database is read-only: it is a standby, or is being moved"
         raise _unavailable("DATABASE_UNAVAILABLE", detail) from e
     except (DatabaseError, InterfaceError, PoolTimeout) as e:
         message = str(getattr(e, "orig", e))
         cause = next((cause for words, cause in _CAUSES.items() if words in message), "")
-        if isinstance(e, DatabaseError) and not isinstance(e, OperationalError) and not cause:
+        is_bug = any(words in message for words in _BUGS)
+        if is_bug or (isinstance(e, DatabaseError) and not isinstance(e, OperationalError) and not cause):
             raise
         detail = f"the database {cause or 'cannot be reached or is too busy now'}"
         raise _unavailable("DATABASE_UNAVAILABLE", detail) from e

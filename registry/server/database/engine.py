@@ -29,10 +29,23 @@ WAL_IS_SAFE_SINCE = (3, 51, 3)
 BUSY_SECONDS = 30
 STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
+IDLE_LIMIT_MS = 10_000
+"""How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
 HANG_SECONDS = 65
 """How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """Notice within 20 seconds that a database host is gone; Linux by default takes a quarter of an hour."""
+SESSION_SETTINGS = {
+    "timezone": "UTC",
+    "jit": "off",
+    "statement_timeout": str(STATEMENT_LIMIT_MS),
+    "lock_timeout": str(LOCK_LIMIT_MS),
+    "idle_in_transaction_session_timeout": str(IDLE_LIMIT_MS),
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+"""What PostgreSQL enforces on each connection, also against a client that is gone without a word."""
 
 
 def open_database(settings: Settings) -> Engine:
@@ -49,7 +62,7 @@ def open_database(settings: Settings) -> Engine:
 
 def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
     # No JIT: the statements are short, and compiling a recursive one takes longer than running it.
-    options = f"-c timezone=UTC -c jit=off -c statement_timeout={STATEMENT_LIMIT_MS} -c lock_timeout={LOCK_LIMIT_MS}"
+    options = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,

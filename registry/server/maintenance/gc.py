@@ -37,7 +37,7 @@ from registry.server import audit, failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db, locks
-from registry.server.database.locks import AdvisoryLock
+from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BlobRow, IdempotencyRow, PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import reindex
@@ -75,7 +75,7 @@ class GcRun:
 
     engine: Engine
     blobs: BlobStore
-    lock: AdvisoryLock
+    lock: ProcessLock
     grace: timedelta
     hold: timedelta
     dry_run: bool
@@ -105,6 +105,7 @@ class GcRun:
                 deleted.append(digest)
         failpoints.reach("gc.deleted")
         with db.session(self.engine) as session:
+            self.lock.guard(session)
             rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
             session.connection().execute(rows)
         return deleted

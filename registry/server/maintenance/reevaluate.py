@@ -31,6 +31,7 @@ from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import bases, verdicts
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
+from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.push import inspect, rows
@@ -83,7 +84,7 @@ def evaluate_again(
     versions = headers = written = 0
     deadline = time.monotonic() + seconds
     with locks.acquire(engine, LOCK) as lock:
-        for page in _evaluate_batches(engine, blobs, actor, profiles, after):
+        for page in _evaluate_batches(engine, blobs, actor, profiles, after, lock):
             lock.check()
             versions, headers = versions + page.versions, headers + page.headers
             written, cursor = written + page.verdicts, page.next_cursor
@@ -93,7 +94,7 @@ def evaluate_again(
 
 
 def _evaluate_batches(
-    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], after: int
+    engine: Engine, blobs: BlobStore, actor: Actor, profiles: Sequence[EngineProfile], after: int, lock: ProcessLock
 ) -> Iterator[RecheckEnginesPage]:
     specs: dict[int, BaseSpec] = {}
     while True:
@@ -111,7 +112,9 @@ def _evaluate_batches(
         batch = [_with_reading(version, readings) for version in batch]
         new_verdicts = [row for version in batch for row in _evaluate(version, profiles, specs[version.base_id])]
         if new_verdicts or readings:
-            _store(engine, actor, readings, new_verdicts)
+            with db.session(engine) as session:
+                lock.guard(session)
+                _store(session, actor, readings, new_verdicts)
         after = batch[-1].id if batch else after
         yield RecheckEnginesPage(
             versions=len(batch),
@@ -201,13 +204,14 @@ def _evaluate(version: _Version, profiles: Sequence[EngineProfile], spec: BaseSp
             yield verdicts.to_row(verdict, version.id, version.base_id)
 
 
-def _store(engine: Engine, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]) -> None:
+def _store(
+    session: Session, actor: Actor, readings: Mapping[int, _Reading], new_verdicts: Sequence[VerdictRow]
+) -> None:
     """Write facts, tags and verdicts of a batch together."""
-    with db.session(engine) as session:
-        updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
-        db.bulk_insert(session, new_verdicts)
-        detail = {"verdicts": len(new_verdicts), "headers": updated}
-        audit.append(session, actor, EventType.ENGINES_RECHECK, "verdicts", detail)
+    updated = sum(_store_reading(session, version_id, reading) for version_id, reading in readings.items())
+    db.bulk_insert(session, new_verdicts)
+    detail = {"verdicts": len(new_verdicts), "headers": updated}
+    audit.append(session, actor, EventType.ENGINES_RECHECK, "verdicts", detail)
 
 
 def _store_reading(session: Session, version_id: int, reading: _Reading) -> bool:

@@ -173,7 +173,7 @@ class Attester:
                 while self._position < position:
                     self._position = self._attest_batch(position, lock)
 
-    def _attest_batch(self, until: int, lock: locks.AdvisoryLock) -> int:
+    def _attest_batch(self, until: int, lock: locks.ProcessLock) -> int:
         with db.session(self._engine, write=False) as session:
             pending = (
                 col(EventRow.position).between(self._position + 1, until),
@@ -184,9 +184,10 @@ class Attester:
         self._attest(events, lock)
         return (events[-1].position or until) if len(events) == EVENTS_PER_BATCH else until
 
-    def _attest(self, events: Sequence[EventRow], lock: locks.AdvisoryLock) -> None:
+    def _attest(self, events: Sequence[EventRow], lock: locks.ProcessLock) -> None:
         """Write the rows that refer to the envelopes, then the bytes, then mark them live: two transactions for all."""
         with db.session(self._engine) as session:
+            lock.guard(session)
             sealed = _seal(session, self._keys(), events)
             sizes = {digest: len(data) for digest, data in sealed.items()}
             states = references.reserve(session, sizes)
@@ -196,6 +197,7 @@ class Attester:
             lock.check()
             self._store.put(blobs.key_of(digest), [data], expect=digest, limit_bytes=len(data))
         with db.session(self._engine) as session:
+            lock.guard(session)
             references.mark_live(session, {digest: sizes[digest] for digest in missing}, written=set(missing))
 
 

@@ -86,7 +86,7 @@ def send_due(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> in
         return 0
     with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as lock:
         for webhook_id in ids:
-            while _enqueue_deliveries(engine, webhook_id):
+            while _enqueue_deliveries(engine, webhook_id, lock):
                 lock.check()
         with db.session(engine, write=False) as session:
             due = [(row, hook, _event(session, row)) for row, hook in webhooks.due_deliveries(session, PARALLEL)]
@@ -106,9 +106,10 @@ def _webhook_ids(engine: Engine) -> Sequence[str]:
         return session.exec(select(WebhookRow.id)).all()
 
 
-def _enqueue_deliveries(engine: Engine, webhook_id: str) -> bool:
+def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock) -> bool:
     """Create deliveries for the next events of a webhook, and return whether there may be more."""
     with db.session(engine) as session:
+        lock.guard(session)
         hook = session.get(WebhookRow, webhook_id)
         if hook is None:
             return False
@@ -138,7 +139,7 @@ def _event(session: Session, row: DeliveryRow) -> EventView:
 def _record_attempt(engine: Engine, delivery: DeliveryRow, status: int | None, error: str) -> None:
     with db.session(engine) as session:
         row = session.get(DeliveryRow, delivery.id)
-        if row is None:  # its webhook was deleted in between
+        if row is None or row.attempt != delivery.attempt:  # its webhook was deleted, or another process sent it
             return
         row.attempt, row.status, row.error = row.attempt + 1, status, error[:500]
         if not error:

@@ -55,6 +55,7 @@ from registry.server.database.models.jobs import (
     FleetSlotRow,
     JobRow,
     JobStepRow,
+    ProcessLockRow,
 )
 
 metadata = SQLModel.metadata
@@ -64,7 +65,7 @@ __all__ = [  # noqa: RUF022
     "AttestationRow", "AuditCheckpointRow", "AuditTileRow", "BaseEdgeRow", "BaseIdentityRow", "BaseSimilarityRow",
     "BaseRow", "BaseThresholdsRow", "BlobRow", "CampaignJobRow", "CampaignRow", "DeliveryRow", "EdgeRow",
     "EventRow", "FACT", "FleetBlobRow", "FleetNodeRow", "FleetSlotRow", "IdempotencyRow", "JobRow", "JobStepRow",
-    "NamespaceGateRow", "NamespaceRow", "PublisherRow", "PushBlobRow", "PushRow", "RoleRow", "TakenNameRow",
-    "TokenRow", "UsedAssertionRow", "UtcTime", "VerdictRow", "VersionFileRow", "VersionInputRow", "VersionRow",
-    "VersionTagRow", "VersionNormsRow", "WebhookRow",
+    "NamespaceGateRow", "NamespaceRow", "ProcessLockRow", "PublisherRow", "PushBlobRow", "PushRow", "RoleRow",
+    "TakenNameRow", "TokenRow", "UsedAssertionRow", "UtcTime", "VerdictRow", "VersionFileRow", "VersionInputRow",
+    "VersionRow", "VersionTagRow", "VersionNormsRow", "WebhookRow",
 ]  # fmt: skip

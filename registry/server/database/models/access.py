@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -115,6 +115,9 @@ class IdempotencyRow(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcTime, index=True)
 
 
+_UNNUMBERED = text("position IS NULL")
+
+
 class EventRow(SQLModel, table=True):
     """An event, appended in the transaction of the change. The sequencer sets `position` once, without a gap.
 
@@ -125,13 +128,15 @@ class EventRow(SQLModel, table=True):
     __table_args__ = (
         Index("ix_event_namespace_position", "namespace", "position"),
         Index("uq_event_position", "position", unique=True),
+        Index("ix_event_unnumbered", "seq", postgresql_where=_UNNUMBERED, sqlite_where=_UNNUMBERED),
+        Index("ix_event_object", "object", postgresql_ops={"object": "text_pattern_ops"}),
     )
     seq: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(sa_type=UtcTime, index=True)
     actor: str
     token_id: str = ""
     action: str
-    object: str = Field(index=True)
+    object: str
     namespace: str = ""
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     request_id: str = ""

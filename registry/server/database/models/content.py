@@ -162,7 +162,7 @@ class VerdictRow(SQLModel, table=True):
     version_id: int = Field(foreign_key="version.id")
     check: str
     profile: str = ""
-    base_id: int = Field(foreign_key="base.id")
+    base_id: int = Field(foreign_key="base.id", index=True)
     base_fingerprint: str
     outcome: str
     findings: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)
@@ -235,8 +235,8 @@ class AliasMoveRow(SQLModel, table=True):
     adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
     alias: str = Field(primary_key=True)
     generation: int = Field(primary_key=True)
-    from_version_id: int | None = Field(default=None, foreign_key="version.id")
-    to_version_id: int | None = Field(default=None, foreign_key="version.id")
+    from_version_id: int | None = Field(default=None, foreign_key="version.id", index=True)
+    to_version_id: int | None = Field(default=None, foreign_key="version.id", index=True)
     at: datetime = Field(sa_type=UtcTime, index=True)
     actor: str
     token_id: str = ""

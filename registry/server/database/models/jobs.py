@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Index, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Index, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -54,6 +54,16 @@ class JobStepRow(SQLModel, table=True):
     says: str
 
 
+class ProcessLockRow(SQLModel, table=True):
+    """A lock between servers on PostgreSQL: who has it, until when, and the number of this holder (`locks`)."""
+
+    __tablename__ = "process_lock"
+    name: str = Field(primary_key=True)
+    number: int = Field(sa_type=BigInteger)
+    holder: str
+    expires_at: datetime = Field(sa_type=UtcTime)
+
+
 class CampaignRow(CreatedColumns, table=True):
     """A campaign of smoke tests. `why`: the request as it was sent."""
 
@@ -69,7 +79,7 @@ class CampaignJobRow(SQLModel, table=True):
 
     __tablename__ = "campaign_job"
     campaign_id: str = Field(foreign_key="campaign.id", primary_key=True)
-    job_id: str = Field(foreign_key="job.id", primary_key=True)
+    job_id: str = Field(foreign_key="job.id", primary_key=True, index=True)
     before: str = ""
     summary: str = Field(default="", sa_type=Text)
 

@@ -1,0 +1,155 @@
+"""Locks between servers on PostgreSQL: one holder, and none that is frozen stops the others or writes afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+
+from registry.errors import Unavailable
+from registry.server.audit import sequencer
+from registry.server.database import db, locks
+from tests.import_table import ROOT
+from tests.world import World
+
+pytestmark = pytest.mark.security
+
+LIMIT_SECONDS = 60
+HOLDER = """
+import sys
+from registry.errors import Unavailable
+from registry.server.database import db, engine as engines, locks
+from registry.server.settings import Settings
+
+def wait(word):
+    print(word, flush=True)
+    sys.stdin.readline()
+
+locks.LEASE_SECONDS, locks.RENEW_SECONDS = int(sys.argv[3]), 0.2
+engines.SESSION_SETTINGS["idle_in_transaction_session_timeout"] = "500"
+engine = engines.open_database(Settings(database_url=sys.argv[1]))
+with locks.acquire(engine, "audit") as lock:
+    try:
+        if sys.argv[2] == "between transactions":
+            wait("holding")
+        with db.session(engine) as session:
+            lock.guard(session)
+            if sys.argv[2] == "in a transaction":
+                wait("holding")
+        print("wrote", flush=True)
+    except Unavailable as e:
+        print(e.code, flush=True)
+"""
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "postgres"
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        world.add_base()
+        yield world
+
+
+@pytest.fixture
+def engine(world: World) -> Engine:
+    return world.engine
+
+
+@contextlib.contextmanager
+def hold(url: str, moment: str, *, lease_seconds: int) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that has the lock, until it reads a line."""
+    command = [sys.executable, "-c", HOLDER, url, moment, str(lease_seconds)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def number_all_events(world: World) -> None:
+    """Run the sequencer as a server does: again whenever another process has its lock."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Unavailable):
+            sequencer.run_sequencer(world.engine, world.blobs, lambda: world.app.state.audit_log.keys)
+            with world.session() as session:
+                assert not sequencer.has_pending(session)
+            return
+        time.sleep(0.1)
+    raise AssertionError("the frozen process still stops the sequencer")
+
+
+@pytest.mark.parametrize("moment", ["between transactions", "in a transaction"])
+def test_a_frozen_process_stops_no_other_and_writes_nothing_when_it_wakes_up(world: World, moment: str) -> None:
+    url = world.engine.url.render_as_string(hide_password=False)
+    with hold(url, moment, lease_seconds=1) as holder:
+        assert read(holder) == "holding"
+        holder.send_signal(signal.SIGSTOP)
+        world.push("acme/support")
+        number_all_events(world)
+        holder.send_signal(signal.SIGCONT)
+        assert holder.stdin is not None
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert read(holder) in ("TRY_LATER", "DATABASE_UNAVAILABLE")
+
+
+def test_a_killed_process_of_this_machine_has_lost_its_lock_at_once(world: World) -> None:
+    url = world.engine.url.render_as_string(hide_password=False)
+    with hold(url, "in a transaction", lease_seconds=1000) as holder:
+        assert read(holder) == "holding"
+        with pytest.raises(Unavailable, match="another audit is running"), locks.acquire(world.engine, "audit"):
+            pass
+        holder.kill()
+        holder.wait()
+        with locks.acquire(world.engine, "audit"):
+            pass
+
+
+def test_a_lock_is_renewed_while_it_is_held_and_has_a_higher_number_next_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_row() -> tuple[int, object]:
+        with engine.connect() as connection:
+            row = connection.execute(text("SELECT number, expires_at FROM process_lock WHERE name = 'gc'")).one()
+            return row[0], row[1]
+
+    monkeypatch.setattr(locks, "RENEW_SECONDS", 0.01)
+    with locks.acquire(engine, "gc") as lock:
+        number, expires_at = lock_row()
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while lock_row()[1] == expires_at:
+            assert time.monotonic() < deadline
+        with pytest.raises(Unavailable, match="another gc is running"), locks.acquire(engine, "gc"):
+            pass
+        lock.check()
+        with db.session(engine) as session:
+            lock.guard(session)
+    with locks.acquire(engine, "gc"):
+        assert lock_row()[0] == number + 1
+
+
+def test_who_lost_the_lock_is_told_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "CHECK_SECONDS", 0.0)
+    with locks.acquire(engine, "gc") as lock:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE process_lock SET number = number + 1"))
+        with pytest.raises(Unavailable, match="took over"):
+            lock.check()
+        with pytest.raises(Unavailable, match="took over"), db.session(engine) as session:
+            lock.guard(session)
