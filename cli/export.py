@@ -33,7 +33,7 @@ _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "ye
     "--kubernetes", type=click.Choice(kubernetes_objects.KINDS), help="Print Kubernetes objects as JSON instead."
 )
 @click.option("--from", "source", default="", help="With --kubernetes: location of the export as the pods see it.")
-@click.option("--namespace", default="", help="With --kubernetes: namespace of the kubernetes_objects.")
+@click.option("--namespace", default="", help="With --kubernetes: namespace of the objects.")
 @click.option("--selector", "selectors", multiple=True, metavar="KEY=VALUE",
               help="With modeladapter: labels of the pods.")  # fmt: skip
 @click.option("--secret", default="", help="With modeladapter: Secret with the bucket's credentials.")
