@@ -68,11 +68,7 @@ class EventType(StrEnum):
     NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"
     PUBLISHER_ADD = "publisher.add", ObjectKind.ADAPTER, "allowed identity tokens of {issuer} to push {object}"
-    PUBLISHER_REMOVE = (
-        "publisher.remove",
-        ObjectKind.ADAPTER,
-        "disallowed identity tokens of {issuer} to push {object}",
-    )
+    PUBLISHER_REMOVE = ("publisher.remove", ObjectKind.ADAPTER, "barred identity tokens of {issuer} from {object}")
     BASE_ADD = "base.add", ObjectKind.BASE, "registered the base {object}"
     BASE_IDENTIFY = "base.identify", ObjectKind.BASE, "recorded the fingerprint of the weights of {object}"
     BASE_THRESHOLDS = "base.thresholds", ObjectKind.BASE, "set the smoke-test thresholds of {object}"

@@ -86,10 +86,7 @@ class Manifest(FrozenModel):
             raise Invalid(code, f"{reasons[0].location} {reasons[0].message}", reasons=reasons)
         total = sum(f.size_bytes for f in self.files)
         if total > VERSION_LIMIT_BYTES:
-            raise TooLarge(
-                "SIZE_INVALID",
-                f"version: {total} bytes are over the limit of {VERSION_LIMIT_BYTES} (VERSION_LIMIT_BYTES)",
-            )
+            raise TooLarge("SIZE_INVALID", f"version: {total} bytes; the limit is {VERSION_LIMIT_BYTES}")
         return self
 
     def to_bytes(self) -> bytes:

@@ -146,9 +146,7 @@ class AdapterName:
         """The name in this text. `Invalid` (NAME_INVALID)."""
         parts = text.split("/")
         if len(parts) != 2:
-            raise Invalid(
-                "NAME_INVALID", f"{text[:120]!r} is not 'namespace/name'", next_step="write it as 'acme/support'"
-            )
+            raise Invalid("NAME_INVALID", f"{text[:120]!r} is not 'namespace/name'", next_step="write 'acme/support'")
         return cls(parts[0], parts[1])
 
     def __str__(self) -> str:

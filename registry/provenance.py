@@ -123,9 +123,7 @@ def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
     if len(provenance.datasets) > DATASETS_LIMIT:
         yield Reason("provenance.too_many", f"{FIELD}.datasets", f"has {len(provenance.datasets)}; the limit is 64")
     if len(provenance.parameters) > PARAMETERS_LIMIT:
-        yield Reason(
-            "provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)}; the limit is 200"
-        )
+        yield Reason("provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)} (limit 200)")
     names: set[str] = set()
     for number, dataset in enumerate(provenance.datasets[:DATASETS_LIMIT]):
         yield from _against_dataset(f"{FIELD}.datasets.{number}", dataset)
@@ -134,9 +132,7 @@ def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
         names.add(dataset.key)
     if provenance.run is not None:
         location = f"{FIELD}.run"
-        yield from _must(
-            _TOOL, f"{location}.tool", provenance.run.tool, "1 to 32 lower-case letters, digits, '.', '_', '-'"
-        )
+        yield from _must(_TOOL, f"{location}.tool", provenance.run.tool, "1 to 32 of a-z, 0-9, '.', '_' and '-'")
         yield from _must(_MARK, f"{location}.id", provenance.run.id, f"at most {TEXT_LIMIT} characters of a run's id")
         if provenance.run.url:
             yield from _against_uri(f"{location}.url", provenance.run.url, frozenset({"http", "https"}))
@@ -159,9 +155,7 @@ def _against_dataset(location: str, dataset: Dataset) -> Iterator[Reason]:
         yield from _against_uri(f"{location}.uri", dataset.uri)
     for field, value in (("revision", dataset.revision), ("split", dataset.split)):
         if value:
-            yield from _must(
-                _MARK, f"{location}.{field}", value, f"at most {TEXT_LIMIT} letters, digits and ._:/%+=@[]-"
-            )
+            yield from _must(_MARK, f"{location}.{field}", value, f"at most {TEXT_LIMIT} of A-Za-z0-9._:/%+=@[]-")
 
 
 def _against_text(location: str, text: str, limit: int) -> Iterator[Reason]:
@@ -208,9 +202,7 @@ def _text(name: str, value: Any) -> str:
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
-    raise wrong(
-        f"{FIELD}.parameters.{name[:60]}", "must be text, a finite number, true or false; flatten what is nested"
-    )
+    raise wrong(f"{FIELD}.parameters.{name[:60]}", "must be text, a finite number, true or false, not nested")
 
 
 # ------------------------------------------------------------------ files and command-line options

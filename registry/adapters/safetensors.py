@@ -210,9 +210,7 @@ class _Reader:
         if problem:
             self._broken("safetensors.tensor_name_invalid", name, problem)
         if not isinstance(entry, dict) or set(entry) != _FIELDS:
-            self._broken(
-                "safetensors.entry_invalid", name, "must be an object of exactly dtype, shape and data_offsets"
-            )
+            self._broken("safetensors.entry_invalid", name, "must be an object of dtype, shape and data_offsets")
             return None
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:

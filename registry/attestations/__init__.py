@@ -44,17 +44,15 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 def statement(predicate_type: str, subjects: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
     """The canonical bytes of an in-toto statement (in-toto/attestation, Statement v1)."""
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())]
-    return canonical_json(
-        {"_type": STATEMENT, "subject": subject, "predicateType": predicate_type, "predicate": dict(predicate)}
-    )
+    content = {"subject": subject, "predicateType": predicate_type, "predicate": dict(predicate)}
+    return canonical_json({"_type": STATEMENT, **content})
 
 
 def sign_statement(payload: bytes, key: PrivateKey) -> bytes:
     """The DSSE envelope of a statement, as canonical JSON."""
     signature = {"keyid": key.public.identity, "sig": base64.b64encode(key.sign(pae(PAYLOAD, payload))).decode()}
-    return canonical_json(
-        {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD, "signatures": [signature]}
-    )
+    encoded = base64.b64encode(payload).decode()
+    return canonical_json({"payload": encoded, "payloadType": PAYLOAD, "signatures": [signature]})
 
 
 def verify_envelope(envelope: bytes | Mapping[str, Any], key: PublicKey) -> Statement:
@@ -80,12 +78,8 @@ def read(text: bytes) -> dict[str, Any]:
 
 def _statement(payload: bytes) -> Statement:
     document = read(payload)
-    subjects = document.get("subject")
-    if (
-        document.get("_type") != STATEMENT
-        or not isinstance(subjects, list)
-        or not isinstance(document.get("predicate"), dict)
-    ):
+    subjects, predicate = document.get("subject"), document.get("predicate")
+    if document.get("_type") != STATEMENT or not isinstance(subjects, list) or not isinstance(predicate, dict):
         raise signature_error(f"the payload is not a {STATEMENT}")
     named: dict[str, str] = {}
     for item in subjects:
@@ -94,7 +88,7 @@ def _statement(payload: bytes) -> Statement:
         if not isinstance(held, str):
             raise signature_error("subject: one has no sha256")
         named[str(item.get("name", ""))] = held
-    return Statement(named, str(document.get("predicateType", "")), document["predicate"])
+    return Statement(named, str(document.get("predicateType", "")), predicate)
 
 
 def decode_base64(text: object, field: str) -> bytes:

@@ -70,9 +70,8 @@ def _promised(entry: Mapping[str, Any], trust: Trust) -> datetime:
         "logID": name,
         "logIndex": _number(entry.get("logIndex"), "logIndex"),
     }
-    if not key.verifies(
-        canonical_json(canonical), decode_base64(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")
-    ):
+    signature = decode_base64(promise.get("signedEntryTimestamp"), "signedEntryTimestamp")
+    if not key.verifies(canonical_json(canonical), signature):
         raise signature_error("the transparency log did not sign the time of this entry")
     return _EPOCH + timedelta(seconds=min(seconds, 2**35))
 

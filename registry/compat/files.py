@@ -61,9 +61,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
         return
     if module.fault:
         message = f"module {module.path}: {module.fault}"
-        findings.error(
-            "lora.shape_invalid", module.path, message, "factors of one rank", module.fault, group=module.fault
-        )
+        findings.error("lora.shape_invalid", module.path, message, "equal ranks", module.fault, group=module.fault)
         return
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]

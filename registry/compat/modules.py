@@ -292,15 +292,14 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     expected = [module.out_features] if piece.name == "bias" or module.kind == "norm" else [rows, columns]
     shape = list(piece.shape)
     if piece.name == "bias" and not module.bias:
-        lookup.findings.error(
-            "compat.bias_unknown", location, f"{piece.path} has no bias in this base", "no bias", shape
-        )
+        message = f"{piece.path} has no bias in this base"
+        lookup.findings.error("compat.bias_unknown", location, message, "no bias", shape)
     elif module.is_known and shape != expected and module.kind != "conv":
         by_token = is_token_table(piece.path) or rows == lookup.base.vocab
         vocabulary = by_token and len(shape) == 2 and shape[1:] == expected[1:]
         code, why = ("compat.vocabulary_differs", " (another vocabulary)") if vocabulary else ("compat.shape", "")
         lookup.findings.error(
-            code, location, f"{location} has shape {shape}; this base has {expected}{why}", expected, shape
+            code, location, f"{location} has shape {shape}, the base {expected}{why}", expected, shape
         )
 
 

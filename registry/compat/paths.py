@@ -62,6 +62,7 @@ _SGM_INNER = (
     ("in_layers_2", "conv1"), ("out_layers_3", "conv2"), ("emb_layers_1", "time_emb_proj"),
     ("skip_connection", "conv_shortcut"),
 )  # fmt: skip
+_RESNET = re.compile(r"unet\.down_blocks\.0\.resnets\.(\d+)\.")
 _LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
 _OLD = re.compile(r"(?P<at>.+)\.processor\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
 _OLD_TEXT = re.compile(r"(?P<at>text_encoder\..+?)(?:_lora(?:_linear_layer)?|_lora_linear_layer)\Z")
@@ -77,9 +78,7 @@ class Paths:
         if format_name in ("kohya", "lycoris", "comfy"):
             for path in self._known:
                 self._flat.setdefault(_flat(path), path)
-        numbers = {
-            int(m[1]) for path in self._known if (m := re.match(r"unet\.down_blocks\.0\.resnets\.(\d+)\.", path))
-        }
+        numbers = {int(match[1]) for path in self._known if (match := _RESNET.match(path))}
         self._resnets = max(numbers, default=-1) + 1
 
     def of(self, written: str) -> tuple[str, ...] | None:
@@ -136,10 +135,9 @@ class Paths:
         if not match:
             resolved = FLUX_WHOLE.get(path)
             return tuple(f"transformer.{p}" for p in resolved) if resolved else None
-        table, block = (
-            (FLUX_DOUBLE, "transformer_blocks") if match[1] == "double" else (FLUX_SINGLE, "single_transformer_blocks")
-        )
-        inner = table.get(match[3])
+        is_double = match[1] == "double"
+        block = "transformer_blocks" if is_double else "single_transformer_blocks"
+        inner = (FLUX_DOUBLE if is_double else FLUX_SINGLE).get(match[3])
         return tuple(f"transformer.{block}.{match[2]}.{p}" for p in inner) if inner else None
 
     def _comfy(self, written: str) -> tuple[str, ...] | None:

@@ -189,12 +189,8 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
 
 def of_image(facts: FileFacts, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
     """The facts of an image model's adapter."""
-    engine_facts = of_file(facts, is_image=True, compat=compat)
-    return (
-        engine_facts.model_copy(update=of_base(base, engine_facts.family, engine_facts.components))
-        if base is not None
-        else engine_facts
-    )
+    plain = of_file(facts, is_image=True, compat=compat)
+    return plain if base is None else plain.model_copy(update=of_base(base, plain.family, plain.components))
 
 
 def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:

@@ -41,9 +41,7 @@ def version_of(text: str) -> Version:
             break
         numbers.append(int(part))
     if not numbers:
-        raise Invalid(
-            "SETTING_INVALID", f"version {text[:40]!r} has no number at its beginning", next_step="write 0.32.0"
-        )
+        raise Invalid("SETTING_INVALID", f"version {text[:40]!r} begins with no number", next_step="write 0.32.0")
     return tuple(numbers)
 
 

@@ -78,9 +78,8 @@ def slot_bytes(base: BaseSpec, rank: int) -> int:
 def _served(facts: EngineFacts | Mapping[str, Any], judged: Iterable[Finding]) -> Mapping[str, Any] | None:
     """All fields of the facts; None if they are of another release, or if no setting of rank or modules helps."""
     values = facts.__dict__ if isinstance(facts, EngineFacts) else engine_facts.from_stored(facts)
-    refused = any(
-        finding.severity == "error" and finding.code.rpartition(".")[2] not in CURED_BY_SETTINGS for finding in judged
-    )
+    errors = (finding.code.rpartition(".")[2] for finding in judged if finding.severity == "error")
+    refused = any(code not in CURED_BY_SETTINGS for code in errors)
     return None if refused else values
 
 

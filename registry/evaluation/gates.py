@@ -108,15 +108,13 @@ class Gate(FrozenModel):
         if not self.golden:
             return
         if GOLDEN not in evidence.files:
-            yield Finding.of(
-                "error", "gate.golden_absent", GOLDEN, "the version brings no golden samples: push it with --golden"
-            )
+            yield Finding.of("error", "gate.golden_absent", GOLDEN, "no golden samples: push the version with --golden")
             return
         smoke = evidence.newest(Check.SMOKE)
         missed = [f for f in smoke.findings if f.code.startswith(".".join(GOLDEN_CODES))] if smoke is not None else []
         if missed:
             yield Finding.of(
-                "error", "gate.golden_missed", missed[0].location, f"a golden sample did not pass: {missed[0].message}"
+                "error", "gate.golden_missed", missed[0].location, f"a golden sample failed: {missed[0].message}"
             )
 
     def _people(self, evidence: Evidence) -> Iterator[Finding]:

@@ -65,9 +65,7 @@ def compare(
 ) -> Comparison:
     """An engine's log-probabilities, one list for each prompt in order. `Invalid` when their numbers do not agree."""
     if [len(values) for values in log_probs] != [len(prompt.adapter) for prompt in reference.prompts]:
-        raise Invalid(
-            "REQUEST_INVALID", "log-probabilities: one number is needed for each token after a prompt's first"
-        )
+        raise Invalid("REQUEST_INVALID", "log-probabilities: one number for each token after a prompt's first")
     flat = [value for values in log_probs for value in values]
     adapter = [value for prompt in reference.prompts for value in prompt.adapter]
     base = [value for prompt in reference.prompts for value in prompt.base]

@@ -26,10 +26,8 @@ def statement(version: VersionView, lineage: Lineage) -> dict[str, Any]:
 
 def subjects(version: VersionView) -> dict[str, str]:
     """The version (by its manifest) and each of its files → SHA-256 in hex."""
-    return {
-        f"{version.name}@{version.number}": version.digest.hex,
-        **{file.path: file.digest.hex for file in version.files},
-    }
+    files = {file.path: file.digest.hex for file in version.files}
+    return {f"{version.name}@{version.number}": version.digest.hex, **files}
 
 
 def predicate(version: VersionView, lineage: Lineage) -> dict[str, Any]:

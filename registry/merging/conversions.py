@@ -73,12 +73,8 @@ class Conversion(FrozenModel):
 
     def annotations(self, format_name: str, report: Converted) -> dict[str, str]:
         """What is written into the new version's manifest."""
-        notes = {
-            "to": str(self.to),
-            "from": format_name,
-            "repair": "yes" if self.repair else "",
-            "done": report.message,
-        }
+        repair = "yes" if self.repair else ""
+        notes = {"to": str(self.to), "from": format_name, "repair": repair, "done": report.message}
         return {f"{ANNOTATION}.{key}": value[:500] for key, value in notes.items() if value}
 
 
@@ -126,9 +122,7 @@ def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
     errors = [f for f in contents.lora.findings if f.severity == "error"]
     if errors:
         mends = {f.code for f in errors} <= MENDED
-        step = (
-            f"convert it with --to {TargetFormat.PEFT} --repair first" if mends else "repair it first, or push it again"
-        )
+        step = "convert it with --to peft --repair first" if mends else "repair it first, or push it again"
         raise refused(f"the adapter is faulty: {errors[0].message}", step)
     if contents.lora.method != "LORA":
         raise refused(f"the method is {contents.lora.method}; only LoRA has the form {to}")
@@ -138,9 +132,7 @@ def _lora_of(contents: AdapterContents, to: TargetFormat) -> LoraSpec:
 def _demand_plain(spec: LoraSpec, to: TargetFormat) -> None:
     config = spec.config
     if config.use_dora or any(m.magnitude_shape for m in spec.modules):
-        raise refused(
-            f"DoRA rescales the rows of the base's own weights, which no {to} LoRA can say", "merge it instead"
-        )
+        raise refused(f"DoRA rescales the rows of the base's weights; no {to} LoRA does", "merge it instead")
     if initializations.changes_base(config.initialization):
         reversible = initializations.is_reversible(config.initialization)
         step = f"convert it to {TargetFormat.PLAIN} first" if reversible else "convert it with PEFT after training"
@@ -162,9 +154,7 @@ def _plain(contents: AdapterContents, conversion: Conversion, base: BaseSpec) ->
     spec = _lora_of(contents, conversion.to)
     if not initializations.is_reversible(spec.config.initialization):
         initialization = spec.config.initialization or "an ordinary initialization"
-        raise refused(
-            f"only the change of the base by PiSSA and OLoRA can be computed again; this one has {initialization}"
-        )
+        raise refused(f"only PiSSA and OLoRA can be undone; this one has {initialization}")
     if "niter" in spec.config.initialization:
         raise refused("a randomized SVD began it, which cannot be repeated exactly; it needs the adapter's beginning")
     if spec.config.use_dora or spec.config.rank_pattern or spec.config.alpha_pattern or spec.config.use_rslora:
@@ -190,16 +180,12 @@ def _foreign_text(contents: NonPeftContents, base: BaseSpec) -> RunsOn:
     if file.format not in ("torchtune", "mlx"):
         raise refused(f"there is no way from {file.format!r} to PEFT here; torchtune and mlx can be converted")
     if file.method != "lora" or file.has_dora:
-        raise refused(
-            f"only plain LoRA of {file.format} is converted, and this is {'DoRA' if file.has_dora else file.method}"
-        )
+        raise refused(f"only plain LoRA is converted, and this is {'DoRA' if file.has_dora else file.method}")
     if any(m.scale is None or not m.rank for m in file.modules):
         raise refused(f"{CONFIG} does not say the scale, and a guess would change the outputs")
     if file.format == "torchtune" and (base.model_type not in PERMUTED or not base.heads):
         layouts = " and ".join(sorted(PERMUTED))
-        raise refused(
-            f"torchtune orders the rows of q and k its own way; that of {base.model_type!r} is not known ({layouts})"
-        )
+        raise refused(f"torchtune's row order of q and k is not known for {base.model_type!r}, only for {layouts}")
     return RunsOn.WORKER
 
 
@@ -215,9 +201,7 @@ def _diffusers(contents: AdapterContents, conversion: Conversion, base: BaseSpec
     if file.format == "diffusers":
         raise refused("it has diffusers' names already", "--repair mends names with `.default` in them")
     if file.format not in _DIFFUSERS or file.method != "lora":
-        raise refused(
-            f"diffusers has no converter for {file.format} with the method {file.method}; ComfyUI loads it as it is"
-        )
+        raise refused(f"diffusers has no converter for {file.format} with {file.method}; ComfyUI loads it as it is")
     if file.has_dora:
         raise refused("diffusers' converters drop `dora_scale`, which would change the images")
     return RunsOn.HERE if renaming.can_rename(contents.header) else RunsOn.WORKER

@@ -162,9 +162,7 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
         findings.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
     digests = [source.digest for source in ingredients]
     if recipe.operation is Operation.COMBINE and len(set(digests)) < len(digests):
-        findings.append(
-            _error("recipe.source_twice", "sources", "one version is named twice; add its weights up instead")
-        )
+        findings.append(_error("recipe.source_twice", "sources", "one version is named twice; add its weights up"))
     if recipe.operation is Operation.COMBINE:
         if len({bool(source.facts.get("conv_lora")) for source in ingredients}) > 1:
             findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))

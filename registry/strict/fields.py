@@ -102,9 +102,7 @@ class Fields:
                 self.broken("value_invalid", field, f"must be an object of at most {NAMES_LIMIT} patterns")
             return {}
         if sum(not patterns.is_plain(key) for key in value) > PATTERNS_LIMIT:
-            self.broken(
-                "value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns that are more than a name"
-            )
+            self.broken("value_invalid", field, f"must hold at most {PATTERNS_LIMIT} patterns beyond plain names")
             return {}
         values: dict[str, Any] = {}
         for key, number in value.items():

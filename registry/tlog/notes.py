@@ -54,14 +54,10 @@ class Verifier:
         hint, _, encoded = rest.partition("+")
         key = _decoded(encoded)
         if key is None or key[:1] != ED25519 or len(key) != 33 or not _NAME.match(name):
-            raise Invalid(
-                "SETTING_INVALID", f"{text[:80]!r} is not a verifier key: name+hash+base64 (C2SP signed-note)"
-            )
+            raise Invalid("SETTING_INVALID", f"{text[:80]!r} is not a verifier key, name+hash+base64")
         verifier = cls(name, key[1:])
         if hint != verifier.hint.hex():
-            raise Invalid(
-                "SETTING_INVALID", f"verifier key of {name!r}: its hash is {verifier.hint.hex()}, not {hint[:20]!r}"
-            )
+            raise Invalid("SETTING_INVALID", f"verifier key {name!r} has hash {verifier.hint.hex()}, not {hint[:20]!r}")
         return verifier
 
     @property
@@ -99,9 +95,7 @@ class Signer:
         parts = text.strip().split("+", 4)
         key = _decoded(parts[4]) if len(parts) == 5 and parts[:2] == ["PRIVATE", "KEY"] else None
         if key is None or key[:1] != ED25519 or len(key) != 33 or not _NAME.match(parts[2]):
-            raise Invalid(
-                "SETTING_INVALID", "the audit key is not a line PRIVATE+KEY+name+hash+base64 (C2SP signed-note)"
-            )
+            raise Invalid("SETTING_INVALID", "the audit key is not a line PRIVATE+KEY+name+hash+base64")
         signer = cls(parts[2], key[1:])
         if parts[3] != signer.verifier.hint.hex():
             raise Invalid("SETTING_INVALID", "the audit key's hash is not that of its key")

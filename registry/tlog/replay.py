@@ -109,6 +109,4 @@ def _compare(source: LogSource, result: Replay, level: int, index: int, hashes: 
             (at for at in range(len(hashes)) if data[at * HASH_BYTES : (at + 1) * HASH_BYTES] != hashes[at]), 0
         )
         event = f" (event {index * TILE_WIDTH + first + 1})" if level == 0 else ""
-        result.add_problem(
-            f"{tiles.tile_path(level, index, width)}: differs from what the rows make, first at {first}{event}"
-        )
+        result.add_problem(f"{tiles.tile_path(level, index, width)}: differs from the rows, first at {first}{event}")

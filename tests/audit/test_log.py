@@ -122,7 +122,7 @@ def test_one_changed_byte_in_any_column_of_the_database_or_in_the_store_is_found
         row = session.get_one(AuditTileRow, (0, 0))
         row.hashes = row.hashes[:40] + bytes([row.hashes[40] ^ 1]) + row.hashes[41:]
         session.add(row)
-    assert "tile/0/000: differs from what the rows make, first at 1 (event 2)" in logs.replayed(world).problems
+    assert "tile/0/000: differs from the rows, first at 1 (event 2)" in logs.replayed(world).problems
 
 
 def _after(world: World, held: logs.Held, session: Session, change: str) -> list[str]:

@@ -68,7 +68,7 @@ def test_an_adapter_that_hardly_differs_from_its_base_cannot_be_told_from_it() -
 
 
 def test_other_counts_of_numbers_are_refused() -> None:
-    with pytest.raises(Invalid, match="one number is needed for each token"):
+    with pytest.raises(Invalid, match="one number for each token"):
         compare(KNOWN, [[-0.5]])
 
 

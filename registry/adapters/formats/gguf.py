@@ -94,9 +94,7 @@ class _Reader:
             self._refuse("safetensors.empty", "holds no tensor")
         alignment = by_key.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 2**16 or alignment % 8:
-            self._refuse(
-                "gguf.alignment_invalid", f"has the alignment {str(alignment)[:20]}; a multiple of 8 is needed"
-            )
+            self._refuse("gguf.alignment_invalid", f"has alignment {str(alignment)[:20]}, not a multiple of 8")
         data_start = -(-self._at // alignment) * alignment
         self._layout(described, data_start, alignment)
         texts = {key: value for key, value in by_key.items() if isinstance(value, str)}
