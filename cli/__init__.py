@@ -1,1 +1,1 @@
-"""The command `adapter`. Its door is cli/main.py; every other room here is opened when its command is typed."""
+"""The command `adapter`: `main.py` has the table of commands; each noun has a file."""

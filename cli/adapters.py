@@ -34,7 +34,6 @@ PAGE_LIMIT = 200
 @click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
-@output.json_option
 def list_adapters(limit: int | None, **query: Any) -> None:
     """List adapters with their newest version.
 
@@ -64,9 +63,6 @@ def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> I
 
 
 def _print_list(items: list[AdapterView]) -> None:
-    if not items:
-        output.line("No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE")
-        return
     columns = ("name", "newest", "base", "method", "rank", "size", "compat", "smoke", "aliases", "updated")
     rows = [
         (
@@ -83,4 +79,9 @@ def _print_list(items: list[AdapterView]) -> None:
         )
         for item in items
     ]
-    output.table(columns, rows, right=frozenset({"rank", "size"}))
+    output.table(
+        columns,
+        rows,
+        right=frozenset({"rank", "size"}),
+        empty="No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE",
+    )

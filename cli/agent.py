@@ -56,7 +56,6 @@ Say = Callable[[str], None]
 @click.option("--node", default="", help="Name of this node. Default: the host name.")
 @click.option("--metrics-port", "port", default="", metavar="[HOST:]PORT", help="Serve Prometheus metrics here.")
 @click.option("--once", is_flag=True, help="Run one pass and exit; 6 if an adapter is not ready.")
-@output.json_option
 def agent(
     engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
     keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,

@@ -26,7 +26,6 @@ from . import output, session, versions
 @click.option(
     "--break-glass", is_flag=True, help="Pass a closed gate; owners only, needs --reason, stays marked in the history."
 )
-@output.json_option
 def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_glass: bool) -> None:
     """Point ALIAS at the version REF, through the alias's gate.
 
@@ -61,15 +60,15 @@ def _print_moved(name: AdapterName, moved: AliasView) -> None:
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--to", default="", help="Target version: number, digest or REF. Default: the previous one.")
 @click.option("--reason", default="", help="Reason; kept in the history.")
-@output.json_option
 def rollback(name: str, alias: str, to: str, reason: str) -> None:
     """Point ALIAS of NAME back at the previous or an earlier version."""
     name, alias = output.split_alias(name, alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
-    with session.registry() as registry:
-        moved = registry.rollback(adapter, alias, to=selector, reason=reason)
-    output.answer(moved, lambda: _print_moved(adapter, moved))
+    session.answer(
+        lambda registry: registry.rollback(adapter, alias, to=selector, reason=reason),
+        lambda moved: _print_moved(adapter, moved),
+    )
 
 
 def _ref_of(adapter: AdapterName, text: str) -> Ref:
@@ -83,7 +82,6 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
 @click.argument("ref", type=output.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
-@output.json_option
 def yank(ref: Ref, reason: str, undo: bool) -> None:
     """Withdraw a version: aliases no longer lead to it. It can still be read by digest.
 
@@ -115,7 +113,6 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
-@output.json_option
 def history(name: str, at: str) -> None:
     """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first."""
     ref = Ref.parse(name)

@@ -38,7 +38,6 @@ def audit() -> None:
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Only events after this number.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest events, this many.")
 @click.option("--follow", is_flag=True, help="Keep printing new events.")
-@output.json_option
 def log(about: str, actions: tuple[str, ...], after: int, limit: int | None, follow: bool) -> None:
     """Show what happened in the registry, oldest first.
 
@@ -107,7 +106,6 @@ def _short(value: object) -> str:
     "folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path, exists=True, file_okay=False)
 )
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
-@output.json_option
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
     """Verify the log of the registry or of an exported folder: rows, entries, tiles, checkpoint. For administrators.
 
@@ -150,7 +148,6 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 # ------------------------------------------------------------------ export, key
 @audit.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@output.json_option
 def export(folder: Path) -> None:
     """Write the whole log to DIR, where it can be verified without the registry."""
     with _checked() as (registry, _):
@@ -163,7 +160,6 @@ def export(folder: Path) -> None:
 
 @audit.command()
 @click.option("--trust", is_flag=True, help="Trust these keys from now on instead of the remembered ones.")
-@output.json_option
 def key(trust: bool) -> None:
     """Show the keys that sign the log; with --trust after a deliberate key change."""
     embedded = session.target().embedded

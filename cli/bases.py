@@ -35,7 +35,6 @@ def base() -> None:
 @click.argument("name")
 @click.argument("source")
 @click.option("--identify", is_flag=True, help="Also read the weights, to compare bases (needs the extra 'worker').")
-@output.json_option
 def add(name: str, source: str, identify: bool) -> None:
     """Register the base NAME from SOURCE, a folder with config.json and *.safetensors or a diffusers pipeline.
 
@@ -61,7 +60,6 @@ def add(name: str, source: str, identify: bool) -> None:
 @base.command("identify")
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
-@output.json_option
 def identify_base(name: str, folder: str) -> None:
     """Read the weights in DIR and record them as those of the base NAME.
 
@@ -90,18 +88,12 @@ def _identity(folder: str) -> Identity:
 
 
 @base.command("list")
-@output.json_option
 def list_bases() -> None:
     """List the registered bases."""
-    with session.registry() as registry:
-        listing = registry.bases()
-    output.answer(listing, lambda: _print_list(listing.items))
+    session.answer(lambda registry: registry.bases(), lambda listing: _print_list(listing.items))
 
 
 def _print_list(items: list[BaseView]) -> None:
-    if not items:
-        output.line("No bases. Register one: adapter base add NAME FOLDER")
-        return
     rows = [
         (
             output.strong(item.name),
@@ -114,24 +106,25 @@ def _print_list(items: list[BaseView]) -> None:
         for item in items
     ]
     columns = ("name", "architecture", "parameters", "weights", "adapters", "source")
-    output.table(columns, rows, right=frozenset({"parameters", "adapters"}))
+    output.table(
+        columns,
+        rows,
+        right=frozenset({"parameters", "adapters"}),
+        empty="No bases. Register one: adapter base add NAME FOLDER",
+    )
 
 
 @base.command()
 @click.argument("name")
-@output.json_option
 def show(name: str) -> None:
     """Show a base and how other bases relate to it."""
-    with session.registry() as registry:
-        view = registry.base(name)
-    output.answer(view, lambda: _print_base(view))
+    session.answer(lambda registry: registry.base(name), _print_base)
 
 
 @base.command()
 @click.argument("name")
 @click.argument("values", nargs=-1, metavar="[FIELD=NUMBER]...")
 @click.option("--reset", is_flag=True, help="Reset all other thresholds to the defaults.")
-@output.json_option
 def thresholds(name: str, values: tuple[str, ...], reset: bool) -> None:
     """Show the smoke test thresholds of the base NAME, or set some. Setting is for administrators.
 

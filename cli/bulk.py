@@ -20,9 +20,9 @@ from registry.errors import Invalid
 from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 
-from . import output, provenance, session
+from . import output, session
 from .progress import ProgressLine
-from .push import failed
+from .push import failed, provenance_of
 
 
 @click.command("push-all")
@@ -32,7 +32,6 @@ from .push import failed
 @click.option("--message", "-m", default="", help="What is new in these versions.")
 @click.option("--provenance", "file", default="", help="Name of the provenance file in each folder.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
-@output.json_option
 def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
     """Push each adapter folder in DIR as NAMESPACE/FOLDER.
 
@@ -46,7 +45,7 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
         results = push.push_all(
             registry, folders, base=base, message=message, progress=progress,
             on_result=_reporter(progress, _print_pushed),
-            declared=lambda adapter_folder: provenance.of_file(adapter_folder / file) if file else None,
+            declared=lambda adapter_folder: provenance_of(adapter_folder / file) if file else None,
         )  # fmt: skip
     refused = sum(result.error is not None for result in results)
     created = sum(result.answer is not None and result.answer.created for result in results)
@@ -62,7 +61,6 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
 @click.option("--base", required=True, help="Base model of the adapters.")
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
-@output.json_option
 def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     """Download every adapter of a base into DIR/NAMESPACE/NAME.
 

@@ -36,7 +36,6 @@ NAMES_SHOWN = 10
     "--engine", "texts", multiple=True, metavar="PROFILE",
     help="Also check this engine, such as vllm==0.33.0,max_lora_rank=32 (repeatable).",
 )  # fmt: skip
-@output.json_option
 def check(target: str, base: str, texts: tuple[str, ...]) -> None:
     """Check whether a folder or version fits a base, and what engines do with it.
 
@@ -111,7 +110,6 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
     help="Engine, such as vllm==0.33.0 (repeatable).",
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1, 10_000), help="Adapters in one batch.")
-@output.json_option
 def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> None:
     """Recommend engine settings that serve the newest version of every adapter of BASE.
 
@@ -119,9 +117,7 @@ def engine_settings(base: str, texts: tuple[str, ...], slots: int | None) -> Non
     adapter engine-settings smollm2 --engine vllm==0.33.0 --engine sglang==0.5.23
     """
     profiles = [str(engines.profile(text)) for text in texts]
-    with session.registry() as registry:
-        answer = registry.engine_settings(base, profiles, slots=slots)
-    output.answer(answer, lambda: _print_settings(answer))
+    session.answer(lambda registry: registry.engine_settings(base, profiles, slots=slots), _print_settings)
 
 
 def _print_settings(answer: EngineSettingsList) -> None:
@@ -158,7 +154,6 @@ def _names(names: Sequence[str], remark: str) -> str:
 
 
 @click.command("recheck-engines")
-@output.json_option
 def recheck_engines() -> None:
     """Renew the stored engine verdicts after engine rules changed. For administrators.
 

@@ -20,7 +20,6 @@ from . import jobs, output, session
 @click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")
 @click.option("--message", "-m", default="", help="Message of the new version.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
-@output.json_option
 def convert(ref: Ref, target: str, into: str, repair: bool, message: str, wait: bool) -> None:
     """Convert a version to another format, as a new version: canonical, plain, peft, diffusers or gguf.
 

@@ -48,7 +48,6 @@ class Side:
 @click.argument("b", metavar="B")
 @click.option("--values", is_flag=True, help="Also compare the updates: cosine per module (extra 'worker').")
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the cosines (.svg).")
-@output.json_option
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
     compare = None

@@ -36,7 +36,6 @@ class Check:
 
 
 @click.command()
-@output.json_option
 def doctor() -> None:
     """Diagnose problems between you and the registry."""
     checks = [*_installation(), *_registry()]

@@ -37,7 +37,6 @@ _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "ye
 @click.option("--selector", "selectors", multiple=True, metavar="KEY=VALUE",
               help="With modeladapter: labels of the pods.")  # fmt: skip
 @click.option("--secret", default="", help="With modeladapter: Secret with the bucket's credentials.")
-@output.json_option
 def export(
     base: str, dest: str, alias: str, engine: str, model: str, prune: bool, pbase: str, strict: bool,
     kubernetes: str | None, source: str, namespace: str, selectors: tuple[str, ...], secret: str,

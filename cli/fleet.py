@@ -15,7 +15,6 @@ from . import output, session
 @click.option("--alias", default="", help="Only nodes that follow this alias.")
 @click.option("--node", default="", help="Only this node.")
 @click.option("--adapter", default="", metavar="NAME", help="Only this adapter.")
-@output.json_option
 def fleet(base: str, alias: str, node: str, adapter: str) -> None:
     """Show which node serves which version, as reported by the nodes.
 

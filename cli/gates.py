@@ -37,7 +37,6 @@ def gate() -> None:
 @click.option("--soak", "soak_seconds", type=click.IntRange(0), default=0, metavar="SECONDS",
               help="How long --soak-in must have pointed at it.")  # fmt: skip
 @click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
-@output.json_option
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
     approvers: tuple[str, ...], soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
@@ -57,15 +56,12 @@ def set_gate(
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
-    with session.registry() as registry:
-        view = registry.set_gate(scope, alias, new_gate)
-    output.answer(view, lambda: _print(view))
+    session.answer(lambda registry: registry.set_gate(scope, alias, new_gate), _print)
 
 
 @gate.command()
 @click.argument("scope", metavar="NAMESPACE|NAME|REF")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@output.json_option
 def show(scope: str, alias: str) -> None:
     """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
     scope, alias = output.split_alias(scope, alias)
@@ -87,7 +83,6 @@ def show(scope: str, alias: str) -> None:
 
 @gate.command("list")
 @click.argument("scope", metavar="NAMESPACE|NAME")
-@output.json_option
 def list_gates(scope: str) -> None:
     """List the gates of an adapter or a namespace."""
     with session.registry() as registry:
@@ -105,20 +100,16 @@ def list_gates(scope: str) -> None:
 @gate.command()
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@output.json_option
 def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
     scope, alias = output.split_alias(scope, alias)
-    with session.registry() as registry:
-        view = registry.remove_gate(scope, alias)
-    output.answer(view, lambda: _print(view))
+    session.answer(lambda registry: registry.remove_gate(scope, alias), _print)
 
 
 @click.command()
 @click.argument("ref", type=output.REF)
 @click.argument("alias")
 @click.option("--comment", default="", help="What you reviewed; kept with the approval.")
-@output.json_option
 def approve(ref: Ref, alias: str, comment: str) -> None:
     """Approve a version for ALIAS. The pusher's approval does not count."""
     with session.registry() as registry:
@@ -134,7 +125,6 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
 @click.argument("ref", type=output.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Lift the quarantine. For owners.")
-@output.json_option
 def quarantine(ref: Ref, reason: str, undo: bool) -> None:
     """Withhold a version: no one can resolve, move or change it until an owner lifts the quarantine."""
     with session.registry() as registry:

@@ -82,7 +82,6 @@ def job() -> None:
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only jobs of this kind.")
 @click.option("--ref", default="", help="Only jobs about this version.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Maximum number of rows.")
-@output.json_option
 def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
     """List jobs, newest first."""
     with session.registry() as registry:
@@ -92,16 +91,13 @@ def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None
 
 
 def _print_list(items: list[Job]) -> None:
-    if not items:
-        output.line("No jobs.")
-        return
     rows = [
         (job.id, _state(job), job.kind, job.subject, job.base, f"{job.attempt}/{job.attempts_limit}", job.worker,
          output.moment(job.created_at), _status(job))
         for job in items
     ]  # fmt: skip
     columns = ("job", "state", "kind", "version", "base", "attempt", "worker", "created", "status")
-    output.table(columns, rows)
+    output.table(columns, rows, empty="No jobs.")
 
 
 def _status(job: Job) -> str:
@@ -116,22 +112,16 @@ def _state(job: Job) -> str:
 
 @job.command()
 @click.argument("job_id", metavar="ID")
-@output.json_option
 def show(job_id: str) -> None:
     """Show a job: state, attempts, worker and result."""
-    with session.registry() as registry:
-        job = registry.job(job_id)
-    output.answer(job, lambda: _print_job(job))
+    session.answer(lambda registry: registry.job(job_id), _print_job)
 
 
 @job.command()
 @click.argument("job_id", metavar="ID")
-@output.json_option
 def cancel(job_id: str) -> None:
     """Cancel a queued or running job."""
-    with session.registry() as registry:
-        job = registry.cancel(job_id)
-    output.answer(job, lambda: _print_job(job))
+    session.answer(lambda registry: registry.cancel(job_id), _print_job)
 
 
 def _step(step: JobStep) -> str:
@@ -173,7 +163,6 @@ def _print_job(job: Job) -> None:
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--priority", type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
               help="Jobs with a higher priority run first. Default: 0, with --all -10.")  # fmt: skip
-@output.json_option
 def smoke_test(
     ref: Ref | None, all_versions: bool, base: str, outdated: bool, made_by: tuple[str, ...], campaign_id: str,
     wait: bool, timeout: float | None, priority: int | None,

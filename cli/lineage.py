@@ -46,7 +46,6 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
     "--sign", "key", type=click.Path(path_type=Path), help="With slsa: sign with this private key (DSSE envelope)."
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
-@output.json_option
 def lineage(
     ref: Ref | None, dataset: str, base: str, down: bool, form: str, key: Path | None, out: Path | None
 ) -> None:

@@ -157,8 +157,9 @@ class LazyGroup(click.Group):
         sys.modules.setdefault("httpx._main", ModuleType("httpx._main"))
         if not spec.extra:
             os.environ.setdefault(*NO_PLUGINS)
-        command: click.Command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
-        return command
+        command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
+        with_json: click.Command = load(".output", "add_json_option")(command)
+        return with_json
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -38,7 +38,6 @@ _LABELS = (
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @click.option("--grace", type=click.IntRange(0), metavar="SECONDS", help="How long to keep unreferenced blobs.")
-@output.json_option
 def gc(dry_run: bool, grace: int | None) -> None:
     """Delete unreferenced blobs, staged bytes and uploads. Safe beside pushes and pulls; run it daily."""
     with session.registry() as registry:
@@ -69,7 +68,6 @@ def _print_gc(report: GcReport) -> None:
 @click.option("--deep", is_flag=True, help="Also read and hash every blob; mark or restore damaged ones.")
 @click.option("--max-rate", type=click.FloatRange(0, min_open=True), metavar="MB/S", help="Maximum read rate.")
 @click.option("--from", "cursor", default="", metavar="CURSOR", help="Resume an interrupted check at this cursor.")
-@output.json_option
 def fsck(deep: bool, max_rate: float | None, cursor: str) -> None:
     """Check that rows, bytes, counts, manifests and events agree. Exits 70 if something is damaged.
 
@@ -126,7 +124,6 @@ def _print_fsck(total: FsckPage) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only count what would be restored.")
-@output.json_option
 def reindex(dry_run: bool) -> None:
     """Rebuild lost rows of bases, versions, files, lineage and tombstones from the metadata backup in the bucket.
 

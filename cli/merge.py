@@ -44,7 +44,6 @@ WORST_SHOWN = 5
 @click.option("--base-dir", type=click.Path(file_okay=False, path_type=Path), help="Local folder of the base.")
 @click.option("--wait", is_flag=True, help="Wait for the worker.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
-@output.json_option
 def merge(
     sources: tuple[str, ...], into: str, method: str, rank: int, density: float, seed: int, fuse: bool, onto: str,
     dequantize: bool, base_dir: Path | None, wait: bool, timeout: float | None,
@@ -89,7 +88,6 @@ def merge(
 @click.option("--rank", type=int, required=True, metavar="N", help="Rank of the adapter.")
 @click.option("--into", required=True, metavar="NAME|DIR", help="Adapter to push into; or a folder on this machine.")
 @click.option("--base", "base_name", default="", metavar="NAME", help="Registered name of the base.")
-@output.json_option
 def extract(tuned: Path, base_dir: Path, rank: int, into: str, base_name: str) -> None:
     """Make an adapter from the difference between a fully trained model and its base.
 

@@ -23,16 +23,12 @@ def namespace() -> None:
 @namespace.command()
 @click.argument("name")
 @click.option("--owner", default="", help="Owner, such as alice@example.org. Default: you.")
-@output.json_option
 def create(name: str, owner: str) -> None:
     """Create a private namespace. For administrators."""
-    with session.registry() as registry:
-        view = registry.create_namespace(name, owner=owner)
-    output.answer(view, lambda: _print_namespace(view))
+    session.answer(lambda registry: registry.create_namespace(name, owner=owner), _print_namespace)
 
 
 @namespace.command("list")
-@output.json_option
 def list_namespaces() -> None:
     """List the namespaces you can see."""
     with session.registry() as registry:
@@ -42,24 +38,18 @@ def list_namespaces() -> None:
 
 
 def _print_namespaces(items: list[NamespaceView]) -> None:
-    if not items:
-        output.line("No namespaces.")
-        return
     rows = [
         (output.strong(i.name), "public" if i.public else "private", str(i.used_versions), output.size(i.used_bytes))
         for i in items
     ]
-    output.table(("name", "visibility", "versions", "bytes"), rows)
+    output.table(("name", "visibility", "versions", "bytes"), rows, empty="No namespaces.")
 
 
 @namespace.command()
 @click.argument("name")
-@output.json_option
 def show(name: str) -> None:
     """Show a namespace: limits, usage and, for owners, roles."""
-    with session.registry() as registry:
-        view = registry.namespace(name)
-    output.answer(view, lambda: _print_namespace(view))
+    session.answer(lambda registry: registry.namespace(name), _print_namespace)
 
 
 def _print_namespace(view: NamespaceView) -> None:
@@ -79,7 +69,6 @@ def _print_namespace(view: NamespaceView) -> None:
 @click.option("--quota-bytes", type=click.IntRange(0), help="Maximum total bytes of its versions; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
-@output.json_option
 def change(
     name: str, public: bool | None, quota_bytes: int | None, quota_versions: int | None, pushes_per_hour: int | None
 ) -> None:
@@ -87,51 +76,48 @@ def change(
     request = NamespaceSet(
         public=public, quota_bytes=quota_bytes, quota_versions=quota_versions, pushes_per_hour=pushes_per_hour
     )
-    with session.registry() as registry:
-        changed = registry.change_namespace(name, request)
-    output.answer(changed, lambda: _print_namespace(changed))
+    session.answer(lambda registry: registry.change_namespace(name, request), _print_namespace)
 
 
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
 @click.argument("role", type=click.Choice([role.value for role in Role]))
-@output.json_option
 def grant(name: str, subject: str, role: str) -> None:
     """Give SUBJECT a role in a namespace, replacing an earlier one. The namespace * means all."""
-    with session.registry() as registry:
-        changed = registry.grant_role(name, subject, role)
-    output.answer(changed, lambda: output.line(f"{subject} is {role} in {name}."))
+    session.answer(
+        lambda registry: registry.grant_role(name, subject, role),
+        lambda _: output.line(f"{subject} is {role} in {name}."),
+    )
 
 
 @namespace.command()
 @click.argument("name")
 @click.argument("subject")
-@output.json_option
 def revoke(name: str, subject: str) -> None:
     """Remove SUBJECT's role in a namespace at once."""
-    with session.registry() as registry:
-        changed = registry.revoke_role(name, subject)
-    output.answer(changed, lambda: output.line(f"{subject} no longer has a role in {name}."))
+    session.answer(
+        lambda registry: registry.revoke_role(name, subject),
+        lambda _: output.line(f"{subject} no longer has a role in {name}."),
+    )
 
 
 @namespace.command("delete")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@output.json_option
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
     _confirm(f"Delete the namespace {name} permanently?", yes)
-    with session.registry() as registry:
-        deleted = registry.delete_namespace(name)
-    output.answer(deleted, lambda: output.line(f"{name} deleted; its name is never reused."))
+    session.answer(
+        lambda registry: registry.delete_namespace(name),
+        lambda _: output.line(f"{name} deleted; its name is never reused."),
+    )
 
 
 # ------------------------------------------------------------------ adapters
 @click.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@output.json_option
 def delete(name: str, yes: bool) -> None:
     """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
     adapter = AdapterName.parse(name)
@@ -150,7 +136,6 @@ def delete(name: str, yes: bool) -> None:
 @click.argument("name")
 @click.argument("to")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@output.json_option
 def rename(name: str, to: str, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that you own.
 
@@ -158,9 +143,10 @@ def rename(name: str, to: str, yes: bool) -> None:
     """
     adapter, target = AdapterName.parse(name), AdapterName.parse(to)
     _confirm(f"Rename {adapter} to {target} permanently?", yes)
-    with session.registry() as registry:
-        moved = registry.rename(adapter, target)
-    output.answer(moved, lambda: output.line(f"{adapter} is now {output.strong(moved.name)}."))
+    session.answer(
+        lambda registry: registry.rename(adapter, target),
+        lambda moved: output.line(f"{adapter} is now {output.strong(moved.name)}."),
+    )
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -183,7 +169,6 @@ def publisher() -> None:
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
-@output.json_option
 def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
     """Allow identity tokens of an issuer with matching claims to push the adapter NAME.
 
@@ -194,35 +179,34 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
         raise Invalid(
             "REQUEST_INVALID", "--claim takes CLAIM=PATTERN, each claim once", next_step="--claim repository=a/b"
         )
-    with session.registry() as registry:
-        created = registry.add_publisher(AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims))
-    output.answer(created, lambda: _print_publishers([created]))
+    session.answer(
+        lambda registry: registry.add_publisher(
+            AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims)
+        ),
+        lambda created: _print_publishers([created]),
+    )
 
 
 @publisher.command("list")
 @click.argument("name")
-@output.json_option
 def list_publishers(name: str) -> None:
     """List the trusted publishers of an adapter."""
-    with session.registry() as registry:
-        listing = registry.publishers(AdapterName.parse(name))
-    output.answer(listing, lambda: _print_publishers(listing.items))
+    session.answer(
+        lambda registry: registry.publishers(AdapterName.parse(name)), lambda listing: _print_publishers(listing.items)
+    )
 
 
 def _print_publishers(items: list[PublisherView]) -> None:
-    if not items:
-        output.line("No trusted publishers.")
-        return
     rows = [(i.id, i.issuer, ", ".join(f"{c}={p}" for c, p in sorted(i.claims.items())), i.created_by) for i in items]
-    output.table(("id", "issuer", "claims", "created by"), rows)
+    output.table(("id", "issuer", "claims", "created by"), rows, empty="No trusted publishers.")
 
 
 @publisher.command()
 @click.argument("name")
 @click.argument("publisher_id", metavar="ID")
-@output.json_option
 def remove(name: str, publisher_id: str) -> None:
     """Remove a trusted publisher."""
-    with session.registry() as registry:
-        removed = registry.remove_publisher(AdapterName.parse(name), publisher_id)
-    output.answer(removed, lambda: output.line(f"{removed.id} may no longer push {removed.adapter}."))
+    session.answer(
+        lambda registry: registry.remove_publisher(AdapterName.parse(name), publisher_id),
+        lambda removed: output.line(f"{removed.id} may no longer push {removed.adapter}."),
+    )

@@ -54,7 +54,6 @@ _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
 _MARK = f"\x1b{os.urandom(8).hex()}"
 _STYLED = re.compile(f"{_MARK}([0-9]+)m")
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Page(Protocol):
@@ -66,11 +65,16 @@ AnyPage = TypeVar("AnyPage", bound=Page)
 
 
 # ------------------------------------------------------------------ --json
-def json_option(command: Function) -> Function:
-    """Add `--json` to a command. `as_json()` says whether it was given."""
-    return click.option("--json", "as_json", is_flag=True, expose_value=False, callback=_set_json, help="Print JSON.")(
-        command
-    )
+def add_json_option(command: click.Command) -> click.Command:
+    """Add `--json` to the command, or to every command of the group. `as_json()` says whether it was given."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            add_json_option(inner)
+    elif all(param.name != "as_json" for param in command.params):
+        option = click.Option(["--json", "as_json"], is_flag=True, expose_value=False, callback=_set_json)
+        option.help = "Print JSON."
+        command.params.append(option)
+    return command
 
 
 def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -192,11 +196,11 @@ def split_alias(name: str, alias: str) -> tuple[str, str]:
     return name, alias
 
 
-def pairs(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
+def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = False) -> dict[str, str]:
     """`KEY=VALUE` texts of a repeatable option as a dictionary. `form` is how the option is written."""
     split = [text.partition("=") for text in texts]
     for key, equals, value in split:
-        if not (key and equals and value):
+        if not (key and equals and (value or empty_values)):
             raise click.BadParameter(f"{key + equals + value!r} is not {form}", param_hint=option)
     return {key: value for key, _, value in split}
 
@@ -251,9 +255,14 @@ def _width(text: str) -> int:
     return len(one_line(unstyled(text)))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
-    """Aligned columns, as wide as they need to be. A cell may be styled. `right` names columns of numbers."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str = "", right: frozenset[str] = frozenset()
+) -> None:
+    """Aligned columns, as wide as they need to be; the text `empty` without rows. `right`: columns of numbers."""
     lines = [list(row) for row in rows]
+    if not lines and empty:
+        line(empty)
+        return
     widths = [max(map(_width, cells)) for cells in zip(columns, *lines, strict=True)]
 
     def aligned(cells: Sequence[str]) -> str:

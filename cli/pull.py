@@ -19,7 +19,6 @@ from .progress import ProgressLine
 @click.argument("ref", type=output.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
-@output.json_option
 def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
     """Download the version REF into DEST, verified, all or nothing.
 

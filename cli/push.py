@@ -12,21 +12,10 @@ from registry.client import push as pushing
 from registry.errors import Reason
 from registry.evaluation.verdicts import Outcome, Verdict
 from registry.names import AdapterName, Ref
+from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
-from . import main, output, provenance, session, versions
+from . import main, output, session, versions
 from .progress import ProgressLine
-
-
-class Tag(click.ParamType[tuple[str, str]]):
-    """`KEY=VALUE` as a pair. Tags are annotations of the manifest, so they are part of the version's digest."""
-
-    name = "tag"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        key, equals, text = str(value).partition("=")
-        if not key or not equals:
-            self.fail(f"{value!r} is not KEY=VALUE, such as team=search", param, ctx)
-        return key, text
 
 
 @click.command()
@@ -35,8 +24,14 @@ class Tag(click.ParamType[tuple[str, str]]):
 @click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
 @click.option("--alias", default="", help="Also move this alias to the new version, through its gate.")
 @click.option("--parent", "parents", multiple=True, type=output.REF, help="Version it was trained from (repeatable).")
-@click.option("--tag", "tags", multiple=True, type=Tag(), metavar="KEY=VALUE", help="Tag for searches (repeatable).")
-@provenance.options
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag for searches (repeatable).")
+@click.option("--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]",
+              help="Training data set (repeatable).")  # fmt: skip
+@click.option("--run", default="", metavar="TOOL:ID[=URL]", help="Training run, such as mlflow:4f1c.")
+@click.option("--commit", default="", metavar="URL@COMMIT", help="Training code and its commit.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable).")
+@click.option("--provenance", "inputs_file", type=click.Path(path_type=Path),
+              help="File with all declared inputs, JSON or TOML.")  # fmt: skip
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")
@@ -46,11 +41,10 @@ class Tag(click.ParamType[tuple[str, str]]):
 @click.option("--wait", is_flag=True, help="Wait for the smoke test.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
-@output.json_option
 def push(
-    folder: Path, name: str, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[tuple[str, str], ...],
+    folder: Path, name: str, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
     message: str, golden: Path | None, key: Path | None, bundle: Path | None, public_key: Path | None, wait: bool,
-    timeout: float | None, strict: bool, **inputs: Any,
+    timeout: float | None, strict: bool, inputs_file: Path | None, **inputs: Any,
 ) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
 
@@ -62,17 +56,18 @@ def push(
     adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
-    adapter = AdapterName.parse(name)
+    adapter, annotations = AdapterName.parse(name), output.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
     signature = None
     if key or bundle or public_key:
         signature = main.load(".verify", "signature_options")(key, bundle, public_key)
-    declared = provenance.declared(**inputs)
+    options = parse_provenance_file(inputs_file.read_bytes(), file=inputs_file.name) if inputs_file else None
+    declared = provenance_from_options(options, **inputs)
     job: Any = None
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
         with ProgressLine(name) as progress:
             pushed = pushing.push_folder(
-                registry, folder, adapter, base=base, alias=alias, parents=parents, annotations=dict(tags),
+                registry, folder, adapter, base=base, alias=alias, parents=parents, annotations=annotations,
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
@@ -85,6 +80,11 @@ def push(
         main.load(".jobs", "exit_by")(job, None)
     if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
         output.exit_with(output.REFUSED)
+
+
+def provenance_of(file: Path) -> Provenance | None:
+    """The inputs that a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
+    return provenance_from_options(parse_provenance_file(file.read_bytes(), file=file.name))
 
 
 def _print_left_out(reason: Reason) -> None:

@@ -46,7 +46,6 @@ SEQUENCER_SECONDS = 10.0
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
-@output.json_option
 def serve(host: str, port: int, data: str | None) -> None:
     """Run the registry server. REGISTRY_… variables set everything else.
 
@@ -146,7 +145,6 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
 
 @click.command()
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file.")
-@output.json_option
 def migrate(data: str | None) -> None:
     """Upgrade the database schema. Make a backup first; servers may keep running."""
     engine = open_database(_settings(data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.durable import replace_file
 from registry.errors import Invalid
 
-from . import main
+from . import main, output
 
 if TYPE_CHECKING:
     from registry.client.registry import Registry
 
 Routes = TypeVar("Routes", bound=Versions)
+Answer = TypeVar("Answer")
 
 UNENCRYPTED = "the token is sent unencrypted, and everyone on the way can read it: use https"
 EMBEDDED_URL = "http://registry.embedded"
@@ -114,6 +115,13 @@ def registry() -> AbstractContextManager[Registry]:
 def versions() -> AbstractContextManager[Versions]:
     """A client with only the routes of a push and a pull, which takes less time to import."""
     return _opened(Versions)
+
+
+def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]) -> None:
+    """Print what the registry answers to one request, as JSON or by `text`."""
+    with registry() as opened:
+        value = request(opened)
+    output.answer(value, lambda: text(value))
 
 
 @contextmanager

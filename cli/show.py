@@ -25,7 +25,6 @@ from .heatmap import Grid, HeatMap
 @click.argument("ref", type=output.REF)
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
 @click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
-@output.json_option
 def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
     """Show a version: facts, verdicts, aliases and the size of its update per layer.
 

@@ -25,7 +25,6 @@ SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
 
 @click.command()
 @click.argument("url")
-@output.json_option
 def login(url: str) -> None:
     """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt."""
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
@@ -53,13 +52,10 @@ def _read_secret(label: str = "Token") -> str:
 
 
 @click.command()
-@output.json_option
 def whoami() -> None:
     """Show the registry and your identity, scopes and namespaces."""
     used = session.target()
-    with session.registry() as registry:
-        who = registry.whoami()
-    output.answer(who, lambda: _print_whoami(used, who))
+    session.answer(lambda registry: registry.whoami(), lambda who: _print_whoami(used, who))
 
 
 def _print_whoami(used: session.RegistryTarget, who: Whoami) -> None:
@@ -91,7 +87,6 @@ def token() -> None:
 @click.option("--subject", default="", help="Subject whose roles limit the token, such as alice@example.org.")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME", help="Only this adapter (repeatable).")
 @click.option("--days", type=click.FloatRange(0, 366, min_open=True), help="Lifetime in days. Default: unlimited.")
-@output.json_option
 def create(
     name: str, scopes: tuple[str, ...], namespaces: tuple[str, ...], subject: str, adapters: tuple[str, ...],
     days: float | None,
@@ -106,9 +101,7 @@ def create(
         name=name, scopes=list(scopes), namespaces=list(namespaces), expires_in_seconds=seconds, subject=subject,
         adapters=list(adapters),
     )  # fmt: skip
-    with session.registry() as registry:
-        created = registry.create_token(request)
-    output.answer(created, lambda: _print_secret(created))
+    session.answer(lambda registry: registry.create_token(request), _print_secret)
 
 
 def _print_secret(created: TokenCreated) -> None:
@@ -122,7 +115,6 @@ def _print_secret(created: TokenCreated) -> None:
 @token.command()
 @click.argument("token_id", metavar="ID", default="")
 @click.option("--keep-minutes", type=click.IntRange(0, 1440), default=0, help="Minutes the old secret stays valid.")
-@output.json_option
 def rotate(token_id: str, keep_minutes: int) -> None:
     """Replace the secret of a token. Without ID: of your own; the new secret is saved if the old one was."""
     _refuse_secret(token_id)
@@ -142,7 +134,6 @@ def rotate(token_id: str, keep_minutes: int) -> None:
 
 @token.command()
 @click.option("--adapter", default="", metavar="NAME", help="Request the right to push this adapter only.")
-@output.json_option
 def exchange(adapter: str) -> None:
     """Exchange an identity token of a CI job or identity provider for a registry token of at most 15 minutes.
 
@@ -154,14 +145,11 @@ def exchange(adapter: str) -> None:
     assertion = os.environ.get("ADAPTER_IDENTITY_TOKEN", "").strip() or _read_secret("Identity token")
     if not assertion:
         raise Invalid("REQUEST_INVALID", "no identity token was given", next_step="set ADAPTER_IDENTITY_TOKEN")
-    with session.registry() as registry:
-        created = registry.exchange_token(assertion, adapter=adapter)
-    output.answer(created, lambda: _print_secret(created))
+    session.answer(lambda registry: registry.exchange_token(assertion, adapter=adapter), _print_secret)
 
 
 @token.command("list")
 @click.option("--ended", is_flag=True, help="Include revoked and expired tokens.")
-@output.json_option
 def list_tokens(ended: bool) -> None:
     """List the tokens you may revoke, without their secrets."""
     with session.registry() as registry:
@@ -181,9 +169,6 @@ def _has_ended(item: TokenView) -> bool:
 
 
 def _print_tokens(items: list[TokenView]) -> None:
-    if not items:
-        output.line("No tokens.")
-        return
     rows = [
         (
             item.id,
@@ -196,18 +181,18 @@ def _print_tokens(items: list[TokenView]) -> None:
         )
         for item in items
     ]
-    output.table(("id", "name", "subject", "scopes", "where", "ends", "last used"), rows)
+    output.table(("id", "name", "subject", "scopes", "where", "ends", "last used"), rows, empty="No tokens.")
 
 
 @token.command()
 @click.argument("token_id", metavar="ID")
-@output.json_option
 def revoke(token_id: str) -> None:
     """Revoke a token at once."""
     _refuse_secret(token_id)
-    with session.registry() as registry:
-        revoked = registry.revoke_token(token_id)
-    output.answer(revoked, lambda: output.line(f"{revoked.id} ({revoked.name}) is revoked."))
+    session.answer(
+        lambda registry: registry.revoke_token(token_id),
+        lambda revoked: output.line(f"{revoked.id} ({revoked.name}) is revoked."),
+    )
 
 
 def _refuse_secret(token_id: str) -> None:

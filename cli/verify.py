@@ -43,7 +43,6 @@ _EXISTING = click.Path(path_type=Path, exists=True)
 @click.option("--offline", type=_EXISTING, metavar="FILE", help="Verify a file written by --save, without a registry.")
 @click.option("--folder", type=_EXISTING, metavar="DIR", help="With --offline: hash the files in this folder.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="With --offline: independent log key (repeatable).")
-@output.json_option
 def verify(
     ref: Ref | None, signed_by: tuple[str, ...], trusted_roots: Path | None, save: Path | None, offline: Path | None,
     folder: Path | None, keys: tuple[str, ...],
@@ -222,7 +221,6 @@ def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
 @click.option("--key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
 @click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")
 @click.option("--public-key", type=_FILE, help="With --bundle: public key (PEM), unless the bundle has a certificate.")
-@output.json_option
 def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | None) -> None:
     """Sign the version REF, or attach an existing signature.
 

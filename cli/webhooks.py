@@ -22,7 +22,6 @@ def webhook() -> None:
 @click.option(
     "--action", "actions", multiple=True, default=WEBHOOK_DEFAULT, show_default=True, help="Event type (repeatable)."
 )
-@output.json_option
 def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
     """Send events to URL from now on. The signing secret is shown only now."""
     for unknown in sorted(set(actions) - set(EventType)):
@@ -38,7 +37,6 @@ def create(url: str, namespace: str, actions: tuple[str, ...]) -> None:
 
 
 @webhook.command("list")
-@output.json_option
 def list_webhooks() -> None:
     """List webhooks, without their secrets."""
     with session.versions() as registry:
@@ -47,16 +45,12 @@ def list_webhooks() -> None:
 
 
 def _print(items: list[WebhookView]) -> None:
-    if not items:
-        output.line("No webhooks.")
-        return
     rows = [(item.id, item.namespace, item.url, ",".join(item.actions)) for item in items]
-    output.table(("id", "namespace", "url", "actions"), rows)
+    output.table(("id", "namespace", "url", "actions"), rows, empty="No webhooks.")
 
 
 @webhook.command()
 @click.argument("webhook_id", metavar="ID")
-@output.json_option
 def delete(webhook_id: str) -> None:
     """Delete a webhook and its deliveries."""
     with session.versions() as registry:
@@ -68,7 +62,6 @@ def delete(webhook_id: str) -> None:
 @click.argument("webhook_id", metavar="ID")
 @click.option("--state", default="", type=click.Choice(["", "waiting", "delivered", "dead"]), help="Only this state.")
 @click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
-@output.json_option
 def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
     """List deliveries: sent, waiting and dead."""
     with session.versions() as registry:
@@ -82,11 +75,8 @@ def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
 
 
 def _print_deliveries(items: list[DeliveryView]) -> None:
-    if not items:
-        output.line("No deliveries.")
-        return
     rows = [
         (str(item.id), str(item.seq), item.state, str(item.attempt), output.moment(item.next_at), item.error or "-")
         for item in items
     ]
-    output.table(("id", "event", "state", "attempts", "next or last attempt", "error"), rows)
+    output.table(("id", "event", "state", "attempts", "next or last attempt", "error"), rows, empty="No deliveries.")

@@ -46,7 +46,6 @@ DEFAULTS = ProcessLimits()
 @click.option("--actors", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="With --ray: workers per base.")  # fmt: skip
 @click.option("--gpus", type=click.FloatRange(0), help="With --ray: GPUs per worker. Default: 1 with cuda.")
-@output.json_option
 def worker(
     once: bool, bases: tuple[str, ...], deadline: float, threads: int, device: str, address: str, actors: int,
     gpus: float | None,

@@ -18,7 +18,7 @@ def test_one_pass_loads_reports_and_exits_6_if_an_adapter_is_not_ready(cli: Comm
     cli.push("acme/large", "--alias", "canary", rank=32)
     with VLLMServer() as engine:
         words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
-                 "--dir", cli.folder / "shelf", "--node", "gpu-1", "--metrics-port", "0"]  # fmt: skip
+                 "--dir", cli.folder / "store", "--node", "gpu-1", "--metrics-port", "0"]  # fmt: skip
         result = cli(*words).stdout
         assert "metrics: http://127.0.0.1:" in result
         assert "acme/support  acme-support-v1  ready" in result
@@ -36,12 +36,12 @@ def test_several_engines_share_a_store_and_one_that_is_down_delays_no_other(cli:
     served = cli.folder / "served"
     with VLLMServer() as first, SGLangServer() as second:
         engines = [f"vllm={first.url}", f"sglang={second.url}", f"dir={served}"]
-        words = ["agent", "--base", "tiny-llama", "--alias", "canary", "--once", "--dir", cli.folder / "shelf",
+        words = ["agent", "--base", "tiny-llama", "--alias", "canary", "--once", "--dir", cli.folder / "store",
                  "--node", "gpu-1", "--profile", "vllm==0.33.0,max_lora_rank=16", "--json"]  # fmt: skip
         words += [word for engine in engines for word in ("--engine", engine)]
         items = cli(*words).json["items"]
         assert [item["state"] for item in items] == ["ready"] * 3
-        assert len(list((cli.folder / "shelf" / "versions").iterdir())) == 1
+        assert len(list((cli.folder / "store" / "versions").iterdir())) == 1
         first.stop()
         second.loaded.clear()
         assert cli(*words, expect=75).problem["code"] == "SERVER_UNREACHABLE"
@@ -74,7 +74,7 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
         monkeypatch.setattr("registry.serving.agent.agent.WAIT_SECONDS", 1)  # polls end first, here
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
-            result = cli("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", cli.folder / "shelf",
+            result = cli("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", cli.folder / "store",
                         "--engine", f"vllm={first.url}", "--engine", f"sglang={second.url}").stdout  # fmt: skip
         finally:
             for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
@@ -86,11 +86,11 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
 def test_an_engine_in_use_for_one_alias_is_not_emptied_for_another(cli: CommandRunner) -> None:
     cli.add_base()
     cli.push("acme/support", "--alias", "canary")
-    shelf, served = cli.folder / "shelf", cli.folder / "served"
-    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", shelf, "--once", "--drain", "0"]
+    store, served = cli.folder / "store", cli.folder / "served"
+    words = ["agent", "--base", "tiny-llama", "--engine", f"dir={served}", "--dir", store, "--once", "--drain", "0"]
     cli(*words, "--alias", "canary")
     for file in ("aliases.json", "aliases-dir-served.json"):
-        with in_use.follow(shelf, file, "the alias 'prod' of 'tiny-llama'"):
+        with in_use.follow(store, file, "the alias 'prod' of 'tiny-llama'"):
             assert "for the alias 'prod' of 'tiny-llama'" in cli(*words, "--alias", "canary", expect=2).stderr
             slip = cli(*words, "--alias", "prod").stdout
     assert "no adapter of 'tiny-llama' that this token may see has the alias 'prod'" in slip
@@ -107,7 +107,7 @@ def test_the_api_key_of_an_engine_comes_from_the_environment(
     with VLLMServer() as engine:
         engine.key = "sesame"
         words = ["agent", "--engine", f"vllm={engine.url}", "--base", "tiny-llama", "--alias", "canary", "--once",
-                 "--dir", cli.folder / "shelf"]  # fmt: skip
+                 "--dir", cli.folder / "store"]  # fmt: skip
         assert "set ADAPTER_ENGINE_KEY" in cli(*words, expect=6).stderr
         monkeypatch.setenv("ADAPTER_ENGINE_KEY", "sesame")
         assert "acme-support-v1  ready" in cli(*words).stdout

@@ -37,11 +37,11 @@ def database(cli: CommandRunner, *statements: str) -> None:
 
 def test_the_log_shows_the_events_of_an_adapter(cli: CommandRunner) -> None:
     lines = cli("audit", "log", "--object", "acme/support").stdout.splitlines()
-    story = [line.split("  ", 3)[-1] for line in lines]
-    assert any("owner created acme/support" in line for line in story)
-    assert any("owner pushed acme/support@1" in line for line in story)
-    assert any("owner checked acme/support@1: smoke pass" in line for line in story)
-    assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in story)
+    messages = [line.split("  ", 3)[-1] for line in lines]
+    assert any("owner created acme/support" in line for line in messages)
+    assert any("owner pushed acme/support@1" in line for line in messages)
+    assert any("owner checked acme/support@1: smoke pass" in line for line in messages)
+    assert any("owner pointed acme/support:prod at version 1: “it is better”" in line for line in messages)
     actions = [item["action"] for item in cli("audit", "log", "--action", "alias.move", "--json").json["items"]]
     assert actions == ["alias.move", "alias.move"]
 

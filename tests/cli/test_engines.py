@@ -95,22 +95,22 @@ def test_diff_lists_what_two_versions_differ_in(cli: CommandRunner) -> None:
 def test_diff_compares_updates(cli: CommandRunner, tmp_path: Path) -> None:
     folder = cli.make_adapter("here", targets=("q_proj", "v_proj"))
     cli("push", folder, "acme/support", "--base", "tiny-llama")
-    picture = tmp_path / "change.svg"
-    result = cli("diff", "acme/support", folder, "--plot", picture, "--json").json["cosines"]
+    svg = tmp_path / "change.svg"
+    result = cli("diff", "acme/support", folder, "--plot", svg, "--json").json["cosines"]
     assert set(result) == {f"model.layers.{i}.self_attn.{m}_proj" for i in range(4) for m in "qv"}
     assert all(value == pytest.approx(1.0, abs=1e-5) for value in result.values())
-    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
     other = cli.make_adapter("other", targets=("q_proj",))
     assert "updates cosine" in cli("diff", folder, other, "--values").stdout
 
 
 def test_norms_are_bars_by_layer_and_a_heat_map(cli: CommandRunner, tmp_path: Path) -> None:
     cli.push("acme/support")
-    picture = tmp_path / "norms.svg"
-    result = cli("show", "acme/support", "--plot", picture).stdout
+    svg = tmp_path / "norms.svg"
+    result = cli("show", "acme/support", "--plot", svg).stdout
     assert len(re.findall(r"^ +[0-3] █+\S? 0\.[0-9]+$", result, re.MULTILINE)) == 4
     assert "█" * heatmap.BAR_WIDTH in result  # the largest fills the line
-    texts = [text.text for text in ElementTree.parse(picture).iter() if text.tag.endswith("text")]
+    texts = [text.text for text in ElementTree.parse(svg).iter() if text.tag.endswith("text")]
     assert {"layer 0", "layer 3", "q_proj", "v_proj"} <= set(texts)
     assert "tiny-llama was not identified" in result
     assert "in layers" not in result  # all modules are alike

@@ -65,14 +65,14 @@ def test_a_merge_by_name_is_a_job_and_a_wrong_one_is_refused(cli: CommandRunner,
 
 def test_local_merges_follow_the_rules_of_the_registry(cli: CommandRunner, trained: Path, tmp_path: Path) -> None:
     cli("base", "add", "tiny", trained / "base")
-    cli("base", "add", "twin", models.base(tmp_path / "twin"))
+    cli("base", "add", "copy", models.base(tmp_path / "copy"))
     cli("push", trained / "one", "acme/one", "--base", "tiny")
     here = ("--base-dir", trained / "base", "--into", tmp_path / "no")
     assert "as it was trained" in cli("merge", f"{trained}/one=0.5", "--fuse", *here, expect=2).stderr
     assert "takes one adapter" in cli("merge", trained / "one", trained / "other", "--fuse", *here, expect=2).stderr
     assert "a rank is" in cli("extract", trained / "base", trained / "base", "--rank", 0, *here[2:], expect=2).stderr
     assert not (tmp_path / "no").exists()
-    onto = _json(cli, "merge", "acme/one", "--fuse", "--onto", "twin", "--into", tmp_path / "onto")
+    onto = _json(cli, "merge", "acme/one", "--fuse", "--onto", "copy", "--into", tmp_path / "onto")
     assert any("was trained on tiny" in note for note in onto["report"]["notes"])
     dora = models.adapter(trained / "base", tmp_path / "dora", use_dora=True)
     cli("push", dora, "acme/dora", "--base", "tiny")
