@@ -5,6 +5,7 @@ A type is `noun.verb`. The log stores it, so a released type is never renamed or
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, StrEnum
 
 
@@ -51,7 +52,7 @@ class EventType(StrEnum):
     VERSION_SIGN = "version.sign", ObjectKind.VERSION, "signed {object}"
     VERSION_APPROVE = "version.approve", ObjectKind.VERSION, "approved {object} for {alias}"
     VERSION_SERVE = "version.serve", ObjectKind.VERSION, "started serving {object} on {node}"
-    VERSION_LEAVE = "version.leave", ObjectKind.VERSION, "stopped serving {object} on {node}"
+    VERSION_UNSERVE = "version.unserve", ObjectKind.VERSION, "stopped serving {object} on {node}"
     VERSION_REINDEX = "version.reindex", ObjectKind.VERSION, "restored {object} from the bucket"
     VERDICT_ADD = "verdict.add", ObjectKind.VERSION, "checked {object}: {check} {outcome}"
     ALIAS_MOVE = "alias.move", ObjectKind.ALIAS, "pointed {object} at version {to}"
@@ -59,7 +60,7 @@ class EventType(StrEnum):
     GATE_REMOVE = "gate.remove", ObjectKind.CHANNEL, "removed the gate of {object}"
     ADAPTER_CREATE = "adapter.create", ObjectKind.ADAPTER, "created {object}"
     ADAPTER_RENAME = "adapter.rename", ObjectKind.ADAPTER, "renamed {object} to {to}"
-    ADAPTER_ARRIVE = "adapter.arrive", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
+    ADAPTER_RENAME_FROM = "adapter.rename_from", ObjectKind.ADAPTER, "named an adapter {object}; it was {from}"
     ADAPTER_DELETE = "adapter.delete", ObjectKind.ADAPTER, "deleted {object} with all its versions"
     NAME_REINDEX = "name.reindex", ObjectKind.NAME, "restored from the bucket that the name {object} is never reused"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
@@ -82,14 +83,14 @@ class EventType(StrEnum):
     JOB_REQUEUE = "job.requeue", ObjectKind.JOB, "queued job {object} again: {error}"
     JOB_FAIL = "job.fail", ObjectKind.JOB, "gave up job {object}: {error}"
     JOB_CANCEL = "job.cancel", ObjectKind.JOB, "cancelled job {object} of {subject}"
-    CAMPAIGN_BEGIN = "campaign.begin", ObjectKind.CAMPAIGN, "queued new smoke tests for {base}: {jobs} jobs"
+    CAMPAIGN_START = "campaign.start", ObjectKind.CAMPAIGN, "queued new smoke tests for {base}: {jobs} jobs"
     WEBHOOK_CREATE = "webhook.create", ObjectKind.WEBHOOK, "created a webhook to {to}"
     WEBHOOK_RETRY = "webhook.retry", ObjectKind.WEBHOOK, "sent an event to webhook {object} again"
     WEBHOOK_DELETE = "webhook.delete", ObjectKind.WEBHOOK, "deleted the webhook to {to}"
-    UPKEEP_COLLECT = "upkeep.collect", ObjectKind.EVERYTHING, "deleted unused blobs"
+    GC_RUN = "gc.run", ObjectKind.EVERYTHING, "deleted unused blobs"
     ENGINES_RECHECK = "engines.recheck", ObjectKind.EVERYTHING, "applied newer engine rules: {verdicts} verdicts"
     BLOB_DAMAGE = "blob.damage", ObjectKind.BLOB, "found {object} damaged"
-    BLOB_MEND = "blob.mend", ObjectKind.BLOB, "found {object} intact again"
+    BLOB_REPAIR = "blob.repair", ObjectKind.BLOB, "found {object} intact again"
     BYTES_READ = "bytes.read", ObjectKind.VERSION, "downloaded files of {object}"
     ACCESS_DENIED = "access.denied", ObjectKind.REQUEST, "was denied {object}"
     ACCESS_UNKNOWN = "access.unknown", ObjectKind.REQUEST, "tried {object} without a valid token"
@@ -107,7 +108,7 @@ ADMIN_TYPES: tuple[EventType, ...] = (
     EventType.WEBHOOK_DELETE,
     EventType.VERSION_APPROVE,
     EventType.VERSION_SERVE,
-    EventType.VERSION_LEAVE,
+    EventType.VERSION_UNSERVE,
 )
 """Types about people, trusted publishers, webhooks and nodes: only administrators of their namespace see them."""
 
@@ -124,13 +125,24 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
 
 
 FORMER_TYPES = {
+    "adapter.arrive": EventType.ADAPTER_RENAME_FROM,
     "adapter.transfer": EventType.ADAPTER_RENAME,
+    "blob.mend": EventType.BLOB_REPAIR,
+    "campaign.begin": EventType.CAMPAIGN_START,
     "job.park": EventType.JOB_FAIL,
+    "upkeep.collect": EventType.GC_RUN,
     "upkeep.rejudge": EventType.ENGINES_RECHECK,
+    "version.leave": EventType.VERSION_UNSERVE,
     "version.release": EventType.VERSION_UNQUARANTINE,
 }
 FORMER_DETAILS = {"box": "node", "fits": "compat", "proved": "verified"}
 """Names in events before schema 0015. The log never changes what it has hashed."""
+
+
+def with_former_types(types: Iterable[str]) -> list[str]:
+    """These types and the names that stored events have for them."""
+    current = set(types)
+    return sorted(current | {former for former, event_type in FORMER_TYPES.items() if event_type in current})
 
 
 def message_template(event_type: str) -> str:

@@ -144,7 +144,7 @@ def stored_before_0015(connection: Connection) -> None:
            heard_at=now, expires_at=now)  # fmt: skip
     similarity = {"other": "", "grade": "quantised", "compared": 3, "equal": 0, "changed": ["grade"]}
     insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
-    actions = ["adapter.transfer", "alias.move"]
+    actions = ["adapter.transfer", "alias.move", "upkeep.collect"]
     insert(connection, "webhook", id="w", namespace="acme", url="u", actions=actions, after=0, **made)
     insert(connection, "base_identity", base_id=1, exact="e", made_at=now, made_by="ann",
            identity='{"quantisation":"awq"}')  # fmt: skip
@@ -198,7 +198,7 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         assert session.get_one(models.BaseIdentityRow, 1).identity == '{"quantization":"awq"}'
         assert session.get_one(models.VersionRow, 1).facts == {"format": "kohya"}
         assert session.get_one(models.VersionTagRow, (1, "fact:format:kohya")).value == ""
-        assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move"]
+        assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)
         assert Gate.model_validate(session.get_one(models.NamespaceGateRow, ("acme", "prod")).gate) == gate
         assert Gate.model_validate(session.get_one(models.AdapterGateRow, (1, "prod")).gate) == gate

@@ -37,9 +37,14 @@ KEYS = {"scheme": "format", "quantisation": "quantization", "dequantise": "dequa
 MATCHES = [('"grade": ', '"match": '), ('"quantised"', '"quantized"')]
 JOB_KINDS, JOB_STATES = {"validate": "smoke-test"}, {"parked": "failed"}
 ACTIONS = {
+    "adapter.arrive": "adapter.rename_from",
     "adapter.transfer": "adapter.rename",
+    "blob.mend": "blob.repair",
+    "campaign.begin": "campaign.start",
     "job.park": "job.fail",
+    "upkeep.collect": "gc.run",
     "upkeep.rejudge": "engines.recheck",
+    "version.leave": "version.unserve",
     "version.release": "version.unquarantine",
 }
 STATES = {"held": "downloaded", "leaving": "draining"}

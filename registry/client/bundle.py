@@ -90,7 +90,8 @@ def collect(audit: Audit, resolved: Resolved) -> Bundle:
     """All that the registry has to show of a version."""
     items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
     pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
-    arrived = next((event.seq for event in audit.events(object=resolved.name, action=[EventType.ADAPTER_ARRIVE])), None)
+    renames = audit.events(object=resolved.name, action=[EventType.ADAPTER_RENAME_FROM])
+    arrived = next((event.seq for event in renames), None)
     return Bundle(
         name=resolved.name,
         number=resolved.number,

@@ -25,7 +25,7 @@ from registry.client.audit import Audit
 from registry.client.core import Versions
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.events import EventType
+from registry.events import EventType, with_former_types
 from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import notes
@@ -109,7 +109,8 @@ def called(version: Signable, arrival: EventProof | None = None, log_keys: Seque
     if arrival is not None and notes.verify_proof(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             event = json.loads(arrival.entry)
-            if (event["action"], event["object"]) == (EventType.ADAPTER_ARRIVE, names[0]):
+            renames = with_former_types([EventType.ADAPTER_RENAME_FROM])
+            if event["action"] in renames and event["object"] == names[0]:
                 names += [str(name) for name in event["detail"]["names"]]
     return [f"{name}@{version.number}" for name in names]
 

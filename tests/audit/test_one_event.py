@@ -252,11 +252,11 @@ def _nothing_is_left_out(drive: Drive) -> None:
         "PUT /bases/{base:path}/identity": {"base.identify tiny-llama"},
         "POST /verdicts/recheck-engines": {"engines.recheck verdicts"},
         "POST /reindex": {"name.reindex acme/helper"},
-        "POST /gc": {"upkeep.collect blobs"},
+        "POST /gc": {"gc.run blobs"},
     }
     for route, events in once.items():
         assert drive.seen[route] == dict.fromkeys(events, 1), route
-    assert [told.split()[0] for told in drive.seen["POST /fsck"]] == ["blob.damage", "blob.mend"]
+    assert [told.split()[0] for told in drive.seen["POST /fsck"]] == ["blob.damage", "blob.repair"]
     for route, what in twice.items():
         assert [count for told, count in drive.seen[route].items() if told.startswith(what)] == [1], "twice means once"
     actions = {told.split()[0] for seen in drive.seen.values() for told in seen}

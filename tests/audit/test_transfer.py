@@ -65,9 +65,9 @@ def test_a_bundle_proves_only_names_that_the_log_has(moved: World) -> None:
 def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World) -> None:
     old, new = (Audit(moved.actor("pull", namespaces=[namespace])) for namespace in ("acme", "globex"))
     assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
-        ("adapter.arrive", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
+        ("adapter.rename_from", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
     ]
-    assert [e.action for e in old.events(object="acme/helper")] == ["adapter.arrive", "adapter.rename"]
+    assert [e.action for e in old.events(object="acme/helper")] == ["adapter.rename_from", "adapter.rename"]
 
 
 def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) -> None:

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-from cli import serve
+from cli.main import main
 
 START_LIMIT_SECONDS = 120
 _PR_SET_PDEATHSIG = 1
@@ -119,7 +119,7 @@ def _serve(port: int, environment: Mapping[str, str], ready: Pipe) -> None:
     os.environ.update(environment)
     os.dup2(ready.fileno(), 1)
     ready.close()
-    serve.serve.main(["--port", str(port), "--json"], standalone_mode=False)
+    main(["serve", "--port", str(port), "--json"], standalone_mode=False)
 
 
 def _free_port() -> int:

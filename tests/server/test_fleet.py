@@ -100,7 +100,8 @@ def test_starting_and_stopping_to_serve_a_version_are_events(world: World, nodes
     nodes.says("gpu-1", one.model_copy(update={"state": SlotState.DRAINING}), two)
     nodes.says("gpu-1", two)
     assert told(world) == [
-        "version.serve acme/support@1 gpu-1", "version.leave acme/support@1 gpu-1", "version.serve acme/support@2 gpu-1"
+        "version.serve acme/support@1 gpu-1", "version.unserve acme/support@1 gpu-1",
+        "version.serve acme/support@2 gpu-1",
     ]  # fmt: skip
 
 

@@ -289,7 +289,7 @@ def test_bytes_repaired_by_hand_are_accepted_again(local: World) -> None:
     flip(file_of(local, weights), 5)
     findings(local)
     flip(file_of(local, weights), 5)
-    assert findings(local) == [f"blob.mended {weights}"]
+    assert findings(local) == [f"blob.repaired {weights}"]
     assert findings(local) == []
 
 

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry.api.audit import EventPage, EventView
 from registry.digest import canonical_json
-from registry.events import ADMIN_TYPES, EventType, ObjectKind
+from registry.events import ADMIN_TYPES, EventType, ObjectKind, with_former_types
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -67,7 +67,8 @@ def append(
 def read_former_names(session: Session, name: AdapterName) -> list[str]:
     """Return the earlier names of an adapter, oldest first. A name is never used twice."""
     statement = select(EventRow).where(
-        col(EventRow.object) == str(name), col(EventRow.action) == EventType.ADAPTER_ARRIVE
+        col(EventRow.object) == str(name),
+        col(EventRow.action).in_(with_former_types([EventType.ADAPTER_RENAME_FROM])),
     )
     event = session.exec(statement).first()
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []
@@ -92,7 +93,7 @@ def read_page(
     if until is not None:
         conditions.append(col(EventRow.position) <= until)
     if actions:
-        conditions.append(col(EventRow.action).in_(list(actions)))
+        conditions.append(col(EventRow.action).in_(with_former_types(actions)))
     if object:
         conditions.append(_is_about(object))
     newest = session.exec(
@@ -128,7 +129,7 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     else:
         visible = col(EventRow.namespace).in_(sorted(readable | actor.public))
     administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.ADMIN) or frozenset()
-    for_actor = or_(col(EventRow.action).not_in(ADMIN_TYPES), col(EventRow.namespace).in_(sorted(administered)))
+    for_actor = or_(col(EventRow.action).not_in(with_former_types(ADMIN_TYPES)), col(EventRow.namespace).in_(sorted(administered)))
     return or_(about_bases, and_(visible, for_actor))
 
 

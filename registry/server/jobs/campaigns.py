@@ -68,7 +68,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
         session.flush()
         before, summary = (verdict.outcome, verdict.summary) if verdict is not None else ("", "")
         session.add(CampaignJobRow(campaign_id=row.id, job_id=job.id, before=before, summary=summary))
-    audit.append(session, actor, EventType.CAMPAIGN_BEGIN, row.id, {"base": base.name, "jobs": len(affected)})
+    audit.append(session, actor, EventType.CAMPAIGN_START, row.id, {"base": base.name, "jobs": len(affected)})
     session.flush()
     return show_campaign(session, actor, row.id)
 

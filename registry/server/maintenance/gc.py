@@ -133,7 +133,7 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}
     if deleted and not request.dry_run:
         with db.session(engine) as session:
-            audit.append(session, actor, EventType.UPKEEP_COLLECT, "blobs", deleted)
+            audit.append(session, actor, EventType.GC_RUN, "blobs", deleted)
     return GcReport(dry_run=request.dry_run, next_cursor=next_cursor, **run.counts)
 
 

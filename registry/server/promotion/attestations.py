@@ -23,7 +23,7 @@ from registry.attestations.keys import PrivateKey, PublicKey
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.evaluation.verdicts import Outcome
-from registry.events import FORMER_TYPES, EventType
+from registry.events import EventType, with_former_types
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
@@ -251,8 +251,7 @@ def _version_of(session: Session, event: EventRow) -> VersionRow | None:
 
 def _next_name(session: Session, name: AdapterName) -> AdapterName | None:
     """The name that an adapter of this name was given by a rename."""
-    former = [action for action, event_type in FORMER_TYPES.items() if event_type is EventType.ADAPTER_RENAME]
-    renames = [EventType.ADAPTER_RENAME, *former]
+    renames = with_former_types([EventType.ADAPTER_RENAME])
     moved = select(EventRow).where(col(EventRow.object) == str(name), col(EventRow.action).in_(renames))
     event = session.exec(moved).first()
     return AdapterName.parse(event.detail["to"]) if event is not None else None

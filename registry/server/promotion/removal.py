@@ -71,9 +71,9 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
         session.connection().execute(delete_rows(ApprovalRow).where(approved))
     session.connection().execute(update(VersionRow).where(own).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
-    earlier = audit.read_former_names(session, name)
+    names = [*audit.read_former_names(session, name), str(name)]
     audit.append(session, actor, EventType.ADAPTER_RENAME, str(name), {"to": str(to)})
-    audit.append(session, actor, EventType.ADAPTER_ARRIVE, str(to), {"from": str(name), "names": [*earlier, str(name)]})
+    audit.append(session, actor, EventType.ADAPTER_RENAME_FROM, str(to), {"from": str(name), "names": names})
     session.flush()
 
 

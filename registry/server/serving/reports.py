@@ -190,7 +190,7 @@ def _tell(
 ) -> None:
     was, now = _serving(before), _serving(after)
     for event_type, changed in (
-        (EventType.VERSION_LEAVE, was.keys() - now.keys()),
+        (EventType.VERSION_UNSERVE, was.keys() - now.keys()),
         (EventType.VERSION_SERVE, now.keys() - was.keys()),
     ):
         for key in sorted(changed):

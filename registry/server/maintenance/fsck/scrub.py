@@ -29,7 +29,7 @@ from registry.server.storage.references import BlobState
 BATCH = 32
 SECONDS = 5.0
 PUSH_ID = "scrub"
-EVENTS = {BlobState.CORRUPT: EventType.BLOB_DAMAGE, BlobState.LIVE: EventType.BLOB_MEND}
+EVENTS = {BlobState.CORRUPT: EventType.BLOB_DAMAGE, BlobState.LIVE: EventType.BLOB_REPAIR}
 READABLE = (BlobState.LIVE, BlobState.CORRUPT)
 
 
@@ -56,7 +56,7 @@ def _check(run: FsckRun, row: BlobRow) -> None:
     run.count("hashed")
     if not problem:
         if row.state == BlobState.CORRUPT and _set_state(run, row, BlobState.LIVE):
-            run.add("blob.mended", digest, "its bytes are right again", severity="info")
+            run.add("blob.repaired", digest, "its bytes are right again", severity="info")
         else:
             _set_state(run, row, BlobState(row.state))
         return
