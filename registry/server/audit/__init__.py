@@ -129,7 +129,8 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     else:
         visible = col(EventRow.namespace).in_(sorted(readable | actor.public))
     administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.ADMIN) or frozenset()
-    for_actor = or_(col(EventRow.action).not_in(with_former_types(ADMIN_TYPES)), col(EventRow.namespace).in_(sorted(administered)))
+    admin_types = with_former_types(ADMIN_TYPES)
+    for_actor = or_(col(EventRow.action).not_in(admin_types), col(EventRow.namespace).in_(sorted(administered)))
     return or_(about_bases, and_(visible, for_actor))
 
 
