@@ -6,9 +6,9 @@ these tables is refused; a field outside `FIELDS` is a warning, because every re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,19 @@ CODE_FIELDS = frozenset(
      "custom_generate", "code_revision", "remote_code"}
 )  # fmt: skip
 """Fields that make some loader fetch or import code. Refused at any depth, whatever they hold."""
+
+
+def code_references(value: Any, location: str = "") -> Iterator[str]:
+    """Yield the path of each field in `CODE_FIELDS`, at any depth of a JSON value."""
+    for item in value if isinstance(value, list) else ():
+        yield from code_references(item, location)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        path = f"{location}.{key}" if location else key
+        if key in CODE_FIELDS:
+            yield path
+        else:
+            yield from code_references(item, path)
+
 
 CODE_LIBRARIES = frozenset({"transformers", "diffusers", "peft", "torch"})
 """What `auto_mapping.parent_library` may name, as the first part of a dotted module."""

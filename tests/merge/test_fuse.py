@@ -160,6 +160,32 @@ def test_what_no_weights_can_equal_is_refused_with_its_reason(name: str, word: s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("owner", "file", "field"),
+    [
+        ("adapter", "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil/repo--code.Tokenizer", None]}}),
+        ("adapter", "special_tokens_map.json", {"extra": [{"trust_remote_code": True}]}),
+        ("adapter", "added_tokens.json", {"code_revision": "main"}),
+        ("base", "generation_config.json", {"custom_generate": "evil/repo"}),
+        ("base", "config.json", {"auto_map": {"AutoConfig": "evil/repo--code.Config"}}),
+    ],
+)
+def test_a_code_reference_in_a_json_file_is_never_copied(
+    owner: str, file: str, field: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = {
+        "adapter": shutil.copytree(fixtures.zoo() / "lora-r4", tmp_path / "adapter"),
+        "base": shutil.copytree(fixtures.tiny_bases() / "llama-a", tmp_path / "base"),
+    }
+    path = folders[owner] / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | field))
+    with pytest.raises(Invalid, match=f"{owner}/{file}: .*makes a loader import code") as refused:
+        fuse(Adapter.open(folders["adapter"]), folders["base"], tmp_path / "fused")
+    assert [reason.code for reason in refused.value.reasons] == ["config.code_reference"]
+    assert not (tmp_path / "fused").exists()
+
+
 def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> None:
     folder, base = _of_zoo("loha")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))

@@ -130,6 +130,8 @@ class _Reader:
 
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
+        for location in methods.code_references(self._values):
+            fields.broken("code_reference", location, "makes a loader import code; an adapter must not")
         self._code_and_paths(self._values, "")
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
@@ -185,14 +187,14 @@ class _Reader:
         return ""
 
     def _code_and_paths(self, value: Any, location: str) -> None:
-        """Refuse, at any depth, what makes some loader import code or open a file."""
+        """Refuse, at any depth, names of modules and what makes some loader open a file."""
         for item in value if isinstance(value, list) else ():
             self._code_and_paths(item, location)
         for key, item in value.items() if isinstance(value, dict) else ():
             here = f"{location}.{key}" if location else key
             if key in methods.CODE_FIELDS:
-                self.fields.broken("code_reference", here, "makes a loader import code; an adapter must not")
-            elif key == "auto_mapping" and item is not None:
+                continue
+            if key == "auto_mapping" and item is not None:
                 self._auto_mapping(item)
             elif key == "megatron_core" and item not in (None, "megatron.core"):
                 self.fields.broken("code_reference", here, "names a module to import that is not megatron.core")

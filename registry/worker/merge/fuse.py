@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from, weights_of
 from registry.client.local.destination import Destination
 from registry.engines import facts as engine_facts
-from registry.errors import Invalid
+from registry.errors import Invalid, Reason
 from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.files import BASE_CONFIG, BASE_WEIGHTS_INDEX, TOKENIZER_FILES
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
+from registry.strict import json as strict_json
 from registry.worker.merge import shards, targets
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.shards import Fill, OutputTensor, WriteSummary
@@ -41,6 +41,7 @@ from registry.worker.model.weights import Stored, Weights
 
 HEAD = "lm_head.weight"
 _UNPACKED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DIALECT = strict_json.Dialect("RECIPE_INVALID", "config", depth=64, not_finite=True)
 _COPIED_ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 
 
@@ -55,6 +56,7 @@ def fuse(
     """
     spec, _ = base_spec_from(base, base.name[:200] or "base")
     demand_fusable(adapter, spec, dequantize=dequantize, with_peft=make_merger is not None)
+    texts = _texts(base, adapter.folder)
     config, headers = weights_of(base)
     weights = Weights.of(base)
     changes = targets.changes(adapter, spec, weights, make_merger)
@@ -67,7 +69,7 @@ def fuse(
             metadata = next(iter(headers.values())).metadata
             shards.write(folder / name, pieces, metadata, summary, same=source, progress=progress)
         _write_config(folder, base, layout)
-        _copy_texts(base, adapter.folder, folder, layout)
+        _copy_texts(texts, base, folder, layout.notes)
     return MergeReport(
         operation=Operation.FUSE, method=adapter.lora.method, rank=adapter.lora.rank,
         changed_tensors=summary.changed_tensors, copied_bytes=summary.copied_bytes, notes=tuple(layout.notes),
@@ -109,18 +111,35 @@ def _demand_space(out: Path, layout: OutputLayout) -> None:
         raise Invalid("FOLDER_INVALID", f"{location} has {free} bytes free, and the fused base needs {needed}")
 
 
-def _copy_texts(base: Path, adapter: Path, folder: Path, layout: OutputLayout) -> None:
-    """Copy tokenizer, template, license and other texts from the base, and the adapter's own tokenizer over them."""
-    written = {*os.listdir(folder), BASE_WEIGHTS_INDEX}
-    for entry in sorted(base.iterdir()):
-        is_text = entry.name.endswith(_COPIED_ENDINGS) or entry.name.startswith("LICENSE")
-        if is_text and entry.is_file() and entry.name not in written and not entry.name.startswith("."):
-            shutil.copyfile(entry, folder / entry.name)
-    for name in sorted(TOKENIZER_FILES):
-        own = adapter / name
-        if own.is_file() and (not (folder / name).is_file() or own.read_bytes() != (folder / name).read_bytes()):
-            shutil.copyfile(own, folder / name)
-            layout.notes.append(f"{name} is the adapter's, which differs from the base's")
+def _texts(base: Path, adapter: Path) -> dict[str, Path]:
+    """The base's tokenizer, template, license and other texts by name, and the adapter's own tokenizer over them.
+
+    `Invalid` (RECIPE_INVALID) if a JSON file among them makes a loader import code.
+    """
+    texts = {
+        entry.name: entry
+        for entry in sorted(base.iterdir())
+        if entry.is_file() and not entry.name.startswith(".") and entry.name != BASE_WEIGHTS_INDEX
+        and (entry.name.endswith(_COPIED_ENDINGS) or entry.name.startswith("LICENSE"))
+    }  # fmt: skip
+    texts |= {name: adapter / name for name in sorted(TOKENIZER_FILES) if (adapter / name).is_file()}
+    for name, path in texts.items():
+        value = strict_json.parse(path.read_bytes(), _DIALECT, file=name) if name.endswith(".json") else None
+        for field_path in methods.code_references(value):
+            location = f"{path.parent.name}/{name}: {field_path}"
+            reason = Reason("config.code_reference", location, "makes a loader import code; a fused base must not")
+            raise Invalid.from_reason("RECIPE_INVALID", reason, next_step="remove the field")
+    return texts
+
+
+def _copy_texts(texts: dict[str, Path], base: Path, folder: Path, notes: list[str]) -> None:
+    for name, path in texts.items():
+        if name == BASE_CONFIG:
+            continue
+        shutil.copyfile(path, folder / name)
+        of_base = base / name
+        if path != of_base and not (of_base.is_file() and of_base.read_bytes() == path.read_bytes()):
+            notes.append(f"{name} is the adapter's, which differs from the base's")
 
 
 # ------------------------------------------------------------------ the files of the fused base
