@@ -37,8 +37,14 @@ def _check_printable(text: str) -> str:
     return text
 
 
+def _escape_control(text: str) -> str:
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 PrintableText = Annotated[str, AfterValidator(_check_printable)]
-"""Text that others read in terminals and logs: reasons, messages, names of tokens. No control characters."""
+"""Text that a person typed and others read in terminals and logs. Control characters are refused."""
+EscapedText = Annotated[str, AfterValidator(_escape_control)]
+"""Text that a program reports, such as an error of an engine. Control characters are escaped."""
 
 
 class Request(BaseModel):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import Answer, ItemList, ItemPage, Request
+from registry.api import Answer, ItemList, ItemPage, PrintableText, Request
 from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.digest import Digest
@@ -131,7 +131,7 @@ class BaseAdd(Request):
 
     spec: BaseSpec
     identity: Identity | None = None
-    source: str = Field(default="", max_length=1000)
+    source: PrintableText = Field(default="", max_length=1000)
     parents: list[Edge] = Field(default=[], max_length=8)
 
 

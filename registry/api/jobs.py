@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from registry.api import Answer, ItemPage, Request
+from registry.api import Answer, EscapedText, ItemPage, Request
 from registry.api.catalog import BaseView, Resolved
 from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
@@ -32,7 +32,7 @@ class JobSubmit(Request):
 class ClaimRequest(Request):
     """What a worker can do. `bases`: what it can load, those in memory first; empty for any."""
 
-    worker: str = Field(min_length=1, max_length=200)
+    worker: EscapedText = Field(min_length=1, max_length=200)
     kinds: list[Kind] = Field(default=[Kind.SMOKE_TEST], max_length=len(Kind))
     bases: list[str] = Field(default=[], max_length=BASES_LIMIT)
 
@@ -50,7 +50,7 @@ class RenewRequest(Request):
     """Keep the lease of a job."""
 
     lease_token: LeaseToken
-    progress: str = Field(default="", max_length=500)
+    progress: EscapedText = Field(default="", max_length=500)
 
 
 class FinishRequest(Request):
@@ -65,7 +65,7 @@ class FailRequest(Request):
     """Why an attempt failed. `final`: do not try again."""
 
     lease_token: LeaseToken
-    error: str = Field(max_length=4000)
+    error: EscapedText = Field(max_length=4000)
     final: bool = False
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from registry.api import Answer, Request
+from registry.api import Answer, EscapedText, PrintableText, Request
 from registry.api.catalog import FileLink
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
@@ -44,9 +44,9 @@ class SlotReport(Request):
 
     adapter: str = Field(max_length=200)
     digest: Digest
-    served_name: str = Field(min_length=1, max_length=300)
+    served_name: PrintableText = Field(min_length=1, max_length=300)
     state: SlotState
-    reason: str = Field(default="", max_length=REASON_LIMIT)
+    reason: EscapedText = Field(default="", max_length=REASON_LIMIT)
     verified: bool = False
 
 
@@ -55,7 +55,7 @@ class NodeReport(Request):
 
     base: str = Field(max_length=300)
     alias: str = Field(max_length=128)
-    profile: str = Field(default="", max_length=1000)
+    profile: PrintableText = Field(default="", max_length=1000)
     on_demand: bool = False
     cursor: str = Field(default="", max_length=100)
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=5, le=3600)
