@@ -22,17 +22,16 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from registry.server.http.direct_io import EXTENSION, IDLE_SECONDS, SLOTS
+
+from .connections import BoundedProtocol
 
 BUFFER_BYTES = 2**20
 FLOW_BYTES = 2**18
 """A peer that moves less than this in `IDLE_SECONDS` goes back to the event loop."""
 TURNS = 20
 """Iterations of the event loop in which the head of a response is normally sent; a slow peer takes longer."""
-HEAD_LIMIT_BYTES = 64 * 2**10
-"""Limit for the request line and the headers of one request together."""
 STEP_BYTES = 8 * 2**20
 """The most that one call sends. The flow is checked between calls."""
 _IDLE = struct.pack("ll", int(IDLE_SECONDS), int(IDLE_SECONDS % 1 * 1e6))
@@ -40,40 +39,11 @@ _ZEROS = bytes(2**16)
 _SLOTS = threading.BoundedSemaphore(SLOTS)
 
 
-class DirectProtocol(HttpToolsProtocol):
-    """Offers its socket to each request over plain HTTP, and limits the size of request heads."""
+class DirectProtocol(BoundedProtocol):
+    """Offers its socket to each request over plain HTTP."""
 
     _skipping = False
     """True while the parser is fed bytes that a thread has read already."""
-    _head_bytes = 0
-    _head_status = b""
-    """The status of a request whose head is too large, in place of 400."""
-
-    def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count_head(len(url), b"414 URI Too Long")
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value), b"431 Request Header Fields Too Large")
-        super().on_header(name, value)
-
-    def _count_head(self, size_bytes: int, status: bytes) -> None:
-        """httptools has no limit for heads."""
-        self._head_bytes += size_bytes
-        if self._head_bytes > HEAD_LIMIT_BYTES:
-            self._head_status = status
-            raise httptools.HttpParserError("the head of the request is too large")
-
-    def send_400_response(self, msg: str) -> None:
-        if not self._head_status:
-            super().send_400_response(msg)
-            return
-        self.transport.write(b"HTTP/1.1 " + self._head_status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-        self.transport.close()
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()

@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import click
 import uvicorn
@@ -33,6 +34,7 @@ from registry.server.storage.blobs import BlobStore
 from registry.server.webhooks import dispatch
 
 from . import output
+from .connections import ConnectionLimits
 from .direct_io import DirectProtocol
 
 GRACE_SECONDS = 30
@@ -59,9 +61,11 @@ def serve(host: str, port: int, data: str | None) -> None:
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     listener = _listen(host, port)
+    limits = ConnectionLimits.from_open_files(settings.connections_per_address)
     config = uvicorn.Config(
         app,
-        http=DirectProtocol,
+        http=partial(DirectProtocol, limits=limits),  # type: ignore[arg-type]  # called like the class
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -48,6 +48,11 @@ class Settings:
     failures_per_minute: int = 10
     """Invalid secrets per minute after which an address, or a series of secrets with the same first letters, is
     rate-limited. Valid tokens are never affected. 0: never."""
+    connections_per_address: int = 0
+    """Connections that one address may have open, for each server process. Clients of a proxy share its address.
+    0: a quarter of the files that the process may have open."""
+    streams_per_token: int = 64
+    """Event streams and waiting event requests of one token, for each server process. 0: unlimited."""
     stall_seconds: int = 60
     """Seconds after which a request body that brings less than 1 KiB per second is aborted."""
     failpoints: str = ""

@@ -1,15 +1,18 @@
-"""Rate limits of one process: requests per token, and failed sign-ins per source address and per token prefix."""
+"""Rate limits of one process: requests and streams per token, failed sign-ins per address and per token prefix."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from registry.errors import Unavailable
 from registry.server.secret import PREFIX, sha256_of
 
 MINUTE_SECONDS = 60.0
+STREAM_RETRY_SECONDS = 15
 
 
 class FailureLimiter:
@@ -76,6 +79,35 @@ class RequestLimiter:
             seconds = (1 - remaining) * MINUTE_SECONDS / self._per_minute
             raise rate_limited("requests with this token", self._per_minute, seconds)
         self._buckets[token_id] = (remaining - 1, now)
+
+
+class StreamLimiter:
+    """Limits the streams and waiting requests that a token has open at one time."""
+
+    def __init__(self, per_token: int) -> None:
+        self._per_token = per_token
+        self._open: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, token_id: str) -> Iterator[None]:
+        """Count a stream until the end of the block. `Unavailable` (RATE_LIMITED) if the token has too many."""
+        with self._lock:
+            if 0 < self._per_token <= self._open[token_id]:
+                raise Unavailable(
+                    "RATE_LIMITED",
+                    f"this token has {self._per_token} event streams open, which is the limit",
+                    next_step="close one, or use another token",
+                    retry_after_seconds=STREAM_RETRY_SECONDS,
+                )
+            self._open[token_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[token_id] -= 1
+                if not self._open[token_id]:
+                    del self._open[token_id]
 
 
 def rate_limited(what: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:

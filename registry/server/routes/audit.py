@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Engine, or_
 from sqlmodel import col, select
@@ -69,6 +69,15 @@ After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 
 
+async def hold_stream(request: Request, actor: PullerInThread) -> AsyncIterator[None]:
+    """Count a stream of the actor's token until the whole answer is sent."""
+    with request.app.state.stream_limiter.hold(actor.token_id):
+        yield
+
+
+HeldStream = Annotated[None, Depends(hold_stream)]
+
+
 class _EventReader:
     """Reads pages of events for one request, and waits for newer ones."""
 
@@ -102,7 +111,7 @@ class _EventReader:
 @router.get("/events")
 async def list_events(
     request: Request,
-    _actor: PullerInThread,
+    actor: PullerInThread,
     engine: EngineDep,
     log: AuditLogDep,
     after: After = 0,
@@ -115,14 +124,20 @@ async def list_events(
     reader = _EventReader(request, engine, log, action, object)
     until = time.monotonic() + wait
     page = await reader.read_page(after, limit, fresh=True)
-    while not page.items and not page.next_cursor and await reader.wait_for_newer(page.last, until - time.monotonic()):
-        page = await reader.read_page(page.last, limit, fresh=False)
+    if page.items or page.next_cursor or not wait:
+        return page
+    with request.app.state.stream_limiter.hold(actor.token_id):
+        while await reader.wait_for_newer(page.last, until - time.monotonic()):
+            page = await reader.read_page(page.last, limit, fresh=False)
+            if page.items or page.next_cursor:
+                break
     return page
 
 
 @router.get("/events/stream", response_class=Response, responses={200: declarations.raw("Events", "text/event-stream")})
 async def stream_events(
     request: Request,
+    _stream_slot: HeldStream,
     _actor: PullerInThread,
     engine: EngineDep,
     log: AuditLogDep,

@@ -1,0 +1,154 @@
+"""`BoundedProtocol`: uvicorn's HTTP protocol with limits for what a connection may hold without sending a request.
+
+A request head has a limit of bytes and of seconds, a response that no one reads has a limit of seconds, and the open
+connections are limited, of each address and in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+from collections import Counter
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_LIMIT_BYTES = 64 * 2**10
+"""Limit for the request line and the headers of one request together."""
+HEAD_SECONDS = 20.0
+"""A head must be complete so long after the connection was made, or after the response before it."""
+UNREAD_SECONDS = 60.0
+"""A response of which the client reads nothing for so long is aborted."""
+
+
+class ConnectionLimits:
+    """Counts the open connections by address; IPv6 addresses count by their network of 64 bits."""
+
+    def __init__(self, per_address: int, total: int) -> None:
+        self._per_address, self._total = per_address, total
+        self._open: Counter[str] = Counter()
+
+    @classmethod
+    def from_open_files(cls, per_address: int = 0) -> ConnectionLimits:
+        """Let the process open as many files as it may. Connections get three quarters, an address one quarter."""
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        files = 2**20 if files == resource.RLIM_INFINITY else files
+        return cls(per_address or files // 4, files * 3 // 4)
+
+    def add(self, address: str) -> bool:
+        """Count a connection; False if it is one too many."""
+        network = _network(address)
+        if self._open[network] >= self._per_address or self._open.total() >= self._total:
+            return False
+        self._open[network] += 1
+        return True
+
+    def remove(self, address: str) -> None:
+        network = _network(address)
+        self._open[network] -= 1
+        if not self._open[network]:
+            del self._open[network]
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes connections that are over a limit. `limits` is shared by the connections of a server."""
+
+    def __init__(self, *arguments: Any, limits: ConnectionLimits | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits, self._is_counted = limits, False
+        self._head_bytes = 0
+        self._head_status = b""
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._read_deadline: asyncio.TimerHandle | None = None
+
+    # ---------------------------------------------------------------- connection
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._limits is not None:
+            self._is_counted = self._limits.add(self._address)
+            if not self._is_counted:
+                transport.abort()
+                return
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._head_deadline)
+        _cancel(self._read_deadline)
+        if self._is_counted and self._limits is not None:
+            self._limits.remove(self._address)
+            self._is_counted = False
+        super().connection_lost(exc)
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    # ---------------------------------------------------------------- request head
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url), b"414 URI Too Long")
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value), b"431 Request Header Fields Too Large")
+        super().on_header(name, value)
+
+    def _count_head(self, size_bytes: int, status: bytes) -> None:
+        """httptools has no limit for heads."""
+        self._head_bytes += size_bytes
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            self._head_status = status
+            raise httptools.HttpParserError("the head of the request is too large")
+
+    def on_headers_complete(self) -> None:
+        _cancel(self._head_deadline)
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_status:
+            self._refuse(self._head_status)
+        else:
+            super().send_400_response(msg)
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        _cancel(self._head_deadline)
+        self._head_deadline = self.loop.call_later(HEAD_SECONDS, self._end_head)
+
+    def _end_head(self) -> None:
+        if self._head_bytes:
+            self._refuse(b"408 Request Timeout")
+        self.transport.close()
+
+    def _refuse(self, status: bytes) -> None:
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.close()
+
+    # ---------------------------------------------------------------- response
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._expect_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._read_deadline = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        _cancel(self._read_deadline)
+        super().resume_writing()
+
+
+def _cancel(deadline: asyncio.TimerHandle | None) -> None:
+    if deadline is not None:
+        deadline.cancel()
+
+
+def _network(address: str) -> str:
+    return str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address

@@ -1,0 +1,153 @@
+"""A connection that sends no request, or reads no response, does not hold a server. Over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from cli import connections
+from cli.connections import BoundedProtocol, ConnectionLimits
+from registry.api.access import TokenCreate
+from registry.client.registry import Registry
+from tests.cli.test_event_stream import stream
+from tests.faults.servers import Server as RegistryServer
+
+pytestmark = pytest.mark.security
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNK = bytes(2**20)
+CONNECTIONS = 3
+
+
+class Server:
+    """Answers `ok`; `/endless` sends a body until the client is gone, which sets `aborted`."""
+
+    def __init__(self) -> None:
+        self.aborted = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        protocol = partial(BoundedProtocol, limits=ConnectionLimits(CONNECTIONS, 10))
+        config = uvicorn.Config(self, http=protocol, ws="none", log_level="critical", lifespan="off")  # type: ignore[arg-type]
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/endless":
+            while self.server.server_state.connections:
+                await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+            self.aborted.set()
+            return
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.3)
+    running = Server()
+    running.thread.start()
+    yield running
+    running.server.should_exit = True
+    running.thread.join()
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := client.recv(65536):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"), [(b"", b""), (b"\r\n", b""), (b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"HTTP/1.1 408 ")]
+)
+def test_a_head_that_never_ends_closes_the_connection(server: Server, sent: bytes, answer: bytes) -> None:
+    with server.connect() as client:
+        client.sendall(sent)
+        received = rest_of(client)
+    assert received.startswith(answer)
+    assert bool(received) is bool(answer)
+
+
+def test_a_connection_with_line_breaks_between_requests_is_closed(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(REQUEST)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.settimeout(0.05)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                client.sendall(b"\r\n")
+                with contextlib.suppress(TimeoutError):
+                    if not client.recv(65536):
+                        return
+            pytest.fail("the connection is still open")
+
+
+def test_an_address_has_a_limit_of_connections(server: Server) -> None:
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(server.connect()) for _ in range(CONNECTIONS)]
+        for client in clients:
+            client.sendall(REQUEST)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        with server.connect() as refused:
+            assert rest_of(refused) == b""
+    with server.connect() as client:
+        client.sendall(REQUEST)
+        assert rest_of(client).startswith(b"HTTP/1.1 200")
+
+
+def test_a_response_that_is_not_read_is_aborted(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(REQUEST.replace(b"/ ", b"/endless ", 1))
+        assert client.recv(1000)
+        assert server.aborted.wait(60)
+
+
+def test_addresses_of_one_ipv6_network_count_together() -> None:
+    limits = ConnectionLimits(1, 10)
+    assert limits.add("2001:db8::1")
+    assert not limits.add("2001:db8::2")
+    assert limits.add("2001:db8:0:1::1")
+    limits.remove("2001:db8::2")
+    assert limits.add("2001:db8::3")
+
+
+def test_a_token_has_a_limit_of_streams(registry_server: RegistryServer) -> None:
+    url, token = registry_server.url, registry_server.token
+    waiting = {"wait": 1, "after": 10_000}
+    with Registry(url, token) as registry:
+        other = registry.create_token(TokenCreate(name="other", scopes=["pull"])).secret
+    with stream(url, token, 0) as messages:
+        next(messages)
+        headers = {"Authorization": f"Bearer {token}"}
+        for path, query in (("events/stream", {}), ("events", waiting)):
+            refused = httpx.get(f"{url}/api/v1/{path}", params=query, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (429, "RATE_LIMITED")
+        assert httpx.get(f"{url}/api/v1/events", headers=headers).status_code == 200
+        with stream(url, other, 0):
+            pass
+    waits = (httpx.get(f"{url}/api/v1/events", params=waiting, headers=headers).status_code for _ in range(100))
+    assert next(waits, None) in (200, 429)  # the server may not have noticed yet that the stream ended
+    assert 200 in waits
+    assert next(waits) == 200
+
+
+@pytest.fixture
+def registry_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    data = tmp_path_factory.mktemp("data")
+    with RegistryServer({"REGISTRY_DATA": str(data), "REGISTRY_STREAMS_PER_TOKEN": "1"}).running() as running:
+        yield running
