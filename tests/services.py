@@ -47,7 +47,7 @@ def postgres_url() -> Iterator[str]:
         yield given
         return
     with processes.folder("registry-pg-") as folder:
-        user = _unprivileged_user(folder)
+        user = unprivileged_user(folder)
         tools = _postgres_tools(folder, user)
         data = folder / "data"
         initdb: list[str | Path] = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust"]
@@ -130,7 +130,7 @@ def _runs(program: Path, user: dict[str, Any]) -> bool:
         return False
 
 
-def _unprivileged_user(folder: Path) -> dict[str, Any]:
+def unprivileged_user(folder: Path) -> dict[str, Any]:
     """How `subprocess` starts a program that refuses root; hands `folder` to that user."""
     if os.geteuid() != 0:
         return {}

@@ -32,6 +32,8 @@ READ_ONLY_SQLSTATE = "25006"
 """PostgreSQL's, of a standby."""
 _ENDED_SQLSTATE = "25P03"
 """PostgreSQL's, for a transaction whose client was silent for too long: frozen, or cut off."""
+_REJECTED_OPTION = "unsupported startup parameter"
+"""What pgbouncer says to a client with an option that it does not know."""
 _BUGS = ("number of parameters", "too many SQL variables")
 """Texts of drivers for statements that no database could execute. Trying again would not help."""
 _FOREIGN_KEY_SQLSTATE = "23503"  # PostgreSQL's; on SQLite transactions that write are serial, so it would be a bug
@@ -85,6 +87,12 @@ def translate_errors() -> Iterator[None]:
     except (DatabaseError, InterfaceError, PoolTimeout) as e:
         message = str(getattr(e, "orig", e))
         cause = next((cause for words, cause in _CAUSES.items() if words in message), "")
+        if _REJECTED_OPTION in message:
+            raise Invalid(
+                "SETTING_INVALID",
+                f"REGISTRY_DATABASE_URL: a pooler rejects this server's session options: {message[-200:].strip()}",
+                next_step="set `ignore_startup_parameters = options` in pgbouncer.ini",
+            ) from e
         is_bug = any(words in message for words in _BUGS)
         if is_bug or (isinstance(e, DatabaseError) and not isinstance(e, OperationalError) and not cause):
             raise

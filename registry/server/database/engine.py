@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, ExceptionContext, create_engine, event
+from sqlalchemy import Connection, ExceptionContext, create_engine, event, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.engine import URL, make_url
 
 from registry.errors import Invalid
+from registry.server.database import db
 from registry.server.database.db import BEGIN, READ_ONLY_SQLSTATE
 from registry.server.database.locks import SqliteWriteLock
 from registry.server.settings import Settings
@@ -46,6 +47,8 @@ SESSION_SETTINGS = {
     "tcp_keepalives_count": "3",
 }
 """What PostgreSQL enforces on each connection, also against a client that is gone without a word."""
+_LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+"""Those without which one server could stop the others."""
 
 
 def open_database(settings: Settings) -> Engine:
@@ -79,6 +82,23 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
             context.is_disconnect = True
 
     return engine
+
+
+def require_limits(engine: Engine) -> None:
+    """`Invalid` (SETTING_INVALID) if sessions have no limits: a pooler in between drops what this server asks for."""
+    if engine.dialect.name != "postgresql":
+        return
+    statement = text("SELECT name FROM pg_settings WHERE name = ANY(:names) AND setting = '0'")
+    with db.translate_errors(), engine.connect() as connection:
+        absent = sorted(connection.execute(statement, {"names": list(_LIMITS)}).scalars())
+        role = connection.execute(text("SELECT current_user")).scalar()
+    if absent:
+        commands = "; ".join(f'ALTER ROLE "{role}" SET {name} = {SESSION_SETTINGS[name]}' for name in absent)
+        raise Invalid(
+            "SETTING_INVALID",
+            f"REGISTRY_DATABASE_URL: sessions have no {', '.join(absent)}, because a pooler drops the startup options",
+            next_step=f"set them for the role: {commands}",
+        )
 
 
 def _limit_silence(connection: Any, _record: Any) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from registry.errors import Conflict
 from registry.server.database import db
+from registry.server.database.engine import require_limits
 
 LOCK_MS = 2_000
 """How long a migration waits for a table. Everybody queues behind it meanwhile, so this is short."""
@@ -94,6 +95,7 @@ def prepare(engine: Engine) -> str:
     Servers may start at once: those that see no tables wait for the first one's migration. The tables are read before
     the revision, because both appear together: tables without a revision belong to another program.
     """
+    require_limits(engine)
     with db.translate_errors():
         empty = not inspect(engine).get_table_names()
     if empty:
