@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import psycopg
@@ -18,7 +18,7 @@ from registry.server import app
 from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log
-from registry.server.resolve_cache import middleware
+from registry.server.database import db
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.world import URL, World
@@ -214,8 +214,8 @@ def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
         refused = client(world, other).get(f"{PATH}/main")
         assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
         assert (http.get(f"{PATH}/1").status_code, http.get(f"{PATH}/main").status_code) == (503, 200)
-        later = SimpleNamespace(time=lambda: time.time() + 120, monotonic=time.monotonic)
-        monkeypatch.setattr(middleware, "time", later)
+        later = datetime.now(UTC) + timedelta(seconds=120)
+        monkeypatch.setattr(db, "_read_clock", lambda: later)
         assert client(world, short).get(f"{PATH}/main").status_code == 503, "an expired token is told nothing any more"
         assert http.get(f"{PATH}/main").status_code == 200
     world.app.state.freshness._poll()

@@ -32,6 +32,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AdapterRow,
     BaseEdgeRow,
@@ -154,7 +155,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
     counting = (
         select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(col(VersionRow.base_id).in_([row.id for row in rows]), versions.visible(actor))
+        .where(any_of(col(VersionRow.base_id), [row.id for row in rows]), versions.visible(actor))
         .group_by(col(VersionRow.base_id))
     )
     adapters = dict(session.exec(counting).all())
@@ -267,7 +268,7 @@ def compare_weights(session: Session, name: str, identity: Identity) -> Similari
 def _exact_fingerprints(session: Session, rows: Iterable[BaseRow]) -> dict[int, Digest]:
     """Base id → exact fingerprint, for those bases that have one."""
     ids = [base.id for base in rows]
-    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.exact).where(col(BaseIdentityRow.base_id).in_(ids))
+    statement = select(BaseIdentityRow.base_id, BaseIdentityRow.exact).where(any_of(col(BaseIdentityRow.base_id), ids))
     return {base_id: Digest(exact) for base_id, exact in session.exec(statement)}
 
 

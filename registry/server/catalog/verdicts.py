@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func
+from sqlalchemy import ColumnElement, func
 from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Verdict
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
 _SHARED_COLUMNS = sorted(set(Verdict.model_fields) - {"subject", "base"})
@@ -46,9 +47,7 @@ _NEWEST = (
     select(VerdictRow, BaseRow.name)
     .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
     .join(BaseRow, col(BaseRow.id) == col(VerdictRow.base_id))
-    .where(
-        col(VersionRow.id).in_(bindparam("ids", expanding=True)), is_newest(), col(VerdictRow.check).in_(list(Check))
-    )
+    .where(any_of(col(VersionRow.id), parameter="ids"), is_newest(), col(VerdictRow.check).in_(list(Check)))
     .order_by(col(VerdictRow.id))
 )
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, ColumnElement, Integer, and_, bindparam, null, or_, true, type_coerce
+from sqlalchemy import ColumnElement, Integer, and_, null, or_, true, type_coerce
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
@@ -25,6 +25,7 @@ from registry.server.access import epoch
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,
@@ -218,13 +219,12 @@ def build_view(session: Session, name: AdapterName, row: VersionRow) -> VersionV
     return build_views(session, name, [row])[0]
 
 
-_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_ALIASES = select(AliasRow.version_id, AliasRow.alias).where(col(AliasRow.version_id).in_(_IDS))
-_BASES = select(BaseRow.id, BaseRow.name).where(col(BaseRow.id).in_(_IDS))
+_ALIASES = select(AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids"))
+_BASES = select(BaseRow.id, BaseRow.name).where(any_of(col(BaseRow.id), parameter="ids"))
 _DAMAGED = (
     select(VersionFileRow.version_id, VersionFileRow.path)
     .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
-    .where(col(VersionFileRow.version_id).in_(_IDS), col(BlobRow.state) == BlobState.CORRUPT)
+    .where(any_of(col(VersionFileRow.version_id), parameter="ids"), col(BlobRow.state) == BlobState.CORRUPT)
     .order_by(col(VersionFileRow.path))
 )
 

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, literal
@@ -26,6 +27,9 @@ from registry.errors import Invalid, Unavailable
 
 AnswerType = TypeVar("AnswerType", bound=Answer)
 RETRY_AFTER_SECONDS = 2
+CLOCK_TOLERANCE = timedelta(seconds=0.5)
+"""Differences below this are ignored, so that times do not jump."""
+_LOG = logging.getLogger("registry.server")
 BEGIN = "sqlite_begin"
 """The execution option that says how a transaction begins on SQLite: DEFERRED or IMMEDIATE."""
 READ_ONLY_SQLSTATE = "25006"
@@ -46,9 +50,29 @@ _CAUSES = {
 """Texts of drivers, and what they mean for the database."""
 
 
+_skew = timedelta(0)
+"""How far the database's clock is ahead of this machine's."""
+
+
 def now() -> datetime:
-    """Return the current time, UTC and aware: the only clock of the server."""
+    """Return the current time, UTC and aware, by the database's clock: the only clock of all servers."""
+    return _read_clock() + _skew
+
+
+def _read_clock() -> datetime:
     return datetime.now(UTC)
+
+
+def follow_clock(ask: Callable[[], datetime]) -> None:
+    """Ask for the database's time, and follow its clock if that differs by more than the answer took."""
+    global _skew  # one process has one clock
+    before = _read_clock()
+    database_time = ask()
+    delay = _read_clock() - before
+    skew = database_time - (before + delay / 2)
+    if abs(skew - _skew) > delay / 2 + CLOCK_TOLERANCE:
+        _skew = skew
+        _LOG.warning("this machine's clock differs by %.1f s from the database's, which counts", skew.total_seconds())
 
 
 # ------------------------------------------------------------------ transactions

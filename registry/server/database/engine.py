@@ -7,6 +7,7 @@ that is installed; otherwise the journal stays in its safe mode.
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +33,7 @@ STATEMENT_LIMIT_MS = 30_000
 LOCK_LIMIT_MS = 15_000
 IDLE_LIMIT_MS = 10_000
 """How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
+CLOCK_SECONDS = 10.0
 HANG_SECONDS = 65
 """How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
@@ -74,6 +76,7 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
     )
     event.listen(engine, "connect", _limit_silence)
+    event.listen(engine, "checkout", _ClockReader())
 
     @event.listens_for(engine, "handle_error")
     def _reconnect_after_failover(context: ExceptionContext) -> None:
@@ -99,6 +102,20 @@ def require_limits(engine: Engine) -> None:
             f"REGISTRY_DATABASE_URL: sessions have no {', '.join(absent)}, because a pooler drops the startup options",
             next_step=f"set them for the role: {commands}",
         )
+
+
+class _ClockReader:
+    """Compares the clocks at the first checkout of a connection, and then every `CLOCK_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._due = float("-inf")
+
+    def __call__(self, connection: Any, *_: Any) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + CLOCK_SECONDS
+        db.follow_clock(lambda: connection.execute("SELECT clock_timestamp()").fetchone()[0])
+        connection.rollback()
 
 
 def _limit_silence(connection: Any, _record: Any) -> None:

@@ -17,6 +17,7 @@ from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord, revision
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore, Stat
 
@@ -139,7 +140,7 @@ def rewrite_missing(engine: Engine, blobs: BlobStore, *, dry_run: bool) -> int:
         ids = [version.id for _, version in rows if version.number in numbers]
         if ids and not dry_run:
             with db.session(engine) as session:
-                statement = update(VersionRow).where(col(VersionRow.id).in_(ids))
+                statement = update(VersionRow).where(any_of(col(VersionRow.id), ids))
                 session.connection().execute(statement.values(recorded_at=None))
     while count and not dry_run and metadata_backup.write_missing(engine, blobs, limit=BATCH):
         pass

@@ -24,6 +24,7 @@ from registry.server.access.rate_limits import RequestLimiter
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
+from registry.server.database import db
 from registry.server.http.caching import etag_matches
 from registry.server.http.middleware import choose_request_id, has_several_tokens
 from registry.server.resolve_cache.freshness import Freshness
@@ -88,7 +89,7 @@ class ResolveCache:
         secret, condition, request_id = _read_headers(scope)
         key = (hashlib.sha256(secret).digest(), scope["path"])
         entry = self._entries.get(key)
-        if entry is not None and entry.expires_at > time.time():
+        if entry is not None and entry.expires_at > db.now().timestamp():
             try:
                 if await self._is_right(entry, scope["path"]) and self._may_request(entry):
                     await self._send_entry(send, entry, condition, request_id)
@@ -167,7 +168,7 @@ class ResolveCache:
 
     async def _send_stale(self, send: Send, entry: Entry, condition: bytes, request_id: bytes) -> bool:
         age = time.monotonic() - entry.verified_at
-        if age > STALE_LIMIT_SECONDS or entry.expires_at <= time.time():
+        if age > STALE_LIMIT_SECONDS or entry.expires_at <= db.now().timestamp():
             return False
         warning = [(b"warning", b'110 - "Response is Stale"'), (b"x-registry-stale", str(int(age)).encode())]
         await self._send_entry(send, entry, condition, request_id, warning)

@@ -27,6 +27,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import bases, verdicts, versions
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,
@@ -98,7 +99,8 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
 def _files(session: Session, adapters: Iterable[Found]) -> dict[int, list[VersionFileRow]]:
     by_version: dict[int, list[VersionFileRow]] = defaultdict(list)
     ids = [version.id for _, version, _ in adapters]
-    statement = select(VersionFileRow).where(col(VersionFileRow.version_id).in_(ids)).order_by(col(VersionFileRow.path))
+    statement = select(VersionFileRow).where(any_of(col(VersionFileRow.version_id), ids))
+    statement = statement.order_by(col(VersionFileRow.path))
     for row in session.exec(statement):
         by_version[row.version_id].append(row)
     return by_version

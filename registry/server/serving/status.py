@@ -26,6 +26,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,
@@ -105,7 +106,7 @@ def _slots(
     session: Session, actor: Actor, rows: Sequence[FleetNodeRow], only: AdapterName | None
 ) -> dict[int, list[FleetSlotRow]]:
     by_node: dict[int, list[FleetSlotRow]] = defaultdict(list)
-    mine = [col(FleetSlotRow.node_id).in_([row.id for row in rows]), _visible(actor), *_of(only)]
+    mine = [any_of(col(FleetSlotRow.node_id), [row.id for row in rows]), _visible(actor), *_of(only)]
     order = (col(FleetSlotRow.namespace), col(FleetSlotRow.name), col(FleetSlotRow.served_name))
     for slot in session.exec(select(FleetSlotRow).where(*mine).order_by(*order)):
         by_node[slot.node_id].append(slot)

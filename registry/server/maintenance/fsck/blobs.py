@@ -11,6 +11,7 @@ from sqlmodel import Session, col, select
 
 from registry.digest import Digest
 from registry.errors import Unavailable, invalid_cursor
+from registry.server.database.any_of import any_of
 from registry.server.database.models import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.storage.blobs import digest_of, key_of
@@ -115,6 +116,6 @@ def _count_staged(run: FsckRun) -> None:
     """Count ended pushes with staged bytes. They are no damage: the next GC deletes them."""
     push_ids = {stat.key.split("/")[1] for stat in run.blobs.list("staging/")}
     with run.snapshot() as session:
-        open_pushes = select(PushRow.id).where(col(PushRow.id).in_(push_ids), PushRow.state == PushState.OPEN)
+        open_pushes = select(PushRow.id).where(any_of(col(PushRow.id), push_ids), PushRow.state == PushState.OPEN)
         ended = push_ids - set(session.exec(open_pushes).all())
     run.count("pushes_ended_with_staged_bytes", len(ended))
