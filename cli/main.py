@@ -158,14 +158,16 @@ class LazyGroup(click.Group):
         if not spec.extra:
             os.environ.setdefault(*NO_PLUGINS)
         command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
-        with_json: click.Command = load(".output", "add_json_option")(command)
-        return with_json
+        completed: click.Command = load(".output", "complete")(command)
+        return completed
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.ClickException):
+        except (click.exceptions.Exit, click.ClickException):
             raise
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(load(".output", "print_interrupted")(ctx))
         except Exception as error:
             code: int | None = load(".output", "print_error")(error, ctx)
             if code is None:

@@ -5,6 +5,8 @@ What cannot be undone (a deleted name is never reused) asks for confirmation, or
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from registry.api.access import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
@@ -152,7 +154,9 @@ def rename(name: str, to: str, yes: bool) -> None:
 def _confirm(question: str, yes: bool) -> None:
     try:
         answer = "yes" if yes or click.confirm(question, err=True) else "no"
-    except click.Abort:  # standard input is closed
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C; else standard input has ended
+            raise
         answer = "missing"
     if answer != "yes":
         raise Invalid("REQUEST_INVALID", f"not done: the answer is {answer}", next_step="answer yes, or pass --yes")

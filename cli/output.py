@@ -47,6 +47,7 @@ EXIT_CODES: dict[type[RegistryError], int] = {
 REFUSED = EXIT_CODES[errors.Refused]
 CORRUPT = EXIT_CODES[errors.Corrupt]
 TRY_LATER = EXIT_CODES[errors.Unavailable]
+INTERRUPTED = 130
 REASONS_SHOWN = 12
 
 _JSON = "cli.as_json"
@@ -64,17 +65,33 @@ class Page(Protocol):
 AnyPage = TypeVar("AnyPage", bound=Page)
 
 
-# ------------------------------------------------------------------ --json
-def add_json_option(command: click.Command) -> click.Command:
-    """Add `--json` to the command, or to every command of the group. `as_json()` says whether it was given."""
+# ------------------------------------------------------------------ what all commands have
+def complete(command: click.Command) -> click.Command:
+    """Add `--json` and the check of arguments to the command, or to every command of the group."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
-            add_json_option(inner)
+            complete(inner)
     elif all(param.name != "as_json" for param in command.params):
         option = click.Option(["--json", "as_json"], is_flag=True, expose_value=False, callback=_set_json)
         option.help = "Print JSON."
         command.params.append(option)
+        command.callback = _with_utf8_arguments(command)
     return command
+
+
+def _with_utf8_arguments(command: click.Command) -> Callable[..., Any]:
+    """The command's function, after a check that every text can be sent. Only paths may have other bytes."""
+    labels = {param.name: param.human_readable_name for param in command.params}
+    function = command.callback
+
+    def run(**values: Any) -> Any:
+        for name, value in values.items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+                    raise errors.Invalid("REQUEST_INVALID", f"{labels[name]}: {one_line(text)!r} is not valid UTF-8")
+        return function(**values) if function is not None else None
+
+    return run
 
 
 def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
@@ -138,6 +155,13 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
     if known_error.next_step:
         line(strong("Next: ") + known_error.next_step, err=True)
     return EXIT_CODES[type(known_error)]
+
+
+def print_interrupted(ctx: click.Context) -> int:
+    """Print that Ctrl-C ended the command, and return its exit code."""
+    problem = {"type": "about:blank", "title": "Interrupted", "code": "INTERRUPTED", "detail": "interrupted"}
+    click.echo(json_text(problem) if ctx.meta.get(_JSON) else "Interrupted.", err=True)
+    return INTERRUPTED
 
 
 def exit_code_of(error: Exception) -> int:

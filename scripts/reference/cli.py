@@ -34,6 +34,7 @@ EXIT_CODES = {
     6: "Refused by a gate or a verdict.",
     70: "Corrupt bytes.",
     75: "Temporarily unavailable: try again later.",
+    130: "Interrupted with Ctrl-C.",
 }
 
 
@@ -52,7 +53,7 @@ def commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Com
 
 def markdown() -> str:
     """The whole page."""
-    codes = {*output.EXIT_CODES.values(), 0, 1}
+    codes = {*output.EXIT_CODES.values(), 0, 1, output.INTERRUPTED}
     if codes != EXIT_CODES.keys() or set(output.EXIT_CODES) < set(errors.CLASSES):
         raise LookupError(f"exit codes without a meaning: {sorted(codes ^ EXIT_CODES.keys())}")
     parts = [INTRODUCTION, table(["exit code", "meaning"], ((f"{c}", text) for c, text in EXIT_CODES.items()))]

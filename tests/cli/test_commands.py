@@ -101,3 +101,42 @@ def test_hashing_starts_before_the_command_is_imported(
     cli("list")
     cli("push", expect=2)
     assert begun == [(str(tmp_path / "one"), 0), (str(tmp_path), 1)]
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_ctrl_c_exits_130(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, json_option: list[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("registry.client.registry.Registry.bases", interrupt)
+    result = cli("base", "list", *json_option, expect=130)
+    assert result.stdout == ""
+    if json_option:
+        assert result.problem["code"] == "INTERRUPTED"
+    else:
+        assert result.stderr == "Interrupted.\n"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["namespace", "create", "?"], ["namespace", "show", "?"], ["namespace", "grant", "acme", "?", "pusher"],
+        ["list", "--text", "?"], ["list", "--target", "?"], ["job", "show", "?"], ["job", "list", "--ref", "?"],
+        ["lineage", "--dataset", "?"], ["audit", "log", "--action", "?"], ["show", "?/?"], ["check", "?"],
+        ["push", ".", "acme/x", "--tag", "team=?"], ["push", ".", "acme/x", "-m", "?"], ["webhook", "create", "?"],
+        ["token", "create", "?", "--scope", "pull"], ["promote", "acme/x", "prod", "--reason", "?"], ["login", "?"],
+    ],
+)  # fmt: skip
+def test_an_argument_that_is_not_utf_8_is_bad_input(cli: CommandRunner, words: list[str]) -> None:
+    for options in ([], ["--json"]):
+        result = cli(*(word.replace("?", "caf\udce9") for word in words), *options, expect=2)
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert result.stderr.isprintable() or all(line.isprintable() for line in result.stderr.splitlines())
+
+
+def test_a_folder_may_have_a_name_that_is_not_utf_8(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("caf\udce9")
+    assert cli("push", folder, "acme/support", "--base", "tiny-llama", "--json").json["created"]

@@ -101,7 +101,7 @@ def test_waiting_for_a_campaign_prints_its_id_first(cli: CommandRunner, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cli.jobs.time.sleep", interrupt)
-    output = cli("smoke-test", "--all", "--base", "tiny-llama", "--wait", expect=1).stderr
+    output = cli("smoke-test", "--all", "--base", "tiny-llama", "--wait", expect=130).stderr
     again = next(word for word in output.replace("`", " ").split() if word.startswith("cam_"))
     assert cli("smoke-test", "--campaign", again, "--json").json["states"] == {"queued": 1}
 
