@@ -70,7 +70,7 @@ def test_search_by_base_match_finds_adapters_of_related_bases(world: World) -> N
     everything = ["acme/for-cast", "acme/for-tiny-llama", "acme/for-tuned"]
     assert found(world, base="tiny-llama", base_match="descendant") == everything
     assert found(world, base="cast", base_match="descendant") == everything
-    with pytest.raises(Invalid, match="no base is named"):
+    with pytest.raises(Invalid, match="base_match: needs `base`"):
         found(world, base_match="exact")
 
 
