@@ -25,8 +25,7 @@ import httpx
 
 Message = MutableMapping[str, Any]
 Application = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-    Awaitable[None],
+    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
 CHUNKS_AHEAD = 8

@@ -78,8 +78,7 @@ class HttpEngine:
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} is not ready: {answer.text[:200]}")
         if answer.status_code == 401:
             raise Refused(
-                "VERDICT_FAILED",
-                f"the engine at {self.url} requires another key (its --api-key): set {KEY_VARIABLE}",
+                "VERDICT_FAILED", f"the engine at {self.url} requires another key (its --api-key): set {KEY_VARIABLE}"
             )
         if answer.is_error:
             raise Refused("VERDICT_FAILED", f"the engine answers {answer.status_code} to {path}: {answer.text[:600]}")

@@ -110,11 +110,7 @@ def _lora_adapter(entry: DesiredAdapter, desired: DesiredState, root: str, model
         "apiVersion": "production-stack.vllm.ai/v1alpha1",
         "kind": "LoraAdapter",
         "metadata": _metadata(entry),
-        "spec": {
-            "baseModel": base,
-            "adapterSource": source,
-            "loraAdapterDeploymentConfig": {"algorithm": "default"},
-        },
+        "spec": {"baseModel": base, "adapterSource": source, "loraAdapterDeploymentConfig": {"algorithm": "default"}},
     }
 
 
