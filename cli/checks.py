@@ -64,7 +64,7 @@ def _check_folder(registry: Registry, path: Path, base: str, profiles: list[Engi
         output.note(f"left out: {reason.location} {reason.message}")
     named_base = push.Bases(registry).of(adapter, base)
     view, subject = registry.base(named_base.name), adapter.manifest(named_base).digest
-    return evaluate(adapter.found, view.spec, subject, profiles, relatives=view.relatives)
+    return evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)
 
 
 def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:

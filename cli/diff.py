@@ -82,7 +82,9 @@ def _side(registry: Versions, text: str) -> Side:
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
         files = {f.path: str(f.digest) for f in adapter.files}
-        return Side(text, adapter.found.claim.name, {**version_facts.facts_of(adapter.found), **claims}, config, files)
+        return Side(
+            text, adapter.contents.claim.name, {**version_facts.facts_of(adapter.contents), **claims}, config, files
+        )
     version = registry.version(Ref.parse(text))
     config = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:

@@ -165,7 +165,7 @@ def _print(result: _Result) -> None:
     for file in result.files:
         output.line(f"  {passed if file.ok else failed}  {file.path}  {output.faint(output.size(file.size_bytes))}")
         if not file.ok:
-            output.line(f"           expected {file.expected}, {file.error or f'got {file.found}'}")
+            output.line(f"           expected {file.expected}, {file.error or f'got {file.actual}'}")
     for item in signed:
         state = output.styled("unknown", "yellow") if item.unverified else passed if item.ok else failed
         label = f"signature  {item.problem}" if item.unverified else f"{item.kind}  {item.who or item.identity}"
@@ -199,12 +199,12 @@ _FILE = click.Path(path_type=Path)
 
 def signature_options(
     key: Path | None, bundle: Path | None, public_key: Path | None
-) -> signing.WithKey | signing.Brought:
+) -> signing.WithKey | signing.Attached:
     """How `adapter push` signs: with a key, or with an existing bundle."""
     if key and not bundle and not public_key:
         return signing.WithKey(private_key(key))
     if bundle and not key:
-        return signing.Brought(_existing_signature(bundle, public_key))
+        return signing.Attached(_existing_signature(bundle, public_key))
     raise click.UsageError("give --sign, or --bundle, which may have a --public-key")
 
 

@@ -1,9 +1,4 @@
-"""Many adapters at once: what became of each, the threads that carry them, and one progress for all.
-
-Invariants
-- A few adapters are under way at a time, so that hashing, sending and the server's work overlap.
-- One failure stops nothing: each adapter has its own result, in the order of the question.
-"""
+"""Many adapters at a time: a result for each, a few threads, and one progress for all. One failure stops no other."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[Answer]):
-    """What became of one adapter: an answer or an error."""
+    """The answer or the error for one adapter."""
 
     name: str
     folder: Path
@@ -44,24 +39,24 @@ def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Ans
 def each(
     work: Callable[[Item], Result[Answer]], items: Iterable[Item], on_result: Callable[[Result[Answer]], None]
 ) -> list[Result[Answer]]:
-    telling = threading.Lock()
+    lock = threading.Lock()
 
-    def one(item: Item) -> Result[Answer]:
+    def run(item: Item) -> Result[Answer]:
         result = work(item)
-        with telling:
+        with lock:
             on_result(result)
         return result
 
     with ThreadPoolExecutor(ADAPTERS_AT_ONCE, thread_name_prefix="adapter") as pool:
         try:
-            return list(pool.map(one, items))
+            return list(pool.map(run, items))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 class Sum:
-    """One progress for many adapters: totals add up as they become known."""
+    """One progress for many adapters: their totals add up."""
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner

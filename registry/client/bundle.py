@@ -1,11 +1,9 @@
-"""`Bundle`: all that is attested of one version, as one file that is verified without the registry.
+"""`Bundle`: all attestations of one version in one file that is verified without the registry.
 
     manifest, attestations with their bundles, the log's proof of the push, the keys of the log
 
-Invariants
-- It proves itself against a key of the log that you have from elsewhere, not against those that lie in it.
-- It holds no bytes of the version: the manifest says what they hash to, so a folder is compared with it.
-- It is somebody else's file: read strictly by its size and its shape, and nothing of it is believed.
+It proves itself against a log key that you have independently, and holds no bytes of the version. It is untrusted
+input.
 """
 
 from __future__ import annotations
@@ -34,10 +32,7 @@ LIMIT_BYTES = 128 * 2**20
 
 
 class Bundle(Answer):
-    """`proof`: that the log tells of the push; none while the log has not numbered it.
-
-    `arrival`: that the log tells of the transfer that gave the adapter its name; none where there was none.
-    """
+    """`proof`: of the push, None until the log has numbered it. `arrival`: of the adapter's rename, if any."""
 
     name: str
     number: int
@@ -50,13 +45,13 @@ class Bundle(Answer):
 
     @classmethod
     def parse(cls, data: bytes, *, file: str = "the bundle") -> Bundle:
-        """`Invalid` (FOLDER_INVALID) for what is none."""
+        """Parse a file. `Invalid` (FOLDER_INVALID)."""
         if len(data) > LIMIT_BYTES:
             raise Invalid("FOLDER_INVALID", f"{file}: over the limit of {LIMIT_BYTES} bytes")
         try:
             return cls.model_validate_json(data)
         except (ValidationError, RegistryError) as e:
-            raise Invalid("FOLDER_INVALID", f"{file} is no bundle that `adapter verify --save` has written") from e
+            raise Invalid("FOLDER_INVALID", f"{file} is not a bundle of `adapter verify --save`") from e
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=1).encode() + b"\n"
@@ -64,22 +59,22 @@ class Bundle(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """One file read again: what it should hash to and what it hashed to. `error`: it could not be read."""
+    """The expected and the actual digest of a file. `error`: why it could not be read."""
 
     path: str
     expected: str
-    found: str
+    actual: str
     size_bytes: int
     error: str = ""
 
     @property
     def ok(self) -> bool:
-        return self.expected == self.found
+        return self.expected == self.actual
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a bundle's attestations and its log's proof are worth to who has these keys."""
+    """The verified attestations of a bundle, and what is wrong with its proof."""
 
     signed: list[Signed] = field(default_factory=list)
     seq: int | None = None
@@ -87,7 +82,7 @@ class Examined:
 
 
 def collect(audit: Audit, resolved: Resolved) -> Bundle:
-    """All that the registry has to show of a version."""
+    """Collect the attestations and proofs of a version."""
     items = audit.attestations(Ref.parse(f"{resolved.name}@{resolved.number}")).items
     pushed = next((item.seq for item in items if item.kind == "push" and item.seq is not None), None)
     renames = audit.events(object=resolved.name, action=[EventType.ADAPTER_RENAME_FROM])
@@ -112,8 +107,8 @@ def _proof(audit: Audit, seq: int | None) -> EventProof | None:
 
 
 def examined(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = None) -> Examined:
-    """Every attestation verified here, and the log's word on the push, by these keys of the log."""
-    names = signing.called(bundle, bundle.arrival, keys)
+    """Verify every attestation and the proof of the push with these log keys."""
+    names = signing.names_of(bundle, bundle.arrival, keys)
     signed = signing.examine(bundle.attestations, bundle, keys, trust, names=names)
     pushes = [item.seq for item in bundle.attestations if item.kind == "push" and item.seq is not None]
     if not pushes:
@@ -124,7 +119,7 @@ def examined(bundle: Bundle, keys: Sequence[Verifier], trust: Trust | None = Non
 
 
 def reread(folder: Path, manifest: Manifest) -> list[Reread]:
-    """The files of a folder against a manifest. What else lies there was never pushed and is not looked at."""
+    """Hash the files of a manifest in a folder. Other files there are ignored."""
     return [_hashed(folder / file.path, file.path, str(file.digest)) for file in manifest.files]
 
 

@@ -1,9 +1,7 @@
-"""Convert a version into another form: by renaming here, or by a job for a worker; either way a new version.
+"""Converts a version into another form, as a new version: by renaming tensors here, or by a worker's job.
 
-Invariants
-- The request is judged here, by header and facts, before anything is fetched; the worker judges it again.
-- Renaming reads no number: the new header is written, the old bytes follow in chunks.
-- The result enters by the push door, with the original as its parent (`converted`) and the request in its annotations.
+The request is checked here by header and facts before anything is fetched. Renaming writes a new header and copies
+the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from registry.names import AdapterName, Ref
 
 @dataclass(frozen=True, slots=True)
 class ConversionOutcome:
-    """A version that exists now, with what was done for it; or the job that will make it."""
+    """The new version with a report, or the job that will make it."""
 
     pushed: PushResult | None = None
     report: Converted | None = None
@@ -39,7 +37,7 @@ class ConversionOutcome:
 
 
 def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionOutcome:
-    """`Invalid` (CONVERSION_INVALID) says why it cannot be. Only names: done on return; values: the job is queued."""
+    """Rename tensors now, or queue a job if values change. `Invalid` (CONVERSION_INVALID) says why it is impossible."""
     source = registry.resolve(ref)
     base = registry.base(source.manifest.base.name)
     contents = read(registry, source)
@@ -58,7 +56,7 @@ def convert(registry: Registry, ref: Ref, conversion: Conversion) -> ConversionO
 
 
 def read(registry: Registry, source: Resolved) -> AdapterContents:
-    """What the version's files say, by ranges: its configuration and its header."""
+    """Read the version's configuration and header, by ranges."""
     links = {file.path: file for file in source.files}
 
     def part(path: str, start: int, length: int) -> bytes:
@@ -72,12 +70,12 @@ def read(registry: Registry, source: Resolved) -> AdapterContents:
 
 
 def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) -> Converted:
-    """The adapter of one folder with other names, in another folder."""
+    """Write the adapter of one folder with renamed tensors to another."""
     folder = read_folder(before)
     weights = contents.weights_of(folder.files)
-    header = folder.found.header
+    header = folder.contents.header
     metadata = dict(header.metadata)
-    if isinstance(folder.found, PeftContents):
+    if isinstance(folder.contents, PeftContents):
         names = renaming.repairs(header, base.spec)
         target = weights.path
     else:
@@ -99,7 +97,7 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
 def push(
     registry: Registry, folder: Path, source: Resolved, conversion: Conversion, report: Converted, *, format_name: str
 ) -> PushResult:
-    """The converted folder as the newest version of `asked.into`."""
+    """Push the converted folder as the newest version of `conversion.into`."""
     parent = Edge(relation=Relation.CONVERTED, digest=source.digest, name=f"{source.name}@{source.number}")
     return pushing.push_folder(
         registry, folder, AdapterName.parse(conversion.into), base=source.manifest.base.name, edges=[parent],

@@ -1,9 +1,6 @@
-"""Pull a version: bring what it is into a folder, every byte verified.
+"""Pulls versions into folders, every byte verified; a file that this machine has already is not fetched.
 
-Invariants
-- What this machine holds already is not fetched.
-- A pull believes nothing: the manifest must hash to the version's digest and each file to the manifest's.
-- What was pulled can be hashed again (`verify`), against the registry's manifest and nothing that lies on this machine.
+The manifest must hash to the version's digest and each file to the manifest's. `verify` hashes a pulled folder again.
 """
 
 from __future__ import annotations
@@ -31,10 +28,10 @@ from registry.files import NOTE
 from registry.names import Ref
 
 LINK_LIMIT_SECONDS = 24 * 3600
-"""No direct link is taken for good for longer, whatever the registry says."""
+"""A direct link is used no longer, whatever the registry says."""
 
 USER_CACHE = Cache.of_user
-"""The default of `pull`: the cache of whoever runs this."""
+"""The default of `pull`: the cache of this user."""
 
 
 def pull(
@@ -45,13 +42,13 @@ def pull(
     cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None,
 ) -> Resolved:
-    """Bring the version that `ref` means into `dest`, every byte verified, as a whole or not at all.
+    """Put the version `ref` into `dest`, every byte verified, as a whole or not at all.
 
-    `cache=None` fetches everything and keeps nothing. `dest` gains one file of ours, `.adapter.json`.
+    `cache=None` uses no cache. `dest` gets one file of ours, `.adapter.json`.
     """
-    offer = _Offer(registry, ref)
-    _put(offer, dest, cache() if callable(cache) else cache, progress or Silent())
-    return offer.resolved
+    source = _Source(registry, ref)
+    _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
+    return source.resolved
 
 
 def pull_all(
@@ -91,29 +88,27 @@ def verify(
     cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None,
 ) -> tuple[Resolved, list[Reason]]:
-    """Hash again what `dest` and the cache have of the version that `ref` means; what was damaged there.
+    """Hash the files of the version `ref` in `dest` and in the cache again; the damaged ones.
 
-    A folder in which every file is right stays as it is. Any other is made anew, as by `pull`.
+    A folder in which a file is missing or damaged is replaced, as by `pull`.
     """
-    offer = _Offer(registry, ref)
+    source = _Source(registry, ref)
     store = cache() if callable(cache) else cache
     damaged, whole = [], (dest / NOTE).is_file()
-    for link in offer.links:
-        right = _is_right(dest / link.path, link)
-        whole = whole and bool(right)
-        if right is False:
-            damaged.append(Reason("pull.file_damaged", str(dest / link.path), "is not what was pulled"))
+    for link in source.links:
+        intact = _is_intact(dest / link.path, link)
+        whole = whole and bool(intact)
+        if intact is False:
+            damaged.append(Reason("pull.file_damaged", str(dest / link.path), "differs from the version"))
         if store is not None and store.check(link.digest, link.size_bytes) is False:
-            damaged.append(
-                Reason("pull.cache_damaged", str(store.path_of(link.digest)), f"is not {link.path} any more")
-            )
+            damaged.append(Reason("pull.cache_damaged", str(store.path_of(link.digest)), f"is no longer {link.path}"))
     if not whole:
-        _put(offer, dest, store, progress or Silent())
-    return offer.resolved, damaged
+        _put(source, dest, store, progress or Silent())
+    return source.resolved, damaged
 
 
-def _is_right(path: Path, link: FileLink) -> bool | None:
-    """Whether this file has the bytes of the version; None if it is not there."""
+def _is_intact(path: Path, link: FileLink) -> bool | None:
+    """Whether this file has the bytes of the version; None if it does not exist."""
     try:
         status = path.lstat()
         return (
@@ -121,24 +116,24 @@ def _is_right(path: Path, link: FileLink) -> bool | None:
         )
     except FileNotFoundError:
         return None
-    except OSError:  # it cannot be read
+    except OSError:  # unreadable
         return False
 
 
-def _put(offer: _Offer, dest: Path, store: Cache | None, progress: Progress) -> None:
-    progress.start(sum(link.size_bytes for link in offer.links))
+def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -> None:
+    progress.start(sum(link.size_bytes for link in source.links))
     with Destination(dest) as folder:
-        for parent in {(folder / link.path).parent for link in offer.links}:
+        for parent in {(folder / link.path).parent for link in source.links}:
             parent.mkdir(parents=True, exist_ok=True)
-        transfer.at_once(
-            lambda link: _bring(offer, link, folder / link.path, store, progress), offer.links, transfer.FILES_AT_ONCE
+        transfer.run_parallel(
+            lambda link: _place(source, link, folder / link.path, store, progress), source.links, transfer.FILES_AT_ONCE
         )
-        note = {"name": offer.resolved.name, "number": offer.resolved.number, "digest": offer.resolved.digest}
+        note = {"name": source.resolved.name, "number": source.resolved.number, "digest": source.resolved.digest}
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
 
 
-class _Offer:
-    """What the registry says that a version is, and how its files can be had. Nothing of it is believed."""
+class _Source:
+    """The verified manifest of a version, and the links to its files."""
 
     def __init__(self, registry: Versions, ref: Ref | str) -> None:
         plan = _planned(registry, ref)
@@ -149,8 +144,8 @@ class _Offer:
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 
     def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
-        """Write a file of the version to `target`, which must not exist."""
-        with contextlib.suppress(ValueError):  # no base64
+        """Write a file of the version to the new file `target`."""
+        with contextlib.suppress(ValueError):  # not base64
             data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
             if Digest.of(data) == link.digest:
                 transfer.write_new(target, data, durable=durable)
@@ -161,7 +156,7 @@ class _Offer:
 
 
 def _planned(registry: Versions, ref: Ref | str) -> PullPlan:
-    """The plan; of a registry that is older than plans, what its look-up answers: each file has a link there, too."""
+    """The plan; from a registry older than plans, its look-up, which has a link to each file, too."""
     try:
         return registry.plan_pull(ref)
     except NotFound as e:
@@ -171,7 +166,7 @@ def _planned(registry: Versions, ref: Ref | str) -> PullPlan:
 
 
 def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
-    """A link for each file of the manifest, which must be the one that was asked for."""
+    """A link for each file of the manifest, which must be the requested one."""
     expected = ref.selector if str(ref.selector).startswith("sha256:") else resolved.digest
     if not resolved.manifest.digest == resolved.digest == expected:
         raise Corrupt(
@@ -186,15 +181,15 @@ def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
     return sorted(links, key=lambda link: -link.size_bytes)
 
 
-def _bring(offer: _Offer, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
+def _place(source: _Source, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:
     if cache is None:
-        offer.fetch(link, target, progress, durable=True)
+        source.fetch(link, target, progress, durable=True)
         return
     linked = link.size_bytes >= LINK_FROM_BYTES
 
     def fetch(path: Path) -> None:
-        # A small file is handed out as a copy, which is forced to disk; the cache hashes its own again at each use.
-        offer.fetch(link, path, progress, durable=linked or path == target)
+        # A small file is copied to the target durably; the cache hashes its own again at each use.
+        source.fetch(link, path, progress, durable=linked or path == target)
 
     if cache.take(link.digest, link.size_bytes, target) or not cache.fill(link.digest, link.size_bytes, target, fetch):
         progress.advance(link.size_bytes)

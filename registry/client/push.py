@@ -1,9 +1,8 @@
-"""Push a folder as the newest version of a name.
+"""Pushes a folder as the newest version of a name.
 
-Invariants
-- A folder is judged here by the server's rules before a byte is sent; the server judges again and decides.
-- What the registry holds already is not sent, and what has arrived is not sent again: links that end, or a store that
-  fails, while much is sent are got over by planning again for as long as something arrives between.
+The folder is checked here by the server's rules before a byte is sent; the server checks again and decides. Blobs
+that the registry has, and parts that arrived, are not sent again. If links expire or a store fails, it plans again
+while bytes arrive.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from registry.provenance import Provenance
 
 
 class Signature(Protocol):
-    """How a pushed version is signed; `registry.client.signing` has two, and is slow to import."""
+    """How a pushed version is signed: `signing.WithKey` or `signing.Attached`, in a module that is slow to import."""
 
     def check(self, manifest: Manifest) -> None: ...
     def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None: ...
@@ -54,9 +53,8 @@ def push_folder(
 ) -> PushResult:
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
-    `base` is found from the configuration when empty. `parents` were trained further; `edges` say themselves how the
-    version came from others, `provenance` what it was made from. `left_out` is told of each entry that is not sent.
-    `signature` is checked before anything is sent, and given when the version is there.
+    `base`: default, the one that the configuration names. `parents` were trained further; `edges` state their own
+    relation. `left_out` is called with each entry that is not sent. `signature` is checked before anything is sent.
     """
     read = read_folder(folder, golden=golden)
     for reason in read.left_out:
@@ -65,12 +63,12 @@ def push_folder(
     manifest = read.manifest((bases or Bases(registry)).of(read, base), all_edges, annotations, provenance)
     if signature is not None:
         signature.check(manifest)
-    watched = _Tally(progress or Silent())
-    plan = _send(registry, read, name, PushRequest(manifest=manifest, message=message), watched)
+    counter = _Counter(progress or Silent())
+    plan = _send(registry, read, name, PushRequest(manifest=manifest, message=message), counter)
     small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BLOB_BYTES]
     bodies = [_small(read, upload) for upload in small]
     pushed = registry.commit_push(plan.push_id, alias=alias, small=bodies, size_bytes=manifest.size_bytes)
-    watched.advance(_left(small))
+    counter.advance(_missing_bytes(small))
     if signature is not None:
         signature.give(registry, Ref(name, manifest.digest), manifest)
     return pushed
@@ -108,17 +106,17 @@ def push_all(
     return each(push, folders, on_result)
 
 
-def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, watched: _Tally) -> PushPlan:
-    """Send all that is large. The plan whose small files are still to be sent."""
+def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, counter: _Counter) -> PushPlan:
+    """Send the large files; the plan whose small files are still to be sent."""
     plan = registry.plan_push(name, request)
-    pending = _left(plan.uploads)
-    watched.start(pending)
+    pending = _missing_bytes(plan.uploads)
+    counter.start(pending)
     while True:
         large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BLOB_BYTES]
-        watched.bytes = 0
+        counter.bytes = 0
         try:
-            transfer.at_once(
-                lambda upload: transfer.send(registry, upload, folder.source_of(upload.digest), watched),
+            transfer.run_parallel(
+                lambda upload: transfer.send(registry, upload, folder.source_of(upload.digest), counter),
                 sorted(large, key=lambda upload: -upload.size_bytes),
                 transfer.FILES_AT_ONCE,
             )
@@ -127,18 +125,18 @@ def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRe
             if e.code != "STORE_UNAVAILABLE":
                 raise
             plan = registry.plan_push(name, request)
-            arrived, pending = pending - _left(plan.uploads), _left(plan.uploads)
+            arrived, pending = pending - _missing_bytes(plan.uploads), _missing_bytes(plan.uploads)
             if arrived <= 0:
                 raise
-            watched.advance(arrived - watched.bytes)
+            counter.advance(arrived - counter.bytes)
 
 
-def _left(uploads: Sequence[Upload]) -> int:
-    """How many bytes are to be sent: of a file in parts those that have not arrived."""
+def _missing_bytes(uploads: Sequence[Upload]) -> int:
+    """Bytes to send: of a file in parts, the missing ones."""
     return sum(sum(part.size_bytes for part in upload.parts) or upload.size_bytes for upload in uploads)
 
 
-class _Tally:
+class _Counter:
     """A progress that also counts."""
 
     def __init__(self, inner: Progress) -> None:
@@ -162,43 +160,43 @@ def _small(folder: Folder, upload: Upload) -> SmallBlob:
 
 
 class Bases:
-    """The registered bases, each asked for once however many adapters are pushed. Thread-safe."""
+    """The registered bases, each requested once. Thread-safe."""
 
     def __init__(self, registry: Versions) -> None:
         self._registry = registry
         self._lock = threading.Lock()
-        self._named: dict[str, BaseView] = {}
+        self._by_names: dict[str, BaseView] = {}
         self._all: list[BaseView] | None = None
 
     def of(self, folder: Folder, name: str) -> BaseRef:
-        """The base that is named, else the one that the configuration means."""
-        view = self._by_name(name) if name else self._meant(folder)
+        """The base of this name, else the one that the configuration names."""
+        view = self._by_name(name) if name else self._configured(folder)
         return BaseRef(name=view.name, fingerprint=view.fingerprint)
 
     def _by_name(self, name: str) -> BaseView:
         with self._lock:
-            if name not in self._named:
-                self._named[name] = self._registry.base(name)
-            return self._named[name]
+            if name not in self._by_names:
+                self._by_names[name] = self._registry.base(name)
+            return self._by_names[name]
 
-    def _meant(self, folder: Folder) -> BaseView:
-        claim = folder.found.claim
+    def _configured(self, folder: Folder) -> BaseView:
+        claim = folder.contents.claim
         if not claim.name:
             raise Invalid(
-                "BASE_INVALID", f"{folder.path}: its configuration names no base", next_step="pass --base NAME"
+                "BASE_INVALID", f"{folder.path}: its configuration does not name a base", next_step="pass --base NAME"
             )
         with self._lock:
             if self._all is None:
                 self._all = self._registry.bases().items
-        meant = [view for view in self._all if claim.names(view.name)]
-        if len(meant) != 1:
-            which = f"{len(meant)} bases are meant" if meant else "no base that is registered is meant"
+        matching = [view for view in self._all if claim.names(view.name)]
+        if len(matching) != 1:
+            which = f"{len(matching)} registered bases match" if matching else "no registered base matches"
             raise NotFound(
                 "BASE_UNKNOWN",
-                f"{folder.path}: its configuration names the base {claim.name!r}, and {which} by that",
+                f"{folder.path}: its configuration names the base {claim.name!r}, and {which}",
                 next_step="pass --base NAME, or register it first: `adapter base add NAME DIR`",
             )
-        return meant[0]
+        return matching[0]
 
 
 def _edge(registry: Versions, parent: Ref) -> Edge:

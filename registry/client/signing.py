@@ -1,10 +1,7 @@
-"""Signing and verifying versions here, where the keys are: what `adapter push --sign` and `adapter verify` do.
+"""Signs and verifies versions on this machine: `adapter push --sign` and `adapter verify`.
 
-Invariants
-- A private key never leaves this machine; what is sent is the bundle and the public key.
-- Every signature is verified again here, against the manifest whose digest is the version. What the registry says of a
-  signature is not used.
-- The registry's own statements count only with a key of the log that this machine remembers.
+A private key never leaves this machine. Every signature is verified here against the manifest whose digest is the
+version; the registry's own statements count only with a log key that this machine remembers.
 """
 
 from __future__ import annotations
@@ -31,13 +28,13 @@ from registry.names import Ref
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
 
-BROUGHT = ("signature", "unverified")
-"""Kinds of attestations that somebody brought."""
+ATTACHED = ("signature", "unverified")
+"""Kinds of attestations that users attach."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """One attestation of a version: of which kind, whose, whether it verifies here, and what is wrong otherwise."""
+    """One attestation of a version: its kind, whose it is, and whether it verifies here."""
 
     kind: str
     identity: str
@@ -48,36 +45,36 @@ class Signed:
     ok: bool
     problem: str = ""
     unverified: bool = False
-    """Nothing is wrong with it, and nobody whom this machine trusts vouches for it."""
+    """It is well-formed, but no root that this machine trusts vouches for it."""
 
 
 def sign(audit: Audit, ref: Ref, manifest: Manifest, key: PrivateKey) -> AttestationView:
-    """Sign a version with a key of this machine and bring the signature to the registry."""
+    """Sign a version with a key of this machine and attach the signature."""
     bundle = models.sign(str(ref.name), manifest, key)
     return audit.sign(ref, SignRequest(bundle=bundle, public_key=key.public.pem))
 
 
 @dataclass(frozen=True, slots=True)
 class WithKey:
-    """A version that is signed here when it has been pushed."""
+    """Sign the version here after the push."""
 
     key: PrivateKey
 
     def check(self, manifest: Manifest) -> None:
-        """A signature that is still to be made is of these files."""
+        """Nothing to check: the signature will be of these files."""
 
     def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
         sign(Audit(registry), ref, manifest, self.key)
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """A version that comes with a signature made elsewhere."""
+class Attached:
+    """Attach a signature made elsewhere after the push."""
 
     request: SignRequest
 
     def check(self, manifest: Manifest) -> None:
-        """`Invalid` (SIGNATURE_INVALID) unless it is of these files, before one of them is sent."""
+        """`Invalid` (SIGNATURE_INVALID) unless it is of these files."""
         if self.request.public_key:
             models.verify_with_key(self.request.bundle, PublicKey.parse(self.request.public_key.encode()), manifest)
         else:
@@ -88,7 +85,7 @@ class Brought:
 
 
 class Signable(Protocol):
-    """A version, as whoever has asked for it knows it."""
+    """A version as requested."""
 
     @property
     def name(self) -> str: ...
@@ -100,10 +97,10 @@ class Signable(Protocol):
     def manifest(self) -> Manifest: ...
 
 
-def called(version: Signable, arrival: EventProof | None = None, log_keys: Sequence[Verifier] = ()) -> list[str]:
-    """What this version is called, and what the log proves that it was called before: `namespace/name@3`.
+def names_of(version: Signable, arrival: EventProof | None = None, log_keys: Sequence[Verifier] = ()) -> list[str]:
+    """The name of this version, and earlier names that the log proves: `namespace/name@3`.
 
-    `arrival`: the event of the transfer that gave its adapter the name of today. It counts only if the log holds it.
+    `arrival`: the event that gave its adapter the current name. It counts only if it is in the log.
     """
     names = [str(version.name)]
     if arrival is not None and notes.verify_proof(arrival.proof, arrival.entry.encode(), *log_keys) is not None:
@@ -123,31 +120,31 @@ def examine(
     *,
     names: Sequence[str] = (),
 ) -> list[Signed]:
-    """Every attestation of a version, verified here; signatures of certificates by whom `trust` names.
+    """Verify every attestation of a version, certificates against the roots in `trust`.
 
-    `names`: what the version is and was called (`called`); without them only its name of today counts.
+    `names`: its current and earlier names (`names_of`); default: the current one.
     """
     examined = []
     for view in views:
         try:
-            brought = view.kind in BROUGHT
-            if brought:
+            attached = view.kind in ATTACHED
+            if attached:
                 examined.append(_signature(view, version, trust or Trust()))
             else:
-                examined.append(_own(view, version, log_keys, names or called(version)))
+                examined.append(_own(view, version, log_keys, names or names_of(version)))
         except Invalid as e:
             examined.append(_line(view, "", "", e.detail))
     return examined
 
 
 def included(shown: EventProof, version: Signable, log_keys: Sequence[Verifier], *, names: Sequence[str] = ()) -> str:
-    """What is wrong with the log's word on a push; empty when its entry is in the log and is about this version."""
+    """What is wrong with the proof of a push; empty if its entry is in the log and is about this version."""
     if notes.verify_proof(shown.proof, shown.entry.encode(), *log_keys) is None:
         return f"the log does not prove event {shown.seq} with a key that this machine remembers"
     try:
         event = json.loads(shown.entry)
         named = (event["seq"], event["action"], event["detail"].get("digest"))
-        its_own = event["object"] in (names or called(version))
+        its_own = event["object"] in (names or names_of(version))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"event {shown.seq} of the log cannot be read"
     if named != (shown.seq, EventType.VERSION_PUSH, str(version.digest)) or not its_own:
@@ -168,7 +165,7 @@ def _signature(view: AttestationView, version: Signable, trust: Trust) -> Signed
 
 
 def _certified(view: AttestationView, version: Signable, trust: Trust) -> Signed:
-    """A signature of a certificate, as of the moment at which the registry says that it was brought."""
+    """A signature with a certificate, as of the time at which the registry says it was attached."""
     certified = models.verify_with_certificate(view.bundle, version.manifest, trust, view.made_at)
     if not certified.identity:
         return replace(_line(view, view.identity, "", certified.problem), unverified=True)

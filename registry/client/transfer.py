@@ -1,10 +1,8 @@
-"""The one place where bytes move: a file up to where a plan says, a file down from where a link says.
+"""Moves bytes: a file up to where a plan says, a file down from where a link says.
 
-Invariants
-- What comes down is hashed as it comes and is on disk (fsync) before its name is trusted; the wrong length, the
-  wrong hash and a body without an end are `Corrupt`, and the file is removed.
-- A line that breaks is taken up again where it broke, a few times; memory stays at one chunk.
-- Progress goes back when a request is sent again, so that it ends at what was to be moved.
+A download is hashed as it arrives and synced to disk before its name is trusted; a wrong length or hash is `Corrupt`,
+and the file is removed. A broken connection continues where it broke, a few times. Progress goes back when bytes are
+sent again.
 """
 
 from __future__ import annotations
@@ -30,23 +28,23 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLL
 ATTEMPTS_LIMIT = 4
 WRITE_BACK_BYTES = 4 * 2**20
 FILES_AT_ONCE = 4
-"""Of one version, up or down."""
+"""Files of one version, up or down."""
 PARTS_AT_ONCE = 3
 RANGES_FROM_BYTES = 64 * 2**20
 RANGE_BYTES = 32 * 2**20
-"""Stores with a small reader cache stream longer ranges at a fraction of their speed."""
+"""Stores with a small read cache stream longer ranges at a fraction of their speed."""
 RANGES_AT_ONCE = 2
 
 
 class Progress(Protocol):
-    """Told how much there is to move, and of each step; a step back is negative."""
+    """Receives the total and each step in bytes; a step back is negative."""
 
     def start(self, total_bytes: int) -> None: ...
     def advance(self, count: int) -> None: ...
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     def start(self, _total_bytes: int) -> None:
         return None
@@ -56,13 +54,13 @@ class Silent:
 
 
 def send(registry: Versions, upload: Upload, source: Path, progress: Progress) -> None:
-    """Send the file at `source` as the blob that the plan asked for, whole or in the parts that are still missing."""
+    """Send the file at `source` as the blob of the plan, whole or in the missing parts."""
     with open(source, "rb", buffering=0) as file:
         if not upload.parts:
             put = registry.connection.send_file
             put(upload.url, file, 0, upload.size_bytes, headers=upload.headers, advance=progress.advance)
             return
-        at_once(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
+        run_parallel(lambda part: _send_part(registry, part, file, progress), upload.parts, PARTS_AT_ONCE)
 
 
 def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: Progress) -> None:
@@ -71,7 +69,7 @@ def _send_part(registry: Versions, part: UploadPart, file: io.FileIO, progress: 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """A link straight to the store, taken until a moment of `time.monotonic`; empty for none."""
+    """A link straight to the store, used until a moment of `time.monotonic`; empty for none."""
 
     url: str = ""
     until: float = 0.0
@@ -86,10 +84,9 @@ def fetch(
     direct: Direct = Direct(),
     durable: bool = True,
 ) -> None:
-    """Write the file behind `link` to `target`, which must not exist. `Corrupt` if it is not what it should be;
-    `OSError` if this machine cannot write it.
+    """Write the file behind `link` to the new file `target`. `Corrupt`; `OSError` if this machine cannot write it.
 
-    Without `durable` nobody waits for the disk: for what is hashed again before it is used.
+    `durable=False` does not wait for the disk, for a file that is hashed again before use.
     """
     descriptor = os.open(target, _NEW, 0o644)
     try:
@@ -109,7 +106,7 @@ def fetch(
 
 
 class _Unwritable(Exception):
-    """This machine cannot write what comes: no failure of the line, on which an `OSError` would be taken for one."""
+    """This machine cannot write the file. An `OSError` would pass for a failure of the connection."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
@@ -117,7 +114,7 @@ class _Unwritable(Exception):
 
 
 class _Fetch:
-    """One file on its way down. The hash follows the bytes in order; a broken line goes on where it broke."""
+    """One download. The hash follows the bytes in order."""
 
     def __init__(self, registry: Versions, link: FileLink, direct: Direct, descriptor: int, progress: Progress) -> None:
         self._connection = registry.connection
@@ -133,16 +130,16 @@ class _Fetch:
         self._range(0, self._link.size_bytes, take)
 
     def in_ranges(self) -> None:
-        """Some ranges at once, each written where it belongs and read back for the hash when its turn comes."""
+        """Some ranges at once, each written in place and read back for the hash in order."""
         starts = range(0, self._link.size_bytes, RANGE_BYTES)
         buffer = memoryview(bytearray(CHUNK_BYTES))
         with ThreadPoolExecutor(RANGES_AT_ONCE, thread_name_prefix="range") as pool:
-            coming = [
+            futures = [
                 pool.submit(self._range, start, min(RANGE_BYTES, self._link.size_bytes - start)) for start in starts
             ]
             try:
-                for start, arrived in zip(starts, coming, strict=True):
-                    arrived.result()
+                for start, future in zip(starts, futures, strict=True):
+                    future.result()
                     end = min(start + RANGE_BYTES, self._link.size_bytes)
                     while start < end:
                         count = os.preadv(self._descriptor, [buffer[: end - start]], start)
@@ -160,7 +157,7 @@ class _Fetch:
             if start + len(piece) > end:
                 raise Corrupt(
                     "DIGEST_MISMATCH",
-                    f"{self._link.path}: more bytes come than the {self._link.size_bytes} that it has",
+                    f"{self._link.path}: the registry sends more than its {self._link.size_bytes} bytes",
                 )
             also(piece)
             while piece:
@@ -175,10 +172,12 @@ class _Fetch:
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
             if start == end:
                 return
-            asked = {} if length == self._link.size_bytes == end - start else {"Range": f"bytes={start}-{end - 1}"}
-            straight = attempt == 1 and self._direct.url and time.monotonic() < self._direct.until
+            range_header = (
+                {} if length == self._link.size_bytes == end - start else {"Range": f"bytes={start}-{end - 1}"}
+            )
+            is_direct = attempt == 1 and self._direct.url and time.monotonic() < self._direct.until
             try:
-                self._connection.receive(self._direct.url if straight else self._link.url, take, headers=asked)
+                self._connection.receive(self._direct.url if is_direct else self._link.url, take, headers=range_header)
             except Unavailable:
                 if attempt == ATTEMPTS_LIMIT:
                     raise
@@ -188,21 +187,21 @@ class _Fetch:
         if hasher.size_bytes != link.size_bytes or hasher.digest() != link.digest:
             raise Corrupt(
                 "DIGEST_MISMATCH",
-                f"{link.path}: {hasher.size_bytes} bytes came that hash to {hasher.digest()}, not to {link.digest}",
+                f"{link.path}: received {hasher.size_bytes} bytes that hash to {hasher.digest()}, not to {link.digest}",
                 next_step="try again; if it persists, tell the operator of the registry",
             )
 
 
 def _begin_writing_back(descriptor: int, begun: int, end: int) -> int:
-    """Let the disk begin while bytes still come: the fsync at the end then has little left to wait for."""
+    """Start writing to disk while bytes still arrive, so that the final fsync is short."""
     if end - begun < WRITE_BACK_BYTES or not hasattr(os, "posix_fadvise"):
         return begun
     os.posix_fadvise(descriptor, begun, end - begun, os.POSIX_FADV_DONTNEED)
     return end
 
 
-def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> None:
-    """Do it for each item, `count` at a time; the first error is raised and what has not begun is dropped."""
+def run_parallel(work: Callable[[Any], None], items: Iterable[Any], count: int) -> None:
+    """Call `work` for each item, `count` at a time. The first error is raised and the rest is dropped."""
     todo = list(items)
     if len(todo) < 2:
         for item in todo:
@@ -218,7 +217,7 @@ def at_once(work: Callable[[Any], None], items: Iterable[Any], count: int) -> No
 
 
 def write_new(path: Path, data: bytes, *, durable: bool) -> None:
-    """Write a file that must not exist. Without `durable` nobody waits for the disk."""
+    """Write a new file. `durable=False` does not wait for the disk."""
     with open(os.open(path, _NEW, 0o644), "wb") as file:
         file.write(data)
         file.flush()

@@ -70,7 +70,7 @@ def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
 def _fit(folder: Path, base: BaseView) -> list[Finding]:
     """Check the header again: only names on the allow-list reach the model."""
     try:
-        contents = read_folder(folder).found
+        contents = read_folder(folder).contents
     except (Invalid, TooLarge) as e:
         raise Failed(f"the pulled adapter is invalid: {e.detail}", final=True) from e
     return list(compat.check(contents, base.spec, base.relatives))

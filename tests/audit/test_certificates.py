@@ -71,7 +71,7 @@ def counted(world: World) -> frozenset[str]:
 
 def examined(world: World, trust: Trust) -> list[signing.Signed]:
     lines = signing.examine(Audit(world.admin).attestations(NAME).items, world.admin.resolve(NAME), (), trust)
-    return [line for line in lines if line.kind in signing.BROUGHT]
+    return [line for line in lines if line.kind in signing.ATTACHED]
 
 
 def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(world: World, roots: Path) -> None:

@@ -108,4 +108,4 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
     assert checks["server"]["state"] == "ok"
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
-    assert "cannot be reached" in json.dumps(result.json)
+    assert "is unreachable" in json.dumps(result.json)

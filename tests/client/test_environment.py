@@ -39,9 +39,9 @@ def many_files() -> Iterator[None]:
 def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, HIGH)) as high:
-        assert not sockets._speaks(high)
+        assert not sockets._has_data(high)
         theirs.send(b"bye")
-        assert sockets._speaks(high)
+        assert sockets._has_data(high)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.test:1", "http://[::1"])
@@ -65,7 +65,7 @@ def test_certificates_that_cannot_be_read_are_named(
 
 
 @pytest.mark.parametrize("proxied", [False, True])
-def test_a_file_that_becomes_shorter_while_it_is_sent_is_told_as_that_and_not_sent_again(
+def test_a_file_that_is_truncated_while_it_is_sent_is_reported_and_not_sent_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxied: bool
 ) -> None:
     file = tmp_path / "weights"
@@ -82,7 +82,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_told_as_that_and_not_se
         with (
             Connection(url, wait=lambda _: pytest.fail("sent again")) as connection,
             open(file, "rb", 0) as source,
-            pytest.raises(Invalid, match="shorter") as caught,
+            pytest.raises(Invalid, match="truncated") as caught,
         ):
             connection.send_file("/blob", source, 0, 2000)
         accepting.join()

@@ -229,7 +229,7 @@ def test_a_store_that_cannot_be_reached_is_not_taken_for_the_registry(
 ) -> None:
     store.shutdown()
     store.server_close()
-    with pytest.raises(Unavailable, match=f"the store at 127.0.0.1:{store.server_port} cannot be reached") as caught:
+    with pytest.raises(Unavailable, match=f"the store at 127.0.0.1:{store.server_port} is unreachable") as caught:
         fetch(registry, link(f"{store.url}/x"), tmp_path / "x", Silent())
     assert caught.value.code == "STORE_UNAVAILABLE"
     assert "REGISTRY_S3_PUBLIC_ENDPOINT" in str(caught.value.next_step)

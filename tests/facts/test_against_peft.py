@@ -111,7 +111,7 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         save_file(tensors, folder / forge.WEIGHTS)
         against = of_peft(base, folder, tensors)
         try:
-            findings = check(read_folder(folder).found, base_spec_from(base, base.name)[0])
+            findings = check(read_folder(folder).contents, base_spec_from(base, base.name)[0])
             outcome, said = add_up(findings), [f.message for f in findings if f.severity != "info"]
         except RegistryError as e:
             outcome, said = Outcome.FAIL, [str(e)]

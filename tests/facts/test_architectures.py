@@ -57,7 +57,7 @@ def test_an_adapter_that_peft_makes_fits_the_base_that_it_was_made_on(name: str,
             continue
         folder = tmp_path / f"adapter-{made}"
         wrapped.save_pretrained(folder)
-        findings = check(read_folder(folder).found, base)
+        findings = check(read_folder(folder).contents, base)
         assert add_up(findings) in (Outcome.PASS, Outcome.WARN), [f.message for f in findings]
         made += 1
     assert made

@@ -80,7 +80,7 @@ def converted(folder: Path, source: Path, base: BaseSpec) -> Path | str:
     """The GGUF file of this adapter, or the sentence with which our converter refuses it."""
     asked = Conversion(to=TargetFormat.GGUF, into="acme/converted")
     try:
-        conversions.runs_on(read_folder(source).found, asked, base)
+        conversions.runs_on(read_folder(source).contents, asked, base)
         to_gguf.convert(ConversionRequest(conversion=asked, source=str(source), out=str(folder), base=base))
     except RegistryError as e:
         return e.detail[:200]

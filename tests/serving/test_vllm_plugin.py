@@ -177,7 +177,7 @@ def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
     before = resolver.find("acme/support").folder
     line.cut = True
     assert resolver.find("acme/support").folder == before is not None
-    assert "cannot be reached" in resolver.find("acme/other").reason
+    assert "is unreachable" in resolver.find("acme/other").reason
     line.cut = False
     assert resolver.find("acme/other").folder is None
     clock.now += finders.UNREACHABLE_SECONDS + 1

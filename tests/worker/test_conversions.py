@@ -49,7 +49,7 @@ def order(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
     """The order that a worker would give, after the judgment that it would make."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to=to, into="acme/made")
-    conversions.runs_on(read_folder(source).found, asked, spec)
+    conversions.runs_on(read_folder(source).contents, asked, spec)
     return ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
 
 
@@ -71,7 +71,7 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
             refused[name] = e.detail
             continue
         config = json.loads((out / CONFIG).read_bytes())
-        spec = read_folder(out).contents.lora
+        spec = read_folder(out).peft.lora
         if (far := difference(base, zoo / name, out)) > 1e-6:
             wrong[name] = f"logits differ by {far}"
         if config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"]:
@@ -101,7 +101,7 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     report = plain.convert(order("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
-    made = read_folder(tmp_path / "made").contents
+    made = read_folder(tmp_path / "made").peft
     assert (made.config.initialization, made.config.base.name) == ("", "llama-a")
 
 
@@ -183,7 +183,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
     given = load_file(attention / WEIGHTS)
     spec, _ = base_spec_from(base_folder, "tiny")
-    scale = read_folder(attention).contents.lora.modules[0].scale
+    scale = read_folder(attention).peft.lora.modules[0].scale
     assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]
     at = f"{PREFIX}model.layers.1.self_attn"
     assert torch.equal(found["blk.1.attn_output.weight.lora_b"], given[f"{at}.o_proj.lora_B.weight"] * scale)
@@ -193,7 +193,7 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
     order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
                      for half in (0, 1)]  # fmt: skip
     assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
-    facts = facts_of(read_folder(tmp_path / "made").found)
+    facts = facts_of(read_folder(tmp_path / "made").contents)
     assert (facts["format"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
 

@@ -26,7 +26,7 @@ def converted(source: Path, base: Path, out: Path) -> Converted:
     """One of them in a process of its own, as a worker does it; a process costs seconds of imports."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to="diffusers", into="acme/made")
-    conversions.runs_on(read_folder(source).found, asked, spec)
+    conversions.runs_on(read_folder(source).contents, asked, spec)
     order = ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec)
     return order.run(threads=1) if source.name == "kohya-sd" else images.convert(order)
 
@@ -45,7 +45,7 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
         except Invalid as e:
             refused[name] = e.detail
             continue
-        facts = facts_of(read_folder(tmp_path / f"{name}-made").found)
+        facts = facts_of(read_folder(tmp_path / f"{name}-made").contents)
         assert (facts["format"], facts["scales"]) == ("diffusers", [1.0])
     assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
                          "qwen-image-lightning"}  # fmt: skip

@@ -1,9 +1,6 @@
-"""A base's facts from its folder: the configuration, the headers, the tokenizer; never a weight.
+"""Reads a base's facts from its folder: configuration, safetensors headers and tokenizer, never a weight.
 
-Invariants
-- Of a safetensors file its header is read and nothing behind it; `bytes_read` counts what was read of those files.
-- Configuration, index and tokenizer are read whole: they are what the fingerprints are made of.
-- Files that are links are followed (model caches are made of links), but only names beside config.json are opened.
+Links are followed, because model caches are made of links, but only names beside config.json are opened.
 """
 
 from __future__ import annotations
@@ -34,14 +31,14 @@ TEXT_LIMIT_BYTES = 4 * 2**20
 
 
 class _Reader:
-    """Reads files of one folder and counts the bytes that it takes from the weights."""
+    """Reads files of one folder and counts the bytes read from weights."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bytes_read = 0
 
     def whole(self, name: str, limit_bytes: int) -> bytes | None:
-        """All of a file, None if it is not there."""
+        """A whole file; None if it does not exist."""
         path = self.folder / name
         if not path.is_file():
             return None
@@ -67,10 +64,9 @@ class _Reader:
 
 
 def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
-    """The spec of the base in a folder, and how many bytes of its weight files were read for it.
+    """The spec of the base in a folder, and how many bytes of its weight files were read.
 
-    A diffusers pipeline's folder gives an image model's spec. `Invalid` (BASE_INVALID) for a folder without
-    configuration or without safetensors.
+    A diffusers pipeline gives an image model's spec. `Invalid` (BASE_INVALID) without configuration or safetensors.
     """
     reader = _Reader(_folder(source))
     components = components_of(source)
@@ -101,7 +97,7 @@ def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSp
 
 
 def components_of(source: str | Path) -> list[str]:
-    """The folders of a pipeline's models that take adapters; empty for a language model's folder."""
+    """The component folders of a pipeline that take adapters; empty for a language model."""
     folder = _folder(source)
     if (folder / BASE_CONFIG).is_file():
         return []
@@ -129,7 +125,7 @@ def _config(reader: _Reader) -> dict[str, Any]:
 
 
 def _weights(reader: _Reader) -> tuple[str, ...]:
-    """The names of the weight files: what the index names, else the one file, else every safetensors file."""
+    """The weight files: those of the index, else the single file, else every safetensors file."""
     for name in (BASE_WEIGHTS_INDEX, PIPELINE_WEIGHTS_INDEX):
         index = reader.whole(name, safetensors.HEADER_LIMIT_BYTES)
         if index is not None:

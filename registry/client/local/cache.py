@@ -1,13 +1,9 @@
-"""`Cache`: blobs that this machine pulled before, by digest.
+"""`Cache`: blobs that this machine pulled before, by digest. Any number of processes may share one.
 
-Invariants
-- A cached blob is hashed again whenever it is used: nobody's edit of a pulled file becomes somebody's adapter.
-- Large blobs are handed out without a copy: as a clone where the file system has them (btrfs, XFS), else as a hard
-  link, which is read-only. Small ones are copies, which people like to edit.
-- Files appear under their digest whole or not at all, so any number of processes may share a cache.
-- Who wants a blob that somebody is fetching just now waits for it and fetches nothing.
-- The cache stays near its limit: what was not used for longest goes first, and before it what a killed process left
-  half-written. What was handed out is not touched.
+- A cached blob is hashed again at each use, so an edited file never becomes another adapter.
+- Large blobs are cloned (btrfs, XFS) or hard-linked read-only; small ones are copied, because people edit them.
+- Files appear whole under their digest. A process waits for a blob that another one fetches.
+- Above the limit the least recently used go, before them files that a killed process left half-written.
 """
 
 from __future__ import annotations
@@ -37,9 +33,9 @@ LIMIT_SETTING = "ADAPTER_CACHE_BYTES"
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share the blocks of another."""
 LEFT_SECONDS = 24 * 3600
-"""What was not written to for so long is no longer being fetched."""
+"""A half-written file of this age was abandoned."""
 LOOK_SHARE = 50
-"""The files are counted when this part of the limit was added since the last count."""
+"""The files are counted after 1/50 of the limit was added."""
 
 
 class Cache:
@@ -48,7 +44,7 @@ class Cache:
     def __init__(self, root: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
-        self._added_bytes = limit_bytes  # the first file that is added makes it count what others left
+        self._added_bytes = limit_bytes  # the first added file makes it count
         self._counting = threading.Lock()
 
     @classmethod
@@ -64,7 +60,7 @@ class Cache:
         return self.root / "sha256" / digest.hex[:2] / digest.hex
 
     def take(self, digest: Digest, size_bytes: int, target: Path) -> bool:
-        """Put the blob at `target`, if it is here and still itself. A damaged one is thrown away."""
+        """Put the blob at `target` if it is here and intact. A damaged one is deleted."""
         cached = self.path_of(digest)
         if not self.check(digest, size_bytes):
             return False
@@ -76,9 +72,9 @@ class Cache:
         return True
 
     def fill(self, digest: Digest, size_bytes: int, target: Path, fetch: Callable[[Path], None]) -> bool:
-        """Fetch the blob into the cache and put it at `target`; False if somebody else had fetched it meanwhile.
+        """Fetch the blob into the cache and put it at `target`; False if another process fetched it meanwhile.
 
-        A cache that cannot be written, or is on a disk that is full, is passed over.
+        A cache that cannot be written is bypassed.
         """
         cached = self.path_of(digest)
         new = cached.with_name(f".{digest.short}-{secrets.token_hex(6)}")
@@ -103,11 +99,11 @@ class Cache:
         finally:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-        self._make_room(size_bytes)
+        self._trim_if_due(size_bytes)
         return True
 
     def check(self, digest: Digest, size_bytes: int) -> bool | None:
-        """Whether the blob is here and still itself; None if it is not here. A damaged one is thrown away."""
+        """Whether the blob is intact; None if it is not here. A damaged one is deleted."""
         cached = self.path_of(digest)
         try:
             if cached.stat().st_size == size_bytes and Digest.of_file(cached) == digest:
@@ -117,7 +113,7 @@ class Cache:
         except OSError:
             return None
 
-    def _make_room(self, added_bytes: int) -> None:
+    def _trim_if_due(self, added_bytes: int) -> None:
         with self._counting:
             self._added_bytes += added_bytes
             if self._added_bytes * LOOK_SHARE < self.limit_bytes:
@@ -126,42 +122,39 @@ class Cache:
         self.trim()
 
     def trim(self) -> int:
-        """Remove what was not used for longest until the rest is within the limit; how many bytes went.
-
-        First goes what a killed process left half-written: nobody looks for it, and it counts against no limit.
-        """
-        entries, gone = [], 0
+        """Delete abandoned files, then the least recently used down to the limit; how many bytes were freed."""
+        entries, freed_bytes = [], 0
         for path in self.root.glob("sha256/*/.*"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 if time.time() - stat.st_mtime > LEFT_SECONDS:
                     path.unlink()
-                    gone += stat.st_size
+                    freed_bytes += stat.st_size
         for path in self.root.glob("sha256/*/[0-9a-f]*"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 entries.append((stat.st_atime_ns, stat.st_size, path))
-        too_much = sum(size for _, size, _ in entries) - self.limit_bytes
+        excess_bytes = sum(size for _, size, _ in entries) - self.limit_bytes
         for _, size, path in sorted(entries):
-            if too_much <= 0:
+            if excess_bytes <= 0:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()
-                gone += size
-                too_much -= size
-        return gone
+                freed_bytes += size
+                excess_bytes -= size
+        return freed_bytes
 
 
 @functools.lru_cache(maxsize=8)
 def _shared(root: Path, limit_bytes: int) -> Cache:
-    """One object for each folder, so that many pulls of one process count its files once."""
+    """One object per folder, so that many pulls of one process count its files once."""
     return Cache(root, limit_bytes=limit_bytes)
 
 
 @contextlib.contextmanager
 def _locked(descriptor: int, path: Path) -> Iterator[None]:
-    """Holds the lock of one blob, and removes its file at the end. Who waits for it holds the removed file's lock
-    then, and finds the blob. In the worst case two fetch it, and the later one replaces the same bytes."""
+    """Lock one blob, and remove the lock file at the end. A waiting process then has the removed file's lock and finds
+    the blob; at worst two fetch it, and the later one replaces the same bytes."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -173,13 +166,13 @@ def _locked(descriptor: int, path: Path) -> Iterator[None]:
 
 
 def _used(cached: Path) -> None:
-    """Remember the use in the time of the last access; file systems may not do that by themselves."""
-    with contextlib.suppress(OSError):  # somebody else's file
+    """Set the access time; file systems may not do that by themselves."""
+    with contextlib.suppress(OSError):  # another user's file
         os.utime(cached, ns=(time.time_ns(), cached.stat().st_mtime_ns))
 
 
 def hand_out(cached: Path, target: Path) -> None:
-    """A large file as a clone or as a hard link where the file system has them, else as a copy. What fails is gone."""
+    """Clone or hard-link a large file if possible, else copy. A failed copy is removed."""
     if cached.stat().st_size >= LINK_FROM_BYTES:
         if _clone(cached, target):
             return
@@ -199,7 +192,7 @@ def hand_out(cached: Path, target: Path) -> None:
 
 
 def _clone(cached: Path, target: Path) -> bool:
-    """A file of its own with the same blocks, copied only when somebody writes. False where there is no such thing."""
+    """Copy on write (FICLONE). False if the file system has no such thing."""
     if fcntl is None or sys.platform != "linux":
         return False
     with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:

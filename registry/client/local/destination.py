@@ -1,11 +1,7 @@
-"""`Destination`: a folder that is replaced as a whole. What was there stays until all of the new is there.
+"""`Destination`: a folder that is replaced as a whole, in one step where the system can. A failure leaves the old one.
 
-Invariants
-- A folder is replaced only if it is empty or a pull made it (`.adapter.json`) and nothing else was put into it:
-  a mistyped DEST never costs anybody a file.
-- The new folder is written beside the old one, forced to disk, and exchanged in one step where the system can.
-- What fails leaves the old folder as it was and nothing beside it. What a killed process left there is removed by the
-  next one that writes the same folder, once nobody has touched it for `LEFT_SECONDS`.
+Only an empty folder, or one that a pull made (`.adapter.json`) and nobody added files to, is replaced: a mistyped DEST
+never costs a file. The next write of a folder removes what a killed process left, after `LEFT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ LEFT_SECONDS = 3600
 
 
 class Destination:
-    """A context: gives a new empty folder, and on a clean end puts it where `path` says."""
+    """A context: gives a new empty folder, and moves it to `path` on a clean end."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
@@ -62,7 +58,7 @@ class Destination:
             self._held.close()
 
     def _clear(self) -> None:
-        """Remove new folders of this destination that nobody holds any more; also those of a merge's child."""
+        """Remove abandoned new folders of this destination, also those of a merge's child process."""
         ours = re.compile(rf"\.+{re.escape(self._stem)}(\.[0-9a-f]{{12}})+(\.old)?")
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.path.parent)):
@@ -77,7 +73,7 @@ class Destination:
         if not os.path.lexists(self.path):
             return
         if self.path.is_symlink() or not self.path.is_dir():
-            raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} is there already and is not a folder")
+            raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} exists and is not a folder")
         names = set(os.listdir(self.path))
         strange = sorted(name for name in names if name != NOTE and kind_of(name) is None)
         if names and (NOTE not in names or strange):
@@ -90,7 +86,7 @@ class Destination:
 
     def _replace(self) -> None:
         try:
-            os.rename(self._new, self.path)  # where nothing is, or an empty folder
+            os.rename(self._new, self.path)  # nothing there, or an empty folder
             return
         except OSError as e:
             if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -104,7 +100,7 @@ class Destination:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder for as long as it is written. False where somebody else does, or where there are no locks."""
+    """Lock a folder while it is written. False if another process has it, or without locks."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -125,7 +121,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step (Linux's renameat2); False where that does not exist."""
+    """Swap two folders in one step (Linux's renameat2); False if that is not supported."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None, use_errno=True)
         swapped: int = libc.renameat2(

@@ -1,10 +1,8 @@
-"""`Folder`: an adapter's folder on this machine, read by the server's rules before a byte is sent.
+"""`Folder`: an adapter's folder on this machine, checked by the server's rules before a byte is sent.
 
-Invariants
-- Only regular files directly in the folder whose kind a version keeps are taken; `left_out` names all others and why.
-- Links, pipes and sockets are refused, and so is a pickle, code or an archive: leaving it out in silence would let
-  a person believe that it was pushed.
-- Each file is hashed once, in chunks; what is read for judging is the configuration and the headers.
+Regular files of a known kind directly in the folder are taken; `left_out` lists other entries with reasons. Links,
+pipes and sockets are refused, and so is a pickle, code or an archive: silently leaving it out would suggest that it
+was pushed.
 """
 
 from __future__ import annotations
@@ -27,28 +25,28 @@ from registry.provenance import Provenance
 ENTRIES_LIMIT = 10_000
 _REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
-"""What trainers leave beside an adapter; it is no part of it and is left out, pickle or not."""
+"""Files of trainers beside an adapter. They are left out, pickle or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What would be pushed. `sources` says where the bytes of each file of the version are."""
+    """What would be pushed. `sources`: path in the version → file on disk."""
 
     path: Path
     files: tuple[Descriptor, ...]
     sources: dict[str, Path]
     left_out: tuple[Reason, ...]
-    found: AdapterContents
+    contents: AdapterContents
 
     @property
-    def contents(self) -> PeftContents:
-        """What a PEFT adapter says. `Invalid` (FOLDER_INVALID) for another tool's, which PEFT cannot load."""
-        if isinstance(self.found, PeftContents):
-            return self.found
-        format_name = self.found.file.format
+    def peft(self) -> PeftContents:
+        """The contents of a PEFT adapter. `Invalid` (FOLDER_INVALID) for another tool's."""
+        if isinstance(self.contents, PeftContents):
+            return self.contents
+        format_name = self.contents.file.format
         raise Invalid(
             "FOLDER_INVALID",
-            f"{self.path}: {self.found.file.file} is in {format_name!r} format, and PEFT's is needed here",
+            f"{self.path}: {self.contents.file.file} is in {format_name!r} format, and PEFT's is needed here",
             next_step="convert it first: `adapter convert`",
         )
 
@@ -70,7 +68,7 @@ class Folder:
 
 
 def is_meant(text: str) -> bool:
-    """Whether a person who writes this means a place on this machine, and not a version in a registry."""
+    """Whether this text means a path on this machine, not a version in a registry."""
     return text.startswith((".", "/", "~")) or Path(text).exists()
 
 
@@ -79,7 +77,7 @@ def read_folder(
 ) -> Folder:
     """The adapter in this folder. `Invalid` names the file, the rule and the limit; nothing is sent anywhere.
 
-    `golden` is a file of golden answers from elsewhere, kept as golden.jsonl. `hashed` is told of bytes hashed.
+    `golden`: a file elsewhere to store as golden.jsonl. `hashed` is called with the bytes hashed.
     """
     selected, left_out = _choose(_entries(path))
     if golden is not None:
@@ -95,7 +93,7 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise Invalid("FOLDER_INVALID", f"there is no folder {str(path)!r}") from None
+        raise Invalid("FOLDER_INVALID", f"folder {str(path)!r} does not exist") from None
     except NotADirectoryError:
         raise Invalid("FOLDER_INVALID", f"{str(path)!r} is a file; push the folder that holds the adapter") from None
     except PermissionError:
@@ -113,7 +111,7 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
         name = entry.name
         shown = name.encode("utf-8", "backslashreplace").decode()
         if entry.is_dir(follow_symlinks=False):
-            left_out.append(Reason("file.folder", shown, "is a folder, and a version keeps only the files beside it"))
+            left_out.append(Reason("file.folder", shown, "is a folder; a version holds only files"))
         elif name in _IGNORED or (name.startswith(".") and not entry.is_symlink()):
             left_out.append(Reason("file.not_the_adapter", shown, "is a trainer's or a tool's file, not the adapter's"))
         elif not entry.is_file(follow_symlinks=False):

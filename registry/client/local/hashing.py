@@ -1,13 +1,10 @@
-"""Hashes of files on this machine; those of weights begin early, while the modules of a push are imported.
+"""Hashes files; those of weights early, while the command's modules are imported, because imports keep one core busy.
 
-Imports keep one core busy for longer than a fleet of small adapters takes to hash. So the door of the command line says
-which folder was typed, before it opens the command's room; whoever reads the folder later takes what is there.
+The command line calls `begin` with the typed folder before it imports the command; `folder` then calls `taken`.
 
-Invariants
-- Only the standard library: this is imported before anything else of a push.
-- A hash is given for the very file that was read: same inode, size and times, before, after, and when it is asked for.
-- Each file is hashed once: who asks for one under way waits for it, who asks for one not begun hashes it himself.
-- Nothing here is an error and nothing is told: what cannot be read is for `folder` to refuse, in its own words.
+- Only the standard library: this module is imported first.
+- A hash counts only for the same file: inode, size and times are equal before, after, and when it is taken.
+- Each file is hashed once, and errors are left to `folder`.
 """
 
 from __future__ import annotations
@@ -23,9 +20,9 @@ from registry.files import WEIGHTS_ENDINGS
 
 CHUNK_BYTES = 2**20  # as in registry.digest, which takes time to import
 EARLY_CHUNK_BYTES = 8 * 2**20
-"""Large: who hashes asks for the interpreter twice a chunk, and imports hold it for milliseconds each time."""
+"""Large, because each chunk needs the interpreter twice, and imports hold it for milliseconds."""
 AT_ONCE = 4
-"""As many adapters as are pushed at a time; each has a chunk in memory."""
+"""As many as adapters are pushed at a time. Each has a chunk in memory."""
 FILES_LIMIT = 10_000
 
 Known = tuple[str, int]
@@ -37,7 +34,7 @@ def _nothing(_bytes: int) -> None:
 
 
 class _Early:
-    """One file. Whoever claims it first hashes it."""
+    """One file, hashed by whoever claims it first."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -74,15 +71,15 @@ _begun: dict[str, _Early] = {}
 
 
 def begin(folder: str, *, depth: int) -> None:
-    """Hash the weights in `folder` (`depth` 0) or in each folder in it (1), on the cores that imports leave free."""
+    """Hash the weights in `folder` (`depth` 0) or in its folders (1), on other cores."""
     files = [_Early(path) for path in _weights(folder, depth)]
     _begun.update((early.path, early) for early in files)
     waiting = iter(files)
-    turn = threading.Lock()
+    lock = threading.Lock()
 
     def work() -> None:
         while True:
-            with turn:
+            with lock:
                 early = next(waiting, None)
             if early is None:
                 return
@@ -93,19 +90,19 @@ def begin(folder: str, *, depth: int) -> None:
 
 
 def taken(path: Path) -> Known | None:
-    """The hash of this file if it was begun early and the file is still the same; it is given once."""
+    """The early hash of this file if the file is still the same. Given once."""
     early = _begun.pop(str(path), None)
     return early.take() if early else None
 
 
 def hash_of(path: Path, on_bytes: Callable[[int], None] = _nothing) -> Known:
-    """The hash of a file now. `told` hears of each step's bytes; `OSError` where the file cannot be read."""
+    """Hash a file now. `on_bytes` is called with each step; `OSError`."""
     with open(path, "rb", buffering=0) as file:
         return _read(file.fileno(), on_bytes, CHUNK_BYTES)
 
 
 def _weights(folder: str, depth: int) -> Iterator[str]:
-    """In the order in which they will be asked for."""
+    """Sorted, as they will be taken."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: a name with U+0000
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)[:FILES_LIMIT]:
             if depth and entry.is_dir():

@@ -1,13 +1,9 @@
-"""`InProcess`: an httpx transport over an ASGI application in this process, for the embedded registry and for tests.
+"""`InProcess`: an httpx transport to an ASGI application in this process, for the embedded registry and for tests.
 
-Invariants
-- The application runs in an event loop of its own thread, so callers stay synchronous and may be many threads.
-- Bodies stream in both directions and a slow reader holds the application back: a file is never in memory whole.
-- The application's lifespan begins before the first request and ends with `close()`. What its start raises, the
-  first request raises.
-- `close()` lets the application finish what it does for requests, also after their answers; only what is stuck is cut.
-- An exception inside the application is logged and looks to the caller as it would over a socket: an answer with
-  status 500, or an answer that breaks off.
+- The application runs in an event loop in its own thread. Its lifespan begins before the first request and ends with
+  `close()`, which lets it finish what it does for requests, also after their answers.
+- Bodies stream in both directions, and a slow reader blocks the application.
+- An exception in the application is logged and looks as over a socket: a 500, or an answer that breaks off.
 """
 
 from __future__ import annotations
@@ -29,9 +25,9 @@ Application = Callable[
 ]
 
 CHUNKS_AHEAD = 8
-"""Chunks of an answer that the application may produce before the caller has taken them."""
+"""Chunks of an answer that the application may produce ahead of the caller."""
 STOP_SECONDS = 30.0
-"""How long `close()` waits for the application to finish what it began."""
+"""How long `close()` waits for the application."""
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _LOG = logging.getLogger(__name__)
@@ -54,8 +50,7 @@ class InProcess(httpx.BaseTransport):
         return exchange.answer()
 
     def settle(self) -> None:
-        """Wait until the application has finished what it does for the requests so far, also after their answers.
-        What stands open (a stream, a long poll) is not waited for longer than `STOP_SECONDS`."""
+        """Wait until the application has finished the requests so far, for at most `STOP_SECONDS`."""
         with self._lock:
             running = self._running
         if running is not None:
@@ -159,7 +154,7 @@ class _Exchange:
         timeout = request.extensions.get("timeout", {})
         self._read_seconds: float | None = timeout.get("read")
         self._out: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._room = asyncio.Semaphore(CHUNKS_AHEAD)
+        self._capacity = asyncio.Semaphore(CHUNKS_AHEAD)
         self._gone = asyncio.Event()
         self._body: Iterator[bytes] | None = None
         self._body_ended = False
@@ -187,19 +182,19 @@ class _Exchange:
 
     def chunks(self) -> Iterator[bytes]:
         while (message := self._next()) is not _END:
-            self._call(self._room.release)
+            self._call(self._capacity.release)
             if message.get("body"):
                 yield message["body"]
         if not self._ended:
             raise httpx.RemoteProtocolError("the application broke off its answer", request=self._request)
 
     def leave(self) -> None:
-        """The caller wants no more. The application sees a disconnect."""
+        """Stop reading. The application sees a disconnect."""
         self._call(self._gone.set)
-        self._call(self._room.release)
+        self._call(self._capacity.release)
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._running.loop.call_soon_threadsafe(function)
 
     # ---------------------------------------------------------------- on the event loop
@@ -218,7 +213,7 @@ class _Exchange:
             return {"type": "http.disconnect"}
         try:
             chunk = await self._next_of_body()
-        except Exception as e:  # the caller's own failure: it sees that, the application sees a disconnect
+        except Exception as e:  # the caller's own failure
             self._body_error = e
             self._gone.set()
             return {"type": "http.disconnect"}
@@ -241,10 +236,10 @@ class _Exchange:
         elif message["type"] == "http.response.body" and not self._ended:
             self._ended = not message.get("more_body", False)
             if self._gone.is_set():
-                await asyncio.sleep(0)  # the application's own watch for a disconnect must get its turn
+                await asyncio.sleep(0)  # let the application see the disconnect
                 return
             if message.get("body"):
-                await self._room.acquire()
+                await self._capacity.acquire()
                 self._out.put(message)
             if self._ended:
                 self._out.put(_END)

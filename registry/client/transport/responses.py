@@ -1,9 +1,7 @@
-"""What an answer that is no success means, as one of our error classes.
+"""What an error answer means, as one of our error classes.
 
-Invariants
-- The registry's own problem documents become the class that the server raised: the code travels.
-- Answers of proxies, of other programs and of the store behind the registry become sentences, never a parse error.
-- A link's query is never in a sentence: it holds a signature.
+A problem document of the registry becomes the class that the server raised. Answers of proxies, other programs and the
+store become messages, never a parse error. The query of a link is never in a message: it holds a signature.
 """
 
 from __future__ import annotations
@@ -25,32 +23,31 @@ _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
 def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
-    """What a broken connection means: the registry is away, or the store that it links to."""
+    """The error for a broken connection to the registry, or to the store that it links to."""
     why = str(error) or type(error).__name__
-    home, target = httpx.URL(url), _asked(error)
+    home, target = httpx.URL(url), _url_of(error)
     if target is not None and (target.scheme, target.netloc) != (home.scheme, home.netloc):
         return Unavailable(
             "STORE_UNAVAILABLE",
-            f"the store at {target.netloc.decode()} cannot be reached: {why}",
-            next_step="the registry answers: can this machine reach its store, whose address it calls "
-            "REGISTRY_S3_PUBLIC_ENDPOINT?",
+            f"the store at {target.netloc.decode()} is unreachable: {why}",
+            next_step="can this machine reach the address in the server's REGISTRY_S3_PUBLIC_ENDPOINT?",
         )
     return Unavailable(
         "SERVER_UNREACHABLE",
-        f"the registry at {url} cannot be reached: {why}",
+        f"the registry at {url} is unreachable: {why}",
         next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
     )
 
 
-def _asked(error: httpx.HTTPError) -> httpx.URL | None:
+def _url_of(error: httpx.HTTPError) -> httpx.URL | None:
     try:
         return error.request.url
-    except RuntimeError:  # it was raised before there was a request
+    except RuntimeError:  # raised before there was a request
         return None
 
 
 def error_of(answer: httpx.Response, url: str) -> RegistryError:
-    """The exception that an error answer stands for, also when a proxy or another program wrote it."""
+    """The exception of an error answer, also of a proxy or another program."""
     try:
         problem = answer.json()
     except ValueError:
@@ -77,12 +74,12 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
 
 
 def store_error_of(answer: httpx.Response) -> RegistryError:
-    """The exception that a store's error answer to a signed link stands for."""
+    """The exception of a store's error answer."""
     match = _STORE_CODE.search(answer.content[:10_000])
     code = match[1].decode() if match else str(answer.status_code)
     message = f"the store at {answer.url.netloc.decode()} answered {code}"
     if code in _MISMATCH:
-        return Invalid("BLOB_MISMATCH", f"{message}: the bytes are not those that the plan was made for")
+        return Invalid("BLOB_MISMATCH", f"{message}: the bytes differ from those of the plan")
     if answer.status_code in _LATER:
         return Unavailable("STORE_UNAVAILABLE", message)
     if answer.status_code == 416:
@@ -91,7 +88,7 @@ def store_error_of(answer: httpx.Response) -> RegistryError:
 
 
 def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
-    """The body of an answer as this shape. `RegistryError` for one that is not: another program, or a newer server."""
+    """The body of an answer as this schema. `RegistryError` for another program, or a newer server."""
     try:
         return shape.model_validate_json(answer.content)
     except ValidationError as e:

@@ -1,12 +1,9 @@
-"""`Sockets`: requests and files over plain HTTP connections, with as little Python between disk and network as we can.
+"""`Sockets`: requests and files over plain HTTP connections, with little Python between disk and network.
 
-Invariants
-- Up: `sendfile` from the page cache to the socket, over TLS one buffer at a time. Down: one buffer of 1 MiB for each
-  connection, filled by the socket and handed on. Memory does not depend on the size of a file.
-- A connection is used by one thread at a time, kept for the next request to the same origin, and never kept after
-  anything went wrong on it. A kept connection that the other side closed is replaced without anybody noticing.
-- Failures are httpx's exceptions and answers are httpx's responses, so that whoever calls treats both lanes alike.
-- What headers are sent is the caller's affair: no token is added here, and no redirect is followed.
+- Upload: `sendfile` from the page cache; over TLS a buffer at a time. Download: the socket fills one buffer of 1 MiB
+  per connection. Memory does not depend on the size of a file.
+- A connection is used by one thread at a time, kept for the origin's next request, and closed after any error.
+- Answers and exceptions are httpx's. No token is added here, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -32,17 +29,17 @@ from registry.errors import Invalid
 
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
-"""A progress bar hears of an upload in these steps."""
+"""Steps in which an upload reports progress."""
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 KEPT_LIMIT = 16
 LEAST_BYTES_PER_SECOND = 2**10
 """A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
 ANSWER_LIMIT_BYTES = 2**20
-"""What is read of an answer that is not a file."""
+"""Limit of an answer that is not a file."""
 
 _BLOCKS = sys.platform == "linux"
-"""Whether we know how this system's sockets are told to wait for a whole buffer, and no longer than so many seconds."""
+"""Whether sockets can wait for a whole buffer, with a timeout."""
 
 Advance = Callable[[int], None]
 Take = Callable[[memoryview], None]
@@ -65,7 +62,7 @@ class Sockets:
                 connection.close()
 
     def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes, seconds: float) -> httpx.Response:
-        """A request whose answer is read whole. `seconds`: how long the other side may think."""
+        """A request whose answer is read whole. `seconds`: timeout of each read."""
         all_headers = (
             {**headers, "Content-Length": str(len(body))} if body or method not in ("GET", "HEAD") else headers
         )
@@ -76,13 +73,13 @@ class Sockets:
     def put(
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
     ) -> httpx.Response:
-        """Send `length` bytes of a file from `start` on as the body of a PUT. The answer comes with its body read."""
+        """Send `length` bytes of a file from `start` on as the body of a PUT; the answer with its body."""
         all_headers = {**headers, "Content-Length": str(length)}
         with self._exchange("PUT", url, all_headers) as (connection, request):
             try:
                 _send(connection, file, start, length, advance)
             except (BrokenPipeError, ConnectionResetError):
-                # The other side had enough before the end; if it said why, that is the answer.
+                # The other side closed early; if it said why, that is the answer.
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     answer = connection.getresponse()
                     return _read(answer, request)
@@ -108,7 +105,7 @@ class Sockets:
     def _exchange(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes = b"", seconds: float = READ_SECONDS
     ) -> Iterator[tuple[http.client.HTTPConnection, httpx.Request]]:
-        """A connection with a request on it, or the head of one; kept for the next if everything goes well."""
+        """A connection on which the request, or its head, was sent; kept for the next one after success."""
         parts = urlsplit(url)
         origin = (parts.scheme, parts.netloc)
         request = httpx.Request(method, url)
@@ -147,7 +144,7 @@ class Sockets:
         return connection
 
     def tls(self) -> ssl.SSLContext:
-        """What TLS connections trust, made when it is first needed. `Invalid` where no such file is."""
+        """The TLS context, made on first use. `Invalid` if its files cannot be read."""
         with self._lock:
             try:
                 self._tls = self._tls or httpx.create_ssl_context()
@@ -158,14 +155,14 @@ class Sockets:
             return self._tls
 
     def _take(self, origin: tuple[str, str]) -> http.client.HTTPConnection | None:
-        """A kept connection on which nothing came meanwhile: what comes unasked is the other side's goodbye."""
+        """A kept connection without unread data: unrequested data means that the other side closed it."""
         while True:
             with self._lock:
                 kept = self._kept.get(origin)
                 if not kept:
                     return None
                 connection = kept.pop()
-            if not _speaks(connection.sock):
+            if not _has_data(connection.sock):
                 return connection
             connection.close()
 
@@ -200,8 +197,8 @@ class ThroughputGuard:
         self._since, self._bytes = now, 0
 
 
-def _speaks(sock: socket.socket) -> bool:
-    """Whether something has come. Not by `select`, which knows no descriptor above 1,023: engines have thousands."""
+def _has_data(sock: socket.socket) -> bool:
+    """Whether there is data to read. `select` supports no descriptor above 1,023, and engines have thousands."""
     if not hasattr(select, "poll"):  # Windows, whose `select` has no such limit
         return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
@@ -210,7 +207,7 @@ def _speaks(sock: socket.socket) -> bool:
 
 
 def direct(url: str) -> bool:
-    """Whether this URL is reached without a proxy; one that needs a proxy is left to httpx."""
+    """Whether this URL is reached without a proxy. httpx does the others."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     if not (proxies.get(parts.scheme) or proxies.get("all")):
@@ -236,27 +233,25 @@ def _send(connection: http.client.HTTPConnection, file: io.FileIO, start: int, l
             else:
                 sent = connection.sock.sendfile(file, start, min(STEP_BYTES, end - start))
             if not sent:
-                raise shorter(file)
+                raise truncated(file)
             start += sent
             advance(sent)
 
 
-def shorter(file: io.FileIO) -> Invalid:
-    """What is wrong with a file whose bytes end before they were all sent."""
-    return Invalid("FOLDER_INVALID", f"{file.name} became shorter while it was pushed; wait for its writer")
+def truncated(file: io.FileIO) -> Invalid:
+    """The error for a file that was truncated while it was sent."""
+    return Invalid("FOLDER_INVALID", f"{file.name} was truncated while it was pushed; wait for its writer")
 
 
 def _receive(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, take: Take) -> int:
-    """The body of an answer, a full buffer at a time; how many bytes of it did not come."""
+    """Receive the body of an answer, a full buffer at a time; how many bytes are missing."""
     buffer = bytearray(BUFFER_BYTES)
     view = memoryview(buffer)
     if not _BLOCKS or isinstance(connection.sock, ssl.SSLSocket) or answer.length is None or answer.will_close:
         while count := answer.readinto(buffer):
             take(view[:count])
         return answer.length or 0
-    first = answer.read1(
-        BUFFER_BYTES
-    )  # what was read together with the head, or what comes next: nothing is left of it
+    first = answer.read1(BUFFER_BYTES)  # what arrived with the head, or what is next
     take(memoryview(first))
     remaining = answer.length or 0
     with _blocking(connection.sock):
@@ -272,7 +267,7 @@ def _receive(connection: http.client.HTTPConnection, answer: http.client.HTTPRes
 
 @contextlib.contextmanager
 def _blocking(sock: socket.socket) -> Iterator[None]:
-    """One call moves a whole buffer: the interpreter is needed once for it, and not once for each packet."""
+    """Let one call move a whole buffer, so that the interpreter is needed once for it and not for each packet."""
     if not _BLOCKS:
         yield
         return
@@ -289,7 +284,7 @@ def _blocking(sock: socket.socket) -> Iterator[None]:
 
 
 def _read(answer: http.client.HTTPResponse, request: httpx.Request) -> httpx.Response:
-    """The answer with its body. What is longer than any answer of ours is not read to its end."""
+    """The answer with its body, up to a limit."""
     body = answer.read(ANSWER_LIMIT_BYTES)
     if not answer.isclosed() and answer.read(1):
         raise httpx.RemoteProtocolError("the answer is too long", request=request)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
 
-from registry.client.transport.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, shorter
+from registry.client.transport.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, truncated
 from registry.digest import CHUNK_BYTES
 from registry.errors import Invalid
 
@@ -91,7 +91,7 @@ def _pieces(file: io.FileIO, start: int, length: int, advance: Advance) -> Itera
     while length:
         piece = os.pread(file.fileno(), min(CHUNK_BYTES, length), start)
         if not piece:
-            raise shorter(file)
+            raise truncated(file)
         yield piece
         start, length = start + len(piece), length - len(piece)
         advance(len(piece))

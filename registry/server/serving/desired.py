@@ -1,9 +1,7 @@
-"""The desired state of a base: which versions an alias points at, for every node that serves that base.
+"""The desired state of a base: the versions that an alias points at, for every node that serves that base.
 
-Invariants
-- Four statements, whatever the number of adapters. Withdrawn versions, and what the actor may not see, are not on it.
-- `state` is one statement; it changes whenever an answer of `of` would, and is its cursor.
-- A verdict for an engine is judged now from stored facts, so it is there for profiles that nobody listed, too.
+Withdrawn versions, and those that the actor may not see, are left out. The number of statements is constant. The cursor
+(`state_cursor`, one statement) changes whenever the answer would. Engine verdicts are evaluated now from stored facts.
 """
 
 from __future__ import annotations
@@ -38,23 +36,23 @@ from registry.server.database.models import (
 )
 from registry.server.evaluation import engine_compat
 
-Found = tuple[AdapterRow, VersionRow, int]
+_Row = tuple[AdapterRow, VersionRow, int]
 
 
 def load(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> DesiredState:
-    """The desired state, adapters ordered by name. `NotFound` (BASE_UNKNOWN)."""
+    """The desired state, adapters ordered by name. `Not_Row` (BASE_UNKNOWN)."""
     base = bases.find(session, names.base_name(base_name))
     alias = names.alias(alias)
     cursor = state_cursor(session, actor, base, alias, profile)
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
-    adapters: list[Found] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
+    adapters: list[_Row] = [(adapter, version, at.generation) for adapter, version, at in session.exec(statement)]
     files = _files(session, adapters)
-    judged = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
+    verdicts_of = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
     served = _served_names(adapters)
     spec = bases.load_spec(base)
     entries = [
-        _entry(one, served[one[1].id or 0], files[one[1].id or 0], judged[one[1].id or 0], profile, spec)
-        for one in adapters
+        _entry(row, served[row[1].id or 0], files[row[1].id or 0], verdicts_of[row[1].id or 0], profile, spec)
+        for row in adapters
     ]
     facts = {
         f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in adapters
@@ -71,7 +69,7 @@ def load(session: Session, actor: Actor, base_name: str, alias: str, profile: En
 
 
 def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, profile: EngineProfile | None) -> str:
-    """The cursor: a digest over what each entry points at and was last judged, and the rules that judge it now."""
+    """A digest over each entry's version and newest verdict, and the engine rules."""
     newest = select(func.max(VerdictRow.id)).where(col(VerdictRow.version_id) == col(VersionRow.id)).scalar_subquery()
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.id))
     rows = session.connection().execute(
@@ -96,7 +94,7 @@ def _pointed_at(base: BaseRow, alias: str, actor: Actor) -> Any:
     )
 
 
-def _files(session: Session, adapters: Iterable[Found]) -> dict[int, list[VersionFileRow]]:
+def _files(session: Session, adapters: Iterable[_Row]) -> dict[int, list[VersionFileRow]]:
     by_version: dict[int, list[VersionFileRow]] = defaultdict(list)
     ids = [version.id for _, version, _ in adapters]
     statement = select(VersionFileRow).where(any_of(col(VersionFileRow.version_id), ids))
@@ -106,8 +104,8 @@ def _files(session: Session, adapters: Iterable[Found]) -> dict[int, list[Versio
     return by_version
 
 
-def _served_names(adapters: Sequence[Found]) -> dict[int, str]:
-    """Version id → its name in engines. Where two names of adapters read the same, their digests tell them apart."""
+def _served_names(adapters: Sequence[_Row]) -> dict[int, str]:
+    """Version id → its name in engines, with a digest at the end if two adapters would have the same."""
     plain = {v.id or 0: names.served_name(AdapterName(a.namespace, a.name), v.number) for a, v, _ in adapters}
     often = Counter(plain.values())
     return {
@@ -117,10 +115,10 @@ def _served_names(adapters: Sequence[Found]) -> dict[int, str]:
 
 
 def _entry(
-    item: Found,
+    item: _Row,
     served: str,
     files: list[VersionFileRow],
-    judged: list[Verdict],
+    verdicts_of: list[Verdict],
     profile: EngineProfile | None,
     spec: BaseSpec,
 ) -> DesiredAdapter:
@@ -129,7 +127,7 @@ def _entry(
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
     loaded = (
         engine_compat.evaluate_profile(
-            version.facts, profile, version.digest, spec, *engine_compat.newest_outcomes(judged)
+            version.facts, profile, version.digest, spec, *engine_compat.newest_outcomes(verdicts_of)
         )
         if profile
         else None
@@ -147,7 +145,7 @@ def _entry(
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
-        verdicts={verdicts.label(verdict.check, verdict.profile): verdict.outcome for verdict in judged},
+        verdicts={verdicts.label(verdict.check, verdict.profile): verdict.outcome for verdict in verdicts_of},
         engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip

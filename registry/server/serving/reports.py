@@ -1,12 +1,10 @@
-"""The fleet: what nodes report that they hold and serve, for as long as their leases last.
+"""Reports of serving nodes: what they hold and serve, for as long as their leases last.
 
-Invariants
-- A report is taken as a whole. One that says the same again only renews the lease: one row is written, no event.
-- Whoever reports speaks for itself: another token's node of the same name is another node.
-- A slot counts only where the reporter's own rights reach: that a namespace is public gives nobody a lease in it.
-- What begins or ends to be served is an event for each version, in the transaction of the report.
-- The blobs of a reported version are noted once, under their rows' locks, so `gc` sees the lease or the report finds
-  them gone (see holds.py).
+- A repeated report only renews the lease: one row is written, and no event.
+- A node belongs to its reporter: the same name by another token is another node. A slot counts only within the
+  reporter's own rights, not because a namespace is public.
+- Each version that begins or ends to be served is an event, in the transaction of the report.
+- The blobs of a reported version are recorded under their rows' locks, so `gc` sees them or the report finds them gone.
 """
 
 from __future__ import annotations
@@ -40,15 +38,15 @@ from registry.server.database.models import (
 )
 
 NODES_LIMIT = 1000
-"""Engines of one reporter that are remembered at a time."""
+"""Engines of one reporter."""
 KEEP_SILENT = timedelta(days=1)
-"""How long a node that reports no more is still shown."""
-TOLD_LIMIT = 200
+"""How long a silent node is still shown."""
+SERVED_ON_LIMIT = 200
 _Served = tuple[str, str, str]
 
 
 def accept_report(session: Session, actor: Actor, node: str, engine: str, report: NodeReport) -> ReportAccepted:
-    """Take a node's report and begin its lease anew. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
+    """Store a node's report and renew its lease. `Invalid`; `TooLarge` (QUOTA_EXCEEDED) for too many nodes."""
     names.node_name(node), names.node_name(engine), names.base_name(report.base), names.alias(report.alias)
     row = _node(session, actor, node, engine)
     now, reach = db.now(), actor.namespaces_with(Scope.PULL)
@@ -59,16 +57,16 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
         return ReportAccepted(expires_at=lease["expires_at"])
     before = {slot.served_name: slot for slot in _slots(session, row)}
     after, unknown = _accepted(session, actor, row, report.slots, before)
-    _keep_blobs(
+    _record_blobs(
         session,
         {slot.digest for slot in after if slot.state in STATES_WITH_BYTES} - {s.digest for s in before.values()},
     )
     _replace(session, row, after)
-    _tell(session, actor, row, before.values(), after)
+    _append_events(session, actor, row, before.values(), after)
     row.sqlmodel_update({
         **lease, "base": report.base, "alias": report.alias, "profile": report.profile, "on_demand": report.on_demand,
         "reach": sorted(reach) if reach is not None else None, "reporter_name": actor.identity,
-        "said": "" if unknown else stamp,  # what is unknown may become known
+        "said": "" if unknown else stamp,  # the unknown may be pushed later
     })  # fmt: skip
     session.add(row)
     session.flush()
@@ -76,12 +74,12 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
 
 
 def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") -> list[ServedOn]:
-    """The live nodes that have this version, or any version of the adapter, for whoever owns it."""
+    """The live nodes that have this version, or any version of the adapter."""
     mine = [col(FleetSlotRow.namespace) == name.namespace, col(FleetSlotRow.name) == name.name]
     mine += [col(FleetSlotRow.digest) == digest] if digest else []
     joined = select(FleetNodeRow, FleetSlotRow).join(FleetSlotRow, col(FleetSlotRow.node_id) == col(FleetNodeRow.id))
     statement = joined.where(*mine, lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES))
-    records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(TOLD_LIMIT))
+    records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(SERVED_ON_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
                  state=slot.state, heard_at=node.heard_at)
@@ -90,12 +88,12 @@ def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") ->
 
 
 def lease_is_live() -> ColumnElement[bool]:
-    """The condition on `fleet_node` that its lease has not ended."""
+    """The condition on `fleet_node` that its lease is live."""
     return col(FleetNodeRow.expires_at) > db.now()
 
 
 def delete_silent(session: Session) -> None:
-    """Nodes that were silent for long go, and notes about blobs of versions that neither we nor a node has any more."""
+    """Delete nodes that were silent for long, and blob records of versions that neither we nor a node has."""
     silent = select(FleetNodeRow.id).where(col(FleetNodeRow.expires_at) < db.now() - KEEP_SILENT)
     ids = session.exec(silent.with_for_update(skip_locked=True)).all()
     session.connection().execute(delete(FleetSlotRow).where(col(FleetSlotRow.node_id).in_(ids)))
@@ -118,7 +116,7 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
     if session.exec(select(func.count()).select_from(FleetNodeRow).where(mine)).one() >= NODES_LIMIT:
         raise TooLarge(
             "QUOTA_EXCEEDED", f"{actor.identity!r} has {NODES_LIMIT} nodes already",
-            next_step=f"report under names that stay; a node that is silent is forgotten after {KEEP_SILENT}",
+            next_step=f"use stable node names; a silent node is deleted after {KEEP_SILENT}",
         )  # fmt: skip
     moment = db.now()
     values = {
@@ -136,7 +134,7 @@ def _slots(session: Session, node: FleetNodeRow) -> Sequence[FleetSlotRow]:
 def _accepted(
     session: Session, actor: Actor, node: FleetNodeRow, slots: Sequence[SlotReport], before: dict[str, FleetSlotRow]
 ) -> tuple[list[FleetSlotRow], list[str]]:
-    """The rows of a report, and the served names of what the registry knows nothing of."""
+    """The rows of a report, and the served names that the registry does not know."""
     reach, numbers, moment = actor.namespaces_with(Scope.PULL), _numbers(session, slots), db.now()
     rows: dict[str, FleetSlotRow] = {}
     unknown = []
@@ -158,15 +156,15 @@ def _accepted(
 
 
 def _numbers(session: Session, slots: Sequence[SlotReport]) -> dict[_Served, int]:
-    """(namespace, name, digest) → number, of what is here."""
+    """(namespace, name, digest) → number, of existing versions."""
     joined = select(AdapterRow.namespace, AdapterRow.name, VersionRow.digest, VersionRow.number)
     joined = joined.join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
     records = session.exec(joined.where(col(VersionRow.digest).in_({slot.digest for slot in slots})))
     return {(namespace, name, digest): number for namespace, name, digest, number in records}
 
 
-def _keep_blobs(session: Session, versions: set[str]) -> None:
-    """Note the blobs of these versions. Their rows are locked first: `gc` asks again under the same lock."""
+def _record_blobs(session: Session, versions: set[str]) -> None:
+    """Record the blobs of these versions. Their rows are locked first: `gc` checks again under the same lock."""
     files = select(VersionRow.digest, VersionFileRow.digest).join(
         VersionFileRow, col(VersionFileRow.version_id) == col(VersionRow.id)
     )
@@ -185,7 +183,7 @@ def _replace(session: Session, node: FleetNodeRow, after: Sequence[FleetSlotRow]
         session.connection().execute(insert(FleetSlotRow), [row.model_dump() for row in after])
 
 
-def _tell(
+def _append_events(
     session: Session, actor: Actor, node: FleetNodeRow, before: Iterable[FleetSlotRow], after: Iterable[FleetSlotRow]
 ) -> None:
     was, now = _serving(before), _serving(after)
@@ -195,14 +193,14 @@ def _tell(
     ):
         for key in sorted(changed):
             slot = was.get(key) or now[key]
-            told: dict[str, Any] = {
+            detail: dict[str, Any] = {
                 "digest": slot.digest,
                 "node": node.node,
                 "engine": node.engine,
                 "served_name": slot.served_name,
             }
-            told |= {"verified": slot.verified} if event_type is EventType.VERSION_SERVE else {}
-            audit.append(session, actor, event_type, f"{slot.namespace}/{slot.name}@{slot.number}", told)
+            detail |= {"verified": slot.verified} if event_type is EventType.VERSION_SERVE else {}
+            audit.append(session, actor, event_type, f"{slot.namespace}/{slot.name}@{slot.number}", detail)
 
 
 def _serving(slots: Iterable[FleetSlotRow]) -> dict[_Served, FleetSlotRow]:

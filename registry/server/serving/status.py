@@ -1,10 +1,8 @@
-"""What anybody may see of the fleet: nodes with their slots, and how far each adapter has come.
+"""The status of serving nodes: their slots, and how far each adapter has converged.
 
-Invariants
-- Slots and wanted versions are those that the actor may see; a node is seen through them, or by whoever reports it.
-- A page looks at `limit` nodes and shows those of them that are seen, so it may be short and not be the last.
-- Convergence counts live nodes that follow an alias and whose token reaches the adapter; nodes that load on demand
-  are shown and not counted.
+- Only slots and desired versions that the actor may see are shown; a node is shown with one, and to its reporter.
+- A page inspects `limit` nodes, so it may be shorter and not the last.
+- Convergence counts live nodes that follow an alias and whose token reaches the adapter, not those that load on demand.
 """
 
 from __future__ import annotations
@@ -41,17 +39,17 @@ _Followed = tuple[str, str]
 """A base and an alias."""
 
 
-class _Wanted(NamedTuple):
+class _DesiredVersion(NamedTuple):
     number: int
     digest: Digest
 
 
-_Roster = dict[_Followed, dict[AdapterName, _Wanted]]
+_DesiredVersions = dict[_Followed, dict[AdapterName, _DesiredVersion]]
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFilter:
-    """What to show; empty fields ask for everything."""
+    """What to show; an empty field matches everything."""
 
     base: str = ""
     alias: str = ""
@@ -60,13 +58,13 @@ class NodeFilter:
 
 
 def nodes(session: Session, actor: Actor, node_filter: NodeFilter, *, cursor: str = "", limit: int) -> FleetNodes:
-    """One page, in the order in which nodes were first heard of."""
+    """One page, in the order of the nodes' first reports."""
     only = AdapterName.parse(node_filter.adapter) if node_filter.adapter else None
     conditions = _conditions(node_filter)
     statement = select(FleetNodeRow).where(col(FleetNodeRow.id) > parse_cursor(cursor), *conditions)
     rows = session.exec(statement.order_by(col(FleetNodeRow.id)).limit(limit + 1)).all()
     shown = rows[:limit]
-    expected = _wanted(session, actor, {(row.base, row.alias) for row in shown}, only)
+    expected = _desired_versions(session, actor, {(row.base, row.alias) for row in shown}, only)
     slots = _slots(session, actor, shown, only)
     views = [_node(row, slots[row.id or 0], expected[row.base, row.alias]) for row in shown]
     return FleetNodes(
@@ -113,10 +111,12 @@ def _slots(
     return by_node
 
 
-def _wanted(session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None) -> _Roster:
-    """What these aliases of these bases point at, as far as the actor may see and a node may serve it."""
+def _desired_versions(
+    session: Session, actor: Actor, followed: Iterable[_Followed], only: AdapterName | None
+) -> _DesiredVersions:
+    """The versions that these aliases of these bases point at, if the actor may see and a node may serve them."""
     pairs = sorted(followed)
-    expected: _Roster = {pair: {} for pair in pairs}
+    expected: _DesiredVersions = {pair: {} for pair in pairs}
     if not pairs:
         return expected
     statement = (
@@ -135,7 +135,7 @@ def _wanted(session: Session, actor: Actor, followed: Iterable[_Followed], only:
         )
     )
     for base, alias, namespace, name, number, digest in session.exec(statement):
-        expected[base, alias][AdapterName(namespace, name)] = _Wanted(number, Digest(digest))
+        expected[base, alias][AdapterName(namespace, name)] = _DesiredVersion(number, Digest(digest))
     return expected
 
 
@@ -143,7 +143,7 @@ def _reaches(reach: list[str] | None, name: AdapterName) -> bool:
     return reach is None or name.namespace in reach
 
 
-def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterName, _Wanted]) -> NodeView:
+def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterName, _DesiredVersion]) -> NodeView:
     views = []
     for slot in slots:
         now = expected.get(AdapterName(slot.namespace, slot.name))
@@ -153,12 +153,12 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
             since=slot.since, wanted_number=now.number if now else None, wanted_digest=now.digest if now else None,
         ))  # fmt: skip
     is_live = row.expires_at > db.now()
-    spoken_of = {view.adapter for view in views}
+    reported = {view.adapter for view in views}
     for name, now in sorted(expected.items()):
-        if is_live and not row.on_demand and str(name) not in spoken_of and _reaches(row.reach, name):
+        if is_live and not row.on_demand and str(name) not in reported and _reaches(row.reach, name):
             views.append(SlotView(
                 adapter=str(name), served_name=names.served_name(name, now.number), number=None, digest=None,
-                state=SlotState.ABSENT, reason="the node has not spoken of it", verified=False, since=row.heard_at,
+                state=SlotState.ABSENT, reason="the node has not reported it", verified=False, since=row.heard_at,
                 wanted_number=now.number, wanted_digest=now.digest,
             ))  # fmt: skip
     return NodeView(
@@ -186,8 +186,8 @@ def _convergence(
     for *key, count in session.exec(statement.group_by(*grouped)):
         serving[tuple(key)] = count
     convergence = []
-    for (base, alias), wanted in sorted(_wanted(session, actor, following, only).items()):
-        for name, now in sorted(wanted.items()):
+    for (base, alias), versions_of in sorted(_desired_versions(session, actor, following, only).items()):
+        for name, now in sorted(versions_of.items()):
             nodes_of_it = sum(_reaches(reach, name) for reach in following[base, alias])
             if nodes_of_it:
                 key = (base, alias, name.namespace, name.name, now.digest)

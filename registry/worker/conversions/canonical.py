@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter in canonical form."""
     folder, out = read_folder(Path(request.source)), Path(request.out)
-    spec = folder.contents.lora
+    spec = folder.peft.lora
     tensors, widened = fold_scales(spec, load_file(folder.path / WEIGHTS))
     config = json.loads((folder.path / CONFIG).read_bytes())
     plain = {"r": spec.rank, "lora_alpha": spec.rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}

@@ -42,9 +42,9 @@ _UP = (".lora_B.weight", ".lora_up.weight", ".up.weight")
 def convert(request: ConversionRequest) -> Converted:
     """Write the image adapter under the names of diffusers."""
     folder, out = read_folder(Path(request.source)), Path(request.out)
-    if not isinstance(folder.found, NonPeftContents):
+    if not isinstance(folder.contents, NonPeftContents):
         raise refused("this adapter is for a language model")
-    file = folder.found.file
+    file = folder.contents.file
     weights = read.weights_of(folder.files).path
     family = request.base.model_type or file.family
     if family not in PIPELINES:

@@ -29,9 +29,9 @@ from registry.worker.conversions.request import ConversionRequest, serve
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as PEFT's."""
     folder = read_folder(Path(request.source))
-    if not isinstance(folder.found, NonPeftContents):
+    if not isinstance(folder.contents, NonPeftContents):
         raise refused("this is already PEFT's format")
-    file = folder.found.file
+    file = folder.contents.file
     stored = load_file(folder.path / read.weights_of(folder.files).path)
     paths, pairs = Paths(file.format, request.base.modules), {}
     for module in file.modules:

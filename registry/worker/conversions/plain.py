@@ -27,7 +27,7 @@ from registry.worker.conversions.request import ConversionRequest, serve
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as a plain LoRA. Loads the base twice, in 32 bits."""
     folder, out = read_folder(Path(request.source)), Path(request.out)
-    spec = folder.contents.lora
+    spec = folder.peft.lora
     initialization = spec.config.initialization
     with tempfile.TemporaryDirectory(prefix="adapter-start-") as start:
         config = LoraConfig.from_pretrained(request.source)
@@ -44,7 +44,7 @@ def convert(request: ConversionRequest) -> Converted:
     written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
     canonical.copy_others(folder, out)
-    result = read_folder(out).contents.lora
+    result = read_folder(out).peft.lora
     return Converted(
         message=f"{initialization} undone: {len(result.modules)} modules of rank {result.rank} for the unchanged base",
         modules=len(result.modules), rank=result.rank, tensors=2 * len(result.modules),

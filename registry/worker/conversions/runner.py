@@ -25,7 +25,7 @@ def convert(task: Task) -> Done:
         task.lease.say(f"pulling {task.subject.name}@{task.subject.number}")
         folder, out = task.pull(Path(scratch) / "before"), Path(scratch) / "after"
         try:
-            contents = read_folder(folder).found
+            contents = read_folder(folder).peft
             location = conversions.runs_on(contents, conversion, base.spec)
             weights = str(task.ready_source().folder) if location is RunsOn.BASE else ""
             task.lease.say(f"converting to {conversion.to}")

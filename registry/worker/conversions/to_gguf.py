@@ -28,7 +28,7 @@ FILE = "lora-adapter.gguf"
 def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as one GGUF file. A module without a name in llama.cpp is a refusal."""
     folder, out, base = read_folder(Path(request.source)), Path(request.out), request.base
-    spec = folder.contents.lora
+    spec = folder.peft.lora
     tensors, _ = canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
