@@ -17,7 +17,7 @@ class Scope(StrEnum):
 
 
 class Role(StrEnum):
-    """Only an owner may both push and promote."""
+    """Only an owner may both push and promote. No role gives `work`."""
 
     READER = "reader"
     PUSHER = "pusher"
@@ -29,5 +29,5 @@ SCOPES_OF_ROLE: Mapping[Role, frozenset[Scope]] = {
     Role.READER: frozenset({Scope.PULL}),
     Role.PUSHER: frozenset({Scope.PULL, Scope.PUSH}),
     Role.PROMOTER: frozenset({Scope.PULL, Scope.PROMOTE}),
-    Role.OWNER: frozenset(Scope),
+    Role.OWNER: frozenset(Scope) - {Scope.WORK},
 }

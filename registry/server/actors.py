@@ -4,6 +4,7 @@
 
 - `admin` includes every scope; every scope includes `pull`. The namespace `*` stands for all namespaces.
 - A token of a subject never gives more than the subject's current role; a token without a subject stands for itself.
+- No role in a namespace gives `work`: verdicts of workers count beyond the namespace. An owner of `*` has it.
 - Every token may pull from public namespaces.
 - What an actor may not see does not exist for it: it gets `NotFound`, and `Denied` only where it may look.
 """
@@ -30,7 +31,8 @@ class Actor:
     """A token's name and rights, or the trusted owner of an embedded registry.
 
     `roles` is None for a token that stands for itself. `epoch` is the access epoch at which all this was read; None
-    never expires. `public` are the namespaces from which every token may pull.
+    never expires. `public` are the namespaces from which every token may pull. `superseded`: it signed in with a secret
+    that was rotated and is still accepted for a while.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Actor:
     adapters: frozenset[str] = frozenset()
     public: frozenset[str] = frozenset()
     epoch: int | None = None
+    superseded: bool = False
 
     @property
     def identity(self) -> str:
@@ -54,13 +57,15 @@ class Actor:
         if scope == Scope.PULL:
             return bool(self.scopes)
         return self._has_token_scope(scope) and (
-            self.roles is None or any(scope in SCOPES_OF_ROLE[role] for role in self.roles.values())
+            self.roles is None or any(scope in self._role_scopes(namespace) for namespace in self.roles)
         )
 
     def may(self, scope: Scope, namespace: str, adapter: str = "") -> bool:
-        """Whether the actor holds this scope in a namespace. A token bound to adapters needs `adapter`, too."""
-        if scope == Scope.PULL and namespace in self.public:
-            return True
+        """Whether the actor may do this in a namespace. A token bound to adapters needs `adapter`, too."""
+        return (scope == Scope.PULL and namespace in self.public) or self.holds(scope, namespace, adapter)
+
+    def holds(self, scope: Scope, namespace: str, adapter: str = "") -> bool:
+        """Whether the actor itself has this scope, whether or not the namespace is public now."""
         if self.adapters and f"{namespace}/{adapter}" not in self.adapters:
             return False
         return self._has_token_scope(scope) and self._has_namespace(namespace) and self._role_gives(scope, namespace)
@@ -79,8 +84,7 @@ class Actor:
             return frozenset()
         if self._role_gives(scope, EVERY_NAMESPACE):
             return None if EVERY_NAMESPACE in self.namespaces else self.namespaces
-        roles = (self.roles or {}).items()
-        return frozenset(n for n, role in roles if scope in SCOPES_OF_ROLE[role] and self._has_namespace(n))
+        return frozenset(n for n in self.roles or () if scope in self._role_scopes(n) and self._has_namespace(n))
 
     def require(self, scope: Scope, name: AdapterName) -> None:
         """Raise `Denied` if the actor may see the adapter but lacks the scope, `NotFound` if it may not see it."""
@@ -107,6 +111,15 @@ class Actor:
         if not self.may_everywhere(scope):
             raise Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in all namespaces")
 
+    def require_current_secret(self) -> None:
+        """Raise `Denied` for an actor that signed in with a rotated secret: it may not change who has access."""
+        if self.superseded:
+            raise Denied(
+                "DENIED",
+                f"this secret of token {self.name!r} was rotated: it may no longer change who has access",
+                next_step="use the new secret, or ask an administrator to revoke the token",
+            )
+
     def _has_token_scope(self, scope: str) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes or (scope == Scope.PULL and bool(self.scopes))
 
@@ -114,10 +127,12 @@ class Actor:
         return EVERY_NAMESPACE in self.namespaces or namespace in self.namespaces
 
     def _role_gives(self, scope: Scope, namespace: str) -> bool:
-        if self.roles is None:
-            return True
-        roles = [self.roles.get(namespace), self.roles.get(EVERY_NAMESPACE)]
-        return any(role is not None and scope in SCOPES_OF_ROLE[role] for role in roles)
+        return self.roles is None or scope in self._role_scopes(namespace) | self._role_scopes(EVERY_NAMESPACE)
+
+    def _role_scopes(self, namespace: str) -> frozenset[Scope]:
+        role = (self.roles or {}).get(namespace)
+        scopes = SCOPES_OF_ROLE[role] if role is not None else frozenset[Scope]()
+        return scopes | {Scope.WORK} if role is Role.OWNER and namespace == EVERY_NAMESPACE else scopes
 
     def _denied(self, scope: Scope, namespace: str) -> Denied:
         return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in namespace '{namespace}'")

@@ -12,6 +12,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 ISSUER, AUDIENCE = "https://ci.example.org", "https://adapters.example.org"
+LOGIN_ISSUER = "https://login.example.org"
 
 
 class Provider:
@@ -23,10 +24,14 @@ class Provider:
         public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key())) | {"kid": "k1", "use": "sig"}
         (folder / "keys.json").write_text(json.dumps({"keys": [public]}))
         self.public = public
-        fields = {"issuer": issuer, "audience": AUDIENCE, "jwks_file": "keys.json", **config}
+        fields = {"issuer": issuer, "audience": AUDIENCE, "jwks_file": str(folder / "keys.json"), **config}
         lines = [f'{key} = "{value}"' for key, value in fields.items()] + ['algorithms = ["ES256"]']
         self.settings = str(folder / "issuers.toml")
         Path(self.settings).write_text("[[issuer]]\n" + "\n".join(lines) + "\n")
+
+    def also_trust(self, other: Provider) -> None:
+        """Add another provider to the issuers file of this one."""
+        Path(self.settings).write_text(Path(self.settings).read_text() + Path(other.settings).read_text())
 
     def claims(self, **changed: Any) -> dict[str, Any]:
         """The claims of a job of acme/train. A claim that is changed to None is left out."""

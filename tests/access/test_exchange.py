@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +14,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from registry.api.access import PublisherAdd
-from registry.errors import Denied, Invalid, NotFound, Unauthenticated
+from registry.errors import Denied, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
+from registry.server.access import issuers, publishers, token_exchange
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import matches_pattern
 from registry.server.database import db
-from registry.server.database.models import EventRow, TokenRow, UsedAssertionRow
-from tests.access.identity import ISSUER, Provider, other_key, rsa_key
-from tests.access.tenants import send
+from registry.server.database.models import EventRow, PublisherRow, TokenRow, UsedAssertionRow
+from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
+from tests.access.tenants import of_subject, send
 from tests.world import World, rows
 
 RULE = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train", "ref": "refs/heads/*"})
@@ -32,11 +35,22 @@ RULE = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train", "ref": "r
 def provider(tmp_path: Path) -> Provider:
     folder = tmp_path / "provider"
     folder.mkdir()
-    return Provider(folder, login_claim="email")
+    return Provider(folder)
 
 
 @pytest.fixture
-def world(database_url: str, provider: Provider) -> Iterator[World]:
+def people(tmp_path: Path, provider: Provider) -> Provider:
+    """The provider by which people sign in; it is in the issuers file of the other one."""
+    folder = tmp_path / "people"
+    folder.mkdir()
+    people = Provider(folder, LOGIN_ISSUER, login_claim="email")
+    provider.also_trust(people)
+    return people
+
+
+@pytest.fixture
+def world(database_url: str, provider: Provider, people: Provider) -> Iterator[World]:
+    assert people.issuer != provider.issuer
     with World(database_url, issuers=provider.settings, failures_per_minute=0) as made:
         made.add_base()
         made.admin.add_publisher("acme/support", RULE)
@@ -64,10 +78,9 @@ def test_a_token_lasts_no_longer_than_the_identity_token(world: World, provider:
     assert exchange(world, provider.sign(exp=ends)).token.expires_at.timestamp() == ends
 
 
-def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: World, provider: Provider) -> None:
+def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: World, people: Provider) -> None:
     world.push("acme/support")
-    assertion = provider.sign(sub="u1", repository=None, email="alice@example.org", email_verified=True)
-    made = exchange(world, assertion)
+    made = exchange(world, people.sign(sub="u1", email="alice@example.org", email_verified=True))
     alice = world.client(made.secret)
     assert alice.whoami().subject == "alice@example.org"
     with pytest.raises(NotFound):
@@ -114,19 +127,29 @@ FORGED: dict[str, Callable[[Provider], str]] = {
     "of another repository": lambda p: p.sign(repository="globex/train"),
     "of another ref": lambda p: p.sign(ref="refs/tags/x"),
     "with a list where a text is asked for": lambda p: p.sign(repository=["acme/train"]),
-    "of a person whose address nobody verified": lambda p: p.sign(repository=None, email="a@example.org"),
-    "of a person called everybody": lambda p: p.sign(repository=None, email="*", email_verified=True),
-    "of a person with a space": lambda p: p.sign(repository=None, email="a b@c", email_verified=True),
+    "of a person at an issuer of jobs": lambda p: p.sign(repository=None, email="a@example.org", email_verified=True),
     "changed afterwards": lambda p: p.sign()[:-6] + "AAAAAA",
     "no token at all": lambda _: "x.y.z",
     "one of ours": lambda _: "lra_" + "0" * 38,
 }
 
 
-def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(world: World, provider: Provider) -> None:
+FORGED_PEOPLE: dict[str, dict[str, Any]] = {
+    "whose address nobody verified": {"email": "a@example.org"},
+    "called everybody": {"email": "*", "email_verified": True},
+    "with a space": {"email": "a b@c", "email_verified": True},
+    "without a login": {},
+}
+
+
+def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
+    world: World, provider: Provider, people: Provider
+) -> None:
+    forged = {what: make(provider) for what, make in FORGED.items()}
+    forged |= {what: people.sign(**claims) for what, claims in FORGED_PEOPLE.items()}
     answers = {
-        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": make(provider)})
-        for what, make in FORGED.items()
+        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion})
+        for what, assertion in forged.items()
     }
     assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in answers.values()}) == 1
@@ -151,6 +174,83 @@ def test_an_adapter_that_does_not_trust_the_job_looks_like_an_absent_one(world: 
         with pytest.raises(Unauthenticated):
             exchange(world, provider.sign(), adapter)
     assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
+
+
+@pytest.mark.security
+def test_no_rule_of_an_owner_changes_what_a_person_gets(world: World, people: Provider) -> None:
+    world.admin.create_namespace("evil", owner="mallory@example.org")
+    mallory = world.client(of_subject(world, "mallory@example.org"))
+    trap = PublisherAdd(issuer=LOGIN_ISSUER, claims={"email": "*@example.org"})
+    with pytest.raises(Invalid, match="people sign in"):
+        mallory.add_publisher("evil/trap", trap)
+    with world.session(write=True) as session:  # as a registry stored it whose issuer had no login then
+        now = db.now()
+        rule: dict[str, Any] = {"issuer": LOGIN_ISSUER, "claims": trap.claims, "created_at": now, "created_by": "m"}
+        session.add(PublisherRow(id="pub_1", namespace="evil", name="trap", **rule))
+    person = people.sign(email="alice@example.org", email_verified=True)
+    made = exchange(world, person).token
+    assert (made.subject, made.adapters) == ("alice@example.org", [])
+    with pytest.raises(Unauthenticated):
+        exchange(world, people.sign(email="alice@example.org", email_verified=True), "evil/trap")
+
+
+@pytest.mark.security
+def test_adapters_are_never_left_out_of_a_token_silently(
+    world: World, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_exchange, "ADAPTERS_LIMIT", 2)
+    for name in ("aaa/one", "aaa/two"):
+        world.admin.add_publisher(name, RULE)
+    with pytest.raises(Invalid, match="over 2 adapters") as refused:
+        exchange(world, provider.sign())
+    assert "--adapter" in refused.value.next_step
+    assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
+
+
+@pytest.mark.security
+def test_the_rules_of_a_namespace_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishers, "RULES_LIMIT", 2)
+    world.admin.add_publisher("acme/other", RULE)
+    with pytest.raises(TooLarge, match="the limit"):
+        world.admin.add_publisher("acme/third", RULE)
+
+
+@pytest.mark.security
+def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
+    monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
+    """While its keys are fetched, and for a while after a failure, others get 503 at once; known keys are served."""
+    config = {"issuer": ISSUER, "audience": "a", "jwks_url": "https://ci.example.org/keys", "algorithms": ["ES256"]}
+    issuer = issuers.Issuer(config, Path())
+    monkeypatch.setattr(issuers, "FETCH_WAIT_SECONDS", 0.01)
+    fetches: list[str] = []
+    asked, answer = threading.Event(), threading.Event()
+
+    def fail(client: jwt.PyJWKClient) -> Any:
+        fetches.append(client.uri)
+        asked.set()
+        assert answer.wait(60)
+        raise jwt.PyJWKClientConnectionError("no answer")
+
+    monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(issuer.key_of, provider.sign())
+        assert asked.wait(60)
+        with pytest.raises(Unavailable):  # at once, while the first one waits
+            issuer.key_of(provider.sign())
+        answer.set()
+        with pytest.raises(Unavailable):
+            first.result(60)
+    with pytest.raises(Unavailable):
+        issuer.key_of(provider.sign())
+    assert len(fetches) == 1
+    cache = issuer._client.jwk_set_cache if issuer._client is not None else None
+    assert cache is not None
+    cache.put({"keys": [provider.public]})
+    assert issuer.key_of(provider.sign()) is not None
+    with pytest.raises(Unavailable):
+        issuer.key_of(provider.sign(kid="k2"))
+    assert len(fetches) == 1
 
 
 def test_an_identity_token_is_accepted_once_even_under_a_race(world: World, provider: Provider) -> None:

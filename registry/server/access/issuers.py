@@ -7,6 +7,8 @@ Only asymmetric algorithms are accepted. Issuer, audience, expiry, issue time an
 from __future__ import annotations
 
 import json
+import threading
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,19 +26,22 @@ LIFETIME_LIMIT_SECONDS = 24 * 3600
 REQUIRED_CLAIMS = ("iss", "aud", "exp", "iat", "sub", "jti")
 KEY_CACHE_SECONDS = 600
 FETCH_SECONDS = 10
+FETCH_WAIT_SECONDS = 0.5
+RETRY_FETCH_SECONDS = 10
 JTI_LIMIT = 300
 _FIELDS = {"issuer", "audience", "jwks_url", "jwks_file", "algorithms", "login_claim"}
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityToken:
-    """A verified identity token. `login` is the value of the issuer's `login_claim`, empty if none is configured."""
+    """A verified identity token. `signs_in`: its issuer has a `login_claim`, and `login` is the value of that."""
 
     issuer: str
     claims: Mapping[str, Any]
     jti: str
     expires_at: datetime
     login: str
+    signs_in: bool
 
 
 class Issuer:
@@ -61,19 +66,43 @@ class Issuer:
         if url and not url.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
             raise _setting_error(f"{self.name}: jwks_url must begin with https://")
         self._client = jwt.PyJWKClient(url, lifespan=KEY_CACHE_SECONDS, timeout=FETCH_SECONDS) if url else None
+        self._fetching = threading.Lock()
+        self._fetch_again_at = 0.0
 
     def key_of(self, assertion: str) -> Any:
         """Return the public key for the token's `kid`. `Unavailable` if the keys cannot be fetched."""
         try:
-            if self._client is not None:
-                return self._client.get_signing_key_from_jwt(assertion).key
             kid = jwt.get_unverified_header(assertion).get("kid")
+            if self._client is not None:
+                return self._find_cached_key(self._client, kid) or self._fetch_key(self._client, kid)
             keys = jwt.PyJWKSet.from_dict(json.loads((self._file or Path()).read_bytes())).keys
             return next(key.key for key in keys if key.key_id == kid)
-        except (jwt.PyJWKClientConnectionError, OSError) as e:
-            raise Unavailable("TRY_LATER", f"the keys of {self.name} cannot be read now", retry_after_seconds=5) from e
+        except OSError as e:
+            raise self._unavailable() from e
         except (jwt.PyJWTError, ValueError, StopIteration) as e:
             raise rejected() from e
+
+    def _find_cached_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
+        cached = client.jwk_set_cache.get() if client.jwk_set_cache is not None else None
+        keys = [key for key in cached.keys if key.public_key_use in ("sig", None)] if cached is not None else []
+        return next((key.key for key in keys if key.key_id == kid), None)
+
+    def _fetch_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
+        """Fetch the keys. One request does so at a time, and none soon after a failure: others must not wait for it."""
+        if not self._fetching.acquire(timeout=FETCH_WAIT_SECONDS):
+            raise self._unavailable()
+        try:
+            if time.monotonic() < self._fetch_again_at:
+                raise self._unavailable()
+            return client.get_signing_key(kid).key
+        except jwt.PyJWKClientConnectionError as e:
+            self._fetch_again_at = time.monotonic() + RETRY_FETCH_SECONDS
+            raise self._unavailable() from e
+        finally:
+            self._fetching.release()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable("TRY_LATER", f"the keys of {self.name} cannot be read now", retry_after_seconds=5)
 
 
 class Issuers:
@@ -96,6 +125,11 @@ class Issuers:
             raise _setting_error(f"{path} may only hold tables [[issuer]]")
         issuers = [Issuer(config, Path(path).parent) for config in configs]
         return cls({issuer.name: issuer for issuer in issuers})
+
+    @property
+    def login_issuers(self) -> frozenset[str]:
+        """The issuers by which people sign in."""
+        return frozenset(name for name, issuer in self._issuers.items() if issuer.login_claim)
 
     def verify(self, assertion: str) -> IdentityToken:
         """Verify an identity token. `Unauthenticated` with one text, whatever is wrong with it."""
@@ -124,7 +158,8 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     if issuer.login_claim == "email" and claims.get("email_verified") is not True:
         login = ""
     expires_at = datetime.fromtimestamp(claims["exp"], UTC)
-    return IdentityToken(issuer.name, claims, jti, expires_at, login if isinstance(login, str) else "")
+    subject = login if isinstance(login, str) else ""
+    return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim))
 
 
 def rejected() -> Unauthenticated:

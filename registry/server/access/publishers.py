@@ -1,20 +1,21 @@
 """Trusted publishers: whose identity tokens may be exchanged for a token that pushes one adapter.
 
 A rule names one issuer and at least one claim. All of its claims must match; `*` stands for any text. The owner decides
-how much a rule matches and should include `sub` or another claim that only the issuer sets. A rule ends with its
-adapter: after a transfer or a deletion no right remains.
+how much a rule matches and should include `sub` or another claim that only the issuer sets. An issuer by which people
+sign in has no rules. A rule ends with its adapter: after a transfer or a deletion no right remains.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from registry.api.access import CLAIM_LIMIT, PublisherAdd, PublisherList, PublisherView
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid, NotFound, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -26,11 +27,21 @@ from registry.server.database.models import PublisherRow
 
 WILDCARD = "*"
 WILDCARDS_LIMIT = 4
+RULES_LIMIT = 500
+"""Rules of one namespace."""
 
 
-def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd) -> PublisherView:
+def add(
+    session: Session, actor: Actor, name: AdapterName, request: PublisherAdd, *, login_issuers: Container[str] = ()
+) -> PublisherView:
     """Add a rule for an adapter, which need not exist yet. `Conflict` for a name that can never be used."""
+    actor.require_current_secret()
     actor.require(Scope.ADMIN, name)
+    if request.issuer in login_issuers:
+        raise Invalid("REQUEST_INVALID", f"issuer: people sign in by {request.issuer!r}, so it can have no publishers")
+    count = select(func.count(col(PublisherRow.id))).where(PublisherRow.namespace == name.namespace)
+    if session.exec(count).one() >= RULES_LIMIT:
+        raise TooLarge("SIZE_INVALID", f"namespace '{name.namespace}' has {RULES_LIMIT} trusted publishers, the limit")
     for claim, pattern in request.claims.items():
         length_is_valid = 0 < len(claim) <= 100 and 0 < len(pattern) <= CLAIM_LIMIT
         if not length_is_valid or pattern.count(WILDCARD) > WILDCARDS_LIMIT:
@@ -58,6 +69,7 @@ def list_publishers(session: Session, actor: Actor, name: AdapterName) -> Publis
 
 def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str) -> PublisherView:
     """Remove a rule. Tokens that it has given expire within minutes."""
+    actor.require_current_secret()
     actor.require(Scope.ADMIN, name)
     row = session.get(PublisherRow, publisher_id[:80])
     if row is None or (row.namespace, row.name) != (name.namespace, name.name):
@@ -67,9 +79,14 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
     return _view(row)
 
 
-def find_trusted(session: Session, issuer: str, claims: Mapping[str, Any]) -> list[AdapterName]:
-    """Return the adapters that an identity token with these claims may push."""
-    rows = session.exec(select(PublisherRow).where(col(PublisherRow.issuer) == issuer)).all()
+def find_trusted(
+    session: Session, issuer: str, claims: Mapping[str, Any], adapter: AdapterName | None
+) -> list[AdapterName]:
+    """Return the adapters, or whether it is this one, that an identity token with these claims may push."""
+    statement = select(PublisherRow).where(col(PublisherRow.issuer) == issuer)
+    if adapter is not None:
+        statement = statement.where(PublisherRow.namespace == adapter.namespace, PublisherRow.name == adapter.name)
+    rows = session.exec(statement).all()
     return sorted({AdapterName(row.namespace, row.name) for row in rows if _matches(row.claims, claims)})
 
 

@@ -76,7 +76,8 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
         row.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), row.expires_at, row.subject,
         roles=roles if row.subject else None, adapters=frozenset(row.adapters),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
+        superseded=row.secret_sha256 != sha256,
     )  # fmt: skip
-    if row.secret_sha256 == sha256:
+    if not actor.superseded:
         cache.put(secret, actor)
     return actor

@@ -2,8 +2,9 @@
 
 - An identity token is accepted once: its `jti` is stored under a unique key until the identity token has expired. The
   new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
-- A CI job may push the adapters whose trusted publishers it matches, and nothing else. A person gets a token of the
-  subject in the issuer's `login_claim`, which is bound by the subject's roles.
+- An issuer with a `login_claim` signs people in: the token belongs to the subject in that claim and is bound by the
+  subject's roles. Every other issuer is for CI jobs, which may push the adapters whose trusted publishers they match,
+  and nothing else. No owner's rule can change what a person gets.
 - Every rejection has the same text, so nobody learns which adapters trust whom.
 """
 
@@ -15,6 +16,7 @@ from sqlalchemy import delete
 from sqlmodel import Session, col
 
 from registry.api.access import ExchangeRequest, TokenCreate, TokenView
+from registry.errors import Invalid
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -26,6 +28,7 @@ from registry.server.database import db
 from registry.server.database.models import TokenRow, UsedAssertionRow
 
 LIFETIME_SECONDS = 15 * 60
+ADAPTERS_LIMIT = 100
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
 PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
@@ -50,25 +53,28 @@ def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest)
 
 
 def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> TokenCreate:
-    """Return the token that these claims allow: as a trusted publisher, else as a person."""
-    publishes = publishers.find_trusted(session, identity.issuer, identity.claims)
-    publishes = [name for name in publishes if adapter in (None, name)]
-    name = "".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100]
-    if publishes:
+    """Return the token that these claims allow: a person's, or a trusted publisher's."""
+    if identity.signs_in:
+        if adapter is not None or not is_subject(identity.login):
+            raise rejected()
         return TokenCreate(
-            name=name,
-            scopes=[Scope.PUSH],
-            namespaces=sorted({adapter.namespace for adapter in publishes}),
-            adapters=[str(adapter) for adapter in publishes][:100],
+            name=identity.login[:100],
+            scopes=PERSONAL_SCOPES,
+            namespaces=[EVERY_NAMESPACE],
+            subject=identity.login,
             expires_in_seconds=LIFETIME_SECONDS,
         )
-    if adapter is not None or not is_subject(identity.login):
+    adapters = publishers.find_trusted(session, identity.issuer, identity.claims, adapter)
+    if not adapters:
         raise rejected()
+    if len(adapters) > ADAPTERS_LIMIT:
+        message = f"adapter: this identity token matches trusted publishers of over {ADAPTERS_LIMIT} adapters"
+        raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
     return TokenCreate(
-        name=identity.login[:100],
-        scopes=PERSONAL_SCOPES,
-        namespaces=[EVERY_NAMESPACE],
-        subject=identity.login,
+        name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
+        scopes=[Scope.PUSH],
+        namespaces=sorted({name.namespace for name in adapters}),
+        adapters=[str(name) for name in adapters],
         expires_in_seconds=LIFETIME_SECONDS,
     )
 

@@ -35,6 +35,7 @@ FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
 def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "") -> tuple[TokenView, str]:
     """Create a token and return it with its secret. `Denied` for rights that the actor does not hold."""
+    actor.require_current_secret()
     unknown = sorted(set(request.scopes) - set(Scope))
     if unknown or not request.scopes:
         raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(Scope)}")
@@ -44,7 +45,7 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
         if namespace != EVERY_NAMESPACE:
             names.namespace(namespace)
         for scope in request.scopes:
-            if not actor.may(Scope(scope), namespace):
+            if not actor.holds(Scope(scope), namespace):
                 raise Denied("DENIED", f"token {actor.name!r} cannot give the scope '{scope}' in '{namespace}'")
     for adapter in request.adapters:
         if not {AdapterName.parse(adapter).namespace, EVERY_NAMESPACE} & set(request.namespaces):
@@ -127,6 +128,7 @@ def record_use(session: Session, token_id: str) -> None:
 
 def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:
     """Give a token a new secret. The old one stays valid for `keep_seconds`."""
+    actor.require_current_secret()
     row = _find(session, actor, token_id)
     if row.id != actor.token_id:
         _require_all_rights(actor, row)
@@ -156,6 +158,7 @@ def _require_all_rights(actor: Actor, row: TokenRow) -> None:
 
 def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
     """End a token now. Revoking it again changes nothing."""
+    actor.require_current_secret()
     row = _find(session, actor, token_id)
     if row.revoked_at is None:
         row.revoked_at = db.now()

@@ -69,7 +69,8 @@ def permitted(
     """
     public = actor.public if scope == Scope.PULL else frozenset()
     if actor.adapters:
-        own = [named(AdapterName.parse(adapter)) for adapter in sorted(actor.adapters)]
+        adapters = map(AdapterName.parse, sorted(actor.adapters))
+        own = [named(name) for name in adapters if actor.holds(scope, name.namespace, name.name)]
         return or_(namespace.in_(sorted(public)), *own)
     namespaces = actor.namespaces_with(scope)
     return true() if namespaces is None else namespace.in_(sorted(namespaces | public))

@@ -238,9 +238,11 @@ def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> Publish
 
 
 @namespace_router.post(ADAPTER + "/publishers", status_code=201)
-def add_publisher(session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd) -> PublisherView:
+def add_publisher(
+    session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd, issuers: IssuersDep
+) -> PublisherView:
     """Let CI jobs with these claims push to an adapter."""
-    return publishers.add(session, actor, name, request)
+    return publishers.add(session, actor, name, request, login_issuers=issuers.login_issuers)
 
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")

@@ -1,0 +1,79 @@
+"""What a token may give to others: no right that its holder has only because a namespace is public now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
+from registry.errors import Denied, NotFound
+from registry.roles import SCOPES_OF_ROLE, Scope
+from tests.access.tenants import Tenants, of_subject
+from tests.world import World
+
+pytestmark = pytest.mark.security
+PULL_ACME = TokenCreate(name="left-over", scopes=["pull"], namespaces=["acme"])
+
+
+@pytest.fixture
+def tenants(database_url: str) -> Iterator[Tenants]:
+    with World(database_url) as world:
+        yield Tenants(world)
+
+
+def test_nobody_issues_a_token_for_a_namespace_that_is_only_public_now(tenants: Tenants) -> None:
+    tenants.world.admin.change_namespace("acme", NamespaceSet(public=True))
+    stranger = tenants.world.actor("admin", namespaces=["globex"])
+    assert stranger.resolve("acme/support").number == 1
+    with pytest.raises(Denied):
+        stranger.create_token(PULL_ACME)
+    with pytest.raises(Denied):
+        tenants.client("owner@globex").create_token(PULL_ACME)
+    assert tenants.client("owner").create_token(PULL_ACME).token.namespaces == ["acme"]
+
+
+def test_a_token_bound_to_an_adapter_lists_nothing_after_its_subject_lost_the_role(tenants: Tenants) -> None:
+    rights = {"scopes": ["pull"], "namespaces": ["acme"], "adapters": ["acme/support"]}
+    request = TokenCreate(name="bound", subject="reader@acme", **rights)
+    bound = tenants.world.client(tenants.world.admin.create_token(request).secret)
+    assert [item.name for item in bound.adapters().items] == ["acme/support"]
+    tenants.world.admin.revoke_role("acme", "reader@acme")
+    assert bound.adapters().items == []
+    with pytest.raises(NotFound):
+        bound.resolve("acme/support")
+
+
+def test_a_rotated_secret_reads_and_pushes_but_changes_no_access(tenants: Tenants) -> None:
+    world = tenants.world
+    old_secret = of_subject(world, "owner@acme")
+    old = world.client(old_secret)
+    token_id = old.whoami().token_id
+    new = world.client(old.rotate_token(token_id, keep_seconds=3600).secret)
+    assert old.resolve("acme/support").number == 1
+    assert world.push("acme/another", by=old).created
+    rule = PublisherAdd(issuer="https://ci.example.org", claims={"sub": "x"})
+    attempts = (
+        lambda: old.rotate_token(token_id),
+        lambda: old.create_token(TokenCreate(name="mine", scopes=["admin"], namespaces=["acme"])),
+        lambda: old.revoke_token(token_id),
+        lambda: old.grant_role("acme", "thief@example.org", "owner"),
+        lambda: old.revoke_role("acme", "reader@acme"),
+        lambda: old.change_namespace("acme", NamespaceSet(public=True)),
+        lambda: old.add_publisher("acme/support", rule),
+    )
+    for attempt in attempts:
+        with pytest.raises(Denied, match="was rotated"):
+            attempt()
+    assert new.whoami().token_id == token_id
+    assert new.rotate_token(token_id).token.id == token_id
+
+
+def test_no_role_in_a_namespace_gives_the_scope_work(tenants: Tenants) -> None:
+    assert not any(Scope.WORK in scopes for scopes in SCOPES_OF_ROLE.values())
+    owner = tenants.client("owner")
+    with pytest.raises(Denied):
+        owner.create_token(TokenCreate(name="worker", scopes=["work"], namespaces=["acme"]))
+    tenants.world.admin.grant_role("*", "administrator@corp", "owner")
+    worker = TokenCreate(name="worker", scopes=["work"], namespaces=["*"])
+    assert tenants.client("administrator@corp").create_token(worker).token.scopes == ["work"]
