@@ -88,7 +88,7 @@ def _server(registry: Registry) -> Iterator[Check]:
     yield Check(
         "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.TRY_LATER
     )
-    if health.version.split(".")[:2] != __version__.split(".")[:2]:
+    if health.version and health.version.split(".")[:2] != __version__.split(".")[:2]:
         yield Check("version", "note", f"the server is {health.version} and this is {__version__}")
     for name, supported in sorted(health.capabilities.items()):
         yield Check("store", "ok", f"{name}: {supported}")

@@ -45,8 +45,8 @@ class TokenView(Answer):
     last_used_at: datetime | None = None
 
 
-class TokenList(ItemList[TokenView]):
-    """The tokens that the caller may revoke."""
+class TokenPage(ItemPage[TokenView]):
+    """A page of the tokens that the caller may revoke, newest first."""
 
 
 class TokenCreated(Answer):
@@ -76,13 +76,13 @@ class Whoami(Answer):
 
 
 class Health(Answer):
-    """The state of the server, and what is behind it."""
+    """The state of the server. Only requests with a token are told what is behind it."""
 
-    status: str
+    status: str = Field(description="`ok` or `unavailable`.")
     reason: str = ""
-    version: str
-    database: str
-    blobs: str
+    version: str = ""
+    database: str = ""
+    blobs: str = ""
     schema_revision: str = ""
     capabilities: dict[str, bool] = {}
 

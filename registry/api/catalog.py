@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import Answer, ItemList, ItemPage, PrintableText, Request
+from registry.api import Answer, ItemPage, PrintableText, Request
 from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.digest import Digest
@@ -121,8 +121,8 @@ class BaseView(Answer):
     thresholds: dict[str, float] = {}
 
 
-class BaseList(ItemList[BaseView]):
-    """All bases."""
+class BasePage(ItemPage[BaseView]):
+    """A page of bases, by name."""
 
 
 # ------------------------------------------------------------------ adding and changing bases

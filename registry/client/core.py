@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from registry import names
-from registry.api import Consistency, LogKeys, Request
-from registry.api.catalog import AdapterPage, AdapterView, BaseList, BaseView, Resolved, VersionPage, VersionView
+from registry.api import Consistency, ItemPage, LogKeys, Request
+from registry.api.catalog import AdapterPage, AdapterView, BasePage, BaseView, Resolved, VersionPage, VersionView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client.transport import sockets
 from registry.client.transport.connection import Body, Connection
 from registry.client.transport.responses import Shape, parsed
 from registry.names import AdapterName, Ref
 
+Page = TypeVar("Page", bound=ItemPage[Any])
 Name = AdapterName | str
 AnyRef = Ref | str
 COMMIT_BYTES = 10 * 2**20
@@ -101,8 +102,9 @@ class Versions:
         parsed = parsed_ref(ref)
         return self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved)
 
-    def bases(self) -> BaseList:
-        return self._get("/bases", BaseList)
+    def bases(self) -> BasePage:
+        """All bases by name, of as many pages as there are."""
+        return self._get_all("/bases", BasePage)
 
     def base(self, name: str) -> BaseView:
         return self._get(f"/bases/{names.base_name(name)}", BaseView)
@@ -119,6 +121,15 @@ class Versions:
         return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
 
     # ------------------------------------------------------------ inside
+    def _get_all(self, path: str, shape: type[Page]) -> Page:
+        """The items of all pages as one page."""
+        page = self._get(path, shape)
+        items = list(page.items)
+        while page.next_cursor:
+            page = self._get(path, shape, cursor=page.next_cursor)
+            items += page.items
+        return page.model_copy(update={"items": items})
+
     def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query), shape)
 

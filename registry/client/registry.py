@@ -23,7 +23,7 @@ from registry.api.access import (
     RoleGrant,
     TokenCreate,
     TokenCreated,
-    TokenList,
+    TokenPage,
     TokenRotate,
     TokenView,
     Whoami,
@@ -303,8 +303,9 @@ class Registry(Versions):
     def whoami(self) -> Whoami:
         return self._get("/whoami", Whoami)
 
-    def tokens(self) -> TokenList:
-        return self._get("/tokens", TokenList)
+    def tokens(self) -> TokenPage:
+        """All tokens that the caller may revoke, newest first, of as many pages as there are."""
+        return self._get_all("/tokens", TokenPage)
 
     def create_token(self, request: TokenCreate) -> TokenCreated:
         return self._post("/tokens", request, TokenCreated)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from fastapi import APIRouter, FastAPI
@@ -36,6 +37,7 @@ from registry.server.routes import (
     aliases,
     audit,
     bases,
+    health,
     hub,
     jobs,
     maintenance,
@@ -57,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     bases.router,
     jobs.router,
     access.router,
+    health.router,
     access.namespace_router,
     aliases.gate_router,
     maintenance.router,
@@ -65,6 +68,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     verdicts.attestation_router,
     audit.webhook_router,
     openapi.router,
+    health.probe_router,
     *hub.ROUTERS,
 )
 """FastAPI searches routes in a flat list, and the first match counts: frequent routes come first, and
@@ -106,6 +110,7 @@ def create_app(
     state.requests = Counter()
     state.body_budget = BodyBudget()
     state.freshness = Freshness(state.engine)
+    state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)
     add_exception_handlers(app)
     app.add_exception_handler(RepeatedRequest, replay_answer)

@@ -14,7 +14,7 @@ from fastapi.dependencies.models import Dependant
 from sqlalchemy import create_engine, event
 from sqlmodel import Session
 
-from registry import errors
+from registry import __version__, errors
 from registry.api import PREFIX
 from registry.errors import CLASSES, Invalid, RegistryError, Unavailable
 from registry.server import app
@@ -25,7 +25,9 @@ from registry.server.database.models import TokenRow
 from registry.server.http import dependencies, problems
 from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.routing import SingleThreadRoute
+from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.settings import Settings
+from tests.raw_asgi import call
 from tests.world import URL, World, rows
 
 
@@ -153,13 +155,15 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
             if route.is_async:
                 waiting.add(route.path)
                 assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
-                calls = [call for call in calls if isinstance(call, dependencies.RequireScope)]
-                assert [type(call) for call in calls] == [dependencies.RequireScopeInThread], route.path
+                actors = [type(call) for call in calls if isinstance(call, dependencies.RequireScope)]
+                open_to_all = dependencies.require_nothing in calls
+                assert actors == ([] if open_to_all else [dependencies.RequireScopeInThread]), route.path
             else:
                 assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
                 for call in calls:
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
-    assert waiting == {f"{PREFIX}/{path}" for path in ("bases/{base:path}/adapters", "events", "events/stream")}
+    paths = ("bases/{base:path}/adapters", "events", "events/stream", "health")
+    assert waiting == {"/livez", "/readyz", *(f"{PREFIX}/{path}" for path in paths)}
 
 
 def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:
@@ -242,11 +246,36 @@ def test_health_queries_the_store_on_request(world: World, http: httpx.Client, m
         world.admin.health(store=True)
 
 
-def test_health_describes_the_server_without_a_token(world: World) -> None:
-    health = httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/health").json()
-    assert (health["status"], health["blobs"]) == ("ok", "memory")
-    assert health["database"] == world.engine.dialect.name
-    assert health["schema_revision"] == schema.newest_revision()
+def test_health_describes_the_server_to_tokens_only(world: World) -> None:
+    health = world.admin.health()
+    assert (health.status, health.blobs, health.version) == ("ok", "memory", __version__)
+    assert health.database == world.engine.dialect.name
+    assert health.schema_revision == schema.newest_revision()
+    with httpx.Client(transport=world.transport, base_url=URL) as outsider:
+        shown = outsider.get("/api/v1/health").json()
+        assert {name: value for name, value in shown.items() if value} == {"status": "ok"}
+        assert outsider.get("/api/v1/health?store=true").status_code == 401
+        wrong = outsider.get("/api/v1/health", headers={"Authorization": "Bearer lra_wrong"})
+        assert wrong.status_code == 401
+
+
+def test_a_server_stays_ready_while_it_can_answer_from_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(path: str) -> tuple[int, str]:
+        answer = call(world.app, "GET", path)
+        return answer.status, answer.body.decode().strip()
+
+    def away() -> None:
+        raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached")
+
+    assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (200, "ok"))
+    monkeypatch.setattr(world.app.state.freshness, "stamp", away)
+    assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (200, "stale"))
+    world.app.state.database_reached_at -= STALE_LIMIT_SECONDS
+    assert probe("/readyz") == (503, "the database cannot be reached")
+    monkeypatch.undo()
+    assert probe("/readyz") == (200, "ok")
+    world.app.state.audit_log.closing.set()
+    assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (503, "stopping"))
 
 
 def test_without_a_trusted_actor_every_request_needs_a_token(world: World) -> None:

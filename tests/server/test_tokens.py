@@ -41,6 +41,8 @@ OPEN = {
     ("POST", "/api/v1/tokens/exchange"): 400,
     ("GET", "/openapi.json"): 200,
     ("GET", "/docs"): 200,
+    ("GET", "/livez"): 200,
+    ("GET", "/readyz"): 200,
 }
 """The routes that need no token, and what they answer to an empty request."""
 

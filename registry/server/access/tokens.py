@@ -9,16 +9,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
-from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import Engine, update
+from sqlalchemy import ColumnElement, Engine, String, cast, or_, true, update
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.access import TokenCreate, TokenView
-from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.api.access import TokenCreate, TokenPage, TokenView
+from registry.errors import Conflict, Denied, Invalid, NotFound, invalid_cursor
 from registry.events import EventType
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -29,6 +29,7 @@ from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import new_secret, sha256_of
 
+SCAN_ROWS = 500
 RECORD_USE_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
@@ -182,10 +183,31 @@ def _may_revoke(actor: Actor, row: TokenRow) -> bool:
     return all(actor.may(Scope.ADMIN, namespace) for namespace in row.namespaces)
 
 
-def list_tokens(session: Session, actor: Actor) -> Sequence[TokenView]:
-    """Return the tokens that the actor may revoke, newest first."""
-    rows = session.exec(select(TokenRow).order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))).all()
-    return [to_view(row) for row in rows if _may_revoke(actor, row)]
+def list_tokens(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> TokenPage:
+    """Return the tokens that the actor may revoke, newest first, from the one that follows `cursor`."""
+    statement = select(TokenRow).where(_may_be_revocable(actor))
+    if cursor:
+        last = session.get(TokenRow, cursor)
+        if last is None or not _may_revoke(actor, last):
+            raise invalid_cursor()
+        same_moment = (col(TokenRow.created_at) == last.created_at) & (col(TokenRow.id) > last.id)
+        statement = statement.where(or_(col(TokenRow.created_at) < last.created_at, same_moment))
+    ordered = statement.order_by(col(TokenRow.created_at).desc(), col(TokenRow.id))
+    rows = session.exec(ordered.execution_options(yield_per=SCAN_ROWS))
+    items = [to_view(row) for row in itertools.islice((row for row in rows if _may_revoke(actor, row)), limit + 1)]
+    return TokenPage(items=items[:limit], next_cursor=items[limit - 1].id if len(items) > limit else "")
+
+
+def _may_be_revocable(actor: Actor) -> ColumnElement[bool]:
+    """A condition that selects all tokens that the actor may revoke, and few others."""
+    if actor.may_everywhere(Scope.ADMIN):
+        return true()
+    own = [col(TokenRow.id) == actor.token_id]
+    if actor.subject:
+        own.append(col(TokenRow.subject) == actor.subject)
+    namespaces = cast(col(TokenRow.namespaces), String)
+    administered = actor.namespaces_with(Scope.ADMIN) or ()
+    return or_(*own, *(namespaces.contains(f'"{namespace}"', autoescape=True) for namespace in administered))
 
 
 def to_view(row: TokenRow) -> TokenView:

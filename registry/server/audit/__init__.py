@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, true
+from sqlalchemy import ColumnElement, and_, func, or_, true
 from sqlmodel import Session, col, select
 
 from registry.api.audit import EventPage, EventView
@@ -29,6 +29,8 @@ DETAIL_LIMIT_BYTES = 16 * 2**10
 _FOR_EVERYBODY = [event_type.value for event_type in EventType if event_type.about is ObjectKind.BASE]
 SCAN_LIMIT = 5000
 """How many events a page reads at most to find those that its reader may see."""
+OBJECT_SCAN_LIMIT = 100_000
+"""The same for a page about one object, for which there is an index."""
 
 
 def append(
@@ -86,7 +88,7 @@ def read_page(
 ) -> EventPage:
     """Return the numbered events after the number `after` that the actor may see, in order.
 
-    `object` matches that name and names that continue it with `@` or `:`. A page that filters reads at most
+    `object` matches that name and names that continue it with `@` or `:`. A page reads at most
     `SCAN_LIMIT` events: its `last` says how far it came, and `next_cursor` continues there.
     """
     conditions = [col(EventRow.position) > after, visible_to(actor)]
@@ -96,11 +98,9 @@ def read_page(
         conditions.append(col(EventRow.action).in_(with_former_types(actions)))
     if object:
         conditions.append(_is_about(object))
-    newest = session.exec(
-        select(EventRow.position).order_by(col(EventRow.position).desc().nulls_last()).limit(1)
-    ).first()
-    end = min(newest or 0, until if until is not None else newest or 0)
-    scan_end = end if object else min(end, after + max(SCAN_LIMIT, limit))
+    newest = session.exec(select(func.max(EventRow.position))).one() or 0
+    end = newest if until is None else min(newest, until)
+    scan_end = min(end, after + max(OBJECT_SCAN_LIMIT if object else SCAN_LIMIT, limit))
     statement = select(EventRow).where(*conditions, col(EventRow.position) <= scan_end)
     rows = session.exec(statement.order_by(col(EventRow.position)).limit(limit + 1)).all()
     items = [to_view(row) for row in rows[:limit]]

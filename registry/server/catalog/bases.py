@@ -18,7 +18,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.catalog import BaseAdd, BaseList, BaseView
+from registry.api.catalog import BaseAdd, BasePage, BaseView
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases import identity as identities
 from registry.bases.identity import Identity
@@ -134,10 +134,12 @@ def show(session: Session, actor: Actor, name: str) -> BaseView:
     return _view(session, actor, find(session, names.base_name(name)))
 
 
-def list_bases(session: Session, actor: Actor) -> BaseList:
-    """All bases by name."""
-    rows = session.exec(select(BaseRow).order_by(col(BaseRow.name))).all()
-    return BaseList(items=_views(session, actor, rows))
+def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> BasePage:
+    """Bases by name, from the one that follows `cursor`."""
+    statement = select(BaseRow).where(col(BaseRow.name) > cursor).order_by(col(BaseRow.name))
+    rows = session.exec(statement.limit(limit + 1)).all()
+    items = _views(session, actor, rows[:limit])
+    return BasePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
 
 
 def _view(session: Session, actor: Actor, base: BaseRow) -> BaseView:

@@ -1,7 +1,7 @@
 """What routes declare in their signatures: the session, the actor with a scope, the store, parsed parameters.
 
     @router.get("/bases")
-    def list_bases(session: SessionDep, actor: Puller) -> BaseList: ...
+    def list_bases(session: SessionDep, actor: Puller) -> BasePage: ...
 
 - The session commits before the answer is sent (routing.py), so a failed commit is never a 2xx.
 - Every route declares its scope with one of the actors below, or `NO_TOKEN`; `create_app` refuses others.

@@ -110,7 +110,7 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
         actor.require(Scope.PUSH, AdapterName.parse(recipe.into))
         return
     name = names.base_name(recipe.into)
-    if name in {item.name for item in bases.list_bases(session, actor).items}:
+    if session.exec(select(BaseRow.id).where(BaseRow.name == name)).first() is not None:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
     spec = bases.load_spec(base)
     if not recipe.onto:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks, Request, Response
 
-from registry import __version__
 from registry.api.access import (
     DeleteResult,
     ExchangeRequest,
-    Health,
     NamespaceCreate,
     NamespacePage,
     NamespaceSet,
@@ -23,18 +21,16 @@ from registry.api.access import (
     RoleGrant,
     TokenCreate,
     TokenCreated,
-    TokenList,
+    TokenPage,
     TokenRotate,
     TokenView,
     Whoami,
 )
 from registry.api.catalog import AdapterView
-from registry.digest import Digest
-from registry.errors import RegistryError, Unauthenticated
+from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, publishers, token_exchange, tokens
 from registry.server.catalog import search
-from registry.server.database import schema
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     ADAPTER,
@@ -56,7 +52,6 @@ from registry.server.http.dependencies import (
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
-from registry.server.storage.blobs import key_of
 
 router = routing.create_router("access")
 namespace_router = routing.create_router("namespaces")
@@ -86,9 +81,9 @@ def exchange_token(
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, actor: AnyActor) -> TokenList:
-    """List the tokens that the caller may revoke."""
-    return TokenList(items=list(tokens.list_tokens(session, actor)))
+def list_tokens(session: SessionDep, actor: AnyActor, cursor: CursorDep, limit: LimitDep = PAGE) -> TokenPage:
+    """List the tokens that the caller may revoke, newest first."""
+    return tokens.list_tokens(session, actor, cursor=cursor, limit=limit)
 
 
 @router.post("/tokens/{token_id}/rotate")
@@ -119,36 +114,6 @@ def show_caller(actor: AnyActor) -> Whoami:
         subject=actor.subject,
         roles={namespace: str(role) for namespace, role in sorted((actor.roles or {}).items())},
         adapters=sorted(actor.adapters),
-    )
-
-
-@router.get(
-    "/health",
-    responses={503: {"model": Health, "description": "The database or the store is away"}},
-    dependencies=[NO_TOKEN],
-)
-def check_health(engine: EngineDep, blobs: BlobsHandleDep, response: Response, store: bool = False) -> Health:
-    """200 if the database answers and the store was reached, else 503 with the reason.
-
-    With `store`, the store is asked now. Load balancers leave it out: look-ups work without the store.
-    """
-    state, reason, revision = "ok", "", ""
-    capabilities: dict[str, bool] = {}
-    try:
-        revision = schema.revision_of(engine)
-        capabilities = blobs.describe()
-        if store:
-            blobs.stat(key_of(Digest.of(b"")))
-    except RegistryError as e:
-        state, reason, response.status_code = "unavailable", e.detail, 503
-    return Health(
-        status=state,
-        reason=reason,
-        version=__version__,
-        database=engine.dialect.name,
-        blobs=blobs.kind,
-        schema_revision=revision,
-        capabilities=capabilities,
     )
 
 

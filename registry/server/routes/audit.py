@@ -144,7 +144,7 @@ async def stream_events(
     after: After = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: Annotated[str, Query(max_length=300)] = "",
-    last_event_id: Annotated[str, Header(max_length=20, pattern="^[0-9]*$")] = "",
+    last_event_id: Annotated[str, Header(max_length=15, pattern="^[0-9]*$")] = "",
 ) -> StreamingResponse:
     """Stream events as they happen (server-sent events). `Last-Event-ID` resumes a broken stream."""
     reader = _EventReader(request, engine, log, action, object)

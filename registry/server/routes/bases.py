@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.api.catalog import BaseAdd, BaseList, BaseView, IdentityRequest, ThresholdsRequest
+from registry.api.catalog import BaseAdd, BasePage, BaseView, IdentityRequest, ThresholdsRequest
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases
 from registry.server.http import routing
-from registry.server.http.dependencies import Admin, Puller, Pusher, SessionDep, Worker
+from registry.server.http.dependencies import PAGE, Admin, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
 from registry.server.http.request_body import limit_body
 from registry.server.routes.openapi import declarations
 
@@ -26,9 +26,9 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 
 
 @router.get("/bases")
-def list_bases(session: SessionDep, actor: Puller) -> BaseList:
-    """List base models."""
-    return bases.list_bases(session, actor)
+def list_bases(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> BasePage:
+    """List base models by name."""
+    return bases.list_bases(session, actor, cursor=cursor, limit=limit)
 
 
 @router.get("/bases/{base:path}")

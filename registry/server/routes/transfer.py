@@ -42,7 +42,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, attachment
 
 router = routing.create_router("transfer")
 RANGES_LIMIT = 8
@@ -213,7 +213,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         "Vary": "Authorization",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
-        "Content-Disposition": f'attachment; filename="{file.path.rsplit("/", 1)[-1]}"',
+        "Content-Disposition": attachment(file.path),
     }
     if_none_match = request.headers.get("if-none-match", "")
     if if_none_match.strip() == "*" or etag_matches(if_none_match, headers["ETag"]):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NoReturn, Protocol
+from urllib.parse import quote
 
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Reason, TooLarge
@@ -158,6 +159,14 @@ class BlobStore(ABC):
     def describe(self) -> dict[str, bool]:
         """Return the store's capabilities by name, for /health."""
         return {}
+
+
+def attachment(file_path: str) -> str:
+    """Return the Content-Disposition that saves a file under its name (RFC 6266), which may hold any character."""
+    name = file_path.rsplit("/", 1)[-1]
+    safe_name = re.sub(r"[^A-Za-z0-9._-]", "_", name) or "blob"
+    encoded = "" if safe_name == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'attachment; filename="{safe_name}"{encoded}'
 
 
 def key_of(digest: Digest) -> str:

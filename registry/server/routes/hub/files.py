@@ -25,7 +25,7 @@ from registry.server.hub import repositories
 from registry.server.routes import transfer
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, attachment
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 
@@ -99,7 +99,7 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
         "Vary": "Authorization",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
-        "Content-Disposition": f'attachment; filename="{descriptor.path.rsplit("/", 1)[-1]}"',
+        "Content-Disposition": attachment(descriptor.path),
     }
     if hub.is_large(descriptor):
         headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(descriptor.size_bytes)}

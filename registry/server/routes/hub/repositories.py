@@ -32,6 +32,7 @@ from registry.server.routes.hub.protocol import COMMIT_HEADER, HubRoute
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
 PATHS_LIMIT = 1000
+FILTERS_LIMIT = 32
 Expand = Annotated[list[Annotated[str, Query(max_length=300)]], Query(max_length=32)]
 
 
@@ -57,12 +58,14 @@ def list_models(
     cursor: CursorDep,
     search: Text = "",
     author: Text = "",
-    filters: Annotated[list[str], Query(alias="filter", max_length=32)] = [],  # noqa: B006
+    filters: Annotated[list[str], Query(alias="filter", max_length=FILTERS_LIMIT)] = [],  # noqa: B006
     expand: Expand = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1)] = PAGE_LIMIT,
 ) -> Response:
     """Adapters that have all tags of `filter`. `base_model:adapter:NAME` matches a base by its registered name."""
     words = [word for text in filters for word in text.split(",") if word]
+    if len(words) > FILTERS_LIMIT:
+        raise Invalid("REQUEST_INVALID", f"filter: {len(words)} values, and at most {FILTERS_LIMIT} are allowed")
     page, next_cursor = repositories.search(
         session, actor, words, author=author, text=search, cursor=cursor, limit=min(limit, PAGE_LIMIT)
     )

@@ -31,6 +31,7 @@ from registry.server.storage.blobs import (
     Link,
     PartLink,
     Stat,
+    attachment,
     digest_of,
     key_of,
     raise_unknown,
@@ -251,8 +252,7 @@ class S3Blobs(BlobStore):
             return None
         if method == "HEAD":
             return self.bucket.presign("head_object", seconds, Key=key)
-        disposition = f'attachment; filename="{file_name.rsplit("/", 1)[-1] or "blob"}"'
-        return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=disposition)
+        return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=attachment(file_name))
 
     def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
         """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither."""
