@@ -156,7 +156,7 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
 
             cost, cpu = seconds(smoke)
             seen = answers[0]["result"]
-            if seen["measurements"]["mode"] != "swapped" or seen["findings"]:
+            if seen["execution"]["mode"] != "swapped" or seen["findings"]:
                 raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
             turn = {"cost": cost, "cpu_cost": cpu + seen["measurements"]["cpu_seconds"]}
             for name, act in beside.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,9 @@ def _norms_of(registry: Registry, version: VersionView) -> Norms:
     reports = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
     if not reports:
         return Norms(version.base, {}, {})
-    reported = dict(registry.report(ref, reports[-1]).measurements.get("module_norms") or {})
-    rows = {str(path): row for path, row in reported.items() if isinstance(row, list)}
-    return Norms(version.base, _column(rows, 2), {p: n for p, n in _column(rows, 3).items() if n is not None})
-
-
-def _column(rows: Mapping[str, list[object]], index: int) -> dict[str, float | None]:
-    """One number of each row; its columns are |A|, |B|, |scale · BA| and |W|."""
-    numbers = {path: row[index] if len(row) > index else None for path, row in rows.items()}
-    return {path: float(n) if isinstance(n, int | float) else None for path, n in numbers.items()}
+    rows = registry.report(ref, reports[-1]).module_norms
+    weights = {path: row[3] for path, row in rows.items() if row[3] is not None}
+    return Norms(version.base, {path: row[2] for path, row in rows.items()}, weights)
 
 
 def _norm_lines(norms: Norms | None) -> list[str]:

@@ -6,18 +6,58 @@ are converted when they are read.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from registry.digest import Digest
+from registry.evaluation.golden import LINES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check, Finding
 from registry.model import FrozenModel
 
+MODULES_LIMIT = 4000
 TOOLS_LIMIT = 64
 """Tools that a report is made by: every answer about the version holds them."""
 Tools = dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=300)]]
+
+
+MeasurementName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
+Number = Annotated[StrictBool | StrictInt | StrictFloat, Field(ge=-(2**63), le=2**63)]
+ModulePath = Annotated[str, Field(max_length=600)]
+ModuleNorms = tuple[Number | None, Number | None, Number | None, Number | None]
+"""|A|, |B|, |scale · BA| and |W| of one module."""
+GoldenNumbers = dict[Literal["log_p", "base_log_p", "margin_nats", "ends"], Number]
+Image = Annotated[str, Field(max_length=2**20)]
+
+
+class Layer(StrEnum):
+    """What confines the process that reads an adapter."""
+
+    LIMITS = "limits"
+    NO_NETWORK = "no network"
+    NO_HOME = "no home folder"
+    READ_ONLY = "read-only files"
+    BUBBLEWRAP = "bubblewrap"
+
+
+ISOLATION = frozenset({Layer.NO_NETWORK, Layer.NO_HOME, Layer.READ_ONLY})
+"""Without one of these, code in an adapter could read the worker's files, write them or send them away."""
+
+
+class Execution(FrozenModel):
+    """How a smoke test was run. `probe_kind`: whether the probes are texts or token numbers."""
+
+    mode: Literal["", "loaded", "swapped", "isolated"] = ""
+    isolated_because: str = Field(default="", max_length=600)
+    probe_kind: Literal["", "text", "numbers"] = ""
+    confined_by: tuple[Layer, ...] = Field(default=(), max_length=len(Layer))
+
+    @property
+    def missing_isolation(self) -> list[Layer]:
+        """The layers of isolation that the worker's machine does not have."""
+        return sorted(ISOLATION - set(self.confined_by))
 
 
 class Report(FrozenModel):
@@ -25,7 +65,8 @@ class Report(FrozenModel):
 
     `reference_logprobs`: what a serving node compares after loading. `images`: name → PNG in base64, of image models.
     `thresholds`: the limits that findings were judged by. `compat`: what the library itself says of names and shapes,
-    where the header alone could not tell; None, and then left out, where it was not asked.
+    where the header alone could not tell; None, and then left out, where it was not asked. `golden`: the numbers of
+    each golden sample. A process that read the adapter made all of this, so every field is typed and bounded.
     """
 
     check: Check
@@ -33,10 +74,13 @@ class Report(FrozenModel):
     base: str
     base_fingerprint: str
     findings: tuple[Finding, ...] = ()
-    measurements: dict[str, Any] = Field(default_factory=dict)
+    measurements: dict[MeasurementName, Number | None] = Field(default_factory=dict, max_length=100)
+    module_norms: dict[ModulePath, ModuleNorms] = Field(default_factory=dict, max_length=MODULES_LIMIT)
+    golden: tuple[GoldenNumbers, ...] = Field(default=(), max_length=LINES_LIMIT)
+    execution: Execution = Field(default_factory=Execution)
     made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
     reference_logprobs: ReferenceLogprobs | None = None
-    images: dict[str, str] = Field(default_factory=dict)
+    images: dict[Literal["before", "after"], Image] = Field(default_factory=dict)
     thresholds: dict[str, float] = Field(default_factory=dict)
     compat: tuple[Finding, ...] | None = Field(default=None, exclude_if=lambda findings: findings is None)
 
@@ -53,6 +97,11 @@ class Report(FrozenModel):
         for field in ("findings", "compat"):
             if isinstance(findings := renamed.get(field), list):
                 renamed[field] = [_convert_finding(finding) for finding in findings]
+        if isinstance(measurements := renamed.get("measurements"), dict):
+            numbers = dict(measurements)
+            renamed |= {field: numbers.pop(field) for field in ("module_norms", "golden") if field in numbers}
+            renamed["execution"] = {field: numbers.pop(field) for field in Execution.model_fields if field in numbers}
+            renamed["measurements"] = numbers
         return renamed
 
 

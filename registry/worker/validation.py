@@ -17,7 +17,7 @@ from registry import compat
 from registry.api.catalog import BaseView
 from registry.client.local.folder import read_folder
 from registry.errors import Invalid, TooLarge
-from registry.evaluation.reports import Report
+from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarize
 from registry.files import WEIGHTS
@@ -85,13 +85,15 @@ def _not_tried(findings: list[Finding]) -> Finding:
 
 def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], process: dict[str, Any]) -> Report:
     measurements = result.get("measurements", {})
+    execution = Execution.model_validate(result.get("execution", {}))
     of_process = {name: process.get(field) for name, field in _PROCESS_MEASUREMENTS.items()}
     return Report(
         check=Check.SMOKE, subject=task.subject.digest, base=task.base.name,
         base_fingerprint=str(task.base.fingerprint), findings=tuple(findings),
         measurements=measurements | {name: value for name, value in of_process.items() if value is not None},
         made_by=dict(process.get("versions", {})), reference_logprobs=result.get("reference_logprobs"),
-        images=result.get("images", {}), thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
+        images=result.get("images", {}), module_norms=result.get("module_norms", {}), golden=result.get("golden", ()),
+        execution=execution, thresholds=Thresholds.with_overrides(task.base.thresholds).model_dump(),
     )  # fmt: skip
 
 
@@ -104,4 +106,6 @@ def _done(report: Report) -> Done:
         details = f" (logits move by up to {numbers['max_logit_delta']:.3g}, {kl})"
     else:
         details = f": {summary}" if (summary := summarize(report.findings)) else ""
-    return Done(f"smoke: {outcome}{details}", report)
+    missing = report.execution.missing_isolation if report.execution.mode else []
+    warning = f"; this worker's machine gave the adapter no isolation: {', '.join(missing)}" if missing else ""
+    return Done(f"smoke: {outcome}{details}{warning}", report)

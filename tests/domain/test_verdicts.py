@@ -63,11 +63,16 @@ def test_a_report_with_the_field_names_of_schema_0014_reads_as_one_of_today() ->
     old = {"code": "acts.drift", "severity": "warning", "place": "logits", "sentence": "it drifts"}
     stored = {"check": "acts", "subject": SUBJECT, "base": "b", "base_fingerprint": BASE, "findings": [old],
               "fits": [old | {"code": "fit.shape"}, old | {"code": "acts.picture_unchanged"}],
-              "pictures": {"before": "x"}}  # fmt: skip
+              "pictures": {"before": "x"},
+              "measurements": {"mode": "loaded", "confined_by": ["limits"], "kl_nats": 0.1, "golden": [{"ends": True}],
+                               "module_norms": {"q": [1.0, 2.0, 3.0, None]}}}  # fmt: skip
     report = Report.model_validate(stored)
     assert (report.check, report.findings[0].code, report.findings[0].location) == ("smoke", "smoke.drift", "logits")
     assert report.compat is not None
     assert (report.compat[0].code, report.compat[0].message) == ("compat.shape", "it drifts")
+    assert (report.measurements, report.golden) == ({"kl_nats": 0.1}, ({"ends": True},))
+    assert report.module_norms == {"q": (1.0, 2.0, 3.0, None)}
+    assert (report.execution.mode, report.execution.confined_by) == ("loaded", ("limits",))
     assert (report.compat[1].code, report.images) == ("smoke.image_unchanged", {"before": "x"})
     for broken in ({"findings": ["x"]}, {"findings": 1}):
         with pytest.raises(ValidationError):

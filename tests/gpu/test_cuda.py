@@ -37,11 +37,11 @@ def test_a_fleet_is_tried_on_one_base_load_in_the_format_of_the_record(
             assert answer["result"]["findings"] == []
             assert answer["result"]["reference_logprobs"]["device"] == "cuda"
         dora = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "dora", use_dora=True), LIMITS)
-        assert dora["result"]["measurements"]["mode"] == "loaded"
+        assert dora["result"]["execution"]["mode"] == "loaded"
         assert dora["result"]["measurements"]["peak_gpu_memory_bytes"] > 0
         assert pool.base_loads == 1
         pissa = pool.try_adapter(source, models.adapter(base_folder, tmp_path / "p", init_lora_weights="pissa"), LIMITS)
-        assert pissa["result"]["measurements"]["mode"] == "isolated"
+        assert pissa["result"]["execution"]["mode"] == "isolated"
         assert pool.base_loads == 2, "what changes the base loads one of its own"
         again = pool.try_adapter(source, fleet[0], LIMITS)
         assert again["result"]["findings"] == []

@@ -31,7 +31,7 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
         assert "load_seconds" not in pool.process(source).ready, "the process itself loaded the base"
         found = [pool.try_adapter(source, folder, LIMITS)["result"] for folder in [*fleet, dora]]
         loads = pool.base_loads
-    assert [seen["measurements"]["mode"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
+    assert [seen["execution"]["mode"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
     assert [seen["findings"] for seen in found] == [[]] * 4
     assert {seen["reference_logprobs"]["dtype"] for seen in found} == {"bfloat16"}
     assert loads == 1

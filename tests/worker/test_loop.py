@@ -39,10 +39,10 @@ def test_a_pushed_adapter_is_proven_on_its_base(setup: WorkerSetup, good: Path, 
     assert setup.world.admin.job(job_id).result["says"].startswith("smoke: pass (logits move by up to ")
     assert verdict.report is not None
     report = setup.world.admin.report("acme/support", verdict.report)
-    assert report.measurements["base_loads"] >= 1
-    assert report.measurements["max_logit_delta"] > 1e-3
-    assert report.measurements["cpu_seconds"] > 0
-    assert "limits" in report.measurements["confined_by"]
+    assert (report.measurements["base_loads"] or 0) >= 1
+    assert (report.measurements["max_logit_delta"] or 0) > 1e-3
+    assert (report.measurements["cpu_seconds"] or 0) > 0
+    assert "limits" in report.execution.confined_by
     assert set(report.made_by) == {"worker", "torch", "transformers", "peft", "python"}
 
 

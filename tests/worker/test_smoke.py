@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs, compare
+from registry.evaluation.reports import Execution, Report
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
+from registry.worker.model_process.client import ModelProcess, ProcessLimits
 from registry.worker.model_process.pool import Pool
-from registry.worker.sandbox import confine
+from registry.worker.sandbox import confine, namespaces
 from tests import fixtures
 from tests.worker import models
 
@@ -60,8 +62,8 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
     for folder in [*fleet, *reversed(fleet)]:
         found = seen(pool, source, folder)
         numbers = found["measurements"]
-        ways.append(numbers["mode"])
-        assert "isolated_because" not in numbers, numbers["isolated_because"]
+        ways.append(found["execution"]["mode"])
+        assert "isolated_because" not in found["execution"], found["execution"]
         apart.append(numbers["mixed_delta"])
         assert codes(found) == {}
         by_itself = seen(pool, source, folder, ISOLATED)
@@ -83,8 +85,8 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     found = seen(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
-    assert found["measurements"]["mode"] == "isolated"
-    assert found["measurements"]["isolated_because"]
+    assert found["execution"]["mode"] == "isolated"
+    assert found["execution"]["isolated_because"]
 
 
 def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_next_ones_are_right(
@@ -95,7 +97,7 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_n
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     found = seen(pool, source, poison, replace(LIMITS, any_name=True))
     assert codes(found)["smoke.base_changed"] == "error"
-    assert "the shared process was discarded" in found["measurements"]["isolated_because"]
+    assert "the shared process was discarded" in found["execution"]["isolated_because"]
     after = seen(pool, source, good)
     assert after["reference_logprobs"] == before["reference_logprobs"]
     assert pool.base_loads == loads, "the base was loaded again"
@@ -168,11 +170,97 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
     assert found["file"] is ("read-only files" not in found["layers"])
 
 
+ESCAPES = """
+import ctypes, json, os, sys
+from registry.worker.sandbox import confine, namespaces
+home, netrc, base = sys.argv[1:]
+layers = confine.confine(keep=(0, 1, 2), shown=namespaces.shown_folders(namespaces.Path(base)))
+libc = ctypes.CDLL(None, use_errno=True)
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+def after(*changes):
+    pid = os.fork()
+    if pid == 0:
+        results = [change() for change in changes]
+        os._exit(read(f"{home}/.ssh/key") == "secret")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+print(json.dumps({
+    "layers": layers,
+    "hidden": [read(path) for path in (f"{home}/.ssh/key", ".ssh/key", f"{base}/../.ssh/key",
+                                       f"/proc/{os.getppid()}/root{home}/.ssh/key", f"/proc/{os.getppid()}/environ")],
+    "file": read(netrc),
+    "base": read(f"{base}/config.json"),
+    "kept": after(lambda: libc.umount2(home.encode(), 2))
+        and after(lambda: libc.unshare(0x10020000), lambda: libc.umount2(home.encode(), 2)),
+}))
+"""
+
+
+@pytest.mark.security
+def test_a_child_sees_no_home_folder_and_cannot_uncover_it(tmp_path: Path) -> None:
+    home, base, netrc = tmp_path / "home", tmp_path / "home" / "models" / "base", tmp_path / "netrc"
+    for path, text in ((home / ".ssh" / "key", "secret"), (base / "config.json", "{}"), (netrc, "secret")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    variables = {"HOME": str(home), "NETRC": str(netrc), "PATH": os.environ["PATH"], "SECRET": "x"}
+    hidden = confine.secret_places(variables)
+    assert {str(home.resolve()), str(netrc.resolve())} <= set(hidden)
+    environment = os.environ | variables | {confine.HIDDEN_PLACES: os.pathsep.join(hidden)}
+    command = [sys.executable, "-c", ESCAPES, str(home), str(netrc), str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=home, env=environment)
+    seen = json.loads(done.stdout)
+    if "no home folder" not in seen["layers"]:
+        pytest.skip("this machine allows no user namespaces")
+    assert seen["hidden"] == [None] * 5
+    assert (seen["file"], seen["base"], seen["kept"]) == ("", "{}", True)
+
+
+@pytest.mark.security
+def test_an_adapter_in_a_home_folder_is_out_of_sight_and_the_report_names_the_layers(
+    source: BaseSource, good: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(good, tmp_path / "home" / "adapter")
+    process = ModelProcess(source, environment=os.environ | {"HOME": str(tmp_path / "home")}).load()
+    try:
+        layers = process.try_adapter(good, LIMITS)["result"]["execution"]["confined_by"]
+        if "no home folder" in layers:
+            assert "failed" in process.try_adapter(tmp_path / "home" / "adapter", LIMITS)
+    finally:
+        process.kill()
+    report = Execution(mode="loaded", confined_by=("limits",))
+    assert report.missing_isolation == ["no home folder", "no network", "read-only files"]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"measurements": {"key": "text"}}, {"measurements": {"key": [1]}}, {"measurements": {"a b": 1}},
+        {"measurements": {f"n{i}": i for i in range(101)}}, {"measurements": {"key": 10**40}},
+        {"measurements": {"key": float("nan")}}, {"module_norms": {"m": ["text", 1, 2, 3]}},
+        {"golden": [{"text": 1}]}, {"golden": [{"log_p": "x"}]}, {"execution": {"mode": "secret"}},
+        {"execution": {"confined_by": ["secret"]}}, {"images": {"other": "x"}}, {"images": {"before": "x" * 2**21}},
+    ],
+)  # fmt: skip
+def test_a_report_carries_typed_and_bounded_values_only(field: dict[str, Any]) -> None:
+    known = {"check": "smoke", "subject": "sha256:" + "0" * 64, "base": "b", "base_fingerprint": "f"}
+    assert Report.model_validate(known)
+    with pytest.raises(ValidationError):
+        Report.model_validate(known | field)
+
+
 def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(tmp_path: Path) -> None:
     script = (
         "import socket, sys\n"
-        "from registry.worker.sandbox import confine\n"
-        "cut = confine.cut_network()\n"
+        "from registry.worker.sandbox import namespaces\n"
+        "cut = namespaces.cut_network()\n"
         "open(sys.argv[2], 'w').write('written')\n"
         "try:\n"
         "    socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
@@ -187,9 +275,9 @@ def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(
 
 
 def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> None:
-    command = confine.bubblewrap_command("/usr/bin/bwrap")
+    command = namespaces.bubblewrap_command("/usr/bin/bwrap")
     assert command[:4] == ("/usr/bin/bwrap", "--ro-bind", "/", "/")
-    assert {"--unshare-net", "--die-with-parent"} <= set(command)
+    assert {"--unshare-net", "--unshare-pid", "--die-with-parent"} <= set(command)
     assert "--bind" not in command
     assert command[-1] == "--"
 
@@ -200,10 +288,12 @@ def test_a_bubblewrap_that_may_not_make_its_namespaces_is_left_alone(
     (tmp_path / "bwrap").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert confine.bubblewrap.__wrapped__() == ()
+    assert namespaces.bubblewrap.__wrapped__() == ""
 
 
-@pytest.mark.skipif(not confine.bubblewrap(), reason="bubblewrap is not installed here, or may not make its namespaces")
+@pytest.mark.skipif(
+    not namespaces.bubblewrap(), reason="bubblewrap is not installed here, or may not make its namespaces"
+)
 def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_write_in(
     pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
@@ -221,12 +311,12 @@ def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_wri
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         places = [str(server.getsockname()[1]), str(tmp_path / "written"), str(good / "adapter_config.json")]
-        command = [*confine.bubblewrap(), sys.executable, "-c", script, *places]
+        command = [*namespaces.bubblewrap_command(namespaces.bubblewrap()), sys.executable, "-c", script, *places]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == {
         "file": False, "read": True, "network": False, "scratch": True, "disks": False
     }  # fmt: skip
-    assert seen(pool, source, good)["measurements"]["confined_by"][0] == "bubblewrap"
+    assert seen(pool, source, good)["execution"]["confined_by"][0] == "bubblewrap"
 
 
 def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path: Path) -> None:
@@ -242,7 +332,7 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
         found = seen(pool, packed, folder)
         assert codes(found) == {}
         assert found["measurements"]["max_logit_delta"] > 0.01
-        ways.append(found["measurements"]["mode"])
+        ways.append(found["execution"]["mode"])
     assert ways == ["loaded", "loaded", "swapped"]
     by_itself = seen(pool, packed, made[2], ISOLATED)
     assert codes(by_itself) == {}

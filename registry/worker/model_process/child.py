@@ -21,6 +21,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.devices import CPU
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_adapter
+from registry.worker.sandbox import namespaces
 from registry.worker.smoke import resident, structure
 from registry.worker.smoke.isolated import IsolatedTest
 from registry.worker.smoke.resident import Discard, Resident
@@ -57,6 +58,11 @@ class IsolatedRun:
         self._base = base
         self._loader = loader
 
+    @property
+    def shown_folders(self) -> list[str]:
+        """What stays visible to the process that tests adapters."""
+        return namespaces.shown_folders(self._loader.folder)
+
     def answer(self, request: Message, send: Send) -> Message:
         """Answer one request; never raises."""
         try:
@@ -77,7 +83,7 @@ class IsolatedRun:
 
     def _answer(self, request: Message, send: Send) -> Message:
         result = self.examine(Path(request["folder"]), thresholds_of(request), send)
-        result.measurements.setdefault("mode", "isolated")
+        result.execution.setdefault("mode", "isolated")
         return {"result": result.to_message()}
 
     def examine(self, folder: Path, thresholds: Thresholds, send: Send) -> SmokeResult:

@@ -152,7 +152,7 @@ class Children:
             self._shared = None
             answer = self._ask_isolated(request)
         if reason and "result" in answer:
-            answer["result"]["measurements"]["isolated_because"] = reason[:600]
+            answer["result"]["execution"]["isolated_because"] = reason[:600]
         return answer
 
     def _ask_isolated(self, request: Message) -> Message:
@@ -197,7 +197,7 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
         if os.getppid() != parent:
             os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        layers = confine.confine(keep=(0, 1, 2, inward, outward))
+        layers = confine.confine(keep=(0, 1, 2, inward, outward), shown=work.shown_folders)
         torch.set_num_threads(threads)
         with os.fdopen(inward, "rb") as requests:
             for line in requests:
@@ -208,7 +208,7 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
                 before = time.process_time()
                 answer = work.answer(request, lambda message: _write(outward, message))
                 if "result" in answer:
-                    answer["result"]["measurements"]["confined_by"] = layers
+                    answer["result"]["execution"]["confined_by"] = layers
                     answer["result"]["measurements"]["cpu_seconds"] = round(time.process_time() - before, 3)
                     answer["result"]["measurements"] |= _peak_memory()
                 _write(outward, answer)

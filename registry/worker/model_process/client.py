@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from registry.evaluation.reports import Layer
 from registry.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
-from registry.worker.sandbox import confine, program
+from registry.worker.sandbox import confine, namespaces, program
 from registry.worker.sandbox.confine import LOAD_SECONDS_LIMIT
 from registry.worker.sandbox.program import Progress, ignore_progress
 
@@ -51,14 +52,21 @@ class ModelProcess:
         self.tried = 0
         self._rest = b""
         self._on_a_gpu = device != CPU
-        self._wrapper = confine.bubblewrap()
+        variables = os.environ if environment is None else environment
+        process_environment = confine.environment_for(device, variables)
+        program_path = namespaces.bubblewrap()
+        self._wrapper: tuple[str, ...] = ()
+        if program_path:
+            shown = namespaces.shown_folders(source.folder)
+            self._wrapper = namespaces.bubblewrap_command(program_path, confine.secret_places(variables), shown)
+            process_environment[confine.HIDDEN_PLACES] = ""  # bubblewrap hides them from the children, too
         # A pipeline of several models has no config.json at its top level.
         host = "host" if (source.folder / BASE_CONFIG).is_file() else "image_host"
         module = f"registry.worker.model_process.{host}"
         command = program.command(module, source.name, str(source.folder), device, source.dtype)
         self._process = subprocess.Popen(
             [*self._wrapper, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=confine.environment_for(device, os.environ if environment is None else environment),
+            env=process_environment,
             start_new_session=True,  # Ctrl-C reaches the worker, which ends the process in order
         )  # fmt: skip
         self.ready: dict[str, Any] = {}
@@ -102,7 +110,7 @@ class ModelProcess:
             while True:
                 message = self._read(deadline)
                 if "child" in message:
-                    self.child = int(message["child"])
+                    self.child = 0 if self._wrapper else int(message["child"])  # bubblewrap's ends with its process
                 elif "loaded" in message:  # on a GPU a child loads the base
                     self.loads += 1
                     self.ready |= message["loaded"]
@@ -110,7 +118,7 @@ class ModelProcess:
                     progress(str(message["progress"])[:500])
                 else:
                     if self._wrapper and "result" in message:
-                        message["result"]["measurements"].setdefault("confined_by", []).insert(0, "bubblewrap")
+                        message["result"]["execution"].setdefault("confined_by", []).insert(0, Layer.BUBBLEWRAP)
                     return message
         except Gone:
             self.kill()

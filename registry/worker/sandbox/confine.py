@@ -11,45 +11,42 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pwd
 import resource
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Collection, Mapping
-from functools import cache
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from registry.evaluation.reports import Layer
 from registry.worker.devices import CPU
+from registry.worker.sandbox import namespaces
 
 FILE_LIMIT_BYTES = 2**20
-PROBE_SECONDS = 20.0
-SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
-"""The writable folder of a model process in bubblewrap; its children may not write."""
 LOAD_SECONDS_LIMIT = 600.0
 """The time to load a base, on top of the deadline of an adapter."""
 VISIBLE_GPUS, KEPT_GPUS = "CUDA_VISIBLE_DEVICES", "ADAPTER_CUDA_VISIBLE_DEVICES"
 """A model process for a GPU sees no GPU; the second variable keeps the first one's value for its children."""
-_SHARED = "/dev/shm"  # noqa: S108 - read-only, in case a base is there
-GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
-
+HIDDEN_PLACES = "ADAPTER_HIDDEN_PLACES"
+"""What the children of a model process must not see: the variable that tells it the worker's `secret_places`."""
 _PR_SET_PDEATHSIG = 1
-_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
-_MS_PRIVATE_RECURSIVE = 0x44000
-_SYS_MOUNT_SETATTR = 442  # the same number on every architecture
-_AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
+_SECRET_FOLDERS = ("/root", "/home", "/run/secrets", "/run/credentials", "/run/user", "/var/run/secrets")
+_SECRET_VARIABLES = (
+    "HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE", "DOCKER_CONFIG", "GOOGLE_APPLICATION_CREDENTIALS", "KUBECONFIG", "NETRC",
+    "PGPASSFILE",
+)  # fmt: skip
+"""Variables that name a folder or a file with secrets."""
 
 
-class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+def confine(*, keep: Collection[int], shown: Iterable[str] = ()) -> list[Layer]:
+    """Confine this process permanently and close all other descriptors. Returns the layers that hold.
 
-
-def confine(*, keep: Collection[int]) -> list[str]:
-    """Confine this process permanently and close all other descriptors. Returns the layers that hold."""
+    `shown`: folders that stay visible where the folders around them are hidden (`namespaces.secret_places`).
+    """
     close_descriptors(keep)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES)
-    return ["limits", *_unshare()]
+    return [Layer.LIMITS, *namespaces.isolate(os.environ.get(HIDDEN_PLACES, "").split(os.pathsep), shown)]
 
 
 def grant(*, seconds: float, memory_bytes: int) -> None:
@@ -72,14 +69,6 @@ def gpu_environment() -> dict[str, str]:
     """This process's environment for a child, with the GPUs that are hidden from this process."""
     environment = {name: value for name, value in os.environ.items() if name not in (VISIBLE_GPUS, KEPT_GPUS)}
     return environment | ({VISIBLE_GPUS: os.environ[KEPT_GPUS]} if KEPT_GPUS in os.environ else {})
-
-
-def cut_network() -> bool:
-    """Cut off this process from the network; False if that is not possible here. It may still write files."""
-    if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    return libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0 or libc.unshare(_CLONE_NEWNET) == 0
 
 
 def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
@@ -110,52 +99,6 @@ def _address_space_bytes() -> int:
         return 8 * 2**30
 
 
-def _unshare() -> list[str]:
-    """Enter an empty network namespace, and a mount namespace with read-only mounts. Needs a single thread."""
-    if sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1:
-        return []
-    libc = ctypes.CDLL(None, use_errno=True)
-    spaces = _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWIPC
-    if libc.unshare(_CLONE_NEWUSER | spaces) != 0 and libc.unshare(spaces) != 0:
-        return []
-    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
-    read_only = libc.mount(b"none", b"/", None, _MS_PRIVATE_RECURSIVE, None) == 0 and (
-        libc.syscall(
-            _SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes)
-        )
-        == 0
-    )
-    return ["no network", *(["read-only files"] if read_only else [])]
-
-
-@cache
-def bubblewrap() -> tuple[str, ...]:
-    """The command prefix that runs a model process in bubblewrap; empty without a working `bwrap`."""
-    program = shutil.which("bwrap")
-    if program is None:
-        return ()
-    prefix = bubblewrap_command(program)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        devnull = subprocess.DEVNULL
-        subprocess.run([*prefix, "true"], stdin=devnull, capture_output=True, timeout=PROBE_SECONDS, check=True)
-        return prefix
-    return ()
-
-
-def bubblewrap_command(program: str) -> tuple[str, ...]:
-    """All files read-only, a small scratch folder in memory for imports, no network, no device but GPUs.
-
-    Process numbers are not unshared: the pool kills children by them.
-    """
-    gpus = [str(path) for pattern in GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
-    return (
-        program, "--ro-bind", "/", "/", "--dev", "/dev", "--ro-bind-try", _SHARED, _SHARED,
-        *(word for path in gpus for word in ("--dev-bind-try", path, path)),
-        "--size", str(SCRATCH_BYTES), "--tmpfs", SCRATCH, "--setenv", "TMPDIR", SCRATCH,
-        "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--",
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------ environment
 _ALLOWED_VARIABLES = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TZ",
@@ -178,6 +121,13 @@ _SETTINGS = {
 }
 
 
+def secret_places(environment: Mapping[str, str]) -> list[str]:
+    """The folders and files on this machine where secrets of people and services are kept: homes, mounted secrets."""
+    places = {*_SECRET_FOLDERS, pwd.getpwuid(os.getuid()).pw_dir, *(environment.get(v, "") for v in _SECRET_VARIABLES)}
+    existing = {os.path.realpath(place) for place in places if os.path.isabs(place) and os.path.exists(place)}
+    return sorted(existing - {"/"})
+
+
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Keep the variables on the allow-list: paths, locale, threads. No secrets."""
     return _SETTINGS | {name: value for name, value in environment.items() if value and name in _ALLOWED_VARIABLES}
@@ -188,7 +138,7 @@ def environment_for(device: str, environment: Mapping[str, str]) -> dict[str, st
 
     It hides GPUs, because importing bitsandbytes initializes one; the process's children see them.
     """
-    cleaned = clean_environment(environment)
+    cleaned = clean_environment(environment) | {HIDDEN_PLACES: os.pathsep.join(secret_places(environment))}
     if device == CPU:
         return cleaned
     kept = {KEPT_GPUS: cleaned[VISIBLE_GPUS]} if VISIBLE_GPUS in cleaned else {}

@@ -25,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 from registry.errors import RegistryError, Unavailable, from_problem
 from registry.model import FrozenModel
-from registry.worker.sandbox import confine
+from registry.worker.sandbox import confine, namespaces
 from registry.worker.sandbox.confine import clean_environment
 
 Progress = Callable[[str], None]
@@ -160,7 +160,7 @@ def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]
     finish_start()
     exit_on_signals()
     confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up
-    confine.cut_network()
+    namespaces.cut_network()
     try:
         report = work(model.model_validate_json(sys.stdin.buffer.read()), lambda text: _send({"progress": text}))
     except RegistryError as e:

@@ -65,7 +65,7 @@ class LanguageTest(SmokeTest):
         self.baseline = baseline
         self.result.measurements["probes"] = len(baseline.prompts)
         self.result.measurements["probe_tokens"] = baseline.tokens
-        self.result.measurements["probe_kind"] = self.base.probe_kind
+        self.result.execution["probe_kind"] = self.base.probe_kind
         return True
 
     def compare(self) -> list[torch.Tensor] | None:

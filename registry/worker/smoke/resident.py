@@ -100,7 +100,7 @@ class Resident:
         result = IsolatedTest(self.base, folder, config, thresholds, self.reference, say=self.say).run()
         if result.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
             raise Discard(result.findings[-1].message)
-        result.measurements["mode"] = "loaded"
+        result.execution["mode"] = "loaded"
         self.demand_base(result)
         return result
 
@@ -127,7 +127,7 @@ class Resident:
         self.wrapped.set_adapter(slot, inference_mode=True)
         if mode == "loaded":
             self.wrapped.eval().requires_grad_(False)
-        result.measurements["mode"] = mode
+        result.execution["mode"] = mode
         result.measure("load_seconds", perf_counter() - started)
         self._demand_slot(slot, spec, tensors)
         return slot

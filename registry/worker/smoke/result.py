@@ -22,7 +22,10 @@ class SmokeResult:
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     findings: list[Finding] = field(default_factory=list)
-    measurements: dict[str, Any] = field(default_factory=dict)
+    measurements: dict[str, float | bool | None] = field(default_factory=dict)
+    module_norms: dict[str, list[float | None]] = field(default_factory=dict)
+    golden: list[dict[str, float | bool]] = field(default_factory=list)
+    execution: dict[str, Any] = field(default_factory=dict)
     reference_logprobs: ReferenceLogprobs | None = None
     images: dict[str, str] = field(default_factory=dict)
     say: Progress = ignore_progress
@@ -47,6 +50,9 @@ class SmokeResult:
         return {
             "findings": [finding.model_dump(mode="json") for finding in self.findings],
             "measurements": self.measurements,
+            "module_norms": self.module_norms,
+            "golden": self.golden,
+            "execution": self.execution,
             "reference_logprobs": logprobs.model_dump(mode="json") if logprobs is not None else None,
             "images": self.images,
         }

@@ -41,12 +41,12 @@ def examine(base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult) -
     measured = [
         _measure(base, wrapped, sample, result, f"{GOLDEN} line {number}") for number, sample in enumerate(samples, 1)
     ]
-    result.measurements["golden"] = [margin for margin in measured if margin is not None]
+    result.golden = [numbers for numbers in measured if numbers is not None]
 
 
 def _measure(
     base: LoadedBase, wrapped: Any, sample: Golden, result: SmokeResult, location: str
-) -> dict[str, Any] | None:
+) -> dict[str, float | bool] | None:
     prompt = tuple(_prompt(base, sample))
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
     if not prompt or not answer or len(prompt) + len(answer) > TOKENS_LIMIT:

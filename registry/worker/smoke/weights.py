@@ -10,11 +10,11 @@ from time import perf_counter
 import torch
 from safetensors import safe_open
 
+from registry.evaluation.reports import MODULES_LIMIT
 from registry.worker.model import updates
 from registry.worker.smoke.result import SmokeResult
 
 TENSORS_NAMED_LIMIT = 20
-MODULES_MEASURED_LIMIT = 4000
 
 
 def tensors_of(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -51,15 +51,15 @@ def measure_norms(
 ) -> None:
     """Measure `module_norms`: |A|, |B|, |scale · BA| of each module's update, and |W| of the base's weight."""
     started = perf_counter()
-    table: dict[str, list[float | None]] = {}
     for update in module_updates:
-        if len(table) >= MODULES_MEASURED_LIMIT:
+        if len(result.module_norms) >= MODULES_LIMIT:
             break
         size = update.norms()
         numbers = (size.a, size.b, size.update, weight_norm(update.path))
-        table[update.path] = [float(f"{n:.4g}") if n is not None and math.isfinite(n) else None for n in numbers]
-    if table:
-        result.measurements["module_norms"] = table
+        result.module_norms[update.path] = [
+            float(f"{n:.4g}") if n is not None and math.isfinite(n) else None for n in numbers
+        ]
+    if result.module_norms:
         result.measure("norms_seconds", perf_counter() - started)
 
 
