@@ -52,7 +52,7 @@ def _compile_json(element: _AnyOf, compiler: Any, **options: Any) -> str:
 
 def any_of(column: Any, values: Iterable[Any] = (), *, parameter: str | None = None) -> ColumnElement[bool]:
     """Condition that a column of integers or texts has one of these values, or of those that `parameter` will have."""
-    value_type = _ValueList(column.type.python_type is str)
+    value_type = _ValueList(not isinstance(column.type, Integer))
     name = {"key": None, "value": list(values)} if parameter is None else {"key": parameter, "required": True}
     bound: BindParameter[Any] = bindparam(**name, type_=value_type)
     return _AnyOf(column, bound)
