@@ -16,7 +16,13 @@ from sqlalchemy import Engine
 from registry import __version__
 from registry.server import failpoints
 from registry.server.access.issuers import Issuers
-from registry.server.access.rate_limits import FailureLimiter, RequestLimiter, StreamLimiter
+from registry.server.access.rate_limits import (
+    UPLOADS_PER_BLOB,
+    UPLOADS_PER_TOKEN,
+    ConcurrencyLimiter,
+    FailureLimiter,
+    RequestLimiter,
+)
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.audit.audit_log import AuditLog
@@ -104,7 +110,9 @@ def create_app(
     state.actor_cache = ActorCache()
     state.request_limiter = RequestLimiter(settings.requests_per_minute)
     state.failure_limiter = FailureLimiter(settings.failures_per_minute)
-    state.stream_limiter = StreamLimiter(settings.streams_per_token)
+    state.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")
+    state.upload_limiter = ConcurrencyLimiter(UPLOADS_PER_TOKEN, "uploads of this token")
+    state.blob_limiter = ConcurrencyLimiter(UPLOADS_PER_BLOB, "uploads of this blob")
     state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     state.api_document = openapi.ApiDocument(app.routes)
     state.requests = Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from registry import names
@@ -9,16 +11,20 @@ from registry.api.access import NamespaceSet, TokenCreate
 from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
+from registry.digest import Digest
 from registry.errors import Conflict, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
-from registry.server.access import reserved_names
+from registry.server.access import quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
+from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
     EventRow,
     JobRow,
     JobStepRow,
     NamespaceRow,
+    PushBlobRow,
+    PushRow,
     TakenNameRow,
     VersionRow,
 )
@@ -188,6 +194,60 @@ def test_a_quota_of_bytes_counts_shared_bytes_in_full(tenants: Tenants) -> None:
     tenants.world.admin.change_namespace("initech", NamespaceSet(quota_bytes=used))
     world.push("initech/same", tenants.files)
     assert tenants.world.admin.namespace("initech").used_bytes == used
+
+
+@pytest.mark.security
+def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) -> None:
+    world, admin = tenants.world, tenants.world.admin
+    plans = [PushRequest(manifest=world.manifest(world.files(seed=seed))) for seed in (11, 12, 13)]
+    first = admin.plan_push("acme/one", plans[0])
+    second = admin.plan_push("acme/two", plans[1])
+    staged = sum(upload.size_bytes for upload in (*first.uploads, *second.uploads))
+    used = admin.namespace("acme").used_bytes
+    admin.change_namespace("acme", NamespaceSet(quota_bytes=used + staged + plans[2].manifest.size_bytes - 1))
+    with pytest.raises(TooLarge, match="open pushes hold") as caught:
+        admin.plan_push("acme/three", plans[2])
+    assert caught.value.code == "QUOTA_EXCEEDED"
+    assert admin.plan_push("acme/one", plans[0]).push_id == first.push_id, "the same push again is resumed"
+    with world.session(write=True) as session:
+        row = session.get_one(PushRow, first.push_id)
+        row.expires_at = db.now()
+        session.add(row)
+    assert admin.plan_push("acme/three", plans[2]).uploads
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("limit", ["OPEN_PUSHES_PER_TOKEN", "OPEN_PUSHES_PER_NAMESPACE"])
+def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(quotas, limit, 2)
+    world, admin = tenants.world, tenants.world.admin
+    requests = [PushRequest(manifest=world.manifest(world.files(seed=seed))) for seed in (11, 12, 13)]
+    for request in requests[:2]:
+        admin.plan_push("acme/support", request)
+    answer = send(
+        world, "POST", "/api/v1/adapters/acme/support/pushes", world.secret, json=requests[2].model_dump(mode="json")
+    )
+    assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
+    assert "open pushes" in answer.json()["detail"]
+    assert admin.plan_push("acme/support", requests[0]).uploads
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("limiter", ["upload_limiter", "blob_limiter"])
+def test_uploads_in_progress_are_limited_for_a_token_and_for_a_blob(tenants: Tenants, limiter: str) -> None:
+    world = tenants.world
+    files = world.files(seed=11)
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    target, data = plan.uploads[0], {Digest.of(data): data for data in files.values()}[plan.uploads[0].digest]
+    token_id = world.admin.whoami().token_id
+    with ExitStack() as held, world.session() as session:
+        row = session.get_one(PushBlobRow, (plan.push_id, target.digest))
+        key = token_id if limiter == "upload_limiter" else row.staging_key
+        count = rate_limits.UPLOADS_PER_TOKEN if limiter == "upload_limiter" else rate_limits.UPLOADS_PER_BLOB
+        for _ in range(count):
+            held.enter_context(getattr(world.app.state, limiter).hold(key))
+        assert send(world, "PUT", target.url, world.secret, content=data).status_code == 429
+    assert send(world, "PUT", target.url, world.secret, content=data).status_code == 204
 
 
 def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenants) -> None:

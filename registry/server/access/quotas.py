@@ -1,7 +1,8 @@
 """Quotas: how much a namespace may hold and how often it may receive a push.
 
 A quota counts each version in full, even if another namespace holds the same bytes, so that nobody learns from it what
-others hold. A push is checked before any byte is sent and again under the namespace's lock before its rows are written.
+others hold. Before a push sends bytes, those that other open pushes may have staged count, too. A push is checked again
+under the namespace's lock before its rows are written.
 """
 
 from __future__ import annotations
@@ -9,31 +10,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import bindparam, func
+from sqlalchemy import bindparam, func, literal
 from sqlmodel import Session, col, select
 
-from registry.errors import TooLarge
+from registry.errors import TooLarge, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server.access import reserved_names
 from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, NamespaceRow, PushRow, VersionRow
+from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRow, PushRow, VersionRow
+from registry.server.storage.references import PushState
 
 HOUR = timedelta(hours=1)
-# Built once: every push executes it.
+OPEN_PUSHES_PER_TOKEN = 500
+OPEN_PUSHES_PER_NAMESPACE = 2000
+# Built once: every push executes them.
 _SELECT_NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("name"))
+_IS_OPEN = (col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > bindparam("now"))
+_COUNT_OPEN = select(func.count(col(PushRow.id))).where(*_IS_OPEN)
+_SELECT_WITH_OPEN_PUSHES = (
+    select(
+        NamespaceRow,
+        _COUNT_OPEN.where(col(PushRow.token_id) == bindparam("token_id")).scalar_subquery(),
+        _COUNT_OPEN.where(col(PushRow.namespace) == bindparam("name")).scalar_subquery(),
+    )
+    .select_from(select(literal(1).label("one")).subquery())
+    .outerjoin(NamespaceRow, col(NamespaceRow.name) == bindparam("name"))
+)
+_SUM_STAGED = (
+    select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0))
+    .join(PushRow, col(PushRow.id) == col(PushBlobRow.push_id))
+    .where(*_IS_OPEN, col(PushRow.namespace) == bindparam("name"), col(PushBlobRow.staging_key) != "")
+)
 
 
 def check_before_upload(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> None:
-    """Check the plan of a push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED)."""
+    """Check the plan of a push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED).
+
+    Call it in the transaction that writes the push: it locks a namespace that has a quota.
+    """
     reserved_names.check_available(session, actor, name)
-    row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
+    params = {"name": name.namespace, "token_id": actor.token_id, "now": db.now()}
+    row, of_token, of_namespace = session.exec(_SELECT_WITH_OPEN_PUSHES, params=params).one()
+    _check_open_pushes("this token", of_token, OPEN_PUSHES_PER_TOKEN)
+    _check_open_pushes(f"namespace '{name.namespace}'", of_namespace, OPEN_PUSHES_PER_NAMESPACE)
     if row is not None:
         if _has_quota(row):
-            _require_space(session, row, manifest.size_bytes, 1, "version", unless_exists=(name, manifest))
+            _lock(session, row)
+            staged_bytes = int(session.exec(_SUM_STAGED, params={"name": row.name, "now": params["now"]}).one())
+            _require_space(
+                session, row, manifest.size_bytes, 1, "version", staged_bytes, unless_exists=(name, manifest)
+            )
         _check_push_rate(session, row)
+
+
+def _check_open_pushes(owner: str, count: int, limit: int) -> None:
+    if count >= limit:
+        raise Unavailable(
+            "RATE_LIMITED",
+            f"{owner} has {count} open pushes, which is the limit",
+            next_step="commit them, or wait until they expire",
+            retry_after_seconds=int(HOUR.total_seconds()),
+        )
 
 
 def check_before_commit(session: Session, name: AdapterName, manifest: Manifest) -> None:
@@ -75,7 +115,7 @@ def _lock(session: Session, row: NamespaceRow) -> None:
 
 
 def _require_space(
-    session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str, *,
+    session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str, staged_bytes: int = 0, *,
     unless_exists: tuple[AdapterName, Manifest] | None = None,
 ) -> None:  # fmt: skip
     """Raise `TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota with this much more.
@@ -83,8 +123,9 @@ def _require_space(
     A version that exists already (`unless_exists`) needs no space.
     """
     used_bytes, used_versions = read_usage(session, [row.name])[row.name]
-    if row.quota_bytes is not None and used_bytes + size_bytes > row.quota_bytes:
-        excess = f"{used_bytes} of {row.quota_bytes} bytes are used, and this {what} has {size_bytes}"
+    if row.quota_bytes is not None and used_bytes + staged_bytes + size_bytes > row.quota_bytes:
+        staged = f", open pushes hold {staged_bytes}" if staged_bytes else ""
+        excess = f"{used_bytes} of {row.quota_bytes} bytes are used{staged}, and this {what} has {size_bytes}"
     elif row.quota_versions is not None and used_versions + versions > row.quota_versions:
         excess = f"{used_versions} of {row.quota_versions} versions are used, and this {what} is {versions} more"
     else:

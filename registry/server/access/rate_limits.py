@@ -12,7 +12,10 @@ from registry.errors import Unavailable
 from registry.server.secret import PREFIX, sha256_of
 
 MINUTE_SECONDS = 60.0
-STREAM_RETRY_SECONDS = 15
+RETRY_SECONDS = 15
+UPLOADS_PER_TOKEN = 64
+UPLOADS_PER_BLOB = 4
+"""Uploads in progress in one process. Each may hold a temporary file of its own."""
 
 
 class FailureLimiter:
@@ -81,33 +84,34 @@ class RequestLimiter:
         self._buckets[token_id] = (remaining - 1, now)
 
 
-class StreamLimiter:
-    """Limits the streams and waiting requests that a token has open at one time."""
+class ConcurrencyLimiter:
+    """Limits what is open at one time under one key, such as the event streams of a token; 0 is no limit."""
 
-    def __init__(self, per_token: int) -> None:
-        self._per_token = per_token
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self._what = what
         self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @contextmanager
-    def hold(self, token_id: str) -> Iterator[None]:
-        """Count a stream until the end of the block. `Unavailable` (RATE_LIMITED) if the token has too many."""
+    def hold(self, key: str) -> Iterator[None]:
+        """Count one until the end of the block. `Unavailable` (RATE_LIMITED) if there are too many."""
         with self._lock:
-            if 0 < self._per_token <= self._open[token_id]:
+            if 0 < self._limit <= self._open[key]:
                 raise Unavailable(
                     "RATE_LIMITED",
-                    f"this token has {self._per_token} event streams open, which is the limit",
-                    next_step="close one, or use another token",
-                    retry_after_seconds=STREAM_RETRY_SECONDS,
+                    f"{self._limit} {self._what} are open, which is the limit",
+                    next_step="wait until one ends",
+                    retry_after_seconds=RETRY_SECONDS,
                 )
-            self._open[token_id] += 1
+            self._open[key] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._open[token_id] -= 1
-                if not self._open[token_id]:
-                    del self._open[token_id]
+                self._open[key] -= 1
+                if not self._open[key]:
+                    del self._open[key]
 
 
 def rate_limited(what: str, limit: int, seconds: float, per: str = "minute") -> Unavailable:

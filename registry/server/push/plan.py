@@ -60,7 +60,6 @@ def plan_push(
         db.commit_early(session)
         missing = [blob for blob in requested if blobs.stat(blob.staging_key) is None]
     else:
-        quotas.check_before_upload(session, actor, name, manifest)
         row = _push_row(actor, name, request, settings)
         keys = {digest: "" if digest in readable else staging_key_of(row.id, digest) for digest in sizes}
         blob_rows = [
@@ -70,6 +69,7 @@ def plan_push(
         missing = [blob for blob in blob_rows if blob.staging_key]
         failpoints.reach("push.plan.before_rows")
         db.begin_writing(session)
+        quotas.check_before_upload(session, actor, name, manifest)
         references.reserve(session, sizes)
         db.bulk_insert(session, [row])
         db.bulk_insert(session, blob_rows)

@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy import Engine
 
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult
@@ -19,6 +22,7 @@ from registry.errors import Invalid, Reason
 from registry.events import EventType
 from registry.manifest import Descriptor
 from registry.names import Selector
+from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
@@ -92,7 +96,14 @@ def upload_blob(
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-    return bodies.UploadResponse(sink, expected.size_bytes, background.push_in_progress(engine))
+    return bodies.UploadResponse(sink, expected.size_bytes, _upload_in_progress(request, engine, actor, expected.key))
+
+
+@contextmanager
+def _upload_in_progress(request: Request, engine: Engine, actor: Actor, key: str) -> Iterator[None]:
+    state = request.app.state
+    with state.upload_limiter.hold(actor.token_id), state.blob_limiter.hold(key), background.push_in_progress(engine):
+        yield
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
