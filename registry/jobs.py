@@ -72,6 +72,9 @@ def backoff_seconds(attempt: int) -> int:
     return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS)) - 1]
 
 
+JOB_ID_PATTERN = r"^job_[0-9a-f]{20}$"
+
+
 class JobStep(FrozenModel):
     """What a worker said that it was doing, and when."""
 
@@ -83,7 +86,7 @@ class JobStep(FrozenModel):
 class Job(FrozenModel):
     """One piece of work on one version, as everybody sees it."""
 
-    id: str
+    id: str = Field(pattern=JOB_ID_PATTERN)
     kind: Kind
     state: State
     namespace: str

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from registry.evaluation.verdicts import Check
 
@@ -17,7 +18,7 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
-from registry.api.jobs import JobSubmit
+from registry.api.jobs import Claimed, ClaimRequest, JobSubmit
 from registry.client import pull
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
@@ -124,6 +125,41 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert len({path.read_bytes() for path in same}) == 1
     with pytest.raises(Conflict):
         _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("outside", ["absolute", "relative", "link"])
+def test_a_lying_registry_cannot_name_a_folder_to_delete(
+    outside: str, setup: WorkerSetup, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("x")
+    for smoke_test in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.world.admin.cancel(smoke_test.id)
+    job = _submit(setup, operation=Operation.FUSE, sources=("acme/one",), into="fused")
+    registry = setup.world.actor("work", "pull", name="gpu-1")
+    answer = registry.claim
+    lie = {"absolute": str(victim), "relative": "../../victim", "link": job.id}[outside]
+    if outside == "link":
+        (tmp_path / "bases" / "fused").mkdir(parents=True)
+        (tmp_path / "bases" / "fused" / job.id).symlink_to(victim)
+    else:
+        with pytest.raises(ValidationError):
+            Job.model_validate(job.model_dump() | {"id": lie})
+
+    def claim(request: ClaimRequest) -> Claimed | None:
+        claimed = answer(request)
+        return claimed and claimed.model_copy(update={"job": claimed.job.model_copy(update={"id": lie})})
+
+    monkeypatch.setattr(registry, "claim", claim)
+    lines: list[str] = []
+    Worker(registry, Sources(), say=lines.append, limits=ProcessLimits(threads=1), pool=pool).run(once=True)
+    assert any("is not the id of a job" in line or "is a link out of" in line for line in lines), lines
+    assert (victim / "file").read_text() == "x"
+    if setup.world.admin.job(job.id).state is State.RUNNING:
+        setup.world.admin.cancel(job.id)
 
 
 def test_a_merge_whose_source_was_deleted_fails_with_the_reason(setup: WorkerSetup, pool: Pool) -> None:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,9 +18,10 @@ from registry.api.catalog import BaseAdd, Resolved
 from registry.client import push
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
+from registry.jobs import JOB_ID_PATTERN
 from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe
-from registry.names import AdapterName, Ref
+from registry.names import AdapterName, BaseName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 
@@ -62,7 +64,7 @@ def fuse(task: Task) -> Done:
     """Fuse the adapter into its base (or `onto`): a new base of the recipe's name, in a folder of this machine."""
     recipe = Recipe.model_validate(task.job.payload)
     source, name = task.ready_source(), names.base_name(recipe.into)
-    out = bases_folder() / name / task.job.id
+    out = _result_folder(name, task.job.id)
     _demand_new(task, name)
     for leftover in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
         shutil.rmtree(leftover, ignore_errors=True)
@@ -79,6 +81,17 @@ def fuse(task: Task) -> Done:
     view = task.registry.add_base(BaseAdd(spec=spec, source=str(out), parents=parents))
     result = {"base": view.name, "folder": str(out), "report": report.model_dump(mode="json")}
     return Done(f"fuse → {name}: {report.changed_tensors} tensors changed", result=result)
+
+
+def _result_folder(name: BaseName, job_id: str) -> Path:
+    """The folder of this job's result, which an attempt may delete: always below the folder of fused bases."""
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise Failed(f"the registry answered {job_id[:100]!r}, which is not the id of a job", final=True)
+    root = bases_folder().resolve()
+    folder = (root / name / job_id).resolve()
+    if not folder.is_relative_to(root / name):
+        raise Failed(f"{folder} is a link out of {root}, the folder of fused bases", final=True)
+    return folder
 
 
 def _source(task: Task, ref: Ref) -> Resolved:
