@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry.errors import Reason
@@ -38,6 +39,9 @@ PIPELINE_INDEX = "model_index.json"
 
 CONFIG_LIMIT_BYTES = 256 * 2**10
 FILE_LIMIT_BYTES = 20 * 2**30
+
+Read = Callable[[str, int, int], bytes]
+"""(path, offset, length) → those bytes of that file of a version, fewer only at its end."""
 
 
 @dataclass(frozen=True, slots=True)

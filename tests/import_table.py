@@ -38,6 +38,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 TABLE = [
     _row("registry", "domain", "pydantic pydantic_core"),
     _row("registry.adapters.card", "domain", "yaml"),
+    _row("registry.adapters.templates", "domain", "jinja2"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "httpx pydantic"),
@@ -206,11 +207,11 @@ def installed_name(module: str) -> str:
 
 
 def base_modules() -> list[str]:
-    """Modules that the base install can import: those whose row allows neither server nor worker nor boto3."""
+    """Modules that the base install can import: those whose row allows neither server nor worker, boto3 or Jinja."""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and "boto3" not in (row_of(module) or TABLE[0]).packages
+        and not {"boto3", "jinja2"} & (row_of(module) or TABLE[0]).packages
     ]

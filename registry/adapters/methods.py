@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from registry.strict.fields import walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +121,9 @@ CODE_FIELDS = frozenset(
 """Fields that make some loader fetch or import code. Refused at any depth, whatever they hold."""
 
 
-def code_references(value: Any, location: str = "") -> Iterator[str]:
+def code_references(value: Any) -> Iterator[str]:
     """Yield the path of each field in `CODE_FIELDS`, at any depth of a JSON value."""
-    for item in value if isinstance(value, list) else ():
-        yield from code_references(item, location)
-    for key, item in value.items() if isinstance(value, dict) else ():
-        path = f"{location}.{key}" if location else key
-        if key in CODE_FIELDS:
-            yield path
-        else:
-            yield from code_references(item, path)
+    return (location for location, key, _ in walk(value) if key in CODE_FIELDS)
 
 
 CODE_LIBRARIES = frozenset({"transformers", "diffusers", "peft", "torch"})

@@ -6,11 +6,12 @@ At most the configuration (256 KiB), the headers (16 MiB each) and the alphas of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from registry.adapters import formats, peft, safetensors
+from registry.adapters.companions import refuse_code
 from registry.adapters.formats import gguf, images, text
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.peft import LoraSpec, config
@@ -19,15 +20,12 @@ from registry.adapters.safetensors import Header
 from registry.errors import Invalid, Reason
 from registry.evaluation import golden
 from registry.evaluation.verdicts import Finding
-from registry.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS
+from registry.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS, Read
 from registry.manifest import Descriptor
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING_HALVES = (".lora_embedding_A", ".lora_embedding_B")
-
-Read = Callable[[str, int, int], bytes]
-"""(path, offset, length) → those bytes of that file, fewer only at its end."""
 
 
 class Pair(NamedTuple):
@@ -158,6 +156,7 @@ def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonP
 
     packed = gguf.read_header(within, file.size_bytes, file=file.path) if file.path.endswith(".gguf") else None
     header = packed.header if packed else _header(file, read)
+    refuse_code(fields, CONFIG)
     format = formats.of_header(header)
     if format.name == "peft":
         _refuse_missing({file.path: file})

@@ -5,7 +5,7 @@ Never an error: an adapter with a tokenizer of its own fits, and answers badly i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
@@ -13,14 +13,11 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Finding
-from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
+from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
 from registry.manifest import Descriptor
 
 TOKENIZER_LIMIT_BYTES = 16 * 2**20
 """Llama 3's tokenizer has 9 MB. Larger ones (Gemma: 33 MB) are not compared."""
-
-Read = Callable[[str, int, int], bytes]
-"""(path, offset, length) → those bytes of that file."""
 
 
 def check_tokenizer(files: Iterable[Descriptor], read: Read, base: BaseSpec) -> list[Finding]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from registry.adapters import card, formats, trainer
-from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents, Read
+from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from registry.files import CARD, TRAINER_STATE
+from registry.files import CARD, TRAINER_STATE, Read
 from registry.manifest import Descriptor
 
 LINES_LIMIT = 200

@@ -10,7 +10,7 @@ A taken value is of the kind that was asked for, within its limits, or that kind
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from registry.errors import Reason
@@ -165,6 +165,18 @@ class Fields:
             self.broken("pattern_refused", field, f"the pattern {text[:120]!r} {e}")
             return False
         return True
+
+
+def walk(value: Any, location: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(location, key, value) of every field of a JSON value, at any depth: `a.b` for a field of an object in `a`."""
+    if isinstance(value, list):
+        for item in value:
+            yield from walk(item, location)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{location}.{key}" if location else key
+            yield here, key, item
+            yield from walk(item, here)
 
 
 def _shown(value: Any) -> str:

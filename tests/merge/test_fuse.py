@@ -313,3 +313,13 @@ def _share_equal(pairs: list[tuple[Any, Any]]) -> float:
     """The share of elements that are the wanted ones, rounded once to the type that was found."""
     equal = sum(int((found == wanted.to(found.dtype)).sum()) for found, wanted in pairs)
     return equal / sum(int(found.numel()) for found, _ in pairs)
+
+
+@pytest.mark.security
+def test_an_unsafe_template_is_never_copied(tmp_path: Path) -> None:
+    folder, base = _of_zoo("lora-r8-all")
+    shutil.copytree(folder, tmp_path / "adapter")
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ messages.__class__ }}")
+    with pytest.raises(Invalid, match="begins with an underscore"):
+        fuse(Adapter.open(tmp_path / "adapter"), base, tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()

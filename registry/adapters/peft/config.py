@@ -18,7 +18,7 @@ from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
-from registry.strict.fields import Fields
+from registry.strict.fields import Fields, walk
 
 RANK_LIMIT = 4096
 ALPHA_LIMIT = 1e6
@@ -130,9 +130,7 @@ class _Reader:
 
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
-        for location in methods.code_references(self._values):
-            fields.broken("code_reference", location, "makes a loader import code; an adapter must not")
-        self._code_and_paths(self._values, "")
+        self._code_and_paths()
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
@@ -186,22 +184,17 @@ class _Reader:
         self.fields.broken("task_unknown", "task_type", f"{str(task)[:60]!r} is not one of {tasks}")
         return ""
 
-    def _code_and_paths(self, value: Any, location: str) -> None:
-        """Refuse, at any depth, names of modules and what makes some loader open a file."""
-        for item in value if isinstance(value, list) else ():
-            self._code_and_paths(item, location)
-        for key, item in value.items() if isinstance(value, dict) else ():
-            here = f"{location}.{key}" if location else key
+    def _code_and_paths(self) -> None:
+        """Refuse, at any depth, what makes some loader import code or open a file."""
+        for location, key, item in walk(self._values):
             if key in methods.CODE_FIELDS:
-                continue
-            if key == "auto_mapping" and item is not None:
+                self.fields.broken("code_reference", location, "makes a loader import code; an adapter must not")
+            elif key == "auto_mapping" and item is not None:
                 self._auto_mapping(item)
             elif key == "megatron_core" and item not in (None, "megatron.core"):
-                self.fields.broken("code_reference", here, "names a module to import that is not megatron.core")
+                self.fields.broken("code_reference", location, "names a module to import that is not megatron.core")
             elif key.endswith(methods.PATH_ENDINGS) and key not in methods.NOT_PATHS and item not in (None, ""):
-                self.fields.broken("path_refused", here, "makes a loader open a file; an adapter must not")
-            else:
-                self._code_and_paths(item, here)
+                self.fields.broken("path_refused", location, "makes a loader open a file; an adapter must not")
 
     def _auto_mapping(self, value: Any) -> None:
         library = value.get("parent_library") if isinstance(value, dict) else None

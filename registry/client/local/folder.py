@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import names
+from registry.adapters.companions import check_companions
 from registry.adapters.read import AdapterContents, PeftContents, read_any
 from registry.client.local import hashing
 from registry.digest import Digest
@@ -84,7 +85,12 @@ def read_folder(
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
     undigested = {name: _described(name, size) for name, (_, size) in selected.items()}
-    contents = read_any(undigested.values(), lambda file, start, length: _read(sources[file], start, length))
+
+    def read(file: str, start: int, length: int) -> bytes:
+        return _read(sources[file], start, length)
+
+    check_companions({name: size for name, (_, size) in selected.items()}, read)
+    contents = read_any(undigested.values(), read)
     files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
     return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
 

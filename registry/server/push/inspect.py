@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import compat
+from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.read import PeftContents, Read, read_any, weights_of
+from registry.adapters.read import PeftContents, read_any, weights_of
+from registry.adapters.templates import check_templates
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Reason, Unavailable
 from registry.evaluation.verdicts import Finding
+from registry.files import Read
 from registry.manifest import Manifest
 from registry.server.database.models import PushBlobRow
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
@@ -107,6 +110,9 @@ def inspect_files(
     weights = weights_of(manifest.files)
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
     read = _reader(blobs, keys, manifest, keep=weights.path if inline else "")
+    sizes = {file.path: file.size_bytes for file in manifest.files}
+    check_companions(sizes, read)
+    check_templates(sizes, read)
     contents = read_any(manifest.files, read)
     findings = (*compat.check(contents, spec, relatives), *tokenizers.check_tokenizer(manifest.files, read, spec))
     measured = None

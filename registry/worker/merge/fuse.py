@@ -38,6 +38,7 @@ from registry.worker.merge.targets import Changes
 from registry.worker.model import fingerprints
 from registry.worker.model.fingerprints import PLAIN_DTYPES
 from registry.worker.model.weights import Stored, Weights
+from registry.adapters.templates import check_templates
 
 HEAD = "lm_head.weight"
 _UNPACKED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -114,8 +115,13 @@ def _demand_space(out: Path, layout: OutputLayout) -> None:
 def _texts(base: Path, adapter: Path) -> dict[str, Path]:
     """The base's tokenizer, template, license and other texts by name, and the adapter's own tokenizer over them.
 
-    `Invalid` (RECIPE_INVALID) if a JSON file among them makes a loader import code.
+    `Invalid` (RECIPE_INVALID, CONFIG_INVALID) if a JSON file among them makes a loader import code, or a template of
+    the adapter breaks a rule.
     """
+
+    def read(name: str, start: int, length: int) -> bytes:
+        return (adapter / name).read_bytes()[start : start + length]
+
     texts = {
         entry.name: entry
         for entry in sorted(base.iterdir())
@@ -123,6 +129,7 @@ def _texts(base: Path, adapter: Path) -> dict[str, Path]:
         and (entry.name.endswith(_COPIED_ENDINGS) or entry.name.startswith("LICENSE"))
     }  # fmt: skip
     texts |= {name: adapter / name for name in sorted(TOKENIZER_FILES) if (adapter / name).is_file()}
+    check_templates({name: path.stat().st_size for name, path in texts.items() if path.parent == adapter}, read)
     for name, path in texts.items():
         value = strict_json.parse(path.read_bytes(), _DIALECT, file=name) if name.endswith(".json") else None
         for field_path in methods.code_references(value):

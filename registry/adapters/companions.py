@@ -1,0 +1,65 @@
+"""Files beside an adapter's weights: JSON that every reader reads alike, and that makes no loader import code.
+
+`tokenizer.json` and `vocab.json` are not walked: their keys are tokens, and no loader takes code from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from registry.adapters.methods import code_references
+from registry.adapters.safetensors import wrong_file
+from registry.errors import Invalid, Reason, TooLarge
+from registry.files import ADDED_TOKENS, SENTENCEPIECE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TRAINER_STATE, Read
+from registry.strict import json as strict_json
+from registry.strict.fields import REASONS_LIMIT
+
+VALUES_LIMIT = 1_000_000
+"""Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""
+JSON_FILES = frozenset({TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, TRAINER_STATE})
+_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16)
+_TRAINERS_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16, not_finite=True)
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
+
+
+def check_companions(sizes: Mapping[str, int], read: Read) -> None:
+    """Refuse unsafe files among these (path → size). `Invalid` (CONFIG_INVALID, FILE_REFUSED) names file and rule."""
+    for path, size_bytes in sizes.items():
+        name = path.rpartition("/")[2]
+        if name in JSON_FILES:
+            check_json(path, read(path, 0, size_bytes))
+        elif name == SENTENCEPIECE:
+            _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
+
+
+def check_json(path: str, data: bytes) -> dict[str, Any]:
+    """The object in a JSON file of a tokenizer or a trainer. `Invalid` (CONFIG_INVALID) for any code reference."""
+    name = path.rpartition("/")[2]
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > VALUES_LIMIT:
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", path, f"has over {VALUES_LIMIT} values"))
+    values = strict_json.parse_object(data, _TRAINERS_DIALECT if name == TRAINER_STATE else _DIALECT, file=path)
+    if name == ADDED_TOKENS:  # its keys are tokens
+        if not all(type(number) is int for number in values.values()):
+            strict_json.refuse(_DIALECT, path, "value_invalid", "must map tokens to whole numbers")
+        return values
+    refuse_code(values, path)
+    return values
+
+
+def refuse_code(values: Any, path: str) -> None:
+    """Refuse fields that make a loader fetch or import code, at any depth. `Invalid` (CONFIG_INVALID) lists them."""
+    message = "makes a loader import code"
+    locations = [f"{path}: {location}" for location in code_references(values)]
+    reasons = [Reason("config.code_reference", location, message) for location in locations[:REASONS_LIMIT]]
+    if reasons:
+        raise Invalid("CONFIG_INVALID", f"{locations[0]} {message}", reasons=reasons)
+
+
+def _check_sentencepiece(path: str, head: bytes) -> None:
+    """A SentencePiece model begins with its first piece, a tiktoken vocabulary with a token in base64 and its rank."""
+    if head.startswith(b"\n") or _TIKTOKEN.match(head):
+        return
+    message = f"is {wrong_file(head) or 'neither a SentencePiece model nor a tiktoken vocabulary'}"
+    raise Invalid.from_reason("FILE_REFUSED", Reason("file.tokenizer_refused", path, message))

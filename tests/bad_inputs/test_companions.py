@@ -1,0 +1,125 @@
+"""Attack: tokenizer files, trainer logs and chat templates that make a loader run code, read files or never end."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.adapters import templates
+from registry.client.local.folder import read_folder
+from registry.errors import Invalid
+from tests import forge, non_peft_files
+from tests.bad_inputs.raw_push import RawClient, assert_refused
+
+pytestmark = pytest.mark.security
+
+AUTO_MAP = {"auto_map": {"AutoTokenizer": ["evil/repository--module.Tokenizer", None]}}
+COMPANIONS: dict[str, tuple[str, bytes, str]] = {
+    "auto_map in a tokenizer": ("tokenizer_config.json", json.dumps(AUTO_MAP).encode(), "config.code_reference"),
+    "trust_remote_code at depth": (
+        "tokenizer_config.json", b'{"a": [{"b": {"trust_remote_code": true}}]}', "config.code_reference"),
+    "in a folder": ("tok/tokenizer_config.json", json.dumps(AUTO_MAP).encode(), "config.code_reference"),
+    "in special tokens": ("special_tokens_map.json", json.dumps(AUTO_MAP).encode(), "config.code_reference"),
+    "in a trainer's log": ("trainer_state.json", json.dumps({"args": AUTO_MAP}).encode(), "config.code_reference"),
+    "in added tokens": ("added_tokens.json", json.dumps(AUTO_MAP).encode(), "config.value_invalid"),
+    "a key twice": ("tokenizer_config.json", b'{"a": 1, "a": 2}', "config.duplicate_key"),
+    "NaN": ("tokenizer_config.json", b'{"model_max_length": NaN}', "config.not_finite"),
+    "no JSON": ("tokenizer_config.json", b"import os", "config.invalid"),
+    "a list": ("special_tokens_map.json", b"[]", "config.invalid"),
+    "a pickle as special tokens": ("special_tokens_map.json", pickle.dumps({"a": 1}), "config.invalid"),
+    "a pickle as a tokenizer": ("tokenizer.model", pickle.dumps({"a": 1}), "file.tokenizer_refused"),
+    "an old pickle as a tokenizer": ("tokenizer.model", pickle.dumps({"a": 1}, 0), "file.tokenizer_refused"),
+    "a million values": ("trainer_state.json", b'{"a": [' + b"[]," * 700_000 + b"[]]}", "config.too_large"),
+}  # fmt: skip
+
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "broken syntax": ("{% if %}", "template.invalid"),
+    "an unclosed block": ("{% for a in b %}", "template.invalid"),
+    "include": ("{% include '/etc/passwd' %}", "template.unsafe"),
+    "import": ("{% import 'x' as y %}", "template.unsafe"),
+    "from import": ("{% from 'x' import y %}", "template.unsafe"),
+    "extends": ("{% extends 'x' %}", "template.unsafe"),
+    "a dunder": ("{{ messages.__class__ }}", "template.unsafe"),
+    "a dunder as a key": ("{{ messages['__class__'] }}", "template.unsafe"),
+    "a dunder in a branch": ("{% if false %}{{ [x.__init__.__globals__ for_ in y] }}{% endif %}", "template.invalid"),
+    "a dunder in a default": ("{% macro m(a=''.__class__) %}{% endmacro %}", "template.unsafe"),
+    "the filter attr": ("{{ messages | attr('__cla' ~ 'ss__') }}", "template.unsafe"),
+    "map with attr": ("{{ messages | map('attr', 'x') | list }}", "template.unsafe"),
+    "map by attribute": ("{{ messages | map(attribute='role.__class__') | list }}", "template.unsafe"),
+    "map by a computed attribute": ("{{ messages | map(attribute=messages[0].role) | list }}", "template.unsafe"),
+    "map with a computed filter": ("{{ messages | map(messages[0].role) | list }}", "template.unsafe"),
+    "sort by attribute": ("{{ messages | sort(false, false, '__class__') }}", "template.unsafe"),
+    "spread arguments": ("{{ messages | map(**messages[0]) }}", "template.unsafe"),
+    "format": ("{{ '{0.__class__}'.format(messages) }}", "template.unsafe"),
+    "format by key": ("{{ '{0.__class__}'['format'](messages) }}", "template.unsafe"),
+    "the filter format": ("{{ '%1000000000d' | format(1) }}", "template.unsafe"),
+    "5,000 brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "template.too_deep"),
+    "5,000 additions": ("{{ " + "+".join("1" * 5000) + " }}", "template.too_deep"),
+    "5,000 digits": ("{{ " + "9" * 5000 + " }}", "template.too_deep"),
+    "13,000 expressions": ("{{a}}" * 13_000, "template.too_deep"),
+    "over 64 KiB": ("a" * (2**16 + 1), "template.too_large"),
+}
+
+GOOD = """{{- bos_token }}{%- set ns = namespace(found=false) %}
+{%- if tools is defined and tools %}{{ tools | map('tojson', indent=4) | join('\\n\\n') }}{% endif %}
+{%- for message in messages if message['role'] != 'system' %}
+{%- if loop.index0 > 99 %}{% break %}{% endif %}
+{{ '<|im_start|>' + message.role + '\\n' ~ message.content | trim }}
+{%- generation %}{{ message['content'].split('</think>')[-1].lstrip('\\n') }}{% endgeneration %}
+{%- endfor %}{{ messages | selectattr('role', 'equalto', 'tool') | list | length }}
+{%- macro render(a, b={}) %}{{ a | default(b.get('x'), true) }}{% endmacro %}{{ render(messages[-1]) }}
+{%- if add_generation_prompt %}{{ raise_exception('no') if not messages else strftime_now('%d %b %Y') }}{% endif %}"""
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_an_unsafe_companion_is_refused_at_push(refusing: RawClient, name: str) -> None:
+    path, data, reason = COMPANIONS[name]
+    answer = refusing.push({**refusing.world.files(), path: data})
+    codes = ["CONFIG_INVALID", "FILE_REFUSED", "SIZE_INVALID"]
+    status = 413 if reason.endswith("too_large") else 415 if reason.startswith("file.") else 422
+    assert_refused(refusing.world, answer, status, codes, reason)
+    assert path in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_unsafe_template_is_refused_at_push_wherever_it_stands(refusing: RawClient, name: str) -> None:
+    text, reason = TEMPLATES[name]
+    places: tuple[tuple[str, Any], ...] = (
+        ("chat_template.jinja", None), ("tokenizer_config.json", text),
+        ("tokenizer_config.json", [{"name": "default", "template": "a"}, {"name": "tool_use", "template": text}]),
+        ("tokenizer_config.json", {"tool_use": text}),
+    )  # fmt: skip
+    for path, value in places:
+        data = text.encode() if value is None else json.dumps({"chat_template": value}).encode()
+        answer = refusing.push({**refusing.world.files(), path: data})
+        if path == "chat_template.jinja" and reason == "template.too_large":
+            assert_refused(refusing.world, answer, 413, ["SIZE_INVALID"], "file.too_large")
+        else:
+            assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], reason)
+        assert path in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("value", [7, [1], [{"name": "a"}], {"a": 1}, ["text"]], ids=str)
+def test_a_template_of_another_type_is_refused(refusing: RawClient, value: Any) -> None:
+    data = json.dumps({"chat_template": value}).encode()
+    answer = refusing.push({**refusing.world.files(), "tokenizer_config.json": data})
+    assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], "template.invalid")
+
+
+def test_a_code_reference_beside_another_tools_weights_is_refused(refusing: RawClient) -> None:
+    files = {"style.safetensors": non_peft_files.kohya(), forge.CONFIG: json.dumps(AUTO_MAP).encode()}
+    assert_refused(refusing.world, refusing.push(files), 422, ["CONFIG_INVALID"], "config.code_reference")
+
+
+def test_the_client_refuses_before_it_sends(tmp_path: Path) -> None:
+    forge.write({**forge.lora(forge.llama()), "tokenizer_config.json": json.dumps(AUTO_MAP).encode()}, tmp_path)
+    with pytest.raises(Invalid, match=r"tokenizer_config.json: auto_map makes a loader import code"):
+        read_folder(tmp_path)
+
+
+def test_what_real_templates_use_is_accepted() -> None:
+    templates.check_template("chat_template.jinja", GOOD)
