@@ -21,6 +21,7 @@ from torch import Tensor
 from registry import compat
 from registry.adapters import methods
 from registry.adapters.safetensors import Header
+from registry.adapters.templates import check_templates
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from, weights_of
 from registry.client.local.destination import Destination
@@ -38,7 +39,6 @@ from registry.worker.merge.targets import Changes
 from registry.worker.model import fingerprints
 from registry.worker.model.fingerprints import PLAIN_DTYPES
 from registry.worker.model.weights import Stored, Weights
-from registry.adapters.templates import check_templates
 
 HEAD = "lm_head.weight"
 _UNPACKED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -129,13 +129,13 @@ def _texts(base: Path, adapter: Path) -> dict[str, Path]:
         and (entry.name.endswith(_COPIED_ENDINGS) or entry.name.startswith("LICENSE"))
     }  # fmt: skip
     texts |= {name: adapter / name for name in sorted(TOKENIZER_FILES) if (adapter / name).is_file()}
-    check_templates({name: path.stat().st_size for name, path in texts.items() if path.parent == adapter}, read)
     for name, path in texts.items():
         value = strict_json.parse(path.read_bytes(), _DIALECT, file=name) if name.endswith(".json") else None
         for field_path in methods.code_references(value):
             location = f"{path.parent.name}/{name}: {field_path}"
             reason = Reason("config.code_reference", location, "makes a loader import code; a fused base must not")
             raise Invalid.from_reason("RECIPE_INVALID", reason, next_step="remove the field")
+    check_templates({name: path.stat().st_size for name, path in texts.items() if path.parent == adapter}, read)
     return texts
 
 
