@@ -137,7 +137,7 @@ test-signing: venv  ## exchange signatures with OpenSSF's model_signing (downloa
 
 test-ray: venv  ## run workers on a Ray cluster of three local nodes and kill one (downloads 80 MB once)
 	@$(PYTHON) -c 'import ray' 2>/dev/null || $(PYTHON) -m pip install --quiet --editable '.[cluster]'
-	@REGISTRY_TEST_RAY=1 $(PYTEST) tests/cluster $(ARGS)
+	@ADAPTER_TEST_RAY=1 $(PYTEST) tests/cluster $(ARGS)
 
 test-gpu: venv  ## run the worker on a CUDA device (skipped where there is none)
 	@$(PYTEST) tests/gpu $(ARGS)

@@ -4,7 +4,7 @@ The rows are written straight into the tables. The store holds none of the bytes
 does, and how long a push could be made to wait, which is the longest transaction that wrote. A real store adds its own
 time for each deletion, outside of transactions. Ratio: the second run, which finds nothing, over the first.
 
-    REGISTRY_BENCH_BLOBS=1000000
+    ADAPTER_BENCH_BLOBS=1000000
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests import services
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
-BLOBS = int(os.environ.get("REGISTRY_BENCH_BLOBS") or 1_000_000)
+BLOBS = int(os.environ.get("ADAPTER_BENCH_BLOBS") or 1_000_000)
 REQUESTS_LIMIT = 1000
 DIGEST = "'sha256:' || encode(sha256(i::text::bytea), 'hex')"
 

@@ -6,7 +6,7 @@ up the root, one recursive statement, the graph made of it; and the same over RE
 run: one look-up by primary key in the same database (the floor of any question), and a search in breadth over the same
 edges held in this process's memory, which knows nothing of rights and of no database.
 
-    REGISTRY_BENCH_EDGES=100000
+    ADAPTER_BENCH_EDGES=100000
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from registry.server.database.models import AdapterRow, EdgeRow, VersionInputRow
 from tests import services
 from tests.world import World
 
-EDGES = int(os.environ.get("REGISTRY_BENCH_EDGES") or 100_000)
+EDGES = int(os.environ.get("ADAPTER_BENCH_EDGES") or 100_000)
 FAMILY = 1000
 ROUNDS = 15
 BATCH = 5000

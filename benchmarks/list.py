@@ -4,7 +4,7 @@ Requests go through the application and its client in this process; the rows are
 copies of one pushed adapter that differ in name, base, rank, owner and tags. A page holds 100 adapters, so that page
 1,000 is the last one. Ratio: time of page 1,000 over time of page 1 (medians; 1.0 is equal).
 
-    REGISTRY_BENCH_ADAPTERS=100000      how many, in hundreds
+    ADAPTER_BENCH_ADAPTERS=100000      how many, in hundreds
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from registry.server.database.models import AdapterRow, VersionRow, VersionTagRo
 from tests import services
 from tests.world import World
 
-ADAPTERS = int(os.environ.get("REGISTRY_BENCH_ADAPTERS") or 100_000)
+ADAPTERS = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
 PAGE = 100
 ROUNDS = 15
 BATCH = 5000

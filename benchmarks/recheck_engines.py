@@ -7,7 +7,7 @@ The goal is a minute, and no blob is read: the store refuses every read while it
     figures   <database>_seconds, _cpu_seconds, _versions_per_second, _verdicts, and blobs_read
     ratios    <database>_time_vs_a_minute (less than 1 meets the goal)
 
-    REGISTRY_BENCH_VERSIONS=10000
+    ADAPTER_BENCH_VERSIONS=10000
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.engines.cases import CASES, facts_of
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
-VERSIONS = int(os.environ.get("REGISTRY_BENCH_VERSIONS") or 10_000)
+VERSIONS = int(os.environ.get("ADAPTER_BENCH_VERSIONS") or 10_000)
 ENGINES = "vllm==0.32.0,max_lora_rank=32 vllm==0.33.0,max_lora_rank=64 sglang==0.5.23"
 GOAL_SECONDS = 60.0
 BATCH = 2000

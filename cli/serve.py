@@ -1,7 +1,7 @@
 """`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
 
-The first administrator's token is printed once, at the first start; only its hash is stored. SIGTERM and Ctrl-C let
-running requests end, then exit 0.
+The first administrator's token is printed once, at the first start, unless a file or a hash sets it; only its hash is
+stored. SIGTERM and Ctrl-C let running requests end, then exit 0.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import click
 import uvicorn
 from fastapi import FastAPI
 
-from registry.errors import Unavailable
+from registry.durable import replace_file
+from registry.errors import Invalid, Unavailable
 from registry.server import actors
 from registry.server.access import tokens
 from registry.server.app import create_app
 from registry.server.database import schema
-from registry.server.database.engine import Engine, open_database
+from registry.server.database.engine import Engine, explain_failure, open_database
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
+from registry.server.secret import is_well_formed, new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
+from registry.server.storage.open import try_store
 from registry.server.webhooks import dispatch
 
 from . import output
@@ -48,16 +53,24 @@ SEQUENCER_SECONDS = 10.0
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free port.")
 @click.option("--data", type=click.Path(file_okay=False), help="Folder of the SQLite file and the blobs.")
-def serve(host: str, port: int, data: str | None) -> None:
+@click.option("--admin-token-file", "token_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="File of the first administrator's token, written at the first start if absent.")  # fmt: skip
+def serve(host: str, port: int, data: str | None, token_file: Path | None) -> None:
     """Run the registry server. REGISTRY_… variables set everything else.
 
-    An empty database is initialized, and the first administrator's token is printed once. An old schema is rejected
-    until `adapter migrate`.
+    An empty database is initialized, and the first administrator's token is printed once, unless it comes from
+    --admin-token-file or REGISTRY_ADMIN_TOKEN_SHA256. An old schema is rejected until `adapter migrate`.
     """
     settings = _settings(data)
     engine = open_database(settings)
-    schema.prepare(engine)
+    with explain_failure(engine):
+        schema.prepare(engine)
+    token_sha256, secret = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
     app = create_app(settings, engine=engine)
+    if problem := try_store(app.state.blobs):
+        output.line(
+            output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
+        )
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     listener = _listen(host, port)
@@ -80,7 +93,8 @@ def serve(host: str, port: int, data: str | None) -> None:
     sequencer = threading.Thread(target=log.run, args=(freshness.for_thread().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is created once the server is sure to run
-        _announce(listener, settings, tokens.create_first_token(engine), as_json)
+        created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
+        _announce(listener, settings, secret if created else "", as_json)
         sequencer.start()
         dispatcher = (engine, settings, lambda: log.keys, log.closing, freshness.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
@@ -92,6 +106,26 @@ def serve(host: str, port: int, data: str | None) -> None:
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
     engine.dispose()
+
+
+def _first_token(settings: Settings, file: Path | None) -> tuple[str, str]:
+    """The hash of the first administrator's token, and its secret if it has to be printed."""
+    if settings.admin_token_sha256:
+        if not re.fullmatch("[0-9a-f]{64}", settings.admin_token_sha256):
+            raise Invalid("SETTING_INVALID", "REGISTRY_ADMIN_TOKEN_SHA256 is not a SHA-256 in lower-case hex")
+        return settings.admin_token_sha256, ""
+    if file is None:
+        secret = new_secret()
+        return sha256_of(secret), secret
+    if file.exists():
+        secret = file.read_text(errors="replace").strip()
+        if not is_well_formed(secret):
+            next_step = "`adapter token generate` prints a token, or let `adapter serve` write the file"
+            raise Invalid("SETTING_INVALID", f"{file} does not contain a token", next_step=next_step)
+    else:
+        secret = new_secret()
+        replace_file(file, f"{secret}\n".encode(), mode=0o600)
+    return sha256_of(secret), ""
 
 
 def _settings(data: str | None) -> Settings:
@@ -133,11 +167,11 @@ class _Server(uvicorn.Server):
             self._announce()
 
 
-def _announce(listener: socket.socket, settings: Settings, secret: str | None, as_json: bool) -> None:
+def _announce(listener: socket.socket, settings: Settings, secret: str, as_json: bool) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if as_json:
-        click.echo(json.dumps({"url": url, "token": secret or ""}))
+        click.echo(json.dumps({"url": url, "token": secret}))
         return
     if secret:
         for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
@@ -152,7 +186,8 @@ def _announce(listener: socket.socket, settings: Settings, secret: str | None, a
 def migrate(data: str | None) -> None:
     """Upgrade the database schema. Make a backup first; servers may keep running."""
     engine = open_database(_settings(data))
-    before = schema.revision_of(engine)
+    with explain_failure(engine):
+        before = schema.revision_of(engine)
     after = schema.migrate(engine)
     engine.dispose()
     message = f"The schema is at {after}" + ("." if before == after else f"; it was at {before or 'none'}.")
@@ -165,7 +200,8 @@ def embedded() -> Iterator[FastAPI]:
     settings = Settings.from_env()
     engine = open_database(settings)
     try:
-        schema.prepare(engine)
+        with explain_failure(engine):
+            schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
         yield app
         app.state.audit_log.flush()

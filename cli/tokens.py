@@ -6,6 +6,7 @@ environment. A new secret is printed once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.roles import Scope
 
-from . import output, session
+from . import main, output, session
 
 DAY_SECONDS = 86400
 SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
@@ -110,6 +111,14 @@ def _print_secret(created: TokenCreated) -> None:
     until = f", until {output.moment(created.token.expires_at)}" if created.token.expires_at else ""
     output.note(f"token {created.token.id} for {created.token.subject or created.token.name}: {rights}{until}")
     output.note("the secret is shown only now")
+
+
+@token.command()
+def generate() -> None:
+    """Print a random secret and its SHA-256, for REGISTRY_ADMIN_TOKEN_SHA256. Asks no registry and stores nothing."""
+    secret = main.load("registry.server.secret", "new_secret", "server", "adapter token generate")()
+    sha256 = hashlib.sha256(secret.encode()).hexdigest()
+    output.answer({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
 
 
 @token.command()

@@ -49,6 +49,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import BlobRow, JobRow
+from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
 from tests import forge
@@ -67,7 +68,8 @@ class World:
         schema.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
         self.transport = InProcess(self.app)
-        self.secret = tokens.create_first_token(self.engine) or ""
+        secret = new_secret()
+        self.secret = secret if tokens.create_first_token(self.engine, sha256_of(secret)) else ""
         self.admin = self.client(self.secret)
         self.bases: dict[str, BaseSpec] = {}
         self._seeds = itertools.count(1)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from registry.errors import Invalid
+
+PREFIX = "REGISTRY_"
+_KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
+"""Variables that Kubernetes sets in every pod beside a service called `registry`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,9 @@ class Settings:
     """Seconds after which a request body that brings less than 1 KiB per second is aborted."""
     failpoints: str = ""
     """For crash tests only: points in the code at which the server dies, fails or waits."""
+    admin_token_sha256: str = ""
+    """SHA-256 in hex of the first administrator's token, which is created at the first start. `adapter token generate`
+    prints a token with its hash. Default: `adapter serve` creates a token and prints it."""
     audit_key: str = ""
     """File with the keys that sign the audit log and attestations; the same for all servers of a registry.
     Default: `audit.key` in the data folder, created when first needed."""
@@ -71,13 +80,15 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Settings from `REGISTRY_*` variables, defaults filled in. `Invalid` names a variable that is wrong."""
+        """Settings from `REGISTRY_*` variables, defaults filled in. `Invalid` names one that is wrong or unknown."""
         env = os.environ if env is None else env
+        settings = {f"{PREFIX}{field.name.upper()}": field for field in fields(cls)}
         values: dict[str, str | int] = {}
-        for field in fields(cls):
-            variable = f"REGISTRY_{field.name.upper()}"
-            text = env.get(variable, "")
-            if text:
+        for variable, text in env.items():
+            field = settings.get(variable)
+            if field is None:
+                _require_foreign(variable, list(settings))
+            elif text:
                 values[field.name] = _whole_number(variable, text) if isinstance(field.default, int) else text
         return cls(**values).filled()  # type: ignore[arg-type]
 
@@ -96,6 +107,18 @@ def user_data() -> Path:
     """`$XDG_DATA_HOME/adapter-registry`, else `~/.local/share/adapter-registry`."""
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(home).expanduser() / "adapter-registry"
+
+
+def _require_foreign(variable: str, known: list[str]) -> None:
+    """`Invalid` (SETTING_INVALID) for a setting that does not exist: a mistyped one would be ignored in silence."""
+    if not variable.startswith(PREFIX) or _KUBERNETES.fullmatch(variable):
+        return
+    names = [name.removeprefix(PREFIX) for name in known]
+    nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1)
+    step = (
+        f"the nearest setting is {PREFIX}{nearest[0]}" if nearest else "docs/reference/settings.md lists the settings"
+    )
+    raise Invalid("SETTING_INVALID", f"{variable} is not a setting", next_step=f"remove or rename it: {step}")
 
 
 def _whole_number(variable: str, text: str) -> int:

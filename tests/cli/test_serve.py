@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,7 @@ COMMAND = [sys.executable, "-m", "cli.main"]
 
 
 @contextmanager
-def served(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+def served(data: Path, *words: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     """`adapter serve` on a free port, once it is ready, and the JSON that it printed."""
     process = subprocess.Popen(
         [*COMMAND, "serve", "--port", "0", "--data", str(data), "--json", *words],
@@ -29,6 +32,7 @@ def served(data: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], dic
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env=os.environ | env,
     )
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -102,3 +106,93 @@ def test_migrate_upgrades_an_empty_database_and_leaves_a_current_one(cli: Comman
     first = cli("migrate", "--json").json
     assert (first["before"], bool(first["after"])) == ("", True)
     assert cli("migrate").stdout == f"The schema is at {first['after']}.\n"
+
+
+@pytest.mark.security
+def test_the_first_token_comes_from_a_file_and_not_from_the_log(cli: CommandRunner, tmp_path: Path) -> None:
+    file = tmp_path / "admin.token"
+    with served(tmp_path / "data", "--admin-token-file", str(file)) as (process, server):
+        assert server["token"] == ""
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        who = cli("whoami", "--json", ADAPTER_REGISTRY=server["url"], ADAPTER_TOKEN=file.read_text().strip())
+        assert who.json["scopes"] == ["admin"]
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+        assert file.read_text().strip() not in output + errors
+    written = file.read_text()
+    with served(tmp_path / "data", "--admin-token-file", str(file)):
+        assert file.read_text() == written
+    file.write_text("lra_wrong")
+    words = ("serve", "--port", 0, "--data", tmp_path / "other", "--admin-token-file", file)
+    assert "does not contain a token" in cli(*words, expect=2).stderr
+
+
+@pytest.mark.security
+def test_the_first_token_comes_from_its_hash(cli: CommandRunner, tmp_path: Path) -> None:
+    generated = cli("token", "generate", "--json").json
+    with served(tmp_path / "data", REGISTRY_ADMIN_TOKEN_SHA256=generated["sha256"]) as (_, server):
+        assert server["token"] == ""
+        who = cli("whoami", "--json", ADAPTER_REGISTRY=server["url"], ADAPTER_TOKEN=generated["secret"])
+        assert who.json["scopes"] == ["admin"]
+    words = ("serve", "--port", 0, "--data", tmp_path / "other")
+    assert "is not a SHA-256" in cli(*words, expect=2, REGISTRY_ADMIN_TOKEN_SHA256=generated["secret"]).stderr
+
+
+def test_an_unknown_setting_stops_the_start_and_names_the_nearest(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["serve", "--port", "0"], ["migrate"], ["list"]):
+        error = cli(*words, expect=2, REGISTRY_BLOB="s3://adapters").stderr
+        assert "REGISTRY_BLOB is not a setting" in error
+        assert "the nearest setting is REGISTRY_BLOBS" in error
+    assert "settings.md" in cli("list", expect=2, REGISTRY_XYZ="").stderr
+    kubernetes = {
+        "REGISTRY_SERVICE_HOST": "10.0.0.1", "REGISTRY_SERVICE_PORT_HTTP": "80", "REGISTRY_PORT": "tcp://10.0.0.1:80",
+        "REGISTRY_PORT_80_TCP_ADDR": "10.0.0.1",
+    }  # fmt: skip
+    for name, value in kubernetes.items():
+        monkeypatch.setenv(name, value)
+    cli("list")
+
+
+def test_a_database_that_cannot_be_used_stops_the_start_with_the_reason(cli: CommandRunner) -> None:
+    for words in (["serve", "--port", "0"], ["migrate"], ["list"]):
+        error = cli(*words, expect=75, REGISTRY_DATABASE_URL="postgresql://ann:sesame@127.0.0.1:9/absent").stderr
+        assert "127.0.0.1:9/absent" in error
+        assert "onnection refused" in error
+        assert "check REGISTRY_DATABASE_URL" in error
+        assert "sesame" not in error
+
+
+class _StoreWithoutBucket(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<Error><Code>NoSuchBucket</Code><Message>no</Message></Error>"
+        self.send_response(404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_bucket_that_does_not_exist_stops_the_start(
+    cli: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    store = HTTPServer(("127.0.0.1", 0), _StoreWithoutBucket)
+    threading.Thread(target=store.serve_forever, daemon=True).start()
+    settings = {"REGISTRY_BLOBS": "s3://absent/x", "REGISTRY_S3_ENDPOINT": f"http://127.0.0.1:{store.server_port}"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    error = cli("serve", "--port", 0, "--data", tmp_path / "data", expect=2).stderr
+    assert "REGISTRY_BLOBS: bucket 'absent'" in error
+    assert "create it first" in error
+    store.shutdown()
+    store.server_close()
+    with served(tmp_path / "data", **settings) as (process, server):  # away, but not wrong
+        assert server["url"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert "s3://absent/x does not respond, and is tried again: " in errors

@@ -25,7 +25,7 @@ from tests.world import World
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.skipif(not os.environ.get("REGISTRY_TEST_RAY"), reason="a tier of its own: make test-ray"),
+    pytest.mark.skipif(not os.environ.get("ADAPTER_TEST_RAY"), reason="a tier of its own: make test-ray"),
 ]
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'adapter-registry[cluster]'")
 PATIENCE_SECONDS = 300

@@ -146,7 +146,7 @@ def test_revoking_an_absent_token_is_not_found(world: World) -> None:
 
 
 def test_the_first_token_is_created_once(world: World) -> None:
-    assert tokens.create_first_token(world.engine) is None
+    assert not tokens.create_first_token(world.engine, "0" * 64)
     with world.session() as session:
         assert [row.id for row in rows(session, TokenRow)] == [tokens.FIRST_TOKEN]
 

@@ -34,8 +34,13 @@ RECORD_USE_EVERY = timedelta(minutes=10)
 FIRST_TOKEN = "first-admin"  # noqa: S105 - a name, not a secret
 
 
-def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "") -> tuple[TokenView, str]:
-    """Create a token and return it with its secret. `Denied` for rights that the actor does not hold."""
+def issue(
+    session: Session, actor: Actor, request: TokenCreate, *, token_id: str = "", secret_sha256: str = ""
+) -> tuple[TokenView, str]:
+    """Create a token and return it with its secret, which is empty if its hash is given.
+
+    `Denied` for rights that the actor does not hold.
+    """
     actor.require_current_secret()
     unknown = sorted(set(request.scopes) - set(Scope))
     if unknown or not request.scopes:
@@ -55,6 +60,8 @@ def issue(session: Session, actor: Actor, request: TokenCreate, *, token_id: str
     if not subject:
         _refuse_name_of_subject(session, request)
     row, secret = build_row(request, actor, subject=subject, token_id=token_id)
+    if secret_sha256:
+        row.secret_sha256, secret = secret_sha256, ""
     if not db.insert_new(session, TokenRow, row.model_dump()):
         raise Conflict("TOKEN_EXISTS", f"there is a token {row.id!r} already")
     detail = {"name": row.name, "scopes": row.scopes, "namespaces": row.namespaces, "subject": row.subject}
@@ -102,18 +109,25 @@ def _refuse_name_of_subject(session: Session, request: TokenCreate) -> None:
         )
 
 
-def create_first_token(engine: Engine) -> str | None:
-    """Return the secret of a new token that may do everything, or None if the registry has tokens.
+def has_tokens(engine: Engine) -> bool:
+    """Whether the registry ever had a token."""
+    with db.session(engine, write=False) as session:
+        return session.exec(select(TokenRow.id).limit(1)).first() is not None
+
+
+def create_first_token(engine: Engine, secret_sha256: str) -> bool:
+    """Create a token that may do everything, unless the registry has tokens. Returns whether it was created.
 
     Its id is fixed, so two processes that start at the same time create one token.
     """
     with db.session(engine) as session:
         if session.exec(select(TokenRow.id).limit(1)).first():
-            return None
+            return False
         request = TokenCreate(name="admin", scopes=[Scope.ADMIN])
         with contextlib.suppress(Conflict):
-            return issue(session, TRUSTED, request, token_id=FIRST_TOKEN)[1]
-        return None
+            issue(session, TRUSTED, request, token_id=FIRST_TOKEN, secret_sha256=secret_sha256)
+            return True
+        return False
 
 
 def should_record_use(row: TokenRow) -> bool:

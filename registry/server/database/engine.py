@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +18,7 @@ from sqlalchemy import Connection, ExceptionContext, create_engine, event, text
 from sqlalchemy import Engine as Engine
 from sqlalchemy.engine import URL, make_url
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.server.database import db
 from registry.server.database.db import BEGIN, READ_ONLY_SQLSTATE
 from registry.server.database.locks import SqliteWriteLock
@@ -35,6 +37,7 @@ IDLE_LIMIT_MS = 10_000
 """How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
 CLOCK_SECONDS = 10.0
 HANG_SECONDS = 65
+REASON_LIMIT = 400
 """How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """Notice within 20 seconds that a database host is gone; Linux by default takes a quarter of an hour."""
@@ -63,6 +66,19 @@ def open_database(settings: Settings) -> Engine:
     raise Invalid(
         "SETTING_INVALID", f"REGISTRY_DATABASE_URL: {url.get_backend_name()!r} is neither 'sqlite' nor 'postgresql'"
     )
+
+
+@contextmanager
+def explain_failure(engine: Engine) -> Iterator[None]:
+    """Add the database's address and the driver's reason to an `Unavailable`. For the operator, not for clients."""
+    try:
+        yield
+    except Unavailable as e:
+        if e.code != "DATABASE_UNAVAILABLE" or e.__cause__ is None:
+            raise
+        reason = " ".join(str(getattr(e.__cause__, "orig", e.__cause__)).split())[:REASON_LIMIT]
+        url = engine.url.render_as_string(hide_password=True)
+        raise Unavailable(e.code, f"{url}: {reason}", next_step="check REGISTRY_DATABASE_URL and the database") from e
 
 
 def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:

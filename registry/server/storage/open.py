@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
+from registry.server.storage.s3.bucket import RequestRejected
 from registry.server.storage.s3.store import S3Blobs
 
 
@@ -16,6 +18,20 @@ def open_store(settings: Settings) -> BlobStore:
 def open_second_copy(settings: Settings) -> BlobStore | None:
     """Open the store from which damaged blobs are restored, if there is one."""
     return _open_url(settings.second_copy, settings) if settings.second_copy else None
+
+
+def try_store(store: BlobStore) -> str:
+    """List objects once. Returns why the store does not respond; empty if it does.
+
+    `Invalid` (SETTING_INVALID): it responds, but rejects the request, as for a bucket that does not exist.
+    """
+    try:
+        next(iter(store.list("staging/")), None)
+    except RequestRejected as e:
+        raise Invalid("SETTING_INVALID", f"REGISTRY_BLOBS: {e.detail}") from e
+    except Unavailable as e:
+        return e.detail
+    return ""
 
 
 def _open_url(url: str, settings: Settings) -> BlobStore:
