@@ -18,6 +18,9 @@ from registry.api.aliases import WithdrawRequest
 from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound
+from registry.events import EventType
+from registry.server import audit
+from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import DeliveryRow, WebhookRow
@@ -32,6 +35,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: list[tuple[str, dict[str, str], bytes]] = []
+        self._arrived = threading.Condition()
         self.answer = 200
         self.headers: dict[str, str] = {}
         outer = self
@@ -39,7 +43,9 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.got.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                with outer._arrived:
+                    outer.got.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                    outer._arrived.notify_all()
                 self.send_response(outer.answer)
                 for name, value in outer.headers.items():
                     self.send_header(name, value)
@@ -50,6 +56,10 @@ class Receiver:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/in?token=hidden"
+
+    def wait_for(self, count: int) -> None:
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.got) >= count, timeout=60), len(self.got)
 
 
 @pytest.fixture
@@ -201,10 +211,13 @@ def test_a_secret_is_not_stored_and_events_do_not_show_the_path(world: World, re
     ],
 )  # fmt: skip
 def test_a_private_address_is_refused_in_every_notation(url: str) -> None:
-    with pytest.raises(Invalid) as caught:
-        target.resolve_target(url, "")
-    assert caught.value.code == "URL_REFUSED"
-    assert caught.value.reasons[0].code == "url.refused"
+    for check in (target.resolve_target, target.check_url):
+        if "no-such-host" in url and check is target.check_url:  # only DNS knows
+            continue
+        with pytest.raises(Invalid) as caught:
+            check(url, "")
+        assert caught.value.code == "URL_REFUSED"
+        assert caught.value.reasons[0].code == "url.refused"
 
 
 def test_a_delivery_connects_to_the_address_that_was_checked() -> None:
@@ -234,8 +247,87 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
     assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
 
 
-def test_the_api_refuses_such_a_url_with_422(world: World) -> None:
+@pytest.mark.parametrize("url", ["https://169.254.169.254/", "https://167772161/", "https://[::1]/", "ftp://x/"])
+def test_the_api_refuses_such_a_url_with_422(world: World, url: str) -> None:
     with pytest.raises(Invalid) as caught:
-        Audit(world.admin).create_webhook(WebhookCreate(url="https://169.254.169.254/"))
+        Audit(world.admin).create_webhook(WebhookCreate(url=url))
     assert caught.value.code == "URL_REFUSED"
     assert Audit(world.admin).webhooks().items == []
+
+
+@pytest.mark.security
+def test_no_request_waits_for_a_name_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *host, **_: asked.append(host))
+    Audit(world.admin).create_webhook(WebhookCreate(url="https://hooks.example.org/in"))
+    assert asked == []
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("port", [22, 25, 80, 6379, 65535])
+def test_a_public_host_is_called_on_https_ports_only(port: int) -> None:
+    for check in (target.check_url, target.resolve_target):
+        with pytest.raises(Invalid, match=f"port {port} of a public host"):
+            check(f"https://93.184.216.34:{port}/", "")
+    with pytest.raises(Invalid, match="port 22"):
+        target.check_url("https://hooks.example.org:22/", "")
+    target.check_url("https://hooks.example.org:8443/", "")
+
+
+class SilentReceiver:
+    """A server that accepts requests and answers none until it is released."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.released = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.connections += 1
+                outer.released.wait(60)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("silent_hooks", [1, 12])
+def test_a_webhook_does_not_wait_for_others_that_never_answer(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, silent_hooks: int
+) -> None:
+    monkeypatch.setattr(dispatch, "ANSWER_SECONDS", 60.0)
+    silent, events = SilentReceiver(), 40
+    try:
+        ids = [
+            Audit(world.admin).create_webhook(WebhookCreate(url=silent.url, actions=["alias.move"])).webhook.id
+            for _ in range(silent_hooks)
+        ]
+        Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["alias.move"]))
+        with world.session(write=True) as session:
+            for _ in range(events):
+                audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/support:prod")
+        world.app.state.audit_log.step()
+        for webhook_id in ids:
+            dispatch._enqueue_deliveries(world.engine, webhook_id, ProcessLock())
+        with world.session(write=True) as session:  # each has failed before
+            for row in rows(session, DeliveryRow):
+                row.attempt = 1
+                session.add(row)
+        sender = threading.Thread(target=step, args=(world,))
+        sender.start()
+        receiver.wait_for(events)
+        assert silent.connections <= min(silent_hooks * dispatch.PER_WEBHOOK, dispatch.FAILING_PARALLEL)
+    finally:
+        silent.close()
+    sender.join(60)
+    assert not sender.is_alive()
+    assert len(receiver.got) == events

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
+from registry.api.audit import DeliveryView, EventView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
 from registry.events import EventType
 from registry.roles import Scope
@@ -24,9 +25,9 @@ from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
 from registry.server.database import db
-from registry.server.database.models import DeliveryRow, WebhookRow
+from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
-from registry.server.webhooks.target import resolve_target
+from registry.server.webhooks.target import check_url
 
 WAITING, DELIVERED, DEAD = "waiting", "delivered", "dead"
 WEBHOOKS_LIMIT = 100
@@ -40,7 +41,7 @@ def create(
         actor.require_everywhere(Scope.ADMIN)
     else:
         actor.require_in(Scope.ADMIN, names.namespace(request.namespace))
-    resolve_target(request.url, settings.webhook_private)
+    check_url(request.url, settings.webhook_private)
     existing = session.exec(select(WebhookRow.id).where(WebhookRow.namespace == request.namespace)).all()
     if len(existing) >= WEBHOOKS_LIMIT:
         raise Invalid("REQUEST_INVALID", f"'{request.namespace}' has {WEBHOOKS_LIMIT} webhooks, which is the limit")
@@ -109,14 +110,35 @@ def find_webhook(session: Session, actor: Actor, webhook_id: str) -> WebhookRow:
     return row
 
 
-def due_deliveries(session: Session, limit: int) -> Sequence[tuple[DeliveryRow, WebhookRow]]:
-    """Return the deliveries whose time has come, oldest first."""
+class DueDelivery(NamedTuple):
+    """A delivery whose time has come, its webhook and its event."""
+
+    delivery: DeliveryRow
+    webhook: WebhookRow
+    event: EventView
+
+
+def read_due_deliveries(session: Session, per_webhook: int) -> list[DueDelivery]:
+    """Return the deliveries whose time has come, oldest first, and at most so many of each webhook."""
+    order = (col(DeliveryRow.next_at), col(DeliveryRow.id))
+    rank = func.row_number().over(partition_by=col(DeliveryRow.webhook_id), order_by=order).label("rank")
+    due = select(DeliveryRow.id, rank).where(DeliveryRow.state == WAITING, col(DeliveryRow.next_at) <= db.now())
+    ranked = due.subquery()
     statement = (
-        select(DeliveryRow, WebhookRow)
+        select(DeliveryRow, WebhookRow, EventRow)
+        .join(ranked, ranked.c.id == col(DeliveryRow.id))
         .join(WebhookRow, col(WebhookRow.id) == col(DeliveryRow.webhook_id))
-        .where(DeliveryRow.state == WAITING, col(DeliveryRow.next_at) <= db.now())
+        .join(EventRow, col(EventRow.position) == col(DeliveryRow.position))
+        .where(ranked.c.rank <= per_webhook)
     )
-    return session.exec(statement.order_by(col(DeliveryRow.next_at), col(DeliveryRow.id)).limit(limit)).all()
+    rows = session.exec(statement.order_by(*order)).all()
+    return [DueDelivery(delivery, webhook, audit.to_view(event)) for delivery, webhook, event in rows]
+
+
+def read_failing(session: Session) -> set[str]:
+    """Return the webhooks with a delivery that failed and waits for its next attempt."""
+    failed = select(DeliveryRow.webhook_id).where(DeliveryRow.state == WAITING, DeliveryRow.attempt > 0).distinct()
+    return set(session.exec(failed))
 
 
 def secret_of(webhook_id: str, keys: Keys) -> str:

@@ -2,7 +2,7 @@
 
 - A webhook's cursor and its new deliveries are written in one transaction, so an event becomes exactly one delivery.
 - A delivery is sent at least once. A receiver recognizes repeats by `webhook-id`, which is the same in each attempt.
-- One process at a time sends. No transaction is open during a request.
+- One process at a time sends. No transaction is open during a request. Webhooks do not wait for each other.
 - A receiver has `ANSWER_SECONDS` and `ANSWER_LIMIT_BYTES`. Any status but 2xx is a failure, including redirects.
 
 Messages are signed as Standard Webhooks requires: base64 of HMAC-SHA256 over `id.timestamp.body`.
@@ -21,18 +21,19 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable
-from registry.server import audit, webhooks
+from registry.server import webhooks
 from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
 from registry.server.audit.keys import Keys
@@ -46,7 +47,12 @@ RETRY_SECONDS = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 ANSWER_SECONDS = 5.0
 ANSWER_LIMIT_BYTES = 64 * 2**10
 EVENTS_PER_BATCH = 500
-PARALLEL = 8
+DELIVERIES_PER_READ = 32
+"""How many deliveries of each webhook are read at a time."""
+PARALLEL = 16
+PER_WEBHOOK = 2
+FAILING_PARALLEL = 8
+"""Webhooks whose last attempt failed share so many requests, so that the others do not wait for them."""
 STEP_SECONDS = 1.0
 _LOG = logging.getLogger("registry.server.webhooks")
 
@@ -70,14 +76,15 @@ def run(
             if new_stamp is not None and new_stamp == stamp_without_webhooks:
                 continue
             stamp_without_webhooks = None if _webhook_ids(engine) else new_stamp
-            while send_due(engine, settings, keys) and not closing.is_set():
-                pass
+            send_due(engine, settings, keys, closing)
         except Exception as e:  # the thread must not end: all webhooks would stop without notice
             _LOG.error("webhooks are not sent: %s", e)
 
 
-def send_due(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> int:
-    """Create deliveries for new events, send some that are due, and return how many were sent.
+def send_due(
+    engine: Engine, settings: Settings, keys: Callable[[], Keys], closing: threading.Event | None = None
+) -> int:
+    """Create deliveries for new events, send all that are due, and return how many were sent.
 
     Returns 0 if another process is sending.
     """
@@ -85,20 +92,75 @@ def send_due(engine: Engine, settings: Settings, keys: Callable[[], Keys]) -> in
     if not ids:
         return 0
     with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as lock:
-        for webhook_id in ids:
-            while _enqueue_deliveries(engine, webhook_id, lock):
-                lock.check()
-        with db.session(engine, write=False) as session:
-            due = [(row, hook, _event(session, row)) for row, hook in webhooks.due_deliveries(session, PARALLEL)]
-        if not due:
-            return 0
-        signing_keys = keys()
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            futures = [pool.submit(_send, hook, event, settings, signing_keys) for _, hook, event in due]
-            for (row, _, _), future in zip(due, futures, strict=True):
-                _record_attempt(engine, row, *future.result())
-        return len(due)
+        return _Sender(engine, settings, keys, lock, closing or threading.Event()).send_all(ids)
     return 0
+
+
+class _Sender:
+    """Sends due deliveries in parallel. Each webhook has few requests at a time, so that none waits for a slow one."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        keys: Callable[[], Keys],
+        lock: locks.ProcessLock,
+        closing: threading.Event,
+    ) -> None:
+        self._engine, self._settings, self._keys = engine, settings, keys
+        self._lock, self._closing = lock, closing
+        self._waiting: dict[str, deque[webhooks.DueDelivery]] = {}
+        self._in_flight: dict[Future[tuple[int | None, str]], DeliveryRow] = {}
+        self._failing: set[str] = set()
+
+    def send_all(self, webhook_ids: Sequence[str]) -> int:
+        count, read_at = 0, float("-inf")
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            while True:
+                self._lock.check()
+                if not any(self._waiting.values()) or time.monotonic() - read_at >= STEP_SECONDS:
+                    self._read_due(webhook_ids)
+                    read_at = time.monotonic()
+                if not self._closing.is_set():
+                    self._submit(pool)
+                if not self._in_flight:
+                    break
+                done, _ = wait(self._in_flight, STEP_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    self._record(self._in_flight.pop(future), *future.result())
+                count += len(done)
+        return count
+
+    def _read_due(self, webhook_ids: Sequence[str]) -> None:
+        for webhook_id in webhook_ids:
+            while _enqueue_deliveries(self._engine, webhook_id, self._lock):
+                self._lock.check()
+        self._waiting = {}
+        in_flight = {delivery.id for delivery in self._in_flight.values()}
+        with db.session(self._engine, write=False) as session:
+            for due in webhooks.read_due_deliveries(session, DELIVERIES_PER_READ):
+                if due.delivery.id not in in_flight:
+                    self._waiting.setdefault(due.webhook.id, deque()).append(due)
+            self._failing |= webhooks.read_failing(session)
+
+    def _submit(self, pool: ThreadPoolExecutor) -> None:
+        """Start as many requests as the limits allow."""
+        busy = Counter(delivery.webhook_id for delivery in self._in_flight.values())
+        failing = sum(busy[webhook_id] for webhook_id in self._failing)
+        for webhook_id, waiting in self._waiting.items():
+            is_failing = webhook_id in self._failing
+            while waiting and busy[webhook_id] < PER_WEBHOOK and len(self._in_flight) < PARALLEL:
+                if is_failing and failing >= FAILING_PARALLEL:
+                    break
+                due = waiting.popleft()
+                future = pool.submit(_send, due.webhook, due.event, self._settings, self._keys())
+                self._in_flight[future] = due.delivery
+                busy[webhook_id] += 1
+                failing += is_failing
+
+    def _record(self, delivery: DeliveryRow, status: int | None, error: str) -> None:
+        (self._failing.add if error else self._failing.discard)(delivery.webhook_id)
+        _record_attempt(self._engine, delivery, status, error)
 
 
 def _webhook_ids(engine: Engine) -> Sequence[str]:
@@ -130,10 +192,6 @@ def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock
         hook.after = until
         session.add(hook)
         return until < size
-
-
-def _event(session: Session, row: DeliveryRow) -> EventView:
-    return audit.to_view(session.exec(select(EventRow).where(EventRow.position == row.position)).one())
 
 
 def _record_attempt(engine: Engine, delivery: DeliveryRow, status: int | None, error: str) -> None:

@@ -1,6 +1,7 @@
 """`WebhookAddress`: the address that a webhook's URL leads to. Guards against requests to internal addresses (SSRF).
 
-- Only public addresses are called, over https. Private networks that the operator allows may be called over http, too.
+- Only public addresses are called, over https on `PUBLIC_PORTS`. Private networks that the operator allows may be
+  called over http and on any port, too.
 - A host is resolved once per request. All of its addresses must be allowed, and the connection goes to the address that
   was checked, so DNS rebinding has no effect. IPv6 that embeds an IPv4 address is checked by both addresses.
 """
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from registry.errors import Invalid, Reason
 
 PORTS = {"https": 443, "http": 80}
+PUBLIC_PORTS = (443, 8443)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,11 +39,31 @@ class WebhookAddress:
         return self.host if self.port == PORTS[self.scheme] else f"{self.host}:{self.port}"
 
 
-def resolve_target(url: str, private: str) -> WebhookAddress:
-    """Resolve and check a URL. `Invalid` (URL_REFUSED) names the broken rule.
+def check_url(url: str, private: str) -> None:
+    """Check a URL without DNS, for a request: a name server that is silent must not hold its thread.
 
-    `private`: networks that may be called (CIDR, separated by spaces).
+    `Invalid` (URL_REFUSED) names the broken rule. `private`: networks that may be called (CIDR, separated by spaces).
     """
+    parts, port = _parse(url)
+    host = str(parts.hostname)
+    networks = _networks(private)
+    addresses = _addresses_in(host)
+    if addresses or not networks:  # else the address of the name decides, when an event is sent
+        _check_addresses(parts.scheme, host, port, addresses, networks)
+
+
+def resolve_target(url: str, private: str) -> WebhookAddress:
+    """Resolve and check a URL. `Invalid` (URL_REFUSED) as `check_url`."""
+    parts, port = _parse(url)
+    host = str(parts.hostname)
+    addresses = _addresses(host, port)
+    _check_addresses(parts.scheme, host, port, addresses, _networks(private))
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return WebhookAddress(parts.scheme, host, port, str(addresses[0]), path)
+
+
+def _parse(url: str) -> tuple[SplitResult, int]:
+    """Return the parts of a URL and its port."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -52,16 +75,32 @@ def resolve_target(url: str, private: str) -> WebhookAddress:
         raise _refused("it holds a user name or a password")
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E or letter == "\\" for letter in url):
         raise _refused("it holds a space, a backslash or a character outside ASCII")
-    networks = _networks(private)
-    addresses = _addresses(parts.hostname, port or PORTS[parts.scheme])
+    return parts, port or PORTS[parts.scheme]
+
+
+def _check_addresses(scheme: str, host: str, port: int, addresses: list[Address], networks: list[Network]) -> None:
+    """Check that each address is in an allowed private network, or public and called by https on a usual port."""
     allowed = [address for address in addresses if any(address in network for network in networks)]
     internal = [address for address in addresses if address not in allowed and not _is_public(address)]
     if internal:
-        raise _refused(f"{parts.hostname} is {internal[0]}, which is not a public address")
-    if parts.scheme == "http" and len(allowed) != len(addresses):
+        raise _refused(f"{host} is {internal[0]}, which is not a public address")
+    if addresses and len(allowed) == len(addresses):
+        return
+    if scheme == "http":
         raise _refused("it is not https")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return WebhookAddress(parts.scheme, parts.hostname, port or PORTS[parts.scheme], str(addresses[0]), path)
+    if port not in PUBLIC_PORTS:
+        raise _refused(f"port {port} of a public host: use {' or '.join(map(str, PUBLIC_PORTS))}")
+
+
+def _addresses_in(host: str) -> list[Address]:
+    """Return the address that a host is in itself, in any notation that systems accept; none for a name."""
+    if host.rstrip(".").endswith("localhost"):
+        return [ipaddress.ip_address("127.0.0.1")]
+    with suppress(OSError):
+        return [ipaddress.IPv4Address(socket.inet_aton(host))]
+    with suppress(ValueError):
+        return [ipaddress.ip_address(host.partition("%")[0])]
+    return []
 
 
 def _addresses(host: str, port: int) -> list[Address]:
