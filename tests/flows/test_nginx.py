@@ -65,7 +65,7 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}"
-        httpx.Client(transport=httpx.HTTPTransport(retries=20)).get(f"{url}/api/v1/health").raise_for_status()
+        httpx.Client(transport=httpx.HTTPTransport(retries=20)).get(f"{url}/livez").raise_for_status()
         yield url
     finally:
         process.terminate()
