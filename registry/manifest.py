@@ -151,6 +151,7 @@ class Manifest(FrozenModel):
 
 def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
     paths: dict[str, str] = {}
+    folders = {parent: f.path for f in files for parent in _parents(f.path.casefold())}
     for earlier, later in pairwise(files):
         if earlier.path >= later.path:
             yield Reason("manifest.order", later.path, "is listed twice or out of order")
@@ -159,6 +160,8 @@ def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
         other = paths.setdefault(f.path.casefold(), f.path)
         if other != f.path:
             yield Reason("file.path_conflict", f.path, f"equals {other} where case does not count")
+        if inner := folders.get(f.path.casefold()):
+            yield Reason("file.path_conflict", f.path, f"is a file, and {inner} needs a folder of that name")
         kind = kind_of(f.path)
         if kind is None:
             yield refusal_of(f.path)
@@ -168,6 +171,11 @@ def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
             yield Reason("file.too_large", f.path, f"has {f.size_bytes} bytes, over the limit of {kind.limit_bytes}")
     if not any(f.path.endswith(WEIGHTS_ENDINGS) for f in files):
         yield Reason("adapter.weights_missing", WEIGHTS, "is missing: a version holds its weights as safetensors")
+
+
+def _parents(path: str) -> list[str]:
+    """The folders that a path lies in: `a/b` and `a` of `a/b/c`."""
+    return [path[:end] for end, character in enumerate(path) if character == "/"]
 
 
 def _first_line(error: Exception) -> str:

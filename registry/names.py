@@ -15,6 +15,7 @@ ASCII lower case only, so no two names differ by case, normal form or look-alike
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from dataclasses import dataclass
 from typing import NewType
@@ -36,9 +37,10 @@ NEWEST = Alias("main")
 _WORD = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z")
 _BASE_WORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _LIKE_A_VERSION = re.compile(r"(v?[0-9]+|sha256.*|[0-9a-f]{7,64})\Z")
-_DEVICES = frozenset(
-    {"con", "prn", "aux", "nul"} | {f"com{i}" for i in range(1, 10)} | {f"lpt{i}" for i in range(1, 10)}
-)
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
+_PATH_SIGNS = "._-+()[],'@&=!"
+_PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIGNS}")
+"""What every file system, URL and HTTP header can hold; a part of a path begins and ends with fewer of them."""
 _LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
 RESERVED = frozenset({"api", "admin", "assets", "docs", "health", "metrics", "static", "registry", "resolve"})
 """First path segments that the server or the Hub dialect owns: no namespace may have them."""
@@ -208,10 +210,7 @@ class Ref:
 
 
 def file_path(text: str) -> str:
-    """A file's path inside a version: relative, `/`-separated, portable to every file system.
-
-    `Invalid` (FILE_REFUSED) for climbing, absolute, hidden, device, control, non-ASCII or over-long paths.
-    """
+    """A file's path in a version: relative, `/`-separated, portable to every system. `Invalid` (FILE_REFUSED)."""
     problem = _problem_with_path(text)
     if problem:
         reasons = [Reason("file.path_invalid", text[:120], problem)]
@@ -222,18 +221,16 @@ def file_path(text: str) -> str:
 def _problem_with_path(text: str) -> str:
     if not text or len(text.encode("utf-8", "replace")) > PATH_LIMIT_BYTES:
         return f"is empty or over {PATH_LIMIT_BYTES} bytes"
-    if not text.isascii() or any(ord(c) < 32 or ord(c) == 127 for c in text):
-        return "holds a control character or a character outside ASCII"
-    if "\\" in text or ":" in text or text.startswith("/"):
-        return "is absolute, or holds a backslash or a colon"
+    if odd := next((c for c in text if c not in _PATH_CHARACTERS), ""):
+        return f"holds {odd!r}; portable are letters, digits, spaces and {_PATH_SIGNS}"
     parts = text.split("/")
     if len(parts) > PATH_DEPTH_LIMIT:
         return f"is over {PATH_DEPTH_LIMIT} folders deep"
     for part in parts:
         if part in ("", ".", ".."):
-            return "has an empty, '.' or '..' part"
-        if part.startswith(".") or part.endswith((".", " ")):
-            return f"has a part {part!r} that begins or ends with a dot or ends with a space"
-        if part.split(".")[0].lower() in _DEVICES:
+            return "is absolute, or has an empty, '.' or '..' part"
+        if part.startswith((".", "-", " ")) or part.endswith((".", " ")):
+            return f"has a part {part!r} that begins with a dot, dash or space, or ends with a dot or space"
+        if part.split(".")[0].rstrip(" ").lower() in _DEVICES:
             return f"has a part {part!r} that is a device name on Windows"
     return ""

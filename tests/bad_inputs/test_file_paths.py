@@ -43,9 +43,20 @@ CLIMBING = [
     "a/" * 9 + "README.md",
     "a" * 250 + "/README.md",
     "",
+    "%2e%2e/README.md",
+    "a\"; filename*=UTF-8''evil.hta; x=\"/README.md",
+    "a;b/README.md",
+    "CONIN$/README.md",
+    "con .x/README.md",
+    "aux .safetensors",
+    "COM0.safetensors",
+    "-rf/README.md",
+    " a/README.md",
+    *(f"a{character}b.safetensors" for character in "<>|?*%;`$^~#{}"),
 ]
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("path", CLIMBING)
 def test_a_file_path_that_is_not_plain_is_refused(refusing: RawClient, path: str) -> None:
     answer = refusing.plan({**refusing.world.files(), path: b"x"})
@@ -78,6 +89,17 @@ def test_a_kind_of_file_that_a_version_does_not_hold_is_refused(refusing: RawCli
 def test_paths_that_are_equal_where_case_does_not_count_are_refused(refusing: RawClient) -> None:
     answer = refusing.plan({**refusing.world.files(), "A/README.md": b"x", "a/README.md": b"y"})
     assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("file", "inner"),
+    [("a.gguf", "a.gguf/LICENSE"), ("README.md", "readme.MD/x/LICENSE"), ("a/README.md", "A/README.md/b/LICENSE")],
+)
+def test_a_path_that_is_a_file_and_a_folder_is_refused(refusing: RawClient, file: str, inner: str) -> None:
+    answer = refusing.plan({**refusing.world.files(), file: b"x", inner: b"y"})
+    assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], "file.path_conflict")
+    assert file in answer.json()["detail"]
 
 
 def test_a_path_twice_is_refused(refusing: RawClient) -> None:

@@ -63,7 +63,16 @@ def test_a_base_name_outside_the_grammar_is_refused(text: str) -> None:
         names.base_name(text)
 
 
-@pytest.mark.parametrize("text", ["adapter_config.json", "a/b/c.json", "README.md", "x-y_z.safetensors"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adapter_config.json",
+        "a/b/c.json",
+        "README.md",
+        "x-y_z.safetensors",
+        "Tom's style (v1.0) [xl], a+b & c=d!.safetensors",
+    ],
+)
 def test_a_plain_relative_path_is_a_file_path(text: str) -> None:
     assert names.file_path(text) == text
 
