@@ -105,7 +105,7 @@ def revoke(name: str, subject: str) -> None:
 
 
 @namespace.command("delete")
-@click.argument("name")
+@click.argument("name", type=output.NAMESPACE)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
@@ -118,14 +118,13 @@ def delete_namespace(name: str, yes: bool) -> None:
 
 # ------------------------------------------------------------------ adapters
 @click.command()
-@click.argument("name")
+@click.argument("name", type=output.NAME)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(name: str, yes: bool) -> None:
+def delete(name: AdapterName, yes: bool) -> None:
     """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
-    adapter = AdapterName.parse(name)
-    _confirm(f"Delete {adapter} and all its versions permanently?", yes)
+    _confirm(f"Delete {name} and all its versions permanently?", yes)
     with session.registry() as registry:
-        deleted = registry.delete_adapter(adapter)
+        deleted = registry.delete_adapter(name)
 
     def text() -> None:
         output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
@@ -135,19 +134,18 @@ def delete(name: str, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("to")
+@click.argument("name", type=output.NAME)
+@click.argument("to", type=output.NAME)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def rename(name: str, to: str, yes: bool) -> None:
+def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that you own.
 
     The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
     """
-    adapter, target = AdapterName.parse(name), AdapterName.parse(to)
-    _confirm(f"Rename {adapter} to {target} permanently?", yes)
+    _confirm(f"Rename {name} to {to} permanently?", yes)
     session.answer(
-        lambda registry: registry.rename(adapter, target),
-        lambda moved: output.line(f"{adapter} is now {output.strong(moved.name)}."),
+        lambda registry: registry.rename(name, to),
+        lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
     )
 
 
@@ -169,11 +167,11 @@ def publisher() -> None:
 
 
 @publisher.command()
-@click.argument("name")
+@click.argument("name", type=output.NAME)
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
-def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
+def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
     """Allow identity tokens of an issuer with matching claims to push the adapter NAME.
 
     NAME may not exist yet. The server accepts only issuers in REGISTRY_ISSUERS.
@@ -184,20 +182,16 @@ def add(name: str, issuer: str, claims: tuple[str, ...]) -> None:
             "REQUEST_INVALID", "--claim takes CLAIM=PATTERN, each claim once", next_step="--claim repository=a/b"
         )
     session.answer(
-        lambda registry: registry.add_publisher(
-            AdapterName.parse(name), PublisherAdd(issuer=issuer, claims=required_claims)
-        ),
+        lambda registry: registry.add_publisher(name, PublisherAdd(issuer=issuer, claims=required_claims)),
         lambda created: _print_publishers([created]),
     )
 
 
 @publisher.command("list")
-@click.argument("name")
-def list_publishers(name: str) -> None:
+@click.argument("name", type=output.NAME)
+def list_publishers(name: AdapterName) -> None:
     """List the trusted publishers of an adapter."""
-    session.answer(
-        lambda registry: registry.publishers(AdapterName.parse(name)), lambda listing: _print_publishers(listing.items)
-    )
+    session.answer(lambda registry: registry.publishers(name), lambda listing: _print_publishers(listing.items))
 
 
 def _print_publishers(items: list[PublisherView]) -> None:
@@ -206,11 +200,11 @@ def _print_publishers(items: list[PublisherView]) -> None:
 
 
 @publisher.command()
-@click.argument("name")
+@click.argument("name", type=output.NAME)
 @click.argument("publisher_id", metavar="ID")
-def remove(name: str, publisher_id: str) -> None:
+def remove(name: AdapterName, publisher_id: str) -> None:
     """Remove a trusted publisher."""
     session.answer(
-        lambda registry: registry.remove_publisher(AdapterName.parse(name), publisher_id),
+        lambda registry: registry.remove_publisher(name, publisher_id),
         lambda removed: output.line(f"{removed.id} may no longer push {removed.adapter}."),
     )

@@ -20,15 +20,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import click
 from pydantic import BaseModel, ValidationError
 
-from registry import errors
+from registry import errors, names
 from registry.errors import RegistryError
-from registry.names import Ref
+from registry.names import AdapterName, Ref
 
 from . import main
 
@@ -200,15 +201,54 @@ def _invalid_request(error: ValidationError) -> RegistryError | None:
 
 # ------------------------------------------------------------------ arguments and pages
 class RefArgument(click.ParamType[Ref]):
-    """A REF on the command line. Anything else ends in an `Invalid` with its next step."""
+    """A REF on the command line. Anything else ends in an `Invalid`."""
 
     name = "ref"
 
-    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Ref:
-        return value if isinstance(value, Ref) else Ref.parse(str(value))
+    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> Ref:
+        with _suggestions(ctx):
+            return value if isinstance(value, Ref) else Ref.parse(str(value))
 
 
-REF = RefArgument()
+class NameArgument(click.ParamType[AdapterName]):
+    """The NAME of a whole adapter on the command line. Anything else, such as a REF, ends in an `Invalid`."""
+
+    name = "name"
+
+    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> AdapterName:
+        if isinstance(value, AdapterName):
+            return value
+        text, verb = str(value), str(ctx.info_name) if ctx is not None else "this"
+        for mark, meaning in (("@", "a version"), (":", "an alias")):
+            if mark in text:
+                raise errors.Invalid("NAME_INVALID", f"{verb} takes NAME without {mark}: {text!r} is {meaning}")
+        with _suggestions(ctx):
+            return AdapterName.parse(text)
+
+
+class NamespaceArgument(click.ParamType[str]):
+    """The name of a namespace on the command line."""
+
+    name = "namespace"
+
+    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> str:
+        with _suggestions(ctx):
+            return names.namespace(str(value))
+
+
+@contextmanager
+def _suggestions(ctx: click.Context | None) -> Iterator[None]:
+    """Let no suggestion of a name stand beside a command that cannot be undone."""
+    try:
+        yield
+    except errors.Invalid as e:
+        if ctx is not None and ctx.command.name in DESTRUCTIVE:
+            raise errors.Invalid(e.code, e.detail, reasons=e.reasons) from e
+        raise
+
+
+REF, NAME, NAMESPACE = RefArgument(), NameArgument(), NamespaceArgument()
+DESTRUCTIVE = frozenset({"delete", "rename", "yank", "quarantine"})
 
 
 def split_alias(name: str, alias: str) -> tuple[str, str]:
@@ -340,10 +380,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def some(names: Sequence[str], limit: int) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+def some(items: Sequence[str], limit: int) -> str:
+    """The first items, and how many more there are."""
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def on_terminal() -> bool:

@@ -20,7 +20,7 @@ from .progress import ProgressLine
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("name")
+@click.argument("name", type=output.NAME)
 @click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
 @click.option("--alias", default="", help="Also move this alias to the new version, through its gate.")
 @click.option("--parent", "parents", multiple=True, type=output.REF, help="Version it was trained from (repeatable).")
@@ -42,7 +42,7 @@ from .progress import ProgressLine
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push(
-    folder: Path, name: str, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
+    folder: Path, name: AdapterName, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
     message: str, golden: Path | None, key: Path | None, bundle: Path | None, public_key: Path | None, wait: bool,
     timeout: float | None, strict: bool, inputs_file: Path | None, **inputs: Any,
 ) -> None:  # fmt: skip
@@ -56,7 +56,7 @@ def push(
     adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
-    adapter, annotations = AdapterName.parse(name), output.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
+    annotations = output.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
     signature = None
     if key or bundle or public_key:
         signature = main.load(".verify", "signature_options")(key, bundle, public_key)
@@ -65,15 +65,15 @@ def push(
     job: Any = None
     waits = wait or timeout is not None
     with session.registry() if waits else session.versions() as registry:
-        with ProgressLine(name) as progress:
+        with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
-                registry, folder, adapter, base=base, alias=alias, parents=parents, annotations=annotations,
+                registry, folder, name, base=base, alias=alias, parents=parents, annotations=annotations,
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
         if waits and pushed.job_id:
             job = main.load(".jobs", "wait_for")(registry, pushed.job_id, timeout)
-            version = registry.version(Ref(adapter, pushed.version.digest))
+            version = registry.version(Ref(name, pushed.version.digest))
             pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:

@@ -49,12 +49,13 @@ RESERVED = frozenset({"api", "admin", "assets", "docs", "health", "metrics", "st
 def _word(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:
     problem = _problem_with_word(text, pattern)
     if problem:
-        suggestion = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:NAME_LIMIT]
+        # Only the case is corrected: a name with other letters may be that of another object.
+        is_upper_case = pattern is _WORD and text.isascii() and _WORD.match(text.lower())
         raise Invalid(
             "NAME_INVALID",
             f"{what} {text[:80]!r} {problem}",
             reasons=[Reason("name.invalid", what, problem)],
-            next_step=f"use {suggestion!r}" if _WORD.match(suggestion) and pattern is _WORD else "",
+            next_step=f"use {text.lower()!r}" if is_upper_case else "",
         )
     return text
 
@@ -148,7 +149,7 @@ class AdapterName:
         """The name in this text. `Invalid` (NAME_INVALID)."""
         parts = text.split("/")
         if len(parts) != 2:
-            raise Invalid("NAME_INVALID", f"{text[:120]!r} is not 'namespace/name'", next_step="write 'acme/support'")
+            raise Invalid("NAME_INVALID", f"{text[:120]!r} is not 'namespace/name'", next_step="write NAMESPACE/NAME")
         return cls(parts[0], parts[1])
 
     def __str__(self) -> str:

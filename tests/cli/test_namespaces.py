@@ -70,3 +70,28 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
     assert [item["id"] for item in cli("token", "list", "--ended", "--json").json["items"]] == [created["token"]["id"]]
     for command in ("revoke", "rotate"):
         assert "token's secret, not its id" in cli("token", command, created["secret"], expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["delete", "acme/cust-05@1"], "delete takes NAME without @: 'acme/cust-05@1' is a version"),
+        (["delete", "acme/cust-00:prod@2"], "delete takes NAME without @"),
+        (["delete", "Acme/x"], "namespace 'Acme' must be lower-case"),
+        (["rename", "acme/x", "acme/y:prod"], "rename takes NAME without :"),
+        (["namespace", "delete", "Acme"], "namespace 'Acme' must be lower-case"),
+        (["yank", "acme/x@latest", "--reason", "r"], "after '@' comes a version number"),
+        (["quarantine", "Acme/x@1", "--reason", "r"], "namespace 'Acme' must be lower-case"),
+    ],
+)
+def test_a_command_that_cannot_be_undone_suggests_no_other_name(
+    cli: CommandRunner, words: list[str], error: str
+) -> None:
+    result = cli(*words, expect=2)
+    assert error in result.stderr
+    assert "Next" not in result.stderr
+
+
+def test_other_commands_suggest_a_name_that_differs_in_case(cli: CommandRunner) -> None:
+    assert "Next: use 'acme'" in cli("show", "Acme/x", expect=2).stderr
+    assert "push takes NAME without @" in cli("push", ".", "acme/x@2", expect=2).stderr

@@ -46,10 +46,17 @@ def test_a_name_outside_the_grammar_is_refused(text: str) -> None:
     assert caught.value.detail
 
 
-def test_a_refused_name_comes_with_one_that_would_do() -> None:
+@pytest.mark.parametrize(
+    ("text", "next_step"),
+    [
+        ("acme/My-Support", "use 'my-support'"), ("acme/my support", ""), ("acme/cust-05@1", ""),
+        ("acme/cust-00:prod", ""), ("acme/-x", ""),
+    ],
+)  # fmt: skip
+def test_a_suggestion_differs_from_a_refused_name_only_in_case(text: str, next_step: str) -> None:
     with pytest.raises(Invalid) as caught:
-        AdapterName.parse("acme/My Support")
-    assert caught.value.next_step == "use 'my-support'"
+        AdapterName.parse(text)
+    assert caught.value.next_step == next_step
 
 
 @pytest.mark.parametrize("text", ["SmolLM2-135M-Instruct", "meta-llama/Llama-3.1-8B", "llama-a"])
