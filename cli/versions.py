@@ -103,19 +103,20 @@ def _span(numbers: list[float | None]) -> str:
 
 def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
     """The newest verdict of each check with its findings. A missing smoke test is listed, too."""
-    newest = {(verdict.check, verdict.profile): verdict for verdict in verdicts}
+    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict for verdict in verdicts}
     order = list(Check)
     lines = []
-    for (check, engine), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
+    for (check, engine, _), verdict in sorted(newest.items(), key=lambda item: (order.index(item[0][0]), item[0][1:])):
         line = f"{check:<8}{output.outcome(verdict.outcome)}"
         line += f"  {engine}" if engine else ""
+        line += "  (by its owner)" if verdict.by_owner else ""
         lines.append(line + (f"  {verdict.summary}" if verdict.summary else ""))
         findings = [f for f in verdict.findings if f.severity != "info" and f.message not in verdict.summary]
         lines += [f"      - {finding_line(f)}" for f in findings[:FINDINGS_SHOWN]]
         if len(findings) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(findings) - FINDINGS_SHOWN} more (--json has all)")
-    if (Check.SMOKE, "") not in newest:
-        failed = {check for (check, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
+    if Check.SMOKE not in {check for check, _, _ in newest}:
+        failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         reason = f"not tested yet: adapter smoke-test {ref} --wait"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:
             reason = "not tested: it does not fit" if Check.COMPAT in failed else "not tested: its weights are broken"

@@ -42,8 +42,27 @@ _PATH_SIGNS = "._-+()[],'@&=!"
 _PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIGNS}")
 """What every file system, URL and HTTP header can hold; a part of a path begins and ends with fewer of them."""
 _LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
-RESERVED = frozenset({"api", "admin", "assets", "docs", "health", "metrics", "static", "registry", "resolve"})
-"""First path segments that the server or the Hub dialect owns: no namespace may have them."""
+_SERVER_PATHS = {
+    "api",
+    "admin",
+    "assets",
+    "docs",
+    "health",
+    "livez",
+    "metrics",
+    "readyz",
+    "registry",
+    "resolve",
+    "static",
+}
+_HUB_PATHS = {
+    "blob", "blobs", "collections", "commit", "commits", "datasets", "discussions", "join", "login", "logout", "models",
+    "new", "organizations", "orgs", "raw", "refs", "search", "settings", "spaces", "tree", "upload", "users", "whoami",
+    "v1", "v2",
+}  # fmt: skip
+_PLACEHOLDERS = {"all", "any", "default", "false", "latest", "main", "nil", "none", "null", "self", "true", "undefined"}
+RESERVED = frozenset(_SERVER_PATHS | _HUB_PATHS | _PLACEHOLDERS)
+"""Words that mean something else where a namespace stands, in paths or in programs: no namespace may have them."""
 
 
 def _word(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:

@@ -83,7 +83,8 @@ class Verdict(FrozenModel):
     """The stored judgment of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
-    `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move.
+    `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move. `judged_by` is
+    whose token reported it, empty for the server. `by_owner`: the version's own namespace judged, not the registry.
     """
 
     check: Check
@@ -97,6 +98,8 @@ class Verdict(FrozenModel):
     report: Digest | None = None
     made_by: dict[str, str] = Field(default_factory=dict)
     made_at: datetime | None = None
+    judged_by: str = ""
+    by_owner: bool = False
 
     @classmethod
     def of(

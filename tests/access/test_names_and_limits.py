@@ -12,7 +12,7 @@ from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Conflict, NotFound, TooLarge, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.access import quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
@@ -325,3 +325,14 @@ def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
     with tenants.world.session() as session:
         found = [(row.owner, row.name) for row in rows(session, TakenNameRow)]
     assert found == [("", "acme"), ("", "globex"), ("acme", "support"), ("globex", "secret")]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "name", ["v1", "v2", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"]
+)
+def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants, name: str) -> None:
+    with pytest.raises(Invalid, match="is reserved"):
+        tenants.world.admin.create_namespace(name)
+    with pytest.raises(Invalid, match="is reserved"):
+        tenants.world.push(f"{name}/support")

@@ -151,7 +151,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(drive, audit)
     drive("POST /check", lambda: None)
-    drive(f"POST {A}/pushes", lambda: admin.plan_push("new/one", PushRequest(manifest=world.manifest(files))))
+    drive(f"POST {A}/pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
     _maintain(drive)
     _nothing_is_left_out(drive)
 

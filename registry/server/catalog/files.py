@@ -131,6 +131,7 @@ def find_reference_logprobs(
         select(VerdictRow, BlobRow.size_bytes)
         .join(BlobRow, col(BlobRow.digest) == col(VerdictRow.report))
         .where(col(VerdictRow.version_id) == version.id, col(VerdictRow.check) == Check.SMOKE)
+        .where(col(VerdictRow.by_owner).is_(False))  # nodes verify what they load by it
         .order_by(col(VerdictRow.id).desc())
     )
     for verdict, size_bytes in session.exec(statement.limit(REPORTS_SEARCHED)):

@@ -177,7 +177,7 @@ def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
             newest=version.number,
             base=base,
             aliases=aliases[adapter.id or 0],
-            verdicts={verdicts.label(v.check, v.profile): v.outcome for v in newest[version.id or 0]},
+            verdicts={verdicts.label(v.check, v.profile, v.by_owner): v.outcome for v in newest[version.id or 0]},
             updated_at=adapter.updated_at,
         )
         for adapter, version, base in rows

@@ -1,4 +1,7 @@
-"""Verdicts as rows: appended, never changed. Of each check and profile the newest one counts."""
+"""Verdicts as rows: appended, never changed. Of each check and profile the newest one counts.
+
+The registry's own judgment and that of the version's namespace (`by_owner`) are kept apart: neither replaces the other.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:
 
 
 def is_newest() -> ColumnElement[bool]:
-    """The condition on `verdict`, beside `version`, that no newer one of the same check and profile exists."""
+    """The condition on `verdict`, beside `version`, that no newer one of the same check, profile and judge exists."""
     other = VerdictRow.__table__.alias("newest")  # type: ignore[attr-defined]
     newest = (
         select(func.max(other.c.id))
         .where(other.c.version_id == col(VersionRow.id))
-        .group_by(other.c.check, other.c.profile)
+        .group_by(other.c.check, other.c.profile, other.c.by_owner)
         .correlate(VersionRow)
     )
     return col(VerdictRow.id).in_(newest)
@@ -66,6 +69,6 @@ def newest_of(session: Session, version: VersionRow) -> list[Verdict]:
     return newest_by_version(session, [version])[version.id or 0]
 
 
-def label(check: str, profile: str) -> str:
-    """A check with its profile as JSON keys name it: `compat`, `engine vllm==0.33.0`."""
-    return f"{check} {profile}" if profile else check
+def label(check: str, profile: str, by_owner: bool = False) -> str:
+    """A check with its profile as JSON keys name it: `compat`, `engine vllm==0.33.0`, `smoke (owner)`."""
+    return f"{check} {profile}".strip() + (" (owner)" if by_owner else "")

@@ -117,12 +117,13 @@ def resolve_with_pointer(
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = (
-        select(  # type: ignore[call-overload]  # seven columns: SQLModel has names for four
+        select(  # type: ignore[call-overload]  # eight columns: SQLModel has names for four
             VersionRow,
             VerdictRow.id,
             VerdictRow.check,
             VerdictRow.profile,
             VerdictRow.outcome,
+            VerdictRow.by_owner,
             type_coerce(col(AliasRow.generation), Integer) if _is_alias(selector) else null(),
             epoch.current(),
         )
@@ -137,6 +138,7 @@ def resolve_with_pointer(
     if not rows:
         raise not_found(session, name, selector)
     version: VersionRow = rows[0][0]
+    *_, generation, access = rows[0]
     availability.require_readable(actor, name, version, selector)
     manifest = Manifest.model_validate_json(version.manifest)
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
@@ -147,12 +149,17 @@ def resolve_with_pointer(
         digest=Digest(version.digest),
         manifest=manifest,
         files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={verdicts.label(check, profile): outcome for _, _, check, profile, outcome, *_ in rows if check},
+        verdicts={
+            verdicts.label(check, profile, by_owner): outcome
+            for _, _, check, profile, outcome, by_owner, *_ in rows
+            if check
+        },
         yanked=version.yanked_at is not None,
-        generation=rows[0][5],
+        generation=generation,
     )
+    newest_verdict = rows[-1][1] or 0
     return resolved, Pointer(
-        rows[0][6], version.id or 0, rows[0][5] or 0, resolved.yanked, rows[-1][1] or 0, version.quarantine
+        access, version.id or 0, generation or 0, resolved.yanked, newest_verdict, version.quarantine
     )
 
 

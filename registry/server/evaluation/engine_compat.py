@@ -75,8 +75,8 @@ def evaluate_profile(
 
 
 def newest_outcomes(verdicts: Iterable[Verdict]) -> tuple[str, str]:
-    """The newest outcomes of `compat` and of `weights` among verdicts in order, oldest first; "" for none."""
-    newest = {verdict.check: str(verdict.outcome) for verdict in verdicts}
+    """The registry's newest outcomes of `compat` and of `weights` among verdicts, oldest first; "" for none."""
+    newest = {verdict.check: str(verdict.outcome) for verdict in verdicts if not verdict.by_owner}
     return newest.get(Check.COMPAT, ""), newest.get(Check.WEIGHTS, "")
 
 

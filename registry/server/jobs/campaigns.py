@@ -95,10 +95,10 @@ def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRe
 
 
 def _newest(base: BaseRow, check: Check) -> Subquery:
-    """Version → its newest verdict of this check on this base."""
+    """Version → the registry's newest verdict of this check on this base."""
     return (
         select(VerdictRow.version_id, func.max(VerdictRow.id).label("newest"))
-        .where(col(VerdictRow.base_id) == base.id, col(VerdictRow.check) == check)
+        .where(col(VerdictRow.base_id) == base.id, col(VerdictRow.check) == check, col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id))
         .subquery()
     )

@@ -96,7 +96,7 @@ def _enqueue(
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:
     base = session.get_one(BaseRow, row.base_id)
     newest = verdicts.newest_of(session, row)
-    compat = [v.outcome for v in newest if v.check is Check.COMPAT]
+    compat = [v.outcome for v in newest if v.check is Check.COMPAT and not v.by_owner]
     broken = any(finding.code == "weights.not_finite" for v in newest for finding in v.findings)
     return Ingredient(
         name=f"{ref.name}@{row.number}", digest=row.digest, base=base.name, base_fingerprint=base.fingerprint,

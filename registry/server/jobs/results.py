@@ -4,6 +4,8 @@
   job state are one transaction: no bytes without a row, no verdict without bytes.
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
   from its findings. What it says about `compat` counts only if the header could not decide that check.
+- A worker whose token may not work everywhere judges for the version's own namespace: its verdicts say so (`by_owner`),
+  and the registry does not attest them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Job, Kind
+from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import verdicts
@@ -83,14 +86,18 @@ def _store(session: Session, row: JobRow, report: Report, store: BlobStore) -> D
 
 def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, digest: Digest) -> None:
     version, base = session.get_one(VersionRow, row.version_id), _base(session, row)
-    smoke = _verdict(report.check, report, report.findings, base, digest)
+    by_owner = not actor.may_everywhere(Scope.WORK)
+    judge: dict[str, Any] = {"judged_by": actor.identity, "by_owner": by_owner}
+    smoke = _verdict(report.check, report, report.findings, base, digest, **judge)
     session.add(verdicts.to_row(smoke, version.id, version.base_id, job_id=row.id))
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
+    if by_owner:
+        detail["by_owner"] = True
     if report.compat is not None and _is_undecided(session, version):
-        compat = _verdict(Check.COMPAT, report, report.compat, base, digest)
+        compat = _verdict(Check.COMPAT, report, report.compat, base, digest, **judge)
         session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
-        if compat.outcome is Outcome.FAIL:
+        if compat.outcome is Outcome.FAIL and not by_owner:
             engine_compat.renew_verdicts(session, version, base)
         detail["compat"] = compat.outcome
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
@@ -101,8 +108,10 @@ def _is_undecided(session: Session, version: VersionRow) -> bool:
     return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0] == Outcome.UNKNOWN
 
 
-def _verdict(check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest) -> Verdict:
+def _verdict(
+    check: Check, report: Report, findings: Sequence[Finding], base: BaseRow, digest: Digest, **judge: Any
+) -> Verdict:
     return Verdict.of(
         check, report.subject, base.name, base.fingerprint, findings,
-        report=digest, made_by=report.made_by, made_at=db.now(),
+        report=digest, made_by=report.made_by, made_at=db.now(), **judge,
     )  # fmt: skip

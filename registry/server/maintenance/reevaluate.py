@@ -137,6 +137,7 @@ def _select_batch(session: Session, after: int) -> list[_Version]:
     newest = (
         select(func.max(VerdictRow.id))
         .where(*in_batch, col(VerdictRow.check).in_((Check.COMPAT, Check.WEIGHTS, Check.ENGINE)))
+        .where(col(VerdictRow.by_owner).is_(False))
         .group_by(col(VerdictRow.version_id), col(VerdictRow.check), col(VerdictRow.profile))
     )
     outcome_rows = select(  # type: ignore[call-overload]  # five columns: SQLModel has overloads for four

@@ -2,8 +2,8 @@
 
 - A signature is verified against the version's own manifest before it is stored. The row that refers to its blob is
   written before the bytes; it is shown once its blob is live.
-- The registry attests pushes and verdicts. A statement is made from one event after that event is durable, and the same
-  event always makes the same bytes, so attesting may be repeated after a crash.
+- The registry attests pushes and its own verdicts, not those of owners. A statement is made from one event after that
+  event is durable, and the same event always makes the same bytes, so attesting may be repeated after a crash.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
     sealed: dict[Digest, bytes] = {}
     for event in events:
         version = _version_of(session, event)
-        if version is None:  # deleted
+        if version is None or event.detail.get("by_owner"):  # deleted, or not the registry's judgment
             continue
         kind, payload = _statement(keys.signer.name, event, version)
         data = envelopes.sign_statement(payload, key)

@@ -145,7 +145,7 @@ def _entry(
             FileLink(path=file.path, media_type=file.media_type, digest=Digest(file.digest),
                      size_bytes=file.size_bytes, url=f"{folder}/{file.path}") for file in files
         ],
-        verdicts={verdicts.label(verdict.check, verdict.profile): verdict.outcome for verdict in verdicts_of},
+        verdicts={verdicts.label(v.check, v.profile, v.by_owner): v.outcome for v in verdicts_of},
         engine_outcome=loaded.outcome if loaded else None,
         findings=[f for f in loaded.findings if f.severity != "info"] if loaded else [],
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint, false
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -154,7 +154,11 @@ class VersionTagRow(SQLModel, table=True):
 
 
 class VerdictRow(SQLModel, table=True):
-    """A verdict. Rows are only appended: the newest one of (version, check, profile) counts."""
+    """A verdict. Rows are only appended: the newest one of (version, check, profile, by_owner) counts.
+
+    `judged_by`: whose token reported it; empty for a check of the server. `by_owner`: it is the judgment of the
+    version's own namespace and not of the registry.
+    """
 
     __tablename__ = "verdict"
     __table_args__ = (Index("ix_verdict_version_check", "version_id", "check", "profile"),)
@@ -171,6 +175,8 @@ class VerdictRow(SQLModel, table=True):
     made_by: dict[str, str] = Field(default_factory=dict, sa_type=JSON)
     made_at: datetime = Field(sa_type=UtcTime)
     job_id: str = ""
+    judged_by: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    by_owner: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class BlobRow(SQLModel, table=True):
