@@ -174,6 +174,11 @@ _CONFIGS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "54-alpha-pattern-hang": ({"alpha_pattern": {"(x+x+)+y": 4}}, "config.pattern_refused"),
     "54-layers-pattern-hang": ({"layers_pattern": _HANG}, "config.pattern_refused"),
     "54-stars": ({"target_modules": ".*.*.*.*.*.*.*x"}, "config.pattern_refused"),
+    "54-six-stars": ({"target_modules": ".*a.*b.*c.*d.*e.*f"}, "config.pattern_refused"),
+    "54-stars-in-keys": ({"rank_pattern": {f".*a.*b.*c.*d{i}": 4 for i in range(20)}}, "config.pattern_refused"),
+    "54-stars-in-both": (
+        {"rank_pattern": {f".*a.*b{i}": 4 for i in range(70)}, "alpha_pattern": {f".*a.*b{i}": 4 for i in range(70)}},
+        "config.pattern_refused"),
     "55-unknown-method": ({"peft_type": "SUPER_LORA_9000"}, "config.method_unknown"),
     "55-no-method": ({"peft_type": None}, "config.method_unknown"),
     "55-unknown-task": ({"task_type": "MIND_READING"}, "config.task_unknown"),

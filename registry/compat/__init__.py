@@ -23,6 +23,9 @@ from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Check, Finding, Verdict
 from registry.files import CONFIG
 
+PATTERN_STEPS_LIMIT = 2**26
+"""About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""
+
 
 def evaluate(
     contents: AdapterContents,
@@ -60,6 +63,9 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     findings = FindingCollector()
     lookup = ModuleLookup(base, lora.config, findings)
     base_match.check_claim(lora.config.base, base, relatives, findings)
+    if lora.config.pattern_steps * len(base.modules) > PATTERN_STEPS_LIMIT:
+        message = f"the patterns take a matcher too long on the {len(base.modules)} modules of {base.name}"
+        findings.error("compat.patterns_slow", CONFIG, message)
     method = methods.find(lora.method)
     if method.has_pairs:
         check_updates(lora, lookup)

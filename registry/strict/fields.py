@@ -20,6 +20,8 @@ NAMES_LIMIT = 4096
 """Most names in one list; a loader's time grows with their product with the base's modules."""
 PATTERNS_LIMIT = 1024
 """Most patterns in one object that are more than a name: each is tried on every module."""
+PATTERN_STEPS_LIMIT = 2**16
+"""About how many steps a backtracking matcher may need for one path and all patterns of one object: some 7 ms."""
 NAME_LIMIT = 256
 TEXT_LIMIT = 512
 REASONS_LIMIT = 100
@@ -34,6 +36,7 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], family: str = "config") -> None:
         self.values = values
         self.reasons: list[Reason] = []
+        self.pattern_steps = 0
         self._family = family
 
     def broken(self, rule: str, field: str, message: str) -> None:
@@ -106,7 +109,7 @@ class Fields:
             return {}
         values: dict[str, Any] = {}
         for key, number in value.items():
-            if not self._pattern(field, patterns.ending_in(key)):
+            if not self._pattern(field, patterns.ending_in(key), plain=patterns.is_plain(key)):
                 continue
             if whole and self._whole(f"{field}.{key}", number, 1, int(limit)):
                 values[key] = number
@@ -158,12 +161,15 @@ class Fields:
                 return ()
         return tuple(value)
 
-    def _pattern(self, field: str, text: str) -> bool:
+    def _pattern(self, field: str, text: str, *, plain: bool = False) -> bool:
         try:
-            patterns.compiled(text)
+            steps = 1 if plain else patterns.compiled(text).steps
         except patterns.PatternRefused as e:
             self.broken("pattern_refused", field, f"the pattern {text[:120]!r} {e}")
             return False
+        if self.pattern_steps <= PATTERN_STEPS_LIMIT < self.pattern_steps + steps:
+            self.broken("pattern_refused", field, "has patterns that take a matcher too long: use fewer '*' and '+'")
+        self.pattern_steps += steps
         return True
 
 

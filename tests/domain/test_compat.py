@@ -212,3 +212,13 @@ def test_a_second_tensor_for_one_place_is_a_fault() -> None:
     extra = "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A"
     files = forge.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
     assert codes(judge(files, LLAMA)) == {"lora.tensor_unknown"}
+
+
+@pytest.mark.security
+def test_patterns_that_are_slow_on_many_modules_fail() -> None:
+    lora = lora_spec(forge.lora(LLAMA, config={"rank_pattern": {f".*q.*r.*s{n}": 8 for n in range(15)}}))
+    spec = base_spec(LLAMA)
+    shape = next(iter(spec.modules.values()))
+    large = spec.model_copy(update={"modules": {**spec.modules, **{f"model.layers.{n}.x": shape for n in range(1100)}}})
+    assert "compat.patterns_slow" not in codes(compat.check_fit(lora, spec))
+    assert "compat.patterns_slow" in codes(compat.check_fit(lora, large))

@@ -88,3 +88,11 @@ def test_matching_takes_time_linear_in_the_path() -> None:
     short, long = (effort.lines(partial(pattern.matches, "abcde" * n)) for n in (200, 400))
     assert long < 2.2 * short
     assert not pattern.matches("abcde" * 4000)
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("text", "repeats"), [("q_proj", (0,)), (".*q", (1,)), ("(.*a|.*b.*c)d", (1, 2)), (UNSLOTH, (4, 1))]
+)
+def test_steps_grow_with_the_repeats_that_follow_each_other(text: str, repeats: tuple[int, ...]) -> None:
+    assert patterns.compiled(text).steps == sum(patterns.REPEAT_STEPS**count for count in repeats)

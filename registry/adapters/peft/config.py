@@ -60,6 +60,7 @@ class AdapterConfig(FrozenModel):
 
     `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every
     module whose path is it or ends in `.name`. `alpha` is None when it is not written.
+    `pattern_steps`: about how many steps a backtracking matcher needs for one path and all patterns.
     """
 
     method: str
@@ -86,6 +87,7 @@ class AdapterConfig(FrozenModel):
     initialization: str = ""
     base: BaseClaim = BaseClaim()
     peft_version: str = ""
+    pattern_steps: int = 0
     other: dict[str, Any] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -134,7 +136,7 @@ class _Reader:
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
-        return AdapterConfig(
+        config = AdapterConfig(
             method=method,
             task=task,
             rank=fields.whole_number("r", 1 if methods.find(method).has_pairs else 0, RANK_LIMIT),
@@ -162,6 +164,7 @@ class _Reader:
             other=self._other(),
             findings=(*claim.findings(), *self._unknown_fields()),
         )
+        return config.model_copy(update={"pattern_steps": fields.pattern_steps})
 
     def _method(self) -> str:
         method = self._values.get("peft_type")
