@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from registry.errors import Denied, NotFound, Unauthenticated
 from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.server import audit
 from registry.server.actors import TRUSTED
+from registry.server.audit import audit_log, sequencer
 from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
 from tests.audit import logs
@@ -225,3 +227,33 @@ def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_na
     owner = Audit(world.actor("admin", namespaces=["acme"]))
     assert private <= {event.seq for event in owner.events()}
     assert owner.proof(min(private)).seq == min(private)
+
+
+@pytest.mark.security
+def test_readers_do_not_wait_for_the_sequencer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.append(world, 3)
+    reader = Audit(world.admin)
+    last = reader.page(0, limit=200).last
+    with world.session(write=True) as session:
+        for _ in range(2):
+            audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def blocked(*_: object) -> int:
+        begun.release()
+        release.wait(60)
+        return 0
+
+    monkeypatch.setattr(audit_log, "CATCH_UP_SECONDS", 0.05)
+    monkeypatch.setattr(sequencer, "run_sequencer", blocked)
+    try:
+        with ThreadPoolExecutor(60) as pool:
+            pages = [future.result(60) for future in [pool.submit(reader.page, 0, limit=200) for _ in range(60)]]
+        assert begun.acquire(timeout=60)
+        assert not begun.acquire(blocking=False), "one step for all readers"
+        assert {page.last for page in pages} == {last}
+        assert reader.checkpoint()
+    finally:
+        release.set()
+    monkeypatch.undo()
+    assert reader.page(last, limit=200).last >= last + 2

@@ -155,14 +155,15 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
             if route.is_async:
                 waiting.add(route.path)
                 assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
-                actors = [type(call) for call in calls if isinstance(call, dependencies.RequireScope)]
+                actors = {type(call) for call in calls if isinstance(call, dependencies.RequireScope)}
                 open_to_all = dependencies.require_nothing in calls
-                assert actors == ([] if open_to_all else [dependencies.RequireScopeInThread]), route.path
+                assert actors == (set() if open_to_all else {dependencies.RequireScopeInThread}), route.path
             else:
                 assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path
                 for call in calls:
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
-    paths = ("bases/{base:path}/adapters", "events", "events/stream", "health")
+    paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint"}
+    paths.add("adapters/{namespace}/{name}/versions/{selector}/attestations")
     assert waiting == {"/livez", "/readyz", *(f"{PREFIX}/{path}" for path in paths)}
 
 

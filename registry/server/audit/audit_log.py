@@ -6,6 +6,7 @@ which process does the work.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import logging
@@ -32,6 +33,8 @@ from registry.tlog import notes
 
 STEP_SECONDS = 1.0
 STEP_LIMIT_SECONDS = 10.0
+CATCH_UP_SECONDS = 1.0
+LOOK_SECONDS = 0.01
 IDLE_STEP_SECONDS = 30.0
 """Step this often even if nothing was committed: another process may have stopped in the middle of its step."""
 _LOG = logging.getLogger("registry.server.audit")
@@ -51,6 +54,7 @@ class AuditLog:
         self._settings, self._engine, self._blobs = settings, engine, blobs
         self._keys: Keys | None = None
         self._keys_lock, self._step_lock = threading.Lock(), threading.Lock()
+        self._steps_begun = self._steps_done = 0
         self.batch = EventBatch()
         self.latest = LatestCheckpoint()
         self.after_step: list[Callable[[int], object]] = []
@@ -75,6 +79,7 @@ class AuditLog:
         """
         if not self._step_lock.acquire(timeout=STEP_LIMIT_SECONDS):
             return
+        self._steps_begun += 1
         try:
             self.batch.flush(self._engine)
             with contextlib.suppress(Unavailable):  # another process is doing it
@@ -84,7 +89,24 @@ class AuditLog:
                 with contextlib.suppress(Unavailable):
                     callback(self.latest.size)
         finally:
+            self._steps_done = self._steps_begun
             self._step_lock.release()
+
+    async def catch_up(self) -> None:
+        """Number what was committed before this call, for at most `CATCH_UP_SECONDS`. A reader holds no thread for it.
+
+        One thread does the step for all who wait; who waits longer reads what is numbered by then.
+        """
+        goal, until = self._steps_begun + 1, time.monotonic() + CATCH_UP_SECONDS
+        while self._steps_done < goal and (seconds := until - time.monotonic()) > 0:
+            if self._step_lock.locked():
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            step = asyncio.ensure_future(asyncio.to_thread(self.step))
+            step.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.wait({step}, timeout=seconds)
+            if step.done():
+                step.result()
 
     def flush(self) -> None:
         """Write the batch before this application ends. It is lost if it cannot be written now."""

@@ -219,6 +219,7 @@ Text = Annotated[str, Query(max_length=300)]
 NO_TOKEN = Depends(require_nothing)
 AnyActor = Annotated[Actor, Depends(RequireScope())]
 Puller = Annotated[Actor, Depends(RequireScope(Scope.PULL))]
+AnyActorInThread = Annotated[Actor, Depends(RequireScopeInThread())]
 PullerInThread = Annotated[Actor, Depends(RequireScopeInThread(Scope.PULL))]
 CachedPuller = Annotated[Actor, Depends(RequireScopeCached(Scope.PULL))]
 Pusher = Annotated[Actor, Depends(RequireScope(Scope.PUSH))]

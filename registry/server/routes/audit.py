@@ -42,6 +42,7 @@ from registry.server.http.dependencies import (
     PAGE,
     Admin,
     AnyActor,
+    AnyActorInThread,
     AuditLogDep,
     BlobsDep,
     EngineDep,
@@ -86,11 +87,11 @@ class _EventReader:
         self._actions, self._object = actions, object
 
     async def read_page(self, after: int, limit: int, *, fresh: bool) -> EventPage:
-        return await run_in_threadpool(self._read_page, after, limit, fresh)
-
-    def _read_page(self, after: int, limit: int, fresh: bool) -> EventPage:
         if fresh or not self._log.is_running:
-            self._log.step()
+            await self._log.catch_up()
+        return await run_in_threadpool(self._read_page, after, limit)
+
+    def _read_page(self, after: int, limit: int) -> EventPage:
         actor = RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
             return audit.read_page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
@@ -178,9 +179,9 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
 @router.get(
     "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
 )
-def read_checkpoint(_actor: AnyActor, log: AuditLogDep) -> Response:
+async def read_checkpoint(_actor: AnyActorInThread, log: AuditLogDep) -> Response:
     """Read the newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
-    log.step()
+    await log.catch_up()
     if not log.latest.note:
         raise NotFound("EVENT_UNKNOWN", "the audit log is empty")
     return Response(log.latest.note, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})

@@ -15,9 +15,11 @@ from registry.server.http.dependencies import (
     VERSION,
     AuditLogDep,
     BlobsDep,
+    EngineDep,
     KeyedSessionDep,
     NameDep,
     Puller,
+    PullerInThread,
     Pusher,
     ReadSessionDep,
     SelectorDep,
@@ -71,13 +73,17 @@ def recommend_engine_settings(
 
 
 @attestation_router.get(VERSION + "/attestations")
-def list_attestations(
-    session: ReadSessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: AuditLogDep
+async def list_attestations(
+    actor: PullerInThread, engine: EngineDep, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: AuditLogDep
 ) -> AttestationList:
     """List the attestations of a version."""
-    db.commit_early(session)  # sign-in has begun its snapshot, which would not show what is signed now
-    log.step()
-    return attestations.list_attestations(session, actor, name, selector, blobs)
+
+    def read() -> AttestationList:
+        with db.session(engine, write=False) as session:
+            return attestations.list_attestations(session, actor, name, selector, blobs)
+
+    await log.catch_up()  # attests what was pushed just now
+    return await routing.run_in_store_thread(read)
 
 
 @attestation_router.post(VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView))
