@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, text
@@ -15,7 +16,11 @@ from sqlalchemy import Engine, text
 from registry.errors import Unavailable
 from registry.server.audit import sequencer
 from registry.server.database import db, locks
+from registry.server.maintenance import gc
+from registry.server.storage.blobs import BlobStore, key_of
+from tests import forge
 from tests.import_table import ROOT
+from tests.maintenance import collect, findings, orphan, states
 from tests.world import World
 
 pytestmark = pytest.mark.security
@@ -142,6 +147,34 @@ def test_a_lock_is_renewed_while_it_is_held_and_has_a_higher_number_next_time(
             lock.guard(session)
     with locks.acquire(engine, "gc"):
         assert lock_row()[0] == number + 1
+
+
+def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It freezes before it deletes the bytes; another one takes over, and the same bytes are pushed again."""
+    files = world.files()
+    weights = orphan(world, files[forge.WEIGHTS])
+    delete = type(world.blobs).delete
+
+    def freeze_and_delete(blobs: BlobStore, key: str) -> None:
+        if key == key_of(weights):
+            monkeypatch.setattr(type(world.blobs), "delete", delete)
+            with world.engine.begin() as connection:
+                connection.execute(text("UPDATE process_lock SET expires_at = clock_timestamp()"))
+            assert collect(world).blobs_deleted == 1
+            assert world.push("acme/support", files).created
+        delete(blobs, key)
+
+    monkeypatch.setattr(type(world.blobs), "delete", freeze_and_delete)
+    with locks.acquire(world.engine, gc.LOCK) as lock:
+        run = gc.GcRun(world.engine, world.blobs, lock, timedelta(0), timedelta(0), dry_run=False)
+        with pytest.raises(Unavailable, match="took over"):
+            gc.collect_blobs(run)
+    assert states(world)[weights] == "corrupt"
+    assert not world.push("acme/support", files).created
+    assert set(states(world).values()) == {"live"}
+    assert findings(world) == []
 
 
 def test_who_lost_the_lock_is_told_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ that is installed; otherwise the journal stays in its safe mode.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
         connect_args={"options": options, "connect_timeout": 10, **_KEEPALIVE},
     )
     event.listen(engine, "connect", _limit_silence)
-    event.listen(engine, "checkout", _ClockReader())
+    event.listen(engine, "checkout", _ClockReader(engine.dialect.loaded_dbapi.Error))
 
     @event.listens_for(engine, "handle_error")
     def _reconnect_after_failover(context: ExceptionContext) -> None:
@@ -123,15 +124,17 @@ def require_limits(engine: Engine) -> None:
 class _ClockReader:
     """Compares the clocks at the first checkout of a connection, and then every `CLOCK_SECONDS`."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
         self._due = float("-inf")
 
     def __call__(self, connection: Any, *_: Any) -> None:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + CLOCK_SECONDS
-        db.follow_clock(lambda: connection.execute("SELECT clock_timestamp()").fetchone()[0])
-        connection.rollback()
+        with contextlib.suppress(self._error):  # the next statement will say what is wrong
+            db.follow_clock(lambda: connection.execute("SELECT clock_timestamp()").fetchone()[0])
+            connection.rollback()
 
 
 def _limit_silence(connection: Any, _record: Any) -> None:

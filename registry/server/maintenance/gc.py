@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from registry.digest import Digest
 from registry.errors import Unavailable, invalid_cursor
 from registry.events import EventType
 from registry.server import audit, failpoints
-from registry.server.actors import Actor
+from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -98,17 +99,34 @@ class GcRun:
 
         Repeated if the process dies in between.
         """
-        deleted = []
-        for digest in digests:
-            self.lock.check()
-            if self.delete_key(key_of(Digest(digest))):
-                deleted.append(digest)
-        failpoints.reach("gc.deleted")
-        with db.session(self.engine) as session:
-            self.lock.guard(session)
-            rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
-            session.connection().execute(rows)
+        deleted: list[str] = []
+        try:
+            for digest in digests:
+                self.lock.check()
+                if self.delete_key(key_of(Digest(digest))):
+                    deleted.append(digest)
+            failpoints.reach("gc.deleted")
+            with db.session(self.engine) as session:
+                self.lock.guard(session)
+                rows = delete(BlobRow).where(col(BlobRow.digest).in_(deleted), col(BlobRow.state) == BlobState.DELETING)
+                session.connection().execute(rows)
+        except Unavailable:
+            with contextlib.suppress(Unavailable):
+                self._mark_missing(deleted)
+            raise
         return deleted
+
+    def _mark_missing(self, digests: Sequence[str]) -> None:
+        """Mark blobs that were pushed again before this process, frozen since its last check, deleted their bytes.
+
+        Then their pushes are repeated, and repair them.
+        """
+        missing = [digest for digest in digests if self.blobs.stat(key_of(Digest(digest))) is None]
+        again = and_(col(BlobRow.digest).in_(missing), col(BlobRow.state).in_((BlobState.PENDING, BlobState.LIVE)))
+        statement = update(BlobRow).where(again).values(state=BlobState.CORRUPT).returning(col(BlobRow.digest))
+        with db.session(self.engine) as session:
+            for digest in session.connection().execute(statement).scalars().all():
+                audit.append(session, SYSTEM, EventType.BLOB_DAMAGE, digest)
 
     def delete_key(self, key: str) -> bool:
         """Delete a key; False if the store fails. `Unavailable` if it fails too often."""

@@ -18,7 +18,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -45,13 +45,64 @@ from registry.server.storage.s3.direct_upload import (
     marker_key_of,
     staging_key_of_marker,
 )
-from registry.server.storage.s3.staging_cache import StagingCache, dummy_key_of
 
 PROBE_PAUSE_SECONDS = 5.0
 COPY_LIMIT_BYTES = 2**30
 """Bytes of one CopyObject (S3's limit is 5 GiB). Larger blobs are copied in ranges of this size."""
 UPLOAD_LIMIT_BYTES = 5 * 2**30
 """Bytes of one PUT or part."""
+CACHE_LIMIT = 10_000
+"""Keys at which `StagingCache` forgets everything, which costs calls and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagingEntry:
+    """What is known about one staging key."""
+
+    written: Stat | None = None
+    """The bytes that this process wrote there, hashed on the way. Only where no link can put other bytes there."""
+    marker: UploadMarker | None = None
+    """The direct upload that this process began for the key, or found there."""
+    completed: bool = False
+    """The bytes of the direct upload are under the final key."""
+    has_dummy: bool = False
+    """A copy of the bytes is under `dummy_key_of`."""
+
+
+class StagingCache:
+    """Maps staging keys to what this process knows about them, so that it does not ask the store again. Thread-safe.
+
+    An entry is never trusted alone: the call that follows confirms it (a part listed, an object copied). If it turns
+    out to be wrong, it is forgotten and the store is asked.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, StagingEntry] = {}
+
+    def get(self, key: str) -> StagingEntry:
+        """Return the entry of a key: an empty one if nothing is known."""
+        return self._entries.get(key, StagingEntry())
+
+    def update(self, key: str, **changes: Any) -> None:
+        """Change some fields of a key's entry."""
+        with self._lock:
+            if len(self._entries) >= CACHE_LIMIT:
+                self._entries.clear()
+            self._entries[key] = replace(self.get(key), **changes)
+
+    def forget(self, key: str) -> None:
+        """Remove a key's entry."""
+        self._entries.pop(key, None)
+
+
+def dummy_key_of(staging_key: str) -> str:
+    """Return the key of a copy that nobody reads, under a push that does not exist.
+
+    It is deleted with the staging key; if the process dies before that, GC finds it.
+    """
+    folder, push_id, name = staging_key.split("/")
+    return f"{folder}/{push_id[:58]}-dummy/{name}"
 
 
 class S3Blobs(BlobStore):
