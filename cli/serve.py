@@ -1,11 +1,12 @@
 """`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
 
 The first administrator's token is printed once, at the first start, unless a file or a hash sets it; only its hash is
-stored. SIGTERM and Ctrl-C let running requests end, then exit 0.
+stored. SIGTERM and Ctrl-C let running requests end, then exit 0; SIGHUP reads the issuers again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -27,6 +28,7 @@ from registry.durable import replace_file
 from registry.errors import Invalid, Unavailable
 from registry.server import actors
 from registry.server.access import tokens
+from registry.server.access.issuers import Issuers
 from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
@@ -102,7 +104,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         reevaluation = (engine, app.state.blobs, settings)
         threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
 
-    _Server(config, ready, app.state.audit_log.closing).run(sockets=[listener])
+    _Server(config, ready, partial(_reload, app, settings), app.state.audit_log.closing).run(sockets=[listener])
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
     engine.dispose()
@@ -132,6 +134,16 @@ def _settings(data: str | None) -> Settings:
     return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
 
 
+def _reload(app: FastAPI, settings: Settings) -> None:
+    """Read the issuers again; if they are wrong, the former ones stay. Trusted roots are read at each use."""
+    try:
+        app.state.issuers = Issuers.read(settings.issuers)
+    except Invalid as e:
+        output.line(f"SIGHUP: the former issuers stay: {e.detail}", err=True)
+    else:
+        output.line("SIGHUP: read the issuers again", err=True)
+
+
 def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:
     """Re-evaluate versions if the engine rules have changed, unless another server does."""
     with contextlib.suppress(Unavailable):
@@ -151,11 +163,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Calls `announce` once it accepts requests; sets `closing` at shutdown, which ends waits for events."""
+    """Calls `announce` once it accepts requests, `reload` at SIGHUP; sets `closing`, which ends waits, at shutdown."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], closing: threading.Event) -> None:
+    def __init__(
+        self, config: uvicorn.Config, announce: Callable[[], None], reload: Callable[[], None], closing: threading.Event
+    ) -> None:
         super().__init__(config)
-        self._announce, self._closing = announce, closing
+        self._announce, self._reload, self._closing = announce, reload, closing
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._closing.set()
@@ -164,6 +178,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             self._announce()
 
 

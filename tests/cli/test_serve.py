@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.access.identity import ISSUER, Provider
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -196,3 +197,27 @@ def test_a_bucket_that_does_not_exist_stops_the_start(
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert "s3://absent/x does not respond, and is tried again: " in errors
+
+
+def test_sighup_reads_the_issuers_again(cli: CommandRunner, tmp_path: Path) -> None:
+    provider = Provider(tmp_path)
+    issuers = Path(provider.settings)
+    text = issuers.read_text()
+    issuers.write_text("")
+    rule = ("publisher", "add", "acme/support", "--issuer", ISSUER, "--claim", "repository=acme/train")
+    with served(tmp_path / "data", REGISTRY_ISSUERS=str(issuers)) as (process, server):
+        environment = {"ADAPTER_REGISTRY": server["url"], "ADAPTER_TOKEN": server["token"]}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            cli(*rule)
+            patch.setenv("ADAPTER_IDENTITY_TOKEN", provider.sign())
+            cli("token", "exchange", expect=3)
+            for content, message in ((text, "read the issuers again"), ("x", "the former issuers stay")):
+                issuers.write_text(content)
+                process.send_signal(signal.SIGHUP)
+                assert process.stderr is not None
+                assert message in process.stderr.readline()
+                cli("token", "exchange")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
