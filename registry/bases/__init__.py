@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -75,6 +75,10 @@ class Similarity(FrozenModel):
         }[self.match]
 
 
+ComponentName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+"""The folder of one of a pipeline's models."""
+
+
 class BaseSpec(FrozenModel):
     """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
 
@@ -100,7 +104,7 @@ class BaseSpec(FrozenModel):
     weights_bytes: int = 0
     names_known: bool = True
     needs_code: bool = False
-    components: tuple[str, ...] = ()
+    components: tuple[ComponentName, ...] = Field(default=(), max_length=20)
     modules: dict[str, ModuleShape]
     template: str = Field(default="", max_length=2**16)
     fingerprints: Fingerprints

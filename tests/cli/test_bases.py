@@ -42,7 +42,7 @@ def test_other_weights_under_the_name_of_a_base_are_refused(cli: CommandRunner) 
 def test_identify_without_the_worker_extra_says_what_to_install(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identify, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(identify, "is_possible", lambda: False)
     folder = forge.llama("first").write(cli.folder / "first")
     assert "adapter-registry[worker]" in cli("base", "add", "first", folder, "--identify", expect=2).stderr
     cli("base", "add", "first", folder)

@@ -49,13 +49,18 @@ _SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
 
 # ------------------------------------------------------------------ write
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
-    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights."""
+    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights.
+
+    A source is stored for administrators and workers of all namespaces only: workers open it.
+    """
     name = names.base_name(request.spec.name)
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = _with_exact(request.spec, None)
+    may_name_source = actor.may_everywhere(Scope.ADMIN) or actor.may_everywhere(Scope.WORK)
+    source = request.source if may_name_source else ""
     values = {
         "name": str(name), "fingerprint": str(spec.fingerprint), "spec": spec.model_dump(mode="json"),
-        "source": request.source, "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
+        "source": source, "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
         "created_at": db.now(), "created_by": actor.identity,
     }  # fmt: skip
     _require_visible(session, actor, {edge.digest for edge in request.parents})
@@ -71,6 +76,9 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
             f"(fingerprint {spec.fingerprint})",
             next_step="add it under another name: a base never changes under its adapters",
         )
+    elif source and not base.source:
+        base.source = source
+        audit.append(session, actor, EventType.BASE_ADD, str(name), {"source": source})
     if request.identity is not None:
         store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:

@@ -7,6 +7,7 @@ A folder is read again only when the base's record, or the folder's configuratio
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from registry.files import BASE_CONFIG
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights are not the base's; empty if they are."""
 Stamp = tuple[str, int, int]
+ENTRIES_LIMIT = 10_000
+"""Entries of a base's folder, which is listed before each claim."""
 IMAGE_LIBRARY = "diffusers"
 """The library that loads image models."""
 
@@ -39,7 +42,10 @@ class BaseSource:
 
 
 class Sources:
-    """The bases of a worker: those named on its command line, else every base whose source is a folder here."""
+    """The bases of a worker: those named on its command line, else every base whose source is a folder here.
+
+    The registry stores sources of administrators and workers of all namespaces only, so no other user names a folder.
+    """
 
     def __init__(self, folders: Mapping[str, Path | None] | None = None) -> None:
         """`folders` maps a base's name to its folder, or to None for its registered source. Empty: all bases."""
@@ -73,16 +79,27 @@ class Sources:
             return f"the base {view.name} is an image model, and {IMAGE_LIBRARY} is not installed here (extra `images`)"
         if not any((folder / inner / BASE_CONFIG).is_file() for inner in ("", *view.spec.components)):
             return f"the base {view.name} is not in {folder} here; name its folder: --base {view.name}=DIR"
-        key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, _stamps(folder))
+        try:
+            stamps = tuple(stamp for inner in ("", *view.spec.components) for stamp in _stamps(folder / inner))
+        except (OSError, Invalid) as e:
+            return f"the base {view.name} in {folder}: {e}"
+        key = (view.name, view.fingerprint, view.spec.fingerprints.exact, folder, stamps)
         if key not in self._checked:
             self._checked[key] = _read(view, folder, inspect)
         return self._checked[key]
 
 
-def _stamps(folder: Path) -> tuple[Stamp, ...]:
-    """Name, size and time of every file: while they stay the same, the bytes are assumed to."""
-    files = sorted({*folder.glob(BASE_CONFIG), *folder.glob(f"*/{BASE_CONFIG}"), *folder.glob("**/*.safetensors")})
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+def _stamps(folder: Path) -> list[Stamp]:
+    """Name, size and time of the model's files in this folder: while they stay the same, the bytes are assumed to."""
+    stamps = []
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number >= ENTRIES_LIMIT:
+                raise Invalid("BASE_INVALID", f"{folder} has over {ENTRIES_LIMIT} entries")
+            if entry.name == BASE_CONFIG or entry.name.endswith(".safetensors"):
+                status = entry.stat()
+                stamps.append((entry.name, status.st_size, status.st_mtime_ns))
+    return sorted(stamps)
 
 
 def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource | str:
