@@ -64,12 +64,12 @@ def test_the_migrations_create_the_tables_of_the_models(empty: Engine) -> None:
 
 def test_constraints_have_the_names_of_the_convention(empty: Engine) -> None:
     schema.migrate(empty)
-    found = inspect(empty)
+    inspector = inspect(empty)
     for table in models.metadata.tables.values():
-        assert found.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
-        for key in found.get_foreign_keys(table.name):
+        assert inspector.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
+        for key in inspector.get_foreign_keys(table.name):
             assert key["name"] == f"fk_{table.name}_{'_'.join(key['constrained_columns'])}"
-        for unique in found.get_unique_constraints(table.name):
+        for unique in inspector.get_unique_constraints(table.name):
             assert unique["name"] == f"uq_{table.name}_{'_'.join(unique['column_names'])}"
 
 
@@ -112,12 +112,12 @@ def insert(connection: Connection, table: str, **values: object) -> None:
 def stored_before_0015(connection: Connection) -> None:
     """A version that was pushed, judged and promoted by a server of schema 0014."""
     now = datetime.now(UTC)
-    made = {"created_at": now, "created_by": "ann"}
-    insert(connection, "base", id=1, name="b", fingerprint="f", spec={"quantisation": "awq"}, source="", **made)
-    insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **made)
+    created = {"created_at": now, "created_by": "ann"}
+    insert(connection, "base", id=1, name="b", fingerprint="f", spec={"quantisation": "awq"}, source="", **created)
+    insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **created)
     insert(connection, "version", id=1, adapter_id=1, number=1, digest="d", manifest="{}", base_id=1, size_bytes=1,
            method="LORA", facts={"scheme": "kohya"}, message="", yank_reason="", quarantine_reason="",
-           **made)  # fmt: skip
+           **created)  # fmt: skip
     message = 'it says "code": "fit.shape" and "check": "fits"'
     findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": ""}
                 for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules",
@@ -131,7 +131,8 @@ def stored_before_0015(connection: Connection) -> None:
     for job_id, kind, state in jobs:
         insert(connection, "job", id=job_id, kind=kind, state=state, namespace="acme", subject="acme/a@1", base="b",
                priority=0, attempt=1, attempts_limit=3, payload={"dequantise": True}, progress="", error="",
-               result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now, **made)  # fmt: skip
+               result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now,
+               **created)  # fmt: skip
     evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"},
                 {"check": "held", "alias": "canary", "seconds": 9}]  # fmt: skip
     insert(connection, "alias_move", adapter_id=1, alias="prod", generation=1, to_version_id=1, at=now, actor="ann",
@@ -145,7 +146,7 @@ def stored_before_0015(connection: Connection) -> None:
     similarity = {"other": "", "grade": "quantised", "compared": 3, "equal": 0, "changed": ["grade"]}
     insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
     actions = ["adapter.transfer", "alias.move", "upkeep.collect"]
-    insert(connection, "webhook", id="w", namespace="acme", url="u", actions=actions, after=0, **made)
+    insert(connection, "webhook", id="w", namespace="acme", url="u", actions=actions, after=0, **created)
     insert(connection, "base_identity", base_id=1, exact="e", made_at=now, made_by="ann",
            identity='{"quantisation":"awq"}')  # fmt: skip
     insert(connection, "version_tag", version_id=1, key="fact:scheme:kohya", value="")
@@ -220,8 +221,8 @@ def test_two_servers_that_start_at_once_initialize_one_schema(empty: Engine) -> 
     url = empty.url.render_as_string(hide_password=False)
     command = [sys.executable, "-c", START, url]
     servers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [server.communicate(timeout=120)[0].strip() for server in servers]
-    assert found == [schema.newest_revision()] * 2
+    printed = [server.communicate(timeout=120)[0].strip() for server in servers]
+    assert printed == [schema.newest_revision()] * 2
     assert differences(empty) == []
 
 

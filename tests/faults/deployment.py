@@ -136,11 +136,11 @@ class Deployment:
     def send_only(self, client: Registry, folder: Path, name: str) -> None:
         """Plan a push and send its bytes without committing."""
         base = client.base(BASE.name)
-        found = read_folder(folder)
-        manifest = found.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
+        contents = read_folder(folder)
+        manifest = contents.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
         for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
             with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
-                transfer.send(client, upload, found.source_of(upload.digest), transfer.Silent())
+                transfer.send(client, upload, contents.source_of(upload.digest), transfer.Silent())
 
     def expire_pushes(self, *, of: str = "%") -> None:
         """Expire all open pushes of this adapter."""
@@ -161,10 +161,10 @@ class Deployment:
     # ------------------------------------------------------------ what must hold
     def violations(self, client: Registry, *, since: int = -3) -> list[str]:
         """Return the violations now. Only the newest acknowledged versions are pulled; `all_violations` pulls each."""
-        found = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
+        problems = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
         for push in self.acknowledged[since:]:
-            found += self.broken(client, push)
-        return found
+            problems += self.broken(client, push)
+        return problems
 
     def findings(self, client: Registry) -> list[Finding]:
         pages = [client.fsck(FsckRequest(deep=True))]
@@ -173,17 +173,17 @@ class Deployment:
         return [finding for page in pages for finding in page.findings]
 
     def all_violations(self, client: Registry) -> list[str]:
-        found = self.violations(client, since=0)
+        problems = self.violations(client, since=0)
         events = Counter(f"{event.action} {event.object}" for event in Audit(client).events())
         twice = {what: count for what, count in events.items() if what.startswith("version.push") and count > 1}
-        found += [f"event {what} {count} times" for what, count in twice.items()]
+        problems += [f"event {what} {count} times" for what, count in twice.items()]
         names = {push.name for push in self.acknowledged}
         for name in names:
             promised = {push.digest for push in self.acknowledged if push.name == name}
             there = [version.digest for version in client.versions(name, limit=200).items]
             if not promised <= set(there) or len(there) != len(set(there)):
-                found.append(f"{name}: promised {len(promised)} versions and has {len(there)}")
-        return found
+                problems.append(f"{name}: promised {len(promised)} versions and has {len(there)}")
+        return problems
 
     def broken(self, client: Registry, push: AcknowledgedPush) -> list[str]:
         out = self.folder / f"out-{random.SystemRandom().getrandbits(32):x}"

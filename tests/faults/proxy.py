@@ -35,7 +35,7 @@ _FOREVER = 10**9
 @dataclass
 class Fault:
     act: str
-    left: int
+    remaining: int
     share: float
 
 
@@ -51,7 +51,7 @@ class FaultProxy:
         self._random = random.Random(seed)
         self._faults: dict[str, Fault] = {}
         self._happened: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.endpoint = ""
@@ -70,11 +70,11 @@ class FaultProxy:
         return self._happened[operation]
 
     def _act(self, operation: str) -> str:
-        self.seen[operation] += 1
+        self.counts[operation] += 1
         fault = self._faults.get(operation)
-        if fault is None or fault.left <= 0 or self._random.random() >= fault.share:
+        if fault is None or fault.remaining <= 0 or self._random.random() >= fault.share:
             return ""
-        fault.left -= 1
+        fault.remaining -= 1
         self._happened[operation] += 1
         return fault.act
 
@@ -198,8 +198,8 @@ async def _head(reader: asyncio.StreamReader) -> bytes:
 
 
 def _length(head: bytes) -> int:
-    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-    return int(found[1]) if found else 0
+    match = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return int(match[1]) if match else 0
 
 
 async def _chunked(reader: asyncio.StreamReader) -> bytes:

@@ -25,12 +25,12 @@ def equal(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> 
     folder = deployment.adapter(name, seed, rank=2)
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda _: _push(deployment, folder, name), range(clients))
-        found = [str(e) for e in pushed if isinstance(e, Exception)]
+        errors = [str(e) for e in pushed if isinstance(e, Exception)]
         answers = [p for p in pushed if isinstance(p, PushResult)]
         if sum(p.created for p in answers) != 1 or len({p.version.digest for p in answers}) != 1:
-            found.append(f"{name}: {sum(p.created for p in answers)} of {len(answers)} made it")
+            errors.append(f"{name}: {sum(p.created for p in answers)} of {len(answers)} made it")
         deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), answers[0].version.digest, folder))
-        return found + deployment.all_violations(client)
+        return errors + deployment.all_violations(client)
 
 
 def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> list[str]:
@@ -38,21 +38,21 @@ def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0)
     folders = [deployment.adapter(name, seed + i, rank=2) for i in range(clients)]
     with deployment.server.running(), deployment.client() as client:
         pushed = _all_at_once(lambda folder: _push(deployment, folder, name), folders)
-        found = [str(e) for e in pushed if isinstance(e, Exception)]
+        errors = [str(e) for e in pushed if isinstance(e, Exception)]
         answers = [p for p in pushed if isinstance(p, PushResult)]
         numbers = sorted(p.version.number for p in answers)
         if numbers != list(range(1, clients + 1)) or not all(p.created for p in answers):
-            found.append(f"{name}: numbers {numbers}")
+            errors.append(f"{name}: numbers {numbers}")
         for answer, folder in zip(pushed, folders, strict=True):
             if isinstance(answer, PushResult):
                 digest = answer.version.digest
                 deployment.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), digest, folder))
-        return found + deployment.all_violations(client)
+        return errors + deployment.all_violations(client)
 
 
 def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0) -> list[str]:
     """Push shared blobs, abandon pushes, pull, and collect without a grace period, all at once."""
-    found: list[str] = []
+    problems: list[str] = []
     until = time.monotonic() + seconds
     seeds = itertools.count(seed)
     over = threading.Event()
@@ -60,7 +60,7 @@ def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0)
         workers: list[Callable[[], None]] = [
             *[lambda: _push_next(deployment, prefix, next(seeds))] * 3,
             lambda: _give_up(deployment, prefix, next(seeds)),
-            *[lambda: found.extend(_pull_any(deployment))] * 2,
+            *[lambda: problems.extend(_pull_any(deployment))] * 2,
             lambda: _collect(deployment),
             lambda: deployment.expire_pushes(of=f"{prefix}-left"),
         ]
@@ -70,11 +70,11 @@ def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0)
                 try:
                     step()
                 except RegistryError as e:
-                    found.append(f"{e.code}: {e.detail}")
+                    problems.append(f"{e.code}: {e.detail}")
                     over.set()
 
         list(pool.map(work, workers))
-        return found + deployment.all_violations(client)
+        return problems + deployment.all_violations(client)
 
 
 # ------------------------------------------------------------------ steps

@@ -55,12 +55,12 @@ class Server:
         theirs.close()
         if not ours.poll(START_LIMIT_SECONDS):
             raise RuntimeError("the server did not start")
-        said = os.read(ours.fileno(), 10_000)
+        output = os.read(ours.fileno(), 10_000)
         ours.close()
-        if not said:
+        if not output:
             self._process.join()
             raise RuntimeError(f"the server ended while it started ({self._process.exitcode})")
-        self.token = json.loads(said)["token"] or self.token
+        self.token = json.loads(output)["token"] or self.token
         self._up.set()
 
     def pause(self, seconds: float) -> None:

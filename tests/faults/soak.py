@@ -65,14 +65,14 @@ class Soak:
     def _count(self, name: str, run: Callable[[], list[str]]) -> None:
         self.runs[name] += 1
         try:
-            found = run()
+            problems = run()
         except Exception as e:
             traceback.print_exc()
-            found = [f"{type(e).__name__}: {e}"]
-        if found:
-            self.violations[name] += len(found)
-            self.problems += [f"{name}: {problem}" for problem in found]
-            print(f"VIOLATION {name}: {found[:3]}", file=sys.stderr, flush=True)
+            problems = [f"{type(e).__name__}: {e}"]
+        if problems:
+            self.violations[name] += len(problems)
+            self.problems += [f"{name}: {problem}" for problem in problems]
+            print(f"VIOLATION {name}: {problems[:3]}", file=sys.stderr, flush=True)
 
     def _forever(self) -> Iterator[Run]:
         """Each round kills once at each point on each kind. It goes in waves, of one point of each class on every kind

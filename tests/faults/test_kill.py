@@ -62,14 +62,14 @@ def test_at_the_end_every_acknowledged_push_is_intact(deployment_on: DeploymentO
 
 # ------------------------------------------------------------------ the points themselves
 def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
-    found = set()
+    names = set()
     for module, source in import_table.sources().items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoints.reach":
                 argument = node.args[0]
                 assert isinstance(argument, ast.Constant), f"{module}:{node.lineno}: the name is not a literal"
-                found.add(argument.value)
-    assert found == set(crash_points.PUSH | crash_points.GC | crash_points.AUDIT)
+                names.add(argument.value)
+    assert names == set(crash_points.PUSH | crash_points.GC | crash_points.AUDIT)
 
 
 @pytest.mark.parametrize("word", ["push", "push.x=die", "push.x=raise", "push.x=raise:Foo", "x=kill@0", "x=sleep:long"])

@@ -34,10 +34,10 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    made = open_database(Settings(database_url=database_url))
-    yield made
-    schema.migrate(made)
-    made.dispose()
+    opened = open_database(Settings(database_url=database_url))
+    yield opened
+    schema.migrate(opened)
+    opened.dispose()
 
 
 def downgrade(engine: Engine, revision: str) -> None:

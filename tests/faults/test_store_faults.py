@@ -145,7 +145,7 @@ def test_an_upload_that_was_begun_twice_is_completed(client: Registry, proxy: Fa
     """boto3 repeats a CreateMultipartUpload whose response was lost; the parts then go to the second upload."""
     proxy.fail("create", "reset_after", times=1)
     assert push(client, folder(tmp_path, rank=256)).created
-    assert proxy.seen["create"] >= 2
+    assert proxy.counts["create"] >= 2
 
 
 def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
@@ -174,17 +174,17 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
 def test_a_push_whose_links_are_all_rejected_fails(
     monkeypatch: pytest.MonkeyPatch, client: Registry, tmp_path: Path
 ) -> None:
-    asked: list[int] = []
+    part_numbers: list[int] = []
 
     def refused(_registry: Registry, part: UploadPart, *_: Any) -> None:
-        asked.append(part.number)
+        part_numbers.append(part.number)
         raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
 
     monkeypatch.setattr(transfer, "_send_part", refused)
     monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
     with pytest.raises(Unavailable, match="AccessDenied"):
         push(client, folder(tmp_path, rank=512))
-    assert asked.count(1) == 1
+    assert part_numbers.count(1) == 1
 
 
 class Bar:
@@ -272,11 +272,11 @@ def test_the_circuit_breaker_rejects_calls_after_a_timeout(blobs: S3Blobs, proxy
     key = key_of(Digest.of(b""))
     with pytest.raises(Unavailable, match="imeout"):
         blobs.stat(key)
-    asked = proxy.seen["head"]
+    heads = proxy.counts["head"]
     for _ in range(3):
         with pytest.raises(Unavailable, match="a moment ago"):
             blobs.stat(key)
-    assert proxy.seen["head"] == asked
+    assert proxy.counts["head"] == heads
     proxy.heal()
     blobs.bucket._breaker._open_until = 0.0  # its pause is over
     assert blobs.stat(key) is None

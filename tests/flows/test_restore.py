@@ -168,9 +168,9 @@ def test_a_damaged_record_is_a_finding_and_the_others_are_restored(stored_world:
 
 
 def forget_strays(world: World) -> None:
-    known = states(world)
+    digests = states(world)
     for stat in list(world.blobs.list("blobs/")):
-        if str(digest_of(stat.key)) not in known:
+        if str(digest_of(stat.key)) not in digests:
             world.blobs.delete(stat.key)
 
 

@@ -154,8 +154,8 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
     able = conditional_source and real.capabilities.conditional_source
     real._capabilities = dataclasses.replace(real.capabilities, checksums=False, conditional_source=able)
     base = forge.llama()
-    one, two = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
-    files = forge.lora(base, rank=6 * MIB // (two - one), seed=7)
+    rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
+    files = forge.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)
     weights = files[forge.WEIGHTS]
     by_digest = {Digest.of(data): data for data in files.values()}
     plan = real_world.admin.plan_push("acme/support", PushRequest(manifest=real_world.manifest(files)))

@@ -69,8 +69,8 @@ def put(url: str, body: bytes, headers: dict[str, str]) -> int:
 def big_files() -> forge.Files:
     """An adapter of about 12 MiB."""
     base = forge.llama()
-    one, two = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
-    return forge.lora(base, rank=12 * MIB // (two - one), seed=77)
+    rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
+    return forge.lora(base, rank=12 * MIB // (rank_2_bytes - rank_1_bytes), seed=77)
 
 
 def test_bytes_go_directly_to_the_store_and_back_without_the_token(world: World, relay: Relay, tmp_path: Path) -> None:
