@@ -13,11 +13,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, text
 
+from registry.api.audit import WebhookCreate
+from registry.client.audit import Audit
 from registry.errors import Unavailable
 from registry.server.audit import sequencer
 from registry.server.database import db, locks
 from registry.server.maintenance import gc
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.webhooks import dispatch
 from tests import forge
 from tests.import_table import ROOT
 from tests.maintenance import collect, findings, orphan, states
@@ -175,6 +178,23 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
     assert not world.push("acme/support", files).created
     assert set(states(world).values()) == {"live"}
     assert findings(world) == []
+
+
+def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(world: World) -> None:
+    """Taking one is a write, after which every cache of answers would read again, each second."""
+    Audit(world.admin).create_webhook(WebhookCreate(url="https://hooks.example/x", actions=["version.yank"]))
+
+    def send_and_count_locks() -> int:
+        dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys)
+        with world.engine.connect() as connection:
+            return connection.execute(text("SELECT number FROM process_lock WHERE name = 'webhooks'")).scalar() or 0
+
+    counts = []
+    for _ in range(2):
+        world.push("acme/support")
+        world.app.state.audit_log.step()
+        counts += [send_and_count_locks(), send_and_count_locks()]
+    assert counts == [1, 1, 2, 2]
 
 
 def test_who_lost_the_lock_is_told_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func
 from sqlmodel import col, select
 
 from registry import __version__
@@ -89,7 +89,7 @@ def send_due(
     Returns 0 if another process is sending.
     """
     ids = _webhook_ids(engine)
-    if not ids:
+    if not ids or not _has_work(engine):
         return 0
     with contextlib.suppress(Unavailable), locks.acquire(engine, "webhooks") as lock:
         return _Sender(engine, settings, keys, lock, closing or threading.Event()).send_all(ids)
@@ -166,6 +166,15 @@ class _Sender:
 def _webhook_ids(engine: Engine) -> Sequence[str]:
     with db.session(engine, write=False) as session:
         return session.exec(select(WebhookRow.id)).all()
+
+
+def _has_work(engine: Engine) -> bool:
+    """Whether something is to be queued or sent. Taking the lock is a write, after which caches read again."""
+    with db.session(engine, write=False) as session:
+        oldest = session.exec(select(func.min(WebhookRow.after))).one()
+        if oldest is not None and oldest < tree.read_size(session):
+            return True
+        return bool(webhooks.read_due_deliveries(session, 1))
 
 
 def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock) -> bool:
