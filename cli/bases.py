@@ -1,4 +1,4 @@
-"""`adapter base add`, `identify`, `list`, `show` and `thresholds`.
+"""`adapter base add`, `identify`, `list`, `show`, `remove` and `thresholds`.
 
 A base is described by its config.json and safetensors headers. Its weights are read only by `identify` and never sent.
 """
@@ -28,7 +28,7 @@ UNRELATED_SHOWN = 10
 
 @click.group()
 def base() -> None:
-    """Base models: add, list, show, identify, thresholds."""
+    """Base models: add, list, show, remove, identify, thresholds."""
 
 
 @base.command()
@@ -112,6 +112,13 @@ def _print_list(items: list[BaseView]) -> None:
         right=frozenset({"parameters", "adapters"}),
         empty="No bases. Register one: adapter base add NAME FOLDER",
     )
+
+
+@base.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the base NAME. Fails if a version or a waiting job refers to it."""
+    session.answer(lambda registry: registry.delete_base(name), lambda removed: output.line(f"Removed {removed.name}"))
 
 
 @base.command()

@@ -196,6 +196,9 @@ class Registry(Versions):
     def add_base(self, request: BaseAdd) -> BaseView:
         return self._post("/bases", request, BaseView)
 
+    def delete_base(self, name: str) -> DeleteResult:
+        return self._send("DELETE", _path_of_base(name), DeleteResult)
+
     def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Set which weights a base has. Possible once."""
         return self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, IdentityRequest(identity=identity))

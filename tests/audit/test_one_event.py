@@ -39,6 +39,7 @@ from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
 from registry.server.storage.blobs import key_of
+from tests import forge
 from tests.access.identity import ISSUER, Provider
 from tests.identities import forge as forge_identity
 from tests.identities import values
@@ -188,6 +189,8 @@ def _about_the_base(drive: Drive) -> None:
     drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", forge_identity(values())))
     drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
     drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
+    drive("POST /bases", lambda: drive.world.add_base(forge.llama("unused")))
+    drive("DELETE /bases/{base:path}", lambda: admin.delete_base("unused"))
 
 
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:

@@ -2,7 +2,9 @@
 
 - A base never changes: another spec, or other weights, under its name are refused. Only norms may be added to its
   identity by reading the same weights again.
-- Bases belong to no namespace: every token that may pull sees them, but counts only the adapters that it may see.
+- All namespaces share the bases: every token that may pull sees them, but counts only the adapters that it may see.
+- Administrators and workers add any base. Others add `ORG/NAME` where they may push in the namespace ORG, and their
+  `source` is not stored: a worker opens it.
 - Similarities are computed when an identity is stored. If two servers store identities at the same moment they miss
   that pair; it is computed on request.
 """
@@ -14,6 +16,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import bindparam, func
+from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -23,9 +26,10 @@ from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases import identity as identities
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import Conflict, Denied, NotFound
+from registry.errors import Conflict, Denied, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
+from registry.jobs import State
 from registry.manifest import Edge
 from registry.roles import Scope
 from registry.server import audit
@@ -40,24 +44,29 @@ from registry.server.database.models import (
     BaseRow,
     BaseSimilarityRow,
     BaseThresholdsRow,
+    JobRow,
     VersionRow,
 )
 
 CACHED_SPECS = 64
+BASES_LIMIT = 10_000
+BASES_PER_ORG_LIMIT = 100
+"""Bases of one organization, for those who add them by a right in its namespace."""
 _SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
 
 
 # ------------------------------------------------------------------ write
 def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, bool]:
-    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights.
+    """Add a base; also says whether it is new. `Conflict` (BASE_EXISTS) for another spec or other weights; `Denied`.
 
     A source is stored for administrators and workers of all namespaces only: workers open it.
     """
     name = names.base_name(request.spec.name)
+    if session.exec(_NAMED, params={"name": name}).first() is None:
+        require_may_add(session, actor, name)
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = _with_exact(request.spec, None)
-    may_name_source = actor.may_everywhere(Scope.ADMIN) or actor.may_everywhere(Scope.WORK)
-    source = request.source if may_name_source else ""
+    source = request.source if _is_trusted(actor) else ""
     values = {
         "name": str(name), "fingerprint": str(spec.fingerprint), "spec": spec.model_dump(mode="json"),
         "source": source, "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
@@ -77,13 +86,56 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
             next_step="add it under another name: a base never changes under its adapters",
         )
     elif source and not base.source:
-        base.source = source
+        base.source, base.recorded_at = source, None  # its record is written again
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"source": source})
     if request.identity is not None:
         store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:
         require_same_weights(session, base, claimed)
     return _view(session, actor, base), created
+
+
+def require_may_add(session: Session, actor: Actor, name: str) -> None:
+    """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit."""
+    org = name.partition("/")[0].lower() if "/" in name else ""
+    count = select(func.count(col(BaseRow.id)))
+    if not _is_trusted(actor):
+        if not org or not actor.holds(Scope.PUSH, org):
+            raise Denied(
+                "DENIED",
+                f"token {actor.name!r} may not add the base '{name}'",
+                next_step="ask an administrator, or name it NAMESPACE/NAME with a namespace where the token may push",
+            )
+        of_org = count.where(func.lower(BaseRow.name).startswith(f"{org}/", autoescape=True))
+        if session.exec(of_org).one() >= BASES_PER_ORG_LIMIT:
+            raise TooLarge("SIZE_INVALID", f"'{org}' has {BASES_PER_ORG_LIMIT} bases, which is the limit")
+    if session.exec(count).one() >= BASES_LIMIT:
+        raise TooLarge("SIZE_INVALID", f"this registry has {BASES_LIMIT} bases, which is the limit")
+
+
+def _is_trusted(actor: Actor) -> bool:
+    """Whether the actor is an administrator or a worker of the whole registry."""
+    return actor.may_everywhere(Scope.ADMIN) or actor.may_everywhere(Scope.WORK)
+
+
+def delete(session: Session, actor: Actor, name: str) -> None:
+    """Delete a base that no version and no job refers to. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
+    name = names.base_name(name)
+    base = find(session, name)
+    require_may_add(session, actor, name)
+    session.refresh(base, with_for_update=True)
+    waiting = select(JobRow.id).where(JobRow.base == name, col(JobRow.state).in_([State.QUEUED, State.RUNNING]))
+    used = select(VersionRow.id).where(VersionRow.base_id == base.id)
+    for what, statement in (("versions", used), ("waiting jobs", waiting)):
+        if session.exec(statement.limit(1)).first() is not None:
+            message = f"base '{name}' has {what}"
+            raise Conflict("BASE_IN_USE", message, next_step="delete them first, or keep the base")
+    for table in (BaseIdentityRow, BaseSimilarityRow, BaseEdgeRow, BaseThresholdsRow):
+        session.connection().execute(delete_rows(table).filter_by(base_id=base.id))
+    session.connection().execute(delete_rows(BaseSimilarityRow).filter_by(other_id=base.id))
+    session.delete(base)
+    audit.append(session, actor, EventType.BASE_DELETE, name, {"fingerprint": base.fingerprint})
+    session.flush()
 
 
 def identify(session: Session, actor: Actor, name: str, identity: Identity) -> BaseView:

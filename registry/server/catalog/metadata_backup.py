@@ -27,7 +27,7 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.evaluation.verdicts import Finding
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
@@ -159,6 +159,15 @@ def recorded_columns(record: VersionRecord) -> dict[str, Any]:
 def adapter_prefix(namespace: str, name: str) -> str:
     """The prefix of all records of one adapter's versions."""
     return f"{VERSIONS}{namespace}/{name}/"
+
+
+def delete_base_records(blobs: BlobStore, name: str) -> None:
+    """Delete the records of a base that was deleted. `reindex` would restore it from one that an outage left."""
+    with contextlib.suppress(Unavailable):
+        for stat in list(blobs.list(BASES)):
+            record = parse_record(blobs, stat.key, stat.size_bytes, BaseRecord, [])
+            if record is not None and record.spec.name == name:
+                blobs.delete(stat.key)
 
 
 def tombstone_prefix(tombstone: TakenNameRow) -> str:

@@ -112,6 +112,7 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
     name = names.base_name(recipe.into)
     if session.exec(select(BaseRow.id).where(BaseRow.name == name)).first() is not None:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
+    bases.require_may_add(session, actor, name)
     spec = bases.load_spec(base)
     if not recipe.onto:
         if spec.quantization and not recipe.dequantize:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from fastapi import BackgroundTasks, Response
 
+from registry.api.access import DeleteResult
 from registry.api.catalog import BaseAdd, BasePage, BaseView, IdentityRequest, ThresholdsRequest
 from registry.bases import Similarity
 from registry.roles import Scope
-from registry.server.catalog import bases
+from registry.server.catalog import bases, metadata_backup
 from registry.server.http import routing
-from registry.server.http.dependencies import PAGE, Admin, CursorDep, LimitDep, Puller, Pusher, SessionDep, Worker
+from registry.server.http.dependencies import (
+    PAGE,
+    Admin,
+    BlobsDep,
+    CursorDep,
+    LimitDep,
+    Puller,
+    Pusher,
+    SessionDep,
+    Worker,
+)
 from registry.server.http.request_body import limit_body
 from registry.server.routes.openapi import declarations
 
@@ -35,6 +46,14 @@ def list_bases(session: SessionDep, actor: Puller, cursor: CursorDep, limit: Lim
 def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
     """Show one base model and its relatives."""
     return bases.show(session, actor, base)
+
+
+@router.delete("/bases/{base:path}")
+def delete_base(session: SessionDep, actor: Pusher, base: str, blobs: BlobsDep, after: BackgroundTasks) -> DeleteResult:
+    """Delete a base model that no version and no waiting job refers to."""
+    bases.delete(session, actor, base)
+    after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, base)
+    return DeleteResult(name=base)
 
 
 @router.put("/bases/{base:path}/identity")

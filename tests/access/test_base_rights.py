@@ -1,0 +1,82 @@
+"""Who may add and delete bases, which all namespaces share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from registry.api.catalog import BaseAdd
+from registry.api.jobs import JobSubmit
+from registry.api.maintenance import ReindexRequest
+from registry.errors import Conflict, Denied, NotFound, TooLarge
+from registry.jobs import Kind
+from registry.merging.recipes import Operation
+from registry.server.catalog import bases, metadata_backup
+from tests import forge
+from tests.world import World, spec_of
+
+pytestmark = pytest.mark.security
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        yield world
+
+
+def base(name: str, source: str = "") -> BaseAdd:
+    return BaseAdd(spec=spec_of(forge.llama(name)), source=source)
+
+
+def test_a_pusher_adds_bases_only_under_the_name_of_its_namespace(world: World) -> None:
+    pusher = world.actor("push", namespaces=["acme"])
+    for name in ("llama", "meta-llama/Llama-3.1-8B", "acmes/llama"):
+        with pytest.raises(Denied, match="may not add the base"):
+            pusher.add_base(base(name))
+    added = pusher.add_base(base("Acme/Llama", source="/home/worker"))
+    assert (added.name, added.source) == ("Acme/Llama", ""), "a worker would open its source"
+    assert world.admin.add_base(base("meta-llama/Llama-3.1-8B", source="/models/llama")).source == "/models/llama"
+    assert pusher.add_base(base("meta-llama/Llama-3.1-8B")).name == "meta-llama/Llama-3.1-8B", (
+        "it exists: nothing changes"
+    )
+
+
+def test_a_fuse_needs_the_right_to_add_its_base(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    pusher = world.actor("push", namespaces=["acme"])
+    payload = {"operation": Operation.FUSE, "sources": ["acme/support@1"]}
+    with pytest.raises(Denied, match="may not add the base"):
+        pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "fused"}))
+    assert pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "acme/fused"})).kind is Kind.FUSE
+
+
+def test_bases_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "BASES_PER_ORG_LIMIT", 1)
+    pusher = world.actor("push", namespaces=["acme", "globex"])
+    pusher.add_base(base("acme/one"))
+    with pytest.raises(TooLarge, match="'acme' has 1 bases"):
+        pusher.add_base(base("acme/two"))
+    pusher.add_base(base("globex/one"))
+    monkeypatch.setattr(bases, "BASES_LIMIT", 2)
+    with pytest.raises(TooLarge, match="this registry has 2 bases"):
+        world.admin.add_base(base("llama"))
+
+
+def test_a_base_is_deleted_while_nothing_refers_to_it(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    with pytest.raises(Conflict) as refused:
+        world.admin.delete_base("tiny-llama")
+    assert refused.value.code == "BASE_IN_USE"
+    world.admin.add_base(base("mistaken"))
+    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
+    with pytest.raises(Denied):
+        world.actor("push", namespaces=["acme"]).delete_base("mistaken")
+    world.admin.delete_base("mistaken")
+    world.transport.settle()
+    with pytest.raises(NotFound):
+        world.admin.base("mistaken")
+    assert world.admin.reindex(ReindexRequest()).bases == 0, "its record is gone, too"
+    assert world.admin.add_base(BaseAdd(spec=spec_of(forge.llama("mistaken", hidden=128)))).name == "mistaken"
