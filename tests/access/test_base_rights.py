@@ -72,8 +72,12 @@ def test_a_base_is_deleted_while_nothing_refers_to_it(world: World) -> None:
     assert refused.value.code == "BASE_IN_USE"
     world.admin.add_base(base("mistaken"))
     metadata_backup.write_missing(world.engine, world.blobs, limit=10)
-    with pytest.raises(Denied):
-        world.actor("push", namespaces=["acme"]).delete_base("mistaken")
+    world.admin.add_base(base("acme/other"))
+    pusher, owner = world.actor("push", namespaces=["acme"]), world.actor("admin", namespaces=["acme"])
+    for actor, name in ((pusher, "mistaken"), (pusher, "acme/other"), (owner, "mistaken")):
+        with pytest.raises(Denied):
+            actor.delete_base(name)
+    owner.delete_base("acme/other")
     world.admin.delete_base("mistaken")
     world.transport.settle()
     with pytest.raises(NotFound):

@@ -24,17 +24,17 @@ pytestmark = pytest.mark.security
 def test_an_unpinned_worker_never_opens_a_source_that_a_pusher_named(
     setup: WorkerSetup, base_folder: Path, worker: Callable[..., Worker]
 ) -> None:
-    spec, _ = base_spec_from(base_folder, "strange")
+    spec, _ = base_spec_from(base_folder, "acme/strange")
     request = BaseAdd(spec=spec, source=str(base_folder))
     pusher = setup.world.actor("push", "pull", namespaces=["acme"])
     assert pusher.add_base(request).source == ""
     worker().run(once=True)
-    assert any("the base strange has no source" in line for line in setup.lines)
-    assert setup.world.admin.base("strange").spec.fingerprints.exact is None, "the worker read its weights"
+    assert any("the base acme/strange has no source" in line for line in setup.lines)
+    assert setup.world.admin.base("acme/strange").spec.fingerprints.exact is None, "the worker read its weights"
     assert setup.world.admin.add_base(request).source == str(base_folder)
     assert pusher.add_base(BaseAdd(spec=spec, source="/elsewhere")).source == str(base_folder)
     worker().run(once=True)
-    assert setup.world.admin.base("strange").spec.fingerprints.exact is not None
+    assert setup.world.admin.base("acme/strange").spec.fingerprints.exact is not None
 
 
 def test_each_round_lists_only_the_folders_of_the_models(

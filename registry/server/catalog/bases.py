@@ -97,7 +97,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
 
 def require_may_add(session: Session, actor: Actor, name: str) -> None:
     """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit."""
-    org = name.partition("/")[0].lower() if "/" in name else ""
+    org = _org_of(name)
     count = select(func.count(col(BaseRow.id)))
     if not _is_trusted(actor):
         if not org or not actor.holds(Scope.PUSH, org):
@@ -113,6 +113,11 @@ def require_may_add(session: Session, actor: Actor, name: str) -> None:
         raise TooLarge("SIZE_INVALID", f"this registry has {BASES_LIMIT} bases, which is the limit")
 
 
+def _org_of(name: str) -> str:
+    """The namespace that a base's name begins with, empty for a name without one."""
+    return name.partition("/")[0].lower() if "/" in name else ""
+
+
 def _is_trusted(actor: Actor) -> bool:
     """Whether the actor is an administrator or a worker of the whole registry."""
     return actor.may_everywhere(Scope.ADMIN) or actor.may_everywhere(Scope.WORK)
@@ -122,7 +127,8 @@ def delete(session: Session, actor: Actor, name: str) -> None:
     """Delete a base that no version and no job refers to. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
     name = names.base_name(name)
     base = find(session, name)
-    require_may_add(session, actor, name)
+    if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
+        actor.require_everywhere(Scope.ADMIN)
     session.refresh(base, with_for_update=True)
     waiting = select(JobRow.id).where(JobRow.base == name, col(JobRow.state).in_([State.QUEUED, State.RUNNING]))
     used = select(VersionRow.id).where(VersionRow.base_id == base.id)
