@@ -69,6 +69,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         schema.prepare(engine)
     token_sha256, secret = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
     app = create_app(settings, engine=engine)
+    app.state.audit_log.check_keys()
     if problem := try_store(app.state.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from sqlmodel import Session, col, select
 from registry.api.maintenance import FsckRequest
 from registry.client.audit import Audit
 from registry.client.trusted_checkpoints import TrustedCheckpoints
-from registry.errors import Corrupt, Invalid, NotFound
+from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
@@ -28,6 +30,7 @@ from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer
 from registry.tlog.replay import replay
 from tests.audit import logs
+from tests.import_table import ROOT
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World, rows
 
@@ -277,6 +280,43 @@ def test_a_configured_key_file_that_is_absent_is_refused(world: World, tmp_path:
     with pytest.raises(Invalid) as caught:
         keys.load_keys(replace(world.settings, audit_key=str(tmp_path / "wrong")))
     assert "c2VjcmV0" not in caught.value.detail
+
+
+@pytest.mark.security
+def test_a_log_with_events_gets_no_second_key(world: World, tmp_path: Path) -> None:
+    logs.append(world, 3)
+    elsewhere = replace(world.settings, data=str(tmp_path / "elsewhere"))
+    replica = AuditLog(elsewhere, world.engine, world.blobs)
+    for use in (replica.check_keys, lambda: replica.keys):
+        with pytest.raises(Invalid, match="REGISTRY_AUDIT_KEY") as caught:
+            use()
+        assert caught.value.code == "SETTING_INVALID"
+    assert not keys.key_path(elsewhere).exists()
+    other = tmp_path / "other.key"
+    other.write_text(Signer.make("registry.local/other").text)
+    replica = AuditLog(replace(world.settings, audit_key=str(other)), world.engine, world.blobs)
+    with pytest.raises(Invalid, match="REGISTRY_AUDIT_KEY: none of its keys signed"):
+        replica.check_keys()
+    with pytest.raises(Unavailable, match="REGISTRY_AUDIT_KEY"):
+        replica.describe_keys()
+    world.app.state.audit_log.check_keys()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("key", ["absent", "other"])
+def test_a_server_with_a_wrong_or_missing_key_does_not_start(tmp_path: Path, key: str) -> None:
+    with World(f"sqlite:///{tmp_path}/registry.db") as world:
+        logs.append(world, 3)
+    (tmp_path / "other").write_text(Signer.make("registry.local/other").text)
+    environment = {
+        **os.environ, "REGISTRY_DATA": str(tmp_path), "REGISTRY_DATABASE_URL": f"sqlite:///{tmp_path}/registry.db",
+        "REGISTRY_AUDIT_KEY": str(tmp_path / key),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "cli.main", "serve", "--port", "0"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode not in (0, 70), done.stderr
+    assert "REGISTRY_AUDIT_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_fsck_reports_a_key_of_another_log(world: World, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from sqlmodel import Session
 from registry import tlog
 from registry.api import CHECKPOINT_HEADER, LogKeys
 from registry.api.audit import EventProof
-from registry.errors import NotFound, Unavailable
+from registry.errors import Invalid, NotFound, Unavailable
 from registry.server.audit import sequencer, tree
 from registry.server.audit.event_batch import EventBatch
 from registry.server.audit.keys import Keys, load_keys
 from registry.server.database import db
-from registry.server.database.models import EventRow
+from registry.server.database.models import AuditCheckpointRow, EventRow
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.tlog import notes
@@ -66,11 +66,22 @@ class AuditLog:
 
     @property
     def keys(self) -> Keys:
-        """The keys, read once. `Invalid` (SETTING_INVALID) if the key file is absent or malformed."""
+        """The keys, read once. Only an empty log gets a new key file.
+
+        `Invalid` (SETTING_INVALID) if the file is malformed, or absent while the log has events.
+        """
         with self._keys_lock:
             if self._keys is None:
-                self._keys = load_keys(self._settings)
+                self._keys = load_keys(self._settings, may_create=self._latest_row() is None)
             return self._keys
+
+    def check_keys(self) -> None:
+        """Check at the start that the keys are those of this log. `Invalid` (SETTING_INVALID)."""
+        sequencer.require_same_log(self._latest_row(), self.keys)
+
+    def _latest_row(self) -> AuditCheckpointRow | None:
+        with db.session(self._engine, write=False) as session:
+            return sequencer.latest_checkpoint(session)
 
     def step(self) -> None:
         """Write the batch, number and sign new events, and read the latest checkpoint.
@@ -136,8 +147,7 @@ class AuditLog:
 
     def read_latest(self) -> LatestCheckpoint:
         """Read the latest checkpoint from the database and remember it."""
-        with db.session(self._engine, write=False) as session:
-            row = sequencer.latest_checkpoint(session)
+        row = self._latest_row()
         if row is not None and row.size >= self.latest.size:
             self.latest = LatestCheckpoint(row.size, row.note)
         return self.latest
@@ -149,7 +159,11 @@ class AuditLog:
         return {CHECKPOINT_HEADER: base64.b64encode(note.encode()).decode()} if note else {}
 
     def describe_keys(self) -> LogKeys:
-        """Return the name of the log and its public keys."""
+        """Return the name of the log and its public keys. `Unavailable` if they are not those of this log."""
+        try:
+            self.check_keys()
+        except Invalid as e:
+            raise Unavailable("TRY_LATER", f"this server cannot prove its log: {e.detail}") from e
         keys = self.keys
         return LogKeys(origin=keys.signer.name, keys=[verifier.text for verifier in keys.verifiers])
 

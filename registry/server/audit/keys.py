@@ -50,10 +50,10 @@ def key_path(settings: Settings) -> Path:
     return Path(settings.audit_key) if settings.audit_key else Path(settings.data) / FILE_NAME
 
 
-def load_keys(settings: Settings) -> Keys:
-    """Read the key file. `Invalid` (SETTING_INVALID) if it is absent or malformed."""
+def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
+    """Read the key file, or create the default one. `Invalid` (SETTING_INVALID) if it is absent or malformed."""
     path = key_path(settings)
-    if not settings.audit_key and not path.exists():
+    if may_create and not settings.audit_key and not path.exists():
         _create_file(path, _new_origin(settings))
     try:
         with path.open() as file:
@@ -62,7 +62,7 @@ def load_keys(settings: Settings) -> Keys:
         raise Invalid(
             "SETTING_INVALID",
             f"REGISTRY_AUDIT_KEY: {path} cannot be read",
-            next_step="restore the key file that this registry was started with; the log needs it to continue",
+            next_step="give every server of this registry the key file that it was started with",
         ) from e
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
