@@ -48,7 +48,7 @@ def check_templates(sizes: Mapping[str, int], read: Read) -> None:
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
         if name in (CHAT_TEMPLATE, TOKENIZER_CONFIG):
-            for location, text in _templates_in(path, name, read(path, 0, size_bytes)):
+            for location, text in templates_in(path, name, read(path, 0, size_bytes)):
                 check_template(location, text)
 
 
@@ -75,7 +75,8 @@ def check_template(location: str, text: str) -> None:
         waiting += [(child, depth + 1) for child in node.iter_child_nodes()]
 
 
-def _templates_in(path: str, name: str, data: bytes) -> Iterator[tuple[str, str]]:
+def templates_in(path: str, name: str, data: bytes) -> Iterator[tuple[str, str]]:
+    """The templates in one file, each with its location. `Invalid` (CONFIG_INVALID) if it is malformed."""
     if name == CHAT_TEMPLATE:
         try:
             yield path, data.decode()
