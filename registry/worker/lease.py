@@ -15,10 +15,20 @@ from registry.api.jobs import Claimed, RenewRequest
 from registry.client.registry import Registry
 from registry.errors import Conflict, NotFound, RegistryError
 
+PROGRESS_LIMIT = 500
 RENEWALS_PER_LEASE = 3
 """Renewals in the time of one lease: two may get lost."""
 PROGRESS_SECONDS = 0.5
 """Time that progress waits for more, so that quick steps cost one request."""
+
+
+def printable(text: str, limit: int) -> str:
+    """Escape what does not print (control characters, lone surrogates), and cut the text.
+
+    Errors and progress hold texts of adapters and libraries, and people read them in terminals.
+    """
+    text = text[:limit]
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:limit]
 
 
 class Lost(Exception):
@@ -56,6 +66,7 @@ class HeldLease:
 
     def set_progress(self, progress: str) -> None:
         """Send the progress soon, at most once in `PROGRESS_SECONDS`. May be called from any thread."""
+        progress = printable(progress, PROGRESS_LIMIT)
         if progress != self._progress:
             self._progress = progress
             self._changed.set()
@@ -73,9 +84,7 @@ class HeldLease:
                 return
             self._changed.clear()
             try:
-                lease = self._registry.renew(
-                    self._job, RenewRequest(lease_token=self.token, progress=self._progress[:500])
-                )
+                lease = self._registry.renew(self._job, RenewRequest(lease_token=self.token, progress=self._progress))
             except (Conflict, NotFound):
                 break
             except RegistryError:  # not reachable now; the lease is still valid

@@ -20,7 +20,7 @@ from registry.errors import RegistryError, Unavailable
 from registry.jobs import Kind
 from registry.worker import validation
 from registry.worker.conversions import runner as conversions
-from registry.worker.lease import HeldLease, Lost
+from registry.worker.lease import HeldLease, Lost, printable
 from registry.worker.merge import runner as merges
 from registry.worker.model.identify import Inspector, Stopped
 from registry.worker.model.sources import BaseSource, Sources
@@ -42,6 +42,7 @@ IDLE_SECONDS = (0.5, 5.0)
 """The pause of an idle worker: it starts with the first and doubles up to the second."""
 GRACE_SECONDS = 10.0
 """Time for a running job after a stop."""
+MESSAGE_LIMIT, ERROR_LIMIT = 2000, 4000
 LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 """Errors for a job that was given to another worker, cancelled, or deleted with its adapter."""
 
@@ -144,7 +145,7 @@ class Worker:
         try:
             with HeldLease(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = RUNNERS[job.kind](Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                result = done.result | {"says": done.message}
+                result = done.result | {"says": printable(done.message, MESSAGE_LIMIT)}
                 self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=result))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in LOST_CODES:
@@ -158,7 +159,7 @@ class Worker:
     def _fail(self, claimed: Claimed, label: str, error: Exception) -> None:
         self.summary.failed += 1
         expected = isinstance(error, Failed | RegistryError)
-        message = (str(error) if expected else f"{type(error).__name__}: {error}")[:4000]
+        message = printable(str(error) if expected else f"{type(error).__name__}: {error}", ERROR_LIMIT)
         final = isinstance(error, Failed) and error.final
         self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:

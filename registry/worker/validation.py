@@ -21,9 +21,11 @@ from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarize
 from registry.files import WEIGHTS
+from registry.worker.lease import printable
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
+TEXT_LIMIT = 2000
 UNDECIDED = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
 """Findings that headers alone cannot decide."""
 _PROCESS_MEASUREMENTS = {
@@ -64,7 +66,11 @@ def validate(task: Task) -> Done:
 
 
 def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
-    return tuple(Finding.model_validate(finding) for finding in messages)
+    """The findings of a child, with printable texts."""
+    return tuple(
+        Finding.model_validate({name: printable(str(value), TEXT_LIMIT) for name, value in finding.items()})
+        for finding in messages
+    )
 
 
 def _fit(folder: Path, base: BaseView) -> list[Finding]:

@@ -17,12 +17,14 @@ from registry.api.catalog import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Outcome
-from registry.jobs import State
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Outcome
+from registry.jobs import Kind, State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+from registry.worker.task import Done, Failed, Task
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 from tests.world import World
@@ -112,6 +114,40 @@ def test_an_adapter_for_which_the_memory_never_suffices_fails_its_job_and_the_ne
     assert worker().run(once=True).done == 1
     assert (next_one := setup.smoke("acme/next")) is not None
     assert next_one.outcome is Outcome.PASS
+
+
+@pytest.mark.security
+def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
+    setup: WorkerSetup, good: Path, worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b]52;c;AAAA\x07\x00\ud800\u202e\n"
+
+    def fail(task: Task) -> Done:
+        task.lease.say(hostile * 1000)
+        raise Failed(hostile * 1000, final=True)
+
+    job_id = setup.push(good).job_id
+    monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: fail})
+    assert worker().run(once=True).failed == 1
+    job = setup.world.admin.job(job_id)
+    assert job.state is State.FAILED
+    for text in (job.error, job.progress, *(step.says for step in job.steps)):
+        assert text.isprintable()
+    assert 1000 < len(job.error) <= 4000
+
+    def finish(task: Task) -> Done:
+        base = task.base
+        report = Report(
+            check=Check.SMOKE, subject=task.subject.digest, base=base.name, base_fingerprint=str(base.fingerprint)
+        )
+        return Done(hostile * 1000, report)
+
+    job_id = setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support")).id
+    monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: finish})
+    assert worker().run(once=True).done == 1
+    says = setup.world.admin.job(job_id).result["says"]
+    assert says.isprintable()
+    assert 1000 < len(says) <= 2000
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(
