@@ -94,6 +94,9 @@ coverage: venv  ## run `make test` and list the lines of registry/ and cli/ that
 light: venv  ## install the wheel without extras into an empty environment and run the domain tests there
 	@$(PYTEST) tests/light $(ARGS)
 
+test-ha: venv  ## three servers behind haproxy: kills, freezes, a database crash, a wrong clock (Debian's haproxy and libfaketime)
+	@$(PYTHON) -m pytest tests/ha $(ARGS)
+
 interleavings: venv  ## run garbage collection in COUNT (100,000) generated interleavings for each database
 	@INTERLEAVINGS=$(COUNT) $(PYTEST) -s tests/interleavings $(ARGS)
 
