@@ -25,7 +25,7 @@ from tests import processes
 from tests.faults.environments import Environments
 
 COMMAND = "from registry.cli.main import main; main()"
-READY_PATH = "/api/v1/health"
+READY_PATH = "/readyz"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 HAPROXY = """\
 global
@@ -103,7 +103,6 @@ class Replica:
         if self.process is None:
             return 0
         process, self.process = self.process, None
-        process.send_signal(signal.SIGCONT)
         process.send_signal(signal_number)
         code = process.wait(processes.STOP_LIMIT_SECONDS)
         if process.stdout:
