@@ -205,19 +205,22 @@ def test_sighup_reads_the_issuers_again(cli: CommandRunner, tmp_path: Path) -> N
     text = issuers.read_text()
     issuers.write_text("")
     rule = ("publisher", "add", "acme/support", "--issuer", ISSUER, "--claim", "repository=acme/train")
+
+    def exchange(expect: int = 0) -> None:
+        cli("token", "exchange", "--adapter", "acme/support", stdin=provider.sign(), expect=expect)
+
     with served(tmp_path / "data", REGISTRY_ISSUERS=str(issuers)) as (process, server):
         environment = {"ADAPTER_REGISTRY": server["url"], "ADAPTER_TOKEN": server["token"]}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             cli(*rule)
-            patch.setenv("ADAPTER_IDENTITY_TOKEN", provider.sign())
-            cli("token", "exchange", expect=3)
+            exchange(expect=3)
             for content, message in ((text, "read the issuers again"), ("x", "the former issuers stay")):
                 issuers.write_text(content)
                 process.send_signal(signal.SIGHUP)
                 assert process.stderr is not None
                 assert message in process.stderr.readline()
-                cli("token", "exchange")
+                exchange()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
