@@ -5,7 +5,9 @@ Every adapter is tried and reported. The exit code is that of the first failure.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from registry.api.catalog import Resolved
 from registry.api.transfer import PushResult
 from registry.client import pull, push
 from registry.client.bulk import Result
+from registry.client.core import Versions
 from registry.errors import Invalid
 from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 
-from . import output, session
+from . import output, session, versions
 from .progress import ProgressLine
-from .push import failed, provenance_of
+from .push import provenance_of
 
 
 @click.command("push-all")
@@ -35,7 +38,7 @@ from .push import failed, provenance_of
 def push_all(folder: Path, namespace: str, base: str, message: str, file: str, strict: bool) -> None:
     """Push each adapter folder in DIR as NAMESPACE/FOLDER.
 
-    One failure does not stop the others; the report lists every folder.
+    One failure does not stop the others; the report lists every folder. --strict waits until large weights are read.
     """
     adapter_folders = sorted(path for path in folder.iterdir() if path.is_dir() and _is_adapter(path))
     if not adapter_folders:
@@ -47,13 +50,20 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
             on_result=_reporter(progress, _print_pushed),
             declared=lambda adapter_folder: provenance_of(adapter_folder / file) if file else None,
         )  # fmt: skip
+        if strict:
+            until = time.monotonic() + versions.PENDING_SECONDS
+            results = [_with_weights(registry, result, until) for result in results]
     refused = sum(result.error is not None for result in results)
     created = sum(result.answer is not None and result.answer.created for result in results)
-    failing = sum(result.answer is not None and failed(result.answer.version.verdicts) for result in results)
+    pushed = [result.answer.version for result in results if result.answer is not None]
+    failing = sum(versions.has_failed(version.verdicts) for version in pushed)
+    pending = [version for version in pushed if versions.is_pending(version.verdicts)]
     unchanged = len(results) - refused - created
     summary = f"{output.plural(created, 'new version')}, {unchanged} unchanged, {refused} refused"
     summary += f"; {failing} with a failing verdict" if failing else ""
-    _end(results, "pushed", summary, output.REFUSED if strict and failing else 0)
+    summary += f"; {len(pending)} with a pending verdict" if pending else ""
+    exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
+    _end(results, "pushed", summary, exit_code if strict else 0)
 
 
 @click.command("pull-all")
@@ -75,6 +85,13 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
     pulled = sum(result.answer is not None for result in results)
     summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
     _end(results, "resolved", summary, 0)
+
+
+def _with_weights(registry: Versions, result: Result[PushResult], until: float) -> Result[PushResult]:
+    if result.answer is None:
+        return result
+    version = versions.wait_for_weights(registry, result.answer.version, until)
+    return replace(result, answer=result.answer.model_copy(update={"version": version}))
 
 
 def _is_adapter(folder: Path) -> bool:

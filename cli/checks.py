@@ -1,7 +1,8 @@
 """`adapter check`, `adapter engine-settings` and `adapter recheck-engines`.
 
-`check` stores and sends nothing: it reads the base's spec and evaluates here by the server's rules. Of a version on
-another base it reads only the configuration and the header; on its own base it shows the stored verdicts.
+`check` stores and sends nothing: it reads the base's spec and evaluates here by the server's rules, the numbers of a
+folder's weights included. Of a version on another base it reads only the configuration and the header; on its own base
+it shows the stored verdicts.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from pathlib import Path
 
 import click
 
-from registry import engines
-from registry.adapters import read as contents
+from registry import __version__, engines
+from registry.adapters import read
+from registry.api.catalog import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.client import push
 from registry.client.local import folder as folders
+from registry.client.local.folder import Folder
 from registry.client.registry import Registry
 from registry.compat import evaluate
+from registry.digest import Digest
 from registry.engine_settings import EngineSettings
 from registry.engines import EngineProfile
+from registry.errors import Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
-from . import output, session, versions
+from . import main, output, session, versions
 
 NAMES_SHOWN = 10
 
@@ -39,7 +44,8 @@ NAMES_SHOWN = 10
 def check(target: str, base: str, texts: tuple[str, ...]) -> None:
     """Check whether a folder or version fits a base, and what engines do with it.
 
-    Nothing is pushed. Exits 6 if a check fails. An engine profile is a name, a version and settings that differ from
+    Nothing is pushed. The numbers of a folder's weights are read here (extra 'server'). Exits 6 if a check fails, 75 if
+    the verdict on the weights of a version is pending. An engine profile is a name, a version and settings that differ from
     the defaults.
 
     \b
@@ -52,10 +58,11 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
             verdicts = _check_folder(registry, Path(target), base, profiles)
         else:
             verdicts = _check_version(registry, Ref.parse(target), base, profiles)
-    document = {"items": verdicts} if profiles else verdicts[0]
-    output.answer(document, lambda: _print_verdicts(target, verdicts, is_folder))
+    output.answer({"items": verdicts}, lambda: _print_verdicts(target, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         output.exit_with(output.REFUSED)
+    if versions.is_pending(verdicts) and not is_folder:
+        raise Unavailable("TRY_LATER", f"the verdict on the weights of {target} is still pending")
 
 
 def _check_folder(registry: Registry, path: Path, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
@@ -64,29 +71,50 @@ def _check_folder(registry: Registry, path: Path, base: str, profiles: list[Engi
         output.note(f"left out: {reason.location} {reason.message}")
     named_base = push.Bases(registry).of(adapter, base)
     view, subject = registry.base(named_base.name), adapter.manifest(named_base).digest
-    return evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)
+    first, *others = evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)
+    return [first, *_check_weights(adapter, subject, view), *others]
+
+
+def _check_weights(adapter: Folder, subject: Digest, view: BaseView) -> list[Verdict]:
+    """The verdict on the numbers of local weights, by the server's code; none without numpy."""
+    try:
+        measure = main.load("registry.server.evaluation.norms", "measure", "server", "reading the numbers of weights")
+    except main.MissingExtra as e:
+        output.note(f"{e.message}; without it, the push reads them")
+        return []
+    weights = read.weights_of(adapter.files)
+    with adapter.sources[weights.path].open("rb") as file:
+
+        def read_at(start: int, length: int) -> bytes:
+            file.seek(start)
+            return file.read(length)
+
+        measured = measure(read_at, weights.size_bytes, adapter.contents.header, adapter.contents.pairs)
+    tools = {"registry": __version__}
+    return [Verdict.of(Check.WEIGHTS, subject, view.name, view.fingerprint, measured.findings, made_by=tools)]
 
 
 def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
     version = registry.version(ref)
     ref = Ref(ref.name, version.digest)
+    weights = [v for v in version.verdicts if v.check is Check.WEIGHTS][-1:]
     stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
     if stored:
         engine_verdicts = registry.verdicts(ref, [str(profile) for profile in profiles]).items if profiles else []
-        weights = [v for v in version.verdicts if v.check is Check.WEIGHTS and v.outcome is not Outcome.PASS]
         return [stored[-1], *weights, *engine_verdicts]
     links = {file.path: file for file in registry.resolve(ref).files}
 
-    def read(path: str, start: int, length: int) -> bytes:
+    def read_at(path: str, start: int, length: int) -> bytes:
         length = min(length, links[path].size_bytes - start)
         if length <= 0:
             return b""
         with registry.read(links[path].url, start=start, length=length) as chunks:
             return b"".join(chunks)
 
-    adapter = contents.read_any(version.files, read)
+    contents = read.read_any(version.files, read_at)
     view = registry.base(base or version.base)
-    return evaluate(adapter, view.spec, version.digest, profiles, relatives=view.relatives)
+    first, *others = evaluate(contents, view.spec, version.digest, profiles, relatives=view.relatives)
+    return [first, *weights, *others]
 
 
 def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> None:
@@ -98,8 +126,8 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
             output.line(f"  {finding.severity:<8} {versions.finding_line(finding)}")
         if verdict.check is Check.COMPAT and verdict.outcome is Outcome.PASS and not verdict.findings:
             output.line(output.faint("  every tensor matches a module of the base and its shape"))
-            if is_folder:
-                output.line(output.faint("  the push checks the values (NaN, zeros), a worker runs the smoke test"))
+    if is_folder and versions.is_pending(verdicts):
+        output.line(output.faint("the numbers (NaN, zeros) were not read"))
 
 
 # ------------------------------------------------------------------ engine settings

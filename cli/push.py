@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
-from registry.errors import Reason
-from registry.evaluation.verdicts import Outcome, Verdict
+from registry.errors import Reason, Refused, Unavailable
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
@@ -38,7 +39,7 @@ from .progress import ProgressLine
 @click.option("--bundle", type=click.Path(path_type=Path), help="Existing signature: OpenSSF model signing bundle.")
 @click.option("--public-key", type=click.Path(path_type=Path),
               help="With --bundle: public key, unless the bundle has a certificate.")  # fmt: skip
-@click.option("--wait", is_flag=True, help="Wait for the smoke test.")
+@click.option("--wait", is_flag=True, help="Wait for the smoke test, or for the first verdict that is fail.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Stop waiting after this many seconds.")
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push(
@@ -51,6 +52,7 @@ def push(
     Pushing the same files again yields the same version. Files that do not belong to an adapter are skipped and
     listed. An adapter that does not fit its base is stored with a failing verdict, and its gates stay closed;
     --strict makes that exit 6. If the gate of --alias is closed, the version is stored and the alias does not move.
+    With --strict, --alias or --wait the command waits until large weights are read; exit 75 if that takes too long.
 
     \b
     adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
@@ -63,23 +65,44 @@ def push(
     options = parse_provenance_file(inputs_file.read_bytes(), file=inputs_file.name) if inputs_file else None
     declared = provenance_from_options(options, **inputs)
     job: Any = None
+    started = time.monotonic()
     waits = wait or timeout is not None
-    with session.registry() if waits else session.versions() as registry:
+    with session.registry() if waits or alias else session.versions() as registry:
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
                 registry, folder, name, base=base, alias=alias, parents=parents, annotations=annotations,
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
-        if waits and pushed.job_id:
-            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, timeout)
-            version = registry.version(Ref(name, pushed.version.digest))
+        version = pushed.version
+        if waits or strict or alias:
+            until = started + (versions.PENDING_SECONDS if timeout is None else timeout)
+            version = versions.wait_for_weights(registry, version, until)
+        if pushed.alias_refused and versions.is_pending(pushed.version.verdicts):
+            pushed = pushed.model_copy(update={"alias_refused": _promote(registry, version, alias, message)})
+        if waits and pushed.job_id and not versions.has_failed(version.verdicts):
+            left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
+            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, left)
+        if version is not pushed.version or job is not None:
+            version = registry.version(Ref(name, version.digest))
             pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
         main.load(".jobs", "exit_by")(job, None)
-    if pushed.alias_refused or (strict and failed(pushed.version.verdicts)):
+    if (strict or alias or waits) and versions.is_pending(version.verdicts):
+        raise versions.pending_error(version)
+    if pushed.alias_refused or (strict and versions.has_failed(version.verdicts)):
         output.exit_with(output.REFUSED)
+
+
+def _promote(registry: Any, version: VersionView, alias: str, message: str) -> str:
+    """Move the alias now that the weights are read. Returns why it did not move; empty if it did."""
+    aliases = {view.alias: view.generation for view in registry.aliases(version.name).items}
+    try:
+        registry.promote(version.name, alias, str(version.number), generation=aliases.get(alias, 0), reason=message)
+    except (Refused, Unavailable) as e:
+        return e.detail
+    return ""
 
 
 def provenance_of(file: Path) -> Provenance | None:
@@ -89,12 +112,6 @@ def provenance_of(file: Path) -> Provenance | None:
 
 def _print_left_out(reason: Reason) -> None:
     output.note(f"left out: {reason.location} {reason.message}")
-
-
-def failed(verdicts: list[Verdict]) -> bool:
-    """Whether the newest verdict of a check is fail."""
-    newest = {(verdict.check, verdict.profile): verdict.outcome for verdict in verdicts}
-    return Outcome.FAIL in newest.values()
 
 
 def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
@@ -114,7 +131,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("job", pushed.job_id),
         ]
     )
-    if failed(version.verdicts):
+    if versions.has_failed(version.verdicts):
         output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))

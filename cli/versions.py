@@ -7,15 +7,22 @@ Example
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from registry.adapters import methods
 from registry.api.catalog import ServedOn, VersionView
+from registry.client.core import Versions
+from registry.errors import Unavailable
 from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.names import AdapterName, Ref
 
 from . import output
 
 FINDINGS_SHOWN = 5
+POLL_SECONDS = 0.5
+PENDING_SECONDS = 120.0
+"""How long a command waits for the verdict on large weights, unless --timeout says otherwise."""
 UPDATES_SHOWN = 12
 
 
@@ -38,6 +45,35 @@ def print_served_on(served_on: list[ServedOn]) -> None:
         output.line(f"  still {on.state} on {on.node}, engine {on.engine}, as {on.served_name}{number}")
     if served_on:
         output.line("  agents unload it within seconds: see `adapter fleet`")
+
+
+def is_pending(verdicts: list[Verdict]) -> bool:
+    """Whether the server has not read the numbers of the weights yet, because they are large."""
+    return all(verdict.check is not Check.WEIGHTS for verdict in verdicts)
+
+
+def has_failed(verdicts: list[Verdict]) -> bool:
+    """Whether the newest verdict of a check is fail."""
+    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict.outcome for verdict in verdicts}
+    return Outcome.FAIL in newest.values()
+
+
+def wait_for_weights(registry: Versions, version: VersionView, until: float) -> VersionView:
+    """Poll until the version has the verdict `weights`, or until this monotonic time."""
+    while is_pending(version.verdicts) and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        version = registry.version(Ref(AdapterName.parse(version.name), version.digest))
+    return version
+
+
+def pending_error(version: VersionView) -> Unavailable:
+    """The error of a command that needs the verdict `weights` of a version and does not have it."""
+    title = f"{version.name}@{version.number}"
+    return Unavailable(
+        "TRY_LATER",
+        f"the verdict on the weights of {title} is still pending",
+        next_step=f"`adapter show {title}` shows it when it is there",
+    )
 
 
 def method_name(method: str) -> str:
@@ -115,7 +151,12 @@ def verdict_lines(verdicts: list[Verdict], ref: str = "REF") -> list[str]:
         lines += [f"      - {finding_line(f)}" for f in findings[:FINDINGS_SHOWN]]
         if len(findings) > FINDINGS_SHOWN:
             lines.append(f"      - and {len(findings) - FINDINGS_SHOWN} more (--json has all)")
-    if Check.SMOKE not in {check for check, _, _ in newest}:
+    checks = {check for check, _, _ in newest}
+    if Check.COMPAT in checks and Check.WEIGHTS not in checks:
+        lines.append(
+            f"{'weights':<8}{output.styled('pending', 'yellow')}  {output.faint('large weights are read later')}"
+        )
+    if Check.SMOKE not in checks:
         failed = {check for (check, _, _), verdict in newest.items() if verdict.outcome is Outcome.FAIL}
         reason = f"not tested yet: adapter smoke-test {ref} --wait"
         if Check.COMPAT in failed or Check.WEIGHTS in failed:

@@ -2,7 +2,7 @@
 
 A gate looks at evidence only and names everything that is missing. A verdict counts when it is `pass` or `warn`, and
 the newest of a check decides. The pusher of a version does not approve it, and one identity approves once. A gate that
-requires anything stays closed for weights that fail, whatever it requires.
+requires anything stays closed for weights that fail or are not read yet, whatever it requires.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from registry.files import GOLDEN
 from registry.model import FrozenModel
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
+WEIGHTS_PENDING = "gate.weights_pending"
 GOLDEN_CODES = ("smoke", "golden")
 """How the codes of findings begin that a golden sample left: `smoke.golden…`."""
 
@@ -39,6 +40,8 @@ class Evidence(FrozenModel):
     engines: tuple[Verdict, ...] = ()
     files: frozenset[str] = frozenset()
     approvals: tuple[Approval, ...] = ()
+    weights_pending: bool = False
+    """The weights are large, and the server has not read their numbers yet."""
     soak_seconds: dict[str, int] = Field(default_factory=dict)
     signed_by: frozenset[str] = frozenset()
     pushed_by: frozenset[str] = frozenset()
@@ -94,6 +97,10 @@ class Gate(FrozenModel):
         anything = self != Gate()
         if anything and Check.WEIGHTS not in required and numbers is not None and numbers.outcome is Outcome.FAIL:
             required.append(Check.WEIGHTS)
+        if anything and evidence.weights_pending:
+            required = [check for check in required if check is not Check.WEIGHTS]
+            message = "the check 'weights' is still pending, because the weights are large"
+            yield Finding.of("error", WEIGHTS_PENDING, str(Check.WEIGHTS), message)
         for check in required:
             yield from _lacks(check, evidence.newest(check))
         judged = {verdict.profile: verdict for verdict in evidence.engines}

@@ -29,7 +29,11 @@ def test_a_folder_and_a_version_are_checked_for_engines(cli: CommandRunner) -> N
         assert f"in {WIDE}: pass" in result.stdout
         assert "Raise --max-lora-rank" in result.stdout
         items = cli("check", what, "--engine", WIDE, "--json").json["items"]
-        assert [(item["check"], item["outcome"]) for item in items] == [("compat", "pass"), ("engine", "pass")]
+        assert [(item["check"], item["outcome"]) for item in items] == [
+            ("compat", "pass"),
+            ("weights", "pass"),
+            ("engine", "pass"),
+        ]
         if what is folder:
             cli("push", folder, "acme/wide", "--base", "tiny-llama")
     assert cli("check", folder, "--engine", "vlm==1", "--json", expect=2).problem["code"] == "SETTING_INVALID"

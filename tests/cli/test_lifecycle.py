@@ -265,7 +265,7 @@ def test_base_show_and_list(cli: CommandRunner) -> None:
         (["show", "Acme/none"], 2, "use 'acme'"),
         (["show", "acme/x@0"], 2, "looks like a version number"),
         (["pull", "acme/x:prod@3"], 2, "name 'x:prod' must be"),
-        (["push", "nowhere", "acme/x", "--base", "b"], 2, "there is no folder 'nowhere'"),
+        (["push", "nowhere", "acme/x", "--base", "b"], 2, "folder 'nowhere' does not exist"),
         (["push-all", "nowhere", "acme"], 2, "nowhere"),
         (["history", "acme/x@3"], 2, "NAME or NAME:ALIAS"),
         (["history", "acme/x", "--at", "yesterday"], 2, "is not a time"),

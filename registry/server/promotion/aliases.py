@@ -19,7 +19,9 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.aliases import AliasList, AliasMove, AliasView, History
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Reason, Refused
+from registry.errors import Conflict, Invalid, NotFound, Reason, Refused, Unavailable
+from registry.evaluation.gates import WEIGHTS_PENDING
+from registry.evaluation.verdicts import Finding
 from registry.events import EventType
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
@@ -34,6 +36,7 @@ ROLLBACK = "rollback"
 """Marks a rollback in a history row's evidence."""
 BREAK_GLASS = "break_glass"
 """Marks a move through a closed gate in the evidence, with what was missing."""
+PENDING_RETRY_SECONDS = 2
 TIME_STEP = timedelta(microseconds=1)
 """How much later a move is than the one before if the clock was set back."""
 
@@ -45,8 +48,8 @@ def move(
     """Point `alias` at `version` if its gate is open and it is still at `expected_generation` (0: it must be new).
 
     None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as reasons;
-    YANKED, QUARANTINED), `Denied`. With `break_glass` an owner passes a closed gate; the move needs a reason and is
-    marked in the history and the audit log.
+    YANKED, QUARANTINED), `Unavailable` (TRY_LATER: only the weights are pending), `Denied`. With `break_glass` an owner
+    passes a closed gate; the move needs a reason and is marked in the history and the audit log.
     """
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
@@ -58,13 +61,7 @@ def move(
     gate, found = gates.gather_evidence(session, name, alias, version)
     missing = gate.gate.missing(found)
     if missing and not break_glass:
-        raise Refused(
-            "GATE_CLOSED",
-            f"version {version.number} of '{name}' may not become '{alias}': {missing[0].message}"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            reasons=[Reason(f.code, f.location, f.message) for f in missing],
-            next_step=_next_step(name, version, alias, missing[0].code),
-        )
+        raise _closed_gate(name, version, alias, missing)
     evidence = gates.summarize_evidence(gate.gate, found)
     if missing:
         evidence.insert(0, {"check": BREAK_GLASS, "missing": [f.code for f in missing]})
@@ -254,6 +251,18 @@ def _find_previous(session: Session, name: AdapterName, row: AliasRow, moves: Se
 
 def _is_rollback(move: AliasMoveRow) -> bool:
     return any(item.get("check") == ROLLBACK for item in move.evidence)
+
+
+def _closed_gate(
+    name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]
+) -> Refused | Unavailable:
+    """The error for a closed gate. One that only waits for large weights to be read opens by itself."""
+    detail = f"version {version.number} of '{name}' may not become '{alias}': {missing[0].message}"
+    detail += f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    reasons = [Reason(f.code, f.location, f.message) for f in missing]
+    if all(finding.code == WEIGHTS_PENDING for finding in missing):
+        return Unavailable("TRY_LATER", detail, reasons=reasons, retry_after_seconds=PENDING_RETRY_SECONDS)
+    return Refused("GATE_CLOSED", detail, reasons=reasons, next_step=_next_step(name, version, alias, missing[0].code))
 
 
 def _refuse_main(alias: str) -> None:

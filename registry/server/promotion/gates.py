@@ -152,6 +152,7 @@ def gather_evidence(session: Session, name: AdapterName, alias: str, version: Ve
     soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
     return gate_row, Evidence(
         verdicts=tuple(newest),
+        weights_pending=version.measured_at is None,
         engines=tuple(_evaluate_engines(session, version, gate, newest)),
         files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
         approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),

@@ -19,7 +19,8 @@ from registry import __version__, lineage, names
 from registry.api.transfer import PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Refused
+from registry.errors import Refused, Unavailable
+from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
@@ -219,5 +220,9 @@ def _move_alias(session: Session, actor: Actor, name: AdapterName, push: PushRow
         try:
             aliases.move(session, actor, name, alias, row, expected_generation=None, reason=push.message)
         except Refused as e:
+            return e.detail
+        except Unavailable as e:
+            if all(reason.code != WEIGHTS_PENDING for reason in e.reasons):
+                raise
             return e.detail
     return ""
