@@ -45,8 +45,8 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
     """Check whether a folder or version fits a base, and what engines do with it.
 
     Nothing is pushed. The numbers of a folder's weights are read here (extra 'server'). Exits 6 if a check fails, 75 if
-    the verdict on the weights of a version is pending. An engine profile is a name, a version and settings that differ from
-    the defaults.
+    the verdict on the weights of a version is pending. An engine profile is a name, a version and settings that differ
+    from the defaults.
 
     \b
     adapter check out/checkpoint-200 --base smollm2 --engine vllm==0.33.0,max_lora_rank=32
