@@ -125,11 +125,13 @@ def _lock_row(engine: Engine, name: str) -> Iterator[ProcessLock]:
         if number is None:  # another process was faster
             raise _held(name)
     lock, done = ProcessLock(engine, name, number), threading.Event()
-    threading.Thread(target=lock.keep, args=(done,), name=f"lock {name}", daemon=True).start()
+    renewal = threading.Thread(target=lock.keep, args=(done,), name=f"lock {name}", daemon=True)
+    renewal.start()
     try:
         yield lock
     finally:
         done.set()
+        renewal.join()  # a renewal after the release would lock out everybody
         with contextlib.suppress(Unavailable), db.translate_errors(), engine.begin() as connection:  # or it expires
             connection.execute(_RENEW, {"name": name, "number": number, "seconds": 0})
 
