@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, exists, func, true, update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from registry import jobs
@@ -36,7 +37,12 @@ def enqueue(
     session: Session, actor: Actor, kind: Kind, version: VersionRow, *, name: AdapterName, base: str,
     payload: dict[str, Any] | None = None, priority: int = 0,
 ) -> JobRow:  # fmt: skip
-    """Queue a job on one version. An equal job that is queued or running is returned instead."""
+    """Queue a job on one version. An equal job that is queued or running is returned instead.
+
+    `Denied` for a priority over 0, which delays the jobs of others, unless the actor is an administrator.
+    """
+    if priority > 0:
+        actor.require_everywhere(Scope.ADMIN)
     if len(json.dumps(payload or {})) > jobs.PAYLOAD_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"payload: over the limit of {jobs.PAYLOAD_LIMIT_BYTES} bytes")
     same = select(JobRow).where(
@@ -64,7 +70,8 @@ def enqueue(
 def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
     """The next job for this worker and its lease, or None.
 
-    By priority, then by the order of `request.bases` (loaded ones first), then by age. Quarantined versions wait.
+    By priority, then by the order of `request.bases` (loaded ones first); then namespaces take turns: the next one is
+    that whose last job began first, with its oldest job. Quarantined versions wait.
     """
     requeue_expired(session)
     moment = db.now()
@@ -80,7 +87,9 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
     if request.bases:
         conditions.append(col(JobRow.base).in_(request.bases))
         order.append(case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base)))
-    order += [col(JobRow.created_at), col(JobRow.id)]
+    other = aliased(JobRow)
+    last_started = select(func.max(other.started_at)).where(other.namespace == col(JobRow.namespace)).scalar_subquery()
+    order += [last_started.asc().nulls_first(), col(JobRow.created_at), col(JobRow.id)]
     picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1).with_for_update(skip_locked=True)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
     claimed = (

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, select
 from registry import jobs, names
 from registry.api.jobs import JobPage, JobSubmit
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid
+from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
 from registry.events import EventType
 from registry.jobs import Job, JobStep, Kind, State
@@ -33,6 +33,10 @@ from registry.server.jobs import queue
 RECIPE_KINDS = {Operation.COMBINE: Kind.MERGE, Operation.RESIZE: Kind.MERGE, Operation.FUSE: Kind.FUSE}
 SAME_FIELDS = ("architecture", "hidden", "layers", "heads", "kv_heads", "vocab")
 """Fields that must be equal in the base of an adapter and in the base that it is fused into."""
+
+
+WAITING_LIMIT = 100
+"""Merges, fuses and conversions that wait or run, for one namespace that their results go to."""
 
 
 # ------------------------------------------------------------------ submit
@@ -64,6 +68,7 @@ def _submit_conversion(session: Session, actor: Actor, request: JobSubmit) -> Jo
     ref = Ref.parse(request.ref)
     version = versions.find(session, actor, ref.name, ref.selector, include_withdrawn=False)
     actor.require(Scope.PUSH, AdapterName.parse(conversion.into))
+    _check_waiting(session, conversion.into)
     return _enqueue(session, actor, request, ref.name, version, payload=conversion.model_dump(mode="json"))
 
 
@@ -79,6 +84,7 @@ def _submit_recipe(session: Session, actor: Actor, request: JobSubmit) -> JobRow
         raise Invalid("RECIPE_INVALID", "sources: names no adapter")
     base = session.get_one(BaseRow, rows[0].base_id)
     _require_target(session, actor, recipe, base)
+    _check_waiting(session, recipe.into)
     fixed = tuple(str(Ref(ref.name, row.number)) for ref, row in sources)
     payload = recipe.model_copy(update={"sources": fixed}).model_dump(mode="json")
     return _enqueue(session, actor, request, refs[0].name, rows[0], base=recipe.onto or base.name, payload=payload)
@@ -91,6 +97,24 @@ def _enqueue(
     """Queue a job on the version's base, or on another one."""
     base = base or session.get_one(BaseRow, version.base_id).name
     return queue.enqueue(session, actor, request.kind, version, name=name, base=base, **options)
+
+
+def _check_waiting(session: Session, into: str) -> None:
+    """`Unavailable` (RATE_LIMITED) if too many merges, fuses and conversions into this namespace wait already."""
+    waiting = select(JobRow.payload).where(
+        col(JobRow.kind) != Kind.SMOKE_TEST, col(JobRow.state).in_([State.QUEUED, State.RUNNING])
+    )
+    namespace = into.partition("/")[0].lower()
+    count = sum(
+        str(payload.get("into", "")).partition("/")[0].lower() == namespace for payload in session.exec(waiting)
+    )
+    if count >= WAITING_LIMIT:
+        raise Unavailable(
+            "RATE_LIMITED",
+            f"{count} merges and conversions into '{namespace}' are waiting, which is the limit",
+            next_step="wait until some are done, or cancel them",
+            retry_after_seconds=60,
+        )
 
 
 def _ingredient(session: Session, ref: Ref, row: VersionRow) -> Ingredient:

@@ -18,7 +18,10 @@ class JobRow(CreatedColumns, table=True):
     """A job. While it runs it references the blob `report` that it is about to write."""
 
     __tablename__ = "job"
-    __table_args__ = (Index("ix_job_claim", "state", "kind", "run_after", "priority"),)
+    __table_args__ = (
+        Index("ix_job_claim", "state", "kind", "run_after", "priority"),
+        Index("ix_job_namespace_started_at", "namespace", "started_at"),
+    )
     id: str = Field(primary_key=True)
     kind: str
     state: str

@@ -1,0 +1,71 @@
+"""Nobody delays the jobs of others: priorities need a right, namespaces take turns, waiting merges are limited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from registry.api.jobs import CampaignRequest, ClaimRequest, JobSubmit
+from registry.errors import Denied, Unavailable
+from registry.jobs import Kind
+from registry.merging.recipes import Operation
+from registry.server.jobs import requests
+from tests.world import World
+
+pytestmark = pytest.mark.security
+
+
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        world.add_base()
+        yield world
+
+
+def claim(world: World) -> str:
+    claimed = world.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    world.admin.cancel(claimed.job.id)
+    return claimed.job.subject
+
+
+def test_a_priority_over_zero_needs_an_administrator(world: World) -> None:
+    world.push("acme/support")
+    pusher = world.actor("push", namespaces=["acme"])
+    claim(world)
+    urgent = JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1", priority=1)
+    with pytest.raises(Denied):
+        pusher.submit(urgent)
+    with pytest.raises(Denied):
+        pusher.start_campaign(CampaignRequest(base="tiny-llama", priority=100))
+    assert pusher.submit(urgent.model_copy(update={"priority": -1})).priority == -1
+    assert pusher.start_campaign(CampaignRequest(base="tiny-llama", priority=0)).total == 1
+
+
+def test_namespaces_take_turns(world: World) -> None:
+    for name in ("acme/a", "acme/b", "acme/c", "globex/a", "initech/a", "globex/b"):
+        world.push(name)
+    order = [claim(world).partition("@")[0] for _ in range(6)]
+    assert order == ["acme/a", "globex/a", "initech/a", "acme/b", "globex/b", "acme/c"]
+
+
+def test_waiting_merges_into_a_namespace_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "WAITING_LIMIT", 2)
+    world.push("acme/a")
+    world.push("acme/b")
+
+    def merge(weight: float, into: str = "acme/merged") -> str:
+        payload: dict[str, Any] = {"operation": Operation.COMBINE, "sources": ["acme/a@1", "acme/b@1"], "into": into}
+        payload |= {"weights": [weight, 1.0], "method": "linear"}
+        return world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload)).id
+
+    first = merge(0.1)
+    merge(0.2)
+    with pytest.raises(Unavailable, match="into 'acme' are waiting") as refused:
+        merge(0.3)
+    assert refused.value.code == "RATE_LIMITED"
+    assert merge(0.3, into="globex/merged")
+    world.admin.cancel(first)
+    assert merge(0.3)
