@@ -84,10 +84,22 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
         "compat.vocabulary_differs"),
     "saved-module-shape": (
         _adding("base_model.model.lm_head.weight", (512, 65)), {"modules_to_save": ["lm_head"]}, "compat.shape"),
+    "no-rank-beside-another-rank": (
+        lambda t: {name: (dtype, tuple(4 if side == 8 else side for side in shape), None)
+                   for name, (dtype, shape, _) in t.items()},
+        {"r": None}, "lora.rank_unannounced"),
+    **{f"null-{field}": (lambda t: t, {field: None}, "config.not_loadable") for field in (
+        "r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "runtime_config")},
+    **{f"dropout-{value}": (lambda t: t, {"lora_dropout": value}, "config.not_loadable") for value in (
+        7, 1.5, 1, -0.1, "0.1", True)},
+    **{f"initialization-{value}": (lambda t: t, {"init_lora_weights": value}, "config.not_loadable") for value in (
+        "hello", "PiSSA", "pissaX", "pissa_niter_x", "true", "/etc/passwd")},
+    "empty-bias": (lambda t: t, {"bias": ""}, "config.not_loadable"),
     "nothing-inside": (_only("base_model.model.x"), {}, "lora.no_modules"),
 }  # fmt: skip
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("name", CASES)
 def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     change, fields, code = CASES[name]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from registry.adapters.peft.config import read_config
 from registry.client.local.base_folder import base_spec_from
 from registry.client.local.folder import read_folder
 from registry.compat import check
@@ -119,3 +120,33 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         assert (outcome is Outcome.FAIL) is bool(against), label
         seen[bool(against)] += 1
     assert min(seen.values()) > 2, "the changes are all of one kind"
+
+
+VALUES: dict[str, list[Any]] = {
+    "r": [None, 8], "lora_alpha": [None, 16], "lora_dropout": [None, 7, "0.1", 0.5], "bias": [None, "", "none"],
+    "rank_pattern": [None, {}], "alpha_pattern": [None, {}], "runtime_config": [None], "layers_to_transform": [None],
+    "modules_to_save": [None], "exclude_modules": [None], "use_dora": [None], "task_type": [None],
+    "init_lora_weights": [None, "", "hello", "PiSSA", "OLoRA", "Gaussian", "pissa_niter_x", "pissa_niter_2", "pissaX",
+                          "true", "eva", "orthogonal", True, False],
+}  # fmt: skip
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in VALUES.items() for value in values])
+def test_a_configuration_is_not_loadable_where_peft_raises_an_error(field: str, value: Any) -> None:
+    import peft
+    import transformers
+
+    written = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    written[field] = value
+    findings = read_config(json.dumps(written).encode()).findings
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
+    try:
+        config = peft.PeftConfig.from_peft_type(**written)
+        config.inference_mode = True
+        peft.get_peft_model(model, config)
+        is_loadable = True
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        is_loadable = False
+    assert is_loadable is ("config.not_loadable" not in {found.code for found in findings})

@@ -8,11 +8,13 @@ never a path to open: a trainer's local folder keeps only its last part, so no u
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field
 
 from registry.adapters import methods
+from registry.adapters.peft import initializations
 from registry.errors import Invalid, Reason, TooLarge
 from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
@@ -21,6 +23,8 @@ from registry.strict import json as strict_json
 from registry.strict.fields import Fields, walk
 
 RANK_LIMIT = 4096
+DEFAULT_RANK = 8
+"""PEFT's rank of a LoRA whose configuration has no `r`."""
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
 
@@ -139,7 +143,8 @@ class _Reader:
         config = AdapterConfig(
             method=method,
             task=task,
-            rank=fields.whole_number("r", 1 if methods.find(method).has_pairs else 0, RANK_LIMIT),
+            rank=fields.whole_number("r", 1 if methods.find(method).has_pairs else 0, RANK_LIMIT)
+            or (DEFAULT_RANK if method == "LORA" else 0),
             alpha=fields.number("lora_alpha" if methods.find(method).has_pairs else "alpha", ALPHA_LIMIT),
             use_rslora=fields.flag("use_rslora"),
             use_dora=fields.flag("use_dora"),
@@ -162,7 +167,7 @@ class _Reader:
             base=claim,
             peft_version=fields.text("peft_version"),
             other=self._other(),
-            findings=(*claim.findings(), *self._unknown_fields()),
+            findings=(*claim.findings(), *self._unknown_fields(), *self._unloadable(method)),
         )
         return config.model_copy(update={"pattern_steps": fields.pattern_steps})
 
@@ -243,6 +248,22 @@ class _Reader:
             return ""
         return self.fields.text("init_lora_weights").lower()
 
+    def _unloadable(self, method: str) -> Iterator[Finding]:
+        """What PEFT 0.21 raises an exception for when it loads the configuration: a failing finding each."""
+        problems = {field: "is null" for field in _NEVER_NULL if field in self._values and self._values[field] is None}
+        if method != "LORA":
+            problems = {field: problem for field, problem in problems.items() if field == "r"}
+        elif initializations.find_written(self._values.get("init_lora_weights")) is None:
+            problems["init_lora_weights"] = "is no initialization of PEFT"
+        if self._values.get("bias") == "":
+            problems["bias"] = "is empty"
+        for field, value in self._values.items():
+            if field.endswith("dropout") and value is not None and not (type(value) in (int, float) and 0 <= value < 1):
+                problems[field] = "must be a number from 0 to below 1"
+        for field, problem in problems.items():
+            message = f"{field} {problem}: PEFT cannot load the adapter"
+            yield Finding.of("error", "config.not_loadable", f"{CONFIG}: {field}", message)
+
     def _other(self) -> dict[str, Any]:
         return {k: v for k, v in self._values.items() if k in methods.FIELDS and k not in _TAKEN and v is not None}
 
@@ -255,6 +276,7 @@ class _Reader:
         ]
 
 
+_NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "runtime_config")
 _TAKEN_NAMES = """
     alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
     exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern

@@ -6,6 +6,7 @@ base. A value without a row is treated as one that changes the base.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -53,6 +54,16 @@ def find(value: str) -> Initialization | None:
         if row.name == (value or "true") or (row.is_prefix and value.startswith(row.name)):
             return row
     return None
+
+
+def find_written(value: object) -> Initialization | None:
+    """The row of a value as a configuration has it: null, true, false or text. None if PEFT raises an error for it."""
+    if value is None or isinstance(value, bool) or value == "":
+        return find("")
+    if not isinstance(value, str) or value in ("true", "false"):
+        return None
+    is_readable = not value.lower().startswith("pissa") or re.fullmatch(r"pissa(_niter_[0-9]{1,6})?", value)
+    return find(value.lower()) if is_readable else None
 
 
 def changes_base(value: str) -> bool:
