@@ -46,7 +46,7 @@ def age(cache: Cache, digest: Digest, moment: int) -> None:
     os.utime(path, ns=(moment * 10**9, path.stat().st_mtime_ns))
 
 
-def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+def test_what_was_not_used_for_longest_is_deleted_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", limit_bytes=3 * SIZE)
     first, second, third = (fill(cache, number, tmp_path / str(number)) for number in (1, 2, 3))
     assert cache.take(first, SIZE, tmp_path / "again")
@@ -180,7 +180,7 @@ def test_the_users_cache_has_the_limit_of_the_setting(monkeypatch: pytest.Monkey
         Cache.of_user()
 
 
-def test_a_copy_for_which_there_is_no_room_leaves_nothing_in_the_way(
+def test_a_copy_on_a_full_disk_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is tried next, fetching straight to the target, would find it there, and say so instead of what is wrong."""

@@ -19,8 +19,8 @@ from registry.errors import RegistryError
 from registry.model import FrozenModel
 from registry.api import Answer
 
-for room in pkgutil.iter_modules(api.__path__, 'registry.api.'):
-    importlib.import_module(room.name)
+for module in pkgutil.iter_modules(api.__path__, 'registry.api.'):
+    importlib.import_module(module.name)
 
 THREADS = 16
 sys.setswitchinterval(1e-6)

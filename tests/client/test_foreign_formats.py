@@ -1,4 +1,4 @@
-"""Adapters of other tools go through the real door: pushed, judged by their own names, listed, pulled unchanged."""
+"""Adapters of other tools through the registry: pushed, checked by their own names, listed, pulled unchanged."""
 
 from __future__ import annotations
 

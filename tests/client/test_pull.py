@@ -275,16 +275,16 @@ def test_what_a_killed_pull_left_is_removed_by_the_next_one_once_it_is_old(tmp_p
 
 
 def test_what_somebody_holds_and_what_is_not_ours_stays(tmp_path: Path) -> None:
-    strangers = [
+    others = [
         tmp_path / name for name in (".out.backup", ".outer.0123456789ab", ".out.0123456789ab.tar", "out.0123456789ab")
     ]
-    for stranger in strangers:
-        stranger.mkdir()
-        os.utime(stranger, (0, 0))
+    for other in others:
+        other.mkdir()
+        os.utime(other, (0, 0))
     with Destination(tmp_path / "out") as slow:
         os.utime(slow, (0, 0))
         with Destination(tmp_path / "out"):
             assert slow.exists()
         (slow / "README.md").write_text("slow")
     assert (tmp_path / "out" / "README.md").read_text() == "slow"
-    assert sorted(tmp_path.iterdir()) == sorted([*strangers, tmp_path / "out"])
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "out"])

@@ -210,12 +210,12 @@ def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
     node.push("acme/other")
     (folder / "acme-support-v1").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
-    (folder / "stranger").symlink_to(tmp_path / "theirs")
+    (folder / "other").symlink_to(tmp_path / "theirs")
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
     assert any("not our link" in line for line in node.said)
     clock.now += 60
     node.states()
-    assert (folder / "stranger").is_symlink()
+    assert (folder / "other").is_symlink()
     (folder / "acme-support-v1").rmdir()
     clock.now += 60
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "ready"}

@@ -45,7 +45,7 @@ sys.stdin.read()
 def evicted(
     store: LocalStore, limits: EvictionLimits = USUAL, *, leases: Collection[Digest] = (), later: float = LONG
 ) -> Evicted:
-    """A sweep by another process than any that has used the store, as if it were so many seconds later."""
+    """Evict in another process than any that has used the store, as if so many seconds later."""
     return eviction.evict(LocalStore(store.root), limits, lambda: leases, clock=lambda: time.time() + later)
 
 
@@ -55,7 +55,7 @@ def registry(world: World, line: Line) -> Iterator[Registry]:
         yield opened
 
 
-def brought(world: World, registry: Registry, store: LocalStore, count: int = 1) -> list[Digest]:
+def stored(world: World, registry: Registry, store: LocalStore, count: int = 1) -> list[Digest]:
     """New versions on the store, the first the longest unused; nobody uses them any more."""
     digests = [world.push(str(NAME)).version.digest for _ in range(count)]
     for number, digest in enumerate(digests):
@@ -72,14 +72,14 @@ def on(store: LocalStore) -> set[str]:
 def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_it(
     world: World, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = brought(world, registry, store)
+    (digest,) = stored(world, registry, store)
     (store.versions / f"{digest.hex}-2").mkdir()
     for folder, text in ((store.reference_logprobs, "{}"), (store.answers, json.dumps({"digest": digest}))):
         folder.mkdir()
         (folder / f"{digest.hex}.json").write_text(text)
     assert evicted(store, later=13 * eviction.DAY_SECONDS).removed == []
     assert evicted(store, EvictionLimits(keep_days=math.inf)).removed == []
-    done = evicted(store, later=30 * eviction.DAY_SECONDS)  # the sweeps before have not used it
+    done = evicted(store, later=30 * eviction.DAY_SECONDS)  # earlier evictions were no use of it
     assert (done.removed, done.remaining_bytes, done.removed_bytes > 1000) == ([digest], 0, True)
     files = [path for path in store.root.rglob("*") if path.is_file()]
     assert files == [store.root / "uses.lock"]
@@ -91,7 +91,7 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
 def test_what_a_living_process_was_given_stays_until_the_process_ends(
     world: World, registry: Registry, store: LocalStore
 ) -> None:
-    kept, gone = brought(world, registry, store, 2)
+    kept, gone = stored(world, registry, store, 2)
     command = [sys.executable, "-c", READER, str(store.root), str(kept)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
@@ -101,7 +101,7 @@ def test_what_a_living_process_was_given_stays_until_the_process_ends(
         reader.kill()  # no chance to say anything
         reader.wait()
     used_at = store.manifest_path(kept).stat().st_mtime
-    assert evicted(store, later=used_at - time.time() + 60).removed == []  # the sweep has seen it in use
+    assert evicted(store, later=used_at - time.time() + 60).removed == []  # the eviction has seen it in use
     assert evicted(store, later=2 * LONG).removed == [kept]
 
 
@@ -136,7 +136,7 @@ def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_ar
 def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     world: World, registry: Registry, line: Line, store: LocalStore
 ) -> None:
-    leased, silent = brought(world, registry, store, 2)
+    leased, silent = stored(world, registry, store, 2)
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
     report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     registry.report_node("gpu-1", "vllm-8000", report)
@@ -153,7 +153,7 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
 def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_within_the_hour(
     world: World, registry: Registry, store: LocalStore
 ) -> None:
-    first, second, third = brought(world, registry, store, 3)
+    first, second, third = stored(world, registry, store, 3)
     size = sum(path.stat().st_size for path in store.versions.rglob("*") if path.is_file())
     two_thirds = EvictionLimits(size_bytes=size * 2 // 3 + 1000)
     assert evicted(store, two_thirds, later=3000).removed == []
@@ -164,7 +164,7 @@ def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_
 def test_a_record_that_cannot_be_read_is_a_use_of_everything(
     world: World, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = brought(world, registry, store)
+    (digest,) = stored(world, registry, store)
     record = store.root / "uses" / "gpu-1.json"
     record.parent.mkdir()
     record.write_text('["sha256:')
@@ -175,10 +175,10 @@ def test_a_record_that_cannot_be_read_is_a_use_of_everything(
     assert evicted(store, later=3 * LONG).removed == [digest]
 
 
-def test_the_plugin_of_vllm_sweeps_by_its_settings_and_serves_though_they_are_wrong(
+def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wrong(
     world: World, registry: Registry, line: Line, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, gone = brought(world, registry, store, 2)
+    given, gone = stored(world, registry, store, 2)
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.secret, "ADAPTER_PLUGIN_DIR": str(store.root),
@@ -195,10 +195,10 @@ def test_the_plugin_of_vllm_sweeps_by_its_settings_and_serves_though_they_are_wr
         assert on(store) == left
 
 
-def test_strangers_are_left_alone_and_what_died_is_cleaned_up(
+def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
     world: World, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = brought(world, registry, store)
+    (digest,) = stored(world, registry, store)
     (store.versions / "my-own").mkdir()
     (store.versions / ("ab" * 32)).symlink_to("my-own")
     for left in (store.incoming / "pull-that-died", store.evicted / f"{digest.hex}.11"):
@@ -211,14 +211,14 @@ def test_strangers_are_left_alone_and_what_died_is_cleaned_up(
     assert list(store.incoming.iterdir()) == []
 
 
-def test_whoever_is_given_a_folder_can_read_it_while_sweeps_take_whatever_is_free(
+def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_versions(
     world: World, registry: Registry, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)
-    digests = brought(world, registry, store, 2)
+    digests = stored(world, registry, store, 2)
     stop, taken, wrong, found = threading.Event(), list[Digest](), list[str](), [0, 0]
 
-    def sweeps() -> None:
+    def evict_repeatedly() -> None:
         while not stop.is_set():
             taken.extend(evicted(store, EvictionLimits(keep_days=0), later=0).removed)
 
@@ -235,7 +235,7 @@ def test_whoever_is_given_a_folder_can_read_it_while_sweeps_take_whatever_is_fre
             mine.in_use.close()
 
     threads = [threading.Thread(target=reads, args=(digest, at)) for at, digest in enumerate(digests)]
-    evictor = threading.Thread(target=sweeps)
+    evictor = threading.Thread(target=evict_repeatedly)
     for thread in (evictor, *threads):
         thread.start()
     for thread in threads:

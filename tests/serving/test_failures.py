@@ -58,7 +58,7 @@ def test_a_served_name_that_would_leave_the_folder_is_refused_and_reaches_nothin
 
 
 @pytest.mark.parametrize("where", ["copy", "manifest"])
-def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
+def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
     node: Node, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     node.push("acme/support")
@@ -75,7 +75,7 @@ def test_a_full_disk_fails_one_adapter_and_is_mended_by_room(
     assert node.states() == {"acme-support-v2": "ready"}
 
 
-def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_written_when_there_is_room(
+def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_written_when_there_is_space(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.push("acme/support")
@@ -97,7 +97,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
 
 
-def test_a_desired_state_that_a_full_disk_did_not_take_is_kept_when_there_is_room(
+def test_a_desired_state_that_a_full_disk_did_not_take_is_stored_when_there_is_space(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.push("acme/support")

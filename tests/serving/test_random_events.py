@@ -17,7 +17,7 @@ NAMES = ("acme/a", "acme/b", "bolt/c")
 ELSEWHERE = ("/elsewhere", b"other")
 
 
-class Story:
+class RandomEvents:
     """One node and the acts that may befall it, drawn by a seed."""
 
     def __init__(self, node: Node, seed: int) -> None:
@@ -65,11 +65,11 @@ class Story:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_converges(node: Node, seed: int) -> None:
-    story = Story(node, seed)
+    events = RandomEvents(node, seed)
     for _ in range(STEPS):
         answered = dict(node.reconciler.aliases)
         with contextlib.suppress(RegistryError):  # an act that the rules refuse
-            story.chance.choice(story.acts)()
+            events.chance.choice(events.acts)()
         try:
             node.states()
         except RegistryError:
@@ -78,7 +78,7 @@ def test_whatever_happens_who_answered_goes_on_and_a_node_that_is_well_again_con
         assert set(now.values()) <= set(held)
         wanted = {entry.name for entry in node.agent._desired.adapters} if node.agent._desired else set()
         assert all(name in now for name, served in answered.items() if name in wanted and served in held)
-    story.heal()
+    events.heal()
     for _ in range(4):  # refusals are left alone for a while, and old versions drain
         node.clock.now += 61
         states = node.states()

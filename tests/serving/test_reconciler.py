@@ -76,7 +76,7 @@ def test_an_engine_that_was_restarted_is_filled_and_proved_again(node: Node) -> 
     assert node.states() == {"acme-support-v1": "ready"}
 
 
-def test_other_weights_under_our_name_are_replaced_and_strangers_are_left_alone(node: Node) -> None:
+def test_other_weights_under_our_name_are_replaced_and_other_adapters_are_left_alone(node: Node) -> None:
     given = node.push("acme/support")
     node.engine.loaded = {"acme-support-v1": ("/elsewhere", b"other"), "static": ("/models/static", b"")}
     assert node.states() == {"acme-support-v1": "ready"}
