@@ -9,7 +9,7 @@
     ├── Unauthenticated   no credential, or one that is not valid
     ├── Denied            a valid credential without this right
     ├── Unavailable       the database, the store or a quota cannot serve now; try later
-    └── Corrupt           stored bytes no longer hash to their name
+    └── Corrupt           stored bytes do not hash to their name, or an answer is not one to the question
 
 An exception means that there is no answer; a `Finding` (registry.evaluation.verdicts) is an answer. Each code belongs
 to one class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
@@ -137,8 +137,8 @@ class Unavailable(RegistryError):
 
 
 class Corrupt(RegistryError):
-    TITLE = "Stored bytes are damaged"
-    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT")
+    TITLE = "Damaged or wrong data"
+    CODES = _codes("DIGEST_MISMATCH LOG_INCONSISTENT ANSWER_INVALID")
 
 
 CLASSES: tuple[type[RegistryError], ...] = (

@@ -187,6 +187,14 @@ def served_name(name: AdapterName, number: int) -> str:
     return f"{words}-v{number}"
 
 
+_SERVED_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,119}\Z")
+
+
+def is_served_name(text: str) -> bool:
+    """Whether a text has the form of a served name. It becomes the name of a folder on a serving node."""
+    return _SERVED_NAME.match(text) is not None
+
+
 Selector = Alias | int | Digest
 """What picks one version of an adapter: an alias (text), a number, or a manifest digest."""
 

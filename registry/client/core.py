@@ -16,6 +16,7 @@ from registry import names
 from registry.api import Consistency, ItemPage, LogKeys, Request
 from registry.api.catalog import AdapterPage, AdapterView, BasePage, BaseView, Resolved, VersionPage, VersionView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
+from registry.client import answers
 from registry.client.transport import sockets
 from registry.client.transport.connection import Body, Connection
 from registry.client.transport.responses import Shape, parsed
@@ -53,7 +54,8 @@ class Versions:
 
     # ------------------------------------------------------------ push and bytes
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
-        return self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
+        answer = self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
+        return answers.push_plan(request.manifest, answer)
 
     def upload(self, upload: Upload, body: Body) -> None:
         """Send one missing blob where its plan says. `body` must be readable again from the start."""
@@ -74,7 +76,7 @@ class Versions:
         )
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
-        return self._get(f"{path_of(ref)}/pull", PullPlan)
+        return answers.pull_plan(parsed_ref(ref), self._get(f"{path_of(ref)}/pull", PullPlan))
 
     @contextmanager
     def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
@@ -96,11 +98,11 @@ class Versions:
         return self._get(f"{path_of_adapter(name)}/versions", VersionPage, cursor=cursor, limit=limit)
 
     def version(self, ref: AnyRef) -> VersionView:
-        return self._get(path_of(ref), VersionView)
+        return answers.of_version(parsed_ref(ref), self._get(path_of(ref), VersionView))
 
     def resolve(self, ref: AnyRef) -> Resolved:
         parsed = parsed_ref(ref)
-        return self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved)
+        return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved))
 
     def bases(self) -> BasePage:
         """All bases by name, of as many pages as there are."""

@@ -23,7 +23,7 @@ from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
 from registry.client.transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import Corrupt, NotFound, Reason
+from registry.errors import NotFound, Reason
 from registry.files import NOTE
 from registry.names import Ref
 
@@ -138,7 +138,7 @@ class _Source:
     def __init__(self, registry: Versions, ref: Ref | str) -> None:
         plan = _planned(registry, ref)
         self.resolved = plan.resolved
-        self.links = _checked_links(ref if isinstance(ref, Ref) else Ref.parse(ref), plan.resolved)
+        self.links = sorted(plan.resolved.files, key=lambda link: -link.size_bytes)
         self._registry = registry
         self._small = {item.digest: item.data for item in plan.small}
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
@@ -163,22 +163,6 @@ def _planned(registry: Versions, ref: Ref | str) -> PullPlan:
         if e.code != "ROUTE_UNKNOWN":
             raise
         return PullPlan(resolved=registry.resolve(ref))
-
-
-def _checked_links(ref: Ref, resolved: Resolved) -> list[FileLink]:
-    """A link for each file of the manifest, which must be the requested one."""
-    expected = ref.selector if str(ref.selector).startswith("sha256:") else resolved.digest
-    if not resolved.manifest.digest == resolved.digest == expected:
-        raise Corrupt(
-            "DIGEST_MISMATCH",
-            f"{ref}: the registry answers a manifest that hashes to {resolved.manifest.digest}, not to {expected}",
-        )
-    urls = {link.path: link.url for link in resolved.files}
-    missing = [file.path for file in resolved.manifest.files if file.path not in urls]
-    if missing:
-        raise Corrupt("DIGEST_MISMATCH", f"{ref}: the registry gives no link to {missing[0]}")
-    links = [FileLink(**file.model_dump(), url=urls[file.path]) for file in resolved.manifest.files]
-    return sorted(links, key=lambda link: -link.size_bytes)
 
 
 def _place(source: _Source, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from registry.api.catalog import BaseView
 from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
-from registry.client import transfer
+from registry.client import answers, transfer
 from registry.client.bulk import Result, Sum, each, result_of
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
@@ -68,6 +68,7 @@ def push_folder(
     small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BLOB_BYTES]
     bodies = [_small(read, upload) for upload in small]
     pushed = registry.commit_push(plan.push_id, alias=alias, small=bodies, size_bytes=manifest.size_bytes)
+    answers.push_result(name, manifest.digest, pushed)
     counter.advance(_missing_bytes(small))
     if signature is not None:
         signature.give(registry, Ref(name, manifest.digest), manifest)

@@ -76,7 +76,8 @@ from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest,
 from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
 from registry.bases import Similarity
 from registry.bases.identity import Identity
-from registry.client.core import AnyRef, Name, Versions, path_of, path_of_adapter
+from registry.client import answers
+from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
 from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
@@ -121,7 +122,8 @@ class Registry(Versions):
 
     def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
-        return self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
+        answer = self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
+        return answers.of_digests(parsed_ref(ref), [verdict.subject for verdict in answer.items], answer)
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
@@ -133,7 +135,8 @@ class Registry(Versions):
 
     def reference_logprobs(self, ref: AnyRef) -> ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
-        return self._get(f"{path_of(ref)}/reference-logprobs", ReferenceLogprobsView)
+        answer = self._get(f"{path_of(ref)}/reference-logprobs", ReferenceLogprobsView)
+        return answers.of_digests(parsed_ref(ref), [answer.digest], answer)
 
     def recheck_engines(self, request: RecheckEnginesRequest) -> RecheckEnginesPage:
         """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
@@ -216,7 +219,8 @@ class Registry(Versions):
     def desired_state(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
-        return self._get(path, DesiredState, alias=alias, engine=engine, since=since, wait=wait or "")
+        answer = self._get(path, DesiredState, alias=alias, engine=engine, since=since, wait=wait or "")
+        return answers.desired_state(base, alias, answer)
 
     def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:
         """What to set so that these engines serve the newest version of every adapter of the base."""
@@ -252,24 +256,26 @@ class Registry(Versions):
         return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
 
     def job(self, job_id: str) -> Job:
-        return self._get(_path_of_job(job_id), Job)
+        return answers.job(job_id, self._get(_path_of_job(job_id), Job))
 
     def cancel(self, job_id: str) -> Job:
-        return self._send("POST", _path_of_job(job_id) + "/cancel", Job)
+        return answers.job(job_id, self._send("POST", _path_of_job(job_id) + "/cancel", Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None."""
         answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
-        return None if answer.status_code == 204 else parsed(answer, Claimed)
+        if answer.status_code == 204:
+            return None
+        return answers.claimed(request.kinds, request.bases, parsed(answer, Claimed))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
         return self._post(_path_of_job(job_id) + "/renew", request, Lease)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
-        return self._post(_path_of_job(job_id) + "/finish", request, Job)
+        return answers.job(job_id, self._post(_path_of_job(job_id) + "/finish", request, Job))
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
-        return self._post(_path_of_job(job_id) + "/fail", request, Job)
+        return answers.job(job_id, self._post(_path_of_job(job_id) + "/fail", request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> NamespacePage:

@@ -180,9 +180,7 @@ def test_the_users_cache_has_the_limit_of_the_setting(monkeypatch: pytest.Monkey
         Cache.of_user()
 
 
-def test_a_copy_on_a_full_disk_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried next, fetching straight to the target, would find it there, and say so instead of what is wrong."""
     cache, target = Cache(tmp_path / "cache"), tmp_path / "target"
     digest = fill(cache, 1, tmp_path / "first")

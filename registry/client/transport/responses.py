@@ -88,12 +88,20 @@ def store_error_of(answer: httpx.Response) -> RegistryError:
 
 
 def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
-    """The body of an answer as this schema. `RegistryError` for another program, or a newer server."""
+    """The body of an answer as this schema. `Corrupt` for another one: a redirect, another program, a newer server."""
+    path = answer.request.url.path
+    if answer.is_redirect:
+        target = answer.headers.get("location", "")[:200]
+        raise wrong_answer(f"the registry redirects {path} to {target!r}", next_step="use the URL it redirects to")
     try:
         return shape.model_validate_json(answer.content)
     except ValidationError as e:
         location, message = first_problem(e, "the document")
-        raise RegistryError(
-            "INTERNAL",
-            f"the registry's answer to {answer.request.url.path} is not what we expect: {location}: {message}",
-        ) from e
+        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {location}: {message}") from e
+    except RegistryError as e:  # a rule of the domain, such as a manifest's
+        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {e.detail}") from e
+
+
+def wrong_answer(message: str, code: str = "ANSWER_INVALID", *, next_step: str = "") -> Corrupt:
+    """The error for an answer that must not be used."""
+    return Corrupt(code, message, next_step=next_step or "check the registry's URL, and proxies that change answers")

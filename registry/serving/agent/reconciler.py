@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from registry.api.serving import DesiredAdapter, DesiredState, SlotState
+from registry.client import answers
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.durable import replace_file
@@ -33,8 +33,6 @@ from registry.serving.store.local_store import LocalStore
 
 AT_ONCE = 4
 DRAIN_SECONDS = 10.0
-_SERVED_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,119}")
-"""It becomes the name of a folder, so it is checked here."""
 RETRY_SECONDS = 30.0
 """Pause before an adapter is retried that the engine rejected, or whose answers did not match."""
 
@@ -281,8 +279,9 @@ class Reconciler:
 
 def _refusal(entry: DesiredAdapter) -> str:
     """Why this adapter must not be loaded; empty if it may."""
-    if not _SERVED_NAME.fullmatch(entry.served_name):
-        return f"the registry names it {entry.served_name[:80]!r}, which is not a valid served name"
+    problem = answers.problem_of(entry)
+    if problem:
+        return problem
     if entry.engine_outcome == Outcome.FAIL:
         return entry.findings[0].message if entry.findings else "the engine would not serve it as trained"
     own = {check: outcome for check, outcome in entry.verdicts.items() if not check.startswith("engine ")}

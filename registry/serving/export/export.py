@@ -22,14 +22,16 @@ from typing import Any, Protocol
 
 from registry.api import Answer
 from registry.api.serving import DesiredAdapter, DesiredState
-from registry.client import pull
+from registry.client import answers, pull
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
+from registry.client.transport.responses import wrong_answer
 from registry.digest import Digest
 from registry.durable import replace_file
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.files import CONFIG, NOTE
+from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 
 INDEX = "index.json"
@@ -93,6 +95,8 @@ def chosen(desired: DesiredState) -> tuple[list[DesiredAdapter], dict[str, str]]
 
 
 def _refusal(entry: DesiredAdapter) -> str:
+    if problem := answers.problem_of(entry):
+        return problem
     for check, outcome in sorted(entry.verdicts.items()):
         if outcome == Outcome.FAIL and not check.startswith("engine "):  # another engine's
             return f"its check '{check}' says fail"
@@ -122,7 +126,7 @@ def run(
     telling = threading.Lock()
 
     def export_one(entry: DesiredAdapter) -> Item:
-        reason = reasons.get(entry.served_name, "")
+        reason = "" if answers.problem_of(entry) else reasons.get(entry.served_name, "")
         item = (
             _item(entry, "left out", reason)
             if reason
@@ -152,13 +156,15 @@ def _exported(
     notes: dict[str, Document],
 ) -> Item:
     try:
+        if problem := answers.problem_of(entry):
+            raise wrong_answer(problem)
         note = _existing_note(location, entry, model)
         state = "unchanged" if note else "new"
         if note is None:
             with location.scratch() as folder:
                 staged = folder / entry.served_name
-                pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
-                note = _write_note(staged, desired, entry, model)
+                version = pull.pull(registry, Ref(AdapterName.parse(entry.name), entry.digest), staged, cache=cache)
+                note = _write_note(staged, desired, entry, model, version.manifest)
                 location.put(entry.served_name, staged, {f["path"]: Digest(f["digest"]) for f in note["files"]})
         notes[entry.served_name] = note
         return _item(entry, state)
@@ -204,12 +210,12 @@ def _existing_note(location: ExportTarget, entry: DesiredAdapter, model: str) ->
     return note
 
 
-def _write_note(staged: Path, desired: DesiredState, entry: DesiredAdapter, model: str) -> Document:
+def _write_note(staged: Path, desired: DesiredState, entry: DesiredAdapter, model: str, manifest: Manifest) -> Document:
     """Write the note into the folder, and `model` into the configuration; the note."""
-    files: list[Document] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in entry.files]
+    files: list[Document] = [{"path": f.path, "digest": f.digest, "size_bytes": f.size_bytes} for f in manifest.files]
     for file in files:
         if model and file["path"] == CONFIG:
-            config = json.loads((staged / CONFIG).read_bytes())
+            config = _parsed((staged / CONFIG).read_bytes())
             if config.get("base_model_name_or_path") != model:
                 config["base_model_name_or_path"] = model
                 data = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -277,7 +283,7 @@ def _prune(location: ExportTarget, desired: DesiredState, names: set[str]) -> li
 def _parsed(data: bytes | None) -> Document:
     try:
         document = json.loads(data) if data else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

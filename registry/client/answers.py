@@ -1,0 +1,149 @@
+"""Compares every answer of a registry with the question. A registry may be hostile, taken over or misconfigured.
+
+Each function returns the answer, or raises `Corrupt` that names the field. Bytes are verified where they arrive
+(transfer.py), links where they are followed (transport/links.py), and limits of size and time by transport/sockets.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+from registry.api.catalog import Resolved, VersionView
+from registry.api.jobs import Claimed
+from registry.api.serving import DesiredAdapter, DesiredState
+from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
+from registry.client.transport.responses import Shape, wrong_answer
+from registry.digest import Digest
+from registry.errors import RegistryError
+from registry.jobs import Job, Kind
+from registry.manifest import Manifest
+from registry.names import AdapterName, Ref, is_served_name
+
+Version = TypeVar("Version", VersionView, Resolved)
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
+
+
+def of_version(ref: Ref, answer: Version) -> Version:
+    """The version that `ref` names: the same name, and the number or the digest that was requested."""
+    _equal(f"the name of {ref}", answer.name, str(ref.name))
+    if isinstance(ref.selector, int):
+        _equal(f"the number of {ref}", answer.number, ref.selector)
+    elif isinstance(ref.selector, Digest):
+        _equal(f"the digest of {ref}", answer.digest, ref.selector)
+    return answer
+
+
+def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
+    """An answer about these digests, each of which must be the one that `ref` names, if it names one."""
+    if isinstance(ref.selector, Digest):
+        for digest in digests:
+            _equal(f"the digest in an answer about {ref}", digest, ref.selector)
+    return answer
+
+
+def resolved(ref: Ref, answer: Resolved) -> Resolved:
+    """`of_version`, and its manifest hashes to its digest and lists exactly the files that have links."""
+    of_version(ref, answer)
+    _equal(f"what the manifest of {ref} hashes to", _digest_of(answer.manifest, ref), answer.digest, "DIGEST_MISMATCH")
+    listed = sorted((file.path, file.media_type, file.digest, file.size_bytes) for file in answer.manifest.files)
+    linked = sorted((file.path, file.media_type, file.digest, file.size_bytes) for file in answer.files)
+    if listed != linked:
+        path = next((file[0] for file in (*listed, *linked) if file not in linked or file not in listed), "a file")
+        raise wrong_answer(f"the files of {ref} are not those of its manifest: {path}", "DIGEST_MISMATCH")
+    return answer
+
+
+def pull_plan(ref: Ref, answer: PullPlan) -> PullPlan:
+    """The plan of the version that `ref` names."""
+    resolved(ref, answer.resolved)
+    return answer
+
+
+def push_plan(manifest: Manifest, answer: PushPlan) -> PushPlan:
+    """A plan for this manifest, whose uploads are files of it, each once."""
+    _equal("the digest in the push plan", answer.digest, manifest.digest)
+    sizes = {file.digest: file.size_bytes for file in manifest.files}
+    if len({upload.digest for upload in answer.uploads}) != len(answer.uploads):
+        raise wrong_answer("the push plan requests a file twice")
+    for upload in answer.uploads:
+        _equal(f"the size of {upload.digest.short} in the push plan", upload.size_bytes, sizes.get(upload.digest))
+        _check_upload(upload)
+    return answer
+
+
+def _check_upload(upload: Upload) -> None:
+    _equal("the method of an upload", upload.method, "PUT")
+    ends_at = 0
+    for part in sorted(upload.parts, key=lambda part: part.start):
+        if part.start < ends_at or part.size_bytes < 1 or part.start + part.size_bytes > upload.size_bytes:
+            raise wrong_answer(f"part {part.number} of {upload.digest.short} is outside of the file")
+        ends_at = part.start + part.size_bytes
+    for name, value in upload.headers.items():
+        if not _HEADER.fullmatch(name) or not _HEADER_VALUE.fullmatch(value) or name.lower() == "authorization":
+            raise wrong_answer(f"the header {name[:64]!r} of an upload is not allowed")
+
+
+def push_result(name: AdapterName, digest: Digest, answer: PushResult) -> PushResult:
+    """The pushed version."""
+    of_version(Ref(name, digest), answer.version)
+    return answer
+
+
+def desired_state(base: str, alias: str, answer: DesiredState) -> DesiredState:
+    """The desired state of this base and alias. Its entries are checked one by one (`problem_of`)."""
+    _equal("the base of the desired state", answer.base, base)
+    _equal("the alias of the desired state", answer.alias, alias)
+    return answer
+
+
+def problem_of(entry: DesiredAdapter) -> str:
+    """Why an entry of a desired state cannot be used, so that one wrong entry does not block the others; or empty.
+
+    Its served name becomes the name of a folder, and its name a path of a request.
+    """
+    if not is_served_name(entry.served_name):
+        return f"the registry names it {entry.served_name[:80]!r}, which is not a valid served name"
+    try:
+        AdapterName.parse(entry.name)
+    except RegistryError as e:
+        return f"the registry answers with an invalid name: {e.detail}"
+    return ""
+
+
+def job(job_id: str, answer: Job) -> Job:
+    """The job with this id."""
+    _equal("the id of the job", answer.id, job_id)
+    return answer
+
+
+def claimed(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> Claimed:
+    """A job of a requested kind and base, with the version that it is about."""
+    if kinds and answer.job.kind not in {Kind(kind) for kind in kinds}:
+        raise wrong_answer(f"job {answer.job.id} is of the kind {str(answer.job.kind)!r}, which was not requested")
+    if bases and answer.job.base not in bases:
+        raise wrong_answer(f"job {answer.job.id} is for the base {answer.job.base[:80]!r}, which was not requested")
+    if answer.base is not None:
+        _equal(f"the base of job {answer.job.id}", answer.base.name, answer.job.base)
+    if answer.subject is not None:
+        try:
+            name = Ref.parse(answer.job.subject).name
+        except RegistryError as e:
+            raise wrong_answer(f"job {answer.job.id} is about an invalid name: {e.detail}") from e
+        digest = answer.job.subject_digest or answer.subject.digest
+        resolved(Ref(name, digest), answer.subject)
+    return answer
+
+
+def _digest_of(manifest: Manifest, ref: Ref) -> Digest:
+    try:
+        return manifest.digest
+    except RegistryError as e:
+        raise wrong_answer(f"the manifest of {ref} has no canonical form: {e.detail}") from e
+
+
+def _equal(field: str, actual: object, expected: object, code: str = "ANSWER_INVALID") -> None:
+    if actual != expected:
+        raise wrong_answer(f"{field} is {str(actual)[:120]!r}, not {str(expected)[:120]!r}", code)

@@ -1,0 +1,256 @@
+"""A registry that lies: an answer that does not fit the question is `Corrupt`, before anything is done with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from registry.api.jobs import ClaimRequest
+from registry.client import pull, push
+from registry.client.registry import Registry
+from registry.errors import Corrupt
+from registry.names import AdapterName, Ref
+from registry.serving.export import export
+from registry.serving.export.folder import FolderTarget
+from registry.serving.store.local_store import LocalStore
+from registry.serving.store.resolver import Resolver
+from tests import forge
+from tests.world import URL, World
+
+pytestmark = pytest.mark.security
+NAME = AdapterName("acme", "support")
+Change = Callable[[Any], Any]
+
+
+class LyingTransport(httpx.BaseTransport):
+    """Changes the JSON of answers whose path ends in a suffix."""
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner = inner
+        self.suffix, self.change = "\0", lambda document: document
+        self.raw: bytes | None = None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = self._inner.handle_request(request)
+        if not request.url.path.endswith(self.suffix):
+            return answer
+        answer.read()
+        content = self.raw if self.raw is not None else json.dumps(self.change(answer.json())).encode()
+        return httpx.Response(answer.status_code, content=content)
+
+
+class Liar:
+    def __init__(self, world: World) -> None:
+        self.transport = LyingTransport(world.transport)
+        self.registry = Registry(URL, world.secret, self.transport)
+
+    def answers(self, suffix: str, change: Change) -> None:
+        self.transport.suffix, self.transport.change = suffix, change
+
+
+@pytest.fixture
+def liar(world: World) -> Liar:
+    world.add_base()
+    world.push("acme/support")
+    world.push("acme/support")
+    world.push("acme/other")
+    return Liar(world)
+
+
+def other_version(world: World) -> dict[str, Any]:
+    document: dict[str, Any] = world.admin.resolve("acme/support@1").model_dump(mode="json")
+    return document
+
+
+def test_another_version_than_the_requested_digest_is_never_signed_verified_pulled_or_served(
+    world: World, liar: Liar, tmp_path: Path
+) -> None:
+    ref = Ref(NAME, world.admin.version("acme/support@2").digest)
+    wrong = other_version(world)
+    liar.answers(f"/{ref.selector}", lambda _: wrong)
+    with pytest.raises(Corrupt, match="digest"):
+        liar.registry.resolve(ref)
+    liar.answers("/pull", lambda _: {"resolved": wrong})
+    with pytest.raises(Corrupt, match="digest"):
+        pull.pull(liar.registry, ref, tmp_path / "out", cache=None)
+    assert not (tmp_path / "out").exists()
+    liar.answers(f"/{ref.selector}", lambda _: wrong)
+    store = LocalStore(tmp_path / "store")
+    resolver = Resolver(liar.registry, store, engine="vllm==0.33.0", base="tiny-llama")
+    answer = resolver.find(f"acme/support@{ref.selector}")
+    assert (answer.folder, "digest" in answer.reason) == (None, True)
+    assert not store.versions.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("name", "acme/other", "ANSWER_INVALID"),
+        ("number", 1, "ANSWER_INVALID"),
+        ("digest", "sha256:" + "0" * 64, "DIGEST_MISMATCH"),
+        ("digest", "sha256:xyz", "ANSWER_INVALID"),
+        ("files", [], "DIGEST_MISMATCH"),
+        ("number", "many", "ANSWER_INVALID"),
+    ],
+)
+def test_a_field_that_does_not_fit_the_question_is_named(liar: Liar, field: str, value: object, code: str) -> None:
+    liar.answers("/resolve/acme/support/2", lambda document: document | {field: value})
+    with pytest.raises(Corrupt) as caught:
+        liar.registry.resolve("acme/support@2")
+    assert caught.value.code == code
+    assert field.rstrip("s") in caught.value.detail or code == "DIGEST_MISMATCH"
+
+
+@pytest.mark.parametrize("change", [{"size_bytes": -1}, {"size_bytes": 7}, {"digest": "sha256:" + "0" * 64}])
+def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(liar: Liar, change: dict[str, Any]) -> None:
+    liar.answers(
+        "/resolve/acme/support/2",
+        lambda document: document | {"files": [document["files"][0] | change, *document["files"][1:]]},
+    )
+    with pytest.raises(Corrupt, match="not those of its manifest"):
+        liar.registry.resolve("acme/support@2")
+
+
+def test_a_manifest_that_breaks_a_rule_is_a_wrong_answer_and_not_the_users_mistake(liar: Liar) -> None:
+    def with_pickle(document: Any) -> Any:
+        document["manifest"]["files"][0]["path"] = "../evil.bin"
+        return document
+
+    liar.answers("/resolve/acme/support/2", with_pickle)
+    with pytest.raises(Corrupt):
+        liar.registry.resolve("acme/support@2")
+
+
+@pytest.mark.parametrize("raw", [b"", b"<html>please sign in</html>", b'{"name": ', b"[" * 100_000])
+def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(liar: Liar, raw: bytes) -> None:
+    liar.answers("/resolve/acme/support/2", lambda document: document)
+    liar.transport.raw = raw
+    with pytest.raises(Corrupt) as caught:
+        liar.registry.resolve("acme/support@2")
+    assert caught.value.code == "ANSWER_INVALID"
+
+
+def test_a_redirected_request_names_the_target() -> None:
+    redirect = httpx.Response(308, headers={"location": "https://registry.test/api/v1/whoami"})
+    registry = Registry(URL, "", httpx.MockTransport(lambda _: redirect))
+    with pytest.raises(Corrupt, match=r"redirects /api/v1/whoami to 'https://registry\.test"):
+        registry.whoami()
+
+
+def test_another_version_as_the_result_of_a_push_is_refused(world: World, liar: Liar, tmp_path: Path) -> None:
+    folder = forge.write(world.files(), tmp_path / "adapter")
+    wrong = world.admin.version("acme/support@1").model_dump(mode="json")
+    liar.answers("/commit", lambda document: document | {"version": wrong})
+    with pytest.raises(Corrupt, match="digest"):
+        push.push_folder(liar.registry, folder, NAME)
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        {"digest": "sha256:" + "0" * 64},
+        {"size_bytes": 1},
+        {"method": "DELETE"},
+        {"headers": {"Authorization": "x"}},
+        {"headers": {"X": "a\r\nHost: evil"}},
+        {"parts": [{"number": 1, "start": -5, "size_bytes": 10, "url": "/x"}]},
+    ],
+)
+def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
+    world: World, liar: Liar, tmp_path: Path, upload: dict[str, Any]
+) -> None:
+    folder = forge.write(world.files(), tmp_path / "adapter")
+    liar.answers(
+        "/pushes",
+        lambda document: document | {"uploads": [document["uploads"][0] | upload, *document["uploads"][1:]]},
+    )
+    with pytest.raises(Corrupt):
+        push.push_folder(liar.registry, folder, NAME)
+
+
+def claim_changed(world: World, change: Change) -> None:
+    """Claim a job from a registry that answers with a real claim, changed."""
+    claimed = world.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    world.admin.cancel(claimed.job.id)
+    document = change(claimed.model_dump(mode="json"))
+    with Registry(URL, "", httpx.MockTransport(lambda _: httpx.Response(200, json=document))) as registry:
+        registry.claim(ClaimRequest(worker="w"))
+
+
+@pytest.mark.usefixtures("liar")
+@pytest.mark.parametrize(
+    "job_id", ["/home/worker", "../../x", "job_0123456789abcdef0123\n", "job_0123456789ABCDEF0123"]
+)
+def test_a_job_id_from_a_registry_is_never_a_path(world: World, job_id: str) -> None:
+    with pytest.raises(Corrupt, match=r"job\.id"):
+        claim_changed(world, lambda document: document | {"job": document["job"] | {"id": job_id}})
+
+
+@pytest.mark.usefixtures("liar")
+def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(world: World) -> None:
+    wrong = other_version(world)
+    claim_changed(world, lambda document: document)
+    with pytest.raises(Corrupt, match="digest"):
+        claim_changed(world, lambda document: document | {"subject": wrong})
+    with pytest.raises(Corrupt, match="not requested"):
+        claim_changed(world, lambda document: document | {"job": document["job"] | {"kind": "fuse"}})
+
+
+@pytest.mark.parametrize("served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x"])
+def test_an_export_never_leaves_its_folder(world: World, liar: Liar, tmp_path: Path, served: str) -> None:
+    world.admin.promote("acme/support", "canary", "2", generation=0)
+    world.admin.promote("acme/other", "canary", "1", generation=0)
+
+    def rename(document: Any) -> Any:
+        for entry in document["adapters"]:
+            if entry["name"] == "acme/support":
+                entry["served_name"] = served
+        return document
+
+    liar.answers("/bases/tiny-llama/adapters", rename)
+    root = tmp_path / "deep" / "exports"
+    desired = liar.registry.desired_state("tiny-llama", "canary")
+    done = export.run(liar.registry, desired, FolderTarget(root), cache=None)
+    states = {item.name: item.state for item in done.items}
+    assert states == {"acme/other": "new", "acme/support": "failed"}
+    assert {item.error["code"] for item in done.items if item.error} == {"ANSWER_INVALID"}
+    assert {path.name for path in root.iterdir()} == {"acme-other-v1", "index.json"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["exports"]
+
+
+def test_an_export_uploads_the_files_of_the_manifest_and_no_others(world: World, liar: Liar, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a key of this machine")
+    world.admin.promote("acme/support", "canary", "2", generation=0)
+
+    def add_file(document: Any) -> Any:
+        entry = document["adapters"][0]
+        entry["files"].append(entry["files"][0] | {"path": f"../../../../../..{secret}"})
+        return document
+
+    liar.answers("/bases/tiny-llama/adapters", add_file)
+    desired = liar.registry.desired_state("tiny-llama", "canary")
+    location = FolderTarget(tmp_path / "exports")
+    uploaded = list[str]()
+    put = location.put
+
+    def record(name: str, staged: Path, digests: dict[str, Any]) -> None:
+        uploaded.extend(digests)
+        put(name, staged, digests)
+
+    location.put = record  # type: ignore[method-assign]
+    export.run(liar.registry, desired, location, cache=None)
+    assert sorted(uploaded) == sorted(file.path for file in world.admin.version("acme/support@2").files)
+
+
+def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> None:
+    for change in ({"base": "other"}, {"alias": "prod"}):
+        liar.answers("/bases/tiny-llama/adapters", lambda document, change=change: document | change)
+        with pytest.raises(Corrupt, match="desired state"):
+            liar.registry.desired_state("tiny-llama", "canary")
