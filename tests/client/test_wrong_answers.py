@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class LyingTransport(httpx.BaseTransport):
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._inner = inner
-        self.suffix, self.change = "\0", lambda document: document
+        self.suffix = "\0"
+        self.change: Change = lambda document: document
         self.raw: bytes | None = None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -224,7 +226,9 @@ def test_an_export_never_leaves_its_folder(world: World, liar: Liar, tmp_path: P
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["exports"]
 
 
-def test_an_export_uploads_the_files_of_the_manifest_and_no_others(world: World, liar: Liar, tmp_path: Path) -> None:
+def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
+    world: World, liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a key of this machine")
     world.admin.promote("acme/support", "canary", "2", generation=0)
@@ -244,13 +248,13 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(world: World,
         uploaded.extend(digests)
         put(name, staged, digests)
 
-    location.put = record  # type: ignore[method-assign]
+    monkeypatch.setattr(location, "put", record)
     export.run(liar.registry, desired, location, cache=None)
     assert sorted(uploaded) == sorted(file.path for file in world.admin.version("acme/support@2").files)
 
 
 def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> None:
-    for change in ({"base": "other"}, {"alias": "prod"}):
-        liar.answers("/bases/tiny-llama/adapters", lambda document, change=change: document | change)
+    for field in ("base", "alias"):
+        liar.answers("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
         with pytest.raises(Corrupt, match="desired state"):
             liar.registry.desired_state("tiny-llama", "canary")
