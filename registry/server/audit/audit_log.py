@@ -6,7 +6,6 @@ which process does the work.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import logging
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import anyio
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -111,13 +112,10 @@ class AuditLog:
         goal, until = self._steps_begun + 1, time.monotonic() + CATCH_UP_SECONDS
         while self._steps_done < goal and (seconds := until - time.monotonic()) > 0:
             if self._step_lock.locked():
-                await asyncio.sleep(LOOK_SECONDS)
-                continue
-            step = asyncio.ensure_future(asyncio.to_thread(self.step))
-            step.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait({step}, timeout=seconds)
-            if step.done():
-                step.result()
+                await anyio.sleep(LOOK_SECONDS)
+            else:
+                with anyio.move_on_after(seconds):  # the thread goes on with its step
+                    await to_thread.run_sync(self.step, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
     def flush(self) -> None:
         """Write the batch before this application ends. It is lost if it cannot be written now."""

@@ -20,8 +20,8 @@ from registry.server.http.request_actor import look_up_token
 
 BODY_LIMIT_BYTES = 2**20
 UNTRUSTED_BYTES = 64 * 2**10
-PROCESS_BYTES = 128 * 2**20
-TOKEN_BYTES = 64 * 2**20
+PROCESS_BYTES = 256 * 2**20
+TOKEN_BYTES = 40 * 2**20
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 
 

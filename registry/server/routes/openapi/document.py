@@ -161,7 +161,7 @@ def _problem_statuses(operation: dict[str, Any], method: str, scope: str) -> Ite
     yield from (400, 500, 503)
     if scope != "open":
         yield from (401, 403, 404, 429)
-    elif body:
+    else:  # a token may be sent, or something in its place
         yield from (401, 429)
     if body or names:
         yield 422
