@@ -47,6 +47,7 @@ TABLE = [
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
     _row("registry.serving.vllm", "domain client serving", "vllm"),
     _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
+    _row("registry.server.audit.audit_log", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),
     _row("registry.server.resolve_cache", "domain server", "anyio sqlmodel sqlalchemy starlette"),
