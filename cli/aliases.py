@@ -38,7 +38,8 @@ def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_gla
         moved = registry.promote(
             ref.name, alias, str(number), generation=generation_read, reason=reason, break_glass=break_glass
         )
-    output.answer(moved, lambda: _print_moved(ref.name, moved))
+    was_there = moved.generation == generation_read
+    output.answer(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
 
 
 def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
@@ -50,8 +51,8 @@ def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
         return 0
 
 
-def _print_moved(name: AdapterName, moved: AliasView) -> None:
-    output.line(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}  {output.faint(moved.digest)}")
+def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None:
+    output.line(f"{output.strong(f'{name}:{moved.alias}')} → @{moved.number}{already}  {output.faint(moved.digest)}")
     output.line(output.faint(f"  generation {moved.generation}, {output.moment(moved.moved_at)} by {moved.moved_by}"))
 
 

@@ -18,6 +18,7 @@ from registry.names import Ref
 from . import output, session, versions
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
+STRICT = "=pass"
 
 
 @click.group()
@@ -28,18 +29,20 @@ def gate() -> None:
 @gate.command("set")
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
-@click.option("--require", "requires", multiple=True, type=click.Choice(CHECKS), help="Required check (repeatable).")
+@click.option("--require", "requires", multiple=True, type=click.Choice([*CHECKS, *(c + STRICT for c in CHECKS)]),
+              help="Required check (repeatable); with =pass warnings close the gate, too.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
 @click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
 @click.option("--approver", "approvers", multiple=True, metavar="IDENTITY", help="Who may approve (repeatable).")
+@click.option("--two-person", is_flag=True, help="Whoever promotes does not count as an approver.")
 @click.option("--soak-in", default="", metavar="ALIAS", help="Alias that must have pointed at it first.")
 @click.option("--soak", "soak_seconds", type=click.IntRange(0), default=0, metavar="SECONDS",
               help="How long --soak-in must have pointed at it.")  # fmt: skip
 @click.option("--signed-by", multiple=True, metavar="IDENTITY", help="Accepted signer (repeatable).")
 def set_gate(
     scope: str, alias: str, requires: tuple[str, ...], engines: tuple[str, ...], golden: bool, approvals: int,
-    approvers: tuple[str, ...], soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
+    approvers: tuple[str, ...], two_person: bool, soak_in: str, soak_seconds: int, signed_by: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Replace the gate of ALIAS, for an adapter or a whole namespace. For owners.
 
@@ -51,8 +54,10 @@ def set_gate(
     scope, alias = output.split_alias(scope, alias)
     try:
         new_gate = Gate(
-            requires=tuple(Check(check) for check in requires), engines=engines, golden=golden, approvals=approvals,
-            approvers=approvers, soak_in=soak_in, soak_seconds=soak_seconds, signed_by=signed_by,
+            requires=tuple(Check(check) for check in requires if not check.endswith(STRICT)),
+            passes=tuple(Check(check.removesuffix(STRICT)) for check in requires if check.endswith(STRICT)),
+            engines=engines, golden=golden, approvals=approvals, approvers=approvers, two_person=two_person,
+            soak_in=soak_in, soak_seconds=soak_seconds, signed_by=signed_by,
         )  # fmt: skip
     except ValidationError as e:
         raise Invalid("REQUEST_INVALID", f"this gate can never open: {e.errors()[0]['msg']}") from e
@@ -143,7 +148,7 @@ def _print(view: GateView) -> None:
     output.line(f"{output.strong(view.alias)}  {output.faint(origin)}")
     gate = view.gate
     requirements = [
-        ("checks", ", ".join(gate.requires)),
+        ("checks", ", ".join([*gate.requires, *(check + STRICT for check in gate.passes)])),
         ("engines", ", ".join(gate.engines)),
         ("golden", "all passed" if gate.golden else ""),
         ("approvals", _approvals(gate)),
@@ -156,4 +161,5 @@ def _print(view: GateView) -> None:
 def _approvals(gate: Gate) -> str:
     if not gate.approvals:
         return ""
-    return f"{gate.approvals} of " + (", ".join(gate.approvers) or "those who may promote")
+    approvers = ", ".join(gate.approvers) or "those who may promote"
+    return f"{gate.approvals} of {approvers}" + (", not counting whoever promotes" if gate.two_person else "")

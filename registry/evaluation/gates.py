@@ -1,8 +1,8 @@
 """Gates: what a channel requires before it moves, the evidence for a version, and what is missing.
 
-A gate looks at evidence only and names everything that is missing. A verdict counts when it is `pass` or `warn`, and
-the newest of a check decides. The pusher of a version does not approve it, and one identity approves once. A gate that
-requires anything stays closed for weights that fail or are not read yet, whatever it requires.
+A gate looks at evidence only and names everything that is missing. The newest verdict of a check decides; it counts
+when it is `pass`, or `warn` if the gate does not ask for `pass`. The pusher of a version does not approve it, and one
+identity approves once. A gate that requires anything stays closed for weights that fail or are not read yet.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Evidence(FrozenModel):
     soak_seconds: dict[str, int] = Field(default_factory=dict)
     signed_by: frozenset[str] = frozenset()
     pushed_by: frozenset[str] = frozenset()
+    promoted_by: str = ""
+    """Who moves the alias."""
 
     def newest(self, check: Check) -> Verdict | None:
         """The last verdict of a check."""
@@ -56,14 +58,17 @@ class Gate(FrozenModel):
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
     `approvals` of `approvers` (empty: whoever may promote). `soak_seconds` in the channel `soak_in`.
-    `signed_by`: one of these identities has signed it.
+    `signed_by`: one of these identities has signed it. `passes`: checks that must be `pass`, without warnings.
+    `two_person`: the approval of whoever moves the alias does not count.
     """
 
     requires: tuple[Check, ...] = ()
+    passes: tuple[Check, ...] = ()
     engines: tuple[str, ...] = Field(default=(), max_length=16)
     golden: bool = False
     approvals: int = Field(default=0, ge=0, le=32)
     approvers: tuple[str, ...] = Field(default=(), max_length=64)
+    two_person: bool = False
     soak_in: str = ""
     soak_seconds: int = Field(default=0, ge=0, le=SOAK_LIMIT_SECONDS)
     signed_by: tuple[str, ...] = Field(default=(), max_length=64)
@@ -74,8 +79,10 @@ class Gate(FrozenModel):
             raise ValueError(f"approvals: {self.approvals} of {len(set(self.approvers))} approvers can never be")
         if bool(self.soak_in) != bool(self.soak_seconds):
             raise ValueError("soak_in and soak_seconds: give both or none")
-        if Check.ENGINE in self.requires:
+        if Check.ENGINE in (*self.requires, *self.passes):
             raise ValueError("requires: name engines instead of 'engine'")
+        if self.two_person and not self.approvals:
+            raise ValueError("two_person: needs at least one approval")
         return self
 
     def missing(self, evidence: Evidence) -> list[Finding]:
@@ -84,12 +91,13 @@ class Gate(FrozenModel):
 
     def approved(self, evidence: Evidence) -> list[Approval]:
         """The approvals that count: one for each identity, of those who are asked, none of whoever pushed."""
-        counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in evidence.pushed_by}
+        excluded = evidence.pushed_by | ({evidence.promoted_by} if self.two_person else frozenset())
+        counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in excluded}
         return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
 
     def asks(self) -> list[Check]:
         """The checks that must pass, with those of golden samples."""
-        return [*self.requires, *([Check.SMOKE] if self.golden and Check.SMOKE not in self.requires else [])]
+        return list(dict.fromkeys((*self.requires, *self.passes, *([Check.SMOKE] if self.golden else []))))
 
     def _verdicts(self, evidence: Evidence) -> Iterator[Finding]:
         required = self.asks()
@@ -102,7 +110,7 @@ class Gate(FrozenModel):
             message = "the check 'weights' is still pending, because the weights are large"
             yield Finding.of("error", WEIGHTS_PENDING, str(Check.WEIGHTS), message)
         for check in required:
-            yield from _lacks(check, evidence.newest(check))
+            yield from _lacks(check, evidence.newest(check), must_pass=check in self.passes)
         judged = {verdict.profile: verdict for verdict in evidence.engines}
         for profile in self.engines:
             yield from _lacks(Check.ENGINE, judged.get(profile), profile)
@@ -128,7 +136,10 @@ class Gate(FrozenModel):
         count = len(self.approved(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
-            message = f"{count} of {self.approvals} approvals{whose}; the pusher does not count"
+            excluded = (
+                "neither the pusher nor whoever promotes counts" if self.two_person else "the pusher does not count"
+            )
+            message = f"{count} of {self.approvals} approvals{whose}; {excluded}"
             yield Finding.of("error", "gate.approvals_few", "approvals", message)
         if self.signed_by and not evidence.signed_by & set(self.signed_by):
             message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
@@ -141,13 +152,13 @@ class Gate(FrozenModel):
             yield Finding.of("error", "gate.soak_short", self.soak_in, message)
 
 
-def _lacks(check: Check, verdict: Verdict | None, profile: str = "") -> Iterator[Finding]:
+def _lacks(check: Check, verdict: Verdict | None, profile: str = "", *, must_pass: bool = False) -> Iterator[Finding]:
     location = f"{check} {profile}".strip()
     if verdict is None:
         step = "run `adapter smoke-test REF --wait`" if check is Check.SMOKE else "push it with its base"
         message = f"no verdict for the check '{location}' yet: {step}"
         yield Finding.of("error", f"gate.{check}_absent", location, message)
-    elif verdict.outcome not in (Outcome.PASS, Outcome.WARN):
+    elif verdict.outcome not in ((Outcome.PASS,) if must_pass else (Outcome.PASS, Outcome.WARN)):
         why = f": {verdict.summary}" if verdict.summary else ""
         message = f"the check '{location}' on base {verdict.base} says {verdict.outcome}{why}"
         yield Finding.of("error", f"gate.{check}_{verdict.outcome}", location, message)

@@ -115,3 +115,23 @@ def test_time_in_another_channel_and_signatures() -> None:
 def test_a_gate_that_can_never_open_is_none(gate: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Gate.model_validate(gate)
+
+
+def test_a_gate_may_ask_for_a_pass_without_warnings() -> None:
+    gate = Gate(passes=(Check.COMPAT,))
+    assert codes(gate, verdict(Check.COMPAT, "warning")) == ["gate.compat_warn"]
+    assert codes(gate) == ["gate.compat_absent"]
+    assert codes(gate, verdict(Check.COMPAT)) == []
+    with pytest.raises(ValidationError):
+        Gate(passes=(Check.ENGINE,))
+
+
+@pytest.mark.security
+def test_two_persons_are_needed_where_the_gate_says_so() -> None:
+    gate = Gate(approvals=1, two_person=True)
+    assert codes(gate, approvals=yes("bob"), promoted_by="bob") == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("bob", "eve"), promoted_by="bob") == []
+    assert codes(gate, approvals=yes("ci"), pushed_by=["ci"], promoted_by="bob") == ["gate.approvals_few"]
+    assert codes(Gate(approvals=1), approvals=yes("bob"), promoted_by="bob") == []
+    with pytest.raises(ValidationError, match="at least one approval"):
+        Gate(two_person=True)

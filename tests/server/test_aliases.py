@@ -12,6 +12,7 @@ import pytest
 
 from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
+from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Finding
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from tests.maintenance import findings
@@ -65,6 +66,17 @@ def test_a_promotion_needs_the_generation_and_gives_the_next_one(stocked: World)
     error = refused(stocked, lambda: promote(stocked.admin, 1, 1))
     assert (type(error), error.code) == (Conflict, "ALIAS_MOVED")
     assert "generation 2" in error.detail
+    assert refused(stocked, lambda: promote(stocked.admin, 1, 0)).code == "ALIAS_MOVED"
+
+
+def test_promoting_the_same_version_again_changes_nothing(stocked: World) -> None:
+    assert promote(stocked.admin, 1, 0, reason="first") == 1
+    before = counted(stocked)
+    assert promote(stocked.admin, 1, 1, reason="again") == 1
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=1))
+    assert promote(stocked.admin, 1, 1) == 1, "a gate that closed since does not matter: nothing moves"
+    assert stocked.admin.alias(NAME, "prod").reason == "first"
+    assert counted(stocked)[:2] == before[:2]
     assert refused(stocked, lambda: promote(stocked.admin, 1, 0)).code == "ALIAS_MOVED"
 
 

@@ -83,6 +83,16 @@ def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
     assert code_of(lambda: stocked.admin.set_gate("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
 
 
+@pytest.mark.security
+def test_with_two_person_nobody_approves_and_promotes_alone(stocked: World) -> None:
+    stocked.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
+    bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
+    bob.approve(f"{NAME}@1", "prod")
+    assert code_of(lambda: bob.promote(NAME, "prod", "1", generation=0)) == "GATE_CLOSED"
+    assert missing(bob) == ["gate.approvals_few"]
+    assert eve.promote(NAME, "prod", "1", generation=0).number == 1
+
+
 def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> None:
     stocked.admin.set_gate("acme", "prod", Gate(approvals=2))
     bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")

@@ -49,7 +49,8 @@ def move(
 
     None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as reasons;
     YANKED, QUARANTINED), `Unavailable` (TRY_LATER: only the weights are pending), `Denied`. With `break_glass` an owner
-    passes a closed gate; the move needs a reason and is marked in the history and the audit log.
+    passes a closed gate; the move needs a reason and is marked in the history and the audit log. Nothing happens if
+    `alias` points at `version` already.
     """
     actor.require(Scope.PROMOTE, name)
     _refuse_main(names.alias(alias))
@@ -58,7 +59,12 @@ def move(
         actor.require(Scope.ADMIN, name)
         if not reason.strip():
             raise Invalid("REQUEST_INVALID", "reason: break-glass needs a reason")
-    gate, found = gates.gather_evidence(session, name, alias, version)
+    current = session.get(AliasRow, (version.adapter_id, alias), populate_existing=True)
+    if current is not None and current.version_id == version.id:
+        if expected_generation not in (None, current.generation):
+            raise _moved(name, alias, expected_generation or 0, current.generation)
+        return _view(session, current)
+    gate, found = gates.gather_evidence(session, actor, name, alias, version)
     missing = gate.gate.missing(found)
     if missing and not break_glass:
         raise _closed_gate(name, version, alias, missing)

@@ -139,13 +139,15 @@ def _view(row: _Row, where: str) -> GateView:
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What a version still needs to be promoted to an alias. Nothing moves."""
     version = versions.find(session, actor, name, selector)
-    gate, evidence = gather_evidence(session, name, names.alias(alias), version)
+    gate, evidence = gather_evidence(session, actor, name, names.alias(alias), version)
     missing = gate.gate.missing(evidence)
     return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing)
 
 
-def gather_evidence(session: Session, name: AdapterName, alias: str, version: VersionRow) -> tuple[GateView, Evidence]:
-    """The gate of an alias, and everything about this version that the gate judges."""
+def gather_evidence(
+    session: Session, actor: Actor, name: AdapterName, alias: str, version: VersionRow
+) -> tuple[GateView, Evidence]:
+    """The gate of an alias, and everything about this version that the gate judges if this actor promotes it."""
     gate_row = find_gate(session, name, version.adapter_id, alias)
     gate = gate_row.gate
     newest = verdicts.newest_of(session, version)
@@ -159,6 +161,7 @@ def gather_evidence(session: Session, name: AdapterName, alias: str, version: Ve
         soak_seconds={gate.soak_in: soaked} if gate.soak_in else {},
         signed_by=attestations.signed_by(session, version) if gate.signed_by else frozenset(),
         pushed_by=_pushers(version),
+        promoted_by=actor.identity,
     )
 
 
@@ -179,6 +182,7 @@ def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
 def _summarize(verdict: Verdict) -> dict[str, Any]:
     summary: dict[str, Any] = {"check": verdict.check, "outcome": verdict.outcome, "report": verdict.report}
     summary["base_fingerprint"] = verdict.base_fingerprint
+    summary |= {"by_owner": True} if verdict.by_owner else {}
     return summary | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
