@@ -25,6 +25,8 @@ from registry.server.database.engine import require_limits
 
 LOCK_MS = 2_000
 """How long a migration waits for a table. Everybody queues behind it meanwhile, so this is short."""
+_LIMITS_MS = {"lock_timeout": LOCK_MS, "statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
+"""A large index takes minutes, and moving rows keeps the process busy between two statements."""
 MIGRATION_LOCK = 0x61646170_6D696772  # "adapmigr"
 _ALEMBIC = threading.Lock()  # Alembic keeps the running migration in module globals
 
@@ -78,7 +80,8 @@ def _migrate_one_step(engine: Engine, target: str) -> str:
     with _ALEMBIC, db.translate_errors(), immediate.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-            connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MS}"))
+            for name, limit in _LIMITS_MS.items():
+                connection.execute(text(f"SET LOCAL {name} = {limit}"))
         current = _revision(connection)
         if current and current not in revisions():
             raise _other_schema(current)

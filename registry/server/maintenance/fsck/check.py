@@ -3,7 +3,7 @@
     adapters   versions, files, aliases and events of each adapter, and its records (`adapters`)
     blobs      rows ↔ keys of the store, in both directions (`blobs`)
     records    records that the database does not have, rows without a record; tiles and key of the audit log
-    deep       read and hash each blob; mark wrong ones, and restore them from a second copy (`scrub`)
+    deep       read and hash each blob; mark wrong ones, and restore them from a second copy (`blobs`)
 
 - A healthy registry under load has no findings: what looks wrong is looked at a second time before it becomes one.
 - Only `deep` changes anything: the state of blobs and the bytes of damaged ones.
@@ -23,7 +23,7 @@ from registry.server.actors import Actor
 from registry.server.audit import keys as audit_keys
 from registry.server.audit import sequencer, tree
 from registry.server.maintenance import record_check, reindex
-from registry.server.maintenance.fsck import adapters, blobs, scrub
+from registry.server.maintenance.fsck import adapters, blobs
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
@@ -81,7 +81,7 @@ _STAGES: dict[str, Callable[[FsckRun, str], str]] = {
     "adapters": adapters.check_adapters,
     "blobs": blobs.check_shard,
     "records": _check_records,
-    "deep": scrub.check_bytes,
+    "deep": blobs.check_bytes,
 }
 """Each checks from a position on and returns the next one, empty at its end."""
 
