@@ -15,11 +15,11 @@ from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import output, session, versions
+from . import arguments, output, session, versions
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.argument("alias")
 @click.option("--reason", default="", help="Reason; kept in the history.")
 @click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: new).")
@@ -63,7 +63,7 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 @click.option("--reason", default="", help="Reason; kept in the history.")
 def rollback(name: str, alias: str, to: str, reason: str) -> None:
     """Point ALIAS of NAME back at the previous or an earlier version."""
-    name, alias = output.split_alias(name, alias)
+    name, alias = arguments.split_alias(name, alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
     session.answer(
@@ -80,7 +80,7 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
 def yank(ref: Ref, reason: str, undo: bool) -> None:

@@ -10,11 +10,11 @@ from registry.jobs import Job, State
 from registry.merging.conversions import Conversion, TargetFormat
 from registry.names import Ref
 
-from . import jobs, output, session
+from . import arguments, jobs, output, session
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.option("--to", "target", required=True, type=click.Choice([str(t) for t in TargetFormat]), help="Target format.")
 @click.option("--into", default="", metavar="NAME", help="Adapter to create. Default: NAME-FORMAT.")
 @click.option("--repair", is_flag=True, help="With --to peft or diffusers: repair wrong prefixes and `.default`.")

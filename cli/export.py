@@ -15,7 +15,7 @@ from registry.serving.export import kubernetes as kubernetes_objects
 from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderTarget
 
-from . import main, output, session
+from . import arguments, main, output, session
 
 _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 
@@ -56,7 +56,7 @@ def export(
     with session.registry() as registry:
         desired = registry.desired_state(base, alias, engine=engine)
         if kubernetes:
-            labels = output.pairs(selectors, "--selector", "KEY=VALUE")
+            labels = arguments.pairs(selectors, "--selector", "KEY=VALUE")
             _print_objects(
                 desired,
                 lambda entries: kubernetes_objects.make(

@@ -15,7 +15,7 @@ from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 
-from . import output, session, versions
+from . import arguments, output, session, versions
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"
@@ -51,7 +51,7 @@ def set_gate(
     \b
     adapter gate set acme prod --require compat --require smoke --approvals 2
     """
-    scope, alias = output.split_alias(scope, alias)
+    scope, alias = arguments.split_alias(scope, alias)
     try:
         new_gate = Gate(
             requires=tuple(Check(check) for check in requires if not check.endswith(STRICT)),
@@ -69,7 +69,7 @@ def set_gate(
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 def show(scope: str, alias: str) -> None:
     """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
-    scope, alias = output.split_alias(scope, alias)
+    scope, alias = arguments.split_alias(scope, alias)
     with session.registry() as registry:
         if not any(mark in scope for mark in "@:"):
             view = registry.gate(scope, alias)
@@ -107,12 +107,12 @@ def list_gates(scope: str) -> None:
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 def remove(scope: str, alias: str) -> None:
     """Remove a gate and show what applies instead. For owners."""
-    scope, alias = output.split_alias(scope, alias)
+    scope, alias = arguments.split_alias(scope, alias)
     session.answer(lambda registry: registry.remove_gate(scope, alias), _print)
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.argument("alias")
 @click.option("--comment", default="", help="What you reviewed; kept with the approval.")
 def approve(ref: Ref, alias: str, comment: str) -> None:
@@ -127,7 +127,7 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
 @click.option("--undo", is_flag=True, help="Lift the quarantine. For owners.")
 def quarantine(ref: Ref, reason: str, undo: bool) -> None:

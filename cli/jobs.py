@@ -20,7 +20,7 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, JobStep, Kind, State
 from registry.names import Ref
 
-from . import output, session, versions
+from . import arguments, output, session, versions
 
 POLL_SECONDS = 0.5
 CAMPAIGN_POLL_SECONDS = 1.0
@@ -152,7 +152,7 @@ def _print_job(job: Job) -> None:
 
 # ------------------------------------------------------------------ adapter smoke-test
 @click.command("smoke-test")
-@click.argument("ref", required=False, type=output.REF)
+@click.argument("ref", required=False, type=arguments.REF)
 @click.option("--all", "all_versions", is_flag=True, help="Test all versions of the base --base: a campaign.")
 @click.option("--base", default="", help="With --all: base model whose versions are tested.")
 @click.option("--outdated", is_flag=True, help="With --all: only versions not tested on the base as it is now.")
@@ -188,7 +188,7 @@ def smoke_test(
         if campaign_id:
             campaign = registry.campaign(campaign_id)
         else:
-            tools = output.pairs(made_by, "--made-by", "TOOL=VERSION")
+            tools = arguments.pairs(made_by, "--made-by", "TOOL=VERSION")
             options = {} if priority is None else {"priority": priority}
             campaign = registry.start_campaign(
                 CampaignRequest(base=names.base_name(base), outdated=outdated, made_by=tools, **options)

@@ -19,7 +19,7 @@ from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.names import Ref
 
-from . import output, session, verify
+from . import arguments, output, session, verify
 
 SHORT_DIGEST = diagrams.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {
@@ -35,7 +35,7 @@ EXPORTED: dict[str, Callable[[VersionView, Lineage], dict[str, Any]]] = {
 
 
 @click.command()
-@click.argument("ref", type=output.REF, required=False)
+@click.argument("ref", type=arguments.REF, required=False)
 @click.option("--dataset", default="", help="Show what was trained on this data set (digest or URI).")
 @click.option("--base", default="", help="Start from this base model.")
 @click.option("--down", is_flag=True, help="Show descendants instead of ancestors.")

@@ -14,7 +14,7 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
-from . import output, session, versions
+from . import arguments, output, session, versions
 
 
 @click.group()
@@ -105,7 +105,7 @@ def revoke(name: str, subject: str) -> None:
 
 
 @namespace.command("delete")
-@click.argument("name", type=output.NAMESPACE)
+@click.argument("name", type=arguments.NAMESPACE)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
@@ -118,7 +118,7 @@ def delete_namespace(name: str, yes: bool) -> None:
 
 # ------------------------------------------------------------------ adapters
 @click.command()
-@click.argument("name", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(name: AdapterName, yes: bool) -> None:
     """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
@@ -134,8 +134,8 @@ def delete(name: AdapterName, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name", type=output.NAME)
-@click.argument("to", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
+@click.argument("to", type=arguments.NAME)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that you own.
@@ -167,7 +167,7 @@ def publisher() -> None:
 
 
 @publisher.command()
-@click.argument("name", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
 @click.option("--issuer", required=True, help="Issuer of the identity tokens (their claim `iss`).")
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
@@ -188,7 +188,7 @@ def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
 
 
 @publisher.command("list")
-@click.argument("name", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
 def list_publishers(name: AdapterName) -> None:
     """List the trusted publishers of an adapter."""
     session.answer(lambda registry: registry.publishers(name), lambda listing: _print_publishers(listing.items))
@@ -200,7 +200,7 @@ def _print_publishers(items: list[PublisherView]) -> None:
 
 
 @publisher.command()
-@click.argument("name", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
 @click.argument("publisher_id", metavar="ID")
 def remove(name: AdapterName, publisher_id: str) -> None:
     """Remove a trusted publisher."""

@@ -20,16 +20,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import click
 from pydantic import BaseModel, ValidationError
 
-from registry import errors, names
+from registry import errors
 from registry.errors import RegistryError
-from registry.names import AdapterName, Ref
 
 from . import main
 
@@ -199,76 +197,7 @@ def _invalid_request(error: ValidationError) -> RegistryError | None:
     return errors.Invalid("REQUEST_INVALID", f"{'.'.join(map(str, first['loc']))}: {message}")
 
 
-# ------------------------------------------------------------------ arguments and pages
-class RefArgument(click.ParamType[Ref]):
-    """A REF on the command line. Anything else ends in an `Invalid`."""
-
-    name = "ref"
-
-    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> Ref:
-        with _suggestions(ctx):
-            return value if isinstance(value, Ref) else Ref.parse(str(value))
-
-
-class NameArgument(click.ParamType[AdapterName]):
-    """The NAME of a whole adapter on the command line. Anything else, such as a REF, ends in an `Invalid`."""
-
-    name = "name"
-
-    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> AdapterName:
-        if isinstance(value, AdapterName):
-            return value
-        text, verb = str(value), str(ctx.info_name) if ctx is not None else "this"
-        for mark, meaning in (("@", "a version"), (":", "an alias")):
-            if mark in text:
-                raise errors.Invalid("NAME_INVALID", f"{verb} takes NAME without {mark}: {text!r} is {meaning}")
-        with _suggestions(ctx):
-            return AdapterName.parse(text)
-
-
-class NamespaceArgument(click.ParamType[str]):
-    """The name of a namespace on the command line."""
-
-    name = "namespace"
-
-    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> str:
-        with _suggestions(ctx):
-            return names.namespace(str(value))
-
-
-@contextmanager
-def _suggestions(ctx: click.Context | None) -> Iterator[None]:
-    """Let no suggestion of a name stand beside a command that cannot be undone."""
-    try:
-        yield
-    except errors.Invalid as e:
-        if ctx is not None and ctx.command.name in DESTRUCTIVE:
-            raise errors.Invalid(e.code, e.detail, reasons=e.reasons) from e
-        raise
-
-
-REF, NAME, NAMESPACE = RefArgument(), NameArgument(), NamespaceArgument()
-DESTRUCTIVE = frozenset({"delete", "rename", "yank", "quarantine"})
-
-
-def split_alias(name: str, alias: str) -> tuple[str, str]:
-    """`NAME ALIAS`, also if both were given as `NAME:ALIAS`."""
-    if not alias and name.count(":") == 1:
-        name, _, alias = name.partition(":")
-    if not alias:
-        raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
-    return name, alias
-
-
-def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = False) -> dict[str, str]:
-    """`KEY=VALUE` texts of a repeatable option as a dictionary. `form` is how the option is written."""
-    split = [text.partition("=") for text in texts]
-    for key, equals, value in split:
-        if not (key and equals and (value or empty_values)):
-            raise click.BadParameter(f"{key + equals + value!r} is not {form}", param_hint=option)
-    return {key: value for key, _, value in split}
-
-
+# ------------------------------------------------------------------ pages
 def pages(fetch: Callable[[str], AnyPage]) -> Iterator[AnyPage]:
     """Every page of a list or run: `fetch` takes a cursor, at first an empty one."""
     cursor = ""

@@ -11,12 +11,12 @@ from registry.client import pull as pulling
 from registry.errors import Reason
 from registry.names import Ref
 
-from . import output, session
+from . import arguments, output, session
 from .progress import ProgressLine
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
 def pull(ref: Ref, dest: Path | None, verify: bool) -> None:

@@ -15,16 +15,18 @@ from registry.errors import Reason, Refused, Unavailable
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
-from . import main, output, session, versions
+from . import arguments, main, output, session, versions
 from .progress import ProgressLine
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("name", type=output.NAME)
+@click.argument("name", type=arguments.NAME)
 @click.option("--base", default="", help="Base model of the adapter. Default: the one its configuration names.")
 @click.option("--alias", default="", help="Also move this alias to the new version, through its gate.")
-@click.option("--parent", "parents", multiple=True, type=output.REF, help="Version it was trained from (repeatable).")
+@click.option(
+    "--parent", "parents", multiple=True, type=arguments.REF, help="Version it was trained from (repeatable)."
+)
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag for searches (repeatable).")
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]",
               help="Training data set (repeatable).")  # fmt: skip
@@ -58,7 +60,7 @@ def push(
     adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
-    annotations = output.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
+    annotations = arguments.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
     signature = None
     if key or bundle or public_key:
         signature = main.load(".verify", "signature_options")(key, bundle, public_key)

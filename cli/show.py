@@ -16,12 +16,12 @@ from registry.evaluation.verdicts import Check
 from registry.files import TRAINER_STATE
 from registry.names import AdapterName, Ref
 
-from . import heatmap, output, session, versions
+from . import arguments, heatmap, output, session, versions
 from .heatmap import Grid, HeatMap
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
 @click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
 def show(ref: Ref, plot: Path | None, metadata: bool) -> None:

@@ -28,13 +28,13 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from registry.tlog.notes import Verifier
 
-from . import output, session
+from . import arguments, output, session
 
 _EXISTING = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("ref", type=output.REF, required=False)
+@click.argument("ref", type=arguments.REF, required=False)
 @click.option("--signed-by", multiple=True, metavar="KEY",
               help="Require a signature of this identity, such as key:… (repeatable).")  # fmt: skip
 @click.option("--trusted-roots", type=_EXISTING, envvar="ADAPTER_TRUSTED_ROOTS",
@@ -217,7 +217,7 @@ def _existing_signature(bundle: Path, public_key: Path | None) -> SignRequest:
 
 
 @click.command()
-@click.argument("ref", type=output.REF)
+@click.argument("ref", type=arguments.REF)
 @click.option("--key", type=_FILE, help="Private key: Ed25519 or ECDSA, PEM or OpenSSH.")
 @click.option("--bundle", type=_FILE, help="Existing signature: a bundle of OpenSSF model signing (model.sig).")
 @click.option("--public-key", type=_FILE, help="With --bundle: public key (PEM), unless the bundle has a certificate.")

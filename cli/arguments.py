@@ -1,0 +1,64 @@
+"""Types of arguments: REF, NAME, NAMESPACE, and texts of the form KEY=VALUE or NAME:ALIAS.
+
+What does not parse ends in the parser's `Invalid`, with its next step unless the command cannot be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from registry import names
+from registry.errors import Invalid
+from registry.names import AdapterName, Ref
+
+DESTRUCTIVE = frozenset({"delete", "rename", "yank", "quarantine"})
+Value = TypeVar("Value")
+
+
+class ParsedArgument(click.ParamType[Value]):
+    """An argument with a parser. `refused`: marks that it may not contain → what they would make of it."""
+
+    def __init__(self, name: str, parse: Callable[[str], Value], refused: Mapping[str, str] | None = None) -> None:
+        self.name, self._parse, self._refused = name, parse, refused or {}
+
+    def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> Value:
+        if not isinstance(value, str):
+            parsed: Value = value
+            return parsed
+        command = str(ctx.command.name) if ctx is not None else ""
+        for mark, meaning in self._refused.items():
+            if mark in value:
+                message = f"{command} takes {self.name.upper()} without {mark}: {value!r} is {meaning}"
+                raise Invalid("NAME_INVALID", message)
+        try:
+            return self._parse(value)
+        except Invalid as e:
+            if command in DESTRUCTIVE:  # a suggested name may be that of another object
+                raise Invalid(e.code, e.detail, reasons=e.reasons) from e
+            raise
+
+
+REF = ParsedArgument("ref", Ref.parse)
+NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
+NAMESPACE = ParsedArgument("namespace", names.namespace)
+
+
+def split_alias(name: str, alias: str) -> tuple[str, str]:
+    """`NAME ALIAS`, also if both were given as `NAME:ALIAS`."""
+    if not alias and name.count(":") == 1:
+        name, _, alias = name.partition(":")
+    if not alias:
+        raise click.UsageError("give NAME ALIAS, or NAME:ALIAS")
+    return name, alias
+
+
+def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = False) -> dict[str, str]:
+    """`KEY=VALUE` texts of a repeatable option as a dictionary. `form` is how the option is written."""
+    split = [text.partition("=") for text in texts]
+    for key, equals, value in split:
+        if not (key and equals and (value or empty_values)):
+            raise click.BadParameter(f"{key + equals + value!r} is not {form}", param_hint=option)
+    return {key: value for key, _, value in split}
