@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json as texts
+import os
 import random
 import re
 import secrets
@@ -16,12 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
+from registry.client.transport import links
+from registry.client.transport.links import origin
 from registry.client.transport.responses import error_of, store_error_of, unreachable
 from registry.client.transport.sockets import READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
 from registry.client.transport.transport import Transport
@@ -44,6 +47,7 @@ class Connection:
     """Keeps connections open. Thread-safe.
 
     `transport`: httpx transport for the registry; `other_transport`: for other origins; `wait`: sleeps some seconds.
+    `insecure`: send the token over plain http, too (also by ADAPTER_INSECURE=1).
     """
 
     def __init__(
@@ -54,8 +58,12 @@ class Connection:
         transport: httpx.BaseTransport | None = None,
         other_transport: httpx.BaseTransport | None = None,
         wait: Callable[[float], None] = time.sleep,
+        insecure: bool = False,
     ) -> None:
         self.url = _parsed_url(url)
+        self._in_process = transport is not None
+        if token and not self._in_process and not insecure and os.environ.get("ADAPTER_INSECURE", "") in ("", "0"):
+            links.check_token_target(self.url)
         self._token = token
         self._wait = wait
         self._answered = False
@@ -159,7 +167,7 @@ class Connection:
         received = 0
 
         def once() -> httpx.Response:
-            guard = ThroughputGuard(_joined(self.url + "/", url))
+            guard = ThroughputGuard(self._followed(self.url + "/", url))
 
             def count(piece: memoryview) -> None:
                 nonlocal received
@@ -185,7 +193,7 @@ class Connection:
                 if answer.is_error:
                     answer.read()
                 return answer
-            url = _joined(target, answer.headers["location"])
+            url = self._followed(target, answer.headers["location"])
             answer.close()
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
@@ -195,15 +203,18 @@ class Connection:
             answer = transport.get(target, sent, take)
             if not answer.has_redirect_location:
                 return answer
-            url = _joined(target, answer.headers["location"])
+            url = self._followed(target, answer.headers["location"])
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
         """The transport, absolute URL and headers of a link; the token only for the registry's own origin."""
-        target = _joined(self.url + "/", url)
-        if _origin(target) == _origin(self.url):
+        target = self._followed(self.url + "/", url)
+        if origin(target) == origin(self.url):
             return self._own_transport, target, self._own_headers(headers)
         return self._other_transport, target, dict(headers or {})
+
+    def _followed(self, base: str, link: str) -> str:
+        return links.followed(base, link, self.url, in_process=self._in_process)
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -226,7 +237,7 @@ class Connection:
             if not answer.is_error:
                 self._check_checkpoint(answer)
                 return answer
-            is_own = _origin(str(answer.url)) == _origin(self.url)
+            is_own = origin(str(answer.url)) == origin(self.url)
             error = error_of(answer, self.url) if is_own else store_error_of(answer)
             if last or not isinstance(error, Unavailable):
                 raise error
@@ -235,7 +246,7 @@ class Connection:
     def _check_checkpoint(self, answer: httpx.Response) -> None:
         checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
         due = checkpoint or _HAS_CHECKPOINT.search(answer.url.path)
-        if due and self.on_checkpoint is not None and _origin(str(answer.url)) == _origin(self.url):
+        if due and self.on_checkpoint is not None and origin(str(answer.url)) == origin(self.url):
             self.on_checkpoint(checkpoint)
 
 
@@ -268,18 +279,3 @@ def _parsed_url(url: str) -> str:
     if parsed.userinfo:
         raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
     return url.rstrip("/")
-
-
-def _joined(base: str, url: str) -> str:
-    """The absolute URL of a link. `Unavailable` for an invalid one: the next one may be valid."""
-    try:
-        target = urljoin(base, url)
-        _ = httpx.URL(target), urlsplit(target).port  # what would raise later, and differently
-        return target
-    except (ValueError, httpx.InvalidURL) as e:
-        raise Unavailable("STORE_UNAVAILABLE", f"{url[:200]!r} is no link: {e}") from e
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parsed = httpx.URL(url)
-    return parsed.scheme, parsed.host, parsed.port

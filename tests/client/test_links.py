@@ -1,0 +1,106 @@
+"""Links and redirects of a hostile registry, and where a token may go."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry.client.registry import Registry
+from registry.client.transport import links
+from registry.client.transport.connection import Connection
+from registry.errors import Corrupt, Invalid
+
+pytestmark = pytest.mark.security
+PRESIGNED = "?X-Amz-Signature=secret"
+
+
+def resolve_to(address: str) -> Callable[..., list[object]]:
+    return lambda _host, *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+
+@pytest.mark.parametrize(
+    ("registry", "link"),
+    [
+        ("https://registry.test", "http://store.test/blob"),
+        ("https://registry.test", "http://registry.test/blob"),
+        ("https://registry.test", "file:///etc/passwd"),
+        ("http://registry.test", "ftp://store.test/blob"),
+        ("http://registry.test", "gopher://store.test/blob"),
+        ("https://93.184.216.34", "https://169.254.169.254/latest/meta-data"),
+        ("http://93.184.216.34", "http://127.0.0.1:9000/blob"),
+        ("http://93.184.216.34", "http://[::1]/blob"),
+        ("http://93.184.216.34", "http://[::ffff:127.0.0.1]/blob"),
+        ("http://93.184.216.34", "http://[fe80::1]/blob"),
+        ("http://93.184.216.34", "http://[fd00:ec2::254]/blob"),
+        ("http://93.184.216.34", "http://0.0.0.0/blob"),
+        ("http://93.184.216.34", "http://2130706433/blob"),
+        ("http://93.184.216.34", "http://localhost:6379/"),
+        ("https://registry.test", "https://[::1"),
+    ],
+)
+def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
+    with pytest.raises(Corrupt) as caught:
+        links.followed(registry + "/", link + PRESIGNED, registry, in_process=False)
+    assert caught.value.code == "ANSWER_INVALID"
+    assert "secret" not in caught.value.detail
+
+
+def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
+    monkeypatch.setattr(links, "is_local", lambda host, real=links.is_local: host != "registry.test" and real(host))
+    with pytest.raises(Corrupt, match="this machine"):
+        links.followed("http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False)
+
+
+@pytest.mark.parametrize(
+    ("registry", "link"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:9000/blob"),
+        ("http://localhost:8000", "http://127.0.0.1:9000/blob"),
+        ("http://10.0.0.5:8000", "http://10.0.0.6:9000/blob"),
+        ("http://10.0.0.5:8000", "https://10.0.0.6/blob"),
+        ("https://registry.test/sub", "/api/v1/blob"),
+    ],
+)
+def test_a_link_to_a_store_beside_the_registry_is_followed(registry: str, link: str) -> None:
+    assert links.followed(registry + "/", link, registry, in_process=False)
+
+
+def test_no_byte_is_sent_to_a_dangerous_link_or_redirect(tmp_path: Path) -> None:
+    """Up, down and by redirect, through the class that follows them."""
+    reached = list[str]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        reached.append(str(request.url))
+        return httpx.Response(302, headers={"location": "http://store.test/blob"})
+
+    transport = httpx.MockTransport(answer)
+    connection = Connection(
+        "https://registry.test", "token", transport=transport, other_transport=transport, wait=lambda _: None
+    )
+    (tmp_path / "file").write_bytes(b"weights")
+    with open(tmp_path / "file", "rb", buffering=0) as file, pytest.raises(Corrupt):
+        connection.send_file("http://store.test/blob", file, 0, 7)
+    for url in ("http://store.test/blob", "file:///etc/passwd"):
+        with pytest.raises(Corrupt):
+            connection.receive(url, lambda _piece: None)
+    assert reached == []
+    for read in (connection.receive, lambda url, _take: connection.stream(url).__enter__()):
+        with pytest.raises(Corrupt, match="https never leads to http"):
+            read("/api/v1/blob", lambda _piece: None)  # type: ignore[operator]
+    assert reached == ["https://registry.test/api/v1/blob"] * 2
+
+
+def test_a_token_goes_over_plain_http_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
+    with pytest.raises(Invalid, match="plain http") as caught:
+        Registry("http://93.184.216.34", "token")
+    assert "ADAPTER_INSECURE" in caught.value.next_step
+    for url, token in (("http://93.184.216.34", ""), ("http://127.0.0.1:1", "token"), ("https://93.184.216.34", "t")):
+        Registry(url, token).close()
+    monkeypatch.setenv("ADAPTER_INSECURE", "1")
+    Registry("http://93.184.216.34", "token").close()
