@@ -146,6 +146,16 @@ _CONFIGS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "47-auto-map": ({"auto_map": {"AutoModel": "evil.py"}}, "config.code_reference"),
     "47-trust-remote-code": ({"tokenizer_kwargs": {"trust_remote_code": True}}, "config.code_reference"),
     "47-attention-kernel": ({"_attn_implementation_internal": "evil/kernels"}, "config.code_reference"),
+    "45-auto-mapping-dunder": (
+        {"auto_mapping": {"base_model_class": "__import__", "parent_library": "torch"}}, "config.code_reference"),
+    "45-auto-mapping-private": (
+        {"auto_mapping": {"base_model_class": "X", "parent_library": "torch.__builtins__"}}, "config.code_reference"),
+    "48-tokenizer-share": ({"tokenizer_name_or_path": "\\\\evil\\share"}, "config.path_refused"),
+    "48-tokenizer-climbs": ({"tokenizer_name_or_path": "../../x"}, "config.path_refused"),
+    "48-tokenizer-url": ({"tokenizer_name_or_path": "https://evil.example/t"}, "config.path_refused"),
+    "48-revision-climbs": ({"revision": "../../x"}, "config.value_invalid"),
+    "48-revision-option": ({"revision": "--upload-pack=x"}, "config.value_invalid"),
+    "48-version-markup": ({"peft_version": "<script>alert(1)</script>"}, "config.value_invalid"),
     "48-cache-file": ({"corda_config": {"cache_file": "/etc/passwd"}}, "config.path_refused"),
     "48-covariance-file": ({"corda_config": {"covariance_file": "x.pt"}}, "config.path_refused"),
     "48-state-dict-path": ({"prompt_tuning_init_state_dict_path": "a.bin"}, "config.path_refused"),

@@ -169,6 +169,10 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
         if size is not None and max(size, default=0) != module.out_features:
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
             lookup.findings.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
+    if update.rank > min(module.in_features, module.out_features):
+        message = f"{update.path} has rank {update.rank}, and a full update of its {module.in_features} inputs and "
+        message += f"{module.out_features} outputs has a smaller one"
+        lookup.findings.warning("compat.rank_over_width", update.path, message, group="rank")
     if update.bias_shape is not None and not module.bias:
         message = f"{update.path} has no bias in this base, so the adapter's lora_B.bias cannot be merged into it"
         lookup.findings.warning("compat.bias_not_mergeable", update.path, message, group="bias")

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
                    for name, (dtype, shape, _) in t.items()},
         {"r": None}, "lora.rank_unannounced"),
     **{f"null-{field}": (lambda t: t, {field: None}, "config.not_loadable") for field in (
-        "r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "runtime_config")},
+        "r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")},
     **{f"dropout-{value}": (lambda t: t, {"lora_dropout": value}, "config.not_loadable") for value in (
         7, 1.5, 1, -0.1, "0.1", True)},
     **{f"initialization-{value}": (lambda t: t, {"init_lora_weights": value}, "config.not_loadable") for value in (

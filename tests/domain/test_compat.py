@@ -222,3 +222,12 @@ def test_patterns_that_are_slow_on_many_modules_fail() -> None:
     large = spec.model_copy(update={"modules": {**spec.modules, **{f"model.layers.{n}.x": shape for n in range(1100)}}})
     assert "compat.patterns_slow" not in codes(compat.check_fit(lora, spec))
     assert "compat.patterns_slow" in codes(compat.check_fit(lora, large))
+
+
+def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
+    assert codes(judge(forge.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
+
+
+def test_a_field_that_peft_ignores_is_a_warning() -> None:
+    findings = judge(forge.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA)
+    assert [(f.severity, f.code) for f in findings] == [("warning", "config.field_ignored")]

@@ -124,7 +124,7 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
 
 VALUES: dict[str, list[Any]] = {
     "r": [None, 8], "lora_alpha": [None, 16], "lora_dropout": [None, 7, "0.1", 0.5], "bias": [None, "", "none"],
-    "rank_pattern": [None, {}], "alpha_pattern": [None, {}], "runtime_config": [None], "layers_to_transform": [None],
+    "rank_pattern": [None, {}], "alpha_pattern": [None, {}], "layers_to_transform": [None],
     "modules_to_save": [None], "exclude_modules": [None], "use_dora": [None], "task_type": [None],
     "init_lora_weights": [None, "", "hello", "PiSSA", "OLoRA", "Gaussian", "pissa_niter_x", "pissa_niter_2", "pissaX",
                           "true", "eva", "orthogonal", True, False],

@@ -137,6 +137,7 @@ class _Reader:
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
         self._code_and_paths()
+        self._texts()
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
@@ -207,13 +208,23 @@ class _Reader:
     def _auto_mapping(self, value: Any) -> None:
         library = value.get("parent_library") if isinstance(value, dict) else None
         name = value.get("base_model_class") if isinstance(value, dict) else None
-        dotted = isinstance(library, str) and all(part.isidentifier() for part in library.split("."))
-        if not isinstance(library, str) or not dotted or not (name is None or str(name).isidentifier()):
+        words = [*str(library).split("."), *([] if name is None else [str(name)])]
+        if not isinstance(library, str) or not all(word.isidentifier() and word[0] != "_" for word in words):
             self.fields.broken("code_reference", "auto_mapping", "must name a class and a library, as dotted words")
         elif library.split(".")[0] not in methods.CODE_LIBRARIES:
             libraries = ", ".join(sorted(methods.CODE_LIBRARIES))
             message = f"imports {library[:60]!r}, which is not part of {libraries}"
             self.fields.broken("code_reference", "auto_mapping", message)
+
+    def _texts(self) -> None:
+        """Refuse texts that loaders, pages and shells read: names of tokenizers, revisions and versions."""
+        for problem in read_claim(self._values.get("tokenizer_name_or_path"))[1]:
+            self.fields.broken("path_refused", "tokenizer_name_or_path", problem)
+        revision = self.fields.text("revision")
+        if revision and (".." in revision or not _REVISION.match(revision)):
+            self.fields.broken("value_invalid", "revision", "must be the name of a branch, a tag or a commit")
+        if not _VERSION.match(self.fields.text("peft_version")):
+            self.fields.broken("value_invalid", "peft_version", "must be a version number")
 
     def _bias(self) -> str:
         bias = self._values.get("bias") or "none"
@@ -268,15 +279,22 @@ class _Reader:
         return {k: v for k, v in self._values.items() if k in methods.FIELDS and k not in _TAKEN and v is not None}
 
     def _unknown_fields(self) -> list[Finding]:
+        """Warnings about fields that PEFT ignores, and that this registry does not know."""
         unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
         message = "the field {!r} is unknown to this registry, and its effect is not checked"
-        return [
+        warnings = [
             Finding.of("warning", "config.field_unknown", f"{CONFIG}: {field}", message.format(field))
             for field in (name[:120] for name in unknown[:50])
         ]
+        if "runtime_config" in self._values:
+            ignored = "PEFT ignores runtime_config in a file: it is for the running process"
+            warnings.append(Finding.of("warning", "config.field_ignored", f"{CONFIG}: runtime_config", ignored))
+        return warnings
 
 
-_NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern", "runtime_config")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")
+_VERSION = re.compile(r"[A-Za-z0-9.+!_@-]{0,100}\Z")
+_NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
 _TAKEN_NAMES = """
     alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
     exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern
