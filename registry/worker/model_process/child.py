@@ -103,7 +103,7 @@ class SharedRun(IsolatedRun):
         folder, thresholds = Path(request["folder"]), thresholds_of(request)
         contents = read_adapter(folder)
         base = self.base(send)
-        reason = resident.reason_to_isolate(base, contents)
+        reason = resident.reason_to_isolate(base, folder, contents)
         beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(contents)
         if request.get("any_name"):
             reason, beside = "", True

@@ -1,6 +1,7 @@
 """`Resident`: one model object for many adapters. Plain LoRA adapters of one layout are hot-swapped into two slots.
 
-    layout    the modules that an adapter targets, its task, its orientation; ranks and scales may differ
+    layout    the modules that an adapter targets, and its configuration as PEFT's own class reads it, but for fields
+              that a slot follows or that do nothing in inference
     slot      a named adapter in PEFT; two take turns, so that the previous adapter stays loaded during a test
 
 Only adapters that cannot change the base are accepted (`reason_to_isolate`). After each swap the slot must hold the
@@ -10,13 +11,18 @@ file's numbers, and after each adapter every tensor of the base its original bit
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import peft
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
 from registry.adapters import methods
@@ -32,7 +38,7 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import isolated
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
-from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
 from registry.worker.smoke.weights import check_finite, measure_norms, weight_norm
 
 SLOTS = ("even", "odd")
@@ -40,14 +46,23 @@ SHORT_TOKENS = 8
 """Tokens of one row of the mixed batch: the first tokens of the first probe, whose logits are known."""
 NOISE_FACTOR, ROUNDINGS = 8.0, 2.0
 _PREFIX = "base_model.model."
-Layout = tuple[str, bool, frozenset[str]]
+Layout = tuple[str, frozenset[str]]
+_FREE_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"), lambda _value: True),
+    **dict.fromkeys(
+        ("base_model_name_or_path", "revision", "peft_version"), lambda value: value is None or isinstance(value, str)
+    ),
+    **dict.fromkeys(("inference_mode", "init_lora_weights"), lambda value: isinstance(value, bool)),
+    "lora_dropout": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+}
+"""Field → the values that need not be equal: `agrees_with_peft` checks ranks and scales, the others do nothing."""
 
 
 class Discard(Exception):
     """This model object may be changed or misbehaves: end its process and test the adapter in isolation."""
 
 
-def reason_to_isolate(base: LoadedBase, contents: PeftContents) -> str:
+def reason_to_isolate(base: LoadedBase, folder: Path, contents: PeftContents) -> str:
     """Why an adapter must not share a model object with others; empty if it may."""
     config, spec = contents.config, contents.lora
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
@@ -60,6 +75,12 @@ def reason_to_isolate(base: LoadedBase, contents: PeftContents) -> str:
     ):
         if holds:
             return reason
+    try:
+        peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        return f"PEFT refuses its configuration: {first_line(e)}"
     return ""
 
 
@@ -68,6 +89,31 @@ def may_share_base(contents: PeftContents) -> bool:
     config, spec = contents.config, contents.lora
     extras = spec.pieces or spec.full or spec.repeats or spec.tokens or config.saved_modules or config.token_indices
     return methods.find(config.method).hot_swappable and not extras and not isolated.announces_change(config)
+
+
+def layout_of(config: Any, contents: PeftContents) -> Layout:
+    """What must be equal for an adapter to be swapped into a slot that PEFT filled from another configuration."""
+    fields = {
+        name: sorted(value, key=str) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if name not in _FREE_FIELDS or not _FREE_FIELDS[name](value)
+    }
+    modules = frozenset(module.path for module in contents.lora.modules)
+    return json.dumps(fields, sort_keys=True, default=repr), modules
+
+
+def agrees_with_peft(config: Any, spec: LoraSpec) -> bool:
+    """Whether PEFT gives every module the rank and the scale that a swap gives it."""
+    try:
+        for update in spec.modules:
+            rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, update.path), config.r)
+            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, update.path), config.lora_alpha)
+            scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+            if rank != update.rank or not abs(scale - update.scale) <= 1e-6 * abs(update.scale):
+                return False
+    except (AttributeError, ArithmeticError, TypeError, ValueError, re.error):
+        return False
+    return True
 
 
 class Resident:
@@ -108,10 +154,10 @@ class Resident:
     def load(self, folder: Path, contents: PeftContents, tensors: dict[str, torch.Tensor], result: SmokeResult) -> str:
         """Activate the adapter in a slot: swapped if it has the slots' layout, else loaded by PEFT."""
         started = perf_counter()
-        config, spec = contents.config, contents.lora
-        layout = (config.task, config.fan_in_fan_out, frozenset(module.path for module in spec.modules))
+        config, spec = peft.PeftConfig.from_pretrained(str(folder)), contents.lora
+        layout = layout_of(config, contents)
         device = str(next(iter(self._parameters.values())).device)
-        if layout != self._layout:
+        if layout != self._layout or not agrees_with_peft(config, spec):
             self._clear()
             self.wrapped = peft.PeftModel.from_pretrained(
                 self.base.model, str(folder), adapter_name=SLOTS[0], is_trainable=False, torch_device=device
