@@ -23,6 +23,7 @@ from registry.roles import SCOPES_OF_ROLE, Role, Scope
 
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
+REACH_SHOWN = 10
 _SUBJECT = re.compile(rf"[!-~]{{1,{SUBJECT_LIMIT}}}\Z")
 
 
@@ -91,7 +92,7 @@ class Actor:
         if self.may(scope, name.namespace, name.name):
             return
         if not self.sees(name):
-            raise unknown_adapter(name)
+            raise unknown_adapter(name, self._reach(scope))
         raise self._denied(scope, name.namespace)
 
     def require_in(self, scope: Scope, namespace: str) -> None:
@@ -99,7 +100,7 @@ class Actor:
         if self.may(scope, namespace):
             return
         if not self.may(Scope.PULL, namespace):
-            raise unknown_namespace(namespace)
+            raise unknown_namespace(namespace, self._reach(scope))
         raise self._denied(scope, namespace)
 
     def may_everywhere(self, scope: Scope) -> bool:
@@ -134,6 +135,13 @@ class Actor:
         scopes = SCOPES_OF_ROLE[role] if role is not None else frozenset[Scope]()
         return scopes | {Scope.WORK} if role is Role.OWNER and namespace == EVERY_NAMESPACE else scopes
 
+    def _reach(self, scope: Scope) -> str:
+        """Where the actor holds this scope, for an error; it depends on the token alone, not on what exists."""
+        reach = sorted(self.adapters or self.namespaces_with(scope) or ())
+        more = f" and {len(reach) - REACH_SHOWN} more" if len(reach) > REACH_SHOWN else ""
+        what = "is an administrator" if scope is Scope.ADMIN else f"may {scope}"
+        return f"token {self.name!r} {what} only in: {', '.join(reach[:REACH_SHOWN])}{more}" if reach else ""
+
     def _denied(self, scope: Scope, namespace: str) -> Denied:
         return Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in namespace '{namespace}'")
 
@@ -150,11 +158,12 @@ def is_subject(text: str) -> bool:
     return bool(_SUBJECT.match(text)) and text != EVERY_SUBJECT
 
 
-def unknown_adapter(name: AdapterName) -> NotFound:
+def unknown_adapter(name: AdapterName, next_step: str = "") -> NotFound:
     """The error for an adapter that does not exist or that the actor may not see."""
-    return NotFound("ADAPTER_UNKNOWN", f"there is no adapter '{name}', or you may not see it")
+    return NotFound("ADAPTER_UNKNOWN", f"there is no adapter '{name}', or you may not see it", next_step=next_step)
 
 
-def unknown_namespace(namespace: str) -> NotFound:
+def unknown_namespace(namespace: str, next_step: str = "") -> NotFound:
     """The error for a namespace that does not exist or that the actor may not see."""
-    return NotFound("NAMESPACE_UNKNOWN", f"there is no namespace '{namespace[:80]}', or you may not see it")
+    message = f"there is no namespace '{namespace[:80]}', or you may not see it"
+    return NotFound("NAMESPACE_UNKNOWN", message, next_step=next_step)

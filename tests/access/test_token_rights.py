@@ -77,3 +77,14 @@ def test_no_role_in_a_namespace_gives_the_scope_work(tenants: Tenants) -> None:
     tenants.world.admin.grant_role("*", "administrator@corp", "owner")
     worker = TokenCreate(name="worker", scopes=["work"], namespaces=["*"])
     assert tenants.client("administrator@corp").create_token(worker).token.scopes == ["work"]
+
+
+def test_a_push_beyond_the_token_says_where_it_may_push_and_not_what_exists(tenants: Tenants) -> None:
+    trainer = tenants.world.actor("push", namespaces=["acme", "initech"], name="trainer")
+    refusals = []
+    for namespace in ("globex", "nowhere"):
+        with pytest.raises(NotFound) as refused:
+            tenants.world.push(f"{namespace}/secret", by=trainer)
+        assert refused.value.next_step == "token 'trainer' may push only in: acme, initech"
+        refusals.append(refused.value.detail.replace(namespace, ""))
+    assert refusals[0] == refusals[1]
