@@ -120,6 +120,7 @@ def create_app(
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)
+    state.shared_reads = serving.SharedReads()
     add_exception_handlers(app)
     app.add_exception_handler(RepeatedRequest, replay_answer)
     app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds, counts=state.requests)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -11,8 +14,12 @@ import pytest
 from registry.api.serving import DesiredState, NodeReport, SlotReport, SlotState
 from registry.digest import Digest
 from registry.engines import rulebook
+from registry.events import EventType
 from registry.names import AdapterName, served_name
+from registry.server import audit
+from registry.server.actors import TRUSTED
 from registry.server.resolve_cache.freshness import ChangeCounter
+from registry.server.serving import desired as desired_states
 from tests.world import URL, World
 
 BASE = "tiny-llama"
@@ -125,6 +132,18 @@ def test_a_waiting_request_is_answered_after_a_promotion(world: World) -> None:
     assert desired(client, since="of another time", wait=60).cursor == told[0].cursor
 
 
+@pytest.mark.security
+def test_a_waiting_request_ends_when_its_token_is_revoked(world: World) -> None:
+    fill(world, "acme/support")
+    token_id, secret = world.issue("pull", namespaces=["acme"])
+    cursor = desired(http(world, secret)).cursor
+    waiting_query = {"alias": "canary", "since": cursor, "wait": 60}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(http(world, secret).get, DESIRED_STATE, params=waiting_query)  # type: ignore[arg-type]
+        world.admin.revoke_token(token_id)
+        assert waiting.result(50).status_code == 401
+
+
 def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) -> None:
     fill(world, "acme/support")
     counter, stamps = ChangeCounter(world.engine), itertools.count()
@@ -163,3 +182,41 @@ def test_equal_served_names_are_made_unique(world: World) -> None:
     assert len(set(served)) == 2
     assert all(name.startswith("a-b-c-v1-") for name in served)
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
+
+
+@pytest.mark.security
+def test_many_waiting_nodes_cost_one_read_for_each_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(world, "acme/support")
+    secrets = [world.issue("pull", namespaces=["acme"])[1] for _ in range(2)]
+    cursor = desired(http(world, secrets[0])).cursor
+    counter, state_cursor = world.app.state.change_counter, desired_states.state_cursor
+    query, counts, read = counter._query, set(), threading.Semaphore(0)
+    load, calls = desired_states.load, Counter[str]()
+
+    def count_reads(*args: Any) -> Any:
+        calls["cursor"] += 1
+        read.release()
+        return state_cursor(*args)
+
+    def count_loads(*args: Any) -> Any:
+        calls["load"] += 1  # each reads a cursor, too
+        return load(*args)
+
+    def record_counts() -> Any:
+        counts.add(latest := query())
+        return latest
+
+    monkeypatch.setattr(desired_states, "state_cursor", count_reads)
+    monkeypatch.setattr(desired_states, "load", count_loads)
+    monkeypatch.setattr(counter, "_query", record_counts)
+    with ThreadPoolExecutor(20) as pool:
+        waiting = [pool.submit(desired, http(world, secrets[n % 2]), since=cursor, wait=60) for n in range(20)]
+        assert read.acquire(timeout=60)
+        with world.session(write=True) as session:
+            audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "globex/other:prod")
+        assert read.acquire(timeout=60)
+        world.push("acme/support")
+        world.admin.promote("acme/support", "canary", "2", generation=1)
+        states = [future.result(60) for future in waiting]
+    assert {state.adapters[0].number for state in states} == {2}
+    assert 2 <= calls["cursor"] - calls["load"] <= len(counts)

@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func
 from sqlmodel import col, select
 
 from registry.errors import Unavailable
+from registry.server.access import epoch
 from registry.server.database import db
 from registry.server.database.models import EventRow, VerdictRow
 
@@ -123,8 +124,14 @@ class Freshness:
 
 
 # ------------------------------------------------------------------ the counter of events
-Counts = tuple[int, int]
-"""The number of events, and the id of the newest verdict."""
+
+
+class Counts(NamedTuple):
+    """The number of events, the id of the newest verdict, and the access epoch."""
+
+    events: int
+    verdict: int
+    access: int
 
 
 class ChangeCounter:
@@ -154,5 +161,4 @@ class ChangeCounter:
         pending = select(func.count()).select_from(EventRow).where(col(EventRow.position).is_(None)).scalar_subquery()
         verdict = select(func.coalesce(func.max(VerdictRow.id), 0)).scalar_subquery()
         with db.session(self._engine, write=False) as session:
-            events, verdicts = session.exec(select(numbered + pending, verdict)).one()
-        return events, verdicts
+            return Counts(*session.exec(select(numbered + pending, verdict, epoch.current())).one())

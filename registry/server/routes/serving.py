@@ -1,15 +1,16 @@
 """Routes of serving: the desired state of the nodes of a base, with long polling, and what nodes report.
 
 - A waiting request holds no thread and no connection. Its rights are checked again before each answer.
-- It reads the desired state again only after a commit with an event or a verdict, which one statement finds out. Leases
-  of nodes and uses of tokens do not count.
+- The desired state is read again only after a commit with an event or a verdict, which one statement finds out, and
+  once for all requests of the same reach. Leases of nodes and uses of tokens do not count.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -29,7 +30,6 @@ from registry.server.http.caching import ASK_AGAIN, etag_matches
 from registry.server.http.dependencies import (
     PAGE,
     CursorDep,
-    EngineDep,
     LimitDep,
     Puller,
     PullerInThread,
@@ -42,6 +42,7 @@ from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Fresh
 from registry.server.routes.openapi import declarations
 from registry.server.serving import desired, reports, status
 
+Result = TypeVar("Result")
 router = routing.create_router("serving")
 
 WAIT_LIMIT_SECONDS = 60
@@ -50,33 +51,90 @@ LOOK_ANYWAY_SECONDS = 0.5
 """How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
 
 
+class SharedReads:
+    """Results of equal reads at one reading of the change counter, so that many who wait cost one read.
+
+    Used on the event loop only.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counts | None = None
+        self._reads: dict[object, asyncio.Future[Any]] = {}
+
+    async def get(self, key: object, counts: Counts | None, read: Callable[[], Result]) -> Result:
+        """Return the result of `read`, which is called in a thread unless it was called for this key and counts."""
+        if counts is None:
+            return await run_in_threadpool(read)
+        if counts != self._counts:
+            self._counts, self._reads = counts, {}
+        reads = self._reads
+        if key not in reads:
+            reads[key] = asyncio.ensure_future(run_in_threadpool(read))
+        try:
+            result: Result = await asyncio.shield(reads[key])
+        except Exception:
+            reads.pop(key, None)
+            raise
+        return result
+
+    def forget(self, key: object) -> None:
+        """Drop a result that is too large to be kept."""
+        self._reads.pop(key, None)
+
+
 class _DesiredStateReader:
     """Reads the desired state for one request, with the rights that its actor has then."""
 
-    def __init__(self, request: Request, engine: Engine, base: str, alias: str, profile: EngineProfile | None) -> None:
-        self._request, self._engine = request, engine
+    def __init__(self, request: Request, actor: Actor, base: str, alias: str, profile: EngineProfile | None) -> None:
+        self._request, self._actor = request, actor
+        self._engine: Engine = request.app.state.engine
+        self._shared: SharedReads = request.app.state.shared_reads
         self._base, self._alias, self._profile = names.base_name(base), names.alias(alias), profile
 
-    def load(self) -> DesiredState:
-        actor = self._actor()
-        with db.session(self._engine, write=False) as session:
-            return desired.load(session, actor, self._base, self._alias, self._profile)
+    async def read_cursor(self, counts: Counts | None) -> str:
+        """Return the cursor of the state, now or at these counts.
 
-    def cursor(self) -> str:
-        actor = self._actor()
-        with db.session(self._engine, write=False) as session:
-            return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._profile)
+        The actor of a request that waits is read again if access has changed or its token has ended.
+        """
+        actor = self._actor
+        ended = actor.expires_at is not None and actor.expires_at <= db.now()
+        if counts is not None and (ended or actor.epoch not in (None, counts.access)):
+            actor = await self.sign_in_again()
 
-    def _actor(self) -> Actor:
-        return RequireScope(Scope.PULL).check_again(self._request)
+        def read() -> str:
+            with db.session(self._engine, write=False) as session:
+                return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._profile)
+
+        return await self._shared.get(self._key("cursor", actor), counts, read)
+
+    async def load(self, counts: Counts | None) -> DesiredState:
+        """Return the state, now or at these counts."""
+        actor = self._actor
+
+        def read() -> DesiredState:
+            with db.session(self._engine, write=False) as session:
+                return desired.load(session, actor, self._base, self._alias, self._profile)
+
+        key = self._key("state", actor)
+        state = await self._shared.get(key, counts, read)
+        self._shared.forget(key)
+        return state
+
+    def _key(self, kind: str, actor: Actor) -> object:
+        reach = (actor.namespaces_with(Scope.PULL), actor.public, actor.adapters)
+        return (kind, self._base, self._alias, str(self._profile or ""), reach)
+
+    async def sign_in_again(self) -> Actor:
+        """Read the rights of the actor as of now."""
+        self._actor = await run_in_threadpool(RequireScope(Scope.PULL).check_again, self._request)
+        return self._actor
 
 
 @router.get("/bases/{base:path}/adapters", response_model=DesiredState, responses=declarations.NOT_MODIFIED)
 async def show_desired_state(
     request: Request,
     response: Response,
-    _actor: PullerInThread,
-    engine: EngineDep,
+    actor: PullerInThread,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",
     profile: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
@@ -86,14 +144,16 @@ async def show_desired_state(
 ) -> DesiredState | Response:
     """Show what nodes of this base model should serve. With `since` and `wait`, answers when it changes."""
     profiles = engine_compat.parse_profiles([profile] if profile else [])
-    reader = _DesiredStateReader(request, engine, base, alias, next(iter(profiles), None))
+    reader = _DesiredStateReader(request, actor, base, alias, next(iter(profiles), None))
+    counts = None
     if since and wait:
-        await _wait_for_change(request, reader, since, time.monotonic() + wait)
+        counts = await _wait_for_change(request, reader, since, time.monotonic() + wait)
+        await reader.sign_in_again()
     if if_none_match is not None:
-        headers = _headers(await run_in_threadpool(reader.cursor))
+        headers = _headers(await reader.read_cursor(None))
         if etag_matches(if_none_match, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-    state = await run_in_threadpool(reader.load)
+    state = await reader.load(counts)
     response.headers.update(_headers(state.cursor))
     return state
 
@@ -102,14 +162,15 @@ def _headers(cursor: str) -> dict[str, str]:
     return {"ETag": f'"{cursor}"', "Cache-Control": ASK_AGAIN}
 
 
-async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> None:
+async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> Counts | None:
+    """Return the counts at which the cursor differs from `since`, None if the time is over."""
     freshness: Freshness = request.app.state.freshness
     closing = request.app.state.audit_log.closing
     while not closing.is_set() and time.monotonic() < until:
         stamp, looked_at = freshness.stamp(), time.monotonic()
         counts = await _count(request, stamp)  # before the cursor, so that a commit between the two is not missed
-        if await run_in_threadpool(reader.cursor) != since:
-            return
+        if await reader.read_cursor(counts) != since:
+            return counts
         while not closing.is_set() and time.monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
             now = freshness.stamp()
@@ -118,6 +179,7 @@ async def _wait_for_change(request: Request, reader: _DesiredStateReader, since:
             stamp, looked_at = now, time.monotonic()
             if await _count(request, stamp) != counts:
                 break
+    return None
 
 
 async def _count(request: Request, stamp: object | None) -> Counts:
