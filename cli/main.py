@@ -88,6 +88,7 @@ def _commands() -> dict[str, CommandSpec]:
         "worker": spec(".worker", "worker", run, "Run a worker that tests adapters on their base.", extra="worker"),
         "agent": spec(".agent", "agent", run, "Keep engines in sync with an alias."),
         "migrate": spec(".serve", "migrate", run, "Upgrade the database schema.", extra="server"),
+        "audit-key": spec(".audit_key", "audit_key", run, "Key of the audit log: rotate, replace.", extra="server"),
         "gc": spec(".maintenance", "gc", run, "Delete unreferenced data."),
         "fsck": spec(".maintenance", "fsck", run, "Check that rows, bytes and history agree."),
         "reindex": spec(".maintenance", "reindex", run, "Rebuild lost rows from the bucket."),

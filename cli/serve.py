@@ -1,7 +1,8 @@
 """`adapter serve` and `adapter migrate`, and the embedded registry that other commands use without a server.
 
 The first administrator's token is printed once, at the first start, unless a file or a hash sets it; only its hash is
-stored. SIGTERM and Ctrl-C let running requests end, then exit 0; SIGHUP reads the issuers again.
+stored. SIGTERM and Ctrl-C let running requests end, then exit 0; SIGHUP reads the issuers
+and the audit key again.
 """
 
 from __future__ import annotations
@@ -136,13 +137,14 @@ def _settings(data: str | None) -> Settings:
 
 
 def _reload(app: FastAPI, settings: Settings) -> None:
-    """Read the issuers again; if they are wrong, the former ones stay. Trusted roots are read at each use."""
+    """Read the issuers and the audit key again; what is wrong stays as it was. Trusted roots are read at each use."""
     try:
         app.state.issuers = Issuers.read(settings.issuers)
+        app.state.audit_log.reload_keys()
     except Invalid as e:
-        output.line(f"SIGHUP: the former issuers stay: {e.detail}", err=True)
+        output.line(f"SIGHUP: the former settings stay: {e.detail}", err=True)
     else:
-        output.line("SIGHUP: read the issuers again", err=True)
+        output.line("SIGHUP: read the issuers and the audit key again", err=True)
 
 
 def _reevaluate(engine: Engine, blobs: BlobStore, settings: Settings) -> None:

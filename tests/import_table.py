@@ -70,6 +70,7 @@ TABLE = [
     _row("registry.worker.cluster", "domain client worker", "ray"),
     _row("cli", "domain client cli", "click httpx pydantic"),
     _row("cli.agent", "domain client serving cli", "click"),
+    _row("cli.audit_key", "domain server cli", "click"),
     _row("cli.bases", "domain client worker cli", "click"),
     _row("cli.export", "domain client serving cli", "click"),
     _row("cli.main", "cli", "click"),

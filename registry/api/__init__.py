@@ -6,12 +6,14 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
@@ -104,11 +106,22 @@ CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On answers about a version: the latest checkpoint of the audit log, its note in base64."""
 
 
+class KeyReplacement(Answer):
+    """A key that an operator made because the former one was lost. Nothing but the log itself vouches for it."""
+
+    key: str
+    reason: str
+    at: datetime
+    seq: int = Field(description="The event that records the replacement.")
+
+
 class LogKeys(Answer):
     """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
 
     origin: str
     keys: list[str]
+    successions: list[str] = Field(default=[], description="Notes in which an older key names the one that follows it.")
+    replacements: list[KeyReplacement] = Field(default=[], description="Keys that were made after a loss.")
 
 
 class Consistency(Answer):

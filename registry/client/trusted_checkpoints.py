@@ -1,6 +1,7 @@
 """`TrustedCheckpoints`: the newest checkpoint that this machine has seen of each registry; later ones must extend it.
 
-- The first checkpoint of a registry is trusted, with its keys; from then on only those keys count.
+- The first checkpoint of a registry is trusted, with its keys; from then on only those keys count, and keys that they
+  name as their successors.
 - Any other must be consistent with it, else `Corrupt` (LOG_INCONSISTENT) before the answer that brought it is used.
 - A file is replaced as a whole, and never by a shorter log.
 """
@@ -12,13 +13,15 @@ import binascii
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.api import LogKeys
 from registry.client.core import Versions
 from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, NotFound
-from registry.tlog import verify_consistency
+from registry.tlog import succession, verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 
 
@@ -84,6 +87,12 @@ class TrustedCheckpoints:
             trusted = TrustedCheckpoint(tuple(registry.log_keys().keys), note)
         checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
         before = Checkpoint.of_note(trusted.note, *trusted.verifiers)
+        keys = registry.log_keys() if checkpoint is None and before is not None else None
+        if keys is not None and before is not None:
+            trusted = TrustedCheckpoint(_follow(trusted.verifiers, keys.successions), trusted.note)
+            checkpoint = Checkpoint.of_note(note, *trusted.verifiers)
+            if checkpoint is None:
+                raise self._explain_unknown_key(registry, note, before, keys)
         if checkpoint is None or before is None:
             raise _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
         if checkpoint.origin != before.origin:
@@ -101,6 +110,23 @@ class TrustedCheckpoints:
             _write(path, TrustedCheckpoint(trusted.keys, note))
         return checkpoint
 
+    def _explain_unknown_key(self, registry: Versions, note: str, before: Checkpoint, keys: LogKeys) -> Corrupt:
+        """The error for a key that no remembered one leads to. A replacement is told apart if the log goes on."""
+        for replacement in reversed(keys.replacements):
+            checkpoint = Checkpoint.of_note(note, Verifier.parse(replacement.key))
+            if checkpoint is None or checkpoint.origin != before.origin:
+                continue
+            if checkpoint.size >= before.size and _is_consistent(registry, before, checkpoint):
+                return Corrupt(
+                    "LOG_KEY_REPLACED",
+                    f"the operator of {registry.url} says that the key of its audit log was lost and replaced on "
+                    f"{replacement.at:%Y-%m-%d}: “{replacement.reason}”; the log continues the one that this machine "
+                    f"remembers ({before.size} of {checkpoint.size} events)",
+                    next_step="compare `adapter audit key` with the key that the operator published, then run "
+                    "`adapter audit key --trust`",
+                )
+        return _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
+
     def known(self, registry: Versions, note: str, *, by_origin: bool = False) -> TrustedCheckpoint | None:
         """The remembered checkpoint of this registry."""
         return _read(self._path(note.partition("\n")[0] if by_origin else registry.url))
@@ -115,6 +141,10 @@ class TrustedCheckpoints:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _follow(verifiers: Sequence[Verifier], successions: Sequence[str]) -> tuple[str, ...]:
+    return tuple(key.text for key in succession.follow(verifiers, successions))
 
 
 def _is_consistent(registry: Versions, old: Checkpoint, new: Checkpoint) -> bool:

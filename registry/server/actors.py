@@ -149,6 +149,9 @@ class Actor:
 TRUSTED = Actor("owner", "", frozenset({Scope.ADMIN}), frozenset({EVERY_NAMESPACE}))
 """The actor of an embedded registry: the user who can read its folder."""
 
+OPERATOR = Actor("operator", "", frozenset(), frozenset())
+"""The actor of commands on the server's machine, which need no token."""
+
 SYSTEM = Actor("registry", "", frozenset(), frozenset())
 """The actor of changes that no request asked for."""
 

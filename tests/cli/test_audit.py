@@ -101,6 +101,28 @@ def test_every_command_refuses_a_rewritten_log(cli: CommandRunner) -> None:
     cli("audit", "log")
 
 
+def test_a_rotated_key_is_followed_by_every_command(cli: CommandRunner) -> None:
+    new = cli("audit-key", "rotate", "--json").json["key"]
+    cli("promote", "acme/support@1", "beta")
+    assert cli("audit", "verify", "--json").json["ok"]
+    assert cli("audit", "key", "--json").json["keys"][0] == new
+    actions = [item["action"] for item in cli("audit", "log", "--json").json["items"]]
+    assert "audit.key_rotate" in actions
+    assert cli("audit-key", "replace", "--reason", "no need", "--json", expect=5).problem["code"] == "KEY_NOT_LOST"
+
+
+def test_a_lost_key_is_replaced_and_trusted_by_a_person(cli: CommandRunner) -> None:
+    (cli.folder / "data" / "audit.key").unlink()
+    assert "audit-key replace" in cli("audit", "log", expect=2).stderr
+    new = cli("audit-key", "replace", "--reason", "the disk is gone", "--json").json["key"]
+    problem = cli("audit", "log", "--json", expect=70).problem
+    assert (problem["code"], "the disk is gone" in problem["detail"]) == ("LOG_KEY_REPLACED", True)
+    assert new in cli("audit", "key", "--trust").stdout
+    assert cli("audit", "verify", "--json").json["ok"]
+    replaced = cli("audit", "log", "--action", "audit.key_replace", "--json").json["items"]
+    assert [item["detail"]["reason"] for item in replaced] == ["the disk is gone"]
+
+
 def test_verify_shows_pusher_signer_and_log_entry(cli: CommandRunner, tmp_path: Path) -> None:
     created = ed25519.Ed25519PrivateKey.generate()
     path = tmp_path / "id_ed25519"

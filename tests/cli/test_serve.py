@@ -216,7 +216,10 @@ def test_sighup_reads_the_issuers_again(cli: CommandRunner, tmp_path: Path) -> N
                 patch.setenv(name, value)
             cli(*rule)
             exchange(expect=3)
-            for content, message in ((text, "read the issuers again"), ("x", "the former issuers stay")):
+            for content, message in (
+                (text, "read the issuers and the audit key again"),
+                ("x", "the former settings stay"),
+            ):
                 issuers.write_text(content)
                 process.send_signal(signal.SIGHUP)
                 assert process.stderr is not None

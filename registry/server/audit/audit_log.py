@@ -20,9 +20,10 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from registry import tlog
-from registry.api import CHECKPOINT_HEADER, LogKeys
+from registry.api import CHECKPOINT_HEADER, KeyReplacement, LogKeys
 from registry.api.audit import EventProof
 from registry.errors import Invalid, NotFound, Unavailable
+from registry.server import audit
 from registry.server.audit import sequencer, tree
 from registry.server.audit.event_batch import EventBatch
 from registry.server.audit.keys import Keys, load_keys
@@ -78,7 +79,16 @@ class AuditLog:
 
     def check_keys(self) -> None:
         """Check at the start that the keys are those of this log. `Invalid` (SETTING_INVALID)."""
-        sequencer.require_same_log(self._latest_row(), self.keys)
+        with db.session(self._engine, write=False) as session:
+            sequencer.require_same_log(session, self.keys)
+
+    def reload_keys(self) -> None:
+        """Read the key file again, after a rotation. The former keys stay if it is not of this log: `Invalid`."""
+        keys = load_keys(self._settings, may_create=False)
+        with db.session(self._engine, write=False) as session:
+            sequencer.require_same_log(session, keys)
+        with self._keys_lock:
+            self._keys = keys
 
     def _latest_row(self) -> AuditCheckpointRow | None:
         with db.session(self._engine, write=False) as session:
@@ -163,7 +173,18 @@ class AuditLog:
         except Invalid as e:
             raise Unavailable("TRY_LATER", f"this server cannot prove its log: {e.detail}") from e
         keys = self.keys
-        return LogKeys(origin=keys.signer.name, keys=[verifier.text for verifier in keys.verifiers])
+        with db.session(self._engine, write=False) as session:
+            replacements = [
+                KeyReplacement(key=key, reason=audit.to_view(row).detail["reason"], at=row.at, seq=row.position)
+                for key, row in sequencer.read_replacements(session)
+                if row.position is not None
+            ]
+        return LogKeys(
+            origin=keys.signer.name,
+            keys=[verifier.text for verifier in keys.verifiers],
+            successions=keys.successions,
+            replacements=replacements,
+        )
 
 
 def prove_event(session: Session, row: EventRow) -> EventProof:

@@ -2,6 +2,7 @@
 
     PRIVATE+KEY+registry.example.org/3f9c61d2+1a2b3c4d+AYEK…      the first line signs, older keys below only verify
 
+An older key also vouches for the one above it (`registry.tlog.succession`), so clients follow a rotation.
 A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
 """
 
@@ -16,12 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from registry.durable import replace_file
 from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
+from registry.tlog import succession
 from registry.tlog.notes import Signer, Verifier
 
 FILE_NAME = "audit.key"
 LIMIT_BYTES = 64 * 2**10
+NEXT_STEP = (
+    "give every server of this registry the key file that it was started with; "
+    "if that is lost, run `adapter audit-key replace`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +47,15 @@ class Keys:
         """The public keys, also of older keys."""
         return tuple(signer.verifier for signer in self.signers)
 
+    @property
+    def successions(self) -> list[str]:
+        """The notes in which each older key names the one that followed it, newest first."""
+        pairs = zip(self.signers[1:], self.signers, strict=False)
+        return [succession.endorse(old, new) for old, new in pairs if old.name == new.name]
+
     def derive_secret(self, purpose: str) -> str:
-        """Derive a secret of 256 bits in hex from the first key. Equal purposes give equal secrets."""
-        return hmac.new(self.signer.seed, purpose.encode(), hashlib.sha256).hexdigest()
+        """Derive a secret of 256 bits in hex from the oldest key, so that a rotation changes no secret."""
+        return hmac.new(self.signers[-1].seed, purpose.encode(), hashlib.sha256).hexdigest()
 
 
 def key_path(settings: Settings) -> Path:
@@ -62,12 +75,39 @@ def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
         raise Invalid(
             "SETTING_INVALID",
             f"REGISTRY_AUDIT_KEY: {path} cannot be read",
-            next_step="give every server of this registry the key file that it was started with",
+            next_step=NEXT_STEP,
         ) from e
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} holds no key")
     return Keys(tuple(Signer.parse(line) for line in lines))
+
+
+def rotate_key(settings: Settings) -> Signer:
+    """Put a new key of the same log on top of the key file, and return it. Servers sign with it once they read it."""
+    keys = load_keys(settings, may_create=False)
+    if len(keys.signers) >= succession.NOTES_LIMIT:
+        raise Invalid("SETTING_INVALID", f"{key_path(settings)} holds {len(keys.signers)} keys, and that is the limit")
+    new = Signer.make(keys.signer.name)
+    _write(key_path(settings), (new, *keys.signers))
+    return new
+
+
+def replace_key(settings: Settings, origin: str) -> Signer:
+    """Write a key file with one new key of this log. A file that is there is kept under another name."""
+    path = key_path(settings)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(path.with_name(f"{path.name}.replaced-{secrets.token_hex(4)}"))
+    new = Signer.make(origin)
+    _write(path, (new,))
+    return new
+
+
+def _write(path: Path, signers: tuple[Signer, ...]) -> None:
+    try:
+        replace_file(path, "".join(f"{signer.text}\n" for signer in signers).encode(), mode=0o600)
+    except OSError as e:
+        raise Unavailable("STORE_UNAVAILABLE", f"the audit key cannot be written to {path}: {e.strerror}") from e
 
 
 def _new_origin(settings: Settings) -> str:

@@ -14,9 +14,11 @@ from sqlmodel import Session, col, select
 
 from registry import tlog
 from registry.errors import Invalid
+from registry.events import EventType
 from registry.server import audit, failpoints
+from registry.server.actors import OPERATOR, SYSTEM
 from registry.server.audit import tree
-from registry.server.audit.keys import Keys
+from registry.server.audit.keys import NEXT_STEP, Keys
 from registry.server.database import db, locks
 from registry.server.database.models import AuditCheckpointRow, AuditTileRow, EventRow
 from registry.server.storage.blobs import BlobStore
@@ -52,6 +54,7 @@ def run_sequencer(engine: Engine, blobs: BlobStore, keys: Callable[[], Keys]) ->
         if not has_pending(session):
             return 0
     with locks.acquire(engine, "audit") as lock:
+        _record_rotation(engine, keys(), lock)
         total = 0
         while count := _number_events(engine, lock):
             total += count
@@ -87,7 +90,7 @@ def entry_of(row: EventRow, position: int) -> bytes:
 # ------------------------------------------------------------------ publishing
 def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.ProcessLock) -> None:
     with db.session(engine, write=False) as session:
-        require_same_log(latest_checkpoint(session), keys)
+        require_same_log(session, keys)
         size = tree.read_size(session)
         root = tlog.root(size, tree.TreeNodes(session))
         unstored = select(AuditTileRow).where(col(AuditTileRow.stored_width) < AuditTileRow.width)
@@ -102,14 +105,47 @@ def _publish(engine: Engine, blobs: BlobStore, keys: Keys, lock: locks.ProcessLo
         db.insert_new(session, AuditCheckpointRow, {"size": size, "note": note, "at": db.now()})
 
 
-def require_same_log(checkpoint: AuditCheckpointRow | None, keys: Keys) -> None:
-    """Raise `Invalid` (SETTING_INVALID) if none of these keys signed the checkpoint."""
-    if checkpoint is not None and notes.open_note(checkpoint.note, *keys.verifiers) is None:
+def require_same_log(session: Session, keys: Keys) -> None:
+    """Raise `Invalid` (SETTING_INVALID) if none of these keys signed the latest checkpoint or replaced one that did."""
+    checkpoint = latest_checkpoint(session)
+    if checkpoint is None or notes.open_note(checkpoint.note, *keys.verifiers) is not None:
+        return
+    if keys.signer.verifier.text not in {key for key, _ in read_replacements(session)}:
         raise Invalid(
             "SETTING_INVALID",
             "REGISTRY_AUDIT_KEY: none of its keys signed the latest checkpoint of this log",
-            next_step="give every server of this registry the key file that it was started with",
+            next_step=NEXT_STEP,
         )
+
+
+def read_replacements(session: Session) -> list[tuple[str, EventRow]]:
+    """The keys that were made after a loss, with their events, oldest first."""
+    statement = select(EventRow).where(EventRow.action == EventType.AUDIT_KEY_REPLACE).order_by(col(EventRow.seq))
+    return [(str(audit.to_view(row).detail["key"]), row) for row in session.exec(statement)]
+
+
+def record_replacement(engine: Engine, key: str, reason: str) -> None:
+    """Record in the log that this key replaces a lost one."""
+    with db.session(engine) as session:
+        detail = {"key": key, "reason": reason}
+        audit.append(session, OPERATOR, EventType.AUDIT_KEY_REPLACE, "audit log", detail)
+
+
+def _record_rotation(engine: Engine, keys: Keys, lock: locks.ProcessLock) -> None:
+    """Append an event if another key signs from now on than signed the latest checkpoint: once for each key."""
+    key = keys.signer.verifier
+    with db.session(engine, write=False) as session:
+        checkpoint = latest_checkpoint(session)
+        if checkpoint is None or notes.open_note(checkpoint.note, key) is not None:
+            return
+        require_same_log(session, keys)
+        about = col(EventRow.action).in_([EventType.AUDIT_KEY_ROTATE, EventType.AUDIT_KEY_REPLACE])
+        rows = session.exec(select(EventRow).where(about)).all()
+        if key.text in {audit.to_view(row).detail["key"] for row in rows}:
+            return
+    with db.session(engine) as session:
+        lock.guard(session)
+        audit.append(session, SYSTEM, EventType.AUDIT_KEY_ROTATE, "audit log", {"key": key.text})
 
 
 def _store_tile(engine: Engine, blobs: BlobStore, row: AuditTileRow, lock: locks.ProcessLock) -> None:

@@ -1,0 +1,79 @@
+"""`adapter audit-key rotate` and `replace`: change the key of the audit log, on the machine where the key file is.
+
+The public keys are shown by `adapter audit key`, to everybody who has a token.
+"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from registry.errors import Conflict, Invalid
+from registry.server.audit import keys, sequencer
+from registry.server.database import db
+from registry.server.database.engine import explain_failure, open_database
+from registry.server.settings import Settings
+from registry.tlog.notes import Signer
+
+from . import output
+
+DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
+
+
+@click.group("audit-key")
+def audit_key() -> None:
+    """Change the key that signs the audit log, on the server's machine."""
+
+
+@audit_key.command()
+@DATA_OPTION
+def rotate(data: str | None) -> None:
+    """Add a new key that signs from now on; clients follow, because the old key vouches for it.
+
+    Copy the key file to every server, then send each SIGHUP or restart it.
+    """
+    settings = _settings(data)
+    new = keys.rotate_key(settings)
+    _answer(settings, new, "copy the file to every server of this registry, then send each SIGHUP")
+
+
+@audit_key.command()
+@DATA_OPTION
+@click.option("--reason", required=True, help="Why the key is replaced; everybody can read it.")
+def replace(data: str | None, reason: str) -> None:
+    """Replace a lost key. The log goes on, and records that it has a new key and why.
+
+    Nothing vouches for the new key: users must compare it with the one that you publish, and trust it once.
+    """
+    settings = _settings(data)
+    engine = open_database(settings)
+    with explain_failure(engine), db.session(engine, write=False) as session:
+        checkpoint = sequencer.latest_checkpoint(session)
+        if checkpoint is None:
+            raise Conflict("KEY_NOT_LOST", "the log has no checkpoint yet: delete the key file and start the server")
+        try:
+            sequencer.require_same_log(session, keys.load_keys(settings, may_create=False))
+        except Invalid:
+            origin = checkpoint.note.partition("\n")[0]
+        else:
+            next_step = "`adapter audit-key rotate` changes a key that is there"
+            raise Conflict("KEY_NOT_LOST", f"{keys.key_path(settings)} is the key of this log", next_step=next_step)
+    new = keys.replace_key(settings, origin)
+    sequencer.record_replacement(engine, new.verifier.text, reason)
+    engine.dispose()
+    _answer(settings, new, "copy the file to every server, start them, and publish the key to your users")
+
+
+def _settings(data: str | None) -> Settings:
+    return Settings.from_env({**os.environ, "REGISTRY_DATA": data} if data else None)
+
+
+def _answer(settings: Settings, new: Signer, next_step: str) -> None:
+    path, verifier = keys.key_path(settings), new.verifier.text
+
+    def text() -> None:
+        output.line(verifier)
+        output.note(f"saved in {path}; {next_step}")
+
+    output.answer({"key": verifier, "path": str(path)}, text)

@@ -1,0 +1,148 @@
+"""The key of the audit log changes: clients follow a rotation, and are told of a replacement; nothing else passes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from registry.client.audit import Audit
+from registry.client.trusted_checkpoints import TrustedCheckpoints
+from registry.errors import Corrupt, Invalid
+from registry.events import EventType
+from registry.server.audit import keys, sequencer
+from registry.tlog import notes, succession
+from registry.tlog.notes import Signer
+from tests.audit import logs
+from tests.world import World
+
+pytestmark = pytest.mark.security
+ORIGIN = "registry.example.org/1"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> TrustedCheckpoints:
+    return TrustedCheckpoints(tmp_path / "trusted")
+
+
+def current_note(world: World) -> str:
+    logs.append(world, 1)
+    world.app.state.audit_log.step()
+    return Audit(world.admin).checkpoint()
+
+
+def rotate(world: World) -> Signer:
+    signer = keys.rotate_key(world.settings)
+    world.app.state.audit_log.reload_keys()
+    return signer
+
+
+def replace(world: World, reason: str = "the disk is gone") -> Signer:
+    signer = keys.replace_key(world.settings, world.app.state.audit_log.keys.signer.name)
+    sequencer.record_replacement(world.engine, signer.verifier.text, reason)
+    world.app.state.audit_log.reload_keys()
+    return signer
+
+
+def test_clients_follow_two_rotations_that_they_have_missed(world: World, trusted: TrustedCheckpoints) -> None:
+    trusted.check(world.admin, current_note(world))
+    rotate(world)
+    current_note(world)
+    newest = rotate(world)
+    note = current_note(world)
+    trusted.check(world.admin, note)
+    remembered = trusted.known(world.admin, note)
+    assert remembered is not None
+    assert remembered.keys[0] == newest.verifier.text
+    rotated = Audit(world.admin).events(action=[EventType.AUDIT_KEY_ROTATE])
+    assert [event.detail["key"] for event in rotated][-1] == newest.verifier.text
+    assert logs.replayed(world).problems == []
+
+
+def test_a_rotation_is_one_event_however_often_the_log_grows(world: World) -> None:
+    current_note(world)
+    rotate(world)
+    for _ in range(3):
+        current_note(world)
+    assert len(list(Audit(world.admin).events(action=[EventType.AUDIT_KEY_ROTATE]))) == 1
+
+
+def test_a_rotation_keeps_the_secrets_of_webhooks(world: World) -> None:
+    log = world.app.state.audit_log
+    before = log.keys.derive_secret("webhook:1")
+    rotate(world)
+    assert log.keys.derive_secret("webhook:1") == before
+
+
+def test_a_replaced_key_is_explained_and_trusted_only_by_a_person(world: World, trusted: TrustedCheckpoints) -> None:
+    trusted.check(world.admin, current_note(world))
+    replaced = replace(world)
+    note = current_note(world)
+    with pytest.raises(Corrupt) as caught:
+        trusted.check(world.admin, note)
+    assert caught.value.code == "LOG_KEY_REPLACED"
+    assert "the disk is gone" in caught.value.detail
+    assert "audit key --trust" in caught.value.next_step
+    trusted.trust(world.admin, tuple(world.admin.log_keys().keys), note)
+    trusted.check(world.admin, current_note(world))
+    assert world.admin.log_keys().replacements[0].key == replaced.verifier.text
+
+
+def test_a_key_that_the_log_does_not_record_stops_the_server(world: World) -> None:
+    current_note(world)
+    keys.replace_key(world.settings, world.app.state.audit_log.keys.signer.name)
+    with pytest.raises(Invalid, match="none of its keys"):
+        world.app.state.audit_log.reload_keys()
+
+
+def test_a_replacement_hides_no_rewritten_history(world: World, trusted: TrustedCheckpoints) -> None:
+    """A registry that forks its log and says that its key was lost is still told apart."""
+    note = current_note(world)
+    trusted.check(world.admin, note)
+    replace(world)
+    forked = Signer.make(note.partition("\n")[0])
+    remembered = trusted.known(world.admin, note)
+    assert remembered is not None
+    other = notes.Checkpoint(forked.name, 500, b"x" * 32)
+    trusted.trust(world.admin, remembered.keys, notes.sign_note(other.text, *world_signers(world)))
+    with pytest.raises(Corrupt) as caught:
+        trusted.check(world.admin, current_note(world))
+    assert caught.value.code == "LOG_INCONSISTENT"
+
+
+def world_signers(world: World) -> tuple[Signer, ...]:
+    """The key that the world's log began with: it is kept beside the one that replaced it."""
+    (path,) = keys.key_path(world.settings).parent.glob("*.replaced-*")
+    return tuple(Signer.parse(line) for line in path.read_text().splitlines())
+
+
+# ------------------------------------------------------------------ notes of succession
+def test_a_chain_of_successions_is_followed_in_any_order() -> None:
+    signers = [Signer.make(ORIGIN) for _ in range(4)]
+    chain = [succession.endorse(old, new) for old, new in pairwise(signers)]
+    for order in (chain, chain[::-1]):
+        followed = succession.follow([signers[0].verifier], order)
+        assert set(followed) == {signer.verifier for signer in signers}
+    assert succession.follow([signers[1].verifier], chain)[0] == signers[3].verifier
+
+
+@pytest.mark.parametrize("change", ["another signer", "another log", "only the old key", "another title", "two keys"])
+def test_a_note_that_no_trusted_key_signed_names_no_successor(change: str) -> None:
+    old, new, stranger = Signer.make(ORIGIN), Signer.make(ORIGIN), Signer.make(ORIGIN)
+    text = f"{succession.TITLE}\n{ORIGIN}\n{new.verifier.text}\n"
+    sign = notes.sign_note
+    changed = {
+        "another signer": sign(text, stranger, new),
+        "another log": succession.endorse(old, Signer.make("registry.example.org/2")),
+        "only the old key": sign(text, old),
+        "another title": sign(text.replace("v1", "v2"), old, new),
+        "two keys": sign(f"{text}{stranger.verifier.text}\n", old, new),
+    }
+    assert succession.successor(succession.endorse(old, new), old.verifier) == new.verifier
+    assert succession.successor(changed[change], old.verifier) is None
