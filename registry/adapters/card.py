@@ -7,11 +7,14 @@ size and depth: an alias can grow without end, and a tag can name code.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from registry.evaluation.verdicts import Finding
+from registry.files import CARD, Read
 
 READ_LIMIT_BYTES = 64 * 2**10
 DEPTH_LIMIT = 20
@@ -48,6 +51,36 @@ def read(data: bytes) -> Card:
     return Card(
         datasets=_names(written.get("datasets")), bases=_names(written.get("base_model")), tools=dict(_tools(text))
     )
+
+
+def check_card(sizes: Mapping[str, int], read: Read) -> list[Finding]:
+    """A warning for a README whose front matter cannot be read; `sizes` are those of the version's files by path."""
+    if CARD not in sizes:
+        return []
+    problem = _problem(read(CARD, 0, min(sizes[CARD], READ_LIMIT_BYTES)))
+    message = f"{CARD} {problem}: its data sets and bases are not shown"
+    return [Finding.of("warning", "card.front_matter_invalid", CARD, message)] if problem else []
+
+
+def _problem(data: bytes) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as e:
+        if e.start < READ_LIMIT_BYTES - 4:  # not a character that the limit cuts
+            return "is not UTF-8 text"
+        text = data.decode("utf-8", "replace")
+    if not text.startswith("---"):
+        return ""
+    matter = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
+    if matter is None:
+        return "has front matter without an end"
+    try:
+        if not _is_plain(matter[1]):
+            return "has front matter with an alias, a tag or too many values"
+        loaded = yaml.load(matter[1], LOADER)  # noqa: S506  # a loader that constructs strings, lists and maps only
+    except yaml.YAMLError:
+        return "has front matter that is not YAML"
+    return "" if isinstance(loaded, dict | None) else "has front matter that is not a map"
 
 
 def _front_matter(text: str) -> dict[Any, Any]:

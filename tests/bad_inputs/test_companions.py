@@ -14,6 +14,7 @@ from registry.client.local.folder import read_folder
 from registry.errors import Invalid
 from tests import forge, non_peft_files
 from tests.bad_inputs.raw_push import RawClient, assert_refused
+from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -123,3 +124,24 @@ def test_the_client_refuses_before_it_sends(tmp_path: Path) -> None:
 
 def test_what_real_templates_use_is_accepted() -> None:
     templates.check_template("chat_template.jinja", GOOD)
+
+
+CARDS = {
+    "no end": b"---\ndatasets: [a]\n",
+    "no YAML": b"---\na: [\n---\n",
+    "a list": b"---\n- a\n---\n",
+    "a YAML bomb": b"---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\n",
+    "a tag": b"---\na: !!python/object/apply:os.system [id]\n---\n",
+    "deep": b"---\na: " + b"[" * 50 + b"]" * 50 + b"\n---\n",
+    "no UTF-8": b"---\na: \xff\n---\n",
+}
+
+
+@pytest.mark.parametrize("name", [*CARDS, "good", "none"])
+def test_a_card_with_bad_front_matter_is_a_warning(world: World, name: str) -> None:
+    world.add_base()
+    card = CARDS.get(name) or {"good": b"---\ndatasets:\n- a/b\n---\n# Hi\n", "none": b"# Hi\n---\n"}[name]
+    answer = RawClient(world).push({**world.files(), "README.md": card})
+    assert answer.status_code == 201
+    findings = [found["code"] for found in answer.json()["version"]["verdicts"][0]["findings"]]
+    assert findings == (["card.front_matter_invalid"] if name in CARDS else [])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import compat
+from registry.adapters.card import check_card
 from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
 from registry.adapters.read import PeftContents, read_any, weights_of
@@ -114,7 +115,11 @@ def inspect_files(
     check_companions(sizes, read)
     check_templates(sizes, read)
     contents = read_any(manifest.files, read)
-    findings = (*compat.check(contents, spec, relatives), *tokenizers.check_tokenizer(manifest.files, read, spec))
+    findings = (
+        *compat.check(contents, spec, relatives),
+        *tokenizers.check_tokenizer(manifest.files, read, spec),
+        *check_card(sizes, read),
+    )
     measured = None
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
