@@ -1,13 +1,14 @@
 """PEFT's methods, tasks and field names (0.21.2), and the fields that name code or files.
 
-A method of a newer PEFT is a row here and, if it has one, a shape rule in compat/modules.py. A method or task outside
-these tables is refused; a field outside `FIELDS` is a warning, because every release of PEFT adds some.
+A method of a newer PEFT is a row here and, where headers show its shapes, a rule in `expected_shape` of
+compat/modules.py; reading, compat check, merging and reference page follow the row. A method or task outside these
+tables is refused; a field outside `FIELDS` is a warning, because every release of PEFT adds some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from registry.strict.fields import walk
@@ -19,9 +20,11 @@ class PeftMethod:
 
     `marks`: how names of its tensors continue after the path of their module. `shared_marks`: names of tensors that all
     modules share, directly under `base_model.`. A prompt method stores exactly the tensors named by `marks`.
+    `pair_marks`: of a method with factor pairs, every such name and its role: a `TensorRole` as text. The rank is `r`
+    and the patterns, and alpha is `lora_alpha`. `rank_from_tensors`: the tensors alone say the rank.
     `names_targets`: its tensors say which targets they belong to, so a missing one is found.
     `shapes_known`: registry/compat/modules.py checks the shapes of its tensors.
-    `fused_by`: who writes its update into the base's weights; empty for nobody.
+    `fused_by`: who writes its update into the base's weights; empty: merging/recipes.py refuses to fuse it.
     `changes_weights`: its effect equals some change of weights. `replaces_weights`: loading it replaces base weights.
     `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.
     """
@@ -30,7 +33,8 @@ class PeftMethod:
     marks: tuple[str, ...] = ()
     shared_marks: tuple[str, ...] = ()
     title: str = ""
-    has_pairs: bool = False
+    pair_marks: Mapping[str, str] = field(default_factory=dict)
+    rank_from_tensors: bool = False
     is_prompt: bool = False
     names_targets: bool = True
     shapes_known: bool = False
@@ -40,15 +44,29 @@ class PeftMethod:
     combinable: bool = False
     hot_swappable: bool = False
 
+    @property
+    def has_pairs(self) -> bool:
+        return bool(self.pair_marks)
+
+    def mark_of(self, role: str) -> str:
+        """The first name of the tensor with this role, such as `lora_A.weight`."""
+        return next(mark for mark, its_role in self.pair_marks.items() if its_role == role)
+
 
 def _prompt(name: str, *more: str) -> PeftMethod:
     """A method that puts virtual tokens before the text."""
     return PeftMethod(name, ("prompt_embeddings", *more), is_prompt=True, changes_weights=False)
 
 
+_LORA_PAIR = {
+    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b", "lora_B.bias": "bias",
+    "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
+}  # fmt: skip
 _ROWS = (
-    PeftMethod("LORA", title="LoRA", has_pairs=True, fused_by="registry", combinable=True, hot_swappable=True),
-    PeftMethod("ADALORA", title="AdaLoRA", has_pairs=True, fused_by="registry"),
+    PeftMethod("LORA", title="LoRA", pair_marks=_LORA_PAIR, shapes_known=True, fused_by="registry", combinable=True,
+               hot_swappable=True),
+    PeftMethod("ADALORA", title="AdaLoRA", pair_marks={"lora_A": "a", "lora_B": "b", "lora_E": "piece"},
+               rank_from_tensors=True, shapes_known=True, fused_by="registry"),
     PeftMethod("ADAMSS", ("adamss_",)),
     PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, changes_weights=False),
     PeftMethod("BEFT", ("beft_",)),

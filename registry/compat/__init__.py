@@ -67,9 +67,8 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
         message = f"the patterns take a matcher too long on the {len(base.modules)} modules of {base.name}"
         findings.error("compat.patterns_slow", CONFIG, message)
     method = methods.find(lora.method)
-    if method.has_pairs:
-        check_updates(lora, lookup)
-    elif method.is_prompt:
+    check_updates(lora, lookup)
+    if method.is_prompt:
         _prompts(lora, base, findings)
     else:
         check_pieces(lora, lookup)

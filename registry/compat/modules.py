@@ -152,9 +152,11 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
 
 
 def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup) -> None:
+    method = find(lookup.config.method)
+    a, b = (method.mark_of(role).partition(".")[0] for role in "ab")
     sizes = (
-        ("lora_A", update.a_shape, (update.rank, module.in_features)),
-        ("lora_B", update.b_shape, (module.out_features, update.rank)),
+        (a, update.a_shape, (update.rank, module.in_features)),
+        (b, update.b_shape, (module.out_features, update.rank)),
     )
     for half, shape, expected in sizes:
         if shape[:2] != expected:
@@ -307,15 +309,16 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
         )
 
 
-# ------------------------------------------------------------------ methods other than LoRA
+# ------------------------------------------------------------------ tensors that are not half of a pair
 def check_pieces(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
     if not find(lora.method).shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
         lookup.findings.unknown("compat.method_unjudged", f"{CONFIG}: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}
+    pair_ranks = {update.path: update.rank for update in lora.modules}
     for piece in lora.pieces:
-        if not piece.path:
+        if not piece.path or piece.path in lora.incomplete:
             continue
         module = lookup.find_sized(piece.path)
         if module is None:
@@ -323,13 +326,15 @@ def check_pieces(lora: LoraSpec, lookup: ModuleLookup) -> None:
         if lora.method == "LOKR":
             kronecker.setdefault(piece.path, {})[piece.name] = piece.shape
         else:
-            _check_piece(piece, module, lora.config, lookup)
+            rank = pair_ranks.get(piece.path) or lookup.ranks.pick(piece.path)
+            _check_piece(piece, module, lora.config, lookup, rank)
     for path, factors in kronecker.items():
         _check_kronecker(path, factors, lookup)
 
 
-def _check_piece(piece: OtherTensor, module: ModuleShape, config: AdapterConfig, lookup: ModuleLookup) -> None:
-    rank = lookup.ranks.pick(piece.path)
+def _check_piece(
+    piece: OtherTensor, module: ModuleShape, config: AdapterConfig, lookup: ModuleLookup, rank: int | None
+) -> None:
     expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
     if expected is not None and expected != piece.shape:
         location = f"{piece.path}.{piece.name}"
@@ -350,6 +355,8 @@ def expected_shape(
     """The shape that this tensor must have on this module, or None where the method leaves it open."""
     inputs, outputs = module.in_features, module.out_features
     rank = rank or config.rank
+    if method == "ADALORA":
+        return (rank, 1)
     if method == "IA3":
         feedforward = config.other.get("feedforward_modules") or []
         names = [feedforward] if isinstance(feedforward, str) else feedforward

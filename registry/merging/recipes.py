@@ -239,6 +239,8 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]
     if not method.changes_weights:
         yield "recipe.not_mergeable", f"is {method.name}: it adds something beside the weights, so no weights equal it"
         return
+    if recipe.operation is Operation.FUSE and not method.fused_by:
+        yield "recipe.not_mergeable", f"is {method.name}, which is not fused here: use PEFT's merge_and_unload"
     rules = list(_UNMERGEABLE)
     if recipe.operation in (Operation.COMBINE, Operation.RESIZE):
         rules += _UNSUMMABLE

@@ -1,4 +1,4 @@
-"""docs/reference/methods.md: PEFT methods and initializations, from registry/adapters/peft."""
+"""docs/reference/methods.md: PEFT methods and initializations, from `registry.adapters`."""
 
 from __future__ import annotations
 

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from registry import compat
-from registry.adapters import peft, safetensors
+from registry.adapters import methods, peft, safetensors
 from registry.adapters.peft import config
+from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Finding, Outcome, add_up
+from registry.merging import recipes
+from registry.merging.recipes import Ingredient, Operation, Recipe
 from tests import forge
 from tests.domain.specs import base_spec
 
@@ -24,6 +27,10 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
 
 def other(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -> list[Finding]:
     """Judge an adapter of another method that has these tensors for every q_proj (or by full name)."""
+    return compat.check_fit(spec_of(method, tensors_, **fields), base_spec(LLAMA))
+
+
+def spec_of(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -> peft.LoraSpec:
     named: dict[str, forge.Tensor] = {}
     for name, shape in tensors_.items():
         if name == "prompt_embeddings":
@@ -34,11 +41,10 @@ def other(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -
             }
     configuration = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "task_type": "CAUSAL_LM",
                      "target_modules": ["q_proj"], **fields}  # fmt: skip
-    spec = peft.describe(
+    return peft.describe(
         config.read_config(json.dumps(configuration).encode()),
         safetensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
     )
-    return compat.check_fit(spec, base_spec(LLAMA))
 
 
 GOOD: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
@@ -122,3 +128,49 @@ def test_ranks_by_pattern_count_for_other_methods_too() -> None:
     halves = {"hada_w1_a": (64, 2), "hada_w1_b": (2, 64), "hada_w2_a": (64, 2), "hada_w2_b": (2, 64)}
     assert other("LOHA", halves, r=4, rank_pattern={"q_proj": 2}) == []
     assert codes(other("LOHA", halves, r=4)) == {"compat.shape"}
+
+
+# ------------------------------------------------------------------ a method that is only a row
+NEW_SHAPES = {"new_A.weight": (4, 64), "new_B.weight": (64, 4), "new_gate": (4,)}
+
+
+@pytest.fixture
+def _new_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = methods.PeftMethod("NEW", pair_marks={"new_A.weight": "a", "new_B.weight": "b", "new_gate": "piece"})
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, row.name: row})
+
+
+@pytest.mark.usefixtures("_new_method")
+def test_a_method_with_factor_pairs_is_read_and_checked_by_its_row_alone() -> None:
+    spec = spec_of("NEW", NEW_SHAPES, r=4, lora_alpha=8)
+    assert [(m.rank, m.scale) for m in spec.modules] == [(4, 2.0)] * 4
+    assert [piece.name for piece in spec.pieces] == ["new_gate"] * 4
+    findings = compat.check_fit(spec, base_spec(LLAMA))
+    assert [(f.severity, f.code) for f in findings] == [("unknown", "compat.method_unjudged")]
+    wrong = other("NEW", NEW_SHAPES | {"new_A.weight": (4, 32)}, r=4, lora_alpha=8)
+    assert [f.location for f in wrong if f.severity == "error"] == ["model.layers.0.self_attn.q_proj.new_A"]
+    assert codes(other("NEW", {"new_A.weight": (4, 64)}, r=4, lora_alpha=8)) == {"lora.pair_incomplete"}
+    assert codes(other("NEW", {"lora_A.weight": (4, 64)}, r=4, lora_alpha=8)) >= {"lora.tensor_unknown"}
+
+
+@pytest.mark.usefixtures("_new_method")
+@pytest.mark.parametrize(
+    ("operation", "code"),
+    [
+        (Operation.COMBINE, "recipe.method"),
+        (Operation.RESIZE, "recipe.method"),
+        (Operation.FUSE, "recipe.not_mergeable"),
+    ],
+)
+def test_a_method_whose_row_says_nothing_of_merging_is_not_merged(operation: Operation, code: str) -> None:
+    facts = engine_facts.of_lora(spec_of("NEW", NEW_SHAPES, r=4, lora_alpha=8)).model_dump()
+    names = ("acme/a@1", "acme/b@1")[: 2 if operation is Operation.COMBINE else 1]
+    sources = [Ingredient(name=n, digest=n, base="tiny-llama", base_fingerprint="", facts=facts) for n in names]
+    findings = recipes.check(Recipe(operation=operation, sources=names, rank=4 * (operation == "resize")), sources)
+    assert {finding.code for finding in findings} == {code}
+
+
+def test_adalora_keeps_one_singular_value_for_each_rank_that_is_left() -> None:
+    pair = {"lora_A": (3, 64), "lora_B": (64, 3)}
+    assert codes(other("ADALORA", pair | {"lora_E": (3, 1)}, r=8)) == set()
+    assert codes(other("ADALORA", pair | {"lora_E": (8, 1)}, r=8)) == {"compat.shape"}

@@ -123,7 +123,7 @@ class _Reader:
     """Sorts the tensors by their names' roles, then joins what belongs to one module."""
 
     def __init__(self, config: AdapterConfig) -> None:
-        self._config = config
+        self._config, self._method = config, find(config.method)
         self._names = Names(config)
         self._targets = Targets(config)
         self._ranks = Choice(config.rank_pattern)
@@ -178,9 +178,9 @@ class _Reader:
         a, b = halves.get(TensorRole.A), halves.get(TensorRole.B)
         if a is None or b is None:
             there = next(iter(halves.values()))
-            missing = "lora_A" if a is None else "lora_B"
+            missing = self._method.mark_of("a" if a is None else "b")
             message = f"module {path} has {there.name.rsplit(path, 1)[-1].strip('.')} but no {missing}"
-            self._note("lora.pair_incomplete", path, message, f"{path}.{missing}.weight", there.name)
+            self._note("lora.pair_incomplete", path, message, f"{path}.{missing}", there.name)
             return None
         if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 4, 5):
             message = f"module {path}: A and B must both be matrices (or both convolutions)"
@@ -206,7 +206,7 @@ class _Reader:
         )  # fmt: skip
 
     def _kind(self, a: TensorInfo, order: int) -> Kind:
-        if "lora_embedding" in a.name:
+        if "embedding" in a.name.rpartition(".")[2]:
             return "embedding"
         if order >= 0:
             return "parameter"
@@ -220,10 +220,8 @@ class _Reader:
         return names[-1 - order] if order < len(names) else ""
 
     def _rank_and_alpha(self, key: str, a: TensorInfo) -> tuple[int, float]:
-        if self._config.method == "ADALORA":  # its tensors keep the rank that the training left
-            rank = a.shape[0]
-        else:
-            rank = self._ranks.pick(key) or self._config.rank or a.shape[0]
+        announced = 0 if self._method.rank_from_tensors else self._ranks.pick(key) or self._config.rank
+        rank = announced or a.shape[0]
         alpha = self._alphas.pick(key)
         if alpha is None:
             alpha = DEFAULT_ALPHA if self._config.alpha is None else self._config.alpha
@@ -253,10 +251,11 @@ class _Reader:
 
     def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
         config = self._config
-        if find(config.method).has_pairs:
+        if self._method.has_pairs:
             if not self._pairs:
-                message = "the weights hold not one lora_A or lora_B tensor that names a module of the base"
-                self._note("lora.no_modules", WEIGHTS, message, "lora_A and lora_B", len(header))
+                a, b = (self._method.mark_of(role).partition(".")[0] for role in "ab")
+                message = f"the weights hold not one {a} or {b} tensor that names a module of the base"
+                self._note("lora.no_modules", WEIGHTS, message, f"{a} and {b}", len(header))
             if config.layers is not None and isinstance(config.targets, str):
                 message = "layers_to_transform is combined with a pattern in target_modules, which PEFT rejects"
                 self._note("lora.layers_beside_pattern", f"{CONFIG}: layers_to_transform", message)
@@ -270,8 +269,6 @@ class _Reader:
                 if module.alpha <= 0:
                     message = f"module {module.path} is scaled by alpha {module.alpha:g}: no effect, or a reversed one"
                     self._note("lora.alpha_not_positive", module.path, message, "alpha > 0", f"{module.alpha:g}")
-        elif find(config.method).is_prompt and "prompt_embeddings" not in {
-            p.name for p in self._others[TensorRole.PIECE]
-        }:
+        elif self._method.is_prompt and "prompt_embeddings" not in {p.name for p in self._others[TensorRole.PIECE]}:
             message = f"{config.method} is a tensor called prompt_embeddings"
             self._note("lora.prompt_absent", WEIGHTS, message, "prompt_embeddings", len(header))

@@ -136,6 +136,7 @@ class _Reader:
 
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
+        row = methods.find(method)
         self._code_and_paths()
         self._texts()
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
@@ -144,9 +145,9 @@ class _Reader:
         config = AdapterConfig(
             method=method,
             task=task,
-            rank=fields.whole_number("r", 1 if methods.find(method).has_pairs else 0, RANK_LIMIT)
+            rank=fields.whole_number("r", 1 if row.has_pairs else 0, RANK_LIMIT)
             or (DEFAULT_RANK if method == "LORA" else 0),
-            alpha=fields.number("lora_alpha" if methods.find(method).has_pairs else "alpha", ALPHA_LIMIT),
+            alpha=fields.number("lora_alpha" if row.has_pairs else "alpha", ALPHA_LIMIT),
             use_rslora=fields.flag("use_rslora"),
             use_dora=fields.flag("use_dora"),
             lora_bias=fields.flag("lora_bias"),
@@ -158,7 +159,7 @@ class _Reader:
             target_parameters=fields.names("target_parameters"),
             layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
             layers_pattern=fields.names("layers_pattern"),
-            rank_pattern={} if method == "ADALORA" else fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True),
+            rank_pattern={} if row.rank_from_tensors else fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True),
             alpha_pattern=fields.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False),
             layer_replication=self._layer_replication(),
             token_indices=self._token_indices(method),

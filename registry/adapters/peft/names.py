@@ -7,7 +7,7 @@ are allowed only where the configuration announces them (`modules_to_save`, `bia
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,9 +22,18 @@ TOKEN_TABLES = ("wte", "word_embeddings", "embed_in", "shared")
 """What older architectures call `embed_tokens`, for which a bare list of `trainable_token_indices` stands."""
 EXAMPLES = 3
 
-_PAIR = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?"
-                   r"|lora_embedding_A|lora_embedding_B|lora_A|lora_B|lora_E)\Z")  # fmt: skip
-_WITH_ADAPTER_NAME = re.compile(r"\.(?:lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)|modules_to_save)\.(\w+)")
+
+def _either(marks: Iterable[str]) -> str:
+    return "|".join(re.escape(mark) for mark in sorted(set(marks), reverse=True))
+
+
+_PAIR_MARKS = [mark for method in methods.METHODS.values() for mark in method.pair_marks]
+_MARKS = [mark for method in methods.METHODS.values() if not method.is_prompt for mark in method.marks]
+_PAIR = re.compile(rf".+\.(?:{_either(_PAIR_MARKS)})\Z")
+_WITH_ADAPTER_NAME = re.compile(
+    rf"\.(?:{_either([*(mark.partition('.')[0] for mark in _PAIR_MARKS), 'modules_to_save'])})\.\w+"
+)
+_OF_SOME_METHOD = re.compile(rf"\.(?:lora_|{_either([*_MARKS, *_PAIR_MARKS])})")
 _FULL = re.compile(r"(.+)\.(weight|bias)\Z")
 
 
@@ -53,12 +62,6 @@ class TensorName:
 
 
 _UNEXPECTED = TensorName(TensorRole.UNEXPECTED)
-_ROLE_OF_LEAF = {
-    "lora_A.weight": TensorRole.A, "lora_B.weight": TensorRole.B, "lora_embedding_A": TensorRole.A,
-    "lora_embedding_B": TensorRole.B, "lora_B.bias": TensorRole.BIAS, "lora_magnitude_vector": TensorRole.MAGNITUDE,
-    "lora_magnitude_vector.weight": TensorRole.MAGNITUDE,
-}  # fmt: skip
-_ROLE_OF_ADALORA_LEAF = {"lora_A": TensorRole.A, "lora_B": TensorRole.B, "lora_E": TensorRole.PIECE}
 
 
 class Names:
@@ -68,6 +71,7 @@ class Names:
         self._config = config
         self._targets = Targets(config)
         self._method = methods.find(config.method)
+        self._pair = re.compile(rf"(.+)\.({_either(self._method.pair_marks)})\Z")
         self._unexpected_names: dict[str, list[str]] = {}
 
     def read(self, name: str) -> TensorName:
@@ -86,13 +90,12 @@ class Names:
 
     def _method_tensor(self, rest: str) -> TensorName | None:
         if self._method.has_pairs:
-            match = _PAIR.match(rest)
+            match = self._pair.match(rest)
             if not match:
                 return None
             path, leaf = match[1], match[2]
-            roles = _ROLE_OF_ADALORA_LEAF if self._config.method == "ADALORA" else _ROLE_OF_LEAF
-            role = roles.get(leaf)
-            if role is None or (role is TensorRole.BIAS and not self._config.lora_bias):
+            role = TensorRole(self._method.pair_marks[leaf])
+            if role is TensorRole.BIAS and not self._config.lora_bias:
                 return None
             depth = 0
             while path.endswith(".base_layer") and self._config.target_parameters:
@@ -133,7 +136,7 @@ class Names:
     def _explained(self, rest: str, name: str) -> TensorName:
         if _WITH_ADAPTER_NAME.search(rest) and not _PAIR.match(rest):
             return self._unexpected("adapter_name", name)
-        if _FULL.match(rest) and not re.search(r"\.(lora|hada|lokr|ia3|vera|oft|boft)_", rest):
+        if _FULL.match(rest) and not _OF_SOME_METHOD.search(rest):
             return self._unexpected("overwrites", name)
         return self._unexpected("unknown", name)
 

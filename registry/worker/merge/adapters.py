@@ -96,7 +96,7 @@ class Adapter:
     def scale_of(self, module: ModuleUpdate) -> float | Tensor:
         """LoRA's scale; for AdaLoRA one for each rank [1, rank]: its singular values * alpha / (first rank + 1e-5)."""
         stored = self.names.get(TensorName(TensorRole.PIECE, module.path, "lora_E"))
-        if self.lora.method != "ADALORA" or stored is None:
+        if stored is None:
             return module.scale
         initial = self.contents.config.other.get("init_r")
         first = initial if isinstance(initial, int) and initial > 0 else _ADALORA_RANK
