@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from registry.api.catalog import Resolved, VersionView
-from registry.api.jobs import Claimed
-from registry.api.serving import DesiredAdapter, DesiredState
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport.responses import Shape, wrong_answer
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.jobs import Job, Kind
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, is_served_name
+
+if TYPE_CHECKING:  # a push and a pull do not load these schemas
+    from registry.api.jobs import Claimed
+    from registry.api.serving import DesiredAdapter, DesiredState
+    from registry.jobs import Job
 
 Version = TypeVar("Version", VersionView, Resolved)
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -121,7 +123,7 @@ def job(job_id: str, answer: Job) -> Job:
 
 def claimed(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> Claimed:
     """A job of a requested kind and base, with the version that it is about."""
-    if kinds and answer.job.kind not in {Kind(kind) for kind in kinds}:
+    if kinds and answer.job.kind not in set(kinds):
         raise wrong_answer(f"job {answer.job.id} is of the kind {str(answer.job.kind)!r}, which was not requested")
     if bases and answer.job.base not in bases:
         raise wrong_answer(f"job {answer.job.id} is for the base {answer.job.base[:80]!r}, which was not requested")
