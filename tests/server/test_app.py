@@ -22,7 +22,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.database.models import TokenRow
-from registry.server.http import dependencies, problems
+from registry.server.http import dependencies, problems, routing
 from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
@@ -156,7 +156,7 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
                 waiting.add(route.path)
                 assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path
                 actors = {type(call) for call in calls if isinstance(call, dependencies.RequireScope)}
-                open_to_all = dependencies.require_nothing in calls
+                open_to_all = routing.require_nothing in calls
                 assert actors == (set() if open_to_all else {dependencies.RequireScopeInThread}), route.path
             else:
                 assert not [call for call in calls if isinstance(call, dependencies.RequireScopeInThread)], route.path

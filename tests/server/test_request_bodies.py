@@ -70,6 +70,12 @@ def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed:
     assert "4001 errors" in answers[0].json()["detail"]
 
 
+def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: World) -> None:
+    secret = closed.issue("admin")[1]
+    assert [post(closed, "/namespaces", [b"{"], secret=secret).status for _ in range(12)] == [400] * 12
+    assert [post(closed, "/tokens/exchange", [b"{"]).status for _ in range(12)] == [400] * 10 + [429] * 2
+
+
 def test_few_unknown_fields_are_named(world: World) -> None:
     answer = post(world, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=world.issue("admin")[1])
     assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]

@@ -33,7 +33,7 @@ from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
 from registry.server.http.request_actor import authenticate, current_actor, read_secret
-from registry.server.http.routing import UsesStore, enter_session
+from registry.server.http.routing import UsesStore, enter_session, require_nothing
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
@@ -168,10 +168,6 @@ def with_current_actor(
             raise
         return read(fresh)
     return read(authenticate(request, session))
-
-
-async def require_nothing() -> None:
-    """Declare that a route needs no token."""
 
 
 # ------------------------------------------------------------------ parameters

@@ -18,7 +18,6 @@ from starlette.requests import ClientDisconnect
 from registry import errors
 from registry.api import Answer
 from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
-from registry.server.http.idempotency import SAFE_METHODS
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
 
@@ -124,8 +123,9 @@ def _handle_registry_error(request: Request, exception: Exception) -> Response:
 
 
 def _handle_validation_error(request: Request, exception: Exception) -> Response:
-    """Turn pydantic's errors into findings. Without an actor they count as failed sign-ins: parsing costs time."""
-    if getattr(request.state, "actor", None) is None and request.method not in SAFE_METHODS:
+    """Turn pydantic's errors into findings. Where no token is needed they count as failed sign-ins."""
+    route = request.scope.get("route")
+    if isinstance(route, SingleThreadRoute) and route.needs_no_token and request.method == "POST":
         try:
             record_failure(request)
         except Unavailable as e:

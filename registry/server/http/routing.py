@@ -30,6 +30,10 @@ from registry.server.http.request_body import BODY_LIMIT_BYTES, read_body
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+async def require_nothing() -> None:
+    """Declare that a route needs no token."""
+
+
 class SingleThreadRoute(APIRoute):
     """The class of all routes."""
 
@@ -38,6 +42,7 @@ class SingleThreadRoute(APIRoute):
         hints = get_type_hints(endpoint, include_extras=True).values()
         uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
         self._run_in_thread = run_in_store_thread if uses_store else run_in_threadpool
+        self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else _as_coroutine(endpoint), **kwargs)
 

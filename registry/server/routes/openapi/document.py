@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from registry import __version__
-from registry.server.http import dependencies, idempotency
+from registry.server.http import dependencies, idempotency, routing
 from registry.server.http.problems import Problem, codes_by_status
 from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe
 
@@ -93,7 +93,7 @@ def scope_of(route: APIRoute) -> str | None:
     for call in _calls(route.dependant):
         if isinstance(call, dependencies.RequireScope):
             return call.scope or ""
-        if call is dependencies.require_nothing:
+        if call is routing.require_nothing:
             return "open"
     return None
 
