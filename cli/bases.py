@@ -1,4 +1,4 @@
-"""`adapter base add`, `identify`, `list`, `show`, `remove` and `thresholds`.
+"""`adapter base add`, `identify`, `list`, `show`, `alias`, `remove` and `thresholds`.
 
 A base is described by its config.json and safetensors headers. Its weights are read only by `identify` and never sent.
 """
@@ -28,7 +28,7 @@ UNRELATED_SHOWN = 10
 
 @click.group()
 def base() -> None:
-    """Base models: add, list, show, remove, identify, thresholds."""
+    """Base models: add, list, show, alias, remove, identify, thresholds."""
 
 
 @base.command()
@@ -116,6 +116,19 @@ def _print_list(items: list[BaseView]) -> None:
 
 @base.command()
 @click.argument("name")
+@click.argument("other_name", metavar="ALIAS")
+@click.option("--remove", "is_removal", is_flag=True, help="Remove the alias.")
+def alias(name: str, other_name: str, is_removal: bool) -> None:
+    """Give the base NAME another name, such as its name on the Hugging Face Hub. For administrators."""
+    with session.registry() as registry:
+        before = set(registry.base(name).aliases)
+        aliases = before - {other_name} if is_removal else before | {other_name}
+        view = registry.set_base_aliases(name, sorted(aliases))
+    output.answer(view, lambda: _print_base(view))
+
+
+@base.command()
+@click.argument("name")
 def remove(name: str) -> None:
     """Remove the base NAME. Fails if a version or a waiting job refers to it."""
     session.answer(lambda registry: registry.delete_base(name), lambda removed: output.line(f"Removed {removed.name}"))
@@ -168,6 +181,7 @@ def _print_base(view: BaseView) -> None:
     output.facts(
         [
             ("model", f"{spec.architecture or spec.model_type}, {output.amount(spec.parameters)} parameters"),
+            ("aliases", ", ".join(view.aliases)),
             ("parts", ", ".join(spec.components)),
             ("sizes", _sizes(spec)),
             ("weights", ", ".join(filter(None, [spec.dtype, spec.quantization, output.size(spec.weights_bytes)]))),

@@ -71,6 +71,7 @@ class EventType(StrEnum):
     PUBLISHER_ADD = "publisher.add", ObjectKind.ADAPTER, "allowed identity tokens of {issuer} to push {object}"
     PUBLISHER_REMOVE = ("publisher.remove", ObjectKind.ADAPTER, "barred identity tokens of {issuer} from {object}")
     BASE_ADD = "base.add", ObjectKind.BASE, "registered the base {object}"
+    BASE_ALIASES = "base.aliases", ObjectKind.BASE, "set the other names of {object}"
     BASE_DELETE = "base.delete", ObjectKind.BASE, "deleted the base {object}"
     BASE_IDENTIFY = "base.identify", ObjectKind.BASE, "recorded the fingerprint of the weights of {object}"
     BASE_THRESHOLDS = "base.thresholds", ObjectKind.BASE, "set the smoke-test thresholds of {object}"

@@ -118,6 +118,7 @@ class BaseView(Answer):
     created_by: str
     relatives: list[Similarity] = []
     parents: list[Edge] = []
+    aliases: list[str] = Field(default=[], description="Other names of the same model.")
     thresholds: dict[str, float] = {}
 
 
@@ -139,6 +140,12 @@ class IdentityRequest(Request):
     """Which weights a base has: to store it, or to compare it with that of a base."""
 
     identity: Identity
+
+
+class BaseAliases(Request):
+    """All other names of a base; empty for none."""
+
+    aliases: list[str] = Field(max_length=32)
 
 
 class ThresholdsRequest(Request):

@@ -46,6 +46,7 @@ from registry.api.aliases import (
 from registry.api.catalog import (
     AdapterView,
     BaseAdd,
+    BaseAliases,
     BaseView,
     IdentityRequest,
     Lineage,
@@ -198,6 +199,9 @@ class Registry(Versions):
     # ------------------------------------------------------------ bases
     def add_base(self, request: BaseAdd) -> BaseView:
         return self._post("/bases", request, BaseView)
+
+    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
+        return self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
 
     def delete_base(self, name: str) -> DeleteResult:
         return self._send("DELETE", _path_of_base(name), DeleteResult)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -84,3 +85,23 @@ def test_a_base_is_deleted_while_nothing_refers_to_it(world: World) -> None:
         world.admin.base("mistaken")
     assert world.admin.reindex(ReindexRequest()).bases == 0, "its record is gone, too"
     assert world.admin.add_base(BaseAdd(spec=spec_of(forge.llama("mistaken", hidden=128)))).name == "mistaken"
+
+
+def test_an_alias_names_the_same_base_and_only_administrators_give_it(world: World) -> None:
+    world.add_base()
+    hub = "HuggingFaceTB/Tiny"
+    with pytest.raises(Denied):
+        world.actor("admin", namespaces=["acme"]).set_base_aliases("tiny-llama", [hub])
+    assert world.admin.set_base_aliases("tiny-llama", [hub]).aliases == [hub]
+    assert world.admin.base(hub).name == "tiny-llama"
+    named = world.push("acme/support", forge.lora(dataclasses.replace(forge.llama(), name=hub)))
+    assert {f.code for f in named.version.verdicts[0].findings if f.severity != "info"} == set()
+    with pytest.raises(Conflict):
+        world.admin.add_base(base(hub))
+    other = world.admin.add_base(base("other")).name
+    for alias in (hub, "tiny-llama"):
+        with pytest.raises(Conflict):
+            world.admin.set_base_aliases(other, [alias])
+    assert world.admin.set_base_aliases("tiny-llama", []).aliases == []
+    with pytest.raises(NotFound):
+        world.admin.base(hub)

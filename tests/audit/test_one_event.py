@@ -190,6 +190,7 @@ def _about_the_base(drive: Drive) -> None:
     drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
     drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
     drive("POST /bases", lambda: drive.world.add_base(forge.llama("unused")))
+    drive("PUT /bases/{base:path}/aliases", lambda: admin.set_base_aliases("unused", ["hub/unused"]))
     drive("DELETE /bases/{base:path}", lambda: admin.delete_base("unused"))
 
 

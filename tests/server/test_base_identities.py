@@ -125,7 +125,7 @@ def test_an_owner_of_one_namespace_cannot_identify_the_weights_of_a_base(family:
     with pytest.raises(Denied):
         owner.add_base(BaseAdd(spec=spec_of(forge.llama("unknown")), identity=OTHER))
     assert family.admin.base("unknown").spec.fingerprints.exact is None
-    own = spec_of(forge.llama("my-own", hidden=32, heads=2, kv_heads=1, intermediate=64))
+    own = spec_of(forge.llama("acme/my-own", hidden=32, heads=2, kv_heads=1, intermediate=64))
     assert owner.add_base(BaseAdd(spec=own, identity=OTHER)).spec.fingerprints.exact == OTHER.exact
 
 

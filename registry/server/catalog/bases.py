@@ -62,8 +62,12 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     A source is stored for administrators and workers of all namespaces only: workers open it.
     """
     name = names.base_name(request.spec.name)
-    if session.exec(_NAMED, params={"name": name}).first() is None:
+    existing = _find_named(session, name)
+    if existing is None:
         require_may_add(session, actor, name)
+    elif existing.name != name:
+        next_step = f"use '{existing.name}', or remove the alias first"
+        raise Conflict("BASE_EXISTS", f"'{name}' is an alias of the base '{existing.name}'", next_step=next_step)
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
     spec = _with_exact(request.spec, None)
     source = request.source if _is_trusted(actor) else ""
@@ -125,8 +129,8 @@ def _is_trusted(actor: Actor) -> bool:
 
 def delete(session: Session, actor: Actor, name: str) -> None:
     """Delete a base that no version and no job refers to. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
-    name = names.base_name(name)
-    base = find(session, name)
+    base = find(session, names.base_name(name))
+    name = base.name
     if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
         actor.require_everywhere(Scope.ADMIN)
     session.refresh(base, with_for_update=True)
@@ -142,6 +146,23 @@ def delete(session: Session, actor: Actor, name: str) -> None:
     session.delete(base)
     audit.append(session, actor, EventType.BASE_DELETE, name, {"fingerprint": base.fingerprint})
     session.flush()
+
+
+def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str]) -> BaseView:
+    """Replace the other names of a base. For administrators. `Conflict` (BASE_EXISTS) for a name that is taken."""
+    actor.require_everywhere(Scope.ADMIN)
+    base = find(session, names.base_name(name))
+    session.refresh(base, with_for_update=True)
+    others = sorted({str(names.base_name(alias)) for alias in aliases} - {base.name})
+    for alias in others:
+        other = _find_named(session, alias)
+        if other is not None and other.id != base.id:
+            raise Conflict("BASE_EXISTS", f"aliases: '{alias}' names the base '{other.name}' already")
+    base.aliases, base.recorded_at = others or None, None  # its record is written again
+    session.add(base)
+    audit.append(session, actor, EventType.BASE_ALIASES, base.name, {"aliases": others})
+    session.flush()
+    return _view(session, actor, base)
 
 
 def identify(session: Session, actor: Actor, name: str, identity: Identity) -> BaseView:
@@ -175,13 +196,22 @@ _NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseR
 
 
 def find(session: Session, name: str) -> BaseRow:
-    """The row of a base. `NotFound` (BASE_UNKNOWN)."""
-    base = session.exec(_NAMED, params={"name": name}).first()
+    """The row of a base, by its name or one of its aliases. `NotFound` (BASE_UNKNOWN)."""
+    base = _find_named(session, name)
     if base is None:
         raise NotFound(
             "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
         )
     return base
+
+
+def _find_named(session: Session, name: str) -> BaseRow | None:
+    base = session.exec(_NAMED, params={"name": name}).first()
+    if base is not None:
+        return base
+    with_aliases = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.aliases).is_not(None))
+    rows = session.exec(with_aliases.order_by(col(BaseRow.name))).all()
+    return next((row for row in rows if name in (row.aliases or ())), None)
 
 
 def load_spec(base: BaseRow) -> BaseSpec:
@@ -212,7 +242,8 @@ def _view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
     view = _views(session, actor, [base])[0]
     row = session.get(BaseThresholdsRow, base.id)
     thresholds = dict(row.thresholds) if row is not None else {}
-    return view.model_copy(update={"relatives": find_relatives(session, base), "thresholds": thresholds})
+    relatives = [relative for relative in find_relatives(session, base) if relative.other not in view.aliases]
+    return view.model_copy(update={"relatives": relatives, "thresholds": thresholds})
 
 
 def _with_exact(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
@@ -236,6 +267,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
             spec=_with_exact(load_spec(row), exacts.get(row.id or 0)),
             parents=parents[row.name],
             adapters=adapters.get(row.id or 0, 0),
+            aliases=row.aliases or [],
         )
         for row in rows
     ]
@@ -349,10 +381,11 @@ _SELECT_IDENTITY = (
 
 
 def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
-    """How every other base with an identity is related to this one, by name; empty if this one has no identity."""
+    """How other bases are related to this one, by name: its aliases, and those with an identity if this one has one."""
+    aliases = [Similarity(other=alias, match=BaseMatch.EXACT) for alias in base.aliases or ()]
     own = session.exec(_SELECT_IDENTITY, params={"id": base.id}).first()
     if own is None:
-        return []
+        return aliases
     statement = (
         select(BaseRow.name, BaseIdentityRow.base_id, BaseSimilarityRow.similarity)
         .join(BaseIdentityRow, col(BaseIdentityRow.base_id) == col(BaseRow.id))
@@ -371,7 +404,7 @@ def find_relatives(session: Session, base: BaseRow) -> list[Similarity]:
             other = session.get_one(BaseIdentityRow, other_id)
             similarity = identities.compare(_parse_identity(own), _parse_identity(other))
         relatives.append(similarity.model_copy(update={"other": name}))
-    return relatives
+    return [*aliases, *relatives]
 
 
 def _parse_identity(row: BaseIdentityRow) -> Identity:

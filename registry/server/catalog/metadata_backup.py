@@ -86,6 +86,7 @@ class BaseRecord(Record):
     source: str
     identity: Identity | None = None
     parents: tuple[Edge, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def edges(self) -> list[dict[str, Any]] | None:
@@ -134,7 +135,7 @@ def base_record(row: BaseRow, identity: str | None) -> BaseRecord:
         created_at=row.created_at, created_by=row.created_by,
         spec=BaseSpec.model_validate(row.spec), source=row.source,
         parents=tuple(Edge.model_validate(edge) for edge in row.parents or ()),
-        identity=Identity.model_validate_json(identity) if identity else None,
+        identity=Identity.model_validate_json(identity) if identity else None, aliases=tuple(row.aliases or ()),
     )  # fmt: skip
 
 

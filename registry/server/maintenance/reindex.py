@@ -177,7 +177,12 @@ def _restore_bases(run: _Run) -> int:
 def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     spec = record.spec
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
-    values |= {"source": record.source, "created_at": record.created_at, "created_by": record.created_by}
+    values |= {
+        "aliases": list(record.aliases) or None,
+        "source": record.source,
+        "created_at": record.created_at,
+        "created_by": record.created_by,
+    }
     if added := db.insert_new(session, BaseRow, {**values, "parents": record.edges, "recorded_at": db.now()}):
         audit.append(session, actor, EventType.BASE_REINDEX, spec.name, {"fingerprint": spec.fingerprint})
     return added

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import BackgroundTasks, Response
 
 from registry.api.access import DeleteResult
-from registry.api.catalog import BaseAdd, BasePage, BaseView, IdentityRequest, ThresholdsRequest
+from registry.api.catalog import BaseAdd, BaseAliases, BasePage, BaseView, IdentityRequest, ThresholdsRequest
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases, metadata_backup
@@ -54,6 +54,12 @@ def delete_base(session: SessionDep, actor: Pusher, base: str, blobs: BlobsDep, 
     bases.delete(session, actor, base)
     after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, base)
     return DeleteResult(name=base)
+
+
+@router.put("/bases/{base:path}/aliases")
+def set_base_aliases(session: SessionDep, actor: Admin, base: str, request: BaseAliases) -> BaseView:
+    """Replace the other names of a base model. For administrators of all namespaces."""
+    return bases.set_aliases(session, actor, base, request.aliases)
 
 
 @router.put("/bases/{base:path}/identity")

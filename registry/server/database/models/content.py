@@ -12,7 +12,10 @@ from registry.server.database.models.columns import CreatedColumns, SetColumns, 
 
 
 class BaseRow(CreatedColumns, table=True):
-    """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written."""
+    """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written.
+
+    `aliases`: other names of the same model, such as its name on the Hugging Face Hub.
+    """
 
     __tablename__ = "base"
     id: int | None = Field(default=None, primary_key=True)
@@ -22,6 +25,7 @@ class BaseRow(CreatedColumns, table=True):
     source: str = ""
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
     parents: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
+    aliases: list[str] | None = Field(default=None, sa_type=JSON)
 
 
 class BaseIdentityRow(SQLModel, table=True):
