@@ -44,7 +44,7 @@ _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count
 """Notice within 20 seconds that a database host is gone; Linux by default takes a quarter of an hour."""
 SESSION_SETTINGS = {
     "timezone": "UTC",
-    "jit": "off",
+    "jit": "off",  # compiling a recursive statement takes longer than running it
     "statement_timeout": str(STATEMENT_LIMIT_MS),
     "lock_timeout": str(LOCK_LIMIT_MS),
     "idle_in_transaction_session_timeout": str(IDLE_LIMIT_MS),
@@ -83,7 +83,6 @@ def explain_failure(engine: Engine) -> Iterator[None]:
 
 
 def _create_postgresql_engine(url: URL, pool_size: int) -> Engine:
-    # No JIT: the statements are short, and compiling a recursive one takes longer than running it.
     options = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
