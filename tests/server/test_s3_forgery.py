@@ -27,8 +27,9 @@ from tests.world import World, body
 pytestmark = pytest.mark.security
 
 CEPH = Capabilities(
-    ranges=True, copies=True, conditional=True, conditional_copy=False, conditional_source=True, checksums=False,
-    links=True, signed_headers=False, checksum_links=False, conditional_links=True, parts=True, checksum_parts=False,
+    ranges=True, copies=True, conditional=True, conditional_copy=False, conditional_source=True,
+    conditional_part_source=False, checksums=False, links=True, signed_headers=False, checksum_links=False,
+    conditional_links=True, parts=True, checksum_parts=False,
 )  # fmt: skip
 """What the probe finds at a store that keeps metadata which nobody signed."""
 MIB = 2**20
@@ -152,7 +153,11 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
         monkeypatch.setattr(s3_store, "COPY_LIMIT_BYTES", 5 * MIB)
     real._parts_from_bytes = real._part_bytes = 5 * MIB
     able = conditional_source and real.capabilities.conditional_source
-    real._capabilities = dataclasses.replace(real.capabilities, checksums=False, conditional_source=able)
+    able_in_ranges = conditional_source and real.capabilities.conditional_part_source
+    real._capabilities = dataclasses.replace(
+        real.capabilities, checksums=False, conditional_source=able, conditional_part_source=able_in_ranges,
+        signed_headers=True,
+    )  # fmt: skip
     base = forge.llama()
     rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
     files = forge.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)

@@ -346,8 +346,8 @@ def _delete_strays_of_shard(run: GcRun, cursor: str) -> str:
     for stats in _batches(run.blobs.list(f"blobs/sha256/{prefix}/")):
         digests = [str(digest_of(stat.key)) for stat in stats]
         with db.session(run.engine, write=False) as session:
-            known = set(session.exec(select(BlobRow.digest).where(col(BlobRow.digest).in_(digests))).all())
-        strays = [stat for stat in stats if str(digest_of(stat.key)) not in known]
+            with_row = set(session.exec(select(BlobRow.digest).where(col(BlobRow.digest).in_(digests))).all())
+        strays = [stat for stat in stats if str(digest_of(stat.key)) not in with_row]
         if strays:
             _delete_strays(run, strays)
     return f"blobs:{int(prefix, 16) + 1:02x}" if prefix != "ff" else ""

@@ -263,13 +263,15 @@ class S3Blobs(BlobStore):
 
     def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool, etag: str) -> bool:
         """Copy a staged blob; False if there is none, if others replaced it, or if the key exists."""
-        if not self.capabilities.copies or (etag and not self.capabilities.conditional_source):
+        in_ranges = size_bytes > COPY_LIMIT_BYTES and self.capabilities.parts
+        able = self.capabilities.conditional_part_source if in_ranges else self.capabilities.conditional_source
+        if not self.capabilities.copies or (etag and not able):
             self.put(key, self.open(staging_key), limit_bytes=size_bytes)  # which hashes the bytes
             return True
         condition = {"CopySourceIfMatch": etag} if etag else {}
         only_new = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and not replace else {}
         try:
-            if size_bytes <= COPY_LIMIT_BYTES or not self.capabilities.parts:
+            if not in_ranges:
                 return self.bucket.copy(staging_key, key, **condition, **only_new)
             uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES, **condition)
         except (ObjectMissing, ConditionFailed):
