@@ -11,7 +11,7 @@ import click
 from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
-from registry.errors import Reason, Refused, Unavailable
+from registry.errors import Reason, Refused
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
@@ -69,42 +69,45 @@ def push(
     job: Any = None
     started = time.monotonic()
     waits = wait or timeout is not None
-    with session.registry() if waits or alias else session.versions() as registry:
+    with session.registry() if waits else session.versions() as registry:
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
                 registry, folder, name, base=base, alias=alias, parents=parents, annotations=annotations,
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
-        version = pushed.version
-        if waits or strict or alias:
+        version, needs_weights = pushed.version, bool(waits or strict or pushed.alias_refused)
+        if needs_weights:
             until = started + (versions.PENDING_SECONDS if timeout is None else timeout)
             version = versions.wait_for_weights(registry, version, until)
-        if pushed.alias_refused and versions.is_pending(pushed.version.verdicts):
-            pushed = pushed.model_copy(update={"alias_refused": _promote(registry, version, alias, message)})
         if waits and pushed.job_id and not versions.has_failed(version.verdicts):
             left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
             job = main.load(".jobs", "wait_for")(registry, pushed.job_id, left)
-        if version is not pushed.version or job is not None:
             version = registry.version(Ref(name, version.digest))
-            pushed = pushed.model_copy(update={"version": version})
+    if pushed.alias_refused and versions.is_pending(pushed.version.verdicts) != versions.is_pending(version.verdicts):
+        version, refusal = _promote(version, alias, message)
+        pushed = pushed.model_copy(update={"alias_refused": refusal})
+    pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
         main.load(".jobs", "exit_by")(job, None)
-    if (strict or alias or waits) and versions.is_pending(version.verdicts):
+    if needs_weights and versions.is_pending(version.verdicts):
         raise versions.pending_error(version)
     if pushed.alias_refused or (strict and versions.has_failed(version.verdicts)):
         output.exit_with(output.REFUSED)
 
 
-def _promote(registry: Any, version: VersionView, alias: str, message: str) -> str:
-    """Move the alias now that the weights are read. Returns why it did not move; empty if it did."""
-    aliases = {view.alias: view.generation for view in registry.aliases(version.name).items}
-    try:
-        registry.promote(version.name, alias, str(version.number), generation=aliases.get(alias, 0), reason=message)
-    except (Refused, Unavailable) as e:
-        return e.detail
-    return ""
+def _promote(version: VersionView, alias: str, message: str) -> tuple[VersionView, str]:
+    """Move the alias now that the weights are read. Returns the version then, and why the alias did not move."""
+    refusal = ""
+    with session.registry() as registry:
+        generations = {view.alias: view.generation for view in registry.aliases(version.name).items}
+        generation = generations.get(alias, 0)
+        try:
+            registry.promote(version.name, alias, str(version.number), generation=generation, reason=message)
+        except Refused as e:
+            refusal = e.detail
+        return registry.version(f"{version.name}@{version.digest}"), refusal
 
 
 def provenance_of(file: Path) -> Provenance | None:
