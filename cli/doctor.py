@@ -26,7 +26,7 @@ LOW_SPACE_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Diagnosis:
     """One check and its result. `state` is ok, note (worth knowing) or wrong."""
 
     about: str
@@ -43,33 +43,33 @@ def doctor() -> None:
     output.exit_with(next((check.exit_code for check in checks if check.exit_code), 0))
 
 
-def _installation() -> Iterator[Check]:
+def _installation() -> Iterator[Diagnosis]:
     message = f"adapter-registry {__version__} on Python {platform.python_version()}, {platform.machine()}"
-    yield Check("version", "ok", message)
+    yield Diagnosis("version", "ok", message)
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
-            yield Check(
+            yield Diagnosis(
                 f"[{extra}]", "note", f"not installed ({', '.join(missing)}): pip install 'adapter-registry[{extra}]'"
             )
         else:
-            yield Check(f"[{extra}]", "ok", "installed")
+            yield Diagnosis(f"[{extra}]", "ok", "installed")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = next(p for p in [Path(home).expanduser(), *Path(home).expanduser().parents] if p.is_dir())
     free = shutil.disk_usage(folder).free
     state = "ok" if free > LOW_SPACE_BYTES else "note"
-    yield Check("disk", state, f"{output.size(free)} free for downloads ({folder})")
+    yield Diagnosis("disk", state, f"{output.size(free)} free for downloads ({folder})")
 
 
-def _registry() -> Iterator[Check]:
+def _registry() -> Iterator[Diagnosis]:
     try:
         used = session.target()
     except RegistryError as e:
         yield _failed("registry", e)
         return
-    yield Check("registry", "ok", f"{'embedded' if used.embedded else used.url}, from {used.source}")
+    yield Diagnosis("registry", "ok", f"{'embedded' if used.embedded else used.url}, from {used.source}")
     if used.unencrypted:
-        yield Check("network", "note", session.UNENCRYPTED)
+        yield Diagnosis("network", "note", session.UNENCRYPTED)
     try:
         with session.registry() as registry:
             yield from _server(registry)
@@ -78,40 +78,40 @@ def _registry() -> Iterator[Check]:
         yield _failed("registry", e)
 
 
-def _server(registry: Registry) -> Iterator[Check]:
+def _server(registry: Registry) -> Iterator[Diagnosis]:
     try:
         health = registry.health(store=True)
     except (RegistryError, OSError) as e:
         yield _failed("server", e)
         return
     summary = f"{health.status}: {health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
-    yield Check(
+    yield Diagnosis(
         "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.TRY_LATER
     )
     if health.version and health.version.split(".")[:2] != __version__.split(".")[:2]:
-        yield Check("version", "note", f"the server is {health.version} and this is {__version__}")
+        yield Diagnosis("version", "note", f"the server is {health.version} and this is {__version__}")
     for name, supported in sorted(health.capabilities.items()):
-        yield Check("store", "ok", f"{name}: {supported}")
+        yield Diagnosis("store", "ok", f"{name}: {supported}")
 
 
-def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Check]:
+def _rights(registry: Registry, used: session.RegistryTarget) -> Iterator[Diagnosis]:
     try:
         who = registry.whoami()
     except (RegistryError, OSError) as e:
         yield _failed("token", e)
         return
-    yield Check("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
+    yield Diagnosis("token", "ok", f"{who.actor}: {', '.join(who.scopes)} in {', '.join(who.namespaces)}")
     path = session.profile_path()
     if not used.embedded and path.exists() and path.stat().st_mode & 0o077:
-        yield Check("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
+        yield Diagnosis("profile", "note", f"{path} holds tokens and others can read it: chmod 600 {path}")
 
 
-def _failed(about: str, error: Exception) -> Check:
+def _failed(about: str, error: Exception) -> Diagnosis:
     next_step = getattr(error, "next_step", "")
-    return Check(about, "wrong", f"{error}" + (f" ({next_step})" if next_step else ""), output.exit_code_of(error))
+    return Diagnosis(about, "wrong", f"{error}" + (f" ({next_step})" if next_step else ""), output.exit_code_of(error))
 
 
-def _print(checks: list[Check]) -> None:
+def _print(checks: list[Diagnosis]) -> None:
     colors = {"ok": "green", "note": "yellow", "wrong": "red"}
     states = {state: output.styled(f"{state:<5}", color) for state, color in colors.items()}
     output.facts([(check.about, f"{states[check.state]}  {check.message}") for check in checks], indent="")

@@ -55,7 +55,7 @@ def each(
             raise
 
 
-class Sum:
+class SharedProgress:
     """One progress for many adapters: their totals add up."""
 
     def __init__(self, inner: Progress) -> None:

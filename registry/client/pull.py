@@ -17,7 +17,7 @@ from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
 from registry.client import transfer
-from registry.client.bulk import Result, Sum, each, result_of
+from registry.client.bulk import Result, SharedProgress, each, result_of
 from registry.client.core import Versions
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
@@ -60,7 +60,7 @@ def pull_all(
     on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
 ) -> list[Result[Resolved]]:
     """Pull each version into its folder, a few at a time. `on_result` is called with each result."""
-    total = Sum(progress or Silent())
+    total = SharedProgress(progress or Silent())
 
     def pull_one(item: tuple[Ref, Path]) -> Result[Resolved]:
         ref, folder = item

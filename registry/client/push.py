@@ -16,7 +16,7 @@ from typing import Protocol
 from registry.api.catalog import BaseView
 from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client import answers, transfer
-from registry.client.bulk import Result, Sum, each, result_of
+from registry.client.bulk import Result, SharedProgress, each, result_of
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import Progress, Silent
@@ -90,7 +90,7 @@ def push_all(
     `declared` gives the provenance of a folder's adapter; `on_result` is called with each result.
     """
     bases = Bases(registry)
-    total = Sum(progress or Silent())
+    total = SharedProgress(progress or Silent())
 
     def push(item: tuple[Path, str]) -> Result[PushResult]:
         folder, name = item
