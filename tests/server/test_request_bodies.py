@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -133,3 +134,16 @@ def test_several_authorization_headers_are_rejected_everywhere(closed: World) ->
             assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID"), (url, values)
     assert call(closed.app, "GET", path).status == 401
     assert call(closed.app, "GET", path, authorization("")).status == 401
+
+
+def test_a_body_under_way_does_not_stop_answers_from_the_cache(world: World) -> None:
+    freshness, writes = world.app.state.freshness, []
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(3):
+            writes.append(freshness._writes)
+            yield b" "
+
+    headers = [("authorization", f"Bearer {world.issue('admin')[1]}")]
+    assert call(world.app, "POST", "/api/v1/namespaces", headers, chunks()).status == 400
+    assert writes == [0, 0, 0]

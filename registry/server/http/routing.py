@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar, get_type_hints
 
 import anyio
@@ -52,10 +52,12 @@ class SingleThreadRoute(APIRoute):
             return handle
 
         async def handle_in_thread(request: Request) -> Response:
-            if self.body_limit_bytes is None or request.method in idempotency.SAFE_METHODS:
+            if request.method in idempotency.SAFE_METHODS:
                 return await self._run_in_thread(_run_request, handle, request)
-            async with read_body(request, self.body_limit_bytes) as complete:
-                return await self._run_in_thread(_run_request, handle, complete)
+            limit_bytes = self.body_limit_bytes
+            async with read_body(request, limit_bytes) if limit_bytes is not None else nullcontext(request) as complete:
+                with request.app.state.freshness.during_write():  # after its answer nobody gets what was before it
+                    return await self._run_in_thread(_run_request, handle, complete)
 
         return handle_in_thread
 

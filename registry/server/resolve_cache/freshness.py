@@ -69,7 +69,7 @@ class Freshness:
 
     @contextmanager
     def during_write(self) -> Iterator[None]:
-        """While this process writes, and until the thread has read a new snapshot, there is no stamp."""
+        """While a route writes, and until the thread has read a new snapshot, there is no stamp."""
         self._writes += 1
         try:
             yield

@@ -75,12 +75,8 @@ class ResolveCache:
         self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif scope["method"] != "GET":
-            with self._freshness.during_write():  # after this request's answer nobody gets what was before it
-                await self.app(scope, receive, send)
-        elif scope["path"].startswith(_ROUTE) and not scope["query_string"] and not has_several_tokens(scope):
+        is_resolve = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(_ROUTE)
+        if is_resolve and not scope["query_string"] and not has_several_tokens(scope):
             await self._resolve(scope, receive, send)
         else:
             await self.app(scope, receive, send)
