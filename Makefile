@@ -88,6 +88,10 @@ model: venv  ## compare the registry with a model of its rules in 300 × 50 rand
 test-security: venv  ## run the tests that hold security findings closed (most run in `make test` too)
 	@$(PYTEST) -n $(JOBS) -m 'security and not faults and not chance' $(ARGS)
 
+fuzz: venv  ## mutate files for every parser of untrusted bytes (FUZZ_EXAMPLES each) and 10^6 proofs of the audit log
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) FUZZ_PROOFS=$(or $(FUZZ_PROOFS),1000000) FUZZ_SEED=$(or $(FUZZ_SEED),$$RANDOM) \
+	  $(PYTEST) -q -s tests/fuzz $(ARGS)
+
 coverage: venv  ## run `make test` and list the lines of registry/ and cli/ that it does not run
 	@$(PYTEST) -n $(JOBS) $(MAIN) $(COVERAGE) --coverage-missing $(ARGS)
 

@@ -1,0 +1,81 @@
+"""Write the good inputs of the corpus: `python -m tests.fuzz.seeds`. They stay as they are."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from registry.attestations import models
+from registry.attestations.keys import PrivateKey
+from registry.client import bundle
+from registry.client.audit import Audit
+from registry.digest import Digest
+from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.tlog import notes, tiles
+from registry.tlog.notes import Checkpoint
+from tests import forge, non_peft_files
+from tests.bad_inputs.test_companions import GOOD as TEMPLATE
+from tests.world import World
+
+CORPUS = Path(__file__).parent / "corpus"
+PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}
+
+
+def write(parser: str, name: str, data: bytes) -> None:
+    """Write one input of a parser's corpus."""
+    (CORPUS / parser).mkdir(parents=True, exist_ok=True)
+    (CORPUS / parser / name).write_bytes(data)
+
+
+def main() -> None:
+    """Write all of them."""
+    adapter = forge.lora(forge.llama(layers=1))
+    write("safetensors", "lora", adapter[forge.WEIGHTS])
+    write("safetensors", "kohya", non_peft_files.kohya())
+    write("gguf", "lora", non_peft_files.gguf(PAIR))
+    write("peft_config", "lora", adapter[forge.CONFIG])
+    patterns = {"target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"layers\.[01]\.q_proj": 4}, "use_dora": True}
+    write("peft_config", "patterns", json.dumps(json.loads(adapter[forge.CONFIG]) | patterns).encode())
+    write("strict_json", "values", b'{"a": [1, -2.5e3, "\\u00e9", true, null, {"b": {}}], "c": ""}')
+    write("companions", "tokenizer", b'{"chat_template": "{{ a }}", "added_tokens_decoder": {"1": {"content": "<s>"}}}')
+    write("companions", "added", b'{"<s>": 1, "</s>": 2}')
+    write("companions", "tiktoken", b"YQ== 0\nYg== 1\n")
+    write("templates", "chat", TEMPLATE.encode())
+    write("claims", "card", b"---\ndatasets:\n- a/b\nbase_model: c/d\n---\n### Framework versions\n\n- PEFT 0.18.0\n")
+    write("claims", "trainer", b'{"global_step": 60, "epoch": 3.0, "log_history": [{"loss": 2.25, "step": 10}]}')
+    write(
+        "golden", "samples", b'{"prompt": "2 + 2 =", "expected": " 4", "ends": true}\n{"prompt": "a", "expected": "b"}'
+    )
+    write(
+        "provenance", "json", b'{"datasets": [{"uri": "s3://d/t.jsonl", "split": "train"}], "parameters": {"lr": 2e-4}}'
+    )
+    write("provenance", "toml", b'[run]\ntool = "mlflow"\nid = "4f1c"\n[parameters]\nlr = 0.1\n')
+    manifest = Manifest.build(
+        BaseRef(name="acme/base", fingerprint=Digest.of(b"")),
+        [
+            Descriptor(
+                path=forge.WEIGHTS, media_type="application/vnd.safetensors", digest=Digest.of(b"x"), size_bytes=1
+            )
+        ],
+        annotations={"a": "b"},
+    )
+    write("manifest", "good", manifest.to_bytes())
+    signer = notes.Signer.make("registry.example.org/fuzz")
+    (CORPUS / "verifier.txt").write_text(signer.verifier.text + "\n")
+    note = notes.sign_note(Checkpoint(signer.name, 2, bytes(32)).text, signer)
+    write("notes", "checkpoint", note.encode())
+    write("proofs", "proof", notes.proof_text(1, [bytes(32)], note).encode())
+    write("entry_bundles", "three", tiles.bundle([b"one", b"", b"three" * 50]))
+    key = PrivateKey.of_seed(bytes(32))
+    write("signatures", "key", models.sign("acme/support", manifest, key).encode())
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
+        world.add_base()
+        world.push("acme/support")
+        world.app.state.audit_log.step()
+        resolved = world.admin.resolve("acme/support")
+        write("attestations", "bundle", bundle.collect(Audit(world.admin), resolved).to_bytes())
+
+
+if __name__ == "__main__":
+    main()
