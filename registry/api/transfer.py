@@ -76,7 +76,8 @@ class PushCommit(Request):
 class PushResult(Answer):
     """The version. `created` is False if it existed already.
 
-    `alias_refused` says why the alias of the commit did not move; the version exists anyway.
+    `alias_refused` says why the alias of the commit did not move; the version exists anyway. If its weights are over
+    16 MiB, the gate of the alias is closed until the version has a verdict `weights`: move the alias then.
     """
 
     version: VersionView
