@@ -19,7 +19,7 @@ from registry.api.transfer import PushResult
 from registry.client import pull, push
 from registry.client.bulk import Result
 from registry.client.core import Versions
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 
@@ -53,13 +53,15 @@ def push_all(folder: Path, namespace: str, base: str, message: str, file: str, s
         if strict:
             until = time.monotonic() + versions.PENDING_SECONDS
             results = [_with_weights(registry, result, until) for result in results]
-    refused = sum(result.error is not None for result in results)
+    gave_up = sum(isinstance(result.error, Unavailable) for result in results)
+    refused = sum(result.error is not None for result in results) - gave_up
     created = sum(result.answer is not None and result.answer.created for result in results)
     pushed = [result.answer.version for result in results if result.answer is not None]
     failing = sum(versions.has_failed(version.verdicts) for version in pushed)
     pending = [version for version in pushed if versions.is_pending(version.verdicts)]
-    unchanged = len(results) - refused - created
+    unchanged = len(results) - refused - gave_up - created
     summary = f"{output.plural(created, 'new version')}, {unchanged} unchanged, {refused} refused"
+    summary += f", {gave_up} gave up" if gave_up else ""
     summary += f"; {failing} with a failing verdict" if failing else ""
     summary += f"; {len(pending)} with a pending verdict" if pending else ""
     exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
@@ -115,7 +117,8 @@ def _reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Ca
         if result.error is None:
             progress.above(lambda: show(result))
         else:
-            refusal = f"{result.name}  {output.styled('refused', 'red')}  {result.error.detail}"
+            word = "gave up" if isinstance(result.error, Unavailable) else "refused"
+            refusal = f"{result.name}  {output.styled(word, 'red')}  {result.error.detail}"
             progress.above(lambda: output.line(refusal))
 
     return report

@@ -108,7 +108,7 @@ def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[Engin
         length = min(length, links[path].size_bytes - start)
         if length <= 0:
             return b""
-        with registry.read(links[path].url, start=start, length=length) as chunks:
+        with registry.read(links[path], start=start, length=length) as chunks:
             return b"".join(chunks)
 
     contents = read.read_any(version.files, read_at)

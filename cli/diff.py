@@ -89,7 +89,7 @@ def _side(registry: Versions, text: str) -> Side:
     config = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:
         if link.path == CONFIG:
-            with registry.read(link.url) as chunks:
+            with registry.read(link) as chunks:
                 config = _json_object(b"".join(chunks))
     files = {f.path: str(f.digest) for f in version.files}
     return Side(f"{version.name}@{version.number}", version.base, version.facts, config, files)

@@ -128,6 +128,8 @@ def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
     used = target()
     with embedded(routes) if used.embedded else routes(used.url, used.token) as opened:
+        if not output.as_json():  # asked here: other threads have no click context
+            opened.connection.on_wait = lambda line: output.line(output.faint(line), err=True)
         trusted_checkpoints().watch(opened, by_origin=used.embedded)
         yield opened
 

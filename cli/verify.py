@@ -134,7 +134,7 @@ def _reread(registry: Versions, resolved: Resolved, file: FileLink) -> Reread:
     hasher = Hasher()
     expected = resolved.manifest.file(file.path)
     try:
-        with registry.read(file.url) as chunks:
+        with registry.read(file) as chunks:
             for chunk in chunks:
                 hasher.update(chunk)
     except (Corrupt, NotFound) as e:

@@ -63,7 +63,7 @@ def read(registry: Registry, source: Resolved) -> AdapterContents:
         length = min(length, links[path].size_bytes - start)
         if length <= 0:
             return b""
-        with registry.read(links[path].url, start=start, length=length) as chunks:
+        with registry.read(links[path], start=start, length=length) as chunks:
             return b"".join(chunks)
 
     return contents.read_any(source.manifest.files, part)

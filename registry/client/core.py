@@ -14,12 +14,21 @@ import httpx
 
 from registry import names
 from registry.api import Consistency, ItemPage, LogKeys, Request
-from registry.api.catalog import AdapterPage, AdapterView, BasePage, BaseView, Resolved, VersionPage, VersionView
+from registry.api.catalog import (
+    AdapterPage,
+    AdapterView,
+    BasePage,
+    BaseView,
+    FileLink,
+    Resolved,
+    VersionPage,
+    VersionView,
+)
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client import answers
 from registry.client.transport import sockets
 from registry.client.transport.connection import Body, Connection
-from registry.client.transport.responses import Shape, parsed
+from registry.client.transport.responses import Shape, parsed, wrong_answer
 from registry.names import AdapterName, Ref
 
 Page = TypeVar("Page", bound=ItemPage[Any])
@@ -79,12 +88,13 @@ class Versions:
         return answers.pull_plan(parsed_ref(ref), self._get(f"{path_of(ref)}/pull", PullPlan))
 
     @contextmanager
-    def read(self, url: str, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
-        """The bytes behind a link of a `FileLink`, from `start`, chunk by chunk. Nothing is verified here."""
-        end = "" if length is None else str(start + length - 1)
-        headers = {"Range": f"bytes={start}-{end}"} if start or length is not None else {}
-        with self.connection.stream(url, headers=headers) as answer:
-            yield answer.iter_bytes()
+    def read(self, link: FileLink, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file from `start`, chunk by chunk. `Corrupt` for more; nothing else is verified here."""
+        size_bytes = link.size_bytes - start if length is None else length
+        is_whole = size_bytes == link.size_bytes
+        headers = {} if is_whole else {"Range": f"bytes={start}-{start + size_bytes - 1}"}
+        with self.connection.stream(link.url, headers=headers) as answer:
+            yield _limited(answer.iter_bytes(), link, size_bytes)
 
     # ------------------------------------------------------------ adapters, versions and bases
     def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> AdapterPage:
@@ -125,15 +135,17 @@ class Versions:
     # ------------------------------------------------------------ inside
     def _get_all(self, path: str, shape: type[Page]) -> Page:
         """The items of all pages as one page."""
-        page = self._get(path, shape)
+        page = self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES)
         items = list(page.items)
         while page.next_cursor:
-            page = self._get(path, shape, cursor=page.next_cursor)
+            page = self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES, cursor=page.next_cursor)
             items += page.items
         return page.model_copy(update={"items": items})
 
-    def _get(self, path: str, shape: type[Shape], **query: Any) -> Shape:
-        return parsed(self.connection.send("GET", path, query=query), shape)
+    def _get(
+        self, path: str, shape: type[Shape], *, limit_bytes: int = sockets.ANSWER_LIMIT_BYTES, **query: Any
+    ) -> Shape:
+        return parsed(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
@@ -141,6 +153,16 @@ class Versions:
 
     def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)
+
+
+def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterator[bytes]:
+    guard, received = sockets.ThroughputGuard(link.url), 0
+    for chunk in chunks:
+        received += len(chunk)
+        if received > size_bytes:
+            raise wrong_answer(f"{link.path}: the registry sends more than the {size_bytes} bytes requested")
+        guard.moved(len(chunk))
+        yield chunk
 
 
 def path_of_adapter(name: Name) -> str:

@@ -79,6 +79,7 @@ from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.client import answers
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
+from registry.client.transport import sockets
 from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
@@ -223,7 +224,15 @@ class Registry(Versions):
     def desired_state(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
-        answer = self._get(path, DesiredState, alias=alias, engine=engine, since=since, wait=wait or "")
+        answer = self._get(
+            path,
+            DesiredState,
+            limit_bytes=sockets.LIST_LIMIT_BYTES,
+            alias=alias,
+            engine=engine,
+            since=since,
+            wait=wait or "",
+        )
         return answers.desired_state(base, alias, answer)
 
     def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:

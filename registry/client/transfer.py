@@ -178,8 +178,9 @@ class _Fetch:
             is_direct = attempt == 1 and self._direct.url and time.monotonic() < self._direct.until
             try:
                 self._connection.receive(self._direct.url if is_direct else self._link.url, take, headers=range_header)
-            except Unavailable:
-                if attempt == ATTEMPTS_LIMIT:
+            except (Unavailable, Corrupt) as e:
+                is_refused_link = is_direct and e.code == "ANSWER_INVALID"  # the registry's own route may be right
+                if attempt == ATTEMPTS_LIMIT or not (isinstance(e, Unavailable) or is_refused_link):
                     raise
 
     def check(self) -> None:

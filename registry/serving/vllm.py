@@ -54,6 +54,8 @@ except ImportError:  # not in vLLM: the command line and the tests may still imp
     LoRARequest, LoRAResolver, LoRAResolverRegistry = None, object, None
 
 NAME = "adapter-registry"
+LOOKUP_SECONDS = 15.0
+"""A request for a model waits for the registry no longer: its last answer may do."""
 FLAGS = {
     "--max-lora-rank": "max_lora_rank",
     "--max-loras": "max_loras",
@@ -167,8 +169,10 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
 
     def _new_resolver(self, model: str) -> Resolver:
         settings = self._settings()
+        registry = self._open_registry(settings)
+        registry.connection.timeout_seconds = min(registry.connection.timeout_seconds, LOOKUP_SECONDS)
         return Resolver(
-            self._open_registry(settings),
+            registry,
             self._store(settings),
             engine=_engine(settings, self._arguments),
             base=_base(settings, model),

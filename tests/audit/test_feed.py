@@ -125,7 +125,7 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> No
     reader = world.actor("pull", namespaces=["acme"], name="reader")
     link = next(file for file in reader.resolve("acme/support").files if file.path == "adapter_config.json")
     for _ in range(3):
-        with reader.read(link.url) as chunks:
+        with reader.read(link) as chunks:
             list(chunks)
     with pytest.raises(Denied):
         reader.yank("acme/support@1", "no")

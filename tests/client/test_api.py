@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from registry.api.access import TokenCreate
+from registry.api.catalog import FileLink
 from registry.api.transfer import Upload
 from registry.client.registry import Registry
-from registry.client.transport.connection import ATTEMPTS_LIMIT, RESTART_ATTEMPTS, Connection
+from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
 
@@ -43,6 +44,10 @@ class Wire:
 def problem(status: int, code: str, **more: object) -> httpx.Response:
     body = {"code": code, "detail": "because", "title": "t", "findings": [], **more}
     return httpx.Response(status, json=body, headers={"content-type": "application/problem+json"})
+
+
+def link_to(url: str, size_bytes: int) -> FileLink:
+    return FileLink(path="x", media_type="text/plain", digest=Digest.of(b""), size_bytes=size_bytes, url=url)
 
 
 def script(*answers: httpx.Response | Exception) -> Answerer:
@@ -132,7 +137,7 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
 
 def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -> None:
     """How long one takes to start is more than a few attempts; one that has never answered may not be one."""
-    away = [httpx.ConnectError("refused")] * (RESTART_ATTEMPTS - 1)
+    away = [httpx.ConnectError("refused")] * 7
     wire = Wire(
         script(httpx.Response(200, json=WHO), httpx.ReadError("reset"), *away[1:], problem(404, "PUSH_UNKNOWN"))
     )
@@ -143,7 +148,7 @@ def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -
     fresh = Wire(script(*away))
     with pytest.raises(Unavailable):
         fresh.registry().commit_push("psh_one")
-    assert (len(wire.requests), len(fresh.requests)) == (RESTART_ATTEMPTS + 1, ATTEMPTS_LIMIT)
+    assert (len(wire.requests), len(fresh.requests)) == (len(away) + 2, ATTEMPTS_LIMIT)
 
 
 def test_a_conflict_is_never_repeated() -> None:
@@ -161,7 +166,7 @@ def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to(
         return httpx.Response(200, content=b"weights")
 
     wire = Wire(answer)
-    with wire.registry().read("/api/v1/adapters/a/b/versions/1/files/x") as chunks:
+    with wire.registry().read(link_to("/api/v1/adapters/a/b/versions/1/files/x", 7)) as chunks:
         assert b"".join(chunks) == b"weights"
     assert [(r.url.host, r.headers.get("authorization")) for r in wire.requests] == [
         ("registry.test", f"Bearer {TOKEN}"),
@@ -172,7 +177,7 @@ def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to(
 @pytest.mark.parametrize("url", ["https://registry.test:444/x", "https://registry.test.evil/x"])
 def test_the_token_goes_to_no_other_origin_that_resembles_ours(url: str) -> None:
     wire = Wire(lambda _: httpx.Response(200, content=b""))
-    with wire.registry().read(url) as chunks:
+    with wire.registry().read(link_to(url, 0)) as chunks:
         assert b"".join(chunks) == b""
     assert "authorization" not in wire.requests[0].headers
 
@@ -189,7 +194,7 @@ def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
 
 def test_a_range_is_asked_for_by_its_first_and_last_byte() -> None:
     wire = Wire(lambda _: httpx.Response(206, content=b"cd"))
-    with wire.registry().read("/x", start=2, length=2) as chunks:
+    with wire.registry().read(link_to("/x", 10), start=2, length=2) as chunks:
         assert b"".join(chunks) == b"cd"
     assert wire.requests[0].headers["range"] == "bytes=2-3"
 

@@ -143,7 +143,7 @@ def test_a_version_without_its_bytes_is_restored_and_lists_what_is_missing(store
     assert [(f.code, f.location) for f in page.findings] == [("blob.bytes_missing", f"acme/support@1 {forge.WEIGHTS}")]
     assert stored_world.admin.version("acme/support").damaged == [forge.WEIGHTS]
     assert findings(stored_world, deep=False) == [f"blob.damaged {weights}"]
-    link = next(f.url for f in stored_world.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
+    link = next(f for f in stored_world.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
     with pytest.raises(Corrupt), stored_world.admin.read(link):
         pass
     assert stored_world.push("acme/support", files).version.damaged == []

@@ -210,11 +210,11 @@ def test_a_push_of_the_same_bytes_repairs_a_damaged_version(local: World) -> Non
     flip(file_of(local, weights), 4000)
     assert findings(local) == [f"blob.damaged {weights}"]
     assert local.admin.version("acme/support").damaged == [forge.WEIGHTS]
-    link = next(f.url for f in local.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
+    link = next(f for f in local.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
     with pytest.raises(Corrupt) as refusal, local.admin.read(link) as chunks:
         b"".join(chunks)
     assert refusal.value.code == "DIGEST_MISMATCH"
-    other = next(f.url for f in local.admin.resolve("acme/support").files if f.path == forge.CONFIG)
+    other = next(f for f in local.admin.resolve("acme/support").files if f.path == forge.CONFIG)
     with local.admin.read(other) as chunks:
         assert b"".join(chunks) == files[forge.CONFIG]
     mended = local.push("acme/support", files)

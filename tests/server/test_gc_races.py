@@ -46,7 +46,7 @@ def test_gc_without_a_grace_period_races_pushes_and_pulls(stored_world: World) -
             for name in list(pushed):
                 resolved = stored_world.admin.resolve(name)
                 for file in resolved.files:
-                    with stored_world.admin.read(file.url) as chunks:
+                    with stored_world.admin.read(file) as chunks:
                         assert Digest.of(b"".join(chunks)) == file.digest
 
     def collect_forever() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import json as texts
+import math
 import os
 import random
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +28,17 @@ from registry.api import CHECKPOINT_HEADER, PREFIX
 from registry.client.transport import links
 from registry.client.transport.links import origin
 from registry.client.transport.responses import error_of, store_error_of, unreachable
-from registry.client.transport.sockets import READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
-from registry.client.transport.transport import Transport
+from registry.client.transport.sockets import ANSWER_LIMIT_BYTES, READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
+from registry.client.transport.transport import Transport, read_whole
 from registry.errors import Invalid, Unavailable
 
 ATTEMPTS_LIMIT = 4
-RESTART_ATTEMPTS = 7
-"""For a patient request to a registry that has answered before: some 20 seconds, in which a server restarts."""
+PATIENT_ATTEMPTS_LIMIT = 16
+"""While a proxy or the registry answers 502, 503 or 504, or a patient request meets a restart: until time is up."""
+TIMEOUT_SETTING = "ADAPTER_TIMEOUT"
+SILENT_SECONDS = 5.0
+"""An answer that takes longer is reported."""
+SAY_AGAIN_SECONDS = 5.0
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
@@ -69,6 +75,11 @@ class Connection:
         self._answered = False
         self.on_checkpoint: Callable[[str], None] | None = None
         """Called with the checkpoint of an answer before the answer is returned; with "" if it lacks a due one."""
+        self.on_wait: Callable[[str], None] | None = None
+        """Called with a line for people while an answer takes long, or is requested again."""
+        self.timeout_seconds = _timeout()
+        """How long an answer may take, and how long a request is repeated while the registry is unavailable."""
+        self._said_at = -math.inf
         program = f"adapter-registry/{__version__}"
         self._sockets = Sockets(program)
         self._own_transport = Transport(self._sockets, program, transport)
@@ -94,11 +105,13 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        limit_bytes: int = ANSWER_LIMIT_BYTES,
         patient: bool = False,
     ) -> httpx.Response:
         """One request to a route below the API's prefix, its answer read whole.
 
-        `seconds`: read timeout. `patient`: keep trying while the registry restarts.
+        `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
+        `Corrupt` (ANSWER_INVALID) for an answer over `limit_bytes`.
         """
         params = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         sent = self._own_headers(headers)
@@ -109,9 +122,13 @@ class Connection:
             content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
         target = str(httpx.URL(self.url + PREFIX + path, params=params or None))
-        return self._repeat(
-            lambda: self._own_transport.ask(method, target, content, sent, seconds=seconds or READ_SECONDS), patient
-        )
+        timeout = seconds or self.timeout_seconds
+
+        def once() -> httpx.Response:
+            with self._watch(seconds is None and not params.get("wait")):
+                return self._own_transport.ask(method, target, content, sent, seconds=timeout, limit_bytes=limit_bytes)
+
+        return self._repeat(once, patient, moves_files=False)
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link, which is relative or absolute."""
@@ -190,9 +207,7 @@ class Connection:
             transport, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
             answer = transport.open(target, sent)
             if not answer.has_redirect_location:
-                if answer.is_error:
-                    answer.read()
-                return answer
+                return read_whole(answer) if answer.is_error else answer
             url = self._followed(target, answer.headers["location"])
             answer.close()
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
@@ -220,28 +235,63 @@ class Connection:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(self, once: Callable[[], httpx.Response], patient: bool = False) -> httpx.Response:
-        attempt = 0
+    def _repeat(
+        self, once: Callable[[], httpx.Response], patient: bool = False, *, moves_files: bool = True
+    ) -> httpx.Response:
+        """`moves_files`: an attempt may take hours, so a few attempts are made however long they take."""
+        attempt, began, paused = 0, time.monotonic(), 0.0
         while True:
             attempt += 1
-            last = attempt >= ATTEMPTS_LIMIT
+            cause: httpx.HTTPError | None = None
             try:
                 answer = once()
             except httpx.HTTPError as e:
-                starting = patient and self._answered and isinstance(e, httpx.ConnectError | httpx.ReadError)
-                if attempt >= RESTART_ATTEMPTS if starting else last:
-                    raise unreachable(self.url, e) from e
-                self._wait(_pause(attempt, None))
-                continue
-            self._answered = True
-            if not answer.is_error:
-                self._check_checkpoint(answer)
-                return answer
-            is_own = origin(str(answer.url)) == origin(self.url)
-            error = error_of(answer, self.url) if is_own else store_error_of(answer)
-            if last or not isinstance(error, Unavailable):
-                raise error
-            self._wait(_pause(attempt, error.retry_after_seconds))
+                error, cause = unreachable(self.url, e), e
+                is_restart = patient and self._answered and isinstance(e, httpx.ConnectError | httpx.ReadError)
+                limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
+            else:
+                self._answered = True
+                if not answer.is_error:
+                    self._check_checkpoint(answer)
+                    return answer
+                is_own = origin(str(answer.url)) == origin(self.url)
+                answered_error = error_of(answer, self.url) if is_own else store_error_of(answer)
+                if not isinstance(answered_error, Unavailable):
+                    raise answered_error
+                error = answered_error
+                limit = PATIENT_ATTEMPTS_LIMIT if answer.status_code in (502, 503, 504) else ATTEMPTS_LIMIT
+            pause = _pause(attempt, error.retry_after_seconds)
+            if moves_files and attempt == 1:
+                began = time.monotonic()
+            remaining = self.timeout_seconds - max(time.monotonic() - began, paused)
+            is_few = moves_files and attempt < ATTEMPTS_LIMIT and pause <= self.timeout_seconds
+            if attempt >= limit or (pause > remaining and not is_few):
+                raise error from cause
+            if attempt > 2:
+                self._say(f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds")
+            self._wait(pause)
+            paused += pause
+
+    @contextmanager
+    def _watch(self, active: bool) -> Iterator[None]:
+        """Report an answer that takes longer than `SILENT_SECONDS`."""
+        if self.on_wait is None or not active:
+            yield
+            return
+        line = f"no answer from {self.url} yet; waiting for {self.timeout_seconds:.0f} seconds ({TIMEOUT_SETTING})"
+        timer = threading.Timer(SILENT_SECONDS, self._say, [line])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _say(self, line: str) -> None:
+        now = time.monotonic()
+        if self.on_wait is not None and now - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at = now
+            self.on_wait(line)
 
     def _check_checkpoint(self, answer: httpx.Response) -> None:
         checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
@@ -259,9 +309,23 @@ def _as_unavailable(url: str) -> Iterator[None]:
 
 
 def _pause(attempt: int, retry_after_seconds: int | None) -> float:
-    """Seconds to wait: what the server asks for, else growing by two; at most the limit; with jitter."""
-    seconds = float(retry_after_seconds or PAUSE_SECONDS * 2**attempt)
-    return min(seconds, PAUSE_LIMIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+    """Seconds to wait, with jitter: at least what the server asks for, else growing by two up to a limit."""
+    if retry_after_seconds:
+        return retry_after_seconds * random.uniform(1.0, 1.2)  # noqa: S311 - spreads load, guards nothing
+    seconds: float = min(PAUSE_SECONDS * 2**attempt, PAUSE_LIMIT_SECONDS)
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def _timeout() -> float:
+    """`ADAPTER_TIMEOUT`, else the default. `Invalid` (SETTING_INVALID)."""
+    text = os.environ.get(TIMEOUT_SETTING, "").strip()
+    try:
+        seconds = float(text or READ_SECONDS)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 86_400:
+        raise Invalid("SETTING_INVALID", f"{TIMEOUT_SETTING}: {text[:40]!r} is not a number of seconds")
+    return float(seconds)
 
 
 def _parsed_url(url: str) -> str:

@@ -7,18 +7,25 @@ store become messages, never a parse error. The query of a link is never in a me
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from registry import errors
-from registry.errors import Corrupt, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
 from registry.model import first_problem
 
 Shape = TypeVar("Shape", bound=BaseModel)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
+_PROXY = {
+    408: "the request took too long",
+    429: "too many requests",
+    502: "the registry behind it cannot be reached",
+    503: "the registry behind it is not available",
+    504: "the registry behind it took too long",
+}
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -58,10 +65,28 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
         if type(error) is RegistryError and request_id:
             return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", reasons=error.reasons)
         return error
+    return _error_of_proxy(answer, url, problem)
+
+
+def _error_of_proxy(answer: httpx.Response, url: str, problem: Any) -> RegistryError:
+    """The exception of an error answer without a problem document: the registry always sends one."""
     status = answer.status_code
-    if status in (429, 502, 503, 504):
-        reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # as /health tells it
-        return Unavailable("SERVER_UNREACHABLE", f"{url} answered {status} and {reason or 'no reason'}")
+    if status == 413:
+        return TooLarge(
+            "SIZE_INVALID",
+            f"a proxy before {url} refused the body of this request as too large (413)",
+            next_step="raise the proxy's limit of request bodies, such as client_max_body_size of nginx",
+        )
+    if status in (408, 429, 502, 503, 504):
+        reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
+        text = answer.headers.get("retry-after", "")
+        who = url if reason else f"a proxy before {url}"
+        return Unavailable(
+            "SERVER_UNREACHABLE",
+            f"{who} answered {status}: {reason or _PROXY[status]}",
+            next_step="is the registry behind the proxy running, and are the proxy's timeouts at least a minute?",
+            retry_after_seconds=int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None,
+        )
     if status in (401, 403) and answer.url.host == httpx.URL(url).host:
         return Unauthenticated(
             "UNAUTHORIZED", f"{url} answered {status} without a reason", next_step="adapter login URL"

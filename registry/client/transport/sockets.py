@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import math
 import os
 import select
 import socket
@@ -21,11 +22,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
-from registry.errors import Invalid
+from registry.client.transport.responses import wrong_answer
+from registry.errors import Corrupt, Invalid
 
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
@@ -35,8 +38,13 @@ READ_SECONDS = 60.0
 KEPT_LIMIT = 16
 LEAST_BYTES_PER_SECOND = 2**10
 """A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
-ANSWER_LIMIT_BYTES = 2**20
-"""Limit of an answer that is not a file."""
+ANSWER_LIMIT_BYTES = 32 * 2**20
+"""Limit of one answer of the registry that is no file; lists of a whole base have `LIST_LIMIT_BYTES`."""
+LIST_LIMIT_BYTES = 256 * 2**20
+ERROR_LIMIT_BYTES = 2**20
+"""Limit of an answer to a transfer of a file."""
+ANSWER_SECONDS = 120.0
+"""An answer must be there this long after the time that the other side may think, however it arrives."""
 
 _BLOCKS = sys.platform == "linux"
 """Whether sockets can wait for a whole buffer, with a timeout."""
@@ -61,14 +69,15 @@ class Sockets:
             for connection in connections:
                 connection.close()
 
-    def ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes, seconds: float) -> httpx.Response:
-        """A request whose answer is read whole. `seconds`: timeout of each read."""
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, seconds: float, limit_bytes: int
+    ) -> httpx.Response:
+        """A request whose answer is read whole. `seconds`: timeout of each read; `Corrupt` for over `limit_bytes`."""
         all_headers = (
             {**headers, "Content-Length": str(len(body))} if body or method not in ("GET", "HEAD") else headers
         )
         with self._exchange(method, url, all_headers, body, seconds) as (connection, request):
-            answer = connection.getresponse()
-            return _response(answer, answer.read(), request)
+            return _read(_answer_of(connection), request, limit_bytes)
 
     def put(
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
@@ -81,18 +90,18 @@ class Sockets:
             except (BrokenPipeError, ConnectionResetError):
                 # The other side closed early; if it said why, that is the answer.
                 with contextlib.suppress(OSError, http.client.HTTPException):
-                    answer = connection.getresponse()
-                    return _read(answer, request)
+                    return _read(_answer_of(connection), request)
                 raise
-            return _read(connection.getresponse(), request)
+            return _read(_answer_of(connection), request)
 
     def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
         """GET; the body of a 200 or 206 goes to `take` piece by piece, any other is in the answer."""
         all_headers = {**headers, "Accept-Encoding": "identity"}
         with self._exchange("GET", url, all_headers) as (connection, request):
-            answer = connection.getresponse()
+            answer = _answer_of(connection)
             if answer.status not in (200, 206):
                 return _read(answer, request)
+            answer.reader.until = math.inf
             if (answer.status == 206) != ("Range" in headers):
                 raise httpx.RemoteProtocolError("the answer is not the requested range", request=request)
             missing = _receive(connection, answer, take)
@@ -119,7 +128,8 @@ class Sockets:
             yield connection, request
         except TimeoutError as e:
             connection.close()
-            raise httpx.ReadTimeout(f"no byte moved for {seconds:.0f} seconds", request=request) from e
+            why = str(e) if isinstance(e, _TooSlow) else f"no byte moved for {seconds:.0f} seconds"
+            raise httpx.ReadTimeout(why, request=request) from e
         except (OSError, http.client.HTTPException) as e:
             connection.close()
             raise httpx.ReadError(str(e) or type(e).__name__, request=request) from e
@@ -283,12 +293,66 @@ def _blocking(sock: socket.socket) -> Iterator[None]:
         sock.settimeout(seconds)
 
 
-def _read(answer: http.client.HTTPResponse, request: httpx.Request) -> httpx.Response:
-    """The answer with its body, up to a limit."""
-    body = answer.read(ANSWER_LIMIT_BYTES)
+def _answer_of(connection: http.client.HTTPConnection) -> _Answer:
+    connection.response_class = _Answer
+    return cast(_Answer, connection.getresponse())
+
+
+def _read(
+    answer: http.client.HTTPResponse, request: httpx.Request, limit_bytes: int = ERROR_LIMIT_BYTES
+) -> httpx.Response:
+    """The answer with its body. `Corrupt` (ANSWER_INVALID) over the limit."""
+    body = answer.read(limit_bytes)
     if not answer.isclosed() and answer.read(1):
-        raise httpx.RemoteProtocolError("the answer is too long", request=request)
+        raise too_long(request, limit_bytes)
     return _response(answer, body, request)
+
+
+def too_long(request: httpx.Request, limit_bytes: int) -> Corrupt:
+    """The error for an answer over the limit."""
+    return wrong_answer(f"the answer to {request.url.path} of {request.url.host} is over {limit_bytes} bytes")
+
+
+class _TooSlow(TimeoutError):
+    """An answer arrived in time byte by byte, and not as a whole."""
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until a moment. `held` keeps the socket open, as a file of it does."""
+
+    def __init__(self, sock: socket.socket, held: io.BufferedReader, until: float) -> None:
+        self._socket, self._held, self.until = sock, held, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        seconds = self._socket.gettimeout()
+        remaining = max(self.until - time.monotonic(), 0.001)
+        if seconds is not None and remaining < seconds:
+            self._socket.settimeout(remaining)
+        try:
+            return self._socket.recv_into(buffer)
+        except TimeoutError as e:
+            if seconds is not None and remaining < seconds:
+                raise _TooSlow("the answer did not arrive as a whole in time") from e
+            raise
+        finally:
+            self._socket.settimeout(seconds)
+
+    def close(self) -> None:
+        self._held.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that is read by a `_Reader`: single bytes now and then do not keep it alive."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        until = time.monotonic() + (sock.gettimeout() or READ_SECONDS) + ANSWER_SECONDS
+        self.reader = _Reader(sock, self.fp, until)
+        self.fp = io.BufferedReader(self.reader)
 
 
 def _response(answer: http.client.HTTPResponse, body: bytes, request: httpx.Request) -> httpx.Response:

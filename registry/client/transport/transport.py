@@ -8,11 +8,23 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
 
-from registry.client.transport.sockets import CONNECT_SECONDS, READ_SECONDS, Advance, Sockets, Take, direct, truncated
+from registry.client.transport.sockets import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    ERROR_LIMIT_BYTES,
+    READ_SECONDS,
+    Advance,
+    Sockets,
+    Take,
+    direct,
+    too_long,
+    truncated,
+)
 from registry.digest import CHUNK_BYTES
 from registry.errors import Invalid
 
@@ -37,13 +49,22 @@ class Transport:
             self._transport.close()
 
     def ask(
-        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], *, seconds: float
+        self,
+        method: str,
+        url: str,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        seconds: float,
+        limit_bytes: int,
     ) -> httpx.Response:
         """A request and its answer, both small enough for memory."""
         if self._by_socket(url):
-            return self._sockets.ask(method, url, headers, content or b"", seconds)
+            return self._sockets.ask(method, url, headers, content or b"", seconds, limit_bytes)
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        return self._client().request(method, url, content=content, headers=headers, timeout=timeout)
+        all_headers = {"Accept-Encoding": "identity", **headers}
+        with self._client().stream(method, url, content=content, headers=all_headers, timeout=timeout) as answer:
+            return read_whole(answer, limit_bytes, seconds)
 
     def put_file(
         self, url: str, headers: Mapping[str, str], file: io.FileIO, start: int, length: int, advance: Advance
@@ -51,10 +72,11 @@ class Transport:
         if self._by_socket(url):
             return self._sockets.put(url, headers, file, start, length, advance)
         body = _pieces(file, start, length, advance)
-        return self._client().request("PUT", url, content=body, headers={**headers, "Content-Length": str(length)})
+        return self.put("PUT", url, {**headers, "Content-Length": str(length)}, body)
 
     def put(self, method: str, url: str, headers: Mapping[str, str], body: Iterable[bytes]) -> httpx.Response:
-        return self._client().request(method, url, content=body, headers=headers)
+        with self._client().stream(method, url, content=body, headers=headers) as answer:
+            return read_whole(answer)
 
     def get(self, url: str, headers: Mapping[str, str], take: Take) -> httpx.Response:
         """Give the body of a 200 or 206 to `take` piece by piece; any other is in the answer."""
@@ -101,10 +123,25 @@ def _take_all(client: httpx.Client, target: str, headers: Mapping[str, str], tak
     sent = {"Accept-Encoding": "identity", **headers}
     with client.stream("GET", target, headers=sent) as answer:
         if answer.status_code not in (200, 206):
-            answer.read()
-            return answer
+            return read_whole(answer)
         if (answer.status_code == 206) != ("Range" in headers):
             raise httpx.RemoteProtocolError("the answer is not the requested range", request=answer.request)
         for piece in answer.iter_bytes():
             take(memoryview(piece))
         return answer
+
+
+def read_whole(
+    answer: httpx.Response, limit_bytes: int = ERROR_LIMIT_BYTES, seconds: float = READ_SECONDS
+) -> httpx.Response:
+    """The answer with its body. `Corrupt` (ANSWER_INVALID) over the limit."""
+    until, body = time.monotonic() + seconds + ANSWER_SECONDS, bytearray()
+    for piece in answer.iter_bytes():
+        body += piece
+        if len(body) > limit_bytes:
+            raise too_long(answer.request, limit_bytes)
+        if time.monotonic() > until:
+            raise httpx.ReadTimeout("the answer did not arrive as a whole in time", request=answer.request)
+    skipped = ("content-length", "transfer-encoding", "content-encoding")
+    headers = [(name, value) for name, value in answer.headers.multi_items() if name.lower() not in skipped]
+    return httpx.Response(answer.status_code, headers=headers, content=bytes(body), request=answer.request)
