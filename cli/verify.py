@@ -63,22 +63,19 @@ def verify(
     if offline is not None:
         bundle = Bundle.parse(_read(offline, LIMIT_BYTES + 1, "FOLDER_INVALID"), file=str(offline))
         verifiers = tuple(Verifier.parse(key) for key in keys or bundle.keys)
-        files, files_listed = bundles.reread(folder, bundle.manifest) if folder else [], True
+        files = bundles.reread(folder, bundle.manifest) if folder else []
     else:
         with session.versions() as registry:
             resolved = registry.resolve(ref or "")
             files = [_reread(registry, resolved, file) for file in resolved.files]
             bundle, verifiers = _collect(registry, resolved)
-        files_listed = {(f.path, f.digest) for f in bundle.manifest.files} == {
-            (f.path, f.digest) for f in resolved.files
-        }
     examined = bundles.examined(bundle, verifiers, trust)
     if save is not None:
         save.write_bytes(bundle.to_bytes())
     manifest = Reread("the manifest", bundle.digest, bundle.manifest.digest, len(bundle.manifest.to_bytes()))
     identities = {item.identity for item in examined.signed if item.ok and item.kind == "signature"}
     result = _Result(
-        bundle, [manifest, *files], files_listed, examined, sorted(set(signed_by) - identities),
+        bundle, [manifest, *files], examined, sorted(set(signed_by) - identities),
         independent_key=offline is None or bool(keys),
     )  # fmt: skip
     output.answer(result.document(), lambda: _print(result))
@@ -88,19 +85,18 @@ def verify(
 
 @dataclass(frozen=True)
 class _Result:
-    """What was verified. `files_listed`: the registry and the manifest list the same files. `missing`: required signers
-    without a signature. `independent_key`: the log's keys did not come with the bundle that they prove."""
+    """What was verified. `missing`: required signers without a signature. `independent_key`: the log's keys did not
+    come with the bundle that they prove."""
 
     bundle: Bundle
     files: list[Reread]
-    files_listed: bool
     examined: Examined
     missing: list[str]
     independent_key: bool
 
     @property
     def intact(self) -> bool:
-        return self.files_listed and all(file.ok for file in self.files)
+        return all(file.ok for file in self.files)
 
     @property
     def ok(self) -> bool:
@@ -239,8 +235,6 @@ def sign(ref: Ref, key: Path | None, bundle: Path | None, public_key: Path | Non
         resolved = registry.resolve(ref)
         version, audit = Ref(ref.name, resolved.digest), Audit(registry)
         if key is not None:
-            if resolved.manifest.digest != resolved.digest:
-                raise Corrupt("DIGEST_MISMATCH", f"the manifest of {ref} does not hash to {resolved.digest}")
             attestation = signing.sign(audit, version, resolved.manifest, private_key(key))
         else:
             attestation = audit.sign(version, _existing_signature(bundle or Path(), public_key))

@@ -88,15 +88,10 @@ def collect(audit: Audit, resolved: Resolved) -> Bundle:
     renames = audit.events(object=resolved.name, action=[EventType.ADAPTER_RENAME_FROM])
     arrived = next((event.seq for event in renames), None)
     return Bundle(
-        name=resolved.name,
-        number=resolved.number,
-        digest=resolved.digest,
-        manifest=resolved.manifest,
-        attestations=items,
-        keys=list(audit.log_keys().keys),
-        proof=_proof(audit, pushed),
+        name=resolved.name, number=resolved.number, digest=resolved.digest, manifest=resolved.manifest,
+        attestations=items, keys=list(audit.log_keys().keys), proof=_proof(audit, pushed),
         arrival=_proof(audit, arrived),
-    )
+    )  # fmt: skip
 
 
 def _proof(audit: Audit, seq: int | None) -> EventProof | None:

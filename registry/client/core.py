@@ -42,13 +42,9 @@ class Versions:
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     def __init__(
-        self,
-        url: str,
-        token: str = "",
-        transport: httpx.BaseTransport | None = None,
-        *,
+        self, url: str, token: str = "", transport: httpx.BaseTransport | None = None, *,
         connection: Connection | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.connection = connection or Connection(url, token, transport=transport)
         self.url = self.connection.url
 

@@ -35,13 +35,9 @@ USER_CACHE = Cache.of_user
 
 
 def pull(
-    registry: Versions,
-    ref: Ref | str,
-    dest: Path,
-    *,
-    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    registry: Versions, ref: Ref | str, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None,
-) -> Resolved:
+) -> Resolved:  # fmt: skip
     """Put the version `ref` into `dest`, every byte verified, as a whole or not at all.
 
     `cache=None` uses no cache. `dest` gets one file of ours, `.adapter.json`.
@@ -52,13 +48,9 @@ def pull(
 
 
 def pull_all(
-    registry: Versions,
-    refs: Sequence[tuple[Ref, Path]],
-    *,
-    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
-    progress: Progress | None = None,
-    on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
-) -> list[Result[Resolved]]:
+    registry: Versions, refs: Sequence[tuple[Ref, Path]], *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    progress: Progress | None = None, on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
+) -> list[Result[Resolved]]:  # fmt: skip
     """Pull each version into its folder, a few at a time. `on_result` is called with each result."""
     total = SharedProgress(progress or Silent())
 
@@ -81,13 +73,9 @@ def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: st
 
 
 def verify(
-    registry: Versions,
-    ref: Ref | str,
-    dest: Path,
-    *,
-    cache: Cache | Callable[[], Cache] | None = USER_CACHE,
+    registry: Versions, ref: Ref | str, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None,
-) -> tuple[Resolved, list[Reason]]:
+) -> tuple[Resolved, list[Reason]]:  # fmt: skip
     """Hash the files of the version `ref` in `dest` and in the cache again; the damaged ones.
 
     A folder in which a file is missing or damaged is replaced, as by `pull`.

@@ -34,23 +34,12 @@ class Signature(Protocol):
 
 
 def push_folder(
-    registry: Versions,
-    folder: Path,
-    name: AdapterName,
-    *,
-    base: str = "",
-    alias: str = "",
-    parents: Sequence[Ref] = (),
-    edges: Sequence[Edge] = (),
-    annotations: dict[str, str] | None = None,
-    provenance: Provenance | None = None,
-    message: str = "",
-    golden: Path | None = None,
-    progress: Progress | None = None,
-    bases: Bases | None = None,
-    left_out: Callable[[Reason], None] = lambda _reason: None,
-    signature: Signature | None = None,
-) -> PushResult:
+    registry: Versions, folder: Path, name: AdapterName, *, base: str = "", alias: str = "",
+    parents: Sequence[Ref] = (), edges: Sequence[Edge] = (), annotations: dict[str, str] | None = None,
+    provenance: Provenance | None = None, message: str = "", golden: Path | None = None,
+    progress: Progress | None = None, bases: Bases | None = None,
+    left_out: Callable[[Reason], None] = lambda _reason: None, signature: Signature | None = None,
+) -> PushResult:  # fmt: skip
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 
     `base`: default, the one that the configuration names. `parents` were trained further; `edges` state their own
@@ -76,15 +65,10 @@ def push_folder(
 
 
 def push_all(
-    registry: Versions,
-    folders: Sequence[tuple[Path, str]],
-    *,
-    base: str = "",
-    message: str = "",
-    declared: Callable[[Path], Provenance | None] = lambda _folder: None,
-    progress: Progress | None = None,
+    registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = "", message: str = "",
+    declared: Callable[[Path], Provenance | None] = lambda _folder: None, progress: Progress | None = None,
     on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
-) -> list[Result[PushResult]]:
+) -> list[Result[PushResult]]:  # fmt: skip
     """Push each folder as the newest version of its name, a few at a time. The bases are requested once.
 
     `declared` gives the provenance of a folder's adapter; `on_result` is called with each result.

@@ -7,27 +7,7 @@ from datetime import datetime
 from urllib.parse import quote
 
 from registry import names
-from registry.api import Request
-from registry.api.access import (
-    DeleteResult,
-    ExchangeRequest,
-    Health,
-    NamespaceCreate,
-    NamespacePage,
-    NamespaceSet,
-    NamespaceView,
-    PublisherAdd,
-    PublisherList,
-    PublisherView,
-    RenameRequest,
-    RoleGrant,
-    TokenCreate,
-    TokenCreated,
-    TokenPage,
-    TokenRotate,
-    TokenView,
-    Whoami,
-)
+from registry.api import Request, access, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -43,25 +23,6 @@ from registry.api.aliases import (
     RollbackRequest,
     WithdrawRequest,
 )
-from registry.api.catalog import (
-    AdapterView,
-    BaseAdd,
-    BaseAliases,
-    BaseView,
-    IdentityRequest,
-    Lineage,
-    ThresholdsRequest,
-    VersionView,
-)
-from registry.api.evaluation import (
-    CheckRequest,
-    EngineSettingsList,
-    NormsView,
-    RecheckEnginesPage,
-    RecheckEnginesRequest,
-    ReferenceLogprobsView,
-    VerdictList,
-)
 from registry.api.jobs import (
     CampaignRequest,
     CampaignView,
@@ -73,8 +34,6 @@ from registry.api.jobs import (
     JobSubmit,
     RenewRequest,
 )
-from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexPage, ReindexRequest
-from registry.api.serving import DesiredState, FleetNodes, NodeReport, ReportAccepted
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.client import answers
@@ -95,54 +54,56 @@ class Registry(Versions):
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     # ------------------------------------------------------------ adapters and versions
-    def rename(self, name: Name, to: Name) -> AdapterView:
-        return self._post(f"{path_of_adapter(name)}/rename", RenameRequest(to=str(to)), AdapterView)
+    def rename(self, name: Name, to: Name) -> catalog.AdapterView:
+        return self._post(f"{path_of_adapter(name)}/rename", access.RenameRequest(to=str(to)), catalog.AdapterView)
 
-    def delete_adapter(self, name: Name) -> DeleteResult:
-        return self._send("DELETE", path_of_adapter(name), DeleteResult)
+    def delete_adapter(self, name: Name) -> access.DeleteResult:
+        return self._send("DELETE", path_of_adapter(name), access.DeleteResult)
 
-    def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> VersionView:
-        return self._post(f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), VersionView)
+    def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
+        return self._post(
+            f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), catalog.VersionView
+        )
 
-    def quarantine(self, ref: AnyRef, reason: str) -> VersionView:
-        return self._post(f"{path_of(ref)}/quarantine", WithdrawRequest(reason=reason), VersionView)
+    def quarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
+        return self._post(f"{path_of(ref)}/quarantine", WithdrawRequest(reason=reason), catalog.VersionView)
 
-    def unquarantine(self, ref: AnyRef, reason: str) -> VersionView:
-        return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), VersionView)
+    def unquarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
+        return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), catalog.VersionView)
 
-    def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
-        return self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
+    def lineage(self, ref: AnyRef, *, down: bool = False) -> catalog.Lineage:
+        return self._get(f"{path_of(ref)}/lineage", catalog.Lineage, direction="down" if down else "up")
 
-    def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> Lineage:
+    def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> catalog.Lineage:
         """The lineage from a data set (its digest or URI) or from a base on."""
-        return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+        return self._get("/lineage", catalog.Lineage, dataset=dataset, base=base, direction="down" if down else "up")
 
     # ------------------------------------------------------------ evaluation
-    def check(self, request: CheckRequest) -> VerdictList:
+    def check(self, request: evaluation.CheckRequest) -> evaluation.VerdictList:
         """`compat`, then `engine` for each engine, of an adapter that is not pushed."""
-        return self._post("/check", request, VerdictList)
+        return self._post("/check", request, evaluation.VerdictList)
 
-    def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> VerdictList:
+    def verdicts(self, ref: AnyRef, engines: Sequence[str] = ()) -> evaluation.VerdictList:
         """`engine` of a version for each engine, evaluated now; without engines the stored verdicts."""
-        answer = self._get(f"{path_of(ref)}/verdicts", VerdictList, engine=list(engines))
+        answer = self._get(f"{path_of(ref)}/verdicts", evaluation.VerdictList, engine=list(engines))
         return answers.of_digests(parsed_ref(ref), [verdict.subject for verdict in answer.items], answer)
 
     def report(self, ref: AnyRef, digest: Digest) -> Report:
         """The report of one of this version's verdicts."""
         return self._get(f"{path_of(ref)}/reports/{digest}", Report)
 
-    def norms(self, ref: AnyRef) -> NormsView:
+    def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
-        return self._get(f"{path_of(ref)}/norms", NormsView)
+        return self._get(f"{path_of(ref)}/norms", evaluation.NormsView)
 
-    def reference_logprobs(self, ref: AnyRef) -> ReferenceLogprobsView:
+    def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
-        answer = self._get(f"{path_of(ref)}/reference-logprobs", ReferenceLogprobsView)
+        answer = self._get(f"{path_of(ref)}/reference-logprobs", evaluation.ReferenceLogprobsView)
         return answers.of_digests(parsed_ref(ref), [answer.digest], answer)
 
-    def recheck_engines(self, request: RecheckEnginesRequest) -> RecheckEnginesPage:
+    def recheck_engines(self, request: evaluation.RecheckEnginesRequest) -> evaluation.RecheckEnginesPage:
         """Renew engine verdicts for some seconds. Continue with `next_cursor`."""
-        return self._maintain("/verdicts/recheck-engines", request, RecheckEnginesPage)
+        return self._maintain("/verdicts/recheck-engines", request, evaluation.RecheckEnginesPage)
 
     def start_campaign(self, request: CampaignRequest) -> CampaignView:
         """Queue smoke tests of the affected versions of a base."""
@@ -198,68 +159,77 @@ class Registry(Versions):
         return self._get(f"{path_of(ref)}/approvals", ApprovalList)
 
     # ------------------------------------------------------------ bases
-    def add_base(self, request: BaseAdd) -> BaseView:
-        return self._post("/bases", request, BaseView)
+    def add_base(self, request: catalog.BaseAdd) -> catalog.BaseView:
+        return self._post("/bases", request, catalog.BaseView)
 
-    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
-        return self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
+    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> catalog.BaseView:
+        return self._send(
+            "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, catalog.BaseAliases(aliases=list(aliases))
+        )
 
-    def delete_base(self, name: str) -> DeleteResult:
-        return self._send("DELETE", _path_of_base(name), DeleteResult)
+    def delete_base(self, name: str) -> access.DeleteResult:
+        return self._send("DELETE", _path_of_base(name), access.DeleteResult)
 
-    def identify_base(self, name: str, identity: Identity) -> BaseView:
+    def identify_base(self, name: str, identity: Identity) -> catalog.BaseView:
         """Set which weights a base has. Possible once."""
-        return self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, IdentityRequest(identity=identity))
+        return self._send(
+            "PUT", f"{_path_of_base(name)}/identity", catalog.BaseView, catalog.IdentityRequest(identity=identity)
+        )
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How the weights with this identity are related to those of a base."""
-        return self._post(f"{_path_of_base(name)}/similarity", IdentityRequest(identity=identity), Similarity)
+        return self._post(f"{_path_of_base(name)}/similarity", catalog.IdentityRequest(identity=identity), Similarity)
 
-    def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
+    def set_thresholds(self, base: str, thresholds: dict[str, float]) -> catalog.BaseView:
         """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
-        request = ThresholdsRequest(thresholds=thresholds)
-        return self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
+        request = catalog.ThresholdsRequest(thresholds=thresholds)
+        return self._send("PUT", f"{_path_of_base(base)}/thresholds", catalog.BaseView, request)
 
     # ------------------------------------------------------------ serving
-    def desired_state(self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0) -> DesiredState:
+    def desired_state(
+        self, base: str, alias: str, *, engine: str = "", since: str = "", wait: int = 0
+    ) -> serving.DesiredState:
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
         answer = self._get(
-            path,
-            DesiredState,
-            limit_bytes=sockets.LIST_LIMIT_BYTES,
-            alias=alias,
-            engine=engine,
-            since=since,
+            path, serving.DesiredState, limit_bytes=sockets.LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "",
-        )
+        )  # fmt: skip
         return answers.desired_state(base, alias, answer)
 
-    def engine_settings(self, base: str, engines: Sequence[str], *, slots: int | None = None) -> EngineSettingsList:
+    def engine_settings(
+        self, base: str, engines: Sequence[str], *, slots: int | None = None
+    ) -> evaluation.EngineSettingsList:
         """What to set so that these engines serve the newest version of every adapter of the base."""
         return self._get(
-            "/engine-settings", EngineSettingsList, base=str(names.base_name(base)), engine=list(engines), slots=slots
+            "/engine-settings",
+            evaluation.EngineSettingsList,
+            base=str(names.base_name(base)),
+            engine=list(engines),
+            slots=slots,
         )
 
-    def report_node(self, node: str, engine: str, report: NodeReport) -> ReportAccepted:
+    def report_node(self, node: str, engine: str, report: serving.NodeReport) -> serving.ReportAccepted:
         """Report everything that this engine on this node holds and serves. Renews the lease."""
         path = f"/fleet/nodes/{quote(names.node_name(node), safe='')}/{quote(names.node_name(engine), safe='')}"
-        return self._send("PUT", path, ReportAccepted, report)
+        return self._send("PUT", path, serving.ReportAccepted, report)
 
     def nodes(
         self, *, base: str = "", alias: str = "", node: str = "", adapter: str = "", cursor: str = ""
-    ) -> FleetNodes:
+    ) -> serving.FleetNodes:
         """One page of nodes; the first has the convergence of all."""
-        return self._get("/fleet/nodes", FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor)
+        return self._get(
+            "/fleet/nodes", serving.FleetNodes, base=base, alias=alias, node=node, adapter=adapter, cursor=cursor
+        )
 
-    def all_nodes(self, **search: str) -> FleetNodes:
+    def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
         first = page = self.nodes(**search)
         items = [*first.items]
         while page.next_cursor:
             page = self.nodes(**search, cursor=page.next_cursor)
             items += page.items
-        return FleetNodes(items=items, convergence=first.convergence)
+        return serving.FleetNodes(items=items, convergence=first.convergence)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:
@@ -291,72 +261,78 @@ class Registry(Versions):
         return answers.job(job_id, self._post(_path_of_job(job_id) + "/fail", request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
-    def namespaces(self, *, cursor: str = "", limit: int | None = None) -> NamespacePage:
-        return self._get("/namespaces", NamespacePage, cursor=cursor, limit=limit)
+    def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:
+        return self._get("/namespaces", access.NamespacePage, cursor=cursor, limit=limit)
 
-    def namespace(self, name: str) -> NamespaceView:
-        return self._get(_path_of_namespace(name), NamespaceView)
+    def namespace(self, name: str) -> access.NamespaceView:
+        return self._get(_path_of_namespace(name), access.NamespaceView)
 
-    def create_namespace(self, name: str, *, owner: str = "") -> NamespaceView:
-        return self._post("/namespaces", NamespaceCreate(name=name, owner=owner), NamespaceView)
+    def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
+        return self._post("/namespaces", access.NamespaceCreate(name=name, owner=owner), access.NamespaceView)
 
-    def change_namespace(self, name: str, request: NamespaceSet) -> NamespaceView:
-        return self._send("PATCH", _path_of_namespace(name), NamespaceView, request)
+    def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
+        return self._send("PATCH", _path_of_namespace(name), access.NamespaceView, request)
 
-    def delete_namespace(self, name: str) -> DeleteResult:
-        return self._send("DELETE", _path_of_namespace(name), DeleteResult)
+    def delete_namespace(self, name: str) -> access.DeleteResult:
+        return self._send("DELETE", _path_of_namespace(name), access.DeleteResult)
 
-    def grant_role(self, name: str, subject: str, role: str) -> NamespaceView:
-        return self._send("PUT", _path_of_role(name, subject), NamespaceView, RoleGrant(role=role))
+    def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
+        return self._send("PUT", _path_of_role(name, subject), access.NamespaceView, access.RoleGrant(role=role))
 
-    def revoke_role(self, name: str, subject: str) -> NamespaceView:
-        return self._send("DELETE", _path_of_role(name, subject), NamespaceView)
+    def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
+        return self._send("DELETE", _path_of_role(name, subject), access.NamespaceView)
 
-    def publishers(self, name: Name) -> PublisherList:
-        return self._get(f"{path_of_adapter(name)}/publishers", PublisherList)
+    def publishers(self, name: Name) -> access.PublisherList:
+        return self._get(f"{path_of_adapter(name)}/publishers", access.PublisherList)
 
-    def add_publisher(self, name: Name, request: PublisherAdd) -> PublisherView:
-        return self._post(f"{path_of_adapter(name)}/publishers", request, PublisherView)
+    def add_publisher(self, name: Name, request: access.PublisherAdd) -> access.PublisherView:
+        return self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
 
-    def remove_publisher(self, name: Name, publisher_id: str) -> PublisherView:
-        return self._send("DELETE", f"{path_of_adapter(name)}/publishers/{quote(publisher_id, safe='')}", PublisherView)
+    def remove_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
+        return self._send(
+            "DELETE", f"{path_of_adapter(name)}/publishers/{quote(publisher_id, safe='')}", access.PublisherView
+        )
 
     # ------------------------------------------------------------ tokens
-    def whoami(self) -> Whoami:
-        return self._get("/whoami", Whoami)
+    def whoami(self) -> access.Whoami:
+        return self._get("/whoami", access.Whoami)
 
-    def tokens(self) -> TokenPage:
+    def tokens(self) -> access.TokenPage:
         """All tokens that the caller may revoke, newest first, of as many pages as there are."""
-        return self._get_all("/tokens", TokenPage)
+        return self._get_all("/tokens", access.TokenPage)
 
-    def create_token(self, request: TokenCreate) -> TokenCreated:
-        return self._post("/tokens", request, TokenCreated)
+    def create_token(self, request: access.TokenCreate) -> access.TokenCreated:
+        return self._post("/tokens", request, access.TokenCreated)
 
-    def revoke_token(self, token_id: str) -> TokenView:
-        return self._send("DELETE", _path_of_token(token_id), TokenView)
+    def revoke_token(self, token_id: str) -> access.TokenView:
+        return self._send("DELETE", _path_of_token(token_id), access.TokenView)
 
-    def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> TokenCreated:
-        return self._post(f"{_path_of_token(token_id)}/rotate", TokenRotate(keep_seconds=keep_seconds), TokenCreated)
+    def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
+        return self._post(
+            f"{_path_of_token(token_id)}/rotate", access.TokenRotate(keep_seconds=keep_seconds), access.TokenCreated
+        )
 
-    def exchange_token(self, assertion: str, *, adapter: str = "") -> TokenCreated:
+    def exchange_token(self, assertion: str, *, adapter: str = "") -> access.TokenCreated:
         """A short-lived token for an identity token. Needs no token of the registry."""
-        return self._post("/tokens/exchange", ExchangeRequest(assertion=assertion, adapter=adapter), TokenCreated)
+        return self._post(
+            "/tokens/exchange", access.ExchangeRequest(assertion=assertion, adapter=adapter), access.TokenCreated
+        )
 
     # ------------------------------------------------------------ maintenance
-    def health(self, *, store: bool = False) -> Health:
-        return self._get("/health", Health, store="true" if store else "")
+    def health(self, *, store: bool = False) -> access.Health:
+        return self._get("/health", access.Health, store="true" if store else "")
 
-    def collect(self, request: GcRequest) -> GcReport:
+    def collect(self, request: maintenance.GcRequest) -> maintenance.GcReport:
         """Some seconds of garbage collection; go on with `next_cursor`."""
-        return self._maintain("/gc", request, GcReport)
+        return self._maintain("/gc", request, maintenance.GcReport)
 
-    def fsck(self, request: FsckRequest) -> FsckPage:
+    def fsck(self, request: maintenance.FsckRequest) -> maintenance.FsckPage:
         """Some seconds of a check, or one large blob of a deep one; go on with `next_cursor`."""
-        return self._maintain("/fsck", request, FsckPage)
+        return self._maintain("/fsck", request, maintenance.FsckPage)
 
-    def reindex(self, request: ReindexRequest) -> ReindexPage:
+    def reindex(self, request: maintenance.ReindexRequest) -> maintenance.ReindexPage:
         """Some seconds of re-indexing; go on with `next_cursor`."""
-        return self._maintain("/reindex", request, ReindexPage)
+        return self._maintain("/reindex", request, maintenance.ReindexPage)
 
     def _maintain(self, path: str, request: Request, shape: type[Shape]) -> Shape:
         return self._post(path, request, shape, seconds=MAINTENANCE_SECONDS)

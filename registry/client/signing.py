@@ -113,13 +113,9 @@ def names_of(version: Signable, arrival: EventProof | None = None, log_keys: Seq
 
 
 def examine(
-    views: Iterable[AttestationView],
-    version: Signable,
-    log_keys: Sequence[Verifier],
-    trust: Trust | None = None,
-    *,
+    views: Iterable[AttestationView], version: Signable, log_keys: Sequence[Verifier], trust: Trust | None = None, *,
     names: Sequence[str] = (),
-) -> list[Signed]:
+) -> list[Signed]:  # fmt: skip
     """Verify every attestation of a version, certificates against the roots in `trust`.
 
     `names`: its current and earlier names (`names_of`); default: the current one.

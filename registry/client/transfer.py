@@ -76,14 +76,9 @@ class Direct:
 
 
 def fetch(
-    registry: Versions,
-    link: FileLink,
-    target: Path,
-    progress: Progress,
-    *,
-    direct: Direct = Direct(),
+    registry: Versions, link: FileLink, target: Path, progress: Progress, *, direct: Direct = Direct(),
     durable: bool = True,
-) -> None:
+) -> None:  # fmt: skip
     """Write the file behind `link` to the new file `target`. `Corrupt`; `OSError` if this machine cannot write it.
 
     `durable=False` does not wait for the disk, for a file that is hashed again before use.

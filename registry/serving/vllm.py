@@ -57,11 +57,9 @@ NAME = "adapter-registry"
 LOOKUP_SECONDS = 15.0
 """A request for a model waits for the registry no longer: its last answer may do."""
 FLAGS = {
-    "--max-lora-rank": "max_lora_rank",
-    "--max-loras": "max_loras",
-    "--max-cpu-loras": "max_cpu_loras",
+    "--max-lora-rank": "max_lora_rank", "--max-loras": "max_loras", "--max-cpu-loras": "max_cpu_loras",
     "--lora-target-modules": "target_modules",
-}
+}  # fmt: skip
 """Flags of vLLM's command line that the engine rules use."""
 _LOG = logging.getLogger("vllm.adapter_registry")
 
@@ -80,12 +78,9 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
     """vLLM's resolver. Ours is made at the first call, when the name of the served model is known."""
 
     def __init__(
-        self,
-        environment: Mapping[str, str],
-        arguments: Sequence[str],
-        *,
+        self, environment: Mapping[str, str], arguments: Sequence[str], *,
         open_registry: Callable[[str, str], Registry] = Registry,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._environment, self._arguments, self._connect = dict(environment), list(arguments), open_registry
         self._resolver: Resolver | None = None
         self._lock = threading.Lock()
@@ -172,14 +167,11 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
         registry = self._open_registry(settings)
         registry.connection.timeout_seconds = min(registry.connection.timeout_seconds, LOOKUP_SECONDS)
         return Resolver(
-            registry,
-            self._store(settings),
-            engine=_engine(settings, self._arguments),
-            base=_base(settings, model),
+            registry, self._store(settings), engine=_engine(settings, self._arguments), base=_base(settings, model),
             alias=_alias(settings),
             namespaces=frozenset(map(names.namespace, _listed(settings.get("ADAPTER_PLUGIN_NAMESPACES", "")))),
             checks=frozenset(Check(word) for word in _listed(settings.get("ADAPTER_PLUGIN_CHECKS", ""))),
-        )
+        )  # fmt: skip
 
 
 def _number(settings: Mapping[str, str], setting: str, default: float) -> float:

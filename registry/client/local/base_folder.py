@@ -75,13 +75,11 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
     config = _config(reader)
     template = reader.whole(CHAT_TEMPLATE, TEXT_LIMIT_BYTES)
     spec = bases.base_spec(
-        name,
-        config,
-        [reader.header(file) for file in _weights(reader)],
+        name, config, [reader.header(file) for file in _weights(reader)],
         tokenizer=reader.whole(TOKENIZER, TOKENIZER_LIMIT_BYTES),
         tokenizer_config=reader.whole(TOKENIZER_CONFIG, TEXT_LIMIT_BYTES),
         chat_template=template.decode("utf-8", "replace") if template is not None else None,
-    )
+    )  # fmt: skip
     return spec, reader.bytes_read
 
 

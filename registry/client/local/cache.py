@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import secrets
@@ -21,11 +22,6 @@ from pathlib import Path
 
 from registry.digest import Digest
 from registry.errors import Invalid
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two processes may fetch the same blob there
-    fcntl = None  # type: ignore[assignment]
 
 LINK_FROM_BYTES = 2**20
 LIMIT_BYTES = 50 * 2**30
@@ -156,8 +152,7 @@ def _locked(descriptor: int, path: Path) -> Iterator[None]:
     """Lock one blob, and remove the lock file at the end. A waiting process then has the removed file's lock and finds
     the blob; at worst two fetch it, and the later one replaces the same bytes."""
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -193,7 +188,7 @@ def hand_out(cached: Path, target: Path) -> None:
 
 def _clone(cached: Path, target: Path) -> bool:
     """Copy on write (FICLONE). False if the file system has no such thing."""
-    if fcntl is None or sys.platform != "linux":
+    if sys.platform != "linux":
         return False
     with contextlib.suppress(OSError), open(cached, "rb") as source, open(target, "xb") as file:
         try:

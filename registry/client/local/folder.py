@@ -56,12 +56,9 @@ class Folder:
         return sum(f.size_bytes for f in self.files)
 
     def manifest(
-        self,
-        base: BaseRef,
-        parents: tuple[Edge, ...] = (),
-        annotations: dict[str, str] | None = None,
+        self, base: BaseRef, parents: tuple[Edge, ...] = (), annotations: dict[str, str] | None = None,
         provenance: Provenance | None = None,
-    ) -> Manifest:
+    ) -> Manifest:  # fmt: skip
         return Manifest.build(base, self.files, parents, annotations, provenance)
 
     def source_of(self, digest: Digest) -> Path:

@@ -57,15 +57,10 @@ class Connection:
     """
 
     def __init__(
-        self,
-        url: str,
-        token: str = "",
-        *,
-        transport: httpx.BaseTransport | None = None,
-        other_transport: httpx.BaseTransport | None = None,
-        wait: Callable[[float], None] = time.sleep,
+        self, url: str, token: str = "", *, transport: httpx.BaseTransport | None = None,
+        other_transport: httpx.BaseTransport | None = None, wait: Callable[[float], None] = time.sleep,
         insecure: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.url = _parsed_url(url)
         self._in_process = transport is not None
         if token and not self._in_process and not insecure and os.environ.get("ADAPTER_INSECURE", "") in ("", "0"):
@@ -97,17 +92,10 @@ class Connection:
         self.close()
 
     def send(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        query: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        seconds: float | None = None,
-        limit_bytes: int = ANSWER_LIMIT_BYTES,
+        self, method: str, path: str, *, json: Any = None, query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = ANSWER_LIMIT_BYTES,
         patient: bool = False,
-    ) -> httpx.Response:
+    ) -> httpx.Response:  # fmt: skip
         """One request to a route below the API's prefix, its answer read whole.
 
         `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
@@ -146,15 +134,9 @@ class Connection:
             opened.close()
 
     def send_file(
-        self,
-        url: str,
-        file: io.FileIO,
-        start: int,
-        length: int,
-        *,
-        headers: Mapping[str, str] | None = None,
+        self, url: str, file: io.FileIO, start: int, length: int, *, headers: Mapping[str, str] | None = None,
         advance: Advance = lambda _count: None,
-    ) -> httpx.Response:
+    ) -> httpx.Response:  # fmt: skip
         """PUT a range of a file to a link. `advance` is called with each step, negative when it starts again.
 
         412 with If-None-Match means that an earlier attempt arrived and its answer was lost.

@@ -260,17 +260,8 @@ def _scope(request: httpx.Request, state: dict[str, Any]) -> dict[str, Any]:
     url = request.url
     raw_path, _, query = url.raw_path.partition(b"?")
     return {
-        "type": "http",
-        "asgi": _ASGI,
-        "http_version": "1.1",
-        "method": request.method,
-        "scheme": url.scheme,
-        "path": url.path,
-        "raw_path": raw_path,
-        "query_string": query,
-        "root_path": "",
-        "headers": [(key.lower(), value) for key, value in request.headers.raw],
-        "client": ("in-process", 0),
-        "server": (url.host, url.port),
-        "state": dict(state),
-    }
+        "type": "http", "asgi": _ASGI, "http_version": "1.1", "method": request.method, "scheme": url.scheme,
+        "path": url.path, "raw_path": raw_path, "query_string": query, "root_path": "",
+        "headers": [(key.lower(), value) for key, value in request.headers.raw], "client": ("in-process", 0),
+        "server": (url.host, url.port), "state": dict(state),
+    }  # fmt: skip

@@ -20,12 +20,9 @@ Shape = TypeVar("Shape", bound=BaseModel)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 _PROXY = {
-    408: "the request took too long",
-    429: "too many requests",
-    502: "the registry behind it cannot be reached",
-    503: "the registry behind it is not available",
-    504: "the registry behind it took too long",
-}
+    408: "the request took too long", 429: "too many requests", 502: "the registry behind it cannot be reached",
+    503: "the registry behind it is not available", 504: "the registry behind it took too long",
+}  # fmt: skip
 _LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -82,11 +79,10 @@ def _error_of_proxy(answer: httpx.Response, url: str, problem: Any) -> RegistryE
         text = answer.headers.get("retry-after", "")
         who = url if reason else f"a proxy before {url}"
         return Unavailable(
-            "SERVER_UNREACHABLE",
-            f"{who} answered {status}: {reason or _PROXY[status]}",
+            "SERVER_UNREACHABLE", f"{who} answered {status}: {reason or _PROXY[status]}",
             next_step="is the registry behind the proxy running, and are the proxy's timeouts at least a minute?",
             retry_after_seconds=int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None,
-        )
+        )  # fmt: skip
     if status in (401, 403) and answer.url.host == httpx.URL(url).host:
         return Unauthenticated(
             "UNAUTHORIZED", f"{url} answered {status} without a reason", next_step="adapter login URL"

@@ -209,8 +209,6 @@ class ThroughputGuard:
 
 def _has_data(sock: socket.socket) -> bool:
     """Whether there is data to read. `select` supports no descriptor above 1,023, and engines have thousands."""
-    if not hasattr(select, "poll"):  # Windows, whose `select` has no such limit
-        return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))

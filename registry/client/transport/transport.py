@@ -49,15 +49,9 @@ class Transport:
             self._transport.close()
 
     def ask(
-        self,
-        method: str,
-        url: str,
-        content: bytes | None,
-        headers: Mapping[str, str],
-        *,
-        seconds: float,
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], *, seconds: float,
         limit_bytes: int,
-    ) -> httpx.Response:
+    ) -> httpx.Response:  # fmt: skip
         """A request and its answer, both small enough for memory."""
         if self._by_socket(url):
             return self._sockets.ask(method, url, headers, content or b"", seconds, limit_bytes)

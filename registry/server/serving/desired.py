@@ -26,14 +26,7 @@ from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import bases, verdicts, versions
 from registry.server.database.any_of import any_of
-from registry.server.database.models import (
-    AdapterRow,
-    AliasRow,
-    BaseRow,
-    VerdictRow,
-    VersionFileRow,
-    VersionRow,
-)
+from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.evaluation import engine_compat
 
 _Row = tuple[AdapterRow, VersionRow, int]
@@ -58,14 +51,10 @@ def load(session: Session, actor: Actor, base_name: str, alias: str, profile: En
         f"{adapter.namespace}/{adapter.name}": version.facts.get("engine") or {} for adapter, version, _ in adapters
     }
     return DesiredState(
-        base=base.name,
-        base_fingerprint=base.fingerprint,
-        alias=alias,
-        cursor=cursor,
-        adapters=entries,
+        base=base.name, base_fingerprint=base.fingerprint, alias=alias, cursor=cursor, adapters=entries,
         ranks={str(rank): count for rank, count in sorted(Counter(e.rank for e in entries if e.rank).items())},
         settings=engine_settings.settings_for(str(profile), facts, spec) if profile else None,
-    )
+    )  # fmt: skip
 
 
 def state_cursor(session: Session, actor: Actor, base: BaseRow, alias: str, profile: EngineProfile | None) -> str:
@@ -115,13 +104,9 @@ def _served_names(adapters: Sequence[_Row]) -> dict[int, str]:
 
 
 def _entry(
-    item: _Row,
-    served: str,
-    files: list[VersionFileRow],
-    verdicts_of: list[Verdict],
-    profile: EngineProfile | None,
+    item: _Row, served: str, files: list[VersionFileRow], verdicts_of: list[Verdict], profile: EngineProfile | None,
     spec: BaseSpec,
-) -> DesiredAdapter:
+) -> DesiredAdapter:  # fmt: skip
     adapter, version, generation = item
     name = f"{adapter.namespace}/{adapter.name}"
     folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"

@@ -194,11 +194,8 @@ def _append_events(
         for key in sorted(changed):
             slot = was.get(key) or now[key]
             detail: dict[str, Any] = {
-                "digest": slot.digest,
-                "node": node.node,
-                "engine": node.engine,
-                "served_name": slot.served_name,
-            }
+                "digest": slot.digest, "node": node.node, "engine": node.engine, "served_name": slot.served_name,
+            }  # fmt: skip
             detail |= {"verified": slot.verified} if event_type is EventType.VERSION_SERVE else {}
             audit.append(session, actor, event_type, f"{slot.namespace}/{slot.name}@{slot.number}", detail)
 

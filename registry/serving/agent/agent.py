@@ -30,17 +30,9 @@ class Agent:
     """`profile`: the engine's, such as `vllm==0.33.0,max_lora_rank=32`; without it no engine rule applies."""
 
     def __init__(
-        self,
-        registry: Registry,
-        reconciler: Reconciler,
-        store: LocalStore,
-        *,
-        base: str,
-        alias: str = "prod",
-        profile: str = "",
-        say: Callable[[str], None] = lambda _line: None,
-        heartbeat: Heartbeat | None = None,
-    ) -> None:
+        self, registry: Registry, reconciler: Reconciler, store: LocalStore, *, base: str, alias: str = "prod",
+        profile: str = "", say: Callable[[str], None] = lambda _line: None, heartbeat: Heartbeat | None = None,
+    ) -> None:  # fmt: skip
         self._registry, self._reconciler, self._store, self._say = registry, reconciler, store, say
         self._heartbeat = heartbeat
         self._base, self._alias, self._profile = base, alias, profile

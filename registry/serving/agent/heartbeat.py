@@ -36,13 +36,9 @@ class SlotTable:
         self, served: str, adapter: str, digest: Digest, state: SlotState, *, reason: str = "", verified: bool = False
     ) -> None:
         row = SlotReport(
-            adapter=adapter,
-            digest=digest,
-            served_name=served,
-            state=state,
-            reason=reason[:REASON_LIMIT],
+            adapter=adapter, digest=digest, served_name=served, state=state, reason=reason[:REASON_LIMIT],
             verified=verified,
-        )
+        )  # fmt: skip
         with self._lock:
             if self._rows.get(served) == row:
                 return
@@ -65,19 +61,10 @@ class SlotTable:
 
 class Heartbeat:
     def __init__(
-        self,
-        registry: Registry,
-        slots: SlotTable,
-        *,
-        node: str,
-        engine: str,
-        base: str,
-        alias: str,
-        profile: str = "",
-        on_demand: bool = False,
-        metrics: Metrics | None = None,
+        self, registry: Registry, slots: SlotTable, *, node: str, engine: str, base: str, alias: str,
+        profile: str = "", on_demand: bool = False, metrics: Metrics | None = None,
         say: Callable[[str], None] = lambda _line: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._registry, self._slots, self._say = registry, slots, say
         self._node, self._engine = names.node_name(node), names.node_name(engine)
         self._base, self._alias, self._profile, self._on_demand = base, alias, profile, on_demand

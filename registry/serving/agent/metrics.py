@@ -23,19 +23,15 @@ PREFIX = "adapter_agent_"
 COUNTERS = {
     "passes": "Passes over the engine.",
     "passes_failed": "Passes that ended early: the engine did not answer, or the disk was full.",
-    "pulls": "Versions added to the local store.",
-    "pulled_bytes": "Bytes of the versions added.",
-    "pulls_failed": "Versions that could not be added.",
-    "loads": "Versions that were loaded into the engine.",
+    "pulls": "Versions added to the local store.", "pulled_bytes": "Bytes of the versions added.",
+    "pulls_failed": "Versions that could not be added.", "loads": "Versions that were loaded into the engine.",
     "unloads": "Versions that were unloaded.",
     "load_checks": "Versions whose answers matched their reference log-probabilities.",
-    "load_checks_failed": "Versions whose answers did not match.",
-    "reports": "Reports that the registry accepted.",
+    "load_checks_failed": "Versions whose answers did not match.", "reports": "Reports that the registry accepted.",
     "reports_failed": "Reports that the registry did not accept.",
-}
+}  # fmt: skip
 GAUGES = {
-    "desired": "Adapters in the desired state.",
-    "serving": "Of these, adapters served in the desired version.",
+    "desired": "Adapters in the desired state.", "serving": "Of these, adapters served in the desired version.",
     "unverified": "Served adapters whose answers could not be compared.",
     "loaded": "Versions from this store in the engine.",
     "failed": "Adapters that failed to load, or whose answers did not match.",
@@ -43,7 +39,7 @@ GAUGES = {
     "converged": "1 if every adapter is served in the desired version.",
     "last_pass_timestamp_seconds": "When the last whole pass ended, in seconds since 1970.",
     "last_pass_seconds": "How long it took.",
-}
+}  # fmt: skip
 
 
 class Metrics:

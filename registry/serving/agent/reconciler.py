@@ -68,16 +68,9 @@ class Reconciler:
     """`aliases`: adapter → the served name that answers for it now; also stored in `alias_file`."""
 
     def __init__(
-        self,
-        engine: EngineDriver,
-        registry: Registry,
-        store: LocalStore,
-        *,
-        drain_seconds: float = DRAIN_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        metrics: Metrics | None = None,
-        alias_file: str = "aliases.json",
-    ) -> None:
+        self, engine: EngineDriver, registry: Registry, store: LocalStore, *, drain_seconds: float = DRAIN_SECONDS,
+        clock: Callable[[], float] = time.monotonic, metrics: Metrics | None = None, alias_file: str = "aliases.json",
+    ) -> None:  # fmt: skip
         self._engine, self._registry, self._store = engine, registry, store
         self._drain_seconds, self._clock = drain_seconds, clock
         self._metrics = metrics or Metrics()

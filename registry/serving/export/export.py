@@ -107,15 +107,9 @@ def _refusal(entry: DesiredAdapter) -> str:
 
 
 def run(
-    registry: Registry,
-    desired: DesiredState,
-    location: ExportTarget,
-    *,
-    model: str = "",
-    prune: bool = False,
-    cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE,
-    on_item: Callable[[Item], None] = lambda _item: None,
-) -> Exported:
+    registry: Registry, desired: DesiredState, location: ExportTarget, *, model: str = "", prune: bool = False,
+    cache: Cache | Callable[[], Cache] | None = pull.USER_CACHE, on_item: Callable[[Item], None] = lambda _item: None,
+) -> Exported:  # fmt: skip
     """Export the desired state, then its index; with `prune`, remove what is no longer desired.
 
     `model` replaces the base that configurations name. `on_item` is called with each item.
@@ -147,14 +141,9 @@ def run(
 
 
 def _exported(
-    registry: Registry,
-    desired: DesiredState,
-    entry: DesiredAdapter,
-    location: ExportTarget,
-    model: str,
-    cache: Cache | Callable[[], Cache] | None,
-    notes: dict[str, Document],
-) -> Item:
+    registry: Registry, desired: DesiredState, entry: DesiredAdapter, location: ExportTarget, model: str,
+    cache: Cache | Callable[[], Cache] | None, notes: dict[str, Document],
+) -> Item:  # fmt: skip
     try:
         if problem := answers.problem_of(entry):
             raise wrong_answer(problem)
@@ -177,14 +166,9 @@ def _exported(
 
 def _item(entry: DesiredAdapter, state: str, reason: str = "", error: RegistryError | None = None) -> Item:
     return Item(
-        served_name=entry.served_name,
-        name=entry.name,
-        number=entry.number,
-        digest=entry.digest,
-        state=state,
-        reason=reason,
-        error=error.to_problem() if error else None,
-    )
+        served_name=entry.served_name, name=entry.name, number=entry.number, digest=entry.digest, state=state,
+        reason=reason, error=error.to_problem() if error else None,
+    )  # fmt: skip
 
 
 def _existing_note(location: ExportTarget, entry: DesiredAdapter, model: str) -> Document | None:
@@ -222,14 +206,10 @@ def _write_note(staged: Path, desired: DesiredState, entry: DesiredAdapter, mode
                 replace_file(staged / CONFIG, data)  # a new file: the old one may be a link into the cache
                 file.update(original=file["digest"], digest=Digest.of(data), size_bytes=len(data))
     note: Document = {
-        "name": entry.name,
-        "number": entry.number,
-        "digest": entry.digest,
-        "exported": {"base": desired.base, "served_name": entry.served_name},
-        "model": model,
-        "rank": entry.rank,
+        "name": entry.name, "number": entry.number, "digest": entry.digest,
+        "exported": {"base": desired.base, "served_name": entry.served_name}, "model": model, "rank": entry.rank,
         "files": files,
-    }
+    }  # fmt: skip
     replace_file(staged / NOTE, _json(note))
     return note
 

@@ -24,16 +24,9 @@ Object = dict[str, Any]
 
 
 def make(
-    kind: str,
-    desired: DesiredState,
-    entries: Sequence[DesiredAdapter],
-    location: str,
-    *,
-    namespace: str = "",
-    model: str = "",
-    selector: dict[str, str] | None = None,
-    secret: str = "",
-) -> Object:
+    kind: str, desired: DesiredState, entries: Sequence[DesiredAdapter], location: str, *, namespace: str = "",
+    model: str = "", selector: dict[str, str] | None = None, secret: str = "",
+) -> Object:  # fmt: skip
     """A `List` for `kubectl apply -f -` that serves `entries` from their folders in `location`, in that order.
 
     `model`: what the engine calls the base (KServe: where its weights are, `hf://…`). For a ModelAdapter: `secret`
@@ -107,11 +100,9 @@ def _lora_adapter(entry: DesiredAdapter, desired: DesiredState, root: str, model
         )
     source = {"type": "local", "adapterName": entry.served_name, "adapterPath": f"{root}/{entry.served_name}"}
     return {
-        "apiVersion": "production-stack.vllm.ai/v1alpha1",
-        "kind": "LoraAdapter",
-        "metadata": _metadata(entry),
+        "apiVersion": "production-stack.vllm.ai/v1alpha1", "kind": "LoraAdapter", "metadata": _metadata(entry),
         "spec": {"baseModel": base, "adapterSource": source, "loraAdapterDeploymentConfig": {"algorithm": "default"}},
-    }
+    }  # fmt: skip
 
 
 def _llm_service(desired: DesiredState, entries: Sequence[DesiredAdapter], root: str, model: str) -> Object:

@@ -58,12 +58,9 @@ class _StoredVersion:
 
 
 def evict(
-    store: LocalStore,
-    limits: EvictionLimits,
-    leases: Callable[[], Iterable[Digest]],
-    *,
+    store: LocalStore, limits: EvictionLimits, leases: Callable[[], Iterable[Digest]], *,
     clock: Callable[[], float] = time.time,
-) -> Evicted:
+) -> Evicted:  # fmt: skip
     """Evict once. Errors of `leases` are raised; a folder that cannot be deleted is left for the next time."""
     evicted, now = Evicted(), clock()
     versions = _stored_versions(store)
@@ -101,12 +98,9 @@ class Evictor:
     """Evicts every hour in a thread of its own. Errors are logged and it tries again."""
 
     def __init__(
-        self,
-        store: LocalStore,
-        limits: EvictionLimits,
-        leases: Callable[[], Iterable[Digest]],
+        self, store: LocalStore, limits: EvictionLimits, leases: Callable[[], Iterable[Digest]],
         say: Callable[[str], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._store, self._limits, self._leases, self._say = store, limits, leases, say
 
     def run(self, stop: threading.Event) -> None:

@@ -55,17 +55,10 @@ class Resolver:
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        store: LocalStore,
-        *,
-        engine: str,
-        base: str,
-        alias: str = NEWEST,
-        namespaces: frozenset[str] = frozenset(),
-        checks: frozenset[Check] = frozenset(),
+        self, registry: Registry, store: LocalStore, *, engine: str, base: str, alias: str = NEWEST,
+        namespaces: frozenset[str] = frozenset(), checks: frozenset[Check] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._registry, self._store, self._clock = registry, store, clock
         self._engine, self._base, self._alias, self._namespaces = engine, base, alias, namespaces
         self._checks = checks
