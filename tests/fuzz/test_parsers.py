@@ -16,7 +16,7 @@ from registry.digest import Digest
 from tests.audit import trees
 from tests.fuzz.parsers import CORPUS, PARSERS, corpus, parse
 
-pytestmark = pytest.mark.security
+pytestmark = [pytest.mark.security, pytest.mark.filterwarnings("ignore:invalid escape:DeprecationWarning")]
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
 SEED = os.environ.get("FUZZ_SEED", "20261127")
