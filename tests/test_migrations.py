@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlmodel import Session, col, select
 
 from registry.bases import BaseMatch, Similarity
-from registry.errors import Conflict
+from registry.errors import Conflict, Unavailable
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check, Finding
-from registry.server.database import models, schema
+from registry.server.database import db, models, schema
+from registry.server.database import engine as engines
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from tests import services
@@ -215,6 +217,22 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
 
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     assert schema.migrate(empty) == schema.migrate(empty)
+
+
+def test_a_statement_of_a_migration_may_take_longer_than_one_of_a_request(
+    empty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if empty.dialect.name == "sqlite":
+        pytest.skip("SQLite statements have no limits")
+
+    def build_large_index(config: Config, _revision: str) -> None:
+        config.attributes["connection"].execute(text("SELECT pg_sleep(0.5)"))
+
+    monkeypatch.setattr(engines, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(command, "upgrade", build_large_index)
+    assert schema.migrate(empty) == ""
+    with pytest.raises(Unavailable), db.session(empty) as session:
+        session.connection().execute(text("SELECT pg_sleep(0.5)"))
 
 
 def test_two_servers_that_start_at_once_initialize_one_schema(empty: Engine) -> None:

@@ -37,6 +37,8 @@ LOCK_LIMIT_MS = 15_000
 IDLE_LIMIT_MS = 10_000
 """How long a transaction may wait for its client: a replica that is frozen holds row locks no longer than this."""
 CLOCK_SECONDS = 10.0
+SILENCE_SECONDS = "silence_seconds"
+"""The key in a connection's `info` of another limit than `HANG_SECONDS`."""
 HANG_SECONDS = 65
 REASON_LIMIT = 400
 """How long to wait for PostgreSQL to say anything: longer than it may take for any statement."""
@@ -136,13 +138,14 @@ class _ClockReader:
             connection.rollback()
 
 
-def _limit_silence(connection: Any, _record: Any) -> None:
+def _limit_silence(connection: Any, record: Any) -> None:
     """Limit how long a connection waits: a stopped PostgreSQL, or one with a stopped disk, keeps it open and silent."""
     wait = connection.wait
 
     def wait_with_limit(gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
-            return wait(gen, interval, HANG_SECONDS if timeout is None else timeout)
+            limit = record.info.get(SILENCE_SECONDS, HANG_SECONDS)
+            return wait(gen, interval, limit if timeout is None else timeout)
         except Exception:
             if connection.info.transaction_status.name == "ACTIVE":  # the answer may still come, after its request
                 connection.close()

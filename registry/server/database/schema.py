@@ -21,10 +21,12 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from registry.errors import Conflict
 from registry.server.database import db
-from registry.server.database.engine import require_limits
+from registry.server.database.engine import SILENCE_SECONDS, require_limits
 
 LOCK_MS = 2_000
 """How long a migration waits for a table. Everybody queues behind it meanwhile, so this is short."""
+STEP_SECONDS = 3600
+"""How long one statement of a migration may take."""
 _LIMITS_MS = {"lock_timeout": LOCK_MS, "statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
 """A large index takes minutes, and moving rows keeps the process busy between two statements."""
 MIGRATION_LOCK = 0x61646170_6D696772  # "adapmigr"
@@ -82,6 +84,8 @@ def _migrate_one_step(engine: Engine, target: str) -> str:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             for name, limit in _LIMITS_MS.items():
                 connection.execute(text(f"SET LOCAL {name} = {limit}"))
+            connection.info[SILENCE_SECONDS] = STEP_SECONDS
+            connection.detach()  # the connection is closed afterwards, and its limit with it
         current = _revision(connection)
         if current and current not in revisions():
             raise _other_schema(current)
