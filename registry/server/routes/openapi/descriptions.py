@@ -149,6 +149,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "reevaluate_verdicts": {"cursor": ""},
     "identify_base": _IDENTITY,
     "compare_base": _IDENTITY,
+    "set_base_aliases": {"aliases": ["HuggingFaceTB/SmolLM2-135M-Instruct"]},
     "set_thresholds": {"thresholds": {}},
     "report_node": {"base": "llama-3.1-8b", "alias": "prod", "slots": []},
     "submit_job": {"kind": "smoke-test", "ref": "acme/support@3"},
