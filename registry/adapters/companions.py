@@ -54,7 +54,8 @@ def refuse_code(values: Any, path: str) -> None:
     locations = [f"{path}: {location}" for location in code_references(values)]
     reasons = [Reason("config.code_reference", location, message) for location in locations[:REASONS_LIMIT]]
     if reasons:
-        raise Invalid("CONFIG_INVALID", f"{locations[0]} {message}", reasons=reasons)
+        step = "remove the field, or leave the file out: the base has its own"
+        raise Invalid("CONFIG_INVALID", f"{locations[0]} {message}", reasons=reasons, next_step=step)
 
 
 def _check_sentencepiece(path: str, head: bytes) -> None:
