@@ -197,6 +197,36 @@ def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> Non
     assert (tmp_path / "fused" / "model.safetensors").is_file()
 
 
+@pytest.mark.security
+def test_a_merge_sees_its_folders_in_a_home_folder_and_nothing_else_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, base = _of_zoo("lora-r4")
+    home = tmp_path / "home"
+    shutil.copytree(folder, home / "adapter")
+    (home / "models").mkdir()
+    (home / "models" / "base").symlink_to(shutil.copytree(base, home / "store" / "base"))
+    (home / "secret").mkdir()
+    shutil.copytree(folder, home / "secret" / "adapter")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
+    request = MergeRequest(recipe=recipe, sources=("adapter",), base="models/base", out="models/fused")
+    assert request.run().changed_tensors > 0
+    assert (home / "models" / "fused" / "model.safetensors").is_file()
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from registry.worker.sandbox import confine, namespaces\n"
+        "shown = namespaces.shown_folders(Path(sys.argv[1]))\n"
+        "layers = namespaces.isolate(confine.secret_places(os.environ), shown, read_only=False)\n"
+        "print('no home folder' in layers, os.path.exists(sys.argv[1]), os.path.exists(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", script, str(home / "adapter"), str(home / "secret")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["True", "True", "False"], ["False", "True", "True"])
+
+
 def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> None:
     class GivenUp(Exception):
         """The lease was lost."""

@@ -298,13 +298,13 @@ def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(
     script = (
         "import socket, sys\n"
         "from registry.worker.sandbox import namespaces\n"
-        "cut = namespaces.cut_network()\n"
+        "layers = namespaces.isolate((), (), read_only=False)\n"
         "open(sys.argv[2], 'w').write('written')\n"
         "try:\n"
         "    socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
         "except OSError:\n"
-        "    sys.exit(not cut)\n"
-        "sys.exit(cut)\n"
+        "    sys.exit('no network' not in layers)\n"
+        "sys.exit('no network' in layers)\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
         words = [str(server.getsockname()[1]), str(tmp_path / "written")]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from registry.bases import BaseSpec
 from registry.errors import Unavailable
 from registry.merging.conversions import Conversion, Converted, TargetFormat
-from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
 PROGRAMS: dict[TargetFormat, tuple[str, str, str]] = {
@@ -21,8 +20,10 @@ PROGRAMS: dict[TargetFormat, tuple[str, str, str]] = {
 """Target → the module of this folder, the library that it needs, and the extra that installs it."""
 
 
-class ConversionRequest(FrozenModel):
+class ConversionRequest(program.ProgramRequest):
     """A conversion of folders. `source`: the original. `base_folder`: the base's weights, if they are needed."""
+
+    FOLDERS = ("source", "out", "base_folder")
 
     conversion: Conversion
     source: str

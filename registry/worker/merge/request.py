@@ -9,12 +9,13 @@ from registry.adapters.methods import find
 from registry.adapters.peft.config import read_config
 from registry.files import CONFIG
 from registry.merging.recipes import MergeReport, Operation, Recipe
-from registry.model import FrozenModel
 from registry.worker.sandbox import program
 
 
-class MergeRequest(FrozenModel):
+class MergeRequest(program.ProgramRequest):
     """A merge of folders. `sources`: adapters. `base`: the base to fuse into, or to extract against."""
+
+    FOLDERS = ("sources", "base", "tuned", "out")
 
     recipe: Recipe
     sources: tuple[str, ...] = ()

@@ -66,6 +66,7 @@ def fuse(task: Task) -> Done:
     source, name = task.ready_source(), names.base_name(recipe.into)
     out = _result_folder(name, task.job.id)
     _demand_new(task, name)
+    out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (out, *out.parent.glob(f".{out.name}.*")):  # by an earlier attempt of this job, or half of one
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:

@@ -15,7 +15,6 @@ from registry.bases.identity import Identity
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
-from registry.model import FrozenModel
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
 
@@ -25,8 +24,10 @@ def is_possible() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-class IdentifyRequest(FrozenModel):
+class IdentifyRequest(program.ProgramRequest):
     """The folder to identify."""
+
+    FOLDERS = ("folder",)
 
     folder: str
 

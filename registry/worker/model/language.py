@@ -159,7 +159,7 @@ def bit_sum(tensor: torch.Tensor) -> int:
 # ------------------------------------------------------------------ probes
 SHORT: tuple[str, ...] = (
     "The train to the coast leaves at nine, and the last one comes back before midnight.",
-    "Customer: My parcel has not arrived yet. What can I do?\nShop:",
+    "Customer: My order has not arrived yet. What can I do?\nShop:",
     "def area(width, height):\n    return width * height\n\n\ndef volume(",
 )
 LONG: tuple[str, ...] = (

@@ -25,7 +25,7 @@ SCRATCH, SCRATCH_BYTES = "/dev/scratch", 64 * 2**20
 _SHARED = "/dev/shm"  # noqa: S108 - read-only, in case a base is there
 GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 LINKS_LIMIT = 10_000
-"""Files of a base whose links are followed, to show the folders that they lead to."""
+"""Files of a folder whose links are followed, to show the folders that they lead to."""
 
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
 _MS_BIND, _MS_BIND_RECURSIVE, _MS_PRIVATE_RECURSIVE, _MNT_DETACH = 0x1000, 0x5000, 0x44000, 2
@@ -38,7 +38,7 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def isolate(hidden: Collection[str], shown: Iterable[str]) -> list[Layer]:
+def isolate(hidden: Collection[str], shown: Iterable[str], *, read_only: bool = True) -> list[Layer]:
     """Cut this process off from network, hidden places and writing; the layers that hold. Needs a single thread."""
     if not _is_possible():
         return []
@@ -50,19 +50,11 @@ def isolate(hidden: Collection[str], shown: Iterable[str]) -> list[Layer]:
         places, folders = select_places(hidden, shown)
         if _hide(libc, places, folders) and len(places) == len(list(filter(os.path.exists, hidden))):
             layers.append(Layer.NO_HOME)
-        attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
-        where = (_AT_FDCWD, b"/", _AT_RECURSIVE)
-        if libc.syscall(_SYS_MOUNT_SETATTR, *where, ctypes.byref(attributes), ctypes.sizeof(attributes)) == 0:
+        if read_only and _forbid_writing(libc):
             layers.append(Layer.READ_ONLY)
     os.chdir("/")  # the folder that it was started in may be a hidden one
     _drop_capabilities(libc)
     return layers
-
-
-def cut_network() -> bool:
-    """Cut off this process from the network; False if that is not possible here. It may still write files."""
-    libc = ctypes.CDLL(None, use_errno=True) if _is_possible() else None
-    return libc is not None and _unshare(libc, _CLONE_NEWNET | _CLONE_NEWIPC)
 
 
 def _is_possible() -> bool:
@@ -121,6 +113,12 @@ def _hide(libc: ctypes.CDLL, places: list[str], shown: list[str]) -> bool:
             os.close(descriptor)
 
 
+def _forbid_writing(libc: ctypes.CDLL) -> bool:
+    attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
+    arguments = (ctypes.byref(attributes), ctypes.sizeof(attributes))
+    return bool(libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, *arguments) == 0)
+
+
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
     """Without them nothing can be unmounted, and other processes of this user cannot be looked into."""
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -129,12 +127,14 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         raise OSError(ctypes.get_errno(), "the capabilities cannot be dropped")
 
 
-def shown_folders(base: Path) -> list[str]:
-    """What the test of an adapter reads: Python's packages, temporary folders, the base and its links' targets."""
-    python = (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)
-    files = [path for _, path in zip(range(LINKS_LIMIT), base.glob("**/*"), strict=False) if path.is_symlink()]
-    targets = {str(path.resolve().parent) for path in files}
-    return [*(path for path in python if os.path.isabs(path)), tempfile.gettempdir(), str(base), *sorted(targets)]
+def shown_folders(*folders: Path) -> list[str]:
+    """What a process reads: Python and its packages, temporary folders, and these folders with their links' targets."""
+    python = (path for path in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if os.path.isabs(path))
+    targets: set[str] = set()
+    for folder in folders:
+        files = (path for _, path in zip(range(LINKS_LIMIT), folder.glob("**/*"), strict=False))
+        targets |= {str(path.resolve().parent) for path in files if path.is_symlink()}
+    return [*python, tempfile.gettempdir(), *map(str, folders), *sorted(targets)]
 
 
 # ------------------------------------------------------------------ bubblewrap

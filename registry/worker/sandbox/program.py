@@ -4,8 +4,8 @@
     {"progress": text}           ◀──stdout──
     {"report": …} or {"problem": …} or {"error": text}, the last line
 
-A program gets no secret: an allow-list of variables, and folders. It has no network where Linux can cut it off, and
-ends with its parent. The parent imports no torch and may kill it at any time.
+A program gets no secret: an allow-list of variables, and folders. It has no network and sees no home folder but for its
+folders where Linux can do that, and ends with its parent. The parent imports no torch and may kill it at any time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, ClassVar, Self, TypeVar
 
 from registry.errors import RegistryError, Unavailable, from_problem
 from registry.model import FrozenModel
@@ -29,7 +30,34 @@ from registry.worker.sandbox import confine, namespaces
 from registry.worker.sandbox.confine import clean_environment
 
 Progress = Callable[[str], None]
-Request = TypeVar("Request", bound=FrozenModel)
+
+
+class ProgramRequest(FrozenModel):
+    """A request of folders. `FOLDERS`: the fields that hold one, or several."""
+
+    FOLDERS: ClassVar[tuple[str, ...]]
+
+    def with_absolute_folders(self) -> Self:
+        """The same request for a process in any folder. Empty fields stay empty."""
+        fields = {name: getattr(self, name) for name in self.FOLDERS}
+        return self.model_copy(update={
+            name: _absolute(value) if isinstance(value, str) else tuple(map(_absolute, value))
+            for name, value in fields.items()
+        })  # fmt: skip
+
+    @property
+    def existing_folders(self) -> list[Path]:
+        """The folders, or the ones that they will be made in."""
+        values = (getattr(self, name) for name in self.FOLDERS)
+        folders = [Path(path) for value in values for path in ([value] if isinstance(value, str) else value) if path]
+        return [next(path for path in (folder, *folder.parents) if path.is_dir()) for folder in folders]
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path else path
+
+
+Request = TypeVar("Request", bound=ProgramRequest)
 
 TICK_SECONDS = 1.0
 END_SECONDS = 10.0
@@ -62,7 +90,7 @@ def ignore_progress(_progress: object) -> None:
 
 # ------------------------------------------------------------------ the starting process
 def run_program(
-    module: str, request: FrozenModel, *, work: str, progress: Progress | None = None,
+    module: str, request: ProgramRequest, *, work: str, progress: Progress | None = None,
     check: Callable[[], None] | None = None, threads: int = 0, seconds: float = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the module's `serve` on this request and return its report.
@@ -71,7 +99,8 @@ def run_program(
     propagates. Raises the error that the program reported, or `Unavailable` (TRY_LATER) if it died or took over
     `seconds` (0: no limit). `work` names what is being done in messages ("the merge").
     """
-    environment = clean_environment(os.environ)
+    hidden = os.pathsep.join(confine.secret_places(os.environ))
+    environment = clean_environment(os.environ) | {confine.HIDDEN_PLACES: hidden}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     deadline = time.monotonic() + seconds if seconds else None
@@ -80,7 +109,7 @@ def run_program(
             command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
         )
         try:
-            message = _converse(process, request, progress, check, deadline)
+            message = _converse(process, request.with_absolute_folders(), progress, check, deadline)
         except TimeoutError:
             raise Unavailable("TRY_LATER", f"{work} took over {seconds:g} seconds and was stopped") from None
         finally:
@@ -160,9 +189,11 @@ def serve(model: type[Request], work: Callable[[Request, Progress], FrozenModel]
     finish_start()
     exit_on_signals()
     confine.die_with_parent(signal.SIGTERM)  # a partial result may be as large as the base, so it is cleaned up
-    namespaces.cut_network()
     try:
-        report = work(model.model_validate_json(sys.stdin.buffer.read()), lambda text: _send({"progress": text}))
+        request = model.model_validate_json(sys.stdin.buffer.read())
+        shown = namespaces.shown_folders(*request.existing_folders)
+        namespaces.isolate(os.environ.get(confine.HIDDEN_PLACES, "").split(os.pathsep), shown, read_only=False)
+        report = work(request, lambda text: _send({"progress": text}))
     except RegistryError as e:
         _send({"problem": e.to_problem()})
         return 1

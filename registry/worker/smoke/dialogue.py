@@ -23,7 +23,7 @@ from registry.worker.model.language import LoadedBase
 from registry.worker.sandbox import confine
 from registry.worker.smoke.result import SmokeResult, first_line
 
-WORDS = ("What is in the blue box?", "A lamp and two books.")
+WORDS = ("What is in the blue cup?", "Tea and a little milk.")
 """A turn of the user and one of the assistant; both must occur in the rendered text."""
 CPU_SECONDS, MEMORY_BYTES, OUTPUT_LIMIT = 5, 256 * 2**20, 2**20
 """What the rendering of one dialogue may use, and how many characters it may have."""
