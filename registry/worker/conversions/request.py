@@ -26,10 +26,10 @@ class ConversionRequest(program.ProgramRequest):
     FOLDERS = ("source", "out", "base_folder")
 
     conversion: Conversion
-    source: str
-    out: str
+    source: program.FolderPath
+    out: program.FolderPath
     base: BaseSpec
-    base_folder: str = ""
+    base_folder: program.FolderPath = ""
 
     def run(self, check: Callable[[], None] | None = None, *, threads: int = 0, seconds: float = 0) -> Converted:
         """Convert. `check` is called every second; its exception ends the process and propagates.

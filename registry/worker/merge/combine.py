@@ -1,13 +1,5 @@
 """Combine adapters of one base into one, resize one, or extract one from two bases; the report states every loss.
 
-    linear            Σ weight * update, exactly; with a rank, the best approximation of it
-    cat               the same sum, the factors side by side: rank = sum of the ranks
-    svd               the best approximation of the sum at a rank (default: the largest of the sources)
-    magnitude_prune   of each update the largest values (a share `density`), then the sum
-    ties              pruned likewise; only the values on the side that outweighs the other, averaged (TIES, 2306.01708)
-    dare_linear       of each update a random share `density`, scaled by 1 / density, then the sum (DARE, 2311.03099)
-    dare_ties         chosen as in dare_linear, joined as in ties
-
 - The sum is never formed from A and B apart: (a A1 + b A2)(a B1 + b B2) has cross terms that no adapter was trained to
   have (docs/merging.md gives the measured error).
 - Randomness comes only from the seed and the module's name, so a recipe always gives the same weights.

@@ -48,7 +48,7 @@ class PeftMerger:
         base.weight.data = torch.empty(0, dtype=weight.dtype)
         return merged_weight
 
-    def change(self, path: str) -> PeftChange:
+    def __call__(self, path: str) -> PeftChange:
         """The change of one target's weight."""
         return PeftChange(self, path)
 

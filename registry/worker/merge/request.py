@@ -18,11 +18,11 @@ class MergeRequest(program.ProgramRequest):
     FOLDERS = ("sources", "base", "tuned", "out")
 
     recipe: Recipe
-    sources: tuple[str, ...] = ()
-    base: str = ""
+    sources: tuple[program.FolderPath, ...] = ()
+    base: program.FolderPath = ""
     base_name: str = ""
-    tuned: str = ""
-    out: str
+    tuned: program.FolderPath = ""
+    out: program.FolderPath
 
     def run(
         self, progress: Callable[[str], None] | None = None, *, threads: int = 0, seconds: float = 0

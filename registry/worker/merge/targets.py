@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
@@ -33,14 +32,8 @@ TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_
 _LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks|layer)\.)(\d{1,6})(\..+)\Z")
 
 
-class Merger(Protocol):
-    """Computes updates module by module (peft_methods.py)."""
-
-    def change(self, path: str) -> Change: ...
-
-
-MakeMerger = Callable[[Path, Mapping[str, tuple[int, int]]], Merger]
-"""(the adapter's folder, target path → its weight's shape) → what computes its updates."""
+MakeMerger = Callable[[Path, Mapping[str, tuple[int, int]]], Callable[[str], Change]]
+"""(the adapter's folder, target path → its weight's shape) → (target path → its change) (peft_methods.py)."""
 
 
 def changes(adapter: Adapter, spec: BaseSpec, weights: Weights, make_merger: MakeMerger | None = None) -> Changes:
@@ -94,7 +87,7 @@ class _ChangeFinder:
             raise Invalid("RECIPE_INVALID", "the adapter changes more than linear modules: merge it with PEFT")
         merger = make_merger(self._adapter.folder, targets)
         for path in targets:
-            self._add(self._name(path, "weight"), partial(merger.change, path))
+            self._add(self._name(path, "weight"), partial(merger, path))
         return self._changes
 
     def _shape(self, name: str) -> tuple[int, ...] | None:

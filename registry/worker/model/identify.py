@@ -29,7 +29,7 @@ class IdentifyRequest(program.ProgramRequest):
 
     FOLDERS = ("folder",)
 
-    folder: str
+    folder: program.FolderPath
 
 
 def identify(folder: str | Path, progress: Progress = program.ignore_progress) -> Identity:

@@ -5,9 +5,6 @@
 One shared child swaps plain LoRA adapters; any other adapter gets an isolated child. The model process never reads an
 adapter and never runs a forward pass, so nothing can change its base; it has one thread, so forking is safe. For a GPU
 it holds no base: its children are new processes of this program that load it.
-
-    $ python -m registry.worker.model_process.host tiny models/tiny cpu F32
-    {"ready": {"load_seconds": 0.3, "parameters": 147008, "threads": 1, "versions": {...}}}
 """
 
 from __future__ import annotations

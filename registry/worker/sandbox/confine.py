@@ -1,9 +1,6 @@
-"""Confine a process that reads an untrusted adapter: limits always, no network and no writing where possible.
+"""Confine a process that reads an untrusted adapter: an environment without secrets, limits, closed descriptors.
 
-environment   an allow-list of variables, never a secret
-limits        memory, CPU time, size of written files, no core dumps (rlimits); no inherited descriptors
-namespaces    no network, every mount read-only (Linux, unprivileged user namespaces)
-bubblewrap    the same around the whole model process, where the program `bwrap` is installed and permitted
+namespaces.py adds no network, no home folder and no writing, where the machine allows that.
 """
 
 from __future__ import annotations
@@ -44,16 +41,16 @@ def confine(*, keep: Collection[int], shown: Iterable[str] = ()) -> list[Layer]:
     `shown`: folders that stay visible where the folders around them are hidden (`namespaces.secret_places`).
     """
     close_descriptors(keep)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES)
+    _set_limit(resource.RLIMIT_CORE, 0, permanent=True)
+    _set_limit(resource.RLIMIT_FSIZE, FILE_LIMIT_BYTES, permanent=True)
     return [Layer.LIMITS, *namespaces.isolate(os.environ.get(HIDDEN_PLACES, "").split(os.pathsep), shown)]
 
 
 def grant(*, seconds: float, memory_bytes: int) -> None:
     """Limit CPU time from now on (then SIGXCPU), and memory on top of what is mapped (0: no limit)."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    _grant(resource.RLIMIT_CPU, int(used + seconds) + 1)
-    _grant(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
+    _set_limit(resource.RLIMIT_CPU, int(used + seconds) + 1)
+    _set_limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes if memory_bytes else resource.RLIM_INFINITY)
 
 
 def close_descriptors(keep: Collection[int]) -> None:
@@ -77,19 +74,11 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0)
 
 
-def _limit(kind: int, limit: int) -> None:
+def _set_limit(kind: int, limit: int, *, permanent: bool = False) -> None:
     _, hard = resource.getrlimit(kind)
-    limit = _within(limit, hard)
-    resource.setrlimit(kind, (limit, limit))
-
-
-def _grant(kind: int, limit: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (hard if limit == resource.RLIM_INFINITY else _within(limit, hard), hard))
-
-
-def _within(limit: int, hard: int) -> int:
-    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    limits = [number for number in (limit, hard) if number != resource.RLIM_INFINITY]
+    soft = min(limits, default=resource.RLIM_INFINITY)
+    resource.setrlimit(kind, (soft, soft if permanent else hard))
 
 
 def _address_space_bytes() -> int:

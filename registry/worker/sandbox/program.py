@@ -22,7 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, ClassVar, Self, TypeVar
+from typing import IO, Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator
 
 from registry.errors import RegistryError, Unavailable, from_problem
 from registry.model import FrozenModel
@@ -32,18 +34,14 @@ from registry.worker.sandbox.confine import clean_environment
 Progress = Callable[[str], None]
 
 
+FolderPath = Annotated[str, AfterValidator(lambda path: os.path.abspath(path) if path else path)]
+"""A folder's path, absolute because a program leaves the folder that it is started in; empty for none."""
+
+
 class ProgramRequest(FrozenModel):
     """A request of folders. `FOLDERS`: the fields that hold one, or several."""
 
     FOLDERS: ClassVar[tuple[str, ...]]
-
-    def with_absolute_folders(self) -> Self:
-        """The same request for a process in any folder. Empty fields stay empty."""
-        fields = {name: getattr(self, name) for name in self.FOLDERS}
-        return self.model_copy(update={
-            name: _absolute(value) if isinstance(value, str) else tuple(map(_absolute, value))
-            for name, value in fields.items()
-        })  # fmt: skip
 
     @property
     def existing_folders(self) -> list[Path]:
@@ -51,10 +49,6 @@ class ProgramRequest(FrozenModel):
         values = (getattr(self, name) for name in self.FOLDERS)
         folders = [Path(path) for value in values for path in ([value] if isinstance(value, str) else value) if path]
         return [next(path for path in (folder, *folder.parents) if path.is_dir()) for folder in folders]
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(path) if path else path
 
 
 Request = TypeVar("Request", bound=ProgramRequest)
@@ -109,7 +103,7 @@ def run_program(
             command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
         )
         try:
-            message = _converse(process, request.with_absolute_folders(), progress, check, deadline)
+            message = _converse(process, request, progress, check, deadline)
         except TimeoutError:
             raise Unavailable("TRY_LATER", f"{work} took over {seconds:g} seconds and was stopped") from None
         finally:
