@@ -120,7 +120,7 @@ class Versions:
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
         """The note of the newest checkpoint."""
-        return self.connection.send("GET", "/audit/checkpoint").content.decode()
+        return self.connection.send("GET", "/audit/checkpoint").content.decode(errors="replace")
 
     def log_keys(self) -> LogKeys:
         return self._get("/audit/keys", LogKeys)

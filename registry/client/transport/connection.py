@@ -27,7 +27,7 @@ from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
 from registry.client.transport import links
 from registry.client.transport.links import origin
-from registry.client.transport.responses import error_of, store_error_of, unreachable
+from registry.client.transport.responses import error_of, store_error_of, unreachable, wrong_answer
 from registry.client.transport.sockets import ANSWER_LIMIT_BYTES, READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
 from registry.client.transport.transport import Transport, read_whole
 from registry.errors import Invalid, Unavailable
@@ -116,7 +116,11 @@ class Connection:
             with self._watch(seconds is None and not params.get("wait")):
                 return self._own_transport.ask(method, target, content, sent, seconds=timeout, limit_bytes=limit_bytes)
 
-        return self._repeat(once, patient, moves_files=False)
+        answer = self._repeat(once, patient, moves_files=False)
+        if answer.has_redirect_location:
+            location = answer.headers["location"].partition("?")[0][:200]
+            raise wrong_answer(f"the registry redirects {path} to {location!r}", next_step="use that URL")
+        return answer
 
     def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send bytes to a link, which is relative or absolute."""

@@ -109,11 +109,8 @@ def store_error_of(answer: httpx.Response) -> RegistryError:
 
 
 def parsed(answer: httpx.Response, shape: type[Shape]) -> Shape:
-    """The body of an answer as this schema. `Corrupt` for another one: a redirect, another program, a newer server."""
+    """The body of an answer as this schema. `Corrupt` for another one: another program, a newer server."""
     path = answer.request.url.path
-    if answer.is_redirect:
-        target = answer.headers.get("location", "")[:200]
-        raise wrong_answer(f"the registry redirects {path} to {target!r}", next_step="use the URL it redirects to")
     try:
         return shape.model_validate_json(answer.content)
     except ValidationError as e:
