@@ -30,7 +30,7 @@ def test_a_folder_and_a_version_are_checked_for_engines(cli: CommandRunner) -> N
         assert "Raise --max-lora-rank" in result.stdout
         items = cli("check", what, "--engine", WIDE, "--json").json["items"]
         assert [(item["check"], item["outcome"]) for item in items] == [
-            ("compat", "pass"),
+            ("compat", "warn"),  # the rank is over the width of v_proj
             ("weights", "pass"),
             ("engine", "pass"),
         ]
