@@ -24,10 +24,10 @@ def tenants(database_url: str) -> Iterator[Tenants]:
 
 def test_nobody_issues_a_token_for_a_namespace_that_is_only_public_now(tenants: Tenants) -> None:
     tenants.world.admin.change_namespace("acme", NamespaceSet(public=True))
-    stranger = tenants.world.actor("admin", namespaces=["globex"])
-    assert stranger.resolve("acme/support").number == 1
+    outsider = tenants.world.actor("admin", namespaces=["globex"])
+    assert outsider.resolve("acme/support").number == 1
     with pytest.raises(Denied):
-        stranger.create_token(PULL_ACME)
+        outsider.create_token(PULL_ACME)
     with pytest.raises(Denied):
         tenants.client("owner@globex").create_token(PULL_ACME)
     assert tenants.client("owner").create_token(PULL_ACME).token.namespaces == ["acme"]
