@@ -32,7 +32,7 @@ Numbers refer to the sources at the end.
 
 Recorded answers hold the rules in every test run. `make test-vllm` asks a real vLLM over HTTP about each case of
 `tests/engines/cases.py` and compares log probabilities with PEFT's to 2e-2. `make test-engines` runs the deciding
-code of six vLLM releases and of SGLang, vLLM's configuration class, llama.cpp's server with converted GGUF
+code of every examined release of vLLM and SGLang, vLLM's configuration class, llama.cpp's server with converted GGUF
 adapters, and diffusers with image files.
 """
 _WORDS = {"refuses": "refuses", "ignores_silently": "ignores", "wrong_output": "wrong", "needs_setting": "setting"}

@@ -20,14 +20,16 @@ import sys
 import zipfile
 from pathlib import Path
 
+from registry.engines import rulebook
+
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ROOT / ".cache" / "engines"
 VLLM = "0.32.0"
 """The newest release of the CPU build."""
 LLAMA = "2026.10.11549"
 """Of xllamacpp, which carries a build of llama.cpp of that month."""
-VLLM_WHEELS = ("0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0", "0.33.0")
-SGLANG_WHEELS = ("0.5.23",)
+WHEELS = {name: rulebook.engine(name).examined for name in ("vllm", "sglang")}
+"""The releases whose code is asked: those that the rules call examined."""
 _ABSENT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 """Requirements that are pinned to builds which an index may not have; torch and torchvision are installed before."""
 
@@ -50,8 +52,10 @@ def llama_python() -> Path | None:
 
 
 def wheels() -> Path | None:
-    """The folder of unpacked wheels, if it is whole."""
-    return ENGINES / "wheels" if (ENGINES / "wheels" / ".ready").exists() else None
+    """The folder of unpacked wheels, if none is missing."""
+    folder = ENGINES / "wheels"
+    names = (f"{name}-{version}" for name, versions in WHEELS.items() for version in versions)
+    return folder if all((folder / name).exists() for name in names) else None
 
 
 def make_vllm() -> None:
@@ -80,16 +84,13 @@ def make_llama() -> None:
 
 def make_wheels() -> None:
     folder = ENGINES / "wheels"
-    if wheels() is not None:
-        return
-    for name, versions in (("vllm", VLLM_WHEELS), ("sglang", SGLANG_WHEELS)):
+    for name, versions in WHEELS.items():
         for version in versions:
             unpacked = folder / f"{name}-{version}"
             if not unpacked.exists():
                 wheel = _download(f"{name}=={version}", folder / "downloads")
                 _unpack(wheel, unpacked, f"{name}/")
                 wheel.unlink()
-    (folder / ".ready").touch()
 
 
 def _unpack(wheel: Path, folder: Path, prefix: str) -> None:

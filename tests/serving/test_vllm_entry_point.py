@@ -34,7 +34,7 @@ def test_the_package_names_the_plugin_where_vllm_looks() -> None:
 
 
 @pytest.mark.skipif(venvs.wheels() is None, reason="needs the wheels of vLLM: make test-engines")
-@pytest.mark.parametrize("version", venvs.VLLM_WHEELS)
+@pytest.mark.parametrize("version", venvs.WHEELS["vllm"])
 def test_the_stand_in_has_the_signatures_of_the_real_one(version: str) -> None:
     wheels = venvs.wheels()
     assert wheels is not None
