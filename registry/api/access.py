@@ -1,4 +1,4 @@
-"""REST schemas of tokens, the caller and health; of namespaces, roles and trusted publishers.
+"""REST schemas of tokens and the caller; of namespaces, roles and trusted publishers.
 
 A secret is in one answer only, `TokenCreated`, and is not stored. Roles are visible to the owners of a namespace.
 """
@@ -10,7 +10,6 @@ from datetime import datetime
 from pydantic import Field
 
 from registry.api import Answer, ItemList, ItemPage, PrintableText, Request
-from registry.api.catalog import ServedOn
 
 SUBJECT_LIMIT = 200
 SUBJECT = r"^[!-~]*$"
@@ -75,18 +74,6 @@ class Whoami(Answer):
     adapters: list[str] = []
 
 
-class Health(Answer):
-    """The state of the server. Only requests with a token are told what is behind it."""
-
-    status: str = Field(description="`ok` or `unavailable`.")
-    reason: str = ""
-    version: str = ""
-    database: str = ""
-    blobs: str = ""
-    schema_revision: str = ""
-    capabilities: dict[str, bool] = {}
-
-
 # ------------------------------------------------------------------ namespaces and roles
 COUNT_LIMIT = 2**31 - 1
 BYTES_LIMIT = 2**62
@@ -139,14 +126,6 @@ class RenameRequest(Request):
     """`to`: the new name, `namespace/name`."""
 
     to: str = Field(max_length=200)
-
-
-class DeleteResult(Answer):
-    """What was deleted; its name stays reserved. `served_on`: live nodes that still have versions of it."""
-
-    name: str
-    versions: int = 0
-    served_on: list[ServedOn] = []
 
 
 # ------------------------------------------------------------------ trusted publishers

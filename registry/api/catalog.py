@@ -27,6 +27,14 @@ class ServedOn(Answer):
     heard_at: datetime
 
 
+class DeleteResult(Answer):
+    """What was deleted; its name stays reserved. `served_on`: live nodes that still have versions of it."""
+
+    name: str
+    versions: int = 0
+    served_on: list[ServedOn] = []
+
+
 class VersionView(Answer):
     """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what its push declared.
 

@@ -57,8 +57,8 @@ class Registry(Versions):
     def rename(self, name: Name, to: Name) -> catalog.AdapterView:
         return self._post(f"{path_of_adapter(name)}/rename", access.RenameRequest(to=str(to)), catalog.AdapterView)
 
-    def delete_adapter(self, name: Name) -> access.DeleteResult:
-        return self._send("DELETE", path_of_adapter(name), access.DeleteResult)
+    def delete_adapter(self, name: Name) -> catalog.DeleteResult:
+        return self._send("DELETE", path_of_adapter(name), catalog.DeleteResult)
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
         return self._post(
@@ -167,8 +167,8 @@ class Registry(Versions):
             "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, catalog.BaseAliases(aliases=list(aliases))
         )
 
-    def delete_base(self, name: str) -> access.DeleteResult:
-        return self._send("DELETE", _path_of_base(name), access.DeleteResult)
+    def delete_base(self, name: str) -> catalog.DeleteResult:
+        return self._send("DELETE", _path_of_base(name), catalog.DeleteResult)
 
     def identify_base(self, name: str, identity: Identity) -> catalog.BaseView:
         """Set which weights a base has. Possible once."""
@@ -273,8 +273,8 @@ class Registry(Versions):
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
         return self._send("PATCH", _path_of_namespace(name), access.NamespaceView, request)
 
-    def delete_namespace(self, name: str) -> access.DeleteResult:
-        return self._send("DELETE", _path_of_namespace(name), access.DeleteResult)
+    def delete_namespace(self, name: str) -> catalog.DeleteResult:
+        return self._send("DELETE", _path_of_namespace(name), catalog.DeleteResult)
 
     def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
         return self._send("PUT", _path_of_role(name, subject), access.NamespaceView, access.RoleGrant(role=role))
@@ -319,8 +319,8 @@ class Registry(Versions):
         )
 
     # ------------------------------------------------------------ maintenance
-    def health(self, *, store: bool = False) -> access.Health:
-        return self._get("/health", access.Health, store="true" if store else "")
+    def health(self, *, store: bool = False) -> maintenance.Health:
+        return self._get("/health", maintenance.Health, store="true" if store else "")
 
     def collect(self, request: maintenance.GcRequest) -> maintenance.GcReport:
         """Some seconds of garbage collection; go on with `next_cursor`."""

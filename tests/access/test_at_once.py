@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.access import DeleteResult
+from registry.api.catalog import DeleteResult
 from registry.client.registry import Registry
 from registry.client.transport.in_process import InProcess
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated

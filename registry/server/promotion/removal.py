@@ -17,7 +17,7 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
-from registry.api.access import DeleteResult
+from registry.api.catalog import DeleteResult
 from registry.errors import Conflict, Unavailable
 from registry.events import EventType
 from registry.names import AdapterName

@@ -8,7 +8,6 @@ from __future__ import annotations
 from fastapi import BackgroundTasks, Request, Response
 
 from registry.api.access import (
-    DeleteResult,
     ExchangeRequest,
     NamespaceCreate,
     NamespacePage,
@@ -26,7 +25,7 @@ from registry.api.access import (
     TokenView,
     Whoami,
 )
-from registry.api.catalog import AdapterView
+from registry.api.catalog import AdapterView, DeleteResult
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, publishers, token_exchange, tokens

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks, Response
 
-from registry.api.access import DeleteResult
-from registry.api.catalog import BaseAdd, BaseAliases, BasePage, BaseView, IdentityRequest, ThresholdsRequest
+from registry.api.catalog import (
+    BaseAdd,
+    BaseAliases,
+    BasePage,
+    BaseView,
+    DeleteResult,
+    IdentityRequest,
+    ThresholdsRequest,
+)
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import bases, metadata_backup

@@ -8,11 +8,6 @@ from sqlmodel import SQLModel
 
 from registry.server.database.models.access import (
     AccessStateRow,
-    AttestationRow,
-    AuditCheckpointRow,
-    AuditTileRow,
-    DeliveryRow,
-    EventRow,
     IdempotencyRow,
     NamespaceRow,
     PublisherRow,
@@ -20,6 +15,13 @@ from registry.server.database.models.access import (
     TakenNameRow,
     TokenRow,
     UsedAssertionRow,
+)
+from registry.server.database.models.audit import (
+    AttestationRow,
+    AuditCheckpointRow,
+    AuditTileRow,
+    DeliveryRow,
+    EventRow,
     WebhookRow,
 )
 from registry.server.database.models.columns import UtcTime
@@ -50,13 +52,11 @@ from registry.server.database.models.jobs import (
     BaseThresholdsRow,
     CampaignJobRow,
     CampaignRow,
-    FleetBlobRow,
-    FleetNodeRow,
-    FleetSlotRow,
     JobRow,
     JobStepRow,
     ProcessLockRow,
 )
+from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 
 metadata = SQLModel.metadata
 

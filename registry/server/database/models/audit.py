@@ -1,0 +1,108 @@
+"""Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks, deliveries.
+
+A webhook's secret has no column: it is derived from the key file and the webhook's id.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from registry.server.database.models.columns import CreatedColumns, UtcTime
+
+_UNNUMBERED = text("position IS NULL")
+
+
+class EventRow(SQLModel, table=True):
+    """An event, appended in the transaction of the change. The sequencer sets `position` once, without a gap.
+
+    Readers of `namespace` may see it; if that is empty, only administrators.
+    """
+
+    __tablename__ = "event"
+    __table_args__ = (
+        Index("ix_event_namespace_position", "namespace", "position"),
+        Index("uq_event_position", "position", unique=True),
+        Index("ix_event_unnumbered", "seq", postgresql_where=_UNNUMBERED, sqlite_where=_UNNUMBERED),
+        Index("ix_event_object", "object", postgresql_ops={"object": "text_pattern_ops"}),
+    )
+    seq: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcTime, index=True)
+    actor: str
+    token_id: str = ""
+    action: str
+    object: str
+    namespace: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    request_id: str = ""
+    position: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class AuditTileRow(SQLModel, table=True):
+    """A tile of the log's tree: up to 256 hashes of 32 bytes. `stored_width`: how many of them are in the store."""
+
+    __tablename__ = "audit_tile"
+    level: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    index: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    width: int
+    hashes: bytes = Field(sa_type=LargeBinary)
+    stored_width: int = Field(default=0, index=True)
+
+
+class AuditCheckpointRow(SQLModel, table=True):
+    """A checkpoint: the signed size and root of the log, as a whole note."""
+
+    __tablename__ = "audit_checkpoint"
+    size: int = Field(primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    note: str = Field(sa_type=Text)
+    at: datetime = Field(sa_type=UtcTime)
+
+
+class AttestationRow(SQLModel, table=True):
+    """A signed statement about a version, stored as the blob `digest`. `identity` is the signer."""
+
+    __tablename__ = "attestation"
+    id: int | None = Field(default=None, primary_key=True)
+    version_id: int = Field(foreign_key="version.id", index=True)
+    kind: str
+    identity: str = Field(index=True)
+    digest: str = Field(index=True)
+    size_bytes: int
+    public_key: str = Field(default="", sa_type=Text)
+    position: int | None = Field(default=None, sa_type=BigInteger, unique=True)
+    made_at: datetime = Field(sa_type=UtcTime)
+    made_by: str
+
+
+class WebhookRow(CreatedColumns, table=True):
+    """An endpoint that receives events. `after` is the position of the last event that was queued for it."""
+
+    __tablename__ = "webhook"
+    id: str = Field(primary_key=True)
+    namespace: str = Field(index=True)
+    url: str = Field(sa_type=Text)
+    actions: list[str] = Field(default_factory=list, sa_type=JSON)
+    after: int = Field(default=0, sa_type=BigInteger)
+
+
+class DeliveryRow(SQLModel, table=True):
+    """The delivery of one event to one webhook: waiting, delivered or dead."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "position"),
+        Index("ix_webhook_delivery_due", "state", "next_at"),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    webhook_id: str = Field(sa_column_args=(ForeignKey("webhook.id", ondelete="CASCADE"),))
+    position: int = Field(sa_type=BigInteger)
+    state: str = "waiting"
+    attempt: int = 0
+    next_at: datetime = Field(sa_type=UtcTime)
+    status: int | None = None
+    error: str = Field(default="", sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcTime)
