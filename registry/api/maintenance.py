@@ -1,4 +1,4 @@
-"""REST schemas of maintenance: garbage collection, consistency check, re-index. For administrators only.
+"""REST schemas of operation: health, and for administrators garbage collection, consistency check, re-index.
 
 A long run is many short requests: each works for some seconds and returns `next_cursor`, which is empty at the end.
 """
@@ -11,6 +11,18 @@ from registry.api import Answer, Request
 from registry.evaluation.verdicts import Finding
 
 YEAR_SECONDS = 366 * 86400
+
+
+class Health(Answer):
+    """The state of the server. Only requests with a token are told what is behind it."""
+
+    status: str = Field(description="`ok` or `unavailable`.")
+    reason: str = ""
+    version: str = ""
+    database: str = ""
+    blobs: str = ""
+    schema_revision: str = ""
+    capabilities: dict[str, bool] = {}
 
 
 class GcRequest(Request):

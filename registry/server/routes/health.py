@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from registry import __version__
-from registry.api.health import Health
+from registry.api.maintenance import Health
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.server.database import schema

@@ -4,6 +4,7 @@
 - JSON columns hold what canonical JSON or pydantic wrote; `manifest` holds the canonical bytes as text.
 """
 
+# ruff: noqa: F401 - mypy takes every name here as exported (pyproject.toml)
 from sqlmodel import SQLModel
 
 from registry.server.database.models.access import (
@@ -59,13 +60,3 @@ from registry.server.database.models.jobs import (
 from registry.server.database.models.serving import FleetBlobRow, FleetNodeRow, FleetSlotRow
 
 metadata = SQLModel.metadata
-
-__all__ = [  # noqa: RUF022
-    "metadata", "AccessStateRow", "AdapterGateRow", "AdapterRow", "AliasMoveRow", "AliasRow", "ApprovalRow",
-    "AttestationRow", "AuditCheckpointRow", "AuditTileRow", "BaseEdgeRow", "BaseIdentityRow", "BaseSimilarityRow",
-    "BaseRow", "BaseThresholdsRow", "BlobRow", "CampaignJobRow", "CampaignRow", "DeliveryRow", "EdgeRow",
-    "EventRow", "FACT", "FleetBlobRow", "FleetNodeRow", "FleetSlotRow", "IdempotencyRow", "JobRow", "JobStepRow",
-    "NamespaceGateRow", "NamespaceRow", "ProcessLockRow", "PublisherRow", "PushBlobRow", "PushRow", "RoleRow",
-    "TakenNameRow", "TokenRow", "UsedAssertionRow", "UtcTime", "VerdictRow", "VersionFileRow", "VersionInputRow",
-    "VersionRow", "VersionTagRow", "VersionNormsRow", "WebhookRow",
-]  # fmt: skip

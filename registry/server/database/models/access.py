@@ -1,7 +1,4 @@
-"""Tables of access: tokens, namespaces, roles, reserved names, trusted publishers, idempotency keys.
-
-No row has a secret: a token has its hash.
-"""
+"""Tables of access: tokens, namespaces, roles, reserved names, trusted publishers, idempotency keys."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks, deliveries.
-
-A webhook's secret has no column: it is derived from the key file and the webhook's id.
-"""
+"""Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks, deliveries."""
 
 from __future__ import annotations
 
@@ -78,7 +75,10 @@ class AttestationRow(SQLModel, table=True):
 
 
 class WebhookRow(CreatedColumns, table=True):
-    """An endpoint that receives events. `after` is the position of the last event that was queued for it."""
+    """An endpoint that receives events. Its secret has no column: it is derived from the key file and the id.
+
+    `after` is the position of the last event that was queued for it.
+    """
 
     __tablename__ = "webhook"
     id: str = Field(primary_key=True)

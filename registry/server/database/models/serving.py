@@ -1,7 +1,4 @@
-"""Tables of serving: nodes, their slots, and the blobs that those need.
-
-A slot names an adapter and a digest without a foreign key: a node goes on serving what was deleted here.
-"""
+"""Tables of serving: nodes, their slots, and the blobs that those need."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class FleetNodeRow(SQLModel, table=True):
 
 
 class FleetSlotRow(SQLModel, table=True):
-    """A version that a node serves or loads under `served_name`."""
+    """A version that a node serves or loads. No foreign key: a node goes on serving what was deleted here."""
 
     __tablename__ = "fleet_slot"
     node_id: int = Field(foreign_key="fleet_node.id", primary_key=True)
