@@ -1,4 +1,4 @@
-"""Routes of access: tokens, the caller, health; namespaces, roles, trusted publishers; adapters that move or end.
+"""Routes of access: tokens and the caller; namespaces, roles, trusted publishers; adapters that move or end.
 
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
@@ -7,24 +7,7 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks, Request, Response
 
-from registry.api.access import (
-    ExchangeRequest,
-    NamespaceCreate,
-    NamespacePage,
-    NamespaceSet,
-    NamespaceView,
-    PublisherAdd,
-    PublisherList,
-    PublisherView,
-    RenameRequest,
-    RoleGrant,
-    TokenCreate,
-    TokenCreated,
-    TokenPage,
-    TokenRotate,
-    TokenView,
-    Whoami,
-)
+from registry.api import access
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
@@ -57,18 +40,20 @@ namespace_router = routing.create_router("namespaces")
 
 
 @router.post("/tokens", status_code=201)
-def create_token(session: SessionDep, actor: Admin, request: TokenCreate, response: Response) -> TokenCreated:
+def create_token(
+    session: SessionDep, actor: Admin, request: access.TokenCreate, response: Response
+) -> access.TokenCreated:
     """Create a token. Its secret is in this answer only."""
     response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.issue(session, actor, request)
-    return TokenCreated(token=view, secret=secret)
+    return access.TokenCreated(token=view, secret=secret)
 
 
 @router.post("/tokens/exchange", status_code=201, dependencies=[NO_TOKEN])
 @limit_body(UNTRUSTED_BYTES)
 def exchange_token(
-    incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: ExchangeRequest, response: Response
-) -> TokenCreated:
+    incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: access.ExchangeRequest, response: Response
+) -> access.TokenCreated:
     """Exchange the identity token of a CI job for a short-lived token."""
     response.headers["Cache-Control"] = "no-store"
     try:
@@ -76,35 +61,35 @@ def exchange_token(
     except Unauthenticated:
         record_failure(incoming)
         raise
-    return TokenCreated(token=view, secret=secret)
+    return access.TokenCreated(token=view, secret=secret)
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, actor: AnyActor, cursor: CursorDep, limit: LimitDep = PAGE) -> TokenPage:
+def list_tokens(session: SessionDep, actor: AnyActor, cursor: CursorDep, limit: LimitDep = PAGE) -> access.TokenPage:
     """List the tokens that the caller may revoke, newest first."""
     return tokens.list_tokens(session, actor, cursor=cursor, limit=limit)
 
 
 @router.post("/tokens/{token_id}/rotate")
 def rotate_token(
-    session: SessionDep, actor: AnyActor, token_id: str, request: TokenRotate, response: Response
-) -> TokenCreated:
+    session: SessionDep, actor: AnyActor, token_id: str, request: access.TokenRotate, response: Response
+) -> access.TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
     response.headers["Cache-Control"] = "no-store"
     view, secret = tokens.rotate(session, actor, token_id, keep_seconds=request.keep_seconds)
-    return TokenCreated(token=view, secret=secret)
+    return access.TokenCreated(token=view, secret=secret)
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(session: SessionDep, actor: AnyActor, token_id: str) -> TokenView:
+def revoke_token(session: SessionDep, actor: AnyActor, token_id: str) -> access.TokenView:
     """Revoke a token."""
     return tokens.revoke(session, actor, token_id)
 
 
 @router.get("/whoami")
-def show_caller(actor: AnyActor) -> Whoami:
+def show_caller(actor: AnyActor) -> access.Whoami:
     """Show who the token belongs to and what it may do."""
-    return Whoami(
+    return access.Whoami(
         actor=actor.identity,
         token_id=actor.token_id,
         scopes=sorted(actor.scopes),
@@ -121,25 +106,29 @@ ROLE = NAMESPACE + "/roles/{subject:path}"
 
 
 @namespace_router.get("/namespaces")
-def list_namespaces(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> NamespacePage:
+def list_namespaces(
+    session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE
+) -> access.NamespacePage:
     """List the namespaces that the caller may see."""
     return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
 
 
 @namespace_router.post("/namespaces", status_code=201)
-def create_namespace(session: SessionDep, actor: Admin, request: NamespaceCreate) -> NamespaceView:
+def create_namespace(session: SessionDep, actor: Admin, request: access.NamespaceCreate) -> access.NamespaceView:
     """Create a namespace. For administrators of all namespaces."""
     return namespaces.create(session, actor, request)
 
 
 @namespace_router.get(NAMESPACE)
-def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> NamespaceView:
+def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> access.NamespaceView:
     """Show a namespace, its limits and what it uses."""
     return namespaces.show(session, actor, namespace)
 
 
 @namespace_router.patch(NAMESPACE)
-def change_namespace(session: SessionDep, actor: Admin, namespace: str, request: NamespaceSet) -> NamespaceView:
+def change_namespace(
+    session: SessionDep, actor: Admin, namespace: str, request: access.NamespaceSet
+) -> access.NamespaceView:
     """Change a namespace. Fields that are absent stay as they are."""
     return namespaces.update(session, actor, namespace, request)
 
@@ -155,13 +144,15 @@ def delete_namespace(
 
 
 @namespace_router.put(ROLE)
-def grant_role(session: SessionDep, actor: Admin, namespace: str, subject: str, request: RoleGrant) -> NamespaceView:
+def grant_role(
+    session: SessionDep, actor: Admin, namespace: str, subject: str, request: access.RoleGrant
+) -> access.NamespaceView:
     """Give a subject a role in a namespace."""
     return namespaces.grant_role(session, actor, namespace, subject, request.role)
 
 
 @namespace_router.delete(ROLE)
-def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> NamespaceView:
+def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> access.NamespaceView:
     """Take a role away."""
     return namespaces.revoke_role(session, actor, namespace, subject)
 
@@ -182,7 +173,7 @@ def rename_adapter(
     session: SessionDep,
     actor: Admin,
     name: NameDep,
-    request: RenameRequest,
+    request: access.RenameRequest,
     blobs: BlobsHandleDep,
     engine: EngineDep,
     after: BackgroundTasks,
@@ -196,20 +187,20 @@ def rename_adapter(
 
 # ------------------------------------------------------------------ trusted publishers
 @namespace_router.get(ADAPTER + "/publishers")
-def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> PublisherList:
+def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> access.PublisherList:
     """List the trusted publishers of an adapter."""
     return publishers.list_publishers(session, actor, name)
 
 
 @namespace_router.post(ADAPTER + "/publishers", status_code=201)
 def add_publisher(
-    session: SessionDep, actor: Admin, name: NameDep, request: PublisherAdd, issuers: IssuersDep
-) -> PublisherView:
+    session: SessionDep, actor: Admin, name: NameDep, request: access.PublisherAdd, issuers: IssuersDep
+) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
     return publishers.add(session, actor, name, request, login_issuers=issuers.login_issuers)
 
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> PublisherView:
+def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> access.PublisherView:
     """Remove a trusted publisher."""
     return publishers.remove(session, actor, name, publisher_id)

@@ -75,10 +75,7 @@ class AttestationRow(SQLModel, table=True):
 
 
 class WebhookRow(CreatedColumns, table=True):
-    """An endpoint that receives events. Its secret has no column: it is derived from the key file and the id.
-
-    `after` is the position of the last event that was queued for it.
-    """
+    """An endpoint that receives events, queued up to position `after`. Its secret follows from key file and id."""
 
     __tablename__ = "webhook"
     id: str = Field(primary_key=True)
