@@ -18,6 +18,8 @@ from registry.strict.fields import REASONS_LIMIT
 
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""
+TOTAL_LIMIT_BYTES = 16 * 2**20
+"""Bytes of all JSON files of a version that are parsed, in all folders together."""
 JSON_FILES = frozenset({TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, TRAINER_STATE})
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16)
 _TRAINERS_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16, not_finite=True)
@@ -26,6 +28,10 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 def check_companions(sizes: Mapping[str, int], read: Read) -> None:
     """Refuse unsafe files among these (path → size). `Invalid` (CONFIG_INVALID, FILE_REFUSED) names file and rule."""
+    total = sum(size for path, size in sizes.items() if path.rpartition("/")[2] in JSON_FILES)
+    if total > TOTAL_LIMIT_BYTES:
+        message = f"and other JSON files have {total} bytes; the limit is {TOTAL_LIMIT_BYTES}"
+        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", min(JSON_FILES), message))
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
         if name in JSON_FILES:

@@ -18,6 +18,8 @@ from registry.errors import Invalid, Reason
 from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, Read
 
 LENGTH_LIMIT = 64 * 2**10
+TOTAL_LIMIT = 256 * 2**10
+"""Characters of all templates of a version: parsing 64 Ki of them takes up to a second."""
 DEPTH_LIMIT = 100
 NODES_LIMIT = 10_000
 TEMPLATES_LIMIT = 32
@@ -45,10 +47,15 @@ _ENVIRONMENT = Environment(extensions=[loopcontrols, _Generation])  # noqa: S701
 
 def check_templates(sizes: Mapping[str, int], read: Read) -> None:
     """Refuse unsafe templates among these files (path → size). `Invalid` (CONFIG_INVALID) names file and rule."""
+    total = 0
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
         if name in (CHAT_TEMPLATE, TOKENIZER_CONFIG):
             for location, text in templates_in(path, name, read(path, 0, size_bytes)):
+                total += len(text)
+                if total > TOTAL_LIMIT:
+                    rule = f"all templates of a version have at most {TOTAL_LIMIT} characters"
+                    _refuse("template.too_large", location, f"is too large: {rule}")
                 check_template(location, text)
 
 

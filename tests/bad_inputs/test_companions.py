@@ -111,6 +111,16 @@ def test_a_template_of_another_type_is_refused(refusing: RawClient, value: Any) 
     assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], "template.invalid")
 
 
+def test_many_templates_and_many_files_have_a_limit_together(refusing: RawClient) -> None:
+    files = refusing.world.files()
+    for number in range(5):
+        files[f"{number}/chat_template.jinja"] = b"a" * (60_000 - number)
+    assert_refused(refusing.world, refusing.push(files), 422, ["CONFIG_INVALID"], "template.too_large")
+    log = b'{"a": "' + b"x" * (6 * 2**20) + b'"}'
+    files = refusing.world.files() | {f"{number}/trainer_state.json": log for number in range(3)}
+    assert_refused(refusing.world, refusing.push(files), 413, ["SIZE_INVALID"], "config.too_large")
+
+
 def test_a_code_reference_beside_another_tools_weights_is_refused(refusing: RawClient) -> None:
     files = {"style.safetensors": non_peft_files.kohya(), forge.CONFIG: json.dumps(AUTO_MAP).encode()}
     assert_refused(refusing.world, refusing.push(files), 422, ["CONFIG_INVALID"], "config.code_reference")
