@@ -43,18 +43,8 @@ _PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIG
 """What every file system, URL and HTTP header can hold; a part of a path begins and ends with fewer of them."""
 _LOOKS_LIKE = {"l": "1", "i": "1", "o": "0"}
 _SERVER_PATHS = {
-    "api",
-    "admin",
-    "assets",
-    "docs",
-    "health",
-    "livez",
-    "metrics",
-    "readyz",
-    "registry",
-    "resolve",
-    "static",
-}
+    "api", "admin", "assets", "docs", "health", "livez", "metrics", "readyz", "registry", "resolve", "static",
+}  # fmt: skip
 _HUB_PATHS = {
     "blob", "blobs", "collections", "commit", "commits", "datasets", "discussions", "join", "login", "logout", "models",
     "new", "organizations", "orgs", "raw", "refs", "search", "settings", "spaces", "tree", "upload", "users", "whoami",
