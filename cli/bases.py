@@ -129,9 +129,9 @@ def alias(name: str, other_name: str, is_removal: bool) -> None:
 
 @base.command()
 @click.argument("name")
-def remove(name: str) -> None:
-    """Remove the base NAME. Fails if a version or a waiting job refers to it."""
-    session.answer(lambda registry: registry.delete_base(name), lambda removed: output.line(f"Removed {removed.name}"))
+def delete(name: str) -> None:
+    """Delete the base NAME. Fails if a version or a waiting job refers to it."""
+    session.answer(lambda registry: registry.delete_base(name), lambda deleted: output.line(f"Deleted {deleted.name}"))
 
 
 @base.command()

@@ -12,7 +12,10 @@ import click
 import pytest
 
 from cli import main
+from registry.merging.recipes import Method
+from registry.server.settings import Settings
 from scripts.reference import cli as cli_page
+from scripts.reference import limits
 from tests import import_table
 from tests.import_table import ROOT
 
@@ -143,3 +146,20 @@ def test_decisions_are_numbered_without_a_gap_and_have_status_date_and_every_sec
 def test_a_written_page_is_short_enough_to_be_read() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in WRITTEN}
     assert {name for name, lines in lengths.items() if lines > 200} == set()
+
+
+def test_every_path_of_the_table_where_to_change_what_exists() -> None:
+    section = page("ARCHITECTURE.md").split("## Where to change what")[1].split("\n## ")[0]
+    paths = {code for code in re.findall(r"`([^`]+)`", section) if "/" in code or code.endswith(".md")}
+    assert len(paths) > 20
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+
+
+def test_every_merge_method_has_a_row() -> None:
+    assert [method for method in Method if f"\n| `{method}` |" not in page("docs/merging.md")] == []
+
+
+def test_the_pages_name_the_attempts_of_a_webhook_and_the_grace_of_gc() -> None:
+    assert limits.attempts() == 8
+    assert "After eight [attempts]" in page("docs/rest.md")
+    assert f"kept for {Settings().gc_grace_seconds // 86400} days" in page("docs/operations.md")

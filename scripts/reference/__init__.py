@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engines, errors, events, findings, methods, rest, settings
+from scripts.reference import cli, engines, errors, events, findings, limits, methods, metrics, rest, settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -18,7 +18,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors.markdown,
     "events.md": events.markdown,
     "findings.md": findings.markdown,
+    "limits.md": limits.markdown,
     "methods.md": methods.markdown,
+    "metrics.md": metrics.markdown,
     "rest.md": rest.markdown,
     "schemas.md": rest.schemas,
     "settings.md": settings.markdown,

@@ -21,7 +21,7 @@ from registry.worker.model.image import Pipeline
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke.checks import SmokeTest
 from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
-from registry.worker.smoke.weights import check_finite, tensors_of
+from registry.worker.smoke.tensors import check_finite, tensors_of
 
 STEPS = 3
 SIDE = 16

@@ -28,7 +28,7 @@ from registry.worker.smoke import acting, dialogue, samples
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.checks import SmokeTest
 from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
-from registry.worker.smoke.weights import check_finite, measure_norms, tensors_of, weight_norm
+from registry.worker.smoke.tensors import check_finite, measure_norms, tensors_of, weight_norm
 
 
 @dataclass(frozen=True, slots=True)

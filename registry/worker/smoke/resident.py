@@ -39,7 +39,7 @@ from registry.worker.smoke import isolated
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
 from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
-from registry.worker.smoke.weights import check_finite, measure_norms, weight_norm
+from registry.worker.smoke.tensors import check_finite, measure_norms, weight_norm
 
 SLOTS = ("even", "odd")
 SHORT_TOKENS = 8

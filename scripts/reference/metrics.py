@@ -1,0 +1,30 @@
+"""docs/reference/metrics.md: the Prometheus metrics of servers and agents, from the collectors that export them."""
+
+from __future__ import annotations
+
+from registry.server.http import metrics as server
+from registry.serving.agent import metrics as agent
+from scripts.reference.tables import table
+
+INTRODUCTION = """\
+# Metrics
+
+How to scrape them: [operations](../operations.md).
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    rows = [(f"{server.PREFIX}requests_total", "Requests that this process answered, without cached resolve answers.")]
+    rows += [(f"{server.PREFIX}{name}", description) for name, description, _ in server._totals()]
+    rows += [(f"{server.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")
+             for name, description, states, _ in server._totals_by_state()]  # fmt: skip
+    of_agents = [(f"{agent.PREFIX}{name}_total", description) for name, description in agent.COUNTERS.items()]
+    of_agents += [(f"{agent.PREFIX}{name}", description) for name, description in agent.GAUGES.items()]
+    heads = ("metric", "meaning")
+    return "\n".join([
+        INTRODUCTION,
+        "## Server\n", table(heads, ((f"`{name}`", description) for name, description in rows)),
+        "## Agent\n", "The label `engine` names the engine.\n",
+        table(heads, ((f"`{name}`", description) for name, description in of_agents)),
+    ])  # fmt: skip
