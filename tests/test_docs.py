@@ -163,3 +163,9 @@ def test_the_pages_name_the_attempts_of_a_webhook_and_the_grace_of_gc() -> None:
     assert limits.attempts() == 8
     assert "After eight [attempts]" in page("docs/rest.md")
     assert f"kept for {Settings().gc_grace_seconds // 86400} days" in page("docs/operations.md")
+
+
+def test_the_page_of_smoke_tests_has_a_row_for_each_check_in_order() -> None:
+    rows = re.findall(r"^\| ([a-z]+) \| [A-Z].*\?", page("docs/smoke.md"), re.M)
+    source = import_table.sources()["registry.worker.smoke.checks"]  # not imported: the worker's extra may be absent
+    assert rows == re.findall(r'SmokeCheck\("(\w+)"', source)
