@@ -1,4 +1,4 @@
-"""The journeys run on SQLite and on PostgreSQL."""
+"""The flows run on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 

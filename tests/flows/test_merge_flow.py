@@ -1,4 +1,4 @@
-"""The journeys of a merge and of a fuse: asked for, checked by rows, done by a worker, pushed or registered."""
+"""The flow of a merge and of a fuse: asked for, checked by rows, done by a worker, pushed or registered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journey of a push: two requests plus the bytes, one transaction, and every crash in it leaves nothing half."""
+"""The flow of a push: two requests plus the bytes, one transaction, and every crash in it leaves nothing half."""
 
 from __future__ import annotations
 

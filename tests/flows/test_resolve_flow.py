@@ -1,4 +1,4 @@
-"""The journey of a look-up: one statement, an answer with all that a serving node asks, revalidated with an ETag."""
+"""The flow of a look-up: one statement, an answer with all that a serving node asks, revalidated with an ETag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journey of a validation: push, claim, pull, try on the base, report; and the gate that reads the verdict."""
+"""The flow of a smoke test: push, claim, pull, try on the base, report; and the gate that reads the verdict."""
 
 from __future__ import annotations
 

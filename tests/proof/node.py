@@ -3,7 +3,7 @@
     node.push("acme/m0", seed=1)            a version from a folder; its folder is remembered for PEFT
     node.smoke_test()                       a real worker tries every version
     node.ask("acme/m0:prod")                vLLM's log-probabilities of the prompt, or what it says instead
-    with node.agent(shelf): …               the agent runs beside
+    with node.agent(store): …               the agent runs beside
 
 Invariants
 - vLLM gets our package as a wheel beside its own packages: it finds the plugin by its entry point, as when installed.
@@ -69,10 +69,10 @@ class Node:
         self.registry.promote(name, ALIAS, str(number), generation=generations.get(ALIAS, 0), **how)
 
     # ------------------------------------------------------------ the engine's side
-    def start_engine(self, shelf: Path) -> None:
+    def start_engine(self, store: Path) -> None:
         self.engine.more |= {
             "PYTHONPATH": str(self.folder / "site"), "ADAPTER_REGISTRY": self.server.url,
-            "ADAPTER_TOKEN": self.server.token, "ADAPTER_PLUGIN_BASE": BASE.name, "ADAPTER_PLUGIN_DIR": str(shelf),
+            "ADAPTER_TOKEN": self.server.token, "ADAPTER_PLUGIN_BASE": BASE.name, "ADAPTER_PLUGIN_DIR": str(store),
             "ADAPTER_PLUGIN_CHECKS": "smoke",
         }  # fmt: skip
         self.engine.start()
@@ -104,12 +104,12 @@ class Node:
 
     # ------------------------------------------------------------ the agent's side
     @contextlib.contextmanager
-    def agent(self, shelf: Path) -> Iterator[Path]:
+    def agent(self, store: Path) -> Iterator[Path]:
         """The folder with its log, `server.log`."""
         told = self.folder / "agent"
         told.mkdir(exist_ok=True)
         command = self._adapter(
-            "agent", "--engine", f"vllm={self.engine.url}", "--base", BASE.name, "--alias", ALIAS, "--dir", str(shelf),
+            "agent", "--engine", f"vllm={self.engine.url}", "--base", BASE.name, "--alias", ALIAS, "--dir", str(store),
             "--profile", f"vllm=={venvs.VLLM},max_lora_rank={vllm_http.MAX_LORA_RANK}", "--drain", "1",
         )  # fmt: skip
         with processes.running(command, told, stop=signal.SIGTERM, env=self.environment):
@@ -125,10 +125,10 @@ class Node:
         return [sys.executable, "-m", "cli.main", *words]
 
 
-def aliases(shelf: Path) -> dict[str, str]:
+def aliases(store: Path) -> dict[str, str]:
     """Adapter → the served name that answers for it, as the agent wrote it down."""
     with contextlib.suppress(OSError):
-        found: dict[str, str] = json.loads((shelf / "aliases.json").read_text())
+        found: dict[str, str] = json.loads((store / "aliases.json").read_text())
         return found
     return {}
 

@@ -53,30 +53,30 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 @pytest.fixture(scope="module")
-def plugin_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("plugin") / "shelf"
+def plugin_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plugin") / "store"
 
 
 @pytest.fixture(scope="module")
-def agent_shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("agent") / "shelf"
+def agent_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("agent") / "store"
 
 
-def test_the_plugin_serves_twenty_adapters_and_each_answers_as_in_peft(node: Node, plugin_shelf: Path) -> None:
-    node.start_engine(plugin_shelf)
+def test_the_plugin_serves_twenty_adapters_and_each_answers_as_in_peft(node: Node, plugin_store: Path) -> None:
+    node.start_engine(plugin_store)
     for name in NAMES:
         assert node.far(f"{name}:prod", f"{name}@1") < TOLERANCE
     for name, other in itertools.pairwise(NAMES):  # they are far enough apart to tell them by
         assert node.far(f"{name}:prod", f"{other}@1") > 3 * TOLERANCE
         assert node.far(f"{name}:prod", "") > 3 * TOLERANCE
     digests = {node.registry.version(f"{name}@1").digest.hex for name in NAMES}
-    assert {path.name for path in (plugin_shelf / "versions").iterdir()} == digests
+    assert {path.name for path in (plugin_store / "versions").iterdir()} == digests
     assert node.far(NAMES[0], f"{NAMES[0]}@2") < TOLERANCE
     assert node.far(f"{NAMES[0]}@2", f"{NAMES[0]}@2") < TOLERANCE
-    assert len(list((plugin_shelf / "versions").iterdir())) == len(NAMES) + 1
+    assert len(list((plugin_store / "versions").iterdir())) == len(NAMES) + 1
 
 
-def test_an_adapter_that_disturbs_others_never_reaches_the_engine(node: Node, plugin_shelf: Path) -> None:
+def test_an_adapter_that_disturbs_others_never_reaches_the_engine(node: Node, plugin_store: Path) -> None:
     before = node.ask(f"{NAMES[1]}:prod")
     for name in (POISON, OVERFLOW):
         with pytest.raises(Refused, match="may not become"):
@@ -86,7 +86,7 @@ def test_an_adapter_that_disturbs_others_never_reaches_the_engine(node: Node, pl
         for model in (name, f"{name}:prod", f"{name}@1"):
             assert str(node.ask(model)).startswith("404"), model
         digest = node.registry.version(f"{name}@1").digest.hex
-        assert digest not in [path.name for path in (plugin_shelf / "versions").iterdir()]
+        assert digest not in [path.name for path in (plugin_store / "versions").iterdir()]
     log = node.engine.log.read_text()
     assert log.count("its check 'weights' says fail") == 3
     assert log.count("its check 'smoke' says fail") == 3
@@ -94,13 +94,13 @@ def test_an_adapter_that_disturbs_others_never_reaches_the_engine(node: Node, pl
     assert node.ask(f"{NAMES[1]}:prod") == before
 
 
-def test_served_versions_survive_an_outage_of_the_registry_and_a_new_engine(node: Node, plugin_shelf: Path) -> None:
+def test_served_versions_survive_an_outage_of_the_registry_and_a_new_engine(node: Node, plugin_store: Path) -> None:
 
     node.server.kill()
     assert node.far(f"{NAMES[3]}:prod", f"{NAMES[3]}@1") < TOLERANCE
     assert str(node.ask(f"{NAMES[3]}@1")).startswith("404")
     node.engine.end(signal.SIGKILL)
-    node.start_engine(plugin_shelf)
+    node.start_engine(plugin_store)
     for name in NAMES:
         assert node.far(f"{name}:prod", f"{name}@1") < TOLERANCE
     node.server.start()
@@ -108,39 +108,39 @@ def test_served_versions_survive_an_outage_of_the_registry_and_a_new_engine(node
     assert node.far(f"{NAMES[3]}@1", f"{NAMES[3]}@1") < TOLERANCE
 
 
-def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills(node: Node, agent_shelf: Path) -> None:
+def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills(node: Node, agent_store: Path) -> None:
     from tests.proof import node as nodes
 
     node.engine.end(signal.SIGKILL)
-    node.start_engine(agent_shelf)
+    node.start_engine(agent_store)
     first = {name: f"{name.replace('/', '-')}-v1" for name in NAMES}
-    with node.agent(agent_shelf) as told:
-        node.until(lambda: nodes.aliases(agent_shelf) == first)
+    with node.agent(agent_store) as told:
+        node.until(lambda: nodes.aliases(agent_store) == first)
         for name in NAMES:
             assert node.far(first[name], f"{name}@1") < TOLERANCE
         said = (told / "server.log").read_text()
         assert all(f"{name}  {name.replace('/', '-')}-v1  refused" in said for name in (POISON, OVERFLOW)), said
         assert not [name for name in node.loaded() if "poison" in name or "overflow" in name]
 
-        assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@1") < TOLERANCE  # by the plugin, from the agent's shelf
+        assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@1") < TOLERANCE  # by the plugin, from the agent's store
         node.promote(NAMES[0], 2)
-        node.until(lambda: nodes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
+        node.until(lambda: nodes.aliases(agent_store)[NAMES[0]] == "acme-m0-v2")
         assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
         node.until(lambda: not {"acme-m0-v1", f"{NAMES[0]}:prod"} & set(node.loaded()))
         assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@2") < TOLERANCE
         node.registry.rollback(NAMES[0], "prod")
-        node.until(lambda: nodes.aliases(agent_shelf) == first)
+        node.until(lambda: nodes.aliases(agent_store) == first)
         assert node.far("acme-m0-v1", f"{NAMES[0]}@1") < TOLERANCE
 
         node.server.kill()
         node.engine.end(signal.SIGKILL)
-        node.start_engine(agent_shelf)
+        node.start_engine(agent_store)
         node.until(lambda: set(first.values()) <= set(node.loaded()))
         for name in NAMES:
             assert node.far(first[name], f"{name}@1") < TOLERANCE
         node.server.start()
         node.promote(NAMES[0], 2)
-        node.until(lambda: nodes.aliases(agent_shelf)[NAMES[0]] == "acme-m0-v2")
+        node.until(lambda: nodes.aliases(agent_store)[NAMES[0]] == "acme-m0-v2")
         assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE
         assert not [name for name in node.loaded() if "poison" in name or "overflow" in name]
     assert node.far("acme-m0-v2", f"{NAMES[0]}@2") < TOLERANCE  # the agent is gone and the engine goes on

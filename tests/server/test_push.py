@@ -86,8 +86,8 @@ def test_a_file_of_a_visible_version_is_not_requested_again(based: World) -> Non
 def test_a_file_of_another_tenant_is_requested_again(based: World) -> None:
     files = based.files()
     based.push("acme/support", files)
-    other = based.actor("push", namespaces=["umbrella"], name="other")
-    assert len(plan(based, files, "umbrella/copy", other).uploads) == len(files)
+    other = based.actor("push", namespaces=["initech"], name="other")
+    assert len(plan(based, files, "initech/copy", other).uploads) == len(files)
 
 
 def test_an_interrupted_push_is_resumed(based: World) -> None:
@@ -116,12 +116,12 @@ def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(base
 def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: World) -> None:
     files = based.files()
     based.push("acme/support", files)
-    other = based.actor("push", namespaces=["umbrella"], name="other")
-    planned = plan(based, files, "umbrella/copy", other)
+    other = based.actor("push", namespaces=["initech"], name="other")
+    planned = plan(based, files, "initech/copy", other)
     with pytest.raises(Conflict) as theirs:
         other.commit_push(planned.push_id)
     nobodys = based.files()
-    unknown = plan(based, nobodys, "umbrella/new", other)
+    unknown = plan(based, nobodys, "initech/new", other)
     with pytest.raises(Conflict) as absent:
         other.commit_push(unknown.push_id)
     assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
@@ -218,7 +218,7 @@ def test_another_fingerprint_of_the_base_is_refused(based: World) -> None:
 def test_a_namespace_that_the_token_does_not_have_is_refused(based: World) -> None:
     pusher = based.actor("push", namespaces=["acme"], name="pusher")
     with pytest.raises(NotFound):
-        based.push("umbrella/support", by=pusher)
+        based.push("initech/support", by=pusher)
     reader = based.actor("pull", name="reader")
     with pytest.raises(Denied):
         based.push("acme/support", by=reader)
