@@ -128,7 +128,7 @@ def test_one_of_many_racing_promotions_wins(stocked: World) -> None:
         except Conflict as conflict:
             outcomes.append(conflict.code)
 
-    threads = [threading.Thread(target=race, args=(1 + i % 2,)) for i in range(8)]
+    threads = [threading.Thread(target=race, args=(2,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

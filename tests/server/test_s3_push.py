@@ -166,7 +166,7 @@ def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
     parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
-    assert pushed.version.verdicts[0].outcome == "pass"
+    assert pushed.version.verdicts[0].outcome == "warn"  # its rank is over the width
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
