@@ -14,17 +14,17 @@ from tests import measures, vocabulary
 from tests.import_table import ROOT
 
 LIMITS = {
-    "lines": 51_960,
-    "files_in_a_folder_max": 45,
+    "lines": 52_000,
+    "files_in_a_folder_max": 37,
     "file_lines_max": 500,
     "function_lines_max": 60,
     "cycles": 0,
     "arrows_back": 0,
-    "vague_names": 44,
-    "vague_names_in_loops": 71,
-    "metaphors": 1812,
+    "vague_names": 22,
+    "vague_names_in_loops": 7,
+    "metaphors": 87,
     "repeated_blocks": 0,
-    "undocumented_public_functions": 357,
+    "undocumented_public_functions": 285,
 }
 """Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 
