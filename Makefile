@@ -98,6 +98,9 @@ coverage: venv  ## run `make test` and list the lines of registry/ and cli/ that
 light: venv  ## install the wheel without extras into an empty environment and run the domain tests there
 	@$(PYTEST) tests/light $(ARGS)
 
+test-collation: venv  ## run the tests on PostgreSQL with the collation en-US, as most managed databases have it
+	@TEST_POSTGRES_ICU_LOCALE=en-US $(PYTEST) -n $(JOBS) -m 'not faults and not chance' -k postgres $(ARGS)
+
 test-ha: venv  ## three servers behind haproxy: kills, freezes, a database crash, a wrong clock (Debian's haproxy and libfaketime)
 	@$(PYTHON) -m pytest tests/ha $(ARGS)
 

@@ -3,6 +3,7 @@
 - Nothing outlives the tests: the servers also get a signal when the process that started them dies.
 - Works as root and not as root: PostgreSQL refuses root, so root starts it as `nobody`.
 - Servers that exist already can be used instead: TEST_DATABASE_URL; TEST_S3_ENDPOINT with the usual AWS variables.
+- TEST_POSTGRES_ICU_LOCALE (en-US) sorts as most managed databases do; without it text is sorted by its bytes.
 - Durability is off on purpose. Never point these at data that matters.
 
 Example
@@ -51,7 +52,8 @@ def postgres_url() -> Iterator[str]:
         tools = _postgres_tools(folder, user)
         data = folder / "data"
         initdb: list[str | Path] = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust"]
-        initdb += ["-E", "UTF8", "--no-locale", "-N"]
+        icu = os.environ.get("TEST_POSTGRES_ICU_LOCALE")
+        initdb += ["-E", "UTF8", "-N", *(["--locale-provider=icu", f"--icu-locale={icu}"] if icu else ["--no-locale"])]
         made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
         if made.returncode:
             raise processes.CannotStart(f"initdb: {made.stderr[-2000:]}")
