@@ -40,7 +40,7 @@ def rotate(data: str | None) -> None:
 
 @audit_key.command()
 @DATA_OPTION
-@click.option("--reason", required=True, help="Why the key is replaced; everybody can read it.")
+@click.option("--reason", required=True, help="Why the key is replaced (public).")
 def replace(data: str | None, reason: str) -> None:
     """Replace a lost key. The log goes on, and records that it has a new key and why.
 

@@ -80,7 +80,7 @@ def _identity(folder: str) -> Identity:
     if not weights_identity.is_possible():
         raise main.MissingExtra(
             "reading weights needs the extra 'worker' (torch is not installed): "
-            "pip install 'adapter-registry[worker]'; or leave it to a worker, which does it when it first uses the base"
+            "in a checkout, pip install '.[worker]'; or leave it to a worker, which does it when it first uses the base"
         )
     with ProgressLine(f"reading {folder}") as progress:
         progress.start(Weights.of(folder).size_bytes)

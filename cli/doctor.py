@@ -50,7 +50,7 @@ def _installation() -> Iterator[Diagnosis]:
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
             yield Diagnosis(
-                f"[{extra}]", "note", f"not installed ({', '.join(missing)}): pip install 'adapter-registry[{extra}]'"
+                f"[{extra}]", "note", f"not installed ({', '.join(missing)}): in a checkout, pip install '.[{extra}]'"
             )
         else:
             yield Diagnosis(f"[{extra}]", "ok", "installed")

@@ -132,7 +132,7 @@ def load(module: str, attribute: str, extra: str = "", user: str = "") -> Any:
         if not extra or missing in OWN_PACKAGES:
             raise
         raise MissingExtra(
-            f"{user} needs the extra '{extra}' ({missing} is not installed): pip install 'adapter-registry[{extra}]'"
+            f"{user} needs the extra '{extra}' ({missing} is not installed): in a checkout, pip install '.[{extra}]'"
         ) from e
 
 

@@ -186,7 +186,7 @@ def _run(request: MergeRequest) -> MergeReport:
 def _require_worker() -> None:
     if not identify.is_possible():
         raise main.MissingExtra(
-            "a local merge needs the extra 'worker' (torch is not installed): pip install 'adapter-registry[worker]'"
+            "a local merge needs the extra 'worker' (torch is not installed): in a checkout, pip install '.[worker]'"
         )
 
 

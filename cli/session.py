@@ -151,7 +151,7 @@ def embedded(routes: type[Routes]) -> Iterator[Routes]:
         raise Invalid(
             "SETTING_INVALID",
             "no registry is set, and the embedded one needs the extra 'server'",
-            next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or pip install 'adapter-registry[server]'",
+            next_step="set ADAPTER_REGISTRY, or run `adapter login URL`, or in a checkout, pip install '.[server]'",
         ) from e
     transport = main.load("registry.client.transport.in_process", "InProcess")
     with application() as app, routes(EMBEDDED_URL, transport=transport(app)) as opened:

@@ -111,7 +111,7 @@ def _require_packages() -> None:
     if missing:
         raise main.MissingExtra(
             f"adapter worker needs the extra 'worker' ({missing[0]} is not installed): "
-            "pip install 'adapter-registry[worker]'"
+            "in a checkout, pip install '.[worker]'"
         )
 
 

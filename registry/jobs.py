@@ -84,7 +84,7 @@ class JobStep(FrozenModel):
 
 
 class Job(FrozenModel):
-    """One piece of work on one version, as everybody sees it."""
+    """One piece of work on one version."""
 
     id: str = Field(pattern=JOB_ID_PATTERN)
     kind: Kind

@@ -17,7 +17,7 @@ class Scope(StrEnum):
 
 
 class Role(StrEnum):
-    """Only an owner may both push and promote. No role gives `work`."""
+    """Only an owner may both push and promote. No role in a namespace gives `work`."""
 
     READER = "reader"
     PUSHER = "pusher"

@@ -107,7 +107,7 @@ CHECKPOINT_HEADER = "Audit-Checkpoint"
 
 
 class KeyReplacement(Answer):
-    """A key that an operator made because the former one was lost. Nothing but the log itself vouches for it."""
+    """A key that an operator made because the former one was lost. Only the log itself attests it."""
 
     key: str
     reason: str

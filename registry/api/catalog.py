@@ -136,7 +136,7 @@ class BasePage(ItemPage[BaseView]):
 
 # ------------------------------------------------------------------ adding and changing bases
 class BaseAdd(Request):
-    """`identity`: which weights the base has, if somebody has read all of them. `parents`: the fused adapters."""
+    """`identity`: which weights the base has, once all were read. `parents`: the fused adapters."""
 
     spec: BaseSpec
     identity: Identity | None = None

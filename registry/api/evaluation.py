@@ -72,7 +72,7 @@ class RecheckEnginesPage(Answer):
 
 # ------------------------------------------------------------------ measurements
 class ReferenceLogprobsView(Answer):
-    """How a version answered in its newest smoke test, to compare an engine with (`reference_logprobs.compare`)."""
+    """How a version answered in its newest smoke test; an engine that answers alike has loaded it."""
 
     version: str
     digest: Digest

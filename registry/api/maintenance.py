@@ -14,7 +14,7 @@ YEAR_SECONDS = 366 * 86400
 
 
 class Health(Answer):
-    """The state of the server. Only requests with a token are told what is behind it."""
+    """The state of the server. Details require a token."""
 
     status: str = Field(description="`ok` or `unavailable`.")
     reason: str = ""

@@ -66,7 +66,7 @@ class SmallBlob(Request):
 class PushCommit(Request):
     """`alias` moves through its gate after the version exists.
 
-    `small` holds blobs of at most `SMALL_BLOB_BYTES` that were not uploaded: most versions have few large files.
+    `small` holds small blobs that were not uploaded: most versions have few large files.
     """
 
     alias: str = ""

@@ -44,7 +44,7 @@ class BaseMatch(StrEnum):
 
 
 class Similarity(FrozenModel):
-    """How the base `other` is related to the one that was asked about.
+    """How the base `other` is related to the requested one.
 
     `compared` tensors had values to compare, with a cosine of `mean` and `least`; `equal` of them had equal bytes.
     `changed` are the last parts of the paths of modules whose values differ.

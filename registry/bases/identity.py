@@ -49,7 +49,7 @@ class TensorMark(FrozenModel):
     """`shape` is the logical one. `sketch` is empty for a constant tensor and for a packing that we cannot read.
 
     `norm` is the Frobenius norm of its (de-quantized) values; None where they cannot be read or are not finite, and
-    in identities that were made before norms were.
+    in records from before norms.
     """
 
     dtype: str = Field(max_length=32)
@@ -74,7 +74,7 @@ class TensorMark(FrozenModel):
 
 
 class Identity(FrozenModel):
-    """Which weights a base has. `tensors` counts all; `marks` are by the model's name, at most `MARKS_LIMIT`."""
+    """Which weights a base has. `tensors` counts all; `marks` are by the model's name."""
 
     schema_version: Literal[1] = 1
     exact: Digest

@@ -23,7 +23,7 @@ class ModuleShape(FrozenModel):
     """One module. Sizes count features; an embedding has in = rows (vocabulary) and out = width.
 
     For `experts` in = hidden and out = intermediate size of one of `count` experts. `bias`: it has one.
-    `is_known` false: the sizes could not be told from header and configuration.
+    `is_known` false: header and configuration do not say the sizes.
     """
 
     kind: Kind
@@ -51,7 +51,7 @@ class Facts(NamedTuple):
 
 
 class Logical(NamedTuple):
-    """One tensor of the base as the model sees it. `shape` is empty where it could not be told."""
+    """One tensor of the base as the model sees it. `shape` is empty if it is unknown."""
 
     name: str
     shape: Shape

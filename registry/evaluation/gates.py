@@ -54,12 +54,12 @@ class Evidence(FrozenModel):
 
 
 class Gate(FrozenModel):
-    """What a channel demands. An empty gate lets everything through.
+    """Requirements of an alias. An empty gate has none.
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
     `approvals` of `approvers` (empty: whoever may promote). `soak_seconds` in the channel `soak_in`.
     `signed_by`: one of these identities has signed it. `passes`: checks that must be `pass`, without warnings.
-    `two_person`: the approval of whoever moves the alias does not count.
+    `two_person`: the approval of the person who moves the alias does not count.
     """
 
     requires: tuple[Check, ...] = ()
@@ -76,7 +76,7 @@ class Gate(FrozenModel):
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
         if self.approvers and self.approvals > len(set(self.approvers)):
-            raise ValueError(f"approvals: {self.approvals} of {len(set(self.approvers))} approvers can never be")
+            raise ValueError(f"approvals: requires {self.approvals}, and lists {len(set(self.approvers))} approvers")
         if bool(self.soak_in) != bool(self.soak_seconds):
             raise ValueError("soak_in and soak_seconds: give both or none")
         if Check.ENGINE in (*self.requires, *self.passes):

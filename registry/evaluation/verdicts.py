@@ -83,8 +83,8 @@ class Verdict(FrozenModel):
     """The stored judgment of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
-    `made_by` names the tools and versions that judged, so that a verdict can be renewed when they move. `judged_by` is
-    whose token reported it, empty for the server. `by_owner`: the version's own namespace judged, not the registry.
+    `made_by` names the tools and their versions; a newer tool renews the verdict. `judged_by` is whose token reported
+    it, empty for the server. `by_owner`: the namespace's own worker judged, not the registry's.
     """
 
     check: Check

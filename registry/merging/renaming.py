@@ -45,7 +45,7 @@ def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     renamed = {info.name: _mended(info.name, base) for info in header}
     changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
-        raise _refused("no name of this adapter is one that --repair mends")
+        raise _refused("--repair found no name to fix")
     _demand_distinct(renamed)
     return changed
 
@@ -69,7 +69,7 @@ def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     renamed = {info.name: _mended_image(info.name, base) for info in header}
     changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
-        raise _refused("no name of this adapter is one that --repair mends")
+        raise _refused("--repair found no name to fix")
     _demand_distinct(renamed)
     return changed
 

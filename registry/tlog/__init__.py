@@ -57,7 +57,7 @@ def inclusion(index: int, size: int, nodes: Nodes) -> list[bytes]:
 def consistency(old: int, new: int, nodes: Nodes) -> list[bytes]:
     """The hashes that show that the tree of `old` leaves is the beginning of that of `new` (RFC 6962 §2.1.2)."""
     if not 0 <= old <= new:
-        raise ValueError(f"a tree of {old} is no beginning of one of {new}")
+        raise ValueError(f"a tree of size {old} is no prefix of a tree of size {new}")
     if old in (0, new):
         return []
     proof: list[bytes] = []

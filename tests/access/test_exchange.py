@@ -181,7 +181,7 @@ def test_no_rule_of_an_owner_changes_what_a_person_gets(world: World, people: Pr
     world.admin.create_namespace("evil", owner="mallory@example.org")
     mallory = world.client(of_subject(world, "mallory@example.org"))
     trap = PublisherAdd(issuer=LOGIN_ISSUER, claims={"email": "*@example.org"})
-    with pytest.raises(Invalid, match="people sign in"):
+    with pytest.raises(Invalid, match="is for sign-in"):
         mallory.add_publisher("evil/trap", trap)
     with world.session(write=True) as session:  # as a registry stored it whose issuer had no login then
         now = db.now()

@@ -134,15 +134,15 @@ def test_a_chain_of_successions_is_followed_in_any_order() -> None:
 
 @pytest.mark.parametrize("change", ["another signer", "another log", "only the old key", "another title", "two keys"])
 def test_a_note_that_no_trusted_key_signed_names_no_successor(change: str) -> None:
-    old, new, stranger = Signer.make(ORIGIN), Signer.make(ORIGIN), Signer.make(ORIGIN)
+    old, new, outsider = Signer.make(ORIGIN), Signer.make(ORIGIN), Signer.make(ORIGIN)
     text = f"{succession.TITLE}\n{ORIGIN}\n{new.verifier.text}\n"
     sign = notes.sign_note
     changed = {
-        "another signer": sign(text, stranger, new),
+        "another signer": sign(text, outsider, new),
         "another log": succession.endorse(old, Signer.make("registry.example.org/2")),
         "only the old key": sign(text, old),
         "another title": sign(text.replace("v1", "v2"), old, new),
-        "two keys": sign(f"{text}{stranger.verifier.text}\n", old, new),
+        "two keys": sign(f"{text}{outsider.verifier.text}\n", old, new),
     }
     assert succession.successor(succession.endorse(old, new), old.verifier) == new.verifier
     assert succession.successor(changed[change], old.verifier) is None

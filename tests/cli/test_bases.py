@@ -44,7 +44,7 @@ def test_identify_without_the_worker_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(identify, "is_possible", lambda: False)
     folder = forge.llama("first").write(cli.folder / "first")
-    assert "adapter-registry[worker]" in cli("base", "add", "first", folder, "--identify", expect=2).stderr
+    assert "pip install '.[worker]'" in cli("base", "add", "first", folder, "--identify", expect=2).stderr
     cli("base", "add", "first", folder)
 
 

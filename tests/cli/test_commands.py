@@ -74,7 +74,7 @@ def test_a_command_without_its_extra_says_what_to_install(command: str, package:
     assert result.returncode == 2
     assert result.stderr == (
         f"Error: adapter {command} needs the extra '{extra}' ({package} is not installed): "
-        f"pip install 'adapter-registry[{extra}]'\n"
+        f"in a checkout, pip install '.[{extra}]'\n"
     )
 
 

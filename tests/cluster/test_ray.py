@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.skipif(not os.environ.get("ADAPTER_TEST_RAY"), reason="a tier of its own: make test-ray"),
 ]
-ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'adapter-registry[cluster]'")
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
 PATIENCE_SECONDS = 300
 
 

@@ -35,7 +35,7 @@ from tests.world import World
 
 @pytest.fixture
 def database_kind() -> str:
-    """A merge enters by the door of every push, which is tested on both databases."""
+    """A merge is committed as every push, which is tested on both databases."""
     return "sqlite"
 
 
@@ -95,9 +95,9 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
 ) -> None:
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
     admin = setup.world.admin
-    setup.add_base("tiny-twin", base_folder)
+    setup.add_base("tiny-second", base_folder)
     job = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
-    onto = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="twin-dora", onto="tiny-twin")
+    onto = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="second-dora", onto="tiny-second")
     half = tmp_path / "bases" / "tiny-dora" / f".{job.id}.e021e3d44212"
     half.mkdir(parents=True)  # of an attempt whose machine lost its power
 
@@ -114,14 +114,14 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert ("base:tiny-dora", admin.version("acme/dora").digest, "fused") in {
         (edge.child, edge.parent, edge.relation) for edge in down.edges
     }
-    stranger = setup.world.actor("pull", namespaces=["other"])
-    assert [edge.name for edge in stranger.base("tiny-dora").parents] == [""]
+    outsider = setup.world.actor("pull", namespaces=["other"])
+    assert [edge.name for edge in outsider.base("tiny-dora").parents] == [""]
     old, new = load_file(base_folder / "model.safetensors"), load_file(Path(view.source) / "model.safetensors")
     assert {name for name in old if not old[name].equal(new[name])} == {
         f"model.layers.{layer}.self_attn.{leaf}.weight" for layer in (0, 1) for leaf in ("q_proj", "v_proj")
     }
     assert "not what was trained" in admin.job(onto.id).result["report"]["notes"][-1]
-    same = (Path(admin.base(name).source) / "model.safetensors" for name in ("tiny-dora", "twin-dora"))
+    same = (Path(admin.base(name).source) / "model.safetensors" for name in ("tiny-dora", "second-dora"))
     assert len({path.read_bytes() for path in same}) == 1
     with pytest.raises(Conflict):
         _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
@@ -222,9 +222,9 @@ def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: W
 def test_a_merge_needs_visible_sources_and_a_target_that_one_may_push(setup: WorkerSetup) -> None:
     with pytest.raises(NotFound):
         _submit(setup, sources=("acme/one", "acme/missing"))
-    stranger = setup.world.actor("push", "pull", namespaces=["other"])
+    outsider = setup.world.actor("push", "pull", namespaces=["other"])
     with pytest.raises(NotFound):
-        _submit(setup, by=stranger, into="other/both")
+        _submit(setup, by=outsider, into="other/both")
     reader = setup.world.actor("pull", namespaces=["acme"])
     with pytest.raises(Denied):
         _submit(setup, by=reader)

@@ -113,7 +113,7 @@ def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare:
     for name, extra in (("serve", "server"), ("worker", "worker")):
         said = _run(command, name, cwd=tmp_path)
         assert said.returncode == MISSING_EXTRA_EXIT_CODE
-        assert f"adapter-registry[{extra}]" in said.stderr
+        assert f"pip install '.[{extra}]'" in said.stderr
         assert "Traceback" not in said.stderr
 
 

@@ -10,7 +10,7 @@ Each row of the record:
     from_reference   the same from a pipeline whose weights were changed by hand, scale · BA; absent where nothing was
 
 Invariants
-- The door is `load_lora_weights` of a whole pipeline, as a user calls it; each case has fresh models.
+- The entry point is `load_lora_weights` of a whole pipeline, as a user calls it; each case has fresh models.
 - Outputs of the denoiser and of the text encoder are compared, in 32-bit floats, on fixed inputs.
 """
 

@@ -1,6 +1,6 @@
 """A node with a real vLLM: twenty merchants' adapters by the plugin and by the agent, kills, promotes, poison.
 
-The tests are one story, in order: each begins with what the one before has left. Part of `make test-vllm`.
+The tests are one sequence, in order: each begins with what the one before has left. Part of `make test-vllm`.
 """
 
 from __future__ import annotations

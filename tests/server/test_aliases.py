@@ -247,15 +247,15 @@ def test_times_of_an_alias_grow_even_when_the_clock_is_set_back(
 
 def test_moving_an_alias_needs_the_scope_promote(stocked: World) -> None:
     pusher = stocked.actor("push", namespaces=["acme"])
-    stranger = stocked.actor("promote", namespaces=["globex"])
+    outsider = stocked.actor("promote", namespaces=["globex"])
     with pytest.raises(Denied):
         promote(pusher, 1, 0)
     for act in (
-        lambda: promote(stranger, 1, 0),
-        lambda: stranger.rollback(NAME, "prod"),
-        lambda: stranger.yank(f"{NAME}@1", "no"),
-        lambda: stranger.history(NAME),
-        lambda: stranger.aliases(NAME),
+        lambda: promote(outsider, 1, 0),
+        lambda: outsider.rollback(NAME, "prod"),
+        lambda: outsider.yank(f"{NAME}@1", "no"),
+        lambda: outsider.history(NAME),
+        lambda: outsider.aliases(NAME),
     ):
         assert refused(stocked, act).code == "ADAPTER_UNKNOWN"
 

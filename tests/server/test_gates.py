@@ -71,14 +71,14 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
 
 def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
     bob = promoter(stocked, "bob")
-    stranger = stocked.actor("admin", namespaces=["globex"])
+    outsider = stocked.actor("admin", namespaces=["globex"])
     for location in ("acme", NAME):
         with pytest.raises(Denied):
             bob.set_gate(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.set_gate(location, "prod", Gate())
+            outsider.set_gate(location, "prod", Gate())
         with pytest.raises(NotFound):
-            stranger.gate(location, "prod")
+            outsider.gate(location, "prod")
     assert code_of(lambda: stocked.admin.set_gate("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
     assert code_of(lambda: stocked.admin.set_gate("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
 

@@ -57,7 +57,7 @@ def test_search_by_base_match_finds_adapters_of_related_bases(world: World) -> N
     one = values()
     told = {
         "tiny-llama": forge_identity(one), "cast": forge_identity(nudged(one, 0.0005), dtype="BF16"),
-        "tuned": forge_identity(nudged(one, 0.05)), "stranger": forge_identity(values(1)),
+        "tuned": forge_identity(nudged(one, 0.05)), "outsider": forge_identity(values(1)),
     }  # fmt: skip
     for name, identity in told.items():
         if name != "tiny-llama":

@@ -38,7 +38,7 @@ def add(
     actor.require_current_secret()
     actor.require(Scope.ADMIN, name)
     if request.issuer in login_issuers:
-        raise Invalid("REQUEST_INVALID", f"issuer: people sign in by {request.issuer!r}, so it can have no publishers")
+        raise Invalid("REQUEST_INVALID", f"issuer: {request.issuer!r} is for sign-in and cannot have publishers")
     count = select(func.count(col(PublisherRow.id))).where(PublisherRow.namespace == name.namespace)
     if session.exec(count).one() >= RULES_LIMIT:
         raise TooLarge("SIZE_INVALID", f"namespace '{name.namespace}' has {RULES_LIMIT} trusted publishers, the limit")

@@ -42,7 +42,7 @@ class ConversionRequest(program.ProgramRequest):
             raise Unavailable(
                 "TRY_LATER",
                 f"this worker has no {library}, which a conversion to {self.conversion.to} needs",
-                next_step=f"install adapter-registry[{extra}] on a worker",
+                next_step=f"install the extra {extra!r} on a worker",
             )
         report = program.run_program(
             f"registry.worker.conversions.{module}", self, work="the conversion", check=check, threads=threads,
