@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -17,7 +18,10 @@ pytestmark = pytest.mark.security
 class AnyRepository(BaseHTTPRequestHandler):
     """A Hub that has every repository."""
 
+    paths: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.paths.append(self.path)
         body = b'{"id": "upstream"}'
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -31,6 +35,7 @@ class AnyRepository(BaseHTTPRequestHandler):
 @pytest.fixture
 def world(database_url: str) -> Iterator[World]:
     hub = ThreadingHTTPServer(("127.0.0.1", 0), AnyRepository)
+    AnyRepository.paths.clear()
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
     try:
@@ -42,8 +47,12 @@ def world(database_url: str) -> Iterator[World]:
         hub.server_close()
 
 
+def get(world: World, path: str) -> RawAnswer:
+    return call(world.app, "GET", path, [("authorization", f"Bearer {world.secret}")])
+
+
 def ask(world: World, name: str) -> RawAnswer:
-    return call(world.app, "GET", f"/api/models/{name}", [("authorization", f"Bearer {world.secret}")])
+    return get(world, f"/api/models/{name}")
 
 
 def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_it(world: World) -> None:
@@ -60,3 +69,56 @@ def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_i
         answer = ask(world, name)
         assert (answer.status, answer.headers["x-error-code"]) == (404, "RepoNotFound"), name
     assert ask(world, "other/support").status == 200
+
+
+NAMES = [
+    *(
+        "gone%2Fsupport",
+        "gone%2fx",
+        "acme%2Fsupport",
+        "acme%2Fsupport/x",
+        "other/a%2Fb",
+        "acme",
+        "Acme",
+        "gone",
+        "g0ne",
+    ),
+    *("..", "%2e%2e", "%2E.", ".", "other/..", "%2e%2e/other", "other/%2e%2e", "a..b", "other/a..b", "other/.a"),
+    *("other/a%0Ab", "a%01", "other%20/a", "other/a%3Fb", "other/a%23b", "other/a%5Cb", "other/%252e%252e", "other/a%"),
+    *("other/%D0%B0", "%EF%BD%81cme/support", "other/" + "a" * 97, "datasets", "api/models"),
+]
+REVISIONS_AND_PATHS = ["..", "%2e%2e", "..%2F..", "main/../x", "main/%2e%2e/x", "main/a%2F..%2Fx", "main/a%5C..%5Cx"]
+
+
+@pytest.fixture
+def ours(world: World) -> World:
+    world.add_base()
+    world.push("acme/support")
+    world.push("gone/support")
+    world.admin.delete_adapter("gone/support")
+    world.admin.delete_namespace("gone")
+    return world
+
+
+def test_a_name_that_is_none_of_the_hub_or_is_ours_is_never_relayed(ours: World) -> None:
+    for name in NAMES:
+        for path in (f"/api/models/{name}", f"/api/models/{name}/revision/main", f"/{name}/resolve/main/config.json"):
+            assert get(ours, path).status == 404, path
+    assert AnyRepository.paths == []
+
+
+def test_a_path_with_dots_is_never_relayed(ours: World) -> None:
+    for rest in REVISIONS_AND_PATHS:
+        for path in (f"/gpt2/resolve/{rest}/f", f"/other/a/resolve/{rest}/f", f"/api/models/other/a/tree/{rest}/f"):
+            assert get(ours, path).status == 404, path
+    assert AnyRepository.paths == []
+
+
+def test_names_of_the_hub_are_relayed(ours: World) -> None:
+    paths = [
+        *("/api/models/gpt2", "/gpt2/resolve/main/config.json", "/api/models/Org_1/Model-3.5_b"),
+        *("/api/models/other/a/tree/refs%2Fpr%2F1/folder", "/other/a/resolve/main/part%2Fone/..a..b"),
+    ]
+    for path in paths:
+        assert get(ours, path).status == 200, path
+    assert AnyRepository.paths == paths

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import ColumnElement, Engine, tuple_, update
@@ -36,6 +37,8 @@ _LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}
 _METHODS = images.METHODS | {method.lower() for method in METHODS}
 _COMMON_TAGS = frozenset({"safetensors"})
 """Tags that all adapters have, so that filtering by them has no effect."""
+_HUB_WORD = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?\Z")
+"""A namespace or a name on the Hub, without `..`."""
 
 
 def parse_name(namespace: str, name: str) -> AdapterName:
@@ -175,14 +178,18 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
     )
 
 
-def is_relayed(session: Session, namespace: str) -> bool:
-    """Whether repositories of a namespace may come from another Hub: this registry never had one that looks like it.
+def is_relayed(session: Session, namespace: str, name: str) -> bool:
+    """Whether a repository may come from another Hub: this registry never had a namespace that looks like its own.
 
-    Otherwise anybody could register a deleted namespace at the other Hub and answer for it.
+    Otherwise anybody could register a deleted namespace at the other Hub and answer for it. A repository without a
+    namespace is checked by its name. Both are decoded; what is no name of the Hub is not relayed.
     """
-    if reserved_names.is_namespace_reserved(session, namespace.lower()):
+    if not all(_HUB_WORD.match(word) and ".." not in word for word in (namespace or name, name)):
         return False
-    statement = select(AdapterRow.id).where(AdapterRow.namespace == namespace.lower()).limit(1)
+    owner = (namespace or name).lower()
+    if owner in names.RESERVED or reserved_names.is_namespace_reserved(session, owner):
+        return False
+    statement = select(AdapterRow.id).where(AdapterRow.namespace == owner).limit(1)
     return session.exec(statement).first() is None
 
 

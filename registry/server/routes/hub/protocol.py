@@ -3,7 +3,7 @@
 - Each segment of a path is decoded once, after the path is split. Paths of the registry's own API never match.
 - Clients read errors from X-Error-Code and X-Error-Message. The body is a problem document with the field `error`.
 - The relay (REGISTRY_HUB_UPSTREAM) answers only for repositories in namespaces that this registry never had, only to
-  actors that have signed in, and never to another relay.
+  actors that have signed in, and never to another relay. Names are checked decoded, and `.` and `..` are not relayed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _NO_RELAY = (
     "load base models from a local folder"
 )
 _FILE = re.compile(r"/(?:[^/]+/){1,2}(?:resolve|raw)/")
+_DOTS = frozenset({".", ".."})
+"""Parts by which the upstream may read a path as that of another repository."""
 # Another server's bytes under the name of this one: browsers must not execute them.
 _SAFE_HEADERS = {
     "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment",
@@ -130,11 +132,13 @@ def relay(request: Request, upstream: Upstream) -> Response | None:
         return None
     if is_post and "paths-info" not in request.url.path:
         return None
-    if "namespace" in params:
-        with db.session(request.app.state.engine, write=False) as session:
-            if not repositories.is_relayed(session, params["namespace"]):
-                return None
-    target = normalize_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
+    path = normalize_path(request.scope)
+    if not _DOTS.isdisjoint(re.split(r"[/\\]", unquote(path))):
+        return None
+    with db.session(request.app.state.engine, write=False) as session:
+        if not repositories.is_relayed(session, params.get("namespace", ""), params["name"]):
+            return None
+    target = path + (f"?{request.url.query}" if request.url.query else "")
     headers = {name: request.headers[name] for name in ("range", "content-type") if name in request.headers}
     if any(ord(letter) < 0x21 or ord(letter) > 0x7E for letter in target):
         raise Invalid("REQUEST_INVALID", "the query holds a space or a character outside ASCII")
