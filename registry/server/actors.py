@@ -24,6 +24,8 @@ from registry.roles import SCOPES_OF_ROLE, Role, Scope
 EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
 REACH_SHOWN = 10
+OLD_SECRET_SCOPES = frozenset({Scope.PULL, Scope.PUSH})
+"""All that a rotated secret may still do: whoever finds it must not give access away."""
 _SUBJECT = re.compile(rf"[!-~]{{1,{SUBJECT_LIMIT}}}\Z")
 
 
@@ -33,7 +35,7 @@ class Actor:
 
     `roles` is None for a token that stands for itself. `epoch` is the access epoch at which all this was read; None
     never expires. `public` are the namespaces from which every token may pull. `superseded`: it signed in with a secret
-    that was rotated and is still accepted for a while.
+    that was rotated and is still accepted for a while; `scopes` are then `pull` and `push` at most.
     """
 
     name: str
@@ -113,11 +115,11 @@ class Actor:
             raise Denied("DENIED", f"token {self.name!r} lacks the scope '{scope}' in all namespaces")
 
     def require_current_secret(self) -> None:
-        """Raise `Denied` for an actor that signed in with a rotated secret: it may not change who has access."""
+        """Raise `Denied` for an actor that signed in with a rotated secret: it may only pull and push."""
         if self.superseded:
             raise Denied(
                 "DENIED",
-                f"this secret of token {self.name!r} was rotated: it may no longer change who has access",
+                f"this secret of token {self.name!r} was rotated: until it ends it may only pull and push",
                 next_step="use the new secret, or ask an administrator to revoke the token",
             )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from registry.api import PREFIX
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.errors import Denied, NotFound
 from registry.roles import SCOPES_OF_ROLE, Scope
-from tests.access.tenants import Tenants, of_subject
+from tests.access.tenants import Tenants, of_subject, send
 from tests.world import World
 
 pytestmark = pytest.mark.security
@@ -67,6 +69,57 @@ def test_a_rotated_secret_reads_and_pushes_but_changes_no_access(tenants: Tenant
             attempt()
     assert new.whoami().token_id == token_id
     assert new.rotate_token(token_id).token.id == token_id
+
+
+def test_a_rotated_secret_does_nothing_but_pull_and_push(tenants: Tenants) -> None:
+    world = tenants.world
+    token_id, old = world.issue(*Scope)
+    new = world.client(world.client(old).rotate_token(token_id, keep_seconds=3600).secret)
+    hook = {"url": "https://93.184.216.34/in", "namespace": "acme"}
+    support = "/adapters/acme/support"
+    promotion = {"selector": "1", "expected_generation": 0}
+    requests: tuple[tuple[str, str, Any], ...] = (
+        ("POST", f"{support}/rename", {"to": "globex/mine"}),
+        ("DELETE", support, None),
+        ("DELETE", "/namespaces/acme", None),
+        ("DELETE", "/bases/tiny-llama", None),
+        ("PUT", "/bases/tiny-llama/aliases", {"aliases": ["meta-llama/mine"]}),
+        ("PUT", "/namespaces/acme/gates/prod", {"checks": []}),
+        ("POST", "/webhooks", hook),
+        ("GET", "/webhooks", None),
+        ("PUT", f"{support}/aliases/prod", promotion),
+        ("POST", f"{support}/versions/1/quarantine", {"reason": "x"}),
+        ("POST", "/jobs/claim", {"worker": "w"}),
+        ("POST", "/gc", {}),
+        ("GET", "/metrics", None),
+    )
+    for method, path, body in requests:
+        answer = send(world, method, PREFIX + path, old, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "DENIED"), (path, answer.text)
+        assert "was rotated" in answer.json()["detail"], (path, answer.text)
+    before = world.client(old)
+    with pytest.raises(Denied):
+        world.push("acme/support", by=before, alias="canary")
+    assert world.push("acme/support", by=before).created
+    assert before.resolve("acme/support").number == 2
+    assert before.whoami().scopes == ["pull", "push"]
+    assert new.promote("acme/support", "canary", "2", generation=0)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_token_of_a_subject_does_not_rotate_one_without_a_subject(tenants: Tenants, everywhere: bool) -> None:
+    admin = tenants.world.admin
+    if everywhere:
+        admin.grant_role("*", "owner@acme", "owner")
+    owner = tenants.client("owner")
+    for scope in ("work", "pull", "admin"):
+        token_id, secret = tenants.world.issue(scope, namespaces=["acme"])
+        with pytest.raises(Denied, match="belongs to a subject"):
+            owner.rotate_token(token_id)
+        assert tenants.world.client(secret).whoami().token_id == token_id
+        assert owner.revoke_token(token_id).revoked_at is not None
+    token_id, _ = tenants.world.issue("pull", namespaces=["acme"])
+    assert tenants.world.actor("admin", namespaces=["acme"]).rotate_token(token_id).token.id == token_id
 
 
 def test_no_role_in_a_namespace_gives_the_scope_work(tenants: Tenants) -> None:

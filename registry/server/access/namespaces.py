@@ -27,7 +27,6 @@ LIMITS = ("quota_bytes", "quota_versions", "pushes_per_hour")
 
 def create(session: Session, actor: Actor, request: NamespaceCreate) -> NamespaceView:
     """Create a private namespace with an owner. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
-    actor.require_current_secret()
     actor.require_everywhere(Scope.ADMIN)
     name = names.namespace(request.name)
     owner = request.owner or actor.subject
@@ -59,7 +58,6 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
 
 def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> NamespaceView:
     """Make a namespace public or private, or set its limits; 0 removes a limit."""
-    actor.require_current_secret()
     actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
     limits = {key: values[key] or None for key in LIMITS if key in values}
@@ -112,7 +110,6 @@ def _check_subject(subject: str) -> None:
 
 
 def _require_admin(session: Session, actor: Actor, name: str) -> None:
-    actor.require_current_secret()
     if name == EVERY_NAMESPACE:
         actor.require_everywhere(Scope.ADMIN)
         return

@@ -6,13 +6,15 @@ its own statement and signs in again when the epoch has grown. No answer says wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated
-from registry.roles import Role
+from registry.roles import Role, Scope
 from registry.server.access import epoch
-from registry.server.actors import EVERY_SUBJECT, Actor
+from registry.server.actors import EVERY_SUBJECT, OLD_SECRET_SCOPES, Actor
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import is_well_formed, sha256_of
@@ -72,12 +74,19 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     row, _, _, current_epoch = rows[0]
     session.info["token"] = row
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
+    superseded = row.secret_sha256 != sha256
+    scopes = _scopes_of_old_secret(row.scopes) if superseded else frozenset(row.scopes)
     actor = Actor(
-        row.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), row.expires_at, row.subject,
+        row.name, row.id, scopes, frozenset(row.namespaces), row.expires_at, row.subject,
         roles=roles if row.subject else None, adapters=frozenset(row.adapters),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
-        superseded=row.secret_sha256 != sha256,
+        superseded=superseded,
     )  # fmt: skip
     if not actor.superseded:
         cache.put(secret, actor)
     return actor
+
+
+def _scopes_of_old_secret(scopes: Iterable[str]) -> frozenset[str]:
+    """Return the scopes that a token of these scopes leaves to its rotated secret."""
+    return OLD_SECRET_SCOPES if {Scope.PUSH, Scope.ADMIN} & set(scopes) else frozenset({Scope.PULL})

@@ -41,7 +41,6 @@ def issue(
 
     `Denied` for rights that the actor does not hold.
     """
-    actor.require_current_secret()
     unknown = sorted(set(request.scopes) - set(Scope))
     if unknown or not request.scopes:
         raise Invalid("REQUEST_INVALID", f"scopes: got {unknown or 'none'}; use one or more of {', '.join(Scope)}")
@@ -143,7 +142,6 @@ def record_use(session: Session, token_id: str) -> None:
 
 def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int = 0) -> tuple[TokenView, str]:
     """Give a token a new secret. The old one stays valid for `keep_seconds`."""
-    actor.require_current_secret()
     row = _find(session, actor, token_id)
     if row.id != actor.token_id:
         _require_all_rights(actor, row)
@@ -160,10 +158,23 @@ def rotate(session: Session, actor: Actor, token_id: str, *, keep_seconds: int =
 
 
 def _require_all_rights(actor: Actor, row: TokenRow) -> None:
-    """Raise `Denied` unless the actor has all rights of this token for as long: it would receive the token."""
-    own = row.subject in ("", actor.subject) or actor.may_everywhere(Scope.ADMIN)
+    """Raise `Denied` unless the actor has all rights of this token for as long: it would receive the token.
+
+    Roles bind all tokens of one subject alike. A token without a subject keeps its rights when a role ends, so an actor
+    with a subject could keep them, too.
+    """
+    if actor.subject and not row.subject:
+        raise Denied(
+            "DENIED",
+            f"token {actor.name!r} belongs to a subject, so it may revoke the token {row.id!r} but not rotate it",
+            next_step="rotate it with its own secret, or revoke it and create a new one",
+        )
+    if row.subject == actor.subject:
+        has_rights = actor.covers(row.scopes, row.namespaces)
+    else:
+        has_rights = actor.may_everywhere(Scope.ADMIN)
     longer = actor.expires_at is not None and (row.expires_at is None or row.expires_at > actor.expires_at)
-    if not own or longer or not actor.covers(row.scopes, row.namespaces):
+    if longer or not has_rights:
         raise Denied(
             "DENIED",
             f"token {actor.name!r} may revoke the token {row.id!r} but not rotate it",
@@ -173,7 +184,6 @@ def _require_all_rights(actor: Actor, row: TokenRow) -> None:
 
 def revoke(session: Session, actor: Actor, token_id: str) -> TokenView:
     """End a token now. Revoking it again changes nothing."""
-    actor.require_current_secret()
     row = _find(session, actor, token_id)
     if row.revoked_at is None:
         row.revoked_at = db.now()

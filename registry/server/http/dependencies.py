@@ -27,7 +27,7 @@ from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access.issuers import Issuers
-from registry.server.actors import Actor
+from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.audit.audit_log import AuditLog
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
@@ -117,6 +117,8 @@ class RequireScope:
     def check(self, request: Request) -> Actor:
         """Return the actor of a request. `Unauthenticated`, `Denied`."""
         actor = self._sign_in(request)
+        if not self._allows_old_secret(request.method):
+            actor.require_current_secret()
         if self.scope is not None and not actor.has_scope(self.scope):
             raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self.scope}'")
         return actor
@@ -125,6 +127,10 @@ class RequireScope:
         """Return the actor with the rights it has now, for a request that has waited."""
         request.state.actor = None
         return self.check(request)
+
+    def _allows_old_secret(self, method: str) -> bool:
+        """Whether a rotated secret may send this request: it may pull and push, but delete nothing."""
+        return method in SAFE_METHODS if self.scope is None else self.scope in OLD_SECRET_SCOPES and method != "DELETE"
 
     def _sign_in(self, request: Request) -> Actor:
         return current_actor(request)
