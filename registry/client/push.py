@@ -165,6 +165,7 @@ class Bases:
             return self._by_names[name]
 
     def _configured(self, folder: Folder) -> BaseView:
+        """The base of exactly this name or alias, else the only one of this last part without an organization."""
         claim = folder.contents.claim
         if not claim.name:
             raise Invalid(
@@ -173,7 +174,8 @@ class Bases:
         with self._lock:
             if self._all is None:
                 self._all = self._registry.bases().items
-        matching = [view for view in self._all if claim.names(view.name)]
+        exact = [view for view in self._all if claim.name in (view.name, *view.aliases)]
+        matching = exact or [view for view in self._all if claim.selects(view.name)]
         if len(matching) != 1:
             which = f"{len(matching)} registered bases match" if matching else "no registered base matches"
             raise NotFound(

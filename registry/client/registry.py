@@ -195,7 +195,8 @@ class Registry(Versions):
             path, serving.DesiredState, limit_bytes=sockets.LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "",
         )  # fmt: skip
-        return answers.desired_state(base, alias, answer)
+        name = base if answer.base == base else self.base(base).name  # it was requested by an alias
+        return answers.desired_state(name, alias, answer)
 
     def engine_settings(
         self, base: str, engines: Sequence[str], *, slots: int | None = None

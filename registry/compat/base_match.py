@@ -41,11 +41,11 @@ def check_claim(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity
 
 
 def _related(claim: BaseClaim, base: BaseSpec, relatives: Sequence[Similarity]) -> Similarity | None:
-    """The registered base that is meant: of this very name, else the only one whose last part is this."""
+    """The registered base that is meant: of this very name, else the only one that the claim selects."""
     same = next((relative for relative in relatives if relative.other == claim.name), None)
     if same is not None or claim.names(base.name):
         return same
-    alike = [relative for relative in relatives if claim.names(relative.other)]
+    alike = [relative for relative in relatives if claim.selects(relative.other)]
     return alike[0] if len(alike) == 1 else None
 
 

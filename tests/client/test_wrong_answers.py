@@ -259,3 +259,11 @@ def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> No
         liar.answers("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
         with pytest.raises(Corrupt, match="desired state"):
             liar.registry.desired_state("tiny-llama", "canary")
+
+
+def test_the_desired_state_of_a_base_is_requested_by_its_alias(world: World, liar: Liar) -> None:
+    world.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
+    assert liar.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
+    liar.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
+    with pytest.raises(Corrupt, match="desired state"):
+        liar.registry.desired_state("hf-org/Tiny", "canary")

@@ -47,8 +47,15 @@ def test_an_adapter_of_another_registered_base_is_judged_by_the_match(
     match: BaseMatch, expected: tuple[str, str]
 ) -> None:
     assert claimed("org/other", ("org/other", match)) == expected
-    assert claimed("other", ("org/other", match)) == (expected if expected[0] != "error" else
+    assert claimed("org/other", ("other", match)) == (expected if expected[0] != "error" else
                                                       ("warning", "compat.base_named_differently"))  # fmt: skip
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("match", list(BaseMatch))
+def test_a_base_of_another_organization_never_stands_for_the_claimed_one(match: BaseMatch) -> None:
+    assert claimed("org/other", ("evil/other", match)) == ("warning", "compat.base_named_differently")
+    assert claimed("org/other-bnb-4bit", ("evil/other-bnb-4bit", match)) == ("warning", "compat.trained_on_packed")
 
 
 def test_an_adapter_of_this_base_says_nothing_and_of_an_unknown_one_a_warning() -> None:

@@ -84,6 +84,18 @@ def test_a_claim_names_a_base_by_its_last_part_in_any_case() -> None:
     assert not BaseClaim().names("llama-b")
 
 
+@pytest.mark.security
+def test_a_claim_selects_a_base_of_its_exact_name_or_one_without_an_organization() -> None:
+    claim = BaseClaim(name="hf-org/Alpha")
+    assert [claim.selects(base) for base in ("hf-org/Alpha", "alpha", "evil/Alpha", "beta")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert not BaseClaim(name="Alpha").selects("evil/Alpha")
+
+
 # ------------------------------------------------------------------------ targets
 PATHS = [f"model.layers.{n}.{leaf}" for n in range(12) for leaf in ("self_attn.q_proj", "mlp.down_proj")]
 

@@ -58,6 +58,10 @@ class BaseClaim(FrozenModel):
         """Whether the claim and this base's name may mean the same: equal, or equal in their last part."""
         return bool(self.name) and self.name.split("/")[-1].lower() == base.split("/")[-1].lower()
 
+    def selects(self, base: str) -> bool:
+        """Whether the claim may choose this base: `org/NAME`, which any pusher can add, by its exact name only."""
+        return self.name == base or ("/" not in base and self.names(base))
+
 
 class AdapterConfig(FrozenModel):
     """The configuration in our words. `other` keeps the method's own fields as they were written.
