@@ -17,7 +17,7 @@ from registry import __version__, engines
 from registry.adapters import read
 from registry.api.catalog import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
-from registry.client import push
+from registry.client import convert, push
 from registry.client.local import folder as folders
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
@@ -102,16 +102,7 @@ def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[Engin
     if stored:
         engine_verdicts = registry.verdicts(ref, [str(profile) for profile in profiles]).items if profiles else []
         return [stored[-1], *weights, *engine_verdicts]
-    links = {file.path: file for file in registry.resolve(ref).files}
-
-    def read_at(path: str, start: int, length: int) -> bytes:
-        length = min(length, links[path].size_bytes - start)
-        if length <= 0:
-            return b""
-        with registry.read(links[path], start=start, length=length) as chunks:
-            return b"".join(chunks)
-
-    contents = read.read_any(version.files, read_at)
+    contents = convert.read(registry, registry.resolve(ref))
     view = registry.base(base or version.base)
     first, *others = evaluate(contents, view.spec, version.digest, profiles, relatives=view.relatives)
     return [first, *weights, *others]

@@ -86,6 +86,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("*.tar*", "file.archive_refused", "is an archive; push the files themselves"),
     ("*.nemo", "file.archive_refused", f"is an archive of NeMo with a pickle in it; {_BY_NEMO}"),
     ("*.distcp", "file.archive_refused", f"is a piece of a checkpoint of NeMo or Megatron; {_BY_NEMO}"),
+    (f"*/{CONFIG}", "file.nested_config", "is in a folder; push that folder as its own adapter"),
     ("*.tensors", "file.archive_refused", "is vLLM's cache of an adapter; push the PEFT adapter that it was made from"),
 )
 """Kinds that are refused with a reason of their own; every other unknown kind is `file.kind_unknown`."""
@@ -94,6 +95,8 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 def kind_of(path: str) -> FileKind | None:
     """The kind of a path in the version's root or a folder below it, or None for one that no version holds."""
     name = path.rsplit("/", 1)[-1]
+    if name == CONFIG != path:  # the registry checks the one in the root only
+        return None
     return next((kind for kind in KINDS if fnmatch.fnmatchcase(name, kind.pattern)), None)
 
 

@@ -38,6 +38,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 TABLE = [
     _row("registry", "domain", "pydantic pydantic_core"),
     _row("registry.adapters.card", "domain", "yaml"),
+    _row("registry.strict.yaml", "domain", "yaml"),
     _row("registry.adapters.templates", "domain", "jinja2"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),

@@ -15,16 +15,13 @@ import yaml
 
 from registry.evaluation.verdicts import Finding
 from registry.files import CARD, Read
+from registry.strict import yaml as strict_yaml
 
 READ_LIMIT_BYTES = 64 * 2**10
-DEPTH_LIMIT = 20
-EVENTS_LIMIT = 10_000
 NAMES_LIMIT = 32
 TOOLS_LIMIT = 16
 HUB_DATASETS = "hf://datasets/"
 
-LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""Every scalar stays a string: no type is guessed, and no constructor runs."""
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
 _FRAMEWORKS = re.compile(r"^#{1,6} framework versions[ \t]*$", re.IGNORECASE | re.MULTILINE)
@@ -47,7 +44,7 @@ class Card:
 def read(data: bytes) -> Card:
     """The claims of a README, of its first 64 KiB. Never raises."""
     text = data[:READ_LIMIT_BYTES].decode("utf-8", "replace").replace("\r\n", "\n")
-    written = _front_matter(text)
+    written, _ = _front_matter(text)
     return Card(
         datasets=_names(written.get("datasets")), bases=_names(written.get("base_model")), tools=dict(_tools(text))
     )
@@ -69,41 +66,23 @@ def _problem(data: bytes) -> str:
         if e.start < READ_LIMIT_BYTES - 4:  # not a character that the limit cuts
             return "is not UTF-8 text"
         text = data.decode("utf-8", "replace")
-    if not text.startswith("---"):
-        return ""
-    matter = _FRONT_MATTER.match(text.replace("\r\n", "\n"))
-    if matter is None:
-        return "has front matter without an end"
-    try:
-        if not _is_plain(matter[1]):
-            return "has front matter with an alias, a tag or too many values"
-        loaded = yaml.load(matter[1], LOADER)  # noqa: S506  # a loader that constructs strings, lists and maps only
-    except yaml.YAMLError:
-        return "has front matter that is not YAML"
-    return "" if isinstance(loaded, dict | None) else "has front matter that is not a map"
+    return _front_matter(text.replace("\r\n", "\n"))[1]
 
 
-def _front_matter(text: str) -> dict[Any, Any]:
-    """The front matter; empty where it is missing, malformed or beyond a limit."""
+def _front_matter(text: str) -> tuple[dict[Any, Any], str]:
+    """The front matter, empty where there is none that can be read, and what is wrong with it."""
     matter = _FRONT_MATTER.match(text)
+    if matter is None:
+        return {}, "has front matter without an end" if text.startswith("---") else ""
+    if problem := strict_yaml.problem(matter[1]):
+        return {}, f"has front matter that {problem}"
     try:
-        if matter is None or not _is_plain(matter[1]):
-            return {}
-        loaded = yaml.load(matter[1], LOADER)  # noqa: S506  # a loader that constructs strings, lists and maps only
+        loaded = yaml.load(matter[1], strict_yaml.LOADER)  # noqa: S506  # constructs strings, lists and maps only
     except yaml.YAMLError:
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
-def _is_plain(text: str) -> bool:
-    """Whether the document holds no alias and no tag, and is within the limits. Reads events, so nothing is built."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, LOADER)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        is_marked = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None
-        if is_marked or depth > DEPTH_LIMIT or count > EVENTS_LIMIT:
-            return False
-    return True
+        return {}, "has front matter that is not YAML"
+    if isinstance(loaded, dict):
+        return loaded, ""
+    return {}, "" if loaded is None else "has front matter that is not a map"
 
 
 def _names(claimed: Any) -> tuple[str, ...]:

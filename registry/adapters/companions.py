@@ -1,4 +1,4 @@
-"""Files beside an adapter's weights: JSON that every reader reads alike, and that makes no loader import code.
+"""Files beside an adapter's weights: JSON and YAML that every reader reads alike, and that make no loader import code.
 
 `tokenizer.json` and `vocab.json` are not walked: their keys are tokens, and no loader takes code from them.
 """
@@ -14,12 +14,13 @@ from registry.adapters.safetensors import wrong_file
 from registry.errors import Invalid, Reason, TooLarge
 from registry.files import ADDED_TOKENS, SENTENCEPIECE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TRAINER_STATE, Read
 from registry.strict import json as strict_json
+from registry.strict import yaml as strict_yaml
 from registry.strict.fields import REASONS_LIMIT
 
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""
 TOTAL_LIMIT_BYTES = 16 * 2**20
-"""Bytes of all JSON files of a version that are parsed, in all folders together."""
+"""Bytes of all JSON and YAML files of a version that are parsed, in all folders together."""
 JSON_FILES = frozenset({TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, TRAINER_STATE})
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16)
 _TRAINERS_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16, not_finite=True)
@@ -28,14 +29,17 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 def check_companions(sizes: Mapping[str, int], read: Read) -> None:
     """Refuse unsafe files among these (path → size). `Invalid` (CONFIG_INVALID, FILE_REFUSED) names file and rule."""
-    total = sum(size for path, size in sizes.items() if path.rpartition("/")[2] in JSON_FILES)
+    total = sum(size for path, size in sizes.items() if path.endswith((*JSON_FILES, ".yaml")))
     if total > TOTAL_LIMIT_BYTES:
-        message = f"and other JSON files have {total} bytes; the limit is {TOTAL_LIMIT_BYTES}"
+        message = f"and other JSON and YAML files have {total} bytes; the limit is {TOTAL_LIMIT_BYTES}"
         raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", min(JSON_FILES), message))
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
         if name in JSON_FILES:
             check_json(path, read(path, 0, size_bytes))
+        elif name.endswith(".yaml"):
+            if problem := strict_yaml.problem(read(path, 0, size_bytes), aliases=True):
+                raise Invalid.from_reason("CONFIG_INVALID", Reason("config.yaml_refused", path, problem))
         elif name == SENTENCEPIECE:
             _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
 

@@ -141,6 +141,9 @@ def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: 
     _refuse_missing(by_path)
     parsed = config.read_fields(fields)
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
+    for path, file in by_path.items():
+        if path.endswith(".gguf") and read(path, 0, min(len(gguf.MAGIC), file.size_bytes)) != gguf.MAGIC:
+            raise Invalid.from_reason("TENSORS_INVALID", Reason("gguf.magic_wrong", path, "does not begin with 'GGUF'"))
     message = f"{{}} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
     extra = tuple(
         Finding.of("warning", "adapter.extra_weights", path, message.format(path))

@@ -42,7 +42,10 @@ def unnamed(name: str) -> str:
 
 def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     """Old name → mended name, for every tensor whose name changes. `Invalid` if nothing does, or not all can be."""
-    renamed = {info.name: _mended(info.name, base) for info in header}
+    return _changes({info.name: _mended(info.name, base) for info in header})
+
+
+def _changes(renamed: dict[str, str]) -> dict[str, str]:
     changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
         raise _refused("--repair found no name to fix")
@@ -66,12 +69,7 @@ def _mended(name: str, base: BaseSpec) -> str:
 
 def image_repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     """As `repairs`, for diffusers' names: an adapter's name in them, or a component (`unet.`) that is missing."""
-    renamed = {info.name: _mended_image(info.name, base) for info in header}
-    changed = {old: new for old, new in renamed.items() if old != new}
-    if not changed:
-        raise _refused("--repair found no name to fix")
-    _demand_distinct(renamed)
-    return changed
+    return _changes({info.name: _mended_image(info.name, base) for info in header})
 
 
 def _mended_image(name: str, base: BaseSpec) -> str:

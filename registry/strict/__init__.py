@@ -1,1 +1,1 @@
-"""Readers that refuse what two programs could read differently: JSON, its fields, patterns."""
+"""Readers that refuse what two programs could read differently: JSON, its fields, YAML, patterns."""

@@ -37,6 +37,25 @@ COMPANIONS: dict[str, tuple[str, bytes, str]] = {
     "a million values": ("trainer_state.json", b'{"a": [' + b"[]," * 700_000 + b"[]]}", "config.too_large"),
 }  # fmt: skip
 
+NESTED_CONFIGS = {
+    "auto_map": json.dumps(AUTO_MAP).encode(),
+    "megatron_core": b'{"peft_type": "LORA", "megatron_core": "os"}',
+    "a parent library": b'{"auto_mapping": {"base_model_class": "A", "parent_library": "evil"}}',
+    "a pickle": pickle.dumps({"a": 1}),
+    "nothing wrong": b"{}",
+}
+TRAINING_ARGUMENTS = {
+    "a tag": b"a: !!python/object/apply:os.system [id]\n",
+    "a long tag": b"a: !<tag:yaml.org,2002:python/object/apply:os.system> [id]\n",
+    "a tag by a handle": b"%TAG !p! tag:yaml.org,2002:pyth\n---\na: !p!on/object/apply:os.system [id]\n",
+    "an encoded tag": b"a: !!pyth%6Fn/object/apply:os.system [id]\n",
+    "a tag in UTF-16": "\ufeffa: !!python/object/apply:os.system [id]\n".encode("utf-16-le"),
+    "a second document": b"a: 1\n---\n!!python/name:os.system ''\n",
+    "a pickle": pickle.dumps({"a": 1}),
+    "deep": b"a: " + b"[" * 100_000,
+    "many values": b"- x\n" * 100_000,
+}
+
 TEMPLATES: dict[str, tuple[str, str]] = {
     "broken syntax": ("{% if %}", "template.invalid"),
     "an unclosed block": ("{% for a in b %}", "template.invalid"),
@@ -84,6 +103,39 @@ def test_an_unsafe_companion_is_refused_at_push(refusing: RawClient, name: str) 
     status = 413 if reason.endswith("too_large") else 415 if reason.startswith("file.") else 422
     assert_refused(refusing.world, answer, status, codes, reason)
     assert path in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", NESTED_CONFIGS)
+def test_a_configuration_in_a_folder_is_refused(refusing: RawClient, name: str) -> None:
+    files = refusing.world.files()
+    for path in (f"sub/{forge.CONFIG}", f"a/b/{forge.CONFIG}"):
+        answer = refusing.push({**files, path: NESTED_CONFIGS[name]})
+        assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], "file.nested_config")
+        assert path in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["extra.gguf", "sub/extra.gguf"])
+@pytest.mark.parametrize("data", [pickle.dumps({"a": 1}), b"GGU", b""], ids=["a pickle", "cut off", "empty"])
+def test_a_second_weights_file_that_is_no_gguf_is_refused(refusing: RawClient, path: str, data: bytes) -> None:
+    answer = refusing.push({**refusing.world.files(), path: data})
+    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"])
+    assert path in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["training_args.yaml", "sub/training_args.yaml"])
+@pytest.mark.parametrize("name", TRAINING_ARGUMENTS)
+def test_yaml_that_is_not_plain_is_refused(refusing: RawClient, name: str, path: str) -> None:
+    answer = refusing.push({**refusing.world.files(), path: TRAINING_ARGUMENTS[name]})
+    assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], "config.yaml_refused")
+    assert path in answer.json()["detail"]
+
+
+def test_plain_training_arguments_and_a_second_gguf_are_accepted(world: World) -> None:
+    world.add_base()
+    arguments = b"a: &a [q_proj, v_proj]\nb: *a\nlearning_rate: 1.0e-4\nnone: null\ntext: 'x: !!python/name:y'\n"
+    files = {**world.files(), "training_args.yaml": arguments, **non_peft_files.gguf_adapter(forge.llama())}
+    answer = RawClient(world).push(files)
+    assert answer.status_code == 201, answer.text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

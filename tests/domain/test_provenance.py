@@ -22,6 +22,7 @@ from registry.provenance import (
     parse_provenance_file,
     parse_run,
 )
+from registry.strict import yaml as strict_yaml
 
 D = Digest.of(b"data")
 COMMIT = "9c4f" * 10
@@ -187,9 +188,9 @@ tags: [lora, sft]
         b"---\ndatasets: a/b\nmany:\n" + b"- x\n" * 10_000 + b"---\n",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("loader", [card.LOADER, yaml.BaseLoader])
+@pytest.mark.parametrize("loader", [strict_yaml.LOADER, yaml.BaseLoader])
 def test_what_cannot_be_read_claims_nothing(text: bytes, loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "LOADER", loader)
+    monkeypatch.setattr(strict_yaml, "LOADER", loader)
     assert card.read(text).facts == {}
 
 

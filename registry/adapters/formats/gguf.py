@@ -15,6 +15,7 @@ from typing import NoReturn
 from registry.adapters.safetensors import Header, Read, TensorInfo
 from registry.errors import Invalid, Reason, TooLarge
 
+MAGIC = b"GGUF"
 HEADER_LIMIT_BYTES = 16 * 2**20
 WINDOW_BYTES = 64 * 2**10
 FIELDS_LIMIT = 4096
@@ -77,7 +78,7 @@ class _Reader:
         self._window, self._start, self._at = b"", 0, 0
 
     def header(self) -> Gguf:
-        if self._take(4) != b"GGUF":
+        if self._take(len(MAGIC)) != MAGIC:
             self._refuse("gguf.magic_wrong", "does not begin with 'GGUF'")
         version = self._number("I")
         if version not in (2, 3):

@@ -181,16 +181,12 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
 def is_relayed(session: Session, namespace: str, name: str) -> bool:
     """Whether a repository may come from another Hub: this registry never had a namespace that looks like its own.
 
-    Otherwise anybody could register a deleted namespace at the other Hub and answer for it. A repository without a
-    namespace is checked by its name. Both are decoded; what is no name of the Hub is not relayed.
+    Otherwise anybody could register a deleted one there and answer for it. Without a namespace the name is checked.
     """
     if not all(_HUB_WORD.match(word) and ".." not in word for word in (namespace or name, name)):
         return False
     owner = (namespace or name).lower()
-    if owner in names.RESERVED or reserved_names.is_namespace_reserved(session, owner):
-        return False
-    statement = select(AdapterRow.id).where(AdapterRow.namespace == owner).limit(1)
-    return session.exec(statement).first() is None
+    return owner not in names.RESERVED and not reserved_names.is_namespace_reserved(session, owner)
 
 
 # ------------------------------------------------------------------ git ids

@@ -39,8 +39,7 @@ _NO_RELAY = (
     "load base models from a local folder"
 )
 _FILE = re.compile(r"/(?:[^/]+/){1,2}(?:resolve|raw)/")
-_DOTS = frozenset({".", ".."})
-"""Parts by which the upstream may read a path as that of another repository."""
+_DOTS = frozenset({".", ".."})  # with them the upstream may read a path as that of another repository
 # Another server's bytes under the name of this one: browsers must not execute them.
 _SAFE_HEADERS = {
     "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Disposition": "attachment",
