@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ class RawAnswer:
 def call(app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()) -> RawAnswer:
     """Send a request whose headers may repeat, in chunks."""
     answer = RawAnswer(0, {}, b"", 0)
-    pending = iter([*chunks, b""])
+    pending = chain(chunks, [b""])
 
     async def receive() -> Any:
         chunk = next(pending, None)

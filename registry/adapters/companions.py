@@ -47,7 +47,7 @@ def check_companions(sizes: Mapping[str, int], read: Read) -> None:
 def check_json(path: str, data: bytes) -> dict[str, Any]:
     """The object in a JSON file of a tokenizer or a trainer. `Invalid` (CONFIG_INVALID) for any code reference."""
     name = path.rpartition("/")[2]
-    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > VALUES_LIMIT:
+    if strict_json.has_more_values(data, VALUES_LIMIT):
         raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", path, f"has over {VALUES_LIMIT} values"))
     values = strict_json.parse_object(data, _TRAINERS_DIALECT if name == TRAINER_STATE else _DIALECT, file=path)
     if name == ADDED_TOKENS:  # its keys are tokens

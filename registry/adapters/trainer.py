@@ -71,8 +71,9 @@ def read(data: bytes) -> TrainerState:
 
 
 def _parsed(data: bytes) -> Mapping[str, Any]:
-    values = sum(data.count(mark) for mark in (b",", b"[", b"{")) if len(data) <= READ_LIMIT_BYTES else VALUES_LIMIT + 1
-    if values > VALUES_LIMIT or strict_json.depth_of(data, stop_at=DEPTH_LIMIT) > DEPTH_LIMIT:
+    if len(data) > READ_LIMIT_BYTES or strict_json.has_more_values(data, VALUES_LIMIT):
+        return {}
+    if strict_json.depth_of(data, stop_at=DEPTH_LIMIT) > DEPTH_LIMIT:
         return {}
     try:
         document = json.loads(data, parse_constant=lambda _word: None)  # the Trainer writes NaN as it comes

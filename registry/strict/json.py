@@ -95,6 +95,18 @@ def depth_of(data: bytes, *, stop_at: int) -> int:
     return stop_at + (open_now > stop_at)
 
 
+def has_more_values(data: bytes, limit: int) -> bool:
+    """Whether a JSON text has more commas and opening brackets outside texts: a value takes some hundred bytes.
+
+    UTF-16 has NUL bytes, and no texts that can be cut out: there every comma and bracket counts.
+    """
+    return _count_values(data) > limit and (b"\0" in data or _count_values(_TEXT.sub(b"", data)) > limit)
+
+
+def _count_values(data: bytes) -> int:
+    return sum(data.count(mark) for mark in (b",", b"[", b"{"))
+
+
 def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
     """Raise the dialect's error for a broken rule."""
     raise Invalid(

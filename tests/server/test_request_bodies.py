@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from registry.api.access import TokenCreate
 from registry.errors import Unavailable
 from registry.server import app as server_app
-from registry.server.http import request_body
-from registry.server.http.request_body import UNTRUSTED_BYTES, BodyBudget
+from registry.server.access import tokens
+from registry.server.actors import TRUSTED
+from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import SingleThreadRoute
 from tests.raw_asgi import RawAnswer, call
 from tests.world import World
@@ -20,7 +23,7 @@ CHUNK = b" " * 2**14
 LARGE = [CHUNK] * 128
 
 
-def post(world: World, path: str, chunks: list[bytes], *headers: tuple[str, str], secret: str = "") -> RawAnswer:
+def post(world: World, path: str, chunks: Iterable[bytes], *headers: tuple[str, str], secret: str = "") -> RawAnswer:
     token = [("authorization", f"Bearer {secret}")] if secret else []
     return call(world.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
 
@@ -82,28 +85,97 @@ def test_few_unknown_fields_are_named(world: World) -> None:
     assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]
 
 
-def test_a_token_and_the_process_have_a_budget_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "PROCESS_BYTES", 100)
-    monkeypatch.setattr(request_body, "TOKEN_BYTES", 60)
-    budget = BodyBudget()
-    with budget.reserve("a", 50):
-        with pytest.raises(Unavailable), budget.reserve("a", 11):
-            pass
-        with budget.reserve("b", 50), pytest.raises(Unavailable), budget.reserve("c", 1):
-            pass
-    with budget.reserve("a", 60):
-        pass
+def test_a_subject_and_the_process_have_a_budget_that_is_given_back() -> None:
+    budget = BodyBudget(total_bytes=100, owner_bytes=60)
+    budget.change("a", 50)
+    with pytest.raises(Unavailable):
+        budget.require_space("a", 11)
+    budget.require_space("b", 50)
+    budget.change("b", 50)
+    with pytest.raises(Unavailable):
+        budget.require_space("c", 1)
+    budget.change("b", -50)
+    budget.change("a", -50)
+    budget.require_space("a", 60)
+    assert budget.used_bytes == 0
 
 
-def test_a_request_beyond_the_budget_is_answered_503_and_not_read(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_beyond_the_budget_is_answered_503_and_not_read(world: World) -> None:
     secret = world.issue("admin")[1]
-    monkeypatch.setattr(request_body, "TOKEN_BYTES", 2**20)
+    world.app.state.body_budget.owner_bytes = 2**20
     answer = post(world, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
     assert (answer.status, answer.json()["code"], answer.bytes_read) == (503, "TRY_LATER", 0)
     assert int(answer.headers["retry-after"]) >= 1
     assert post(world, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
+
+
+def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(world: World) -> None:
+    budget: BodyBudget = world.app.state.body_budget
+    secrets = [issue_to(world, "alice") for _ in range(2)]
+    used: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield b" "
+        used.append(budget.used_bytes)
+        yield b" " * (2**17 - 1)
+        used.append(budget.used_bytes)
+        budget.owner_bytes = 2**18
+        other = chunked_in_another_loop(world, secrets[1])
+        assert (other.status, other.json()["code"]) == (503, "TRY_LATER")
+        assert 2**17 <= other.bytes_read <= 2**17 + len(CHUNK)
+
+    answer = post(world, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
+    assert used == [1, 2**17]
+    assert (answer.status, budget.used_bytes) == (400, 0)
+
+
+def issue_to(world: World, subject: str) -> str:
+    """Issue a token of its own to a subject that may pull everywhere."""
+    request = TokenCreate(name="laptop", scopes=["pull"], namespaces=["*"], subject=subject)
+    with world.session(write=True) as session:
+        return tokens.issue(session, TRUSTED, request)[1]
+
+
+def chunked_in_another_loop(world: World, secret: str) -> RawAnswer:
+    """Send a large body while another request is under way."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(post, world, "/check", LARGE, secret=secret).result()
+
+
+def test_without_the_scope_of_the_route_a_large_body_is_not_read(world: World) -> None:
+    answer = post(world, "/bases", LARGE, ("content-length", str(2**21)), secret=world.issue("pull")[1])
+    assert (answer.status, answer.json()["code"], answer.bytes_read) == (403, "DENIED", 0)
+
+
+def test_without_a_token_no_body_is_read_by_a_route_that_needs_one(closed: World) -> None:
+    answer = post(closed, "/check", [b"{}"])
+    assert (answer.status, answer.bytes_read) == (401, 0)
+
+
+def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_need_it(closed: World) -> None:
+    budget: BodyBudget = closed.app.state.unchecked_budget
+    budget.owner_bytes = 100
+    small = [b" " * 101]
+    valid = post(closed, "/check", small, secret=closed.issue("pull")[1])
+    unknown = post(closed, "/check", small, secret="lra_" + "0" * 38)
+    exchange = post(closed, "/tokens/exchange", small)
+    assert (valid.status, unknown.status) == (400, 401)
+    assert (exchange.status, exchange.json()["code"]) == (503, "TRY_LATER")
+    assert int(exchange.headers["retry-after"]) >= 1
+    assert (budget.used_bytes, closed.app.state.body_budget.used_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(world: World, encoding: str) -> None:
+    body = ('{"a\u2200": [' + "{}," * (VALUES_LIMIT // 2) + "{}]}").encode(encoding)
+    answer = post(world, "/check", [body], secret=world.issue("pull")[1])
+    assert (answer.status, answer.json()["code"]) == (413, "SIZE_INVALID")
+    assert str(VALUES_LIMIT) in answer.json()["detail"]
+
+
+def test_commas_in_texts_are_not_values(world: World) -> None:
+    body = json.dumps({"base": "tiny", "header": "{,[" * VALUES_LIMIT, "size_bytes": 1}).encode()
+    assert post(world, "/check", [body], secret=world.issue("pull")[1]).json()["code"] != "SIZE_INVALID"
 
 
 @pytest.mark.parametrize(

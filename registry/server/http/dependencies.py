@@ -33,7 +33,7 @@ from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
 from registry.server.http.request_actor import authenticate, current_actor, read_secret
-from registry.server.http.routing import UsesStore, enter_session, require_nothing
+from registry.server.http.routing import DeclaresScope, UsesStore, enter_session, require_nothing
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
@@ -105,7 +105,7 @@ def _session(
 
 
 # ------------------------------------------------------------------ actors
-class RequireScope:
+class RequireScope(DeclaresScope):
     """The dependency that signs in and requires a scope in any namespace; None requires only a valid token."""
 
     def __init__(self, scope: Scope | None = None) -> None:

@@ -1,27 +1,34 @@
 """Request bodies that are read whole before a route runs: after a look at the token, and within a budget.
 
-- Without a valid token at most `UNTRUSTED_BYTES` are read, and nothing of a body that declares more.
-- Larger bodies count towards a budget of the process and of their token until the request is answered.
+- A request without a token is refused unread. At most `UNTRUSTED_BYTES` are read before the token is looked up.
+- Until then bytes count towards a small budget of the process, afterwards towards one of the token's subject.
+- What counts is what has arrived, until the request is answered. A declared length reserves nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive
 
-from registry.errors import TooLarge, Unavailable
-from registry.server.http.request_actor import look_up_token
+from registry.errors import Denied, TooLarge, Unavailable
+from registry.roles import Scope
+from registry.server.http.request_actor import look_up_actor, require_secret
+from registry.strict.json import has_more_values
 
 BODY_LIMIT_BYTES = 2**20
 UNTRUSTED_BYTES = 64 * 2**10
 PROCESS_BYTES = 256 * 2**20
-TOKEN_BYTES = 40 * 2**20
+SUBJECT_BYTES = 40 * 2**20
+UNCHECKED_BYTES = 16 * 2**20
+"""Bytes of all bodies whose tokens are not looked up yet. Half is for routes without a token, half for all others."""
+VALUES_LIMIT = 1_000_000
+"""Commas and opening brackets of a JSON body, which are counted before it is parsed."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 
 
@@ -36,59 +43,113 @@ def limit_body(size_bytes: int | None) -> Callable[[Endpoint], Endpoint]:
 
 
 class BodyBudget:
-    """The bytes of bodies in memory. Used on the event loop only."""
+    """The bytes of bodies in memory, in total and by owner. Used on the event loop only."""
 
-    def __init__(self) -> None:
-        self._total_bytes = 0
-        self._bytes_by_token: Counter[str] = Counter()
+    def __init__(self, total_bytes: int, owner_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.owner_bytes = owner_bytes
+        self.used_bytes = 0
+        self._bytes_by_owner: Counter[str] = Counter()
 
-    @contextmanager
-    def reserve(self, token_id: str, size_bytes: int) -> Iterator[None]:
-        """Reserve memory for a body. `Unavailable` (TRY_LATER) if the budget is used up."""
-        if self._total_bytes + size_bytes > PROCESS_BYTES or self._bytes_by_token[token_id] + size_bytes > TOKEN_BYTES:
+    def has_space(self, owner: str, size_bytes: int) -> bool:
+        """Whether so many more bytes are within the budget."""
+        return (
+            self.used_bytes + size_bytes <= self.total_bytes
+            and self._bytes_by_owner[owner] + size_bytes <= self.owner_bytes
+        )
+
+    def require_space(self, owner: str, size_bytes: int) -> None:
+        """Raise `Unavailable` (TRY_LATER) if the budget has not so many more bytes."""
+        if not self.has_space(owner, size_bytes):
             raise Unavailable("TRY_LATER", "body: other requests use all memory for bodies", retry_after_seconds=1)
-        self._total_bytes += size_bytes
-        self._bytes_by_token[token_id] += size_bytes
-        try:
-            yield
-        finally:
-            self._total_bytes -= size_bytes
-            self._bytes_by_token[token_id] -= size_bytes
-            if not self._bytes_by_token[token_id]:
-                del self._bytes_by_token[token_id]
+
+    def change(self, owner: str, size_bytes: int) -> None:
+        """Count bytes that have arrived, or negative ones that are given back."""
+        self.used_bytes += size_bytes
+        self._bytes_by_owner[owner] += size_bytes
+        if not self._bytes_by_owner[owner]:
+            del self._bytes_by_owner[owner]
+
+
+class Reservation:
+    """The bytes of one request in a budget: the one of unchecked tokens first, and the subject's after sign-in."""
+
+    def __init__(self, request: Request, *, needs_no_token: bool, scope: Scope | None) -> None:
+        self._request = request
+        self._scope = scope
+        self._budget: BodyBudget = request.app.state.unchecked_budget
+        self._owner = "without a token" if needs_no_token else "unchecked"
+        self._is_final = needs_no_token
+        self._size_bytes = 0
+
+    async def expect(self, size_bytes: int) -> None:
+        """Refuse a body that would not fit now, before it is read. `Unavailable`, `Unauthenticated`, `Denied`."""
+        if size_bytes > UNTRUSTED_BYTES:
+            await self._sign_in()
+            self._budget.require_space(self._owner, size_bytes)
+
+    async def add(self, size_bytes: int) -> None:
+        """Count bytes that have arrived. `Unavailable`, `Unauthenticated`, `Denied`."""
+        if self._size_bytes + size_bytes > UNTRUSTED_BYTES or not self._budget.has_space(self._owner, size_bytes):
+            await self._sign_in()
+        self._budget.require_space(self._owner, size_bytes)
+        self._budget.change(self._owner, size_bytes)
+        self._size_bytes += size_bytes
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._budget.change(self._owner, -self._size_bytes)
+        self._size_bytes = 0
+
+    async def _sign_in(self) -> None:
+        if self._is_final:
+            return
+        actor = await run_in_threadpool(look_up_actor, self._request)
+        if self._scope is not None and not actor.has_scope(self._scope):
+            raise Denied("DENIED", f"token {actor.name!r} lacks the scope '{self._scope}'")
+        size_bytes = self._size_bytes
+        self.release()
+        self._budget = self._request.app.state.body_budget
+        self._owner = actor.subject or actor.token_id
+        self._is_final = True
+        await self.add(size_bytes)
 
 
 @asynccontextmanager
-async def read_body(request: Request, limit_bytes: int) -> AsyncIterator[Request]:
-    """Yield the request with its whole body in `state.body`. `TooLarge` (SIZE_INVALID), `Unauthenticated`.
+async def read_body(
+    request: Request, limit_bytes: int, *, needs_no_token: bool, scope: Scope | None
+) -> AsyncIterator[Request]:
+    """Yield the request with its whole body in `state.body`. `TooLarge` (SIZE_INVALID), `Unauthenticated`, `Denied`.
 
     `state.unread_body` is true until the body is complete: the connection cannot be used again then.
     """
     request.state.unread_body = True
+    if not needs_no_token:
+        require_secret(request)
     declared = request.headers.get("content-length", "")
     expected_bytes = int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+    if expected_bytes > limit_bytes:
+        raise _too_large(limit_bytes)
+    reservation = Reservation(request, needs_no_token=needs_no_token, scope=scope)
     body = bytearray()
-    with ExitStack() as reservation:
-        if expected_bytes > limit_bytes:
-            raise _too_large(limit_bytes)
-        if expected_bytes > UNTRUSTED_BYTES:
-            await _admit(request, expected_bytes, reservation)
+    try:
+        await reservation.expect(expected_bytes)
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit_bytes:
+            if len(body) + len(chunk) > limit_bytes:
                 raise _too_large(limit_bytes)
-            if len(body) > UNTRUSTED_BYTES and expected_bytes <= UNTRUSTED_BYTES:
-                expected_bytes = limit_bytes
-                await _admit(request, expected_bytes, reservation)
+            await reservation.add(len(chunk))
+            body += chunk
         request.state.unread_body = False
         request.state.body = bytes(body)
         yield Request(request.scope, _replay(request.state.body, request.receive))
+    finally:
+        reservation.release()
 
 
-async def _admit(request: Request, size_bytes: int, reservation: ExitStack) -> None:
-    token_id = await run_in_threadpool(look_up_token, request)
-    budget: BodyBudget = request.app.state.body_budget
-    reservation.enter_context(budget.reserve(token_id, size_bytes))
+def check_values(body: bytes) -> None:
+    """Refuse a JSON body of so many values that parsing it would take seconds. `TooLarge` (SIZE_INVALID)."""
+    if len(body) > VALUES_LIMIT and has_more_values(body, VALUES_LIMIT):
+        raise TooLarge("SIZE_INVALID", f"body: has over {VALUES_LIMIT} values")
 
 
 def _too_large(limit_bytes: int) -> TooLarge:

@@ -10,28 +10,43 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar, get_type_hints
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from sqlmodel import Session
 from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
 from registry.errors import RegistryError
+from registry.roles import Scope
 from registry.server.http import idempotency
-from registry.server.http.request_body import BODY_LIMIT_BYTES, read_body
+from registry.server.http.request_body import BODY_LIMIT_BYTES, check_values, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 async def require_nothing() -> None:
     """Declare that a route needs no token."""
+
+
+class DeclaresScope:
+    """A dependency that signs in and requires a scope; None requires only a valid token."""
+
+    scope: Scope | None
+
+
+def dependencies_of(dependant: Dependant) -> Iterator[Any]:
+    """Yield every dependency that a route asks for."""
+    for inner in dependant.dependencies:
+        yield inner.call
+        yield from dependencies_of(inner)
 
 
 class SingleThreadRoute(APIRoute):
@@ -46,6 +61,13 @@ class SingleThreadRoute(APIRoute):
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else _as_coroutine(endpoint), **kwargs)
 
+    def _read_body(self, request: Request) -> AbstractAsyncContextManager[Request]:
+        if self.body_limit_bytes is None:
+            return nullcontext(request)
+        declared = (call.scope for call in dependencies_of(self.dependant) if isinstance(call, DeclaresScope))
+        scope = next(declared, None)
+        return read_body(request, self.body_limit_bytes, needs_no_token=self.needs_no_token, scope=scope)
+
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         if self.is_async:
@@ -54,8 +76,7 @@ class SingleThreadRoute(APIRoute):
         async def handle_in_thread(request: Request) -> Response:
             if request.method in idempotency.SAFE_METHODS:
                 return await self._run_in_thread(_run_request, handle, request)
-            limit_bytes = self.body_limit_bytes
-            async with read_body(request, limit_bytes) if limit_bytes is not None else nullcontext(request) as complete:
+            async with self._read_body(request) as complete, _turn_of(complete):
                 with request.app.state.freshness.during_write():  # after its answer nobody gets what was before it
                     return await self._run_in_thread(_run_request, handle, complete)
 
@@ -70,9 +91,15 @@ def _run_request(handle: Handler, request: Request) -> Response:
     """Run everything but the sending of the answer in this thread."""
     with ExitStack() as stack:
         request.state.exit_stack = stack
+        check_values(_body_of(request))
         response = _run_without_loop(handle(request))
         idempotency.store_response(request, response)
     return response
+
+
+def _body_of(request: Request) -> bytes:
+    body: bytes = getattr(request.state, "body", b"")
+    return body
 
 
 def enter_session(request: Request, session: AbstractContextManager[Session]) -> Session:
@@ -112,7 +139,10 @@ def create_router(tag: str) -> APIRouter:
 # ------------------------------------------------------------------ threads
 Result = TypeVar("Result")
 STORE_THREADS = 32
-_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
+LARGE_BODIES = 4
+"""How many requests run at once whose bodies exceed `BODY_LIMIT_BYTES`: parsing them takes time and memory."""
+_STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
+_LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
 
 
 class UsesStore:
@@ -121,7 +151,8 @@ class UsesStore:
 
 async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function in a thread that may wait for the store."""
-    return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=_limiter())
+    limiter = _limiter(_STORE_LIMITER, STORE_THREADS)
+    return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=limiter)
 
 
 async def run_in_store_thread_always(function: Callable[[], None]) -> None:
@@ -130,11 +161,17 @@ async def run_in_store_thread_always(function: Callable[[], None]) -> None:
         await run_in_store_thread(function)
 
 
-def _limiter() -> CapacityLimiter:
+def _turn_of(request: Request) -> AbstractAsyncContextManager[None]:
+    """Wait until few other requests with large bodies run."""
+    is_large = len(_body_of(request)) > BODY_LIMIT_BYTES
+    return _limiter(_LARGE_LIMITER, LARGE_BODIES) if is_large else nullcontext()
+
+
+def _limiter(variable: RunVar[CapacityLimiter], tokens: int) -> CapacityLimiter:
     """Return the limiter of this event loop."""
     try:
-        return _LIMITER.get()
+        return variable.get()
     except LookupError:
-        limiter = CapacityLimiter(STORE_THREADS)
-        _LIMITER.set(limiter)
+        limiter = CapacityLimiter(tokens)
+        variable.set(limiter)
         return limiter

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
@@ -90,19 +89,12 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
 
 def scope_of(route: APIRoute) -> str | None:
     """The scope that a route declares: "" is any token, "open" none at all, None is undeclared."""
-    for call in _calls(route.dependant):
+    for call in routing.dependencies_of(route.dependant):
         if isinstance(call, dependencies.RequireScope):
             return call.scope or ""
         if call is routing.require_nothing:
             return "open"
     return None
-
-
-def _calls(dependant: Dependant) -> Iterator[Any]:
-    """Every dependency that a route asks for."""
-    for inner in dependant.dependencies:
-        yield inner.call
-        yield from _calls(inner)
 
 
 def _add_components(components: dict[str, Any]) -> None:
@@ -150,7 +142,7 @@ def _complete(operation: dict[str, Any], method: str, route: APIRoute) -> None:
     describe(operation)
     if operation["operationId"] in EXAMPLES:
         operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[operation["operationId"]]
-    if method not in ("get", "head") and dependencies.KEYED_SESSIONS & set(_calls(route.dependant)):
+    if method not in ("get", "head") and dependencies.KEYED_SESSIONS & set(routing.dependencies_of(route.dependant)):
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/IdempotencyKey"})
 
 
