@@ -28,6 +28,13 @@ class RawAnswer:
 
 def call(app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()) -> RawAnswer:
     """Send a request whose headers may repeat, in chunks."""
+    return anyio.run(call_in_loop, app, method, path, headers, chunks)
+
+
+async def call_in_loop(
+    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()
+) -> RawAnswer:
+    """Send such a request in the event loop that runs."""
     answer = RawAnswer(0, {}, b"", 0)
     pending = chain(chunks, [b""])
 
@@ -52,5 +59,5 @@ def call(app: FastAPI, method: str, path: str, headers: Headers = (), chunks: It
         "headers": [(b"host", b"registry.test"), *((name.lower().encode(), value.encode()) for name, value in headers)],
         "client": ("192.0.2.1", 1), "server": ("registry.test", 80),
     }  # fmt: skip
-    anyio.run(app, scope, receive, send)
+    await app(scope, receive, send)
     return answer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import pytest
 
 from registry.api.access import TokenCreate
@@ -13,9 +15,10 @@ from registry.errors import Unavailable
 from registry.server import app as server_app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
+from registry.server.http import routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
-from registry.server.http.routing import SingleThreadRoute
-from tests.raw_asgi import RawAnswer, call
+from registry.server.http.routing import LARGE_BODIES, SingleThreadRoute
+from tests.raw_asgi import RawAnswer, call, call_in_loop
 from tests.world import World
 
 pytestmark = pytest.mark.security
@@ -171,6 +174,32 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(world: World, 
     answer = post(world, "/check", [body], secret=world.issue("pull")[1])
     assert (answer.status, answer.json()["code"]) == (413, "SIZE_INVALID")
     assert str(VALUES_LIMIT) in answer.json()["detail"]
+
+
+def test_few_large_bodies_are_parsed_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, turn = threading.Lock(), threading.Barrier(LARGE_BODIES)
+    running: list[int] = [0]
+    most: list[int] = []
+
+    def count(_body: bytes) -> None:
+        with lock:
+            running[0] += 1
+            most.append(running[0])
+        turn.wait(30)
+        with lock:
+            running[0] -= 1
+
+    monkeypatch.setattr(routing, "check_values", count)
+    headers = [("content-type", "application/json"), *authorization(f"Bearer {world.issue('pull')[1]}")]
+
+    async def send_all() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(3 * LARGE_BODIES):
+                group.start_soon(call_in_loop, world.app, "POST", "/api/v1/check", headers, LARGE)
+
+    anyio.run(send_all)
+    assert len(most) == 3 * LARGE_BODIES
+    assert max(most) == LARGE_BODIES
 
 
 def test_commas_in_texts_are_not_values(world: World) -> None:
