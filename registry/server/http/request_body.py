@@ -53,10 +53,8 @@ class BodyBudget:
 
     def has_space(self, owner: str, size_bytes: int) -> bool:
         """Whether so many more bytes are within the budget."""
-        return (
-            self.used_bytes + size_bytes <= self.total_bytes
-            and self._bytes_by_owner[owner] + size_bytes <= self.owner_bytes
-        )
+        owner_bytes = self._bytes_by_owner[owner] + size_bytes
+        return self.used_bytes + size_bytes <= self.total_bytes and owner_bytes <= self.owner_bytes
 
     def require_space(self, owner: str, size_bytes: int) -> None:
         """Raise `Unavailable` (TRY_LATER) if the budget has not so many more bytes."""
