@@ -9,6 +9,7 @@ import click
 
 from registry.api.catalog import AdapterView
 from registry.bases import BaseMatch
+from registry.client import answers
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
 
@@ -55,7 +56,7 @@ def list_adapters(limit: int | None, **query: Any) -> None:
 def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
     page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
     count = 0
-    for page in output.pages(lambda cursor: registry.adapters(**query, cursor=cursor, limit=page_limit)):
+    for page in answers.all_pages(lambda cursor: registry.adapters(**query, cursor=cursor, limit=page_limit)):
         yield from page.items[: None if limit is None else limit - count]
         count += len(page.items)
         if limit is not None and count >= limit:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import click
 
 from registry.api.aliases import AliasMove, AliasView
+from registry.client import answers
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
@@ -122,7 +123,7 @@ def history(name: str, at: str) -> None:
     alias = str(ref.selector) if ":" in name else ""
     moment = read_time(at) if at else None
     with session.registry() as registry:
-        pages = output.pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
+        pages = answers.all_pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
         moves = [move for page in pages for move in page.moves]
     output.answer({"name": str(ref.name), "moves": moves}, lambda: _print_history(ref, moves, moment))
 

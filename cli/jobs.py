@@ -14,6 +14,7 @@ import click
 
 from registry import names
 from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
+from registry.client import answers
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -85,7 +86,9 @@ def job() -> None:
 def list_jobs(state: str | None, kind: str | None, ref: str, limit: int) -> None:
     """List jobs, newest first."""
     with session.registry() as registry:
-        pages = output.pages(lambda cursor: registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor))
+        pages = answers.all_pages(
+            lambda cursor: registry.jobs(state=state or "", kind=kind or "", ref=ref, cursor=cursor)
+        )
         items = list(islice((item for page in pages for item in page.items), limit))
     output.answer({"items": items}, lambda: _print_list(items))
 

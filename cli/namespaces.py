@@ -10,6 +10,7 @@ import sys
 import click
 
 from registry.api.access import NamespaceSet, NamespaceView, PublisherAdd, PublisherView
+from registry.client import answers
 from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
@@ -34,7 +35,7 @@ def create(name: str, owner: str) -> None:
 def list_namespaces() -> None:
     """List the namespaces you can see."""
     with session.registry() as registry:
-        pages = output.pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
+        pages = answers.all_pages(lambda cursor: registry.namespaces(cursor=cursor, limit=200))
         items = [item for page in pages for item in page.items]
     output.answer({"items": items}, lambda: _print_namespaces(items))
 

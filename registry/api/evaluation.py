@@ -106,6 +106,7 @@ class NormsView(Answer):
 
     name: str
     number: int
+    digest: Digest
     measured_at: datetime | None
     base: str = ""
     base_measured: bool = False

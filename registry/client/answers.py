@@ -7,10 +7,10 @@ Each function returns the answer, or raises `Corrupt` that names the field. Byte
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from registry.api.catalog import Resolved, VersionView
+from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport.responses import Shape, wrong_answer
 from registry.digest import Digest
@@ -19,13 +19,25 @@ from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, is_served_name
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
+    from registry.api.aliases import AliasView
+    from registry.api.evaluation import NormsView
     from registry.api.jobs import Claimed
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job
 
-Version = TypeVar("Version", VersionView, Resolved)
+Version = TypeVar("Version", VersionView, Resolved, "NormsView")
+PAGES_LIMIT = 10_000
+"""Pages of one list: of tokens or adapters, millions of items."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
+
+
+class _Page(Protocol):
+    @property
+    def next_cursor(self) -> str: ...
+
+
+Page = TypeVar("Page", bound=_Page)
 
 
 def of_version(ref: Ref, answer: Version) -> Version:
@@ -44,6 +56,46 @@ def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
         for digest in digests:
             _equal(f"the digest in an answer about {ref}", digest, ref.selector)
     return answer
+
+
+def adapter(name: AdapterName, answer: AdapterView) -> AdapterView:
+    """The adapter of this name."""
+    _equal(f"the name of {name}", answer.name, str(name))
+    return answer
+
+
+def alias(name: str, answer: AliasView) -> AliasView:
+    """The alias of this name."""
+    _equal("the name of the alias", answer.alias, name)
+    return answer
+
+
+def base(name: str, answer: BaseView) -> BaseView:
+    """The base that has this name or this alias."""
+    if name not in answer.aliases:
+        _equal("the name of the base", answer.name, name)
+    return described_base(answer)
+
+
+def described_base(answer: BaseView) -> BaseView:
+    """A base whose name and fingerprint are those of its spec."""
+    _equal(f"the name in the spec of the base {answer.name[:80]!r}", answer.spec.name, answer.name)
+    _equal(f"the fingerprint of the base {answer.name[:80]!r}", answer.fingerprint, answer.spec.fingerprint)
+    return answer
+
+
+def all_pages(fetch: Callable[[str], Page]) -> Iterator[Page]:
+    """Every page of a list: `fetch` takes a cursor, at first an empty one. Each page must move the cursor."""
+    cursor = ""
+    for _ in range(PAGES_LIMIT):
+        page = fetch(cursor)
+        yield page
+        if not page.next_cursor:
+            return
+        if page.next_cursor == cursor:
+            raise wrong_answer(f"a page of a list continues at its own cursor {cursor[:80]!r}")
+        cursor = page.next_cursor
+    raise wrong_answer(f"a list has over {PAGES_LIMIT} pages")
 
 
 def resolved(ref: Ref, answer: Resolved) -> Resolved:
@@ -129,6 +181,7 @@ def claimed(kinds: Collection[str], bases: Collection[str], answer: Claimed) -> 
         raise wrong_answer(f"job {answer.job.id} is for the base {answer.job.base[:80]!r}, which was not requested")
     if answer.base is not None:
         _equal(f"the base of job {answer.job.id}", answer.base.name, answer.job.base)
+        described_base(answer.base)
     if answer.subject is not None:
         try:
             name = Ref.parse(answer.job.subject).name

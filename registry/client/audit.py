@@ -31,6 +31,7 @@ from registry.api.audit import (
     WebhookView,
 )
 from registry.client.core import AnyRef, Versions, path_of
+from registry.client.transport.responses import wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
 from registry.tlog.notes import Checkpoint, Verifier
@@ -53,11 +54,14 @@ class Audit(Versions):
 
     def events(self, after: int = 0, **search: Any) -> Iterator[EventView]:
         """All events from the one that follows `after`, that are there now."""
-        cursor = str(after)
-        while cursor:
-            page = self.page(int(cursor), limit=PAGE, **search)
+        while True:
+            page = self.page(after, limit=PAGE, **search)
             yield from page.items
-            cursor = page.next_cursor
+            if not page.next_cursor:
+                return
+            if page.last <= after:
+                raise wrong_answer(f"a page of events after {after} continues after {page.last}")
+            after = page.last
 
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
         path = f"/audit/{tiles.tile_path(level, index, width)}"

@@ -98,7 +98,7 @@ class Versions:
         return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
 
     def adapter(self, name: Name) -> AdapterView:
-        return self._get(path_of_adapter(name), AdapterView)
+        return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), AdapterView))
 
     def versions(self, name: Name, *, cursor: str = "", limit: int | None = None) -> VersionPage:
         return self._get(f"{path_of_adapter(name)}/versions", VersionPage, cursor=cursor, limit=limit)
@@ -112,10 +112,13 @@ class Versions:
 
     def bases(self) -> BasePage:
         """All bases by name, of as many pages as there are."""
-        return self._get_all("/bases", BasePage)
+        page = self._get_all("/bases", BasePage)
+        for view in page.items:
+            answers.described_base(view)
+        return page
 
     def base(self, name: str) -> BaseView:
-        return self._get(f"/bases/{names.base_name(name)}", BaseView)
+        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
@@ -131,10 +134,10 @@ class Versions:
     # ------------------------------------------------------------ inside
     def _get_all(self, path: str, shape: type[Page]) -> Page:
         """The items of all pages as one page."""
-        page = self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES)
-        items = list(page.items)
-        while page.next_cursor:
-            page = self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES, cursor=page.next_cursor)
+        items: list[Any] = []
+        for page in answers.all_pages(
+            lambda cursor: self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES, cursor=cursor)
+        ):
             items += page.items
         return page.model_copy(update={"items": items})
 
@@ -162,7 +165,12 @@ def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterat
 
 
 def path_of_adapter(name: Name) -> str:
-    return f"/adapters/{name if isinstance(name, AdapterName) else AdapterName.parse(name)}"
+    return f"/adapters/{parsed_name(name)}"
+
+
+def parsed_name(name: Name) -> AdapterName:
+    """The name of an adapter, from text or as it is."""
+    return name if isinstance(name, AdapterName) else AdapterName.parse(name)
 
 
 def path_of(ref: AnyRef) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
-from registry.client import transfer
+from registry.client import answers, transfer
 from registry.client.bulk import Result, SharedProgress, each, result_of
 from registry.client.core import Versions
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
@@ -63,13 +63,10 @@ def pull_all(
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
     """Every adapter of a base that the actor may see, of one namespace or with one alias if given."""
-    cursor = ""
-    while True:
-        page = registry.adapters(base=base, namespace=namespace, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
+    for page in answers.all_pages(
+        lambda cursor: registry.adapters(base=base, namespace=namespace, alias=alias, cursor=cursor, limit=PAGE_LIMIT)
+    ):
         yield from page.items
-        cursor = page.next_cursor
-        if not cursor:
-            return
 
 
 def verify(

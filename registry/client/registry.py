@@ -94,7 +94,7 @@ class Registry(Versions):
 
     def norms(self, ref: AnyRef) -> evaluation.NormsView:
         """The size of the update of each module of this version."""
-        return self._get(f"{path_of(ref)}/norms", evaluation.NormsView)
+        return answers.of_version(parsed_ref(ref), self._get(f"{path_of(ref)}/norms", evaluation.NormsView))
 
     def reference_logprobs(self, ref: AnyRef) -> evaluation.ReferenceLogprobsView:
         """What a serving node compares with an engine's answers after loading this version."""
@@ -118,7 +118,7 @@ class Registry(Versions):
         return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
 
     def alias(self, name: Name, alias: str) -> AliasView:
-        return self._get(_path_of_alias(name, alias), AliasView)
+        return answers.alias(alias, self._get(_path_of_alias(name, alias), AliasView))
 
     def promote(
         self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
@@ -126,10 +126,11 @@ class Registry(Versions):
         """Point `alias` at `version` (a selector) if it still is at `generation`; 0 means that it must be new."""
         request = PromoteRequest(version=version, reason=reason, break_glass=break_glass)
         headers = {"If-Match": f'"{generation}"'}
-        return self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers)
+        return answers.alias(alias, self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers))
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
-        return self._post(f"{_path_of_alias(name, alias)}/rollback", RollbackRequest(to=to, reason=reason), AliasView)
+        request = RollbackRequest(to=to, reason=reason)
+        return answers.alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
         moment = at.isoformat() if at else ""
@@ -225,11 +226,8 @@ class Registry(Versions):
 
     def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
-        first = page = self.nodes(**search)
-        items = [*first.items]
-        while page.next_cursor:
-            page = self.nodes(**search, cursor=page.next_cursor)
-            items += page.items
+        first, *others = answers.all_pages(lambda cursor: self.nodes(**search, cursor=cursor))
+        items = [*first.items, *(item for page in others for item in page.items)]
         return serving.FleetNodes(items=items, convergence=first.convergence)
 
     # ------------------------------------------------------------ jobs

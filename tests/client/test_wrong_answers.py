@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from registry.api.jobs import ClaimRequest
-from registry.client import pull, push
+from registry.client import answers, pull, push
+from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Corrupt
 from registry.names import AdapterName, Ref
@@ -205,6 +206,13 @@ def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(world: W
         claim_changed(world, lambda document: document | {"job": document["job"] | {"kind": "fuse"}})
 
 
+@pytest.mark.usefixtures("liar")
+def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(world: World) -> None:
+    wrong = {"fingerprint": "sha256:" + "0" * 64}
+    with pytest.raises(Corrupt, match="fingerprint"):
+        claim_changed(world, lambda document: document | {"base": document["base"] | wrong})
+
+
 @pytest.mark.parametrize("served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x"])
 def test_an_export_never_leaves_its_folder(world: World, liar: Liar, tmp_path: Path, served: str) -> None:
     world.admin.promote("acme/support", "canary", "2", generation=0)
@@ -267,3 +275,67 @@ def test_the_desired_state_of_a_base_is_requested_by_its_alias(world: World, lia
     liar.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
     with pytest.raises(Corrupt, match="desired state"):
         liar.registry.desired_state("hf-org/Tiny", "canary")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "evil"}, "name of the base"),
+        ({"name": "evil", "aliases": ["tiny-llama"]}, "name in the spec"),
+        ({"fingerprint": "sha256:" + "0" * 64}, "fingerprint"),
+    ],
+)
+def test_another_base_than_the_requested_one_is_refused(
+    world: World, liar: Liar, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    liar.answers("/bases/tiny-llama", lambda document: document | change)
+    with pytest.raises(Corrupt, match=named):
+        liar.registry.base("tiny-llama")
+    folder = forge.write(world.files(), tmp_path / "adapter")
+    with pytest.raises(Corrupt, match=named):
+        push.push_folder(liar.registry, folder, NAME, base="tiny-llama")
+
+
+def test_a_listed_base_has_the_fingerprint_of_its_spec(liar: Liar) -> None:
+    wrong = {"fingerprint": "sha256:" + "0" * 64}
+    liar.answers("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
+    with pytest.raises(Corrupt, match="fingerprint"):
+        liar.registry.bases()
+
+
+def test_another_adapter_or_alias_than_the_requested_one_is_refused(world: World, liar: Liar) -> None:
+    world.admin.promote("acme/support", "canary", "2", generation=0)
+    liar.answers("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
+    with pytest.raises(Corrupt, match="name of acme/support"):
+        liar.registry.adapter("acme/support")
+    liar.answers("/aliases/canary", lambda document: document | {"alias": "prod"})
+    with pytest.raises(Corrupt, match="name of the alias"):
+        liar.registry.alias("acme/support", "canary")
+    with pytest.raises(Corrupt, match="name of the alias"):
+        liar.registry.promote("acme/support", "canary", "1", generation=1)
+
+
+def test_the_norms_of_another_version_are_refused(world: World, liar: Liar) -> None:
+    ref = Ref(NAME, world.admin.version("acme/support@2").digest)
+    wrong = world.admin.norms("acme/support@1").model_dump(mode="json")
+    liar.answers("/norms", lambda _: wrong)
+    for asked, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
+        with pytest.raises(Corrupt, match=field):
+            liar.registry.norms(asked)
+
+
+def test_a_list_ends(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursors = iter(range(1000))
+    liar.answers("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
+    with pytest.raises(Corrupt, match="its own cursor"):
+        liar.registry.bases()
+    monkeypatch.setattr(answers, "PAGES_LIMIT", 20)
+    liar.answers("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
+    with pytest.raises(Corrupt, match="over 20 pages"):
+        liar.registry.bases()
+
+
+def test_the_events_of_the_log_only_go_forward(liar: Liar) -> None:
+    liar.answers("/events", lambda document: document | {"next_cursor": "1", "last": 1})
+    with pytest.raises(Corrupt, match="continues after 1"):
+        list(Audit(liar.registry).events())

@@ -94,7 +94,7 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
     base = base_norms.load_base_norms(session, session.get_one(BaseRow, version.base_id), _format_of(version))
     modules = json.loads(row.norms) if row is not None else {}
     return NormsView(
-        name=str(name), number=version.number, measured_at=version.measured_at,
+        name=str(name), number=version.number, digest=Digest(version.digest), measured_at=version.measured_at,
         base=base.name, base_measured=bool(base.norms),
         modules={
             path: ModuleNorms(**norms, weight=base.norm(path), share=base.share(path, norms["update"]))
