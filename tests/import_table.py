@@ -210,11 +210,11 @@ def installed_name(module: str) -> str:
 
 
 def base_modules() -> list[str]:
-    """Modules that the base install can import: those whose row allows neither server nor worker, boto3 or Jinja."""
+    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja or uvicorn."""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and not {"boto3", "jinja2"} & (row_of(module) or TABLE[0]).packages
+        and not {"boto3", "jinja2", "uvicorn"} & (row_of(module) or TABLE[0]).packages
     ]
