@@ -120,7 +120,7 @@ def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
     pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
     assert set(forge.tensors_of(file.read_bytes())) == set(good)
-    with pytest.raises(Invalid, match="no name of this adapter"):
+    with pytest.raises(Invalid, match="found no name to fix"):
         convert.convert(
             studio.admin, Ref.parse("acme/mended"), Conversion(to="diffusers", into="acme/again", repair=True)
         )
