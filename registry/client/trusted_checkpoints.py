@@ -97,11 +97,7 @@ class TrustedCheckpoints:
             raise _wrong(registry.url, "its checkpoint is not signed by the key that this machine remembers")
         if checkpoint.origin != before.origin:
             raise _wrong(registry.url, f"it is the log {checkpoint.origin!r}, and was {before.origin!r}")
-        try:
-            consistent = _is_consistent(registry, before, checkpoint)
-        except Invalid:
-            consistent = False
-        if not consistent:
+        if not _is_consistent(registry, before, checkpoint):
             raise _wrong(
                 registry.url,
                 f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
@@ -113,7 +109,10 @@ class TrustedCheckpoints:
     def _explain_unknown_key(self, registry: Versions, note: str, before: Checkpoint, keys: LogKeys) -> Corrupt:
         """The error for a key that no remembered one leads to. A replacement is told apart if the log goes on."""
         for replacement in reversed(keys.replacements):
-            checkpoint = Checkpoint.of_note(note, Verifier.parse(replacement.key))
+            try:
+                checkpoint = Checkpoint.of_note(note, Verifier.parse(replacement.key))
+            except Invalid:
+                continue  # no key: nothing that this registry says about it explains the note
             if checkpoint is None or checkpoint.origin != before.origin:
                 continue
             if checkpoint.size >= before.size and _is_consistent(registry, before, checkpoint):
@@ -154,7 +153,7 @@ def _is_consistent(registry: Versions, old: Checkpoint, new: Checkpoint) -> bool
     if 0 < first.size < second.size:
         try:
             hashes = [bytes.fromhex(text) for text in registry.consistency(first.size, second.size).hashes]
-        except ValueError:
+        except (ValueError, Invalid):
             return False
     return verify_consistency(first.size, first.root, second.size, second.root, hashes)
 

@@ -42,8 +42,8 @@ def follow(trusted: Sequence[Verifier], notes: Iterable[str]) -> tuple[Verifier,
     """The trusted keys and all that they lead to, newest first. Notes that lead nowhere are ignored."""
     remaining = list(notes)[:NOTES_LIMIT]
     keys = list(trusted)
-    while (found := next(((n, key) for n in remaining if (key := successor(n, *keys))), None)) is not None:
-        note, key = found
+    while (step := next(((note, key) for note in remaining if (key := successor(note, *keys))), None)) is not None:
+        note, key = step
         remaining.remove(note)
         if key not in keys:
             keys.insert(0, key)

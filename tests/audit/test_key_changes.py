@@ -94,6 +94,21 @@ def test_a_replaced_key_is_explained_and_trusted_only_by_a_person(world: World, 
     assert world.admin.log_keys().replacements[0].key == replaced.verifier.text
 
 
+def test_a_replacement_that_is_no_key_explains_nothing(
+    world: World, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted.check(world.admin, current_note(world))
+    replace(world)
+    note = current_note(world)
+    keys_of_log = world.admin.log_keys()
+    replacement = keys_of_log.replacements[0].model_copy(update={"key": "no key"})
+    lying = keys_of_log.model_copy(update={"replacements": [replacement]})
+    monkeypatch.setattr(world.admin, "log_keys", lambda: lying)
+    with pytest.raises(Corrupt) as caught:
+        trusted.check(world.admin, note)
+    assert caught.value.code == "LOG_INCONSISTENT"
+
+
 def test_a_key_that_the_log_does_not_record_stops_the_server(world: World) -> None:
     current_note(world)
     keys.replace_key(world.settings, world.app.state.audit_log.keys.signer.name)
