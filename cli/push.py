@@ -81,8 +81,8 @@ def push(
             until = started + (versions.PENDING_SECONDS if timeout is None else timeout)
             version = versions.wait_for_weights(registry, version, until)
         if waits and pushed.job_id and not versions.has_failed(version.verdicts):
-            left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
-            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, left)
+            seconds_left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
+            job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left)
             version = registry.version(Ref(name, version.digest))
     if pushed.alias_refused and versions.is_pending(pushed.version.verdicts) != versions.is_pending(version.verdicts):
         version, refusal = _promote(version, alias, message)

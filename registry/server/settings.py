@@ -87,7 +87,7 @@ class Settings:
         for variable, text in env.items():
             field = settings.get(variable)
             if field is None:
-                _require_foreign(variable, list(settings))
+                _refuse_unknown(variable, list(settings))
             elif text:
                 values[field.name] = _whole_number(variable, text) if isinstance(field.default, int) else text
         return cls(**values).filled()  # type: ignore[arg-type]
@@ -109,11 +109,11 @@ def user_data() -> Path:
     return Path(home).expanduser() / "adapter-registry"
 
 
-def _require_foreign(variable: str, known: list[str]) -> None:
+def _refuse_unknown(variable: str, existing: list[str]) -> None:
     """`Invalid` (SETTING_INVALID) for a setting that does not exist: a mistyped one would be ignored in silence."""
     if not variable.startswith(PREFIX) or _KUBERNETES.fullmatch(variable):
         return
-    names = [name.removeprefix(PREFIX) for name in known]
+    names = [name.removeprefix(PREFIX) for name in existing]
     nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1)
     step = (
         f"the nearest setting is {PREFIX}{nearest[0]}" if nearest else "docs/reference/settings.md lists the settings"

@@ -49,10 +49,10 @@ def list_verdicts(
     actor: Puller,
     name: NameDep,
     selector: SelectorDep,
-    asked: Engines = [],  # noqa: B006
+    engines: Engines = [],  # noqa: B006
 ) -> VerdictList:
     """List the verdicts of a version; with `engine`, evaluated now."""
-    return engine_compat.evaluate_version(session, actor, name, selector, asked)
+    return engine_compat.evaluate_version(session, actor, name, selector, engines)
 
 
 @router.get(VERSION + "/norms")
@@ -63,10 +63,10 @@ def show_norms(session: SessionDep, actor: Puller, name: NameDep, selector: Sele
 
 @router.get("/engine-settings")
 def recommend_engine_settings(
-    session: SessionDep, actor: Puller, base: str, asked: Engines, slots: Slots = None
+    session: SessionDep, actor: Puller, base: str, engines: Engines, slots: Slots = None
 ) -> EngineSettingsList:
     """The engine settings that serve all adapters of a base model."""
-    return engine_compat.settings_for_base(session, actor, base, asked, slots)
+    return engine_compat.settings_for_base(session, actor, base, engines, slots)
 
 
 # ------------------------------------------------------------------ attestations
