@@ -20,8 +20,9 @@ RELEASE := .cache/release
 # Number of test processes, and further arguments for pytest: make test JOBS=0 ARGS='-k push -x'
 JOBS ?= 2
 ARGS ?=
-# Generated interleavings of garbage collection, for each database
+# Generated interleavings of garbage collection, for each database, and the seed of the first (to go on where a run ended)
 COUNT ?= 100000
+FIRST ?= 0
 PYTEST := $(PYTHON) -m pytest
 MAIN   := -m 'not faults and not deep and not chance'
 # The share of lines of registry/ and cli/ that `make test` must run, in percent; raise it with the share.
@@ -105,7 +106,7 @@ test-ha: venv  ## disturb three servers behind haproxy: kills, freezes, a databa
 	@$(PYTEST) tests/ha $(ARGS)
 
 interleavings: venv  ## run garbage collection in COUNT (100,000) generated interleavings for each database
-	@INTERLEAVINGS=$(COUNT) $(PYTEST) -s tests/interleavings $(ARGS)
+	@INTERLEAVINGS=$(COUNT) INTERLEAVINGS_FIRST=$(FIRST) $(PYTEST) -s tests/interleavings $(ARGS)
 
 facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_names lists where a figure comes from)
 	@$(PYTHON) -m scripts.facts $(ARGS)

@@ -10,6 +10,7 @@ from tests.interleavings import garbage
 from tests.interleavings.scheduler import Scheduler
 
 COUNT = int(os.environ.get("INTERLEAVINGS", "100"))
+FIRST_SEED = int(os.environ.get("INTERLEAVINGS_FIRST", "0"))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -22,9 +23,9 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 def test_nothing_acknowledged_is_lost_in_any_interleaving(
     database_url: str, database_kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    different, steps = garbage.explore(database_url, COUNT)
+    different, steps = garbage.explore(database_url, COUNT, FIRST_SEED)
     with capsys.disabled():
-        print(f"\n{database_kind}: {COUNT} interleavings, {different} different, {steps} steps")
+        print(f"\n{database_kind}: {COUNT} interleavings from seed {FIRST_SEED}, {different} different, {steps} steps")
     assert different > COUNT * 0.5
 
 
