@@ -76,7 +76,7 @@ def shelve(world: World, versions: int, edges: Edges) -> None:
         for batch in _batches(len(links)):
             connection.execute(insert(EdgeRow), links[batch.start : batch.stop])
         inputs = [
-            {"version_id": 10_000 + n * FAMILY, "place": 0, "relation": "dataset", "node": f"dataset:s3://d/{n}",
+            {"version_id": 10_000 + n * FAMILY, "position": 0, "relation": "dataset", "node": f"dataset:s3://d/{n}",
              "name": "", "uri": f"s3://d/{n}", "digest": None}
             for n in families
         ]  # fmt: skip

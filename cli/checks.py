@@ -144,18 +144,21 @@ def _print_settings(answer: EngineSettingsList) -> None:
     for item in answer.items:
         output.line(f"  {output.strong(item.profile)}")
         raised = f"; only because of {output.some(item.raised_by, NAMES_SHOWN)}" if item.raised_by else ""
-        unserved, *_ = (*item.left_out, *item.unsure, "")
+        unserved, *_ = (*item.left_out, *item.unknown, "")
         served = len(item.left_out) < item.adapters
-        saved, slot = item.bytes_per_slot - item.bytes_per_slot_without, output.size(item.bytes_per_slot)
+        saved, slot = item.bytes_per_slot - item.bytes_per_slot_without_largest, output.size(item.bytes_per_slot)
         output.facts(
             [
                 ("set", " ".join(item.flags) or output.faint(_no_flags(item, served))),
                 ("rank", f"{item.max_rank}, limit {item.rank_limit}{raised}" if served else ""),
                 ("slots", f"{item.slots}, each {slot} before tensor parallelism" if served else ""),
-                ("without", f"limit {item.rank_limit_without}: {output.size(saved)} less a slot" if raised else ""),
+                (
+                    "without",
+                    f"limit {item.rank_limit_without_largest}: {output.size(saved)} less a slot" if raised else "",
+                ),
                 ("modules", ", ".join(item.modules)),
                 ("not served", _names(item.left_out, ": at any rank and number of slots")),
-                ("unknown", _names(item.unsure, ": counted, but the engine may not serve them")),
+                ("unknown", _names(item.unknown, ": counted, but the engine may not serve them")),
                 ("details", unserved and f"adapter check {unserved} --engine {item.profile}"),
             ],
             indent="    ",

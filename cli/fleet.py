@@ -47,11 +47,11 @@ def _print(listing: FleetNodes, *, narrowed: bool) -> None:
 
 
 def _rows(view: NodeView) -> list[tuple[str, ...]]:
-    reported = output.moment(view.heard_at) + ("" if view.live else " (lost)")
+    reported = output.moment(view.reported_at) + ("" if view.live else " (lost)")
     if not view.slots:
         return [(view.node, view.engine, "-", "-", "-", "idle" if view.live else "lost", "-", reported)]
     return [
-        (view.node, view.engine, slot.adapter, _version(slot.wanted_number, slot.wanted_digest),
+        (view.node, view.engine, slot.adapter, _version(slot.desired_number, slot.desired_digest),
          _version(slot.number, slot.digest), _state(view, slot), output.moment(slot.since), reported)
         for slot in view.slots
     ]  # fmt: skip

@@ -41,7 +41,7 @@ def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> J
     while True:
         job = registry.job(job_id)
         for step in job.steps[steps_shown:]:
-            output.note("  " + ("" if step.attempt == 1 else f"attempt {step.attempt}: ") + step.says)
+            output.note("  " + ("" if step.attempt == 1 else f"attempt {step.attempt}: ") + step.message)
         steps_shown = max(steps_shown, len(job.steps))
         if job.state in FINAL:
             return job
@@ -105,7 +105,7 @@ def _print_list(items: list[Job]) -> None:
 
 def _status(job: Job) -> str:
     """The result of a finished job; else why it failed, or what it is doing."""
-    return str(job.result.get("says") or "") if job.state is State.DONE else job.error or job.progress
+    return str(job.result.get("message") or "") if job.state is State.DONE else job.error or job.progress
 
 
 def _state(job: Job) -> str:
@@ -128,7 +128,7 @@ def cancel(job_id: str) -> None:
 
 
 def _step(step: JobStep) -> str:
-    return f"{output.moment(step.at)}  {step.says}"
+    return f"{output.moment(step.at)}  {step.message}"
 
 
 def _print_job(job: Job) -> None:

@@ -26,12 +26,12 @@ _LABELS = (
     ("blobs_deleted", "blobs deleted"),
     ("staged_deleted", "staged blobs deleted"),
     ("uploads_aborted", "unfinished uploads aborted"),
-    ("strays_deleted", "blobs without a row deleted"),
-    ("strays_kept", "blobs without a row kept"),
+    ("orphans_deleted", "blobs without a row deleted"),
+    ("orphans_kept", "blobs without a row kept"),
     ("keys_refused", "keys that the store refused to delete"),
     ("records_written", "records written"),
-    ("pushes_forgotten", "records of ended pushes deleted"),
-    ("answers_forgotten", "stored responses deleted"),
+    ("pushes_deleted", "records of ended pushes deleted"),
+    ("responses_deleted", "stored responses deleted"),
 )
 
 
@@ -60,7 +60,7 @@ def _print_gc(report: GcReport) -> None:
         output.line(f"{output.size(report.bytes_deleted)} {'would be' if report.dry_run else 'are'} free again.")
     if report.keys_refused:
         output.note("check the store's disk and permissions for the keys it refused; the next `adapter gc` tries again")
-    if report.strays_kept:
+    if report.orphans_kept:
         output.note("blobs without a row: run `adapter fsck`, or after a restore `adapter reindex` first")
 
 

@@ -185,7 +185,7 @@ def _print(result: _Result) -> None:
 def _remark(item: Signed) -> str:
     if item.unverified:
         return f"the registry says {item.identity}" if item.kind == "signature" else ""
-    return item.says or item.problem
+    return item.statement or item.problem
 
 
 # ------------------------------------------------------------------ adapter sign

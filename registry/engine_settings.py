@@ -6,21 +6,22 @@ from registry.model import FrozenModel
 
 
 class EngineSettings(FrozenModel):
-    """The answer. Sizes are bytes before tensor parallelism; `raised_by` are the adapters with the largest rank.
+    """The settings. Sizes are bytes before tensor parallelism. `raised_by`: the adapters with the largest rank.
 
-    `left_out` the engine does not serve in this profile, whatever rank and slots are; `unsure`: its verdict is unknown.
+    `*_without_largest`: the same without those. `left_out`: adapters that the engine does not serve in this profile,
+    whatever rank and slots are. `unknown`: adapters whose verdict is unknown.
     """
 
     profile: str
     adapters: int
     left_out: tuple[str, ...] = ()
-    unsure: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     max_rank: int = 0
     rank_limit: int = 0
-    rank_limit_without: int = 0
+    rank_limit_without_largest: int = 0
     raised_by: tuple[str, ...] = ()
     slots: int = 0
     modules: tuple[str, ...] = ()
     bytes_per_slot: int = 0
-    bytes_per_slot_without: int = 0
+    bytes_per_slot_without_largest: int = 0
     flags: tuple[str, ...] = ()

@@ -80,7 +80,7 @@ class JobStep(FrozenModel):
 
     at: datetime
     attempt: int
-    says: str
+    message: str
 
 
 class Job(FrozenModel):

@@ -128,7 +128,7 @@ def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
     for number, dataset in enumerate(provenance.datasets[:DATASETS_LIMIT]):
         yield from _against_dataset(f"{FIELD}.datasets.{number}", dataset)
         if dataset.key in names:
-            yield Reason("provenance.twice", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
+            yield Reason("provenance.duplicate", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
         names.add(dataset.key)
     if provenance.run is not None:
         location = f"{FIELD}.run"

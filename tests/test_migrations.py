@@ -118,13 +118,13 @@ def stored_before_0015(connection: Connection) -> None:
     insert(connection, "base", id=1, name="b", fingerprint="f", spec={"quantisation": "awq"}, source="", **created)
     insert(connection, "adapter", id=1, namespace="acme", name="a", newest_number=1, updated_at=now, **created)
     insert(connection, "version", id=1, adapter_id=1, number=1, digest="d", manifest="{}", base_id=1, size_bytes=1,
-           method="LORA", facts={"scheme": "kohya"}, message="", yank_reason="", quarantine_reason="",
-           **created)  # fmt: skip
+           method="LORA", message="", yank_reason="", quarantine_reason="",
+           facts={"scheme": "kohya", "problems": ["lora.rank_unannounced"]}, **created)  # fmt: skip
     message = 'it says "code": "fit.shape" and "check": "fits"'
-    findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": ""}
+    findings = [{"code": code, "severity": "error", "place": "x", "sentence": message, "expected": "", "found": "9"}
                 for code in ("fit.shape", "values.huge", "weights.empty", "acts.drift", "lora.no_modules",
                              "fit.base_quantised_variant", "format.unknown_scheme",
-                             "acts.picture_unchanged")]  # fmt: skip
+                             "acts.picture_unchanged", "lora.prefix_wrong", "sglang.rank_unannounced")]  # fmt: skip
     for number, check in enumerate(("fits", "values", "loads", "acts"), 1):
         insert(connection, "verdict", id=number, version_id=1, check=check, profile="", base_id=1, base_fingerprint="f",
                outcome="fail", findings=findings if check == "fits" else [], summary=message, made_by={}, made_at=now,
@@ -133,7 +133,7 @@ def stored_before_0015(connection: Connection) -> None:
     for job_id, kind, state in jobs:
         insert(connection, "job", id=job_id, kind=kind, state=state, namespace="acme", subject="acme/a@1", base="b",
                priority=0, attempt=1, attempts_limit=3, payload={"dequantise": True}, progress="", error="",
-               result={"report": {"sentence": message}}, worker="", lease_token="", run_after=now,
+               result={"report": {"sentence": message}, "says": message}, worker="", lease_token="", run_after=now,
                **created)  # fmt: skip
     evidence = [{"check": "break_glass", "missing": ["gate.acts_absent"]}, {"check": "fits", "outcome": "pass"},
                 {"check": "held", "alias": "canary", "seconds": 9}]  # fmt: skip
@@ -145,6 +145,9 @@ def stored_before_0015(connection: Connection) -> None:
     insert(connection, "fleet_box", id=7, reporter="t", reporter_name="ann", box="gpu-1", engine="vllm", base="b",
            alias="prod", profile="", on_demand=False, reach=["acme"], said="x",
            heard_at=now, expires_at=now)  # fmt: skip
+    insert(connection, "job_step", job_id="j1", attempt=1, at=now, says="loading")
+    insert(connection, "campaign", id="c", base="b", base_fingerprint="f", why={"outdated": True}, **created)
+    insert(connection, "version_input", version_id=1, place=0, relation="run", node="n", name="", uri="")
     similarity = {"other": "", "grade": "quantised", "compared": 3, "equal": 0, "changed": ["grade"]}
     insert(connection, "base_likeness", base_id=1, other_id=1, likeness=similarity)
     actions = ["adapter.transfer", "alias.move", "upkeep.collect"]
@@ -181,25 +184,33 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
         assert [verdict.check for verdict in verdicts] == ["compat", "weights", "engine", "smoke"]
         codes = [finding["code"] for finding in verdicts[0].findings]
         assert codes == ["compat.shape", "weights.huge", "safetensors.empty", "smoke.drift", "lora.no_modules",
-                         "compat.base_quantized_variant", "format.unknown", "smoke.image_unchanged"]  # fmt: skip
+                         "compat.base_quantized_variant", "format.unknown", "smoke.image_unchanged",
+                         "lora.prefix_invalid", "sglang.rank_differs_from_config"]  # fmt: skip
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
-        assert all(Finding.model_validate(finding) for finding in verdicts[0].findings)
+        assert [Finding.model_validate(finding).actual for finding in verdicts[0].findings] == ["9"] * len(codes)
         slots = session.exec(select(models.FleetSlotRow)).all()
         assert {(slot.served_name, slot.state, slot.verified, slot.node_id) for slot in slots} == {
             ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)
         }  # fmt: skip
-        assert session.get_one(models.FleetNodeRow, 7).node == "gpu-1"
+        node = session.get_one(models.FleetNodeRow, 7)
+        assert (node.node, node.report_digest) == ("gpu-1", "x")
+        assert [step.message for step in session.exec(select(models.JobStepRow))] == ["loading"]
+        assert session.get_one(models.CampaignRow, "c").request == {"outdated": True}
+        assert session.get_one(models.VersionInputRow, (1, 0)).relation == "run"
         similarity = Similarity.model_validate(session.get_one(models.BaseSimilarityRow, (1, 1)).similarity)
         assert (similarity.match, similarity.changed) == (BaseMatch.QUANTIZED, ("grade",))
         assert session.get_one(models.VersionNormsRow, 1).norms == '{"q_proj": [1, 2, 3, 4]}'
         jobs = session.exec(select(models.JobRow).order_by(models.JobRow.id)).all()
+        assert [list(job.result) for job in jobs] == [["report", "message"]] * 3
         assert [(job.kind, job.state, list(job.result["report"])) for job in jobs] == [
             ("convert", "failed", ["message"]), ("merge", "done", ["sentence"]), ("smoke-test", "queued", ["sentence"])
         ]  # fmt: skip
         assert [job.payload for job in jobs] == [{"dequantize": True}] * 3
         assert session.get_one(models.BaseRow, 1).spec == {"quantization": "awq"}
         assert session.get_one(models.BaseIdentityRow, 1).identity == '{"quantization":"awq"}'
-        assert session.get_one(models.VersionRow, 1).facts == {"format": "kohya"}
+        assert session.get_one(models.VersionRow, 1).facts == {
+            "format": "kohya", "problems": ["lora.rank_differs_from_config"]
+        }  # fmt: skip
         assert session.get_one(models.VersionTagRow, (1, "fact:format:kohya")).value == ""
         assert session.get_one(models.WebhookRow, "w").actions == ["adapter.rename", "alias.move", "gc.run"]
         gate = Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=2, soak_in="canary", soak_seconds=9)

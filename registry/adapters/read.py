@@ -143,7 +143,9 @@ def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: 
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
     for path, file in by_path.items():
         if path.endswith(".gguf") and read(path, 0, min(len(gguf.MAGIC), file.size_bytes)) != gguf.MAGIC:
-            raise Invalid.from_reason("TENSORS_INVALID", Reason("gguf.magic_wrong", path, "does not begin with 'GGUF'"))
+            raise Invalid.from_reason(
+                "TENSORS_INVALID", Reason("gguf.magic_invalid", path, "does not begin with 'GGUF'")
+            )
     message = f"{{}} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
     extra = tuple(
         Finding.of("warning", "adapter.extra_weights", path, message.format(path))
@@ -178,7 +180,7 @@ def _about(format: formats.Format, packed: gguf.Gguf | None, path: str) -> tuple
     if packed is not None and packed.kinds != (gguf.ADAPTER, "lora"):
         kind = packed.kinds[0] or "no general.type"
         message = f"{path} is a GGUF file of another kind ({kind}), not a LoRA adapter"
-        return (Finding.of("error", "format.gguf_no_adapter", path, message),)
+        return (Finding.of("error", "format.gguf_not_adapter", path, message),)
     if format.is_known:
         return ()
     location = format.unexpected[0] if format.unexpected else path

@@ -24,7 +24,7 @@ class ServedOn(Answer):
     served_name: str
     number: int | None
     state: str
-    heard_at: datetime
+    reported_at: datetime
 
 
 class DeleteResult(Answer):

@@ -38,16 +38,16 @@ class GcReport(Answer):
 
     dry_run: bool = False
     pushes_expired: int = 0
-    pushes_forgotten: int = 0
-    answers_forgotten: int = 0
+    pushes_deleted: int = 0
+    responses_deleted: int = 0
     blobs_marked: int = 0
     blobs_deleted: int = 0
     bytes_deleted: int = 0
     staged_deleted: int = 0
     uploads_aborted: int = 0
-    strays_deleted: int = 0
+    orphans_deleted: int = 0
     """Final keys without a row. There should be none: find out why."""
-    strays_kept: int = 0
+    orphans_kept: int = 0
     """Final keys without a row that were kept: too young, or the store has records that the database lacks."""
     keys_refused: int = 0
     """Keys that the store did not delete. The next run tries again."""

@@ -70,7 +70,7 @@ class ReportAccepted(Answer):
 
 
 class SlotView(Answer):
-    """`wanted_*`: what the node's alias points at now; empty if that may not be served."""
+    """`desired_*`: what the node's alias points at now; empty if that may not be served."""
 
     adapter: str
     served_name: str
@@ -80,8 +80,8 @@ class SlotView(Answer):
     reason: str
     verified: bool
     since: datetime
-    wanted_number: int | None = None
-    wanted_digest: Digest | None = None
+    desired_number: int | None = None
+    desired_digest: Digest | None = None
 
 
 class NodeView(Answer):
@@ -95,7 +95,7 @@ class NodeView(Answer):
     on_demand: bool
     reporter: str
     live: bool
-    heard_at: datetime
+    reported_at: datetime
     expires_at: datetime
     slots: list[SlotView]
 

@@ -39,7 +39,7 @@ class Signed:
     kind: str
     identity: str
     who: str
-    says: str
+    statement: str
     digest: str
     seq: int | None
     ok: bool
@@ -183,15 +183,15 @@ def _own(view: AttestationView, version: Signable, log_keys: Sequence[Verifier],
         raise attestations.signature_error(f"the statement is not about {names[0]} with this manifest")
     actor = str(statement.predicate.get("actor", ""))
     former = f" as {name}" if name != names[0] else ""
-    return _line(view, f"{actor}, by the word of {origin}", _says(statement) + former, "")
+    return _line(view, f"{actor}, by the word of {origin}", _describe(statement) + former, "")
 
 
-def _says(statement: Statement) -> str:
+def _describe(statement: Statement) -> str:
     at = str(statement.predicate.get("at", ""))[:16].replace("T", " ")
     if statement.predicate_type == attestations.PUSH:
         return f"pushed this version at {at}"
     return f"judged it at {at}: {statement.predicate.get('check')} {statement.predicate.get('outcome')}"
 
 
-def _line(view: AttestationView, who: str, says: str, problem: str) -> Signed:
-    return Signed(view.kind, view.identity, who, says, str(view.digest), view.seq, not problem, problem)
+def _line(view: AttestationView, who: str, statement: str, problem: str) -> Signed:
+    return Signed(view.kind, view.identity, who, statement, str(view.digest), view.seq, not problem, problem)

@@ -87,7 +87,7 @@ def _prompts(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None
     for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
         if not width or lora.method in ("CPT", "CARTRIDGE"):
             message = f"the width of {lora.method} is not visible in headers"
-            findings.unknown("compat.method_unjudged", piece.name, message)
+            findings.unknown("compat.method_not_judged", piece.name, message)
         elif len(piece.shape) != 2 or piece.shape[1] != width:
             message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
             findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))

@@ -35,9 +35,11 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     if not facts.modules:
         message = f"{facts.file} holds no pair of factors that names a module"
         findings.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
-    if "lora.rank_unannounced" in facts.problems:
+    if "lora.rank_differs_from_config" in facts.problems:
         message = f"the factors in {facts.file} have another rank than adapter_config.json says"
-        findings.error("lora.rank_unannounced", facts.file, message, "the rank of the configuration", facts.max_rank)
+        findings.error(
+            "lora.rank_differs_from_config", facts.file, message, "the rank of the configuration", facts.max_rank
+        )
     for module in facts.modules:
         if module.scale is not None and module.scale <= 0:
             message = f"module {module.path} is scaled by {module.scale:g}: no effect, or a reversed one"

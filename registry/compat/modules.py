@@ -223,7 +223,7 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         if lookup.find(path) is not None and not lookup.targets.covers(path):
             message = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
-            lookup.findings.error("compat.module_unannounced", path, message, "a target", path, group=group)
+            lookup.findings.error("compat.module_not_targeted", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
         message = "not one module of the base is a target of the configuration"
         lookup.findings.add(lookup.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
@@ -254,7 +254,7 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         message = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
-        lookup.findings.warning("compat.unties", min(ends), message)
+        lookup.findings.warning("compat.embeddings_untied", min(ends), message)
     for piece in lora.repeats:
         message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
         lookup.findings.warning("compat.repeats_base", f"{piece.path}.{piece.name}", message, group="repeats")
@@ -314,7 +314,7 @@ def check_pieces(lora: LoraSpec, lookup: ModuleLookup) -> None:
     """Every tensor of the method against the module that it changes."""
     if not find(lora.method).shapes_known:
         message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
-        lookup.findings.unknown("compat.method_unjudged", f"{CONFIG}: peft_type", message)
+        lookup.findings.unknown("compat.method_not_judged", f"{CONFIG}: peft_type", message)
     kronecker: dict[str, dict[str, Shape]] = {}
     pair_ranks = {update.path: update.rank for update in lora.modules}
     for piece in lora.pieces:

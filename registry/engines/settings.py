@@ -45,15 +45,15 @@ def settings_for(
         profile=str(parsed),
         adapters=len(fleet),
         left_out=tuple(sorted(set(fleet) - set(served))),
-        unsure=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
+        unknown=tuple(sorted(name for name in served if any(f.severity == "unknown" for f in judged[name]))),
         max_rank=largest,
         rank_limit=limit,
-        rank_limit_without=without,
+        rank_limit_without_largest=without,
         raised_by=raised if rest and without < limit else (),
         slots=count,
         modules=modules,
         bytes_per_slot=slot_bytes(base, limit),
-        bytes_per_slot_without=slot_bytes(base, without),
+        bytes_per_slot_without_largest=slot_bytes(base, without),
         flags=_flags(rules, limit, count, len(served), modules) if served else (),
     )
 

@@ -27,7 +27,7 @@ class FindingCollector:
 
     def add(
         self, severity: Severity, code: str, location: str, message: str,
-        expected: object = "", found: object = "", *, group: str = "",
+        expected: object = "", actual: object = "", *, group: str = "",
     ) -> None:  # fmt: skip
         """Add a finding, or count it with the first of its severity, code and group."""
         key = (severity, code, group or location)
@@ -35,7 +35,7 @@ class FindingCollector:
             if self._errors >= ERRORS_LIMIT:
                 return
             self._errors += severity == "error"
-            self._first[key] = Finding.of(severity, code, location, message[:1900], expected, found)
+            self._first[key] = Finding.of(severity, code, location, message[:1900], expected, actual)
         self._counts[key] = self._counts.get(key, 0) + 1
 
     error = partialmethod(add, "error")

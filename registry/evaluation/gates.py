@@ -140,7 +140,7 @@ class Gate(FrozenModel):
                 "neither the pusher nor whoever promotes counts" if self.two_person else "the pusher does not count"
             )
             message = f"{count} of {self.approvals} approvals{whose}; {excluded}"
-            yield Finding.of("error", "gate.approvals_few", "approvals", message)
+            yield Finding.of("error", "gate.approvals_missing", "approvals", message)
         if self.signed_by and not evidence.signed_by & set(self.signed_by):
             message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
             yield Finding.of("error", "gate.signature_absent", "signatures", message)

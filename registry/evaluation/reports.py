@@ -1,7 +1,7 @@
 """`Report`: all findings and measurements of one run of a check, stored as a blob; a verdict names it by digest.
 
-It is untrusted input: bounded, and only the server turns it into a verdict. Reports with the field names of schema 0014
-are converted when they are read.
+It is untrusted input: bounded, and only the server turns it into a verdict. Reports with the field names of
+schemas 0014 and 0019 are converted when they are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from registry.digest import Digest
 from registry.evaluation.golden import LINES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check, Finding, convert_old_finding
 from registry.model import FrozenModel
 
 MODULES_LIMIT = 4000
@@ -89,14 +89,13 @@ class Report(FrozenModel):
     def _convert_old_names(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if "pictures" in data:
-            data = {"images" if key == "pictures" else key: value for key, value in data.items()}
-        if data.get("check") != "acts":
-            return data
-        renamed = {_OLD_FIELDS.get(key, key): value for key, value in data.items()} | {"check": "smoke"}
+        renamed = {_OLD_FIELDS.get(key, key): value for key, value in data.items()}
         for field in ("findings", "compat"):
             if isinstance(findings := renamed.get(field), list):
-                renamed[field] = [_convert_finding(finding) for finding in findings]
+                renamed[field] = [convert_old_finding(finding) for finding in findings]
+        if renamed.get("check") != "acts":
+            return renamed
+        renamed["check"] = "smoke"
         if isinstance(measurements := renamed.get("measurements"), dict):
             numbers = dict(measurements)
             renamed |= {field: numbers.pop(field) for field in ("module_norms", "golden") if field in numbers}
@@ -105,15 +104,4 @@ class Report(FrozenModel):
         return renamed
 
 
-_OLD_FIELDS = {"place": "location", "sentence": "message", "fits": "compat", "fingerprint": "reference_logprobs"}
-_OLD_CODES = {"acts.picture_not_finite": "smoke.image_not_finite", "acts.picture_unchanged": "smoke.image_unchanged"}
-_OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
-
-
-def _convert_finding(finding: Any) -> Any:
-    if not isinstance(finding, dict):
-        return finding
-    code = str(finding.get("code", ""))
-    family, dot, rest = code.partition(".")
-    renamed = {_OLD_FIELDS.get(key, key): value for key, value in finding.items()}
-    return renamed | {"code": _OLD_CODES.get(code) or _OLD_FAMILIES.get(family, family) + dot + rest}
+_OLD_FIELDS = {"fits": "compat", "fingerprint": "reference_logprobs", "pictures": "images"}

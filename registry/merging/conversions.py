@@ -31,7 +31,7 @@ from registry.names import AdapterName
 
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""
-MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_wrong", "lora.no_modules"})
+MENDED = frozenset({"lora.adapter_name_inside", "lora.compiled_prefix", "lora.prefix_invalid", "lora.no_modules"})
 """Findings about names that a repair takes away."""
 PERMUTED = frozenset({"llama", "mistral"})
 """Model types for which the row order of q and k in torchtune and in GGUF is known to us."""

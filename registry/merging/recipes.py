@@ -162,7 +162,7 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
         findings.append(_error("recipe.bases_differ", "sources", f"the sources are for different bases: {names}"))
     digests = [source.digest for source in ingredients]
     if recipe.operation is Operation.COMBINE and len(set(digests)) < len(digests):
-        findings.append(_error("recipe.source_twice", "sources", "one version is named twice; add its weights up"))
+        findings.append(_error("recipe.source_duplicate", "sources", "one version is named twice; add its weights up"))
     if recipe.operation is Operation.COMBINE:
         if len({bool(source.facts.get("conv_lora")) for source in ingredients}) > 1:
             findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
@@ -228,7 +228,7 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]
     """Why this source cannot be used: a code, and words that follow its name."""
     facts: Mapping[str, Any] = ingredient.facts
     if ingredient.compat == "fail":
-        yield "recipe.does_not_fit", f"does not fit its base {ingredient.base}"
+        yield "recipe.incompatible", f"does not fit its base {ingredient.base}"
     if not ingredient.is_finite:
         yield "recipe.not_finite", "holds NaN or infinite values, which no arithmetic makes right: train it again"
     if facts.get("kind", "text") != "text":

@@ -145,7 +145,7 @@ class Worker:
         try:
             with HeldLease(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = RUNNERS[job.kind](Task(self._registry, claimed, lease, self._pool, self._limits, source))
-                result = done.result | {"says": printable(done.message, MESSAGE_LIMIT)}
+                result = done.result | {"message": printable(done.message, MESSAGE_LIMIT)}
                 self._registry.finish(job.id, FinishRequest(lease_token=lease.token, report=done.report, result=result))
         except Exception as e:  # a bug or a full disk: this job fails, the next one is tried
             if isinstance(e, Lost) or getattr(e, "code", "") in LOST_CODES:

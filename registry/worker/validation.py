@@ -26,7 +26,7 @@ from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
 TEXT_LIMIT = 2000
-UNDECIDED = frozenset({"compat.method_unjudged", "compat.shape_unknown"})
+UNDECIDED = frozenset({"compat.method_not_judged", "compat.shape_unknown"})
 """Findings that headers alone cannot decide."""
 _PROCESS_MEASUREMENTS = {
     "base_load_seconds": "load_seconds",
@@ -86,7 +86,7 @@ def _not_tried(findings: list[Finding]) -> Finding:
     """The finding that the adapter was not loaded, beside the findings that say why."""
     errors = [finding for finding in findings if finding.severity == "error"]
     message = f"not loaded, because its header is incompatible: {summarize(errors[:1])}"
-    return Finding.of("error", "smoke.does_not_fit", WEIGHTS, message)
+    return Finding.of("error", "smoke.incompatible", WEIGHTS, message)
 
 
 def _report(task: Task, findings: Iterable[Finding], result: dict[str, Any], process: dict[str, Any]) -> Report:

@@ -12,9 +12,9 @@ from scripts.reference.tables import table
 INTRODUCTION = """\
 # Findings
 
-A finding names exactly what is wrong: `code`, `severity`, `location`, `message`, and where it helps what was expected
-and what was found. Findings of a *verdict* have the severity error, unknown, warning or info; the worst one decides
-the outcome. Findings of an [error](errors.md) are the rules that the input breaks, all of them.
+A finding names exactly what is wrong: `code`, `severity`, `location`, `message`, and where it helps the
+`expected` and the `actual` value. Findings of a *verdict* have the severity error, unknown, warning or info; the worst
+one decides the outcome. Findings of an [error](errors.md) are the rules that the input breaks, all of them.
 """
 
 

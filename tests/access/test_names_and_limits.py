@@ -101,7 +101,7 @@ def test_deleting_an_adapter_deletes_its_rows_and_reserves_its_name_forever(tena
     world.admin.promote("acme/support", "canary", "1", generation=0)
     with world.session(write=True) as session:  # a row that points at one that points at a version
         job = next(row for row in rows(session, JobRow) if row.namespace == "acme")
-        session.add(JobStepRow(job_id=job.id, attempt=1, at=job.created_at, says="loads the base"))
+        session.add(JobStepRow(job_id=job.id, attempt=1, at=job.created_at, message="loads the base"))
     assert tenants.client("owner").delete_adapter("acme/support").versions == 2
     with pytest.raises(NotFound):
         world.admin.resolve("acme/support")

@@ -35,7 +35,7 @@ def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Wo
     seen = bundle.examined(bundle.Bundle.parse(found.to_bytes()), keys)
     assert [line.kind for line in seen.signed] == ["push"]
     assert seen.signed[0].ok, seen.signed[0].problem
-    assert seen.signed[0].says.endswith("as acme/support@1")
+    assert seen.signed[0].statement.endswith("as acme/support@1")
     assert (seen.problem, seen.seq) == ("", found.attestations[0].seq)
 
 

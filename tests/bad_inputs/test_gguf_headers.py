@@ -31,7 +31,7 @@ def number(value: int) -> bytes:
 
 NESTED = struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 9, 1)
 BAD_HEADERS: dict[str, tuple[bytes, str]] = {
-    "another magic": (b"GGML" + GOOD[4:], "gguf.magic_wrong"),
+    "another magic": (b"GGML" + GOOD[4:], "gguf.magic_invalid"),
     "version 1": (non_peft_files.gguf(PAIR, version=1), "gguf.version_unknown"),
     "big-endian": (GOOD[:4] + struct.pack(">I", 3) + GOOD[8:], "gguf.version_unknown"),
     "2^63 tensors": (GOOD[:8] + number(2**63) + GOOD[16:], "gguf.too_large"),

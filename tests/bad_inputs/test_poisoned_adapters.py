@@ -42,8 +42,10 @@ def _reshaping(name: str, shape: tuple[int, ...], dtype: str = "F32") -> Change:
 CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "27-a-without-b": (_without("layers.0.self_attn.q_proj.lora_B"), {}, "lora.pair_incomplete"),
     "27-b-without-a": (_without("layers.0.self_attn.q_proj.lora_A"), {}, "lora.pair_incomplete"),
-    "28-rank-is-not-r": (lambda t: t, {"r": 4}, "lora.rank_unannounced"),
-    "28-rank-pattern": (lambda t: t, {"rank_pattern": {"layers.0.self_attn.q_proj": 4}}, "lora.rank_unannounced"),
+    "28-rank-is-not-r": (lambda t: t, {"r": 4}, "lora.rank_differs_from_config"),
+    "28-rank-pattern": (
+        lambda t: t, {"rank_pattern": {"layers.0.self_attn.q_proj": 4}}, "lora.rank_differs_from_config"
+    ),
     "29-transposed": (_reshaping(f"{AT}.lora_A.weight", (64, 8)), {}, "lora.rank_differs"),
     "29-a-vector": (_reshaping(f"{AT}.lora_A.weight", (8,)), {}, "lora.shape_invalid"),
     "31-integers": (_reshaping(f"{AT}.lora_A.weight", (8, 64), "I32"), {}, "lora.dtype_refused"),
@@ -51,8 +53,8 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "32-lm-head": (_adding("base_model.model.lm_head.weight", (512, 64)), {}, "compat.overwrites_base"),
     "32-base-layer": (_adding(f"{AT}.base_layer.weight", (64, 64)), {}, "compat.overwrites_base"),
     "32-norm": (_adding("base_model.model.model.norm.weight", (64,)), {}, "compat.overwrites_base"),
-    "32-bias-unannounced": (_adding(f"{AT}.base_layer.bias", (64,)), {}, "compat.overwrites_base"),
-    "32-bare-base-name": (_adding("model.norm.weight", (64,)), {}, "lora.prefix_wrong"),
+    "32-undeclared-bias": (_adding(f"{AT}.base_layer.bias", (64,)), {}, "compat.overwrites_base"),
+    "32-bare-base-name": (_adding("model.norm.weight", (64,)), {}, "lora.prefix_invalid"),
     "34-layer-beyond-the-base": (
         lambda t: {**t, **{k.replace("layers.3", "layers.9"): v for k, v in t.items() if "layers.3" in k}},
         {}, "compat.module_unknown"),
@@ -61,17 +63,17 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "36-saved-module-absent": (lambda t: t, {"modules_to_save": ["lm_head"]}, "compat.saved_module_absent"),
     "missing-layer": (_without(".layers.2."), {}, "compat.module_missing"),
     "target-not-in-file": (lambda t: t, {"target_modules": ["q_proj", "v_proj", "o_proj"]}, "compat.module_missing"),
-    "file-not-in-targets": (lambda t: t, {"target_modules": ["q_proj"]}, "compat.module_unannounced"),
+    "file-not-in-targets": (lambda t: t, {"target_modules": ["q_proj"]}, "compat.module_not_targeted"),
     "targets-match-nothing": (lambda t: t, {"target_modules": ["query_key_value"]}, "compat.targets_match_nothing"),
     "adapter-name-inside": (_renaming(".weight", ".default.weight"), {}, "lora.adapter_name_inside"),
     "torch-compile": (_renaming("base_model.model.", "base_model.model._orig_mod."), {}, "lora.compiled_prefix"),
-    "wrong-prefix": (_renaming("base_model.model.model.", "transformer."), {}, "lora.prefix_wrong"),
-    "no-prefix": (_renaming("base_model.model.", ""), {}, "lora.prefix_wrong"),
+    "wrong-prefix": (_renaming("base_model.model.model.", "transformer."), {}, "lora.prefix_invalid"),
+    "no-prefix": (_renaming("base_model.model.", ""), {}, "lora.prefix_invalid"),
     "zero3": (_reshaping(f"{AT}.lora_A.weight", (0,)), {}, "lora.tensor_empty"),
     "alpha-zero": (lambda t: t, {"lora_alpha": 0}, "lora.alpha_not_positive"),
     "alpha-negative": (lambda t: t, {"lora_alpha": -16}, "lora.alpha_not_positive"),
     "dora-without-magnitudes": (lambda t: t, {"use_dora": True}, "lora.magnitude_absent"),
-    "magnitudes-without-dora": (_adding(f"{AT}.lora_magnitude_vector", (64,)), {}, "lora.magnitude_unannounced"),
+    "magnitudes-without-dora": (_adding(f"{AT}.lora_magnitude_vector", (64,)), {}, "lora.magnitude_without_dora"),
     "magnitude-size": (
         lambda t: {**t, **{k.replace("lora_A.weight", "lora_magnitude_vector"): ("F32", (7,), None)
                            for k in t if "lora_A" in k}}, {"use_dora": True}, "compat.shape"),
@@ -87,7 +89,7 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
     "no-rank-beside-another-rank": (
         lambda t: {name: (dtype, tuple(4 if side == 8 else side for side in shape), None)
                    for name, (dtype, shape, _) in t.items()},
-        {"r": None}, "lora.rank_unannounced"),
+        {"r": None}, "lora.rank_differs_from_config"),
     **{f"null-{field}": (lambda t: t, {field: None}, "config.not_loadable") for field in (
         "r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")},
     **{f"dropout-{value}": (lambda t: t, {"lora_dropout": value}, "config.not_loadable") for value in (

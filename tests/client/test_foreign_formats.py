@@ -86,7 +86,7 @@ def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(s
 def test_an_image_adapter_of_another_width_fails_with_the_sizes(studio: World, tmp_path: Path) -> None:
     version = push(studio, {"x.safetensors": non_peft_files.kohya(width=64)}, tmp_path, "sd-tiny")
     (finding, *_) = version.verdicts[0].findings
-    assert (version.verdicts[0].outcome, finding.code, finding.found) == ("fail", "compat.shape", "[64, 24]")
+    assert (version.verdicts[0].outcome, finding.code, finding.actual) == ("fail", "compat.shape", "[64, 24]")
 
 
 def test_an_image_adapter_does_not_fit_a_language_model(studio: World, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_must_be_exported_first_is_refused_with_advice(
 def test_a_gguf_model_is_no_adapter(studio: World, tmp_path: Path) -> None:
     model = non_peft_files.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
     version = push(studio, {"model.gguf": model}, tmp_path, "tiny-llama")
-    assert [f.code for f in version.verdicts[0].findings] == ["format.gguf_no_adapter"]
+    assert [f.code for f in version.verdicts[0].findings] == ["format.gguf_not_adapter"]
 
 
 def test_two_weights_files_of_which_none_is_pefts_are_refused(studio: World, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(studio:
         ]
         for n, each in enumerate((other, silent, broken))
     ]
-    assert codes == [["lora.rank_unannounced"], ["format.alpha_absent"], ["lora.shape_invalid"]]
+    assert codes == [["lora.rank_differs_from_config"], ["format.alpha_absent"], ["lora.shape_invalid"]]
 
 
 def test_numbers_that_are_not_finite_are_found_in_every_format(studio: World, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_an_adapter_does_not_fit_a_base_of_another_shape(base: forge.Base, code:
 def test_a_finding_names_the_tensor_and_both_shapes() -> None:
     finding = judge(forge.lora(LLAMA), forge.llama("tiny-llama", hidden=96))[0]
     assert finding.location == "model.layers.0.self_attn.q_proj.lora_A"
-    assert (finding.expected, finding.found) == ("[8, 96]", "[8, 64]")
+    assert (finding.expected, finding.actual) == ("[8, 96]", "[8, 64]")
     assert "and 3 more like it" in finding.message
 
 
@@ -141,7 +141,7 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
         ),
         base,
     )  # fmt: skip
-    assert [f.code for f in findings] == ["compat.unties"]
+    assert [f.code for f in findings] == ["compat.embeddings_untied"]
 
 
 def saving(names: list[str], held: Mapping[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:

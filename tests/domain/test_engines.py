@@ -259,8 +259,8 @@ def test_a_condition_on_a_fact_that_does_not_exist_is_refused() -> None:
 def test_one_large_adapter_raises_the_rank_of_every_slot() -> None:
     fleet = {"acme/a": PLAIN, "acme/b": facts_of(CASES["rank-64"]), "acme/c": facts_of(CASES["rank-16"])}
     found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
-    assert (found.rank_limit, found.rank_limit_without, found.raised_by) == (64, 16, ("acme/b",))
-    assert found.bytes_per_slot == 4 * found.bytes_per_slot_without
+    assert (found.rank_limit, found.rank_limit_without_largest, found.raised_by) == (64, 16, ("acme/b",))
+    assert found.bytes_per_slot == 4 * found.bytes_per_slot_without_largest
     assert found.flags == ("--enable-lora", "--max-lora-rank 64", "--max-loras 3", "--max-cpu-loras 3")
 
 
@@ -289,4 +289,4 @@ def test_an_empty_fleet_has_an_answer() -> None:
 def test_an_adapter_whose_verdict_is_unknown_counts_and_is_named() -> None:
     fleet = {"acme/a": PLAIN, "acme/experts": PLAIN.model_copy(update={"fused_experts": True, "max_rank": 64})}
     found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
-    assert (found.unsure, found.rank_limit, found.left_out) == (("acme/experts",), 64, ())
+    assert (found.unknown, found.rank_limit, found.left_out) == (("acme/experts",), 64, ())

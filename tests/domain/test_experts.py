@@ -97,7 +97,7 @@ def test_the_halves_of_a_block_have_ranks_of_their_own_and_are_no_group_of_proje
         ({"mlp.experts": (4 * COUNT, HIDDEN, 2 * INNER)}, "compat.shape"),
         ({"mlp.experts": (4 * 3, INNER, HIDDEN)}, "compat.shape"),
         ({"mlp.gate": (4, HIDDEN, COUNT + 1)}, "compat.shape"),
-        ({"mlp.experts": (6 * COUNT + 1, INNER, HIDDEN)}, "lora.rank_unannounced"),
+        ({"mlp.experts": (6 * COUNT + 1, INNER, HIDDEN)}, "lora.rank_differs_from_config"),
     ],
 )
 def test_a_block_of_other_experts_does_not_fit(changed: dict[str, tuple[int, int, int]], code: str) -> None:

@@ -85,11 +85,11 @@ def test_golden_samples_must_be_there_and_all_pass() -> None:
 
 def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
     gate = Gate(approvals=2)
-    assert codes(gate, approvals=yes("bob", "bob"), pushed_by=["ci"]) == ["gate.approvals_few"]
-    assert codes(gate, approvals=yes("bob", "ci"), pushed_by=["ci"]) == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("bob", "bob"), pushed_by=["ci"]) == ["gate.approvals_missing"]
+    assert codes(gate, approvals=yes("bob", "ci"), pushed_by=["ci"]) == ["gate.approvals_missing"]
     assert codes(gate, approvals=yes("bob", "eve"), pushed_by=["ci"]) == []
     named = Gate(approvals=2, approvers=("bob", "ann", "kim"))
-    assert codes(named, approvals=yes("bob", "eve")) == ["gate.approvals_few"]
+    assert codes(named, approvals=yes("bob", "eve")) == ["gate.approvals_missing"]
     assert codes(named, approvals=yes("bob", "eve", "kim")) == []
 
 
@@ -129,9 +129,9 @@ def test_a_gate_may_ask_for_a_pass_without_warnings() -> None:
 @pytest.mark.security
 def test_two_persons_are_needed_where_the_gate_says_so() -> None:
     gate = Gate(approvals=1, two_person=True)
-    assert codes(gate, approvals=yes("bob"), promoted_by="bob") == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("bob"), promoted_by="bob") == ["gate.approvals_missing"]
     assert codes(gate, approvals=yes("bob", "eve"), promoted_by="bob") == []
-    assert codes(gate, approvals=yes("ci"), pushed_by=["ci"], promoted_by="bob") == ["gate.approvals_few"]
+    assert codes(gate, approvals=yes("ci"), pushed_by=["ci"], promoted_by="bob") == ["gate.approvals_missing"]
     assert codes(Gate(approvals=1), approvals=yes("bob"), promoted_by="bob") == []
     with pytest.raises(ValidationError, match="at least one approval"):
         Gate(two_person=True)

@@ -104,7 +104,7 @@ def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_bas
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
 
-    assert [f.code for f in judged()] == ["compat.method_unjudged"]
+    assert [f.code for f in judged()] == ["compat.method_not_judged"]
     assert codes(judged("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
 
 
@@ -146,7 +146,7 @@ def test_a_method_with_factor_pairs_is_read_and_checked_by_its_row_alone() -> No
     assert [(m.rank, m.scale) for m in spec.modules] == [(4, 2.0)] * 4
     assert [piece.name for piece in spec.pieces] == ["new_gate"] * 4
     findings = compat.check_fit(spec, base_spec(LLAMA))
-    assert [(f.severity, f.code) for f in findings] == [("unknown", "compat.method_unjudged")]
+    assert [(f.severity, f.code) for f in findings] == [("unknown", "compat.method_not_judged")]
     wrong = other("NEW", NEW_SHAPES | {"new_A.weight": (4, 32)}, r=4, lora_alpha=8)
     assert [f.location for f in wrong if f.severity == "error"] == ["model.layers.0.self_attn.q_proj.new_A"]
     assert codes(other("NEW", {"new_A.weight": (4, 64)}, r=4, lora_alpha=8)) == {"lora.pair_incomplete"}

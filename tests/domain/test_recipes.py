@@ -60,10 +60,10 @@ def test_an_exact_sum_that_no_adapter_may_hold_is_refused() -> None:
 
 
 def test_sources_are_known_different_and_for_one_base() -> None:
-    assert codes(ONE, ONE) == {"recipe.source_twice"}
+    assert codes(ONE, ONE) == {"recipe.source_duplicate"}
     assert codes(ONE, ingredient("acme/b@1", base="other")) == {"recipe.bases_differ"}
     assert codes(ONE, sources=("acme/a@1", "acme/gone")) == {"recipe.sources"}
-    assert codes(ONE, ingredient("acme/b@1", compat="fail")) == {"recipe.does_not_fit"}
+    assert codes(ONE, ingredient("acme/b@1", compat="fail")) == {"recipe.incompatible"}
     assert codes(ONE, ingredient("acme/b@1", is_finite=False)) == {"recipe.not_finite"}
 
 

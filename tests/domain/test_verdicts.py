@@ -77,3 +77,11 @@ def test_a_report_with_the_field_names_of_schema_0014_reads_as_one_of_today() ->
     for broken in ({"findings": ["x"]}, {"findings": 1}):
         with pytest.raises(ValidationError):
             Report.model_validate(stored | broken)
+
+
+def test_a_report_with_the_field_names_of_schema_0019_reads_as_one_of_today() -> None:
+    old = {"code": "smoke.golden_endless", "severity": "error", "location": "golden.jsonl line 1", "message": "m",
+           "expected": "an end", "found": "none"}  # fmt: skip
+    stored = {"check": "smoke", "subject": SUBJECT, "base": "b", "base_fingerprint": BASE, "findings": [old]}
+    (finding,) = Report.model_validate(stored).findings
+    assert (finding.code, finding.expected, finding.actual) == ("smoke.golden_not_ended", "an end", "none")

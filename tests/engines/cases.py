@@ -87,7 +87,7 @@ CASES: dict[str, Files] = {
         BASE, config={"layers_to_transform": [1]}, change=lambda t: {n: v for n, v in t.items() if ".layers.1." in n}
     ),
     "alpha-absent": forge.lora(BASE, alpha=None),
-    "rank-unannounced": _lora(r=4),
+    "rank-differs-from-config": _lora(r=4),
     "wrong-prefix": forge.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
     "adapter-name": forge.lora(BASE, change=_renamed(".weight", ".default.weight")),
     "compiled": forge.lora(BASE, change=_renamed("base_model.model.", "base_model.model._orig_mod.")),

@@ -180,7 +180,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"operation": Operation.RESIZE, "sources": ("acme/one",), "rank": 0}, "recipe.rank_invalid"),
     ({"sources": ("acme/one",)}, "recipe.sources"),
     ({"sources": ()}, "recipe.sources"),
-    ({"sources": ("acme/one", "acme/one@1")}, "recipe.source_twice"),
+    ({"sources": ("acme/one", "acme/one@1")}, "recipe.source_duplicate"),
     ({"sources": ("acme/one", "acme/dora")}, "recipe.dora"),
     ({"sources": ("acme/one", "acme/elsewhere")}, "recipe.bases_differ"),
     ({"method": Method.TIES, "density": 0.0}, "recipe.density_invalid"),

@@ -73,7 +73,7 @@ def test_a_reindex_restores_versions_files_and_lineage_from_the_bucket(stored_wo
     assert len(before["base_edge"]) == 1
     lose_the_database(stored_world)
     assert "record.version_unknown records/" in findings(stored_world, deep=False)
-    assert collect(stored_world).strays_deleted == 0, "GC keeps what a re-index needs"
+    assert collect(stored_world).orphans_deleted == 0, "GC keeps what a re-index needs"
     assert reindex(stored_world, dry_run=True).versions == 4
     assert snapshot(stored_world)["version"] == []
     page = reindex(stored_world)
@@ -84,8 +84,8 @@ def test_a_reindex_restores_versions_files_and_lineage_from_the_bucket(stored_wo
     again = reindex(stored_world)
     assert snapshot(stored_world) == before
     assert (again.bases, again.versions, again.findings) == (0, 0, [])
-    assert {f.partition(" ")[0] for f in findings(stored_world)} == {"blob.stray"}, "the report of a lost verdict"
-    assert collect(stored_world).strays_deleted == 1
+    assert {f.partition(" ")[0] for f in findings(stored_world)} == {"blob.orphan"}, "the report of a lost verdict"
+    assert collect(stored_world).orphans_deleted == 1
     assert findings(stored_world) == []
 
 
@@ -125,7 +125,7 @@ def test_versions_newer_than_the_backup_are_findings_and_are_restored(
     shutil.copyfile(tmp_path / "backup.db", file)
     locations = findings(world, deep=False)
     assert "record.version_unknown records/" in locations
-    assert {f.partition(" ")[0] for f in locations} == {"record.version_unknown", "blob.stray"}
+    assert {f.partition(" ")[0] for f in locations} == {"record.version_unknown", "blob.orphan"}
     assert reindex(world).versions == 1
     version = world.admin.version("acme/support")
     assert (version.number, version.digest, version.message) == (2, later.version.digest, "after the backup")

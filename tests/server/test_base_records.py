@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from registry.server.catalog.metadata_backup import BaseRecord
+from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord
 from tests import forge
 from tests.domain.specs import base_spec
+from tests.domain.test_provenance import manifest
 from tests.identities import forge as forge_identity
 from tests.identities import values
 
@@ -23,3 +24,12 @@ def test_a_record_of_version_1_reads_with_the_field_names_of_today() -> None:
     assert record.spec == spec.model_copy(update={"quantization": "awq"})
     assert (record.identity and record.identity.quantization, record.schema_version) == ("awq", 2)
     assert BaseRecord.parse(today.to_bytes()) == today
+
+
+def test_a_record_with_former_codes_reads_with_those_of_today() -> None:
+    stored = {"schema_version": 2, "created_at": "2026-01-01T00:00:00Z", "created_by": "ann", "namespace": "acme",
+              "name": "a", "number": 1, "manifest": manifest().model_dump(mode="json"), "method": "LORA", "rank": 8,
+              "facts": {"problems": ["lora.rank_unannounced", "lora.rank_differs"]}, "message": "", "yanked_at": None,
+              "yank_reason": ""}  # fmt: skip
+    record = VersionRecord.parse(json.dumps(stored).encode())
+    assert record.facts == {"problems": ["lora.rank_differs_from_config", "lora.rank_differs"]}

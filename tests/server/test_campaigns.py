@@ -126,7 +126,7 @@ def test_progress_messages_of_a_worker_are_stored_as_steps(judged: World) -> Non
     for says in ("pulling", "pulling", "asking 3 golden samples"):
         judged.admin.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress=says))
     found = judged.admin.job(job.id)
-    assert [(step.attempt, step.says) for step in found.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
+    assert [(step.attempt, step.message) for step in found.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
     end(judged)
 
 

@@ -67,7 +67,7 @@ def test_a_report_is_shown_with_the_version_that_the_alias_points_at(world: Worl
     nodes.says("gpu-3", nodes.slot("acme/support@1", "draining"), nodes.slot("acme/support@2"))
     found = seen(world)
     by_node = {(view.node, slot.number): slot for view in found.items for slot in view.slots}
-    assert {key: (slot.state, slot.wanted_number) for key, slot in by_node.items()} == {
+    assert {key: (slot.state, slot.desired_number) for key, slot in by_node.items()} == {
         ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
         ("gpu-3", 1): ("draining", 2), ("gpu-3", 2): ("serving", 2),
     }  # fmt: skip
@@ -88,7 +88,7 @@ def test_an_unchanged_report_writes_one_row_and_no_event(world: World, nodes: No
         nodes.says("gpu-1", slot)
     assert [s.split()[0] for s in sent if "fleet" in s] == ["SELECT", "UPDATE"]
     after = seen(world).items[0]
-    assert after.heard_at > before.heard_at
+    assert after.reported_at > before.reported_at
     assert after.slots == before.slots
     assert told(world) == ["version.serve acme/support@1 gpu-1"]
 
@@ -116,7 +116,7 @@ def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_until_it_ends(stored_world
     assert nodes.says("gpu-1", slot) == []
     assert nodes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
     shown = seen(stored_world).items[0].slots
-    assert [(s.adapter, s.number, s.wanted_number) for s in shown] == [("acme/support", 1, None)]
+    assert [(s.adapter, s.number, s.desired_number) for s in shown] == [("acme/support", 1, None)]
     assert collect(stored_world).blobs_deleted == 0
     lapse(stored_world)
     assert collect(stored_world).blobs_deleted > 0
@@ -132,7 +132,7 @@ def test_withdrawing_a_version_lists_the_nodes_that_serve_it(world: World, nodes
     nodes.says("gpu-1", nodes.slot("acme/support@1"))
     nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
     assert [on.node for on in world.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
-    assert [slot.wanted_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
+    assert [slot.desired_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
     world.admin.unquarantine("acme/support@1", "a false one")
     lapse(world)
     assert world.admin.yank("acme/support@1", "bad data").served_on == []

@@ -132,7 +132,7 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
     "version.inputs_differ": lambda s: s.add(
         VersionInputRow(
             version_id=s.exec(select(VersionRow.id)).first() or 0,
-            place=0,
+            position=0,
             relation="run",
             node="run:x:1",
             name="",
@@ -149,7 +149,7 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
     ),
     "alias.event_differs": _change(AliasMoveRow, actor="somebody else"),
     "blob.row_missing": lambda s: s.connection().execute(delete(BlobRow)),
-    "blob.state_wrong": _change(BlobRow, state="dead"),
+    "blob.state_invalid": _change(BlobRow, state="dead"),
     "blob.size_differs": _change(BlobRow, size_bytes=5),
 }
 

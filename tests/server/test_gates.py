@@ -89,7 +89,7 @@ def test_with_two_person_nobody_approves_and_promotes_alone(stocked: World) -> N
     bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
     bob.approve(f"{NAME}@1", "prod")
     assert code_of(lambda: bob.promote(NAME, "prod", "1", generation=0)) == "GATE_CLOSED"
-    assert missing(bob) == ["gate.approvals_few"]
+    assert missing(bob) == ["gate.approvals_missing"]
     assert eve.promote(NAME, "prod", "1", generation=0).number == 1
 
 
@@ -102,7 +102,7 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> Non
     bob.approve(f"{NAME}@1", "prod")
     eve.approve(f"{NAME}@1", "canary")
     eve.approve(f"{NAME}@2", "prod")
-    assert missing(bob) == ["gate.approvals_few"]
+    assert missing(bob) == ["gate.approvals_missing"]
     eve.approve(f"{NAME}@1", "prod")
     bob.promote(NAME, "prod", "1", generation=0)
     move = stocked.admin.history(NAME, alias="prod").moves[0]
@@ -142,7 +142,7 @@ def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocke
         smash(stocked.admin, " ")
     smash(stocked.admin)
     [move] = stocked.admin.history(NAME, alias="prod").moves
-    assert move.broke_glass == ["gate.smoke_absent", "gate.golden_absent", "gate.approvals_few"]
+    assert move.broke_glass == ["gate.smoke_absent", "gate.golden_absent", "gate.approvals_missing"]
     assert "golden" not in [item["check"] for item in move.evidence], "what was not there is no evidence"
     with stocked.session() as session:
         [event] = [

@@ -28,7 +28,7 @@ def test_blobs_of_versions_and_verdicts_stay_without_a_grace_period(stored_world
     stored_world.validate("acme/support@1")
     before = states(stored_world)
     report = collect(stored_world)
-    assert (report.blobs_marked, report.blobs_deleted, report.strays_deleted) == (0, 0, 0)
+    assert (report.blobs_marked, report.blobs_deleted, report.orphans_deleted) == (0, 0, 0)
     assert states(stored_world) == before
     assert set(before.values()) == {"live"}
     assert findings(stored_world) == []
@@ -122,9 +122,9 @@ def test_a_final_key_without_a_row_is_a_finding_and_is_deleted_after_the_grace_p
     data = b"left by a server that went on too long"
     key = key_of(Digest.of(data))
     stored_world.blobs.put(key, [data], limit_bytes=len(data))
-    assert findings(stored_world) == [f"blob.stray {Digest.of(data)}"]
-    assert collect(stored_world, grace=3600).strays_kept == 1
-    assert collect(stored_world).strays_deleted == 1
+    assert findings(stored_world) == [f"blob.orphan {Digest.of(data)}"]
+    assert collect(stored_world, grace=3600).orphans_kept == 1
+    assert collect(stored_world).orphans_deleted == 1
     assert stored_world.blobs.stat(key) is None
 
 
@@ -138,9 +138,9 @@ def test_stray_blobs_stay_while_records_have_versions_that_the_database_lacks(st
     stray = b"of version 2"
     stored_world.blobs.put(key_of(Digest.of(stray)), [stray], limit_bytes=100)
     report = collect(stored_world)
-    assert (report.strays_kept, report.strays_deleted) == (1, 0)
+    assert (report.orphans_kept, report.orphans_deleted) == (1, 0)
     stored_world.blobs.delete(other)
-    assert collect(stored_world).strays_deleted == 1
+    assert collect(stored_world).orphans_deleted == 1
 
 
 def test_a_dry_run_counts_the_same_and_changes_nothing(stored_world: World) -> None:
@@ -168,7 +168,7 @@ def test_ended_pushes_and_old_responses_are_deleted(stored_world: World) -> None
         answer = {"request_sha256": "", "status": 200, "answer": "{}"}
         session.add(IdempotencyRow.model_validate({"token_id": "t", "key": "old", "created_at": long_ago} | answer))
     report = collect(stored_world)
-    assert (report.pushes_forgotten, report.answers_forgotten) == (1, 1)
+    assert (report.pushes_deleted, report.responses_deleted) == (1, 1)
     with stored_world.session() as session:
         assert rows(session, PushRow) == []
     assert findings(stored_world) == []

@@ -180,7 +180,7 @@ def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(ba
     pushed = based.push("acme/support", wide, alias="canary")
     verdict = pushed.version.verdicts[0]
     assert (verdict.outcome, pushed.job_id) == (Outcome.FAIL, "")
-    assert any(f.code == "compat.shape" and f.expected and f.found for f in verdict.findings)
+    assert any(f.code == "compat.shape" and f.expected and f.actual for f in verdict.findings)
     assert "compat" in pushed.alias_refused
     assert based.admin.version("acme/support").aliases == ["main"]
 

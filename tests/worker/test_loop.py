@@ -38,7 +38,7 @@ def test_a_pushed_adapter_is_proven_on_its_base(setup: WorkerSetup, good: Path, 
     verdict = setup.smoke()
     assert verdict is not None
     assert verdict.outcome is Outcome.PASS
-    assert setup.world.admin.job(job_id).result["says"].startswith("smoke: pass (logits move by up to ")
+    assert setup.world.admin.job(job_id).result["message"].startswith("smoke: pass (logits move by up to ")
     assert verdict.report is not None
     report = setup.world.admin.report("acme/support", verdict.report)
     assert (report.measurements["base_loads"] or 0) >= 1
@@ -80,7 +80,7 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     verdict = setup.smoke()
     assert verdict is not None
     assert verdict.made_by == {}, "a process had a part in it"
-    assert {"smoke.does_not_fit", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
+    assert {"smoke.incompatible", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
 
 
 def test_a_child_that_never_ends_costs_three_attempts_and_fails_the_job(
@@ -131,7 +131,7 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
     assert worker().run(once=True).failed == 1
     job = setup.world.admin.job(job_id)
     assert job.state is State.FAILED
-    for text in (job.error, job.progress, *(step.says for step in job.steps)):
+    for text in (job.error, job.progress, *(step.message for step in job.steps)):
         assert text.isprintable()
     assert 1000 < len(job.error) <= 4000
 
@@ -145,9 +145,9 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
     job_id = setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support")).id
     monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: finish})
     assert worker().run(once=True).done == 1
-    says = setup.world.admin.job(job_id).result["says"]
-    assert says.isprintable()
-    assert 1000 < len(says) <= 2000
+    message = setup.world.admin.job(job_id).result["message"]
+    assert message.isprintable()
+    assert 1000 < len(message) <= 2000
 
 
 def test_a_cancelled_job_is_dropped_and_files_nothing(

@@ -178,7 +178,7 @@ def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
 ) -> None:
     sample = {"prompt": "2 + 2 =", "expected": " 4"}
     found = seen(pool, source, with_golden(good, tmp_path / "golden", sample))
-    assert codes(found) == {"smoke.golden_unasked": "unknown"}
+    assert codes(found) == {"smoke.golden_skipped": "unknown"}
 
 
 def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class _Reader:
 
     def header(self) -> Gguf:
         if self._take(len(MAGIC)) != MAGIC:
-            self._refuse("gguf.magic_wrong", "does not begin with 'GGUF'")
+            self._refuse("gguf.magic_invalid", "does not begin with 'GGUF'")
         version = self._number("I")
         if version not in (2, 3):
             self._refuse("gguf.version_unknown", f"has GGUF version {version}; 2 and 3 are read, little-endian")

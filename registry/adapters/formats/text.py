@@ -50,7 +50,9 @@ def of_header(
         alpha_rule=rule,
         base_claimed=base,
         claims=_claims(gguf),
-        problems=("lora.rank_unannounced",) if any(m and m.rank not in (0, rank or m.rank) for m in modules) else (),
+        problems=("lora.rank_differs_from_config",)
+        if any(m and m.rank not in (0, rank or m.rank) for m in modules)
+        else (),
         dtypes=tuple(sorted({t.dtype for t in header})),
         tensors=len(header),
         parameters=sum(t.elements for t in header),

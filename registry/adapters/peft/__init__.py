@@ -152,15 +152,15 @@ class _Reader:
             findings=(*self._config.findings, *self._findings.all()),
         )
 
-    def _note(self, code: str, location: str, message: str, expected: object = "", found: object = "") -> None:
+    def _note(self, code: str, location: str, message: str, expected: object = "", actual: object = "") -> None:
         """An error; that of other layers, where nothing else differs, is the same one."""
-        group = f"{_NUMBER.sub('*', location)} {expected} {found if location not in str(found) else ''}"
-        self._findings.error(code, location, message, expected, found, group=group)
+        group = f"{_NUMBER.sub('*', location)} {expected} {actual if location not in str(actual) else ''}"
+        self._findings.error(code, location, message, expected, actual, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
         if info.elements == 0:
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
-            self._note("lora.tensor_empty", info.name, message, found=list(info.shape))
+            self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
         name = self._names.read(info.name)
         counts = name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
         if info.dtype not in FLOATS and not counts:
@@ -238,7 +238,7 @@ class _Reader:
         fits = rows % rank == 0 if kind == "parameter" else rows == rank
         if not fits:
             message = f"module {path} has rank {rows}, and the configuration says {rank}"
-            self._note("lora.rank_unannounced", path, message, rank, rows)
+            self._note("lora.rank_differs_from_config", path, message, rank, rows)
         return fits
 
     def _dora(self, path: str, magnitude: TensorInfo | None) -> None:
@@ -247,7 +247,7 @@ class _Reader:
             self._note("lora.magnitude_absent", path, message, f"{path}.lora_magnitude_vector", "nothing")
         if magnitude is not None and not self._config.use_dora:
             message = f"module {path} has a lora_magnitude_vector, and the configuration says nothing of DoRA"
-            self._note("lora.magnitude_unannounced", path, message, "use_dora: true", "use_dora: false")
+            self._note("lora.magnitude_without_dora", path, message, "use_dora: true", "use_dora: false")
 
     def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
         config = self._config
@@ -261,7 +261,7 @@ class _Reader:
                 self._note("lora.layers_beside_pattern", f"{CONFIG}: layers_to_transform", message)
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
-                self._findings.unknown("compat.method_unjudged", f"{CONFIG}: use_bdlora", message)
+                self._findings.unknown("compat.method_not_judged", f"{CONFIG}: use_bdlora", message)
             if config.alpha is None:
                 message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
                 self._findings.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)

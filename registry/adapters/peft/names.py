@@ -145,7 +145,7 @@ class Names:
         return _UNEXPECTED
 
     def report(self, add: Callable[..., None]) -> None:
-        """Report unknown names, one finding for each kind: `add(code, location, message, expected, found)`."""
+        """Report unknown names, one finding for each kind: `add(code, location, message, expected, actual)`."""
         for kind, names in self._unexpected_names.items():
             code, message, expected = _EXPLANATIONS[kind]
             count = f" ({len(names)} tensors)" if len(names) > 1 else ""
@@ -154,7 +154,7 @@ class Names:
 
 _MODULE, _METHOD = f"{PREFIX}<path of a module>", "only tensors of the adapter's method"
 _EXPLANATIONS: dict[str, tuple[str, str, str]] = {
-    "prefix": ("lora.prefix_wrong", "does not begin with 'base_model.model.': PEFT would load the file without an "
+    "prefix": ("lora.prefix_invalid", "does not begin with 'base_model.model.': PEFT would load the file without an "
                "error and change nothing", _MODULE),
     "compiled": ("lora.compiled_prefix", "has '_orig_mod.' in it, left by torch.compile: it names no module of the "
                  "base; save the model uncompiled", _MODULE),

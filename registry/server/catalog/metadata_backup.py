@@ -18,9 +18,9 @@ import contextlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from sqlalchemy import BindParameter, Engine, Integer, bindparam, update
 from sqlmodel import Session, col, select
 
@@ -28,7 +28,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
-from registry.evaluation.verdicts import Finding
+from registry.evaluation.verdicts import Finding, convert_old_code
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
 from registry.server.database import db
@@ -94,6 +94,11 @@ class BaseRecord(Record):
         return [edge.model_dump(mode="json") for edge in self.parents] or None
 
 
+def _convert_old_codes(facts: dict[str, Any]) -> dict[str, Any]:
+    problems = facts.get("problems")
+    return facts | {"problems": [convert_old_code(str(code)) for code in problems]} if problems else facts
+
+
 class VersionRecord(Record):
     """A version: its name and manifest, what the push said, what its bytes say, and whether it is withdrawn."""
 
@@ -103,7 +108,7 @@ class VersionRecord(Record):
     manifest: Manifest
     method: str
     rank: int | None
-    facts: dict[str, Any]
+    facts: Annotated[dict[str, Any], AfterValidator(_convert_old_codes)]
     message: str
     yanked_at: datetime | None
     yank_reason: str

@@ -58,7 +58,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
         )
     row = CampaignRow(
         id="cam_" + secrets.token_hex(10), base=base.name, base_fingerprint=base.fingerprint,
-        why=request.model_dump(mode="json", exclude={"base"}), created_at=db.now(), created_by=actor.identity,
+        request=request.model_dump(mode="json", exclude={"base"}), created_at=db.now(), created_by=actor.identity,
     )  # fmt: skip
     session.add(row)
     session.flush()

@@ -210,16 +210,16 @@ def to_job(row: JobRow) -> Job:
 
 
 # ------------------------------------------------------------------ steps
-def _add_step(session: Session, job: JobRow, says: str) -> None:
+def _add_step(session: Session, job: JobRow, message: str) -> None:
     count = session.exec(select(func.count(col(JobStepRow.id))).where(col(JobStepRow.job_id) == job.id)).one()
     if count < jobs.STEPS_LIMIT:
-        session.add(JobStepRow(job_id=job.id, attempt=job.attempt, at=db.now(), says=says))
+        session.add(JobStepRow(job_id=job.id, attempt=job.attempt, at=db.now(), message=message))
 
 
 def list_steps(session: Session, job: JobRow) -> tuple[JobStep, ...]:
     """What workers reported while they worked on the job, in order."""
     statement = select(JobStepRow).where(col(JobStepRow.job_id) == job.id).order_by(col(JobStepRow.id))
-    return tuple(JobStep(at=row.at, attempt=row.attempt, says=row.says) for row in session.exec(statement))
+    return tuple(JobStep(at=row.at, attempt=row.attempt, message=row.message) for row in session.exec(statement))
 
 
 # ------------------------------------------------------------------ rights and locks

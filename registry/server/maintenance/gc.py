@@ -59,7 +59,7 @@ SECONDS = 10.0
 """How long one request works before it returns a cursor."""
 KEEP_ENDED = timedelta(days=7)
 """How long ended pushes and responses to mutations are kept, for clients that retry."""
-AUDITED = ("blobs_deleted", "bytes_deleted", "strays_deleted")
+AUDITED = ("blobs_deleted", "bytes_deleted", "orphans_deleted")
 """The counts in the audit event."""
 _ROWS = "rows:"
 """Prefix of the cursor of a run that is still among the rows, before what `collect_blobs` returned."""
@@ -198,8 +198,8 @@ def _count_collectable(run: GcRun) -> None:
         for name, table, condition in (
             ("blobs_marked", BlobRow, marked),
             ("pushes_expired", PushRow, _is_expired_push()),
-            ("pushes_forgotten", PushRow, _is_old_push()),
-            ("answers_forgotten", IdempotencyRow, _is_old_response()),
+            ("pushes_deleted", PushRow, _is_old_push()),
+            ("responses_deleted", IdempotencyRow, _is_old_response()),
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
     run.count("blobs_deleted", blobs)
@@ -312,8 +312,8 @@ def _forget(run: GcRun) -> None:
         session.connection().execute(delete(PushRow).where(col(PushRow.id).in_(ids), _is_old_push()))
         responses = session.connection().execute(delete(IdempotencyRow).where(_is_old_response())).rowcount
         reports.delete_silent(session)
-    run.count("pushes_forgotten", len(ids))
-    run.count("answers_forgotten", responses)
+    run.count("pushes_deleted", len(ids))
+    run.count("responses_deleted", responses)
 
 
 # ------------------------------------------------------------------ from the keys of the store
@@ -358,9 +358,9 @@ def _delete_strays(run: GcRun, strays: list[Stat]) -> None:
     old = [stat for stat in strays if stat.modified_at <= limit]
     if old and reindex.is_needed(run.engine, run.blobs):
         old = []
-    run.count("strays_kept", len(strays) - len(old))
+    run.count("orphans_kept", len(strays) - len(old))
     if run.dry_run:
-        run.count("strays_deleted", len(old))
+        run.count("orphans_deleted", len(old))
         return
     claimed: list[str] = []
     with db.session(run.engine) as session:
@@ -369,7 +369,7 @@ def _delete_strays(run: GcRun, strays: list[Stat]) -> None:
             values = {"digest": digest, "size_bytes": stat.size_bytes, "state": BlobState.DELETING}
             if db.insert_new(session, BlobRow, {**values, "created_at": db.now()}):
                 claimed.append(digest)
-    run.count("strays_deleted", len(run.delete_blobs(claimed)))
+    run.count("orphans_deleted", len(run.delete_blobs(claimed)))
 
 
 def _batches(stats: Iterable[Stat]) -> Iterator[list[Stat]]:

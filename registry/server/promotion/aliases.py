@@ -281,7 +281,7 @@ def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) ->
     if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
         return f"run `adapter smoke-test {ref} --wait`"
     steps = {
-        "gate.approvals_few": f"run `adapter approve {ref} {alias}`",
+        "gate.approvals_missing": f"run `adapter approve {ref} {alias}`",
         "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
         "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
     }

@@ -166,7 +166,7 @@ def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
         for edge in parents.values()
     ]
     inputs = [
-        VersionInputRow(version_id=version_id, place=position, **entry._asdict())
+        VersionInputRow(version_id=version_id, position=position, **entry._asdict())
         for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
     ]
     tags = [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]

@@ -50,9 +50,11 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     names.node_name(node), names.node_name(engine), names.base_name(report.base), names.alias(report.alias)
     row = _node(session, actor, node, engine)
     now, reach = db.now(), actor.namespaces_with(Scope.PULL)
-    lease = {"heard_at": now, "expires_at": now + timedelta(seconds=report.lease_seconds)}
-    stamp = Digest.of(canonical_json([report.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])).hex
-    if row.said == stamp:
+    lease = {"reported_at": now, "expires_at": now + timedelta(seconds=report.lease_seconds)}
+    digest = Digest.of(
+        canonical_json([report.model_dump(mode="json"), sorted(reach) if reach is not None else "*"])
+    ).hex
+    if row.report_digest == digest:
         session.connection().execute(update(FleetNodeRow).where(col(FleetNodeRow.id) == row.id).values(**lease))
         return ReportAccepted(expires_at=lease["expires_at"])
     before = {slot.served_name: slot for slot in _slots(session, row)}
@@ -66,7 +68,7 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     row.sqlmodel_update({
         **lease, "base": report.base, "alias": report.alias, "profile": report.profile, "on_demand": report.on_demand,
         "reach": sorted(reach) if reach is not None else None, "reporter_name": actor.identity,
-        "said": "" if unknown else stamp,  # the unknown may be pushed later
+        "report_digest": "" if unknown else digest,  # the unknown may be pushed later
     })  # fmt: skip
     session.add(row)
     session.flush()
@@ -82,7 +84,7 @@ def find_serving_nodes(session: Session, name: AdapterName, digest: str = "") ->
     records = session.exec(statement.order_by(col(FleetNodeRow.node), col(FleetNodeRow.engine)).limit(SERVED_ON_LIMIT))
     return [
         ServedOn(node=node.node, engine=node.engine, served_name=slot.served_name, number=slot.number,
-                 state=slot.state, heard_at=node.heard_at)
+                 state=slot.state, reported_at=node.reported_at)
         for node, slot in records
     ]  # fmt: skip
 
@@ -121,7 +123,7 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
     moment = db.now()
     values = {
         "reporter": reporter, "reporter_name": actor.identity, "node": node, "engine": engine, "base": "", "alias": "",
-        "profile": "", "on_demand": False, "said": "", "heard_at": moment, "expires_at": moment,
+        "profile": "", "on_demand": False, "report_digest": "", "reported_at": moment, "expires_at": moment,
     }  # fmt: skip
     db.insert_new(session, FleetNodeRow, values)
     return session.exec(statement).one()

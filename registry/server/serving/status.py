@@ -143,7 +143,7 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
         views.append(SlotView(
             adapter=f"{slot.namespace}/{slot.name}", served_name=slot.served_name, number=slot.number,
             digest=Digest(slot.digest), state=SlotState(slot.state), reason=slot.reason, verified=slot.verified,
-            since=slot.since, wanted_number=now.number if now else None, wanted_digest=now.digest if now else None,
+            since=slot.since, desired_number=now.number if now else None, desired_digest=now.digest if now else None,
         ))  # fmt: skip
     is_live = row.expires_at > db.now()
     reported = {view.adapter for view in views}
@@ -151,12 +151,12 @@ def _node(row: FleetNodeRow, slots: list[FleetSlotRow], expected: dict[AdapterNa
         if is_live and not row.on_demand and str(name) not in reported and _reaches(row.reach, name):
             views.append(SlotView(
                 adapter=str(name), served_name=names.served_name(name, now.number), number=None, digest=None,
-                state=SlotState.ABSENT, reason="the node has not reported it", verified=False, since=row.heard_at,
-                wanted_number=now.number, wanted_digest=now.digest,
+                state=SlotState.ABSENT, reason="the node has not reported it", verified=False, since=row.reported_at,
+                desired_number=now.number, desired_digest=now.digest,
             ))  # fmt: skip
     return NodeView(
         node=row.node, engine=row.engine, base=row.base, alias=row.alias, profile=row.profile, on_demand=row.on_demand,
-        reporter=row.reporter_name, live=is_live, heard_at=row.heard_at, expires_at=row.expires_at, slots=views,
+        reporter=row.reporter_name, live=is_live, reported_at=row.reported_at, expires_at=row.expires_at, slots=views,
     )  # fmt: skip
 
 

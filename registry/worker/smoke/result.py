@@ -31,10 +31,10 @@ class SmokeResult:
     say: Progress = ignore_progress
 
     def note(
-        self, severity: Severity, code: str, location: str, message: str, expected: str = "", found: str = ""
+        self, severity: Severity, code: str, location: str, message: str, expected: str = "", actual: str = ""
     ) -> None:
         """Add a finding."""
-        self.findings.append(Finding.of(severity, code, location, message, expected, found))
+        self.findings.append(Finding.of(severity, code, location, message, expected, actual))
 
     def measure(self, name: str, value: float) -> None:
         """Add a measurement."""

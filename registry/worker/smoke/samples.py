@@ -35,7 +35,7 @@ def examine(base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult) -
         return
     if base.tokenizer is None:
         message = f"{base.name} has no tokenizer here, so golden samples cannot be tested"
-        result.note("unknown", "smoke.golden_unasked", GOLDEN, message)
+        result.note("unknown", "smoke.golden_skipped", GOLDEN, message)
         return
     result.say(f"testing {len(samples)} golden sample{'s' * (len(samples) > 1)}")
     measured = [
@@ -51,7 +51,7 @@ def _measure(
     answer = tuple(base.tokenizer(sample.expected, add_special_tokens=False)["input_ids"])
     if not prompt or not answer or len(prompt) + len(answer) > TOKENS_LIMIT:
         message = f"the sample has {len(prompt)} + {len(answer)} tokens; each needs one, both at most {TOKENS_LIMIT}"
-        result.note("unknown", "smoke.golden_unasked", location, message)
+        result.note("unknown", "smoke.golden_skipped", location, message)
         return None
     with_it = language.rows(wrapped, [prompt + answer])[0]
     with getattr(wrapped, "disable_adapter", nullcontext)():
@@ -66,7 +66,7 @@ def _measure(
         )
         result.note("error", "smoke.golden_missed", location, message, f"{required:g} nats a token", f"{margin:.4f}")
     if sample.ends and not ends:
-        result.note("error", "smoke.golden_endless", location, "the text does not end after the expected answer")
+        result.note("error", "smoke.golden_not_ended", location, "the text does not end after the expected answer")
     return {"log_p": round(likelihood, 5), "base_log_p": round(was, 5), "margin_nats": round(margin, 5), "ends": ends}
 
 

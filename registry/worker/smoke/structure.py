@@ -31,7 +31,7 @@ def compare_structure(base: Path, folder: Path) -> list[Finding]:
     except Exception as e:
         if machine_fault(e):
             raise
-        return [Finding.of("unknown", "compat.method_unjudged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
+        return [Finding.of("unknown", "compat.method_not_judged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
     message = f"{_PEFT} expects the {len(expectation)} tensors of this file, by names and shapes, and no other"
     expected_all = Finding.of("info", "compat.peft_expects", WEIGHTS, message)
     return list(_differences(expectation, shapes_in_file(folder / WEIGHTS))) or [expected_all]

@@ -127,7 +127,7 @@ class VersionInputRow(SQLModel, table=True):
 
     __tablename__ = "version_input"
     version_id: int = Field(foreign_key="version.id", primary_key=True)
-    place: int = Field(primary_key=True)
+    position: int = Field(primary_key=True)
     relation: str
     node: str
     name: str

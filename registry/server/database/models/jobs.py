@@ -51,7 +51,7 @@ class JobStepRow(SQLModel, table=True):
     job_id: str = Field(foreign_key="job.id", index=True)
     attempt: int
     at: datetime = Field(sa_type=UtcTime)
-    says: str
+    message: str
 
 
 class ProcessLockRow(SQLModel, table=True):
@@ -65,13 +65,13 @@ class ProcessLockRow(SQLModel, table=True):
 
 
 class CampaignRow(CreatedColumns, table=True):
-    """A campaign of smoke tests. `why`: the request as it was sent."""
+    """A campaign of smoke tests. `request`: as it was sent."""
 
     __tablename__ = "campaign"
     id: str = Field(primary_key=True)
     base: str = Field(index=True)
     base_fingerprint: str
-    why: dict[str, Any] = Field(sa_type=JSON)
+    request: dict[str, Any] = Field(sa_type=JSON)
 
 
 class CampaignJobRow(SQLModel, table=True):

@@ -11,7 +11,10 @@ from registry.server.database.models.columns import UtcTime
 
 
 class FleetNodeRow(SQLModel, table=True):
-    """An engine on a node. `reach`: the namespaces that its token pulls from, None for all. `said`: its last report."""
+    """An engine on a node. `reach`: the namespaces that its token pulls from, None for all.
+
+    `report_digest`: the SHA-256 of the last report, empty if the report has to be read again.
+    """
 
     __tablename__ = "fleet_node"
     __table_args__ = (UniqueConstraint("reporter", "node", "engine"),)
@@ -25,8 +28,8 @@ class FleetNodeRow(SQLModel, table=True):
     profile: str
     on_demand: bool
     reach: list[str] | None = Field(default=None, sa_type=JSON)
-    said: str
-    heard_at: datetime = Field(sa_type=UtcTime)
+    report_digest: str
+    reported_at: datetime = Field(sa_type=UtcTime)
     expires_at: datetime = Field(sa_type=UtcTime, index=True)
 
 

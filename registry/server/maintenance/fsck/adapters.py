@@ -95,7 +95,7 @@ def _check_contents(
         return
     if manifest.digest != version.digest:
         message = "its manifest has another digest"
-        run.add("version.manifest_differs", location, message, expected=version.digest, found=manifest.digest)
+        run.add("version.manifest_differs", location, message, expected=version.digest, actual=manifest.digest)
     declared = {(f.path, str(f.digest), f.size_bytes, f.media_type) for f in manifest.files}
     if declared != {(f.path, f.digest, f.size_bytes, f.media_type) for f in files}:
         run.add("version.files_differ", location, "its rows of files differ from its manifest")
@@ -111,7 +111,7 @@ def _check_contents(
 
 def _check_inputs(run: FsckRun, session: Session, location: str, version: VersionRow, manifest: Manifest) -> None:
     statement = select(VersionInputRow).where(VersionInputRow.version_id == version.id)
-    rows = session.exec(statement.order_by(col(VersionInputRow.place))).all()
+    rows = session.exec(statement.order_by(col(VersionInputRow.position))).all()
     if [row.node for row in rows] != [item.node for item in lineage.inputs(manifest.provenance, version.facts)]:
         run.add("version.inputs_differ", location, "its rows of inputs differ from its manifest and its facts")
 
@@ -170,7 +170,7 @@ def _check_alias_row(
     if row is None or newest is None or (row.version_id, row.generation) != (newest.to_version_id, newest.generation):
         run.add("alias.row_differs", location, "does not point where its newest move says")
     elif row.version_id not in versions:
-        run.add("alias.version_foreign", location, "points at a version of another adapter")
+        run.add("alias.version_of_other_adapter", location, "points at a version of another adapter")
 
 
 def _check_generations(run: FsckRun, location: str, history: list[AliasMoveRow]) -> None:

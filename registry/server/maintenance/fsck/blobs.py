@@ -92,7 +92,7 @@ def _check_again(run: FsckRun, digest: str) -> None:
     if row.state not in (BlobState.LIVE, BlobState.CORRUPT):
         being_written = row.state == BlobState.PENDING and user.startswith(_ATTESTATION)  # its row precedes its bytes
         if user and not being_written:
-            run.add("blob.state_wrong", digest, f"is {row.state}, and {user} refers to it")
+            run.add("blob.state_invalid", digest, f"is {row.state}, and {user} refers to it")
         return
     if run.deep:
         return  # a later stage of this run reads its bytes
@@ -132,7 +132,7 @@ def _check_stray(run: FsckRun, digest: str) -> None:
         has_row = session.get(BlobRow, digest) is not None
     if not has_row and run.blobs.stat(key_of(Digest(digest))) is not None:
         message = "the store has bytes without a row; after a restore run `adapter reindex` before any `adapter gc`"
-        run.add("blob.stray", digest, message)
+        run.add("blob.orphan", digest, message)
 
 
 def _count_staged(run: FsckRun) -> None:

@@ -43,10 +43,10 @@ class FsckRun:
         *,
         severity: Severity = "error",
         expected: str = "",
-        found: str = "",
+        actual: str = "",
     ) -> None:
         """Add a finding."""
-        self.findings.append(Finding.of(severity, code, location, message, expected, found))
+        self.findings.append(Finding.of(severity, code, location, message, expected, actual))
 
     def add_unreadable(self, location: str, error: Unavailable) -> None:
         """Add a finding for something that the store cannot read; raise if the store does not respond at all."""
