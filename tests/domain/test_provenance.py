@@ -88,7 +88,7 @@ def test_nothing_declared_is_nothing() -> None:
         ({"datasets": [{"uri": "https://token@host/x"}]}, "secret", "datasets.0.uri"),
         ({"datasets": [{"uri": "https://h/x?X-Amz-Signature=1"}]}, "secret", "datasets.0.uri"),
         ({"datasets": [{"uri": "https://h/x#access_token=1"}]}, "secret", "datasets.0.uri"),
-        ({"datasets": [{"uri": "s3://a"}, {"uri": "s3://a", "name": "again"}]}, "twice", "datasets.1"),
+        ({"datasets": [{"uri": "s3://a"}, {"uri": "s3://a", "name": "again"}]}, "duplicate", "datasets.1"),
         ({"datasets": [{"uri": f"s3://{n}"} for n in range(65)]}, "too_many", "datasets"),
         ({"datasets": [{"uri": "s3://a", "name": "x\ny"}]}, "text_invalid", "datasets.0.name"),
         ({"datasets": [{"uri": "s3://a", "name": "x" * 201}]}, "too_long", "datasets.0.name"),
