@@ -142,6 +142,9 @@ test-engines: venv  ## compare our verdicts with llama.cpp, diffusers, and the c
 	@$(PYTHON) -m tests.proof.venvs llama
 	@PROOF_DIFFUSERS=1 $(PYTEST) tests/proof/test_engine_classes.py tests/proof/test_llama_cpp.py tests/proof/test_llama_node.py tests/proof/test_diffusers.py tests/engines $(ARGS)
 
+test-truth: venv  ## ask PEFT and the registry about every method, architecture and mutation: hours, resumable (CASES='lora/plain loha')
+	@$(PYTHON) -m tests.truth.run $(CASES) $(ARGS)
+
 test-signing: venv  ## exchange signatures with OpenSSF's model_signing (downloads 100 MB once)
 	@$(PYTHON) -m tests.signing.tool
 	@MODEL_SIGNING=1 $(PYTEST) tests/signing $(ARGS)

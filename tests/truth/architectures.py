@@ -1,0 +1,167 @@
+"""A tiny random model of any architecture of the installed transformers, made from its configuration class.
+
+Sizes are recognized by the names of fields, in nested configurations too; `OVERRIDES` has what those rules get wrong.
+The names, shapes and fusions are those of the library's own classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+PARAMETERS_LIMIT = 4_000_000
+VOCABULARY = 128
+SIZES: tuple[tuple[str, int], ...] = (
+    (r"(type_vocab_size|num_labels|pruned_heads|num_channels|num_mel_bins)", 0),
+    (r"(.*_)?vocab_size(_.*)?", VOCABULARY),
+    (r"num_key_value_heads|multi_query_group_num|num_kv_heads|n_kv_heads", 2),
+    (r".*(attention_heads|num_heads|n_head|n_heads|num_heads|swa_num_attention_heads)", 4),
+    (r".*(hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|depth|attention_layers)", 2),
+    (r"(.*_)?(head_dim|attention_head_size|d_kv|kv_channels|qk_nope_head_dim|v_head_dim|head_size)", 8),
+    (r".*qk_rope_head_dim|rotary_dim", 4),
+    (r".*(kv_lora_rank|q_lora_rank|o_lora_rank|lora_rank)", 8),
+    (r".*(intermediate_size|ffn_dim|d_ff|ffn_hidden_size|inner_dim|mlp_dim|feed_forward_size|ffn_size)(_mlp)?", 48),
+    (r"n_inner", 48),
+    (r".*(num_experts_per_tok|moe_topk|top_k_experts|moe_top_k|num_experts_per_token|experts_top_k)", 2),
+    (r".*(num_experts|n_routed_experts|num_local_experts|moe_num_experts|n_experts)", 4),
+    (r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|model_dim|dim|emb_dim|word_embed_proj_dim|hidden_dim|embedding_size|"
+     r"embedding_dim|embedding_hidden_size|out_hidden_size|projection_dim|output_dim|proj_dim|d_embed)", 32),
+    (r"(.*_)?(max_position_embeddings|n_positions|max_target_positions|max_source_positions|n_ctx|seq_length)", 128),
+    (r"(.*_)?(sliding_window|attention_window|local_attention|window_size)", 16),
+    (r"image_size", 32), (r"patch_size", 8), (r"n_group|topk_group|num_nextn_predict_layers", 1),
+)  # fmt: skip
+"""Pattern of a field's whole name → its tiny size; 0 leaves the default. The first that matches holds."""
+
+UNSET = {"head_dim": 8, "num_key_value_heads": 4}
+"""Fields without a default that some classes need."""
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "ernie4_5_moe": {"moe_k": 2},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "lfm2_moe": {"num_dense_layers": 1},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+    },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32},
+    "reformer": {"is_decoder": True},
+    "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "lilt": {"channel_shrink_ratio": 4},
+    "longcat_flash": {"head_dim": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+}
+"""Model type → fields of its configuration class."""
+
+HEADS = (
+    ("CAUSAL_LM", modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    ("IMAGE_TEXT", modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+    ("SEQ_2_SEQ_LM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    ("FEATURE_EXTRACTION", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    ("SPEECH", modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
+    ("SEQ_CLS", modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    ("TOKEN_CLS", modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
+    ("QUESTION_ANS", modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+)  # fmt: skip
+EXTRA_HEADS = ("bert", "modernbert", "llama", "qwen2", "gpt2", "roberta", "t5", "deberta-v2")
+"""Model types that get their classifiers too, not only the first head of `HEADS`."""
+
+
+def names() -> Iterator[tuple[str, str, str]]:
+    """(id, model type, class) of every architecture with a text model. An id is the model type or the class."""
+    seen: set[str] = set()
+    for kind, mapping in HEADS:
+        for model_type, value in mapping.items():
+            maker = value if isinstance(value, str) else value[0]
+            if model_type not in seen:
+                seen.add(model_type)
+                yield model_type, model_type, maker
+            elif kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS") and model_type in EXTRA_HEADS:
+                yield maker, model_type, maker
+
+
+def config_of(kind: Any, model_type: str) -> Any:
+    """A tiny configuration for this class. Errors are transformers' own."""
+    maker = kind.config_class or CONFIG_MAPPING[model_type]
+    default = maker()
+    fields = _shrink(default.to_dict())
+    for name in getattr(default, "sub_configs", {}):
+        value = getattr(default, name, None)
+        if value is not None:
+            fields[name] = _shrink(value.to_dict()) | {"model_type": value.model_type}
+    return maker(**_merge(fields, OVERRIDES.get(model_type, {})))
+
+
+def _shrink(written: dict[str, Any]) -> dict[str, Any]:
+    """The fields whose values change, and nested ones that are not configurations of their own."""
+    fields: dict[str, Any] = {}
+    layers = next(
+        (written[n] for n in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") if n in written), None
+    )
+    for name, value in written.items():
+        if value is None and name in UNSET:
+            fields[name] = UNSET[name]
+        elif type(value) is int:
+            if re.fullmatch(r".*(token_id|token_index|_idx)", name):
+                if value >= VOCABULARY:
+                    fields[name] = VOCABULARY - 1 - sum(map(ord, name)) % 16
+                continue
+            size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), 0)
+            if size == 2 and "k" in name and "head" in name and value == written.get("num_attention_heads"):
+                size = 4  # as many as attention heads, in the real models too
+            if size and value > size:
+                fields[name] = size
+        elif isinstance(value, list) and value and len(value) == layers:
+            other = next((item for item in value if item != value[0]), value[0])
+            fields[name] = [value[0], other]
+        elif isinstance(value, dict) and "mrope_section" in value:
+            half = 4 if value.get("partial_rotary_factor", 1.0) == 1.0 else 2
+            fields[name] = value | {"mrope_section": [half // 2, half // 4 or 1, half // 4]}
+        elif isinstance(value, list) and name.endswith("token_id"):
+            fields[name] = value[0] if value[0] < VOCABULARY else 2
+    return fields
+
+
+def _merge(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(fields)
+    for name, value in more.items():
+        merged[name] = (
+            _merge(merged[name], value) if isinstance(value, dict) and isinstance(merged.get(name), dict) else value
+        )
+    return merged
+
+
+def build(model_type: str, maker: str, folder: Path) -> Any:
+    """Save a tiny random model of this class, and load it again. Errors are transformers' own."""
+    kind = getattr(transformers, maker)
+    config = config_of(kind, model_type)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in kind(config).parameters())
+    if size > PARAMETERS_LIMIT:
+        raise ValueError(f"{size} parameters are not tiny")
+    if getattr(config, "pad_token_id", None) is None and re.search("SequenceClassification", maker):
+        config.pad_token_id = 0
+    torch.manual_seed(0)
+    kind(config).eval().save_pretrained(folder)
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def inputs_of(model: Any) -> dict[str, Any]:
+    """Inputs of the model's forward pass: text, and a decoder's beginning."""
+    ids = torch.tensor([[5, 7, 9, 11, 60, 23, 42, 90, 13, 33], [44, 7, 8, 3, 5, 19, 71, 6, 17, 29]])
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids[:, :4]
+    return inputs

@@ -1,0 +1,107 @@
+"""Groups of cases: an honest adapter on a base, and everything that is changed about it.
+
+A case's id is `group/variant/mutation`, such as `lora/plain/drop-one:lora_A.weight`, and stays the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file, save_file
+
+from registry.bases import BaseSpec
+from registry.client.local.base_folder import base_spec_from
+from registry.files import CONFIG, WEIGHTS
+from tests.truth import methods, mutations, oracle
+from tests.truth.mutations import Mutated, Tensors, Written
+
+
+@dataclass
+class Base:
+    """A base on disk and in memory."""
+
+    folder: Path
+    subject: oracle.Subject
+
+    @cached_property
+    def spec(self) -> BaseSpec:
+        return base_spec_from(self.folder, self.folder.name)[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its configuration and weights."""
+        files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One adapter to judge. `honest`: PEFT itself saved it like this."""
+
+    id: str
+    tensors: Tensors
+    written: Written
+    honest: bool = False
+
+    def write(self, folder: Path) -> str:
+        """Write the adapter into this folder; the digest of its files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(self.written, indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(text)
+        return hashlib.sha256((folder / WEIGHTS).read_bytes() + text.encode()).hexdigest()
+
+
+@dataclass
+class Group:
+    """The cases of one honest adapter. `tolerated`: see `oracle.ask`."""
+
+    id: str
+    base: Base
+    tensors: Tensors
+    written: Written
+    changes: list[Mutated]
+    tolerated: frozenset[str] = frozenset()
+
+    def __iter__(self) -> Iterator[Case]:
+        yield Case(f"{self.id}/honest", self.tensors, self.written, honest=True)
+        for change, tensors, written in self.changes:
+            yield Case(f"{self.id}/{change}", tensors, written)
+
+
+def methods_base(folder: Path) -> Base:
+    """The base of the groups of methods."""
+    methods.make_base(folder)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[1, 3, 5, 7, 8, 11, 60, 23, 42, 90, 2, 33], [1, 44, 7, 8, 3, 5, 19, 71, 6, 17, 29, 80]])
+    return Base(folder, oracle.subject_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+
+
+def of_method(base: Base, method: str, variant: str, folder: Path) -> Group:
+    """The group of one variant of a method. Errors are PEFT's own: it cannot make this adapter here."""
+    methods.make(copy.deepcopy(base.subject.model), method, variant, folder)
+    tensors, written = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    changes = list(mutations.of_tensors(tensors, written))
+    changes += mutations.of_configuration(tensors, written, _fields(method, variant, written))
+    return Group(f"{method.lower()}/{variant}", base, tensors, written, changes, oracle.tolerance(base.subject, folder))
+
+
+def _fields(method: str, variant: str, written: Written) -> dict[str, Any]:
+    """Field → default: all fields of the method's configuration class; of a second variant, those that it sets."""
+    kind = next(kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value == method)
+    fields = [field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])]
+    if variant != next(iter(methods.VARIANTS[method])):
+        fields = [name for name in fields if name in methods.VARIANTS[method][variant]]
+    return {name: written.get(name) for name in fields}

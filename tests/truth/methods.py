@@ -1,0 +1,148 @@
+"""Honest adapters of every PEFT method: one or more configurations each, on a tiny Llama, saved by PEFT itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from tests.fixtures.observed import shake
+
+QV = ["q_proj", "v_proj"]
+QO = ["q_proj", "o_proj"]
+FLAT = {"layers_to_transform": [1]}
+SAVED = {"modules_to_save": ["lm_head", "norm"]}
+TOKENS = {"num_virtual_tokens": 6}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "LORA": {
+        "plain": {"r": 4, "target_modules": QV}, "rslora": {"r": 4, "target_modules": QV, "use_rslora": True},
+        "dora": {"r": 4, "target_modules": QV, "use_dora": True},
+        "patterns": {"r": 4, "target_modules": QV, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+        "lora-bias": {"r": 4, "target_modules": QV, "lora_bias": True},
+        "saved": {"r": 4, "target_modules": QV, **SAVED},
+        "embedding": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]},
+        "tokens": {"r": 4, "target_modules": QV, "trainable_token_indices": [3, 5, 7]},
+        "parameters": {"r": 4, "target_modules": QV, "target_parameters": ["mlp.up_proj.weight"]},
+        "layers": {"r": 4, "target_modules": QV, **FLAT},
+        "alora": {"r": 4, "target_modules": QV, "alora_invocation_tokens": [7, 8]},
+        "replication": {"r": 4, "target_modules": QV, "layer_replication": [[0, 2], [1, 2]]},
+        "qalora": {"r": 4, "target_modules": QV, "use_qalora": True, "qalora_group_size": 16},
+        "bdlora": {"r": 4, "target_modules": ["q_proj", "down_proj"], "use_bdlora": peft.tuners.lora.BdLoraConfig(
+            target_modules_bd_a=["down_proj"], target_modules_bd_b=["q_proj"], nblocks=2)},
+        "kasa": {"r": 4, "target_modules": QV, "kasa_config": peft.tuners.lora.config.KasaConfig()},
+        "montecarlo": {"r": 4, "target_modules": QV, "monteclora_config": peft.tuners.lora.config.MontecloraConfig()},
+        "velora": {"r": 4, "target_modules": QV, "velora_config": peft.tuners.lora.config.VeloraConfig()},
+        "pissa": {"r": 4, "target_modules": QV, "init_lora_weights": "pissa"},
+    },
+    "ADALORA": {"plain": {"target_modules": QV, "init_r": 4, "target_r": 2, "total_step": 10}},
+    "ADAMSS": {"plain": {"target_modules": QV, "r": 8, "num_subspaces": 2}},
+    "ADAPTION_PROMPT": {"plain": {"adapter_len": 4, "adapter_layers": 2}},
+    "BEFT": {"plain": {"target_modules": QV}},
+    "BOFT": {"plain": {"target_modules": QV, "boft_block_size": 4},
+             "butterfly": {"target_modules": QV, "boft_block_size": 4, "boft_n_butterfly_factor": 2}},
+    "C3A": {"plain": {"target_modules": QV, "block_size": 16}},
+    "CARTRIDGE": {"plain": TOKENS},
+    "CPT": {"plain": {"cpt_token_ids": [3, 4, 5, 6], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 4]}},
+    "DEFT": {"plain": {"target_modules": QV, "r": 4},
+             "qr": {"target_modules": QV, "r": 4, "decomposition_method": "qr"}},
+    "DELORA": {"plain": {"target_modules": QV, "r": 4}},
+    "FOURIERFT": {"plain": {"target_modules": QV, "n_frequency": 20}},
+    "FROD": {"plain": {"target_modules": QV, "progressbar": False}},
+    "GLORA": {"plain": {"target_modules": QV, "r": 4},
+              "vectors": {"target_modules": QV, "r": 4, "config_A_B": "vector", "config_C": "vector",
+                          "config_D_E": "vector"}},
+    "GRALORA": {"plain": {"target_modules": QV, "r": 8}, "hybrid": {"target_modules": QV, "r": 8, "hybrid_r": 4}},
+    "HIRA": {"plain": {"target_modules": QV, "r": 4}},
+    "HRA": {"plain": {"target_modules": QV, "r": 4}, "gram-schmidt": {"target_modules": QV, "r": 4, "apply_GS": True}},
+    "IA3": {"plain": {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}},
+    "LILY": {"plain": {"target_modules": QV, "r": 4}},
+    "LN_TUNING": {"plain": {}},
+    "LOHA": {"plain": {"target_modules": QV, "r": 4}, "saved": {"target_modules": QV, "r": 4, **SAVED}},
+    "LOKR": {"plain": {"target_modules": QV, "r": 4}, "both": {"target_modules": QV, "r": 2, "decompose_both": True},
+             "factor": {"target_modules": QV, "r": 4, "decompose_factor": 8}},
+    "MISS": {"plain": {"target_modules": QV, "r": 4}, "bat": {"target_modules": QV, "r": 4, "init_weights": "bat"},
+             "mini": {"target_modules": QV, "r": 8, "mini_r": 4, "init_weights": "mini"}},
+    "MULTITASK_PROMPT_TUNING": {"plain": {**TOKENS, "num_tasks": 2}},
+    "OFT": {"plain": {"target_modules": QV, "oft_block_size": 8},
+            "by-rank": {"target_modules": QV, "r": 8, "oft_block_size": 0},
+            "shared": {"target_modules": QV, "oft_block_size": 8, "block_share": True}},
+    "OSF": {"plain": {"target_modules": QV, "effective_rank": 4}},
+    "PEANUT": {"plain": {"target_modules": QV, "r": 4}, "deep": {"target_modules": QV, "r": 4, "depth": 2}},
+    "POLY": {"plain": {"target_modules": QV, "r": 4, "n_tasks": 2, "n_skills": 2}},
+    "PREFIX_TUNING": {"plain": TOKENS, "projected": {**TOKENS, "prefix_projection": True, "encoder_hidden_size": 16}},
+    "PROMPT_TUNING": {"plain": TOKENS},
+    "PSOFT": {"plain": {"target_modules": QV, "r": 4}},
+    "PVERA": {"plain": {"target_modules": QO, "r": 8}, "unsaved": {"target_modules": QO, "r": 8,
+                                                                   "save_projection": False}},
+    "P_TUNING": {"plain": {**TOKENS, "encoder_hidden_size": 32},
+                 "lstm": {**TOKENS, "encoder_hidden_size": 32, "encoder_reparameterization_type": "LSTM"}},
+    "RANDLORA": {"plain": {"target_modules": QO, "r": 8}, "unsaved": {"target_modules": QO, "r": 8,
+                                                                      "save_projection": False}},
+    "ROAD": {"plain": {"target_modules": QV, "group_size": 8},
+             "road-2": {"target_modules": QV, "group_size": 8, "variant": "road_2"},
+             "road-4": {"target_modules": QV, "group_size": 8, "variant": "road_4"}},
+    "SHADOW": {"plain": {"r": 4}},
+    "SHIRA": {"plain": {"target_modules": QV, "r": 4}},
+    "SUPERTUNING": {"plain": {"target_modules": QV, "sparsity": 0.9}, "rank": {"target_modules": QV, "sparsity": 0.9,
+                                                                               "r": 4}},
+    "TINYLORA": {"plain": {"target_modules": QV, "u": 8}},
+    "TRAINABLE_TOKENS": {"plain": {"target_modules": ["embed_tokens"], "token_indices": [3, 5]}},
+    "UNILORA": {"plain": {"target_modules": QV, "r": 4}, "indices": {"target_modules": QV, "save_indices": True}},
+    "VBLORA": {"plain": {"target_modules": QV, "r": 4, "num_vectors": 12, "vector_length": 16},
+               "top-k": {"target_modules": QV, "r": 4, "num_vectors": 12, "vector_length": 16,
+                         "save_only_topk_weights": True}},
+    "VERA": {"plain": {"target_modules": QO, "r": 8}, "unsaved": {"target_modules": QO, "r": 8,
+                                                                  "save_projection": False}},
+    "WAVEFT": {"plain": {"target_modules": QV, "n_frequency": 20}},
+    "XLORA": {"plain": {}},
+}  # fmt: skip
+"""Method → name of a variant → fields of its configuration class. A test holds that every method of PEFT is here."""
+
+
+def make_base(folder: Path) -> Path:
+    """A Llama with two layers and grouped attention: no two of its matrix sizes are equal by chance."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def variants() -> Iterator[tuple[str, str]]:
+    """(method, variant) of everything in `VARIANTS` that the installed PEFT has."""
+    known = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    return ((method, name) for method in sorted(VARIANTS.keys() & known) for name in VARIANTS[method])
+
+
+def make(model: Any, method: str, variant: str, folder: Path) -> None:
+    """Save an honest adapter. Errors are PEFT's own: this method cannot be made on this base."""
+    kind = next(kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value == method)
+    fields = VARIANTS[method][variant]
+    if method == "XLORA":
+        model.config.use_cache = False
+        experts = folder.parent / f"{folder.name}-expert"
+        make_from(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=QV, task_type="CAUSAL_LM"), experts)
+        fields = {"hidden_size": model.config.hidden_size, "xlora_size": 16, "adapters": {"0": str(experts)}}
+    make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **fields), folder)
+
+
+def make_from(model: Any, config: Any, folder: Path) -> None:
+    """Inject this configuration into the model, move every trained number, and save. The model is used up."""
+    torch.manual_seed(1)
+    wrapped = peft.get_peft_model(model, config)
+    shake(wrapped)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.abs_()
+    wrapped.peft_config["default"].base_model_name_or_path = "base"
+    wrapped.save_pretrained(folder)

@@ -1,0 +1,100 @@
+"""What the registry says about an adapter, stage by stage.
+
+    check    the domain alone: reading the folder and `registry.compat.check`
+    compat   stored with the version: after the push, and again after the worker asked PEFT
+    weights  stored with the version
+    engine   stored with the version: the rules about PEFT itself
+    smoke    the worker's
+
+A stage's word is pass, warn, fail or unknown; `refused`, if the push is an error; `crash`, if something broke.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import peft
+
+from registry.api.catalog import BaseAdd
+from registry.bases import BaseSpec
+from registry.client import push as pushing
+from registry.client.local.folder import read_folder
+from registry.compat import check
+from registry.errors import RegistryError
+from registry.evaluation.verdicts import add_up, summarize
+from registry.names import AdapterName
+from registry.server.storage.local import LocalBlobs
+from registry.worker.loop import Worker
+from registry.worker.model import fingerprints
+from registry.worker.model.sources import Sources
+from registry.worker.model.weights import Weights
+from registry.worker.model_process.client import ProcessLimits
+from registry.worker.model_process.pool import Pool
+from tests.world import World
+
+Said = dict[str, tuple[str, str]]
+"""Stage → (word, message)."""
+YES, NO = frozenset({"pass", "warn"}), frozenset({"fail", "refused"})
+LIMITS = ProcessLimits(deadline_seconds=30, threads=1, memory_bytes=4 * 2**30)
+TEXT = 300
+
+
+def check_alone(folder: Path, base: BaseSpec) -> Said:
+    """The stage `check`."""
+    try:
+        findings = check(read_folder(folder).contents, base)
+    except RegistryError as e:
+        return {"check": ("refused", str(e)[:TEXT])}
+    except Exception as e:
+        return {"check": ("crash", f"{type(e).__name__}: {e}"[:TEXT])}
+    return {"check": (str(add_up(findings)), summarize(findings)[:TEXT])}
+
+
+class Product:
+    """A registry in this process, with SQLite, a folder of blobs, one base, and a real worker with a warm process."""
+
+    def __init__(self, folder: Path, base_folder: Path, spec: BaseSpec) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        blobs = LocalBlobs(folder / "blobs")
+        self._base = spec.name
+        self._world = World(f"sqlite:///{folder}/registry.db", blobs=blobs, engines=f"peft=={peft.__version__}")
+        identity = fingerprints.identify(Weights.of(base_folder))
+        self._world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=str(base_folder)))
+        self._pool = Pool()
+        self._worker = Worker(self._world.admin, Sources(), say=lambda _line: None, limits=LIMITS, pool=self._pool)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._pool.close()
+        self._world.__exit__(*error)
+
+    def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
+        """The stages after `check` of these adapters (id → folder): all are pushed, then the worker runs."""
+        said: dict[str, Said] = {}
+        refs: dict[str, str] = {}
+        for case, folder in folders.items():
+            name = "truth/" + "".join(c if c.isalnum() else "-" for c in case.rpartition("/")[0].lower())
+            try:
+                version = pushing.push_folder(
+                    self._world.admin, folder, AdapterName.parse(name), base=self._base
+                ).version
+                refs[case] = f"{name}@{version.number}"
+            except RegistryError as e:
+                word = "crash" if e.code == "INTERNAL" else "refused"
+                said[case] = {"compat": (word, str(e)[:TEXT])}
+            except Exception as e:
+                said[case] = {"compat": ("crash", f"{type(e).__name__}: {e}"[:TEXT])}
+        self._worker.run(once=True)
+        return said | {case: self._stored(ref) for case, ref in refs.items()}
+
+    def _stored(self, ref: str) -> Said:
+        version = self._world.admin.version(ref)
+        said = {str(v.check): (str(v.outcome), v.summary[:TEXT]) for v in version.verdicts}
+        if "smoke" not in said:
+            errors = [f"{job.state}: {job.error}" for job in self._world.admin.jobs(ref=ref).items if job.error]
+            if errors:
+                said["smoke"] = ("crash", errors[0][:TEXT])
+        return said
