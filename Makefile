@@ -111,7 +111,7 @@ interleavings: venv  ## run garbage collection in COUNT (100,000) generated inte
 facts: venv  ## print figures about the code as one line of JSON (ARGS=vague_names lists where a figure comes from)
 	@$(PYTHON) -m scripts.facts $(ARGS)
 
-soak: venv  ## run faults for SOAK_SECONDS (600); print runs and violations
+soak: venv  ## run faults for SOAK_SECONDS (600) or SOAK_KILLS kills; check 18 invariants after each
 	@$(PYTHON) -m tests.faults.soak
 
 bench: venv $(BENCHES)  ## run every benchmark; each ends with one JSON object on a line

@@ -3,11 +3,13 @@
 - Every acknowledged version exists once and is pulled byte for byte; numbers have no gap.
 - `adapter fsck --deep` finds nothing: rows, blobs, records, alias histories and events agree.
 - Each acknowledged change has one event, and nothing else has one.
+- Every other invariant of `tests.faults.invariants` holds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import tempfile
@@ -15,9 +17,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from sqlalchemy import text
 
+from registry.api.access import TokenCreate
 from registry.api.catalog import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
@@ -35,12 +39,17 @@ from registry.names import AdapterName, Ref
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
+from registry.server.storage.open import open_store
 from registry.tlog.replay import replay
 from tests import forge
+from tests.faults.invariants import Invariants
 from tests.faults.servers import Server
 from tests.world import spec_of
 
 BASE = forge.llama(hidden=256, layers=6)
+QUIET = AdapterName.parse("other/quiet")
+"""The one adapter of a tenant that only reads, and that sees the same whatever happens to the others."""
+ATTESTATION_POLLS = 300
 PUSHES_LIMIT = 6
 """How often a person would repeat a push. The client itself tries each request four times."""
 
@@ -64,10 +73,16 @@ class Deployment:
     tries: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.server = Server(self.environment)
         self.settings = Settings.from_env(self.environment)
+        log = self.folder / "server.log"
+        self.server = Server(self.environment, log)
+        secret = self.environment.get("AWS_SECRET_ACCESS_KEY", "")
+        self.invariants = Invariants(lambda: open_database(self.settings), log, [secret])
         with self.server.running(), self.client() as client:
             client.add_base(BaseAdd(spec=spec_of(BASE), source=""))
+            pushing.push_folder(client, self.adapter("other/quiet", 0, rank=2), QUIET, base=BASE.name)
+            tenant = TokenCreate(name="tenant", scopes=["pull"], namespaces=[QUIET.namespace])
+            self.tenant = client.create_token(tenant).secret
 
     def client(self, *, patient: bool = True) -> Registry:
         """Return a client that waits for a server that is starting; without `patient` it retries without pauses."""
@@ -91,8 +106,12 @@ class Deployment:
             pushed = self.push(client, folder, name)
             view = client.alias(name, "main")
             assert view.digest == pushed
+            again = pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
+            effect = (
+                [] if (again.created, again.version.digest) == (False, pushed) else ["a repeated push had an effect"]
+            )
             client.promote(name, "canary", pushed, generation=0)
-            problems = self.violations(client)
+            problems = self.violations(client) + list(self.invariants.held("I14", effect))
         assert problems == [], f"{failpoints}: {problems}"
 
     def collect_through(self, name: str, seed: int, *, failpoints: str) -> None:
@@ -104,7 +123,7 @@ class Deployment:
         self.expire_pushes()
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
             self.collect(client)
-            problems = self.violations(client)
+            problems = self.violations(client) + self.leftovers(client)
             self.push(client, folder, name)
             problems += self.violations(client)
         assert problems == [], f"{failpoints}: {problems}"
@@ -115,9 +134,18 @@ class Deployment:
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
             self.push(client, folder, name)
             log = Audit(client)
-            kinds = [item.kind for item in log.attestations(f"{name}@1").items]
+            kinds = self._attested(log, f"{name}@1")
             problems = replay(ServerLog(log, log.checkpoint()), *verifiers(log.log_keys())).problems
-        assert (kinds, problems) == (["push"], []), failpoints
+            problems += self.violations(client)
+        assert (kinds, problems) == (["push"], []), f"{failpoints}: {kinds}, {problems}"
+
+    def _attested(self, log: Audit, ref: str) -> list[str]:
+        """The kinds of a version's attestations, once there is one: the server makes them after it has answered."""
+        for _ in range(ATTESTATION_POLLS):
+            if kinds := [item.kind for item in log.attestations(ref).items]:
+                return kinds
+            self.server.pause(0.1)
+        return []
 
     def push(self, client: Registry, folder: Path, name: str, *, also: tuple[type[RegistryError], ...] = ()) -> Digest:
         """Push until it is acknowledged; repeat after `Unavailable` and `also`."""
@@ -161,10 +189,20 @@ class Deployment:
     # ------------------------------------------------------------ what must hold
     def violations(self, client: Registry, *, since: int = -3) -> list[str]:
         """Return the violations now. Only the newest acknowledged versions are pulled; `all_violations` pulls each."""
-        problems = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
+        fsck = [f"fsck: {f.code} {f.location}: {f.message}" for f in self.findings(client)]
+        problems = list(self.invariants.held("I2", fsck))
+        problems += self.invariants.violations(client, self.tenant, self.server.token)
         for push in self.acknowledged[since:]:
-            problems += self.broken(client, push)
+            problems += self.invariants.held("I1", self.broken(client, push))
         return problems
+
+    def leftovers(self, client: Registry) -> list[str]:
+        """What a collection without grace has left of pushes that are over, or of blobs that nobody refers to."""
+        with mock.patch.dict(os.environ, self.environment):  # the store's credentials
+            staged = [stat.key for stat in open_store(self.settings).list("staging/")]
+        dead = [f.location for f in self.findings(client) if f.code.startswith("blob.")]
+        held = self.invariants.held
+        return [*held("I7", [f"{it} is left" for it in dead]), *held("I8", [f"{key} is left" for key in staged])]
 
     def findings(self, client: Registry) -> list[Finding]:
         pages = [client.fsck(FsckRequest(deep=True))]

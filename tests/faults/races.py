@@ -6,6 +6,7 @@ Each function returns the violations.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from registry.client import push
 from registry.errors import RegistryError
 from registry.names import AdapterName
 from tests.faults.deployment import BASE, AcknowledgedPush, Deployment
+
+GROWTH_LIMIT = 1.1
 
 
 def equal(deployment: Deployment, name: str, clients: int, *, seed: int = 0) -> list[str]:
@@ -52,11 +55,34 @@ def different(deployment: Deployment, name: str, clients: int, *, seed: int = 0)
 
 def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0) -> list[str]:
     """Push shared blobs, abandon pushes, pull, and collect without a grace period, all at once."""
+    with deployment.server.running(), deployment.client() as client:
+        return _churn(deployment, prefix, seconds, seed) + deployment.all_violations(client)
+
+
+def churn_twice(deployment: Deployment, prefix: str, seconds: float) -> list[str]:
+    """I18: after the second of two equal loads, the server has the memory and descriptors it had after the first."""
+    with deployment.server.running(), deployment.client() as client:
+        problems = _churn(deployment, prefix, seconds, 0) + deployment.all_violations(client)
+        before = _resources(deployment.server.pid)
+        problems += _churn(deployment, prefix, seconds, 0) + deployment.all_violations(client)
+        after = _resources(deployment.server.pid)
+    grown = [kind for kind in before if after[kind] > before[kind] * GROWTH_LIMIT]
+    return problems + [f"I18: {kind} went from {before[kind]} to {after[kind]}" for kind in grown]
+
+
+def _resources(pid: int) -> dict[str, int]:
+    """The resident memory of a process in bytes, and its open descriptors."""
+    process = Path("/proc", str(pid))
+    pages = int((process / "statm").read_text().split()[1])
+    return {"memory": pages * os.sysconf("SC_PAGE_SIZE"), "descriptors": len(list((process / "fd").iterdir()))}
+
+
+def _churn(deployment: Deployment, prefix: str, seconds: float, seed: int) -> list[str]:
     problems: list[str] = []
     until = time.monotonic() + seconds
     seeds = itertools.count(seed)
     over = threading.Event()
-    with deployment.server.running(), ThreadPoolExecutor(8) as pool, deployment.client() as client:
+    with ThreadPoolExecutor(8) as pool:
         workers: list[Callable[[], None]] = [
             *[lambda: _push_next(deployment, prefix, next(seeds))] * 3,
             lambda: _give_up(deployment, prefix, next(seeds)),
@@ -74,7 +100,7 @@ def churn(deployment: Deployment, prefix: str, seconds: float, *, seed: int = 0)
                     over.set()
 
         list(pool.map(work, workers))
-        return problems + deployment.all_violations(client)
+    return problems
 
 
 # ------------------------------------------------------------------ steps

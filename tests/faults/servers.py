@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from cli.main import main
 
@@ -35,14 +36,17 @@ _FORKS.set_forkserver_preload(["tests.faults.servers", "cli.serve", "boto3", "ps
 
 
 class Server:
-    """One registry; `environment` says where its data are."""
+    """One registry; `environment` says where its data are. `log`: the file for what its processes log."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path | None = None) -> None:
         self.environment = dict(environment)
+        self.log = log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.token = ""
         self.deaths = 0
+        self.restart_seconds = 0.0
+        """The longest time from a death until the next process was ready."""
         self._process: BaseProcess | None = None
         self._up = threading.Event()
 
@@ -50,7 +54,7 @@ class Server:
     def start(self, *, failpoints: str = "") -> None:
         ours, theirs = _FORKS.Pipe(duplex=False)
         environment = self.environment | {"REGISTRY_FAILPOINTS": failpoints}
-        self._process = _FORKS.Process(target=_serve, args=(self.port, environment, theirs), daemon=True)
+        self._process = _FORKS.Process(target=_serve, args=(self.port, environment, self.log, theirs), daemon=True)
         self._process.start()
         theirs.close()
         if not ours.poll(START_LIMIT_SECONDS):
@@ -110,14 +114,18 @@ class Server:
             self._up.clear()
             process.join()
             self.deaths += 1
+            died_at = time.monotonic()
             self.start()
+            self.restart_seconds = max(self.restart_seconds, time.monotonic() - died_at)
 
 
-def _serve(port: int, environment: Mapping[str, str], ready: Pipe) -> None:
+def _serve(port: int, environment: Mapping[str, str], log: Path | None, ready: Pipe) -> None:
     """The command itself, in the new process; what it says when it is ready goes into the pipe."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(environment)
     os.dup2(ready.fileno(), 1)
+    if log is not None:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)
     ready.close()
     main(["serve", "--port", str(port), "--json"], standalone_mode=False)
 

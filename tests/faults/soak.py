@@ -1,10 +1,11 @@
 """`make soak`: the fault tests for as long as SOAK_SECONDS says (600), over all points, seeds, databases and stores.
 
-Prints a table of runs and violations, and one JSON object on the last line; exits with 1 if there is a violation.
+Prints a table of runs and violations, how often each invariant was checked, and one JSON object on the last line;
+exits with 1 if there is a violation. It ends early after SOAK_KILLS kills, if that is set.
 What it draws follows from SOAK_SEED (0), so that a run can be repeated.
 
 Example
-    $ SOAK_SECONDS=3600 make soak
+    $ SOAK_SECONDS=14400 SOAK_KILLS=700 make soak
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from registry.errors import Corrupt, Invalid, RegistryError
 from tests.faults import crash_points, races
 from tests.faults.deployment import Deployment
 from tests.faults.environments import KINDS, Environments
+from tests.faults.invariants import INVARIANTS
 from tests.faults.proxy import ACTS, FaultProxy
 
 CLIENTS = 64
@@ -50,10 +52,10 @@ class Soak:
         self.violations: Counter[str] = Counter()
         self.problems: list[str] = []
 
-    def go(self, seconds: float) -> None:
+    def go(self, seconds: float, kills: float) -> None:
         until = time.monotonic() + seconds
         for name, run in self._forever():
-            if time.monotonic() > until:
+            if time.monotonic() > until or self._kills() >= kills:
                 break
             self._count(name, run)
         for kind, deployment in self._deployments.items():
@@ -61,6 +63,9 @@ class Soak:
                 self._count(
                     f"at the end: every acknowledged push, {'+'.join(kind)}", partial(deployment.all_violations, client)
                 )
+
+    def _kills(self) -> int:
+        return sum(count for name, count in self.runs.items() if name.startswith(KILL))
 
     def _count(self, name: str, run: Callable[[], list[str]]) -> None:
         self.runs[name] += 1
@@ -87,6 +92,7 @@ class Soak:
             yield f"{CLIENTS} different pushes", partial(self._race, races.different, kind, CLIENTS)
             name = f"collection under pushes and pulls, {CHURN_SECONDS:.0f} s"
             yield name, partial(self._race, races.churn, kind, CHURN_SECONDS)
+            yield "memory and descriptors after load", partial(self._race, races.churn_twice, kind, CHURN_SECONDS)
 
     # ------------------------------------------------------------ runs
     def _kill(self, kind: tuple[str, str], point: str) -> list[str]:
@@ -96,7 +102,8 @@ class Soak:
         if point in crash_points.GC | crash_points.AUDIT:
             through = deployment.collect_through if point in crash_points.GC else deployment.log_through
         through(f"acme/k{number}", self._random.randrange(10**6), failpoints=crash_points.kill_at(point, number))
-        return [] if deployment.server.deaths == deaths + 1 else [f"{point} was not reached"]
+        died = deployment.server.deaths == deaths + 1
+        return list(deployment.invariants.held("I17", [] if died else [f"{point} was not reached"]))
 
     def _store_fails(self) -> list[str]:
         """Some operations fail in some way now and then, for several pushes; then all must be well."""
@@ -123,7 +130,10 @@ class Soak:
                 return [f"{drawn}: {problem}" for problem in deployment.all_violations(client)]
 
     def _race(self, race: Callable[..., list[str]], kind: tuple[str, str], amount: float) -> list[str]:
-        return race(self._deployment(kind), f"acme/{race.__name__}-{next(self._numbers)}", amount)
+        deployment = self._deployment(kind)
+        if race is races.churn_twice:
+            deployment.invariants.checked["I18"] += 1
+        return race(deployment, f"acme/{race.__name__}-{next(self._numbers)}", amount)
 
     def _deployment(self, kind: tuple[str, str]) -> Deployment:
         if kind not in self._deployments:
@@ -142,7 +152,12 @@ class Soak:
         rest = {name: count for name, count in self.runs.items() if not name.startswith(KILL)}
         lines += ["", f"{'everything else':40}{'runs':>6}{'violations':>12}"]
         lines += [f"{name:40}{count:>6}{self.violations[name]:>12}" for name, count in sorted(rest.items())]
-        return "\n".join(lines)
+        checked: Counter[str] = Counter()
+        for deployment in self._deployments.values():
+            checked += deployment.invariants.checked
+        lines += ["", "checks of each invariant: " + ", ".join(f"{name} {checked[name]}" for name in INVARIANTS)]
+        restart = max((d.server.restart_seconds for d in self._deployments.values()), default=0.0)
+        return "\n".join([*lines, f"longest restart after a kill: {restart:.1f} s"])
 
 
 def class_of(point: str) -> str:
@@ -161,11 +176,12 @@ def waves() -> list[list[str]]:
 def main() -> int:
     logging.disable(logging.ERROR)
     seconds, seed = float(os.environ.get("SOAK_SECONDS", "600")), int(os.environ.get("SOAK_SEED", "0"))
+    kills = float(os.environ.get("SOAK_KILLS", "inf"))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Environments(Path(folder)) as environments:
         soak = Soak(environments, seed)
         try:
-            soak.go(seconds)
+            soak.go(seconds, kills)
         except (KeyboardInterrupt, RegistryError) as e:
             print(f"stopped: {e!r}", file=sys.stderr)
             soak.violations["stopped"] += isinstance(e, RegistryError)
