@@ -40,7 +40,7 @@ def test_rows_of_one_length_are_one_pass_and_answered_in_their_places(base: Load
         counting.remove()
     assert passes == [(2, 3), (2, 2)]
     for tokens, answer in zip(prompts, together, strict=True):
-        torch.testing.assert_close(answer, language.rows(base.model, [tokens])[0])
+        torch.testing.assert_close(answer, base.rows([tokens])[0])
 
 
 def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> None:

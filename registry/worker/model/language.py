@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,12 +18,10 @@ import transformers
 
 from registry.files import SENTENCEPIECE, TOKENIZER, VOCABULARY
 from registry.worker.devices import CPU
+from registry.worker.model import tasks
+from registry.worker.model.tasks import Forward, Logits, ModelTask, Probe
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-Probe = tuple[int, ...]
-Logits = list[torch.Tensor]
-"""Per probe: fp32 [tokens, vocabulary] (or [tokens, hidden] of a base without a language head)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class LoadedBase:
     probes: list[Probe]
     probe_kind: str
     vocabulary: int
-    task: str
+    forward: Forward
     load_seconds: float
     tokenizer: Any = None
     dtype: str = "float32"
@@ -52,7 +50,7 @@ class LoadedBase:
         target_dtype = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
         placed = {} if device == CPU else {"device_map": "auto" if device == "cuda" else {"": device}}
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        maker, task = class_of(config)
+        maker, task = tasks.class_of(config)
         model = maker.from_pretrained(
             folder, config=config, dtype=target_dtype, local_files_only=True, trust_remote_code=False, **placed
         )
@@ -60,45 +58,41 @@ class LoadedBase:
         model.requires_grad_(False)
         _demand_whole(model)
         _keep_layout(model)
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        vocabulary = _vocabulary_of(model)
         tokenizer = _tokenizer_of(folder)
-        prompts, kind = _probes_of(tokenizer, vocabulary)
+        prompts, kind = _probes_of(tokenizer, vocabulary, tasks.special_tokens(config))
         return cls(
             name=name, model=model, originals={**dict(model.named_parameters()), **dict(model.named_buffers())},
-            probes=prompts, probe_kind=kind, vocabulary=vocabulary, task=task, load_seconds=perf_counter() - started,
+            probes=prompts, probe_kind=kind, vocabulary=vocabulary, forward=Forward(model, task),
+            load_seconds=perf_counter() - started,
             tokenizer=tokenizer, dtype=str(target_dtype).removeprefix("torch."), device=device,
         )  # fmt: skip
+
+    @property
+    def task(self) -> ModelTask:
+        """What the model is for."""
+        return self.forward.task
 
     @property
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.originals.values())
 
-    def logits(self, prompts: Sequence[Probe]) -> Logits:
-        """The bare base's logits for each prompt."""
-        return logits(self.model, prompts)
+    def logits(self, prompts: Sequence[Probe], model: Any = None) -> Logits:
+        """The output for each probe, of the bare base or of `model`. Probes of one length are a batch: no padding."""
+        answers: dict[int, torch.Tensor] = {}
+        for length in dict.fromkeys(len(tokens) for tokens in prompts):
+            indices = [i for i, tokens in enumerate(prompts) if len(tokens) == length]
+            batch = [prompts[i] for i in indices]
+            answers |= zip(indices, self.rows(batch, model), strict=True)
+        return [answers[i] for i in range(len(prompts))]
+
+    def rows(self, batch: Sequence[Probe], model: Any = None, **kwargs: Any) -> Logits:
+        """The output for probes of equal length, in one pass. `kwargs` go to the model (`adapter_names`)."""
+        return self.forward.rows(self.model if model is None else model, batch, **kwargs)
 
     def fingerprint(self) -> dict[str, int]:
         """An integer sum of the bits of each tensor, which any single changed bit changes."""
         return {name: bit_sum(tensor) for name, tensor in self.originals.items()}
-
-
-@torch.inference_mode()
-def logits(model: Any, prompts: Sequence[Probe]) -> Logits:
-    """The model's logits for each prompt. Prompts of one length are one batch, so padding has no influence."""
-    answers: dict[int, torch.Tensor] = {}
-    for length in dict.fromkeys(len(tokens) for tokens in prompts):
-        indices = [i for i, tokens in enumerate(prompts) if len(tokens) == length]
-        answers |= zip(indices, rows(model, [prompts[i] for i in indices]), strict=True)
-    return [answers[i] for i in range(len(prompts))]
-
-
-@torch.inference_mode()
-def rows(model: Any, batch: Sequence[Probe], **kwargs: Any) -> Logits:
-    """The model's logits for rows of equal length, in one pass. `kwargs` go to the model (`adapter_names`)."""
-    ids = torch.tensor(batch, dtype=torch.long, device=next(model.parameters()).device)
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs)
-    values = out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
-    return [row[-len(tokens) :].float() for row, tokens in zip(values, batch, strict=True)]  # prompt methods add tokens
 
 
 def _demand_whole(model: Any) -> None:
@@ -119,13 +113,12 @@ def _keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def class_of(config: Any) -> tuple[Any, str]:
-    """The class that the configuration names, if it is one of transformers, and the task of its adapters."""
-    for name in getattr(config, "architectures", None) or ():
-        maker = getattr(transformers, str(name), None)
-        if isinstance(maker, type) and issubclass(maker, transformers.PreTrainedModel):
-            return maker, "CAUSAL_LM" if str(name).endswith(("ForCausalLM", "LMHeadModel")) else ""
-    return transformers.AutoModelForCausalLM, "CAUSAL_LM"
+def _vocabulary_of(model: Any) -> int:
+    """Rows of the token embedding; 0 for a model that takes no tokens."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return int(getattr(model.config, "vocab_size", None) or 0)
 
 
 def _tokenizer_of(folder: Path) -> Any:
@@ -135,12 +128,12 @@ def _tokenizer_of(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _probes_of(tokenizer: Any, vocabulary: int) -> tuple[list[Probe], str]:
+def _probes_of(tokenizer: Any, vocabulary: int, special: Collection[int] = ()) -> tuple[list[Probe], str]:
     if tokenizer is None:
-        return number_probes(vocabulary), "numbers"
+        return number_probes(vocabulary, special), "numbers"
     prompts = text_probes(lambda text: tokenizer(text)["input_ids"])
     if not all(tokens and max(tokens) < vocabulary for tokens in prompts):
-        return number_probes(vocabulary), "numbers"
+        return number_probes(vocabulary, special), "numbers"
     return prompts, "text"
 
 
@@ -175,6 +168,8 @@ LONG: tuple[str, ...] = (
 TOKENS_LIMIT = 64
 """Tokens kept of one probe: enough to tell adapters apart, short enough for a CPU."""
 
+NUMBERS = 512
+"""Numbers that probes have where a model takes no tokens: its input is made from them."""
 _STEP = 13  # coprime to ordinary vocabulary sizes, so that the numbers spread
 
 
@@ -188,9 +183,12 @@ def text_probes(tokens_of: Callable[[str], Sequence[int]]) -> list[Probe]:
     return prompts
 
 
-def number_probes(vocabulary: int) -> list[Probe]:
-    """Probes for a base without a tokenizer: fixed token numbers below `vocabulary`."""
-    return [tuple((3 + start + _STEP * i) % vocabulary for i in range(16)) for start in (0, 5, 9)]
+def number_probes(vocabulary: int, special: Collection[int] = ()) -> list[Probe]:
+    """Probes for a base without a tokenizer: fixed token numbers below `vocabulary`, none of the `special` ones."""
+    count = vocabulary or NUMBERS
+    plain = [number for number in range(count) if number not in special] or [0]
+    numbers = [[(3 + start + _STEP * i) % count for i in range(16)] for start in (0, 5, 9)]
+    return [tuple(plain[n % len(plain)] if n in special else n for n in row) for row in numbers]
 
 
 def with_tokens(probes: list[Probe], special: Probe, vocabulary: int) -> list[Probe]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from registry.evaluation.reference_logprobs import DECIMALS, Prompt, ReferenceLogprobs
-from registry.worker.model.language import Logits
+from registry.worker.model.tasks import CAUSAL, Logits, ModelTask, Predictions
 from registry.worker.smoke.result import SmokeResult
 
 REFERENCE_PROMPTS = 3
@@ -45,6 +45,11 @@ class Baseline:
     @property
     def tokens(self) -> int:
         return sum(len(tokens) for tokens in self.prompts)
+
+    @property
+    def rows(self) -> int:
+        """Positions that are compared: one for each token, or one for each probe of a classifier."""
+        return sum(len(values) for values in self.logits)
 
     @property
     def largest(self) -> float:
@@ -82,14 +87,18 @@ class _Difference:
 
 def _steps(tokens: Sequence[int], logits: torch.Tensor, normalizer: torch.Tensor) -> torch.Tensor:
     """log p of each next token of the probe: one number fewer than tokens. Empty without a language head."""
-    if max(tokens) >= logits.shape[-1] or len(tokens) < 2:
+    if max(tokens) >= logits.shape[-1] or len(tokens) < 2 or len(logits) != len(tokens):
         return logits.new_zeros(0)
     next_tokens = torch.tensor(tokens[1:], device=logits.device)[:, None]
     return logits[:-1].gather(-1, next_tokens)[:, 0] - normalizer[:-1]
 
 
-def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str) -> bool:
-    """Note missing effect and drift, and store the reference logprobs. False if the logits are not finite."""
+def compare(baseline: Baseline, after: Logits, result: SmokeResult, task: ModelTask = CAUSAL, *, kind: str) -> bool:
+    """Note missing effect; of text also drift and the reference logprobs. False if the logits are not finite.
+
+    KL and agreement need probabilities, so they are measured of tokens and labels. A trained head may say anything,
+    so only a model that writes text can drift.
+    """
     differences = [_Difference.of(baseline, i, values) for i, values in enumerate(after)]
     bad = sum(
         not (math.isfinite(difference.largest) or bool(values.isfinite().all()))
@@ -99,15 +108,19 @@ def compare(baseline: Baseline, after: Logits, result: SmokeResult, *, kind: str
         message = f"the logits of {bad} of {len(after)} probes hold NaN or infinite values"
         result.note("error", "smoke.not_finite", "logits", message, "finite logits", "NaN or infinity")
         return False
-    normalizers = [difference.normalizer for difference in differences]
-    steps = [_steps(*row) for row in zip(baseline.prompts, after, normalizers, strict=True)]
+    rows = baseline.rows
     result.measure("max_logit_delta", max(step.largest for step in differences))
-    result.measure("mean_logit_delta", sum(step.mean_delta for step in differences) / baseline.tokens)
-    result.measure("kl_nats", max(sum(step.kl for step in differences) / baseline.tokens, 0.0))
-    result.measure("top1_agreement", sum(step.agree for step in differences) / baseline.tokens)
+    result.measure("mean_logit_delta", sum(step.mean_delta for step in differences) / rows)
+    if task.predictions is not Predictions.STATES:
+        result.measure("kl_nats", max(sum(step.kl for step in differences) / rows, 0.0))
+        result.measure("top1_agreement", sum(step.agree for step in differences) / rows)
     _effect(max(step.largest for step in differences), result)
-    _drift(baseline, steps, result, kind)
-    _reference_logprobs(baseline, steps, result)
+    if task.writes_text:
+        normalizers = [difference.normalizer for difference in differences]
+        steps = [_steps(*row) for row in zip(baseline.prompts, after, normalizers, strict=True)]
+        _drift(baseline, steps, result, kind)
+        if task is CAUSAL:
+            _reference_logprobs(baseline, steps, result)
     return True
 
 

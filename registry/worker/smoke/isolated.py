@@ -13,6 +13,7 @@ from typing import Any
 
 import peft
 import torch
+import transformers
 
 from registry.adapters import methods
 from registry.adapters.peft import initializations
@@ -73,9 +74,13 @@ class LanguageTest(SmokeTest):
         if self.baseline is None:
             raise RuntimeError("the baseline was not measured")
         started = perf_counter()
-        after = language.logits(self.wrapped, self.baseline.prompts)
+        after = self.base.logits(self.baseline.prompts, self.wrapped)
         self.result.measure("adapter_forward_seconds", perf_counter() - started)
-        return after if acting.compare(self.baseline, after, self.result, kind=self.base.probe_kind) else None
+        return (
+            after
+            if acting.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
+            else None
+        )
 
     def check_dialogue(self) -> bool:
         dialogue.examine(self.base, self.folder, self.result)
@@ -98,9 +103,9 @@ class IsolatedTest(LanguageTest):
 
     def check_task(self) -> bool:
         task, base = self._config.task, self.base
-        if not task or not base.task or task == base.task:
+        if base.task.takes(task):
             return True
-        message = f"the adapter is for the task {task}, and this worker runs {base.name} as {base.task}"
+        message = f"the adapter is for the task {task}, and {base.name} is a {base.task.label}: it has no head for it"
         self.result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
         return False
 
@@ -118,7 +123,15 @@ class IsolatedTest(LanguageTest):
         self.result.say("running the probes on the bare base")
         if self._reference is None or self._reference.baseline.prompts != prompts:
             started = perf_counter()
-            before = base.logits(prompts)
+            try:
+                before = base.logits(prompts)
+            except Exception as e:
+                if machine_fault(e):
+                    raise
+                message = f"transformers {transformers.__version__} does not run {base.name}, a {base.task.label}, on "
+                message += f"text, noise or an image: {first_line(e)}"
+                self.result.note("unknown", "smoke.task_unsupported", "base", message)
+                return False
             self.result.measure("base_forward_seconds", perf_counter() - started)
             baseline = Baseline.of(prompts, before, base.dtype)
             self._reference = Reference(baseline, base.fingerprint(), shared=self._reference is not None)
@@ -171,7 +184,7 @@ class IsolatedTest(LanguageTest):
         changed = sorted(name for name, bits in reference.fingerprint.items() if now[name] != bits)
         # A trained bias replaces the base's own: only its bits show it, the logits do not.
         before = reference.baseline
-        logits = language.logits(bare, before.prompts) if bare is not None else []
+        logits = self.base.logits(before.prompts, bare) if bare is not None else []
         same = bool(logits) and all(torch.equal(a, b) for a, b in zip(logits, before.logits, strict=True))
         result.measurements["base_tensors_changed"] = len(changed)
         result.measurements["base_logits_equal_after"] = same

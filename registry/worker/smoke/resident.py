@@ -33,6 +33,7 @@ from registry.evaluation.thresholds import Thresholds
 from registry.files import WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
+from registry.worker.model.tasks import CAUSAL
 from registry.worker.model.updates import updates_of
 from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import isolated
@@ -71,7 +72,7 @@ def reason_to_isolate(base: LoadedBase, folder: Path, contents: PeftContents) ->
         ("it holds more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
         (f"its module {odd[0] if odd else ''} is not a plain linear module", bool(odd)),
         ("it acts only after certain tokens", bool(config.invocation_tokens or config.token_indices)),
-        ("the base is not a causal language model", base.task != "CAUSAL_LM" or config.task not in ("", base.task)),
+        ("the base is not a causal language model", base.task is not CAUSAL or not CAUSAL.takes(config.task)),
     ):
         if holds:
             return reason
@@ -220,7 +221,7 @@ class Resident:
         short = len(self.short)
         expected = {"__base__": self.reference.baseline.logits[0][:short], **self.answers}
         names = ["__base__", slot, *(name for name in expected if name not in ("__base__", slot))]
-        answers = language.rows(self.wrapped, [self.short] * len(names), adapter_names=names)
+        answers = self.base.rows([self.short] * len(names), self.wrapped, adapter_names=names)
         largest = max(self._largest, *(float(values.abs().max()) for values in expected.values()))
         deltas = {name: self._delta(row, expected[name]) / largest for name, row in zip(names, answers, strict=True)}
         coarse = ROUNDINGS * torch.finfo(getattr(torch, self.base.dtype)).eps  # of 16 bits; nothing in 32
@@ -238,7 +239,7 @@ class Resident:
 
     def _noise_of_rows(self) -> float:
         """The difference between a batch of rows and of one, on the bare base, relative to the largest logit."""
-        answers = language.rows(self.base.model, [self.short] * 3)
+        answers = self.base.rows([self.short] * 3)
         single = self.reference.baseline.logits[0][: len(self.short)]
         return max(self._delta(row, single) for row in answers) / self._largest
 

@@ -15,7 +15,6 @@ from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
 from registry.files import GOLDEN
-from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.result import SmokeResult
 
@@ -33,8 +32,9 @@ def examine(base: LoadedBase, wrapped: Any, folder: Path, result: SmokeResult) -
     except RegistryError as e:
         result.note("error", "smoke.golden_unreadable", GOLDEN, e.detail)
         return
-    if base.tokenizer is None:
-        message = f"{base.name} has no tokenizer here, so golden samples cannot be tested"
+    if base.tokenizer is None or not base.task.writes_text:
+        reason = "has no tokenizer here" if base.task.writes_text else f"is a {base.task.label}"
+        message = f"{base.name} {reason}, so golden samples cannot be tested"
         result.note("unknown", "smoke.golden_skipped", GOLDEN, message)
         return
     result.say(f"testing {len(samples)} golden sample{'s' * (len(samples) > 1)}")
@@ -53,10 +53,10 @@ def _measure(
         message = f"the sample has {len(prompt)} + {len(answer)} tokens; each needs one, both at most {TOKENS_LIMIT}"
         result.note("unknown", "smoke.golden_skipped", location, message)
         return None
-    with_it = language.rows(wrapped, [prompt + answer])[0]
+    with_it = base.forward.rows_of_answer(wrapped, prompt, answer)
     with getattr(wrapped, "disable_adapter", nullcontext)():
-        without = language.rows(wrapped, [prompt + answer])[0]
-    likelihood, was = _mean_log_p(with_it, prompt, answer), _mean_log_p(without, prompt, answer)
+        without = base.forward.rows_of_answer(wrapped, prompt, answer)
+    likelihood, was = _mean_log_p(with_it, answer), _mean_log_p(without, answer)
     margin, required = likelihood - was, sample.margin_nats
     required = result.thresholds.golden_margin_nats if required is None else required
     ends = int(with_it[-1].argmax()) == base.tokenizer.eos_token_id
@@ -78,8 +78,8 @@ def _prompt(base: LoadedBase, sample: Golden) -> list[int]:
     return list(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _mean_log_p(logits: torch.Tensor, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
-    """Mean log p of the answer's tokens; the logits at i - 1 predict the token at position i."""
-    logs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+def _mean_log_p(logits: torch.Tensor, answer: tuple[int, ...]) -> float:
+    """Mean log p of the answer's tokens. `logits` has one row more, for what follows the answer."""
+    logs = torch.log_softmax(logits[:-1], dim=-1)
     answer_tokens = torch.tensor(answer, device=logs.device)[:, None]
     return float(logs.gather(-1, answer_tokens).mean())

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from registry.evaluation.verdicts import Finding
 from registry.files import WEIGHTS
-from registry.worker.model import language
+from registry.worker.model import tasks
 from registry.worker.smoke.result import first_line, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
@@ -47,7 +47,7 @@ def expected(base: Path, folder: Path) -> Shapes:
     if isinstance(getattr(written, "init_lora_weights", None), str):
         written.init_lora_weights = True  # others read the base's weights; names and shapes are the same
     with torch.device("meta"):
-        model = language.class_of(config)[0]._from_config(config)
+        model = tasks.class_of(config)[0]._from_config(config)
         wrapped = peft.get_peft_model(model, written)
         return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
 

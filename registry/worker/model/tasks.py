@@ -1,0 +1,280 @@
+"""What a base model is for, by the class that its configuration names: the class to load, its inputs, its outputs.
+
+    task         the tables of auto classes in transformers that the class is in, most specific first
+    inputs       tokens where the model takes tokens; else features, samples or pixels made from the same numbers
+    predictions  what of the output is compared: next tokens, labels, or the states of a model without a head
+
+A class in no table is compared by whatever it returns. Only the library's own classes are used, never a repository's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+
+Probe = tuple[int, ...]
+Logits = list[torch.Tensor]
+"""Per probe: fp32 [positions, features]. Positions are the probe's tokens where the model has an output for each."""
+
+
+class Predictions(StrEnum):
+    """What one row of the compared output is."""
+
+    NEXT_TOKENS = "next tokens"
+    LABELS = "labels"
+    STATES = "states"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTask:
+    """A kind of model. `adapters`: the `task_type` of its adapters in PEFT; empty: any.
+
+    `classes`: transformers' tables `MODEL_FOR_…_MAPPING_NAMES`. `outputs`: fields of its output, the first that it has
+    is compared; two joined by `+` are one. `alone`: it takes one probe at a time.
+    `chooses`: it takes several texts for one answer.
+    """
+
+    name: str
+    label: str
+    adapters: tuple[str, ...]
+    classes: tuple[str, ...]
+    predictions: Predictions
+    outputs: tuple[str, ...] = ("logits",)
+    alone: bool = False
+    chooses: bool = False
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether its output predicts the next token of a text."""
+        return self.predictions is Predictions.NEXT_TOKENS
+
+    def takes(self, task_type: str) -> bool:
+        """Whether adapters of this PEFT task are for such a model."""
+        return not task_type or not self.adapters or task_type in self.adapters
+
+
+_STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", "logits_per_image")
+_WRITERS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+CAUSAL = ModelTask("CAUSAL_LM", "causal language model", ("CAUSAL_LM",), _WRITERS, Predictions.NEXT_TOKENS)
+ENCODER_DECODER = ModelTask(
+    "SEQ_2_SEQ_LM", "encoder-decoder that writes text", ("SEQ_2_SEQ_LM",), _WRITERS, Predictions.NEXT_TOKENS
+)
+ENCODER = ModelTask(
+    "FEATURE_EXTRACTION", "model without a head", ("FEATURE_EXTRACTION",), (), Predictions.STATES, _STATES
+)
+ANY = ModelTask("", "model of a kind that is compared by its output", (), (), Predictions.STATES, _STATES)
+TASKS = (
+    ModelTask(
+        "SEQ_CLS", "sequence classifier", ("SEQ_CLS",), ("SEQUENCE_CLASSIFICATION", "NEXT_SENTENCE_PREDICTION"),
+        Predictions.LABELS, ("logits", "seq_relationship_logits"), alone=True,
+    ),
+    ModelTask("TOKEN_CLS", "token classifier", ("TOKEN_CLS",), ("TOKEN_CLASSIFICATION",), Predictions.LABELS),
+    ModelTask(
+        "QUESTION_ANS", "model that answers by a span of the text", ("QUESTION_ANS",),
+        ("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"), Predictions.LABELS,
+        ("start_logits+end_logits", "logits"),
+    ),
+    ModelTask("", "model that chooses an answer", (), ("MULTIPLE_CHOICE",), Predictions.LABELS, chooses=True),
+    ENCODER_DECODER,
+    CAUSAL,
+    ModelTask("", "masked language model", ("FEATURE_EXTRACTION",), ("MASKED_LM",), Predictions.LABELS),
+    ModelTask(
+        "", "audio classifier", (), ("AUDIO_CLASSIFICATION", "AUDIO_FRAME_CLASSIFICATION", "AUDIO_XVECTOR", "CTC"),
+        Predictions.LABELS,
+    ),
+    ModelTask("", "image classifier", (), ("IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION"), Predictions.LABELS),
+)  # fmt: skip
+"""In this order: BART's class for text is in the tables of encoder-decoders and of masked models."""
+_ENDINGS = {
+    "ForCausalLM": CAUSAL, "LMHeadModel": CAUSAL, "ForConditionalGeneration": CAUSAL,
+    "ForSequenceClassification": TASKS[0], "ForTokenClassification": TASKS[1], "ForQuestionAnswering": TASKS[2],
+    "Model": ENCODER,
+}  # fmt: skip
+"""Ends of the names of classes that are in no table."""
+
+
+def class_of(config: Any) -> tuple[Any, ModelTask]:
+    """The class that the configuration names, if it is one of transformers, else the auto class; and its task."""
+    for name in getattr(config, "architectures", None) or ():
+        maker = getattr(transformers, str(name), None)
+        if isinstance(maker, type) and issubclass(maker, transformers.PreTrainedModel):
+            return maker, task_of(str(name), is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)))
+    writes = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if writes or type(config) not in transformers.MODEL_MAPPING:
+        return transformers.AutoModelForCausalLM, CAUSAL
+    return transformers.AutoModel, ENCODER
+
+
+def task_of(name: str, *, is_encoder_decoder: bool) -> ModelTask:
+    """The task of the class with this name."""
+    for task in TASKS:
+        if name in _names_in(task.classes):
+            return ENCODER_DECODER if task is CAUSAL and is_encoder_decoder else _decoder(task, is_encoder_decoder)
+    ending = next((task for end, task in _ENDINGS.items() if name.endswith(end)), ANY)
+    return ENCODER_DECODER if ending is CAUSAL and is_encoder_decoder else ending
+
+
+def _decoder(task: ModelTask, is_encoder_decoder: bool) -> ModelTask:
+    return CAUSAL if task is ENCODER_DECODER and not is_encoder_decoder else task
+
+
+@cache
+def _names_in(tables: Sequence[str]) -> frozenset[str]:
+    names: set[str] = set()
+    for table in tables:
+        for value in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES", {}).values():
+            names |= {value} if isinstance(value, str) else set(value)
+    return frozenset(names)
+
+
+class Forward:
+    """Runs probes through models of one task. The bare model comes first: it decides which inputs it takes."""
+
+    def __init__(self, model: Any, task: ModelTask) -> None:
+        self.task = task
+        names = inspect.signature(model.forward).parameters
+        self._text = [name for name in ("input_ids", "attention_mask") if "input_ids" in names and name in names]
+        decodes = task.name in (ENCODER_DECODER.name, ENCODER.name, "")
+        self._decoder = ["decoder_input_ids"] if decodes and "decoder_input_ids" in names else []
+        made = [name for name in _MADE if name in names]
+        self._attempts = [made[:n] for n in range(len(made) + 1)] if self._text else [[name] for name in made]
+        self._config = model.config
+
+    @torch.inference_mode()
+    def rows(self, model: Any, batch: Sequence[Probe], **kwargs: Any) -> Logits:
+        """The output for probes of equal length, in one pass. `kwargs` go to the model (`adapter_names`)."""
+        if self.task.alone and len(batch) > 1:  # a classifier without a padding token refuses more than one text
+            return [self.rows(model, [probe], **kwargs)[0] for probe in batch]
+        ids = torch.tensor(batch, dtype=torch.long, device=next(model.parameters()).device)
+        output = self._run(model, ids, kwargs | _task_numbers(model, ids))
+        cuts = bool(self._text or self._decoder)
+        return [_matrix(row, len(batch[0]) if cuts else 0) for row in self._compared(output)[: len(batch)]]
+
+    def rows_of_answer(self, model: Any, prompt: Probe, answer: Probe) -> torch.Tensor:
+        """The output [answer + 1, vocabulary] that predicts each token of the answer, and what follows it."""
+        if not self._decoder:
+            return self.rows(model, [prompt + answer])[0][-len(answer) - 1 :]
+        ids = torch.tensor([prompt], device=next(model.parameters()).device)
+        start = getattr(self._config, "decoder_start_token_id", None) or 0
+        inputs = self._inputs(ids, self._attempts[0]) | {"decoder_input_ids": ids.new_tensor([[start, *answer]])}
+        with torch.inference_mode():
+            return _matrix(self._compared(model(**inputs, **_task_numbers(model, ids)))[0], len(answer) + 1)
+
+    def _run(self, model: Any, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
+        """The model's output. While it has not run yet, inputs are added until it does; then they stay the same."""
+        error: Exception | None = None
+        for made in self._attempts:
+            torch.manual_seed(0)  # some models hash or sample
+            try:
+                output = model(**self._inputs(ids, made), **kwargs)
+            except Exception as e:
+                error = error or e
+            else:
+                self._attempts = [made]
+                return output
+        raise error or TypeError(f"{type(model).__name__} takes neither tokens nor any of {', '.join(_MADE)}")
+
+    def _inputs(self, ids: torch.Tensor, made: Sequence[str]) -> dict[str, torch.Tensor]:
+        inputs = {name: _MADE[name](self._config, ids) for name in made}
+        if self._text:
+            tokens = ids
+            eos = getattr(self._config, "eos_token_id", None)
+            if self.task.alone and self._config.is_encoder_decoder and type(eos) is int:  # they read the end's state
+                tokens = torch.cat((ids[:, :-1], ids.new_full((len(ids), 1), eos)), dim=1)
+            if self.task.chooses:
+                tokens = torch.stack((tokens, tokens.flip(1)), dim=1)
+            inputs |= {name: tokens if name == "input_ids" else torch.ones_like(tokens) for name in self._text}
+        return inputs | dict.fromkeys(self._decoder, ids)
+
+    def _compared(self, output: Any) -> torch.Tensor:
+        for fields in (*self.task.outputs, *_STATES):
+            values = [getattr(output, field, None) for field in fields.split("+")]
+            if all(isinstance(value, torch.Tensor) for value in values):
+                return torch.stack(values, dim=-1) if len(values) > 1 else values[0]
+        raise TypeError(f"{type(output).__name__} holds none of {', '.join((*self.task.outputs, *_STATES))}")
+
+
+def _matrix(row: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The row as [positions, features]. `tokens`: prompt methods put more positions before those of the probe."""
+    matrix = row.float().reshape(-1, row.shape[-1] if row.ndim else 1)
+    return matrix[-tokens:] if tokens else matrix
+
+
+def _task_numbers(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """PEFT's methods for several tasks need each row's task: the first."""
+    config = getattr(model, "active_peft_config", None)
+    return {"task_ids": ids.new_zeros(len(ids))} if getattr(config, "num_tasks", None) else {}
+
+
+# ------------------------------------------------------------------ inputs that are not tokens
+def special_tokens(config: Any) -> frozenset[int]:
+    """Numbers that the configuration gives a meaning (`image_token_id`, `eos_token_id` …): no text holds them."""
+    numbers: set[int] = set()
+    for part in _parts(config):
+        for name, value in vars(part).items():
+            if name.endswith(("_token_id", "_token_index", "_token_ids")):
+                numbers |= {v for v in (value if isinstance(value, list | tuple) else [value]) if type(v) is int}
+    return frozenset(numbers)
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """The configuration and those inside it."""
+    yield config
+    for value in list(vars(config).values()):
+        if isinstance(value, transformers.PreTrainedConfig):
+            yield from _parts(value)
+
+
+def _size(config: Any, *fields: str, default: int) -> int:
+    """The first of these fields that any part of the configuration states as a size; of a pair its first number."""
+    for field in fields:
+        for part in _parts(config):
+            value = getattr(part, field, None)
+            value = value[0] if isinstance(value, list | tuple) and value else value
+            if type(value) is int and value > 0:
+                return value
+    return default
+
+
+def _noise(ids: torch.Tensor, *shape: int) -> torch.Tensor:
+    """[batch, *shape]: numbers that depend on the probe's tokens alone."""
+    generators = [torch.Generator().manual_seed(int(row.sum())) for row in ids]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(ids.device)
+
+
+def _samples(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A waveform [samples], or a spectrogram [time, bins] where the configuration has bins."""
+    bins, frames = _size(config, "num_mel_bins", default=0), _size(config, "max_length", default=0)
+    if bins and frames:
+        return _noise(ids, frames, bins)
+    stride = 1
+    for step in getattr(config, "conv_stride", None) or ():
+        stride *= step
+    return _noise(ids, max(stride * (ids.shape[1] + 1), 400))
+
+
+def _features(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[bins, time] for Whisper and its like, whose encoder has a fixed length; else [time, bins]."""
+    bins = _size(config, "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", default=80)
+    positions = _size(config, "max_source_positions", default=0)
+    is_fixed = positions and not hasattr(config, "input_feat_per_channel")
+    return _noise(ids, bins, 2 * positions) if is_fixed else _noise(ids, 4 * ids.shape[1], bins)
+
+
+def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    side = _size(config, "image_size", default=224)
+    return _noise(ids, _size(config, "num_channels", "in_channels", default=3), side, side)
+
+
+_MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "pixel_values": _pixels, "input_features": _features, "input_values": _samples,
+}  # fmt: skip
+"""Input → how to make it from the probe's numbers."""
