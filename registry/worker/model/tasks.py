@@ -263,10 +263,17 @@ def _samples(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _features(config: Any, ids: torch.Tensor) -> torch.Tensor:
     """[bins, time] for Whisper and its like, whose encoder has a fixed length; else [time, bins]."""
-    bins = _size(config, "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", default=80)
-    positions = _size(config, "max_source_positions", default=0)
-    is_fixed = positions and not hasattr(config, "input_feat_per_channel")
-    return _noise(ids, bins, 2 * positions) if is_fixed else _noise(ids, 4 * ids.shape[1], bins)
+    width = _size(config, "input_feat_per_channel", "feature_projection_input_dim", default=0)
+    bins, positions = _size(config, "num_mel_bins", default=80), _size(config, "max_source_positions", default=0)
+    return _noise(ids, bins, 2 * positions) if positions and not width else _noise(ids, 4 * ids.shape[1], width or bins)
+
+
+def _boxes(_config: Any, ids: torch.Tensor) -> torch.Tensor:
+    return ids.new_zeros((*ids.shape, 4))
+
+
+def _first_token(_config: Any, ids: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(ids).index_fill_(1, ids.new_zeros(1), 1)
 
 
 def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -275,6 +282,6 @@ def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 _MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    "pixel_values": _pixels, "input_features": _features, "input_values": _samples,
+    "bbox": _boxes, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features, "input_values": _samples,
 }  # fmt: skip
 """Input → how to make it from the probe's numbers."""
