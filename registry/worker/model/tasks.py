@@ -282,6 +282,7 @@ def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 _MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    "bbox": _boxes, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features, "input_values": _samples,
+    "bbox": _boxes, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
+    "input_values": _samples,
 }  # fmt: skip
 """Input → how to make it from the probe's numbers."""
