@@ -105,21 +105,21 @@ def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[
     mixed = [bare.probes[0][:8]] * 3
 
     def forward(_: Path) -> None:
-        model.logits(worn, bare.probes)
-        model.rows(worn, mixed, adapter_names=["__base__", "one", "other"])
+        bare.logits(bare.probes, worn)
+        bare.rows(mixed, worn, adapter_names=["__base__", "one", "other"])
 
     def without(_: Path) -> None:
         bare.logits(bare.probes)
-        model.rows(bare.model, mixed)
+        bare.rows(mixed)
 
     def apart(_: Path) -> None:
         for row in [*bare.probes, *mixed]:
-            model.rows(bare.model, [row])
+            bare.rows([row])
 
     def reload(adapter: Path) -> None:
         again = model.LoadedBase.load(folder, "real")
         wrapped = peft.PeftModel.from_pretrained(again.model, str(adapter))
-        model.logits(wrapped.eval(), again.probes)
+        again.logits(again.probes, wrapped.eval())
 
     def read(adapter: Path) -> None:
         load_file(adapter / "adapter_model.safetensors")
