@@ -144,8 +144,8 @@ class Forward:
         self._text = [name for name in ("input_ids", "attention_mask") if "input_ids" in names and name in names]
         decodes = task.name in (ENCODER_DECODER.name, ENCODER.name, "")
         self._decoder = ["decoder_input_ids"] if decodes and "decoder_input_ids" in names else []
-        made = [name for name in _MADE if name in names]
-        self._attempts = [made[:n] for n in range(len(made) + 1)] if self._text else [[name] for name in made]
+        others = [name for name in _MADE if name in names]
+        self._attempts = [others[:n] for n in range(len(others) + 1)] if self._text else [[name] for name in others]
         self._config = model.config
 
     @torch.inference_mode()
@@ -171,19 +171,19 @@ class Forward:
     def _run(self, model: Any, ids: torch.Tensor, kwargs: Mapping[str, Any]) -> Any:
         """The model's output. While it has not run yet, inputs are added until it does; then they stay the same."""
         error: Exception | None = None
-        for made in self._attempts:
+        for extra in self._attempts:
             torch.manual_seed(0)  # some models hash or sample
             try:
-                output = model(**self._inputs(ids, made), **kwargs)
+                output = model(**self._inputs(ids, extra), **kwargs)
             except Exception as e:
                 error = error or e
             else:
-                self._attempts = [made]
+                self._attempts = [extra]
                 return output
         raise error or TypeError(f"{type(model).__name__} takes neither tokens nor any of {', '.join(_MADE)}")
 
-    def _inputs(self, ids: torch.Tensor, made: Sequence[str]) -> dict[str, torch.Tensor]:
-        inputs = {name: _MADE[name](self._config, ids) for name in made}
+    def _inputs(self, ids: torch.Tensor, others: Sequence[str]) -> dict[str, torch.Tensor]:
+        inputs = {name: _MADE[name](self._config, ids) for name in others}
         if self._text:
             tokens = ids
             eos = getattr(self._config, "eos_token_id", None)
