@@ -268,7 +268,7 @@ def _features(config: Any, ids: torch.Tensor) -> torch.Tensor:
     return _noise(ids, bins, 2 * positions) if positions and not width else _noise(ids, 4 * ids.shape[1], width or bins)
 
 
-def _boxes(_config: Any, ids: torch.Tensor) -> torch.Tensor:
+def _bounds(_config: Any, ids: torch.Tensor) -> torch.Tensor:
     return ids.new_zeros((*ids.shape, 4))
 
 
@@ -282,7 +282,7 @@ def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 _MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    "bbox": _boxes, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
+    "bbox": _bounds, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
     "input_values": _samples,
 }  # fmt: skip
 """Input → how to make it from the probe's numbers."""
