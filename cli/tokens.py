@@ -142,7 +142,7 @@ def rotate(token_id: str, keep_minutes: int) -> None:
 
 
 @token.command()
-@click.option("--adapter", default="", metavar="NAME", help="Request the right to push this adapter only.")
+@click.option("--adapter", default="", metavar="NAME", help="Adapter to push; required for a CI job.")
 def exchange(adapter: str) -> None:
     """Exchange an identity token of a CI job or identity provider for a registry token of at most 15 minutes.
 

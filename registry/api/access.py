@@ -152,7 +152,7 @@ class PublisherList(ItemList[PublisherView]):
 
 
 class ExchangeRequest(Request):
-    """`assertion` is the identity token. With `adapter`, the new token may push only that adapter."""
+    """`assertion` is the identity token. A CI job names the `adapter` that it pushes; a person names none."""
 
     assertion: str = Field(min_length=1, max_length=16_384)
     adapter: str = Field(default="", max_length=200)

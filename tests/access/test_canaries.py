@@ -50,7 +50,7 @@ def plant(world: World, provider: Provider) -> dict[str, str]:
     made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
     rotated = world.admin.rotate_token(made.token.id, keep_seconds=60)
     assertion = provider.sign()
-    exchanged = world.client("").exchange_token(assertion)
+    exchanged = world.client("").exchange_token(assertion, adapter="acme/support")
     hook = audit.create_webhook(WebhookCreate(url="https://93.184.216.34/in"))
     key = PrivateKey.of_seed(b"canary-of-a-private-signing-key!")
     bundle = models.sign("x", world.admin.resolve("acme/support").manifest, key)
@@ -78,7 +78,10 @@ def misuse(world: World, secrets: dict[str, str]) -> list[str]:
                 heard.append(raw.get("/api/v1/whoami", headers=headers).text)
             body = json.dumps({"assertion": f"{secret}x", "adapter": "acme/support"})
             heard.append(raw.post("/api/v1/tokens/exchange", content=body).text)
-    for again in (lambda: world.client("").exchange_token(secrets["identity token"]), world.client("x").whoami):
+    for again in (
+        lambda: world.client("").exchange_token(secrets["identity token"], adapter="acme/support"),
+        world.client("x").whoami,
+    ):
         with contextlib.suppress(RegistryError):
             heard.append(str(again()))
     heard += [world.admin.whoami().model_dump_json(), *(t.model_dump_json() for t in world.admin.tokens().items)]

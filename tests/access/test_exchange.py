@@ -19,7 +19,7 @@ import pytest
 
 from registry.api.access import PublisherAdd
 from registry.errors import Denied, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
-from registry.server.access import issuers, publishers, token_exchange
+from registry.server.access import issuers, publishers
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
 from registry.server.access.publishers import matches_pattern
 from registry.server.database import db
@@ -57,8 +57,12 @@ def world(database_url: str, provider: Provider, people: Provider) -> Iterator[W
         yield made
 
 
-def exchange(world: World, assertion: str, adapter: str = "") -> Any:
+def exchange(world: World, assertion: str, adapter: str = "acme/support") -> Any:
     return world.client("").exchange_token(assertion, adapter=adapter)
+
+
+def sign_in(world: World, assertion: str) -> Any:
+    return exchange(world, assertion, "")
 
 
 def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(world: World, provider: Provider) -> None:
@@ -80,7 +84,7 @@ def test_a_token_lasts_no_longer_than_the_identity_token(world: World, provider:
 
 def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: World, people: Provider) -> None:
     world.push("acme/support")
-    made = exchange(world, people.sign(sub="u1", email="alice@example.org", email_verified=True))
+    made = sign_in(world, people.sign(sub="u1", email="alice@example.org", email_verified=True))
     alice = world.client(made.secret)
     assert alice.whoami().subject == "alice@example.org"
     with pytest.raises(NotFound):
@@ -148,9 +152,11 @@ def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
     forged = {what: make(provider) for what, make in FORGED.items()}
     forged |= {what: people.sign(**claims) for what, claims in FORGED_PEOPLE.items()}
     answers = {
-        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion})
+        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
         for what, assertion in forged.items()
     }
+    nobodys = {"assertion": people.sign(email="a@example.org")}
+    answers["a person who names no adapter"] = send(world, "POST", "/api/v1/tokens/exchange", json=nobodys)
     assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in answers.values()}) == 1
     with world.session() as session:
@@ -161,7 +167,7 @@ def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
 def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url: str, provider: Provider) -> None:
     with World(database_url, issuers=provider.settings, failures_per_minute=3) as world:
         world.admin.add_publisher("acme/support", RULE)
-        forged = {"assertion": provider.sign(aud="https://elsewhere.example.org")}
+        forged = {"assertion": provider.sign(aud="https://elsewhere.example.org"), "adapter": "acme/support"}
         asked = [send(world, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
         assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
         assert asked[-1].headers["retry-after"].isdigit()
@@ -188,23 +194,28 @@ def test_no_rule_of_an_owner_changes_what_a_person_gets(world: World, people: Pr
         rule: dict[str, Any] = {"issuer": LOGIN_ISSUER, "claims": trap.claims, "created_at": now, "created_by": "m"}
         session.add(PublisherRow(id="pub_1", namespace="evil", name="trap", **rule))
     person = people.sign(email="alice@example.org", email_verified=True)
-    made = exchange(world, person).token
+    made = sign_in(world, person).token
     assert (made.subject, made.adapters) == ("alice@example.org", [])
     with pytest.raises(Unauthenticated):
         exchange(world, people.sign(email="alice@example.org", email_verified=True), "evil/trap")
 
 
 @pytest.mark.security
-def test_adapters_are_never_left_out_of_a_token_silently(
-    world: World, provider: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_exchange, "ADAPTERS_LIMIT", 2)
-    for name in ("aaa/one", "aaa/two"):
-        world.admin.add_publisher(name, RULE)
-    with pytest.raises(Invalid, match="over 2 adapters") as refused:
-        exchange(world, provider.sign())
-    assert "--adapter" in refused.value.next_step
-    assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
+def test_no_rules_of_other_adapters_change_what_a_job_gets(world: World, provider: Provider) -> None:
+    with world.session(write=True) as session:
+        for n in range(101):
+            rule: dict[str, Any] = {"issuer": ISSUER, "claims": {"repository": "*/train"}, "created_by": "m"}
+            session.add(PublisherRow(id=f"pub_{n}", namespace="aaa", name=f"trap-{n}", created_at=db.now(), **rule))
+    assert exchange(world, provider.sign()).token.adapters == ["acme/support"]
+
+
+@pytest.mark.security
+def test_a_job_names_its_adapter_however_many_rules_match(world: World, provider: Provider) -> None:
+    """The answer depends on the issuer alone, so it tells nobody which adapters trust the job."""
+    for assertion in (provider.sign(), provider.sign(repository="globex/train")):
+        with pytest.raises(Invalid, match="exchanged for one adapter") as refused:
+            exchange(world, assertion, "")
+        assert "--adapter" in refused.value.next_step
 
 
 @pytest.mark.security
@@ -255,7 +266,9 @@ def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
 
 def test_an_identity_token_is_accepted_once_even_under_a_race(world: World, provider: Provider) -> None:
     def ask(assertion: str) -> int:
-        return send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion}).status_code
+        return send(
+            world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"}
+        ).status_code
 
     with ThreadPoolExecutor(2) as pool:
         for _ in range(10):
@@ -292,11 +305,11 @@ def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider
     with pytest.raises(NotFound):
         world.push("acme/helpdesk", by=token)
     made = world.admin.add_publisher("acme/helpdesk", RULE)
-    assert exchange(world, provider.sign()).token.adapters == ["acme/helpdesk"]
+    assert exchange(world, provider.sign(), "acme/helpdesk").token.adapters == ["acme/helpdesk"]
     world.admin.remove_publisher("acme/helpdesk", made.id)
     assert world.admin.publishers("acme/helpdesk").items == []
     with pytest.raises(Unauthenticated):
-        exchange(world, provider.sign())
+        exchange(world, provider.sign(), "acme/helpdesk")
 
 
 @pytest.mark.parametrize(

@@ -197,9 +197,9 @@ def _about_the_base(drive: Drive) -> None:
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:
     """Once: the second time the identity token is used up."""
     assertion, outsider = provider.sign(), drive.world.client("")
-    drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion))
+    drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
     with pytest.raises(Unauthenticated):
-        drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion))
+        drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
 
 
 def dead_delivery(world: World, webhook_id: str) -> int:

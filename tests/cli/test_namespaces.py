@@ -52,7 +52,7 @@ def test_a_job_exchanges_its_identity_token_from_a_pipe(
     assert result["token"]["adapters"] == ["acme/support"]
     assert result["secret"].startswith("lra_")
     cli("publisher", "remove", "acme/support", created["id"])
-    cli("token", "exchange", expect=3, ADAPTER_IDENTITY_TOKEN=provider.sign())
+    cli("token", "exchange", "--adapter", "acme/support", expect=3, ADAPTER_IDENTITY_TOKEN=provider.sign())
     assert "No trusted publishers" in cli("publisher", "list", "acme/support").stdout
 
 

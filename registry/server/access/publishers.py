@@ -77,15 +77,9 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
     return _view(row)
 
 
-def find_trusted(
-    session: Session, issuer: str, claims: Mapping[str, Any], adapter: AdapterName | None
-) -> list[AdapterName]:
-    """Return the adapters, or whether it is this one, that an identity token with these claims may push."""
-    statement = select(PublisherRow).where(col(PublisherRow.issuer) == issuer)
-    if adapter is not None:
-        statement = statement.where(PublisherRow.namespace == adapter.namespace, PublisherRow.name == adapter.name)
-    rows = session.exec(statement).all()
-    return sorted({AdapterName(row.namespace, row.name) for row in rows if _matches(row.claims, claims)})
+def is_trusted(session: Session, issuer: str, claims: Mapping[str, Any], name: AdapterName) -> bool:
+    """Whether an identity token with these claims may push an adapter."""
+    return any(row.issuer == issuer and _matches(row.claims, claims) for row in _rows(session, name))
 
 
 def _matches(patterns: Mapping[str, str], claims: Mapping[str, Any]) -> bool:

@@ -3,8 +3,8 @@
 - An identity token is accepted once: its `jti` is stored under a unique key until the identity token has expired. The
   new token lasts `LIFETIME_SECONDS` at most, and no longer than the identity token.
 - An issuer with a `login_claim` signs people in: the token belongs to the subject in that claim and is bound by the
-  subject's roles. Every other issuer is for CI jobs, which may push the adapters whose trusted publishers they match,
-  and nothing else. No owner's rule can change what a person gets.
+  subject's roles. Every other issuer is for CI jobs, which name one adapter and may push it if one of its trusted
+  publishers matches, and nothing else. No owner's rule can change what a person, or the job of another adapter, gets.
 - Every rejection has the same text, so nobody learns which adapters trust whom.
 """
 
@@ -28,7 +28,6 @@ from registry.server.database import db
 from registry.server.database.models import TokenRow, UsedAssertionRow
 
 LIFETIME_SECONDS = 15 * 60
-ADAPTERS_LIMIT = 100
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
 PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
@@ -47,7 +46,7 @@ def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest)
     row, secret = tokens.build_row(token_request, _issuing_actor(identity), subject=token_request.subject)
     db.insert_new(session, TokenRow, row.model_dump())
     by = Actor(token_request.name, row.id, frozenset(row.scopes), frozenset(row.namespaces), subject=row.subject)
-    detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters[:100]}
+    detail = {"issuer": identity.issuer, "sub": str(identity.claims["sub"])[:500], "adapters": row.adapters}
     audit.append(session, by, EventType.TOKEN_EXCHANGE, row.id, detail)
     return tokens.to_view(row), secret
 
@@ -64,17 +63,16 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
             subject=identity.login,
             expires_in_seconds=LIFETIME_SECONDS,
         )
-    adapters = publishers.find_trusted(session, identity.issuer, identity.claims, adapter)
-    if not adapters:
-        raise rejected()
-    if len(adapters) > ADAPTERS_LIMIT:
-        message = f"adapter: this identity token matches trusted publishers of over {ADAPTERS_LIMIT} adapters"
+    if adapter is None:
+        message = "adapter: an identity token of this issuer is exchanged for one adapter"
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
+    if not publishers.is_trusted(session, identity.issuer, identity.claims, adapter):
+        raise rejected()
     return TokenCreate(
         name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
         scopes=[Scope.PUSH],
-        namespaces=sorted({name.namespace for name in adapters}),
-        adapters=[str(name) for name in adapters],
+        namespaces=[adapter.namespace],
+        adapters=[str(adapter)],
         expires_in_seconds=LIFETIME_SECONDS,
     )
 
