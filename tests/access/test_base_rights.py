@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import delete
 
 from registry.api.catalog import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
-from registry.errors import Conflict, Denied, NotFound, TooLarge
+from registry.api.transfer import PushRequest
+from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
 from registry.server.catalog import bases, metadata_backup
+from registry.server.database.models import TakenNameRow
 from tests import forge
 from tests.world import World, spec_of
 
@@ -105,3 +108,49 @@ def test_an_alias_names_the_same_base_and_only_administrators_give_it(world: Wor
     assert world.admin.set_base_aliases("tiny-llama", []).aliases == []
     with pytest.raises(NotFound):
         world.admin.base(hub)
+
+
+def test_a_name_that_a_base_had_is_not_given_to_another_base_by_pushers(world: World) -> None:
+    world.add_base()
+    owner = world.actor("admin", "push", namespaces=["hub", "acme"])
+    world.admin.set_base_aliases("tiny-llama", ["Hub/Tiny", "hub/other"])
+    world.admin.set_base_aliases("tiny-llama", ["hub/other"])
+    owner.add_base(base("acme/Mine"))
+    owner.delete_base("acme/Mine")
+    for name in ("Hub/Tiny", "hub/tiny", "Hub/T1ny", "acme/Mine"):
+        with pytest.raises(Conflict, match="name or an alias of another base") as refused:
+            owner.add_base(base(name))
+        assert refused.value.code == "NAME_TOMBSTONED"
+    assert world.admin.set_base_aliases("tiny-llama", ["Hub/Tiny"]).aliases == ["Hub/Tiny"], "it names the same base"
+    world.admin.set_base_aliases("tiny-llama", [])
+    assert world.admin.add_base(base("Hub/Tiny")).name == "Hub/Tiny", "an administrator decides"
+
+
+def test_a_name_that_a_base_had_is_in_the_backup(world: World) -> None:
+    world.add_base(forge.llama("hub/tiny"))
+    world.admin.delete_base("hub/tiny")
+    assert metadata_backup.write_missing(world.engine, world.blobs, limit=10) == 1
+    with world.session(write=True) as session:
+        session.connection().execute(delete(TakenNameRow))
+    assert world.admin.reindex(ReindexRequest()).tombstones == 1
+    with pytest.raises(Conflict, match="name or an alias of another base"):
+        world.actor("push", namespaces=["hub"]).add_base(base("hub/tiny"))
+
+
+def test_a_manifest_names_its_base_by_its_own_name(world: World) -> None:
+    """An alias may end and mean another base later; a version keeps its manifest."""
+    world.bases["hub/tiny"] = world.add_base().spec
+    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    manifest = world.manifest(world.files(), "hub/tiny")
+    with pytest.raises(Invalid, match="is an alias of the base 'tiny-llama'") as refused:
+        world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    assert (refused.value.code, refused.value.reasons[0].code) == ("BASE_INVALID", "base.is_alias")
+
+
+def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(world: World) -> None:
+    world.add_base()
+    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
+    world.admin.delete_base("hub/tiny")
+    world.transport.settle()
+    assert list(world.blobs.list(metadata_backup.BASES)) == []

@@ -3,6 +3,8 @@
 - A name is reserved in the transaction that creates its adapter or namespace, by its skeleton (`names.skeleton`). A
   reservation is never removed; when its adapter or namespace ends, it becomes a tombstone.
 - An error names the other adapter or namespace only to those who may see it.
+- A name `ORG/NAME` that a base had, as its name or as an alias, ends in the same way. Only administrators and workers
+  of the whole registry may use it again: to everyone else's configurations it still means the old base.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from registry.server.database.models import NamespaceRow, TakenNameRow
 
 NAMESPACES = ""
 """The `owner` of a namespace's name. The owner of an adapter's name is its namespace."""
+_BASES = "@"
+"""The `owner` of a base's name is this sign and its organization, in lower case. No namespace begins with it."""
 
 # Built once: every push executes it.
 _SELECT_SIMILAR = (
@@ -90,6 +94,28 @@ def add_tombstone(session: Session, owner: str, name: str, *, at: datetime | Non
         col(TakenNameRow.owner) == owner, col(TakenNameRow.skeleton) == names.skeleton(name)
     )
     session.connection().execute(statement.values(ended_at=at or db.now(), recorded_at=None))
+
+
+def add_base_tombstone(session: Session, name: str) -> None:
+    """Mark the name or alias of a base as ended. One without an organization is for administrators anyway."""
+    if "/" in name:
+        add_tombstone(session, *_base_key(name))
+
+
+def check_base_available(session: Session, name: str) -> None:
+    """`Conflict` (NAME_TOMBSTONED) for a name that another base had, or that looks like one."""
+    owner, word = _base_key(name)
+    row = session.get(TakenNameRow, (owner, names.skeleton(word)))
+    if row is not None and row.ended_at is not None:
+        message = "was the name or an alias of another base, or looks like one"
+        reason = Reason("name.tombstoned", name, message)
+        next_step = "choose another name, or ask an administrator to add the base"
+        raise Conflict("NAME_TOMBSTONED", f"base name '{name}' {message}", reasons=[reason], next_step=next_step)
+
+
+def _base_key(name: str) -> tuple[str, str]:
+    organization, _, word = name.lower().partition("/")
+    return _BASES + organization, word
 
 
 def has_tombstone(session: Session, name: AdapterName) -> bool:

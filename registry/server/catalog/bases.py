@@ -33,6 +33,7 @@ from registry.jobs import State
 from registry.manifest import Edge
 from registry.roles import Scope
 from registry.server import audit
+from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
@@ -110,6 +111,7 @@ def require_may_add(session: Session, actor: Actor, name: str) -> None:
                 f"token {actor.name!r} may not add the base '{name}'",
                 next_step="ask an administrator, or name it NAMESPACE/NAME with a namespace where the token may push",
             )
+        reserved_names.check_base_available(session, name)
         of_org = count.where(func.lower(BaseRow.name).startswith(f"{org}/", autoescape=True))
         if session.exec(of_org).one() >= BASES_PER_ORG_LIMIT:
             raise TooLarge("SIZE_INVALID", f"'{org}' has {BASES_PER_ORG_LIMIT} bases, which is the limit")
@@ -127,8 +129,11 @@ def _is_trusted(actor: Actor) -> bool:
     return actor.may_everywhere(Scope.ADMIN) or actor.may_everywhere(Scope.WORK)
 
 
-def delete(session: Session, actor: Actor, name: str) -> None:
-    """Delete a base that no version and no job refers to. `Conflict` (BASE_IN_USE), `Denied`, `NotFound`."""
+def delete(session: Session, actor: Actor, name: str) -> str:
+    """Delete a base that no version and no job refers to; return its name.
+
+    `Conflict` (BASE_IN_USE), `Denied`, `NotFound`.
+    """
     base = find(session, names.base_name(name))
     name = base.name
     if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
@@ -144,12 +149,18 @@ def delete(session: Session, actor: Actor, name: str) -> None:
         session.connection().execute(delete_rows(table).filter_by(base_id=base.id))
     session.connection().execute(delete_rows(BaseSimilarityRow).filter_by(other_id=base.id))
     session.delete(base)
+    for former_name in (name, *(base.aliases or ())):
+        reserved_names.add_base_tombstone(session, former_name)
     audit.append(session, actor, EventType.BASE_DELETE, name, {"fingerprint": base.fingerprint})
     session.flush()
+    return name
 
 
 def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str]) -> BaseView:
-    """Replace the other names of a base. For administrators. `Conflict` (BASE_EXISTS) for a name that is taken."""
+    """Replace the other names of a base. For administrators. `Conflict` (BASE_EXISTS) for a name that is taken.
+
+    A name that is left out ends: pushers of its organization cannot give it to another base.
+    """
     actor.require_everywhere(Scope.ADMIN)
     base = find(session, names.base_name(name))
     session.refresh(base, with_for_update=True)
@@ -158,6 +169,8 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
         other = _find_named(session, alias)
         if other is not None and other.id != base.id:
             raise Conflict("BASE_EXISTS", f"aliases: '{alias}' names the base '{other.name}' already")
+    for freed in sorted(set(base.aliases or ()) - set(others)):
+        reserved_names.add_base_tombstone(session, freed)
     base.aliases, base.recorded_at = others or None, None  # its record is written again
     session.add(base)
     audit.append(session, actor, EventType.BASE_ALIASES, base.name, {"aliases": others})

@@ -4,6 +4,7 @@
     records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
     records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never used again, and since when
     records/tombstone/<ns>/<hex>                the same for a namespace's name
+    records/tombstone/@<org>/<name>/<hex>       the same for a name that a base had
 
 - A record is written after the commit of its row, so there is no record of a version that does not exist.
   `recorded_at` is empty until then; the next push or `gc` writes what is missing.
@@ -119,7 +120,7 @@ class VersionRecord(Record):
 
 
 class TombstoneRecord(Record):
-    """A name that is never used again: of an adapter in the namespace `owner`, or of a namespace (`owner` is empty)."""
+    """A name that is never used again; for `owner`, see `TakenNameRow`."""
 
     owner: str
     name: str

@@ -84,8 +84,19 @@ def plan_push(
 
 
 def find_base(session: Session, manifest: Manifest) -> BaseRow:
-    """The base that the manifest names. `NotFound` (BASE_UNKNOWN), `Invalid` for another fingerprint."""
+    """The base that the manifest names. `NotFound` (BASE_UNKNOWN), `Invalid` for an alias or another fingerprint.
+
+    A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
+    """
     base = bases.find(session, manifest.base.name)
+    if base.name != manifest.base.name:
+        message = f"is an alias of the base '{base.name}'"
+        raise Invalid(
+            "BASE_INVALID",
+            f"'{manifest.base.name}' {message}",
+            reasons=[Reason("base.is_alias", manifest.base.name, message)],
+            next_step=f"name the base '{base.name}' in the manifest",
+        )
     if base.fingerprint != manifest.base.fingerprint:
         message = f"has the fingerprint {base.fingerprint} here, and the manifest says {manifest.base.fingerprint}"
         raise Invalid(

@@ -58,9 +58,9 @@ def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
 @router.delete("/bases/{base:path}")
 def delete_base(session: SessionDep, actor: Pusher, base: str, blobs: BlobsDep, after: BackgroundTasks) -> DeleteResult:
     """Delete a base model that no version and no waiting job refers to."""
-    bases.delete(session, actor, base)
-    after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, base)
-    return DeleteResult(name=base)
+    name = bases.delete(session, actor, base)
+    after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, name)
+    return DeleteResult(name=name)
 
 
 @router.put("/bases/{base:path}/aliases")

@@ -33,8 +33,10 @@ Bytes = bytes | bytearray | memoryview
 """An incoming chunk. It is valid only until the call returns, because the caller reuses the memory."""
 
 _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
+_BASE_WORD = r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?"
+_TOMBSTONE = rf"tombstone/(?:@{_BASE_WORD}/{_BASE_WORD}|{_WORD}(?:/{_WORD})?)"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload)?|records/(?:base|tombstone/{_WORD}(?:/{_WORD})?|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload)?|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )

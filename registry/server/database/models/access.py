@@ -57,8 +57,8 @@ class RoleRow(SQLModel, table=True):
 class TakenNameRow(SQLModel, table=True):
     """A reserved name, by its skeleton. With `ended_at` it is a tombstone: the name is never available again.
 
-    `owner` is the namespace of an adapter's name; empty for the name of a namespace. `recorded_at`: when the
-    tombstone's backup was written.
+    `owner` is the namespace of an adapter's name; empty for the name of a namespace; `@ORG` for a name `ORG/NAME` that
+    a base had. `recorded_at`: when the tombstone's backup was written.
     """
 
     __tablename__ = "taken_name"
