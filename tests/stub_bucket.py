@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -22,6 +22,7 @@ META = "x-amz-meta-"
 class StoredObject:
     data: bytes
     metadata: dict[str, str] = field(default_factory=dict)
+    modified_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def etag(self) -> str:
@@ -35,6 +36,7 @@ class StubBucket(Bucket):
         self.name, self.prefix = "stub", ""
         self.objects: dict[str, StoredObject] = {}
         self._breaker = CircuitBreaker()
+        self.on_call: Callable[[str, str], object] = lambda _operation, _key: None
 
     def presign(self, operation: str, seconds: int, *, internal: bool = False, **parameters: Any) -> str:  # noqa: ARG002
         return f"http://store.invalid/{quote(parameters['Key'])}?once={int('IfNoneMatch' in parameters)}"
@@ -48,7 +50,13 @@ class StubBucket(Bucket):
         self.objects[key] = StoredObject(data, metadata)
         return 200
 
+    def age(self, by: timedelta) -> None:
+        """Make every object older."""
+        for stored in self.objects.values():
+            stored.modified_at -= by
+
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        self.on_call(operation, parameters.get("Key", ""))
         result: dict[str, Any] = getattr(self, f"_{operation}")(**parameters)
         return result
 
@@ -57,7 +65,8 @@ class StubBucket(Bucket):
             keys = sorted(key for key in self.objects if key.startswith(parameters["Prefix"]))
             yield {
                 "Contents": [
-                    {"Key": key, "Size": len(self.objects[key].data), "LastModified": datetime.now(UTC)} for key in keys
+                    {"Key": key, "Size": len(self.objects[key].data), "LastModified": self.objects[key].modified_at}
+                    for key in keys
                 ]
             }
 
@@ -71,7 +80,7 @@ class StubBucket(Bucket):
         return {
             "ContentLength": len(found.data),
             "ETag": found.etag,
-            "LastModified": datetime.now(UTC),
+            "LastModified": found.modified_at,
             "Metadata": found.metadata,
         }
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from registry.api.maintenance import GcRequest
 from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, NotFound, RegistryError
 from registry.manifest import Manifest
+from registry.server.database.models import BlobRow, PushRow
 from registry.server.push import inspect
 from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.references import BlobState, PushState
 from registry.server.storage.s3 import store as s3_store
 from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
@@ -189,3 +194,72 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
     with pytest.raises(Invalid) as refusal:
         real_world.admin.commit_push(plan.push_id)
     assert refusal.value.code == "BLOB_MISMATCH"
+
+
+# ------------------------------------------------------------------ links after the end of their push
+def check_that_links_end_with_their_push(
+    world: World, store: S3Blobs, put: Callable[[str, bytes, dict[str, str]], int]
+) -> None:
+    """Neither a link that was used nor one that was not writes after the commit; the keys go when the links have."""
+    files = world.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    request = PushRequest(manifest=world.manifest(files))
+    other = world.actor("push", "pull", name="other")
+    plan, unused = world.admin.plan_push("acme/support", request), other.plan_push("acme/support", request)
+    for upload in plan.uploads:
+        assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
+    version = world.admin.commit_push(plan.push_id).version
+    assert other.commit_push(unused.push_id).version.digest == version.digest
+    world.transport.settle()
+    for _ in range(2):
+        statuses = [put(u.url, bytes(u.size_bytes), u.headers) for u in (*plan.uploads, *unused.uploads)]
+        assert set(statuses) == {412}
+        assert {stat.size_bytes for stat in store.list("staging/")} == {0}
+        assert world.admin.collect(GcRequest()).staged_deleted == 0
+    assert world.admin.commit_push(plan.push_id).version.digest == version.digest
+    world.transport.settle()
+    with world.session(write=True) as session:
+        session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
+    store.bucket.put(staging_key_of(plan.push_id, plan.digest), b"a PUT that ended late")
+    assert world.admin.collect(GcRequest()).staged_deleted == 1
+    assert {stat.size_bytes for stat in store.list("staging/")} == {0}
+
+
+def test_links_end_with_their_push_at_a_store_with_conditional_links(stub_world: World, stub: S3Blobs) -> None:
+    stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
+    bucket: Any = stub.bucket
+    check_that_links_end_with_their_push(stub_world, stub, bucket.send)
+    bucket.age(timedelta(hours=2))
+    assert stub_world.admin.collect(GcRequest()).staged_deleted > 0
+    assert list(stub.list("staging/")) == []
+
+
+def test_links_end_with_their_push_at_a_real_store(real_world: World, real: S3Blobs) -> None:
+    real._capabilities = dataclasses.replace(
+        real.capabilities, signed_headers=True, checksums=False, checksum_links=False, checksum_parts=False
+    )
+    if not real.capabilities.conditional_links:
+        pytest.skip("this store has no conditional links")
+    check_that_links_end_with_their_push(real_world, real, send)
+
+
+def test_nothing_is_read_from_the_staging_keys_of_an_ended_push(stub_world: World, stub: S3Blobs) -> None:
+    """Not even for a damaged blob, nor for a version that was deleted since."""
+    stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
+    bucket: Any = stub.bucket
+    files = stub_world.files()
+    plan = stub_world.admin.plan_push("acme/support", PushRequest(manifest=stub_world.manifest(files)))
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for upload in plan.uploads:
+        assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
+    stub_world.admin.commit_push(plan.push_id)
+    stub_world.transport.settle()
+    with stub_world.session(write=True) as session:
+        session.connection().execute(update(BlobRow).values(state=BlobState.CORRUPT))
+    reads: list[str] = []
+    bucket.on_call = lambda operation, key: reads.append(key) if operation in ("head_object", "get_object") else None
+    assert not stub_world.admin.commit_push(plan.push_id).created
+    stub_world.admin.delete_adapter("acme/support")
+    with pytest.raises(NotFound):
+        stub_world.admin.commit_push(plan.push_id)
+    assert [key for key in reads if key.startswith("staging/")] == []

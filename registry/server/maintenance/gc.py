@@ -10,6 +10,7 @@
 - `deleting` is final, and only the one process that holds the lock deletes bytes.
 - No transaction has more than `BATCH` rows, and none is open while bytes are deleted, so pushes never wait for long.
 - A staging key is deleted if its push is not open. The push's row is created before the key, so "no row" means "ended".
+  While a link of the push may work, an empty object may have to stay under the key (`BlobStore.end_staging`).
 - A final key without a row is claimed by a row `deleting` first, so that a push of the same blob waits. It is kept
   while it is younger than the grace period, and while the bucket has records of versions that the database lacks: then
   the database is the older one, and `adapter reindex` comes first.
@@ -59,6 +60,7 @@ SECONDS = 10.0
 """How long one request works before it returns a cursor."""
 KEEP_ENDED = timedelta(days=7)
 """How long ended pushes and responses to mutations are kept, for clients that retry."""
+CLOCK_MARGIN = timedelta(minutes=10)
 AUDITED = ("blobs_deleted", "bytes_deleted", "orphans_deleted")
 """The counts in the audit event."""
 _ROWS = "rows:"
@@ -79,6 +81,8 @@ class GcRun:
     lock: ProcessLock
     grace: timedelta
     hold: timedelta
+    links: timedelta
+    """How long a link of a push may work, with a margin for the store's clock."""
     dry_run: bool
     counts: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -128,10 +132,10 @@ class GcRun:
             for digest in session.connection().execute(statement).scalars().all():
                 audit.append(session, SYSTEM, EventType.BLOB_DAMAGE, digest)
 
-    def delete_key(self, key: str) -> bool:
+    def delete_key(self, key: str, *, end_staging: bool = False) -> bool:
         """Delete a key; False if the store fails. `Unavailable` if it fails too often."""
         try:
-            self.blobs.delete(key)
+            (self.blobs.end_staging if end_staging else self.blobs.delete)(key)
         except Unavailable:
             self.failed_keys.add(key)
             self.count("keys_refused", 1)
@@ -146,7 +150,8 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     grace_seconds = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
     grace, hold = timedelta(seconds=grace_seconds), timedelta(seconds=settings.push_hold_seconds)
     with locks.acquire(engine, LOCK) as lock:
-        run = GcRun(engine, blobs, lock, grace, hold, request.dry_run)
+        links = timedelta(seconds=settings.link_seconds) + CLOCK_MARGIN
+        run = GcRun(engine, blobs, lock, grace, hold, links, request.dry_run)
         next_cursor = _continue(run, request.cursor)
     deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}
     if deleted and not request.dry_run:
@@ -325,13 +330,17 @@ def _delete_orphans(run: GcRun, cursor: str) -> str:
 
 
 def _delete_staged(run: GcRun) -> str:
+    links_work_since = db.now() - run.links
     for stats in _batches(run.blobs.list("staging/")):
-        push_ids = {stat.key: stat.key.split("/")[1] for stat in stats}
+        push_ids = {stat.key.split("/")[1] for stat in stats}
         with db.session(run.engine, write=False) as session:
-            rows = select(PushRow.id).where(col(PushRow.id).in_(set(push_ids.values())))
-            open_ids = set(session.exec(rows.where(col(PushRow.state) == PushState.OPEN)).all())
-        for key, push_id in push_ids.items():
-            if push_id not in open_ids and (run.dry_run or run.delete_key(key)):
+            rows = select(PushRow.id).where(col(PushRow.id).in_(push_ids), col(PushRow.state) == PushState.OPEN)
+            open_ids = set(session.exec(rows).all())
+        for stat in stats:
+            has_links = run.blobs.has_conditional_links and stat.modified_at > links_work_since
+            if stat.key.split("/")[1] in open_ids or (has_links and not stat.size_bytes):
+                continue
+            if run.dry_run or run.delete_key(stat.key, end_staging=has_links):
                 run.count("staged_deleted", 1)
     if not run.dry_run:
         age = run.hold + run.grace + timedelta(days=1)

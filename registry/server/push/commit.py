@@ -68,6 +68,10 @@ _BLOB = select(PushBlobRow).where(
     col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
 )
 
+_STAGING_KEYS = select(PushBlobRow.staging_key).where(
+    col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.staging_key) != ""
+)
+
 
 def _find_push(session: Session, actor: Actor, push_id: str) -> PushRow:
     row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
@@ -93,8 +97,9 @@ def commit_push(
     if alias:
         actor.require(Scope.PROMOTE, name)
     manifest = Manifest.parse(row.manifest.encode())
+    is_open = row.state == PushState.OPEN
     exists = rows.find_existing(session, name, manifest.digest) is not None
-    if exists and not _repairs_blobs(session, row):
+    if not is_open or (exists and not _repairs_blobs(session, row)):  # what an ended push has staged is never read
         return _answer_existing(session, actor, name, row, manifest, alias)
     requested = {Digest(blob.digest): blob for blob in plan.push_blobs(session, row)}
     _stage_small(row, requested, request.small, blobs)
@@ -194,6 +199,10 @@ def _secure_blobs(session: Session, row: PushRow, manifest: Manifest) -> set[Dig
 def clean_up(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
     """Delete what a committed push staged and run the background work. Optional: `gc` would do the same later."""
     with contextlib.suppress(Unavailable):
-        for key in [stat.key for stat in blobs.list(f"staging/{push_id}/")]:
-            blobs.delete(key)
+        keys = {stat.key for stat in blobs.list(f"staging/{push_id}/")}
+        if blobs.has_conditional_links:
+            with db.session(engine, write=False) as session:
+                keys.update(session.exec(_STAGING_KEYS, params={"id": push_id}).all())
+        for key in sorted(keys):
+            blobs.end_staging(key)
         background.run_pending(engine, blobs)

@@ -130,6 +130,15 @@ class BlobStore(ABC):
     def delete(self, key: str) -> None:
         """Delete a key if it exists."""
 
+    def end_staging(self, key: str) -> None:
+        """Delete what an ended push has staged, so that no link of the push writes there again."""
+        self.delete(key)
+
+    @property
+    def has_conditional_links(self) -> bool:
+        """Whether `presign_upload` gives links that write whenever their key does not exist."""
+        return False
+
     @abstractmethod
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
         """Delete uploads that were begun under `prefix` and never finished; return how many."""

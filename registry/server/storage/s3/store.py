@@ -6,6 +6,8 @@
   for nothing, and bytes there count as what they were hashed to, by their ETag.
 - No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
   bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
+- A link of the second kind would write again once its key is deleted. So when a push ends, an empty object stays under
+  each of its keys until its links have expired.
 - The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
 - A promotion makes the same calls whether or not the final key exists; if it does, the copy goes to a dummy key. Else a
@@ -280,6 +282,10 @@ class S3Blobs(BlobStore):
 
     def delete(self, key: str) -> None:
         """Delete an object. With a staging key, or its marker, a direct upload that is still open is aborted."""
+        self._delete_companions(key)
+        self.bucket.delete(key)
+
+    def _delete_companions(self, key: str) -> None:
         digest_of(key)
         staging_key = staging_key_of_marker(key) or key
         cached = self._cache.get(staging_key)
@@ -289,9 +295,22 @@ class S3Blobs(BlobStore):
             if key == staging_key:
                 self.bucket.delete(marker_key_of(key))
         self._cache.forget(staging_key)
-        self.bucket.delete(key)
         if cached.has_dummy:
             self.bucket.delete(dummy_key_of(staging_key))
+
+    def end_staging(self, key: str) -> None:
+        """Delete what an ended push has staged. If a conditional link could write there again, empty it instead."""
+        self._delete_companions(key)
+        if self.has_conditional_links and _is_staging_key(key):
+            self.bucket.put(key, b"")
+        else:
+            self.bucket.delete(key)
+
+    @property
+    def has_conditional_links(self) -> bool:
+        """Whether links are bound to a key that does not exist, because none can be bound to a SHA-256."""
+        able = self.capabilities
+        return able.signed_headers and able.conditional_links and not able.checksum_links
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
         """Abort the multipart uploads that nobody completes."""
@@ -316,7 +335,7 @@ class S3Blobs(BlobStore):
             return self._presign_direct(key, size_bytes, seconds)
         if self.capabilities.checksum_links:
             condition, headers = {"ChecksumSHA256": checksum_of(digest)}, {CHECKSUM_HEADER: checksum_of(digest)}
-        elif self.capabilities.conditional_links:
+        elif self.has_conditional_links:
             condition, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
         else:
             return None
