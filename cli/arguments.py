@@ -37,7 +37,7 @@ class ParsedArgument(click.ParamType[Value]):
             return self._parse(value)
         except Invalid as e:
             if command in DESTRUCTIVE:  # a suggested name may be that of another object
-                raise Invalid(e.code, e.detail, reasons=e.reasons) from e
+                raise Invalid(e.code, e.detail, findings=e.findings) from e
             raise
 
 

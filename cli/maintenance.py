@@ -14,7 +14,7 @@ import click
 
 from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
 from registry.client.registry import Registry
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 
 from . import output, session
 

@@ -47,7 +47,7 @@ REFUSED = EXIT_CODES[errors.Refused]
 CORRUPT = EXIT_CODES[errors.Corrupt]
 TRY_LATER = EXIT_CODES[errors.Unavailable]
 INTERRUPTED = 130
-REASONS_SHOWN = 12
+FINDINGS_SHOWN = 12
 
 _JSON = "cli.as_json"
 _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": "magenta"}
@@ -145,12 +145,12 @@ def print_error(error: Exception, ctx: click.Context) -> int | None:
         click.echo(json_text(known_error.to_problem()), err=True)
         return EXIT_CODES[type(known_error)]
     line(styled("Error: ", "red", "bold") + known_error.detail, err=True)
-    reasons = [r for r in known_error.reasons if r.message not in known_error.detail]
-    for reason in reasons[:REASONS_SHOWN]:
-        location = f"{reason.location}: " if reason.location and reason.location not in reason.message else ""
-        line(f"  - {location}{reason.message}", err=True)
-    if len(reasons) > REASONS_SHOWN:
-        line(f"  - and {len(reasons) - REASONS_SHOWN} more", err=True)
+    findings = [finding for finding in known_error.findings if finding.message not in known_error.detail]
+    for finding in findings[:FINDINGS_SHOWN]:
+        location = f"{finding.location}: " if finding.location and finding.location not in finding.message else ""
+        line(f"  - {location}{finding.message}", err=True)
+    if len(findings) > FINDINGS_SHOWN:
+        line(f"  - and {len(findings) - FINDINGS_SHOWN} more", err=True)
     if known_error.next_step:
         line(strong("Next: ") + known_error.next_step, err=True)
     return EXIT_CODES[type(known_error)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from registry.client import pull as pulling
-from registry.errors import Reason
+from registry.findings import Finding
 from registry.names import Ref
 
 from . import arguments, output, session
@@ -30,7 +30,7 @@ def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
     adapter pull acme/support:prod /srv/adapters/support
     """
     target = dest or Path(ref.name.name)
-    damaged: list[Reason] = []
+    damaged: list[Finding] = []
     with session.versions() as registry, ProgressLine(str(ref)) as progress:
         if verify:
             resolved, damaged = pulling.verify(registry, ref, target, progress=progress)

@@ -11,7 +11,8 @@ import click
 from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
-from registry.errors import Reason, Refused
+from registry.errors import Refused
+from registry.findings import Finding
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
@@ -115,7 +116,7 @@ def provenance_of(file: Path) -> Provenance | None:
     return provenance_from_options(parse_provenance_file(file.read_bytes(), file=file.name))
 
 
-def _print_left_out(reason: Reason) -> None:
+def _print_left_out(reason: Finding) -> None:
     output.note(f"left out: {reason.location} {reason.message}")
 
 

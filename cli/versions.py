@@ -14,7 +14,8 @@ from registry.adapters import methods
 from registry.api.catalog import ServedOn, VersionView
 from registry.client.core import Versions
 from registry.errors import Unavailable
-from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.findings import Finding
 from registry.names import AdapterName, Ref
 
 from . import output

@@ -11,28 +11,16 @@
     ├── Unavailable       the database, the store or a quota cannot serve now; try later
     └── Corrupt           stored bytes do not hash to their name, or an answer is not one to the question
 
-An exception means that there is no answer; a `Finding` (registry.evaluation.verdicts) is an answer. Each code belongs
-to one class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
+An exception means that there is no answer; its findings are the rules that the input breaks. Each code belongs to one
+class, so a client rebuilds the class from the code. HTTP statuses are in registry/server/http/problems.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """One broken rule: its code in dotted form (`safetensors.duplicate_key`), where, and in words."""
-
-    code: str
-    location: str
-    message: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON."""
-        return {"code": self.code, "location": self.location, "message": self.message}
+from registry.findings import Finding
 
 
 class RegistryError(Exception):
@@ -46,7 +34,7 @@ class RegistryError(Exception):
         code: str,
         detail: str,
         *,
-        reasons: Iterable[Reason] = (),
+        findings: Iterable[Finding] = (),
         next_step: str = "",
         retry_after_seconds: int | None = None,
     ) -> None:
@@ -55,7 +43,7 @@ class RegistryError(Exception):
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.reasons = tuple(reasons)
+        self.findings = tuple(findings)
         self.next_step = next_step
         self.retry_after_seconds = retry_after_seconds
 
@@ -66,7 +54,7 @@ class RegistryError(Exception):
             "title": self.TITLE,
             "code": self.code,
             "detail": self.detail,
-            "findings": [reason.to_dict() for reason in self.reasons],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
         if self.next_step:
             problem["next_step"] = self.next_step
@@ -75,9 +63,9 @@ class RegistryError(Exception):
         return problem
 
     @classmethod
-    def from_reason(cls, code: str, reason: Reason, *, next_step: str = "") -> Self:
+    def from_finding(cls, code: str, finding: Finding, *, next_step: str = "") -> Self:
         """The error for one broken rule."""
-        return cls(code, f"{reason.location} {reason.message}", reasons=[reason], next_step=next_step)
+        return cls(code, f"{finding.location} {finding.message}", findings=[finding], next_step=next_step)
 
 
 def _codes(text: str) -> frozenset[str]:
@@ -170,18 +158,17 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     code = str(problem.get("code", ""))
     cls = _CLASS_OF_CODE.get(code)
     detail = str(problem.get("detail") or problem.get("title") or "the server gave no reason")
-    reasons = tuple(
-        Reason(str(r.get("code", "")), str(r.get("location", "")), str(r.get("message", "")))
-        for r in problem.get("findings") or ()
-        if isinstance(r, Mapping)
-    )
+    findings = [
+        finding for item in problem.get("findings") or () if isinstance(item, Mapping)
+        if (finding := Finding.from_dict(item)) is not None
+    ]  # fmt: skip
     retry = problem.get("retry_after_seconds")
     if cls is None:
-        return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", reasons=reasons)
+        return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", findings=findings)
     return cls(
         code,
         detail,
-        reasons=reasons,
+        findings=findings,
         next_step=str(problem.get("next_step") or ""),
         retry_after_seconds=int(retry) if isinstance(retry, int) else None,
     )

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from registry.errors import Reason
+from registry.findings import Finding
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -100,9 +100,9 @@ def kind_of(path: str) -> FileKind | None:
     return next((kind for kind in KINDS if fnmatch.fnmatchcase(name, kind.pattern)), None)
 
 
-def refusal_of(path: str) -> Reason:
+def refusal_of(path: str) -> Finding:
     """Why a file without a kind is refused."""
     for pattern, code, message in REFUSED:
         if fnmatch.fnmatchcase(path.lower(), pattern):
-            return Reason(code, path, message)
-    return Reason("file.kind_unknown", path, "is not a kind of file that an adapter version holds")
+            return Finding(code, path, message)
+    return Finding("file.kind_unknown", path, "is not a kind of file that an adapter version holds")

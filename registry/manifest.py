@@ -18,8 +18,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from registry import names
 from registry.digest import Digest, canonical_json
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
 from registry.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.provenance import Provenance
 
@@ -77,13 +78,13 @@ class Manifest(FrozenModel):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        reasons = list(_reasons_against(self.files))
-        large = [r for r in reasons if r.code == "file.too_large"]
+        findings = list(_findings_against(self.files))
+        large = [r for r in findings if r.code == "file.too_large"]
         if large:
-            raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", reasons=reasons)
-        if reasons:
-            code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in reasons) else "MANIFEST_INVALID"
-            raise Invalid(code, f"{reasons[0].location} {reasons[0].message}", reasons=reasons)
+            raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", findings=findings)
+        if findings:
+            code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in findings) else "MANIFEST_INVALID"
+            raise Invalid(code, f"{findings[0].location} {findings[0].message}", findings=findings)
         total = sum(f.size_bytes for f in self.files)
         if total > VERSION_LIMIT_BYTES:
             raise TooLarge("SIZE_INVALID", f"version: {total} bytes; the limit is {VERSION_LIMIT_BYTES}")
@@ -149,28 +150,28 @@ class Manifest(FrozenModel):
         return manifest
 
 
-def _reasons_against(files: tuple[Descriptor, ...]) -> Iterable[Reason]:
+def _findings_against(files: tuple[Descriptor, ...]) -> Iterable[Finding]:
     paths: dict[str, str] = {}
     folders = {parent: f.path for f in files for parent in _parents(f.path.casefold())}
     for earlier, later in pairwise(files):
         if earlier.path >= later.path:
-            yield Reason("manifest.order", later.path, "is listed twice or out of order")
+            yield Finding("manifest.order", later.path, "is listed twice or out of order")
     for f in files:
         names.file_path(f.path)
         other = paths.setdefault(f.path.casefold(), f.path)
         if other != f.path:
-            yield Reason("file.path_conflict", f.path, f"equals {other} where case does not count")
+            yield Finding("file.path_conflict", f.path, f"equals {other} where case does not count")
         if inner := folders.get(f.path.casefold()):
-            yield Reason("file.path_conflict", f.path, f"is a file, and {inner} needs a folder of that name")
+            yield Finding("file.path_conflict", f.path, f"is a file, and {inner} needs a folder of that name")
         kind = kind_of(f.path)
         if kind is None:
             yield refusal_of(f.path)
         elif f.media_type != kind.media_type:
-            yield Reason("manifest.media_type", f.path, f"has media type {f.media_type}, not {kind.media_type}")
+            yield Finding("manifest.media_type", f.path, f"has media type {f.media_type}, not {kind.media_type}")
         elif f.size_bytes > kind.limit_bytes:
-            yield Reason("file.too_large", f.path, f"has {f.size_bytes} bytes, over the limit of {kind.limit_bytes}")
+            yield Finding("file.too_large", f.path, f"has {f.size_bytes} bytes, over the limit of {kind.limit_bytes}")
     if not any(f.path.endswith(WEIGHTS_ENDINGS) for f in files):
-        yield Reason("adapter.weights_missing", WEIGHTS, "is missing: a version holds its weights as safetensors")
+        yield Finding("adapter.weights_missing", WEIGHTS, "is missing: a version holds its weights as safetensors")
 
 
 def _parents(path: str) -> list[str]:

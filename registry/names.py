@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import NewType
 
 from registry.digest import Digest
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
+from registry.findings import Finding
 
 NAME_LIMIT = 64
 BASE_NAME_LIMIT = 128
@@ -63,7 +64,7 @@ def _word(text: str, what: str, pattern: re.Pattern[str] = _WORD) -> str:
         raise Invalid(
             "NAME_INVALID",
             f"{what} {text[:80]!r} {problem}",
-            reasons=[Reason("name.invalid", what, problem)],
+            findings=[Finding("name.invalid", what, problem)],
             next_step=f"use {text.lower()!r}" if is_upper_case else "",
         )
     return text
@@ -90,8 +91,8 @@ def namespace(text: str) -> str:
     """A namespace, checked. `Invalid` (NAME_INVALID) names the rule that is broken."""
     word = _word(text, "namespace")
     if word in RESERVED:
-        reason = Reason("name.reserved", "namespace", f"{word!r} is reserved for the server")
-        raise Invalid.from_reason("NAME_INVALID", reason)
+        reason = Finding("name.reserved", "namespace", f"{word!r} is reserved for the server")
+        raise Invalid.from_finding("NAME_INVALID", reason)
     return word
 
 
@@ -119,8 +120,8 @@ def alias(text: str) -> Alias:
     """An alias, checked: a word that cannot be mistaken for a number, a tag `v3` or a digest."""
     word = _word(text, "alias")
     if _LIKE_A_VERSION.match(word):
-        reason = Reason("name.invalid", "alias", f"{word!r} looks like a version number or a digest")
-        raise Invalid.from_reason("NAME_INVALID", reason)
+        reason = Finding("name.invalid", "alias", f"{word!r} looks like a version number or a digest")
+        raise Invalid.from_finding("NAME_INVALID", reason)
     return Alias(word)
 
 
@@ -132,8 +133,8 @@ def base_name(text: str) -> BaseName:
     for part in parts:
         if not part or len(part) > BASE_NAME_LIMIT or not _BASE_WORD.match(part) or ".." in part:
             problem = _problem_with_word(part, _BASE_WORD) or "is not a base name"
-            reason = Reason("config.base_model_invalid", "base name", f"{text[:80]!r} {problem}")
-            raise Invalid.from_reason("NAME_INVALID", reason)
+            reason = Finding("config.base_model_invalid", "base name", f"{text[:80]!r} {problem}")
+            raise Invalid.from_finding("NAME_INVALID", reason)
     return BaseName(text)
 
 
@@ -231,8 +232,8 @@ def file_path(text: str) -> str:
     """A file's path in a version: relative, `/`-separated, portable to every system. `Invalid` (FILE_REFUSED)."""
     problem = _problem_with_path(text)
     if problem:
-        reasons = [Reason("file.path_invalid", text[:120], problem)]
-        raise Invalid("FILE_REFUSED", f"file path {text[:120]!r} {problem}", reasons=reasons)
+        findings = [Finding("file.path_invalid", text[:120], problem)]
+        raise Invalid("FILE_REFUSED", f"file path {text[:120]!r} {problem}", findings=findings)
     return text
 
 

@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import Field, ValidationError, model_validator
 
 from registry.digest import Digest, canonical_json
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
+from registry.findings import Finding
 from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
@@ -87,9 +88,9 @@ class Provenance(FrozenModel):
 
     @model_validator(mode="after")
     def _check(self) -> Provenance:
-        reasons = list(_reasons_against(self))
-        if reasons:
-            raise wrong(reasons[0].location, reasons[0].message, reasons)
+        findings = list(_findings_against(self))
+        if findings:
+            raise wrong(findings[0].location, findings[0].message, findings)
         size = len(canonical_json(self.model_dump(mode="json")))
         if size > SIZE_LIMIT_BYTES:
             raise TooLarge("SIZE_INVALID", f"{FIELD}: {size} bytes are over the limit of {SIZE_LIMIT_BYTES}")
@@ -110,25 +111,25 @@ class Provenance(FrozenModel):
             raise wrong(f"{FIELD}.{field}".rstrip("."), message) from e
 
 
-def wrong(location: str, message: str, reasons: list[Reason] | None = None) -> Invalid:
+def wrong(location: str, message: str, findings: list[Finding] | None = None) -> Invalid:
     """The error for a declared input that breaks a rule."""
-    collected = reasons or [Reason("provenance.invalid", location, message)]
-    return Invalid("PROVENANCE_INVALID", f"{location} {message}", reasons=collected)
+    collected = findings or [Finding("provenance.invalid", location, message)]
+    return Invalid("PROVENANCE_INVALID", f"{location} {message}", findings=collected)
 
 
 # ------------------------------------------------------------------ the rules
-def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
+def _findings_against(provenance: Provenance) -> Iterator[Finding]:
     if not (provenance.datasets or provenance.run or provenance.code or provenance.parameters):
-        yield Reason("provenance.invalid", FIELD, "declares nothing: leave it out")
+        yield Finding("provenance.invalid", FIELD, "declares nothing: leave it out")
     if len(provenance.datasets) > DATASETS_LIMIT:
-        yield Reason("provenance.too_many", f"{FIELD}.datasets", f"has {len(provenance.datasets)}; the limit is 64")
+        yield Finding("provenance.too_many", f"{FIELD}.datasets", f"has {len(provenance.datasets)}; the limit is 64")
     if len(provenance.parameters) > PARAMETERS_LIMIT:
-        yield Reason("provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)} (limit 200)")
+        yield Finding("provenance.too_many", f"{FIELD}.parameters", f"has {len(provenance.parameters)} (limit 200)")
     names: set[str] = set()
     for number, dataset in enumerate(provenance.datasets[:DATASETS_LIMIT]):
         yield from _against_dataset(f"{FIELD}.datasets.{number}", dataset)
         if dataset.key in names:
-            yield Reason("provenance.duplicate", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
+            yield Finding("provenance.duplicate", f"{FIELD}.datasets.{number}", "is the same data set as one before it")
         names.add(dataset.key)
     if provenance.run is not None:
         location = f"{FIELD}.run"
@@ -146,9 +147,9 @@ def _reasons_against(provenance: Provenance) -> Iterator[Reason]:
         yield from _against_text(location, value, VALUE_LIMIT)
 
 
-def _against_dataset(location: str, dataset: Dataset) -> Iterator[Reason]:
+def _against_dataset(location: str, dataset: Dataset) -> Iterator[Finding]:
     if not dataset.uri and dataset.digest is None:
-        yield Reason("provenance.dataset_unnamed", location, "has neither a URI nor a digest")
+        yield Finding("provenance.dataset_unnamed", location, "has neither a URI nor a digest")
     if dataset.name:
         yield from _against_text(f"{location}.name", dataset.name, TEXT_LIMIT)
     if dataset.uri:
@@ -158,42 +159,42 @@ def _against_dataset(location: str, dataset: Dataset) -> Iterator[Reason]:
             yield from _must(_MARK, f"{location}.{field}", value, f"at most {TEXT_LIMIT} of A-Za-z0-9._:/%+=@[]-")
 
 
-def _against_text(location: str, text: str, limit: int) -> Iterator[Reason]:
+def _against_text(location: str, text: str, limit: int) -> Iterator[Finding]:
     if len(text) > limit:
-        yield Reason("provenance.too_long", location, f"has {len(text)} characters; the limit is {limit}")
+        yield Finding("provenance.too_long", location, f"has {len(text)} characters; the limit is {limit}")
     elif text and not _LINE.match(text):
-        yield Reason("provenance.text_invalid", location, "holds a control character or a line break")
+        yield Finding("provenance.text_invalid", location, "holds a control character or a line break")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
+        yield Finding("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
 
 
-def _must(pattern: re.Pattern[str], location: str, text: str, rule: str) -> Iterator[Reason]:
+def _must(pattern: re.Pattern[str], location: str, text: str, rule: str) -> Iterator[Finding]:
     if not pattern.match(text):
-        yield Reason("provenance.text_invalid", location, f"must be {rule}, not {text[:60]!r}")
+        yield Finding("provenance.text_invalid", location, f"must be {rule}, not {text[:60]!r}")
     elif _SECRET.search(text):
-        yield Reason("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
+        yield Finding("provenance.secret", location, "holds what looks like a token: a manifest cannot be changed")
 
 
-def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Reason]:
+def _against_uri(location: str, text: str, schemes: frozenset[str] = frozenset()) -> Iterator[Finding]:
     if len(text) > URI_LIMIT:
-        yield Reason("provenance.too_long", location, f"has {len(text)} characters; the limit is {URI_LIMIT}")
+        yield Finding("provenance.too_long", location, f"has {len(text)} characters; the limit is {URI_LIMIT}")
         return
     scheme = text.partition(":")[0]
     if not _URI.match(text) or scheme in _RUNNABLE or (schemes and scheme not in schemes):
         allowed = " or ".join(sorted(schemes)) or "scheme:…, in the characters of RFC 3986"
-        yield Reason("provenance.uri_invalid", location, f"must be a URI ({allowed}), not {text[:80]!r}")
+        yield Finding("provenance.uri_invalid", location, f"must be a URI ({allowed}), not {text[:80]!r}")
         return
     try:
         parts = urlsplit(text)
     except ValueError:
-        yield Reason("provenance.uri_invalid", location, f"is no URI that can be read: {text[:80]!r}")
+        yield Finding("provenance.uri_invalid", location, f"is no URI that can be read: {text[:80]!r}")
         return
     user = parts.netloc.rpartition("@")[0]
     named = [name.lower() for query in (parts.query, parts.fragment) for name, _ in parse_qsl(query)]
     signed = any(_SIGNED.match(name) for name in named) or _SECRET.search(text)
     if ":" in user or (user and scheme not in ("ssh", "git+ssh", "sftp")) or signed:
         message = "holds a user, a password or a signature: everyone who may pull can read it, permanently"
-        yield Reason("provenance.secret", location, message)
+        yield Finding("provenance.secret", location, message)
 
 
 def _text(name: str, value: Any) -> str:

@@ -22,7 +22,8 @@ from sqlmodel import Session, col, select
 from registry.bases import BaseMatch, Similarity
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.gates import Gate
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
 from registry.server.database import db, models, schema
 from registry.server.database import engine as engines
 from registry.server.database.engine import open_database
@@ -187,7 +188,7 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
                          "compat.base_quantized_variant", "format.unknown", "smoke.image_unchanged",
                          "lora.prefix_invalid", "sglang.rank_differs_from_config"]  # fmt: skip
         assert verdicts[0].findings[0]["message"] == verdicts[0].summary, "a text that quotes a key stays as it is"
-        assert [Finding.model_validate(finding).actual for finding in verdicts[0].findings] == ["9"] * len(codes)
+        assert [Finding(**finding).actual for finding in verdicts[0].findings] == ["9"] * len(codes)
         slots = session.exec(select(models.FleetSlotRow)).all()
         assert {(slot.served_name, slot.state, slot.verified, slot.node_id) for slot in slots} == {
             ("held", "downloaded", True, 7), ("leaving", "draining", True, 7), ("serving", "serving", True, 7)

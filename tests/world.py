@@ -39,8 +39,9 @@ from registry.client.registry import Registry
 from registry.client.transport.in_process import InProcess
 from registry.digest import Digest
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check
 from registry.files import kind_of
+from registry.findings import Finding
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.provenance import Provenance
 from registry.server import app

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from registry.evaluation.verdicts import Finding
 from registry.files import CARD, Read
+from registry.findings import Finding
 from registry.strict import yaml as strict_yaml
 
 READ_LIMIT_BYTES = 64 * 2**10

@@ -11,11 +11,12 @@ from typing import Any
 
 from registry.adapters.methods import code_references
 from registry.adapters.safetensors import wrong_file
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
 from registry.files import ADDED_TOKENS, SENTENCEPIECE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TRAINER_STATE, Read
+from registry.findings import Finding
 from registry.strict import json as strict_json
 from registry.strict import yaml as strict_yaml
-from registry.strict.fields import REASONS_LIMIT
+from registry.strict.fields import FINDINGS_LIMIT
 
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""
@@ -32,14 +33,14 @@ def check_companions(sizes: Mapping[str, int], read: Read) -> None:
     total = sum(size for path, size in sizes.items() if path.endswith((*JSON_FILES, ".yaml")))
     if total > TOTAL_LIMIT_BYTES:
         message = f"and other JSON and YAML files have {total} bytes; the limit is {TOTAL_LIMIT_BYTES}"
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", min(JSON_FILES), message))
+        raise TooLarge.from_finding("SIZE_INVALID", Finding("config.too_large", min(JSON_FILES), message))
     for path, size_bytes in sizes.items():
         name = path.rpartition("/")[2]
         if name in JSON_FILES:
             check_json(path, read(path, 0, size_bytes))
         elif name.endswith(".yaml"):
             if problem := strict_yaml.problem(read(path, 0, size_bytes), aliases=True):
-                raise Invalid.from_reason("CONFIG_INVALID", Reason("config.yaml_refused", path, problem))
+                raise Invalid.from_finding("CONFIG_INVALID", Finding("config.yaml_refused", path, problem))
         elif name == SENTENCEPIECE:
             _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
 
@@ -48,7 +49,9 @@ def check_json(path: str, data: bytes) -> dict[str, Any]:
     """The object in a JSON file of a tokenizer or a trainer. `Invalid` (CONFIG_INVALID) for any code reference."""
     name = path.rpartition("/")[2]
     if strict_json.has_more_values(data, VALUES_LIMIT):
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", path, f"has over {VALUES_LIMIT} values"))
+        raise TooLarge.from_finding(
+            "SIZE_INVALID", Finding("config.too_large", path, f"has over {VALUES_LIMIT} values")
+        )
     values = strict_json.parse_object(data, _TRAINERS_DIALECT if name == TRAINER_STATE else _DIALECT, file=path)
     if name == ADDED_TOKENS:  # its keys are tokens
         if not all(type(number) is int for number in values.values()):
@@ -62,10 +65,10 @@ def refuse_code(values: Any, path: str) -> None:
     """Refuse fields that make a loader fetch or import code, at any depth. `Invalid` (CONFIG_INVALID) lists them."""
     message = "makes a loader import code"
     locations = [f"{path}: {location}" for location in code_references(values)]
-    reasons = [Reason("config.code_reference", location, message) for location in locations[:REASONS_LIMIT]]
-    if reasons:
+    findings = [Finding("config.code_reference", location, message) for location in locations[:FINDINGS_LIMIT]]
+    if findings:
         step = "remove the field, or leave the file out: the base has its own"
-        raise Invalid("CONFIG_INVALID", f"{locations[0]} {message}", reasons=reasons, next_step=step)
+        raise Invalid("CONFIG_INVALID", f"{locations[0]} {message}", findings=findings, next_step=step)
 
 
 def _check_sentencepiece(path: str, head: bytes) -> None:
@@ -73,4 +76,4 @@ def _check_sentencepiece(path: str, head: bytes) -> None:
     if head.startswith(b"\n") or _TIKTOKEN.match(head):
         return
     message = f"is {wrong_file(head) or 'neither a SentencePiece model nor a tiktoken vocabulary'}"
-    raise Invalid.from_reason("FILE_REFUSED", Reason("file.tokenizer_refused", path, message))
+    raise Invalid.from_finding("FILE_REFUSED", Finding("file.tokenizer_refused", path, message))

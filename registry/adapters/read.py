@@ -17,10 +17,10 @@ from registry.adapters.formats.facts import FileFacts
 from registry.adapters.peft import LoraSpec, config
 from registry.adapters.peft.config import AdapterConfig, BaseClaim
 from registry.adapters.safetensors import Header
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.evaluation import golden
-from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS, Read
+from registry.findings import Finding
 from registry.manifest import Descriptor
 
 _PREFIX = "base_model.model."
@@ -111,8 +111,8 @@ def read_any(files: Iterable[Descriptor], read: Read) -> AdapterContents:
         return _read_peft(by_path, fields, read)
     if len(weights) > 1:
         message = f"is one of {len(weights)} weights files, and none of them is {WEIGHTS}"
-        reason = Reason("adapter.weights_ambiguous", weights[0], message)
-        raise Invalid.from_reason("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
+        reason = Finding("adapter.weights_ambiguous", weights[0], message)
+        raise Invalid.from_finding("MANIFEST_INVALID", reason, next_step="push each file as an adapter of its own")
     return _read_non_peft(by_path[weights[0]], fields, read)
 
 
@@ -143,8 +143,8 @@ def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: 
     headers = {path: _header(f, read) for path, f in by_path.items() if path.endswith(".safetensors")}
     for path, file in by_path.items():
         if path.endswith(".gguf") and read(path, 0, min(len(gguf.MAGIC), file.size_bytes)) != gguf.MAGIC:
-            raise Invalid.from_reason(
-                "TENSORS_INVALID", Reason("gguf.magic_invalid", path, "does not begin with 'GGUF'")
+            raise Invalid.from_finding(
+                "TENSORS_INVALID", Finding("gguf.magic_invalid", path, "does not begin with 'GGUF'")
             )
     message = f"{{}} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
     extra = tuple(
@@ -167,7 +167,7 @@ def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonP
         _refuse_missing({file.path: file})
     if format.name == "nemo":
         message = f"is an adapter of NeMo ({format.evidence}), which no loader of ours takes; {format.advice}"
-        raise Invalid.from_reason("FILE_REFUSED", Reason("format.convert_first", file.path, message))
+        raise Invalid.from_finding("FILE_REFUSED", Finding("format.convert_first", file.path, message))
     if format.is_image:
         facts = images.of_header(header, format, read=within)
     else:
@@ -196,11 +196,11 @@ def _header(file: Descriptor, read: Read) -> Header:
 def _refuse_missing(by_path: Mapping[str, Descriptor]) -> None:
     needed = ((WEIGHTS, "adapter.weights_missing"), (CONFIG, "adapter.config_missing"))
     message = "is missing, and an adapter needs it"
-    reasons = [Reason(code, path, message) for path, code in needed if path not in by_path]
-    if reasons:
+    findings = [Finding(code, path, message) for path, code in needed if path not in by_path]
+    if findings:
         raise Invalid(
             "MANIFEST_INVALID",
-            f"{reasons[0].location} {message}",
-            reasons=reasons,
+            f"{findings[0].location} {message}",
+            findings=findings,
             next_step="push the folder that save_pretrained() wrote",
         )

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
+from registry.findings import Finding
 from registry.strict import json as strict_json
 
 Read = Callable[[int, int], bytes]
@@ -26,7 +27,7 @@ NAME_LIMIT_BYTES = 512
 DIMENSIONS_LIMIT = 8
 SIDE_LIMIT = 2**40
 METADATA_LIMIT_BYTES = 2**20
-REASONS_LIMIT = 100
+FINDINGS_LIMIT = 100
 """These limits hold for adapters and for the shards of bases."""
 
 DTYPE_BYTES: dict[str, int] = {
@@ -145,14 +146,14 @@ def _refuse_file(file: str, head: bytes, message: str) -> NoReturn:
         raise Invalid(
             "TENSORS_INVALID",
             f"{file} is not a safetensors file: it is {kind}",
-            reasons=[Reason("safetensors.not_safetensors", file, f"is {kind}")],
+            findings=[Finding("safetensors.not_safetensors", file, f"is {kind}")],
             next_step="save the adapter with save_pretrained(..., safe_serialization=True) and push that folder",
         )
-    raise Invalid.from_reason("TENSORS_INVALID", Reason("safetensors.header_invalid", file, message))
+    raise Invalid.from_finding("TENSORS_INVALID", Finding("safetensors.header_invalid", file, message))
 
 
 def _too_large(file: str, code: str, actual: str, limit: int, unit: str) -> NoReturn:
-    raise TooLarge.from_reason("SIZE_INVALID", Reason(code, file, f"has {actual}; the limit is {limit} {unit}"))
+    raise TooLarge.from_finding("SIZE_INVALID", Finding(code, file, f"has {actual}; the limit is {limit} {unit}"))
 
 
 _INT = frozenset({int})
@@ -165,7 +166,7 @@ class _Reader:
     def __init__(self, file: str, data_bytes: int) -> None:
         self._file = file
         self._data_bytes = data_bytes
-        self._reasons: list[Reason] = []
+        self._findings: list[Finding] = []
 
     def header(self, entries: dict[str, Any], data_start: int, size_bytes: int) -> Header:
         metadata = self._metadata(entries.pop("__metadata__", {}))
@@ -173,20 +174,20 @@ class _Reader:
         tensors = sorted((t for t in infos if t is not None), key=lambda t: (t.start, t.end))
         if not entries:
             self._broken("safetensors.empty", "__metadata__", "the file holds no tensor")
-        if not self._reasons:
+        if not self._findings:
             self._layout(tensors)
-        if self._reasons:
-            first, more = self._reasons[0], len(self._reasons) - 1
+        if self._findings:
+            first, more = self._findings[0], len(self._findings) - 1
             raise Invalid(
                 "TENSORS_INVALID",
                 f"{self._file}: {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
-                reasons=self._reasons,
+                findings=self._findings,
             )
         return Header(tuple(tensors), metadata, data_start, size_bytes)
 
     def _broken(self, code: str, location: str, message: str) -> None:
-        if len(self._reasons) < REASONS_LIMIT:
-            self._reasons.append(Reason(code, location[:120], message))
+        if len(self._findings) < FINDINGS_LIMIT:
+            self._findings.append(Finding(code, location[:120], message))
 
     def _metadata(self, value: Any) -> dict[str, str]:
         code, location = "safetensors.metadata_invalid", "__metadata__"
@@ -196,7 +197,7 @@ class _Reader:
         for key, text in value.items():
             if not isinstance(text, str):
                 self._broken(code, location, f"the value of {key[:80]!r} must be text, not {type(text).__name__}")
-        if self._reasons:
+        if self._findings:
             return {}
         size = sum(len(k.encode()) + len(v.encode()) for k, v in value.items())
         if size > METADATA_LIMIT_BYTES:
@@ -205,7 +206,7 @@ class _Reader:
         return value
 
     def _tensor(self, name: str, entry: Any) -> TensorInfo | None:
-        before = len(self._reasons)
+        before = len(self._findings)
         problem = self._problem_with_name(name)
         if problem:
             self._broken("safetensors.tensor_name_invalid", name, problem)
@@ -229,7 +230,7 @@ class _Reader:
         if expected != info.size_bytes:
             rule = f"shape {shape} of {dtype} takes {expected} bytes, the offsets hold {info.size_bytes}"
             self._broken("safetensors.size_invalid", name, rule)
-        return info if len(self._reasons) == before else None
+        return info if len(self._findings) == before else None
 
     def _problem_with_name(self, name: str) -> str:
         if not name or len(name.encode()) > NAME_LIMIT_BYTES:

@@ -14,8 +14,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from registry.adapters.companions import check_json
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, Read
+from registry.findings import Finding
 
 LENGTH_LIMIT = 64 * 2**10
 TOTAL_LIMIT = 256 * 2**10
@@ -140,4 +141,4 @@ def _problem_with_name(name: object) -> str:
 
 
 def _refuse(code: str, location: str, message: str) -> NoReturn:
-    raise Invalid.from_reason("CONFIG_INVALID", Reason(code, location, message))
+    raise Invalid.from_finding("CONFIG_INVALID", Finding(code, location, message))

@@ -13,7 +13,7 @@ from pydantic import Field
 from registry.api import MESSAGE_LIMIT, Answer, ItemList, PrintableText, Request
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 
 
 class AliasView(Answer):

@@ -15,7 +15,8 @@ from registry.api import Answer, EscapedText, PrintableText, Request
 from registry.api.catalog import FileLink
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
-from registry.evaluation.verdicts import Finding, Outcome
+from registry.evaluation.verdicts import Outcome
+from registry.findings import Finding
 
 LEASE_SECONDS = 60
 SLOTS_LIMIT = 2000

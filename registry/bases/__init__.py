@@ -20,8 +20,9 @@ from registry.bases import modules as base_modules
 from registry.bases.fingerprints import Fingerprints, architecture_fingerprint, template_text, tokenizer_fingerprint
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDEX
+from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 
@@ -216,12 +217,12 @@ def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
     for header in headers:
         for info in header:
             if info.name in by_name:
-                reason = Reason("base.duplicate_tensor", info.name, "is in two weight files of the base")
-                raise Invalid.from_reason("BASE_INVALID", reason)
+                reason = Finding("base.duplicate_tensor", info.name, "is in two weight files of the base")
+                raise Invalid.from_finding("BASE_INVALID", reason)
             by_name[info.name] = info
     if not by_name:
         message = "the base has no weight file with a tensor in it"
-        raise Invalid("BASE_INVALID", message, reasons=[Reason("base.no_weights", BASE_WEIGHTS, "holds no tensor")])
+        raise Invalid("BASE_INVALID", message, findings=[Finding("base.no_weights", BASE_WEIGHTS, "holds no tensor")])
     return list(by_name.values())
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from registry.bases.modules import Logical
 from registry.digest import Digest
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.files import TOKENIZER
+from registry.findings import Finding
 from registry.model import FrozenModel
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
@@ -58,7 +59,7 @@ def tokenizer_fingerprint(tokenizer: bytes, *, file: str = TOKENIZER) -> Digest:
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise Invalid.from_reason("BASE_INVALID", Reason("base.tokenizer_invalid", file, "is not a JSON object"))
+        raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", file, "is not a JSON object"))
     return _digest({k: v for k, v in parsed.items() if k not in ("padding", "truncation")})
 
 

@@ -23,8 +23,9 @@ from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
 from registry.client.transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import NotFound, Reason
+from registry.errors import NotFound
 from registry.files import NOTE
+from registry.findings import Finding
 from registry.names import Ref
 
 LINK_LIMIT_SECONDS = 24 * 3600
@@ -72,7 +73,7 @@ def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: st
 def verify(
     registry: Versions, ref: Ref | str, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None,
-) -> tuple[Resolved, list[Reason]]:  # fmt: skip
+) -> tuple[Resolved, list[Finding]]:  # fmt: skip
     """Hash the files of the version `ref` in `dest` and in the cache again; the damaged ones.
 
     A folder in which a file is missing or damaged is replaced, as by `pull`.
@@ -84,9 +85,9 @@ def verify(
         intact = _is_intact(dest / link.path, link)
         whole = whole and bool(intact)
         if intact is False:
-            damaged.append(Reason("pull.file_damaged", str(dest / link.path), "differs from the version"))
+            damaged.append(Finding("pull.file_damaged", str(dest / link.path), "differs from the version"))
         if store is not None and store.check(link.digest, link.size_bytes) is False:
-            damaged.append(Reason("pull.cache_damaged", str(store.path_of(link.digest)), f"is no longer {link.path}"))
+            damaged.append(Finding("pull.cache_damaged", str(store.path_of(link.digest)), f"is no longer {link.path}"))
     if not whole:
         _put(source, dest, store, progress or Silent())
     return source.resolved, damaged

@@ -20,7 +20,8 @@ from registry.client.bulk import Result, SharedProgress, each, result_of
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import Progress, Silent
-from registry.errors import Invalid, NotFound, Reason, Unavailable
+from registry.errors import Invalid, NotFound, Unavailable
+from registry.findings import Finding
 from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
@@ -38,7 +39,7 @@ def push_folder(
     parents: Sequence[Ref] = (), edges: Sequence[Edge] = (), annotations: dict[str, str] | None = None,
     provenance: Provenance | None = None, message: str = "", golden: Path | None = None,
     progress: Progress | None = None, bases: Bases | None = None,
-    left_out: Callable[[Reason], None] = lambda _reason: None, signature: Signature | None = None,
+    left_out: Callable[[Finding], None] = lambda _reason: None, signature: Signature | None = None,
 ) -> PushResult:  # fmt: skip
     """Make the adapter in `folder` the newest version of `name`: plan, send what is missing, commit.
 

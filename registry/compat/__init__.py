@@ -20,8 +20,9 @@ from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Check, Finding, Verdict
+from registry.evaluation.verdicts import Check, Verdict
 from registry.files import CONFIG
+from registry.findings import Finding
 
 PATTERN_STEPS_LIMIT = 2**26
 """About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""

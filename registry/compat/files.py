@@ -12,7 +12,7 @@ from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.paths import Paths
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
 """Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""

@@ -16,8 +16,8 @@ from registry.adapters.peft.targets import Choice, Endings, Targets, endings, st
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Severity
 from registry.files import CONFIG
+from registry.findings import Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")

@@ -12,8 +12,8 @@ from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Finding
 from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
+from registry.findings import Finding
 from registry.manifest import Descriptor
 
 TOKENIZER_LIMIT_BYTES = 16 * 2**20

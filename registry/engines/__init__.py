@@ -29,7 +29,8 @@ from registry.engines.rulebook import (
     version_of,
 )
 from registry.errors import Invalid
-from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Finding, Outcome, Verdict
+from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict
+from registry.findings import Finding
 from registry.model import FrozenModel
 
 TAKES: dict[str, tuple[str, ...]] = {"gguf": ("llama.cpp", "ollama")}

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from registry.digest import Digest
 from registry.engines.facts import FACTS_VERSION, EngineFacts
 from registry.errors import Invalid
-from registry.evaluation.verdicts import Severity
+from registry.findings import Severity
 from registry.model import FrozenModel
 
 Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]

@@ -15,7 +15,7 @@ from registry.engine_settings import EngineSettings
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import EngineRules, engine
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 
 SLOTS_LIMIT = 8
 """The slots proposed at most; more are needed only where more adapters are called in one batch."""

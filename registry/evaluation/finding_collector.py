@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partialmethod
 
-from registry.evaluation.verdicts import Finding, Severity
+from registry.findings import Finding, Severity
 
 ERRORS_LIMIT = 500
 """Kinds of errors that are kept: an adapter with more is refused anyway."""
@@ -47,6 +48,6 @@ class FindingCollector:
         """In the order in which each kind was first added."""
         return [
             first if (more := self._counts[key] - 1) == 0
-            else first.model_copy(update={"message": f"{first.message} (and {more} more like it)"})
+            else replace(first, message=f"{first.message} (and {more} more like it)")
             for key, first in self._first.items()
         ]  # fmt: skip

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pydantic import Field, ValidationError
 
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
 from registry.files import GOLDEN
+from registry.findings import Finding
 from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 
@@ -52,4 +53,4 @@ def _sample(line: bytes, number: int, file: str) -> Golden:
 
 
 def _invalid(file: str, number: int, message: str) -> Invalid:
-    return Invalid.from_reason("GOLDEN_INVALID", Reason("golden.invalid", f"{file} line {number}", message))
+    return Invalid.from_finding("GOLDEN_INVALID", Finding("golden.invalid", f"{file} line {number}", message))

@@ -14,7 +14,8 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 from registry.digest import Digest
 from registry.evaluation.golden import LINES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
-from registry.evaluation.verdicts import Check, Finding, convert_old_finding
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding, convert_old_finding
 from registry.model import FrozenModel
 
 MODULES_LIMIT = 4000

@@ -1,6 +1,5 @@
-"""`Finding` and `Verdict`: evaluation as data, and how findings add up.
+"""`Verdict`: evaluation as data, and how findings add up.
 
-    Finding   one observation: code, severity, location, message; the expected and the actual value
     Verdict   check × subject (a version's digest) × base fingerprint → pass, warn, fail or unknown
 
 The worst finding decides: an error makes `fail`, an unknown `unknown`, a warning `warn`, anything else `pass`.
@@ -12,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from registry.digest import Digest
+from registry.findings import Finding
 from registry.model import FrozenModel
 
 PROFILE_LIMIT = 400
@@ -43,63 +43,6 @@ class Outcome(StrEnum):
     WARN = "warn"
     FAIL = "fail"
     UNKNOWN = "unknown"
-
-
-Severity = Literal["error", "warning", "info", "unknown"]
-
-
-class Finding(FrozenModel):
-    """One observation. `location` is a tensor, a field or a file; `expected` and `actual` are printable."""
-
-    code: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$", max_length=100)
-    severity: Severity
-    location: str = Field(max_length=600)
-    message: str = Field(max_length=2000)
-    expected: str = Field(default="", max_length=600)
-    actual: str = Field(default="", max_length=600)
-
-    @classmethod
-    def of(
-        cls, severity: Severity, code: str, location: str, message: str, expected: object = "", actual: object = ""
-    ) -> Finding:
-        """A finding whose texts are cut to their limits."""
-        return cls(
-            code=code, severity=severity, location=location[:600], message=message[:2000],
-            expected=str(expected)[:600], actual=str(actual)[:600],
-        )  # fmt: skip
-
-
-def convert_old_finding(stored: Any) -> Any:
-    """A finding as schemas 0014 and 0019 stored it, with the names of today. Reports and records never change."""
-    if not isinstance(stored, dict):
-        return stored
-    renamed = {_OLD_FIELDS.get(key, key): value for key, value in stored.items()}
-    return renamed | {"code": convert_old_code(str(stored.get("code", "")))}
-
-
-def convert_old_code(code: str) -> str:
-    """The code of today for one that schemas 0014 or 0019 stored."""
-    family, dot, rest = code.partition(".")
-    code = _OLD_FAMILIES.get(family, family) + dot + rest
-    return _OLD_CODES.get(code, code)
-
-
-_OLD_FIELDS = {"place": "location", "sentence": "message", "found": "actual"}
-_OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
-_OLD_CODES = {
-    "compat.method_unjudged": "compat.method_not_judged",
-    "compat.module_unannounced": "compat.module_not_targeted",
-    "compat.unties": "compat.embeddings_untied",
-    "format.gguf_no_adapter": "format.gguf_not_adapter",
-    "lora.magnitude_unannounced": "lora.magnitude_without_dora",
-    "lora.prefix_wrong": "lora.prefix_invalid",
-    "lora.rank_unannounced": "lora.rank_differs_from_config",
-    "smoke.does_not_fit": "smoke.incompatible",
-    "smoke.golden_endless": "smoke.golden_not_ended",
-    "smoke.golden_unasked": "smoke.golden_skipped",
-    "smoke.picture_not_finite": "smoke.image_not_finite",
-    "smoke.picture_unchanged": "smoke.image_unchanged",
-}
 
 
 def add_up(findings: Iterable[Finding]) -> Outcome:

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError
 
 from registry.adapters import methods
 from registry.adapters.peft import initializations
-from registry.errors import Invalid, Reason
-from registry.evaluation.verdicts import Finding
+from registry.errors import Invalid
+from registry.findings import Finding
 from registry.model import FrozenModel, first_problem
 
 RANK_LIMIT = 4096
@@ -177,10 +177,9 @@ def demand(recipe: Recipe, ingredients: Sequence[Ingredient]) -> None:
     """`Invalid` (RECIPE_INVALID) with every reason if the recipe cannot work."""
     wrong = [finding for finding in check(recipe, ingredients) if finding.severity == "error"]
     if wrong:
-        reasons = [Reason(finding.code, finding.location, finding.message) for finding in wrong]
-        more = f" (and {len(wrong) - 1} more reasons)" if wrong[1:] else ""
+        more = f" (and {len(wrong) - 1} more findings)" if wrong[1:] else ""
         location = "" if wrong[0].message.startswith(wrong[0].location) else f"{wrong[0].location}: "
-        raise Invalid("RECIPE_INVALID", f"{location}{wrong[0].message}{more}", reasons=reasons)
+        raise Invalid("RECIPE_INVALID", f"{location}{wrong[0].message}{more}", findings=wrong)
 
 
 def on_its_grid(quantization: str) -> Invalid:

@@ -3,7 +3,7 @@
 A taken value is of the kind that was asked for, within its limits, or that kind's neutral value. Nothing here raises.
 
 >>> fields = Fields({"r": "8"})
->>> fields.whole_number("r", 1, 64), fields.reasons[0].code
+>>> fields.whole_number("r", 1, 64), fields.findings[0].code
 (0, 'config.value_invalid')
 """
 
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from registry.errors import Reason
+from registry.findings import Finding
 from registry.strict import patterns
 
 NAMES_LIMIT = 4096
@@ -24,7 +24,7 @@ PATTERN_STEPS_LIMIT = 2**16
 """About how many steps a backtracking matcher may need for one path and all patterns of one object: some 7 ms."""
 NAME_LIMIT = 256
 TEXT_LIMIT = 512
-REASONS_LIMIT = 100
+FINDINGS_LIMIT = 100
 WHOLE_NUMBER_LIMIT = 2**31
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -35,14 +35,14 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], family: str = "config") -> None:
         self.values = values
-        self.reasons: list[Reason] = []
+        self.findings: list[Finding] = []
         self.pattern_steps = 0
         self._family = family
 
     def broken(self, rule: str, field: str, message: str) -> None:
         """Keep a broken rule."""
-        if len(self.reasons) < REASONS_LIMIT:
-            self.reasons.append(Reason(f"{self._family}.{rule}", field[:120], message))
+        if len(self.findings) < FINDINGS_LIMIT:
+            self.findings.append(Finding(f"{self._family}.{rule}", field[:120], message))
 
     def flag(self, field: str) -> bool:
         """True or false; null and absent are false."""

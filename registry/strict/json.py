@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
+from registry.findings import Finding
 
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _TO_SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -113,7 +114,7 @@ def refuse(dialect: Dialect, file: str, rule: str, message: str) -> NoReturn:
     raise Invalid(
         dialect.error_code,
         f"{file}: {message}" if not message.startswith("is ") else f"{file} {message}",
-        reasons=[Reason(f"{dialect.family}.{rule}", file, message)],
+        findings=[Finding(f"{dialect.family}.{rule}", file, message)],
     )
 
 

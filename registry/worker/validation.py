@@ -13,14 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from registry import compat
 from registry.api.catalog import BaseView
 from registry.client.local.folder import read_folder
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
-from registry.evaluation.verdicts import Check, Finding, Outcome, add_up, summarize
+from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
 from registry.files import WEIGHTS
+from registry.findings import Finding
 from registry.worker.lease import printable
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
@@ -65,10 +68,13 @@ def validate(task: Task) -> Done:
     return _done(report)
 
 
+_FINDING = TypeAdapter(Finding)
+
+
 def _findings(messages: Iterable[Any]) -> tuple[Finding, ...]:
     """The findings of a child, with printable texts."""
     return tuple(
-        Finding.model_validate({name: printable(str(value), TEXT_LIMIT) for name, value in finding.items()})
+        _FINDING.validate_python({name: printable(str(value), TEXT_LIMIT) for name, value in finding.items()})
         for finding in messages
     )
 

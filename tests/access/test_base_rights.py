@@ -144,7 +144,7 @@ def test_a_manifest_names_its_base_by_its_own_name(world: World) -> None:
     manifest = world.manifest(world.files(), "hub/tiny")
     with pytest.raises(Invalid, match="is an alias of the base 'tiny-llama'") as refused:
         world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
-    assert (refused.value.code, refused.value.reasons[0].code) == ("BASE_INVALID", "base.is_alias")
+    assert (refused.value.code, refused.value.findings[0].code) == ("BASE_INVALID", "base.is_alias")
 
 
 def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(world: World) -> None:

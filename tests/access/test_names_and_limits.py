@@ -59,7 +59,7 @@ def test_a_similar_name_is_refused_at_the_plan_and_the_other_name_is_shown(tenan
         tenants.world.push("acme/supp0rt", by=tenants.client("pusher"))
     assert caught.value.code == "NAME_TAKEN"
     assert "'support'" in caught.value.detail
-    assert [reason.code for reason in caught.value.reasons] == ["name.too_similar"]
+    assert [reason.code for reason in caught.value.findings] == ["name.too_similar"]
     tenants.world.push("globex/supp0rt")
     with tenants.world.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["support", "secret", "supp0rt"]

@@ -9,7 +9,7 @@ import pytest
 from registry.api.jobs import JobSubmit
 from registry.client.audit import Audit
 from registry.errors import NotFound
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.jobs import Kind
 from tests.world import World
 

@@ -217,7 +217,7 @@ def test_a_private_address_is_refused_in_every_notation(url: str) -> None:
         with pytest.raises(Invalid) as caught:
             check(url, "")
         assert caught.value.code == "URL_REFUSED"
-        assert caught.value.reasons[0].code == "url.refused"
+        assert caught.value.findings[0].code == "url.refused"
 
 
 def test_a_delivery_connects_to_the_address_that_was_checked() -> None:

@@ -18,7 +18,7 @@ def test_a_bad_configuration_is_refused_with_its_rule(name: str) -> None:
     with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
         config.read_config(data)
     assert caught.value.code == code
-    assert reason in {r.code for r in caught.value.reasons}
+    assert reason in {r.code for r in caught.value.findings}
     assert "adapter_config.json" in caught.value.detail
 
 
@@ -53,4 +53,4 @@ def test_all_broken_fields_are_reported_and_not_only_the_first() -> None:
     fields = json.loads(forge.lora(forge.llama())[forge.CONFIG])
     with pytest.raises(Invalid) as caught:
         config.read_fields({**fields, "r": 0, "lora_alpha": "x", "use_dora": 1, "auto_map": {}})
-    assert len(caught.value.reasons) == 4
+    assert len(caught.value.findings) == 4

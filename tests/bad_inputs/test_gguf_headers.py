@@ -86,7 +86,7 @@ def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
         read(data)
     assert "adapter.gguf" in refused.value.detail
     if reason:
-        assert [r.code for r in refused.value.reasons] == [reason]
+        assert [r.code for r in refused.value.findings] == [reason]
 
 
 def test_a_header_that_ends_anywhere_is_refused_and_nothing_behind_the_file_is_asked_for() -> None:

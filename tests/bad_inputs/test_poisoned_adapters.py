@@ -10,7 +10,8 @@ import pytest
 from registry import compat
 from registry.adapters import peft, safetensors
 from registry.adapters.peft import config
-from registry.evaluation.verdicts import Finding, Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
+from registry.findings import Finding
 from tests import effort, forge
 from tests.domain.specs import base_spec, judge
 

@@ -18,7 +18,7 @@ def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
     with effort.ends(), pytest.raises((Invalid, TooLarge)) as caught:
         safetensors.read_bytes(data, file=FILE)
     assert caught.value.code == code
-    assert reason in {r.code for r in caught.value.reasons}
+    assert reason in {r.code for r in caught.value.findings}
     assert FILE in caught.value.detail
 
 
@@ -32,7 +32,7 @@ def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
     header = {f"t{i}": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]} for i in range(5)}
     with pytest.raises(Invalid) as caught:
         safetensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
-    assert [r.location for r in caught.value.reasons] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [r.location for r in caught.value.findings] == ["t0", "t1", "t2", "t3", "t4"]
 
 
 def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -> None:

@@ -20,7 +20,8 @@ from cli.main import main
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.registry import Registry
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
 from tests import forge
 
 

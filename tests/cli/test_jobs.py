@@ -10,7 +10,7 @@ import pytest
 from cli import session
 from registry.api.jobs import ClaimRequest, FailRequest, RenewRequest
 from registry.client.registry import Registry
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from tests import forge
 from tests.cli.runner import CommandRunner
 

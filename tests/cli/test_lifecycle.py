@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from tests import forge
 from tests.cli.runner import CommandRunner
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from cli import output
 from registry import errors
 from registry.api.aliases import AliasView, WithdrawRequest
-from registry.errors import Invalid, Reason, RegistryError
+from registry.errors import Invalid, RegistryError
+from registry.findings import Finding
 
 
 def printed(error: Exception, capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> tuple[int | None, str]:
@@ -28,16 +29,16 @@ def test_every_class_of_error_has_an_exit_code_and_no_other_class_has() -> None:
 
 
 def test_an_error_shows_its_reasons_and_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
-    reasons = [Reason("a.b", "q_proj", "is too wide"), Reason("a.c", "", "holds 'x'")]
-    error = Invalid("TENSORS_INVALID", "weights: holds 'x'", reasons=reasons, next_step="save it again")
+    reasons = [Finding("a.b", "q_proj", "is too wide"), Finding("a.c", "", "holds 'x'")]
+    error = Invalid("TENSORS_INVALID", "weights: holds 'x'", findings=reasons, next_step="save it again")
     assert printed(error, capsys) == (2, "Error: weights: holds 'x'\n  - q_proj: is too wide\nNext: save it again\n")
 
 
 def test_many_reasons_are_counted_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    error = Invalid("TENSORS_INVALID", "bad", reasons=[Reason("a.b", f"t{n}", "is odd") for n in range(40)])
+    error = Invalid("TENSORS_INVALID", "bad", findings=[Finding("a.b", f"t{n}", "is odd") for n in range(40)])
     _, text = printed(error, capsys)
-    assert len(text.splitlines()) == 2 + output.REASONS_SHOWN
-    assert text.splitlines()[-1] == f"  - and {40 - output.REASONS_SHOWN} more"
+    assert len(text.splitlines()) == 2 + output.FINDINGS_SHOWN
+    assert text.splitlines()[-1] == f"  - and {40 - output.FINDINGS_SHOWN} more"
 
 
 def test_an_error_in_json_is_the_problem_document(capsys: pytest.CaptureFixture[str]) -> None:

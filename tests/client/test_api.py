@@ -69,7 +69,7 @@ def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
         wire.registry().resolve("acme/support:prod")
     assert caught.value.code == "VERSION_UNKNOWN"
     assert caught.value.next_step == "look at adapter show"
-    assert [reason.code for reason in caught.value.reasons] == ["gate.smoke_absent"]
+    assert [reason.code for reason in caught.value.findings] == ["gate.smoke_absent"]
 
 
 def test_a_code_of_a_newer_server_is_still_an_error_with_its_sentence_and_request() -> None:

@@ -106,7 +106,7 @@ def test_an_adapter_of_nemo_is_refused_with_advice(studio: World, tmp_path: Path
     files = {"x.safetensors": forge.safetensors(dict.fromkeys(names, ("F32", (4, 4), None)))}
     with pytest.raises(Invalid) as refused:
         push(studio, files, tmp_path, "tiny-llama")
-    assert [r.code for r in refused.value.reasons] == ["format.convert_first"]
+    assert [r.code for r in refused.value.findings] == ["format.convert_first"]
     assert "Megatron-Bridge" in refused.value.detail
 
 
@@ -133,14 +133,14 @@ def test_two_weights_files_of_which_none_is_pefts_are_refused(studio: World, tmp
     files = {"a.safetensors": non_peft_files.kohya(), "b.safetensors": non_peft_files.kohya(64)}
     with pytest.raises(Invalid) as refused:
         push(studio, files, tmp_path, "sd-tiny")
-    assert [r.code for r in refused.value.reasons] == ["adapter.weights_ambiguous"]
+    assert [r.code for r in refused.value.findings] == ["adapter.weights_ambiguous"]
 
 
 def test_pefts_names_without_its_configuration_are_refused(studio: World, tmp_path: Path) -> None:
     files = {"lora.safetensors": forge.lora(forge.llama())[forge.WEIGHTS]}
     with pytest.raises(Invalid) as refused:
         push(studio, files, tmp_path, "tiny-llama")
-    assert "adapter.config_missing" in [r.code for r in refused.value.reasons]
+    assert "adapter.config_missing" in [r.code for r in refused.value.findings]
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0, -1.0])

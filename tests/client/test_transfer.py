@@ -11,7 +11,8 @@ import pytest
 from registry.client import pull, push
 from registry.client.local.folder import read_folder
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound, Reason, RegistryError, TooLarge
+from registry.errors import Invalid, NotFound, RegistryError, TooLarge
+from registry.findings import Finding
 from registry.names import Ref
 from tests import forge
 from tests.client.counting import NAME, Counted, contents
@@ -33,7 +34,7 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "notes.docx").write_bytes(b"x")
     (folder / ".env").write_text("SECRET=1")
-    told: list[Reason] = []
+    told: list[Finding] = []
     pushed = push.push_folder(counted.registry, folder, NAME, left_out=told.append)
     assert {r.location for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
     assert {f.path for f in pushed.version.files} == {forge.CONFIG, forge.WEIGHTS, "README.md"}
@@ -137,7 +138,7 @@ def test_a_folder_that_breaks_a_rule_is_refused_before_a_byte_is_sent(
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(kind) as refusal:
         push.push_folder(counted.registry, folder, NAME)
-    assert reason in {r.code for r in refusal.value.reasons}
+    assert reason in {r.code for r in refusal.value.findings}
     assert counted.requests == []
 
 

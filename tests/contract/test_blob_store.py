@@ -55,7 +55,7 @@ def test_an_empty_blob_can_be_stored(store: BlobStore) -> None:
 def test_wrong_bytes_are_rejected_and_leave_nothing(store: BlobStore) -> None:
     with pytest.raises(Invalid) as refusal:
         store.put(STAGED, [DATA[:-1] + b"x"], limit_bytes=len(DATA))
-    assert (refusal.value.code, refusal.value.reasons[0].code) == ("BLOB_MISMATCH", "blob.digest_mismatch")
+    assert (refusal.value.code, refusal.value.findings[0].code) == ("BLOB_MISMATCH", "blob.digest_mismatch")
     assert store.stat(STAGED) is None
     assert list(store.list("staging/")) == []
     assert_no_litter(store)

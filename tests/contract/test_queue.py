@@ -12,7 +12,7 @@ from registry import jobs
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.jobs import Kind, State
 from registry.names import AdapterName
 from registry.server import actors

@@ -9,7 +9,7 @@ from registry import bases, compat
 from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from tests import forge
 
 

@@ -12,7 +12,7 @@ from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.manifest import Descriptor
 from tests import forge
 from tests.domain.specs import base_spec

@@ -9,7 +9,8 @@ import pytest
 
 from registry import compat
 from registry.bases import BaseSpec
-from registry.evaluation.verdicts import Finding, Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
+from registry.findings import Finding
 from tests import forge
 from tests.domain.specs import base_spec, judge, lora_spec
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from registry import errors
-from registry.errors import Invalid, Reason, RegistryError, TooLarge, Unavailable
+from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
+from registry.findings import Finding
 
 
 def test_a_code_belongs_to_exactly_one_class() -> None:
@@ -25,11 +26,11 @@ def test_a_class_refuses_a_code_that_is_not_its_own() -> None:
 @pytest.mark.parametrize("cls", errors.CLASSES)
 def test_a_problem_is_rebuilt_as_the_same_error(cls: type[RegistryError]) -> None:
     for code in cls.CODES:
-        raised = cls(code, "file x: rule y", reasons=[Reason("a.b", "x", "y")], next_step="do z")
+        raised = cls(code, "file x: rule y", findings=[Finding("a.b", "x", "y")], next_step="do z")
         rebuilt = errors.from_problem(raised.to_problem())
         assert type(rebuilt) is cls
-        assert (rebuilt.code, rebuilt.detail, rebuilt.reasons, rebuilt.next_step) == (
-            code, "file x: rule y", (Reason("a.b", "x", "y"),), "do z")  # fmt: skip
+        assert (rebuilt.code, rebuilt.detail, rebuilt.findings, rebuilt.next_step) == (
+            code, "file x: rule y", (Finding("a.b", "x", "y"),), "do z")  # fmt: skip
 
 
 def test_a_code_of_a_newer_server_becomes_a_plain_registry_error() -> None:
@@ -43,7 +44,7 @@ def test_a_problem_with_odd_parts_is_still_an_error() -> None:
     rebuilt = errors.from_problem(odd)
     assert isinstance(rebuilt, TooLarge)
     assert rebuilt.retry_after_seconds is None
-    assert rebuilt.reasons == (Reason("1", "", ""),)
+    assert rebuilt.findings == ()
 
 
 def test_retry_after_travels() -> None:

@@ -12,7 +12,7 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from tests import forge
 
 HIDDEN, INNER, COUNT, LAYERS = 32, 16, 4, 2

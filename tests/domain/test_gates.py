@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from registry.digest import Digest
 from registry.evaluation.gates import Approval, Evidence, Gate, gate_of
-from registry.evaluation.verdicts import Check, Finding, Severity, Verdict
+from registry.evaluation.verdicts import Check, Verdict
+from registry.findings import Finding, Severity
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))

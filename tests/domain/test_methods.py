@@ -12,7 +12,8 @@ from registry import compat
 from registry.adapters import methods, peft, safetensors
 from registry.adapters.peft import config
 from registry.engines import facts as engine_facts
-from registry.evaluation.verdicts import Finding, Outcome, add_up
+from registry.evaluation.verdicts import Outcome, add_up
+from registry.findings import Finding
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
 from tests import forge

@@ -93,4 +93,4 @@ def test_a_path_that_some_system_reads_otherwise_is_refused(text: str) -> None:
     with pytest.raises(Invalid) as caught:
         names.file_path(text)
     assert caught.value.code == "FILE_REFUSED"
-    assert caught.value.reasons[0].code == "file.path_invalid"
+    assert caught.value.findings[0].code == "file.path_invalid"

@@ -43,7 +43,7 @@ def reasons(values: dict[str, Any]) -> list[tuple[str, str]]:
     with pytest.raises(Invalid) as caught:
         Provenance.read(values)
     assert caught.value.code == "PROVENANCE_INVALID"
-    found = caught.value.reasons
+    found = caught.value.findings
     return [(reason.code.partition(".")[2], reason.location.removeprefix("provenance.")) for reason in found]
 
 

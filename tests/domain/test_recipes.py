@@ -99,7 +99,7 @@ def test_every_reason_is_said_at_once() -> None:
         recipes.demand(recipe, [ONE, ingredient("acme/c@1", use_dora=True)])
     assert refused.value.code == "RECIPE_INVALID"
     assert refused.value.detail.startswith("weights: ")
-    assert {reason.code for reason in refused.value.reasons} == {
+    assert {reason.code for reason in refused.value.findings} == {
         "recipe.weight_invalid", "recipe.rank_invalid", "recipe.density_invalid", "recipe.dora",
     }  # fmt: skip
 

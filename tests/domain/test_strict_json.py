@@ -31,7 +31,7 @@ DIALECT = Dialect("CONFIG_INVALID", "config", depth=4)
 def test_text_that_readers_disagree_about_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse(text.encode(), DIALECT, file="f.json")
-    assert caught.value.reasons[0].code == reason
+    assert caught.value.findings[0].code == reason
     assert caught.value.detail.startswith("f.json")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 from pydantic import ValidationError
 
 from registry.digest import Digest
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Finding, Outcome, Severity, Verdict, add_up, summarize
+from registry.evaluation.verdicts import FINDINGS_LIMIT, Check, Outcome, Verdict, add_up, summarize
+from registry.findings import Finding, Severity
 
 SUBJECT = Digest.of(b"version")
 BASE = str(Digest.of(b"base"))
@@ -53,10 +56,19 @@ def test_a_verdict_survives_json() -> None:
 
 
 def test_values_are_frozen_and_refuse_unknown_fields() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(FrozenInstanceError):
         finding("info").location = "y"  # type: ignore[misc]
-    with pytest.raises(ValidationError):
-        Finding.model_validate({"code": "a.b", "severity": "info", "location": "", "message": "", "extra": 1})
+    stored = verdict(Check.COMPAT, "info").model_dump()
+    for wrong in ({"extra": 1}, {"code": "no code"}, {"severity": "odd"}, {"message": 1}):
+        with pytest.raises(ValidationError):
+            Verdict.model_validate(stored | {"findings": [stored["findings"][0] | wrong]})
+
+
+def test_texts_of_a_finding_are_cut_to_their_limits() -> None:
+    stored = verdict(Check.COMPAT, "info").model_dump()
+    long = {"location": "l" * 601, "message": "m" * 2001, "actual": "a" * 601}
+    (cut,) = Verdict.model_validate(stored | {"findings": [stored["findings"][0] | long]}).findings
+    assert (len(cut.location), len(cut.message), len(cut.actual)) == (600, 2000, 600)
 
 
 def test_a_report_with_the_field_names_of_schema_0014_reads_as_one_of_today() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry import engines
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from tests.engines.image_cases import CASES, bases, facts_of
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_diffusers.json").read_text())

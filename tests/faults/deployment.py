@@ -33,7 +33,7 @@ from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, Unavailable
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
 from registry.server.database import db

@@ -199,7 +199,7 @@ def test_an_invalid_recipe_is_refused_before_a_job_is_queued(
         with pytest.raises(Invalid) as refused:
             _submit(setup, **changes)
         assert refused.value.code == "RECIPE_INVALID", changes
-        assert code in {reason.code for reason in refused.value.reasons}, changes
+        assert code in {reason.code for reason in refused.value.findings}, changes
     setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
     with pytest.raises(Invalid, match="acme/nan@1 holds NaN"):
         _submit(setup, sources=("acme/one", "acme/nan"))

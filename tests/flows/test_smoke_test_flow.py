@@ -34,7 +34,7 @@ def test_the_gate_of_prod_opens_for_an_adapter_that_passes_smoke(
     assert world.admin.job(pushed.job_id).state is State.QUEUED
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
-    assert "no verdict for the check 'smoke' yet" in str(refused.value.reasons or refused.value)
+    assert "no verdict for the check 'smoke' yet" in str(refused.value.findings or refused.value)
 
     assert _work(setup, pool) == 1
 
@@ -58,7 +58,7 @@ def test_the_gate_of_prod_stays_closed_for_nan_without_a_smoke_test(
     with pytest.raises(Refused) as refused:
         world.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"
-    assert "NaN or infinite values" in str([reason.message for reason in refused.value.reasons])
+    assert "NaN or infinite values" in str([reason.message for reason in refused.value.findings])
 
 
 def test_all_tests_of_this_file_load_the_base_once(pool: Pool, loads: int) -> None:

@@ -182,7 +182,7 @@ def test_a_code_reference_in_a_json_file_is_never_copied(
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | field))
     with pytest.raises(Invalid, match=f"{owner}/{file}: .*makes a loader import code") as refused:
         fuse(Adapter.open(folders["adapter"]), folders["base"], tmp_path / "fused")
-    assert [reason.code for reason in refused.value.reasons] == ["config.code_reference"]
+    assert [reason.code for reason in refused.value.findings] == ["config.code_reference"]
     assert not (tmp_path / "fused").exists()
 
 

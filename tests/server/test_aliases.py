@@ -13,7 +13,7 @@ import pytest
 from registry.client.registry import Registry
 from registry.errors import Conflict, Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.server.database.models import AliasMoveRow, AliasRow, EventRow, VerdictRow
 from tests.maintenance import findings
 from tests.world import URL, World, rows
@@ -97,15 +97,15 @@ def test_without_if_match_the_answer_is_428_and_with_an_old_one_412(stocked: Wor
 def test_a_gate_stays_closed_without_a_verdict_and_says_what_is_missing(stocked: World) -> None:
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
     assert (type(error), error.code) == (Refused, "GATE_CLOSED")
-    assert [reason.code for reason in error.reasons] == ["gate.smoke_absent"]
+    assert [reason.code for reason in error.findings] == ["gate.smoke_absent"]
     assert "adapter smoke-test acme/support@3" in error.next_step
 
 
 def test_a_failing_verdict_closes_the_gate_until_a_later_one_passes(stocked: World) -> None:
     stocked.validate(f"{NAME}@3", [NO_EFFECT])
     error = refused(stocked, lambda: promote(stocked.admin, 3, 0))
-    assert [reason.code for reason in error.reasons] == ["gate.smoke_fail"]
-    assert NO_EFFECT.message in error.reasons[0].message
+    assert [reason.code for reason in error.findings] == ["gate.smoke_fail"]
+    assert NO_EFFECT.message in error.findings[0].message
     assert promote(stocked.admin, 3, 0, alias="canary") == 1, "an alias without its own gate asks for 'compat' only"
 
 

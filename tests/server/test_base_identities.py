@@ -9,7 +9,8 @@ from registry.api.evaluation import CheckRequest
 from registry.bases import BaseMatch
 from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values

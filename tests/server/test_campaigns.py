@@ -9,7 +9,7 @@ import pytest
 from registry.api.jobs import CampaignRequest, ClaimRequest, FailRequest, FinishRequest, JobSubmit, RenewRequest
 from registry.errors import Denied, Invalid, NotFound
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.jobs import State
 from registry.names import Ref
 from registry.server.database.models import BaseRow, VerdictRow

@@ -47,7 +47,7 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
     with pytest.raises(Refused) as caught:
         registry.promote(NAME, alias, version, generation=0)
     assert caught.value.code == "GATE_CLOSED"
-    return [reason.code for reason in caught.value.reasons]
+    return [reason.code for reason in caught.value.findings]
 
 
 def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:

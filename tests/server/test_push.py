@@ -107,7 +107,7 @@ def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(base
     with pytest.raises(Conflict) as refusal:
         based.admin.commit_push(planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
-    assert {r.location for r in refusal.value.reasons} == set(files)
+    assert {r.location for r in refusal.value.findings} == set(files)
     with based.session() as session:
         assert rows(session, VersionRow) == []
         assert {row.state for row in rows(session, BlobRow)} == {"pending"}
@@ -212,7 +212,7 @@ def test_another_fingerprint_of_the_base_is_refused(based: World) -> None:
     other = BaseRef(name=manifest.base.name, fingerprint=Digest.of(b"other"))
     with pytest.raises(Invalid) as refusal:
         based.admin.plan_push("acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other})))
-    assert (refusal.value.code, refusal.value.reasons[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
+    assert (refusal.value.code, refusal.value.findings[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
 
 
 def test_a_namespace_that_the_token_does_not_have_is_refused(based: World) -> None:
@@ -230,7 +230,7 @@ def test_one_digest_with_two_sizes_is_refused(based: World) -> None:
     manifest["files"] = sorted([*manifest["files"], same], key=lambda f: f["path"])
     with pytest.raises(Invalid) as refusal:
         based.admin.plan_push("acme/support", PushRequest.model_validate({"manifest": manifest}))
-    assert refusal.value.reasons[0].code == "manifest.sizes_differ"
+    assert refusal.value.findings[0].code == "manifest.sizes_differ"
 
 
 def test_parents_are_edges_whether_they_are_here_or_not(based: World) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from registry.client.registry import Registry
-from registry.evaluation.verdicts import Check, Finding
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
 from registry.serving import vllm
 from registry.serving.store import resolver as finders
 from registry.serving.store.local_store import LocalStore

@@ -11,7 +11,8 @@ import pytest
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.errors import Refused
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Finding, Outcome
+from registry.evaluation.verdicts import Check, Outcome
+from registry.findings import Finding
 from registry.worker.loop import Worker
 from registry.worker.smoke import structure
 from tests.worker import models

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from registry.adapters.safetensors import Header, Read, TensorInfo
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
+from registry.findings import Finding
 
 MAGIC = b"GGUF"
 HEADER_LIMIT_BYTES = 16 * 2**20
@@ -192,8 +193,8 @@ class _Reader:
 
     # -------------------------------------------------------------- refusals
     def _refuse(self, code: str, message: str) -> NoReturn:
-        raise Invalid.from_reason("TENSORS_INVALID", Reason(code, self._file, message))
+        raise Invalid.from_finding("TENSORS_INVALID", Finding(code, self._file, message))
 
     def _too_large(self, actual: str, limit: int, unit: str) -> NoReturn:
         message = f"has {actual}; the limit is {limit} {unit}"
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("gguf.too_large", self._file, message))
+        raise TooLarge.from_finding("SIZE_INVALID", Finding("gguf.too_large", self._file, message))

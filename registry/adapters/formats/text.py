@@ -87,10 +87,10 @@ def _scales(
     rank = fields.whole_number("rank" if format_name == "mlx" else "r", 1, RANK_LIMIT)
     alpha = fields.number("lora_alpha", NUMBER_LIMIT)
     multiplier = fields.number("scale", NUMBER_LIMIT) if format_name == "mlx" else None
-    if fields.reasons:
-        first = fields.reasons[0]
+    if fields.findings:
+        first = fields.findings[0]
         message = f"{CONFIG}: {first.location} {first.message}"
-        raise Invalid("CONFIG_INVALID", message, reasons=fields.reasons)
+        raise Invalid("CONFIG_INVALID", message, findings=fields.findings)
     claim, _ = read_claim(config.get("model") if format_name == "mlx" else config.get("base_model_name_or_path"))
     if format_name == "mlx":
         return None, multiplier, "lora_parameters.scale" if multiplier is not None else "", claim.name, rank

@@ -18,8 +18,8 @@ from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
 from registry.evaluation.finding_collector import FindingCollector
-from registry.evaluation.verdicts import Finding
 from registry.files import CONFIG, WEIGHTS
+from registry.findings import Finding
 from registry.model import FrozenModel
 
 Shape = tuple[int, ...]

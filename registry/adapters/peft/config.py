@@ -15,9 +15,9 @@ from pydantic import Field
 
 from registry.adapters import methods
 from registry.adapters.peft import initializations
-from registry.errors import Invalid, Reason, TooLarge
-from registry.evaluation.verdicts import Finding
+from registry.errors import Invalid, TooLarge
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
+from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.strict.fields import Fields, walk
@@ -109,7 +109,7 @@ def parse_config(data: bytes) -> dict[str, Any]:
     """The object in an adapter_config.json, PEFT's or another tool's. `Invalid` (CONFIG_INVALID), `TooLarge`."""
     if len(data) > CONFIG_LIMIT_BYTES:
         message = f"has {len(data)} bytes; the limit is {CONFIG_LIMIT_BYTES} bytes"
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("config.too_large", CONFIG, message))
+        raise TooLarge.from_finding("SIZE_INVALID", Finding("config.too_large", CONFIG, message))
     return strict_json.parse_object(data, _DIALECT, file=CONFIG)
 
 
@@ -117,13 +117,13 @@ def read_fields(values: dict[str, Any]) -> AdapterConfig:
     """The configuration in a parsed object. `Invalid` (CONFIG_INVALID) with every broken rule."""
     reader = _Reader(values)
     config = reader.config()
-    reasons = reader.fields.reasons
-    if reasons:
-        first, more = reasons[0], len(reasons) - 1
+    findings = reader.fields.findings
+    if findings:
+        first, more = findings[0], len(findings) - 1
         raise Invalid(
             "CONFIG_INVALID",
             f"{CONFIG}: field {first.location!r}: {first.message}" + (f" (and {more} more)" if more else ""),
-            reasons=reasons,
+            findings=findings,
         )
     return config
 

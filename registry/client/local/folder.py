@@ -18,8 +18,9 @@ from registry.adapters.companions import check_companions
 from registry.adapters.read import AdapterContents, PeftContents, read_any
 from registry.client.local import hashing
 from registry.digest import Digest
-from registry.errors import Invalid, Reason, TooLarge
+from registry.errors import Invalid, TooLarge
 from registry.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.findings import Finding
 from registry.manifest import BaseRef, Descriptor, Edge, Manifest
 from registry.provenance import Provenance
 
@@ -36,7 +37,7 @@ class Folder:
     path: Path
     files: tuple[Descriptor, ...]
     sources: dict[str, Path]
-    left_out: tuple[Reason, ...]
+    left_out: tuple[Finding, ...]
     contents: AdapterContents
 
     @property
@@ -106,19 +107,21 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]], list[Reason]]:
+def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]], list[Finding]]:
     selected: dict[str, tuple[Path, int]] = {}
-    left_out: list[Reason] = []
-    refused: list[Reason] = []
+    left_out: list[Finding] = []
+    refused: list[Finding] = []
     for entry in entries:
         name = entry.name
         shown = name.encode("utf-8", "backslashreplace").decode()
         if entry.is_dir(follow_symlinks=False):
-            left_out.append(Reason("file.folder", shown, "is a folder; a version holds only files"))
+            left_out.append(Finding("file.folder", shown, "is a folder; a version holds only files"))
         elif name in _IGNORED or (name.startswith(".") and not entry.is_symlink()):
-            left_out.append(Reason("file.not_the_adapter", shown, "is a trainer's or a tool's file, not the adapter's"))
+            left_out.append(
+                Finding("file.not_the_adapter", shown, "is a file of a trainer or a tool, not of the adapter")
+            )
         elif not entry.is_file(follow_symlinks=False):
-            refused.append(Reason("file.special_refused", shown, "is a link, pipe, socket or device, not a file"))
+            refused.append(Finding("file.special_refused", shown, "is a link, pipe, socket or device, not a file"))
         elif kind_of(name) is not None:
             names.file_path(name)
             selected[name] = (Path(entry.path), entry.stat(follow_symlinks=False).st_size)
@@ -130,7 +133,7 @@ def _choose(entries: list[os.DirEntry[str]]) -> tuple[dict[str, tuple[Path, int]
         raise Invalid(
             "FILE_REFUSED",
             f"{first.location} {first.message}" + (f" (and {more} more)" if more else ""),
-            reasons=refused,
+            findings=refused,
             next_step="take it out of the folder and push again"
             if any(name.endswith(WEIGHTS_ENDINGS) for name in selected)
             else "push the folder that save_pretrained() wrote, with adapter_model.safetensors in it",
@@ -145,18 +148,18 @@ def _regular(path: Path, name: str) -> tuple[Path, int]:
         raise Invalid("FOLDER_INVALID", f"there is no file {str(path)!r}") from None
     if not stat.S_ISREG(status.st_mode):
         message = "is a link, pipe, socket or device, not a file"
-        reasons = [Reason("file.special_refused", name, message)]
-        raise Invalid("FILE_REFUSED", f"{path} {message}", reasons=reasons)
+        findings = [Finding("file.special_refused", name, message)]
+        raise Invalid("FILE_REFUSED", f"{path} {message}", findings=findings)
     return path, status.st_size
 
 
 def _described(name: str, size_bytes: int) -> Descriptor:
     kind = kind_of(name)
     if kind is None:
-        raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", reasons=[refusal_of(name)])
+        raise Invalid("FILE_REFUSED", f"{name} is not a kind of file that a version holds", findings=[refusal_of(name)])
     if size_bytes > kind.limit_bytes:
         message = f"has {size_bytes} bytes, over the limit of {kind.limit_bytes}"
-        raise TooLarge.from_reason("SIZE_INVALID", Reason("file.too_large", name, message))
+        raise TooLarge.from_finding("SIZE_INVALID", Finding("file.too_large", name, message))
     return Descriptor(path=name, media_type=kind.media_type, digest=Digest.of(b""), size_bytes=size_bytes)
 
 

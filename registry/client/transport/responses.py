@@ -60,7 +60,7 @@ def error_of(answer: httpx.Response, url: str) -> RegistryError:
         error = errors.from_problem(problem)
         request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
         if type(error) is RegistryError and request_id:
-            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", reasons=error.reasons)
+            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", findings=error.findings)
         return error
     return _error_of_proxy(answer, url, problem)
 

@@ -15,8 +15,9 @@ from sqlalchemy import and_, bindparam, or_, update
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.errors import Conflict, Reason
+from registry.errors import Conflict
 from registry.events import EventType
+from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
@@ -108,9 +109,9 @@ def check_base_available(session: Session, name: str) -> None:
     row = session.get(TakenNameRow, (owner, names.skeleton(word)))
     if row is not None and row.ended_at is not None:
         message = "was the name or an alias of another base, or looks like one"
-        reason = Reason("name.tombstoned", name, message)
+        reason = Finding("name.tombstoned", name, message)
         next_step = "choose another name, or ask an administrator to add the base"
-        raise Conflict("NAME_TOMBSTONED", f"base name '{name}' {message}", reasons=[reason], next_step=next_step)
+        raise Conflict("NAME_TOMBSTONED", f"base name '{name}' {message}", findings=[reason], next_step=next_step)
 
 
 def _base_key(name: str) -> tuple[str, str]:
@@ -136,14 +137,14 @@ def _conflict(actor: Actor, row: TakenNameRow, name: str) -> Conflict:
     full_name = f"{row.owner}/{name}" if row.owner else name
     if row.ended_at is not None:
         message = "was deleted or renamed, or looks like one that was; such a name is never used again"
-        reason = Reason("name.tombstoned", full_name, message)
-        return Conflict("NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", reasons=[reason])
+        reason = Finding("name.tombstoned", full_name, message)
+        return Conflict("NAME_TOMBSTONED", f"{kind} name '{full_name}' {message}", findings=[reason])
     visible = actor.may(Scope.PULL, row.owner, row.name) if row.owner else actor.may(Scope.PULL, row.name)
     other = f"'{row.name}'" if visible else "an existing one"
     message = f"looks too much like {other}"
     return Conflict(
         "NAME_TAKEN",
         f"{kind} name '{full_name}' {message}",
-        reasons=[Reason("name.too_similar", full_name, message)],
+        findings=[Finding("name.too_similar", full_name, message)],
         next_step="choose a name that differs in more than separators, l, i, 1, o and 0",
     )

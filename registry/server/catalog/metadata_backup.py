@@ -29,7 +29,7 @@ from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
-from registry.evaluation.verdicts import Finding, convert_old_code
+from registry.findings import Finding, convert_old_code
 from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
 from registry.server.database import db

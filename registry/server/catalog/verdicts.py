@@ -22,7 +22,7 @@ _SHARED_COLUMNS = sorted(set(Verdict.model_fields) - {"subject", "base"})
 def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: str = "") -> VerdictRow:
     """The row to append for a verdict on a version; `made_at` is now if the verdict has none."""
     columns: dict[str, Any] = {name: getattr(verdict, name) for name in _SHARED_COLUMNS}
-    columns["findings"] = [finding.model_dump(mode="json") for finding in verdict.findings]
+    columns["findings"] = [finding.to_dict() for finding in verdict.findings]
     columns["made_at"] = verdict.made_at or db.now()
     return VerdictRow(version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
 

@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 
 from registry.compat.paths import Paths
 from registry.evaluation.thresholds import DEFAULTS, Thresholds
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 from registry.server.catalog import bases
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseThresholdsRow
 from registry.server.evaluation.norms import FactorNorms

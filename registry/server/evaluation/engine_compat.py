@@ -40,7 +40,7 @@ def parse_setting(text: str) -> tuple[EngineProfile, ...]:
     try:
         by_text = {str(profile): profile for profile in map(engines.profile, text.split())}
     except Invalid as e:
-        raise Invalid(e.code, f"{VARIABLE}: {e.detail}", reasons=e.reasons, next_step=e.next_step) from e
+        raise Invalid(e.code, f"{VARIABLE}: {e.detail}", findings=e.findings, next_step=e.next_step) from e
     return tuple(by_text.values())
 
 
@@ -49,7 +49,7 @@ def parse_profiles(texts: Iterable[str]) -> list[EngineProfile]:
     try:
         return [engines.profile(text) for text in texts]
     except Invalid as e:
-        raise Invalid("REQUEST_INVALID", e.detail, reasons=e.reasons, next_step=e.next_step) from e
+        raise Invalid("REQUEST_INVALID", e.detail, findings=e.findings, next_step=e.next_step) from e
 
 
 def find_stored_profile(setting: str, text: str) -> EngineProfile:

@@ -16,7 +16,7 @@ import numpy as np
 
 from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header, TensorInfo
-from registry.evaluation.verdicts import Finding
+from registry.findings import Finding
 
 Read = Callable[[int, int], bytes | memoryview]
 """(offset, length) → those bytes of the file with the weights."""

@@ -20,7 +20,8 @@ from registry.adapters import read
 from registry.api.evaluation import ModuleNorms, NormsView
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, TooLarge
-from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor

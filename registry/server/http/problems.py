@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from registry import errors
 from registry.api import Answer
-from registry.errors import Invalid, NotFound, Reason, Refused, RegistryError, Unavailable
+from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
+from registry.findings import Finding
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
 
@@ -64,7 +65,7 @@ class Problem(Answer):
     status: int
     code: str
     detail: str
-    findings: list[Reason] = []
+    findings: list[Finding] = []
     request_id: str
     next_step: str = ""
     retry_after_seconds: int | None = None
@@ -134,12 +135,12 @@ def _handle_validation_error(request: Request, exception: Exception) -> Response
     findings = [_finding(item) for item in items[:FINDINGS_LIMIT]]
     first = f"{findings[0].location}: {findings[0].message}" if findings else "the request cannot be read"
     more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-    return problem_response(request, Invalid("REQUEST_INVALID", first + more, reasons=findings))
+    return problem_response(request, Invalid("REQUEST_INVALID", first + more, findings=findings))
 
 
-def _finding(item: Any) -> Reason:
+def _finding(item: Any) -> Finding:
     location = ".".join(str(part) for part in item["loc"])[:300]
-    return Reason(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
+    return Finding(f"request.{item['type'].replace('-', '_')}", location, str(item["msg"])[:500])
 
 
 def _handle_disconnect(request: Request, _exception: Exception) -> Response:

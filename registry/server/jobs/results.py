@@ -20,8 +20,9 @@ from registry.api.jobs import FinishRequest
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Report
-from registry.evaluation.verdicts import Check, Finding, Outcome, Verdict
+from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
+from registry.findings import Finding
 from registry.jobs import Job, Kind
 from registry.roles import Scope
 from registry.server import audit

@@ -24,8 +24,8 @@ from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Conflict, RegistryError
-from registry.evaluation.verdicts import Finding
 from registry.events import EventType
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit

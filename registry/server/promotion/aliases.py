@@ -19,10 +19,10 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.aliases import AliasList, AliasMove, AliasView, History
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, Reason, Refused, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING
-from registry.evaluation.verdicts import Finding
 from registry.events import EventType
+from registry.findings import Finding
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit, failpoints
@@ -47,7 +47,7 @@ def move(
 ) -> AliasView:  # fmt: skip
     """Point `alias` at `version` if its gate is open and it is still at `expected_generation` (0: it must be new).
 
-    None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as reasons;
+    None accepts any generation. `Conflict` (ALIAS_MOVED), `Refused` (GATE_CLOSED, with what is missing as findings;
     YANKED, QUARANTINED), `Unavailable` (TRY_LATER: only the weights are pending), `Denied`. With `break_glass` an owner
     passes a closed gate; the move needs a reason and is marked in the history and the audit log. Nothing happens if
     `alias` points at `version` already.
@@ -265,10 +265,9 @@ def _closed_gate(
     """The error for a closed gate. One that only waits for large weights to be read opens by itself."""
     detail = f"version {version.number} of '{name}' may not become '{alias}': {missing[0].message}"
     detail += f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    reasons = [Reason(f.code, f.location, f.message) for f in missing]
     if all(finding.code == WEIGHTS_PENDING for finding in missing):
-        return Unavailable("TRY_LATER", detail, reasons=reasons, retry_after_seconds=PENDING_RETRY_SECONDS)
-    return Refused("GATE_CLOSED", detail, reasons=reasons, next_step=_next_step(name, version, alias, missing[0].code))
+        return Unavailable("TRY_LATER", detail, findings=missing, retry_after_seconds=PENDING_RETRY_SECONDS)
+    return Refused("GATE_CLOSED", detail, findings=missing, next_step=_next_step(name, version, alias, missing[0].code))
 
 
 def _refuse_main(alias: str) -> None:

@@ -21,7 +21,8 @@ from registry import names
 from registry.api.transfer import PushCommit, PushResult, SmallBlob
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, Invalid, NotFound, Reason, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Unavailable
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -130,8 +131,8 @@ def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[SmallBlob],
             raise Invalid("REQUEST_INVALID", f"small: the bytes of {item.digest} are not base64") from None
         if len(data) != expected.size_bytes:
             message = f"has {len(data)} bytes in the commit, and the plan requested {expected.size_bytes}"
-            reasons = [Reason("blob.size_mismatch", item.digest, message)]
-            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", reasons=reasons)
+            findings = [Finding("blob.size_mismatch", item.digest, message)]
+            raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", findings=findings)
         if expected.needed:
             blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
 

@@ -22,9 +22,9 @@ from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
-from registry.errors import Conflict, Invalid, Reason, Unavailable
-from registry.evaluation.verdicts import Finding
+from registry.errors import Conflict, Invalid, Unavailable
 from registry.files import Read
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.server.database.models import PushBlobRow
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
@@ -48,8 +48,8 @@ class Inspection:
 class BlobMismatch(Invalid):
     """The bytes under `key` are not what the manifest says."""
 
-    def __init__(self, key: str, detail: str, reasons: list[Reason]) -> None:
-        super().__init__("BLOB_MISMATCH", detail, reasons=reasons)
+    def __init__(self, key: str, detail: str, findings: list[Finding]) -> None:
+        super().__init__("BLOB_MISMATCH", detail, findings=findings)
         self.key = key
 
 
@@ -60,31 +60,31 @@ def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manife
     """
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
     verified: dict[Digest, Stat] = {}
-    missing: list[Reason] = []
+    missing: list[Finding] = []
     lost = False
     for file in manifest.files:
         stat = _stat(blobs, keys[file.digest], file.size_bytes)
         if stat is None:
-            missing.append(Reason("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
+            missing.append(Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
             lost = lost or not keys[file.digest].startswith("staging/")
             continue
         digest = stat.digest or _hash(blobs, stat)
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
-            reasons = [Reason("blob.size_mismatch", file.path, message)]
-            raise BlobMismatch(stat.key, f"{file.path} {message}", reasons)
+            findings = [Finding("blob.size_mismatch", file.path, message)]
+            raise BlobMismatch(stat.key, f"{file.path} {message}", findings)
         verified[file.digest] = stat
     if missing:
         raise _incomplete(missing, lost)
     return verified
 
 
-def _incomplete(missing: list[Reason], lost: bool) -> Conflict:
+def _incomplete(missing: list[Finding], lost: bool) -> Conflict:
     """`lost`: bytes of an existing version are gone. No plan requests them until a check has marked them damaged."""
     return Conflict(
         "UPLOAD_INCOMPLETE",
         f"{missing[0].location} {missing[0].message}" + (f" (and {len(missing) - 1} more)" if missing[1:] else ""),
-        reasons=missing,
+        findings=missing,
         next_step="the store has lost bytes: ask an administrator to run `adapter fsck --deep`, then push again"
         if lost
         else "push again: only missing files are sent",

@@ -18,7 +18,8 @@ from sqlmodel import Session, col, select
 from registry.api import PREFIX
 from registry.api.transfer import PushPlan, PushRequest, Upload, UploadPart
 from registry.digest import Digest
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.roles import Scope
@@ -94,7 +95,7 @@ def find_base(session: Session, manifest: Manifest) -> BaseRow:
         raise Invalid(
             "BASE_INVALID",
             f"'{manifest.base.name}' {message}",
-            reasons=[Reason("base.is_alias", manifest.base.name, message)],
+            findings=[Finding("base.is_alias", manifest.base.name, message)],
             next_step=f"name the base '{base.name}' in the manifest",
         )
     if base.fingerprint != manifest.base.fingerprint:
@@ -102,7 +103,7 @@ def find_base(session: Session, manifest: Manifest) -> BaseRow:
         raise Invalid(
             "BASE_INVALID",
             f"base '{base.name}' {message}",
-            reasons=[Reason("base.fingerprint_differs", base.name, message)],
+            findings=[Finding("base.fingerprint_differs", base.name, message)],
             next_step="the adapter was trained on another model of this name: register that model under its own name",
         )
     return base
@@ -114,8 +115,8 @@ def blob_sizes(manifest: Manifest) -> dict[Digest, int]:
     for file in manifest.files:
         if sizes.setdefault(file.digest, file.size_bytes) != file.size_bytes:
             message = f"has the digest of another file and {file.size_bytes} bytes instead of {sizes[file.digest]}"
-            reasons = [Reason("manifest.sizes_differ", file.path, message)]
-            raise Invalid("MANIFEST_INVALID", f"{file.path} {message}", reasons=reasons)
+            findings = [Finding("manifest.sizes_differ", file.path, message)]
+            raise Invalid("MANIFEST_INVALID", f"{file.path} {message}", findings=findings)
     return sizes
 
 

@@ -222,7 +222,7 @@ def _move_alias(session: Session, actor: Actor, name: AdapterName, push: PushRow
         except Refused as e:
             return e.detail
         except Unavailable as e:
-            if all(reason.code != WEIGHTS_PENDING for reason in e.reasons):
+            if all(reason.code != WEIGHTS_PENDING for reason in e.findings):
                 raise
             return e.detail
     return ""

@@ -18,8 +18,9 @@ from sqlalchemy import Engine
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult
 from registry.digest import Digest
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.events import EventType
+from registry.findings import Finding
 from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server.actors import Actor
@@ -111,8 +112,8 @@ def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
     if declared is None or declared == str(size_bytes):
         return
     message = f"Content-Length is {declared[:20]}, but the plan expects {size_bytes} bytes"
-    reasons = [Reason("blob.size_mismatch", digest, message)]
-    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", reasons=reasons)
+    findings = [Finding("blob.size_mismatch", digest, message)]
+    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", findings=findings)
 
 
 async def _hold_commit_lock(request: Request, engine: EngineDep, push_id: str) -> None:

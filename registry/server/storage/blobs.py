@@ -25,7 +25,8 @@ from typing import NoReturn, Protocol
 from urllib.parse import quote
 
 from registry.digest import Digest, Hasher
-from registry.errors import Invalid, NotFound, Reason, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge
+from registry.findings import Finding
 
 WHOLE_BYTES = 2**40
 """More than any blob has."""
@@ -226,13 +227,13 @@ class DigestVerifier:
         self._hasher.update(chunk)
         if self.size_bytes > self._limit_bytes:
             message = f"has more than the allowed {self._limit_bytes} bytes"
-            reasons = [Reason("blob.too_large", self.digest, message)]
-            raise TooLarge("SIZE_INVALID", f"blob {self.digest} {message}", reasons=reasons)
+            findings = [Finding("blob.too_large", self.digest, message)]
+            raise TooLarge("SIZE_INVALID", f"blob {self.digest} {message}", findings=findings)
 
     def verify(self) -> None:
         """Check the digest of all bytes. `Invalid` (BLOB_MISMATCH) if it is another one than the key's."""
         digest = self._hasher.digest()
         if digest != self.digest:
             message = f"the {self.size_bytes} bytes sent hash to {digest}"
-            reasons = [Reason("blob.digest_mismatch", self.digest, message)]
-            raise Invalid("BLOB_MISMATCH", f"blob {self.digest}: {message}", reasons=reasons)
+            findings = [Finding("blob.digest_mismatch", self.digest, message)]
+            raise Invalid("BLOB_MISMATCH", f"blob {self.digest}: {message}", findings=findings)

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
+from registry.findings import Finding
 
 PORTS = {"https": 443, "http": 80}
 PUBLIC_PORTS = (443, 8443)
@@ -144,5 +145,5 @@ def _with_embedded(address: Address) -> list[Address]:
 
 
 def _refused(message: str) -> Invalid:
-    reasons = [Reason("url.refused", "url", message)]
-    return Invalid("URL_REFUSED", f"url: {message}", reasons=reasons, next_step="use a public https URL")
+    findings = [Finding("url.refused", "url", message)]
+    return Invalid("URL_REFUSED", f"url: {message}", findings=findings, next_step="use a public https URL")

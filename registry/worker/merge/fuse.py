@@ -26,9 +26,10 @@ from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from, weights_of
 from registry.client.local.destination import Destination
 from registry.engines import facts as engine_facts
-from registry.errors import Invalid, Reason
+from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
 from registry.files import BASE_CONFIG, BASE_WEIGHTS_INDEX, TOKENIZER_FILES
+from registry.findings import Finding
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
 from registry.strict import json as strict_json
@@ -133,8 +134,8 @@ def _texts(base: Path, adapter: Path) -> dict[str, Path]:
         value = strict_json.parse(path.read_bytes(), _DIALECT, file=name) if name.endswith(".json") else None
         for field_path in methods.code_references(value):
             location = f"{path.parent.name}/{name}: {field_path}"
-            reason = Reason("config.code_reference", location, "makes a loader import code; a fused base must not")
-            raise Invalid.from_reason("RECIPE_INVALID", reason, next_step="remove the field")
+            reason = Finding("config.code_reference", location, "makes a loader import code; a fused base must not")
+            raise Invalid.from_finding("RECIPE_INVALID", reason, next_step="remove the field")
     check_templates({name: path.stat().st_size for name, path in texts.items() if path.parent == adapter}, read)
     return texts
 

@@ -69,7 +69,7 @@ class IsolatedRun:
             answer = self._answer(request, send)
             if request.get("structure") and "result" in answer:
                 findings = structure.compare_structure(self._loader.folder, Path(request["folder"]))
-                answer["structure"] = [finding.model_dump(mode="json") for finding in findings]
+                answer["structure"] = [finding.to_dict() for finding in findings]
             return answer
         except BaseException as e:
             return failed(e)

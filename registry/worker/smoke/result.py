@@ -12,7 +12,7 @@ from typing import Any
 
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.thresholds import Thresholds
-from registry.evaluation.verdicts import Finding, Severity
+from registry.findings import Finding, Severity
 from registry.worker.sandbox.program import Progress, ignore_progress
 
 
@@ -48,7 +48,7 @@ class SmokeResult:
         """Convert to JSON for the requesting process."""
         logprobs = self.reference_logprobs
         return {
-            "findings": [finding.model_dump(mode="json") for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "measurements": self.measurements,
             "module_norms": self.module_norms,
             "golden": self.golden,

@@ -14,8 +14,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from registry.evaluation.verdicts import Finding
 from registry.files import WEIGHTS
+from registry.findings import Finding
 from registry.worker.model import tasks
 from registry.worker.smoke.result import first_line, machine_fault
 

@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.evaluation.verdicts import Finding, Severity
+from registry.findings import Finding, Severity
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.settings import Settings

@@ -1,0 +1,103 @@
+"""`Finding`: one observation or one broken rule. Errors and verdicts list findings; findings.toml explains each code.
+
+A dataclass: every command needs errors, and so findings, and few of them need pydantic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+Severity = Literal["error", "warning", "info", "unknown"]
+TEXT_LIMIT = 600
+MESSAGE_LIMIT = 2000
+_CODE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+_CODE_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One observation. `location` is a tensor, a field or a file. `expected` and `actual` are printable values.
+
+    Texts are cut to their limits. `ValueError` for a code that is not in dotted form (`safetensors.duplicate_key`).
+    """
+
+    code: str
+    location: str
+    message: str
+    severity: Severity = "error"
+    expected: str = ""
+    actual: str = ""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if len(self.code) > _CODE_LIMIT or not _CODE.fullmatch(self.code):
+            raise ValueError(f"not the code of a finding: {self.code[:_CODE_LIMIT]!r}")
+        for field, limit in _LIMITS.items():
+            text = getattr(self, field)
+            if len(text) > limit:
+                object.__setattr__(self, field, text[:limit])
+
+    @classmethod
+    def of(
+        cls, severity: Severity, code: str, location: str, message: str, expected: object = "", actual: object = ""
+    ) -> Finding:
+        """A finding with any values as text."""
+        return cls(code, location, message, severity, str(expected), str(actual))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Finding | None:
+        """The finding of an untrusted JSON object; what is not a text is empty. None without a valid code."""
+
+        def text(field: str) -> str:
+            return value if isinstance(value := values.get(field), str) else ""
+
+        severity: Severity = next((word for word in get_args(Severity) if word == values.get("severity")), "error")
+        try:
+            return cls(text("code"), text("location"), text("message"), severity, text("expected"), text("actual"))
+        except ValueError:
+            return None
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON."""
+        return asdict(self)
+
+
+_LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LIMIT, "actual": TEXT_LIMIT}
+
+
+# ------------------------------------------------------------------ as stored by earlier schemas
+def convert_old_finding(stored: Any) -> Any:
+    """A finding as schemas 0014 and 0019 stored it, with the names of today. Reports and records never change."""
+    if not isinstance(stored, dict):
+        return stored
+    renamed = {_OLD_FIELDS.get(key, key): value for key, value in stored.items()}
+    return renamed | {"code": convert_old_code(str(stored.get("code", "")))}
+
+
+def convert_old_code(code: str) -> str:
+    """The code of today for one that schemas 0014 or 0019 stored."""
+    family, dot, rest = code.partition(".")
+    code = _OLD_FAMILIES.get(family, family) + dot + rest
+    return _OLD_CODES.get(code, code)
+
+
+_OLD_FIELDS = {"place": "location", "sentence": "message", "found": "actual"}
+_OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
+_OLD_CODES = {
+    "compat.method_unjudged": "compat.method_not_judged",
+    "compat.module_unannounced": "compat.module_not_targeted",
+    "compat.unties": "compat.embeddings_untied",
+    "format.gguf_no_adapter": "format.gguf_not_adapter",
+    "lora.magnitude_unannounced": "lora.magnitude_without_dora",
+    "lora.prefix_wrong": "lora.prefix_invalid",
+    "lora.rank_unannounced": "lora.rank_differs_from_config",
+    "smoke.does_not_fit": "smoke.incompatible",
+    "smoke.golden_endless": "smoke.golden_not_ended",
+    "smoke.golden_unasked": "smoke.golden_skipped",
+    "smoke.picture_not_finite": "smoke.image_not_finite",
+    "smoke.picture_unchanged": "smoke.image_unchanged",
+}
