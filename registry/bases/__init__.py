@@ -140,7 +140,6 @@ def base_spec(
     there is no tensor at all.
     """
     names.base_name(name)
-    inner = config.get("text_config")
     sizes = _sizes_in(config)
     facts = facts_of(config)
     tensors = all_tensors(headers)
@@ -157,7 +156,7 @@ def base_spec(
         kv_heads=facts.kv_heads, head_size=facts.head_size, vocab=_vocabulary(modules, facts), tied=tied,
         quantization=facts.quantization, dtype=_main_dtype(tensors),
         parameters=sum(t.elements for t in logical), weights_bytes=sum(h.size_bytes for h in headers),
-        names_known=facts.model_type in base_modules.KNOWN_NAMES and not isinstance(inner, dict),
+        names_known=facts.model_type in base_modules.KNOWN_NAMES and _text_part(config) is None,
         needs_code="auto_map" in config, modules=modules, template=template if len(template) <= 2**16 else "",
         fingerprints=Fingerprints(
             architecture=architecture_fingerprint(logical, sizes, kv_heads=facts.kv_heads, head_size=facts.head_size,
@@ -197,18 +196,32 @@ def shards(index: bytes, *, file: str = BASE_WEIGHTS_INDEX) -> tuple[str, ...]:
     return tuple(files)
 
 
+TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+"""Fields with the configuration of the language model inside a model of several parts."""
+
+
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    parts = (config.get(field) for field in TEXT_PARTS)
+    return next((part for part in parts if isinstance(part, dict)), None)
+
+
 def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else dict(config)
+    """The fields of the configuration, and over them those of the language model inside it."""
+    inner = _text_part(config)
+    return {**config, **_sizes_in(inner)} if inner is not None else dict(config)
 
 
 def _size(config: Mapping[str, Any], *fields: str) -> int:
-    """The first of these fields that is not null: a whole number from 1 to 2^31; 0 without any."""
+    """The first of these fields that is not null: a whole number from 1 to 2^31; 0 without any.
+
+    A list has a size for each layer: the largest counts.
+    """
     field, value = next(((f, config[f]) for f in fields if config.get(f) is not None), ("", 0))
-    if field and (type(value) is not int or not 0 < value <= SIZE_LIMIT):
+    sizes = value if isinstance(value, list) and value else [value]
+    if field and not all(type(size) is int and 0 < size <= SIZE_LIMIT for size in sizes):
         rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
         strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)
-    return int(value)
+    return int(max(sizes))
 
 
 def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
@@ -228,7 +241,7 @@ def all_tensors(headers: Iterable[Header]) -> list[TensorInfo]:
 
 def _is_tied(config: Mapping[str, Any], tensors: Sequence[Logical], facts: Facts) -> bool:
     """Whether output and input embedding are one: stated, or, where nothing is stated, seen by the absent head."""
-    has_head = any(t.name in ("lm_head.weight", "embed_out.weight") for t in tensors)
+    has_head = any(t.name == f"{base_modules.HEAD}.weight" for t in tensors)
     stated = config.get("tie_word_embeddings")
     return bool(stated) if isinstance(stated, bool) and has_head else facts.is_head_model and not has_head
 

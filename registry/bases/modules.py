@@ -74,7 +74,9 @@ _MORE_NAMES = """
 KNOWN_NAMES = frozenset(PREFIXES) | frozenset(_MORE_NAMES.split())
 """Model types whose Python modules are named as their files (after the rules below). For others, names are assumed."""
 
-_HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
+HEAD, OLD_HEAD = "lm_head", "embed_out"
+"""The output embedding, and how transformers 4 called that of GPT-NeoX: files still do."""
+_HEADS = (HEAD, "score", "classifier", "qa_outputs")
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _EMBEDDING_LEAVES = frozenset({"wte", "wpe", "shared", "word_embeddings", "embed_in", "tokens_embed"})
@@ -92,14 +94,20 @@ def logical(tensors: Iterable[TensorInfo], facts: Facts) -> list[Logical]:
     """The tensors with their logical names and shapes, without the side tensors of quantization."""
     weights = [t for t in tensors if not _SIDE.search(t.name)]
     prefix = _missing_prefix([t.name for t in weights], facts)
-    return [_unpacked(t, f"{prefix}{t.name}" if not t.name.startswith(_HEADS) else t.name, facts) for t in weights]
+    return [_unpacked(t, _name(t.name, prefix), facts) for t in weights]
+
+
+def _name(name: str, prefix: str) -> str:
+    if name.startswith(OLD_HEAD):
+        return f"{HEAD}{name.removeprefix(OLD_HEAD)}"
+    return name if name.startswith(_HEADS) else f"{prefix}{name}"
 
 
 def side_names(tensors: Iterable[TensorInfo], facts: Facts) -> dict[str, str]:
     """File name → the model's name of the side tensors of quantization (`absmax`, `scales` …)."""
     names = [t.name for t in tensors]
     prefix = _missing_prefix([name for name in names if not _SIDE.search(name)], facts)
-    return {name: f"{prefix}{name}" for name in names if _SIDE.search(name)}
+    return {name: _name(name, prefix) for name in names if _SIDE.search(name)}
 
 
 def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
@@ -120,13 +128,16 @@ def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
             )
     by_path = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
     if facts.is_head_model and not any(path.startswith(_HEADS) for path in by_path):
-        by_path["lm_head"] = ModuleShape(kind="linear", in_features=facts.hidden, out_features=_rows(by_path, facts))
+        rows, width = max(
+            (
+                (m.in_features, m.out_features)
+                for p, m in by_path.items()
+                if m.kind == "embedding" and is_token_table(p)
+            ),
+            default=(facts.vocab, facts.hidden),
+        )
+        by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows)
     return _with_experts(by_path)
-
-
-def _rows(by_path: Mapping[str, ModuleShape], facts: Facts) -> int:
-    return max((m.in_features for p, m in by_path.items() if m.kind == "embedding" and is_token_table(p)),
-               default=facts.vocab)  # fmt: skip
 
 
 def is_token_table(path: str) -> bool:
@@ -158,7 +169,7 @@ def _kind(leaf: str, tensor: Logical, facts: Facts) -> Kind:
         return "norm"
     if len(tensor.shape) > 2:
         return "conv"
-    if leaf in _EMBEDDING_LEAVES or ("embed" in leaf and leaf != "embed_out"):
+    if leaf in _EMBEDDING_LEAVES or "embed" in leaf:
         return "embedding"
     if facts.model_type in _CONV1D_TYPES and leaf in _CONV1D_LEAVES:
         return "conv1d"

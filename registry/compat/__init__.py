@@ -24,6 +24,14 @@ from registry.evaluation.verdicts import Check, Verdict
 from registry.files import CONFIG
 from registry.findings import Finding
 
+OF_MODULES = frozenset(
+    f"compat.{code}"
+    for code in (
+        "bias_unknown", "kind", "module_missing", "module_unannounced", "module_unknown", "saved_module_absent",
+        "shape", "targets_match_nothing", "vocabulary_differs",
+    )
+)  # fmt: skip
+"""Findings that follow from the modules of the base."""
 PATTERN_STEPS_LIMIT = 2**26
 """About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""
 
@@ -78,7 +86,22 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     check_full(lora, lookup)
     _tokens(lora, base, findings)
     _care(lora, base, findings)
-    return [*lora.findings, *findings.all()]
+    return [*lora.findings, *_doubted(findings.all(), base)]
+
+
+def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
+    """The findings about the base's modules: unknown where names and kinds were only read from its files.
+
+    "embed" in a linear module's name, or a block of experts that the library builds differently, must not be an error.
+    """
+    if base.names_known:
+        return findings
+    return [
+        finding.model_copy(update={"severity": "unknown"})
+        if finding.severity == "error" and finding.code in OF_MODULES
+        else finding
+        for finding in findings
+    ]
 
 
 def _prompts(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:

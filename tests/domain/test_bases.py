@@ -207,3 +207,34 @@ def test_an_index_is_read() -> None:
 def test_a_base_that_needs_code_of_its_own_is_marked() -> None:
     assert spec_of({"a.weight": ("F32", (4, 4))}, auto_map={"AutoModel": "x.Y"}).needs_code
     assert not base_spec(LLAMA).needs_code
+
+
+def test_a_size_for_each_layer_is_read_and_the_largest_counts() -> None:
+    assert spec_of({"a.weight": ("F32", (4, 4))}, intermediate_size=[128, 256]).intermediate == 256
+    for sizes in ([], [0, 4], [4, "8"], [[4]]):
+        with pytest.raises(Invalid, match="intermediate_size"):
+            spec_of({"a.weight": ("F32", (4, 4))}, intermediate_size=sizes)
+
+
+@pytest.mark.parametrize("part", ["text_config", "llm_config", "language_config", "thinker_config"])
+def test_sizes_are_those_of_the_language_model_inside(part: str) -> None:
+    inner = {part: {"hidden_size": 32, "num_hidden_layers": 7}}
+    for fields in (inner, {"thinker_config": inner}):
+        spec = spec_of({"a.weight": ("F32", (4, 4))}, **fields)
+        assert (spec.hidden, spec.layers, spec.heads, spec.names_known) == (32, 7, 4, False)
+
+
+def test_a_tied_head_is_as_wide_as_the_embedding() -> None:
+    projected = {"model.decoder.embed_tokens.weight": ("F32", (512, 16))}
+    spec = spec_of(projected, architectures=["OPTForCausalLM"], model_type="opt", word_embed_proj_dim=16)
+    head = spec.modules["lm_head"]
+    assert (spec.tied, head.in_features, head.out_features) == (True, 16, 512)
+
+
+def test_the_head_of_gpt_neox_has_the_name_that_the_library_gives_it() -> None:
+    tensors = {"gpt_neox.embed_in.weight": ("F32", (512, 64)), "embed_out.weight": ("F32", (512, 64))}
+    spec = spec_of(tensors, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox")
+    assert {path: module.kind for path, module in spec.modules.items()} == {
+        "gpt_neox.embed_in": "embedding", "lm_head": "linear",
+    }  # fmt: skip
+    assert not spec.tied

@@ -110,6 +110,15 @@ def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
     assert add_up(findings) is Outcome.UNKNOWN
 
 
+def test_where_names_are_only_assumed_other_kinds_and_shapes_are_unknown_too() -> None:
+    spec = base_spec(LLAMA)
+    modules = spec.modules | {path: module.model_copy(update={"kind": "embedding", "out_features": 9})
+                              for path, module in spec.modules.items() if path.endswith("q_proj")}  # fmt: skip
+    for names_known, outcome in ((True, Outcome.FAIL), (False, Outcome.UNKNOWN)):
+        other = spec.model_copy(update={"modules": modules, "names_known": names_known})
+        assert add_up(compat.check_fit(lora_spec(forge.lora(LLAMA)), other)) is outcome
+
+
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
