@@ -217,7 +217,7 @@ def _size(config: Mapping[str, Any], *fields: str) -> int:
     A list has a size for each layer: the largest counts.
     """
     field, value = next(((f, config[f]) for f in fields if config.get(f) is not None), ("", 0))
-    sizes = value if isinstance(value, list) and value else [value]
+    sizes: list[Any] = value if isinstance(value, list) and value else [value]
     if field and not all(type(size) is int and 0 < size <= SIZE_LIMIT for size in sizes):
         rule = f"the field {field!r} must be a whole number from 1 to {SIZE_LIMIT}, not {str(value)[:40]}"
         strict_json.refuse(_DIALECT, BASE_CONFIG, "value_invalid", rule)

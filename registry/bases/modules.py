@@ -128,14 +128,8 @@ def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
             )
     by_path = {path: _module(path, t, path in biases, facts) for path, t in weights.items()} | single
     if facts.is_head_model and not any(path.startswith(_HEADS) for path in by_path):
-        rows, width = max(
-            (
-                (m.in_features, m.out_features)
-                for p, m in by_path.items()
-                if m.kind == "embedding" and is_token_table(p)
-            ),
-            default=(facts.vocab, facts.hidden),
-        )
+        tables = (m for path, m in by_path.items() if m.kind == "embedding" and is_token_table(path))
+        rows, width = max(((m.in_features, m.out_features) for m in tables), default=(facts.vocab, facts.hidden))
         by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows)
     return _with_experts(by_path)
 

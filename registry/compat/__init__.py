@@ -7,6 +7,7 @@ the same. What headers do not show is an `unknown` finding, never a pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from registry import __version__, engines
 from registry.adapters import methods
@@ -97,9 +98,7 @@ def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
     if base.names_known:
         return findings
     return [
-        finding.model_copy(update={"severity": "unknown"})
-        if finding.severity == "error" and finding.code in OF_MODULES
-        else finding
+        replace(finding, severity="unknown") if finding.severity == "error" and finding.code in OF_MODULES else finding
         for finding in findings
     ]
 

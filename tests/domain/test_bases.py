@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from tests.domain.specs import base_spec
 LLAMA = forge.llama()
 
 
-def spec_of(shapes: dict[str, tuple[str, tuple[int, ...]]], **config: Any) -> BaseSpec:
+def spec_of(shapes: Mapping[str, tuple[str, tuple[int, ...]]], **config: Any) -> BaseSpec:
     """The spec of a base with these tensors: name → (dtype, shape)."""
     header = safetensors.read_bytes(
         forge.safetensors({name: (dtype, shape, None) for name, (dtype, shape) in shapes.items()}), file="m"
