@@ -15,7 +15,7 @@ import sys
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cli.direct_io import DirectProtocol
+from registry.server.local_links.connections import BoundedProtocol
 
 
 def application(size_bytes: int) -> ASGIApp:
@@ -33,7 +33,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
-        application(int(sys.argv[1])), http=DirectProtocol, log_level="warning", access_log=False, lifespan="off"
+        application(int(sys.argv[1])), http=BoundedProtocol, log_level="warning", access_log=False, lifespan="off"
     )
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -16,13 +16,11 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
-import uvicorn
 from fastapi import FastAPI
 
 from registry.durable import replace_file
@@ -30,23 +28,23 @@ from registry.errors import Invalid, Unavailable
 from registry.server import actors
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
-from registry.server.app import create_app
+from registry.server.app import create_app, link_context
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
 from registry.server.evaluation import engine_compat
+from registry.server.local_links.connections import ConnectionLimits
+from registry.server.local_links.server import LinkServer
 from registry.server.maintenance import reevaluate
 from registry.server.secret import is_well_formed, new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
+from registry.server.storage.local import LocalBlobs
 from registry.server.storage.open import try_store
+from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
 
 from . import output
-from .connections import ConnectionLimits
-from .direct_io import DirectProtocol
 
-GRACE_SECONDS = 30
-BACKLOG = 2048
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
 SEQUENCER_SECONDS = 10.0
@@ -70,7 +68,10 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         schema.prepare(engine)
     token_sha256, secret = ("", "") if tokens.has_tokens(engine) else _first_token(settings, token_file)
     app = create_app(settings, engine=engine)
-    app.state.audit_log.check_keys()
+    log = app.state.audit_log
+    log.check_keys()
+    if app.state.blobs.kind == LocalBlobs.kind:
+        app.state.blobs.links = LinkSigner(lambda: log.keys.derive_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
@@ -78,25 +79,15 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     gc.freeze()  # modules stay alive, so the collector need not traverse them
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     listener = _listen(host, port)
-    limits = ConnectionLimits.from_open_files(settings.connections_per_address)
-    config = uvicorn.Config(
-        app,
-        http=partial(DirectProtocol, limits=limits),  # type: ignore[arg-type]  # called like the class
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        backlog=BACKLOG,
-    )
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again after its shutdown; then it must not kill this process.
         signal.signal(number, lambda *_: None)
     as_json = output.as_json()
-    freshness, log = app.state.freshness, app.state.audit_log
+    freshness = app.state.freshness
     sequencer = threading.Thread(target=log.run, args=(freshness.for_thread().stamp,), name="audit", daemon=True)
 
     def ready() -> None:  # the first token is created once the server is sure to run
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
         _announce(listener, settings, secret if created else "", as_json)
         sequencer.start()
@@ -106,7 +97,11 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         reevaluation = (engine, app.state.blobs, settings)
         threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
 
-    _Server(config, ready, partial(_reload, app, settings), app.state.audit_log.closing).run(sockets=[listener])
+    server = LinkServer(
+        app, listener, app.state.blobs.links, link_context(app), on_start=ready, on_stop=log.closing.set,
+        limits=ConnectionLimits.from_open_files(settings.connections_per_address), counts=app.state.requests,
+    )  # fmt: skip
+    server.run()
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
     engine.dispose()
@@ -163,26 +158,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(e.errno, f"cannot listen on {host} port {port}: {e.strerror}") from e
     return listener
-
-
-class _Server(uvicorn.Server):
-    """Calls `announce` once it accepts requests, `reload` at SIGHUP; sets `closing`, which ends waits, at shutdown."""
-
-    def __init__(
-        self, config: uvicorn.Config, announce: Callable[[], None], reload: Callable[[], None], closing: threading.Event
-    ) -> None:
-        super().__init__(config)
-        self._announce, self._reload, self._closing = announce, reload, closing
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._closing.set()
-        await super().shutdown(sockets)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-            self._announce()
 
 
 def _announce(listener: socket.socket, settings: Settings, secret: str, as_json: bool) -> None:

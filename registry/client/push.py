@@ -108,7 +108,7 @@ def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRe
             )
             return plan
         except Unavailable as e:
-            if e.code != "STORE_UNAVAILABLE":
+            if e.code not in ("STORE_UNAVAILABLE", "LINK_INVALID"):
                 raise
             plan = registry.plan_push(name, request)
             arrived, pending = pending - _missing_bytes(plan.uploads), _missing_bytes(plan.uploads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -33,6 +34,7 @@ from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.http.request_body import PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
 from registry.server.hub.upstream import Upstream
+from registry.server.local_links.exchange import Context
 from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
@@ -134,6 +136,13 @@ def create_app(
         extra_headers=lambda: log.checkpoint_header,
     )
     return app
+
+
+def link_context(app: FastAPI) -> Context:
+    """Return what the threads that answer signed links need of the application."""
+    state = app.state
+    upload = partial(transfer.upload_in_progress, state)
+    return Context(state.blobs, upload, state.settings.stall_seconds, state.audit_log.closing.is_set)
 
 
 def declared_scopes() -> dict[tuple[str, str], str | None]:

@@ -156,7 +156,7 @@ def test_if_none_match_star_gives_304(world: World) -> None:
 
 
 def test_a_slow_reader_needs_little_memory(tmp_path: Path) -> None:
-    """There may be hundreds of slow readers. Quick ones use direct I/O."""
+    """There may be hundreds of slow readers."""
     (tmp_path / "file").write_bytes(bytes(3 * 2**20))
     held: list[int] = []
 

@@ -242,7 +242,7 @@ class Connection:
                     return answer
                 is_own = origin(str(answer.url)) == origin(self.url)
                 answered_error = error_of(answer, self.url) if is_own else store_error_of(answer)
-                if not isinstance(answered_error, Unavailable):
+                if not isinstance(answered_error, Unavailable) or answered_error.code == "LINK_INVALID":
                     raise answered_error
                 error = answered_error
                 limit = PATIENT_ATTEMPTS_LIMIT if answer.status_code in (502, 503, 504) else ATTEMPTS_LIMIT

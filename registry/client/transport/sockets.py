@@ -27,6 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
+from registry.api import PREFIX
 from registry.client.transport.responses import wrong_answer
 from registry.errors import Corrupt, Invalid
 
@@ -116,7 +117,8 @@ class Sockets:
     ) -> Iterator[tuple[http.client.HTTPConnection, httpx.Request]]:
         """A connection on which the request, or its head, was sent; kept for the next one after success."""
         parts = urlsplit(url)
-        origin = (parts.scheme, parts.netloc)
+        kind = "api" if parts.path.startswith(PREFIX) and "/links/" not in parts.path else "link"
+        origin = (parts.scheme, parts.netloc + kind)
         request = httpx.Request(method, url)
         connection = self._take(origin) or self._open(parts, request)
         try:

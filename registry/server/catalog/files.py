@@ -82,9 +82,11 @@ def plan_download(
     intact = [file for file in resolved.files if file.digest not in damaged]
     small = list(_read_small(intact, blobs))
     inlined = {item.digest for item in small}
-    seconds = settings.link_seconds
+    seconds, owner = min(settings.link_seconds, blobs.link_limit_seconds), actor.token_id
     links = {
-        file.path: blobs.presign_read(key_of(file.digest), seconds=seconds, file_name=file.path)
+        file.path: blobs.presign_read(
+            key_of(file.digest), file.size_bytes, seconds=seconds, owner=owner, file_name=file.path
+        )
         for file in intact
         if file.digest not in inlined
     }

@@ -79,7 +79,7 @@ def plan_push(
     return PushPlan(
         push_id=row.id,
         digest=manifest.digest,
-        uploads=[upload for blob in missing if (upload := _upload(blob, blobs, settings)) is not None],
+        uploads=[upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None],
         expires_at=row.expires_at,
     )
 
@@ -191,14 +191,14 @@ def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: S
     )  # fmt: skip
 
 
-def _upload(blob: PushBlobRow, blobs: BlobStore, settings: Settings) -> Upload | None:
-    """Upload straight to the store, in parts or whole, where that is safe, else to this server. None: all arrived."""
+def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
+    """Upload by links, in parts or whole, where the store has safe ones, else with the token. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:
         links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
-    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
+    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
     if link is not None:
         return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
     return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")

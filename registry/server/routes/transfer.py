@@ -6,30 +6,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import Engine
+from starlette.datastructures import State
 
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from registry.events import EventType
 from registry.findings import Finding
 from registry.manifest import Descriptor
 from registry.names import Selector
-from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import bodies, routing
 from registry.server.http.caching import cache_control, etag_matches
 from registry.server.http.dependencies import (
+    NO_TOKEN,
     VERSION,
     BlobsDep,
     EngineDep,
@@ -43,15 +42,15 @@ from registry.server.http.dependencies import (
     SettingsDep,
     inline,
 )
+from registry.server.http.ranges import BYTES_HEADERS, LINK_HEADERS, select_part
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, attachment
+from registry.server.storage.blobs import BlobStore, attachment, digest_of, raise_unknown
+from registry.server.storage.signed_links import SignedLink
 
 router = routing.create_router("transfer")
-RANGES_LIMIT = 8
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 
 
 def _blob_digest(digest: str) -> Digest:
@@ -86,7 +85,6 @@ def upload_blob(
     request: Request,
     session: ReadSessionDep,
     actor: Pusher,
-    engine: EngineDep,
     blobs: BlobsDep,
     push_id: str,
     digest: DigestDep,
@@ -97,13 +95,14 @@ def upload_blob(
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
-    return bodies.UploadResponse(sink, expected.size_bytes, _upload_in_progress(request, engine, actor, expected.key))
+    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, actor.token_id, expected.key))
 
 
 @contextmanager
-def _upload_in_progress(request: Request, engine: Engine, actor: Actor, key: str) -> Iterator[None]:
-    state = request.app.state
-    with state.upload_limiter.hold(actor.token_id), state.blob_limiter.hold(key), background.push_in_progress(engine):
+def upload_in_progress(state: State, token_id: str, key: str) -> Iterator[None]:
+    """Receive a blob in this context: uploads of a token and of a blob are limited, and background work waits."""
+    in_progress = background.push_in_progress(state.engine)
+    with state.upload_limiter.hold(token_id), state.blob_limiter.hold(key), in_progress:
         yield
 
 
@@ -223,8 +222,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         "ETag": f'"{file.digest}"',
         "Cache-Control": cache_control(selector),
         "Vary": "Authorization",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "default-src 'none'; sandbox",
+        **BYTES_HEADERS,
         "Content-Disposition": attachment(file.path),
     }
     if_none_match = request.headers.get("if-none-match", "")
@@ -232,7 +230,10 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
         return Response(status_code=304, headers=headers)
     _record_read(request, selector)
     key = files.locate_bytes(blobs, file)
-    url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path, method=request.method)
+    url = None
+    if blobs.local_path(key) is None:  # bytes of this machine are sent in this answer
+        seconds = settings.link_seconds
+        url = blobs.presign_read(key, file.size_bytes, seconds=seconds, file_name=file.path, method=request.method)
     if url is not None:
         return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
     return bytes_response(request, blobs, key, file.size_bytes, headers)
@@ -248,31 +249,49 @@ def _record_read(request: Request, selector: Selector) -> None:
 
 
 def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:
-    """Send bytes of the store. A Range that is not one plain range is ignored, many are refused (RFC 9110)."""
-    start, length, status = 0, size_bytes, 200
-    range_header = request.headers.get("range", "")
-    if range_header.count(",") >= RANGES_LIMIT:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size_bytes}"})
-    match = _RANGE.match(range_header)
-    if match and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
-        start, length = _range(match[1], match[2], size_bytes)
-        if length <= 0:
-            return Response(status_code=416, headers={"Content-Range": f"bytes */{size_bytes}"})
-        status = 206
-        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size_bytes}"
-    headers |= {"Content-Length": str(length), "Accept-Ranges": "bytes"}
+    """Send bytes of the store, or the requested part of them."""
+    range_header, if_range = request.headers.get("range", ""), request.headers.get("if-range")
+    part = select_part(range_header, if_range, headers["ETag"], size_bytes)
+    if part.status == 416:
+        return Response(status_code=416, headers=part.headers)
+    headers |= part.headers
     if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=declarations.OCTETS)
+        return Response(status_code=part.status, headers=headers, media_type=declarations.OCTETS)
     path = blobs.local_path(key)
     if path is not None:
-        return bodies.FileRangeResponse(path, start, length, status, headers)
-    return StreamingResponse(blobs.open(key, start, length), status, headers, media_type=declarations.OCTETS)
+        return bodies.FileRangeResponse(path, part.start, part.length, part.status, headers)
+    chunks = blobs.open(key, part.start, part.length)
+    return StreamingResponse(chunks, part.status, headers, media_type=declarations.OCTETS)
 
 
-def _range(first: str, last: str, size_bytes: int) -> tuple[int, int]:
-    """Start and length of `bytes=first-last`; a length of 0 or less cannot be satisfied."""
-    if not first:
-        length = min(int(last or 0), size_bytes)
-        return size_bytes - length, length
-    start, end = int(first), min(int(last or size_bytes), size_bytes - 1)
-    return start, end - start + 1
+# ------------------------------------------------------------------ signed links of a local store
+@router.put("/links/{key:path}", status_code=204, include_in_schema=False, dependencies=[NO_TOKEN])
+@limit_body(None)
+def write_by_link(request: Request, blobs: BlobsDep) -> Response:
+    """Write a blob by a link. Usually a thread of `LinkListener` does it."""
+    link = _link_of(request, blobs)
+    declared = request.headers.get("content-length")
+    if declared is None:
+        raise Invalid("LENGTH_REQUIRED", "a request with a link needs the Content-Length of its plan")
+    _check_length(request, digest_of(link.key), link.size_bytes)
+    sink = blobs.open_writer(link.key, limit_bytes=link.size_bytes)
+    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, link.key))
+
+
+@router.get("/links/{key:path}", include_in_schema=False, dependencies=[NO_TOKEN])
+def read_by_link(request: Request, blobs: BlobsDep) -> Response:
+    """Read a blob by a link. Usually a thread of `LinkListener` does it."""
+    link = _link_of(request, blobs)
+    stat = blobs.stat(link.key)
+    if stat is None or stat.size_bytes != link.size_bytes:
+        raise_unknown(link.key)
+    headers = {"ETag": f'"{digest_of(link.key)}"', **LINK_HEADERS}
+    return bytes_response(request, blobs, link.key, link.size_bytes, headers)
+
+
+def _link_of(request: Request, blobs: BlobStore) -> SignedLink:
+    if blobs.links is None:
+        raise NotFound("ROUTE_UNKNOWN", "this registry signs no links")
+    scope = request.scope
+    target = b"?".join((scope["raw_path"], scope["query_string"])).decode("latin-1")
+    return blobs.links.check(request.method, target)

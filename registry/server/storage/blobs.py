@@ -27,6 +27,7 @@ from urllib.parse import quote
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, TooLarge
 from registry.findings import Finding
+from registry.server.storage.signed_links import LinkSigner
 
 WHOLE_BYTES = 2**40
 """More than any blob has."""
@@ -57,7 +58,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A presigned URL for an upload that does not pass through this server, and the headers that it needs."""
+    """A presigned URL for an upload, and the headers that it needs."""
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -90,6 +91,10 @@ class BlobStore(ABC):
     """A store of blobs. tests/contract/test_blobs.py specifies the behavior of every implementation."""
 
     kind: str
+    links: LinkSigner | None = None
+    """Signs links that this server itself answers. None: it answers no links, or the store answers them."""
+    link_limit_seconds: int = 7 * 24 * 3600
+    """The longest life of a link."""
 
     @abstractmethod
     def stat(self, key: str) -> Stat | None:
@@ -148,12 +153,17 @@ class BlobStore(ABC):
     def list(self, prefix: str) -> Iterator[Stat]:
         """Yield every key under a prefix that ends in `/`."""
 
-    def presign_read(self, key: str, *, seconds: int, file_name: str = "", method: str = "GET") -> str | None:
-        """Presign the URL of a GET or HEAD; None if the bytes have to pass through this server."""
+    def presign_read(
+        self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
+    ) -> str | None:
+        """Presign the URL of a GET or HEAD; None if the bytes are read by the routes of the API.
+
+        `owner` is the id of the token that gets the link.
+        """
         return None
 
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
-        """Presign the PUT of a blob to its staging key; None if the bytes have to pass through this server."""
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
+        """Presign the PUT of a blob to its staging key; None if the bytes are sent to the routes of the API."""
         return None
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:

@@ -26,12 +26,14 @@ from urllib.parse import unquote, urlsplit
 from registry.digest import CHUNK_BYTES, Digest
 from registry.durable import sync_folder
 from registry.errors import Unavailable
+from registry.server.storage import signed_links
 from registry.server.storage.blobs import (
     WHOLE_BYTES,
     BlobStore,
     BlobWriter,
     Bytes,
     DigestVerifier,
+    Link,
     Stat,
     digest_of,
     invalid_store,
@@ -51,6 +53,7 @@ class LocalBlobs(BlobStore):
     """A folder of blobs. Any number of threads and processes of one machine may share it."""
 
     kind = "local"
+    link_limit_seconds = signed_links.LIMIT_SECONDS
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -147,6 +150,19 @@ class LocalBlobs(BlobStore):
             aside = self.root / "aside" / f"{path.name}-{secrets.token_hex(4)}"
             _make_folder(aside.parent)
             os.rename(path, aside)
+
+    def presign_read(
+        self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
+    ) -> str | None:
+        """Sign a link to this server, if it answers links."""
+        digest_of(key)
+        return self.links.sign(method, key, size_bytes, seconds=seconds, owner=owner) if self.links else None
+
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
+        """Sign a link to this server, if it answers links."""
+        if self.links is None or not key.startswith("staging/") or not digest_of(key):
+            return None
+        return Link(self.links.sign("PUT", key, size_bytes, seconds=seconds, owner=owner))
 
     def delete(self, key: str) -> None:
         """Delete a file, and a staging folder that is empty then."""

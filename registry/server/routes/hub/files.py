@@ -21,6 +21,7 @@ from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.http.caching import ASK_AGAIN, FOR_EVER
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
+from registry.server.http.ranges import BYTES_HEADERS
 from registry.server.hub import repositories
 from registry.server.routes import transfer
 from registry.server.routes.hub import protocol
@@ -41,8 +42,9 @@ def read_file(
         repository_file.record_read(request, actor)
     key = files.locate_bytes(blobs, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
-    if hub.is_large(file) and redirects and not protocol.sends_token_on_redirect(request):
-        url = blobs.presign_read(key, seconds=settings.link_seconds, file_name=file.path)
+    is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this answer
+    if hub.is_large(file) and redirects and not is_local and not protocol.sends_token_on_redirect(request):
+        url = blobs.presign_read(key, file.size_bytes, seconds=settings.link_seconds, file_name=file.path)
         if url is not None:
             headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
             return Response(status_code=302, headers=headers)
@@ -97,8 +99,7 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
         "Vary": "Authorization",
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "default-src 'none'; sandbox",
+        **BYTES_HEADERS,
         "Content-Disposition": attachment(descriptor.path),
     }
     if hub.is_large(descriptor):

@@ -317,7 +317,9 @@ class S3Blobs(BlobStore):
         return uploads.abort_uploads(self.bucket, datetime.now(UTC) - older_than, prefix)
 
     # ---------------------------------------------------------------- presigned links
-    def presign_read(self, key: str, *, seconds: int, file_name: str = "", method: str = "GET") -> str | None:
+    def presign_read(
+        self, key: str, size_bytes: int, *, seconds: int, owner: str = "", file_name: str = "", method: str = "GET"
+    ) -> str | None:
         """Presign a read; a browser saves it under the file's name."""
         digest_of(key)
         if not self.capabilities.links:
@@ -326,7 +328,7 @@ class S3Blobs(BlobStore):
             return self.bucket.presign("head_object", seconds, Key=key)
         return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=attachment(file_name))
 
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
         """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither."""
         digest = digest_of(key)
         if not self.capabilities.signed_headers or not _is_staging_key(key) or size_bytes > UPLOAD_LIMIT_BYTES:

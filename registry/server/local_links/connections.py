@@ -1,7 +1,6 @@
-"""`BoundedProtocol`: uvicorn's HTTP protocol with limits for what a connection may hold without sending a request.
+"""Limits of connections: `ConnectionLimits` counts them, `BoundedProtocol` is uvicorn's HTTP protocol with limits.
 
-A request head has a limit of bytes and of seconds, a response that no one reads has a limit of seconds, and the open
-connections are limited, of each address and in all.
+A request head has a limit of bytes and of seconds, and a response that no one reads has a limit of seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import asyncio
 import ipaddress
 import resource
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -54,11 +54,11 @@ class ConnectionLimits:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes connections that are over a limit. `limits` is shared by the connections of a server."""
+    """Closes connections that are over a limit. `on_end` is called once when the connection has ended."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, on_end: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._limits, self._is_counted = limits, False
+        self._on_end = on_end
         self._head_bytes = 0
         self._head_status = b""
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -67,24 +67,13 @@ class BoundedProtocol(HttpToolsProtocol):
     # ---------------------------------------------------------------- connection
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._limits is not None:
-            self._is_counted = self._limits.add(self._address)
-            if not self._is_counted:
-                transport.abort()
-                return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._head_deadline)
         _cancel(self._read_deadline)
-        if self._is_counted and self._limits is not None:
-            self._limits.remove(self._address)
-            self._is_counted = False
+        self._on_end()
         super().connection_lost(exc)
-
-    @property
-    def _address(self) -> str:
-        return self.client[0] if self.client else ""
 
     # ---------------------------------------------------------------- request head
     def on_message_begin(self) -> None:

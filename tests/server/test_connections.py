@@ -6,19 +6,19 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from cli import connections
-from cli.connections import BoundedProtocol, ConnectionLimits
 from registry.api.access import TokenCreate
 from registry.client.registry import Registry
+from registry.server.local_links import connections
+from registry.server.local_links.connections import ConnectionLimits
 from tests.cli.test_event_stream import stream
 from tests.faults.servers import Server as RegistryServer
+from tests.link_server import RunningServer
 
 pytestmark = pytest.mark.security
 
@@ -27,19 +27,16 @@ CHUNK = bytes(2**20)
 CONNECTIONS = 3
 
 
-class Server:
+class Server(RunningServer):
     """Answers `ok`; `/endless` sends a body until the client is gone, which sets `aborted`."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
         self.aborted = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        protocol = partial(BoundedProtocol, limits=ConnectionLimits(CONNECTIONS, 10))
-        config = uvicorn.Config(self, http=protocol, ws="none", log_level="critical", lifespan="off")  # type: ignore[arg-type]
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
+        super().__init__(root, application=self, limits=ConnectionLimits(CONNECTIONS, 10))
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/endless":
             while self.server.server_state.connections:
@@ -48,19 +45,13 @@ class Server:
             return
         await send({"type": "http.response.body", "body": b"ok"})
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
-
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.3)
-    running = Server()
-    running.thread.start()
-    yield running
-    running.server.should_exit = True
-    running.thread.join()
+    with Server(tmp_path) as running:
+        yield running
 
 
 def rest_of(client: socket.socket) -> bytes:

@@ -1,0 +1,56 @@
+"""Range requests (RFC 9110): which part of a file an answer holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BYTES_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
+"""Headers of every answer with bytes that somebody pushed: a browser must not run them."""
+LINK_HEADERS = {
+    **BYTES_HEADERS,
+    "Cache-Control": "private, no-store",
+    "Content-Disposition": "attachment",
+    "Content-Type": "application/octet-stream",
+}
+"""Headers of the answer to a link of a local store."""
+RANGES_LIMIT = 8
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The bytes of an answer: `length` of them from `start` on, and the headers that say so."""
+
+    status: int
+    start: int
+    length: int
+    headers: dict[str, str]
+
+
+def select_part(range_header: str, if_range: str | None, etag: str, size_bytes: int) -> Part:
+    """Select the requested part. A Range that is not one plain range is ignored; many ranges are refused (416)."""
+    if range_header.count(",") >= RANGES_LIMIT:
+        return _unsatisfiable(size_bytes)
+    match = _RANGE.match(range_header)
+    if not match or (if_range or etag) != etag:
+        return Part(200, 0, size_bytes, {"Content-Length": str(size_bytes), "Accept-Ranges": "bytes"})
+    start, length = _bounds(match[1], match[2], size_bytes)
+    if length <= 0:
+        return _unsatisfiable(size_bytes)
+    content_range = f"bytes {start}-{start + length - 1}/{size_bytes}"
+    headers = {"Content-Range": content_range, "Content-Length": str(length), "Accept-Ranges": "bytes"}
+    return Part(206, start, length, headers)
+
+
+def _unsatisfiable(size_bytes: int) -> Part:
+    return Part(416, 0, 0, {"Content-Range": f"bytes */{size_bytes}"})
+
+
+def _bounds(first: str, last: str, size_bytes: int) -> tuple[int, int]:
+    """Start and length of `bytes=first-last`; a length of 0 or less cannot be satisfied."""
+    if not first:
+        length = min(int(last or 0), size_bytes)
+        return size_bytes - length, length
+    start, end = int(first), min(int(last or size_bytes), size_bytes - 1)
+    return start, end - start + 1

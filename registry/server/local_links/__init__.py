@@ -1,0 +1,1 @@
+"""Signed links to a blob store in a folder, and the threads of this server that answer them."""

@@ -1,0 +1,201 @@
+"""`LinkListener`: accepts the connections of a server and decides who answers each request.
+
+- Every request is looked at before a byte of it is taken (`MSG_PEEK`). One with a valid signed link is answered by a
+  thread, and its connection comes back here for its next request. With any other the connection goes to the application
+  for good; the application answers links, too, but slower.
+- Threads are `SLOTS`, half of them for one owner. If none is free the application answers, so nobody waits in a queue
+  and a slow transfer delays no other. A connection that waits for a request holds no thread.
+- `stop` accepts nothing new and lets transfers end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from registry.server.local_links import connections
+from registry.server.local_links.connections import ConnectionLimits
+from registry.server.local_links.exchange import Context, Exchange, Next
+from registry.server.local_links.request import HEAD_LIMIT_BYTES, LinkRequest, read_request
+from registry.server.storage.signed_links import LinkSigner
+
+SLOTS = 16
+SLOTS_PER_OWNER = 8
+ACCEPTED_AT_ONCE = 100
+ACCEPT_AGAIN_SECONDS = 1.0
+COUNT_AGAIN_SECONDS = 0.05
+_LOG = logging.getLogger("registry.server")
+
+MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
+"""Makes the application's protocol for one connection. Its argument is called once when the connection has ended."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    address: str
+    deadline: asyncio.TimerHandle | None = None
+
+
+class LinkListener:
+    """Runs on the event loop. `counts`: (method, status) → how many answers were started."""
+
+    def __init__(
+        self, listener: socket.socket, signer: LinkSigner | None, context: Context, *, make_protocol: MakeProtocol,
+        limits: ConnectionLimits, counts: Counter[tuple[str, int]],
+    ) -> None:  # fmt: skip
+        self._listener = listener
+        self._signer = signer
+        self._context = context
+        self._make_protocol = make_protocol
+        self._limits = limits
+        self._counts = counts
+        self._pool = ThreadPoolExecutor(SLOTS, thread_name_prefix="link")
+        self._loop = asyncio.get_running_loop()
+        self._waiting: set[_Connection] = set()
+        self._in_threads: set[_Connection] = set()
+        self._slots: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread_ended = asyncio.Event()
+
+    def start(self, backlog: int) -> None:
+        """Begin to accept connections."""
+        self._listener.setblocking(False)
+        self._listener.listen(backlog)
+        self._loop.add_reader(self._listener, self._accept)
+
+    async def stop(self, seconds: float) -> None:
+        """Close the listener and idle connections, and let transfers end for some seconds; then end them."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for connection in list(self._waiting):
+            self._close(connection)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._until_threads_end()
+        for connection in self._in_threads:
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+        await self._until_threads_end()
+        self._pool.shutdown(wait=False)
+
+    async def _until_threads_end(self) -> None:
+        while self._in_threads:
+            self._thread_ended.clear()
+            await self._thread_ended.wait()
+
+    # ---------------------------------------------------------------- connections
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                accepted, peer = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as e:  # no descriptor is free
+                _LOG.error("cannot accept connections: %s", e.strerror or e)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._accept_again)
+                return
+            accepted.setblocking(False)
+            self._admit(_Connection(accepted, str(peer[0])))
+
+    def _accept_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _admit(self, connection: _Connection, *, again: bool = True) -> None:
+        """Count a connection, or close it if it is one too many. Others may have ended unnoticed: count twice."""
+        if self._limits.add(connection.address):
+            with contextlib.suppress(OSError):
+                connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._wait(connection)
+        elif again:
+            self._loop.call_later(COUNT_AGAIN_SECONDS, partial(self._admit, connection, again=False))
+        else:
+            connection.socket.close()
+
+    def _wait(self, connection: _Connection) -> None:
+        """Wait for the next request of a connection."""
+        self._waiting.add(connection)
+        connection.deadline = self._loop.call_later(connections.HEAD_SECONDS, self._close, connection)
+        self._loop.add_reader(connection.socket, self._look, connection)
+
+    def _stop_waiting(self, connection: _Connection) -> None:
+        if connection in self._waiting:
+            self._waiting.remove(connection)
+            self._loop.remove_reader(connection.socket)
+        if connection.deadline is not None:
+            connection.deadline.cancel()
+
+    def _close(self, connection: _Connection) -> None:
+        self._stop_waiting(connection)
+        connection.socket.close()
+        self._limits.remove(connection.address)
+
+    def _look(self, connection: _Connection) -> None:
+        """Decide who answers the request that has begun to arrive."""
+        try:
+            head = connection.socket.recv(HEAD_LIMIT_BYTES, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            head = b""
+        if not head:
+            self._close(connection)
+            return
+        self._stop_waiting(connection)
+        request = read_request(head, self._signer) if self._signer is not None else None
+        if request is not None and self._has_slot(request.link.owner):
+            self._slots[request.link.owner] += 1
+            self._in_threads.add(connection)
+            self._pool.submit(self._exchange, connection, request)
+        else:
+            self._hand_over(connection)
+
+    def _has_slot(self, owner: str) -> bool:
+        return len(self._in_threads) < SLOTS and self._slots[owner] < SLOTS_PER_OWNER
+
+    def _hand_over(self, connection: _Connection) -> None:
+        task = self._loop.create_task(self._connect(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, connection: _Connection) -> None:
+        def ended() -> None:
+            self._limits.remove(connection.address)
+
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._make_protocol(ended), connection.socket)
+        except OSError:  # it is closed already
+            connection.socket.close()
+            ended()
+
+    # ---------------------------------------------------------------- threads
+    def _exchange(self, connection: _Connection, request: LinkRequest) -> None:
+        """Answer one request, in a thread."""
+        exchange = Exchange(connection.socket, request, self._context)
+        after = exchange.run()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.status, after)
+
+    def _end_exchange(self, connection: _Connection, request: LinkRequest, status: int, after: Next) -> None:
+        self._in_threads.remove(connection)
+        self._slots[request.link.owner] -= 1
+        if not self._slots[request.link.owner]:
+            del self._slots[request.link.owner]
+        if status:
+            self._counts[request.method, status] += 1
+        if after is Next.HAND_OVER:
+            self._hand_over(connection)
+        elif after is Next.WAIT and not self._context.is_stopping():
+            self._wait(connection)
+        else:
+            self._close(connection)
+        self._thread_ended.set()

@@ -1,0 +1,139 @@
+"""The application's own answers to signed links of the local store, and who gets links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from registry.api.access import TokenCreate
+from registry.api.catalog import BaseAdd
+from registry.api.transfer import PushRequest
+from registry.client.pull import pull
+from registry.client.push import push_folder
+from registry.client.registry import Registry
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.names import AdapterName
+from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.local import LocalBlobs
+from registry.server.storage.signed_links import LinkSigner
+from tests import forge
+from tests.faults.servers import Server
+from tests.world import URL, World, spec_of, upload
+
+
+@pytest.fixture
+def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+    blobs = LocalBlobs(tmp_path / "blobs")
+    blobs.links = LinkSigner(lambda: "secret")
+    with World(database_url, blobs=blobs) as world:
+        world.add_base()
+        yield world
+
+
+def ask(world: World, method: str, link: str, body: bytes | Iterator[bytes] | None = None) -> httpx.Response:
+    request = httpx.Request(method, URL + link, content=body)
+    answer = world.transport.handle_request(request)
+    answer.read()
+    return answer
+
+
+def test_a_push_and_a_pull_go_by_links_without_a_token(world: World) -> None:
+    files = world.files()
+    manifest = world.manifest(files)
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    by_digest = {Digest.of(data): data for data in files.values()}
+    for item in plan.uploads:
+        assert item.url.startswith("/api/v1/links/staging/" + plan.push_id)
+        assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204
+    world.admin.commit_push(plan.push_id)
+    pulled = world.admin.plan_pull("acme/support@1")
+    inlined = {item.digest for item in pulled.small}
+    assert set(pulled.direct) == {file.path for file in pulled.resolved.files if file.digest not in inlined}
+    for path, link in pulled.direct.items():
+        answer = ask(world, "GET", link)
+        assert (answer.status_code, answer.content) == (200, files[path])
+    assert pulled.direct_seconds == 15 * 60
+
+
+def test_our_client_uses_the_links_of_the_plan(world: World) -> None:
+    files = world.files()
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    upload(world.admin, plan, files)
+    assert world.admin.commit_push(plan.push_id).created
+
+
+@pytest.mark.security
+def test_the_application_refuses_what_a_link_does_not_allow(world: World) -> None:
+    data = b"x" * 100
+    digest = Digest.of(data)
+    world.blobs.put(key_of(digest), [data], limit_bytes=100)
+    signer = world.blobs.links
+    assert signer is not None
+    read = signer.sign("GET", key_of(digest), 100, seconds=60, owner="tok_1")
+    write = signer.sign("PUT", staging_key_of("psh_1", digest), 100, seconds=60, owner="tok_1")
+    expired = signer.sign("GET", key_of(digest), 100, seconds=0, owner="tok_1")
+    refused = [("GET", expired, None), ("PUT", read, data), ("GET", write, None), ("GET", read + "0", None)]
+    refused += [("PUT", write.replace("psh_1", "psh_2"), data), ("GET", read.replace("owner=tok_1", "owner="), None)]
+    for method, link, body in refused:
+        answer = ask(world, method, link, body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID"), link
+    longer, chunked = ask(world, "PUT", write, data + b"y"), ask(world, "PUT", write, iter([data]))
+    assert (longer.status_code, longer.json()["code"]) == (422, "BLOB_MISMATCH")
+    assert (chunked.status_code, chunked.json()["code"]) == (411, "LENGTH_REQUIRED")
+    wrong = ask(world, "PUT", write, data[:-1] + b"y")
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "BLOB_MISMATCH")
+    assert list(world.blobs.list("staging/")) == []
+    assert ask(world, "DELETE", read).status_code == 405
+    world.blobs.delete(key_of(digest))
+    assert ask(world, "GET", read).json()["code"] == "BLOB_UNKNOWN"
+
+
+@pytest.mark.security
+def test_only_who_may_read_gets_links(world: World) -> None:
+    world.push("acme/support")
+    with pytest.raises(NotFound):
+        world.actor("pull", namespaces=["other"]).plan_pull("acme/support@1")
+    reader = world.actor("pull", namespaces=["acme"])
+    links = reader.plan_pull("acme/support@1").direct.values()
+    assert links
+    assert all("owner=tok_" in link for link in links)
+
+
+@pytest.mark.security
+def test_a_store_without_a_signer_answers_no_links(world: World) -> None:
+    signer = world.blobs.links
+    assert signer is not None
+    link = signer.sign("GET", key_of(Digest.of(b"")), 0, seconds=60, owner="")
+    world.blobs.links = None
+    assert ask(world, "GET", link).json()["code"] == "ROUTE_UNKNOWN"
+    assert (
+        world.admin.plan_push("acme/x", PushRequest(manifest=world.manifest(world.files())))
+        .uploads[0]
+        .url.startswith("/api/v1/pushes/")
+    )
+
+
+# ------------------------------------------------------------------ a real server
+def test_servers_of_one_registry_agree_on_links_and_restarts_keep_them(tmp_path: Path) -> None:
+    base = forge.llama("smollm2", hidden=512)
+    files = forge.lora(base, rank=64)
+    folder = forge.write(files, tmp_path / "out")
+    environment = {"REGISTRY_DATA": str(tmp_path / "data")}
+    with Server(environment).running() as server:
+        with Registry(server.url, server.token) as registry:
+            registry.add_base(BaseAdd(spec=spec_of(base)))
+            push_folder(registry, folder, AdapterName.parse("acme/support"), base="smollm2")
+            pull(registry, "acme/support@1", tmp_path / "pulled", cache=None)
+            links = registry.plan_pull("acme/support@1").direct
+            headers = {"Authorization": f"Bearer {server.token}"}
+            metrics = httpx.get(f"{server.url}/api/v1/metrics", headers=headers).text
+            registry.create_token(TokenCreate(name="other", scopes=["pull"]))
+        assert {path: (tmp_path / "pulled" / path).read_bytes() for path in links} == {p: files[p] for p in links}
+        assert 'registry_requests_total{method="PUT",status="204"} 1.0' in metrics
+    (weights,) = links.values()
+    with Server(environment).running() as restarted:
+        assert httpx.get(restarted.url + weights).content == files[forge.WEIGHTS]
