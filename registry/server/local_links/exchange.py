@@ -63,7 +63,7 @@ class Exchange:
 
     def __init__(self, sock: socket.socket, request: LinkRequest, context: Context) -> None:
         self._socket, self._request, self._context = sock, request, context
-        self._guard = ThroughputGuard(sock, context.stall_seconds)
+        self._guard = StallGuard(sock, context.stall_seconds)
         self._consumed = False
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
         self.status = 0
@@ -208,7 +208,7 @@ class Exchange:
             pass
 
 
-class ThroughputGuard:
+class StallGuard:
     """Waits for a socket, and ends a transfer that moves too slowly. Only time spent waiting counts."""
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:

@@ -265,10 +265,11 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 
 
 # ------------------------------------------------------------------ signed links of a local store
-@router.put("/links/{key:path}", status_code=204, include_in_schema=False, dependencies=[NO_TOKEN])
+# Threads of `LinkListener` answer most of these requests.
+@router.put("/links/{key:path}", status_code=204, dependencies=[NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
-def write_by_link(request: Request, blobs: BlobsDep) -> Response:
-    """Write a blob by a link. Usually a thread of `LinkListener` does it."""
+def upload_by_link(request: Request, blobs: BlobsDep) -> Response:
+    """Upload a blob by a signed link of a plan, which needs no token."""
     link = _link_of(request, blobs)
     declared = request.headers.get("content-length")
     if declared is None:
@@ -278,9 +279,9 @@ def write_by_link(request: Request, blobs: BlobsDep) -> Response:
     return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, link.key))
 
 
-@router.get("/links/{key:path}", include_in_schema=False, dependencies=[NO_TOKEN])
+@router.get("/links/{key:path}", dependencies=[NO_TOKEN], **_FILE)
 def read_by_link(request: Request, blobs: BlobsDep) -> Response:
-    """Read a blob by a link. Usually a thread of `LinkListener` does it."""
+    """Read a blob by a signed link of a plan, which needs no token."""
     link = _link_of(request, blobs)
     stat = blobs.stat(link.key)
     if stat is None or stat.size_bytes != link.size_bytes:

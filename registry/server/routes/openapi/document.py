@@ -26,6 +26,7 @@ PROBLEMS = {
     404: ("NotFound", "It does not exist, or the caller may not see it."),
     408: ("RequestTimeout", "The body stalled."),
     409: ("Conflict", "The resource changed since the caller read it, or exists already."),
+    411: ("LengthRequired", "The request needs `Content-Length`."),
     412: ("PreconditionFailed", "The alias moved since the caller read it: read its generation again."),
     413: ("ContentTooLarge", "The input is over a limit or a quota."),
     415: ("UnsupportedFile", "A version holds no file of this kind."),
@@ -155,6 +156,7 @@ def _problem_statuses(operation: dict[str, Any], method: str, scope: str) -> Ite
         yield from (401, 403, 404, 429)
     else:  # a token may be sent, or something in its place
         yield from (401, 429)
+        yield from (403, 404, 411) if "key" in names else ()  # a signed link
     if body or names:
         yield 422
     if body:
