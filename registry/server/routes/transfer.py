@@ -268,26 +268,26 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 # Threads of `LinkListener` answer most of these requests.
 @router.put("/links/{key:path}", status_code=204, dependencies=[NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
-def upload_by_link(request: Request, blobs: BlobsDep) -> Response:
+def upload_by_link(request: Request, blobs: BlobsDep, key: str) -> Response:
     """Upload a blob by a signed link of a plan, which needs no token."""
     link = _link_of(request, blobs)
     declared = request.headers.get("content-length")
     if declared is None:
         raise Invalid("LENGTH_REQUIRED", "a request with a link needs the Content-Length of its plan")
-    _check_length(request, digest_of(link.key), link.size_bytes)
-    sink = blobs.open_writer(link.key, limit_bytes=link.size_bytes)
-    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, link.key))
+    _check_length(request, digest_of(key), link.size_bytes)
+    sink = blobs.open_writer(key, limit_bytes=link.size_bytes)
+    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, key))
 
 
 @router.get("/links/{key:path}", dependencies=[NO_TOKEN], **_FILE)
-def read_by_link(request: Request, blobs: BlobsDep) -> Response:
+def read_by_link(request: Request, blobs: BlobsDep, key: str) -> Response:
     """Read a blob by a signed link of a plan, which needs no token."""
     link = _link_of(request, blobs)
-    stat = blobs.stat(link.key)
+    stat = blobs.stat(key)
     if stat is None or stat.size_bytes != link.size_bytes:
-        raise_unknown(link.key)
-    headers = {"ETag": f'"{digest_of(link.key)}"', **LINK_HEADERS}
-    return bytes_response(request, blobs, link.key, link.size_bytes, headers)
+        raise_unknown(key)
+    headers = {"ETag": f'"{digest_of(key)}"', **LINK_HEADERS}
+    return bytes_response(request, blobs, key, link.size_bytes, headers)
 
 
 def _link_of(request: Request, blobs: BlobStore) -> SignedLink:
