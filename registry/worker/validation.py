@@ -29,8 +29,6 @@ from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 
 TEXT_LIMIT = 2000
-UNDECIDED = frozenset({"compat.method_not_judged", "compat.shape_unknown"})
-"""Findings that headers alone cannot decide."""
 _PROCESS_MEASUREMENTS = {
     "base_load_seconds": "load_seconds",
     "base_parameters": "parameters",
@@ -50,21 +48,23 @@ def validate(task: Task) -> Done:
         findings = _fit(folder, base)
         if add_up(findings) is Outcome.FAIL:
             return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
-        open_questions = [finding for finding in findings if finding.code in UNDECIDED]
         lease.say(f"testing the adapter on {base.name}")
         try:
-            answer = task.pool.try_adapter(
-                source, folder, task.limits, structure=bool(open_questions), progress=lease.set_progress
-            )
+            answer = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
         except Gone as e:
             raise Failed(str(e)) from e
     lease.check()
-    if "result" not in answer:
-        raise Failed(str(answer.get("failed") or "the smoke test ended without an answer"))
-    report = _report(task, _findings(answer["result"].get("findings", ())), answer["result"], answer["base"])
-    if "structure" in answer:
-        certain = [finding for finding in findings if finding not in open_questions]
-        report = report.model_copy(update={"compat": (*certain, *_findings(answer["structure"]))})
+    result = answer.get("result")
+    if result is None:
+        reason = str(answer.get("failed") or "the smoke test ended without an answer")
+        if answer.get("stopped") or task.job.attempt < task.job.attempts_limit:
+            raise Failed(reason)
+        message = f"none of {task.job.attempt} attempts ended with an answer; the last one: {printable(reason, 1000)}"
+        result = {"findings": [Finding.of("unknown", "smoke.not_finished", WEIGHTS, message).to_dict()]}
+    report = _report(task, _findings(result.get("findings", ())), result, answer["base"])
+    structure, certain = _findings(result.get("structure", ())), [f for f in findings if f.severity != "unknown"]
+    if structure and len(certain) < len(findings):  # PEFT decides what headers could not
+        report = report.model_copy(update={"compat": (*certain, *structure)})
     return _done(report)
 
 

@@ -11,6 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from registry.findings import Finding
+from registry.worker.smoke.structure import Structures
+
 WEIGHTS = "adapter_model.safetensors"
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -52,6 +55,13 @@ def adapter(
         tensors = change(load_file(folder / WEIGHTS))
         save_file({name: t.clone().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
     return folder
+
+
+def compare_with_peft(base_folder: Path, folder: Path) -> list[Finding]:
+    """What PEFT says about the names and shapes of an adapter's tensors on this base."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(base_folder))
+    return Structures(model).compare(folder)
 
 
 def with_nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
     assert {"smoke.incompatible", "compat.overwrites_base"} <= {finding.code for finding in verdict.findings}
 
 
-def test_a_child_that_never_ends_costs_three_attempts_and_fails_the_job(
+def test_a_child_that_never_ends_costs_three_attempts_and_the_verdict_is_unknown(
     setup: WorkerSetup, good: Path, worker: Make, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It waits for a writer of its configuration, and nobody ever comes."""
@@ -95,21 +95,24 @@ def test_a_child_that_never_ends_costs_three_attempts_and_fails_the_job(
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
     tally = worker(limits=ProcessLimits(deadline_seconds=0.1, threads=1)).run(once=True)
     job = setup.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, tally.base_loads) == (3, State.FAILED, 3, loads)
-    assert "deadline of 0.1 seconds" in job.error
-    assert setup.smoke() is None
+    assert (tally.failed, tally.done, job.state, job.attempt, tally.base_loads) == (2, 1, State.DONE, 3, loads)
+    verdict = setup.smoke()
+    assert verdict is not None
+    assert (verdict.outcome, verdict.findings[0].code) == (Outcome.UNKNOWN, "smoke.not_finished")
+    assert "deadline of 0.1 seconds" in verdict.summary
 
 
-def test_an_adapter_for_which_the_memory_never_suffices_fails_its_job_and_the_next_one_is_right(
-    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_adapter_for_which_the_memory_does_not_suffice_gets_a_verdict_at_once_and_the_next_one_is_right(
+    setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
     large = models.adapter(base_folder, tmp_path / "large", r=512, target_modules="all-linear")
     job_id = setup.push(large, "acme/large").job_id
     tally = worker(limits=ProcessLimits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
-    job = setup.world.admin.job(job_id)
-    assert (tally.failed, job.state, job.attempt, setup.smoke("acme/large")) == (3, State.FAILED, 3, None)
-    assert "memory" in job.error.lower()
+    job, verdict = setup.world.admin.job(job_id), setup.smoke("acme/large")
+    assert (tally.failed, job.state, job.attempt) == (0, State.DONE, 1)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.findings[0].code) == (Outcome.UNKNOWN, "smoke.limit_exceeded")
+    assert "out of memory" in verdict.summary
     setup.push(good, "acme/next")
     assert worker().run(once=True).done == 1
     assert (next_one := setup.smoke("acme/next")) is not None

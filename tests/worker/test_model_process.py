@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: 
         (models.with_inf, {"smoke.not_finite": "error"}),
         (models.huge, {"smoke.not_finite": "error"}),
         (models.zero_b, {"smoke.no_effect": "error"}),
-        (models.wrong_prefix, {"smoke.no_effect": "error"}),
-        (models.poisoned, {"smoke.base_changed": "error"}),
+        (models.wrong_prefix, {"compat.tensor_missing": "error", "lora.tensor_unknown": "error"}),
+        (models.poisoned, {"lora.tensor_unknown": "error"}),
     ],
 )
 def test_a_broken_adapter_is_named_and_the_next_one_is_right(
@@ -65,6 +66,16 @@ def test_a_broken_adapter_is_named_and_the_next_one_is_right(
     assert codes(answer).items() >= expected.items()
     assert pool.try_adapter(source, good, LIMITS)["result"]["measurements"]["max_logit_delta"] == before
     assert pool.base_loads == loads
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(models.wrong_prefix, "smoke.no_effect"), (models.poisoned, "smoke.base_changed")]
+)
+def test_values_show_what_names_would_have_shown(
+    pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, change: models.Change, expected: str
+) -> None:
+    broken = models.adapter(base_folder, tmp_path / "broken", change=change)
+    assert codes(pool.try_adapter(source, broken, replace(LIMITS, any_name=True)))[expected] == "error"
 
 
 def test_a_nan_is_named_by_its_tensor(pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path) -> None:
@@ -99,11 +110,14 @@ def test_an_adapter_that_announces_a_change_of_the_base_is_warned_about(
     assert codes(answer)["smoke.base_changed"] == "warning"
 
 
-def test_what_peft_cannot_load_is_a_finding_with_its_reason(pool: Pool, source: BaseSource, tmp_path: Path) -> None:
+def test_a_shape_that_peft_does_not_expect_is_a_finding_with_both_shapes(
+    pool: Pool, source: BaseSource, tmp_path: Path
+) -> None:
     other = models.base(tmp_path / "wide", hidden=128)
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
-    assert codes(answer) == {"smoke.load_failed": "error"}
-    assert "size mismatch" in answer["result"]["findings"][0]["message"] or "RuntimeError" in str(answer)
+    assert codes(answer) == {"compat.shape": "error"}
+    finding = answer["result"]["findings"][0]
+    assert (finding["expected"][:7], finding["found"][:8]) == ("[4, 64]", "[4, 128]")
 
 
 def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on(
@@ -124,12 +138,13 @@ def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: BaseSou
     assert answer["failed"] == "the child died of SIGSEGV without an answer"
 
 
-def test_a_child_that_asks_for_too_much_memory_is_a_failed_attempt(
+def test_a_child_that_asks_for_too_much_memory_ends_in_a_finding(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path
 ) -> None:
     large = models.adapter(base_folder, tmp_path / "large", r=2048, target_modules="all-linear")
     answer = pool.try_adapter(source, large, ProcessLimits(deadline_seconds=60, threads=1, memory_bytes=2**20))
-    assert "failed" in answer
+    assert codes(answer) == {"smoke.limit_exceeded": "unknown"}
+    assert "memory" in str(answer["result"]["findings"][0]["message"])
     assert codes(pool.try_adapter(source, large, LIMITS)) == {}
 
 

@@ -14,7 +14,6 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Outcome
 from registry.findings import Finding
 from registry.worker.loop import Worker
-from registry.worker.smoke import structure
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
 
@@ -50,9 +49,9 @@ def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
 
 
 def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tmp_path: Path) -> None:
-    assert [finding.code for finding in structure.compare_structure(base_folder, unusual)] == ["compat.peft_expects"]
+    assert [finding.code for finding in models.compare_with_peft(base_folder, unusual)] == ["compat.peft_expects"]
     wide = models.base(tmp_path / "wide", hidden=128)
-    (shape,) = structure.compare_structure(wide, unusual)
+    (shape,) = models.compare_with_peft(wide, unusual)
     assert (shape.code, shape.severity) == ("compat.shape", "error")
     assert "expects other shapes" in shape.message
 

@@ -211,7 +211,8 @@ def _matrix(row: torch.Tensor, tokens: int) -> torch.Tensor:
 def _task_numbers(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """PEFT's methods for several tasks need each row's task: the first."""
     config = getattr(model, "active_peft_config", None)
-    return {"task_ids": ids.new_zeros(len(ids))} if getattr(config, "num_tasks", None) else {}
+    tasks = getattr(config, "num_tasks", None) or getattr(config, "n_tasks", None)
+    return {"task_ids": ids.new_zeros(len(ids))} if tasks else {}
 
 
 # ------------------------------------------------------------------ inputs that are not tokens

@@ -1,8 +1,8 @@
 """What runs in a child of the model process: `IsolatedRun` tests one adapter, `SharedRun` tests them one after another.
 
 An answer is one of
-    {"result": …}                       with `structure` if that was requested
-    {"failed": reason, "memory": bool}  this process could not judge the adapter
+    {"result": …}
+    {"failed": reason, "memory": bool}  this process could not judge the adapter; `memory`: it ran out of it
     {"isolate": reason}                 `SharedRun` only: this adapter needs a process of its own
     {"discard": reason}                 `SharedRun` only: this model object may be changed; end the process
 
@@ -22,10 +22,11 @@ from registry.worker.devices import CPU
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_adapter
 from registry.worker.sandbox import namespaces
-from registry.worker.smoke import resident, structure
+from registry.worker.smoke import resident
 from registry.worker.smoke.isolated import IsolatedTest
 from registry.worker.smoke.resident import Discard, Resident
 from registry.worker.smoke.result import SmokeResult, first_line, machine_fault, out_of_memory
+from registry.worker.smoke.structure import NeedsValues, Structures
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
@@ -66,11 +67,7 @@ class IsolatedRun:
     def answer(self, request: Message, send: Send) -> Message:
         """Answer one request; never raises."""
         try:
-            answer = self._answer(request, send)
-            if request.get("structure") and "result" in answer:
-                findings = structure.compare_structure(self._loader.folder, Path(request["folder"]))
-                answer["structure"] = [finding.to_dict() for finding in findings]
-            return answer
+            return self._answer(request, send)
         except BaseException as e:
             return failed(e)
 
@@ -82,14 +79,16 @@ class IsolatedRun:
         return self._base
 
     def _answer(self, request: Message, send: Send) -> Message:
-        result = self.examine(Path(request["folder"]), thresholds_of(request), send)
+        result = self.examine(Path(request["folder"]), request, send)
         result.execution.setdefault("mode", "isolated")
         return {"result": result.to_message()}
 
-    def examine(self, folder: Path, thresholds: Thresholds, send: Send) -> SmokeResult:
+    def examine(self, folder: Path, request: Message, send: Send) -> SmokeResult:
         """Run the smoke test."""
-        config = read_adapter(folder).config
-        return IsolatedTest(self.base(send), folder, config, thresholds, say=progress_to(send)).run()
+        config, base = read_adapter(folder).config, self.base(send)
+        structures = None if request.get("any_name") else Structures(base.model)
+        thresholds, say = thresholds_of(request), progress_to(send)
+        return IsolatedTest(base, folder, config, thresholds, structures=structures, say=say).run()
 
 
 class SharedRun(IsolatedRun):
@@ -103,9 +102,10 @@ class SharedRun(IsolatedRun):
         folder, thresholds = Path(request["folder"]), thresholds_of(request)
         contents = read_adapter(folder)
         base = self.base(send)
-        reason = resident.reason_to_isolate(base, folder, contents)
+        reason = resident.reason_to_isolate(base, contents)
         beside = bool(reason) and self._loader.device != CPU and resident.may_share_base(contents)
-        if request.get("any_name"):
+        any_name = bool(request.get("any_name"))
+        if any_name:
             reason, beside = "", True
         if reason and not beside:
             return {"isolate": reason}
@@ -114,11 +114,13 @@ class SharedRun(IsolatedRun):
                 self._resident = Resident(base)
             self._resident.say = progress_to(send)
             if beside:
-                result = self._resident.examine_beside(folder, contents.config, thresholds)
+                result = self._resident.examine_beside(folder, contents.config, thresholds, any_name=any_name)
             else:
                 result = self._resident.examine(folder, contents, thresholds)
         except Discard as e:
             return {"discard": str(e)}
+        except NeedsValues as e:
+            return {"isolate": f"PEFT cannot build it on the meta device: {e}"}
         except Exception as e:
             if machine_fault(e):
                 raise

@@ -14,6 +14,7 @@ import selectors
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +22,14 @@ import torch
 from registry.worker.devices import CPU
 from registry.worker.model_process.child import IsolatedRun, Loader, Message, Send, SharedRun, failed
 from registry.worker.sandbox import confine, program
+from registry.worker.smoke.result import SmokeResult
 
 SHARED, ISOLATED = "shared", "isolated"
 """Roles of a child that is a process started on its own."""
 ANSWER_LIMIT_BYTES = 4 * 2**20
+STOPPED = "the worker stopped the job"
+EXHAUSTED_SECONDS = 1.0
+"""A child that reached its deadline was busy for at least so long, or it only waited for a busy machine."""
 
 
 class StopSource(Protocol):
@@ -44,26 +49,36 @@ class Child:
         self._loads = loads
         self._to, self._from = to_child, from_child
         self._rest = b""
+        self._stage, self._cpu_before = "", 0.0
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does the same; the first one wins
 
     def ask(self, request: Message, stops: StopSource, send: Send) -> Message:
-        """Send the request and return the answer; `{"failed": reason}` if the child was killed or died."""
+        """Send the request and return the answer; `{"failed": reason}` if the child was killed or died.
+
+        If the adapter exhausted the child's time, that is a finding.
+        """
         seconds = float(request["deadline_seconds"])
+        self._stage, self._cpu_before = "", _cpu_seconds_of(self.pid)
         deadline = time.monotonic() + seconds + (confine.LOAD_SECONDS_LIMIT if self._loads else 0)
         try:
             _write(self._to, request)
             while True:
                 line, reason = self._line(deadline, stops, request)
+                if reason is STOPPED:
+                    return self._gone(f"the child was killed: {reason}") | {"stopped": True}
                 if reason:
-                    return self._gone(f"the child was killed: {reason}")
+                    worked = _cpu_seconds_of(self.pid) - self._cpu_before > max(seconds / 2, EXHAUSTED_SECONDS)
+                    return self._gone(f"the child was killed: {reason}", exhausted=worked)
                 message = _parse(line)
                 if message is None:
                     return self._gone("")
                 if "progress" not in message and "loaded" not in message:
                     return message
+                self._stage = str(message.get("progress", self._stage))[:200]
                 if "loaded" in message:
                     self._loads, deadline = False, time.monotonic() + seconds
+                    self._cpu_before = _cpu_seconds_of(self.pid)
                 send(message)
         except BrokenPipeError:
             return self._gone("")
@@ -90,10 +105,13 @@ class Child:
                     self._rest += data
                     if len(self._rest) > ANSWER_LIMIT_BYTES:
                         return b"", f"its answer is over {ANSWER_LIMIT_BYTES} bytes"
-        return b"", "the worker stopped the job"
+        return b"", STOPPED
 
-    def _gone(self, reason: str) -> Message:
+    def _gone(self, reason: str, *, exhausted: bool = False) -> Message:
+        """Without a reason, the child died: of its limit of CPU time, or by itself."""
         status = self.end()
+        if exhausted or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+            return limit_exceeded(reason or "its limit of CPU time ended the child", self._stage)
         if not reason and os.WIFSIGNALED(status):
             reason = f"the child died of {signal.Signals(os.WTERMSIG(status)).name} without an answer"
         return {"failed": reason or f"the child ended with status {status >> 8} without an answer"}
@@ -135,14 +153,15 @@ class Children:
             self._shared = self._fork(SharedRun(self._base, self._loader), request)
         self._send({"child": self._shared.pid})
         answer = self._shared.ask(request, self._stops, self._send)
-        if "result" in answer:
+        if "result" in answer and self._shared.pid:
             return answer
         if "isolate" in answer:
             return self._run_isolated(request, answer["isolate"])
         self._shared.end()  # nothing of this run may affect the next adapter
         self._shared = None
-        if "discard" in answer:
-            return self._run_isolated(request, f"the shared process was discarded: {answer['discard']}")
+        if "discard" in answer or answer.get("memory"):
+            reason = answer.get("discard") or answer["failed"]
+            return self._run_isolated(request, f"the shared process was discarded: {reason}")
         return answer
 
     def _run_isolated(self, request: Message, reason: str) -> Message:
@@ -151,6 +170,9 @@ class Children:
             self._shared.end()  # two copies of the base do not fit on this GPU
             self._shared = None
             answer = self._ask_isolated(request)
+        if answer.get("memory") and self._loader.device == CPU:
+            limit = f"its limit is {int(request['memory_bytes'])} bytes on top of the base"
+            answer = limit_exceeded(f"{answer['failed']}; {limit}", "memory")
         if reason and "result" in answer:
             answer["result"]["execution"]["isolated_because"] = reason[:600]
         return answer
@@ -217,6 +239,21 @@ def run_child(work: IsolatedRun, threads: int, inward: int, outward: int, parent
             _write(outward, failed(e))
     finally:
         os._exit(0)
+
+
+def limit_exceeded(reason: str, stage: str) -> Message:
+    """The answer for an adapter that needs more time or memory than a test may use."""
+    result = SmokeResult()
+    result.note("unknown", "smoke.limit_exceeded", stage or "start", f"the test needs more than its limits: {reason}")
+    return {"result": result.to_message()}
+
+
+def _cpu_seconds_of(pid: int) -> float:
+    """The CPU time that this process has used; 0 if the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _peak_memory() -> dict[str, int]:

@@ -27,8 +27,8 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 class ProcessLimits:
     """Limits of one child. `memory_bytes` is on top of what the model process has mapped.
 
-    `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names outside the allow-list
-    reach the shared process: for tests of the checksum that stops them there.
+    `isolate` runs every adapter in a process of its own. `any_name` lets adapters with names that neither rules nor
+    PEFT expect reach the shared process: for tests of the checksum that stops them there.
     """
 
     deadline_seconds: float = 300.0
@@ -94,14 +94,14 @@ class ModelProcess:
 
     def try_adapter(
         self, folder: Path, limits: ProcessLimits, thresholds: Mapping[str, float] | None = None, *,
-        structure: bool = False, progress: Progress = ignore_progress,
+        progress: Progress = ignore_progress,
     ) -> dict[str, Any]:  # fmt: skip
-        """Test one adapter: `{"result": {"findings", "measurements"}}`, or `{"failed": reason}`.
+        """Test one adapter: `{"result": {"findings", "structure", "measurements", …}}`, or `{"failed": reason}`.
 
-        `structure`: also compare names and shapes with PEFT's; those findings are under `structure`. Raises `Gone`.
+        Raises `Gone`.
         """
         self.tried += 1
-        request = {"id": self.tried, "folder": str(folder), "structure": structure}
+        request = {"id": self.tried, "folder": str(folder)}
         self._write({**request, "thresholds": dict(thresholds or {}), **asdict(limits)})
         # The model process enforces the deadline of each child, and there may be two; this is the fallback.
         deadline = time.monotonic() + 2 * limits.deadline_seconds + 30

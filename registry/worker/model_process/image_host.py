@@ -9,10 +9,9 @@ from typing import Any
 
 import diffusers
 
-from registry.evaluation.thresholds import Thresholds
 from registry.worker.model.image import Pipeline
 from registry.worker.model_process import host
-from registry.worker.model_process.child import IsolatedRun, Loader, Send, progress_to
+from registry.worker.model_process.child import IsolatedRun, Loader, Message, Send, progress_to, thresholds_of
 from registry.worker.smoke.image import ImageTest
 from registry.worker.smoke.result import SmokeResult
 
@@ -28,9 +27,9 @@ class ImageLoader(Loader):
 class IsolatedImageRun(IsolatedRun):
     """Test one image adapter on its pipeline."""
 
-    def examine(self, folder: Path, thresholds: Thresholds, send: Send) -> SmokeResult:
+    def examine(self, folder: Path, request: Message, send: Send) -> SmokeResult:
         """Run the smoke test."""
-        return ImageTest(self.base(send), folder, thresholds, say=progress_to(send)).run()
+        return ImageTest(self.base(send), folder, thresholds_of(request), say=progress_to(send)).run()
 
 
 if __name__ == "__main__":

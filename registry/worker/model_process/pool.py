@@ -61,13 +61,12 @@ class Pool:
         return process
 
     def try_adapter(
-        self, source: BaseSource, folder: Path, limits: ProcessLimits, *, structure: bool = False,
-        progress: Progress = ignore_progress,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, source: BaseSource, folder: Path, limits: ProcessLimits, *, progress: Progress = ignore_progress
+    ) -> dict[str, Any]:
         """Test one adapter on its base. Adds `base`: load time, versions, adapters tested. `progress` never raises."""
         process = self._busy = self.process(source)
         try:
-            answer = process.try_adapter(folder, limits, source.thresholds, structure=structure, progress=progress)
+            answer = process.try_adapter(folder, limits, source.thresholds, progress=progress)
         finally:
             self._busy = None
         return answer | {"base": process.ready | {"adapters_tried": process.tried, "base_loads": self.base_loads}}

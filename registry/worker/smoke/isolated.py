@@ -25,10 +25,11 @@ from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_updates
 from registry.worker.sandbox.program import Progress, ignore_progress
-from registry.worker.smoke import acting, dialogue, samples
+from registry.worker.smoke import acting, dialogue, samples, structure
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.checks import SmokeTest
-from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult, library_message, machine_fault
+from registry.worker.smoke.structure import Structures
 from registry.worker.smoke.tensors import check_finite, measure_norms, tensors_of, weight_norm
 
 
@@ -55,11 +56,24 @@ def announces_change(config: AdapterConfig) -> bool:
 class LanguageTest(SmokeTest):
     """The checks that a language model answers, however the adapter was loaded."""
 
-    def __init__(self, base: LoadedBase, folder: Path, result: SmokeResult) -> None:
+    def __init__(self, base: LoadedBase, folder: Path, result: SmokeResult, structures: Structures | None) -> None:
+        """Without `structures` the tensors of the file are not compared with those that PEFT expects."""
         super().__init__(result)
-        self.base, self.folder = base, folder
+        self.base, self.folder, self.structures = base, folder, structures
         self.wrapped: Any = None
         self.baseline: Baseline | None = None
+
+    def check_structure(self) -> bool:
+        if self.structures is None:
+            return True
+        builds = self.structures.builds
+        try:
+            findings = self.structures.compare(self.folder)
+        except structure.Refused as e:
+            findings = [e.finding]
+        finally:
+            self.result.measurements["structure_builds"] = self.structures.builds - builds
+        return self.result.note_structure(findings)
 
     def use_baseline(self, baseline: Baseline) -> bool:
         """Compare with these answers of the bare base."""
@@ -76,11 +90,8 @@ class LanguageTest(SmokeTest):
         started = perf_counter()
         after = self.base.logits(self.baseline.prompts, self.wrapped)
         self.result.measure("adapter_forward_seconds", perf_counter() - started)
-        return (
-            after
-            if acting.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
-            else None
-        )
+        finite = acting.compare(self.baseline, after, self.result, self.base.task, kind=self.base.probe_kind)
+        return after if finite else None
 
     def check_dialogue(self) -> bool:
         dialogue.examine(self.base, self.folder, self.result)
@@ -96,9 +107,9 @@ class IsolatedTest(LanguageTest):
 
     def __init__(
         self, base: LoadedBase, folder: Path, config: AdapterConfig, thresholds: Thresholds,
-        reference: Reference | None = None, *, say: Progress = ignore_progress,
+        reference: Reference | None = None, *, structures: Structures | None, say: Progress = ignore_progress,
     ) -> None:  # fmt: skip
-        super().__init__(base, folder, SmokeResult(thresholds, say=say))
+        super().__init__(base, folder, SmokeResult(thresholds, say=say), structures)
         self._config, self._reference = config, reference
 
     def check_task(self) -> bool:
@@ -108,6 +119,13 @@ class IsolatedTest(LanguageTest):
         message = f"the adapter is for the task {task}, and {base.name} is a {base.task.label}: it has no head for it"
         self.result.note("unknown", "smoke.task_unsupported", f"{CONFIG}: task_type", message)
         return False
+
+    def check_structure(self) -> bool:
+        self.result.say("comparing the tensors with those that PEFT expects")
+        try:
+            return super().check_structure()
+        except structure.NeedsValues:  # compared after loading
+            return True
 
     def check_weights(self) -> bool:
         if not check_finite(tensors_of(self.folder / WEIGHTS), self.result):
@@ -129,7 +147,7 @@ class IsolatedTest(LanguageTest):
                 if machine_fault(e):
                     raise
                 message = f"transformers {transformers.__version__} does not run {base.name}, a {base.task.label}, on "
-                message += f"text, noise or an image: {first_line(e)}"
+                message += f"text, noise or an image: {library_message(e)}"
                 self.result.note("unknown", "smoke.task_unsupported", "base", message)
                 return False
             self.result.measure("base_forward_seconds", perf_counter() - started)
@@ -145,13 +163,16 @@ class IsolatedTest(LanguageTest):
         try:
             self.wrapped = peft.PeftModel.from_pretrained(model, folder, is_trainable=False, torch_device=device)
         except Exception as e:
-            if machine_fault(e):
+            if machine_fault(e) or isinstance(e, ImportError):
                 raise
-            message = f"PEFT {peft.__version__} cannot load the adapter: {first_line(e)}"
+            message = f"{structure.PEFT} cannot load the adapter: {library_message(e)}"
             self.result.note("error", "smoke.load_failed", WEIGHTS, message)
+            self.result.structure = self.result.structure or self.result.findings[-1:]
             return False
         self.wrapped.eval()
         self.result.measure("load_seconds", perf_counter() - started)
+        if self.structures is not None and self.result.structure is None:
+            self.result.note_structure(structure.compare_loaded(self.wrapped, self.folder))
         return True
 
     def check_forward(self) -> bool:
@@ -160,7 +181,7 @@ class IsolatedTest(LanguageTest):
         except Exception as e:
             if machine_fault(e):
                 raise
-            message = f"the model with the adapter fails: {first_line(e)}"
+            message = f"the model with the adapter fails: {library_message(e)}"
             self.result.note("error", "smoke.forward_failed", "forward", message)
             return False
 
@@ -178,7 +199,8 @@ class IsolatedTest(LanguageTest):
         except Exception as e:
             if machine_fault(e):
                 raise
-            result.note("warning", "smoke.unload_failed", "unload", f"the adapter cannot be unloaded: {first_line(e)}")
+            message = f"the adapter cannot be unloaded: {library_message(e)}"
+            result.note("warning", "smoke.unload_failed", "unload", message)
             bare = None
         now = self.base.fingerprint()
         changed = sorted(name for name, bits in reference.fingerprint.items() if now[name] != bits)

@@ -39,7 +39,8 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 from registry.worker.smoke import isolated
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
-from registry.worker.smoke.result import SmokeResult, first_line, machine_fault
+from registry.worker.smoke.result import SmokeResult
+from registry.worker.smoke.structure import Structures
 from registry.worker.smoke.tensors import check_finite, measure_norms, weight_norm
 
 SLOTS = ("even", "odd")
@@ -63,7 +64,7 @@ class Discard(Exception):
     """This model object may be changed or misbehaves: end its process and test the adapter in isolation."""
 
 
-def reason_to_isolate(base: LoadedBase, folder: Path, contents: PeftContents) -> str:
+def reason_to_isolate(base: LoadedBase, contents: PeftContents) -> str:
     """Why an adapter must not share a model object with others; empty if it may."""
     config, spec = contents.config, contents.lora
     odd = [module.path for module in spec.modules if module.kind != "linear" or module.bias_shape]
@@ -76,12 +77,6 @@ def reason_to_isolate(base: LoadedBase, folder: Path, contents: PeftContents) ->
     ):
         if holds:
             return reason
-    try:
-        peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as e:
-        if machine_fault(e):
-            raise
-        return f"PEFT refuses its configuration: {first_line(e)}"
     return ""
 
 
@@ -124,6 +119,7 @@ class Resident:
         started = perf_counter()
         self.base = base
         self.say: Progress = ignore_progress
+        self.structures = Structures(base.model)
         before = base.logits(base.probes)
         self.forward_seconds = perf_counter() - started
         self.reference = Reference(Baseline.of(base.probes, before, base.dtype), base.fingerprint(), shared=True)
@@ -141,10 +137,15 @@ class Resident:
         """Run the smoke test. Raises `Discard` if the outcome would be about this process rather than the adapter."""
         return SwappedTest(self, folder, contents, thresholds).run()
 
-    def examine_beside(self, folder: Path, config: AdapterConfig, thresholds: Thresholds) -> SmokeResult:
+    def examine_beside(
+        self, folder: Path, config: AdapterConfig, thresholds: Thresholds, *, any_name: bool
+    ) -> SmokeResult:
         """Test an adapter that cannot be swapped but leaves the base unchanged, without slots."""
         self._clear()
-        result = IsolatedTest(self.base, folder, config, thresholds, self.reference, say=self.say).run()
+        structures = None if any_name else self.structures
+        result = IsolatedTest(
+            self.base, folder, config, thresholds, self.reference, structures=structures, say=self.say
+        ).run()
         if result.has("smoke.base_changed", "smoke.load_failed", "smoke.forward_failed", "smoke.unload_failed"):
             raise Discard(result.findings[-1].message)
         result.execution["mode"] = "loaded"
@@ -267,10 +268,12 @@ class Resident:
 
 
 class SwappedTest(LanguageTest):
-    """Test a plain LoRA adapter in a slot of the resident base."""
+    """Test a plain LoRA adapter in a slot of the resident base. After an exception the isolated run decides."""
+
+    notes_exceptions = False
 
     def __init__(self, resident: Resident, folder: Path, contents: PeftContents, thresholds: Thresholds) -> None:
-        super().__init__(resident.base, folder, SmokeResult(thresholds, say=resident.say))
+        super().__init__(resident.base, folder, SmokeResult(thresholds, say=resident.say), resident.structures)
         self._resident, self._contents = resident, contents
         self._tensors: dict[str, torch.Tensor] = {}
         self._slot = ""

@@ -18,7 +18,11 @@ from registry.worker.sandbox.program import Progress, ignore_progress
 
 @dataclass(slots=True)
 class SmokeResult:
-    """What a smoke test found and measured on one adapter. `images`: name → PNG in base64, of image models."""
+    """What a smoke test found and measured on one adapter.
+
+    `images`: name → PNG in base64, of image models. `structure`: what PEFT says of names and shapes; None if it was not
+    asked. Its errors are among the findings, too.
+    """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     findings: list[Finding] = field(default_factory=list)
@@ -28,6 +32,7 @@ class SmokeResult:
     execution: dict[str, Any] = field(default_factory=dict)
     reference_logprobs: ReferenceLogprobs | None = None
     images: dict[str, str] = field(default_factory=dict)
+    structure: list[Finding] | None = None
     say: Progress = ignore_progress
 
     def note(
@@ -35,6 +40,13 @@ class SmokeResult:
     ) -> None:
         """Add a finding."""
         self.findings.append(Finding.of(severity, code, location, message, expected, actual))
+
+    def note_structure(self, findings: list[Finding]) -> bool:
+        """Add what PEFT says of names and shapes; whether the adapter fits."""
+        self.structure = findings
+        errors = [finding for finding in findings if finding.severity == "error"]
+        self.findings += errors
+        return not errors
 
     def measure(self, name: str, value: float) -> None:
         """Add a measurement."""
@@ -55,12 +67,18 @@ class SmokeResult:
             "execution": self.execution,
             "reference_logprobs": logprobs.model_dump(mode="json") if logprobs is not None else None,
             "images": self.images,
+            "structure": [finding.to_dict() for finding in self.structure or ()],
         }
 
 
 def first_line(error: BaseException) -> str:
     """Format an exception as one line: its class and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"[:1500]
+
+
+def library_message(error: BaseException) -> str:
+    """Format a library's exception as one line: its class and its whole message, cut to 600 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"[:600]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,55 +1,94 @@
-"""Structure: the names and shapes of tensors that PEFT expects of an adapter on a base, against those in its file.
+"""Structure: the tensors that PEFT expects of an adapter on a base, by names and shapes, against those in its file.
 
-For methods that headers cannot judge (registry.compat). PEFT injects the adapter's configuration into the base's on the
-meta device; no weight is read. If PEFT cannot do that (a method that depends on values), the answer stays `unknown`.
+PEFT injects the adapter's configuration into a copy of the base on the meta device: no weight is read, and PEFT's own
+`get_peft_model_state_dict` says what belongs to the adapter. Some methods read values when they are injected (BOFT,
+FRoD, SHiRA, Uni-LoRA): of these the model is compared that PEFT has loaded the adapter into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
-import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from registry.files import WEIGHTS
+from registry.files import CONFIG, WEIGHTS
 from registry.findings import Finding
-from registry.worker.model import tasks
-from registry.worker.smoke.result import first_line, machine_fault
+from registry.worker.smoke.result import library_message, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 5
-_PEFT = f"PEFT {peft.__version__}, on the meta device,"
+REMEMBERED_LIMIT = 1000
+PEFT = f"PEFT {peft.__version__}"
+_NO_SHAPE: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("lora_alpha", "alpha_pattern", "use_rslora"), lambda _value: True),
+    **dict.fromkeys(
+        ("base_model_name_or_path", "revision", "peft_version"), lambda value: value is None or isinstance(value, str)
+    ),
+    **dict.fromkeys(("inference_mode", "init_lora_weights"), lambda value: isinstance(value, bool)),
+    "lora_dropout": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+}
+"""Field → the values that change neither names nor shapes of tensors."""
 
 
-def compare_structure(base: Path, folder: Path) -> list[Finding]:
-    """Findings for the check `compat`: the differences, or one that says that there are none."""
+class Refused(Exception):
+    """PEFT refuses the configuration. `finding` says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+class NeedsValues(Exception):
+    """PEFT cannot build this adapter on the meta device."""
+
+
+class Structures:
+    """The comparisons of this process with one base; those of equal configurations and headers are made once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._remembered: dict[str, list[Finding]] = {}
+        self.builds = 0
+
+    def compare(self, folder: Path) -> list[Finding]:
+        """The differences, or one finding that says that there are none.
+
+        Raises `Refused`, and `NeedsValues` if only the loaded adapter can be compared (`compare_loaded`).
+        """
+        config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
+        key = _key(config, shapes)
+        if key not in self._remembered:
+            self.builds += 1
+            if len(self._remembered) >= REMEMBERED_LIMIT:
+                self._remembered.clear()
+            try:
+                self._remembered[key] = _compare(_build(self._model, config), shapes)
+            except Exception as e:
+                if machine_fault(e):
+                    raise
+                raise NeedsValues(library_message(e)) from e
+        return self._remembered[key]
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration as PEFT's own class reads it. Raises `Refused`."""
     try:
-        expectation = expected(base, folder)
+        config = peft.PeftConfig.from_pretrained(str(folder))
     except Exception as e:
         if machine_fault(e):
             raise
-        return [Finding.of("unknown", "compat.method_not_judged", WEIGHTS, f"{_PEFT} cannot tell: {first_line(e)}")]
-    message = f"{_PEFT} expects the {len(expectation)} tensors of this file, by names and shapes, and no other"
-    expected_all = Finding.of("info", "compat.peft_expects", WEIGHTS, message)
-    return list(_differences(expectation, shapes_in_file(folder / WEIGHTS))) or [expected_all]
-
-
-def expected(base: Path, folder: Path) -> Shapes:
-    """The tensors that PEFT would save of this adapter on this base. Errors are transformers' and PEFT's own."""
-    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # packing changes the storage of weights, not the modules
-    written = peft.PeftConfig.from_pretrained(str(folder))
-    written.inference_mode = True
-    if isinstance(getattr(written, "init_lora_weights", None), str):
-        written.init_lora_weights = True  # others read the base's weights; names and shapes are the same
-    with torch.device("meta"):
-        model = tasks.class_of(config)[0]._from_config(config)
-        wrapped = peft.get_peft_model(model, written)
-        return {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(wrapped).items()}
+        message = f"{PEFT} refuses the configuration: {library_message(e)}"
+        raise Refused(Finding.of("error", "config.not_loadable", CONFIG, message)) from e
+    config.inference_mode = True
+    return config
 
 
 def shapes_in_file(weights: Path) -> Shapes:
@@ -58,17 +97,87 @@ def shapes_in_file(weights: Path) -> Shapes:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _differences(expectation: Shapes, shapes: Shapes) -> Iterator[Finding]:
+def compare_loaded(wrapped: Any, folder: Path) -> list[Finding]:
+    """As `Structures.compare`, on the model that PEFT has loaded the adapter into."""
+    weights = folder / WEIGHTS
+    return _compare(wrapped, shapes_in_file(weights), lambda: load_file(weights))
+
+
+def _key(config: Any, shapes: Shapes) -> str:
+    fields = {
+        name: sorted(value, key=str) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if name not in _NO_SHAPE or not _NO_SHAPE[name](value)
+    }
+    return json.dumps([fields, sorted(shapes.items())], sort_keys=True, default=repr)
+
+
+def _build(model: Any, config: Any) -> Any:
+    """The base's architecture with the adapter, on the meta device. Errors are transformers' and PEFT's own."""
+    base_config = copy.deepcopy(model.config)
+    if hasattr(base_config, "quantization_config"):
+        del base_config.quantization_config  # packing changes the storage of weights, not the modules
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # others read the base's weights; names and shapes are the same
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(type(model)._from_config(base_config), config)
+
+
+def _compare(
+    wrapped: Any, shapes: Shapes, tensors: Callable[[], dict[str, torch.Tensor]] | None = None
+) -> list[Finding]:
+    """`tensors` reads the file's; without it, they are on the meta device as the model is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = wrapped.state_dict()
+        saved = [
+            peft.get_peft_model_state_dict(wrapped, state_dict=dict(state), save_embedding_layers=embeddings)
+            for embeddings in (False, "auto")
+        ]
+        required, permitted = ({name: tuple(tensor.shape) for name, tensor in kind.items()} for kind in saved)
+        findings = list(_differences(required, permitted, shapes))
+        if findings and _is_renamed(wrapped, state, saved[0], shapes, tensors):
+            findings = []
+    message = f"{PEFT} expects the {len(shapes)} tensors of this file, by names and shapes, and no other"
+    return findings or [Finding.of("info", "compat.peft_expects", WEIGHTS, message)]
+
+
+def _is_renamed(
+    wrapped: Any, state: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], shapes: Shapes,
+    tensors: Callable[[], dict[str, torch.Tensor]] | None,
+) -> bool:  # fmt: skip
+    """Whether PEFT's loader itself takes names of an older library for every tensor that it expects, and no other.
+
+    A tensor that has the name of one of the base's would be loaded, too, and overwrite it.
+    """
+    if not (shapes.keys() - saved.keys()).isdisjoint(state):
+        return False
+    key_of = {id(tensor): key for key, tensor in state.items()}
+    expected = {key_of.get(id(tensor), "") for tensor in saved.values()}
+    of_file = tensors() if tensors else {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        result = peft.set_peft_model_state_dict(wrapped, of_file, low_cpu_mem_usage=tensors is None)
+    except Exception as e:
+        if machine_fault(e):
+            raise
+        return False
+    return "" not in expected and not result.unexpected_keys and expected.isdisjoint(result.missing_keys)
+
+
+def _differences(required: Shapes, permitted: Shapes, shapes: Shapes) -> Iterator[Finding]:
+    """`permitted` has what PEFT may store beside what it needs: the weights of a targeted embedding."""
+    expectation = permitted | required
     differing = {name for name in expectation.keys() & shapes.keys() if expectation[name] != shapes[name]}
     for code, names, what in (
-        ("compat.module_missing", expectation.keys() - shapes.keys(), "expects tensors that the file does not hold"),
+        ("compat.tensor_missing", required.keys() - shapes.keys(), "expects tensors that the file does not hold"),
         ("lora.tensor_unknown", shapes.keys() - expectation.keys(), "expects none of these tensors of the file"),
         ("compat.shape", differing, "expects other shapes"),
     ):
         if names:
             shown = sorted(names)[:SHOWN]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            message = f"{_PEFT} {what}: {', '.join(shown)}{more}"
-            expects = ", ".join(str(list(expectation[n])) for n in shown if n in expectation)
-            holds = ", ".join(str(list(shapes[n])) for n in shown if n in shapes)
+            message = f"{PEFT} {what}: {', '.join(shown)}{more}"
+            expects = ", ".join(str(list(expectation[n])) for n in shown if n in expectation) or "nothing"
+            holds = ", ".join(str(list(shapes[n])) for n in shown if n in shapes) or "nothing"
             yield Finding.of("error", code, shown[0], message, expects, holds)
