@@ -31,7 +31,7 @@ DEFAULTS = ProcessLimits()
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Exit when no suitable job is left.")
+@click.option("--once", is_flag=True, help="Exit when no suitable job is left, retries included.")
 @click.option(
     "--base", "bases", multiple=True, metavar="NAME[=DIR]",
     help="Base to serve, with its folder on this machine (repeatable). Default: bases whose source is a folder here.",
@@ -53,7 +53,8 @@ def worker(
     """Run a worker: smoke-test adapters on their base, merge and convert.
 
     A base's weights are checked against its record first. Needs a token with the scope work, and push for merges and
-    conversions. With --ray workers run on the nodes of a Ray cluster (extra 'cluster').
+    conversions. With --ray workers run on the nodes of a Ray cluster (extra 'cluster'). Exits 75 if with --once a
+    failed job is left for another attempt.
 
     \b
     adapter worker --base smollm2=models/SmolLM2-135M-Instruct
@@ -75,6 +76,8 @@ def worker(
                 say("taking jobs; stop with Ctrl-C")
             summary = worker.run(once=once)
     output.answer(asdict(summary), lambda: output.line(_summary_line(summary)))
+    if once and summary.left:
+        output.exit_with(output.TRY_LATER)
 
 
 def _run_on_cluster(
@@ -129,4 +132,5 @@ def _stop_on_signals(worker: Stoppable) -> None:
 
 def _summary_line(summary: RunSummary) -> str:
     failed = f", {output.plural(summary.failed, 'attempt')} failed" if summary.failed else ""
-    return f"{output.plural(summary.done, 'job')} done{failed}; {output.plural(summary.base_loads, 'base load')}"
+    left = f"; {output.plural(summary.left, 'failed job')} left for another attempt" if summary.left else ""
+    return f"{output.plural(summary.done, 'job')} done{failed}{left}; {output.plural(summary.base_loads, 'base load')}"

@@ -10,14 +10,15 @@ import os
 import platform
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.client.registry import Registry
-from registry.errors import RegistryError, Unavailable
-from registry.jobs import Kind
+from registry.errors import NotFound, RegistryError, Unavailable
+from registry.jobs import Kind, State, backoff_seconds
 from registry.worker import validation
 from registry.worker.conversions import runner as conversions
 from registry.worker.lease import HeldLease, Lost, printable
@@ -42,6 +43,8 @@ IDLE_SECONDS = (0.5, 5.0)
 """The pause of an idle worker: it starts with the first and doubles up to the second."""
 GRACE_SECONDS = 10.0
 """Time for a running job after a stop."""
+RETRY_SECONDS = 30.0
+"""Time that a run with `once` waits for a failed job of its own after the job's pause."""
 MESSAGE_LIMIT, ERROR_LIMIT = 2000, 4000
 LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 """Errors for a job that was given to another worker, cancelled, or deleted with its adapter."""
@@ -49,11 +52,12 @@ LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 
 @dataclass(slots=True)
 class RunSummary:
-    """What one run of a worker did."""
+    """What one run of a worker did. `left`: jobs that failed in this run, and whose next attempt it did not make."""
 
     done: int = 0
     failed: int = 0
     base_loads: int = 0
+    left: int = 0
 
 
 class Worker:
@@ -73,6 +77,7 @@ class Worker:
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._reported: set[str] = set()
+        self._retries: dict[str, float] = {}
         self._inspector = Inspector(registry, say=say, stopping=self._stopping.is_set)
 
     def __enter__(self) -> Self:
@@ -92,7 +97,7 @@ class Worker:
         timer.start()
 
     def run(self, *, once: bool = False) -> RunSummary:
-        """Work until `stop`; with `once`, until no job is left that this worker can do."""
+        """Work until `stop`; with `once`, until no job is left that this worker can do, its own retries included."""
         pause = IDLE_SECONDS[0]
         while not self._stopping.is_set():
             try:
@@ -104,13 +109,25 @@ class Worker:
                 worked = False
             if worked:
                 pause = IDLE_SECONDS[0]
-            elif once:
+            elif once and not self._awaits_retry():
                 break
             else:
                 self._stopping.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the workers' requests
                 pause = min(2 * pause, IDLE_SECONDS[1])
         self.summary.base_loads = self._pool.base_loads
+        self.summary.left = len(self._retries)
         return self.summary
+
+    def _awaits_retry(self) -> bool:
+        """Whether a job that failed here is queued again, and its pause was not over long ago."""
+        for job_id in list(self._retries):
+            try:
+                queued = self._registry.job(job_id).state is State.QUEUED
+            except NotFound:
+                queued = False
+            if not queued:  # another worker has it, or it was cancelled
+                del self._retries[job_id]
+        return any(time.monotonic() < ends for ends in self._retries.values())
 
     def _round(self) -> bool:
         """Claim one job and do it; False when there is none."""
@@ -142,6 +159,7 @@ class Worker:
     def _work(self, claimed: Claimed, source: BaseSource | None) -> None:
         job = claimed.job
         label = job.subject
+        self._retries.pop(job.id, None)
         try:
             with HeldLease(self._registry, claimed, on_lost=self._pool.stop_child) as lease:
                 done = RUNNERS[job.kind](Task(self._registry, claimed, lease, self._pool, self._limits, source))
@@ -164,6 +182,8 @@ class Worker:
         self._say(f"{label}: attempt {claimed.job.attempt} failed: {message}")
         try:
             request = FailRequest(lease_token=claimed.lease.token, error=message, final=final)
-            self._registry.fail(claimed.job.id, request)
+            job = self._registry.fail(claimed.job.id, request)
+            if job.state is State.QUEUED:
+                self._retries[job.id] = time.monotonic() + backoff_seconds(job.attempt) + RETRY_SECONDS
         except RegistryError as e:  # the lease runs out, which has the same effect
             self._say(f"{label}: the failure could not be reported: {e.detail}")

@@ -191,6 +191,40 @@ def test_a_killed_model_process_fails_the_attempt_and_the_next_job_is_right(
     assert {v.outcome for name in ("one", "two") if (v := setup.smoke(f"acme/{name}"))} == {"pass"}
 
 
+def test_a_run_with_once_waits_for_the_retries_of_its_own_failed_jobs(
+    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (1,))
+    setup.push(good)
+    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
+    summary = worker().run(once=True)
+    assert (summary.done, summary.failed, summary.left) == (1, 1, 0)
+
+
+def test_a_run_with_once_says_what_is_left(
+    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
+    monkeypatch.setattr("registry.worker.loop.RETRY_SECONDS", -600)
+    job_id = setup.push(good).job_id
+    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
+    summary = worker().run(once=True)
+    assert (summary.done, summary.failed, summary.left) == (0, 1, 1)
+    assert setup.world.admin.job(job_id).state is State.QUEUED
+
+
+def test_a_retry_that_was_cancelled_is_not_waited_for(
+    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
+    job_id = setup.push(good).job_id
+    frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
+    one = worker()
+    monkeypatch.setattr(one._stopping, "wait", lambda _seconds: setup.world.admin.cancel(job_id))
+    summary = one.run(once=True)
+    assert (summary.done, summary.failed, summary.left) == (0, 1, 0)
+
+
 @pytest.mark.usefixtures("good")
 def test_only_jobs_of_bases_that_are_here_are_claimed(setup: WorkerSetup, worker: Make, tmp_path: Path) -> None:
     elsewhere = models.base(tmp_path / "elsewhere", hidden=128)

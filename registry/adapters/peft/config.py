@@ -15,6 +15,7 @@ from pydantic import Field
 
 from registry.adapters import methods
 from registry.adapters.peft import initializations
+from registry.adapters.peft.costs import check_costs
 from registry.errors import Invalid, TooLarge
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.findings import Finding
@@ -173,7 +174,12 @@ class _Reader:
             base=claim,
             peft_version=fields.text("peft_version"),
             other=self._other(),
-            findings=(*claim.findings(), *self._unknown_fields(), *self._unloadable(method)),
+            findings=(
+                *claim.findings(),
+                *self._unknown_fields(),
+                *self._unloadable(method),
+                *check_costs(self._values),
+            ),
         )
         return config.model_copy(update={"pattern_steps": fields.pattern_steps})
 

@@ -62,7 +62,7 @@ def find_written(value: object) -> Initialization | None:
         return find("")
     if not isinstance(value, str) or value in ("true", "false"):
         return None
-    is_readable = not value.lower().startswith("pissa") or re.fullmatch(r"pissa(_niter_[0-9]{1,6})?", value)
+    is_readable = not value.lower().startswith("pissa") or re.fullmatch(r"pissa(_niter_[0-9]{1,2})?", value)
     return find(value.lower()) if is_readable else None
 
 
