@@ -117,7 +117,7 @@ def test_a_shape_that_peft_does_not_expect_is_a_finding_with_both_shapes(
     answer = pool.try_adapter(source, models.adapter(other, tmp_path / "adapter"), LIMITS)
     assert codes(answer) == {"compat.shape": "error"}
     finding = answer["result"]["findings"][0]
-    assert (finding["expected"][:7], finding["found"][:8]) == ("[4, 64]", "[4, 128]")
+    assert (finding["expected"][:7], finding["actual"][:8]) == ("[4, 64]", "[4, 128]")
 
 
 def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on(

@@ -126,7 +126,13 @@ def test_the_structure_of_a_layout_is_built_once(
 ) -> None:
     """Other numbers and another scale change no name and no shape; another rank does."""
     targets = ["k_proj", "o_proj"]
-    settings = [{"r": 4}, {"r": 4, "lora_alpha": 32}, {"r": 4, "use_rslora": True}, {"r": 2}, {"r": 4}]
+    settings: list[dict[str, Any]] = [
+        {"r": 4},
+        {"r": 4, "lora_alpha": 32},
+        {"r": 4, "use_rslora": True},
+        {"r": 2},
+        {"r": 4},
+    ]
     builds = []
     for number, fields in enumerate(settings):
         folder = models.adapter(base_folder, tmp_path / str(number), seed=number, target_modules=targets, **fields)

@@ -94,7 +94,7 @@ def _severities(base: Path, folder: Path) -> set[str]:
         return {finding.severity for finding in models.compare_with_peft(base, folder)}
     except structure.NeedsValues:
         return {"unknown"}
-    except structure.Refused as e:
+    except structure.ConfigRefused as e:
         return {e.finding.severity}
 
 

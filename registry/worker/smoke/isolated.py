@@ -69,7 +69,7 @@ class LanguageTest(SmokeTest):
         builds = self.structures.builds
         try:
             findings = self.structures.compare(self.folder)
-        except structure.Refused as e:
+        except structure.ConfigRefused as e:
             findings = [e.finding]
         finally:
             self.result.measurements["structure_builds"] = self.structures.builds - builds

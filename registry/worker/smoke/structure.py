@@ -38,7 +38,7 @@ _NO_SHAPE: Mapping[str, Callable[[Any], bool]] = {
 """Field → the values that change neither names nor shapes of tensors."""
 
 
-class Refused(Exception):
+class ConfigRefused(Exception):
     """PEFT refuses the configuration. `finding` says why."""
 
     def __init__(self, finding: Finding) -> None:
@@ -61,7 +61,7 @@ class Structures:
     def compare(self, folder: Path) -> list[Finding]:
         """The differences, or one finding that says that there are none.
 
-        Raises `Refused`, and `NeedsValues` if only the loaded adapter can be compared (`compare_loaded`).
+        Raises `ConfigRefused`, and `NeedsValues` if only the loaded adapter can be compared (`compare_loaded`).
         """
         config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
         key = _key(config, shapes)
@@ -79,14 +79,14 @@ class Structures:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration as PEFT's own class reads it. Raises `Refused`."""
+    """The configuration as PEFT's own class reads it. Raises `ConfigRefused`."""
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except Exception as e:
         if machine_fault(e):
             raise
         message = f"{PEFT} refuses the configuration: {library_message(e)}"
-        raise Refused(Finding.of("error", "config.not_loadable", CONFIG, message)) from e
+        raise ConfigRefused(Finding.of("error", "config.not_loadable", CONFIG, message)) from e
     config.inference_mode = True
     return config
 
