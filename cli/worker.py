@@ -76,7 +76,7 @@ def worker(
                 say("taking jobs; stop with Ctrl-C")
             summary = worker.run(once=once)
     output.answer(asdict(summary), lambda: output.line(_summary_line(summary)))
-    if once and summary.left:
+    if once and summary.unfinished:
         output.exit_with(output.TRY_LATER)
 
 
@@ -132,5 +132,9 @@ def _stop_on_signals(worker: Stoppable) -> None:
 
 def _summary_line(summary: RunSummary) -> str:
     failed = f", {output.plural(summary.failed, 'attempt')} failed" if summary.failed else ""
-    left = f"; {output.plural(summary.left, 'failed job')} left for another attempt" if summary.left else ""
-    return f"{output.plural(summary.done, 'job')} done{failed}{left}; {output.plural(summary.base_loads, 'base load')}"
+    waiting = (
+        f"; {output.plural(summary.unfinished, 'failed job')} left for another attempt" if summary.unfinished else ""
+    )
+    return (
+        f"{output.plural(summary.done, 'job')} done{failed}{waiting}; {output.plural(summary.base_loads, 'base load')}"
+    )

@@ -124,7 +124,7 @@ class Cluster:
                 total.done += summary.done
                 total.failed += summary.failed
                 total.base_loads += summary.base_loads
-                total.left += summary.left
+                total.unfinished += summary.unfinished
         return total
 
     def _forward_lines(self, actors: list[Any]) -> None:

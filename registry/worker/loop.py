@@ -52,12 +52,12 @@ LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 
 @dataclass(slots=True)
 class RunSummary:
-    """What one run of a worker did. `left`: jobs that failed in this run, and whose next attempt it did not make."""
+    """What one run of a worker did. `unfinished`: jobs that failed in this run, and whose next attempt it did not make."""
 
     done: int = 0
     failed: int = 0
     base_loads: int = 0
-    left: int = 0
+    unfinished: int = 0
 
 
 class Worker:
@@ -115,7 +115,7 @@ class Worker:
                 self._stopping.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the workers' requests
                 pause = min(2 * pause, IDLE_SECONDS[1])
         self.summary.base_loads = self._pool.base_loads
-        self.summary.left = len(self._retries)
+        self.summary.unfinished = len(self._retries)
         return self.summary
 
     def _awaits_retry(self) -> bool:

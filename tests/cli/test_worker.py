@@ -14,7 +14,7 @@ pytest.importorskip("peft")
 def test_a_job_that_is_left_for_another_attempt_is_exit_75(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch, left: int, exit_code: int
 ) -> None:
-    monkeypatch.setattr(Worker, "run", lambda _self, **_options: RunSummary(done=1, failed=left, left=left))
+    monkeypatch.setattr(Worker, "run", lambda _self, **_options: RunSummary(done=1, failed=left, unfinished=left))
     result = cli("worker", "--once", expect=exit_code)
     assert ("2 failed jobs left for another attempt" in result.stdout) is bool(left)
-    assert cli("worker", "--once", "--json", expect=exit_code).json["left"] == left
+    assert cli("worker", "--once", "--json", expect=exit_code).json["unfinished"] == left

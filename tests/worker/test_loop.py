@@ -198,7 +198,7 @@ def test_a_run_with_once_waits_for_the_retries_of_its_own_failed_jobs(
     setup.push(good)
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     summary = worker().run(once=True)
-    assert (summary.done, summary.failed, summary.left) == (1, 1, 0)
+    assert (summary.done, summary.failed, summary.unfinished) == (1, 1, 0)
 
 
 def test_a_run_with_once_says_what_is_left(
@@ -209,7 +209,7 @@ def test_a_run_with_once_says_what_is_left(
     job_id = setup.push(good).job_id
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     summary = worker().run(once=True)
-    assert (summary.done, summary.failed, summary.left) == (0, 1, 1)
+    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
     assert setup.world.admin.job(job_id).state is State.QUEUED
 
 
@@ -222,7 +222,7 @@ def test_a_retry_that_was_cancelled_is_not_waited_for(
     one = worker()
     monkeypatch.setattr(one._stopping, "wait", lambda _seconds: setup.world.admin.cancel(job_id))
     summary = one.run(once=True)
-    assert (summary.done, summary.failed, summary.left) == (0, 1, 0)
+    assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 0)
 
 
 @pytest.mark.usefixtures("good")
