@@ -52,7 +52,7 @@ LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 
 @dataclass(slots=True)
 class RunSummary:
-    """What one run of a worker did. `unfinished`: jobs that failed in this run, and whose next attempt it did not make."""
+    """What one run of a worker did. `unfinished`: failed jobs whose next attempt it did not make."""
 
     done: int = 0
     failed: int = 0
