@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
@@ -24,8 +25,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"num_key_value_heads|multi_query_group_num|num_kv_heads|n_kv_heads", 2),
     (r".*(attention_heads|num_heads|n_head|n_heads|num_heads|swa_num_attention_heads)", 4),
     (r".*(hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|depth|attention_layers)", 2),
-    (r"(.*_)?(head_dim|attention_head_size|d_kv|kv_channels|qk_nope_head_dim|v_head_dim|head_size)", 8),
     (r".*qk_rope_head_dim|rotary_dim", 4),
+    (r"(.*_)?(head_dim|attention_head_size|d_kv|kv_channels|qk_nope_head_dim|v_head_dim|head_size)", 8),
     (r".*(kv_lora_rank|q_lora_rank|o_lora_rank|lora_rank)", 8),
     (r".*(intermediate_size|ffn_dim|d_ff|ffn_hidden_size|inner_dim|mlp_dim|feed_forward_size|ffn_size)(_mlp)?", 48),
     (r"n_inner", 48),
@@ -42,7 +43,17 @@ SIZES: tuple[tuple[str, int], ...] = (
 UNSET = {"head_dim": 8, "num_key_value_heads": 4}
 """Fields without a default that some classes need."""
 
+_SECTIONS = {
+    "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "qwen2_vl": _SECTIONS,
+    "qwen2_5_vl": _SECTIONS,
+    "paddleocr_vl": _SECTIONS,
+    "glm4v": _SECTIONS,
+    "glm46v": _SECTIONS,
+    "glm_ocr": _SECTIONS,
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
@@ -77,6 +88,53 @@ HEADS = (
 )  # fmt: skip
 EXTRA_HEADS = ("bert", "modernbert", "llama", "qwen2", "gpt2", "roberta", "t5", "deberta-v2")
 """Model types that get their classifiers too, not only the first head of `HEADS`."""
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": "all-linear"}, "default": {},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "rslora": {"target_modules": "all-linear", "use_rslora": True},
+    "bias": {"target_modules": "all-linear", "bias": "all"}, "saved-head": {"target_modules": "all-linear"},
+    "embedding": {}, "tokens": {"target_modules": "all-linear"},
+}  # fmt: skip
+"""Name → fields of the LoRA configuration; the last three need the names of modules too."""
+
+
+def configuration(model: Any, variant: str) -> peft.LoraConfig:
+    """The LoRA configuration of this variant. Errors say what the model lacks."""
+    fields = dict(VARIANTS[variant])
+    task = _task(type(model).__name__)
+    paths = {id(module): path for path, module in model.named_modules()}
+    if variant == "saved-head":
+        head = model.get_output_embeddings()
+        linear = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        path = paths.get(id(head)) if head is not None else linear[-1]
+        fields["modules_to_save"] = [str(path).rpartition(".")[2]]
+    if variant in ("embedding", "tokens"):
+        leaf = paths[id(model.get_input_embeddings())].rpartition(".")[2]
+        if variant == "embedding":
+            fields["target_modules"] = [leaf]
+        else:
+            fields["trainable_token_indices"] = {leaf: [5, 7]}
+    if fields.get("target_modules") == "all-linear":  # what PEFT refuses to wrap, and what it saves whole for a task
+        mamba = any(path.endswith("conv1d") for path in paths.values())
+        heads = task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+        fields["exclude_modules"] = [
+            *(("out_proj", "conv1d") * mamba),
+            *(("score", "classifier", "qa_outputs") * heads),
+        ]
+    return peft.LoraConfig(r=4, task_type=task, **fields)
+
+
+def _task(maker: str) -> str | None:
+    if maker.endswith(("SequenceClassification", "TokenClassification", "QuestionAnswering")):
+        return {"S": "SEQ_CLS", "T": "TOKEN_CLS", "Q": "QUESTION_ANS"}[re.split("For", maker)[-1][0]]
+    if maker in SEQ_2_SEQ:
+        return "SEQ_2_SEQ_LM"
+    return None if maker.endswith("MaskedLM") else "CAUSAL_LM"
+
+
+SEQ_2_SEQ = frozenset(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values())
 
 
 def names() -> Iterator[tuple[str, str, str]]:

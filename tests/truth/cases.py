@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
 from registry.files import CONFIG, WEIGHTS
-from tests.truth import methods, mutations, oracle
+from tests.truth import architectures, methods, mutations, oracle
 from tests.truth.mutations import Mutated, Tensors, Written
 
 
@@ -81,6 +83,27 @@ class Group:
             yield Case(f"{self.id}/{change}", tensors, written)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Groups on one base. `base` and `group` make them in a folder; errors are transformers' and PEFT's own."""
+
+    id: str
+    groups: tuple[str, ...]
+    base: Callable[[Path], Base]
+    group: Callable[[Base, str, Path], Group]
+
+
+def plans() -> Iterator[Plan]:
+    """The methods of PEFT on one base, then LoRA on every architecture."""
+    yield Plan("methods", tuple(f"{method.lower()}/{name}" for method, name in methods.variants()), methods_base,
+               of_method)  # fmt: skip
+    for name, model_type, maker in architectures.names():
+        yield Plan(
+            name, tuple(f"{name}/{variant}" for variant in architectures.VARIANTS),
+            functools.partial(architecture_base, model_type, maker), of_architecture,
+        )  # fmt: skip
+
+
 def methods_base(folder: Path) -> Base:
     """The base of the groups of methods."""
     methods.make_base(folder)
@@ -89,13 +112,36 @@ def methods_base(folder: Path) -> Base:
     return Base(folder, oracle.subject_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
 
 
-def of_method(base: Base, method: str, variant: str, folder: Path) -> Group:
-    """The group of one variant of a method. Errors are PEFT's own: it cannot make this adapter here."""
+def of_method(base: Base, name: str, folder: Path) -> Group:
+    """The group of one variant of a method."""
+    method, variant = name.upper().partition("/")[0], name.partition("/")[2]
     methods.make(copy.deepcopy(base.subject.model), method, variant, folder)
-    tensors, written = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    tolerated = oracle.tolerance(base.subject, folder)
+    tensors, written = _read(folder)
     changes = list(mutations.of_tensors(tensors, written))
     changes += mutations.of_configuration(tensors, written, _fields(method, variant, written))
-    return Group(f"{method.lower()}/{variant}", base, tensors, written, changes, oracle.tolerance(base.subject, folder))
+    return Group(name, base, tensors, written, changes, tolerated)
+
+
+def architecture_base(model_type: str, maker: str, folder: Path) -> Base:
+    """A tiny random model of this class."""
+    model = architectures.build(model_type, maker, folder)
+    return Base(folder, oracle.subject_of(model, architectures.inputs_of(model)))
+
+
+def of_architecture(base: Base, name: str, folder: Path) -> Group:
+    """The group of one kind of LoRA adapter on an architecture."""
+    model = copy.deepcopy(base.subject.model)
+    methods.make_from(model, architectures.configuration(model, name.partition("/")[2]), folder)
+    tolerated = oracle.tolerance(base.subject, folder)
+    tensors, written = _read(folder)
+    return Group(name, base, tensors, written, list(mutations.of_lora(tensors, written)), tolerated)
+
+
+def _read(folder: Path) -> tuple[Tensors, Written]:
+    tensors, written = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    shutil.rmtree(folder)
+    return tensors, written
 
 
 def _fields(method: str, variant: str, written: Written) -> dict[str, Any]:

@@ -95,6 +95,25 @@ def _of_file(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
         yield f"dtype:{str(dtype).removeprefix('torch.')}", {name: t.to(dtype) for name, t in tensors.items()}
 
 
+def of_lora(tensors: Tensors, written: Written) -> Iterator[Mutated]:
+    """The few mutations that every architecture is tried with."""
+    first = next(name for name in tensors if "lora_B" in name or "lora_embedding_B" in name)
+    one = tensors[first]
+    yield "wrong-rank", tensors, written | {"r": written["r"] + 1}
+    yield "wrong-shape", tensors | {first: torch.cat([one, one[:1]])}, written
+    yield "other-size", {name: _doubled(name, t) for name, t in tensors.items()}, written
+    yield "lost-tensor", _without(tensors, [first]), written
+    yield "extra-tensor", tensors | {re.sub(r"\.\d+\.", ".77.", first, count=1) + ".more": one}, written
+    yield "zero", {name: t * 0 for name, t in tensors.items()}, written
+    yield "nan", tensors | {first: one * float("nan")}, written
+
+
+def _doubled(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A factor of an adapter for a base that is twice as wide."""
+    axis = 1 if "_A" in name else 0
+    return torch.cat([tensor, tensor], axis) if "lora_" in name and tensor.dim() > axis else tensor
+
+
 def _without(tensors: Tensors, names: list[str]) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 

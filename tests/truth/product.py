@@ -17,7 +17,6 @@ from typing import Any, Self
 import peft
 
 from registry.api.catalog import BaseAdd
-from registry.bases import BaseSpec
 from registry.client import push as pushing
 from registry.client.local.folder import read_folder
 from registry.compat import check
@@ -31,6 +30,7 @@ from registry.worker.model.sources import Sources
 from registry.worker.model.weights import Weights
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+from tests.truth.cases import Base
 from tests.world import World
 
 Said = dict[str, tuple[str, str]]
@@ -40,10 +40,10 @@ LIMITS = ProcessLimits(deadline_seconds=30, threads=1, memory_bytes=4 * 2**30)
 TEXT = 300
 
 
-def check_alone(folder: Path, base: BaseSpec) -> Said:
+def check_alone(folder: Path, base: Base) -> Said:
     """The stage `check`."""
     try:
-        findings = check(read_folder(folder).contents, base)
+        findings = check(read_folder(folder).contents, base.spec)
     except RegistryError as e:
         return {"check": ("refused", str(e)[:TEXT])}
     except Exception as e:
@@ -54,13 +54,13 @@ def check_alone(folder: Path, base: BaseSpec) -> Said:
 class Product:
     """A registry in this process, with SQLite, a folder of blobs, one base, and a real worker with a warm process."""
 
-    def __init__(self, folder: Path, base_folder: Path, spec: BaseSpec) -> None:
+    def __init__(self, folder: Path, base: Base) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         blobs = LocalBlobs(folder / "blobs")
-        self._base = spec.name
+        self._base = base.spec.name
         self._world = World(f"sqlite:///{folder}/registry.db", blobs=blobs, engines=f"peft=={peft.__version__}")
-        identity = fingerprints.identify(Weights.of(base_folder))
-        self._world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=str(base_folder)))
+        identity = fingerprints.identify(Weights.of(base.folder))
+        self._world.admin.add_base(BaseAdd(spec=base.spec, identity=identity, source=str(base.folder)))
         self._pool = Pool()
         self._worker = Worker(self._world.admin, Sources(), say=lambda _line: None, limits=LIMITS, pool=self._pool)
 

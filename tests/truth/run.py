@@ -1,19 +1,22 @@
 """`python -m tests.truth.run [IDS…]`: ask PEFT and the registry about every case; print the differences.
 
-IDS are beginnings or patterns of cases' ids, such as `lora/plain` or `*/drop-kind:*`.
+IDS are beginnings or patterns of cases' ids, such as `lora/plain` or `*/drop-kind:*`. Finished cases are in a journal:
+a run that was stopped goes on where it stopped, and after a change of the registry only the registry is asked again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
+import hashlib
 import os
 import resource
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -24,12 +27,16 @@ import peft
 import torch
 import transformers
 
-from tests.truth import cases, methods, oracle, product, table
-from tests.truth.cases import Base, Group
+from tests.truth import cases, oracle, product, table
+from tests.truth.cases import Case, Group, Plan
 from tests.truth.journal import Journal, code_digest
+from tests.truth.product import Product, Said
+from tests.truth.table import Row, Unmade
 
-MEMORY_BYTES = 12 * 2**30
+MEMORY_BYTES = 24 * 2**30
 VERSIONS = {"peft": peft.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+PUSHED_ANYWAY = 10
+"""One in so many of the adapters that the stage `check` refuses is pushed all the same."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,65 +44,137 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ids", nargs="*", help="beginnings or patterns of ids; default: every case")
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
-    parser.add_argument("--show", action="store_true", help="print every disagreement, not one a family")
+    parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
+    parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
+    parser.add_argument("--page", type=Path, help="write the result as this page of the documentation")
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory(prefix="truth-", dir=_memory()) as scratch:
-        rows = list(judge(Path(scratch), options.ids, options.journal))
-    print(table.text(rows, show=options.show))
+    with Run(options.journal, options.ids, only_check=options.only_check) as run:
+        rows = list(run.rows(cases.plans()))
+        print(table.text(rows, run.unmade, show=options.show))
+        if options.page:
+            options.page.write_text(table.page(rows, run.unmade, VERSIONS))
     return int(any(row.disagrees for row in rows))
 
 
-def judge(scratch: Path, ids: Sequence[str], journal: Path) -> Iterator[table.Row]:
-    """A row for each case, PEFT's answer beside the registry's."""
-    answers, said = Journal(journal / "oracle.jsonl"), Journal(journal / "check.jsonl")
-    code, libraries = code_digest(), "".join(VERSIONS.values())
-    base = cases.methods_base(scratch / "base")
-    for group in groups(base, scratch, ids):
-        for number, case in enumerate(group):
-            if not chosen(case.id, ids):
+class Run:
+    """Chosen cases, one after another. `unmade`: what transformers or PEFT cannot build, with its own error."""
+
+    def __init__(self, journal: Path, ids: Sequence[str] = (), *, only_check: bool = False, sample: int = 0) -> None:
+        """`sample`: at most so many cases of each group, chosen by their ids."""
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.unmade: list[Unmade] = []
+        self._ids, self._only_check, self._sample = ids, only_check, sample
+        self._answers, self._checks = Journal(journal / "oracle.jsonl"), Journal(journal / "check.jsonl")
+        self._stages = Journal(journal / "stages.jsonl")
+        self._code, self._libraries = code_digest(), "".join(VERSIONS.values())
+        self._scratch = Path(tempfile.mkdtemp(prefix="truth-", dir=_memory()))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def rows(self, plans: Iterator[Plan]) -> Iterator[Row]:
+        """A row for each chosen case."""
+        for plan in plans:
+            groups = [group for group in plan.groups if self._may_hold(group)]
+            if not groups:
                 continue
-            folder = scratch / "case"
-            digest = case.write(folder)
-            key = f"{case.id} {digest} {group.base.digest}"
-            answer = answers.get(f"{key} {libraries}")
-            if answer is None:
-                found = oracle.ask(group.base.subject, folder, tolerated=group.tolerated)
-                answer = [found.why, found.message]
-                answers.put(f"{key} {libraries}", answer)
-            words = said.get(f"{key} {code}")
-            if words is None:
-                words = product.check_alone(folder, group.base.spec)
-                said.put(f"{key} {code}", words)
-            yield table.Row(case.id, case.honest, oracle.Answer(*answer), {k: tuple(v) for k, v in words.items()})
-            if number == 0:
-                print(f"{group.id}: PEFT {answer[0] or 'yes'} {answer[1]}", file=sys.stderr, flush=True)
+            scratch = self._scratch / "plan"
+            try:
+                with contextlib.ExitStack() as stack:
+                    stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+                    with oracle.deadline(60):
+                        base = plan.base(scratch / "base")
+                    registry = _Registry(scratch / "registry", base, stack)
+                    for name in groups:
+                        try:
+                            group = plan.group(base, name, scratch / "honest")
+                        except Exception as e:
+                            self.unmade.append(Unmade(name, "PEFT", oracle.one_line(e)))
+                            continue
+                        yield from self._group(group, registry, scratch / "cases")
+            except Exception as e:
+                self.unmade.append(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
-
-def groups(base: Base, scratch: Path, ids: Sequence[str]) -> Iterator[Group]:
-    """Every group with a chosen case that PEFT can make."""
-    for method, variant in methods.variants():
-        name = f"{method.lower()}/{variant}"
-        if not any(may_hold(name, pattern) for pattern in ids or ["*"]):
-            continue
+    def _group(self, group: Group, registry: _Registry, scratch: Path) -> Iterator[Row]:
+        chosen = [case for case in group if self._is_chosen(case.id)]
+        chosen.sort(key=lambda case: (not case.honest, hashlib.sha256(case.id.encode()).digest()))
+        said: dict[str, Said] = {}
+        answers: dict[str, oracle.Answer] = {}
+        waiting: dict[str, tuple[str, Path]] = {}
         try:
-            yield cases.of_method(base, method, variant, scratch / f"{method}-{variant}")
+            for number, case in enumerate(chosen[: self._sample or None]):
+                folder = scratch / str(number)
+                key = f"{case.id} {case.write(folder)} {group.base.digest}"
+                answers[case.id] = self._ask(key, group, folder)
+                said[case.id] = self._check(key, group, folder)
+                if not self._only_check and self._goes_on(case, said[case.id]):
+                    stored = self._stages.get(f"{key} {self._code}")
+                    if stored is None:
+                        waiting[case.id] = key, folder
+                    else:
+                        said[case.id] |= {stage: tuple(words) for stage, words in stored.items()}
+            if waiting:
+                judged = registry.judge({case: folder for case, (_, folder) in waiting.items()})
+                for case_id, words in judged.items():
+                    said[case_id] |= words
+                    self._stages.put(f"{waiting[case_id][0]} {self._code}", words)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        honest = next(iter(answers.values()), oracle.Answer())
+        print(f"{group.id}: {len(answers)} cases, PEFT {honest.why or 'yes'} {honest.message}", file=sys.stderr)
+        yield from (Row(c.id, c.honest, answers[c.id], said[c.id]) for c in chosen if c.id in answers)
+
+    def _ask(self, key: str, group: Group, folder: Path) -> oracle.Answer:
+        stored = self._answers.get(f"{key} {self._libraries}")
+        if stored is None:
+            answer = oracle.ask(group.base.subject, folder, tolerated=group.tolerated)
+            stored = [answer.why, answer.message]
+            self._answers.put(f"{key} {self._libraries}", stored)
+        return oracle.Answer(*stored)
+
+    def _check(self, key: str, group: Group, folder: Path) -> Said:
+        stored = self._checks.get(f"{key} {self._code}")
+        if stored is None:
+            stored = product.check_alone(folder, group.base)
+            self._checks.put(f"{key} {self._code}", stored)
+        return {stage: tuple(words) for stage, words in stored.items()}
+
+    @staticmethod
+    def _goes_on(case: Case, said: Said) -> bool:
+        """Whether the adapter is pushed: a refused one rarely is, because the push refuses it by the same rules."""
+        digest = hashlib.sha256(case.id.encode()).digest()
+        return said["check"][0] not in product.NO or case.honest or digest[0] % PUSHED_ANYWAY == 0
+
+    def _is_chosen(self, case_id: str) -> bool:
+        return not self._ids or any(case_id.startswith(i) or fnmatch.fnmatchcase(case_id, i) for i in self._ids)
+
+    def _may_hold(self, group: str) -> bool:
+        """Whether a group may have a chosen case."""
+        heads = ["/".join(pattern.split("/")[:2]) for pattern in self._ids or ["*"]]
+        return any(fnmatch.fnmatchcase(group, head) or group.startswith(head) for head in heads)
+
+
+class _Registry:
+    """A `Product` that starts when it is needed and ends with the stack."""
+
+    def __init__(self, folder: Path, base: cases.Base, stack: contextlib.ExitStack) -> None:
+        self._folder, self._base, self._stack = folder, base, stack
+        self._product: Product | None = None
+
+    def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
+        try:
+            if self._product is None:
+                self._product = self._stack.enter_context(Product(self._folder, self._base))
+            return self._product.judge(folders)
         except Exception as e:
-            print(f"{name}: PEFT cannot make it: {oracle.one_line(e)}", file=sys.stderr, flush=True)
-
-
-def chosen(case_id: str, ids: Iterable[str]) -> bool:
-    """Whether a case is one of those that were asked for."""
-    return not ids or any(case_id.startswith(i) or fnmatch.fnmatchcase(case_id, i) for i in ids)
-
-
-def may_hold(group: str, pattern: str) -> bool:
-    """Whether a group may have a case with such an id."""
-    head = "/".join(pattern.split("/")[:2])
-    return fnmatch.fnmatchcase(group, head) or group.startswith(head)
+            return {case: {"compat": ("crash", oracle.one_line(e))} for case in folders}
 
 
 def _memory() -> str | None:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.truth.oracle import STRUCTURE, Answer
 from tests.truth.product import NO, YES, Said
 
-STAGES = ("check", "compat", "weights", "engine", "smoke")
+STAGES = ("check", "compat", "weights", "engine", "smoke", "all")
 KINDS = ("false yes", "false no", "stricter", "unknown", "crash")
-"""`stricter`: PEFT tolerates a fault that the registry refuses; not a disagreement about an honest adapter."""
+SHOWN = 40
 
 
 class Fault(NamedTuple):
+    """`stricter`: PEFT tolerates a changed adapter that the registry refuses; `false no` is about honest ones."""
+
     stage: str
     kind: str
+
+
+class Unmade(NamedTuple):
+    """What the installed libraries cannot build: a group, or all groups of an architecture; `by` which library."""
+
+    id: str
+    by: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,26 @@ class Row:
     said: Said
 
     @property
+    def together(self) -> str:
+        """What a gate makes of all stages: yes only if each of them says so."""
+        words = {word for stage, (word, _) in self.said.items() if stage != "engine"}
+        if "crash" in words or words & NO:
+            return "crash" if "crash" in words else "fail"
+        asked = {"compat", "weights", "smoke"} <= self.said.keys()
+        return (
+            "pass"
+            if asked and "unknown" not in [self.said[s][0] for s in ("compat", "weights", "smoke")]
+            else "unknown"
+        )
+
+    @property
     def faults(self) -> list[Fault]:
         """Where a stage says something else than PEFT. A stage before the numbers need not see what only they show."""
+        words = {stage: word for stage, (word, _) in self.said.items()}
+        if self.said.keys() - {"check"}:
+            words["all"] = self.together
         faults = []
-        for stage, (word, _) in self.said.items():
+        for stage, word in words.items():
             if word == "crash":
                 faults.append(Fault(stage, "crash"))
             elif self.answer.is_yes and word in NO:
@@ -48,7 +74,7 @@ class Row:
     def _shows(self, stage: str) -> bool:
         if stage == "weights":
             return self.answer.why == "not_finite"
-        return stage == "smoke" or self.answer.why in STRUCTURE
+        return stage in ("smoke", "all") or self.answer.why in STRUCTURE
 
     @property
     def disagrees(self) -> bool:
@@ -56,44 +82,115 @@ class Row:
 
     @property
     def family(self) -> str:
-        """Its method and its mutation, without the tensor or the value."""
-        group, _, change = self.id.rpartition("/")
-        return f"{group}/{change}"
+        """Its method or architecture and what was changed, without the tensor or the value."""
+        return f"{self.id.split('/')[0]} {self.id.rpartition('/')[2].split(':')[0]}"
 
 
-def text(rows: Sequence[Row], *, show: bool = False) -> str:
-    """A table by stage, the disagreements by family, one line of JSON."""
-    counts = count(rows)
-    lines = [f"{'stage':10}" + "".join(f"{kind:>12}" for kind in KINDS)]
-    for stage in STAGES:
-        if any(stage in row.said for row in rows):
-            lines.append(f"{stage:10}" + "".join(f"{counts[Fault(stage, kind)]:12}" for kind in KINDS))
-    families: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        for fault in row.faults:
-            families[fault.stage, fault.kind, row.id.split("/")[0], row.id.rpartition("/")[2].split(":")[0]].append(row)
-    for (stage, kind, group, change), members in sorted(families.items()):
-        shown = members if show else members[:1]
-        lines.append(f"{stage} {kind}: {group} {change} ({len(members)})")
-        for row in shown:
-            lines.append(
-                f"    {row.id}: PEFT {row.answer.why or 'yes'} {row.answer.message[:150]}; "
-                f"registry {row.said[stage][0]} {row.said[stage][1][:150]}"
-            )
-    lines.append(json.dumps(figures(rows)))
-    return "\n".join(lines)
-
-
-def count(rows: Sequence[Row]) -> Counter[Fault]:
+def count(rows: Iterable[Row]) -> Counter[Fault]:
     """How many cases have each fault."""
     return Counter(fault for row in rows for fault in row.faults)
 
 
+def families(rows: Iterable[Row]) -> dict[Fault, dict[str, list[Row]]]:
+    """Fault → family → its cases."""
+    grouped: dict[Fault, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for fault in row.faults:
+            grouped[fault][row.family].append(row)
+    return grouped
+
+
 def figures(rows: Sequence[Row]) -> dict[str, object]:
     """The counts as one object."""
-    counts = count(rows)
+    honest = [row for row in rows if row.honest and row.answer.is_yes]
     return {
-        "cases": len(rows), "honest": sum(row.honest for row in rows),
-        "peft_yes": sum(row.answer.is_yes for row in rows),
-        **{f"{stage}_{kind}".replace(" ", "_"): n for (stage, kind), n in sorted(counts.items())},
+        "cases": len(rows), "peft_yes": sum(row.answer.is_yes for row in rows), "honest": len(honest),
+        "honest_unknown": sum(Fault("all", "unknown") in row.faults for row in honest),
+        **{f"{stage}_{kind}".replace(" ", "_"): n for (stage, kind), n in sorted(count(rows).items())},
     }  # fmt: skip
+
+
+def text(rows: Sequence[Row], unmade: Sequence[Unmade] = (), *, show: bool = False) -> str:
+    """A table by stage, the differences by family, what cannot be made, one line of JSON."""
+    lines = [f"{'stage':10}" + "".join(f"{kind:>12}" for kind in KINDS)]
+    lines += [f"{stage:10}" + "".join(f"{number:12}" for number in numbers) for stage, *numbers in _table(rows)]
+    for fault, members in sorted(families(rows).items()):
+        for family, cases in sorted(members.items()):
+            lines.append(f"{fault.stage} {fault.kind}: {family} ({len(cases)})")
+            lines += [f"    {_difference(row, fault.stage)}" for row in (cases if show else cases[:1])]
+    lines += [f"not made by {item.by}: {item.id}: {item.message}" for item in unmade]
+    lines.append(json.dumps(figures(rows) | {"not_made": len(unmade)}))
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    counts = count(rows)
+    stages = [
+        stage for stage in STAGES if any(stage in row.said for row in rows) or any(f.stage == stage for f in counts)
+    ]
+    return [(stage, *(str(counts[Fault(stage, kind)]) for kind in KINDS)) for stage in stages]
+
+
+def _difference(row: Row, stage: str) -> str:
+    said = row.said.get(stage) or next((words for words in row.said.values() if words[0] in (*NO, "crash")), ("", ""))
+    return (
+        f"{row.id}: PEFT {row.answer.why or 'yes'} {row.answer.message[:150]}; "
+        f"registry {said[0] or row.together} {said[1][:150]}"
+    )
+
+
+# ------------------------------------------------------------------ docs/truth.md
+HEAD = """\
+# How far verdicts agree with PEFT
+
+`make test-truth` wrote this page. It asks PEFT {peft} itself (transformers {transformers}, torch {torch}) and the
+registry about the same adapters:
+
+- every PEFT method that can be made, with every tensor lost, added, resized, transposed, zeroed or made NaN, and every
+  field of its configuration null, missing, of another type or out of range;
+- LoRA on a tiny random model of every text architecture that transformers can build: all linear modules, the defaults,
+  DoRA, rsLoRA, biases, a saved head, embeddings, trained tokens; honest and wrong in seven ways.
+
+PEFT says yes if its configuration class reads the configuration, its loader finds every tensor that it expects and no
+other, two loads answer alike, and the outputs are finite and differ from the bare base's.
+
+{cases} cases, of which {honest} are honest adapters.
+
+| stage | {kinds} |
+|---|{rule}
+"""
+NOTES = """
+- `check` is the domain alone; `compat`, `weights`, `engine` (the rules about PEFT) and `smoke` are stored verdicts
+  after a push and a worker's run; `all` is what a gate makes of them.
+- False yes: PEFT says no, and the stage passes. Stages that see no numbers answer for structure only.
+- False no: PEFT says yes to an honest adapter, and the stage fails it.
+- Stricter: PEFT tolerates a damaged or malformed adapter that the registry refuses.
+- Unknown: no verdict. Crash: an error instead of a verdict.
+
+Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
+"""
+
+
+def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str]) -> str:
+    """The page docs/truth.md."""
+    head = HEAD.format(**versions, **figures(rows), kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
+    lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), NOTES]
+    for kind in ("false yes", "false no", "crash", "unknown"):
+        members = [
+            f"- {fault.stage}: {family} ({len(cases)}), such as `{cases[0].id}`"
+            for fault, by_family in sorted(families(rows).items())
+            if fault.kind == kind
+            for family, cases in sorted(by_family.items())
+        ]
+        if members:
+            more = [f"- and {len(members) - SHOWN} more families"] if len(members) > SHOWN else []
+            lines += [f"## Open: {kind}", "", *members[:SHOWN], *more, ""]
+    if unmade:
+        lines += ["## What the installed libraries cannot make", ""]
+        lines += [f"- `{item.id}` ({item.by}): {_plain(item.message)}" for item in sorted(unmade)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(message: str) -> str:
+    """A library's message without what Markdown would read."""
+    return "".join(c if c.isalnum() or c in " .,:;()'=-/" else " " for c in message)[:160].strip()
