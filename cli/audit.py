@@ -107,7 +107,9 @@ def _short(value: object) -> str:
 )
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Trust this log key (repeatable).")
 def verify(folder: Path | None, keys: tuple[str, ...]) -> None:
-    """Verify the log of the registry or of an exported folder: rows, entries, tiles, checkpoint. For administrators.
+    """Verify the log of the registry or of an exported folder.
+
+    Compares rows, entries, tiles and the checkpoint. For administrators.
 
     A folder needs a key that you got independently, but no registry.
     """
@@ -149,7 +151,7 @@ def _print_replay(replayed: Replay, trusted: bool) -> None:
 @audit.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 def export(folder: Path) -> None:
-    """Write the whole log to DIR, where it can be verified without the registry."""
+    """Write the whole log to DIR, to verify it offline."""
     with _checked() as (registry, _):
         written: Checkpoint = export_log(Audit(registry), folder)
     document = {"path": str(folder.absolute()), "origin": written.origin, "size": written.size}
@@ -161,7 +163,7 @@ def export(folder: Path) -> None:
 @audit.command()
 @click.option("--trust", is_flag=True, help="Trust these keys from now on instead of the remembered ones.")
 def key(trust: bool) -> None:
-    """Show the keys that sign the log; with --trust after a deliberate key change."""
+    """Show the keys that sign the log; --trust accepts new ones."""
     embedded = session.target().embedded
     with session.versions() as registry:
         keys, note = Audit(registry).log_keys(), Audit(registry).checkpoint()

@@ -29,7 +29,9 @@ def audit_key() -> None:
 @audit_key.command()
 @DATA_OPTION
 def rotate(data: str | None) -> None:
-    """Add a new key that signs from now on; clients follow, because the old key vouches for it.
+    """Add a new key that signs from now on.
+
+    Clients follow, because the old key vouches for the new one.
 
     Copy the key file to every server, then send each SIGHUP or restart it.
     """

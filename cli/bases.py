@@ -36,7 +36,9 @@ def base() -> None:
 @click.argument("source")
 @click.option("--identify", is_flag=True, help="Also read the weights, to compare bases (needs the extra 'worker').")
 def add(name: str, source: str, identify: bool) -> None:
-    """Register the base NAME from SOURCE, a folder with config.json and *.safetensors or a diffusers pipeline.
+    """Register the base NAME from the folder SOURCE.
+
+    SOURCE holds config.json and *.safetensors, or a diffusers pipeline.
 
     Reads the configuration and headers, not the weights.
     """
@@ -61,7 +63,7 @@ def add(name: str, source: str, identify: bool) -> None:
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
 def identify_base(name: str, folder: str) -> None:
-    """Read the weights in DIR and record them as those of the base NAME.
+    """Record the weights in DIR as those of the base NAME.
 
     A worker does this when it first uses a base. Afterwards, other weights under the same name are rejected.
     """
@@ -119,7 +121,10 @@ def _print_list(items: list[BaseView]) -> None:
 @click.argument("other_name", metavar="ALIAS")
 @click.option("--remove", "is_removal", is_flag=True, help="Remove the alias.")
 def alias(name: str, other_name: str, is_removal: bool) -> None:
-    """Give the base NAME another name, such as its name on the Hugging Face Hub. For administrators."""
+    """Give the base NAME another name. For administrators.
+
+    For example, its name on the Hugging Face Hub.
+    """
     with session.registry() as registry:
         before = set(registry.base(name).aliases)
         aliases = before - {other_name} if is_removal else before | {other_name}

@@ -6,18 +6,17 @@ A failing check does not stop the next one. The exit code is that of the first c
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 
 from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
+from registry.user_folders import user_folder
 
 from . import output, session
 
@@ -54,8 +53,8 @@ def _installation() -> Iterator[Diagnosis]:
             )
         else:
             yield Diagnosis(f"[{extra}]", "ok", "installed")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = next(p for p in [Path(home).expanduser(), *Path(home).expanduser().parents] if p.is_dir())
+    cache = user_folder("cache")
+    folder = next(path for path in [cache, *cache.parents] if path.is_dir())
     free = shutil.disk_usage(folder).free
     state = "ok" if free > LOW_SPACE_BYTES else "note"
     yield Diagnosis("disk", state, f"{output.size(free)} free for downloads ({folder})")

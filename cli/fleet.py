@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import click
 
-from registry.api.serving import FleetNodes, NodeView, SlotView
+from registry.api.serving import FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
 
 from . import output, session
 
 
-@click.command()
+@click.command(
+    help=f"""Show which node serves which version, as reported by the nodes.
+
+    Slot states: {", ".join(SlotState)}. A node without a report for a minute is lost."""
+)
 @click.option("--base", default="", help="Only nodes of this base.")
 @click.option("--alias", default="", help="Only nodes that follow this alias.")
 @click.option("--node", default="", help="Only this node.")
 @click.option("--adapter", default="", metavar="NAME", help="Only this adapter.")
 def fleet(base: str, alias: str, node: str, adapter: str) -> None:
-    """Show which node serves which version, as reported by the nodes.
-
-    Slot states: serving, loading, downloaded, draining, refused, failed, absent. A node without a report for a minute
-    is lost.
-    """
     with session.registry() as registry:
         nodes = registry.all_nodes(base=base, alias=alias, node=node, adapter=adapter)
     if adapter:  # a node's own reporter sees it even without a matching slot
@@ -38,7 +37,7 @@ def _print(listing: FleetNodes, *, narrowed: bool) -> None:
     output.table(columns, [row for view in nodes for row in _rows(view)])
     for view in nodes:
         for slot in view.slots:
-            if slot.reason and slot.state in ("failed", "refused"):
+            if slot.reason and slot.state in (SlotState.FAILED, SlotState.REFUSED):
                 output.line(f"  {view.node}: {slot.adapter}: {slot.reason}")
     for state in listing.convergence:
         verb = "node serves" if state.nodes == 1 else "nodes serve"
@@ -60,7 +59,7 @@ def _rows(view: NodeView) -> list[tuple[str, ...]]:
 def _state(view: NodeView, slot: SlotView) -> str:
     if not view.live:
         return f"lost ({slot.state})"
-    return f"{slot.state}, unverified" if slot.state == "serving" and not slot.verified else str(slot.state)
+    return f"{slot.state}, unverified" if slot.state is SlotState.SERVING and not slot.verified else str(slot.state)
 
 
 def _version(number: int | None, digest: Digest | None) -> str:

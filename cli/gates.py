@@ -68,7 +68,7 @@ def set_gate(
 @click.argument("scope", metavar="NAMESPACE|NAME|REF")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 def show(scope: str, alias: str) -> None:
-    """Show the gate of ALIAS; for a version (NAME@3) also what it still lacks."""
+    """Show the gate of ALIAS, and what a version (NAME@3) lacks."""
     scope, alias = arguments.split_alias(scope, alias)
     with session.registry() as registry:
         if not any(mark in scope for mark in "@:"):
@@ -82,6 +82,8 @@ def show(scope: str, alias: str) -> None:
         output.line(f"  open for @{check.number}" if check.open else f"  closed for @{check.number}:")
         for finding in check.missing:
             output.line(f"    - {finding.message}")
+        if check.next_step:
+            output.line(f"  {output.strong('Next:')} {check.next_step}")
 
     output.answer(check, text)
 

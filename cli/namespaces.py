@@ -173,7 +173,9 @@ def publisher() -> None:
 @click.option("--claim", "claims", multiple=True, required=True, metavar="CLAIM=PATTERN",
               help="Required claim; * matches any text (repeatable).")  # fmt: skip
 def add(name: AdapterName, issuer: str, claims: tuple[str, ...]) -> None:
-    """Allow identity tokens of an issuer with matching claims to push the adapter NAME.
+    """Let CI jobs push NAME with their identity tokens.
+
+    A token of the issuer may push the adapter NAME if its claims match.
 
     NAME may not exist yet. The server accepts only issuers in REGISTRY_ISSUERS.
     """

@@ -19,6 +19,7 @@ from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.durable import replace_file
 from registry.errors import Invalid
+from registry.user_folders import user_folder
 
 from . import main, output
 
@@ -61,8 +62,8 @@ class RegistryTarget:
 
 
 def profile_path() -> Path:
-    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(home).expanduser() / "adapter-registry" / "profile.json"
+    """Where `adapter login` stores URL and tokens."""
+    return user_folder("config") / "profile.json"
 
 
 def read_profile() -> LoginProfile:

@@ -115,7 +115,10 @@ def _print_secret(created: TokenCreated) -> None:
 
 @token.command()
 def generate() -> None:
-    """Print a random secret and its SHA-256, for REGISTRY_ADMIN_TOKEN_SHA256. Asks no registry and stores nothing."""
+    """Print a random secret and its SHA-256, offline.
+
+    The SHA-256 is for REGISTRY_ADMIN_TOKEN_SHA256. Nothing is stored.
+    """
     secret = main.load("registry.server.secret", "new_secret", "server", "adapter token generate")()
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
     output.answer({"secret": secret, "sha256": sha256}, lambda: output.facts([("secret", secret), ("sha256", sha256)]))
@@ -144,9 +147,10 @@ def rotate(token_id: str, keep_minutes: int) -> None:
 @token.command()
 @click.option("--adapter", default="", metavar="NAME", help="Adapter to push; required for a CI job.")
 def exchange(adapter: str) -> None:
-    """Exchange an identity token of a CI job or identity provider for a registry token of at most 15 minutes.
+    """Exchange an identity token for a registry token.
 
-    It is read from ADAPTER_IDENTITY_TOKEN or a pipe. See `adapter publisher add`.
+    A CI job or an identity provider issued the identity token; it is read from ADAPTER_IDENTITY_TOKEN or a pipe. The
+    registry token is valid for at most 15 minutes. See `adapter publisher add`.
 
     \b
     ADAPTER_TOKEN=$(adapter token exchange --adapter acme/support < identity-token)

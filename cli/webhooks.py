@@ -6,7 +6,7 @@ import click
 
 from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
-from registry.events import WEBHOOK_DEFAULT, EventType
+from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 
 from . import output, session
 
@@ -60,17 +60,17 @@ def delete(webhook_id: str) -> None:
 
 @webhook.command()
 @click.argument("webhook_id", metavar="ID")
-@click.option("--state", default="", type=click.Choice(["", "waiting", "delivered", "dead"]), help="Only this state.")
+@click.option("--state", type=click.Choice([state.value for state in DeliveryState]), help="Only this state.")
 @click.option("--retry", type=int, metavar="DELIVERY", help="Send this delivery again.")
-def deliveries(webhook_id: str, state: str, retry: int | None) -> None:
-    """List deliveries: sent, waiting and dead."""
+def deliveries(webhook_id: str, state: str | None, retry: int | None) -> None:
+    """List the deliveries of a webhook, newest first."""
     with session.versions() as registry:
         audit = Audit(registry)
         if retry is not None:
             retried = audit.retry_delivery(webhook_id, retry)
             output.answer(retried, lambda: _print_deliveries([retried]))
             return
-        listing = audit.deliveries(webhook_id, state=state)
+        listing = audit.deliveries(webhook_id, state=state or "")
     output.answer(listing, lambda: _print_deliveries(listing.items))
 
 

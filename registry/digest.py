@@ -17,8 +17,6 @@ from pydantic_core import core_schema
 
 from registry.errors import Invalid
 
-CHUNK_BYTES = 2**20
-"""How much of a stream is read at a time."""
 _GRAMMAR = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LARGEST_INTEGER = 2**53
 

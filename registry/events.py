@@ -33,6 +33,14 @@ class ObjectKind(Enum):
         return self in (ObjectKind.ADAPTER, ObjectKind.ALIAS, ObjectKind.NAMESPACE, ObjectKind.VERSION)
 
 
+class DeliveryState(StrEnum):
+    """The delivery of an event to a webhook. `dead`: the last attempt failed."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
 class EventType(StrEnum):
     """One type of event. `about` is the kind of its object; `message` takes `object` and the fields of its detail."""
 

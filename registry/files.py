@@ -27,6 +27,10 @@ TOKENIZER_FILES = frozenset(
 """What a tokenizer consists of; its chat template belongs to it."""
 NOTE = ".adapter.json"
 """The registry's own file in a pulled folder; never a part of a version."""
+CHUNK_BYTES = 2**20
+"""How much of a file or stream is read at a time."""
+WEIGHTS_CHUNK_BYTES = 4 * 2**20
+"""How much of a tensor is computed with at a time."""
 WEIGHTS_ENDINGS = (".safetensors", ".gguf")
 """How the names of weights files end. PEFT's weights file is `WEIGHTS`; those of other tools have any name."""
 

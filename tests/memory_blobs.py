@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from registry.digest import CHUNK_BYTES, Digest
+from registry.digest import Digest
+from registry.files import CHUNK_BYTES
 from registry.server.storage.blobs import (
     WHOLE_BYTES,
     BlobStore,

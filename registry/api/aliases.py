@@ -103,13 +103,14 @@ class GateList(ItemList[GateView]):
 
 
 class GateCheck(Answer):
-    """What a version is missing for an alias now; `open` if nothing."""
+    """What a version is missing for an alias now; `open` if nothing. `next_step`: what helps first."""
 
     alias: str
     number: int
     gate: GateView
     open: bool
     missing: list[Finding]
+    next_step: str = ""
 
 
 class ApproveRequest(Request):

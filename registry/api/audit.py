@@ -9,7 +9,7 @@ from pydantic import Field
 
 from registry.api import Answer, ItemList, ItemPage, Request
 from registry.digest import Digest, canonical_json
-from registry.events import WEBHOOK_DEFAULT
+from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 
 class EventView(Answer):
@@ -115,11 +115,11 @@ class WebhookList(ItemList[WebhookView]):
 
 
 class DeliveryView(Answer):
-    """One event for one webhook. `state`: waiting, delivered, or dead after the last attempt."""
+    """One event for one webhook."""
 
     id: int
     seq: int
-    state: str
+    state: DeliveryState
     attempt: int
     next_at: datetime
     status: int | None = Field(default=None, description="HTTP status of the last attempt, if there was an answer.")

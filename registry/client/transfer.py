@@ -21,8 +21,9 @@ from registry.api.catalog import FileLink
 from registry.api.transfer import Upload, UploadPart
 from registry.client.core import Versions
 from registry.client.transport.sockets import Take
-from registry.digest import CHUNK_BYTES, Hasher
+from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
+from registry.files import CHUNK_BYTES
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 ATTEMPTS_LIMIT = 4

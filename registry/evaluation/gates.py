@@ -143,7 +143,7 @@ class Gate(FrozenModel):
             message = f"{count} of {self.approvals} approvals{whose}; {excluded}"
             yield Finding.of("error", "gate.approvals_missing", "approvals", message)
         if self.signed_by and not evidence.signed_by & set(self.signed_by):
-            message = f"none of {', '.join(self.signed_by)} has signed it: `adapter sign REF --key KEY`"
+            message = f"none of {', '.join(self.signed_by)} has signed it"
             yield Finding.of("error", "gate.signature_absent", "signatures", message)
 
     def _time(self, evidence: Evidence) -> Iterator[Finding]:
@@ -156,8 +156,7 @@ class Gate(FrozenModel):
 def _lacks(check: Check, verdict: Verdict | None, profile: str = "", *, must_pass: bool = False) -> Iterator[Finding]:
     location = f"{check} {profile}".strip()
     if verdict is None:
-        step = "run `adapter smoke-test REF --wait`" if check is Check.SMOKE else "push it with its base"
-        message = f"no verdict for the check '{location}' yet: {step}"
+        message = f"no verdict for the check '{location}' yet"
         yield Finding.of("error", f"gate.{check}_absent", location, message)
     elif verdict.outcome not in ((Outcome.PASS,) if must_pass else (Outcome.PASS, Outcome.WARN)):
         why = f": {verdict.summary}" if verdict.summary else ""

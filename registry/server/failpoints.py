@@ -51,10 +51,10 @@ def arm(text: str) -> None:
     """Arm the points of a setting, and no others. `Invalid` (SETTING_INVALID) for what cannot be read."""
     points = {}
     for word in text.split():
-        found = _WORD.match(word)
-        if found is None or not _sensible(found["act"], found["how"] or ""):
+        match = _WORD.match(word)
+        if match is None or not _sensible(match["act"], match["how"] or ""):
             raise Invalid("SETTING_INVALID", f"REGISTRY_FAILPOINTS: {word[:80]!r} is not NAME=ACT such as x.y=kill@2")
-        points[found["name"]] = Point(found["act"], found["how"] or "", int(found["turn"] or 0))
+        points[match["name"]] = Point(match["act"], match["how"] or "", int(match["turn"] or 0))
     _armed.clear()
     _armed.update(points)
     if points:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from registry.errors import Invalid
+from registry.user_folders import user_folder
 
 PREFIX = "REGISTRY_"
 _KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
@@ -94,19 +95,13 @@ class Settings:
 
     def filled(self) -> Settings:
         """The same with `data`, `database_url`, `blobs` and `s3_public_endpoint` derived where they are empty."""
-        data = Path(self.data).expanduser().absolute() if self.data else user_data()
+        data = Path(self.data).expanduser().absolute() if self.data else user_folder("data")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["data"] = str(data)
         values["database_url"] = self.database_url or f"sqlite:///{data / 'registry.db'}"
         values["blobs"] = self.blobs or (data / "blobs").as_uri()
         values["s3_public_endpoint"] = self.s3_public_endpoint or self.s3_endpoint
         return Settings(**values)
-
-
-def user_data() -> Path:
-    """`$XDG_DATA_HOME/adapter-registry`, else `~/.local/share/adapter-registry`."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "adapter-registry"
 
 
 def _refuse_unknown(variable: str, existing: list[str]) -> None:

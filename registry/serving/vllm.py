@@ -46,6 +46,7 @@ from registry.serving.agent.heartbeat import Heartbeat, SlotTable, this_node
 from registry.serving.store.eviction import KEEP_DAYS, EvictionLimits, Evictor, leases_of
 from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
+from registry.user_folders import user_folder
 
 try:
     from vllm.lora.request import LoRARequest
@@ -151,7 +152,8 @@ class RegistryResolver(LoRAResolver):  # type: ignore[misc]
         return self._connect(settings["ADAPTER_REGISTRY"], settings.get("ADAPTER_TOKEN", ""))
 
     def _store(self, settings: Mapping[str, str]) -> LocalStore:
-        return LocalStore(Path(settings.get("ADAPTER_PLUGIN_DIR") or _default_folder(self._environment)).expanduser())
+        named = settings.get("ADAPTER_PLUGIN_DIR")
+        return LocalStore(Path(named).expanduser() if named else user_folder("cache", self._environment) / "served")
 
     def _settings(self) -> dict[str, str]:
         return {key: value.strip() for key, value in self._environment.items() if key.startswith("ADAPTER_")}
@@ -242,8 +244,3 @@ def _port(arguments: Sequence[str]) -> str:
 def _base_name(model: str) -> str:
     """The likely base name of `--model`: a Hub name as it is, of a path the last part."""
     return model if model.count("/") == 1 and not model.startswith((".", "/", "~")) else Path(model).name
-
-
-def _default_folder(environment: Mapping[str, str]) -> str:
-    home = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return str(Path(home) / "adapter-registry" / "served")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from cli import main
@@ -48,6 +49,14 @@ def test_client_commands_do_not_load_pydantic_plugins(command: str, watched: str
 def test_every_command_has_help(cli: CommandRunner) -> None:
     for name in main.COMMANDS:
         assert "Usage: " in cli(name, "--help").stdout
+
+
+def test_no_command_of_a_group_has_a_cut_help() -> None:
+    for name in main.COMMANDS:
+        command = main.LazyGroup("adapter").get_command(click.Context(main.main), name)
+        if isinstance(command, click.Group):
+            text = command.get_help(click.Context(command, info_name=name, terminal_width=80))
+            assert "..." not in text.partition("Commands:")[2], text
 
 
 def test_every_command_takes_json() -> None:

@@ -1,4 +1,4 @@
-"""Which registered base a push takes that states none: the one that the configuration names, never a stranger's."""
+"""A push without a base takes the one that the configuration names, never another organization's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pushed_base(world: World, folder: Path, claim: str) -> str:
     return push.push_folder(world.admin, forge.write(files, folder), NAME).version.base
 
 
-def test_a_stranger_s_base_of_the_same_last_part_changes_no_push(world: World, tmp_path: Path) -> None:
+def test_another_organization_s_base_of_the_same_last_part_changes_no_push(world: World, tmp_path: Path) -> None:
     world.add_base(forge.llama("Meta-Tiny-Llama"))
     world.add_base(forge.llama("evil/Meta-Tiny-Llama"))
     assert pushed_base(world, tmp_path / "exact", "Meta-Tiny-Llama") == "Meta-Tiny-Llama"

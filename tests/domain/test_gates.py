@@ -38,7 +38,7 @@ def test_an_open_gate_is_missing_nothing() -> None:
 def test_a_gate_answers_with_all_that_is_missing() -> None:
     assert codes(gate_of("prod"), verdict(Check.COMPAT)) == ["gate.smoke_absent"]
     assert codes(gate_of("prod")) == ["gate.compat_absent", "gate.smoke_absent"]
-    assert "adapter smoke-test" in gate_of("prod").missing(Evidence())[1].message
+    assert "the check 'smoke'" in gate_of("prod").missing(Evidence())[1].message
 
 
 @pytest.mark.parametrize("severity", ["error", "unknown"])

@@ -53,7 +53,8 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
 def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
     assert stocked.admin.gate(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
     stocked.admin.set_gate("acme", "prod", Gate(approvals=1))
-    shown = stocked.admin.gate(NAME, "prod")
+    shown, closed = stocked.admin.gate(NAME, "prod"), stocked.admin.check_gate(f"{NAME}@1", "prod")
+    assert (closed.open, closed.next_step) == (False, f"run `adapter approve {NAME}@1 prod`")
     assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
     stocked.admin.set_gate(NAME, "prod", Gate(requires=(Check.COMPAT,)))
     assert stocked.admin.gate(NAME, "prod").set_on == NAME

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from registry.digest import Digest
 from registry.errors import Invalid
+from registry.user_folders import user_folder
 
 LINK_FROM_BYTES = 2**20
 LIMIT_BYTES = 50 * 2**30
@@ -46,11 +47,10 @@ class Cache:
     @classmethod
     def of_user(cls) -> Cache:
         """`$XDG_CACHE_HOME/adapter-registry/blobs`, else below `~/.cache`; `ADAPTER_CACHE_BYTES` is its limit."""
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         limit = os.environ.get(LIMIT_SETTING, "").strip() or str(LIMIT_BYTES)
         if not (limit.isascii() and limit.isdigit()):
             raise Invalid("SETTING_INVALID", f"{LIMIT_SETTING}: {limit[:40]!r} is not a number of bytes")
-        return _shared(Path(home).expanduser() / "adapter-registry" / "blobs", int(limit))
+        return _shared(user_folder("cache") / "blobs", int(limit))
 
     def path_of(self, digest: Digest) -> Path:
         return self.root / "sha256" / digest.hex[:2] / digest.hex

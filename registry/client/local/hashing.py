@@ -16,9 +16,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from registry.files import WEIGHTS_ENDINGS
+from registry.files import CHUNK_BYTES, WEIGHTS_ENDINGS
 
-CHUNK_BYTES = 2**20  # as in registry.digest, which takes time to import
 EARLY_CHUNK_BYTES = 8 * 2**20
 """Large, because each chunk needs the interpreter twice, and imports hold it for milliseconds."""
 AT_ONCE = 4

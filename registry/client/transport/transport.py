@@ -25,8 +25,8 @@ from registry.client.transport.sockets import (
     too_long,
     truncated,
 )
-from registry.digest import CHUNK_BYTES
 from registry.errors import Invalid
+from registry.files import CHUNK_BYTES
 
 TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32)

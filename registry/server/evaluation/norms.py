@@ -16,6 +16,7 @@ import numpy as np
 
 from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header, TensorInfo
+from registry.files import WEIGHTS_CHUNK_BYTES
 from registry.findings import Finding
 
 Read = Callable[[int, int], bytes | memoryview]
@@ -24,7 +25,6 @@ Read = Callable[[int, int], bytes | memoryview]
 INLINE_BYTES = 16 * 2**20
 """Weights up to this size are measured in the commit of a push (some 20 ms), larger ones after its answer."""
 WINDOW_BYTES = 16 * 2**20
-CHUNK_BYTES = 4 * 2**20
 FACTOR_ELEMENTS_LIMIT = 2**24
 """Of A or of B: 64 MiB as 32-bit floats. Rank 512 on a width of 28,672 has 14.7 million."""
 HUGE_RMS = 0.5
@@ -124,8 +124,8 @@ def find_not_finite(read: Read, header: Header) -> list[str]:
     """The names of tensors that hold NaN or an infinity, in the order of the file."""
     names = []
     for info in sorted(header, key=lambda info: info.start):
-        for start in range(info.start, info.end, CHUNK_BYTES):
-            data = read(header.data_start + start, min(CHUNK_BYTES, info.end - start))
+        for start in range(info.start, info.end, WEIGHTS_CHUNK_BYTES):
+            data = read(header.data_start + start, min(WEIGHTS_CHUNK_BYTES, info.end - start))
             if _has_special(data, info.dtype):
                 names.append(info.name)
                 break

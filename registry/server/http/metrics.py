@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 
 from registry import jobs
 from registry.api.serving import SlotState
+from registry.events import DeliveryState
 from registry.server.database.models import (
     AdapterRow,
     DeliveryRow,
@@ -32,7 +33,7 @@ from registry.server.storage.references import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"
-UNDELIVERED = ("waiting", "dead")
+UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
 Requests = Mapping[tuple[str, int], int]
 """(method, status) → how many this process has answered."""
 

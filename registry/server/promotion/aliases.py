@@ -64,11 +64,11 @@ def move(
         if expected_generation not in (None, current.generation):
             raise _moved(name, alias, expected_generation or 0, current.generation)
         return _view(session, current)
-    gate, found = gates.gather_evidence(session, actor, name, alias, version)
-    missing = gate.gate.missing(found)
+    gate, gathered = gates.gather_evidence(session, actor, name, alias, version)
+    missing = gate.gate.missing(gathered)
     if missing and not break_glass:
         raise _closed_gate(name, version, alias, missing)
-    evidence = gates.summarize_evidence(gate.gate, found)
+    evidence = gates.summarize_evidence(gate.gate, gathered)
     if missing:
         evidence.insert(0, {"check": BREAK_GLASS, "missing": [f.code for f in missing]})
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
@@ -267,21 +267,9 @@ def _closed_gate(
     detail += f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     if all(finding.code == WEIGHTS_PENDING for finding in missing):
         return Unavailable("TRY_LATER", detail, findings=missing, retry_after_seconds=PENDING_RETRY_SECONDS)
-    return Refused("GATE_CLOSED", detail, findings=missing, next_step=_next_step(name, version, alias, missing[0].code))
+    return Refused("GATE_CLOSED", detail, findings=missing, next_step=gates.next_step(name, version, alias, missing))
 
 
 def _refuse_main(alias: str) -> None:
     if alias == names.NEWEST:
         raise Refused("GATE_CLOSED", f"alias '{alias}' follows the newest version: only a push moves it")
-
-
-def _next_step(name: AdapterName, version: VersionRow, alias: str, code: str) -> str:
-    ref = f"{name}@{version.number}"
-    if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
-        return f"run `adapter smoke-test {ref} --wait`"
-    steps = {
-        "gate.approvals_missing": f"run `adapter approve {ref} {alias}`",
-        "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
-        "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
-    }
-    return steps.get(code, f"look at `adapter show {ref}`")

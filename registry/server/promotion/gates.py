@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate
 from registry.evaluation.verdicts import Verdict
 from registry.events import EventType
+from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
@@ -141,7 +143,23 @@ def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Sele
     version = versions.find(session, actor, name, selector)
     gate, evidence = gather_evidence(session, actor, name, names.alias(alias), version)
     missing = gate.gate.missing(evidence)
-    return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing)
+    step = next_step(name, version, alias, missing)
+    return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step)
+
+
+def next_step(name: AdapterName, version: VersionRow, alias: str, missing: Sequence[Finding]) -> str:
+    """The command that helps with the first of what is missing; empty if nothing is."""
+    if not missing:
+        return ""
+    code, ref = missing[0].code, f"{name}@{version.number}"
+    if code in ("gate.compat_absent", "gate.weights_absent", "gate.smoke_absent"):
+        return f"run `adapter smoke-test {ref} --wait`"
+    steps = {
+        "gate.approvals_missing": f"run `adapter approve {ref} {alias}`",
+        "gate.signature_absent": f"run `adapter sign {ref} --key KEY`",
+        "gate.soak_short": f"promote it there and wait, then look at `adapter gate show {ref} {alias}`",
+    }
+    return steps.get(code, f"look at `adapter show {ref}`")
 
 
 def gather_evidence(

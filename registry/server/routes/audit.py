@@ -30,6 +30,7 @@ from registry.api.audit import (
     WebhookView,
 )
 from registry.errors import NotFound, RegistryError
+from registry.events import DeliveryState
 from registry.roles import Scope
 from registry.server import audit, webhooks
 from registry.server.audit import audit_log, sequencer, tree
@@ -279,7 +280,7 @@ def list_deliveries(
     session: SessionDep,
     actor: Admin,
     webhook_id: str,
-    state: Annotated[Literal["", "waiting", "delivered", "dead"], Query()] = "",
+    state: Annotated[Literal[""] | DeliveryState, Query()] = "",
     limit: LimitDep = PAGE,
 ) -> DeliveryList:
     """List the deliveries of a webhook, newest first."""

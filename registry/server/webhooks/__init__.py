@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.audit import DeliveryView, EventView, WebhookCreate, WebhookView
 from registry.errors import Invalid, NotFound
-from registry.events import EventType
+from registry.events import DeliveryState, EventType
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import EVERY_NAMESPACE, Actor
@@ -29,7 +29,6 @@ from registry.server.database.models import DeliveryRow, EventRow, WebhookRow
 from registry.server.settings import Settings
 from registry.server.webhooks.target import check_url
 
-WAITING, DELIVERED, DEAD = "waiting", "delivered", "dead"
 WEBHOOKS_LIMIT = 100
 
 
@@ -94,7 +93,7 @@ def retry_delivery(session: Session, actor: Actor, webhook_id: str, delivery_id:
     row = session.get(DeliveryRow, delivery_id) if 0 < delivery_id < 2**31 else None
     if row is None or row.webhook_id != webhook_id:
         raise NotFound("WEBHOOK_UNKNOWN", f"webhook {webhook_id[:80]!r} has no delivery {delivery_id}")
-    row.state, row.attempt, row.next_at, row.ended_at = WAITING, 0, db.now(), None
+    row.state, row.attempt, row.next_at, row.ended_at = DeliveryState.WAITING, 0, db.now(), None
     session.add(row)
     detail = {"seq": row.position}
     audit.append(session, actor, EventType.WEBHOOK_RETRY, webhook_id, detail, namespace=_event_namespace(webhook))
@@ -122,7 +121,9 @@ def read_due_deliveries(session: Session, per_webhook: int) -> list[DueDelivery]
     """Return the deliveries whose time has come, oldest first, and at most so many of each webhook."""
     order = (col(DeliveryRow.next_at), col(DeliveryRow.id))
     rank = func.row_number().over(partition_by=col(DeliveryRow.webhook_id), order_by=order).label("rank")
-    due = select(DeliveryRow.id, rank).where(DeliveryRow.state == WAITING, col(DeliveryRow.next_at) <= db.now())
+    due = select(DeliveryRow.id, rank).where(
+        DeliveryRow.state == DeliveryState.WAITING, col(DeliveryRow.next_at) <= db.now()
+    )
     ranked = due.subquery()
     statement = (
         select(DeliveryRow, WebhookRow, EventRow)
@@ -137,7 +138,11 @@ def read_due_deliveries(session: Session, per_webhook: int) -> list[DueDelivery]
 
 def read_failing(session: Session) -> set[str]:
     """Return the webhooks with a delivery that failed and waits for its next attempt."""
-    failed = select(DeliveryRow.webhook_id).where(DeliveryRow.state == WAITING, DeliveryRow.attempt > 0).distinct()
+    failed = (
+        select(DeliveryRow.webhook_id)
+        .where(DeliveryRow.state == DeliveryState.WAITING, DeliveryRow.attempt > 0)
+        .distinct()
+    )
     return set(session.exec(failed))
 
 

@@ -33,6 +33,7 @@ from sqlmodel import col, select
 from registry import __version__
 from registry.api.audit import EventView, moment
 from registry.errors import Invalid, Unavailable
+from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.actors import EVERY_NAMESPACE
 from registry.server.audit import tree
@@ -194,7 +195,7 @@ def _enqueue_deliveries(engine: Engine, webhook_id: str, lock: locks.ProcessLock
         if hook.namespace != EVERY_NAMESPACE:
             matching = matching.where(EventRow.namespace == hook.namespace)
         now = db.now()
-        values: dict[str, Any] = {"webhook_id": hook.id, "state": webhooks.WAITING, "attempt": 0, "error": ""}
+        values: dict[str, Any] = {"webhook_id": hook.id, "state": DeliveryState.WAITING, "attempt": 0, "error": ""}
         values |= {"next_at": now, "created_at": now}
         for position in session.exec(matching.order_by(col(EventRow.position))):
             db.insert_new(session, DeliveryRow, values | {"position": position})
@@ -210,9 +211,9 @@ def _record_attempt(engine: Engine, delivery: DeliveryRow, status: int | None, e
             return
         row.attempt, row.status, row.error = row.attempt + 1, status, error[:500]
         if not error:
-            row.state, row.ended_at = webhooks.DELIVERED, db.now()
+            row.state, row.ended_at = DeliveryState.DELIVERED, db.now()
         elif row.attempt > len(RETRY_SECONDS):
-            row.state, row.ended_at = webhooks.DEAD, db.now()
+            row.state, row.ended_at = DeliveryState.DEAD, db.now()
         else:
             row.next_at = db.now() + timedelta(seconds=RETRY_SECONDS[row.attempt - 1])
         session.add(row)

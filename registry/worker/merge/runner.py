@@ -22,6 +22,7 @@ from registry.jobs import JOB_ID_PATTERN
 from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe
 from registry.names import AdapterName, BaseName, Ref
+from registry.user_folders import user_folder
 from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 
@@ -31,8 +32,7 @@ MERGE_FACTOR, SLOW_BYTES_A_SECOND = 10, 10e6
 def bases_folder() -> Path:
     """The folder of fused bases: $ADAPTER_BASES, else `adapter-registry/bases` in the user's data folder."""
     named = os.environ.get("ADAPTER_BASES")
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(named).expanduser() if named else Path(data).expanduser() / "adapter-registry" / "bases"
+    return Path(named).expanduser() if named else user_folder("data") / "bases"
 
 
 def merge(task: Task) -> Done:

@@ -20,9 +20,8 @@ from registry.bases.modules import Facts
 from registry.client.local.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
+from registry.files import WEIGHTS_CHUNK_BYTES
 from registry.worker.sandbox.program import ignore_progress
-
-CHUNK_BYTES = 4 * 2**20
 
 Progress = Callable[[int], None]
 """Gets the number of bytes read since the last call."""
@@ -75,7 +74,7 @@ class Weights:
         leaves = []
         for stored in self.in_order():
             hasher = Hasher()
-            for chunk in chunks(stored, CHUNK_BYTES):
+            for chunk in chunks(stored, WEIGHTS_CHUNK_BYTES):
                 hasher.update(chunk)
                 progress(len(chunk))
             leaves.append(leaf(stored, hasher.digest()))

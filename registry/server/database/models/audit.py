@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
+from registry.events import DeliveryState
 from registry.server.database.models.columns import CreatedColumns, UtcTime
 
 _UNNUMBERED = text("position IS NULL")
@@ -96,7 +97,7 @@ class DeliveryRow(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     webhook_id: str = Field(sa_column_args=(ForeignKey("webhook.id", ondelete="CASCADE"),))
     position: int = Field(sa_type=BigInteger)
-    state: str = "waiting"
+    state: str = DeliveryState.WAITING
     attempt: int = 0
     next_at: datetime = Field(sa_type=UtcTime)
     status: int | None = None

@@ -23,8 +23,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
-from registry.digest import CHUNK_BYTES, Digest
+from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
+from registry.files import CHUNK_BYTES
 from registry.server.storage.blobs import invalid_store, raise_unknown
 
 READ_BYTES = 32 * 2**20
