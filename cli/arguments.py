@@ -25,6 +25,7 @@ class ParsedArgument(click.ParamType[Value]):
         self.name, self._parse, self._refused = name, parse, refused or {}
 
     def convert(self, value: Any, _param: click.Parameter | None, ctx: click.Context | None) -> Value:
+        """Parse the typed text. `Invalid` (NAME_INVALID) for a part that the command does not take."""
         if not isinstance(value, str):
             parsed: Value = value
             return parsed

@@ -10,16 +10,16 @@ from registry.digest import Digest
 from . import output, session
 
 
-@click.command(
-    help=f"""Show which node serves which version, as reported by the nodes.
-
-    Slot states: {", ".join(SlotState)}. A node without a report for a minute is lost."""
-)
+@click.command(epilog=f"Slot states: {', '.join(SlotState)}.")
 @click.option("--base", default="", help="Only nodes of this base.")
 @click.option("--alias", default="", help="Only nodes that follow this alias.")
 @click.option("--node", default="", help="Only this node.")
 @click.option("--adapter", default="", metavar="NAME", help="Only this adapter.")
 def fleet(base: str, alias: str, node: str, adapter: str) -> None:
+    """Show which node serves which version, as reported by the nodes.
+
+    A node without a report for a minute is lost.
+    """
     with session.registry() as registry:
         nodes = registry.all_nodes(base=base, alias=alias, node=node, adapter=adapter)
     if adapter:  # a node's own reporter sees it even without a matching slot

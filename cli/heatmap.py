@@ -53,6 +53,7 @@ class HeatmapCell(NamedTuple):
 
 
 def cell_of(path: str) -> HeatmapCell:
+    """The row and the column of a module, by its path."""
     text = _TEXT.match(path)
     match = _LAYER.search(path) or _PLAIN_BLOCK.search(path)
     if text:
@@ -80,6 +81,7 @@ def joint_norm(norms: Iterable[float]) -> float:
 
 
 def mean(numbers: list[float]) -> float:
+    """The arithmetic mean."""
     return sum(numbers) / len(numbers)
 
 
@@ -145,6 +147,7 @@ class SvgFile(click.Path):
         super().__init__(dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The typed path, which must end in `.svg`."""
         path = Path(str(super().convert(value, param, ctx)))
         if path.suffix.lower() != ".svg":
             self.fail(f"{value!r} does not end in .svg", param, ctx)
@@ -163,12 +166,14 @@ class HeatMap:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
         width = LEFT + CELL_WIDTH * max(len(self.grid.columns), 1) + MARGIN
         texts = CHARACTER_WIDTH * max(len(self.title), len(self.legend)) + MARGIN
         return max(width, LEAST_WIDTH, texts), TOP + CELL_HEIGHT * len(self.grid.rows) + MARGIN
 
     @property
     def legend(self) -> str:
+        """The line under the title: the note, and what the colors mean."""
         return f"{self.note}; pale is {self.low:.3g}, dark is {self.high:.3g}"
 
     def cells(self) -> Iterator[tuple[int, int, float, str, bool]]:
@@ -183,10 +188,12 @@ class HeatMap:
                     yield LEFT + CELL_WIDTH * x, TOP + CELL_HEIGHT * y, value, f"rgb({color})", share > 0.5
 
     def row_labels(self) -> Iterator[tuple[int, str]]:
+        """(top, label) of each row."""
         for y, row in enumerate(self.grid.rows):
             yield TOP + CELL_HEIGHT * y, f"layer {row}" if row.isdigit() else row
 
     def column_labels(self) -> Iterator[tuple[int, str]]:
+        """(left, label) of each column; long ones lose their beginning."""
         for x, column in enumerate(self.grid.columns):
             yield LEFT + CELL_WIDTH * x, column if len(column) <= LABEL_LIMIT else "…" + column[1 - LABEL_LIMIT :]
 
@@ -209,5 +216,6 @@ def svg(heatmap: HeatMap) -> str:
 
 
 def write(path: Path, heatmap: HeatMap) -> None:
+    """Write the heat map as an SVG file."""
     path.write_text(svg(heatmap), encoding="utf-8")
     output.note(f"wrote {path}")

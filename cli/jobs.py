@@ -30,6 +30,7 @@ NO_WORKER_NOTE = "waiting for a worker: run `adapter worker` on a machine with t
 
 
 def print_submitted(job: Job) -> None:
+    """Print a job that was just submitted, and how to follow it."""
     output.line(f"{job.id} {job.state}: {job.kind} {job.subject} on {job.base}")
     if job.state not in FINAL:
         output.line(output.faint(f"  adapter job show {job.id} shows its progress; `adapter worker` runs it"))

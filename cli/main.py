@@ -140,17 +140,20 @@ class LazyGroup(click.Group):
     """`adapter`: imports the module of a command when it runs, and turns errors into messages and exit codes."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
+        """The names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. If it reads weights, start hashing them while its module loads."""
         spec = COMMANDS.get(args[0])
         if spec is not None and spec.hash_depth is not None and args[1:]:
             load("registry.client.local.hashing", "begin")(args[1], depth=spec.hash_depth)
         return super().resolve_command(ctx, args)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and complete a command; None for an unknown name."""
         spec = COMMANDS.get(cmd_name)
         if spec is None:
             return None
@@ -163,6 +166,7 @@ class LazyGroup(click.Group):
         return completed
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors end in a message and the exit code of the error's class."""
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException):
@@ -176,6 +180,7 @@ class LazyGroup(click.Group):
             ctx.exit(code)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands into the help, by section."""
         for section in dict.fromkeys(spec.section for spec in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])

@@ -200,6 +200,7 @@ def _print_job(job: Job) -> None:
 
 
 def print_report(title: str, report: MergeReport) -> None:
+    """Print what a merge made: rank and errors, or what a fuse changed."""
     output.line(f"{output.strong(title)}  {report.operation}{f' ({report.method})' if report.method else ''}")
     if report.operation is Operation.FUSE:
         facts: list[tuple[str, str | list[str]]] = [("changed", output.plural(report.changed_tensors, "tensor")),

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.errors import RegistryError
+from registry.findings import Finding
 
 from . import main
 
@@ -58,7 +59,8 @@ _STYLED = re.compile(f"{_MARK}([0-9]+)m")
 
 class Page(Protocol):
     @property
-    def next_cursor(self) -> str: ...
+    def next_cursor(self) -> str:
+        """Where the next page starts; empty at the end."""
 
 
 AnyPage = TypeVar("AnyPage", bound=Page)
@@ -98,14 +100,17 @@ def _set_json(ctx: click.Context, _option: click.Parameter, value: bool) -> None
 
 
 def as_json() -> bool:
+    """Whether the command was called with `--json`."""
     context = click.get_current_context(silent=True)
     return bool(context and context.meta.get(_JSON))
 
 
 def document(value: Any) -> Any:
-    """Models, and lists and dictionaries of them, as plain JSON values."""
+    """Models and findings, and lists and dictionaries of them, as plain JSON values."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
+    if isinstance(value, Finding):
+        return value.to_dict()
     if isinstance(value, dict):
         return {key: document(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -170,6 +175,7 @@ def exit_code_of(error: Exception) -> int:
 
 
 def exit_with(code: int) -> None:
+    """End the command with this exit code."""
     click.get_current_context().exit(code)
 
 
@@ -216,10 +222,12 @@ def styled(text: str, *styles: str) -> str:
 
 
 def strong(text: str) -> str:
+    """`text` in bold."""
     return styled(text, "bold")
 
 
 def faint(text: str) -> str:
+    """`text` in a dim color."""
     return styled(text, "dim")
 
 
@@ -229,6 +237,7 @@ def outcome(text: str) -> str:
 
 
 def unstyled(text: str) -> str:
+    """`text` without colors and weights."""
     return _STYLED.sub("", text)
 
 
@@ -306,6 +315,7 @@ def moment(at: datetime | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """The count and the noun, with an s unless the count is 1."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

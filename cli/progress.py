@@ -43,6 +43,7 @@ class ProgressLine:
         self._started_at = self._started_at or time.monotonic()
 
     def advance(self, count: int) -> None:
+        """Count bytes that have moved, and draw the line if that is due."""
         if self._watched:
             with self._lock:
                 self._moved_bytes += count

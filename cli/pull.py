@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -41,10 +40,10 @@ def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
         output.line(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
         size = output.size(resolved.manifest.size_bytes)
         output.line(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
-        for reason in damaged:
-            output.line(output.styled(f"  damaged, fetched again: {reason.location} {reason.message}", "yellow"))
+        for finding in damaged:
+            output.line(output.styled(f"  damaged, fetched again: {finding.location} {finding.message}", "yellow"))
         if resolved.yanked:
             output.line(output.styled("  this version is yanked", "red"))
 
     answer = {"path": str(target.absolute()), "resolved": resolved}
-    output.answer(answer | ({"damaged": [asdict(reason) for reason in damaged]} if verify else {}), text)
+    output.answer(answer | ({"damaged": damaged} if verify else {}), text)

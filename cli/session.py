@@ -52,6 +52,7 @@ class RegistryTarget:
 
     @property
     def embedded(self) -> bool:
+        """Whether it is the registry in the data folder."""
         return self.url == EMBEDDED_URL
 
     @property
@@ -81,6 +82,7 @@ def read_profile() -> LoginProfile:
 
 
 def write_profile(profile: LoginProfile) -> Path:
+    """Store the profile, readable by its owner alone. Returns its path."""
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     text = json.dumps({"url": profile.url, "tokens": profile.tokens}, indent=2)

@@ -104,6 +104,7 @@ def method_line(facts: dict[str, Any]) -> str:
 
 
 def target_line(facts: dict[str, Any]) -> str:
+    """What an adapter targets, replaces and trains, from the facts of a version."""
     targets, modules = facts.get("targets") or [], facts.get("modules") or 0
     line = ", ".join(targets)
     if modules:

@@ -119,7 +119,8 @@ def _require_packages() -> None:
 
 
 class Stoppable(Protocol):
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Finish the job in progress, and take no other."""
 
 
 def _stop_on_signals(worker: Stoppable) -> None:

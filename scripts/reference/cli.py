@@ -71,7 +71,11 @@ def _section(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
     options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
-    parts = [f"### {name}\n", f"```text\n{usage}\n```\n", *_paragraphs(command.help or "")]
+    parts = [
+        f"### {name}\n",
+        f"```text\n{usage}\n```\n",
+        *_paragraphs("\n\n".join(filter(None, [command.help, command.epilog]))),
+    ]
     parts.append(table(["option", "meaning"], (_option(option, context) for option in options)))
     return "\n".join(parts)
 

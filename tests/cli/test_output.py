@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from datetime import UTC, datetime
 
 import click
@@ -89,3 +90,11 @@ def test_amounts_and_times_for_people() -> None:
     assert [output.amount(n) for n in (12, 1500, 134_515_008, 7 * 10**9)] == ["12", "1.5 k", "134.5 M", "7.0 G"]
     assert output.moment(datetime(2026, 5, 3, 14, 5, 59, tzinfo=UTC)) == "2026-05-03 14:05 UTC"
     assert output.moment(None) == ""
+
+
+def test_findings_print_as_json() -> None:
+    finding = Finding("a.b", "q_proj", "is too wide", "warning", "8", "16")
+    assert json.loads(output.json_text({"findings": [finding]})) == {
+        "findings": [{"code": "a.b", "location": "q_proj", "message": "is too wide", "severity": "warning",
+                      "expected": "8", "actual": "16"}]
+    }  # fmt: skip
