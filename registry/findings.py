@@ -88,8 +88,8 @@ def convert_old_code(code: str) -> str:
 _OLD_FIELDS = {"place": "location", "sentence": "message", "found": "actual"}
 _OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
 _OLD_CODES = {
-    "compat.method_unjudged": "compat.method_not_judged",
-    "compat.module_unannounced": "compat.module_not_targeted",
+    "compat.method_not_judged": "compat.method_not_judged",
+    "compat.module_not_targeted": "compat.module_not_targeted",
     "compat.unties": "compat.embeddings_untied",
     "format.gguf_no_adapter": "format.gguf_not_adapter",
     "lora.magnitude_unannounced": "lora.magnitude_without_dora",

@@ -1,17 +1,37 @@
-"""PEFT's methods, tasks and field names (0.21.2), and the fields that name code or files.
+"""PEFT's methods (0.21.2): their tensors and shapes, and what the registry can do with each.
 
-A method of a newer PEFT is a row here and, where headers show its shapes, a rule in `expected_shape` of
-compat/modules.py; reading, compat check, merging and reference page follow the row. A method or task outside these
-tables is refused; a field outside `FIELDS` is a warning, because every release of PEFT adds some.
+A method of a newer PEFT is a row here; reading, compat check, merging, worker and reference page follow the row. A
+method or task outside these tables is refused. tests/facts/test_methods_of_peft.py holds the rows equal to PEFT's own
+modules. The fields of configurations are in peft/fields.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from registry.strict.fields import walk
+
+
+class TensorRule(NamedTuple):
+    """A tensor that each targeted module has, or (`is_shared`) that all modules share. It must be in the file.
+
+    `name`: what follows the module's path, or `base_model.` if shared. `#` in it stands for each number below
+    `numbers`, or for the module's category.
+    `shape`: formulas, one a dimension (peft/formulas.py); `any` is a size that headers do not show.
+    `condition`: a formula; where it is false, the tensor must be absent. Of rules with one name the first one counts.
+    """
+
+    name: str
+    shape: str
+    condition: str = "True"
+    numbers: str = ""
+    is_shared: bool = False
+
+
+def _shared(name: str, shape: str, condition: str = "True", numbers: str = "") -> TensorRule:
+    return TensorRule(name, shape, condition, numbers, is_shared=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +42,12 @@ class PeftMethod:
     modules share, directly under `base_model.`. A prompt method stores exactly the tensors named by `marks`.
     `pair_marks`: of a method with factor pairs, every such name and its role: a `TensorRole` as text. The rank is `r`
     and the patterns, and alpha is `lora_alpha`. `rank_from_tensors`: the tensors alone say the rank.
+    `tensors`: every tensor that is not half of a pair; empty: headers do not show what PEFT expects.
+    `kinds`: the kinds of modules that PEFT wraps for it. `needs`: formulas that must hold for each module.
     `names_targets`: its tensors say which targets they belong to, so a missing one is found.
-    `shapes_known`: registry/compat/modules.py checks the shapes of its tensors.
-    `fused_by`: who writes its update into the base's weights; empty: merging/recipes.py refuses to fuse it.
-    `changes_weights`: its effect equals some change of weights. `replaces_weights`: loading it replaces base weights.
+    `needs_values`: PEFT cannot build it on the meta device.
+    `mergeable`: its effect equals some change of weights. `fused_by`: who writes that change into the base's weights;
+    empty: merging/recipes.py refuses to fuse it. `replaces_weights`: loading it replaces base weights.
     `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.
     """
 
@@ -35,11 +57,14 @@ class PeftMethod:
     title: str = ""
     pair_marks: Mapping[str, str] = field(default_factory=dict)
     rank_from_tensors: bool = False
+    tensors: tuple[TensorRule, ...] = ()
+    kinds: tuple[str, ...] = ("linear",)
+    needs: tuple[str, ...] = ()
     is_prompt: bool = False
     names_targets: bool = True
-    shapes_known: bool = False
+    needs_values: bool = False
+    mergeable: bool = True
     fused_by: Literal["", "registry", "peft"] = ""
-    changes_weights: bool = True
     replaces_weights: bool = False
     combinable: bool = False
     hot_swappable: bool = False
@@ -48,71 +73,215 @@ class PeftMethod:
     def has_pairs(self) -> bool:
         return bool(self.pair_marks)
 
+    @property
+    def shapes_known(self) -> bool:
+        """Whether the compat check compares the names and shapes of its tensors with what PEFT expects."""
+        return bool(self.tensors)
+
     def mark_of(self, role: str) -> str:
         """The first name of the tensor with this role, such as `lora_A.weight`."""
         return next(mark for mark, its_role in self.pair_marks.items() if its_role == role)
 
 
-def _prompt(name: str, *more: str) -> PeftMethod:
+_T = TensorRule
+_CONV1D = ("linear", "conv1d")
+
+
+def _prompt(name: str, shape: str, *more: TensorRule, needs_values: bool = True) -> PeftMethod:
     """A method that puts virtual tokens before the text."""
-    return PeftMethod(name, ("prompt_embeddings", *more), is_prompt=True, changes_weights=False)
+    rules = (_T("prompt_embeddings", shape), *more)
+    return PeftMethod(name, tuple(rule.name for rule in rules), tensors=rules, is_prompt=True,
+                      needs_values=needs_values, mergeable=False)  # fmt: skip
 
 
 _LORA_PAIR = {
     "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b", "lora_B.bias": "bias",
     "lora_magnitude_vector": "magnitude", "lora_magnitude_vector.weight": "magnitude",
 }  # fmt: skip
+_SAMPLER = "lora_monteclora_sampler"
+_LORA_VARIANT_TENSORS = (
+    _T("lora_diag", "rank", "kasa_config is not None"),
+    _T("lora_velora_embed", "ceil(inputs, velora_config['num_groups'])", "velora_config is not None"),
+    _T(f"{_SAMPLER}.std_prior", "rank", "monteclora_config is not None"),
+    _T(f"{_SAMPLER}.gaussian_var_prior", "rank, rank", "monteclora_config is not None"),
+    _T(f"{_SAMPLER}.expert_weights_prior", "monteclora_config['num_samples']", "monteclora_config is not None"),
+    _T(f"{_SAMPLER}.expert_weights", "monteclora_config['num_samples']", "monteclora_config is not None"),
+)
+_VIRTUAL_TOKENS = "num_virtual_tokens * submodules"
+_GLORA_PATHS = (
+    *(_T(f"glora_{path}.{name}", shape, condition)
+      for path in "AB"
+      for name, shape, condition in (("Xd", "outputs, r", "config_A_B == 'lora'"),
+                                     ("Xu", "r, inputs", "config_A_B == 'lora'"),
+                                     ("X", "outputs, 1", "config_A_B == 'vector'"),
+                                     ("X", "1", "config_A_B == 'constant'"),
+                                     ("zeros", "outputs, inputs", "config_A_B == 'none'"))),
+    _T("glora_C.Xd", "inputs, r", "bias and config_C == 'lora'"),
+    _T("glora_C.Xu", "r, 1", "bias and config_C == 'lora'"),
+    _T("glora_C.X", "inputs, 1", "bias and config_C == 'vector'"),
+    _T("glora_C.zeros", "inputs, 1", "not bias or config_C == 'none'"),
+    *(_T(f"glora_{path}.{name}", shape, condition)
+      for path in "DE"
+      for name, shape, condition in (("X", "outputs", "bias and config_D_E == 'vector'"),
+                                     ("X", "1", "bias and config_D_E == 'constant'"),
+                                     ("zeros", "outputs", "not bias or config_D_E == 'none'"))),
+)  # fmt: skip
 _ROWS = (
-    PeftMethod("LORA", title="LoRA", pair_marks=_LORA_PAIR, shapes_known=True, fused_by="registry", combinable=True,
-               hot_swappable=True),
+    PeftMethod("LORA", title="LoRA", pair_marks=_LORA_PAIR | {rule.name: "piece" for rule in _LORA_VARIANT_TENSORS},
+               tensors=_LORA_VARIANT_TENSORS, kinds=("linear", "conv1d", "embedding", "conv", "experts", "parameter"),
+               fused_by="registry", combinable=True, hot_swappable=True),
     PeftMethod("ADALORA", title="AdaLoRA", pair_marks={"lora_A": "a", "lora_B": "b", "lora_E": "piece"},
-               rank_from_tensors=True, shapes_known=True, fused_by="registry"),
-    PeftMethod("ADAMSS", ("adamss_",)),
-    PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, changes_weights=False),
-    PeftMethod("BEFT", ("beft_",)),
-    PeftMethod("BOFT", ("boft_R", "boft_s"), shapes_known=True, fused_by="peft"),
-    PeftMethod("BONE", ("bone_",)),
-    PeftMethod("C3A", ("c3a_",)),
-    _prompt("CARTRIDGE"),
-    _prompt("CPT"),
-    PeftMethod("DEFT", ("deft_",)),
-    PeftMethod("DELORA", ("delora_",)),
-    PeftMethod("FOURIERFT", ("fourierft_",)),
-    PeftMethod("FROD", ("frod_",), ("frod_",)),
-    PeftMethod("GLORA", ("glora_",)),
-    PeftMethod("GRALORA", ("gralora_",)),
-    PeftMethod("HIRA", ("hira_",)),
-    PeftMethod("HRA", ("hra_",), shapes_known=True),
-    PeftMethod("IA3", ("ia3_l",), shapes_known=True, fused_by="registry"),
-    PeftMethod("LILY", ("lily_",), ("lily_",)),
-    PeftMethod("LN_TUNING", ("ln_tuning_layers.",), shapes_known=True, fused_by="registry", replaces_weights=True),
-    PeftMethod("LOHA", ("hada_",), title="LoHa", shapes_known=True, fused_by="peft"),
-    PeftMethod("LOKR", ("lokr_",), title="LoKr", shapes_known=True, fused_by="peft"),
-    PeftMethod("MISS", ("miss_block",), shapes_known=True, fused_by="peft"),
-    _prompt("MULTITASK_PROMPT_TUNING", "prefix_task_cols", "prefix_task_rows"),
-    PeftMethod("OFT", ("oft_R.",), shapes_known=True, fused_by="peft"),
-    PeftMethod("OSF", ("osf_",)),
-    PeftMethod("PEANUT", ("peanut_",)),
-    PeftMethod("POLY", ("poly_",), changes_weights=False),
-    _prompt("PREFIX_TUNING"),
-    _prompt("PROMPT_TUNING"),
-    PeftMethod("PSOFT", ("psoft_",)),
-    PeftMethod("PVERA", ("pvera_",), ("pvera_A", "pvera_B")),
-    _prompt("P_TUNING"),
-    PeftMethod("RANDLORA", ("randlora_",), ("randlora_A", "randlora_B"), fused_by="peft"),
-    PeftMethod("ROAD", ("road_",), shapes_known=True),
-    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",)),
-    PeftMethod("SHIRA", ("shira_weight", "shira_indices"), shapes_known=True, fused_by="peft"),
-    PeftMethod("SUPERTUNING", ("supertuning_",)),
-    PeftMethod("TINYLORA", ("tinylora_",), ("tinylora_v",)),
+               rank_from_tensors=True, tensors=(_T("lora_E", "rank, 1"),), kinds=_CONV1D, fused_by="registry"),
+    PeftMethod("ADAMSS", ("adamss_",), needs_values=True),
+    PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, mergeable=False),
+    PeftMethod("BEFT", ("beft_",), tensors=(_T("beft_bias", "1, outputs"),)),
+    PeftMethod("BOFT", ("boft_R", "boft_s"), fused_by="peft", needs_values=True,
+               tensors=(_T("boft_R", "1 if boft_n_butterfly_factor == 1 else any, inputs // boft_block_size, "
+                           "boft_block_size, boft_block_size", "boft_block_size"),
+                        _T("boft_R", "1 if boft_n_butterfly_factor == 1 else any, boft_block_num, "
+                           "inputs // boft_block_num, inputs // boft_block_num"),
+                        _T("boft_s", "outputs, 1")),
+               needs=("inputs % (boft_block_size or boft_block_num) == 0",)),
+    PeftMethod("C3A", ("c3a_",),
+               tensors=(_T("c3a_kernel", "outputs // block_size, inputs // block_size, block_size"),),
+               needs=("inputs % block_size == 0", "outputs % block_size == 0")),
+    _prompt("CARTRIDGE", "num_virtual_tokens, prefix_width"),
+    _prompt("CPT", "length(cpt_token_ids), hidden"),
+    PeftMethod("DEFT", ("deft_",), kinds=_CONV1D,
+               tensors=(_T("deft_P", "outputs, r"), _T("deft_R", "r, inputs", "not para"))),
+    PeftMethod("DELORA", ("delora_",),
+               tensors=(_T("delora_A", "rank, inputs"), _T("delora_B", "outputs, rank"), _T("delora_lambda", "1"),
+                        _T("delora_w_norm", "inputs"))),
+    PeftMethod("FOURIERFT", ("fourierft_",), tensors=(_T("fourierft_spectrum", "n_frequency"),), kinds=_CONV1D,
+               needs=("n_frequency <= inputs * outputs",)),
+    PeftMethod("FROD", ("frod_",), ("frod_",), kinds=_CONV1D, needs_values=True,
+               tensors=(_T("frod_lambda_l", "inputs"),
+                        _T("frod_lambda_s_values", "sparse_entries(inputs, sparse_rate)"),
+                        _shared("frod_V.#", "inputs, inputs", "save_projection", "category"),
+                        _shared("frod_s_indices.#", "2, sparse_entries(inputs, sparse_rate)", "save_projection",
+                                "category"),
+                        _shared("frod_s_size.#", "2", "save_projection", "category"))),
+    PeftMethod("GLORA", ("glora_",), tensors=_GLORA_PATHS),
+    PeftMethod("GRALORA", ("gralora_",), kinds=_CONV1D,
+               tensors=(_T("gralora_A", "gralora_k, inputs // gralora_k, r"),
+                        _T("gralora_B", "gralora_k, r, outputs // gralora_k"),
+                        _T("gralora_A_general.weight", "hybrid_r, inputs", "hybrid_r > 0"),
+                        _T("gralora_B_general.weight", "outputs, hybrid_r", "hybrid_r > 0")),
+               needs=("inputs % gralora_k == 0", "outputs % gralora_k == 0")),
+    PeftMethod("HIRA", ("hira_",), kinds=(*_CONV1D, "embedding"),
+               tensors=(_T("hira_A", "r, inputs", "not embedding"), _T("hira_B", "outputs, r", "not embedding"),
+                        _T("hira_embedding_A", "r, inputs", "embedding"),
+                        _T("hira_embedding_B", "outputs, r", "embedding"))),
+    PeftMethod("HRA", ("hra_",), tensors=(_T("hra_u", "inputs, r"),)),
+    PeftMethod("IA3", ("ia3_l",), tensors=(_T("ia3_l", "1, inputs", "feedforward"), _T("ia3_l", "outputs, 1")),
+               kinds=_CONV1D, fused_by="registry"),
+    PeftMethod("LILY", ("lily_",), ("lily_",), mergeable=False,
+               tensors=(_T("lily_A.weight", "r, inputs"), _T("lily_B.weight", "num_B * r, outputs"),
+                        _T("lily_router.weight", "num_B, r"))),
+    PeftMethod("LN_TUNING", ("ln_tuning_layers.",), kinds=(*_CONV1D, "norm", "embedding"), fused_by="registry",
+               replaces_weights=True,
+               tensors=(_T("ln_tuning_layers.weight", "outputs", "norm"),
+                        _T("ln_tuning_layers.weight", "inputs, outputs", "stored_by_inputs"),
+                        _T("ln_tuning_layers.weight", "outputs, inputs"),
+                        _T("ln_tuning_layers.bias", "outputs", "bias"))),
+    PeftMethod("LOHA", ("hada_",), title="LoHa", fused_by="peft",
+               tensors=tuple(_T(f"hada_{factor}_{half}", shape) for factor in ("w1", "w2")
+                             for half, shape in (("a", "outputs, rank"), ("b", "rank, inputs")))),
+    PeftMethod("LOKR", ("lokr_",), title="LoKr", fused_by="peft",
+               tensors=tuple(
+                   rule for number, factor, split in (
+                       (0, "lokr_w1", "decompose_both and rank < max(split_outputs[0], split_inputs[0]) / 2"),
+                       (1, "lokr_w2", "rank < max(split_outputs[1], split_inputs[1]) / 2"))
+                   for rule in (_T(f"{factor}_a", f"split_outputs[{number}], rank", split),
+                                _T(f"{factor}_b", f"rank, split_inputs[{number}]", split),
+                                _T(factor, f"split_outputs[{number}], split_inputs[{number}]", f"not ({split})")))),
+    PeftMethod("MISS", ("miss_block",), fused_by="peft",
+               tensors=(_T("miss_block", "outputs // r, r, r", "init_weights == 'bat'"),
+                        _T("miss_block", "r, mini_r", "init_weights == 'mini'"),
+                        _T("miss_block", "r, outputs")),
+               needs=("r <= inputs", "init_weights != 'bat' or inputs % r == 0 and outputs % r == 0",
+                      "init_weights != 'mini' or outputs % mini_r == 0")),
+    _prompt("MULTITASK_PROMPT_TUNING", f"{_VIRTUAL_TOKENS}, hidden",
+            _T("prefix_task_cols", f"num_tasks, {_VIRTUAL_TOKENS}, num_ranks"),
+            _T("prefix_task_rows", "num_tasks, num_ranks, hidden"), needs_values=False),
+    PeftMethod("OFT", ("oft_R.", "oft_embedding_R."), kinds=("linear", "embedding"), fused_by="peft",
+               tensors=tuple(_T(f"{name}.weight", "1 if block_share else oft_blocks, "
+                                "oft_size * (oft_size - 1) // 2", condition)
+                             for name, condition in (("oft_R", "not embedding"), ("oft_embedding_R", "embedding")))),
+    PeftMethod("OSF", ("osf_",),
+               tensors=(_T("osf_svd_params.S_low", "osf_size"), _T("osf_svd_params.U_low", "outputs, osf_size"),
+                        _T("osf_svd_params.V_low", "osf_size, inputs"))),
+    PeftMethod("PEANUT", ("peanut_",),
+               tensors=(_T("peanut_A.weight", "r, outputs"), _T("peanut_B.weight", "outputs, r"),
+                        _T("peanut_encoders.#.weight", "r, r", numbers="depth"),
+                        _T("peanut_decoders.#.weight", "r, r", numbers="depth"))),
+    PeftMethod("POLY", ("poly_",), mergeable=False,
+               tensors=(_T("poly_lora_A", "n_splits, n_skills, inputs // n_splits, r"),
+                        _T("poly_lora_B", "n_splits, n_skills, r, outputs // n_splits"),
+                        _T("poly_router.module_logits", "n_tasks, n_splits * n_skills"))),
+    _prompt("PREFIX_TUNING", "num_virtual_tokens, prefix_width"),
+    _prompt("PROMPT_TUNING", f"{_VIRTUAL_TOKENS}, hidden"),
+    PeftMethod("PSOFT", ("psoft_",),
+               tensors=(_T("psoft_R.weight", "r * (r - 1) // 2", "psoft_orth"), _T("psoft_R.weight", "r, r"),
+                        _T("psoft_R.vector_b", "r", "psoft_mag_b"), _T("psoft_R.vector_a", "r", "psoft_mag_a"))),
+    PeftMethod("PVERA", ("pvera_",), ("pvera_A", "pvera_B"), kinds=_CONV1D,
+               tensors=(_T("pvera_lambda_b", "outputs"), _T("pvera_lambda_d", "2 * r"),
+                        _shared("pvera_A", "2 * r, max_inputs", "save_projection"),
+                        _shared("pvera_B", "max_outputs, r", "save_projection"))),
+    _prompt("P_TUNING", f"{_VIRTUAL_TOKENS}, hidden"),
+    PeftMethod("RANDLORA", ("randlora_",), ("randlora_A", "randlora_B"), kinds=_CONV1D, fused_by="peft",
+               tensors=(_T("randlora_lambda", "r, ceil(min(inputs, outputs), r)"),
+                        _T("randlora_gamma", "ceil(min(inputs, outputs), r), min(inputs, outputs)"),
+                        *(rule("randlora_A", "r, 1, min(max_inputs, max_outputs)", "save_projection")
+                          for rule in (_T, _shared)),
+                        *(rule("randlora_B", "max(max_inputs, max_outputs), "
+                               "ceil(min(max_inputs, max_outputs), r), r", "save_projection")
+                          for rule in (_T, _shared)))),
+    PeftMethod("ROAD", ("road_",),
+               tensors=tuple(_T(name, "outputs * {'road_1': 1, 'road_2': 2, 'road_4': 4}[variant] // 2")
+                             for name in ("road_theta", "road_alpha")),
+               needs=("outputs % group_size == 0",)),
+    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",), names_targets=False),
+    PeftMethod("SHIRA", ("shira_weight", "shira_indices"), fused_by="peft", needs_values=True,
+               tensors=(_T("shira_weight", "r * (inputs + outputs)"), _T("shira_indices", "2, r * (inputs + outputs)")),
+               needs=("r * (inputs + outputs) <= inputs * outputs",)),
+    PeftMethod("SUPERTUNING", ("supertuning_",),
+               tensors=(_T("supertuning_values", "int(inputs * outputs * (1 - sparsity))"),
+                        _T("supertuning_indices", "int(inputs * outputs * (1 - sparsity))", "save_precomputed_indices"),
+                        _T("supertuning_lora_A.weight", "r, inputs", "r is not None"),
+                        _T("supertuning_lora_B.weight", "outputs, r", "r is not None")),
+               needs=("int(inputs * outputs * (1 - sparsity)) >= 1",)),
+    PeftMethod("TINYLORA", ("tinylora_",), ("tinylora_v",), kinds=(*_CONV1D, "embedding"),
+               tensors=(_T("tinylora_A", "min(r, inputs, outputs), inputs", "not embedding"),
+                        _T("tinylora_B", "outputs, min(r, inputs, outputs)", "not embedding"),
+                        _T("tinylora_A", "min(r, inputs, outputs), outputs"),
+                        _T("tinylora_B", "inputs, min(r, inputs, outputs)"),
+                        _T("tinylora_P", "u, min(r, inputs, outputs), min(r, inputs, outputs)", "save_projection"),
+                        _shared("tinylora_v.#", "u", numbers="max(1, round(targets * (1 - weight_tying)))"))),
     PeftMethod("TRAINABLE_TOKENS", ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
-               shapes_known=True, fused_by="registry"),
-    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), names_targets=False),
-    PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",)),
-    PeftMethod("VERA", ("vera_lambda_b", "vera_lambda_d"), ("vera_A", "vera_B"),
-               title="VeRA", shapes_known=True, fused_by="peft"),
-    PeftMethod("WAVEFT", ("waveft_",)),
-    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, changes_weights=False),
+               tensors=(_T("trainable_tokens_delta", "length(token_indices), outputs"),), kinds=("embedding",),
+               fused_by="registry"),
+    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets=False, needs_values=True,
+               tensors=(_shared("unilora_theta_d", "theta_d_length"),
+                        *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
+                          for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),
+    PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",), kinds=_CONV1D,
+               tensors=(*(_T(f"vblora_logits_{half}{end}", f"{shape}, {last}", condition)
+                          for half, shape in (("A", "r, inputs // vector_length"), ("B", "outputs // vector_length, r"))
+                          for end, last, condition in (("", "num_vectors", "not save_only_topk_weights"),
+                                                       ("_topk_indices", "topk", "save_only_topk_weights"),
+                                                       ("_topk_weights", "topk - 1", "save_only_topk_weights"))),
+                        _shared("vblora_vector_bank", "num_vectors, vector_length")),
+               needs=("inputs % vector_length == 0", "outputs % vector_length == 0")),
+    PeftMethod("VERA", ("vera_lambda_b", "vera_lambda_d"), ("vera_A", "vera_B"), title="VeRA", kinds=_CONV1D,
+               fused_by="peft",
+               tensors=(_T("vera_lambda_b", "outputs"), _T("vera_lambda_d", "r"),
+                        _shared("vera_A", "r, max_inputs", "save_projection"),
+                        _shared("vera_B", "max_outputs, r", "save_projection"))),
+    PeftMethod("WAVEFT", ("waveft_",), kinds=_CONV1D,
+               tensors=(_T("waveft_spectrum", "any", "proportional_parameters"), _T("waveft_spectrum", "n_frequency")),
+               needs=("n_frequency <= inputs * outputs",)),
+    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, needs_values=True, mergeable=False),
 )  # fmt: skip
 METHODS: Mapping[str, PeftMethod] = {row.name: row for row in _ROWS}
 
@@ -152,39 +321,3 @@ PATH_ENDINGS = ("_file", "_path", "_dir", "_folder", "_filename")
 """A field with such a name makes PEFT open what it holds."""
 
 NOT_PATHS = frozenset({"base_model_name_or_path", "tokenizer_name_or_path"})
-
-_FIELD_NAMES = """
-    ab_svd_init act_fn adapter_layers adapter_len adapters alora_invocation_tokens alpha alpha_pattern apply_GS
-    arrow_config asa_importance_beta asa_schedule_exponent asa_target_subspaces asa_uncertainty_beta auto_mapping
-    auxiliary_loss_weight base_model_class base_model_name_or_path beta1 beta2 bias block_share block_size
-    block_size_pattern boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor cayley_neumann_eps coft
-    config_A_B config_C config_D_E corda_config cpt_mask cpt_token_ids cpt_tokens_type_mask d_initial decompose_both
-    decompose_factor decomposition_method deft_dropout delora_lambda deltaT depth effective_rank enable_lora
-    enable_softmax enable_softmax_topk encoder_dropout encoder_hidden_size encoder_num_layers
-    encoder_reparameterization_type ensure_weight_tying eps eva_config exclude_modules fan_in_fan_out
-    feedforward_modules final_warmup frod_dropout generator_seed global_scaling_weight gralora_dropout gralora_k
-    group_size hidden_size hira_dropout hybrid_r inference_mode init_ia3_weights init_logits_std init_lora_weights
-    init_r init_scale init_theta_d_bound init_v_bound init_vector_bank_bound init_warmup init_weights kasa_config
-    lambda_pattern layer_replication layers_pattern layers_to_transform layerwise_scalings loftq_config lora_alpha
-    lora_bias lora_dropout lora_ga_config mask_interval mask_type megatron_config megatron_core merge_weights mini_r
-    miss_dropout module_dropout modules_to_save monteclora_config n_frequency n_frequency_pattern n_skills n_splits
-    n_tasks num_B num_attention_heads num_cayley_neumann_terms num_frozen_tokens num_layers num_ranks num_subspaces
-    num_tasks num_transformer_submodules num_vectors num_virtual_tokens oft_block_size opt_loss_decay_factor
-    opt_projection_epsilon opt_projection_format_epsilon opt_weighted_loss_type orth_reg_weight para parent_library
-    peft_type peft_version poly_type prefix_projection progressbar proj_seed projection_prng_key projection_seed
-    prompt_tuning_init prompt_tuning_init_state_dict_path prompt_tuning_init_task prompt_tuning_init_text
-    proportional_parameters psoft_alpha psoft_dropout psoft_mag_a psoft_mag_b psoft_orth psoft_svd
-    psoft_svd_lowrank_niter pvera_dropout qalora_group_size r randlora_alpha randlora_dropout random_loc_seed
-    random_seed rank_dropout rank_dropout_scale rank_pattern regularization_alpha revision runtime_config
-    sample_at_inference save_indices save_only_topk_weights save_precomputed_indices save_projection scaling
-    scaling_pass_value select_top shadow_alpha shadow_dropout shadow_hidden_size shadow_intermediate_size
-    shadow_model shadow_num_attention_heads shadow_num_hidden_layers share_embeddings softmax_temperature sparse
-    sparse_rate sparsity stride_A subspace_rank svd_threshold target_modules target_parameters target_r
-    target_svd_config task_type tfinal theta_d_length tinit tinylora_dropout token_dim token_indices
-    tokenizer_kwargs tokenizer_name_or_path top_k_lora topk total_step trainable_token_indices u unilora_dropout
-    update_hidden_size use_asa use_bdlora use_cayley_neumann use_dora use_dynamic_rank use_effective_conv2d use_idwt
-    use_qalora use_rslora use_trainable_adapters variant vblora_dropout vector_length velora_config vera_dropout
-    very_sparse wavelet_family weight_tying xlora_depth xlora_dropout_p xlora_size
-"""
-FIELDS: frozenset[str] = frozenset(_FIELD_NAMES.split())
-"""Every field that a configuration of PEFT 0.21 (and some older ones) may have."""

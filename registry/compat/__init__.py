@@ -16,7 +16,8 @@ from registry.adapters.read import AdapterContents, PeftContents
 from registry.bases import BaseSpec, Similarity
 from registry.compat import base_match
 from registry.compat.files import check_file
-from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_pieces, check_updates
+from registry.compat.modules import ModuleLookup, check_completeness, check_full, check_updates
+from registry.compat.tensors import check_tensors
 from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
@@ -28,7 +29,7 @@ from registry.findings import Finding
 OF_MODULES = frozenset(
     f"compat.{code}"
     for code in (
-        "bias_unknown", "kind", "module_missing", "module_unannounced", "module_unknown", "saved_module_absent",
+        "bias_unknown", "kind", "module_missing", "module_not_targeted", "module_unknown", "saved_module_absent",
         "shape", "targets_match_nothing", "vocabulary_differs",
     )
 )  # fmt: skip
@@ -78,10 +79,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
         findings.error("compat.patterns_slow", CONFIG, message)
     method = methods.find(lora.method)
     check_updates(lora, lookup)
-    if method.is_prompt:
-        _prompts(lora, base, findings)
-    else:
-        check_pieces(lora, lookup)
+    check_tensors(lora, lookup)
     if method.names_targets and not method.is_prompt:
         check_completeness(lora, lookup)
     check_full(lora, lookup)
@@ -101,22 +99,6 @@ def _doubted(findings: list[Finding], base: BaseSpec) -> list[Finding]:
         replace(finding, severity="unknown") if finding.severity == "error" and finding.code in OF_MODULES else finding
         for finding in findings
     ]
-
-
-def _prompts(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
-    """Virtual tokens: one matrix [tokens, width]; a prefix holds a key and a value for each layer and kv head."""
-    rows = lora.config.other.get("num_virtual_tokens")
-    width = 2 * base.layers * base.kv_heads * base.head_size if lora.method == "PREFIX_TUNING" else base.hidden
-    for piece in (piece for piece in lora.pieces if piece.name == "prompt_embeddings"):
-        if not width or lora.method in ("CPT", "CARTRIDGE"):
-            message = f"the width of {lora.method} is not visible in headers"
-            findings.unknown("compat.method_not_judged", piece.name, message)
-        elif len(piece.shape) != 2 or piece.shape[1] != width:
-            message = f"{piece.name} has shape {list(piece.shape)}; this base takes virtual tokens of width {width}"
-            findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
-        elif type(rows) is int and rows > 0 and piece.shape[0] % rows:
-            message = f"{piece.name} has {piece.shape[0]} rows, and the configuration says {rows} virtual tokens"
-            findings.error("compat.shape", piece.name, message, [rows, width], list(piece.shape))
 
 
 def _tokens(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:

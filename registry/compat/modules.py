@@ -5,7 +5,6 @@ Where the base's module names were only assumed (`names_known` false), a module 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 
@@ -61,6 +60,10 @@ class ModuleLookup:
             return None
         return module
 
+    def is_part(self, path: str) -> bool:
+        """Whether the path is of a part that holds modules, such as a block or its attention."""
+        return any(name.startswith(f"{path}.") for name in self.base.modules)
+
     def missing(self, path: str, what: str) -> None:
         """Add the finding that the base has no module `path`, and why that may be."""
         leaf = path.rpartition(".")[2]
@@ -89,7 +92,7 @@ class ModuleLookup:
         `single_experts`: the adapter names experts one by one, as transformers 4 did. Version 5 has them fused, and
         there they are no modules that a name could target.
         """
-        for path, module in self._modules():
+        for path, module in self.modules():
             if ".experts.*." in path:
                 each = range(module.count if single_experts else 0)
                 yield from filter(self.targets.covers, (path.replace(".*.", f".{number}.", 1) for number in each))
@@ -101,7 +104,7 @@ class ModuleLookup:
     def blocks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each block of fused experts, and the names of its parameters."""
         apart: dict[str, list[str]] = {}
-        for path, module in self._modules():
+        for path, module in self.modules():
             if module.kind == "experts":
                 yield path, FUSED
             elif module.kind == "parameter":
@@ -109,7 +112,7 @@ class ModuleLookup:
                 apart.setdefault(owner, []).append(leaf)
         yield from ((owner, tuple(leaves)) for owner, leaves in apart.items())
 
-    def _modules(self) -> Iterator[tuple[str, ModuleShape]]:
+    def modules(self) -> Iterator[tuple[str, ModuleShape]]:
         """The base's modules under the names that the adapter sees: layers renumbered when they are replicated."""
         copies: dict[int, list[int]] = {}
         for new, old in enumerate(self._replicated):
@@ -168,7 +171,8 @@ def _check_sizes(update: ModuleUpdate, module: ModuleShape, lookup: ModuleLookup
             location = f"{update.path}.{half}"
             lookup.findings.error("compat.shape", location, message, list(expected), list(shape), group=group)
     for name, size in (("lora_magnitude_vector", update.magnitude_shape), ("lora_B.bias", update.bias_shape)):
-        if size is not None and max(size, default=0) != module.out_features:
+        is_vector = size is None or len(size) == 1 or update.kind == "conv"
+        if size is not None and (max(size, default=0) != module.out_features or not is_vector):
             message = f"{update.path}.{name} has shape {list(size)}; the module has {module.out_features} outputs"
             lookup.findings.error("compat.shape", f"{update.path}.{name}", message, [module.out_features], list(size))
     if update.rank > min(module.in_features, module.out_features):
@@ -251,6 +255,7 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
         _check_whole(piece, lookup)
     saved = {piece.path for piece in lora.full}
     _check_saved(lora.config.saved_modules, saved, lookup)
+    _check_saved_whole(lora, lookup)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
         message = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
@@ -282,6 +287,24 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
             lookup.findings.warning("compat.saved_module_absent", location, message, name, "nothing", group="absent")
 
 
+def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
+    """Of what is saved, every part must be there: PEFT raises an error for one that is not."""
+    present: dict[str, set[str]] = {}
+    for piece in lora.full:
+        present.setdefault(piece.path, set()).add(piece.name)
+    ends = Endings(lora.config.saved_modules)
+    held = {name for path in present for start in starts(path) for name in ends.of(start)}
+    for path, module in lookup.modules() if held else ():
+        names = {name for start in starts(path) for name in ends.of(start)}
+        if names.isdisjoint(held) or module.kind in ("experts", "parameter", "other") or ".*." in path:
+            continue
+        for leaf in sorted({"weight", *(["bias"] if module.bias else [])} - present.get(path, set())):
+            message = f"modules_to_save saves {path}, and the file does not hold its {leaf}"
+            location, group = f"{path}.{leaf}", f"{path.rpartition('.')[2]} {leaf}"
+            lookup.findings.add(lookup.doubt, "compat.saved_module_absent", location, message, location, "nothing",
+                                group=group)  # fmt: skip
+
+
 def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
     location = f"{piece.path}.{piece.name}"
     module = lookup.find(piece.path)
@@ -307,105 +330,3 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
         lookup.findings.error(
             code, location, f"{location} has shape {shape}, the base {expected}{why}", expected, shape
         )
-
-
-# ------------------------------------------------------------------ tensors that are not half of a pair
-def check_pieces(lora: LoraSpec, lookup: ModuleLookup) -> None:
-    """Every tensor of the method against the module that it changes."""
-    if not find(lora.method).shapes_known:
-        message = f"the sizes of {lora.method} tensors cannot be checked from headers; run the check 'smoke'"
-        lookup.findings.unknown("compat.method_not_judged", f"{CONFIG}: peft_type", message)
-    kronecker: dict[str, dict[str, Shape]] = {}
-    pair_ranks = {update.path: update.rank for update in lora.modules}
-    for piece in lora.pieces:
-        if not piece.path or piece.path in lora.incomplete:
-            continue
-        module = lookup.find_sized(piece.path)
-        if module is None:
-            continue
-        if lora.method == "LOKR":
-            kronecker.setdefault(piece.path, {})[piece.name] = piece.shape
-        else:
-            rank = pair_ranks.get(piece.path) or lookup.ranks.pick(piece.path)
-            _check_piece(piece, module, lora.config, lookup, rank)
-    for path, factors in kronecker.items():
-        _check_kronecker(path, factors, lookup)
-
-
-def _check_piece(
-    piece: OtherTensor, module: ModuleShape, config: AdapterConfig, lookup: ModuleLookup, rank: int | None
-) -> None:
-    expected = expected_shape(config.method, piece.name, piece.shape, module, config, piece.path, rank)
-    if expected is not None and expected != piece.shape:
-        location = f"{piece.path}.{piece.name}"
-        message = f"{location} has shape {list(piece.shape)}; {lookup.base.name} takes {list(expected)} there"
-        group = f"{piece.name} {piece.path.rpartition('.')[2]}"
-        lookup.findings.error("compat.shape", location, message, list(expected), list(piece.shape), group=group)
-
-
-def expected_shape(
-    method: str,
-    name: str,
-    shape: Shape,
-    module: ModuleShape,
-    config: AdapterConfig,
-    path: str = "",
-    rank: int | None = None,
-) -> Shape | None:
-    """The shape that this tensor must have on this module, or None where the method leaves it open."""
-    inputs, outputs = module.in_features, module.out_features
-    rank = rank or config.rank
-    if method == "ADALORA":
-        return (rank, 1)
-    if method == "IA3":
-        feedforward = config.other.get("feedforward_modules") or []
-        names = [feedforward] if isinstance(feedforward, str) else feedforward
-        return (1, inputs) if any(end in names for end in endings(path)) else (outputs, 1)
-    if method == "LOHA" and len(shape) == 2:
-        return {"a": (outputs, rank), "b": (rank, inputs)}.get(name[-1:])
-    if method == "OFT" and len(shape) == 2:
-        return _oft(shape, inputs)
-    if method == "BOFT":
-        if name == "boft_s":
-            return (outputs, 1)
-        return (shape[0], inputs // shape[2], shape[2], shape[2]) if len(shape) == 4 and shape[2] else (1, 1, 1, 1)
-    if method == "MISS":
-        return (rank, outputs) if len(shape) == 2 else None
-    if method == "VERA":
-        return {"vera_lambda_b": (outputs,), "vera_lambda_d": (rank,)}.get(name)
-    if method == "SHIRA":
-        count = rank * (inputs + outputs)
-        return {"shira_weight": (count,), "shira_indices": (2, count)}.get(name)
-    if method == "LN_TUNING":
-        return (outputs,)
-    if method == "HRA":
-        return (inputs, rank) if name == "hra_u" else None
-    return None
-
-
-def _oft(shape: Shape, inputs: int) -> Shape | None:
-    """[blocks, b(b-1)/2] with blocks * b = inputs; a shared block is one row."""
-    block = (1 + math.isqrt(1 + 8 * shape[1])) // 2
-    if block * (block - 1) // 2 != shape[1] or inputs % block:
-        return (inputs, 0)
-    return shape if shape[0] == 1 else (inputs // block, shape[1])
-
-
-def _check_kronecker(path: str, factors: dict[str, Shape], lookup: ModuleLookup) -> None:
-    """LoKr: W1 (x) W2, each whole or as a product of two; their sizes multiply to the module's."""
-    module = lookup.find(path)
-    sizes = [_whole(factors, "lokr_w1"), _whole(factors, "lokr_w2")]
-    if module is None or None in sizes or "lokr_t2" in factors:
-        return
-    product = tuple(sizes[0][i] * sizes[1][i] for i in (0, 1))  # type: ignore[index]
-    if product != (module.out_features, module.in_features):
-        message = f"the LoKr factors of {path} make a matrix of {list(product)}"
-        expected = [module.out_features, module.in_features]
-        lookup.findings.error("compat.shape", path, message, expected, list(product), group=path.rpartition(".")[2])
-
-
-def _whole(factors: dict[str, Shape], name: str) -> Shape | None:
-    if name in factors:
-        return factors[name] if len(factors[name]) == 2 else None
-    a, b = factors.get(f"{name}_a"), factors.get(f"{name}_b")
-    return (a[0], b[1]) if a and b and len(a) == len(b) == 2 else None

@@ -235,7 +235,7 @@ def _source(recipe: Recipe, ingredient: Ingredient) -> Iterator[tuple[str, str]]
     elif facts.get("format", "peft") != "peft":
         yield "recipe.not_mergeable", f"is stored as {facts['format']}: convert it to PEFT's layout first"
     method = methods.find(str(facts.get("method", "LORA")))
-    if not method.changes_weights:
+    if not method.mergeable:
         yield "recipe.not_mergeable", f"is {method.name}: it adds something beside the weights, so no weights equal it"
         return
     if recipe.operation is Operation.FUSE and not method.fused_by:

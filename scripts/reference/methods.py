@@ -12,9 +12,16 @@ INTRODUCTION = """\
 An adapter of any other method is refused.
 
 - *Shapes*: the compat check compares the shapes of its tensors with the base; for other methods it says `unknown`.
+- *Merged*: its effect equals some change of weights.
 - *Fused by*: what writes the update into the base's weights.
 - *Combined*: it has a low-rank weighted sum.
 - *Hot-swapped*: smoke tests swap it on a model that stays loaded.
+"""
+SHAPES = """\
+## Tensors
+
+Each targeted module must have all of these tensors beside its factor pair and no others; those under `base_model.` are
+there once. Sizes are formulas over the module's inputs and outputs, its rank, and the fields of the configuration.
 """
 VARIANTS = """\
 ## LoRA variants
@@ -31,7 +38,14 @@ The values of `init_lora_weights`. An adapter that was trained on changed base w
 def markdown() -> str:
     """The whole page."""
     methods = (
-        (f"`{row.name}`", _yes(row.shapes_known), row.fused_by, _yes(row.combinable), _yes(row.hot_swappable))
+        (
+            f"`{row.name}`",
+            _yes(row.shapes_known),
+            _yes(row.mergeable),
+            row.fused_by,
+            _yes(row.combinable),
+            _yes(row.hot_swappable),
+        )
         for row in METHODS.values()
     )
     beginnings = (
@@ -43,9 +57,17 @@ def markdown() -> str:
         )
         for row in INITIALIZATIONS
     )
+    tensors = (
+        (f"`{row.name}`", f"`{'base_model.' * rule.is_shared}{rule.name}`", f"`{rule.shape}`",
+         "" if rule.condition == "True" else f"`{rule.condition}`")
+        for row in METHODS.values()
+        for rule in row.tensors
+    )  # fmt: skip
     parts = [
         INTRODUCTION,
-        table(["method", "shapes", "fused by", "combined", "hot-swapped"], methods),
+        table(["method", "shapes", "merged", "fused by", "combined", "hot-swapped"], methods),
+        SHAPES,
+        table(["method", "tensor", "shape", "only if"], tensors),
         VARIANTS,
         table(["field", "meaning"], ((f"`{field}`", meaning) for field, meaning in LORA_VARIANTS.items())),
         BEGINNINGS,

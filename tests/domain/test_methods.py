@@ -49,13 +49,13 @@ def spec_of(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any)
 
 
 GOOD: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
-    ("IA3", {"ia3_l": (64, 1)}, {"feedforward_modules": ["down_proj"]}),
+    ("IA3", {"ia3_l": (64, 1)}, {"feedforward_modules": []}),
     ("LOHA", {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}, {"r": 4}),
-    ("LOKR", {"lokr_w1": (8, 8), "lokr_w2_a": (8, 4), "lokr_w2_b": (4, 8)}, {"r": 4}),
+    ("LOKR", {"lokr_w1": (8, 8), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 8)}, {"r": 2}),
     ("OFT", {"oft_R.weight": (8, 28)}, {"oft_block_size": 8}),
     ("BOFT", {"boft_R": (1, 16, 4, 4), "boft_s": (64, 1)}, {}),
     ("MISS", {"miss_block": (8, 64)}, {"r": 8}),
-    ("VERA", {"vera_lambda_b": (64,), "vera_lambda_d": (16,)}, {"r": 16}),
+    ("VERA", {"vera_lambda_b": (64,), "vera_lambda_d": (16,)}, {"r": 16, "save_projection": False}),
     ("HRA", {"hra_u": (64, 8)}, {"r": 8}),
     ("PROMPT_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
     ("P_TUNING", {"prompt_embeddings": (8, 64)}, {"num_virtual_tokens": 8}),
@@ -82,14 +82,8 @@ def test_another_method_fails_when_a_side_is_off_by_one(
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        ("FROD", {"base_model.frod_s_indices.q": "I64", "base_model.frod_s_size.q": "I64", "{q}.frod_lambda_l": "F32"}),
-        ("TINYLORA", {"base_model.tinylora_v.0": "F32", "{q}.tinylora_A": "F32"}),
         ("SHADOW", {"base_model.shadow_backbone.default.norm.weight": "F32", "{q}.shadow_up.default.weight": "F32"}),
-        ("SUPERTUNING", {"{q}.supertuning_indices": "I32", "{q}.supertuning_values": "F32"}),
-        ("UNILORA", {"base_model.unilora_theta_d": "F32"}),
-        ("OSF", {"{q}.osf_svd_params.S_low": "F32"}),
-        ("POLY", {"{q}.poly_lora_A": "F32", "{q}.poly_router.module_logits": "F32"}),
-        ("PEANUT", {"{q}.peanut_A.weight": "F32"}),
+        ("ADAMSS", {"{q}.adamss_A.0": "F32", "{q}.adamss_B.0": "F32"}),
     ],
 )
 def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_base(
@@ -109,6 +103,19 @@ def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_bas
     assert codes(judged("base_model.model.lm_head.weight")) == {"compat.overwrites_base"}
 
 
+@pytest.mark.parametrize(
+    ("shapes", "code"),
+    [
+        ({"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4)}, "compat.tensor_missing"),
+        ({"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64), "hada_t1": (4, 4)},
+         "lora.tensor_unknown"),
+        ({"hada_w1_a": (64, 4, 1), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}, "compat.shape"),
+    ],
+)  # fmt: skip
+def test_a_lost_an_extra_and_a_deeper_tensor_of_a_method_fail(shapes: dict[str, tuple[int, ...]], code: str) -> None:
+    assert codes(other("LOHA", shapes, r=4)) == {code}
+
+
 def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
     held: dict[str, forge.Tensor] = {
         "prompt_embeddings": ("F32", (4, 64), None), "prefix_task_cols": ("F32", (1, 4, 1), None),
@@ -121,7 +128,7 @@ def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
 
 
 def test_a_method_without_rules_is_unknown_and_an_unexpected_tensor_in_it_still_fails() -> None:
-    assert add_up(other("FOURIERFT", {"fourierft_spectrum": (100,)})) is Outcome.UNKNOWN
+    assert add_up(other("SHADOW", {"shadow_up.default.weight": (100,)})) is Outcome.UNKNOWN
     assert add_up(other("IA3", {"ia3_l": (64, 1), "weight": (64, 64)})) is Outcome.FAIL
 
 
@@ -171,7 +178,18 @@ def test_a_method_whose_row_says_nothing_of_merging_is_not_merged(operation: Ope
     assert {finding.code for finding in findings} == {code}
 
 
+def test_kasa_needs_its_diagonal_and_no_other_lora_may_have_it() -> None:
+    pair = {"lora_A.weight": (4, 64), "lora_B.weight": (64, 4)}
+    kasa = {"r": 4, "lora_alpha": 8, "kasa_config": {"beta": 0.1}}
+    findings = other("LORA", pair | {"lora_diag": (4,)}, **kasa)
+    assert add_up(findings) is Outcome.WARN
+    assert "compat.semantics" in codes(findings, "warning")
+    assert codes(other("LORA", pair, **kasa)) == {"compat.tensor_missing"}
+    assert codes(other("LORA", pair | {"lora_diag": (4,)}, r=4, lora_alpha=8)) == {"lora.tensor_unknown"}
+
+
 def test_adalora_keeps_one_singular_value_for_each_rank_that_is_left() -> None:
     pair = {"lora_A": (3, 64), "lora_B": (64, 3)}
     assert codes(other("ADALORA", pair | {"lora_E": (3, 1)}, r=8)) == set()
     assert codes(other("ADALORA", pair | {"lora_E": (8, 1)}, r=8)) == {"compat.shape"}
+    assert codes(other("ADALORA", pair, r=8)) == {"compat.tensor_missing"}

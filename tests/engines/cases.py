@@ -42,6 +42,11 @@ def _lora(**fields: Any) -> Files:
     return forge.lora(BASE, config=fields)
 
 
+_BIASES: dict[str, Tensor] = {
+    f"base_model.model.{path}.lora_B.bias": ("F32", (rows,), None)
+    for path, (rows, _) in BASE.linears.items()
+    if path.endswith(("q_proj", "v_proj"))
+}
 CASES: dict[str, Files] = {
     "plain": _lora(),
     "all-linear": forge.lora(BASE, targets=forge.ALL_LINEAR),
@@ -51,7 +56,7 @@ CASES: dict[str, Files] = {
     "dora": forge.lora(BASE, dora=True),
     "bias-all": _lora(bias="all"),
     "lora-bias": forge.lora(
-        BASE, config={"lora_bias": True}, change=_with({f"{_AT}.q_proj.lora_B.bias": ("F32", (64,), None)})
+        BASE, config={"lora_bias": True}, change=_with(_BIASES)
     ),
     "rank-pattern": forge.lora(BASE, config={"rank_pattern": {"v_proj": 4}}, change=_patterned),
     "alpha-pattern": _lora(alpha_pattern={"v_proj": 64}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,11 @@ from registry.merging.conversions import Conversion, Converted
 from registry.worker.conversions.request import ConversionRequest
 from tests import fixtures
 
-pytest.importorskip("diffusers", reason="the images extra (diffusers) is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the images extra (diffusers) is not installed")
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
 from registry.worker.conversions import images
 
 pytestmark = pytest.mark.slow
@@ -53,3 +58,70 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
     assert "it has diffusers' names already" in refused["qwen-image-diffusers"]
     assert "diffusers cannot convert it" in refused["flux-bfl-control"]
     assert "no converter for lycoris" in refused["lycoris-loha"]
+
+
+def kohya_of_all(
+    modules: Iterable[tuple[str, torch.nn.Module]], start: str, alphas: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """A kohya file with a pair of rank 4 for every matrix, and these alphas in turn."""
+    tensors: dict[str, torch.Tensor] = {}
+    for number, (path, module) in enumerate(modules):
+        if not isinstance(module, torch.nn.Linear) or "time" in path or "embeddings" in path:
+            continue
+        name = start + path.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = torch.randn(4, module.in_features) * 0.1
+        tensors[f"{name}.lora_up.weight"] = torch.randn(module.out_features, 4) * 0.1
+        tensors[f"{name}.alpha"] = torch.tensor(alphas[number % len(alphas)])
+    return tensors
+
+
+def sizes_of_updates(tensors: dict[str, torch.Tensor], halves: tuple[str, str]) -> list[float]:
+    """The norm of every update, alpha / rank · B · A."""
+    down, up = halves
+    sizes = []
+    for name, a in tensors.items():
+        if name.endswith(down):
+            path = name.removesuffix(down)
+            scale = float(tensors.get(f"{path}.alpha", torch.tensor(float(a.shape[0])))) / a.shape[0]
+            sizes.append(scale * float((tensors[f"{path}{up}"].double() @ a.double()).norm()))
+    return sorted(sizes)
+
+
+@pytest.mark.parametrize("alphas", [(1.0,), (1.0, 4.0, 2.0, 16.0, 3.0)])
+def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple[float, ...], tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    base = fixtures.image_bases() / "sd-tiny"
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet")
+    text = transformers.CLIPTextModel.from_pretrained(base / "text_encoder")
+    tensors = kohya_of_all(unet.named_modules(), "lora_unet_", alphas)
+    tensors |= kohya_of_all(text.named_modules(), "lora_te_", alphas)
+    assert any("ff_net_2" in name for name in tensors)
+    assert any("mlp_fc1" in name for name in tensors)
+    (tmp_path / "kohya").mkdir()
+    save_file(tensors, tmp_path / "kohya" / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    report = converted(tmp_path / "kohya", base, tmp_path / "made")
+    assert report.error is not None
+    assert report.error < 1e-6
+    made = load_file(tmp_path / "made" / images.FILE)
+    sizes = sizes_of_updates(made, (".lora_A.weight", ".lora_B.weight"))
+    assert sizes == pytest.approx(sizes_of_updates(tensors, (".lora_down.weight", ".lora_up.weight")), rel=1e-5)
+    if len(alphas) > 1:  # diffusers 0.42 itself gives attention layers the default alpha where alphas differ
+        return
+
+    def computed(source: Path | None) -> torch.Tensor:
+        parts = {"tokenizer": None, "scheduler": None, "safety_checker": None, "feature_extractor": None, "vae": None}
+        models = {
+            "unet": diffusers.UNet2DConditionModel.from_pretrained(base / "unet"),
+            "text_encoder": transformers.CLIPTextModel.from_pretrained(base / "text_encoder"),
+        }
+        pipeline = diffusers.StableDiffusionPipeline(**models, **parts, requires_safety_checker=False)
+        if source:
+            pipeline.load_lora_weights(source)
+        words = pipeline.text_encoder(torch.tensor([[1, 5, 9, 2]])).last_hidden_state
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        return pipeline.unet(noise, 10, words).sample
+
+    with torch.no_grad():
+        plain, kohya, ours = computed(None), computed(tmp_path / "kohya"), computed(tmp_path / "made")
+    assert (kohya - plain).abs().max() > 1e-3
+    assert torch.allclose(kohya, ours, atol=1e-5)

@@ -197,7 +197,7 @@ class _Reader:
         self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
             message = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
-            self._findings.warning("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing", group="bias")
+            self._note("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing")
         return ModuleUpdate(
             path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
             scale=alpha / math.sqrt(rank) if self._config.use_rslora else alpha / rank,
@@ -256,9 +256,6 @@ class _Reader:
                 a, b = (self._method.mark_of(role).partition(".")[0] for role in "ab")
                 message = f"the weights hold not one {a} or {b} tensor that names a module of the base"
                 self._note("lora.no_modules", WEIGHTS, message, f"{a} and {b}", len(header))
-            if config.layers is not None and isinstance(config.targets, str):
-                message = "layers_to_transform is combined with a pattern in target_modules, which PEFT rejects"
-                self._note("lora.layers_beside_pattern", f"{CONFIG}: layers_to_transform", message)
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
                 self._findings.unknown("compat.method_not_judged", f"{CONFIG}: use_bdlora", message)

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import Field
 
 from registry.adapters import methods
-from registry.adapters.peft import initializations
+from registry.adapters.peft import combinations
+from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.costs import check_costs
 from registry.errors import Invalid, TooLarge
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
@@ -28,6 +29,8 @@ DEFAULT_RANK = 8
 """PEFT's rank of a LoRA whose configuration has no `r`."""
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
+PATTERN_VALUE_LIMIT = 2**31
+WHOLE_BY_PATTERN = frozenset({"rank_pattern", "block_size_pattern", "n_frequency_pattern"})
 
 BASE_NAME_LIMIT = 512
 
@@ -69,6 +72,7 @@ class AdapterConfig(FrozenModel):
 
     `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every
     module whose path is it or ends in `.name`. `alpha` is None when it is not written.
+    `patterns`: every field of the method that gives values by pattern. `nulls`: fields that are written as null.
     `pattern_steps`: about how many steps a backtracking matcher needs for one path and all patterns.
     """
 
@@ -97,6 +101,8 @@ class AdapterConfig(FrozenModel):
     base: BaseClaim = BaseClaim()
     peft_version: str = ""
     pattern_steps: int = 0
+    patterns: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    nulls: tuple[str, ...] = ()
     other: dict[str, Any] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -130,10 +136,7 @@ def read_fields(values: dict[str, Any]) -> AdapterConfig:
 
 
 class _Reader:
-    """Takes the fields one by one; keeps the broken rules and the warnings.
-
-    After training, the `rank_pattern` of AdaLoRA holds masks, and the tensors have the ranks that remained.
-    """
+    """Takes the fields one by one; keeps the broken rules and the warnings."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.fields = Fields(values)
@@ -144,6 +147,7 @@ class _Reader:
         row = methods.find(method)
         self._code_and_paths()
         self._texts()
+        by_pattern = self._patterns(method)
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
@@ -164,8 +168,10 @@ class _Reader:
             target_parameters=fields.names("target_parameters"),
             layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
             layers_pattern=fields.names("layers_pattern"),
-            rank_pattern={} if row.rank_from_tensors else fields.by_pattern("rank_pattern", RANK_LIMIT, whole=True),
-            alpha_pattern=fields.by_pattern("alpha_pattern", ALPHA_LIMIT, whole=False),
+            rank_pattern=by_pattern.get("rank_pattern", {}) if method != "OSF" else {},
+            alpha_pattern=by_pattern.get("alpha_pattern", {}),
+            patterns=by_pattern,
+            nulls=tuple(name for name, value in self._values.items() if value is None),
             layer_replication=self._layer_replication(),
             token_indices=self._token_indices(method),
             invocation_tokens=fields.whole_numbers("alora_invocation_tokens"),
@@ -182,6 +188,18 @@ class _Reader:
             ),
         )
         return config.model_copy(update={"pattern_steps": fields.pattern_steps})
+
+    def _patterns(self, method: str) -> dict[str, dict[str, Any]]:
+        """The values by pattern. After training AdaLoRA's `rank_pattern` holds masks; OSF's may hold fractions."""
+        limits = {"rank_pattern": RANK_LIMIT, "alpha_pattern": ALPHA_LIMIT}
+        written = [name for name in peft_fields.table().get(method, {}) if name.endswith("_pattern")]
+        return {
+            name: self.fields.by_pattern(
+                name, limits.get(name, PATTERN_VALUE_LIMIT), whole=name in WHOLE_BY_PATTERN and method != "OSF"
+            )
+            for name in written
+            if name != "layers_pattern" and not (name == "rank_pattern" and methods.find(method).rank_from_tensors)
+        }
 
     def _method(self) -> str:
         method = self._values.get("peft_type")
@@ -271,27 +289,18 @@ class _Reader:
         return self.fields.text("init_lora_weights").lower()
 
     def _unloadable(self, method: str) -> Iterator[Finding]:
-        """What PEFT 0.21 raises an exception for when it loads the configuration: a failing finding each."""
-        problems = {field: "is null" for field in _NEVER_NULL if field in self._values and self._values[field] is None}
-        if method != "LORA":
-            problems = {field: problem for field, problem in problems.items() if field == "r"}
-        elif initializations.find_written(self._values.get("init_lora_weights")) is None:
-            problems["init_lora_weights"] = "is no initialization of PEFT"
-        if self._values.get("bias") == "":
-            problems["bias"] = "is empty"
-        for field, value in self._values.items():
-            if field.endswith("dropout") and value is not None and not (type(value) in (int, float) and 0 <= value < 1):
-                problems[field] = "must be a number from 0 to below 1"
+        """What PEFT raises an exception for when it loads the configuration: a failing finding each."""
+        problems = dict(peft_fields.refused(method, self._values)) | dict(combinations.refused(method, self._values))
         for field, problem in problems.items():
             message = f"{field} {problem}: PEFT cannot load the adapter"
             yield Finding.of("error", "config.not_loadable", f"{CONFIG}: {field}", message)
 
     def _other(self) -> dict[str, Any]:
-        return {k: v for k, v in self._values.items() if k in methods.FIELDS and k not in _TAKEN and v is not None}
+        return {k: v for k, v in self._values.items() if k in peft_fields.names() and k not in _TAKEN and v is not None}
 
     def _unknown_fields(self) -> list[Finding]:
         """Warnings about fields that PEFT ignores, and that this registry does not know."""
-        unknown = sorted(set(self._values) - methods.FIELDS - methods.CODE_FIELDS)
+        unknown = sorted(set(self._values) - peft_fields.names() - methods.CODE_FIELDS)
         message = "the field {!r} is unknown to this registry, and its effect is not checked"
         warnings = [
             Finding.of("warning", "config.field_unknown", f"{CONFIG}: {field}", message.format(field))
@@ -305,7 +314,6 @@ class _Reader:
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")
 _VERSION = re.compile(r"[A-Za-z0-9.+!_@-]{0,100}\Z")
-_NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
 _TAKEN_NAMES = """
     alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
     exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern

@@ -89,14 +89,26 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     except (ValueError, KeyError) as e:
         raise refused(f"diffusers cannot convert it: {type(e).__name__}: {str(e).strip()[:300]}") from e
     converted, alphas = answer if isinstance(answer, tuple) else (answer, {})
-    by_path = {name.removesuffix(".alpha").removesuffix(".down.weight"): a for name, a in (alphas or {}).items()}
+    by_path = {_without_half(name.removesuffix(".alpha")): float(alpha) for name, alpha in (alphas or {}).items()}
     result: dict[str, Tensor] = {}
     for name, tensor in converted.items():
-        alpha = by_path.get(name.removesuffix(".up.weight")) if name.endswith(".up.weight") else None
+        alpha = by_path.pop(_without_half(name), None) if name.endswith(_UP) else None
         if alpha is not None:
-            tensor = canonical.scale_tensor(tensor, float(alpha) / tensor.shape[1])
+            tensor = canonical.scale_tensor(tensor, alpha / tensor.shape[1])
         result[renaming.modern(name)] = tensor
+    if by_path:
+        raise refused(f"diffusers gives {len(by_path)} alphas without a pair, such as that of {min(by_path)}")
     return result
+
+
+def _without_half(name: str) -> str:
+    """The path of a pair, from the name of a half or from what its alpha is called by.
+
+    diffusers (0.42, `_get_alpha_name`) names an alpha by the down half; where `.lora.` stands in that name, by what
+    comes before it.
+    """
+    end = next((end for end in (*_DOWN, *_UP) if name.endswith(end)), "")
+    return name.removesuffix(end).removesuffix(".lora")
 
 
 def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts) -> None:

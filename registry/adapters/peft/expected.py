@@ -1,0 +1,166 @@
+"""The tensors that PEFT expects of a method on a module, by the method's row (registry/adapters/methods.py).
+
+`ExpectedTensors.of_module` and `.shared` answer name → shape; a size of `ANY` is one that headers do not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry.adapters.methods import TensorRule, find
+from registry.adapters.peft import fields
+from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.formulas import ANY, evaluate, factors, nearest_divisor
+from registry.adapters.peft.targets import Choice
+from registry.strict import patterns
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+FAULTS = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
+"""What a formula raises for fields that PEFT refuses as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModule:
+    """A module of the base that the configuration targets. Sizes count features; `kind` as in registry/bases."""
+
+    path: str
+    kind: str
+    inputs: int
+    outputs: int
+    has_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSizes:
+    """What shapes of shared tensors follow from. `prefix_width`: keys and values of all layers, for one token."""
+
+    hidden: int = 0
+    prefix_width: int = 0
+
+
+class ExpectedTensors:
+    """What PEFT expects of one configuration."""
+
+    def __init__(self, config: AdapterConfig, sizes: BaseSizes) -> None:
+        self._config, self._method = config, find(config.method)
+        rows = fields.table().get(config.method, {})
+        written = config.other | config.patterns
+        self._values = {name: written.get(name, row.get("default")) for name, row in rows.items() if "." not in name}
+        self._values |= dict.fromkeys(config.nulls)
+        for field, row in rows.items():
+            holder, dot, inner = field.partition(".")
+            nested = self._values.get(holder)
+            if dot and isinstance(nested, dict):
+                self._values[holder] = {inner: row.get("default"), **nested}
+        if "r" in rows and "r" not in config.nulls:
+            self._values["r"] = config.rank or rows["r"].get("default")
+        self._by_pattern = {
+            name.removesuffix("_pattern"): Choice(values) for name, values in config.patterns.items() if name in rows
+        }
+        self._values |= {
+            "hidden": sizes.hidden, "prefix_width": sizes.prefix_width,
+            "token_indices": config.token_indices.get("", ()),
+            "submodules": self._values.get("num_transformer_submodules") or 1 + (config.task == "SEQ_2_SEQ_LM"),
+        }  # fmt: skip
+
+    def of_module(
+        self, module: TargetModule, rank: int | None = None, modules: tuple[TargetModule, ...] = ()
+    ) -> Shapes:
+        """The tensors of one module. `modules`: all targets. One of `FAULTS` where the fields make no sense."""
+        names = self._names(module, rank) | _totals(modules or (module,))
+        return dict(self._shapes(names, is_shared=False))
+
+    def broken_needs(self, module: TargetModule) -> list[str]:
+        """What must hold for this module, and does not."""
+        names = self._names(module, None)
+        return [formula for formula in self._method.needs if not evaluate(formula, names)]
+
+    def shared(self, modules: tuple[TargetModule, ...]) -> Shapes:
+        """The tensors that all modules share, and those of a prompt method."""
+        totals = self._values | _totals(modules)
+        if self._method.is_prompt:
+            return dict(self._shapes(totals, is_shared=False))
+        rules = [rule for rule in self._method.tensors if rule.is_shared]
+        if any(rule.numbers == "category" for rule in rules):
+            return {name: shape for module in modules for name, shape in
+                    self._shapes(self._names(module, None), is_shared=True)}  # fmt: skip
+        return dict(self._shapes(totals, is_shared=True)) if modules else {}
+
+    def _names(self, module: TargetModule, rank: int | None) -> dict[str, Any]:
+        kinds = {kind: module.kind == kind for kind in ("embedding", "norm", "conv1d")}
+        sizes = {"inputs": module.inputs, "outputs": module.outputs, "bias": module.has_bias}
+        chosen = {name: value for name, choice in self._by_pattern.items() if (value := choice.pick(module.path))}
+        names: dict[str, Any] = (
+            self._values | kinds | sizes | chosen | {"stored_by_inputs": kinds["conv1d"] or kinds["embedding"]}
+        )
+        names["rank"] = rank or chosen.get("rank") or names.get("r")
+        names |= {"category": _category(module.path), "feedforward": self._is_feedforward(module.path)}
+        match self._config.method:
+            case "LOKR":
+                factor = names["decompose_factor"]
+                names |= {
+                    "split_inputs": factors(module.inputs, factor),
+                    "split_outputs": factors(module.outputs, factor),
+                }
+            case "OFT":
+                width, size = module.outputs if kinds["embedding"] else module.inputs, names["oft_block_size"]
+                size = nearest_divisor(width, size) if size else width // nearest_divisor(width, names["r"])
+                names |= {"oft_size": size, "oft_blocks": width // size}
+            case "OSF":
+                names["osf_size"] = self._osf_size(module)
+        return names
+
+    def _is_feedforward(self, path: str) -> bool:
+        written = self._values.get("feedforward_modules") or []
+        if isinstance(written, str):
+            return patterns.compiled(written).matches(path)
+        return any(path.endswith(name) for name in written)
+
+    def _osf_size(self, module: TargetModule) -> int:
+        """How many directions are trained: the smaller side without the frozen part, a number or a fraction."""
+        smaller, frozen = min(module.inputs, module.outputs), self._values["effective_rank"]
+        if self._values.get("rank_pattern"):  # searched for anywhere in the path, and holds fractions too
+            return ANY
+        if frozen is None:
+            return smaller - smaller // 2
+        count = int(smaller * frozen) if isinstance(frozen, float) and frozen <= 1 else int(frozen)
+        return smaller - max(min(smaller, count), 0)
+
+    def _shapes(self, names: Mapping[str, Any], *, is_shared: bool) -> Iterator[tuple[str, Shape]]:
+        first: set[str] = set()
+        for rule in self._method.tensors:
+            if rule.is_shared is is_shared and rule.name not in first and evaluate(rule.condition, names):
+                first.add(rule.name)
+                shape = evaluate(f"({rule.shape},)", names)
+                if not all(type(size) is int for size in shape):
+                    raise ValueError(f"{rule.name} has no whole sizes: {shape}")
+                yield from ((name, shape) for name in _numbered(rule, names))
+
+
+def _numbered(rule: TensorRule, names: Mapping[str, Any]) -> Iterator[str]:
+    if not rule.numbers:
+        yield rule.name
+    elif rule.numbers == "category":
+        yield rule.name.replace("#", names["category"])
+    else:
+        yield from (rule.name.replace("#", str(number)) for number in range(min(evaluate(rule.numbers, names), 2**16)))
+
+
+def _totals(modules: tuple[TargetModule, ...]) -> dict[str, int]:
+    return {
+        "targets": len(modules),
+        "max_inputs": max((module.inputs for module in modules), default=0),
+        "max_outputs": max((module.outputs for module in modules), default=0),
+    }
+
+
+def _category(path: str) -> str:
+    """FRoD's name for modules that share a projection: the last two parts of the path (peft/tuners/frod/model.py)."""
+    parts = path.split(".")
+    if len(parts) == 1 or parts[-2].isdigit():
+        return parts[-1]
+    is_attention = parts[-2:] == ["output", "dense"] and len(parts) > 2 and parts[-3] == "attention"
+    return "attention_output" if is_attention else f"{parts[-2]}_{parts[-1]}"

@@ -1,0 +1,212 @@
+"""Write registry/adapters/peft/fields.json: the fields of PEFT's configurations and the values that PEFT refuses.
+
+    python -m scripts.peft_fields [METHOD …]
+
+Each field of each method gets sample values of every kind of JSON value, and PEFT builds the adapter on a tiny model
+and computes once. A kind is refused if PEFT raises an error for all its samples in all contexts. Texts that PEFT takes
+where it refuses others are choices. Needs the extra `worker`; some minutes.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import config as lora_config
+from peft.tuners.waveft.constants import WAVELET_REDUCTIONS
+from peft.utils.peft_types import PeftType
+
+from registry.adapters.peft.fields import kind_of, table
+
+FILE = Path(__file__).parents[1] / "registry/adapters/peft/fields.json"
+NESTED: Mapping[str, Any] = {
+    "eva_config": lora_config.EvaConfig,
+    "kasa_config": lora_config.KasaConfig, "monteclora_config": lora_config.MontecloraConfig,
+    "velora_config": lora_config.VeloraConfig,
+}  # fmt: skip
+"""Objects in a configuration of LoRA, and their classes."""
+TARGETS = ("q_proj", "k_proj", "down_proj")
+COMMON = frozenset(field.name for field in dataclasses.fields(peft.PeftConfig))
+NOT_SAMPLED = frozenset(
+    {"target_modules", "init_lora_weights", "modules_to_save", "exclude_modules", "layers_to_transform",
+     "layers_pattern", "num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules", "hidden_size"}
+)  # fmt: skip
+"""Fields that peft/config.py judges itself, and those whose right values depend on the base."""
+LAYER_FIELDS: Mapping[str, Any] = {"layers_pattern": ["layers"], "layers_to_transform": [0]}
+NOT_BUILT = frozenset({"ADAMSS", "XLORA"})
+"""Methods that a tiny model alone cannot build: they need scikit-learn, or other adapters."""
+SAMPLES: tuple[Any, ...] = (None, True, False, "no such value", "", 0, -1, 1.5, 4, 2, [], {})
+"""Values that the tiny model takes wherever their kind makes sense. What lists and objects hold is not sampled."""
+VALID: Mapping[str, Mapping[str, Any]] = {
+    "ADALORA": {"total_step": 10, "tinit": 1, "tfinal": 1, "init_r": 4},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1, "target_modules": "self_attn"},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 4},
+    "CARTRIDGE": {"num_virtual_tokens": 4},
+    "CPT": {"cpt_token_ids": [1, 2, 3]},
+    "FOURIERFT": {"n_frequency": 20},
+    "IA3": {"feedforward_modules": ["down_proj"]},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4},
+    "OFT": {"oft_block_size": 4},
+    "PREFIX_TUNING": {"num_virtual_tokens": 4},
+    "PROMPT_TUNING": {"num_virtual_tokens": 4},
+    "P_TUNING": {"num_virtual_tokens": 4},
+    "ROAD": {"group_size": 4},
+    "TRAINABLE_TOKENS": {"token_indices": [1, 2], "target_modules": ["embed_tokens"]},
+    "UNILORA": {"theta_d_length": 50},
+    "VBLORA": {"vector_length": 4, "num_vectors": 8},
+    "WAVEFT": {"n_frequency": 20},
+}
+"""What a method needs beyond its defaults to be built on the tiny model."""
+CONTEXTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "BOFT": ({"boft_block_size": 0, "boft_block_num": 4},),
+    "OFT": ({"oft_block_size": 0, "r": 4},),
+    "PROMPT_TUNING": ({"prompt_tuning_init_text": "a", "tokenizer_name_or_path": "a"},),
+    "SUPERTUNING": ({"r": None},),
+}
+"""Other valid configurations: a value that PEFT takes in one of them is not refused."""
+
+
+def tiny_model() -> Any:
+    """A Llama of one layer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=48, num_hidden_layers=1, head_dim=4, pad_token_id=0, **sizes)
+    return transformers.LlamaForCausalLM(config)
+
+
+def valid_config(method: str) -> dict[str, Any]:
+    """A configuration of this method that PEFT builds on the tiny model."""
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method])}
+    written: dict[str, Any] = {"peft_type": method, "task_type": "CAUSAL_LM"}
+    if "target_modules" in fields:
+        written["target_modules"] = list(TARGETS)
+    if "r" in fields and method not in ("OFT", "ADALORA"):
+        written["r"] = 4
+    return written | dict(VALID.get(method, {}))
+
+
+def error_of(written: Mapping[str, Any]) -> str:
+    """What PEFT raises for this configuration when it builds and computes; empty if nothing."""
+    try:
+        config = peft.PeftConfig.from_peft_type(**written)
+        config.inference_mode = True
+        model = peft.get_peft_model(tiny_model(), config).eval()
+        more = {"task_ids": torch.zeros(1, dtype=torch.long)} if takes_tasks(str(written["peft_type"])) else {}
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 2, 3]]), **more)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def takes_tasks(method: str) -> bool:
+    """Whether the forward pass needs the number of a task."""
+    return method in ("POLY", "MULTITASK_PROMPT_TUNING")
+
+
+def is_refused(method: str, change: Mapping[str, Any]) -> bool:
+    """Whether PEFT raises an error for this change in every context."""
+    contexts = ({}, *CONTEXTS.get(method, ()))
+    return all(error_of(valid_config(method) | dict(context) | dict(change)) for context in contexts)
+
+
+def beside(method: str, name: str) -> dict[str, Any]:
+    """Whether PEFT takes a field of layers only with the numbers of layers, and not beside a pattern of targets."""
+    if method in NOT_BUILT:
+        return {}
+    alone, numbers = {name: LAYER_FIELDS[name]}, {"layers_to_transform": [0]}
+    text = {"target_modules": r".*\.q_proj"}
+    row: dict[str, Any] = {}
+    if error_of(valid_config(method) | alone) and not error_of(valid_config(method) | alone | numbers):
+        row["needs"] = "layers_to_transform"
+    if not error_of(valid_config(method) | text) and error_of(valid_config(method) | text | alone | numbers):
+        row["excludes_pattern"] = True
+    return row
+
+
+def candidates(method: str) -> Iterator[str]:
+    """Texts that may be choices: all texts in the module of the configuration, and two tables of names."""
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[PEFT_TYPE_TO_CONFIG_MAPPING[method].__module__]))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 30:
+            yield node.value
+    yield from ("all", f"{method.lower()}_only")
+    yield from WAVELET_REDUCTIONS
+    yield from transformers.activations.ACT2FN
+
+
+def entry(method: str, name: str, default: Any, wrap: Any = None) -> dict[str, Any]:
+    """The default of a field, the refused kinds, and the choices."""
+    row: dict[str, Any] = {} if default is None else {"default": default}
+    if method in NOT_BUILT or name in COMMON | NOT_SAMPLED:
+        return row
+    change = wrap or (lambda value: {name: value})
+    taken = {} if isinstance(default, str) else {kind_of(default): True}
+    for sample in SAMPLES:
+        kind = kind_of(sample)
+        taken[kind] = taken.get(kind) or not is_refused(method, change(sample))
+    refused = sorted(kind for kind, is_taken in taken.items() if not is_taken)
+    if "text" in refused:
+        choices = sorted({text for text in candidates(method) if not is_refused(method, change(text))})
+        row |= {"choices": choices} if choices else {}
+    return row | ({"refuses": refused} if refused else {})
+
+
+def defaults(fields: Iterable[dataclasses.Field[Any]]) -> Iterator[tuple[str, Any]]:
+    """The name and the default of each field that a file may have."""
+    for field in fields:
+        if not field.init or field.name == "runtime_config":
+            continue
+        value = None if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        value = getattr(value, "value", value)
+        yield field.name, value if isinstance(value, (bool, int, float, str, list, dict)) else None
+
+
+def rows_of(method: str) -> dict[str, Any]:
+    """Field → what PEFT does with it; `kasa_config.beta` is a field inside a field of LoRA."""
+    fields = dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method])
+    rows = {name: entry(method, name, value) for name, value in sorted(defaults(fields))}
+    for name in rows.keys() & LAYER_FIELDS.keys():
+        rows[name] |= beside(method, name)
+    for holder, config in NESTED.items() if method == "LORA" else ():
+        for inner, value in sorted(defaults(dataclasses.fields(config))):
+            rows[f"{holder}.{inner}"] = entry(method, inner, value, partial(_inside, holder, inner))
+    return rows
+
+
+def _inside(holder: str, inner: str, sample: Any) -> dict[str, Any]:
+    return {holder: {inner: sample}}
+
+
+def main(asked: list[str]) -> None:
+    """Write the rows of the given methods, or of all, and keep the others of the file."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    methods = sorted(member.value for member in PeftType)
+    rows = {method: row for method, row in table().items() if method in methods}
+    for method in asked or methods:
+        rows[method] = rows_of(method)
+        print(method, file=sys.stderr)
+    lines = [f'{{"peft": "{peft.__version__}", "methods": {{']
+    for number, method in enumerate(sorted(rows), start=1):
+        fields = [f"  {json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in rows[method].items()]
+        lines += [f" {json.dumps(method)}: {{", ",\n".join(fields), " }" + "," * (number < len(rows))]
+    FILE.write_text("\n".join([*lines, "}}"]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
