@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from registry.adapters import methods
+from registry.adapters.peft import fields
 from registry.adapters.peft.config import read_config
 from registry.adapters.peft.costs import COST_LIMITS
 
@@ -41,7 +41,7 @@ def test_iterations_inside_an_initialization_are_limited() -> None:
 
 
 def test_every_limit_is_of_a_field_that_peft_has() -> None:
-    assert {field for field in COST_LIMITS if field not in methods.FIELDS} <= {"loftq_iter", "nblocks"}
+    assert {field for field in COST_LIMITS if field not in fields.names()} <= {"loftq_iter", "nblocks"}
 
 
 def test_defaults_of_peft_are_far_below_the_limits() -> None:

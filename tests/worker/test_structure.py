@@ -23,8 +23,8 @@ Make = Callable[..., Worker]
 
 @pytest.fixture(scope="module")
 def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = peft.RandLoraConfig(r=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-    return models.adapter(base_folder, tmp_path_factory.mktemp("unusual") / "randlora", config=config)
+    config = peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM")
+    return models.adapter(base_folder, tmp_path_factory.mktemp("unusual") / "adaption-prompt", config=config)
 
 
 def compat(setup: WorkerSetup) -> list[tuple[Outcome, list[str]]]:
