@@ -32,6 +32,9 @@ _LABELS = (
     ("records_written", "records written"),
     ("pushes_deleted", "records of ended pushes deleted"),
     ("responses_deleted", "stored responses deleted"),
+    ("tokens_deleted", "expired tokens of jobs and people deleted"),
+    ("assertions_deleted", "records of used identity tokens deleted"),
+    ("deliveries_deleted", "records of webhook deliveries deleted"),
 )
 
 

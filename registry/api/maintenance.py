@@ -40,6 +40,11 @@ class GcReport(Answer):
     pushes_expired: int = 0
     pushes_deleted: int = 0
     responses_deleted: int = 0
+    tokens_deleted: int = 0
+    """Exchanged tokens that expired long ago."""
+    assertions_deleted: int = 0
+    """Records of identity tokens that cannot be exchanged any more."""
+    deliveries_deleted: int = 0
     blobs_marked: int = 0
     blobs_deleted: int = 0
     bytes_deleted: int = 0

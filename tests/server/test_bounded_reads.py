@@ -8,12 +8,13 @@ import pytest
 from sqlalchemy import event
 
 from registry.api import PAGE_DEFAULT
-from registry.api.access import TokenCreate
+from registry.api.access import NamespaceSet, TokenCreate
 from registry.events import EventType
 from registry.server import audit
+from registry.server.access import epoch
 from registry.server.actors import TRUSTED
 from registry.server.database import db
-from registry.server.database.models import TokenRow
+from registry.server.database.models import RoleRow, TokenRow
 from registry.server.storage.blobs import attachment
 from tests.raw_asgi import RawAnswer, call
 from tests.world import World
@@ -138,3 +139,47 @@ def test_a_file_name_stays_within_its_quotes(path: str, expected: str) -> None:
 def test_create_token_still_lists_it_first(world: World) -> None:
     made = world.admin.create_token(TokenCreate(name="ci", scopes=["pull"]))
     assert world.admin.tokens().items[0].id == made.token.id
+
+
+READS = (
+    "/adapters", "/adapters?search=support", "/namespaces", "/bases", "/bases/tiny-llama", "/events", "/jobs",
+    "/lineage?base=tiny-llama", "/adapters/acme/support/versions/1", "/resolve/acme/support/1",
+    "/bases/tiny-llama/adapters?alias=main",
+)  # fmt: skip
+
+
+def test_statements_do_not_grow_with_the_number_of_public_namespaces(world: World) -> None:
+    world.add_base()
+    world.push("acme/support")
+    secrets = [world.issue("pull", namespaces=["acme"])[1], world.issue("pull", namespaces=["globex"])[1]]
+    secrets.append(world.admin.create_token(TokenCreate(name="one", scopes=["pull"], adapters=["acme/support"])).secret)
+
+    def measure() -> dict[str, list[tuple[int, int]]]:
+        """Path → statements and parameters of each actor's request."""
+        counts: dict[str, list[tuple[int, int]]] = {}
+        for path in READS:
+            for secret in secrets:
+                sent: list[int] = []
+
+                def note(
+                    _c: Any, _cursor: Any, _statement: str, parameters: Any, *_: Any, sent: list[int] = sent
+                ) -> None:
+                    sent.append(len(parameters))
+
+                world.transport.settle()
+                event.listen(world.engine, "before_cursor_execute", note)
+                assert get(world, f"/api/v1{path}", secret=secret).status in (200, 404), path
+                event.remove(world.engine, "before_cursor_execute", note)
+                counts.setdefault(path, []).append((len(sent), sum(sent)))
+        return counts
+
+    world.admin.change_namespace("acme", NamespaceSet(public=True))
+    measure()  # warms caches
+    one = measure()
+    with world.session(write=True) as session:
+        for n in range(100):
+            role = {"role": "reader", "granted_at": db.now(), "granted_by": "ann"}
+            session.add(RoleRow(namespace=f"public-{n}", subject="*", **role))
+        epoch.advance(session)
+    measure()
+    assert measure() == one

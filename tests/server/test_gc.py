@@ -9,13 +9,23 @@ from functools import partial
 import pytest
 from sqlmodel import Session
 
+from registry.api.audit import WebhookCreate
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushPlan, PushRequest
+from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Denied, NotFound, RegistryError, Unavailable
 from registry.server.database import db, locks
-from registry.server.database.models import BlobRow, IdempotencyRow, PushRow, VersionRow
-from registry.server.maintenance import gc
+from registry.server.database.models import (
+    BlobRow,
+    DeliveryRow,
+    IdempotencyRow,
+    PushRow,
+    TokenRow,
+    UsedAssertionRow,
+    VersionRow,
+)
+from registry.server.maintenance import ended_rows, gc
 from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import forge
@@ -172,6 +182,43 @@ def test_ended_pushes_and_old_responses_are_deleted(stored_world: World) -> None
     with stored_world.session() as session:
         assert rows(session, PushRow) == []
     assert findings(stored_world) == []
+
+
+def test_rows_that_ended_long_ago_are_deleted_in_batches(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchanged tokens, used identity tokens, deliveries. Tokens that people made stay: the first one is made once."""
+    monkeypatch.setattr(ended_rows, "BATCH", 2)
+    long_ago, now = db.now() - timedelta(days=40), db.now()
+    hook = Audit(stored_world.admin).create_webhook(WebhookCreate(url="https://hooks.example/x"))
+    with stored_world.session(write=True) as session:
+        for n in range(5):
+            token = {"scopes": ["push"], "namespaces": ["acme"], "created_at": long_ago, "created_by": "exchange"}
+            session.add(TokenRow(id=f"tok_{n}", name="ci", secret_sha256=str(n), expires_at=long_ago, **token))
+            session.add(UsedAssertionRow(issuer="ci", jti=str(n), expires_at=now - timedelta(seconds=1)))
+            delivery = {
+                "webhook_id": hook.webhook.id,
+                "next_at": long_ago,
+                "created_at": long_ago,
+                "ended_at": long_ago,
+            }
+            session.add(DeliveryRow(position=n + 1, state=["delivered", "dead"][n % 2], **delivery))
+        session.add(TokenRow(id="tok_new", name="ci", secret_sha256="new", expires_at=now, **token))
+        session.add(
+            TokenRow(
+                id="tok_made", name="ci", secret_sha256="made", expires_at=long_ago, **token | {"created_by": "ann"}
+            )
+        )
+        session.add(UsedAssertionRow(issuer="ci", jti="new", expires_at=now + timedelta(minutes=5)))
+        session.add(DeliveryRow(position=6, state="waiting", **delivery | {"ended_at": None}))
+    expected = collect(stored_world, dry_run=True)
+    with stored_world.statements() as sent:
+        report = collect(stored_world)
+    for counts in (expected, report):
+        assert (counts.tokens_deleted, counts.assertions_deleted, counts.deliveries_deleted) == (5, 5, 5)
+    assert len([statement for statement in sent if statement.startswith("DELETE FROM token ")]) == 3
+    with stored_world.session() as session:
+        assert {"tok_new", "tok_made"} < {row.id for row in rows(session, TokenRow)}
+        assert [row.jti for row in rows(session, UsedAssertionRow)] == ["new"]
+        assert [row.position for row in rows(session, DeliveryRow)] == [6]
 
 
 def test_one_process_collects_at_a_time(stored_world: World) -> None:

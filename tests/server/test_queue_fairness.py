@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from registry.api.jobs import CampaignRequest, ClaimRequest, JobSubmit
 from registry.errors import Denied, Unavailable
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
-from registry.server.jobs import requests
-from tests.world import World
+from registry.server.database import db
+from registry.server.database.models import JobRow
+from registry.server.jobs import queue, requests
+from tests import forge
+from tests.world import World, rows
 
 pytestmark = pytest.mark.security
 
@@ -24,8 +28,8 @@ def world(database_url: str) -> Iterator[World]:
         yield world
 
 
-def claim(world: World) -> str:
-    claimed = world.admin.claim(ClaimRequest(worker="w"))
+def claim(world: World, request: ClaimRequest | None = None) -> str:
+    claimed = world.admin.claim(request or ClaimRequest(worker="w"))
     assert claimed is not None
     world.admin.cancel(claimed.job.id)
     return claimed.job.subject
@@ -49,6 +53,35 @@ def test_namespaces_take_turns(world: World) -> None:
         world.push(name)
     order = [claim(world).partition("@")[0] for _ in range(6)]
     assert order == ["acme/a", "globex/a", "initech/a", "acme/b", "globex/b", "acme/c"]
+
+
+def test_a_loaded_base_delays_the_jobs_of_others_for_a_bounded_time(world: World) -> None:
+    """A worker prefers jobs for its loaded base, but those that have waited for long take turns first."""
+    world.add_base(forge.llama("other"))
+    for name in ("acme/a", "acme/b", "acme/c", "acme/d"):
+        world.push(name)
+    for name in ("globex/a", "globex/b"):
+        world.push(name, base="other")
+    loaded_first = ClaimRequest(worker="w", bases=["tiny-llama", "other"])
+    assert [claim(world, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/a", "acme/b"]
+    with world.session(write=True) as session:
+        for row in rows(session, JobRow):
+            row.run_after = db.now() - timedelta(seconds=queue.AFFINITY_SECONDS)
+            session.add(row)
+    order = [claim(world, loaded_first).partition("@")[0] for _ in range(4)]
+    assert order == ["globex/a", "acme/c", "globex/b", "acme/d"]
+
+
+def test_within_the_turn_of_a_namespace_the_loaded_base_goes_first(world: World) -> None:
+    world.add_base(forge.llama("other"))
+    world.push("acme/a", base="other")
+    world.push("acme/b")
+    with world.session(write=True) as session:
+        for row in rows(session, JobRow):
+            row.run_after = db.now() - timedelta(seconds=queue.AFFINITY_SECONDS)
+            session.add(row)
+    loaded_first = ClaimRequest(worker="w", bases=["tiny-llama", "other"])
+    assert [claim(world, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/b", "acme/a"]
 
 
 def test_waiting_merges_into_a_namespace_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from registry.errors import Unavailable
 from registry.server import app as server_app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
-from registry.server.http import routing
+from registry.server.http import middleware, routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, SingleThreadRoute
 from tests.raw_asgi import RawAnswer, call, call_in_loop
@@ -249,3 +249,25 @@ def test_a_body_under_way_does_not_stop_answers_from_the_cache(world: World) -> 
     headers = [("authorization", f"Bearer {world.issue('admin')[1]}")]
     assert call(world.app, "POST", "/api/v1/namespaces", headers, chunks()).status == 400
     assert writes == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("chunk_bytes", "is_refused"), [(2**14 - 1, True), (2**14, False)])
+def test_a_body_has_a_deadline_that_grows_with_its_size_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, is_refused: bool
+) -> None:
+    """A burst at the beginning buys no time for the rest. A chunk takes a second here, except in the burst."""
+    seconds = 0.0
+    monkeypatch.setattr(middleware.time, "monotonic", lambda: seconds)
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal seconds
+        yield b"{" + b" " * 2**20
+        for _ in range(world.settings.stall_seconds):
+            seconds += 1
+            yield b" " * chunk_bytes
+        yield b"}"
+
+    answer = post(world, "/check", chunks(), secret=world.issue("admin")[1])
+    assert answer.status == (408 if is_refused else 400)
+    assert (answer.json()["code"] == "BODY_STALLED") is is_refused
+    assert (answer.headers.get("connection") == "close") is is_refused

@@ -17,7 +17,7 @@ from registry.errors import Conflict, Invalid
 from registry.events import EventType
 from registry.roles import Role, Scope
 from registry.server import audit
-from registry.server.access import epoch, quotas, reserved_names
+from registry.server.access import epoch, public_namespaces, quotas, reserved_names
 from registry.server.actors import EVERY_NAMESPACE, EVERY_SUBJECT, Actor, is_subject, unknown_namespace
 from registry.server.database import db
 from registry.server.database.models import NamespaceRow, RoleRow
@@ -49,8 +49,8 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
     statement = select(NamespaceRow).where(col(NamespaceRow.name) > cursor)
     readable = actor.namespaces_with(Scope.PULL)
     if readable is not None or actor.adapters:
-        own = {name for name in readable or () if not actor.adapters}
-        statement = statement.where(col(NamespaceRow.name).in_(sorted(own | actor.public)))
+        own = frozenset(name for name in readable or () if not actor.adapters)
+        statement = statement.where(public_namespaces.is_one_of(col(NamespaceRow.name), own, actor))
     rows = session.exec(statement.order_by(col(NamespaceRow.name)).limit(limit + 1)).all()
     items = _views(session, actor, rows[:limit])
     return NamespacePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")

@@ -14,7 +14,8 @@ from sqlmodel import Session, col, select
 from registry.errors import Unauthenticated
 from registry.roles import Role, Scope
 from registry.server.access import epoch
-from registry.server.actors import EVERY_SUBJECT, OLD_SECRET_SCOPES, Actor
+from registry.server.access.public_namespaces import SELECT_PUBLIC
+from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.secret import is_well_formed, sha256_of
@@ -43,8 +44,7 @@ class ActorCache:
     def public_namespaces(self, session: Session, epoch: int) -> frozenset[str]:
         """Return the namespaces from which everybody may pull. They are read once per epoch."""
         if self._public[0] != epoch:
-            statement = select(RoleRow.namespace).where(col(RoleRow.subject) == EVERY_SUBJECT)
-            self._public = (epoch, frozenset(session.exec(statement).all()))
+            self._public = (epoch, frozenset(session.exec(SELECT_PUBLIC).all()))
         return self._public[1]
 
 

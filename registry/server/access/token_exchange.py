@@ -27,6 +27,8 @@ from registry.server.actors import EVERY_NAMESPACE, TRUSTED, Actor, is_subject
 from registry.server.database import db
 from registry.server.database.models import TokenRow, UsedAssertionRow
 
+EXCHANGE = "exchange"
+"""Who is recorded as the creator of an exchanged token."""
 LIFETIME_SECONDS = 15 * 60
 # A `jti` must not be forgotten while its token is still valid.
 MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
@@ -87,4 +89,4 @@ def _store_jti(session: Session, identity: IdentityToken) -> None:
 def _issuing_actor(identity: IdentityToken) -> Actor:
     """Return the actor that issues the token; the token cannot outlast it."""
     expires_at = max(identity.expires_at, db.now() + timedelta(seconds=1))
-    return Actor("exchange", "", TRUSTED.scopes, TRUSTED.namespaces, expires_at)
+    return Actor(EXCHANGE, "", TRUSTED.scopes, TRUSTED.namespaces, expires_at)

@@ -21,6 +21,7 @@ from registry.digest import canonical_json
 from registry.events import ADMIN_TYPES, EventType, ObjectKind, with_former_types
 from registry.names import AdapterName
 from registry.roles import Scope
+from registry.server.access import public_namespaces
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import EventRow
@@ -123,11 +124,11 @@ def visible_to(actor: Actor) -> ColumnElement[bool]:
     readable = actor.namespaces_with(Scope.PULL)
     if actor.adapters:
         about_adapters = [_is_about(name) for name in sorted(actor.adapters)]
-        visible = or_(col(EventRow.namespace).in_(sorted(actor.public)), *about_adapters)
+        visible = or_(public_namespaces.is_one_of(col(EventRow.namespace), frozenset(), actor), *about_adapters)
     elif readable is None:
         visible = col(EventRow.namespace) != ""
     else:
-        visible = col(EventRow.namespace).in_(sorted(readable | actor.public))
+        visible = public_namespaces.is_one_of(col(EventRow.namespace), readable, actor)
     administered = frozenset() if actor.adapters else actor.namespaces_with(Scope.ADMIN) or frozenset()
     admin_types = with_former_types(ADMIN_TYPES)
     for_actor = or_(col(EventRow.action).not_in(admin_types), col(EventRow.namespace).in_(sorted(administered)))

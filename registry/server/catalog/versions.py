@@ -21,7 +21,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
-from registry.server.access import epoch
+from registry.server.access import epoch, public_namespaces
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts
 from registry.server.database import db
@@ -67,13 +67,18 @@ def permitted(
 
     `namespace` is the column with the adapter's namespace; `named` is the condition that a row is about an adapter.
     """
-    public = actor.public if scope == Scope.PULL else frozenset()
+    own: list[ColumnElement[bool]] = []
+    namespaces: frozenset[str] | None = frozenset()
     if actor.adapters:
         adapters = map(AdapterName.parse, sorted(actor.adapters))
         own = [named(name) for name in adapters if actor.holds(scope, name.namespace, name.name)]
-        return or_(namespace.in_(sorted(public)), *own)
-    namespaces = actor.namespaces_with(scope)
-    return true() if namespaces is None else namespace.in_(sorted(namespaces | public))
+    else:
+        namespaces = actor.namespaces_with(scope)
+    if namespaces is None:
+        return true()
+    if scope == Scope.PULL:
+        return or_(public_namespaces.is_one_of(namespace, namespaces, actor), *own)
+    return or_(namespace.in_(sorted(namespaces)), *own)
 
 
 def named(name: AdapterName) -> ColumnElement[bool]:

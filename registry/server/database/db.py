@@ -89,6 +89,15 @@ def session(engine: Engine, *, write: bool = True) -> Iterator[Session]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Session]:
+    """Run a transaction that only reads, and whose statements all see the same moment."""
+    with session(engine, write=False) as transaction:
+        if not is_sqlite(transaction):
+            transaction.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield transaction
+
+
+@contextmanager
 def translate_errors() -> Iterator[None]:
     """Raise the drivers' errors as ours: `Unavailable` for a missing or busy database, `Invalid` for a bad value."""
     try:

@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import Invalid, RegistryError, Unavailable
 
-BODY_BYTES_PER_SECOND = 1024
+BODY_BYTES_PER_SECOND = 16 * 2**10
+"""The deadline of a body is its size divided by this, and a minute (`Settings.stall_seconds`)."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
@@ -79,7 +80,8 @@ class RequestMiddleware:
 class SlowBodyGuard:
     """An ASGI `receive` that raises `Unavailable` (BODY_STALLED) if the body arrives too slowly.
 
-    That is: below `BODY_BYTES_PER_SECOND` for `seconds` of waiting. Only time spent waiting for the sender counts. A
+    That is: below `BODY_BYTES_PER_SECOND` for `seconds` of waiting, so no body takes longer than its bytes at this rate
+    and `seconds` more: what arrived fast buys no time for the rest. Only time spent waiting for the sender counts. A
     stalled request holds a connection until then, but no thread and no transaction.
     """
 
@@ -99,18 +101,23 @@ class SlowBodyGuard:
             async with asyncio.timeout(self._seconds - self._waited_seconds):
                 message = await self._receive()
         except TimeoutError as e:
-            self.stalled = True
-            raise Unavailable(
-                "BODY_STALLED",
-                f"body: received less than {BODY_BYTES_PER_SECOND} bytes a second for {self._seconds:g} seconds",
-                next_step="send the request again; blobs that were received are not requested again",
-            ) from e
+            raise self._stall() from e
         self._waited_seconds += time.monotonic() - started_at
         self._received_bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._received_bytes >= BODY_BYTES_PER_SECOND * self._seconds:
             self._waited_seconds, self._received_bytes = 0.0, 0
+        elif self._waited_seconds >= self._seconds and not self._complete:
+            raise self._stall()
         return message
+
+    def _stall(self) -> Unavailable:
+        self.stalled = True
+        return Unavailable(
+            "BODY_STALLED",
+            f"body: received less than {BODY_BYTES_PER_SECOND} bytes a second for {self._seconds:g} seconds",
+            next_step="send the request again; blobs that were received are not requested again",
+        )
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, true, update
+from sqlalchemy import ColumnElement, case, exists, func, literal, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -31,6 +31,9 @@ from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import JobRow, JobStepRow, VersionRow
+
+AFFINITY_SECONDS = 120
+"""How long jobs for another base wait while a worker takes those for its loaded one."""
 
 
 def enqueue(
@@ -70,8 +73,10 @@ def enqueue(
 def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow, Lease] | None:
     """The next job for this worker and its lease, or None.
 
-    By priority, then by the order of `request.bases` (loaded ones first); then namespaces take turns: the next one is
-    that whose last job began first, with its oldest job. Quarantined versions wait.
+    By priority; then namespaces take turns: the next one is that whose last job began first, with its job for the first
+    of `request.bases` (loaded ones first), else its oldest. Jobs that have waited for less than `AFFINITY_SECONDS` come
+    after all others, by the order of `request.bases` first: so a loaded base delays nobody for longer. Quarantined
+    versions wait.
     """
     requeue_expired(session)
     moment = db.now()
@@ -83,13 +88,15 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
         col(JobRow.id).not_in(_find_invisible_jobs(session, actor, request.kinds)),
         ~exists().where(col(VersionRow.id) == col(JobRow.version_id), col(VersionRow.quarantined_at).is_not(None)),
     ]
-    order: list[Any] = [col(JobRow.priority).desc()]
+    base_order: Any = literal(0)
     if request.bases:
         conditions.append(col(JobRow.base).in_(request.bases))
-        order.append(case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base)))
+        base_order = case({base: i for i, base in enumerate(request.bases)}, value=col(JobRow.base))
     other = aliased(JobRow)
     last_started = select(func.max(other.started_at)).where(other.namespace == col(JobRow.namespace)).scalar_subquery()
-    order += [last_started.asc().nulls_first(), col(JobRow.created_at), col(JobRow.id)]
+    has_waited = col(JobRow.run_after) <= moment - timedelta(seconds=AFFINITY_SECONDS)
+    order: list[Any] = [col(JobRow.priority).desc(), case((has_waited, -1), else_=base_order)]
+    order += [last_started.asc().nulls_first(), base_order, col(JobRow.created_at), col(JobRow.id)]
     picked = select(JobRow.id).where(*conditions).order_by(*order).limit(1).with_for_update(skip_locked=True)
     lease = Lease(token=secrets.token_hex(16), expires_at=moment + timedelta(seconds=jobs.LEASE_SECONDS))
     claimed = (

@@ -40,9 +40,9 @@ from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models import BlobRow, IdempotencyRow, PushRow
+from registry.server.database.models import BlobRow, PushRow
 from registry.server.evaluation import weights
-from registry.server.maintenance import reindex
+from registry.server.maintenance import ended_rows, reindex
 from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import references
@@ -58,8 +58,6 @@ FAILURES_LIMIT = 20
 """Keys that the store may fail to delete before the request fails."""
 SECONDS = 10.0
 """How long one request works before it returns a cursor."""
-KEEP_ENDED = timedelta(days=7)
-"""How long ended pushes and responses to mutations are kept, for clients that retry."""
 CLOCK_MARGIN = timedelta(minutes=10)
 AUDITED = ("blobs_deleted", "bytes_deleted", "orphans_deleted")
 """The counts in the audit event."""
@@ -187,13 +185,13 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
         run.count("records_written", written)
     while not run.is_over and (measured := weights.measure_missing(run.engine, run.blobs, limit=1)):
         run.count("versions_measured", measured)
-    _forget(run)
+    _delete_ended_rows(run)
     return position
 
 
 def _count_collectable(run: GcRun) -> None:
     """Count what `collect_blobs` would do."""
-    with db.session(run.engine, write=False) as session:
+    with db.snapshot(run.engine) as session:
         marked = and_(_is_markable(), references.is_unneeded(by_expired_pushes=False))
         deletable = or_(_is_deletable(run), col(BlobRow.state) == BlobState.DELETING)
         if not run.grace:
@@ -203,10 +201,10 @@ def _count_collectable(run: GcRun) -> None:
         for name, table, condition in (
             ("blobs_marked", BlobRow, marked),
             ("pushes_expired", PushRow, _is_expired_push()),
-            ("pushes_deleted", PushRow, _is_old_push()),
-            ("responses_deleted", IdempotencyRow, _is_old_response()),
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
+        for name, number in ended_rows.count(session).items():
+            run.count(name, number)
     run.count("blobs_deleted", blobs)
     run.count("bytes_deleted", int(size_bytes))
 
@@ -218,14 +216,6 @@ def _is_markable() -> ColumnElement[bool]:
 
 def _is_expired_push() -> ColumnElement[bool]:
     return and_(col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) <= db.now())
-
-
-def _is_old_push() -> ColumnElement[bool]:
-    return and_(col(PushRow.state) != PushState.OPEN, col(PushRow.expires_at) < db.now() - KEEP_ENDED)
-
-
-def _is_old_response() -> ColumnElement[bool]:
-    return col(IdempotencyRow.created_at) < db.now() - KEEP_ENDED
 
 
 def _is_deletable(run: GcRun) -> ColumnElement[bool]:
@@ -311,14 +301,15 @@ def _delete_claimed(run: GcRun) -> None:
             return
 
 
-def _forget(run: GcRun) -> None:
+def _delete_ended_rows(run: GcRun) -> None:
     with db.session(run.engine) as session:
-        ids = session.exec(select(PushRow.id).where(_is_old_push()).limit(BATCH)).all()
-        session.connection().execute(delete(PushRow).where(col(PushRow.id).in_(ids), _is_old_push()))
-        responses = session.connection().execute(delete(IdempotencyRow).where(_is_old_response())).rowcount
         reports.delete_silent(session)
-    run.count("pushes_deleted", len(ids))
-    run.count("responses_deleted", responses)
+    more = True
+    while more and not run.is_over:
+        counts = ended_rows.delete_batch(run.engine)
+        for name, number in counts.items():
+            run.count(name, number)
+        more = max(counts.values()) == ended_rows.BATCH
 
 
 # ------------------------------------------------------------------ from the keys of the store

@@ -62,7 +62,5 @@ class FsckRun:
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
         """Open a session whose statements all see the same moment, for rows that are compared with each other."""
-        with db.session(self.engine, write=False) as session:
-            if self.engine.dialect.name == "postgresql":
-                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        with db.snapshot(self.engine) as session:
             yield session
