@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +40,13 @@ class LoginProfile:
 
     url: str = ""
     tokens: dict[str, str] = field(default_factory=dict)
+    insecure: tuple[str, ...] = ()
+    """URLs whose tokens may go over plain http, by `adapter login --insecure`."""
+
+    def with_token(self, url: str, token: str, *, insecure: bool) -> LoginProfile:
+        """The profile after a login at a URL, which becomes the registry in use."""
+        others = tuple(other for other in self.insecure if other != url)
+        return LoginProfile(url, {**self.tokens, url: token}, (*others, url) if insecure else others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class RegistryTarget:
     url: str
     token: str
     source: str
+    insecure: bool = False
 
     @property
     def embedded(self) -> bool:
@@ -72,7 +80,8 @@ def read_profile() -> LoginProfile:
     path = profile_path()
     try:
         profile = json.loads(path.read_bytes())
-        return LoginProfile(str(profile["url"]), {str(url): str(token) for url, token in profile["tokens"].items()})
+        tokens = {str(url): str(token) for url, token in profile["tokens"].items()}
+        return LoginProfile(str(profile["url"]), tokens, tuple(map(str, profile.get("insecure", ()))))
     except FileNotFoundError:
         return LoginProfile()
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -85,7 +94,7 @@ def write_profile(profile: LoginProfile) -> Path:
     """Store the profile, readable by its owner alone. Returns its path."""
     path = profile_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = json.dumps({"url": profile.url, "tokens": profile.tokens}, indent=2)
+    text = json.dumps(asdict(profile), indent=2)
     replace_file(path, text.encode(), mode=0o600)
     return path
 
@@ -96,7 +105,7 @@ def replace_token(secret: str) -> str:
     if used.embedded or os.environ.get("ADAPTER_TOKEN"):
         return ""
     profile = read_profile()
-    return str(write_profile(LoginProfile(profile.url, {**profile.tokens, used.url: secret})))
+    return str(write_profile(replace(profile, tokens={**profile.tokens, used.url: secret})))
 
 
 def target() -> RegistryTarget:
@@ -107,7 +116,8 @@ def target() -> RegistryTarget:
     if not url:
         return RegistryTarget(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
     token = os.environ.get("ADAPTER_TOKEN") or profile.tokens.get(url, "")
-    return RegistryTarget(url, token, "ADAPTER_REGISTRY" if from_environment else str(profile_path()))
+    source = "ADAPTER_REGISTRY" if from_environment else str(profile_path())
+    return RegistryTarget(url, token, source, insecure=url in profile.insecure)
 
 
 def registry() -> AbstractContextManager[Registry]:
@@ -130,11 +140,15 @@ def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]
 @contextmanager
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
     used = target()
-    with embedded(routes) if used.embedded else routes(used.url, used.token) as opened:
+    with embedded(routes) if used.embedded else _remote(routes, used) as opened:
         if not output.as_json():  # asked here: other threads have no click context
             opened.connection.on_wait = lambda line: output.line(output.faint(line), err=True)
         trusted_checkpoints().watch(opened, by_origin=used.embedded)
         yield opened
+
+
+def _remote(routes: type[Routes], used: RegistryTarget) -> Routes:
+    return routes(used.url, used.token, insecure=used.insecure)
 
 
 def trusted_checkpoints() -> TrustedCheckpoints:

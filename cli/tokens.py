@@ -26,15 +26,18 @@ SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
 
 @click.command()
 @click.argument("url")
-def login(url: str) -> None:
-    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt."""
+@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
+def login(url: str, insecure: bool) -> None:
+    """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt.
+
+    Log in again without --insecure to take it back.
+    """
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
-    with Registry(url, secret) as registry:
+    with Registry(url, secret, insecure=insecure) as registry:
         who, used_url = registry.whoami(), registry.url
-    profile = session.read_profile()
-    path = session.write_profile(session.LoginProfile(used_url, {**profile.tokens, used_url: secret}))
+    path = session.write_profile(session.read_profile().with_token(used_url, secret, insecure=insecure))
 
     def text() -> None:
         output.line(f"You are {output.strong(who.actor)} at {used_url}.")

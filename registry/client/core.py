@@ -43,9 +43,9 @@ class Versions:
 
     def __init__(
         self, url: str, token: str = "", transport: httpx.BaseTransport | None = None, *,
-        connection: Connection | None = None,
+        connection: Connection | None = None, insecure: bool = False,
     ) -> None:  # fmt: skip
-        self.connection = connection or Connection(url, token, transport=transport)
+        self.connection = connection or Connection(url, token, transport=transport, insecure=insecure)
         self.url = self.connection.url
 
     def close(self) -> None:

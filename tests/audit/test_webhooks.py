@@ -331,3 +331,29 @@ def test_a_webhook_does_not_wait_for_others_that_never_answer(
     sender.join(60)
     assert not sender.is_alive()
     assert len(receiver.got) == events
+
+
+@pytest.mark.security
+def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, asked = threading.Event(), list[object]()
+
+    def hang(*arguments: object, **_: object) -> list[object]:
+        asked.append(arguments)
+        assert answered.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(target, "LOOKUP_SECONDS", 0.01)
+    monkeypatch.setattr(target, "_lookups", threading.BoundedSemaphore(2))
+    for _ in range(2):
+        with pytest.raises(Invalid, match="do not answer within"):
+            target.resolve_target("https://silent.example/", "")
+    with pytest.raises(Invalid, match="is not looked up"):
+        target.resolve_target("https://silent.example/", "")
+    assert len(asked) == 2
+    answered.set()
+    monkeypatch.setattr(target, "LOOKUP_SECONDS", 60)
+    for thread in threading.enumerate():
+        if thread.name == "lookup":
+            thread.join(60)
+    assert target.resolve_target("https://silent.example/", "").address == "93.184.216.34"

@@ -7,9 +7,11 @@ import sqlite3
 import stat
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cli import session
+from registry.client.transport.connection import Connection
 from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 
@@ -109,3 +111,30 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "is unreachable" in json.dumps(result.json)
+
+
+@pytest.mark.security
+def test_a_login_over_plain_http_to_another_machine_is_asked_for(
+    cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
+    sent: list[tuple[str, str]] = []
+
+    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> httpx.Response:
+        sent.append((connection.url, path))
+        who = {"actor": "ann", "token_id": "tok_1", "scopes": ["pull"], "namespaces": ["*"]}
+        return httpx.Response(200, json=who, request=httpx.Request("GET", connection.url))
+
+    monkeypatch.setattr(Connection, "send", answer)
+    url = "http://93.184.216.34:8000"
+    refused = cli("login", url, stdin="secret\n", expect=2)
+    assert "adapter login --insecure" in refused.stderr
+    assert sent == []
+    cli("login", url, "--insecure", stdin="secret\n")
+    assert cli("whoami", "--json").json["actor"] == "ann"
+    assert len(sent) == 2
+    session.write_profile(session.read_profile().with_token("http://93.184.216.35", "t", insecure=False))
+    cli("whoami", expect=2)
+    session.write_profile(session.read_profile().with_token(url, "t", insecure=False))
+    cli("whoami", expect=2)
+    assert len(sent) == 2

@@ -104,3 +104,27 @@ def test_a_token_goes_over_plain_http_to_this_machine_only(monkeypatch: pytest.M
         Registry(url, token).close()
     monkeypatch.setenv("ADAPTER_INSECURE", "1")
     Registry("http://93.184.216.34", "token").close()
+
+
+def test_a_name_that_leads_to_this_machine_only_when_it_is_connected_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """DNS rebinding: the name has a public address for the check, and this machine's for the connection."""
+    (tmp_path / "file").write_bytes(b"weights")
+    with socket.create_server(("127.0.0.1", 0)) as listener, Registry("http://93.184.216.34") as registry:
+
+        def rebind(host: str, port: int | None, *_: object, **__: object) -> list[object]:
+            is_checked = port is None or host == "93.184.216.34"
+            address = "93.184.216.34" if is_checked else "127.0.0.1"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", rebind)
+        url = f"http://innocent.test:{listener.getsockname()[1]}/blob"
+        with pytest.raises(Corrupt, match=r"which is 127\.0\.0\.1 now"):
+            registry.connection.receive(url, lambda _piece: None)
+        with open(tmp_path / "file", "rb", buffering=0) as file, pytest.raises(Corrupt, match=r"127\.0\.0\.1 now"):
+            registry.connection.send_file(url, file, 0, 7)
+        for _ in range(2):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(1) == b""

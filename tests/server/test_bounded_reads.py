@@ -178,7 +178,7 @@ def test_statements_do_not_grow_with_the_number_of_public_namespaces(world: Worl
     one = measure()
     with world.session(write=True) as session:
         for n in range(100):
-            role = {"role": "reader", "granted_at": db.now(), "granted_by": "ann"}
+            role: dict[str, Any] = {"role": "reader", "granted_at": db.now(), "granted_by": "ann"}
             session.add(RoleRow(namespace=f"public-{n}", subject="*", **role))
         epoch.advance(session)
     measure()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlmodel import Session
@@ -191,10 +192,15 @@ def test_rows_that_ended_long_ago_are_deleted_in_batches(stored_world: World, mo
     hook = Audit(stored_world.admin).create_webhook(WebhookCreate(url="https://hooks.example/x"))
     with stored_world.session(write=True) as session:
         for n in range(5):
-            token = {"scopes": ["push"], "namespaces": ["acme"], "created_at": long_ago, "created_by": "exchange"}
+            token: dict[str, Any] = {
+                "scopes": ["push"],
+                "namespaces": ["acme"],
+                "created_at": long_ago,
+                "created_by": "exchange",
+            }
             session.add(TokenRow(id=f"tok_{n}", name="ci", secret_sha256=str(n), expires_at=long_ago, **token))
             session.add(UsedAssertionRow(issuer="ci", jti=str(n), expires_at=now - timedelta(seconds=1)))
-            delivery = {
+            delivery: dict[str, Any] = {
                 "webhook_id": hook.webhook.id,
                 "next_at": long_ago,
                 "created_at": long_ago,

@@ -15,7 +15,7 @@ from registry.errors import Unavailable
 from registry.server import app as server_app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
-from registry.server.http import middleware, routing
+from registry.server.http import routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, SingleThreadRoute
 from tests.raw_asgi import RawAnswer, call, call_in_loop
@@ -257,7 +257,7 @@ def test_a_body_has_a_deadline_that_grows_with_its_size_alone(
 ) -> None:
     """A burst at the beginning buys no time for the rest. A chunk takes a second here, except in the burst."""
     seconds = 0.0
-    monkeypatch.setattr(middleware.time, "monotonic", lambda: seconds)
+    monkeypatch.setattr("registry.server.http.middleware.time.monotonic", lambda: seconds)
 
     def chunks() -> Iterator[bytes]:
         nonlocal seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import httpx
 import pytest
 
@@ -11,6 +13,8 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server import app
 from registry.server import secret as token_secret
 from registry.server.access import tokens
+from registry.server.access.rate_limits import FailureLimiter
+from registry.server.database import db
 from registry.server.database.models import EventRow, TokenRow
 from tests.world import URL, World, rows
 
@@ -91,7 +95,7 @@ def test_a_revoked_token_is_refused_at_once(world: World) -> None:
     assert world.admin.revoke_token(token_id).revoked_at == first
 
 
-def test_expired_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -> None:
+def test_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -> None:
     token_id, expired = world.issue("pull", seconds=1)
     with world.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
@@ -99,7 +103,7 @@ def test_expired_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -
         session.add(row)
     answers = [
         request(world, "GET", "/api/v1/whoami", secret=secret)
-        for secret in (expired, token_secret.new_secret(), expired[:-1] + "!", "x")
+        for secret in (token_secret.new_secret(), expired[:-1] + "!", "x")
     ]
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.json()["detail"] for answer in answers}) == 1
@@ -161,3 +165,43 @@ def test_every_change_of_a_token_is_an_event_without_its_secret(world: World) ->
     assert all(made.secret not in row.model_dump_json() for row in events)
     page = Audit(world.admin).page(limit=1)
     assert page.next_cursor == str(page.items[0].seq)
+
+
+@pytest.mark.security
+def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(world: World) -> None:
+    world.app.state.trusted = None
+    world.app.state.failure_limiter = FailureLimiter(0)
+    secrets = {}
+    for name, seconds in (("expired", 60), ("revoked", None), ("rotated", None)):
+        token_id, secrets[name] = world.issue("pull", name=name, seconds=seconds)
+        if name == "expired":
+            with world.session(write=True) as session:
+                session.get_one(TokenRow, token_id).expires_at = db.now() - timedelta(seconds=1)
+        elif name == "revoked":
+            world.admin.revoke_token(token_id)
+        else:
+            world.admin.rotate_token(token_id)
+            world.admin.rotate_token(token_id, keep_seconds=1)
+
+    def told(secret: str) -> str:
+        with pytest.raises(Unauthenticated) as refused:
+            world.client(secret).whoami()
+        return refused.value.detail
+
+    assert told(secrets["expired"]) == "this token has expired"
+    assert told(secrets["revoked"]) == "this token was revoked"
+    guesses = [secret[:-1] + ("A" if secret[-1] != "A" else "B") for secret in secrets.values()]
+    guesses += [secret.lower() for secret in secrets.values()] + ["lra_" + "0" * 38, "x", secrets["rotated"]]
+    assert {told(guess) for guess in guesses} == {"this token is unknown"}
+
+
+@pytest.mark.security
+def test_a_rotated_secret_is_told_apart_after_its_days_of_grace(world: World) -> None:
+    world.app.state.trusted = None
+    token_id, secret = world.issue("pull")
+    world.admin.rotate_token(token_id, keep_seconds=60)
+    assert world.client(secret).whoami().token_id == token_id
+    with world.session(write=True) as session:
+        session.get_one(TokenRow, token_id).previous_until = db.now() - timedelta(seconds=1)
+    with pytest.raises(Unauthenticated, match="was rotated"):
+        world.client(secret).whoami()

@@ -76,7 +76,7 @@ class Connection:
         """How long an answer may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
         program = f"adapter-registry/{__version__}"
-        self._sockets = Sockets(program)
+        self._sockets = Sockets(program, "" if self._in_process else self.url)
         self._own_transport = Transport(self._sockets, program, transport)
         self._other_transport = Transport(self._sockets, program, other_transport)
 

@@ -1,7 +1,8 @@
 """Which addresses a client talks to: what a link or a redirect may lead to, and where a token may go.
 
 A registry may be hostile. Its links must not lead a client from https to http, nor to services of the client's own
-machine or network segment (cloud metadata), unless the registry is there itself.
+machine or network segment (cloud metadata), unless the registry is there itself. The address is checked again when the
+connection is made (`check_peer`), because a name may have another one by then. A proxy connects by its own rules.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def followed(base: str, link: str, registry_url: str, *, in_process: bool) -> st
     return target
 
 
+def check_peer(url: str, address: str, registry_url: str) -> None:
+    """`Corrupt` (ANSWER_INVALID) if a connection for a link leads to this machine, but not one for the registry."""
+    if origin(url) == origin(registry_url) or not is_local_address(address):
+        return
+    if not is_local(httpx.URL(registry_url).host):
+        raise wrong_answer(f"the registry links to {_shown(httpx.URL(url))}, which is {address} now")
+
+
 def check_token_target(url: str) -> None:
     """`Invalid` (SETTING_INVALID) if a token for this URL would be sent unencrypted to another machine."""
     parsed = httpx.URL(url)
@@ -54,7 +63,7 @@ def check_token_target(url: str) -> None:
         raise Invalid(
             "SETTING_INVALID",
             f"a token is not sent over plain http to {parsed.host}: everyone on the way could read it",
-            next_step="use https, or accept the risk with ADAPTER_INSECURE=1",
+            next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
         )
 
 
@@ -64,11 +73,12 @@ def is_local(host: str) -> bool:
         found_addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return False
-    addresses = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found_addresses}
-    return any(_is_local(address) for address in addresses)
+    return any(is_local_address(str(info[4][0])) for info in found_addresses)
 
 
-def _is_local(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def is_local_address(text: str) -> bool:
+    """Whether an address is a loopback, link-local or metadata address."""
+    address = ipaddress.ip_address(text.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     address = mapped or address
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA

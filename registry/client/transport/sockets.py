@@ -28,8 +28,9 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 
 from registry.api import PREFIX
+from registry.client.transport.links import check_peer
 from registry.client.transport.responses import wrong_answer
-from registry.errors import Corrupt, Invalid
+from registry.errors import Corrupt, Invalid, RegistryError
 
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
@@ -55,10 +56,11 @@ Take = Callable[[memoryview], None]
 
 
 class Sockets:
-    """Connections by origin. Thread-safe."""
+    """Connections by origin. Thread-safe. `registry_url` is empty if the registry is in this process."""
 
-    def __init__(self, user_agent: str) -> None:
+    def __init__(self, user_agent: str, registry_url: str = "") -> None:
         self._user_agent = user_agent
+        self._registry_url = registry_url
         self._lock = threading.Lock()
         self._kept: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._tls: ssl.SSLContext | None = None
@@ -151,8 +153,13 @@ class Sockets:
             connection = http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
         try:
             connection.connect()
+            if self._registry_url:
+                check_peer(str(request.url), str(connection.sock.getpeername()[0]), self._registry_url)
         except OSError as e:
             raise httpx.ConnectError(str(e), request=request) from e
+        except RegistryError:
+            connection.close()
+            raise
         return connection
 
     def tls(self) -> ssl.SSLContext:

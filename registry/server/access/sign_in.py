@@ -1,14 +1,15 @@
 """Sign-in: find the actor of a secret with one statement.
 
 Every request reads its actor from the database. Only the resolve cache remembers actors: it reads the access epoch in
-its own statement and signs in again when the epoch has grown. No answer says why a secret is not valid.
+its own statement and signs in again when the epoch has grown. Whoever has a secret that was valid is told why it is not
+any more; all others get one answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import and_, bindparam, or_
+from sqlalchemy import BindParameter, and_, bindparam, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import Unauthenticated
@@ -48,29 +49,23 @@ class ActorCache:
         return self._public[1]
 
 
-_BEFORE_ROTATION = and_(
-    col(TokenRow.previous_sha256) == bindparam("sha256"), col(TokenRow.previous_until) > bindparam("now")
-)
+_SHA256: BindParameter[str] = bindparam("sha256")
 # Built once, because every request executes it: the token, once per role of its subject, and the access epoch.
 _SELECT_TOKEN = (
     select(TokenRow, RoleRow.namespace, RoleRow.role, epoch.current())
     .outerjoin(RoleRow, and_(col(TokenRow.subject) != "", col(RoleRow.subject) == col(TokenRow.subject)))
-    .where(or_(col(TokenRow.secret_sha256) == bindparam("sha256"), _BEFORE_ROTATION))
+    .where(or_(col(TokenRow.secret_sha256) == _SHA256, col(TokenRow.previous_sha256) == _SHA256))
 )
 
 
 def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     """Return the actor of a secret and leave its row in `session.info["token"]`. `Unauthenticated` (UNAUTHORIZED)."""
     sha256 = sha256_of(secret)
-    now = db.now()
-    rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256, "now": now}).all() if is_well_formed(secret) else []
-    expires_at = rows[0][0].expires_at if rows else None
-    if not rows or rows[0][0].revoked_at is not None or (expires_at is not None and expires_at <= now):
-        raise Unauthenticated(
-            "UNAUTHORIZED",
-            "this token is unknown, expired or revoked",
-            next_step="run `adapter login URL` with a valid token, or set ADAPTER_TOKEN",
-        )
+    rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256}).all() if is_well_formed(secret) else []
+    problem = _problem_of(rows[0][0], sha256) if rows else "is unknown"
+    if problem:
+        next_step = "run `adapter login URL` with a valid token, or set ADAPTER_TOKEN"
+        raise Unauthenticated("UNAUTHORIZED", f"this token {problem}", next_step=next_step)
     row, _, _, current_epoch = rows[0]
     session.info["token"] = row
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
@@ -85,6 +80,18 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     if not actor.superseded:
         cache.put(secret, actor)
     return actor
+
+
+def _problem_of(row: TokenRow, sha256: str) -> str:
+    """Return why the secret with this hash is not valid any more; empty if it is."""
+    now = db.now()
+    if row.revoked_at is not None:
+        return "was revoked"
+    if row.expires_at is not None and row.expires_at <= now:
+        return "has expired"
+    if row.secret_sha256 != sha256 and (row.previous_until is None or row.previous_until <= now):
+        return "was rotated: use its new secret"
+    return ""
 
 
 def _scopes_of_old_secret(scopes: Iterable[str]) -> frozenset[str]:

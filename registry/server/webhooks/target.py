@@ -2,7 +2,8 @@
 
 - Only public addresses are called, over https on `PUBLIC_PORTS`. Private networks that the operator allows may be
   called over http and on any port, too.
-- A host is resolved once per request. All of its addresses must be allowed, and the connection goes to the address that
+- A host is resolved once per request, within `LOOKUP_SECONDS` and in a thread of its own: a silent name server holds
+  none of the senders. All of its addresses must be allowed, and the connection goes to the address that
   was checked, so DNS rebinding has no effect. IPv6 that embeds an IPv4 address is checked by both addresses.
 """
 
@@ -10,8 +11,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from registry.errors import Invalid
@@ -19,6 +23,10 @@ from registry.findings import Finding
 
 PORTS = {"https": 443, "http": 80}
 PUBLIC_PORTS = (443, 8443)
+LOOKUP_SECONDS = 5.0
+LOOKUPS_LIMIT = 64
+"""Lookups at a time. One that is given up counts until the resolver gives up, too."""
+_lookups = threading.BoundedSemaphore(LOOKUPS_LIMIT)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -105,11 +113,27 @@ def _addresses_in(host: str) -> list[Address]:
 
 
 def _addresses(host: str, port: int) -> list[Address]:
+    lookup: Future[list[tuple[Any, ...]]] = Future()
+    if not _lookups.acquire(blocking=False):
+        raise _refused(f"{host[:100]!r} is not looked up: name servers do not answer {LOOKUPS_LIMIT} other lookups")
+    threading.Thread(target=_look_up, args=(host, port, lookup), name="lookup", daemon=True).start()
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = lookup.result(LOOKUP_SECONDS)
+    except TimeoutError as e:
+        raise _refused(f"{host[:100]!r}: its name servers do not answer within {LOOKUP_SECONDS:g} seconds") from e
     except (OSError, UnicodeError) as e:
         raise _refused(f"{host[:100]!r} has no address") from e
     return [ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos]
+
+
+def _look_up(host: str, port: int, lookup: Future[list[tuple[Any, ...]]]) -> None:
+    """Resolve a host. The resolver cannot be interrupted, so the thread ends when it gives up."""
+    try:
+        lookup.set_result(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    except Exception as e:  # raised again by `_addresses`
+        lookup.set_exception(e)
+    finally:
+        _lookups.release()
 
 
 def _networks(text: str) -> list[Network]:
