@@ -10,11 +10,11 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, tuple_
 from sqlmodel import Session, SQLModel, col, select
 
+from registry.events import DeliveryState
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, IdempotencyRow, PushRow, TokenRow, UsedAssertionRow
 from registry.server.storage.references import PushState
-from registry.server.webhooks import WAITING
 
 BATCH = 500
 KEEP_ENDED = timedelta(days=7)
@@ -27,7 +27,7 @@ def _conditions() -> dict[str, tuple[type[SQLModel], ColumnElement[bool]]]:
     now = db.now()
     old = now - KEEP_ENDED
     exchanged = and_(col(TokenRow.created_by) == EXCHANGE, col(TokenRow.expires_at) < old)
-    delivered = and_(col(DeliveryRow.state) != WAITING, col(DeliveryRow.ended_at) < now - KEEP_DELIVERIES)
+    delivered = and_(col(DeliveryRow.state) != DeliveryState.WAITING, col(DeliveryRow.ended_at) < now - KEEP_DELIVERIES)
     return {
         "pushes_deleted": (PushRow, and_(col(PushRow.state) != PushState.OPEN, col(PushRow.expires_at) < old)),
         "responses_deleted": (IdempotencyRow, col(IdempotencyRow.created_at) < old),
