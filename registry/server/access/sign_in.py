@@ -15,10 +15,10 @@ from sqlmodel import Session, col, select
 from registry.errors import Unauthenticated
 from registry.roles import Role, Scope
 from registry.server.access import epoch
-from registry.server.access.public_namespaces import SELECT_PUBLIC
 from registry.server.actors import OLD_SECRET_SCOPES, Actor
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
+from registry.server.public_namespaces import SELECT_PUBLIC
 from registry.server.secret import is_well_formed, sha256_of
 
 

@@ -21,7 +21,8 @@ from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
-from registry.server.access import epoch, public_namespaces
+from registry.server import public_namespaces
+from registry.server.access import epoch
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts
 from registry.server.database import db
