@@ -1,4 +1,7 @@
-"""`adapter list`: the adapters of the registry, filtered by their newest version."""
+"""`adapter list`, `adapter rename` and `adapter delete`.
+
+What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from registry.bases import BaseMatch
 from registry.client import answers
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Outcome
+from registry.names import AdapterName
 
-from . import output, session, versions
+from . import arguments, output, session, versions
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
 PAGE_LIMIT = 200
@@ -85,4 +89,37 @@ def _print_list(items: list[AdapterView]) -> None:
         rows,
         right=frozenset({"rank", "size"}),
         empty="No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE",
+    )
+
+
+# ------------------------------------------------------------------ rename, delete
+@click.command()
+@click.argument("name", type=arguments.NAME)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def delete(name: AdapterName, yes: bool) -> None:
+    """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
+    output.confirm(f"Delete {name} and all its versions permanently?", yes)
+    with session.registry() as registry:
+        deleted = registry.delete_adapter(name)
+
+    def text() -> None:
+        output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
+        versions.print_served_on(deleted.served_on)
+
+    output.answer(deleted, text)
+
+
+@click.command()
+@click.argument("name", type=arguments.NAME)
+@click.argument("to", type=arguments.NAME)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
+    """Rename an adapter to TO, also into another namespace that you own.
+
+    The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
+    """
+    output.confirm(f"Rename {name} to {to} permanently?", yes)
+    session.answer(
+        lambda registry: registry.rename(name, to),
+        lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
     )

@@ -1,11 +1,9 @@
-"""`adapter namespace …`, `adapter publisher …`, `adapter delete` and `adapter rename`.
+"""`adapter namespace …` and `adapter publisher …`.
 
 What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
 from __future__ import annotations
-
-import sys
 
 import click
 
@@ -15,7 +13,7 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
-from . import arguments, output, session, versions
+from . import arguments, output, session
 
 
 @click.group()
@@ -110,55 +108,11 @@ def revoke(name: str, subject: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete_namespace(name: str, yes: bool) -> None:
     """Delete an empty namespace. Its name and look-alikes are never reused."""
-    _confirm(f"Delete the namespace {name} permanently?", yes)
+    output.confirm(f"Delete the namespace {name} permanently?", yes)
     session.answer(
         lambda registry: registry.delete_namespace(name),
         lambda _: output.line(f"{name} deleted; its name is never reused."),
     )
-
-
-# ------------------------------------------------------------------ adapters
-@click.command()
-@click.argument("name", type=arguments.NAME)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(name: AdapterName, yes: bool) -> None:
-    """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
-    _confirm(f"Delete {name} and all its versions permanently?", yes)
-    with session.registry() as registry:
-        deleted = registry.delete_adapter(name)
-
-    def text() -> None:
-        output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
-        versions.print_served_on(deleted.served_on)
-
-    output.answer(deleted, text)
-
-
-@click.command()
-@click.argument("name", type=arguments.NAME)
-@click.argument("to", type=arguments.NAME)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
-    """Rename an adapter to TO, also into another namespace that you own.
-
-    The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
-    """
-    _confirm(f"Rename {name} to {to} permanently?", yes)
-    session.answer(
-        lambda registry: registry.rename(name, to),
-        lambda moved: output.line(f"{name} is now {output.strong(moved.name)}."),
-    )
-
-
-def _confirm(question: str, yes: bool) -> None:
-    try:
-        answer = "yes" if yes or click.confirm(question, err=True) else "no"
-    except click.Abort:
-        if sys.stdin.isatty():  # Ctrl-C; else standard input has ended
-            raise
-        answer = "missing"
-    if answer != "yes":
-        raise Invalid("REQUEST_INVALID", f"not done: the answer is {answer}", next_step="answer yes, or pass --yes")
 
 
 # ------------------------------------------------------------------ trusted publishers

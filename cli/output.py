@@ -140,6 +140,20 @@ def note(message: str) -> None:
         line(faint(message), err=True)
 
 
+def confirm(question: str, yes: bool) -> None:
+    """Ask on standard error, unless `yes`. `Invalid` (REQUEST_INVALID) for any other answer."""
+    try:
+        answer = "yes" if yes or click.confirm(question, err=True) else "no"
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C; else standard input has ended
+            raise
+        answer = "missing"
+    if answer != "yes":
+        raise errors.Invalid(
+            "REQUEST_INVALID", f"not done: the answer is {answer}", next_step="answer yes, or pass --yes"
+        )
+
+
 # ------------------------------------------------------------------ errors
 def print_error(error: Exception, ctx: click.Context) -> int | None:
     """Print the error and return its exit code; None for a bug, which keeps its traceback."""
