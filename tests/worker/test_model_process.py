@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 
 from registry.worker.model.sources import BaseSource
@@ -146,6 +148,21 @@ def test_a_child_that_asks_for_too_much_memory_ends_in_a_finding(
     assert codes(answer) == {"smoke.limit_exceeded": "unknown"}
     assert "memory" in str(answer["result"]["findings"][0]["message"])
     assert codes(pool.try_adapter(source, large, LIMITS)) == {}
+
+
+@pytest.mark.security
+def test_a_configuration_that_works_without_end_ends_in_a_finding(
+    pool: Pool, source: BaseSource, good: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    """A push refuses it by the field's limit; the limit of time holds without that."""
+    config = peft.OFTConfig(r=0, oft_block_size=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    endless = models.adapter(base_folder, tmp_path / "endless", config=config)
+    path = endless / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_cayley_neumann_terms": 10**9}))
+    answer = pool.try_adapter(source, endless, replace(LIMITS, deadline_seconds=11))
+    assert codes(answer) == {"smoke.limit_exceeded": "unknown"}
+    assert "deadline of 11 seconds" in answer["result"]["findings"][0]["message"]
+    assert codes(pool.try_adapter(source, good, LIMITS)) == {}
 
 
 def test_a_job_that_was_given_up_stops_its_child(pool: Pool, source: BaseSource, good: Path) -> None:

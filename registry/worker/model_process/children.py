@@ -28,8 +28,8 @@ SHARED, ISOLATED = "shared", "isolated"
 """Roles of a child that is a process started on its own."""
 ANSWER_LIMIT_BYTES = 4 * 2**20
 STOPPED = "the worker stopped the job"
-EXHAUSTED_SECONDS = 1.0
-"""A child that reached its deadline was busy for at least so long, or it only waited for a busy machine."""
+BUSY_SHARE, BUSY_SECONDS = 0.1, 1.0
+"""CPU time that makes reaching the deadline the adapter's fault. A child with less only waited."""
 
 
 class StopSource(Protocol):
@@ -68,8 +68,9 @@ class Child:
                 if reason is STOPPED:
                     return self._gone(f"the child was killed: {reason}") | {"stopped": True}
                 if reason:
-                    worked = _cpu_seconds_of(self.pid) - self._cpu_before > max(seconds / 2, EXHAUSTED_SECONDS)
-                    return self._gone(f"the child was killed: {reason}", exhausted=worked)
+                    worked = _cpu_seconds_of(self.pid) - self._cpu_before
+                    reason = f"the child was killed: {reason}"
+                    return self._gone(reason, exhausted=worked > max(BUSY_SHARE * seconds, BUSY_SECONDS))
                 message = _parse(line)
                 if message is None:
                     return self._gone("")
