@@ -15,7 +15,7 @@ from typing import Any
 from registry.bases import BaseSpec
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
-from registry.engines import rulebook
+from registry.engines import rulebook, source_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import (
     Condition,
@@ -23,11 +23,10 @@ from registry.engines.rulebook import (
     Rule,
     Setting,
     SettingRule,
-    Version,
     engine,
     properties,
-    version_of,
 )
+from registry.engines.versions import Version, version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict
 from registry.findings import Finding
@@ -133,6 +132,7 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> lis
         message = f"{rules.title} reads adapters of PEFT, and this one is in {format_name!r} format"
         return [_finding(rules, "format", "error", f"{message}: convert it first")]
     version = version_of(profile.version)
+    values = {**values, **source_facts.of(rules.name, version, values.get("base_architecture", ""))}
     findings = _about_version(rules, profile, version)
     for prop in properties():
         if prop.kind != rules.kind or not _all_hold(prop.when, values, profile.settings):

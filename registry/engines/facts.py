@@ -18,10 +18,10 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 6
+FACTS_VERSION = 7
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {4: "image"}
-"""Older version → the kind whose facts of that version are still right. 5 changed `moves_base`, which images lack."""
+_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image"}
+"""Older version → the kind whose facts of that version are still right. 5 changed `moves_base`, 7 what is not written."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -39,6 +39,8 @@ class EngineFacts(FrozenModel):
     max_rank: int = 0
     config_rank: int = 0
     alpha_absent: bool = False
+    unwritten: tuple[str, ...] = ()
+    """Which of `r`, `lora_alpha` and `target_modules` the configuration of a LoRA lacks."""
     targets_kind: Literal["names", "pattern", "all-linear", "absent"] = "names"
     declared_targets: tuple[str, ...] = ()
     targets_without_weights: tuple[str, ...] = ()
@@ -62,6 +64,9 @@ class EngineFacts(FrozenModel):
     saved_heads: bool = False
     saved_others: bool = False
     embedding_lora: bool = False
+    embedding_targets: tuple[str, ...] = ()
+    linear_targets: tuple[str, ...] = ()
+    """Linear modules except experts and `lm_head`."""
     head_lora: bool = False
     trained_tokens: bool = False
     fused_experts: bool = False
@@ -104,6 +109,7 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         max_rank=max(spec.rank, config.rank, *config.rank_pattern.values(), 0),
         config_rank=config.rank,
         alpha_absent=config.alpha is None and spec.method == "LORA",
+        unwritten=config.unwritten if spec.method == "LORA" else (),
         targets_kind=_targets_kind(config.targets),
         declared_targets=declared,
         targets_without_weights=tuple(t for t in declared if spec.method == "LORA" and modules and t not in modules),
@@ -128,6 +134,9 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         saved_others=bool(saved - HEADS) or any(p.name.endswith("weight") and _last(p.path) not in HEADS
                                                 for p in spec.full),
         embedding_lora=any(m.kind == "embedding" for m in spec.modules),
+        embedding_targets=tuple(sorted({_last(m.path) for m in spec.modules if m.kind == "embedding"})),
+        linear_targets=tuple(sorted({_last(m.path) for m in spec.modules
+                                     if m.kind == "linear" and ".experts" not in m.path} - {"lm_head"})),
         head_lora="lm_head" in modules,
         trained_tokens=bool(spec.tokens),
         fused_experts=any(m.kind == "parameter" for m in spec.modules),

@@ -5,8 +5,9 @@
     works       engine × versions × property → it loads and acts as trained, with its source
     setting     what a deployment can choose, with the engine's default
 
-A condition is field, operator, operand; `$name` as operand is the deployment's setting, and a condition on a setting
-that is not set does not hold. A wrong data file is an error at the first use.
+A condition is field, operator, operand. A field is a fact of the adapter, one of `source_facts` (what the engine's own
+source says about the base's class), or `$name`, the deployment's setting. An operand may be `$name` or `@field` as well.
+A condition on what is not known does not hold. A wrong data file is an error at the first use.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from registry.digest import Digest
+from registry.engines import source_facts
 from registry.engines.facts import FACTS_VERSION, EngineFacts
+from registry.engines.versions import Version, version_of
 from registry.errors import Invalid
 from registry.findings import Severity
 from registry.model import FrozenModel
@@ -30,23 +33,8 @@ Verified = Literal["run", "source", "documentation", "issue"]
 Operator = Literal["is", "is_not", "over", "under", "has", "lacks", "has_other_than", "in", "not_in"]
 Setting = int | float | str | bool | tuple[str, ...] | None
 
-Version = tuple[int, ...]
-
-
-def version_of(text: str) -> Version:
-    """`0.32.0.post1` → (0, 32, 0): the leading numbers. `Invalid` (SETTING_INVALID) if there are none."""
-    numbers: list[int] = []
-    for part in text.split("."):
-        if not part.isascii() or not part.isdigit() or len(part) > 9:
-            break
-        numbers.append(int(part))
-    if not numbers:
-        raise Invalid("SETTING_INVALID", f"version {text[:40]!r} begins with no number", next_step="write 0.32.0")
-    return tuple(numbers)
-
-
 class Condition(FrozenModel):
-    """`field operator operand`, judged on facts and settings."""
+    """`field operator operand`, judged on facts, on what the engine's source says, and on settings."""
 
     field: str
     operator: Operator
@@ -61,16 +49,17 @@ class Condition(FrozenModel):
 
     @model_validator(mode="after")
     def _known_field(self) -> Condition:
-        if not self.field.startswith("$") and self.field not in EngineFacts.model_fields:
-            raise ValueError(f"no fact is called {self.field!r}")
+        for word in (self.field, self.operand[1:] if str(self.operand).startswith("@") else self.field):
+            if not word.startswith("$") and word not in EngineFacts.model_fields and word not in source_facts.FIELDS:
+                raise ValueError(f"no fact is called {word!r}")
         return self
 
     def holds(self, facts: Mapping[str, Any], settings: Mapping[str, Setting]) -> bool:
         """Whether the condition is true; False where a value is not known."""
         value = settings.get(self.field[1:]) if self.field.startswith("$") else facts.get(self.field)
         operand = self.operand
-        if isinstance(operand, str) and operand.startswith("$"):
-            operand = settings.get(operand[1:])
+        if isinstance(operand, str) and operand[:1] in ("$", "@"):
+            operand = (settings if operand[0] == "$" else facts).get(operand[1:])
         if value is None or operand is None:
             return False
         return bool(_OPERATORS[self.operator](value, operand))
@@ -201,10 +190,10 @@ def engine(name: str) -> EngineRules:
 
 @lru_cache(maxsize=32)
 def digest(name: str) -> Digest:
-    """What this engine's verdicts follow from, besides facts: its file, the properties, the meaning of the facts."""
+    """What this engine's verdicts follow from, besides facts: its files, the properties, the meaning of the facts."""
     rules = resources.files("registry.engines") / "rules"
     files = [(rules / file).read_bytes() for file in (f"{engine(name).name}.toml", "properties.toml")]
-    return Digest.of(b"\0".join([*files, str(FACTS_VERSION).encode()]))
+    return Digest.of(b"\0".join([*files, str(source_facts.digest(name)).encode(), str(FACTS_VERSION).encode()]))
 
 
 def _engine(data: dict[str, Any]) -> EngineRules:

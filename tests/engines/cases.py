@@ -14,6 +14,7 @@ from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from tests import forge
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
+from tests.world import spec_of
 
 BASE = forge.llama(heads=2, kv_heads=1)  # heads of 32: the smallest that engines have kernels for
 _EMBEDDING = "base_model.model.model.embed_tokens"
@@ -92,6 +93,9 @@ CASES: dict[str, Files] = {
         BASE, config={"layers_to_transform": [1]}, change=lambda t: {n: v for n, v in t.items() if ".layers.1." in n}
     ),
     "alpha-absent": forge.lora(BASE, alpha=None),
+    "r-absent": _lora(r=...),
+    "targets-absent": _lora(target_modules=...),
+    "targets-null": _lora(target_modules=None),
     "rank-differs-from-config": _lora(r=4),
     "wrong-prefix": forge.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
     "adapter-name": forge.lora(BASE, change=_renamed(".weight", ".default.weight")),
@@ -106,7 +110,7 @@ CASES: dict[str, Files] = {
 
 def facts_of(files: Files, *, compat: str = "pass") -> EngineFacts:
     found = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    return engine_facts.of_lora(found, compat=compat)
+    return engine_facts.of_lora(found, compat=compat, base=spec_of(BASE))
 
 
 def tensor_names(files: Files) -> list[str]:

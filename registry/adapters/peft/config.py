@@ -27,6 +27,8 @@ from registry.strict.fields import Fields, walk
 RANK_LIMIT = 4096
 DEFAULT_RANK = 8
 """PEFT's rank of a LoRA whose configuration has no `r`."""
+REQUIRED_ELSEWHERE = ("lora_alpha", "r", "target_modules")
+"""Fields that PEFT has defaults for, and some engines have not."""
 ALPHA_LIMIT = 1e6
 LAYERS_LIMIT = 4096
 PATTERN_VALUE_LIMIT = 2**31
@@ -73,6 +75,7 @@ class AdapterConfig(FrozenModel):
     `targets` is None (not written), one pattern or `all-linear` (text), or names (a tuple): a name means every
     module whose path is it or ends in `.name`. `alpha` is None when it is not written.
     `patterns`: every field of the method that gives values by pattern. `nulls`: fields that are written as null.
+    `unwritten`: which of `REQUIRED_ELSEWHERE` are not in the file at all.
     `pattern_steps`: about how many steps a backtracking matcher needs for one path and all patterns.
     """
 
@@ -103,6 +106,7 @@ class AdapterConfig(FrozenModel):
     pattern_steps: int = 0
     patterns: dict[str, dict[str, Any]] = Field(default_factory=dict)
     nulls: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
     other: dict[str, Any] = Field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
@@ -179,6 +183,7 @@ class _Reader:
             initialization=self._initialization(),
             base=claim,
             peft_version=fields.text("peft_version"),
+            unwritten=tuple(name for name in REQUIRED_ELSEWHERE if name not in self._values),
             other=self._other(),
             findings=(
                 *claim.findings(),

@@ -1,0 +1,106 @@
+"""What an engine's own source says about a base's model class, as facts for its rules.
+
+`generated/*.json` is written by `make engine-rules` from the source of each examined release, never by hand. Rules in
+`rules/*.toml` read it through the fields below; they say what follows from them, and why.
+
+Invariant: a field is absent where the source does not decide it, and a condition on an absent field does not hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from registry.digest import Digest
+from registry.engines import versions
+from registry.engines.versions import Version
+
+FIELDS: Mapping[str, str] = {
+    "source_registered": "whether this version registers a class for the base's architecture",
+    "source_class": "that class, as `module.Class`",
+    "source_lora": "whether the class has LoRA",
+    "source_embeddings": "names of embeddings and heads on which the class takes LoRA",
+    "source_modules": "all names of modules on which the class takes LoRA",
+    "source_open": "whether the base's configuration chooses an inner model, whose names are not among these",
+    "source_required": "fields that an adapter's configuration must have",
+}
+
+
+@lru_cache(maxsize=8)
+def _document(engine: str) -> Mapping[str, Any]:
+    file = resources.files("registry.engines") / "generated" / f"{engine}.json"
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+
+
+@lru_cache(maxsize=8)
+def digest(engine: str) -> Digest:
+    """Of the generated file; of nothing if the engine has none."""
+    file = resources.files("registry.engines") / "generated" / f"{engine}.json"
+    return Digest.of(file.read_bytes() if file.is_file() else b"")
+
+
+def examined(engine: str) -> tuple[str, ...]:
+    """The versions whose source was read, oldest first."""
+    return tuple(_document(engine).get("versions", ()))
+
+
+def value(engine: str, name: str, version: Version) -> Any:
+    """One fact of a version that is not about a class (`ranks`, `refused_fields`); None if there is none."""
+    return versions.at(_document(engine).get(name, {}), version)
+
+
+def of(engine: str, version: Version, architecture: str) -> dict[str, Any]:
+    """The fields that rules read about a base's architecture; only `source_required` if the base has none."""
+    document = _document(engine)
+    if not document:
+        return {}
+    fields: dict[str, Any] = {"source_required": tuple(value(engine, "required_fields", version) or ())}
+    if not architecture:
+        return fields
+    name = _class_name(document, version, architecture)
+    fields["source_registered"] = name is not None
+    row = versions.at(document["classes"].get(name, {}), version)
+    if name is None or not row or row["lora"] is None:
+        return fields
+    fields |= {"source_class": name, "source_lora": row["lora"]}
+    if row["lora"]:
+        fields["source_open"] = bool(row.get("inner"))
+        embeddings, modules = _accepted(row)
+        if embeddings is not None:
+            fields["source_embeddings"] = embeddings
+        if modules is not None:
+            fields["source_modules"] = modules
+    return fields
+
+
+def _class_name(document: Mapping[str, Any], version: Version, architecture: str) -> str | None:
+    """The class for an architecture: its own, or that of the generating model which this one is converted from."""
+
+    def registered(name: str) -> str | None:
+        found: str | None = versions.at(document["architectures"].get(name, {}), version)
+        return found
+
+    if own := registered(architecture):
+        return own
+    suffixes = versions.at(document["suffixes"], version) or ()
+    suffix = next((s for s, converted in suffixes if architecture.endswith(s) and converted != "none"), None)
+    candidates = (architecture.replace(suffix, other) for other, _ in suffixes) if suffix else ()
+    return next((name for candidate in candidates if (name := registered(candidate))), None)
+
+
+def _accepted(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Names of embeddings, and of all modules: a packed module stands for its parts, and names are mapped first."""
+    renames = row.get("renames", {})
+
+    def with_renames(names: set[str]) -> tuple[str, ...]:
+        return tuple(sorted(names | {old for old, new in renames.items() if new in names}))
+
+    linear = row.get("linear")
+    if row.get("embedding") is None:
+        return None, None
+    names = {part for name in linear or () for part in row.get("packed", {}).get(name, [name])}
+    embeddings = {*row["embedding"], *(name for name in names if name in ("lm_head", "embed_tokens"))}
+    return with_renames(embeddings), None if linear is None else with_renames(embeddings | names)
