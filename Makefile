@@ -137,6 +137,9 @@ test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@PROOF_VLLM=1 $(PYTEST) -o faulthandler_timeout=0 -m vllm $(ARGS)
 
+engine-rules: venv  ## read the rules of a release from its source: ENGINE=vllm VERSION=0.33.0 [WHEEL=path, folder or URL]
+	@$(PYTHON) -m scripts.engine_rules $(ENGINE) $(VERSION) $(WHEEL)
+
 test-engines: venv  ## compare our verdicts with llama.cpp, diffusers, and the code of published vLLM and SGLang wheels
 	@$(PYTHON) -m tests.proof.venvs wheels
 	@$(PYTHON) -m tests.proof.venvs llama

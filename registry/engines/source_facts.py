@@ -47,6 +47,11 @@ def examined(engine: str) -> tuple[str, ...]:
     return tuple(_document(engine).get("versions", ()))
 
 
+def architectures(engine: str) -> tuple[str, ...]:
+    """All architectures that some examined version registers."""
+    return tuple(_document(engine).get("architectures", ()))
+
+
 def value(engine: str, name: str, version: Version) -> Any:
     """One fact of a version that is not about a class (`ranks`, `refused_fields`); None if there is none."""
     return versions.at(_document(engine).get(name, {}), version)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engines, errors, events, findings, limits, methods, metrics, rest, settings
+from scripts.reference import cli, engine_classes, engines, errors, events, findings, limits, methods, metrics, rest, settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli.markdown,
+    "engine-classes.md": engine_classes.markdown,
     "engines.md": engines.markdown,
     "errors.md": errors.markdown,
     "events.md": events.markdown,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from registry.engines.rulebook import EngineRules, Property, Rule, Works, engines, properties, version_of
+from registry.engines.rulebook import EngineRules, Property, Rule, Works, engines, properties
+from registry.engines.versions import version_of
 
 _INTRODUCTION = """\
 # Engine rules
@@ -29,6 +30,8 @@ is `unknown`.
 
 Evidence: **run** against the engine, its **source**, an **issue** of the project, or **documentation** only.
 Numbers refer to the sources at the end.
+
+What depends on the base's model class is read from each release's source: [model classes](engine-classes.md).
 
 Recorded answers hold the rules in every test run. `make test-vllm` asks a real vLLM over HTTP about each case of
 `tests/engines/cases.py` and compares log probabilities with PEFT's to 2e-2. `make test-engines` runs the deciding
