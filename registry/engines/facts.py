@@ -21,7 +21,7 @@ from registry.model import FrozenModel
 FACTS_VERSION = 7
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
 _STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image"}
-"""Older version → the kind whose facts of that version are still right. 5 changed `moves_base`, 7 what is not written."""
+"""Older version → the kind whose facts of that version are still right: 5 and 7 changed facts that images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 

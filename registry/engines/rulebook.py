@@ -6,7 +6,7 @@
     setting     what a deployment can choose, with the engine's default
 
 A condition is field, operator, operand. A field is a fact of the adapter, one of `source_facts` (what the engine's own
-source says about the base's class), or `$name`, the deployment's setting. An operand may be `$name` or `@field` as well.
+source says about the base's class), or `$name`, the deployment's setting. An operand may be `$name` or `@field`.
 A condition on what is not known does not hold. A wrong data file is an error at the first use.
 """
 
@@ -32,6 +32,7 @@ Effect = Literal["refuses", "ignores_silently", "wrong_output", "needs_setting"]
 Verified = Literal["run", "source", "documentation", "issue"]
 Operator = Literal["is", "is_not", "over", "under", "has", "lacks", "has_other_than", "in", "not_in"]
 Setting = int | float | str | bool | tuple[str, ...] | None
+
 
 class Condition(FrozenModel):
     """`field operator operand`, judged on facts, on what the engine's source says, and on settings."""

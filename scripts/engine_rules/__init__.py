@@ -76,7 +76,10 @@ def expanded(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         facts = versions[version] = {}
         for name, spans in document.items():
             if name in TABLES:
-                rows = ((row, engine_versions.at(inner, engine_versions.version_of(version))) for row, inner in spans.items())
+                rows = (
+                    (row, engine_versions.at(inner, engine_versions.version_of(version)))
+                    for row, inner in spans.items()
+                )
                 facts[name] = {row: value for row, value in rows if value is not None}
             elif name not in ("engine", "versions"):
                 facts[name] = engine_versions.at(spans, engine_versions.version_of(version))

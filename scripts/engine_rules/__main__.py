@@ -1,8 +1,8 @@
 """Write an engine's generated rules from the source of a release (`make engine-rules`).
 
-    python -m scripts.engine_rules vllm 0.33.0                    asks pip for the wheel's address and reads parts of it
-    python -m scripts.engine_rules vllm 0.33.0 vllm-0.33.0.whl    a wheel, a source distribution, an unpacked folder
-    python -m scripts.engine_rules vllm 0.33.0 --check WHERE      exits 1 if the file says something else
+python -m scripts.engine_rules vllm 0.33.0                    asks pip for the wheel's address and reads parts of it
+python -m scripts.engine_rules vllm 0.33.0 vllm-0.33.0.whl    a wheel, a source distribution, an unpacked folder
+python -m scripts.engine_rules vllm 0.33.0 --check WHERE      exits 1 if the file says something else
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What SGLang's source says about LoRA, from these files of it:
 
-    srt/models/*.py                     the classes named by `EntryClass` are the registered architectures
-    srt/lora/lora_manager.py            init_lora_modules: embed_tokens and lm_head are wrapped wherever a model has
-                                        a VocabParallelEmbedding of that name; validate_new_adapter: what is refused
-    srt/lora/lora_config.py             the fields that a configuration must have
-    srt/lora/utils.py                   get_normalized_target_modules: names that mean the same; names with buffers
+srt/models/*.py                     the classes named by `EntryClass` are the registered architectures
+srt/lora/lora_manager.py            init_lora_modules: embed_tokens and lm_head are wrapped wherever a model has
+                                    a VocabParallelEmbedding of that name; validate_new_adapter: what is refused
+srt/lora/lora_config.py             the fields that a configuration must have
+srt/lora/utils.py                   get_normalized_target_modules: names that mean the same; names with buffers
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def _refused_fields(library: Library) -> dict[str, str]:
     for function in (f for f in functions if f.name == "validate_new_adapter"):
         for test in (n for n in function.body if isinstance(n, ast.If) and isinstance(n.body[0], ast.Raise)):
             names = [d for n in ast.walk(test.test) if (d := dotted_name(n)).startswith("lora_config.")]
-            texts = [n.value for n in ast.walk(test.body[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            texts = [
+                n.value for n in ast.walk(test.body[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            ]
             if names and texts:
                 refused.setdefault(names[0].removeprefix("lora_config."), max(texts, key=len).strip())
     return dict(sorted(refused.items()))

@@ -169,7 +169,9 @@ def _refused_fields(library: Library) -> dict[str, str]:
 def _appended(statement: ast.AST) -> Iterator[str]:
     for node in ast.walk(statement):
         if isinstance(node, ast.Call) and dotted_name(node.func).endswith(".append") and node.args:
-            texts = (n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+            texts = (
+                n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            )
             yield next(texts, "").strip()
 
 
@@ -188,4 +190,3 @@ def _whole_modules(library: Library) -> list[str]:
                 value = library.evaluate(test.comparators[0], "vllm.lora.peft_helper")
                 return [str(v) for v in value] if isinstance(value, list) else []
     return []
-

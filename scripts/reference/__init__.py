@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.reference import cli, engine_classes, engines, errors, events, findings, limits, methods, metrics, rest, settings
+from scripts.reference import (
+    cli,
+    engine_classes,
+    engines,
+    errors,
+    events,
+    findings,
+    limits,
+    methods,
+    metrics,
+    rest,
+    settings,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES: dict[str, Callable[[], str]] = {

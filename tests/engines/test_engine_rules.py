@@ -39,8 +39,14 @@ _TEXT = {
     "FarForCausalLM": ("vllm.models.far", "FarForCausalLM"),
     "GoneForCausalLM": ("gone", "GoneForCausalLM"),
 }
-_EMBED = {**{k: (mod, arch) for k, (mod, arch) in _TEXT.items() if arch == "ToyForCausalLM"}, "ToyModel": ("toy", "ToyForCausalLM")}
-_MULTIMODAL = {"ToyVLForConditionalGeneration": ("toy_vl", "ToyVL"), "OpenVLForConditionalGeneration": ("toy_vl", "OpenVL")}
+_EMBED = {
+    **{k: (mod, arch) for k, (mod, arch) in _TEXT.items() if arch == "ToyForCausalLM"},
+    "ToyModel": ("toy", "ToyForCausalLM"),
+}
+_MULTIMODAL = {
+    "ToyVLForConditionalGeneration": ("toy_vl", "ToyVL"),
+    "OpenVLForConditionalGeneration": ("toy_vl", "OpenVL"),
+}
 _VLLM_MODELS = {**_TEXT, **_EMBED, **_MULTIMODAL}
 """
 TOY = """
@@ -82,8 +88,11 @@ FILES = {
     "vllm/model_executor/layers/linear.py": LINEAR,
     f"{MODELS}/interfaces.py": INTERFACES,
     f"{MODELS}/registry.py": REGISTRY,
-    f"{MODELS}/utils.py": "class WeightsMapper: ...\ndef make_layers(x): return x\ndef init_vllm_registered_model(**k):\n"
-                          "    return initialize_model(**k)\n",
+    f"{MODELS}/utils.py": """
+class WeightsMapper: ...
+def make_layers(make): return make
+def init_vllm_registered_model(**how): return initialize_model(**how)
+""",
     f"{MODELS}/toy.py": TOY,
     f"{MODELS}/quiet.py": "from torch import nn\nclass QuietForCausalLM(nn.Module): ...\n",
     f"{MODELS}/toy_vl.py": """
@@ -130,6 +139,38 @@ class PEFTHelper:
         return error_msg
 """,
 }  # fmt: skip
+
+SGLANG = {
+    "models/toy.py": """
+from sglang.srt.layers.linear import RowLinear
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+class ToyModel(nn.Module):
+    def __init__(self):
+        self.o_proj = RowLinear()
+        self.embed_tokens = VocabParallelEmbedding()
+class ToyForCausalLM(nn.Module):
+    supported_lora_modules = ["o_proj"]
+    def __init__(self):
+        self.model = ToyModel()
+class ToyToo(ToyForCausalLM): ...
+EntryClass = [ToyForCausalLM, ToyToo]
+""",
+    "layers/linear.py": "class LinearBase(nn.Module): ...\nclass RowLinear(LinearBase): ...\n",
+    "layers/vocab_parallel_embedding.py": "class VocabParallelEmbedding(nn.Module): ...\n",
+    "lora/lora_config.py": """
+class LoRAConfig:
+    def __init__(self):
+        self.r = self.hf_config["r"]
+        self.lora_alpha = self.hf_config["lora_alpha"]
+        self.use_dora = self.hf_config.get("use_dora", False)
+""",
+    "lora/lora_manager.py": """
+class LoRAManager:
+    def validate_new_adapter(self, lora_config, lora_ref):
+        if lora_config.use_dora:
+            raise ValueError(f"{lora_ref} no DoRA here")
+""",
+}
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -189,7 +230,13 @@ def test_a_wrapper_takes_what_its_inner_model_takes_and_says_when_the_base_choos
         "lora": True, "embedding": ["embed_tokens", "lm_head"], "linear": ["o_proj", "qkv_proj"],
         "packed": {"qkv_proj": ["q_proj", "k_proj", "v_proj"]},
     }  # fmt: skip
-    assert facts["classes"]["toy_vl.OpenVL"] == {"lora": True, "embedding": [], "linear": [], "packed": {}, "inner": True}
+    assert facts["classes"]["toy_vl.OpenVL"] == {
+        "lora": True,
+        "embedding": [],
+        "linear": [],
+        "packed": {},
+        "inner": True,
+    }
 
 
 def test_the_configuration_rules_are_read(facts: dict[str, Any]) -> None:
@@ -203,23 +250,7 @@ def test_the_configuration_rules_are_read(facts: dict[str, Any]) -> None:
 
 
 def test_sglang_registers_entry_classes_and_takes_three_fields(tmp_path: Path) -> None:
-    at = "sglang/srt"
-    folder = written(tmp_path, {
-        f"{at}/models/toy.py": "from sglang.srt.layers.linear import RowLinear\n"
-                               "from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding\n"
-                               "class ToyModel(nn.Module):\n    def __init__(self):\n        self.o_proj = RowLinear()\n"
-                               "        self.embed_tokens = VocabParallelEmbedding()\n"
-                               "class ToyForCausalLM(nn.Module):\n    supported_lora_modules = ['o_proj']\n"
-                               "    def __init__(self):\n        self.model = ToyModel()\n"
-                               "class ToyToo(ToyForCausalLM): ...\nEntryClass = [ToyForCausalLM, ToyToo]\n",
-        f"{at}/layers/linear.py": "class LinearBase(nn.Module): ...\nclass RowLinear(LinearBase): ...\n",
-        f"{at}/layers/vocab_parallel_embedding.py": "class VocabParallelEmbedding(nn.Module): ...\n",
-        f"{at}/lora/lora_config.py": "class LoRAConfig:\n    def __init__(self):\n        self.r = self.hf_config['r']\n"
-                                     "        self.a = self.hf_config['lora_alpha']\n"
-                                     "        self.d = self.hf_config.get('use_dora', False)\n",
-        f"{at}/lora/lora_manager.py": "class LoRAManager:\n    def validate_new_adapter(self, lora_config, ref):\n"
-                                      "        if lora_config.use_dora:\n            raise ValueError(f'{ref} no DoRA here')\n",
-    })  # fmt: skip
+    folder = written(tmp_path, {f"sglang/srt/{name}": text for name, text in SGLANG.items()})
     facts = read("sglang", str(folder))
     assert facts["architectures"] == {"ToyForCausalLM": "toy.ToyForCausalLM", "ToyToo": "toy.ToyToo"}
     assert facts["classes"]["toy.ToyToo"] == {
@@ -301,7 +332,8 @@ def test_nothing_of_a_source_is_imported_or_executed(tmp_path: Path, facts: dict
 @pytest.mark.parametrize(
     "source",
     ["class ToyForCausalLM(", "x = " + "(" * 5000 + ")" * 5000, "\0", "x = " + "-" * 100_000 + "1",
-     "class ToyForCausalLM(ToyForCausalLM): ...", "from .toy import ToyForCausalLM", "#" * (trees.FILE_LIMIT_BYTES + 1)],
+     "class ToyForCausalLM(ToyForCausalLM): ...", "from .toy import ToyForCausalLM",
+     "#" * (trees.FILE_LIMIT_BYTES + 1)],
     ids=["broken", "nested", "null", "deep", "inherits-itself", "imports-itself", "too-long"],
 )  # fmt: skip
 def test_a_class_that_cannot_be_read_is_unknown_and_the_others_are_not(tmp_path: Path, source: str) -> None:

@@ -1,17 +1,20 @@
-"""Real vLLM on a CPU: on which modules do the classes of many architectures take LoRA, and does it act as in PEFT?
+"""vLLM's own code on a CPU: on which modules do the classes of many architectures take LoRA?
 
     python -m tests.proof.vllm_classes [ARCHITECTURE …]     asks, and adds to tests/engines/recorded_classes.json
 
 Each architecture is a tiny random model of the installed transformers. PEFT makes its adapters: on the embedding, on
-the head, on all linear modules. What is recorded with an answer are the adapter's facts, by which the rules judge it.
+the head, on all linear modules. vLLM builds the class and loads the adapters (`_vllm_load.py`, in vLLM's environment)
+as its server does; `vllm_http` asks the server itself. Recorded with an answer are the facts by which rules judge.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from registry.adapters.peft import config, describe
 from registry.engines import facts as engine_facts
 from tests import forge
 from tests.forge import CONFIG, WEIGHTS
-from tests.proof import reference, venvs, vllm_http
+from tests.proof import venvs
 
 RECORDED = Path(__file__).resolve().parents[1] / "engines" / "recorded_classes.json"
 SIZES: dict[str, Any] = {
@@ -51,12 +54,25 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Exaone4ForCausalLM": ("Exaone4Config", {}),
     "Starcoder2ForCausalLM": ("Starcoder2Config", {}),
     "StableLmForCausalLM": ("StableLmConfig", {}),
+    "GPT2LMHeadModel": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}),
+    "ApertusForCausalLM": ("ApertusConfig", {}),
+    "Ernie4_5ForCausalLM": ("Ernie4_5Config", {}),
+    "Glm4ForCausalLM": ("Glm4Config", {"partial_rotary_factor": 0.5}),
+    "SmolLM3ForCausalLM": ("SmolLM3Config", {}),
+    "HunYuanDenseV1ForCausalLM": ("HunYuanDenseV1Config", {}),
+    "Lfm2ForCausalLM": ("Lfm2Config", {"layer_types": ["full_attention", "conv"], "head_dim": None}),
+    "FalconForCausalLM": ("FalconConfig", {"head_dim": None, "num_key_value_heads": None}),
+    "PhiForCausalLM": ("PhiConfig", {"num_key_value_heads": 2, "head_dim": None}),
+    "MixtralForCausalLM": ("MixtralConfig", EXPERTS),
     "Qwen3MoeForCausalLM": ("Qwen3MoeConfig", EXPERTS),
     "GPTNeoXForCausalLM": ("GPTNeoXConfig", {"num_key_value_heads": None, "head_dim": None}),
 }
 """Architecture → the configuration's class and what differs from `SIZES`."""
-CASES: dict[str, str | list[str]] = {"embedding": ["embed_tokens", "embed_in"], "head": ["lm_head", "embed_out"],
-                                     "linear": "all-linear"}  # fmt: skip
+CASES: dict[str, str | list[str]] = {
+    "embedding": ["embed_tokens", "embed_in", "wte", "word_embeddings"],
+    "head": ["lm_head", "embed_out"],
+    "linear": "all-linear",
+}
 
 
 def make(architecture: str, folder: Path) -> dict[str, Path]:
@@ -75,9 +91,8 @@ def make(architecture: str, folder: Path) -> dict[str, Path]:
         have = {name.rpartition(".")[2] for name, _ in bare.named_modules()}
         targets = names if isinstance(names, str) else [name for name in names if name in have]
         torch.manual_seed(2)
-        trained = peft.get_peft_model(bare, peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets,
-                                                            init_lora_weights=False, task_type="CAUSAL_LM"))  # fmt: skip
-        trained.save_pretrained(str(folder / case), save_embedding_layers=False)
+        how = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+        peft.get_peft_model(bare, how).save_pretrained(str(folder / case), save_embedding_layers=False)
         adapters[case] = folder / case
     return adapters
 
@@ -91,29 +106,34 @@ def facts_of(adapter: Path, base: Path) -> dict[str, Any]:
     return engine_facts.to_stored(engine_facts.of_lora(lora, compat="pass", base=spec))
 
 
-def ask(architecture: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Case → the adapter's facts, what vLLM answered, and whether it acted as in PEFT."""
+def ask(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Architecture → its class and modules, and by case the adapter's facts and what vLLM answered."""
     python = venvs.vllm_python()
     if python is None:
         raise RuntimeError("vLLM is not installed: python -m tests.proof.venvs vllm")
-    adapters = make(architecture, folder)
-    facts: Mapping[str, Any] = {case: facts_of(path, folder / "base") for case, path in adapters.items()}
-    known = reference.answers(folder / "base", adapters)
-    try:
-        with vllm_http.server(python, folder / "base", folder / "vllm.log") as client:
-            rows = vllm_http.ask(client, adapters, known)
-    except RuntimeError as e:
-        reasons = [line for line in str(e).splitlines() if "Error" in line]
-        rows = {case: {"answer": f"does not start: {reasons[-1][-300:] if reasons else ''}"} for case in adapters}
-    return {case: {**row, "facts": facts[case]} for case, row in rows.items()}
+    adapters = {name: make(name, folder / name) for name in architectures}
+    questions = [[str(folder / n / "base"), {c: str(p) for c, p in made.items()}] for n, made in adapters.items()]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    asked = subprocess.run([str(python), str(Path(__file__).with_name("_vllm_load.py"))], input=json.dumps(questions),
+                           capture_output=True, text=True, env=clean, cwd=folder, check=False)  # fmt: skip
+    rows = [json.loads(line[1:]) for line in asked.stdout.splitlines() if line.startswith("@")]
+    if len(rows) != len(adapters):
+        raise RuntimeError(f"vLLM ended early:\n{asked.stderr[-4000:]}")
+    found: dict[str, dict[str, Any]] = {}
+    for (name, made), row in zip(adapters.items(), rows, strict=True):
+        said = row.pop("answers", {})
+        cases = {
+            case: {"answer": said.get(case, row.get("error", "")), "facts": facts_of(path, folder / name / "base")}
+            for case, path in made.items()
+        }
+        found[name] = {**row, "cases": cases}
+    return found
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or ARCHITECTURES:
-        with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
-            answers = ask(chosen, Path(scratch))
-        document = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
-        document.setdefault(f"vllm=={venvs.VLLM}", {})[chosen] = answers
-        RECORDED.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        sys.stdout.write(f"{chosen}: {({case: row['answer'][:80] for case, row in answers.items()})}\n")
-        sys.stdout.flush()
+    with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
+        answers = ask(sys.argv[1:] or ARCHITECTURES, Path(scratch))
+    document = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    document.setdefault(f"vllm=={venvs.VLLM}", {}).update(answers)
+    RECORDED.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    sys.stdout.write(f"{len(answers)} architectures asked of vLLM {venvs.VLLM} -> {RECORDED.name}\n")
