@@ -203,4 +203,4 @@ def _finding_of_rule(rules: EngineRules, rule: Rule, values: Mapping[str, Any], 
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)

@@ -12,10 +12,11 @@ from registry.adapters import safetensors
 from registry.adapters.formats.facts import FileFacts
 from registry.digest import Digest
 from registry.engines import facts as engine_facts
-from registry.engines import rulebook
+from registry.engines import rulebook, source_facts
 from registry.engines import settings as engine_settings
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Condition, Rule
+from registry.engines.versions import version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import effort, forge
@@ -183,8 +184,8 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
     """Stored facts without a new field would be read as if it were at its default: raise FACTS_VERSION, then this."""
     fields = ",".join(sorted(EngineFacts.model_fields))
     assert (engine_facts.FACTS_VERSION, Digest.of(fields.encode())) == (
-        6,
-        "sha256:fc121851c082af2447abf578468ebd47de7be34cb53067592b8b22d8d24dd2ab",
+        7,
+        "sha256:b7f9665ed2d9c24e1805995dfe3cabeb554419893d561202f690311485a2674e",
     )
 
 
@@ -232,7 +233,7 @@ def test_image_files_are_judged_by_format(
 # ----------------------------------------------------------------------- data files
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
 def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRules) -> None:
-    known = dict.fromkeys([*EngineFacts.model_fields, *engine.settings], "x")
+    known = dict.fromkeys([*EngineFacts.model_fields, *source_facts.FIELDS, *engine.settings], "x")
     for rule in engine.rules:
         for text in (rule.message, rule.fix, rule.answer):
             text.format_map(known)
@@ -244,7 +245,7 @@ def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRule
 def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(engine: rulebook.EngineRules) -> None:
     for version in engine.examined:
         for prop in rulebook.properties():
-            said = list(engine.statements(prop.id, rulebook.version_of(version)))
+            said = list(engine.statements(prop.id, version_of(version)))
             always = [s for s in said if isinstance(s, Rule) and not s.when]
             works = [s for s in said if not isinstance(s, Rule)]
             assert not (always and works), (engine.name, version, prop.id)

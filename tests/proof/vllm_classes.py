@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,7 @@ CASES: dict[str, str | list[str]] = {
     "head": ["lm_head", "embed_out"],
     "linear": "all-linear",
 }
+UNWRITTEN = ("r", "lora_alpha", "target_modules")
 
 
 def make(architecture: str, folder: Path) -> dict[str, Path]:
@@ -94,6 +96,10 @@ def make(architecture: str, folder: Path) -> dict[str, Path]:
         how = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False)
         peft.get_peft_model(bare, how).save_pretrained(str(folder / case), save_embedding_layers=False)
         adapters[case] = folder / case
+    for name in UNWRITTEN:
+        adapters[f"no-{name}"] = shutil.copytree(folder / "linear", folder / f"no-{name}")
+        written = json.loads((folder / f"no-{name}" / CONFIG).read_text())
+        (folder / f"no-{name}" / CONFIG).write_text(json.dumps({k: v for k, v in written.items() if k != name}))
     return adapters
 
 
