@@ -93,9 +93,6 @@ CASES: dict[str, Files] = {
         BASE, config={"layers_to_transform": [1]}, change=lambda t: {n: v for n, v in t.items() if ".layers.1." in n}
     ),
     "alpha-absent": forge.lora(BASE, alpha=None),
-    "r-absent": _lora(r=...),
-    "targets-absent": _lora(target_modules=...),
-    "targets-null": _lora(target_modules=None),
     "rank-differs-from-config": _lora(r=4),
     "wrong-prefix": forge.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
     "adapter-name": forge.lora(BASE, change=_renamed(".weight", ".default.weight")),
@@ -106,6 +103,13 @@ CASES: dict[str, Files] = {
         BASE, change=lambda t: {n: ("F8_E4M3", s, b"\x30" * (s[0] * s[1])) for n, (_, s, _) in t.items()}
     ),
 }  # fmt: skip
+
+UNWRITTEN: dict[str, Files] = {
+    "r-absent": _lora(r=...),
+    "targets-absent": _lora(target_modules=...),
+    "targets-null": _lora(target_modules=None),
+}
+"""Asked of the classes that validate a configuration, and of nothing that runs."""
 
 
 def facts_of(files: Files, *, compat: str = "pass") -> EngineFacts:

@@ -22,9 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from tests.engines.cases import CASES, tensor_names
+from tests.engines import cases
+from tests.engines.cases import tensor_names
 from tests.forge import CONFIG, WEIGHTS, Files
 
+CASES = {**cases.CASES, **cases.UNWRITTEN}
 RECORDED = Path(__file__).with_name("recorded.json")
 RECORDED_SETTINGS = Path(__file__).with_name("recorded_settings.json")
 MAX_LORA_RANK = 16

@@ -10,7 +10,8 @@ import pytest
 from registry import engines
 from registry.engines import rulebook
 from registry.errors import Invalid
-from tests.engines.cases import CASES, facts_of
+from tests.engines.cases import facts_of
+from tests.engines.record import CASES
 
 RECORDED: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("recorded.json").read_text())
 FACTS = {name: facts_of(files) for name, files in CASES.items()}

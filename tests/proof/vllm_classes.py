@@ -37,8 +37,6 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
     "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
-EXPERTS: dict[str, Any] = {"num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1,
-                           "moe_intermediate_size": 64}  # fmt: skip
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "LlamaForCausalLM": ("LlamaConfig", {}),
     "MistralForCausalLM": ("MistralConfig", {}),
@@ -61,11 +59,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "Glm4ForCausalLM": ("Glm4Config", {"partial_rotary_factor": 0.5}),
     "SmolLM3ForCausalLM": ("SmolLM3Config", {}),
     "HunYuanDenseV1ForCausalLM": ("HunYuanDenseV1Config", {}),
-    "Lfm2ForCausalLM": ("Lfm2Config", {"layer_types": ["full_attention", "conv"], "head_dim": None}),
     "FalconForCausalLM": ("FalconConfig", {"head_dim": None, "num_key_value_heads": None}),
     "PhiForCausalLM": ("PhiConfig", {"num_key_value_heads": 2, "head_dim": None}),
-    "MixtralForCausalLM": ("MixtralConfig", EXPERTS),
-    "Qwen3MoeForCausalLM": ("Qwen3MoeConfig", EXPERTS),
     "GPTNeoXForCausalLM": ("GPTNeoXConfig", {"num_key_value_heads": None, "head_dim": None}),
 }
 """Architecture → the configuration's class and what differs from `SIZES`."""
@@ -74,6 +69,8 @@ CASES: dict[str, str | list[str]] = {
     "head": ["lm_head", "embed_out"],
     "linear": "all-linear",
 }
+SIZES_OF_FACTS = ("parameters", "size_bytes", "tensors", "layers")
+"""Facts that no rule about classes reads."""
 UNWRITTEN = ("r", "lora_alpha", "target_modules")
 
 
@@ -109,7 +106,8 @@ def facts_of(adapter: Path, base: Path) -> dict[str, Any]:
     spec = bases.base_spec("tiny", json.loads((base / "config.json").read_text()), headers)
     written = config.read_config((adapter / CONFIG).read_bytes())
     lora = describe(written, safetensors.read_bytes((adapter / WEIGHTS).read_bytes(), file=WEIGHTS))
-    return engine_facts.to_stored(engine_facts.of_lora(lora, compat="pass", base=spec))
+    facts = engine_facts.to_stored(engine_facts.of_lora(lora, compat="pass", base=spec))
+    return {name: value for name, value in facts.items() if name not in SIZES_OF_FACTS}
 
 
 def ask(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
