@@ -12,9 +12,7 @@ from tests.proof import venvs
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not venvs.vllm_is_wanted(), reason=f"builds models in vLLM {venvs.VLLM}: make test-vllm"
-    ),
+    pytest.mark.skipif(not venvs.vllm_is_wanted(), reason=f"builds models in vLLM {venvs.VLLM}: make test-vllm"),
 ]
 
 
