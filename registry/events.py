@@ -82,6 +82,7 @@ class EventType(StrEnum):
     BASE_ALIASES = "base.aliases", ObjectKind.BASE, "set the other names of {object}"
     BASE_DELETE = "base.delete", ObjectKind.BASE, "deleted the base {object}"
     BASE_IDENTIFY = "base.identify", ObjectKind.BASE, "recorded the fingerprint of the weights of {object}"
+    BASE_MODULES = "base.modules", ObjectKind.BASE, "recorded the modules of {object} as {library} builds them"
     BASE_THRESHOLDS = "base.thresholds", ObjectKind.BASE, "set the smoke-test thresholds of {object}"
     BASE_REINDEX = "base.reindex", ObjectKind.BASE, "restored the base {object} from the bucket"
     TOKEN_ISSUE = "token.issue", ObjectKind.TOKEN, "created the token {object} for {name}"

@@ -10,6 +10,7 @@ from pydantic import Field
 from registry.api import Answer, ItemPage, PrintableText, Request
 from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
+from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Descriptor, Edge, Manifest
@@ -142,6 +143,12 @@ class BaseAdd(Request):
     identity: Identity | None = None
     source: PrintableText = Field(default="", max_length=1000)
     parents: list[Edge] = Field(default=[], max_length=8)
+
+
+class ModulesRequest(Request):
+    """The modules of a base as a library on a worker builds them."""
+
+    modules: LibraryModules
 
 
 class IdentityRequest(Request):

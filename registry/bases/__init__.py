@@ -84,7 +84,9 @@ class BaseSpec(FrozenModel):
     """A base model. `modules` maps the Python model's paths to shapes. Sizes count elements, 0 where unknown.
 
     `quantization` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
-    false for architectures whose file names were only assumed to be the module names. `components` are the models
+    false for architectures whose file names were only assumed to be the module names. `library` is the one that built
+    `modules` on a worker (`registry.bases.library`), empty while they are read from headers; `library_problem` is its
+    error if it cannot build the base. `components` are the models
     of an image pipeline (`unet`, `text_encoder` …), which begin the paths of their modules; empty for a language model.
     """
 
@@ -105,6 +107,8 @@ class BaseSpec(FrozenModel):
     weights_bytes: int = 0
     names_known: bool = True
     needs_code: bool = False
+    library: str = Field(default="", max_length=100)
+    library_problem: str = Field(default="", max_length=1000)
     components: tuple[ComponentName, ...] = Field(default=(), max_length=20)
     modules: dict[str, ModuleShape]
     template: str = Field(default="", max_length=2**16)

@@ -36,6 +36,7 @@ from registry.api.jobs import (
 )
 from registry.bases import Similarity
 from registry.bases.identity import Identity
+from registry.bases.library import LibraryModules
 from registry.client import answers
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import sockets
@@ -175,6 +176,12 @@ class Registry(Versions):
         """Set which weights a base has. Possible once."""
         return self._send(
             "PUT", f"{_path_of_base(name)}/identity", catalog.BaseView, catalog.IdentityRequest(identity=identity)
+        )
+
+    def set_base_modules(self, name: str, modules: LibraryModules) -> catalog.BaseView:
+        """Set the modules of a base as a library here builds them. Those of a newer version stay."""
+        return self._send(
+            "PUT", f"{_path_of_base(name)}/modules", catalog.BaseView, catalog.ModulesRequest(modules=modules)
         )
 
     def similarity(self, name: str, identity: Identity) -> Similarity:

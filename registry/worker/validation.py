@@ -22,7 +22,7 @@ from registry.errors import Invalid, TooLarge
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
-from registry.files import WEIGHTS
+from registry.files import BASE_CONFIG, WEIGHTS
 from registry.findings import Finding
 from registry.worker.lease import printable
 from registry.worker.model_process.client import Gone
@@ -42,6 +42,9 @@ def validate(task: Task) -> Done:
     """Run the smoke test of the claimed version."""
     base, lease = task.base, task.lease
     source = replace(task.ready_source(), thresholds=base.thresholds)
+    if base.spec.library_problem:
+        message = f"{base.spec.library} cannot build {base.name}: {base.spec.library_problem}"
+        return _done(_report(task, [Finding.of("unknown", "smoke.base_unsupported", BASE_CONFIG, message)], {}, {}))
     with tempfile.TemporaryDirectory(prefix="adapter-job-") as scratch:
         lease.say("pulling the adapter")
         folder = task.pull(Path(scratch) / "adapter")

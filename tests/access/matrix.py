@@ -56,6 +56,7 @@ class Matrix:
             "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
             "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},
             "PUT /api/v1/bases/{base:path}/identity": identity,
+            "PUT /api/v1/bases/{base:path}/modules": {"modules": {"library": "transformers 5.24.0"}},
             "PUT /api/v1/fleet/nodes/{node}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
             "POST /api/v1/jobs": {"kind": "smoke-test", "ref": "{namespace}/{name}@1"},
             "POST /api/v1/jobs/claim": {"worker": "w", "bases": ["none"]},

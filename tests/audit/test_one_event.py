@@ -29,6 +29,7 @@ from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.api.transfer import PushRequest
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
+from registry.bases.library import LibraryModules
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Unauthenticated
@@ -184,8 +185,10 @@ def _a_node_reports(drive: Drive) -> None:
 
 def _about_the_base(drive: Drive) -> None:
     admin = drive.world.admin
+    built = LibraryModules(library="transformers 5.24.0")
     for _ in range(2):
         drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", forge_identity(values())))
+        drive("PUT /bases/{base:path}/modules", lambda: admin.set_base_modules("tiny-llama", built))
     drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", forge_identity(values())))
     drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
     drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
@@ -254,6 +257,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {
         "PUT /bases/{base:path}/identity": {"base.identify tiny-llama"},
+        "PUT /bases/{base:path}/modules": {"base.modules tiny-llama"},
         "POST /verdicts/recheck-engines": {"engines.recheck verdicts"},
         "POST /reindex": {"name.reindex acme/helper"},
         "POST /gc": {"gc.run blobs"},

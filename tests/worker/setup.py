@@ -10,7 +10,7 @@ from registry.client import push as pushing
 from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
-from registry.worker.model import fingerprints
+from registry.worker.model import fingerprints, library
 from registry.worker.model.weights import Weights
 from tests.world import World
 
@@ -28,6 +28,7 @@ class WorkerSetup:
         identity = fingerprints.identify(Weights.of(folder))
         where = str(folder) if source is None else source
         self.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
+        self.world.admin.set_base_modules(name, library.modules_of(folder))
 
     def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> PushResult:
         return pushing.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)

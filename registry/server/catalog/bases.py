@@ -1,7 +1,7 @@
 """Bases: the models that adapters are checked against, which weights each has, and how they are related.
 
 - A base never changes: another spec, or other weights, under its name are refused. Only norms may be added to its
-  identity by reading the same weights again.
+  identity by reading the same weights again, and its modules as a newer library builds them replace the older ones.
 - All namespaces share the bases: every token that may pull sees them, but counts only the adapters that it may see.
 - Administrators and workers add any base. Others add `ORG/NAME` where they may push in the namespace ORG, and their
   `source` is not stored: a worker opens it.
@@ -25,6 +25,7 @@ from registry.api.catalog import BaseAdd, BasePage, BaseView
 from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases import identity as identities
 from registry.bases.identity import Identity
+from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
@@ -53,7 +54,7 @@ CACHED_SPECS = 64
 BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100
 """Bases of one organization, for those who add them by a right in its namespace."""
-_SPECS: dict[tuple[str, str, datetime], BaseSpec] = {}
+_SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
 
 
 # ------------------------------------------------------------------ write
@@ -70,7 +71,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         next_step = f"use '{existing.name}', or remove the alias first"
         raise Conflict("BASE_EXISTS", f"'{name}' is an alias of the base '{existing.name}'", next_step=next_step)
     claimed = request.identity.exact if request.identity is not None else request.spec.fingerprints.exact
-    spec = _with_exact(request.spec, None)
+    spec = _with_exact(request.spec, None).model_copy(update={"library": "", "library_problem": ""})
     source = request.source if _is_trusted(actor) else ""
     values = {
         "name": str(name), "fingerprint": str(spec.fingerprint), "spec": spec.model_dump(mode="json"),
@@ -83,7 +84,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     if created:
         add_parents(session, base, request.parents)
         audit.append(session, actor, EventType.BASE_ADD, str(name), {"fingerprint": base.fingerprint})
-    elif load_spec(base) != spec:
+    elif BaseSpec.model_validate(base.spec) != spec:
         raise Conflict(
             "BASE_EXISTS",
             f"base '{name}' exists with fingerprint {base.fingerprint} and another spec than this one "
@@ -185,6 +186,19 @@ def identify(session: Session, actor: Actor, name: str, identity: Identity) -> B
     return _view(session, actor, base)
 
 
+def set_modules(session: Session, actor: Actor, name: str, built: LibraryModules) -> BaseView:
+    """Store a base's modules as a library builds them, unless a newer version's are stored. `Denied`."""
+    actor.require_everywhere(Scope.WORK)  # all namespaces share the bases
+    base = find(session, names.base_name(name))
+    session.refresh(base, with_for_update=True)
+    if built.replaces(base.library or ""):
+        base.library, base.library_modules = built.library, built.model_dump(mode="json")
+        session.add(base)
+        audit.append(session, actor, EventType.BASE_MODULES, base.name, {"library": built.library})
+        session.flush()
+    return _view(session, actor, base)
+
+
 def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
     """Override thresholds of the smoke tests on this base. `Invalid` names an unknown field."""
     base = find(session, names.base_name(name))
@@ -204,7 +218,8 @@ def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> Non
 
 
 # ------------------------------------------------------------------ read
-_NAMED = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.name) == bindparam("name"))
+_LIGHT = select(BaseRow).options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
+_NAMED = _LIGHT.where(col(BaseRow.name) == bindparam("name"))
 """Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
 
 
@@ -222,19 +237,21 @@ def _find_named(session: Session, name: str) -> BaseRow | None:
     base = session.exec(_NAMED, params={"name": name}).first()
     if base is not None:
         return base
-    with_aliases = select(BaseRow).options(defer(cast(Any, BaseRow.spec))).where(col(BaseRow.aliases).is_not(None))
-    rows = session.exec(with_aliases.order_by(col(BaseRow.name))).all()
+    rows = session.exec(_LIGHT.where(col(BaseRow.aliases).is_not(None)).order_by(col(BaseRow.name))).all()
     return next((row for row in rows if name in (row.aliases or ())), None)
 
 
 def load_spec(base: BaseRow) -> BaseSpec:
-    """The spec of a base. It never changes, so a process reads it once."""
-    key = (base.name, base.fingerprint, base.created_at)
+    """The spec of a base, with its modules as a library builds them. A process reads it once for each library."""
+    key = (base.name, base.fingerprint, base.created_at, base.library or "")
     spec = _SPECS.get(key)
     if spec is None:
         if len(_SPECS) >= CACHED_SPECS:
             _SPECS.clear()
-        spec = _SPECS[key] = BaseSpec.model_validate(base.spec)
+        spec = BaseSpec.model_validate(base.spec)
+        if base.library_modules:
+            spec = LibraryModules.model_validate(base.library_modules).apply(spec)
+        _SPECS[key] = spec
     return spec
 
 

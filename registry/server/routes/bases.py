@@ -11,6 +11,7 @@ from registry.api.catalog import (
     BaseView,
     DeleteResult,
     IdentityRequest,
+    ModulesRequest,
     ThresholdsRequest,
 )
 from registry.bases import Similarity
@@ -74,6 +75,13 @@ def set_base_aliases(session: SessionDep, actor: Admin, base: str, request: Base
 def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
+
+
+@router.put("/bases/{base:path}/modules")
+@limit_body(32 * 2**20)
+def set_base_modules(session: SessionDep, actor: Worker, base: str, request: ModulesRequest) -> BaseView:
+    """Record the modules of a base model as a library builds them. Those of a newer version stay."""
+    return bases.set_modules(session, actor, base, request.modules)
 
 
 @router.put("/bases/{base:path}/thresholds")

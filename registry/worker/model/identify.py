@@ -6,17 +6,21 @@ an identity gets one when a worker first uses it. No torch in this process.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 from registry.api.catalog import BaseView
 from registry.bases.identity import Identity
+from registry.bases.library import LibraryModules, is_newer
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.worker.model.weights import Progress, Weights
 from registry.worker.sandbox import program
+
+BUILDER = "transformers"
 
 
 def is_possible() -> bool:
@@ -26,6 +30,14 @@ def is_possible() -> bool:
 
 class IdentifyRequest(program.ProgramRequest):
     """The folder to identify."""
+
+    FOLDERS = ("folder",)
+
+    folder: program.FolderPath
+
+
+class LibraryRequest(program.ProgramRequest):
+    """The folder of the base to build."""
 
     FOLDERS = ("folder",)
 
@@ -45,6 +57,18 @@ def identify(folder: str | Path, progress: Progress = program.ignore_progress) -
     return Identity.model_validate(report)
 
 
+def installed_library() -> str:
+    """The library that builds bases here, with its version."""
+    return f"{BUILDER} {importlib.metadata.version(BUILDER)}"
+
+
+def build_modules(folder: str | Path, check: Callable[[int], None] = program.ignore_progress) -> LibraryModules:
+    """The modules of the base in this folder as the library here builds them. `check` may raise to end the program."""
+    module, request = "registry.worker.model.library", LibraryRequest(folder=str(folder))
+    report = program.run_program(module, request, work="building the base", check=lambda: check(0), seconds=600)
+    return LibraryModules.model_validate(report)
+
+
 class Stopped(Exception):
     """The worker stopped while it was reading weights."""
 
@@ -57,12 +81,19 @@ class Inspector:
         self._say = say
         self._stopping = stopping
         self._registered: dict[tuple[str, Path], Digest] = {}
+        self._built: set[tuple[str, Path]] = set()
 
     def problem(self, view: BaseView, folder: Path) -> str:
         """Say in one sentence why the weights in the folder are not the base's; empty if they are.
 
         Raises `Invalid` when they cannot be read, `Unavailable` when the registry does not answer, or `Stopped`.
         """
+        problem = self._compare(view, folder)
+        if not problem and not view.spec.is_pipeline and is_newer(installed_library(), view.spec.library):
+            self._build(view, folder)
+        return problem
+
+    def _compare(self, view: BaseView, folder: Path) -> str:
         registered = view.spec.fingerprints.exact
         if registered is None:
             return self._register(view, folder)
@@ -70,6 +101,19 @@ class Inspector:
             return ""
         same = Weights.of(folder).exact(self._check_stop) == registered
         return "" if same else self._difference(view, folder)
+
+    def _build(self, view: BaseView, folder: Path) -> None:
+        """Record which modules the library here builds, once for each version. Without the right to, nothing."""
+        if (view.name, folder) in self._built:
+            return
+        self._built.add((view.name, folder))
+        self._say(f"building {view.name} with {installed_library()} once, to read the names of its modules")
+        try:
+            self._registry.set_base_modules(view.name, build_modules(folder, self._check_stop))
+        except Unavailable:
+            raise
+        except RegistryError as e:
+            self._say(f"{view.name}: its modules are not recorded: {e.detail}")
 
     def _register(self, view: BaseView, folder: Path) -> str:
         self._say(f"reading the weights of {view.name} once, to identify them")

@@ -103,8 +103,6 @@ def _stamps(folder: Path) -> list[Stamp]:
 
 
 def _read(view: BaseView, folder: Path, inspect: Inspect | None) -> BaseSource | str:
-    if view.spec.needs_code:
-        return f"the base {view.name} needs its own code, which a worker never runs"
     try:
         spec, _ = base_spec_from(folder, view.name)
     except RegistryError as e:

@@ -14,7 +14,8 @@ from registry.server.database.models.columns import CreatedColumns, SetColumns, 
 class BaseRow(CreatedColumns, table=True):
     """A base model. `parents`: the versions that were fused into it; `recorded_at`: when its backup was written.
 
-    `aliases`: other names of the same model, such as its name on the Hugging Face Hub.
+    `aliases`: other names of the same model, such as its name on the Hugging Face Hub. `library_modules`: what
+    `library`, with its version, builds of it on a worker; the metadata backup leaves them out.
     """
 
     __tablename__ = "base"
@@ -26,6 +27,8 @@ class BaseRow(CreatedColumns, table=True):
     recorded_at: datetime | None = Field(default=None, sa_type=UtcTime)
     parents: list[dict[str, Any]] | None = Field(default=None, sa_type=JSON)
     aliases: list[str] | None = Field(default=None, sa_type=JSON)
+    library: str | None = None
+    library_modules: dict[str, Any] | None = Field(default=None, sa_type=JSON)
 
 
 class BaseIdentityRow(SQLModel, table=True):

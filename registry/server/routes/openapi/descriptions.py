@@ -150,6 +150,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "reevaluate_verdicts": {"cursor": ""},
     "identify_base": _IDENTITY,
     "compare_base": _IDENTITY,
+    "set_base_modules": {
+        "modules": {
+            "library": "transformers 5.24.0",
+            "modules": {"lm_head": {"kind": "linear", "in_features": 4096, "out_features": 32000}},
+        }
+    },
     "set_base_aliases": {"aliases": ["HuggingFaceTB/SmolLM2-135M-Instruct"]},
     "set_thresholds": {"thresholds": {}},
     "report_node": {"base": "llama-3.1-8b", "alias": "prod", "slots": []},

@@ -1,0 +1,110 @@
+"""Build a base on the meta device from its config.json, in a process of its own, and list its modules.
+
+No weight is read and no code of the folder runs. A module's kind is its class, so a linear module named "embedding" is
+linear. An output embedding that is not named `lm_head` has the kind `other`: PEFT's "all-linear" leaves it out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.pytorch_utils import Conv1D
+
+from registry.bases.library import LibraryModules
+from registry.bases.modules import HEAD, Kind, ModuleShape
+from registry.worker.model import tasks
+from registry.worker.model.identify import LibraryRequest, installed_library
+from registry.worker.sandbox import program
+
+LIBRARY = installed_library()
+_CLASSES: tuple[tuple[type, Kind], ...] = (
+    (torch.nn.Linear, "linear"), (Conv1D, "conv1d"), (torch.nn.Embedding, "embedding"),
+    (torch.nn.modules.conv._ConvNd, "conv"),
+)  # fmt: skip
+_CLASSIFIERS = ("score", "classifier", "classification_head")
+
+
+def modules_of(folder: Path) -> LibraryModules:
+    """The modules of the base in this folder; or the library's error, if it cannot build it."""
+    try:
+        model, task = build(folder)
+    except Exception as e:
+        line = (str(e).strip().splitlines() or ["no reason given"])[0]
+        return LibraryModules(library=LIBRARY, problem=f"{type(e).__name__}: {line}"[:1000])
+    table = _embedding_of(model)
+    return LibraryModules(
+        library=LIBRARY, modules=dict(_shapes(model, _not_linear(model, task))), vocab=len(table) if table is not None
+        else 0, tied=table is not None and table is getattr(model.get_output_embeddings(), "weight", None),
+    )  # fmt: skip
+
+
+def build(folder: Path) -> tuple[Any, tasks.ModelTask]:
+    """The base's model on the meta device, and its task. Errors are transformers' own."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # packing changes the storage of weights, not the modules
+    maker, task = tasks.class_of(config)
+    with torch.device("meta"):
+        model = maker._from_config(config) if hasattr(maker, "_from_config") else maker.from_config(config)
+    return model, task
+
+
+def _embedding_of(model: Any) -> torch.Tensor | None:
+    try:
+        weight: torch.Tensor = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return weight
+
+
+def _not_linear(model: Any, task: tasks.ModelTask) -> list[Any]:
+    """The modules that PEFT's "all-linear" leaves out, but for `lm_head`, which the rules know by its name."""
+    output = model.get_output_embeddings()
+    if output is not None:
+        return [module for name, module in model.named_modules() if module is output and name != HEAD]
+    heads = (getattr(model, name, None) for name in _CLASSIFIERS) if task.name == "SEQ_CLS" else ()
+    return [head for head in heads if head is not None][:1]
+
+
+def _shapes(model: Any, others: list[Any]) -> Iterator[tuple[str, ModuleShape]]:
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        weight = own.get("weight")
+        if weight is None and path and (bias := own.get("bias")) is not None and bias.ndim == 1:
+            yield path, ModuleShape(kind="norm", in_features=len(bias), out_features=len(bias), bias=True)
+        if weight is not None and weight.ndim and path:
+            kind = _kind(module, weight)
+            is_left_out = kind == "linear" and any(module is other for other in others)
+            yield path, _shape("other" if is_left_out else kind, weight, has_bias=own.get("bias") is not None)
+        for name, parameter in own.items():
+            if parameter.ndim == 3 and not isinstance(module, torch.nn.modules.conv._ConvNd):
+                count, rows, columns = parameter.shape
+                shape = ModuleShape(kind="parameter", in_features=columns, out_features=rows, count=count)
+                yield f"{path}.{name}".removeprefix("."), shape
+
+
+def _kind(module: Any, weight: torch.Tensor) -> Kind:
+    kind = next((kind for maker, kind in _CLASSES if isinstance(module, maker)), None)
+    return kind or ("norm" if weight.ndim == 1 else "other" if weight.ndim == 2 else "conv")
+
+
+def _shape(kind: Kind, weight: torch.Tensor, *, has_bias: bool) -> ModuleShape:
+    """As read from a header: the sides of the stored matrix are in and out as the kind says."""
+    rows, columns = weight.shape[0], weight.shape[1] if weight.ndim > 1 else weight.shape[0]
+    if kind in ("conv1d", "embedding"):
+        rows, columns = columns, rows
+    return ModuleShape(kind=kind, in_features=columns, out_features=rows, bias=has_bias)
+
+
+# ------------------------------------------------------------------ the program
+def _list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
+    return modules_of(Path(request.folder))
+
+
+if __name__ == "__main__":
+    sys.exit(program.serve(LibraryRequest, _list_modules))

@@ -1,0 +1,71 @@
+"""The modules of a base as a worker's library builds them: recorded once for each version, and used by every push."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.api.catalog import BaseAdd
+from registry.bases.library import LibraryModules
+from registry.errors import Denied
+from registry.evaluation.verdicts import Check, Outcome
+from tests import forge
+from tests.world import World, spec_of
+
+LIBRARY = "transformers 5.24.0"
+
+
+@pytest.fixture
+def unfamiliar(world: World) -> World:
+    """The base `wrapped`: its files call `language_model.model.…` what the library calls `model.…`."""
+    spec = spec_of(forge.llama("wrapped"))
+    renamed = {f"language_model.{path}": module for path, module in spec.modules.items()}
+    world.bases["wrapped"] = spec.model_copy(update={"modules": renamed, "names_known": False})
+    world.admin.add_base(BaseAdd(spec=world.bases["wrapped"]))
+    return world
+
+
+def built(world: World, library: str = LIBRARY, **changes: object) -> LibraryModules:
+    return LibraryModules.model_validate({"library": library, "modules": spec_of(forge.llama("x")).modules} | changes)
+
+
+def compat(world: World, files: forge.Files) -> Outcome:
+    pushed = world.push("acme/a", files, base="wrapped")
+    verdicts = world.admin.version(f"acme/a@{pushed.version.number}").verdicts
+    return next(verdict.outcome for verdict in verdicts if verdict.check is Check.COMPAT)
+
+
+def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamiliar: World) -> None:
+    world, good, wide = unfamiliar, forge.lora(forge.llama("wrapped")), forge.lora(forge.llama("wide", hidden=128))
+    assert compat(world, good) is Outcome.UNKNOWN
+    view = world.admin.set_base_modules("wrapped", built(world))
+    assert (view.spec.library, view.spec.names_known, view.fingerprint) == (LIBRARY, True, view.spec.fingerprint)
+    assert compat(world, forge.lora(forge.llama("wrapped"), rank=4)) is Outcome.PASS
+    assert compat(world, wide) is Outcome.FAIL
+
+
+def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: World) -> None:
+    admin = unfamiliar.admin
+    for library, stored in ((LIBRARY, LIBRARY), ("transformers 5.9.0", LIBRARY), ("transformers 5.25.0",) * 2):
+        assert admin.set_base_modules("wrapped", built(unfamiliar, library)).spec.library == stored
+        assert admin.base("wrapped").spec.library == stored
+
+
+def test_what_the_library_cannot_build_is_told_and_the_headers_stay(unfamiliar: World) -> None:
+    spec = unfamiliar.bases["wrapped"]
+    view = unfamiliar.admin.set_base_modules("wrapped", built(unfamiliar, modules={}, problem="KeyError: 'x'"))
+    assert (view.spec.library_problem, view.spec.modules, view.spec.names_known) == ("KeyError: 'x'", spec.modules, False)
+
+
+def test_the_base_can_be_added_again_after_its_modules_are_recorded(unfamiliar: World) -> None:
+    unfamiliar.admin.set_base_modules("wrapped", built(unfamiliar))
+    assert unfamiliar.admin.add_base(BaseAdd(spec=unfamiliar.bases["wrapped"])).spec.library == LIBRARY
+
+
+@pytest.mark.security
+def test_only_workers_of_all_namespaces_record_them(unfamiliar: World) -> None:
+    with pytest.raises(Denied):
+        unfamiliar.actor("work", "push", namespaces=["acme"], name="tenant").set_base_modules(
+            "wrapped", built(unfamiliar)
+        )
+    claimed = unfamiliar.bases["wrapped"].model_copy(update={"name": "other", "library": LIBRARY})
+    assert unfamiliar.admin.add_base(BaseAdd(spec=claimed)).spec.library == ""
