@@ -50,7 +50,8 @@ def validate(task: Task) -> Done:
         folder = task.pull(Path(scratch) / "adapter")
         findings = _fit(folder, base)
         if add_up(findings) is Outcome.FAIL:
-            return _done(_report(task, [_not_tried(findings), *findings], {}, {}))
+            report = _report(task, [_not_tried(findings), *findings], {}, {})
+            return _done(report.model_copy(update={"compat": tuple(findings)}))
         lease.say(f"testing the adapter on {base.name}")
         try:
             answer = task.pool.try_adapter(source, folder, task.limits, progress=lease.set_progress)
@@ -66,7 +67,7 @@ def validate(task: Task) -> Done:
         result = {"findings": [Finding.of("unknown", "smoke.not_finished", WEIGHTS, message).to_dict()]}
     report = _report(task, _findings(result.get("findings", ())), result, answer["base"])
     structure, certain = _findings(result.get("structure", ())), [f for f in findings if f.severity != "unknown"]
-    if structure and len(certain) < len(findings):  # PEFT decides what headers could not
+    if structure:  # PEFT decides what headers could not; the registry keeps what it was sure of itself
         report = report.model_copy(update={"compat": (*certain, *structure)})
     return _done(report)
 

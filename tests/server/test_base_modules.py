@@ -24,7 +24,7 @@ def unfamiliar(world: World) -> World:
     return world
 
 
-def built(world: World, library: str = LIBRARY, **changes: object) -> LibraryModules:
+def built(library: str = LIBRARY, **changes: object) -> LibraryModules:
     return LibraryModules.model_validate({"library": library, "modules": spec_of(forge.llama("x")).modules} | changes)
 
 
@@ -37,7 +37,7 @@ def compat(world: World, files: forge.Files) -> Outcome:
 def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamiliar: World) -> None:
     world, good, wide = unfamiliar, forge.lora(forge.llama("wrapped")), forge.lora(forge.llama("wide", hidden=128))
     assert compat(world, good) is Outcome.UNKNOWN
-    view = world.admin.set_base_modules("wrapped", built(world))
+    view = world.admin.set_base_modules("wrapped", built())
     assert (view.spec.library, view.spec.names_known, view.fingerprint) == (LIBRARY, True, view.spec.fingerprint)
     assert compat(world, forge.lora(forge.llama("wrapped"), rank=4)) is Outcome.PASS
     assert compat(world, wide) is Outcome.FAIL
@@ -46,26 +46,25 @@ def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamil
 def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: World) -> None:
     admin = unfamiliar.admin
     for library, stored in ((LIBRARY, LIBRARY), ("transformers 5.9.0", LIBRARY), ("transformers 5.25.0",) * 2):
-        assert admin.set_base_modules("wrapped", built(unfamiliar, library)).spec.library == stored
+        assert admin.set_base_modules("wrapped", built(library)).spec.library == stored
         assert admin.base("wrapped").spec.library == stored
 
 
 def test_what_the_library_cannot_build_is_told_and_the_headers_stay(unfamiliar: World) -> None:
     spec = unfamiliar.bases["wrapped"]
-    view = unfamiliar.admin.set_base_modules("wrapped", built(unfamiliar, modules={}, problem="KeyError: 'x'"))
-    assert (view.spec.library_problem, view.spec.modules, view.spec.names_known) == ("KeyError: 'x'", spec.modules, False)
+    view = unfamiliar.admin.set_base_modules("wrapped", built(modules={}, problem="KeyError: 'x'"))
+    assert (view.spec.library_problem, view.spec.modules) == ("KeyError: 'x'", spec.modules)
+    assert not view.spec.names_known
 
 
 def test_the_base_can_be_added_again_after_its_modules_are_recorded(unfamiliar: World) -> None:
-    unfamiliar.admin.set_base_modules("wrapped", built(unfamiliar))
+    unfamiliar.admin.set_base_modules("wrapped", built())
     assert unfamiliar.admin.add_base(BaseAdd(spec=unfamiliar.bases["wrapped"])).spec.library == LIBRARY
 
 
 @pytest.mark.security
 def test_only_workers_of_all_namespaces_record_them(unfamiliar: World) -> None:
     with pytest.raises(Denied):
-        unfamiliar.actor("work", "push", namespaces=["acme"], name="tenant").set_base_modules(
-            "wrapped", built(unfamiliar)
-        )
+        unfamiliar.actor("work", "push", namespaces=["acme"], name="tenant").set_base_modules("wrapped", built())
     claimed = unfamiliar.bases["wrapped"].model_copy(update={"name": "other", "library": LIBRARY})
     assert unfamiliar.admin.add_base(BaseAdd(spec=claimed)).spec.library == ""

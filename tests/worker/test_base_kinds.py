@@ -1,0 +1,103 @@
+"""Bases of every kind, tiny and random: honest adapters pass a push and the real worker, wrong ones never do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from registry.evaluation.verdicts import Check, Outcome
+from registry.worker.loop import Worker
+from tests.truth import architectures
+from tests.worker.setup import WorkerSetup
+
+WEIGHTS = "adapter_model.safetensors"
+Make = Callable[..., Worker]
+Tensors = dict[str, torch.Tensor]
+KINDS = (
+    ("bert", "BertForSequenceClassification", "SEQ_CLS"),
+    ("t5", "T5ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+    ("llava", "LlavaForConditionalGeneration", "CAUSAL_LM"),
+)
+MORE_KINDS = (
+    ("llama", "LlamaForSequenceClassification", "SEQ_CLS"),
+    ("bert", "BertForTokenClassification", "TOKEN_CLS"),
+    ("bert", "BertForQuestionAnswering", "QUESTION_ANS"),
+    ("albert", "AlbertForMaskedLM", None),
+    ("modernbert", "ModernBertModel", "FEATURE_EXTRACTION"),
+    ("bart", "BartForConditionalGeneration", "SEQ_2_SEQ_LM"),
+    ("gemma3", "Gemma3ForConditionalGeneration", "CAUSAL_LM"),
+    ("mixtral", "MixtralForCausalLM", "CAUSAL_LM"),
+    ("mamba", "MambaForCausalLM", "CAUSAL_LM"),
+    ("jamba", "JambaForCausalLM", "CAUSAL_LM"),
+    ("opt", "OPTForCausalLM", "CAUSAL_LM"),
+    ("gpt_neox", "GPTNeoXForCausalLM", "CAUSAL_LM"),
+    ("whisper", "WhisperForConditionalGeneration", None),
+)
+TARGETS = {
+    "BertForTokenClassification": ["query", "value"],
+    "BertForQuestionAnswering": ["query", "value"],
+    "MambaForCausalLM": ["in_proj", "x_proj"],
+}
+"""Where PEFT refuses all linear modules: it saves these heads itself, and Mamba's kernel reads some weights."""
+
+
+def save_adapter(model: Any, folder: Path, task: str | None) -> None:
+    """An adapter as after training, beside a saved head where the task has one."""
+    torch.manual_seed(1)
+    targets = TARGETS.get(type(model).__name__, "all-linear")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, task_type=task))
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    wrapped.peft_config["default"].base_model_name_or_path = "kind"
+    wrapped.save_pretrained(folder)
+
+
+def change(folder: Path, copy: Path, edit: Callable[[Tensors], Tensors]) -> Path:
+    """The adapter with other tensors."""
+    copy.mkdir()
+    (copy / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    save_file({name: t.contiguous() for name, t in edit(load_file(folder / WEIGHTS)).items()}, copy / WEIGHTS)
+    return copy
+
+
+def wrong_shape(tensors: Tensors) -> Tensors:
+    """One B of another width than its module."""
+    first = next(name for name in sorted(tensors) if "lora_B" in name)
+    return tensors | {first: torch.cat((tensors[first], tensors[first][:1]))}
+
+
+def other_size(tensors: Tensors) -> Tensors:
+    """Every A for a model that is twice as wide."""
+    return {name: torch.cat((t, t), dim=1) if "lora_A" in name else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("model_type", "name", "task"), [
+    *KINDS, *(pytest.param(*kind, marks=pytest.mark.deep) for kind in MORE_KINDS),
+])  # fmt: skip
+def test_honest_adapters_pass_on_this_kind_and_wrong_ones_never(
+    setup: WorkerSetup, worker: Make, tmp_path: Path, model_type: str, name: str, task: str | None
+) -> None:
+    model = architectures.build(model_type, name, tmp_path / "base")
+    save_adapter(model, tmp_path / "honest", task)
+    setup.add_base("kind", tmp_path / "base")
+    setup.push(tmp_path / "honest", "acme/honest", base="kind")
+    for edit in (wrong_shape, other_size):
+        bad = change(tmp_path / "honest", tmp_path / edit.__name__, edit)
+        setup.push(bad, f"acme/{edit.__name__.replace('_', '-')}", base="kind")
+    summary = worker().run(once=True)
+    assert (summary.failed, re.findall("IndexError", str(setup.lines))) == (0, [])
+    verdicts = {v.check: v for v in setup.world.admin.version("acme/honest").verdicts}
+    assert {c: (verdicts[c].outcome, verdicts[c].summary) for c in (Check.COMPAT, Check.SMOKE)} == {
+        Check.COMPAT: (Outcome.PASS, ""), Check.SMOKE: (Outcome.PASS, ""),
+    }  # fmt: skip
+    for wrong in ("acme/wrong-shape", "acme/other-size"):
+        assert Outcome.FAIL in {v.outcome for v in setup.world.admin.version(wrong).verdicts if v.check is Check.COMPAT}
