@@ -38,7 +38,7 @@ FIRST = (
 
 DEEP = (
     "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_merge_flow.py", "tests/cli/test_merge.py",
-    "tests/worker/test_zoo.py", "tests/worker/test_library.py", "tests/worker/test_image_smoke.py", "tests/worker/test_conversions.py",
+    "tests/worker/test_zoo.py", "tests/worker/test_image_smoke.py", "tests/worker/test_conversions.py",
     "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/facts/test_architectures.py", "tests/facts/test_against_peft.py",
     "tests/serving/test_export.py", "tests/serving/test_random_events.py",
@@ -46,7 +46,7 @@ DEEP = (
     "tests/audit/test_tampering.py", "tests/worker/test_structure.py",
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
-    "tests/worker/test_campaign.py", "tests/openapi/test_generated_client.py",
+    "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
