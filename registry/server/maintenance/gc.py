@@ -316,7 +316,7 @@ def _delete_ended_rows(run: GcRun) -> None:
 def _delete_orphans(run: GcRun, cursor: str) -> str:
     """Delete orphans from this cursor on until the run is over; return the next cursor, empty at the end."""
     while cursor and not run.is_over:
-        cursor = _delete_staged(run) if cursor == _STAGING else _delete_strays_of_shard(run, cursor)
+        cursor = _delete_staged(run) if cursor == _STAGING else _delete_orphans_of_shard(run, cursor)
     return cursor
 
 
@@ -339,7 +339,7 @@ def _delete_staged(run: GcRun) -> str:
     return _FIRST_SHARD
 
 
-def _delete_strays_of_shard(run: GcRun, cursor: str) -> str:
+def _delete_orphans_of_shard(run: GcRun, cursor: str) -> str:
     kind, _, prefix = cursor.partition(":")
     if kind != "blobs" or len(prefix) != 2 or set(prefix) - set("0123456789abcdef"):
         raise invalid_cursor()
@@ -347,18 +347,18 @@ def _delete_strays_of_shard(run: GcRun, cursor: str) -> str:
         digests = [str(digest_of(stat.key)) for stat in stats]
         with db.session(run.engine, write=False) as session:
             with_row = set(session.exec(select(BlobRow.digest).where(col(BlobRow.digest).in_(digests))).all())
-        strays = [stat for stat in stats if str(digest_of(stat.key)) not in with_row]
-        if strays:
-            _delete_strays(run, strays)
+        orphans = [stat for stat in stats if str(digest_of(stat.key)) not in with_row]
+        if orphans:
+            _delete_old_orphans(run, orphans)
     return f"blobs:{int(prefix, 16) + 1:02x}" if prefix != "ff" else ""
 
 
-def _delete_strays(run: GcRun, strays: list[Stat]) -> None:
+def _delete_old_orphans(run: GcRun, orphans: list[Stat]) -> None:
     limit = db.now() - run.grace
-    old = [stat for stat in strays if stat.modified_at <= limit]
+    old = [stat for stat in orphans if stat.modified_at <= limit]
     if old and reindex.is_needed(run.engine, run.blobs):
         old = []
-    run.count("orphans_kept", len(strays) - len(old))
+    run.count("orphans_kept", len(orphans) - len(old))
     if run.dry_run:
         run.count("orphans_deleted", len(old))
         return
