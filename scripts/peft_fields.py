@@ -139,9 +139,11 @@ def beside(method: str, name: str) -> dict[str, Any]:
 
 def candidates(method: str) -> Iterator[str]:
     """Texts that may be choices: all texts in the module of the configuration, and two tables of names."""
-    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[PEFT_TYPE_TO_CONFIG_MAPPING[method].__module__]))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 30:
-            yield node.value
+    modules = {kind.__module__ for kind in PEFT_TYPE_TO_CONFIG_MAPPING[method].__mro__ if "peft" in kind.__module__}
+    for module in sorted(modules):
+        for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 30:
+                yield node.value
     yield from ("all", f"{method.lower()}_only")
     yield from WAVELET_REDUCTIONS
     yield from transformers.activations.ACT2FN

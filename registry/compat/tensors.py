@@ -11,7 +11,15 @@ from typing import TypeVar
 
 from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec
-from registry.adapters.peft.expected import FAULTS, BaseSizes, ExpectedTensors, Shape, Shapes, TargetModule
+from registry.adapters.peft.expected import (
+    FAULTS,
+    BaseSizes,
+    ExpectedTensors,
+    Shape,
+    Shapes,
+    TargetModule,
+    has_pairs_alone,
+)
 from registry.adapters.peft.formulas import ANY
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
@@ -33,7 +41,8 @@ def check_tensors(lora: LoraSpec, lookup: ModuleLookup) -> None:
             if piece.path and not lookup.is_part(piece.path):
                 lookup.find_sized(piece.path)
         return
-    _TensorCheck(lora, lookup).run()
+    if lora.pieces or not method.has_pairs or not has_pairs_alone(lora.config):
+        _TensorCheck(lora, lookup).run()
 
 
 class _TensorCheck:
@@ -41,11 +50,10 @@ class _TensorCheck:
 
     def __init__(self, lora: LoraSpec, lookup: ModuleLookup) -> None:
         self._lora, self._lookup, self._method = lora, lookup, find(lora.method)
-        self._expected = ExpectedTensors(lora.config, base_sizes(lookup.base))
         self._by_path: dict[str, Shapes] = {update.path: {} for update in lora.modules}
         for piece in lora.pieces:
             self._by_path.setdefault(piece.path, {})[piece.name] = piece.shape
-        self._targets = self._target_modules()
+        self._expected = ExpectedTensors(lora.config, base_sizes(lookup.base), self._target_modules())
 
     def run(self) -> None:
         shared = self._by_path.pop("", {})
@@ -53,8 +61,7 @@ class _TensorCheck:
         for path, shapes in self._by_path.items():
             if path not in self._lora.incomplete and (module := self._lookup.find_sized(path)) is not None:
                 self._module(path, module, shapes, ranks.get(path))
-        if self._targets or self._method.is_prompt:
-            self._compare(shared, self._expect(lambda: self._expected.shared(self._targets)), "")
+        self._compare(shared, self._expect(self._expected.shared), "")
 
     def _target_modules(self) -> tuple[TargetModule, ...]:
         """The modules of known sizes that the configuration targets; those in the file where it does not say."""
@@ -83,7 +90,7 @@ class _TensorCheck:
             self._lookup.findings.error(
                 "compat.shape", path, message, formula, [target.outputs, target.inputs], group=group
             )
-        expected = self._expect(lambda: self._expected.of_module(target, rank, self._targets))
+        expected = self._expect(lambda: self._expected.of_module(target, rank))
         self._compare(shapes, expected, path)
 
     def _expect(self, compute: Callable[[], T]) -> T | None:
@@ -108,6 +115,9 @@ class _TensorCheck:
             if name not in expected:
                 message = f"PEFT has no {location} with this configuration"
                 findings.error("lora.tensor_unknown", location, message, ", ".join(expected), name, group=group)
+            elif ANY in expected[name] and _agrees(shape, expected[name]):
+                message = f"not all sizes of {location} are visible in headers"
+                findings.unknown("compat.method_not_judged", location, message, group=name)
             elif not _agrees(shape, expected[name]):
                 sizes = [size if size != ANY else "any" for size in expected[name]]
                 message = f"{location} has shape {list(shape)}; {self._lookup.base.name} takes {sizes} there"

@@ -42,10 +42,10 @@ class BaseSizes:
 
 
 class ExpectedTensors:
-    """What PEFT expects of one configuration."""
+    """What PEFT expects of one configuration on its target modules."""
 
-    def __init__(self, config: AdapterConfig, sizes: BaseSizes) -> None:
-        self._config, self._method = config, find(config.method)
+    def __init__(self, config: AdapterConfig, sizes: BaseSizes, modules: tuple[TargetModule, ...] = ()) -> None:
+        self._config, self._method, self._modules = config, find(config.method), modules
         rows = fields.table().get(config.method, {})
         written = config.other | config.patterns
         self._values = {name: written.get(name, row.get("default")) for name, row in rows.items() if "." not in name}
@@ -61,33 +61,31 @@ class ExpectedTensors:
             name.removesuffix("_pattern"): Choice(values) for name, values in config.patterns.items() if name in rows
         }
         self._values |= {
-            "hidden": sizes.hidden, "prefix_width": sizes.prefix_width,
+            "targets": len(modules),
+            "max_inputs": max((module.inputs for module in modules), default=0),
+            "max_outputs": max((module.outputs for module in modules), default=0),
+            "hidden": sizes.hidden or ANY, "prefix_width": sizes.prefix_width or ANY,
             "token_indices": config.token_indices.get("", ()),
             "submodules": self._values.get("num_transformer_submodules") or 1 + (config.task == "SEQ_2_SEQ_LM"),
         }  # fmt: skip
 
-    def of_module(
-        self, module: TargetModule, rank: int | None = None, modules: tuple[TargetModule, ...] = ()
-    ) -> Shapes:
-        """The tensors of one module. `modules`: all targets. One of `FAULTS` where the fields make no sense."""
-        names = self._names(module, rank) | _totals(modules or (module,))
-        return dict(self._shapes(names, is_shared=False))
+    def of_module(self, module: TargetModule, rank: int | None = None) -> Shapes:
+        """The tensors of one module. One of `FAULTS` where the fields make no sense."""
+        return dict(self._shapes(self._names(module, rank), is_shared=False))
 
     def broken_needs(self, module: TargetModule) -> list[str]:
         """What must hold for this module, and does not."""
-        names = self._names(module, None)
+        names = self._names(module, None) if self._method.needs else {}
         return [formula for formula in self._method.needs if not evaluate(formula, names)]
 
-    def shared(self, modules: tuple[TargetModule, ...]) -> Shapes:
-        """The tensors that all modules share, and those of a prompt method."""
-        totals = self._values | _totals(modules)
+    def shared(self) -> Shapes | None:
+        """The tensors that all modules share, and those of a prompt method; None where no target's sizes are known."""
         if self._method.is_prompt:
-            return dict(self._shapes(totals, is_shared=False))
-        rules = [rule for rule in self._method.tensors if rule.is_shared]
-        if any(rule.numbers == "category" for rule in rules):
-            return {name: shape for module in modules for name, shape in
+            return dict(self._shapes(self._values, is_shared=False))
+        if any(rule.is_shared and rule.numbers == "category" for rule in self._method.tensors):
+            return {name: shape for module in self._modules for name, shape in
                     self._shapes(self._names(module, None), is_shared=True)}  # fmt: skip
-        return dict(self._shapes(totals, is_shared=True)) if modules else {}
+        return dict(self._shapes(self._values, is_shared=True)) if self._modules else None
 
     def _names(self, module: TargetModule, rank: int | None) -> dict[str, Any]:
         kinds = {kind: module.kind == kind for kind in ("embedding", "norm", "conv1d")}
@@ -149,14 +147,6 @@ def _numbered(rule: TensorRule, names: Mapping[str, Any]) -> Iterator[str]:
         yield from (rule.name.replace("#", str(number)) for number in range(min(evaluate(rule.numbers, names), 2**16)))
 
 
-def _totals(modules: tuple[TargetModule, ...]) -> dict[str, int]:
-    return {
-        "targets": len(modules),
-        "max_inputs": max((module.inputs for module in modules), default=0),
-        "max_outputs": max((module.outputs for module in modules), default=0),
-    }
-
-
 def _category(path: str) -> str:
     """FRoD's name for modules that share a projection: the last two parts of the path (peft/tuners/frod/model.py)."""
     parts = path.split(".")
@@ -164,3 +154,12 @@ def _category(path: str) -> str:
         return parts[-1]
     is_attention = parts[-2:] == ["output", "dense"] and len(parts) > 2 and parts[-3] == "attention"
     return "attention_output" if is_attention else f"{parts[-2]}_{parts[-1]}"
+
+
+def has_pairs_alone(config: AdapterConfig) -> bool:
+    """Whether the configuration alone says that no module has a tensor beside its factor pair."""
+    names = {name: config.other.get(name) for name in fields.table().get(config.method, {})}
+    try:
+        return not any(evaluate(rule.condition, names) for rule in find(config.method).tensors)
+    except FAULTS:
+        return False
