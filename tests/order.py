@@ -24,7 +24,7 @@ import pytest
 
 TOGETHER = {
     "worker": (
-        "tests/worker/", "tests/flows/test_smoke_test_flow.py", "tests/flows/test_merge_flow.py",
+        "tests/worker/", "tests/truth/", "tests/flows/test_smoke_test_flow.py", "tests/flows/test_merge_flow.py",
         "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
     "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
@@ -47,7 +47,7 @@ DEEP = (
     "tests/server/test_gc_races.py", "tests/server/test_fsck.py", "tests/server/test_s3_maintenance.py",
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
-    "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py",
+    "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py", "tests/truth/",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 
