@@ -32,6 +32,10 @@ class Journal:
         """The value, or None."""
         return self._rows.get(key)
 
+    def values(self) -> list[Any]:
+        """All values."""
+        return list(self._rows.values())
+
     def put(self, key: str, value: Any) -> None:
         """Keep a value, on disk too."""
         self._rows[key] = value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fnmatch
 import hashlib
 import os
@@ -46,14 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
     parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
-    parser.add_argument("--page", type=Path, help="write the result as this page of the documentation")
+    parser.add_argument(
+        "--page", type=Path, help="write this page about every case of the journal that was asked with this code"
+    )
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with Run(options.journal, options.ids, only_check=options.only_check) as run:
         rows = list(run.rows(cases.plans()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.page:
-            options.page.write_text(table.page(rows, run.unmade, VERSIONS))
+            options.page.write_text(table.page(run.every_row(), run.every_unmade(), VERSIONS))
     return int(any(row.disagrees for row in rows))
 
 
@@ -69,7 +72,7 @@ class Run:
         self.unmade: list[Unmade] = []
         self._ids, self._only_check, self._sample = ids, only_check, sample
         self._answers, self._checks = Journal(journal / "oracle.jsonl"), Journal(journal / "check.jsonl")
-        self._stages = Journal(journal / "stages.jsonl")
+        self._stages, self._results = Journal(journal / "stages.jsonl"), Journal(journal / "results.jsonl")
         self._code, self._libraries = code_digest(), "".join(VERSIONS.values())
         self._scratch = Path(tempfile.mkdtemp(prefix="truth-", dir=_memory()))
 
@@ -96,11 +99,29 @@ class Run:
                         try:
                             group = plan.group(base, name, scratch / "honest")
                         except Exception as e:
-                            self.unmade.append(Unmade(name, "PEFT", oracle.one_line(e)))
+                            self._not_made(Unmade(name, "PEFT", oracle.one_line(e)))
                             continue
-                        yield from self._group(group, registry, scratch / "cases")
+                        for row in self._group(group, registry, scratch / "cases"):
+                            self._results.put(row.id, {"code": self._code, **dataclasses.asdict(row)})
+                            yield row
             except Exception as e:
-                self.unmade.append(Unmade(plan.id, "transformers", oracle.one_line(e)))
+                self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
+
+    def every_row(self) -> list[Row]:
+        """Every case of the journal whose last result is from this code."""
+        return [
+            Row(value["id"], value["honest"], oracle.Answer(**value["answer"]), words_of(value["said"]))
+            for value in self._results.values()
+            if value["code"] == self._code and "answer" in value
+        ]
+
+    def every_unmade(self) -> list[Unmade]:
+        """What could not be made when it was last tried."""
+        return [Unmade(*value["unmade"]) for value in self._results.values() if "unmade" in value]
+
+    def _not_made(self, item: Unmade) -> None:
+        self.unmade.append(item)
+        self._results.put(item.id, {"code": self._code, "unmade": list(item)})
 
     def _group(self, group: Group, registry: _Registry, scratch: Path) -> Iterator[Row]:
         chosen = [case for case in group if self._is_chosen(case.id)]
@@ -119,7 +140,7 @@ class Run:
                     if stored is None:
                         waiting[case.id] = key, folder
                     else:
-                        said[case.id] |= {stage: tuple(words) for stage, words in stored.items()}
+                        said[case.id] |= words_of(stored)
             if waiting:
                 judged = registry.judge({case: folder for case, (_, folder) in waiting.items()})
                 for case_id, words in judged.items():
@@ -132,6 +153,8 @@ class Run:
         yield from (Row(c.id, c.honest, answers[c.id], said[c.id]) for c in chosen if c.id in answers)
 
     def _ask(self, key: str, group: Group, folder: Path) -> oracle.Answer:
+        if not oracle.is_finite(folder):
+            return oracle.Answer("not_finite", "the file holds NaN or infinite numbers")
         stored = self._answers.get(f"{key} {self._libraries}")
         if stored is None:
             answer = oracle.ask(group.base.subject, folder, tolerated=group.tolerated)
@@ -144,7 +167,7 @@ class Run:
         if stored is None:
             stored = product.check_alone(folder, group.base)
             self._checks.put(f"{key} {self._code}", stored)
-        return {stage: tuple(words) for stage, words in stored.items()}
+        return words_of(stored)
 
     @staticmethod
     def _goes_on(case: Case, said: Said) -> bool:
@@ -159,6 +182,11 @@ class Run:
         """Whether a group may have a chosen case."""
         heads = ["/".join(pattern.split("/")[:2]) for pattern in self._ids or ["*"]]
         return any(fnmatch.fnmatchcase(group, head) or group.startswith(head) for head in heads)
+
+
+def words_of(stored: dict[str, list[str]]) -> Said:
+    """What a stage said, as JSON kept it."""
+    return {stage: (words[0], words[1]) for stage, words in stored.items()}
 
 
 class _Registry:

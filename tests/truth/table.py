@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tests.truth.methods import VARIANTS
 from tests.truth.oracle import STRUCTURE, Answer
 from tests.truth.product import NO, YES, Said
 
@@ -103,7 +104,10 @@ def families(rows: Iterable[Row]) -> dict[Fault, dict[str, list[Row]]]:
 def figures(rows: Sequence[Row]) -> dict[str, object]:
     """The counts as one object."""
     honest = [row for row in rows if row.honest and row.answer.is_yes]
+    subjects = {row.id.split("/")[0] for row in rows}
+    tried = {method.lower() for method in VARIANTS} & subjects
     return {
+        "methods": len(tried), "architectures": len(subjects - tried),
         "cases": len(rows), "peft_yes": sum(row.answer.is_yes for row in rows), "honest": len(honest),
         "honest_unknown": sum(Fault("all", "unknown") in row.faults for row in honest),
         **{f"{stage}_{kind}".replace(" ", "_"): n for (stage, kind), n in sorted(count(rows).items())},
@@ -154,7 +158,7 @@ registry about the same adapters:
 PEFT says yes if its configuration class reads the configuration, its loader finds every tensor that it expects and no
 other, two loads answer alike, and the outputs are finite and differ from the bare base's.
 
-{cases} cases, of which {honest} are honest adapters.
+This run: {cases} cases, of which {honest} are honest adapters, of {methods} methods and {architectures} architectures.
 
 | stage | {kinds} |
 |---|{rule}

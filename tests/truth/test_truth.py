@@ -20,7 +20,10 @@ pytestmark = [
 ]
 
 SEED = os.environ.get("TRUTH_SEED", "1")
-GROUPS, CASES, ARCHITECTURES = 10, 5, ("gpt2", "bert", "t5", "BertForSequenceClassification")
+GROUPS, CASES, ARCHITECTURES = 10, 3, ("gpt2", "t5", "BertForSequenceClassification")
+HELD = ("weights", "smoke", "all")
+"""Stages that must agree. Those from headers alone may pass what only the worker can see."""
+WRONG = ("false yes", "false no", "crash")
 OPEN: tuple[str, ...] = ()
 """Patterns of cases' ids that are not right yet."""
 
@@ -52,7 +55,9 @@ def assert_agreement(journal: Path, ids: list[str]) -> None:
     with Run(journal, ids, sample=CASES) as run:
         rows = [row for row in run.rows(cases.plans()) if not any(fnmatch.fnmatchcase(row.id, i) for i in OPEN)]
     assert rows
-    assert [row for row in rows if row.disagrees] == []
+    assert [
+        (row.id, fault) for row in rows for fault in row.faults if fault.stage in HELD and fault.kind in WRONG
+    ] == []
     assert [row.id for row in rows if row.honest and row.answer.is_yes and row.together == "unknown"] == []
 
 
