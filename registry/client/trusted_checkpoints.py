@@ -1,7 +1,7 @@
 """`TrustedCheckpoints`: the newest checkpoint that this machine has seen of each registry; later ones must extend it.
 
 - The first checkpoint of a registry is trusted, with its keys; from then on only those keys count, and keys that they
-  name as their successors.
+  name as their successors. Once a key has signed, the log grows only by it and its successors, not by an older key.
 - Any other must be consistent with it, else `Corrupt` (LOG_INCONSISTENT) before the answer that brought it is used.
 - A file is replaced as a whole, and never by a shorter log.
 """
@@ -27,7 +27,7 @@ from registry.tlog.notes import Checkpoint, Verifier
 
 @dataclass(frozen=True, slots=True)
 class TrustedCheckpoint:
-    """The verifier keys of one registry's log, and the note of its longest checkpoint."""
+    """The verifier keys of one registry's log, newest first, and the note of its longest checkpoint."""
 
     keys: tuple[str, ...]
     note: str
@@ -35,6 +35,10 @@ class TrustedCheckpoint:
     @property
     def verifiers(self) -> tuple[Verifier, ...]:
         return tuple(Verifier.parse(text) for text in self.keys)
+
+    def newest_signer(self, note: str) -> int:
+        """The position in `keys` of the newest key that signed a note."""
+        return next((i for i, key in enumerate(self.verifiers) if Checkpoint.of_note(note, key)), len(self.keys))
 
 
 class TrustedCheckpoints:
@@ -102,6 +106,8 @@ class TrustedCheckpoints:
                 registry.url,
                 f"a log of {checkpoint.size} entries does not agree with the one of {before.size} that was seen before",
             )
+        if checkpoint.size > before.size and trusted.newest_signer(note) > trusted.newest_signer(trusted.note):
+            raise _wrong(registry.url, f"entries after {before.size} are signed by a key that was rotated before")
         if checkpoint.size >= before.size:
             _write(path, TrustedCheckpoint(trusted.keys, note))
         return checkpoint

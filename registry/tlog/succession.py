@@ -39,12 +39,16 @@ def successor(note: str, *trusted: Verifier) -> Verifier | None:
 
 
 def follow(trusted: Sequence[Verifier], notes: Iterable[str]) -> tuple[Verifier, ...]:
-    """The trusted keys and all that they lead to, newest first. Notes that lead nowhere are ignored."""
+    """The trusted keys and all that the newest of them leads to; newest first, in the argument as well.
+
+    A key that has a successor names no other: whoever stole a retired key cannot continue the log with it. Of a key
+    that names two successors none is followed.
+    """
     remaining = list(notes)[:NOTES_LIMIT]
     keys = list(trusted)
-    while (step := next(((note, key) for note in remaining if (key := successor(note, *keys))), None)) is not None:
-        note, key = step
-        remaining.remove(note)
-        if key not in keys:
-            keys.insert(0, key)
+    while keys:
+        named = {key for note in remaining if (key := successor(note, keys[0])) is not None} - set(keys)
+        if len(named) != 1:
+            break
+        keys.insert(0, named.pop())
     return tuple(keys)

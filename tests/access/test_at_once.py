@@ -28,6 +28,8 @@ from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
 from tests.world import URL, World
 
+pytestmark = pytest.mark.security
+
 
 class Replica:
     """A second server on the same database and store, with its own caches."""

@@ -24,6 +24,8 @@ from registry.errors import RegistryError
 from tests.access.identity import ISSUER, Provider
 from tests.world import URL, World
 
+pytestmark = pytest.mark.security
+
 ID_LIKE = ("token", "rotated token", "exchanged token", "unknown token", "webhook")
 """Secrets that somebody may take for the id of what they are the secret of."""
 

@@ -28,6 +28,8 @@ from tests.access.tenants import of_subject, send
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World, body
 
+pytestmark = pytest.mark.security
+
 Calls = list[str]
 
 

@@ -19,6 +19,8 @@ from tests import conftest, forge
 from tests.access.tenants import send
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 REQUESTS_MINIMUM = 300
 LISTS = ("/adapters", "/bases", "/bases/tiny-llama", "/jobs", "/namespaces", "/tokens", "/events", "/whoami")
 # The place of an event in the log of all is told on purpose, for its proof: it says how much happened, and not what.

@@ -10,6 +10,8 @@ import pytest
 from tests.access.matrix import Matrix, indifferent, table
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 COMMITTED = Path(__file__).with_name("matrix.txt")
 
 

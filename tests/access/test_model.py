@@ -25,6 +25,8 @@ from tests import forge
 from tests.access.tenants import of_subject
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 PARTS = 6
 EXAMPLES = -(-int(os.environ.get("MODEL_EXAMPLES", "6")) // PARTS)
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))

@@ -21,6 +21,8 @@ import pytest
 
 from tests.import_table import ROOT
 
+pytestmark = pytest.mark.security
+
 LISTEN_SECONDS = 60.0
 """A server that says nothing for so long waits for more."""
 CLOSED = 0

@@ -15,6 +15,8 @@ from registry.server.secret import sha256_of
 from tests.access.tenants import Tenants, of_subject, send
 from tests.world import World, rows
 
+pytestmark = pytest.mark.security
+
 
 @pytest.fixture
 def tenants(world: World) -> Tenants:

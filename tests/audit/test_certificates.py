@@ -31,6 +31,8 @@ from registry.server.promotion.attestations import signed_by
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 NAME = "acme/support"
 ISSUER = "https://accounts.example.org"[:27]
 

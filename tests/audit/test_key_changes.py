@@ -137,6 +137,39 @@ def world_signers(world: World) -> tuple[Signer, ...]:
     return tuple(Signer.parse(line) for line in path.read_text().splitlines())
 
 
+def test_a_retired_key_neither_grows_the_log_nor_names_another_successor(
+    world: World, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key is rotated because it may be stolen: once a client has seen its successor, it is worth nothing."""
+    retired = world.app.state.audit_log.keys.signer
+    trusted.check(world.admin, current_note(world))
+    rotate(world)
+    trusted.check(world.admin, current_note(world))
+    text = notes.open_note(current_note(world), *world.app.state.audit_log.keys.verifiers)
+    assert text is not None
+    thief = Signer.make(retired.name)
+    keys_of_log = world.admin.log_keys()
+    stolen = [succession.endorse(retired, thief)]
+    for successions in (stolen, [*stolen, *keys_of_log.successions]):
+        lying = keys_of_log.model_copy(update={"successions": successions})
+        monkeypatch.setattr(world.admin, "log_keys", lambda lying=lying: lying)
+        for signers in ((retired,), (thief,), (retired, thief)):
+            with pytest.raises(Corrupt) as caught:
+                trusted.check(world.admin, notes.sign_note(text, *signers))
+            assert caught.value.code == "LOG_INCONSISTENT"
+    monkeypatch.undo()
+    trusted.check(world.admin, current_note(world))
+
+
+def test_an_older_checkpoint_by_the_key_of_its_time_is_still_read(world: World, trusted: TrustedCheckpoints) -> None:
+    """A replica may answer with a checkpoint from before the rotation, and a client may see the new key first."""
+    older = current_note(world)
+    rotate(world)
+    newer = current_note(world)
+    trusted.check(world.admin, newer)
+    assert trusted.check(world.admin, older).size < trusted.check(world.admin, newer).size
+
+
 # ------------------------------------------------------------------ notes of succession
 def test_a_chain_of_successions_is_followed_in_any_order() -> None:
     signers = [Signer.make(ORIGIN) for _ in range(4)]
@@ -161,3 +194,12 @@ def test_a_note_that_no_trusted_key_signed_names_no_successor(change: str) -> No
     }
     assert succession.successor(succession.endorse(old, new), old.verifier) == new.verifier
     assert succession.successor(changed[change], old.verifier) is None
+
+
+def test_of_a_key_that_names_two_successors_none_is_followed() -> None:
+    old, first, second = (Signer.make(ORIGIN) for _ in range(3))
+    fork = [succession.endorse(old, first), succession.endorse(old, second)]
+    assert succession.follow([old.verifier], fork) == (old.verifier,)
+    retired_first = (first.verifier, old.verifier)
+    assert succession.follow(retired_first, fork) == retired_first
+    assert succession.follow(retired_first, [*fork, succession.endorse(first, old)]) == retired_first

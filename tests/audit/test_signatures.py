@@ -28,6 +28,8 @@ from registry.server.promotion.attestations import Attester, signed_by
 from registry.tlog.notes import Signer, Verifier
 from tests.world import World, rows
 
+pytestmark = pytest.mark.security
+
 NAME = "acme/support"
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from registry.tlog import HASH_BYTES
 from registry.tlog.replay import replay
 from registry.tlog.tiles import TILE_WIDTH
 from tests.audit import logs
 from tests.world import World
+
+pytestmark = pytest.mark.security
 
 EVENTS = 10_000
 

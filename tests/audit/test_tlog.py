@@ -12,6 +12,8 @@ from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint, Signer, Verifier
 from tests.audit import trees
 
+pytestmark = pytest.mark.security
+
 ENTRIES = [bytes.fromhex(text) for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",
                                             "606162636465666768696a6b6c6d6e6f")]  # fmt: skip
 """The leaves of the vectors that Certificate Transparency's implementations of RFC 6962 share."""

@@ -11,6 +11,8 @@ from registry.errors import Invalid, TooLarge
 from tests import effort, forge
 from tests.bad_files import CONFIGS
 
+pytestmark = pytest.mark.security
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_bad_configuration_is_refused_with_its_rule(name: str) -> None:

@@ -11,6 +11,8 @@ from registry.adapters.formats import gguf
 from registry.errors import Invalid, RegistryError, TooLarge
 from tests import non_peft_files
 
+pytestmark = pytest.mark.security
+
 PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}
 GOOD = non_peft_files.gguf(PAIR)
 FIELDS = {"general.type": "adapter"}

@@ -9,6 +9,8 @@ from tests.bad_files import CONFIGS, WEIGHTS
 from tests.bad_inputs.raw_push import RawClient, assert_refused
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 
 @pytest.fixture
 def client(world: World) -> RawClient:

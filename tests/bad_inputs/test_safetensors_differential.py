@@ -15,6 +15,8 @@ from registry.errors import RegistryError
 from tests import forge
 from tests.bad_files import WEIGHTS
 
+pytestmark = pytest.mark.security
+
 safetensors = pytest.importorskip("safetensors")
 FILE = "adapter_model.safetensors"
 GOOD = forge.safetensors({

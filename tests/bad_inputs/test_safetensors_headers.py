@@ -9,6 +9,8 @@ from registry.errors import Invalid, TooLarge
 from tests import effort
 from tests.bad_files import WEIGHTS
 
+pytestmark = pytest.mark.security
+
 FILE = "adapter_model.safetensors"
 
 

@@ -17,6 +17,8 @@ from tests.bad_inputs.raw_push import PUSHES, RawClient, reasons
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
+pytestmark = pytest.mark.security
+
 
 @pytest.fixture(params=["memory", "local"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:

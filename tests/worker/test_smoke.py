@@ -294,6 +294,7 @@ def test_a_report_carries_typed_and_bounded_values_only(field: dict[str, Any]) -
         Report.model_validate(known | field)
 
 
+@pytest.mark.security
 def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(tmp_path: Path) -> None:
     script = (
         "import socket, sys\n"
@@ -312,6 +313,7 @@ def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(
     assert (tmp_path / "written").read_text() == "written"
 
 
+@pytest.mark.security
 def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> None:
     command = namespaces.bubblewrap_command("/usr/bin/bwrap")
     assert command[:4] == ("/usr/bin/bwrap", "--ro-bind", "/", "/")
@@ -320,6 +322,7 @@ def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> N
     assert command[-1] == "--"
 
 
+@pytest.mark.security
 def test_a_bubblewrap_that_may_not_make_its_namespaces_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_bubblewrap_that_may_not_make_its_namespaces_is_left_alone(
     assert namespaces.bubblewrap.__wrapped__() == ""
 
 
+@pytest.mark.security
 @pytest.mark.skipif(
     not namespaces.bubblewrap(), reason="bubblewrap is not installed here, or may not make its namespaces"
 )
