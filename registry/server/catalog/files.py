@@ -136,7 +136,9 @@ def find_reference_logprobs(
         .where(col(VerdictRow.by_owner).is_(False))  # nodes verify what they load by it
         .order_by(col(VerdictRow.id).desc())
     )
-    for verdict, size_bytes in session.exec(statement.limit(REPORTS_SEARCHED)):
+    reports = session.exec(statement.limit(REPORTS_SEARCHED)).all()
+    db.commit_early(session)
+    for verdict, size_bytes in reports:
         digest = Digest(verdict.report or "")
         data = blobs.read(key_of(digest), 0, size_bytes)
         if Digest.of(data) != digest:

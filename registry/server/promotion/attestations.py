@@ -59,6 +59,7 @@ def list_attestations(
     version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
     statement = _live().where(AttestationRow.version_id == version.id).order_by(col(AttestationRow.id))
     rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
+    db.commit_early(session)
     return AttestationList(items=[_view(row, store) for row in rows])
 
 

@@ -211,6 +211,7 @@ def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: s
     if tile is None or newest is None or tiles.width_at(0, tile[1], newest.size) < tile[2]:
         raise _no_tile(f"entries/{path}")
     expected = tiles.bundle(sequencer.read_entries(session, tile[1], tile[2]))
+    db.commit_early(session)
     return _tile(tree.read_stored_entries(blobs, tile[1], tile[2], expected=expected))
 
 
@@ -222,6 +223,7 @@ def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: 
     if data is None:
         raise _no_tile(path)
     if stored and tile is not None and tile[0] is not None:
+        db.commit_early(session)
         data = tree.read_stored_tile(blobs, tile[0], tile[1], tile[2], expected=data)
     return _tile(data)
 

@@ -190,6 +190,7 @@ def read_file(
 ) -> Response:
     """Read one file, from the registry or by a redirect (307) to its store."""
     file = files.find_file(session, actor, name, selector, path)
+    db.commit_early(session)
     return _bytes_of(request, file, selector, blobs, settings)
 
 
@@ -206,6 +207,7 @@ def read_report(
 ) -> Response:
     """Read the report behind one verdict of this version."""
     file = files.find_report(session, actor, name, selector, digest)
+    db.commit_early(session)
     return _bytes_of(request, file, selector, blobs, settings)
 
 
