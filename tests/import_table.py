@@ -42,7 +42,7 @@ TABLE = [
     _row("registry.adapters.templates", "domain", "jinja2"),
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
-    _row("registry.client", "domain client", "httpx pydantic"),
+    _row("registry.client", "domain client", "pydantic"),
     _row("registry.serving", "domain client serving", "httpx pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),

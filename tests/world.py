@@ -33,10 +33,9 @@ from registry.adapters import safetensors
 from registry.api.access import TokenCreate
 from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.api.transfer import PushPlan, PushRequest, PushResult
+from registry.api.transfer import PushPlan, PushRequest, PushResult, Upload
 from registry.bases import BaseSpec
 from registry.client.registry import Registry
-from registry.client.transport.in_process import InProcess
 from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
@@ -54,6 +53,7 @@ from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
 from tests import forge
+from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
 URL = "http://registry.test"
@@ -68,7 +68,7 @@ class World:
         self.blobs = blobs if blobs is not None else MemoryBlobs()
         schema.prepare(self.engine)
         self.app = app.create_app(self.settings, engine=self.engine, blobs=self.blobs)
-        self.transport = InProcess(self.app)
+        self.transport = HttpxInProcess(self.app)
         secret = new_secret()
         self.secret = secret if tokens.create_first_token(self.engine, sha256_of(secret)) else ""
         self.admin = self.client(self.secret)
@@ -220,12 +220,14 @@ def upload(registry: Registry, plan: PushPlan, files: Mapping[str, bytes]) -> No
     """Send the blobs that the plan asks for."""
     by_digest = {Digest.of(data): data for data in files.values()}
     for blob in plan.uploads:
-        registry.upload(blob, body(by_digest[blob.digest]))
+        send_blob(registry, blob, by_digest[blob.digest])
 
 
-def body(data: bytes) -> Callable[[], Iterator[bytes]]:
-    """What `Registry.upload` reads a blob from."""
-    return lambda: iter([data])
+def send_blob(registry: Registry, blob: Upload, data: bytes) -> None:
+    """Send one blob where its plan says."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(data)
+        registry.connection.send_file(blob.url, file, 0, len(data), headers=blob.headers)
 
 
 def reader_of(data: bytes) -> Callable[[int, int], bytes]:

@@ -21,6 +21,8 @@ from pydantic import (
 
 Item = TypeVar("Item")
 PREFIX = "/api/v1"
+LINKS = f"{PREFIX}/links/"
+"""Path of the signed links that a server answers itself."""
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000

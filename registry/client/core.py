@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
-
 from registry import names
 from registry.api import Consistency, ItemPage, LogKeys, Request
 from registry.api.catalog import (
@@ -24,11 +22,12 @@ from registry.api.catalog import (
     VersionPage,
     VersionView,
 )
-from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob, Upload
+from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob
 from registry.client import answers
-from registry.client.transport import sockets
-from registry.client.transport.connection import Body, Connection
-from registry.client.transport.responses import Shape, parsed, wrong_answer
+from registry.client.answers import Shape, parsed
+from registry.client.transport import exchange
+from registry.client.transport.connection import Connection
+from registry.client.transport.exchange import Transport, wrong_answer
 from registry.names import AdapterName, Ref
 
 Page = TypeVar("Page", bound=ItemPage[Any])
@@ -42,7 +41,7 @@ class Versions:
     """A registry at a URL (or, with a transport, in this process). Thread-safe; close it or use it in `with`."""
 
     def __init__(
-        self, url: str, token: str = "", transport: httpx.BaseTransport | None = None, *,
+        self, url: str, token: str = "", transport: Transport | None = None, *,
         connection: Connection | None = None, insecure: bool = False,
     ) -> None:  # fmt: skip
         self.connection = connection or Connection(url, token, transport=transport, insecure=insecure)
@@ -62,11 +61,6 @@ class Versions:
         answer = self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
         return answers.push_plan(request.manifest, answer)
 
-    def upload(self, upload: Upload, body: Body) -> None:
-        """Send one missing blob where its plan says. `body` must be readable again from the start."""
-        headers = {"Content-Length": str(upload.size_bytes), **upload.headers}
-        self.connection.upload(upload.method, upload.url, body, headers=headers)
-
     def commit_push(
         self, push_id: str, *, alias: str = "", small: Sequence[SmallBlob] = (), size_bytes: int = 0
     ) -> PushResult:
@@ -75,7 +69,7 @@ class Versions:
         `size_bytes`: of all of it, which the registry may have to read and copy first.
         """
         request = PushCommit(alias=alias, small=tuple(small))
-        seconds = sockets.READ_SECONDS + size_bytes / COMMIT_BYTES
+        seconds = exchange.READ_SECONDS + size_bytes / COMMIT_BYTES
         return self._post(
             f"/pushes/{quote(push_id, safe='')}/commit", request, PushResult, seconds=seconds, patient=True
         )
@@ -89,8 +83,8 @@ class Versions:
         size_bytes = link.size_bytes - start if length is None else length
         is_whole = size_bytes == link.size_bytes
         headers = {} if is_whole else {"Range": f"bytes={start}-{start + size_bytes - 1}"}
-        with self.connection.stream(link.url, headers=headers) as answer:
-            yield _limited(answer.iter_bytes(), link, size_bytes)
+        with self.connection.stream(link.url, headers=headers) as chunks:
+            yield _limited(chunks, link, size_bytes)
 
     # ------------------------------------------------------------ adapters, versions and bases
     def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> AdapterPage:
@@ -136,13 +130,13 @@ class Versions:
         """The items of all pages as one page."""
         items: list[Any] = []
         for page in answers.all_pages(
-            lambda cursor: self._get(path, shape, limit_bytes=sockets.LIST_LIMIT_BYTES, cursor=cursor)
+            lambda cursor: self._get(path, shape, limit_bytes=exchange.LIST_LIMIT_BYTES, cursor=cursor)
         ):
             items += page.items
         return page.model_copy(update={"items": items})
 
     def _get(
-        self, path: str, shape: type[Shape], *, limit_bytes: int = sockets.ANSWER_LIMIT_BYTES, **query: Any
+        self, path: str, shape: type[Shape], *, limit_bytes: int = exchange.ANSWER_LIMIT_BYTES, **query: Any
     ) -> Shape:
         return parsed(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
@@ -155,7 +149,7 @@ class Versions:
 
 
 def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterator[bytes]:
-    guard, received = sockets.ThroughputGuard(link.url), 0
+    guard, received = exchange.ThroughputGuard(link.url), 0
     for chunk in chunks:
         received += len(chunk)
         if received > size_bytes:

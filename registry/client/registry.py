@@ -38,9 +38,9 @@ from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import answers
+from registry.client.answers import Shape, parsed
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
-from registry.client.transport import sockets
-from registry.client.transport.responses import Shape, parsed
+from registry.client.transport import exchange
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
@@ -200,7 +200,7 @@ class Registry(Versions):
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
         answer = self._get(
-            path, serving.DesiredState, limit_bytes=sockets.LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
+            path, serving.DesiredState, limit_bytes=exchange.LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "",
         )  # fmt: skip
         name = base if answer.base == base else self.base(base).name  # it was requested by an alias
@@ -253,7 +253,7 @@ class Registry(Versions):
     def claim(self, request: ClaimRequest) -> Claimed | None:
         """The next job, or None."""
         answer = self.connection.send("POST", "/jobs/claim", json=request.model_dump(mode="json"))
-        if answer.status_code == 204:
+        if answer.status == 204:
             return None
         return answers.claimed(request.kinds, request.bases, parsed(answer, Claimed))
 

@@ -14,7 +14,6 @@ from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.catalog import DeleteResult
 from registry.client.registry import Registry
-from registry.client.transport.in_process import InProcess
 from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName
@@ -26,6 +25,7 @@ from registry.server.database.models import AdapterRow, ApprovalRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
+from tests.httpx_transports import HttpxInProcess
 from tests.world import URL, World
 
 pytestmark = pytest.mark.security
@@ -36,7 +36,7 @@ class Replica:
 
     def __init__(self, world: World) -> None:
         self.engine = open_database(world.settings)
-        self.transport = InProcess(app.create_app(world.settings, engine=self.engine, blobs=world.blobs))
+        self.transport = HttpxInProcess(app.create_app(world.settings, engine=self.engine, blobs=world.blobs))
 
     def client(self, secret: str) -> Registry:
         return Registry(URL, secret, self.transport)

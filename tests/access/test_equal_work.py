@@ -26,7 +26,7 @@ from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.access.tenants import of_subject, send
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World, body
+from tests.world import World, send_blob
 
 pytestmark = pytest.mark.security
 
@@ -100,7 +100,7 @@ def one_push(world: World, stored: Calls, who: Registry, files: forge.Files) -> 
 
     done = [work_of(world, stored, plan)]
     for upload in plans[0].uploads:
-        done.append(work_of(world, stored, partial(who.upload, upload, body(by_digest[upload.digest]))))
+        done.append(work_of(world, stored, partial(send_blob, who, upload, by_digest[upload.digest])))
     done.append(work_of(world, stored, lambda: who.commit_push(plans[0].push_id)))
     return done
 

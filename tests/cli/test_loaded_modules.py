@@ -27,7 +27,17 @@ def count(model):
 print(json.dumps([sorted(sys.modules), count(BaseModel)]), file=sys.stderr)
 sys.exit(code)
 """
-UNUSED_BY_ALL = ("registry.engines", "registry.compat", "rich", "httpcore", "anyio", "fastapi", "sqlmodel", "torch")
+UNUSED_BY_ALL = (
+    "registry.engines",
+    "registry.compat",
+    "rich",
+    "httpx",
+    "httpcore",
+    "anyio",
+    "fastapi",
+    "sqlmodel",
+    "torch",
+)
 OTHER_SCHEMAS = ("access", "aliases", "audit", "jobs", "serving", "maintenance", "evaluation")
 UNUSED = (
     *UNUSED_BY_ALL,

@@ -11,6 +11,7 @@ import httpx
 
 from registry.client.registry import Registry
 from registry.names import AdapterName, Ref
+from tests.httpx_transports import HttpxTransport
 from tests.world import URL, World
 
 NAME = AdapterName("acme", "support")
@@ -27,7 +28,7 @@ class Counted:
         self._inner = world.transport
         outer = self
 
-        class Transport(httpx.BaseTransport):
+        class Transport(HttpxTransport):
             def handle_request(self, request: httpx.Request) -> httpx.Response:
                 outer.requests.append((request.method, request.url.path))
                 outer.contents.append(content_bytes(request))  # by several threads

@@ -16,6 +16,8 @@ from registry.client.registry import Registry
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from tests.httpx_transports import MockTransport
+from tests.world import send_blob
 
 URL = "https://registry.test"
 TOKEN = "lra_secret"
@@ -36,7 +38,7 @@ class Wire:
         return self._answer(request)
 
     def registry(self) -> Registry:
-        transport = httpx.MockTransport(self)
+        transport = MockTransport(self)
         connection = Connection(URL, TOKEN, transport=transport, other_transport=transport, wait=lambda _: None)
         return Registry(URL, connection=connection)
 
@@ -185,7 +187,7 @@ def test_the_token_goes_to_no_other_origin_that_resembles_ours(url: str) -> None
 def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
     wire = Wire(script(httpx.Response(503), httpx.Response(204)))
     upload = Upload(digest=Digest.of(b"abc"), size_bytes=3, url="https://store.test/staging/x", headers={"x-sum": "s"})
-    wire.registry().upload(upload, lambda: iter([b"a", b"bc"]))
+    send_blob(wire.registry(), upload, b"abc")
     assert [r.content for r in wire.requests] == [b"abc", b"abc"]
     assert {r.headers["x-sum"] for r in wire.requests} == {"s"}
     assert {r.headers["content-length"] for r in wire.requests} == {"3"}

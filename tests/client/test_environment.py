@@ -16,10 +16,11 @@ import pytest
 
 from registry.client.core import Versions
 from registry.client.local.destination import Destination
-from registry.client.transport import sockets
+from registry.client.transport import exchange
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.files import NOTE
+from tests.httpx_transports import HttpxTransport, MockTransport
 
 HIGH = 1100
 """A descriptor that `select` does not know."""
@@ -39,9 +40,9 @@ def many_files() -> Iterator[None]:
 def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, HIGH)) as high:
-        assert not sockets._has_data(high)
+        assert not exchange.has_data(high)
         theirs.send(b"bye")
-        assert sockets._has_data(high)
+        assert exchange.has_data(high)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.test:1", "http://[::1"])
@@ -110,7 +111,7 @@ def test_a_destination_that_appeared_while_another_was_moved_in_is_replaced(
     assert os.listdir(tmp_path) == ["dest"]
 
 
-class Dripping(httpx.BaseTransport):
+class Dripping(HttpxTransport):
     """Sends or takes a byte at a time, each of which takes a second; how often it was asked."""
 
     def __init__(self, clock: list[float]) -> None:
@@ -164,7 +165,7 @@ def test_the_commit_of_many_bytes_may_take_as_long_as_reading_and_copying_them()
         waited.append(request.extensions["timeout"]["read"])
         return httpx.Response(404, json={"code": "PUSH_UNKNOWN", "title": "", "detail": "none"})
 
-    with Versions("http://registry.test", transport=httpx.MockTransport(answer)) as registry:
+    with Versions("http://registry.test", transport=MockTransport(answer)) as registry:
         for size_bytes in (0, 20 * 2**30):
             with pytest.raises(NotFound):
                 registry.commit_push("psh_one", size_bytes=size_bytes)

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.client.transport.in_process import CHUNKS_AHEAD, InProcess
+from registry.client.transport.in_process import CHUNKS_AHEAD
 from registry.errors import Conflict
+from tests.httpx_transports import HttpxInProcess
 
 pytest.importorskip("starlette")
 from starlette.applications import Starlette
@@ -105,7 +106,7 @@ def told() -> Told:
 
 @pytest.fixture
 def client(told: Told) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test", timeout=120) as client:
+    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test", timeout=120) as client:
         yield client
 
 
@@ -158,7 +159,7 @@ def test_a_body_that_fails_on_the_callers_side_raises_there(client: httpx.Client
 
 
 def test_the_lifespan_begins_once_and_ends_with_close(told: Told) -> None:
-    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test") as client:
+    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test") as client:
         assert told.events == []
         assert client.get("/state").text == "kept"
         client.get("/state")
@@ -167,7 +168,7 @@ def test_the_lifespan_begins_once_and_ends_with_close(told: Told) -> None:
 
 
 def test_close_waits_for_what_is_done_after_an_answer(told: Told) -> None:
-    with httpx.Client(transport=InProcess(application(told)), base_url="http://app.test") as client:
+    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test") as client:
         assert client.get("/tidies").text == "done"
         threading.Timer(0.1, told.answered.set).start()
     assert told.events == ["start", "tidied", "stop"]
@@ -183,7 +184,7 @@ def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:
         yield
 
     with (
-        httpx.Client(transport=InProcess(Starlette(lifespan=lifespan)), base_url="http://app.test") as client,
+        httpx.Client(transport=HttpxInProcess(Starlette(lifespan=lifespan)), base_url="http://app.test") as client,
         pytest.raises(Conflict, match="the schema is old"),
     ):
         client.get("/")

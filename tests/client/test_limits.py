@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from registry.client.registry import Registry
-from registry.client.transport import connection, sockets
+from registry.client.transport import connection, exchange
 from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, Invalid, RegistryError, TooLarge, Unavailable
 from tests.client.test_api import URL, WHO, Wire, link_to, problem, script
+from tests.httpx_transports import MockTransport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 Script = Callable[[Callable[[bytes], None], threading.Event], None]
@@ -83,9 +84,9 @@ def silent(_send: Callable[[bytes], None], stop: threading.Event) -> None:
 )
 def test_an_endless_answer_ends_at_the_limit(head: bytes, piece: bytes) -> None:
     with peer(endless(head, piece)) as (url, sent), Registry(url) as registry:
-        with pytest.raises(Corrupt, match=f"over {sockets.ANSWER_LIMIT_BYTES} bytes"):
+        with pytest.raises(Corrupt, match=f"over {exchange.ANSWER_LIMIT_BYTES} bytes"):
             registry.whoami()
-        assert sum(sent) < 2 * sockets.ANSWER_LIMIT_BYTES
+        assert sum(sent) < 2 * exchange.ANSWER_LIMIT_BYTES
 
 
 @pytest.mark.security
@@ -111,7 +112,7 @@ def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> N
 def test_a_dripping_answer_ends(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time and the whole never does; also where the head drips."""
     monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
-    monkeypatch.setattr(sockets, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(exchange, "ANSWER_SECONDS", 0.2)
     expected = pytest.raises(Unavailable, match="did not arrive as a whole")
     with peer(dripping(head, piece)) as (url, _), Registry(url) as registry, expected:
         registry.whoami()
@@ -153,7 +154,7 @@ class Patience:
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.wire, self.pauses, self.lines = Wire(script(*answers)), list[float](), list[str]()
-        transport = httpx.MockTransport(self.wire)
+        transport = MockTransport(self.wire)
         opened = Connection(URL, "t", transport=transport, wait=self.pauses.append)
         opened.on_wait = self.lines.append
         self.registry = Registry(URL, connection=opened)

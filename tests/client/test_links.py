@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from registry.client.registry import Registry
-from registry.client.transport import links
+from registry.client.transport import connection as urls
 from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, Invalid
+from tests.httpx_transports import MockTransport
 
 pytestmark = pytest.mark.security
 PRESIGNED = "?X-Amz-Signature=secret"
@@ -44,16 +45,16 @@ def resolve_to(address: str) -> Callable[..., list[object]]:
 )
 def test_a_dangerous_link_is_refused_at_once(registry: str, link: str) -> None:
     with pytest.raises(Corrupt) as caught:
-        links.followed(registry + "/", link + PRESIGNED, registry, in_process=False)
+        urls.followed(registry + "/", link + PRESIGNED, registry, in_process=False)
     assert caught.value.code == "ANSWER_INVALID"
     assert "secret" not in caught.value.detail
 
 
 def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
-    monkeypatch.setattr(links, "is_local", lambda host, real=links.is_local: host != "registry.test" and real(host))
+    monkeypatch.setattr(urls, "is_local", lambda host, real=urls.is_local: host != "registry.test" and real(host))
     with pytest.raises(Corrupt, match="this machine"):
-        links.followed("http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False)
+        urls.followed("http://registry.test/", "http://innocent.test/blob", "http://registry.test", in_process=False)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch: pytest.Mon
     ],
 )
 def test_a_link_to_a_store_beside_the_registry_is_followed(registry: str, link: str) -> None:
-    assert links.followed(registry + "/", link, registry, in_process=False)
+    assert urls.followed(registry + "/", link, registry, in_process=False)
 
 
 def test_no_byte_is_sent_to_a_dangerous_link_or_redirect(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_no_byte_is_sent_to_a_dangerous_link_or_redirect(tmp_path: Path) -> None
         reached.append(str(request.url))
         return httpx.Response(302, headers={"location": "http://store.test/blob"})
 
-    transport = httpx.MockTransport(answer)
+    transport = MockTransport(answer)
     connection = Connection(
         "https://registry.test", "token", transport=transport, other_transport=transport, wait=lambda _: None
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.message
 import errno
 import http.server
 import os
@@ -12,16 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from registry.api.catalog import FileLink
+from registry.client.answers import store_error_of
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer import Silent, fetch
-from registry.client.transport import sockets
 from registry.client.transport.connection import Connection
-from registry.client.transport.responses import store_error_of
+from registry.client.transport.exchange import Answer
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
 
@@ -136,7 +137,7 @@ def link(url: str, data: bytes = DATA) -> FileLink:
     return FileLink(path="w.safetensors", media_type="x/y", digest=Digest.of(data), size_bytes=len(data), url=url)
 
 
-def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> httpx.Response:
+def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> Answer:
     source.write_bytes(DATA)
     told = steps if steps is not None else []
     with open(source, "rb", buffering=0) as file:
@@ -178,7 +179,7 @@ def test_an_upload_that_is_cut_is_sent_again_and_progress_ends_at_its_size(
 ) -> None:
     home.tricks = ["hang up", 503]
     steps: list[int] = []
-    assert put(registry, "/blob", tmp_path / "source", steps).status_code == 200
+    assert put(registry, "/blob", tmp_path / "source", steps).status == 200
     assert home.got == DATA
     assert sum(steps) == len(DATA)
 
@@ -268,8 +269,8 @@ def test_a_store_that_refuses_early_is_heard(registry: Registry, store: Origin, 
 
 def test_what_a_store_answers_becomes_a_sentence() -> None:
     def error(status: int, code: str) -> Any:
-        request = httpx.Request("PUT", "http://store:1/b/k?X-Amz-Signature=abc")
-        return store_error_of(httpx.Response(status, content=f"<Code>{code}</Code>", request=request))
+        url, content = "http://store:1/b/k?X-Amz-Signature=abc", f"<Code>{code}</Code>".encode()
+        return store_error_of(Answer(url, status, email.message.Message(), content))
 
     assert (error(400, "BadDigest").code, type(error(400, "BadDigest"))) == ("BLOB_MISMATCH", Invalid)
     assert error(503, "SlowDown").code == "STORE_UNAVAILABLE"
@@ -278,12 +279,60 @@ def test_what_a_store_answers_becomes_a_sentence() -> None:
     assert "Signature" not in error(403, "AccessDenied").detail
 
 
-def test_what_needs_a_proxy_is_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    assert sockets.direct("http://store.example/x")
-    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert not sockets.direct("http://store.example/x")
-    assert sockets.direct("http://127.0.0.1:8333/x")
-    assert not sockets.direct("ftp://store.example/x")
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+@contextlib.contextmanager
+def proxy(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """The port of a proxy that answers each connection once, and the heads that it received."""
+    heads: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    heads.append(client.recv(65536))
+                    client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], heads
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_proxy_is_used_for_all_but_what_no_proxy_names(environment: pytest.MonkeyPatch, home: Origin) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    with proxy(answer) as (port, heads), Connection("http://registry.example:81") as connection:
+        environment.setenv("HTTP_PROXY", f"http://user:p%40ss@127.0.0.1:{port}")
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        assert connection.send("GET", "/x").content == b"{}"
+    with Connection(home.url) as connection:
+        connection.receive("/file", lambda _piece: None)
+    lines = heads[0].split(b"\r\n")
+    assert lines[0] == b"GET http://registry.example:81/api/v1/x HTTP/1.1"
+    assert {b"Host: registry.example:81", b"Proxy-Authorization: Basic dXNlcjpwQHNz"} <= set(lines)
+    assert (len(heads), len(home.seen)) == (1, 1)
+
+
+def test_https_goes_through_a_tunnel_without_headers_of_the_request(environment: pytest.MonkeyPatch) -> None:
+    refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+    opened = Connection("https://registry.example", TOKEN, wait=lambda _: None)
+    with proxy(refusal) as (port, heads), opened as connection:
+        environment.setenv("ALL_PROXY", f"127.0.0.1:{port}")
+        with pytest.raises(Unavailable, match="403 Forbidden"):
+            connection.send("GET", "/x")
+    assert heads[0].startswith(b"CONNECT registry.example:443 HTTP/1.")
+    assert TOKEN.encode() not in b"".join(heads)
+
+
+def test_links_have_connections_of_their_own(registry: Registry, home: Origin, tmp_path: Path) -> None:
+    for _ in range(2):
+        put(registry, "/api/v1/links/blob", tmp_path / "source")
+        put(registry, "/api/v1/pushes/psh_1/blobs/x", tmp_path / "source")
+    assert home.connections == 2

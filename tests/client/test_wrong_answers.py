@@ -22,6 +22,7 @@ from registry.serving.export.folder import FolderTarget
 from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
 from tests import forge
+from tests.httpx_transports import HttpxTransport, MockTransport
 from tests.world import URL, World
 
 pytestmark = pytest.mark.security
@@ -29,7 +30,7 @@ NAME = AdapterName("acme", "support")
 Change = Callable[[Any], Any]
 
 
-class LyingTransport(httpx.BaseTransport):
+class LyingTransport(HttpxTransport):
     """Changes the JSON of answers whose path ends in a suffix."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
@@ -140,7 +141,7 @@ def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(liar: Lia
 
 def test_a_redirected_request_names_the_target() -> None:
     redirect = httpx.Response(308, headers={"location": "https://registry.test/api/v1/whoami"})
-    registry = Registry(URL, "", httpx.MockTransport(lambda _: redirect))
+    registry = Registry(URL, "", MockTransport(lambda _: redirect))
     for request in (registry.whoami, registry.checkpoint):
         with pytest.raises(Corrupt, match=r"redirects /\w+(/checkpoint)? to 'https://registry\.test"):
             request()
@@ -183,7 +184,7 @@ def claim_changed(world: World, change: Change) -> None:
     assert claimed is not None
     world.admin.cancel(claimed.job.id)
     document = change(claimed.model_dump(mode="json"))
-    with Registry(URL, "", httpx.MockTransport(lambda _: httpx.Response(200, json=document))) as registry:
+    with Registry(URL, "", MockTransport(lambda _: httpx.Response(200, json=document))) as registry:
         registry.claim(ClaimRequest(worker="w"))
 
 

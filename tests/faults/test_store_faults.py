@@ -17,7 +17,7 @@ from registry.client import pull as pulling
 from registry.client import push as pushing
 from registry.client import transfer
 from registry.client.registry import Registry
-from registry.client.transport import sockets
+from registry.client.transport import connection
 from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
@@ -54,7 +54,7 @@ PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "READ_SECONDS", 1)
     monkeypatch.setattr(bucket, "LONG_READ_SECONDS", 1)
-    monkeypatch.setattr(sockets, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "READ_SECONDS", 1.0)
 
 
 @pytest.fixture

@@ -176,8 +176,8 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
         assert code_of(partial(reader.connection.send, "GET", f"/resolve/{NAME}/{selector}")) == "QUARANTINED"
         assert code_of(partial(reader.connection.send, "GET", file.format(selector))) == "QUARANTINED"
     assert code_of(lambda: bob.connection.send("GET", f"/resolve/{NAME}/1")) == "QUARANTINED"
-    assert bob.connection.send("GET", f"/resolve/{NAME}/{digest}").status_code == 200
-    assert bob.connection.send("GET", file.format(digest)).status_code == 200
+    assert bob.connection.send("GET", f"/resolve/{NAME}/{digest}").status == 200
+    assert bob.connection.send("GET", file.format(digest)).status == 200
     assert reader.version(f"{NAME}@1").quarantined_at is not None, "that it is withdrawn is seen"
     assert stocked.admin.desired_state("tiny-llama", "canary").adapters == []
 

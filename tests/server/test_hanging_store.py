@@ -15,7 +15,7 @@ from registry.server.http.routing import STORE_THREADS
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World, upload
+from tests.world import World, send_blob, upload
 
 WAIT_SECONDS = 60
 """More than anything here takes; a blocked server would never respond."""
@@ -96,7 +96,7 @@ def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(world: World
     data = next(data for data in files.values() if Digest.of(data) == upload.digest)
     blobs.hangs.set()
     with ThreadPoolExecutor(2) as pool:
-        sent = pool.submit(world.admin.upload, upload, lambda: iter([data]))
+        sent = pool.submit(send_blob, world.admin, upload, data)
         assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
             assert pool.submit(world.admin.adapters).result(WAIT_SECONDS).items == []

@@ -24,10 +24,11 @@ from registry.server import app as server_app
 from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
 from registry.server.http import dependencies
 from tests import forge
+from tests.httpx_transports import HttpxTransport
 from tests.world import URL, World, rows, spec_of, upload
 
 
-class Losing(httpx.BaseTransport):
+class Losing(HttpxTransport):
     """The server acts, and the answers to some requests never arrive."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:

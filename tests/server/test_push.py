@@ -19,7 +19,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from tests import forge
-from tests.world import World, rows, upload
+from tests.world import World, rows, send_blob, upload
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
@@ -95,7 +95,7 @@ def test_an_interrupted_push_is_resumed(based: World) -> None:
     first = plan(based, files)
     weights = Digest.of(files[forge.WEIGHTS])
     upload = next(u for u in first.uploads if u.digest == weights)
-    based.admin.upload(upload, lambda: iter([files[forge.WEIGHTS]]))
+    send_blob(based.admin, upload, files[forge.WEIGHTS])
     second = plan(based, files)
     assert second.push_id == first.push_id
     assert weights not in [u.digest for u in second.uploads]
@@ -133,7 +133,7 @@ def test_the_push_of_another_token_does_not_exist(based: World) -> None:
     other = based.actor("push", name="other")
     for call in (
         lambda: other.commit_push(planned.push_id),
-        lambda: other.upload(planned.uploads[0], lambda: iter([b""])),
+        lambda: send_blob(other, planned.uploads[0], b""),
         lambda: other.commit_push("psh_000000000000000000000000"),
     ):
         with pytest.raises(RegistryError) as refusal:

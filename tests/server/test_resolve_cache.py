@@ -12,7 +12,6 @@ import httpx
 import psycopg
 import pytest
 
-from registry.client.transport.in_process import InProcess
 from registry.events import EventType
 from registry.server import app
 from registry.server.access.tokens import revoke
@@ -21,6 +20,7 @@ from registry.server.audit import audit_log
 from registry.server.database import db
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
+from tests.httpx_transports import HttpxInProcess
 from tests.world import URL, World
 
 NAME = "acme/support"
@@ -33,9 +33,9 @@ def client(world: World, secret: str = "", transport: httpx.BaseTransport | None
 
 
 @contextmanager
-def replica(world: World) -> Iterator[InProcess]:
+def replica(world: World) -> Iterator[HttpxInProcess]:
     """Another server on the same data, which has answered nothing yet."""
-    other = InProcess(app.create_app(world.settings, engine=world.engine, blobs=world.blobs))
+    other = HttpxInProcess(app.create_app(world.settings, engine=world.engine, blobs=world.blobs))
     try:
         yield other
     finally:

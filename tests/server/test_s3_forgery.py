@@ -27,7 +27,7 @@ from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
 from tests import forge
 from tests.stub_bucket import StubBucket
-from tests.world import World, body
+from tests.world import World, send_blob
 
 pytestmark = pytest.mark.security
 
@@ -174,7 +174,7 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
         for part in upload.parts:
             assert send(part.url, data[part.start : part.start + part.size_bytes], {}) == 200
         if not upload.parts:
-            real_world.admin.upload(upload, body(data))
+            send_blob(real_world.admin, upload, data)
     staged = staging_key_of(plan.push_id, Digest.of(weights))
     second = MultipartUpload.begin(real.bucket, staged)
     second.send_part(b"x" * 5 * MIB)

@@ -18,13 +18,14 @@ from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.openai import VLLM, EngineDriver
 from registry.serving.store.local_store import LocalStore
 from tests.forge import WEIGHTS, Files
+from tests.httpx_transports import HttpxTransport
 from tests.serving.fake_engines import VLLMServer, answers
 from tests.world import URL, World
 
 TOKENS = (1, 2, 3, 4)
 
 
-class Line(httpx.BaseTransport):
+class Line(HttpxTransport):
     """The way to the registry: counts requests, can be cut, can spoil the bytes of files."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:

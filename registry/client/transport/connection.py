@@ -3,33 +3,46 @@
 - The token is sent to the registry's own origin only, whatever a link or a redirect says.
 - Every mutation has its own Idempotency-Key, so any request may be sent again after a broken connection.
 - An error answer raises the class that the server raised; nothing raises an exception of the HTTP library.
+- A registry may be hostile. Its links must not lead from https to http, nor to services of the client's own machine or
+  network segment (cloud metadata), unless the registry is there itself. The address is checked again when the
+  connection is made, because a name may have another one by then. A proxy connects by its own rules.
 """
 
 from __future__ import annotations
 
 import io
+import ipaddress
 import json as texts
 import math
 import os
 import random
 import re
 import secrets
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
-
-import httpx
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
-from registry.client.transport import links
-from registry.client.transport.links import origin
-from registry.client.transport.responses import error_of, store_error_of, unreachable, wrong_answer
-from registry.client.transport.sockets import ANSWER_LIMIT_BYTES, READ_SECONDS, Advance, Sockets, Take, ThroughputGuard
-from registry.client.transport.transport import Transport, read_whole
+from registry.client.answers import error_of, store_error_of, unreachable
+from registry.client.transport.exchange import (
+    ANSWER_LIMIT_BYTES,
+    READ_SECONDS,
+    Advance,
+    Answer,
+    FileRange,
+    HttpTransport,
+    Reply,
+    Take,
+    ThroughputGuard,
+    Transport,
+    TransportError,
+    wrong_answer,
+)
 from registry.errors import Invalid, Unavailable
 
 ATTEMPTS_LIMIT = 4
@@ -45,26 +58,27 @@ REDIRECTS_LIMIT = 3
 _HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z|adapters/[^/]+/[^/]+/versions/[^/]+/pull\Z)")
 """Paths whose answers carry the newest checkpoint of the audit log."""
 
-Body = Callable[[], Iterable[bytes]]
-"""A request body that can be read again from the start, so that the request can be sent again."""
+_PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
+_METADATA = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
+"""Cloud metadata services that are at no link-local address."""
 
 
 class Connection:
     """Keeps connections open. Thread-safe.
 
-    `transport`: httpx transport for the registry; `other_transport`: for other origins; `wait`: sleeps some seconds.
+    `transport`: for the registry, if it is in this process; `other_transport`: for other origins; `wait`: sleeps.
     `insecure`: send the token over plain http, too (also by ADAPTER_INSECURE=1).
     """
 
     def __init__(
-        self, url: str, token: str = "", *, transport: httpx.BaseTransport | None = None,
-        other_transport: httpx.BaseTransport | None = None, wait: Callable[[float], None] = time.sleep,
+        self, url: str, token: str = "", *, transport: Transport | None = None,
+        other_transport: Transport | None = None, wait: Callable[[float], None] = time.sleep,
         insecure: bool = False,
     ) -> None:  # fmt: skip
         self.url = _parsed_url(url)
         self._in_process = transport is not None
         if token and not self._in_process and not insecure and os.environ.get("ADAPTER_INSECURE", "") in ("", "0"):
-            links.check_token_target(self.url)
+            check_token_target(self.url)
         self._token = token
         self._wait = wait
         self._answered = False
@@ -75,15 +89,14 @@ class Connection:
         self.timeout_seconds = _timeout()
         """How long an answer may take, and how long a request is repeated while the registry is unavailable."""
         self._said_at = -math.inf
-        program = f"adapter-registry/{__version__}"
-        self._sockets = Sockets(program, "" if self._in_process else self.url)
-        self._own_transport = Transport(self._sockets, program, transport)
-        self._other_transport = Transport(self._sockets, program, other_transport)
+        http = HttpTransport(f"adapter-registry/{__version__}", self._check_peer)
+        self._own_transport: Transport = transport or http
+        self._other_transport: Transport = other_transport or http
 
     def close(self) -> None:
+        """Close idle connections."""
         self._own_transport.close()
         self._other_transport.close()
-        self._sockets.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -95,60 +108,65 @@ class Connection:
         self, method: str, path: str, *, json: Any = None, query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = ANSWER_LIMIT_BYTES,
         patient: bool = False,
-    ) -> httpx.Response:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         """One request to a route below the API's prefix, its answer read whole.
 
         `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
         `Corrupt` (ANSWER_INVALID) for an answer over `limit_bytes`.
         """
-        params = {key: value for key, value in (query or {}).items() if value not in (None, "")}
+        params = [(key, value) for key, value in (query or {}).items() if value not in (None, "")]
         sent = self._own_headers(headers)
         if method not in ("GET", "HEAD"):
             sent["Idempotency-Key"] = secrets.token_hex(16)
-        content = None
+        content = b""
         if json is not None:
             content = texts.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
-        target = str(httpx.URL(self.url + PREFIX + path, params=params or None))
+        target = self.url + PREFIX + quote(path, safe=_PATH_CHARACTERS) + _query(params)
         timeout = seconds or self.timeout_seconds
 
-        def once() -> httpx.Response:
-            with self._watch(seconds is None and not params.get("wait")):
-                return self._own_transport.ask(method, target, content, sent, seconds=timeout, limit_bytes=limit_bytes)
+        def once() -> Answer:
+            with self._watch(seconds is None and "wait" not in dict(params)):
+                reply = self._own_transport.open(method, target, sent, content, seconds=timeout)
+                return reply.read(limit_bytes)
 
         answer = self._repeat(once, patient, moves_files=False)
-        if answer.has_redirect_location:
-            location = answer.headers["location"].partition("?")[0][:200]
+        if answer.location:
+            location = answer.location.partition("?")[0][:200]
             raise wrong_answer(f"the registry redirects {path} to {location!r}", next_step="use that URL")
         return answer
 
-    def upload(self, method: str, url: str, body: Body, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
-        """Send bytes to a link, which is relative or absolute."""
-        transport, target, sent = self._route(url, headers)
-        return self._repeat(lambda: transport.put(method, target, sent, body()))
-
     @contextmanager
-    def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
-        """The answer to a GET of a link, its body still to be read. Follows redirects."""
-        opened = self._repeat(lambda: self._open(url, headers))
+    def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[bytes]]:
+        """The body of the answer to a GET of a link. Follows redirects."""
+        replies: list[Reply] = []
+
+        def once() -> Answer:
+            reply = self._get(url, headers)
+            if reply.answer.is_error:
+                return reply.read()
+            replies.append(reply)
+            return reply.answer
+
+        self._repeat(once)
         try:
-            with _as_unavailable(self.url):
-                yield opened
+            yield self._chunks(replies[-1])
         finally:
-            opened.close()
+            replies[-1].close()
 
     def send_file(
         self, url: str, file: io.FileIO, start: int, length: int, *, headers: Mapping[str, str] | None = None,
         advance: Advance = lambda _count: None,
-    ) -> httpx.Response:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         """PUT a range of a file to a link. `advance` is called with each step, negative when it starts again.
 
         412 with If-None-Match means that an earlier attempt arrived and its answer was lost.
         """
         transport, target, sent = self._route(url, headers)
+        sent["Content-Length"] = str(length)
         moved = 0
 
-        def once() -> httpx.Response:
+        def once() -> Answer:
             nonlocal moved
             advance(-moved)
             moved, guard = 0, ThroughputGuard(target)
@@ -159,52 +177,58 @@ class Connection:
                 advance(count)
                 guard.moved(count)
 
-            answer = transport.put_file(target, sent, file, start, length, step)
-            there_already = answer.status_code == 412 and "If-None-Match" in sent
-            return httpx.Response(200, request=answer.request) if there_already else answer
+            reply = transport.open("PUT", target, sent, FileRange(file, start, length, step), seconds=READ_SECONDS)
+            answer = reply.read()
+            there_already = answer.status == 412 and "If-None-Match" in sent
+            return Answer(answer.url, 200, answer.headers) if there_already else answer
 
         return self._repeat(once, patient=True)
 
-    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> Answer:
         """GET a link and give its bytes to `take` as they arrive. Sent again only while nothing was received."""
         received = 0
 
-        def once() -> httpx.Response:
-            guard = ThroughputGuard(self._followed(self.url + "/", url))
-
-            def count(piece: memoryview) -> None:
-                nonlocal received
-                received += len(piece)
-                take(piece)
-                guard.moved(len(piece))
-
+        def once() -> Answer:
+            nonlocal received
+            reply = self._get(url, headers)
+            if reply.answer.status not in (200, 206):
+                return reply.read()
+            guard = ThroughputGuard(reply.answer.url)
             try:
-                return self._receive(url, count, headers)
-            except httpx.HTTPError as e:
+                if (reply.answer.status == 206) != ("Range" in (headers or {})):
+                    raise TransportError("the answer is not the requested range", reply.answer.url)
+                reply.set_deadline(math.inf)
+                for chunk in reply.chunks():
+                    received += len(chunk)
+                    take(memoryview(chunk))
+                    guard.moved(len(chunk))
+            except TransportError as e:
                 if received:
                     raise unreachable(self.url, e) from e
                 raise
+            finally:
+                reply.close()
+            return reply.answer
 
         return self._repeat(once, patient=True)
 
     # ---------------------------------------------------------------- inside
-    def _open(self, url: str, headers: Mapping[str, str] | None) -> httpx.Response:
-        for _ in range(REDIRECTS_LIMIT + 1):
-            transport, target, sent = self._route(url, {"Accept-Encoding": "identity"} | dict(headers or {}))
-            answer = transport.open(target, sent)
-            if not answer.has_redirect_location:
-                return read_whole(answer) if answer.is_error else answer
-            url = self._followed(target, answer.headers["location"])
-            answer.close()
-        raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
+    def _chunks(self, reply: Reply) -> Iterator[bytes]:
+        reply.set_deadline(math.inf)
+        try:
+            for chunk in reply.chunks():
+                yield bytes(chunk)
+        except TransportError as e:
+            raise unreachable(self.url, e) from e
 
-    def _receive(self, url: str, take: Take, headers: Mapping[str, str] | None) -> httpx.Response:
+    def _get(self, url: str, headers: Mapping[str, str] | None) -> Reply:
         for _ in range(REDIRECTS_LIMIT + 1):
             transport, target, sent = self._route(url, headers)
-            answer = transport.get(target, sent, take)
-            if not answer.has_redirect_location:
-                return answer
-            url = self._followed(target, answer.headers["location"])
+            reply = transport.open("GET", target, sent, b"", seconds=READ_SECONDS)
+            if not reply.answer.location:
+                return reply
+            reply.close()
+            url = self._followed(target, reply.answer.location)
         raise Unavailable("STORE_UNAVAILABLE", f"{self.url} redirects more than {REDIRECTS_LIMIT} times")
 
     def _route(self, url: str, headers: Mapping[str, str] | None) -> tuple[Transport, str, dict[str, str]]:
@@ -214,38 +238,43 @@ class Connection:
             return self._own_transport, target, self._own_headers(headers)
         return self._other_transport, target, dict(headers or {})
 
+    def _check_peer(self, url: str, address: str) -> None:
+        """`Corrupt` (ANSWER_INVALID) if a connection for a link leads to this machine, but not one for the registry."""
+        if self._in_process or origin(url) == origin(self.url) or not is_local_address(address):
+            return
+        if not is_local(origin(self.url)[1]):
+            raise wrong_answer(f"the registry links to {_shown(url)}, which is {address} now")
+
     def _followed(self, base: str, link: str) -> str:
-        return links.followed(base, link, self.url, in_process=self._in_process)
+        return followed(base, link, self.url, in_process=self._in_process)
 
     def _own_headers(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(
-        self, once: Callable[[], httpx.Response], patient: bool = False, *, moves_files: bool = True
-    ) -> httpx.Response:
+    def _repeat(self, once: Callable[[], Answer], patient: bool = False, *, moves_files: bool = True) -> Answer:
         """`moves_files`: an attempt may take hours, so a few attempts are made however long they take."""
         attempt, began, paused = 0, time.monotonic(), 0.0
         while True:
             attempt += 1
-            cause: httpx.HTTPError | None = None
+            cause: TransportError | None = None
             try:
                 answer = once()
-            except httpx.HTTPError as e:
+            except TransportError as e:
                 error, cause = unreachable(self.url, e), e
-                is_restart = patient and self._answered and isinstance(e, httpx.ConnectError | httpx.ReadError)
+                is_restart = patient and self._answered and e.broke
                 limit = PATIENT_ATTEMPTS_LIMIT if is_restart else ATTEMPTS_LIMIT
             else:
                 self._answered = True
                 if not answer.is_error:
                     self._check_checkpoint(answer)
                     return answer
-                is_own = origin(str(answer.url)) == origin(self.url)
+                is_own = origin(answer.url) == origin(self.url)
                 answered_error = error_of(answer, self.url) if is_own else store_error_of(answer)
                 if not isinstance(answered_error, Unavailable) or answered_error.code == "LINK_INVALID":
                     raise answered_error
                 error = answered_error
-                limit = PATIENT_ATTEMPTS_LIMIT if answer.status_code in (502, 503, 504) else ATTEMPTS_LIMIT
+                limit = PATIENT_ATTEMPTS_LIMIT if answer.status in (502, 503, 504) else ATTEMPTS_LIMIT
             pause = _pause(attempt, error.retry_after_seconds)
             if moves_files and attempt == 1:
                 began = time.monotonic()
@@ -279,19 +308,18 @@ class Connection:
             self._said_at = now
             self.on_wait(line)
 
-    def _check_checkpoint(self, answer: httpx.Response) -> None:
+    def _check_checkpoint(self, answer: Answer) -> None:
         checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
-        due = checkpoint or _HAS_CHECKPOINT.search(answer.url.path)
-        if due and self.on_checkpoint is not None and origin(str(answer.url)) == origin(self.url):
+        due = checkpoint or _HAS_CHECKPOINT.search(urlsplit(answer.url).path)
+        if due and self.on_checkpoint is not None and origin(answer.url) == origin(self.url):
             self.on_checkpoint(checkpoint)
 
 
-@contextmanager
-def _as_unavailable(url: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as e:
-        raise unreachable(url, e) from e
+def _query(params: list[tuple[str, Any]]) -> str:
+    """Return the query of a URL, with its `?` if there is one. A list is a parameter for each item."""
+    pairs = [(key, item) for key, value in params for item in (value if isinstance(value, list | tuple) else [value])]
+    texts_of = [(key, str(item).lower() if isinstance(item, bool) else str(item)) for key, item in pairs]
+    return f"?{urlencode(texts_of, quote_via=quote)}" if pairs else ""
 
 
 def _pause(attempt: int, retry_after_seconds: int | None) -> float:
@@ -317,15 +345,82 @@ def _timeout() -> float:
 def _parsed_url(url: str) -> str:
     """The registry's URL without a trailing slash. `Invalid` (SETTING_INVALID)."""
     try:
-        parsed, _ = httpx.URL(url), urlsplit(url).port
-    except (httpx.InvalidURL, TypeError, ValueError) as e:
+        parts, _ = urlsplit(url), urlsplit(url).port
+    except (AttributeError, TypeError, ValueError) as e:
         raise Invalid("SETTING_INVALID", f"registry URL {url[:200]!r} is not a URL: {e}") from e
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Invalid(
             "SETTING_INVALID",
             f"registry URL {url[:200]!r} does not begin with http:// or https://",
             next_step="set ADAPTER_REGISTRY to a URL such as https://registry.example.org",
         )
-    if parsed.userinfo:
+    if parts.username is not None:
         raise Invalid("SETTING_INVALID", "registry URL holds a password; put the token into ADAPTER_TOKEN")
     return url.rstrip("/")
+
+
+# ------------------------------------------------------------------ which addresses are used
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname or "", parts.port or default
+
+
+def followed(base: str, link: str, registry_url: str, *, in_process: bool) -> str:
+    """Return the absolute URL of a link or redirect. `Corrupt` (ANSWER_INVALID) for one that must not be followed.
+
+    `in_process`: the registry is in this process, so local addresses are its own.
+    """
+    try:
+        if link.startswith(f"{PREFIX}/") and origin(base) == origin(registry_url):
+            target = registry_url + link  # it may be below a path
+        else:
+            target = urljoin(base, link)
+        scheme, host, _ = origin(target)
+        if any(ord(character) <= 0x20 or ord(character) >= 0x7F for character in target):
+            raise ValueError("it holds a character that no URL has")
+    except ValueError as e:
+        raise wrong_answer(f"the registry links to {_shown(link)!r}, which is not a URL") from e
+    own_scheme, own_host, _ = origin(registry_url)
+    if origin(target) == origin(registry_url):
+        return target
+    if scheme not in ("http", "https") or not host:
+        raise wrong_answer(f"the registry links to {_shown(target)}; only http and https are followed")
+    if scheme == "http" and own_scheme == "https":
+        raise wrong_answer(f"the registry at {registry_url} links to {_shown(target)}; https never leads to http")
+    if not in_process and is_local(host) and not is_local(own_host):
+        raise wrong_answer(f"the registry links to {_shown(target)}, an address of this machine or network segment")
+    return target
+
+
+def check_token_target(url: str) -> None:
+    """`Invalid` (SETTING_INVALID) if a token for this URL would be sent unencrypted to another machine."""
+    scheme, host, _ = origin(url)
+    if scheme == "http" and not is_local(host):
+        raise Invalid(
+            "SETTING_INVALID",
+            f"a token is not sent over plain http to {host}: everyone on the way could read it",
+            next_step="use https, or accept the risk with `adapter login --insecure` or ADAPTER_INSECURE=1",
+        )
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is, or resolves to, a loopback, link-local or metadata address."""
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(is_local_address(str(info[4][0])) for info in addresses)
+
+
+def is_local_address(text: str) -> bool:
+    """Whether an address is a loopback, link-local or metadata address."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its query, which holds a signature."""
+    return url.partition("?")[0][:200]

@@ -1,4 +1,4 @@
-"""`InProcess`: an httpx transport to an ASGI application in this process, for the embedded registry and for tests.
+"""`InProcess`: a `Transport` to an ASGI application in this process, for the embedded registry and for tests.
 
 - The application runs in an event loop in its own thread. Its lifespan begins before the first request and ends with
   `close()`, which lets it finish what it does for requests, also after their answers.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.message
 import logging
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import httpx
+from registry.client.transport.exchange import Reply, TransportError
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -33,7 +35,7 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _LOG = logging.getLogger(__name__)
 
 
-class InProcess(httpx.BaseTransport):
+class InProcess:
     """Requests go to `app` without a socket. Thread-safe; `close()` runs the application's shutdown."""
 
     def __init__(self, app: Application) -> None:
@@ -41,13 +43,22 @@ class InProcess(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def open(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
+    ) -> Reply:
+        """Call the application. `seconds`: how long each part of the answer may take."""
         with self._lock:
             if self._running is None:
                 self._running = _Running.start(self._app)
             running = self._running
-        exchange = _Exchange(self._app, request, running)
-        return exchange.answer()
+        lines = list(headers.items())
+        names = {name.lower() for name, _ in lines}
+        if "host" not in names:
+            lines.insert(0, ("Host", urlsplit(url).netloc))
+        if isinstance(body, bytes) and (body or method not in ("GET", "HEAD")) and "content-length" not in names:
+            lines.append(("Content-Length", str(len(body))))
+        exchange = _Exchange(self._app, _scope(method, url, lines, running.state), body, url, running, seconds)
+        return exchange.reply()
 
     def settle(self) -> None:
         """Wait until the application has finished the requests so far, for at most `STOP_SECONDS`."""
@@ -57,6 +68,7 @@ class InProcess(httpx.BaseTransport):
             running.settle()
 
     def close(self) -> None:
+        """Let the application end what it is doing, and end its lifespan."""
         with self._lock:
             running, self._running = self._running, None
         if running is not None:
@@ -149,28 +161,35 @@ _END = object()
 class _Exchange:
     """One request and its answer: the caller's thread on one side, the event loop on the other."""
 
-    def __init__(self, app: Application, request: httpx.Request, running: _Running) -> None:
-        self._app, self._request, self._running = app, request, running
-        timeout = request.extensions.get("timeout", {})
-        self._read_seconds: float | None = timeout.get("read")
+    def __init__(
+        self, app: Application, scope: dict[str, Any], body: bytes | Iterable[bytes], url: str, running: _Running,
+        seconds: float,
+    ) -> None:  # fmt: skip
+        self._app, self._scope, self._url, self._running = app, scope, url, running
+        self._read_seconds = seconds
         self._out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._capacity = asyncio.Semaphore(CHUNKS_AHEAD)
         self._gone = asyncio.Event()
-        self._body: Iterator[bytes] | None = None
+        self._is_streamed = not isinstance(body, bytes)  # else nothing can block
+        self._body = iter([body] if isinstance(body, bytes) else body)
         self._body_ended = False
         self._body_error: Exception | None = None
         self._ended = False
 
-    def answer(self) -> httpx.Response:
+    def reply(self) -> Reply:
+        """Begin, and wait for the head of the answer."""
         self._running.begin(self)
         first = self._next()
         if self._body_error is not None:
             raise self._body_error
         if first is _END:
-            return httpx.Response(500, text="the application ended without an answer", request=self._request)
-        return httpx.Response(
-            first["status"], headers=first.get("headers", []), stream=_Answer(self), request=self._request
-        )
+            first = {"status": 500}
+            self._out.put(_END)
+            self._ended = True
+        headers = email.message.Message()
+        for name, value in first.get("headers", ()):
+            headers[name.decode("latin-1")] = value.decode("latin-1")
+        return _InProcessReply(self, self._url, first["status"], headers)
 
     # ---------------------------------------------------------------- on the caller's thread
     def _next(self) -> Any:
@@ -178,7 +197,7 @@ class _Exchange:
             return self._out.get(timeout=self._read_seconds)
         except queue.Empty:
             self.leave()
-            raise httpx.ReadTimeout("the application did not answer in time", request=self._request) from None
+            raise TransportError("the application did not answer in time", self._url) from None
 
     def chunks(self) -> Iterator[bytes]:
         while (message := self._next()) is not _END:
@@ -186,7 +205,7 @@ class _Exchange:
             if message.get("body"):
                 yield message["body"]
         if not self._ended:
-            raise httpx.RemoteProtocolError("the application broke off its answer", request=self._request)
+            raise TransportError("the application broke off its answer", self._url)
 
     def leave(self) -> None:
         """Stop reading. The application sees a disconnect."""
@@ -200,10 +219,10 @@ class _Exchange:
     # ---------------------------------------------------------------- on the event loop
     async def run(self) -> None:
         try:
-            await self._app(_scope(self._request, self._running.state), self._receive, self._send)
+            await self._app(self._scope, self._receive, self._send)
         except Exception:
             if not self._gone.is_set():
-                _LOG.exception("%s %s failed inside the application", self._request.method, self._request.url.path)
+                _LOG.exception("%s %s failed inside the application", self._scope["method"], self._scope["path"])
         finally:
             self._out.put(_END)
 
@@ -221,12 +240,7 @@ class _Exchange:
         return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
 
     async def _next_of_body(self) -> bytes | None:
-        stream = self._request.stream
-        if self._body is None:
-            if not isinstance(stream, httpx.SyncByteStream):
-                raise RuntimeError("an asynchronous request body was given to a synchronous transport")
-            self._body = iter(stream)
-        if isinstance(stream, httpx.ByteStream):  # bytes in memory: nothing can block
+        if not self._is_streamed:
             return next(self._body, None)
         return await self._running.loop.run_in_executor(self._running.pool, next, self._body, None)
 
@@ -245,23 +259,24 @@ class _Exchange:
                 self._out.put(_END)
 
 
-class _Answer(httpx.SyncByteStream):
-    def __init__(self, exchange: _Exchange) -> None:
+class _InProcessReply(Reply):
+    def __init__(self, exchange: _Exchange, url: str, status: int, headers: email.message.Message) -> None:
+        super().__init__(url, status, headers)
         self._exchange = exchange
 
-    def __iter__(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
         return self._exchange.chunks()
 
     def close(self) -> None:
         self._exchange.leave()
 
 
-def _scope(request: httpx.Request, state: dict[str, Any]) -> dict[str, Any]:
-    url = request.url
-    raw_path, _, query = url.raw_path.partition(b"?")
+def _scope(method: str, url: str, headers: list[tuple[str, str]], state: dict[str, Any]) -> dict[str, Any]:
+    parts = urlsplit(url)
+    path = parts.path or "/"
     return {
-        "type": "http", "asgi": _ASGI, "http_version": "1.1", "method": request.method, "scheme": url.scheme,
-        "path": url.path, "raw_path": raw_path, "query_string": query, "root_path": "",
-        "headers": [(key.lower(), value) for key, value in request.headers.raw], "client": ("in-process", 0),
-        "server": (url.host, url.port), "state": dict(state),
+        "type": "http", "asgi": _ASGI, "http_version": "1.1", "method": method, "scheme": parts.scheme,
+        "path": unquote(path), "raw_path": path.encode("ascii"), "query_string": parts.query.encode("ascii"),
+        "root_path": "", "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
+        "client": ("in-process", 0), "server": (parts.hostname, parts.port), "state": dict(state),
     }  # fmt: skip

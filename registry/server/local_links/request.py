@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from registry.server.storage.signed_links import PATH, LinkSigner, SignedLink
+from registry.api import LINKS
+from registry.server.storage.signed_links import LinkSigner, SignedLink
 
 HEAD_LIMIT_BYTES = 16 * 2**10
 _HEAD = re.compile(
     rb"(GET|PUT) (/[!-~]{1,1000}) HTTP/1\.([01])\r\n"
     rb"((?:[!#-'*+.^_`|~0-9A-Za-z-]{1,100}:[ -~\t]{0,4000}\r\n){1,100})\r\n"
 )
-_BEGINNINGS = tuple(f"{method} {PATH}".encode() for method in ("GET", "PUT"))
+_BEGINNINGS = tuple(f"{method} {LINKS}".encode() for method in ("GET", "PUT"))
 _UNUSUAL = frozenset({"transfer-encoding", "expect", "upgrade", "if-none-match", "if-match", "trailer"})
 
 

@@ -17,16 +17,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from registry.api import PREFIX
+from registry.api import LINKS
 from registry.errors import Unavailable
 
-PATH = f"{PREFIX}/links/"
 LIMIT_SECONDS = 15 * 60
 """A link lives no longer, whatever REGISTRY_LINK_SECONDS says."""
 SECRET_PURPOSE = "links of the local store"  # noqa: S105 - a name, no secret
 METHODS = frozenset({"GET", "PUT"})
 _TARGET = re.compile(
-    re.escape(PATH) + r"(?P<key>[a-zA-Z0-9_/-]{64,200})\?size=(?P<size>[0-9]{1,15})&until=(?P<until>[0-9]{1,12})"
+    re.escape(LINKS) + r"(?P<key>[a-zA-Z0-9_/-]{64,200})\?size=(?P<size>[0-9]{1,15})&until=(?P<until>[0-9]{1,12})"
     r"&owner=(?P<owner>[A-Za-z0-9_-]{0,80})&signature=(?P<signature>[0-9a-f]{64})\Z"
 )
 
@@ -50,7 +49,7 @@ class LinkSigner:
     def sign(self, method: str, key: str, size_bytes: int, *, seconds: int, owner: str) -> str:
         """Return the relative URL of a link."""
         until = int(time.time()) + min(seconds, LIMIT_SECONDS)
-        target = f"{PATH}{key}?size={size_bytes}&until={until}&owner={owner}"
+        target = f"{LINKS}{key}?size={size_bytes}&until={until}&owner={owner}"
         return f"{target}&signature={self._signature(method, target)}"
 
     def check(self, method: str, target: str) -> SignedLink:

@@ -1,0 +1,454 @@
+"""`HttpTransport`: sends a request and reads its answer, by the standard library's `http.client`.
+
+- Upload: `sendfile` from the page cache; over TLS a buffer at a time. Download: the socket fills one buffer of 1 MiB.
+  Memory does not depend on the size of a file.
+- A connection is used by one thread at a time, kept for the next request to its origin, and closed after any error.
+- No token is added here, and no redirect is followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.message
+import http.client
+import io
+import json
+import math
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from registry.api import LINKS
+from registry.errors import Corrupt, Invalid
+
+BUFFER_BYTES = 2**20
+STEP_BYTES = 8 * 2**20
+"""Steps in which an upload reports progress."""
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+KEPT_LIMIT = 16
+LEAST_BYTES_PER_SECOND = 2**10
+"""A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
+ANSWER_LIMIT_BYTES = 32 * 2**20
+"""Limit of one answer of the registry that is no file; lists of a whole base have `LIST_LIMIT_BYTES`."""
+LIST_LIMIT_BYTES = 256 * 2**20
+ERROR_LIMIT_BYTES = 2**20
+"""Limit of an answer to a transfer of a file."""
+ANSWER_SECONDS = 120.0
+"""An answer must be there this long after the time that the other side may think, however it arrives."""
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+Advance = Callable[[int], None]
+Take = Callable[[memoryview], None]
+
+
+def wrong_answer(message: str, code: str = "ANSWER_INVALID", *, next_step: str = "") -> Corrupt:
+    """Return the error for an answer that must not be used."""
+    return Corrupt(code, message, next_step=next_step or "check the registry's URL, and proxies that change answers")
+
+
+class TransportError(Exception):
+    """A request got no whole answer. `broke`: the connection failed, as connections do while a registry restarts."""
+
+    def __init__(self, message: str, url: str, *, broke: bool = False) -> None:
+        super().__init__(message)
+        self.url, self.broke = url, broke
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with its body, or with an empty one if the body was streamed. `headers` ignores case."""
+
+    url: str
+    status: int
+    headers: email.message.Message
+    content: bytes = b""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the status says that the request failed."""
+        return self.status >= 400
+
+    @property
+    def location(self) -> str:
+        """Where a redirect leads; empty for another answer."""
+        return self.headers.get("Location", "") if self.status in REDIRECTS else ""
+
+    def json(self) -> Any:
+        """Return the body as a JSON value. `ValueError` if it is none."""
+        return json.loads(self.content)
+
+
+class Reply(ABC):
+    """An answer whose body is still to be read. Close it."""
+
+    def __init__(self, url: str, status: int, headers: email.message.Message) -> None:
+        self.answer = Answer(url, status, headers)
+
+    @abstractmethod
+    def chunks(self) -> Iterator[memoryview | bytes]:
+        """Yield the body. A chunk is valid until the next one. `TransportError`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the exchange. The body need not be read."""
+
+    def set_deadline(self, until: float) -> None:  # noqa: B027 - an option
+        """Limit the time in which the body arrives as a whole, by `time.monotonic`."""
+
+    def read(self, limit_bytes: int = ERROR_LIMIT_BYTES) -> Answer:
+        """Read the body and close. `Corrupt` (ANSWER_INVALID) over the limit."""
+        body, answer = bytearray(), self.answer
+        try:
+            for chunk in self.chunks():
+                body += chunk
+                if len(body) > limit_bytes:
+                    parts = urlsplit(answer.url)
+                    raise wrong_answer(f"the answer to {parts.path} of {parts.hostname} is over {limit_bytes} bytes")
+        finally:
+            self.close()
+        return Answer(answer.url, answer.status, answer.headers, bytes(body))
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """A request body: `length` bytes of a file. `advance` is called with each step."""
+
+    file: io.FileIO
+    start: int
+    length: int
+    advance: Advance
+
+    def __iter__(self) -> Iterator[bytes]:
+        start, end = self.start, self.start + self.length
+        while start < end:
+            piece = os.pread(self.file.fileno(), min(BUFFER_BYTES, end - start), start)
+            if not piece:
+                self.raise_truncated()
+            yield piece
+            start += len(piece)
+            self.advance(len(piece))
+
+    def raise_truncated(self) -> NoReturn:
+        """Raise the error for a file that became shorter while it was sent."""
+        raise Invalid("FOLDER_INVALID", f"{self.file.name} was truncated while it was pushed; wait for its writer")
+
+
+class Transport(Protocol):
+    """Sends requests. Thread-safe."""
+
+    def open(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
+    ) -> Reply:
+        """Send a request and return the beginning of its answer. `seconds`: how long it may take. `TransportError`."""
+
+    def close(self) -> None:
+        """Close idle connections."""
+
+
+class HttpTransport:
+    """A `Transport` over sockets, through the proxies that the environment names."""
+
+    def __init__(self, user_agent: str) -> None:
+        self._user_agent = user_agent
+        self._lock = threading.Lock()
+        self._kept: dict[_Route, list[http.client.HTTPConnection]] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._kept = self._kept, {}
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+    def open(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
+    ) -> Reply:
+        route = _Route.of(urlsplit(url))
+        connection = self._take(route) or self._connect(route, url)
+        lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **route.proxy_headers, **headers}
+        if isinstance(body, bytes) and (body or method not in ("GET", "HEAD")):
+            lines["Content-Length"] = str(len(body))
+        try:
+            with _as_transport_error(url, seconds):
+                connection.sock.settimeout(seconds)
+                connection.putrequest(method, route.target(url), skip_accept_encoding=True)
+                for name, value in lines.items():
+                    connection.putheader(name, value)
+                connection.endheaders(body if isinstance(body, bytes) and body else None)
+                if isinstance(body, bytes) or _send(connection, body):
+                    return _HttpReply(self, route, connection, url, seconds)
+                with contextlib.suppress(OSError, http.client.HTTPException):  # the other side closed: did it say why?
+                    return _HttpReply(self, route, connection, url, seconds)
+                raise ConnectionResetError("the connection was closed while the body was sent")
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self, route: _Route, url: str) -> http.client.HTTPConnection:
+        host, port = route.peer
+        if route.peer_is_encrypted:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=CONNECT_SECONDS, context=self._tls_context()
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        if route.is_tunnel:
+            connection.set_tunnel(*route.origin[1:], headers=route.proxy_authorization)
+        with _as_transport_error(url, CONNECT_SECONDS):
+            connection.connect()
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """Return the TLS context, made on first use. `Invalid` if its files cannot be read."""
+        file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+        with self._lock:
+            try:
+                self._tls = self._tls or ssl.create_default_context(cafile=file or None, capath=folder or None)
+            except OSError as e:
+                why = f"{file or folder!r} (SSL_CERT_FILE, SSL_CERT_DIR) cannot be read: {e.strerror or e}"
+                raise Invalid("SETTING_INVALID", f"the certificates in {why}") from e
+            return self._tls
+
+    def _take(self, route: _Route) -> http.client.HTTPConnection | None:
+        """Take a kept connection without unread data: unrequested data means that the other side closed it."""
+        while True:
+            with self._lock:
+                kept = self._kept.get(route)
+                if not kept:
+                    return None
+                connection = kept.pop()
+            if not has_data(connection.sock):
+                return connection
+            connection.close()
+
+    def keep(self, route: _Route, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection for the next request."""
+        with self._lock:
+            idle = self._kept.setdefault(route, [])
+            if len(idle) < KEPT_LIMIT:
+                idle.append(connection)
+                return
+        connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How an origin is reached. A registry answers links by other threads, so they have connections of their own."""
+
+    origin: tuple[str, str, int]
+    proxy: str
+    is_link: bool
+
+    @classmethod
+    def of(cls, parts: SplitResult) -> _Route:
+        host = parts.hostname or ""
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+        if proxy and urllib.request.proxy_bypass(host):
+            proxy = ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return cls((parts.scheme, host, port), _checked(proxy, parts.scheme), LINKS in parts.path)
+
+    @property
+    def is_tunnel(self) -> bool:
+        return bool(self.proxy) and self.origin[0] == "https"
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """The host and port of the socket."""
+        parts = urlsplit(self.proxy)
+        default = 443 if parts.scheme == "https" else 80
+        return (parts.hostname or "", parts.port or default) if self.proxy else self.origin[1:]
+
+    @property
+    def peer_is_encrypted(self) -> bool:
+        return self.origin[0] == "https" or self.proxy.startswith("https:")
+
+    @property
+    def proxy_authorization(self) -> dict[str, str]:
+        parts = urlsplit(self.proxy)
+        if not parts.username:
+            return {}
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
+
+    @property
+    def proxy_headers(self) -> dict[str, str]:
+        """Headers of each request: a tunnel has them in its CONNECT."""
+        return self.proxy_authorization if self.proxy and not self.is_tunnel else {}
+
+    def target(self, url: str) -> str:
+        """What the request line names: the whole URL for a proxy that is no tunnel."""
+        if self.proxy and not self.is_tunnel:
+            return url
+        parts = urlsplit(url)
+        return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _checked(proxy: str, scheme: str) -> str:
+    """The URL of a proxy that can be used. `Invalid` (SETTING_INVALID)."""
+    if not proxy:
+        return ""
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts, _ = urlsplit(proxy), urlsplit(proxy).port
+        why = "" if parts.hostname and parts.scheme in ("http", "https") else "it is no http:// or https:// URL"
+    except ValueError as e:
+        parts, why = SplitResult("", "", "", "", ""), str(e)
+    if parts.scheme == scheme == "https":
+        why = "TLS to a proxy is supported for http:// registries only"
+    if why:
+        raise Invalid(
+            "SETTING_INVALID",
+            f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {why}",
+            next_step="name an http:// proxy, or the registry's host in NO_PROXY",
+        )
+    return proxy
+
+
+class _HttpReply(Reply):
+    def __init__(
+        self, transport: HttpTransport, route: _Route, connection: http.client.HTTPConnection, url: str, seconds: float
+    ) -> None:
+        connection.response_class = _Response
+        self._response = cast(_Response, connection.getresponse())
+        self._transport, self._route, self._connection, self._seconds = transport, route, connection, seconds
+        super().__init__(url, self._response.status, self._response.headers)
+
+    def set_deadline(self, until: float) -> None:
+        self._response.reader.until = until
+
+    def chunks(self) -> Iterator[memoryview]:
+        response, url = self._response, self.answer.url
+        size = BUFFER_BYTES if response.length is None else max(1, min(BUFFER_BYTES, response.length))
+        buffer = bytearray(size)
+        view = memoryview(buffer)
+        with _as_transport_error(url, self._seconds):
+            while count := response.readinto(buffer):
+                yield view[:count]
+        if response.length:
+            raise TransportError(f"the answer broke off {response.length} bytes before its end", url, broke=True)
+
+    def close(self) -> None:
+        if not self._response.isclosed() and self._response.length == 0:
+            self._response.read()
+        if self._response.isclosed() and self._connection.sock is not None:
+            self._transport.keep(self._route, self._connection)
+        else:
+            self._response.close()
+            self._connection.close()
+
+
+def _send(connection: http.client.HTTPConnection, body: Iterable[bytes]) -> bool:
+    """Send a body. False if the other side closed the connection meanwhile."""
+    sock = connection.sock
+    try:
+        if isinstance(body, FileRange) and not isinstance(sock, ssl.SSLSocket):
+            start, end = body.start, body.start + body.length
+            while start < end:
+                sent = sock.sendfile(body.file, start, min(STEP_BYTES, end - start))
+                if not sent:
+                    body.raise_truncated()
+                start += sent
+                body.advance(sent)
+        else:
+            for piece in body:
+                sock.sendall(piece)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def has_data(sock: socket.socket) -> bool:
+    """Whether there is data to read. `select` supports no descriptor above 1,023, and engines have thousands."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def _as_transport_error(url: str, seconds: float) -> Iterator[None]:
+    try:
+        yield
+    except _TooSlow as e:
+        raise TransportError(str(e), url) from e
+    except TimeoutError as e:
+        raise TransportError(f"no byte moved for {seconds:.0f} seconds", url) from e
+    except (OSError, http.client.HTTPException) as e:
+        raise TransportError(str(e) or type(e).__name__, url, broke=True) from e
+
+
+class ThroughputGuard:
+    """Ends a request whose body moves now and then but too slowly, though no pause is long enough to time out."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._since: float | None = None
+        self._bytes = 0
+
+    def moved(self, count: int) -> None:
+        """Count bytes, from the first on. `TransportError` if they are too few."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        self._bytes += count
+        seconds = now - self._since
+        if seconds < READ_SECONDS:
+            return
+        if self._bytes < LEAST_BYTES_PER_SECOND * seconds:
+            raise TransportError(f"only {self._bytes} bytes moved in {seconds:.0f} seconds", self._url)
+        self._since, self._bytes = now, 0
+
+
+class _TooSlow(TimeoutError):
+    """An answer arrived in time byte by byte, and not as a whole."""
+
+
+class _Reader(io.RawIOBase):
+    """Reads a socket until a moment. `file` keeps the socket open."""
+
+    def __init__(self, sock: socket.socket, file: io.BufferedReader, until: float) -> None:
+        self._socket, self._file, self.until = sock, file, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.until == math.inf:
+            return self._socket.recv_into(buffer)
+        seconds = self._socket.gettimeout() or READ_SECONDS
+        remaining = max(self.until - time.monotonic(), 0.001)
+        self._socket.settimeout(min(seconds, remaining))
+        try:
+            return self._socket.recv_into(buffer)
+        except TimeoutError as e:
+            if remaining < seconds:
+                raise _TooSlow("the answer did not arrive as a whole in time") from e
+            raise
+        finally:
+            self._socket.settimeout(seconds)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that is read by a `_Reader`: single bytes now and then do not keep it alive."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        until = time.monotonic() + (sock.gettimeout() or READ_SECONDS) + ANSWER_SECONDS
+        self.reader = _Reader(sock, self.fp, until)
+        self.fp = io.BufferedReader(self.reader)
