@@ -71,7 +71,7 @@ TABLE = [
     _row("registry.worker.smoke.image", "domain worker", "torch diffusers PIL"),
     _row("registry.worker.model_process.image_host", "domain worker", "diffusers"),
     _row("registry.worker.cluster", "domain client worker", "ray"),
-    _row("cli", "domain client cli", "click httpx pydantic"),
+    _row("cli", "domain client cli", "click pydantic"),
     _row("cli.agent", "domain client serving cli", "click"),
     _row("cli.audit_key", "domain server cli", "click"),
     _row("cli.bases", "domain client worker cli", "click"),

@@ -48,6 +48,7 @@ class Versions:
         self.url = self.connection.url
 
     def close(self) -> None:
+        """Close idle connections."""
         self.connection.close()
 
     def __enter__(self) -> Self:
@@ -58,6 +59,7 @@ class Versions:
 
     # ------------------------------------------------------------ push and bytes
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
+        """Plan a push: which blobs are missing, and where to send each."""
         answer = self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
         return answers.push_plan(request.manifest, answer)
 
@@ -75,6 +77,7 @@ class Versions:
         )
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
+        """Plan a pull: the version, the bytes of small files, and links to the others."""
         return answers.pull_plan(parsed_ref(ref), self._get(f"{path_of(ref)}/pull", PullPlan))
 
     @contextmanager
@@ -92,15 +95,19 @@ class Versions:
         return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
 
     def adapter(self, name: Name) -> AdapterView:
+        """Return one adapter."""
         return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), AdapterView))
 
     def versions(self, name: Name, *, cursor: str = "", limit: int | None = None) -> VersionPage:
+        """Return one page of the versions of an adapter, newest first."""
         return self._get(f"{path_of_adapter(name)}/versions", VersionPage, cursor=cursor, limit=limit)
 
     def version(self, ref: AnyRef) -> VersionView:
+        """Return one version with its verdicts."""
         return answers.of_version(parsed_ref(ref), self._get(path_of(ref), VersionView))
 
     def resolve(self, ref: AnyRef) -> Resolved:
+        """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
         return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved))
 
@@ -112,6 +119,7 @@ class Versions:
         return page
 
     def base(self, name: str) -> BaseView:
+        """Return one base by its name or alias."""
         return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
 
     # ------------------------------------------------------------ following the audit log
@@ -120,9 +128,11 @@ class Versions:
         return self.connection.send("GET", "/audit/checkpoint").content.decode(errors="replace")
 
     def log_keys(self) -> LogKeys:
+        """Return the public keys of the audit log."""
         return self._get("/audit/keys", LogKeys)
 
     def consistency(self, old: int, new: int) -> Consistency:
+        """Return the proof that a smaller log is the beginning of a larger one."""
         return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
 
     # ------------------------------------------------------------ inside
@@ -159,6 +169,7 @@ def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterat
 
 
 def path_of_adapter(name: Name) -> str:
+    """Return the path of an adapter."""
     return f"/adapters/{parsed_name(name)}"
 
 
@@ -174,4 +185,5 @@ def path_of(ref: AnyRef) -> str:
 
 
 def parsed_ref(ref: AnyRef) -> Ref:
+    """Parse a ref; one that is parsed stays as it is."""
     return ref if isinstance(ref, Ref) else Ref.parse(ref)

@@ -30,8 +30,11 @@ from registry.provenance import Provenance
 class Signature(Protocol):
     """How a pushed version is signed: `signing.WithKey` or `signing.Attached`, in a module that is slow to import."""
 
-    def check(self, manifest: Manifest) -> None: ...
-    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None: ...
+    def check(self, manifest: Manifest) -> None:
+        """Raise an error if the signature is not for this manifest."""
+
+    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
+        """Attach the signature to the pushed version."""
 
 
 def push_folder(

@@ -56,23 +56,29 @@ class Registry(Versions):
 
     # ------------------------------------------------------------ adapters and versions
     def rename(self, name: Name, to: Name) -> catalog.AdapterView:
+        """Rename an adapter."""
         return self._post(f"{path_of_adapter(name)}/rename", access.RenameRequest(to=str(to)), catalog.AdapterView)
 
     def delete_adapter(self, name: Name) -> catalog.DeleteResult:
+        """Delete an adapter with its versions."""
         return self._send("DELETE", path_of_adapter(name), catalog.DeleteResult)
 
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
+        """Yank a version, or undo that."""
         return self._post(
             f"{path_of(ref)}/{'unyank' if undo else 'yank'}", WithdrawRequest(reason=reason), catalog.VersionView
         )
 
     def quarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
+        """Quarantine a version."""
         return self._post(f"{path_of(ref)}/quarantine", WithdrawRequest(reason=reason), catalog.VersionView)
 
     def unquarantine(self, ref: AnyRef, reason: str) -> catalog.VersionView:
+        """End the quarantine of a version."""
         return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), catalog.VersionView)
 
     def lineage(self, ref: AnyRef, *, down: bool = False) -> catalog.Lineage:
+        """Return the ancestors and descendants of a version."""
         return self._get(f"{path_of(ref)}/lineage", catalog.Lineage, direction="down" if down else "up")
 
     def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> catalog.Lineage:
@@ -116,9 +122,11 @@ class Registry(Versions):
 
     # ------------------------------------------------------------ aliases and gates
     def aliases(self, name: Name) -> AliasList:
+        """Return the aliases of an adapter."""
         return self._get(f"{path_of_adapter(name)}/aliases", AliasList)
 
     def alias(self, name: Name, alias: str) -> AliasView:
+        """Return one alias."""
         return answers.alias(alias, self._get(_path_of_alias(name, alias), AliasView))
 
     def promote(
@@ -130,10 +138,12 @@ class Registry(Versions):
         return answers.alias(alias, self._send("PUT", _path_of_alias(name, alias), AliasView, request, headers=headers))
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
+        """Move an alias back to the version before."""
         request = RollbackRequest(to=to, reason=reason)
         return answers.alias(alias, self._post(f"{_path_of_alias(name, alias)}/rollback", request, AliasView))
 
     def history(self, name: Name, *, alias: str = "", at: datetime | None = None, cursor: str = "") -> History:
+        """Return the moves of an alias, newest first."""
         moment = at.isoformat() if at else ""
         return self._get(f"{path_of_adapter(name)}/history", History, alias=alias, at=moment, cursor=cursor)
 
@@ -142,12 +152,15 @@ class Registry(Versions):
         return self._get(_path_of_gates(scope), GateList)
 
     def gate(self, scope: str, alias: str) -> GateView:
+        """Return the gate of an alias."""
         return self._get(f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
 
     def set_gate(self, scope: str, alias: str, gate: Gate) -> GateView:
+        """Set the gate of an alias."""
         return self._send("PUT", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView, GateSet(gate=gate))
 
     def remove_gate(self, scope: str, alias: str) -> GateView:
+        """Remove the gate of an alias."""
         return self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
 
     def check_gate(self, ref: AnyRef, alias: str) -> GateCheck:
@@ -155,21 +168,26 @@ class Registry(Versions):
         return self._get(f"{path_of(ref)}/gates/{names.alias(alias)}", GateCheck)
 
     def approve(self, ref: AnyRef, alias: str, comment: str = "") -> ApprovalView:
+        """Approve a version for an alias."""
         return self._post(f"{path_of(ref)}/approvals", ApproveRequest(alias=alias, comment=comment), ApprovalView)
 
     def approvals(self, ref: AnyRef) -> ApprovalList:
+        """Return the approvals of a version."""
         return self._get(f"{path_of(ref)}/approvals", ApprovalList)
 
     # ------------------------------------------------------------ bases
     def add_base(self, request: catalog.BaseAdd) -> catalog.BaseView:
+        """Register a base model."""
         return self._post("/bases", request, catalog.BaseView)
 
     def set_base_aliases(self, name: str, aliases: Sequence[str]) -> catalog.BaseView:
+        """Set the aliases of a base."""
         return self._send(
             "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, catalog.BaseAliases(aliases=list(aliases))
         )
 
     def delete_base(self, name: str) -> catalog.DeleteResult:
+        """Delete a base that nothing uses."""
         return self._send("DELETE", _path_of_base(name), catalog.DeleteResult)
 
     def identify_base(self, name: str, identity: Identity) -> catalog.BaseView:
@@ -239,15 +257,19 @@ class Registry(Versions):
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:
+        """Submit a job."""
         return self._post("/jobs", request, Job)
 
     def jobs(self, *, state: str = "", kind: str = "", ref: str = "", cursor: str = "") -> JobPage:
+        """Return one page of jobs."""
         return self._get("/jobs", JobPage, state=state, kind=kind, ref=ref, cursor=cursor)
 
     def job(self, job_id: str) -> Job:
+        """Return one job."""
         return answers.job(job_id, self._get(_path_of_job(job_id), Job))
 
     def cancel(self, job_id: str) -> Job:
+        """Cancel a job."""
         return answers.job(job_id, self._send("POST", _path_of_job(job_id) + "/cancel", Job))
 
     def claim(self, request: ClaimRequest) -> Claimed | None:
@@ -258,49 +280,63 @@ class Registry(Versions):
         return answers.claimed(request.kinds, request.bases, parsed(answer, Claimed))
 
     def renew(self, job_id: str, request: RenewRequest) -> Lease:
+        """Renew the lease of a job."""
         return self._post(_path_of_job(job_id) + "/renew", request, Lease)
 
     def finish(self, job_id: str, request: FinishRequest) -> Job:
+        """Finish a job with its result."""
         return answers.job(job_id, self._post(_path_of_job(job_id) + "/finish", request, Job))
 
     def fail(self, job_id: str, request: FailRequest) -> Job:
+        """Report that a job failed."""
         return answers.job(job_id, self._post(_path_of_job(job_id) + "/fail", request, Job))
 
     # ------------------------------------------------------------ namespaces and trusted publishers
     def namespaces(self, *, cursor: str = "", limit: int | None = None) -> access.NamespacePage:
+        """Return the namespaces."""
         return self._get("/namespaces", access.NamespacePage, cursor=cursor, limit=limit)
 
     def namespace(self, name: str) -> access.NamespaceView:
+        """Return one namespace."""
         return self._get(_path_of_namespace(name), access.NamespaceView)
 
     def create_namespace(self, name: str, *, owner: str = "") -> access.NamespaceView:
+        """Create a namespace."""
         return self._post("/namespaces", access.NamespaceCreate(name=name, owner=owner), access.NamespaceView)
 
     def change_namespace(self, name: str, request: access.NamespaceSet) -> access.NamespaceView:
+        """Change a namespace."""
         return self._send("PATCH", _path_of_namespace(name), access.NamespaceView, request)
 
     def delete_namespace(self, name: str) -> catalog.DeleteResult:
+        """Delete an empty namespace."""
         return self._send("DELETE", _path_of_namespace(name), catalog.DeleteResult)
 
     def grant_role(self, name: str, subject: str, role: str) -> access.NamespaceView:
+        """Grant a role in a namespace."""
         return self._send("PUT", _path_of_role(name, subject), access.NamespaceView, access.RoleGrant(role=role))
 
     def revoke_role(self, name: str, subject: str) -> access.NamespaceView:
+        """Revoke a role in a namespace."""
         return self._send("DELETE", _path_of_role(name, subject), access.NamespaceView)
 
     def publishers(self, name: Name) -> access.PublisherList:
+        """Return the trusted publishers of an adapter."""
         return self._get(f"{path_of_adapter(name)}/publishers", access.PublisherList)
 
     def add_publisher(self, name: Name, request: access.PublisherAdd) -> access.PublisherView:
+        """Add a trusted publisher."""
         return self._post(f"{path_of_adapter(name)}/publishers", request, access.PublisherView)
 
     def remove_publisher(self, name: Name, publisher_id: str) -> access.PublisherView:
+        """Remove a trusted publisher."""
         return self._send(
             "DELETE", f"{path_of_adapter(name)}/publishers/{quote(publisher_id, safe='')}", access.PublisherView
         )
 
     # ------------------------------------------------------------ tokens
     def whoami(self) -> access.Whoami:
+        """Return who the token belongs to, and what it may do."""
         return self._get("/whoami", access.Whoami)
 
     def tokens(self) -> access.TokenPage:
@@ -308,12 +344,15 @@ class Registry(Versions):
         return self._get_all("/tokens", access.TokenPage)
 
     def create_token(self, request: access.TokenCreate) -> access.TokenCreated:
+        """Create a token; its secret is in this answer only."""
         return self._post("/tokens", request, access.TokenCreated)
 
     def revoke_token(self, token_id: str) -> access.TokenView:
+        """Revoke a token."""
         return self._send("DELETE", _path_of_token(token_id), access.TokenView)
 
     def rotate_token(self, token_id: str, *, keep_seconds: int = 0) -> access.TokenCreated:
+        """Give a token a new secret."""
         return self._post(
             f"{_path_of_token(token_id)}/rotate", access.TokenRotate(keep_seconds=keep_seconds), access.TokenCreated
         )
@@ -326,6 +365,7 @@ class Registry(Versions):
 
     # ------------------------------------------------------------ maintenance
     def health(self, *, store: bool = False) -> maintenance.Health:
+        """Return what the server says about itself."""
         return self._get("/health", maintenance.Health, store="true" if store else "")
 
     def collect(self, request: maintenance.GcRequest) -> maintenance.GcReport:

@@ -40,18 +40,23 @@ RANGES_AT_ONCE = 2
 class Progress(Protocol):
     """Receives the total and each step in bytes; a step back is negative."""
 
-    def start(self, total_bytes: int) -> None: ...
-    def advance(self, count: int) -> None: ...
+    def start(self, total_bytes: int) -> None:
+        """Set the total."""
+
+    def advance(self, count: int) -> None:
+        """Count a step."""
 
 
 class Silent:
     """Progress that is not shown."""
 
     def start(self, _total_bytes: int) -> None:
-        return None
+        """Set the total."""
+        return
 
     def advance(self, _count: int) -> None:
-        return None
+        """Count a step."""
+        return
 
 
 def send(registry: Versions, upload: Upload, source: Path, progress: Progress) -> None:

@@ -166,6 +166,7 @@ class HttpTransport:
         self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
+        """Close idle connections."""
         with self._lock:
             idle, self._kept = self._kept, {}
         for connections in idle.values():
@@ -175,9 +176,12 @@ class HttpTransport:
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
     ) -> Reply:
+        """Send a request on a kept or a new connection."""
         route = _Route.of(urlsplit(url))
         connection = self._take(route) or self._connect(route, url)
-        lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **route.proxy_headers, **headers}
+        lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
+        if route.names_url:
+            lines.update(route.authorization)
         if isinstance(body, bytes) and (body or method not in ("GET", "HEAD")):
             lines["Content-Length"] = str(len(body))
         try:
@@ -197,15 +201,14 @@ class HttpTransport:
             raise
 
     def _connect(self, route: _Route, url: str) -> http.client.HTTPConnection:
-        host, port = route.peer
-        if route.peer_is_encrypted:
+        if route.is_encrypted:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=CONNECT_SECONDS, context=self._tls_context()
+                route.host, route.port, timeout=CONNECT_SECONDS, context=self._tls_context()
             )
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
-        if route.is_tunnel:
-            connection.set_tunnel(*route.origin[1:], headers=route.proxy_authorization)
+            connection = http.client.HTTPConnection(route.host, route.port, timeout=CONNECT_SECONDS)
+        if route.tunnel:
+            connection.set_tunnel(*route.tunnel, headers=dict(route.authorization))
         with _as_transport_error(url, CONNECT_SECONDS):
             connection.connect()
         return connection
@@ -245,77 +248,59 @@ class HttpTransport:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """How an origin is reached. A registry answers links by other threads, so they have connections of their own."""
+    """How an origin is reached. A registry answers links by other threads, so they have connections of their own.
 
-    origin: tuple[str, str, int]
-    proxy: str
+    `tunnel`: host and port for a proxy's CONNECT. `names_url`: the request line names the whole URL, for a proxy.
+    """
+
+    host: str
+    port: int
+    is_encrypted: bool
     is_link: bool
+    tunnel: tuple[str, int] | None = None
+    names_url: bool = False
+    authorization: tuple[tuple[str, str], ...] = ()
+    """The header for the proxy, which a tunnel gets in its CONNECT, and other proxies in each request."""
 
     @classmethod
     def of(cls, parts: SplitResult) -> _Route:
-        host = parts.hostname or ""
+        """Return the route to a URL, by the environment. `Invalid` (SETTING_INVALID) for a wrong proxy."""
+        is_encrypted, is_link = parts.scheme == "https", LINKS in parts.path
+        host, port = parts.hostname or "", parts.port or (443 if is_encrypted else 80)
         proxies = urllib.request.getproxies()
         proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-        if proxy and urllib.request.proxy_bypass(host):
-            proxy = ""
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return cls((parts.scheme, host, port), _checked(proxy, parts.scheme), LINKS in parts.path)
-
-    @property
-    def is_tunnel(self) -> bool:
-        return bool(self.proxy) and self.origin[0] == "https"
-
-    @property
-    def peer(self) -> tuple[str, int]:
-        """The host and port of the socket."""
-        parts = urlsplit(self.proxy)
-        default = 443 if parts.scheme == "https" else 80
-        return (parts.hostname or "", parts.port or default) if self.proxy else self.origin[1:]
-
-    @property
-    def peer_is_encrypted(self) -> bool:
-        return self.origin[0] == "https" or self.proxy.startswith("https:")
-
-    @property
-    def proxy_authorization(self) -> dict[str, str]:
-        parts = urlsplit(self.proxy)
-        if not parts.username:
-            return {}
-        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return {"Proxy-Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
-
-    @property
-    def proxy_headers(self) -> dict[str, str]:
-        """Headers of each request: a tunnel has them in its CONNECT."""
-        return self.proxy_authorization if self.proxy and not self.is_tunnel else {}
+        if not proxy or urllib.request.proxy_bypass(host):
+            return cls(host, port, is_encrypted, is_link)
+        peer = _parsed_proxy(proxy, is_tunnel=is_encrypted)
+        authorization: tuple[tuple[str, str], ...] = ()
+        if peer.username:
+            secret = f"{unquote(peer.username)}:{unquote(peer.password or '')}".encode()
+            authorization = (("Proxy-Authorization", f"Basic {base64.b64encode(secret).decode()}"),)
+        tunnel = (host, port) if is_encrypted else None
+        peer_port = peer.port or (443 if peer.scheme == "https" else 80)
+        encrypted = is_encrypted or peer.scheme == "https"
+        return cls(peer.hostname or "", peer_port, encrypted, is_link, tunnel, not is_encrypted, authorization)
 
     def target(self, url: str) -> str:
-        """What the request line names: the whole URL for a proxy that is no tunnel."""
-        if self.proxy and not self.is_tunnel:
-            return url
+        """Return what the request line names."""
         parts = urlsplit(url)
-        return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return url if self.names_url else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _checked(proxy: str, scheme: str) -> str:
-    """The URL of a proxy that can be used. `Invalid` (SETTING_INVALID)."""
-    if not proxy:
-        return ""
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
+def _parsed_proxy(proxy: str, *, is_tunnel: bool) -> SplitResult:
     try:
-        parts, _ = urlsplit(proxy), urlsplit(proxy).port
-        why = "" if parts.hostname and parts.scheme in ("http", "https") else "it is no http:// or https:// URL"
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        schemes = ("http",) if is_tunnel else ("http", "https")  # TLS within TLS is not supported
+        why = "" if parts.hostname and parts.scheme in schemes and parts.port != 0 else f"not {' or '.join(schemes)}"
     except ValueError as e:
-        parts, why = SplitResult("", "", "", "", ""), str(e)
-    if parts.scheme == scheme == "https":
-        why = "TLS to a proxy is supported for http:// registries only"
+        why = str(e)
     if why:
         raise Invalid(
             "SETTING_INVALID",
             f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used: {why}",
             next_step="name an http:// proxy, or the registry's host in NO_PROXY",
         )
-    return proxy
+    return parts
 
 
 class _HttpReply(Reply):
