@@ -43,6 +43,8 @@ def filled(path: str) -> str:
 OPEN = {
     ("GET", "/api/v1/health"): 200,
     ("POST", "/api/v1/tokens/exchange"): 400,
+    ("GET", "/api/v1/links/{key:path}"): 404,
+    ("PUT", "/api/v1/links/{key:path}"): 404,
     ("GET", "/openapi.json"): 200,
     ("GET", "/docs"): 200,
     ("GET", "/livez"): 200,
@@ -51,7 +53,7 @@ OPEN = {
 """The routes that need no token, and what they answer to an empty request."""
 
 
-def test_every_route_declares_a_scope_and_only_health_the_exchange_and_the_document_are_open() -> None:
+def test_every_route_declares_a_scope_and_only_health_the_exchange_links_and_the_document_are_open() -> None:
     scopes = app.declared_scopes()
     assert None not in scopes.values()
     assert {route for route, scope in scopes.items() if scope == "open"} == set(OPEN)

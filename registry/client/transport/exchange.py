@@ -157,10 +157,14 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """A `Transport` over sockets, through the proxies that the environment names."""
+    """A `Transport` over sockets, through the proxies that the environment names.
 
-    def __init__(self, user_agent: str) -> None:
+    `check_peer` is called with a URL and the address that a direct connection for it has; it raises what forbids it.
+    """
+
+    def __init__(self, user_agent: str, check_peer: Callable[[str, str], None] = lambda _url, _address: None) -> None:
         self._user_agent = user_agent
+        self._check_peer = check_peer
         self._lock = threading.Lock()
         self._kept: dict[_Route, list[http.client.HTTPConnection]] = {}
         self._tls: ssl.SSLContext | None = None
@@ -209,8 +213,14 @@ class HttpTransport:
             connection = http.client.HTTPConnection(route.host, route.port, timeout=CONNECT_SECONDS)
         if route.tunnel:
             connection.set_tunnel(*route.tunnel, headers=dict(route.authorization))
-        with _as_transport_error(url, CONNECT_SECONDS):
-            connection.connect()
+        try:
+            with _as_transport_error(url, CONNECT_SECONDS):
+                connection.connect()
+            if not route.tunnel and not route.names_url:
+                self._check_peer(url, str(connection.sock.getpeername()[0]))
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:

@@ -3,8 +3,8 @@
 - A PUT is hashed and written while it arrives, and synced to disk before its answer. A GET goes from the page cache to
   the socket.
 - As long as nothing was taken from the socket, an error hands the connection over to the application, which answers.
-- A body that moves at less than 1 KiB per second for `stall_seconds` ends the connection. So a transfer takes at most
-  `stall_seconds` and one second for each KiB.
+- A body that moves too slowly ends the connection, by the rule of `SlowBodyGuard`: no transfer takes longer than its
+  bytes at `BODY_BYTES_PER_SECOND` and `stall_seconds` more.
 """
 
 from __future__ import annotations
