@@ -66,7 +66,9 @@ class HttpxInProcess(InProcess, httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("read") or 600
         stream = request.stream
-        body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream  # type: ignore[arg-type]
+        if not isinstance(stream, httpx.SyncByteStream):
+            raise RuntimeError("an asynchronous request body was given to a synchronous transport")
+        body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream
         lines = request.headers.multi_items()
         try:
             reply = self.open(request.method, str(request.url), Lines(lines), body, seconds=timeout)
