@@ -1,29 +1,23 @@
-"""Answers of a registry: what an error answer means, and whether an answer fits its question.
+"""Compares every answer of a registry with the question. A registry may be hostile, taken over or misconfigured.
 
-- A registry may be hostile, taken over or misconfigured. A function that compares an answer with its question returns
-  the answer, or raises `Corrupt` that names the field. Bytes are verified where they arrive (transfer.py), links where
-  they are followed (transport/connection.py), and limits of size and time by transport/exchange.py.
-- A problem document becomes the class of error that the server raised. Answers of proxies, other programs and the store
-  become messages, never a parse error. The query of a link is never in a message: it holds a signature.
+Each function returns the answer, or raises `Corrupt` that names the field. Bytes are verified where they arrive
+(transfer.py), links where they are followed (transport/connection.py), and limits of size and time by
+transport/exchange.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from registry import errors
 from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
-from registry.client.transport.exchange import Answer, TransportError, wrong_answer
+from registry.client.transport.exchange import wrong_answer
+from registry.client.transport.responses import Shape
 from registry.digest import Digest
-from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
+from registry.errors import RegistryError
 from registry.manifest import Manifest
-from registry.model import first_problem
 from registry.names import AdapterName, Ref, is_served_name
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
@@ -33,20 +27,11 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job
 
-Shape = TypeVar("Shape", bound=BaseModel)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView")
 PAGES_LIMIT = 10_000
 """Pages of one list: of tokens or adapters, millions of items."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
-
-_STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
-_MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
-_PROXY = {
-    408: "the request took too long", 429: "too many requests", 502: "the registry behind it cannot be reached",
-    503: "the registry behind it is not available", 504: "the registry behind it took too long",
-}  # fmt: skip
-_LATER = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
 class _Page(Protocol):
@@ -219,90 +204,3 @@ def _digest_of(manifest: Manifest, ref: Ref) -> Digest:
 def _equal(field: str, actual: object, expected: object, code: str = "ANSWER_INVALID") -> None:
     if actual != expected:
         raise wrong_answer(f"{field} is {str(actual)[:120]!r}, not {str(expected)[:120]!r}", code)
-
-
-# ------------------------------------------------------------------ errors and schemas
-def unreachable(url: str, error: TransportError) -> Unavailable:
-    """The error for a broken connection to the registry, or to the store that it links to."""
-    why, target = str(error), urlsplit(error.url)
-    if error.url and (target.scheme, target.netloc) != (urlsplit(url).scheme, urlsplit(url).netloc):
-        return Unavailable(
-            "STORE_UNAVAILABLE",
-            f"the store at {target.netloc} is unreachable: {why}",
-            next_step="can this machine reach the address in the server's REGISTRY_S3_PUBLIC_ENDPOINT?",
-        )
-    return Unavailable(
-        "SERVER_UNREACHABLE",
-        f"the registry at {url} is unreachable: {why}",
-        next_step="is it running, and is ADAPTER_REGISTRY right? `adapter doctor` diagnoses it",
-    )
-
-
-def error_of(answer: Answer, url: str) -> RegistryError:
-    """The exception of an error answer, also of a proxy or another program."""
-    try:
-        problem = answer.json()
-    except ValueError:
-        problem = None
-    if isinstance(problem, dict) and "code" in problem:
-        error = errors.from_problem(problem)
-        request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
-        if type(error) is RegistryError and request_id:
-            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", findings=error.findings)
-        return error
-    return _error_of_proxy(answer, url, problem)
-
-
-def _error_of_proxy(answer: Answer, url: str, problem: Any) -> RegistryError:
-    """The exception of an error answer without a problem document: the registry always sends one."""
-    status = answer.status
-    if status == 413:
-        return TooLarge(
-            "SIZE_INVALID",
-            f"a proxy before {url} refused the body of this request as too large (413)",
-            next_step="raise the proxy's limit of request bodies, such as client_max_body_size of nginx",
-        )
-    if status in (408, 429, 502, 503, 504):
-        reason = str(problem.get("reason", "")) if isinstance(problem, dict) else ""  # of /health
-        text = answer.headers.get("retry-after", "")
-        who = url if reason else f"a proxy before {url}"
-        return Unavailable(
-            "SERVER_UNREACHABLE", f"{who} answered {status}: {reason or _PROXY[status]}",
-            next_step="is the registry behind the proxy running, and are the proxy's timeouts at least a minute?",
-            retry_after_seconds=int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None,
-        )  # fmt: skip
-    if status in (401, 403) and urlsplit(answer.url).hostname == urlsplit(url).hostname:
-        return Unauthenticated(
-            "UNAUTHORIZED", f"{url} answered {status} without a reason", next_step="adapter login URL"
-        )
-    if status == 404:
-        return NotFound("ROUTE_UNKNOWN", f"{url} does not know this route: is it an adapter registry?")
-    if status == 416:
-        return Corrupt("DIGEST_MISMATCH", f"{answer.url.partition('?')[0]} is shorter than the registry says")
-    return RegistryError("INTERNAL", f"{url} answered {status} without a reason")
-
-
-def store_error_of(answer: Answer) -> RegistryError:
-    """The exception of a store's error answer."""
-    match = _STORE_CODE.search(answer.content[:10_000])
-    code = match[1].decode() if match else str(answer.status)
-    message = f"the store at {urlsplit(answer.url).netloc} answered {code}"
-    if code in _MISMATCH:
-        return Invalid("BLOB_MISMATCH", f"{message}: the bytes differ from those of the plan")
-    if answer.status in _LATER:
-        return Unavailable("STORE_UNAVAILABLE", message)
-    if answer.status == 416:
-        return Corrupt("DIGEST_MISMATCH", f"{message}: the file there is shorter than the registry says")
-    return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")
-
-
-def parsed(answer: Answer, shape: type[Shape]) -> Shape:
-    """The body of an answer as this schema. `Corrupt` for another one: another program, a newer server."""
-    path = urlsplit(answer.url).path
-    try:
-        return shape.model_validate_json(answer.content)
-    except ValidationError as e:
-        location, message = first_problem(e, "the document")
-        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {location}: {message}") from e
-    except RegistryError as e:  # a rule of the domain, such as a manifest's
-        raise wrong_answer(f"the registry's answer to {path} is not what we expect: {e.detail}") from e

@@ -24,10 +24,10 @@ from registry.api.catalog import (
 )
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob
 from registry.client import answers
-from registry.client.answers import Shape, parsed
 from registry.client.transport import exchange
 from registry.client.transport.connection import Connection
 from registry.client.transport.exchange import Transport, wrong_answer
+from registry.client.transport.responses import Shape, parsed
 from registry.names import AdapterName, Ref
 
 Page = TypeVar("Page", bound=ItemPage[Any])

@@ -38,9 +38,9 @@ from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import answers
-from registry.client.answers import Shape, parsed
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
 from registry.client.transport import exchange
+from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from registry.api.catalog import FileLink
-from registry.client.answers import store_error_of
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer import Silent, fetch
 from registry.client.transport.connection import Connection
 from registry.client.transport.exchange import Answer
+from registry.client.transport.responses import store_error_of
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable
 

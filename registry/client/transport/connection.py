@@ -28,7 +28,6 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
-from registry.client.answers import error_of, store_error_of, unreachable
 from registry.client.transport.exchange import (
     ANSWER_LIMIT_BYTES,
     READ_SECONDS,
@@ -43,6 +42,7 @@ from registry.client.transport.exchange import (
     TransportError,
     wrong_answer,
 )
+from registry.client.transport.responses import error_of, store_error_of, unreachable
 from registry.errors import Invalid, Unavailable
 
 ATTEMPTS_LIMIT = 4

@@ -64,6 +64,7 @@ class Exchange:
     def __init__(self, sock: socket.socket, request: LinkRequest, context: Context) -> None:
         self._socket, self._request, self._context = sock, request, context
         self._guard = StallGuard(sock, context.stall_seconds)
+        self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode()).decode()
         self._consumed = False
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
         self.status = 0
@@ -171,8 +172,7 @@ class Exchange:
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"", *, more: bool = False) -> None:
         self.status = status
-        request_id = choose_request_id(self._request.headers.get("x-request-id", "").encode()).decode()
-        lines = {"Date": formatdate(usegmt=True), **headers, "X-Request-Id": request_id}
+        lines = {"Date": formatdate(usegmt=True), **headers, "X-Request-Id": self._request_id}
         if not self._keeps_alive:
             lines["Connection"] = "close"
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
@@ -188,7 +188,7 @@ class Exchange:
         if self.status:
             return Next.CLOSE
         status = status_of(error)
-        body = json.dumps(error.to_problem() | {"status": status}).encode()
+        body = json.dumps(error.to_problem() | {"status": status, "request_id": self._request_id}).encode()
         headers = {"Content-Type": "application/problem+json", "Content-Length": str(len(body))}
         if error.retry_after_seconds is not None:
             headers["Retry-After"] = str(error.retry_after_seconds)
