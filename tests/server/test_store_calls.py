@@ -17,11 +17,11 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from registry.client.audit import Audit
-from registry.client.transport.in_process import InProcess
 from registry.errors import NotFound
 from registry.server.storage.blobs import BlobStore
 from tests.access.matrix import Matrix
 from tests.access.tenants import send
+from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
@@ -77,7 +77,7 @@ def watched_world(database_url: str) -> Iterator[tuple[World, Watch]]:
                 REQUEST.set(f"{scope['method']} {scope['path']}#{next(watch.numbers)}")
             await app(scope, receive, send)
 
-        world.transport = InProcess(number_requests)
+        world.transport = HttpxInProcess(number_requests)
         world.admin = world.client(world.secret)
         event.listen(Session, "after_begin", watch.begin)
         event.listen(Session, "after_transaction_end", watch.end)

@@ -19,6 +19,8 @@ import os
 import select
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 import urllib.request
@@ -46,6 +48,8 @@ ERROR_LIMIT_BYTES = 2**20
 """Limit of an answer to a transfer of a file."""
 ANSWER_SECONDS = 120.0
 """An answer must be there this long after the time that the other side may think, however it arrives."""
+_WAITS = sys.platform == "linux"
+"""Whether a socket can wait for a whole buffer, with a timeout."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Advance = Callable[[int], None]
@@ -320,6 +324,7 @@ class _HttpReply(Reply):
         connection.response_class = _Response
         self._response = cast(_Response, connection.getresponse())
         self._transport, self._route, self._connection, self._seconds = transport, route, connection, seconds
+        self._is_encrypted = isinstance(self._response.reader.socket, ssl.SSLSocket)
         super().__init__(url, self._response.status, self._response.headers)
 
     def set_deadline(self, until: float) -> None:
@@ -331,10 +336,31 @@ class _HttpReply(Reply):
         buffer = bytearray(size)
         view = memoryview(buffer)
         with _as_transport_error(url, self._seconds):
+            if _WAITS and response.length and response.reader.until == math.inf and not self._is_encrypted:
+                first = response.read1(size)  # what arrived with the head, or what is next
+                yield memoryview(first)
+                yield from self._whole_buffers(view)
             while count := response.readinto(buffer):
                 yield view[:count]
         if response.length:
             raise TransportError(f"the answer broke off {response.length} bytes before its end", url, broke=True)
+
+    def _whole_buffers(self, view: memoryview) -> Iterator[memoryview]:
+        """Let the kernel fill the whole buffer, so that the interpreter is needed once for it, not for each packet."""
+        sock, response = self._response.reader.socket, self._response
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(self._seconds), 0))
+        sock.settimeout(None)
+        try:
+            while response.length:
+                count = sock.recv_into(view, min(response.length, len(view)), socket.MSG_WAITALL)
+                if not count:
+                    return
+                response.length -= count
+                yield view[:count]
+        except BlockingIOError as e:
+            raise TimeoutError from e
+        finally:
+            sock.settimeout(self._seconds)
 
     def close(self) -> None:
         if not self._response.isclosed() and self._response.length == 0:
@@ -414,25 +440,25 @@ class _Reader(io.RawIOBase):
     """Reads a socket until a moment. `file` keeps the socket open."""
 
     def __init__(self, sock: socket.socket, file: io.BufferedReader, until: float) -> None:
-        self._socket, self._file, self.until = sock, file, until
+        self.socket, self._file, self.until = sock, file, until
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         if self.until == math.inf:
-            return self._socket.recv_into(buffer)
-        seconds = self._socket.gettimeout() or READ_SECONDS
+            return self.socket.recv_into(buffer)
+        seconds = self.socket.gettimeout() or READ_SECONDS
         remaining = max(self.until - time.monotonic(), 0.001)
-        self._socket.settimeout(min(seconds, remaining))
+        self.socket.settimeout(min(seconds, remaining))
         try:
-            return self._socket.recv_into(buffer)
+            return self.socket.recv_into(buffer)
         except TimeoutError as e:
             if remaining < seconds:
                 raise _TooSlow("the answer did not arrive as a whole in time") from e
             raise
         finally:
-            self._socket.settimeout(seconds)
+            self.socket.settimeout(seconds)
 
     def close(self) -> None:
         self._file.close()

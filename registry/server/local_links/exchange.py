@@ -14,11 +14,11 @@ import enum
 import json
 import logging
 import os
-import select
 import socket
 import stat
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -34,6 +34,8 @@ from registry.server.storage.blobs import BlobStore, BlobWriter, digest_of
 
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
+SLICE_SECONDS = 1.0
+"""How long one call may wait for the peer. A call moves a whole buffer, so that a thread seldom wakes up."""
 LINGER_SECONDS = 2.0
 """How long a client that still sends may take to read why its body was refused."""
 _MORE = getattr(socket, "MSG_MORE", 0)
@@ -63,7 +65,7 @@ class Exchange:
 
     def __init__(self, sock: socket.socket, request: LinkRequest, context: Context) -> None:
         self._socket, self._request, self._context = sock, request, context
-        self._guard = StallGuard(sock, context.stall_seconds)
+        self._guard = StallGuard(context.stall_seconds)
         self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode()).decode()
         self._consumed = False
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
@@ -71,6 +73,10 @@ class Exchange:
 
     def run(self) -> Next:
         """Answer the request. Raises nothing."""
+        with _blocking(self._socket, min(SLICE_SECONDS, self._context.stall_seconds)):
+            return self._run()
+
+    def _run(self) -> Next:
         try:
             self._receive() if self._request.method == "PUT" else self._send_blob()
         except RegistryError as error:
@@ -115,16 +121,12 @@ class Exchange:
             failpoints.reach("upload.half")
 
     def _receive_into(self, buffer: memoryview) -> int:
-        while True:
-            try:
-                count = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                self._guard.wait(select.POLLIN)
-                continue
+        with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
+            count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
             if not count:
                 raise ConnectionError("the client disconnected before the end of the body")
-            self._guard.count(count)
-            return count
+            moved.append(count)
+        return sum(moved)
 
     # ---------------------------------------------------------------- GET
     def _send_blob(self) -> None:
@@ -152,15 +154,12 @@ class Exchange:
     def _send_part(self, descriptor: int, part: Part) -> None:
         start, end = part.start, part.start + part.length
         while start < end:
-            try:
+            with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
                 count = os.sendfile(self._socket.fileno(), descriptor, start, min(STEP_BYTES, end - start))
-            except BlockingIOError:
-                self._guard.wait(select.POLLOUT)
-                continue
-            if not count:
-                raise ConnectionError("the file became shorter while it was sent")
-            self._guard.count(count)
-            start += count
+                if not count:
+                    raise ConnectionError("the file became shorter while it was sent")
+                moved.append(count)
+            start += sum(moved)
 
     # ---------------------------------------------------------------- head of request and answer
     def _take_head(self) -> None:
@@ -178,10 +177,9 @@ class Exchange:
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
         data = memoryview(f"{head}\r\n".encode() + body)
         while data:
-            try:
-                data = data[self._socket.send(data, _MORE if more else 0) :]
-            except BlockingIOError:
-                self._guard.wait(select.POLLOUT)
+            with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
+                moved.append(self._socket.send(data, _MORE if more else 0))
+            data = data[sum(moved) :]
 
     def _refuse(self, error: RegistryError) -> Next:
         """Answer with a problem document. The connection is closed unless the whole body was read."""
@@ -202,36 +200,45 @@ class Exchange:
         """Read on for a moment: closing a socket with unread bytes would take the answer back."""
         self._socket.shutdown(socket.SHUT_WR)
         until = time.monotonic() + LINGER_SECONDS
-        self._socket.settimeout(LINGER_SECONDS)
         buffer = bytearray(BUFFER_BYTES)
         while self._socket.recv_into(buffer) and time.monotonic() < until:
             pass
 
 
 class StallGuard:
-    """Waits for a socket, and ends a transfer that moves too slowly. Only time spent waiting counts."""
+    """Ends a transfer that moves too slowly."""
 
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self._socket, self._seconds = sock, seconds
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._waited_seconds = 0.0
         self._bytes = 0
 
-    def wait(self, event: int) -> None:
-        """Wait until the socket is ready. `Unavailable` (BODY_STALLED) if too little has moved for too long."""
-        poll = select.poll()
-        poll.register(self._socket, event)
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[list[int]]:
+        """Time one call that moves bytes, whose count the block appends. `Unavailable` (BODY_STALLED)."""
+        counts: list[int] = []
         started_at = time.monotonic()
-        is_ready = poll.poll(max(0.0, self._seconds - self._waited_seconds) * 1000)
+        yield counts
         self._waited_seconds += time.monotonic() - started_at
-        if not is_ready or self._waited_seconds >= self._seconds:
+        self._bytes += sum(counts)
+        if self._bytes >= BODY_BYTES_PER_SECOND * self._seconds:
+            self._waited_seconds, self._bytes = 0.0, 0
+        elif self._waited_seconds >= self._seconds:
             raise Unavailable(
                 "BODY_STALLED",
                 f"body: less than {BODY_BYTES_PER_SECOND} bytes a second moved for {self._seconds:g} seconds",
                 next_step="send the request again; blobs that were received are not requested again",
             )
 
-    def count(self, size_bytes: int) -> None:
-        """Count bytes that moved."""
-        self._bytes += size_bytes
-        if self._bytes >= BODY_BYTES_PER_SECOND * self._seconds:
-            self._waited_seconds, self._bytes = 0.0, 0
+
+@contextlib.contextmanager
+def _blocking(sock: socket.socket, seconds: float) -> Iterator[None]:
+    """Let each call wait in the kernel for some seconds. The event loop needs a socket that never waits."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, limit)
+    sock.settimeout(None)
+    try:
+        yield
+    finally:
+        sock.setblocking(False)
