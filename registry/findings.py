@@ -80,21 +80,22 @@ def convert_old_finding(stored: Any) -> Any:
 
 def convert_old_code(code: str) -> str:
     """The code of today for one that schemas 0014 or 0019 stored."""
-    family, dot, rest = code.partition(".")
-    code = _OLD_FAMILIES.get(family, family) + dot + rest
-    return _OLD_CODES.get(code, code)
+    family, dot, name = code.partition(".")
+    code = _OLD_FAMILIES.get(family, family) + dot + _OLD_NAMES.get(name, name)
+    return FORMER_CODES.get(code, code)
 
 
 _OLD_FIELDS = {"place": "location", "sentence": "message", "found": "actual"}
 _OLD_FAMILIES = {"acts": "smoke", "fit": "compat", "values": "weights"}
-_OLD_CODES = {
-    "compat.method_not_judged": "compat.method_not_judged",
-    "compat.module_not_targeted": "compat.module_not_targeted",
+_OLD_NAMES = {"rank_unannounced": "rank_differs_from_config"}
+"""Of `lora`, and of every engine."""
+FORMER_CODES = {
+    "compat.method_unjudged": "compat.method_not_judged",
+    "compat.module_unannounced": "compat.module_not_targeted",
     "compat.unties": "compat.embeddings_untied",
     "format.gguf_no_adapter": "format.gguf_not_adapter",
     "lora.magnitude_unannounced": "lora.magnitude_without_dora",
     "lora.prefix_wrong": "lora.prefix_invalid",
-    "lora.rank_unannounced": "lora.rank_differs_from_config",
     "smoke.does_not_fit": "smoke.incompatible",
     "smoke.golden_endless": "smoke.golden_not_ended",
     "smoke.golden_unasked": "smoke.golden_skipped",
