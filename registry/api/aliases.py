@@ -76,7 +76,7 @@ class RollbackRequest(Request):
 
 
 class WithdrawRequest(Request):
-    """Why a version is yanked, unyanked, quarantined or released."""
+    """Why a version is yanked or quarantined, or why that is undone."""
 
     reason: PrintableText = Field(min_length=1, max_length=MESSAGE_LIMIT)
 

@@ -1,4 +1,4 @@
-"""Gates: what a channel requires before it moves, the evidence for a version, and what is missing.
+"""Gates: what an alias requires before it moves, the evidence for a version, and what is missing.
 
 A gate looks at evidence only and names everything that is missing. The newest verdict of a check decides; it counts
 when it is `pass`, or `warn` if the gate does not ask for `pass`. The pusher of a version does not approve it, and one
@@ -25,7 +25,7 @@ GOLDEN_CODES = ("smoke", "golden")
 
 
 class Approval(FrozenModel):
-    """Somebody's yes to one version in one channel."""
+    """Somebody's yes to one version for one alias."""
 
     identity: str
     at: datetime
@@ -34,7 +34,7 @@ class Approval(FrozenModel):
 class Evidence(FrozenModel):
     """What is known of a version. `verdicts` oldest first; `engines` are those of the engines that a gate names.
 
-    `soak_seconds`: channel → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
+    `soak_seconds`: alias → how long it pointed at this version, in all. `signed_by`: verified signatures' identities.
     """
 
     verdicts: tuple[Verdict, ...] = ()
@@ -58,7 +58,7 @@ class Gate(FrozenModel):
     """Requirements of an alias. An empty gate has none.
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
-    `approvals` of `approvers` (empty: whoever may promote). `soak_seconds` in the channel `soak_in`.
+    `approvals` of `approvers` (empty: whoever may promote). `soak_seconds`: how long the alias `soak_in` pointed at it.
     `signed_by`: one of these identities has signed it. `passes`: checks that must be `pass`, without warnings.
     `two_person`: the approval of the person who moves the alias does not count.
     """
@@ -87,7 +87,7 @@ class Gate(FrozenModel):
         return self
 
     def missing(self, evidence: Evidence) -> list[Finding]:
-        """What still stands between this evidence and the channel; empty means open."""
+        """What still stands between this evidence and the alias; empty means open."""
         return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
     def approved(self, evidence: Evidence) -> list[Approval]:
@@ -169,10 +169,10 @@ GATES: dict[str, Gate] = {
     "prod": Gate(requires=(Check.COMPAT, Check.SMOKE)),
     "production": Gate(requires=(Check.COMPAT, Check.SMOKE)),
 }
-ANY_CHANNEL = Gate(requires=(Check.COMPAT,))
+ANY_ALIAS = Gate(requires=(Check.COMPAT,))
 """The gate of every alias without one of its own: it must at least fit its base."""
 
 
 def gate_of(alias: str) -> Gate:
     """The gate of an alias where nobody has set one."""
-    return GATES.get(alias, ANY_CHANNEL)
+    return GATES.get(alias, ANY_ALIAS)

@@ -53,7 +53,7 @@ def test_numbers_that_are_none_shut_every_gate_that_asks_for_anything() -> None:
     assert codes(Gate(approvals=1), broken, approvals=yes("bob")) == ["gate.weights_fail"]
     assert codes(gate_of("canary"), compat, verdict(Check.WEIGHTS, "warning")) == []
     assert codes(gate_of("canary"), compat) == []  # large weights are measured some seconds after their push
-    assert codes(gate_of("main"), compat, broken) == []  # a name for the newest push, not a channel
+    assert codes(gate_of("main"), compat, broken) == []  # a name for the newest push, not a stage
     assert codes(Gate(requires=(Check.WEIGHTS,)), compat) == ["gate.weights_absent"]
 
 
@@ -94,7 +94,7 @@ def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
     assert codes(named, approvals=yes("bob", "eve", "kim")) == []
 
 
-def test_time_in_another_channel_and_signatures() -> None:
+def test_time_at_another_alias_and_signatures() -> None:
     soak = Gate(soak_in="canary", soak_seconds=3600)
     assert codes(soak, soak_seconds={"canary": 3599, "beta": 9999}) == ["gate.soak_short"]
     assert codes(soak, soak_seconds={"canary": 3600}) == []
