@@ -15,7 +15,8 @@ How to scrape them: [operations](../operations.md).
 
 def markdown() -> str:
     """The whole page."""
-    rows = [(f"{server.PREFIX}requests_total", "Requests that this process answered, without cached resolve answers.")]
+    counter, meaning = server.REQUESTS
+    rows = [(f"{server.PREFIX}{counter}_total", f"{meaning} Labels `method`, `status`.")]
     rows += [(f"{server.PREFIX}{name}", description) for name, description, _ in server._totals()]
     rows += [(f"{server.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")
              for name, description, states, _ in server._totals_by_state()]  # fmt: skip

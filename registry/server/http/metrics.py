@@ -33,6 +33,8 @@ from registry.server.storage.references import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"
+REQUESTS = "requests", "Requests that this process answered, without resolve answers from the cache."
+"""Name and description of the counter, whose samples end in `_total`."""
 UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
 Requests = Mapping[tuple[str, int], int]
 """(method, status) → how many this process has answered."""
@@ -48,11 +50,8 @@ class _Server(Collector):
         self._session, self._requests = session, requests
 
     def collect(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily(
-            PREFIX + "requests",
-            "Requests that this process answered, without resolve answers from the cache.",
-            labels=["method", "status"],
-        )
+        name, description = REQUESTS
+        requests = CounterMetricFamily(PREFIX + name, description, labels=["method", "status"])
         for (method, status), count in sorted(self._requests.items()):
             requests.add_metric([method, str(status)], count)
         yield requests
