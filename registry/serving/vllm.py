@@ -3,17 +3,7 @@
 vLLM finds `register` by the entry point group `vllm.general_plugins` and calls it in each of its processes; the front
 end then calls the resolver for every model name that it does not know (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
 
-    ADAPTER_REGISTRY, ADAPTER_TOKEN    the registry; without the first the plugin does nothing
-    ADAPTER_PLUGIN_BASE                the registered base that this engine serves; default: what --model is called
-    ADAPTER_PLUGIN_DIR                 the local store; default: adapter-registry/served in the user's cache folder
-    ADAPTER_PLUGIN_ALIAS               what a bare `org/name` means; default: main, the newest version
-    ADAPTER_PLUGIN_NAMESPACES          serve adapters of these only, comma-separated
-    ADAPTER_PLUGIN_NODE                this node's name; default: its host name; off: no reports
-    ADAPTER_PLUGIN_KEEP_DAYS           how long an unused version stays there; default: 14; inf: always
-    ADAPTER_PLUGIN_KEEP_BYTES          above this size unused versions go earlier; default: no limit
-    ADAPTER_PLUGIN_CHECKS              checks that must have passed, comma-separated, such as `smoke`
-    ADAPTER_PLUGIN_ENGINE              the engine's profile; default: vLLM's version and the flags of its command line
-
+- Its variables are in `registry/environment.toml`, section `vllm`. Without ADAPTER_REGISTRY the plugin does nothing.
 - `register` never raises, reads or sends anything: an exception there ends vLLM at its start.
 - `resolve_lora` never raises: a refusal is None and one line in vLLM's log, because vLLM tells clients no reason.
 - Blocking work runs beside the event loop. A version that this vLLM was given is in use until vLLM ends.
