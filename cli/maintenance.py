@@ -30,6 +30,7 @@ _LABELS = (
     ("orphans_kept", "blobs without a row kept"),
     ("keys_refused", "keys that the store refused to delete"),
     ("records_written", "records written"),
+    ("versions_measured", "versions whose weights were measured"),
     ("pushes_deleted", "records of ended pushes deleted"),
     ("responses_deleted", "stored responses deleted"),
     ("tokens_deleted", "expired tokens of jobs and people deleted"),

@@ -87,6 +87,12 @@ def test_a_verdict_that_does_not_come_is_pending_and_exits_75(pending: CommandRu
     pending("push", folder, "acme/broken")
 
 
+def test_gc_says_whose_weights_it_measured(pending: CommandRunner) -> None:
+    pending("push", adapter(pending, "good"), "acme/good")
+    assert "1  versions whose weights were measured" in pending("gc").stdout
+    assert "Nothing to collect." in pending("gc").stdout
+
+
 def test_check_reads_the_numbers_of_a_folder_of_any_size(large: CommandRunner) -> None:
     items = large("check", adapter(large, "broken", math.nan), "--json", expect=6).json["items"]
     assert [(item["check"], item["outcome"]) for item in items] == [("compat", "pass"), ("weights", "fail")]
