@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 
 from registry.adapters.methods import METHODS
+from registry.engines import rulebook
 from registry.events import EventType
 from registry.roles import SCOPES_OF_ROLE, Role, Scope
 from tests import import_table
@@ -66,3 +68,10 @@ def test_lists_of_peft_methods_stand_in_their_table_alone() -> None:
                 names = [item.value for item in items if isinstance(item, ast.Constant) and item.value in METHODS]
                 lists += [(module, names)] if len(names) > 2 else []
     assert lists == []
+
+
+def test_the_examined_version_of_peft_stands_in_its_rules_alone() -> None:
+    examined = rulebook.engine("peft").examined[-1]
+    fields = json.loads((import_table.ROOT / "registry/adapters/peft/fields.json").read_text())
+    assert fields["peft"] == examined
+    assert [module for module, source in import_table.sources().items() if examined in source] == []

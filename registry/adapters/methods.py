@@ -1,8 +1,9 @@
-"""PEFT's methods (0.21.2): their tensors and shapes, and what the registry can do with each.
+"""PEFT's methods: their tensors and shapes, and what the registry can do with each.
 
 A method of a newer PEFT is a row here; reading, compat check, merging, worker and reference page follow the row. A
 method or task outside these tables is refused. tests/facts/test_methods_of_peft.py holds the rows equal to PEFT's own
-modules. The fields of configurations are in peft/fields.json.
+modules. The fields of configurations are in peft/fields.json. The examined version
+of PEFT is in registry/engines/rules/peft.toml.
 """
 
 from __future__ import annotations

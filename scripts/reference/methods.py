@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from registry.adapters.methods import LORA_VARIANTS, METHODS
 from registry.adapters.peft.initializations import INITIALIZATIONS
+from registry.engines import rulebook
 from scripts.reference.tables import table
 
 INTRODUCTION = """\
@@ -57,6 +58,7 @@ def markdown() -> str:
         )
         for row in INITIALIZATIONS
     )
+    version = rulebook.engine("peft").examined[-1]
     tensors = (
         (f"`{row.name}`", f"`{'base_model.' * rule.is_shared}{rule.name}`", f"`{rule.shape}`",
          "" if rule.condition == "True" else f"`{rule.condition}`")
@@ -71,7 +73,7 @@ def markdown() -> str:
         VARIANTS,
         table(["field", "meaning"], ((f"`{field}`", meaning) for field, meaning in LORA_VARIANTS.items())),
         BEGINNINGS,
-        table(["value", "trained on a changed base", "changes it again at load", "in PEFT 0.21.2"], beginnings),
+        table(["value", "trained on a changed base", "changes it again at load", f"in PEFT {version}"], beginnings),
     ]
     return "\n".join(parts)
 

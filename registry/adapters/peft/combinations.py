@@ -1,6 +1,6 @@
 """What PEFT refuses in one configuration beyond single values (fields.json): fields that exclude or need one another.
 
-Each rule names its source in PEFT 0.21.2; the classes' `__post_init__` raise these errors.
+Each rule names its source in PEFT; the classes' `__post_init__` raise these errors.
 """
 
 from __future__ import annotations

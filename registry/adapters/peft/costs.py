@@ -32,7 +32,7 @@ COST_LIMITS: Mapping[str, int] = {
     ),
     **dict.fromkeys(("n_frequency", "theta_d_length"), _VALUES),
 }  # fmt: skip
-"""Field at any depth → the limit, of PEFT 0.21.2's configuration classes."""
+"""Field at any depth → the limit, of PEFT's configuration classes."""
 
 
 def check_costs(values: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""`INITIALIZATIONS`: every value of `init_lora_weights` (PEFT 0.21.2), and what PEFT does to the base's weights for it.
+"""`INITIALIZATIONS`: every value of PEFT's `init_lora_weights`, and what PEFT does to the base's weights for it.
 
 An initialization that changes the base trains A and B against changed weights, so its adapter is wrong on the plain
 base. A value without a row is treated as one that changes the base.
