@@ -17,8 +17,9 @@ from registry.findings import Finding
 from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 
-LINES_LIMIT = 100
-LINE_LIMIT_BYTES = 16 * 2**10
+SAMPLES_LIMIT = 100
+SAMPLE_LIMIT_BYTES = 16 * 2**10
+"""The whole file has a limit too, in `registry.files.KINDS`."""
 
 _DIALECT = strict_json.Dialect("GOLDEN_INVALID", "golden", depth=2)
 
@@ -34,16 +35,16 @@ class Golden(FrozenModel):
 def read_golden(data: bytes, *, file: str = GOLDEN) -> tuple[Golden, ...]:
     """The samples in these bytes. `Invalid` (GOLDEN_INVALID) with the line and the rule, `TooLarge` over the limits."""
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    if len(lines) > LINES_LIMIT:
-        raise TooLarge("SIZE_INVALID", f"{file} has {len(lines)} samples; the limit is {LINES_LIMIT}")
+    if len(lines) > SAMPLES_LIMIT:
+        raise TooLarge("SIZE_INVALID", f"{file} has {len(lines)} samples; the limit is {SAMPLES_LIMIT}")
     if not lines:
         raise _invalid(file, 1, "holds no sample; write one JSON object a line with `prompt` and `expected`")
     return tuple(_sample(line, number, file) for number, line in lines)
 
 
 def _sample(line: bytes, number: int, file: str) -> Golden:
-    if len(line) > LINE_LIMIT_BYTES:
-        raise TooLarge("SIZE_INVALID", f"{file} line {number} has {len(line)} bytes; the limit is {LINE_LIMIT_BYTES}")
+    if len(line) > SAMPLE_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"{file} line {number} has {len(line)} bytes; the limit is {SAMPLE_LIMIT_BYTES}")
     values = strict_json.parse_object(line, _DIALECT, file=f"{file} line {number}")
     try:
         return Golden.model_validate(values, strict=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from registry.digest import Digest
-from registry.evaluation.golden import LINES_LIMIT
+from registry.evaluation.golden import SAMPLES_LIMIT
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding, convert_old_finding
@@ -77,7 +77,7 @@ class Report(FrozenModel):
     findings: tuple[Finding, ...] = ()
     measurements: dict[MeasurementName, Number | None] = Field(default_factory=dict, max_length=100)
     module_norms: dict[ModulePath, ModuleNorms] = Field(default_factory=dict, max_length=MODULES_LIMIT)
-    golden: tuple[GoldenNumbers, ...] = Field(default=(), max_length=LINES_LIMIT)
+    golden: tuple[GoldenNumbers, ...] = Field(default=(), max_length=SAMPLES_LIMIT)
     execution: Execution = Field(default_factory=Execution)
     made_by: Tools = Field(default_factory=dict, max_length=TOOLS_LIMIT)
     reference_logprobs: ReferenceLogprobs | None = None

@@ -39,7 +39,10 @@ LIMITS = {
             "TENSORS_LIMIT": "tensors of a safetensors file",
         },
         "registry.adapters.peft.config": {"RANK_LIMIT": "rank"},
-        "registry.evaluation.golden": {"LINES_LIMIT": "golden samples", "LINE_LIMIT_BYTES": "size of a golden sample"},
+        "registry.evaluation.golden": {
+            "SAMPLES_LIMIT": "golden samples, in a file of the size above",
+            "SAMPLE_LIMIT_BYTES": "size of a golden sample",
+        },
     },
     "Requests": {
         "registry.server.http.request_body": {"BODY_LIMIT_BYTES": "body of a request, files and records aside"},

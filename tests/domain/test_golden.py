@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.errors import Invalid, TooLarge
-from registry.evaluation.golden import LINE_LIMIT_BYTES, LINES_LIMIT, read_golden
+from registry.evaluation.golden import SAMPLE_LIMIT_BYTES, SAMPLES_LIMIT, read_golden
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs, compare
 from registry.evaluation.thresholds import Thresholds
 
@@ -41,10 +41,10 @@ def test_a_line_that_breaks_a_rule_is_refused_with_its_number(line: bytes, why: 
 def test_nothing_too_many_and_too_long_are_refused() -> None:
     with pytest.raises(Invalid, match="holds no sample"):
         read_golden(b"\n \n")
-    with pytest.raises(TooLarge, match=f"the limit is {LINES_LIMIT}"):
-        read_golden((LINE + b"\n") * (LINES_LIMIT + 1))
+    with pytest.raises(TooLarge, match=f"the limit is {SAMPLES_LIMIT}"):
+        read_golden((LINE + b"\n") * (SAMPLES_LIMIT + 1))
     with pytest.raises(TooLarge, match="line 1"):
-        read_golden(b'{"prompt": "' + b"a" * LINE_LIMIT_BYTES + b'", "expected": "b"}')
+        read_golden(b'{"prompt": "' + b"a" * SAMPLE_LIMIT_BYTES + b'", "expected": "b"}')
 
 
 KNOWN = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
