@@ -23,7 +23,7 @@ from functools import partial
 from registry.server.local_links import connections
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.exchange import Context, Exchange, Next
-from registry.server.local_links.request import HEAD_LIMIT_BYTES, LinkRequest, read_request
+from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, read_request
 from registry.server.storage.signed_links import LinkSigner
 
 SLOTS = 16
@@ -142,7 +142,7 @@ class LinkListener:
     def _look(self, connection: _Connection) -> None:
         """Decide who answers the request that has begun to arrive."""
         try:
-            head = connection.socket.recv(HEAD_LIMIT_BYTES, socket.MSG_PEEK)
+            head = connection.socket.recv(LINK_HEAD_LIMIT_BYTES, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:

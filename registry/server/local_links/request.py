@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from registry.api import LINKS
 from registry.server.storage.signed_links import LinkSigner, SignedLink
 
-HEAD_LIMIT_BYTES = 16 * 2**10
+LINK_HEAD_LIMIT_BYTES = 16 * 2**10
+"""A longer head is for the application, which has a limit of its own (`connections.HEAD_LIMIT_BYTES`)."""
 _HEAD = re.compile(
     rb"(GET|PUT) (/[!-~]{1,1000}) HTTP/1\.([01])\r\n"
     rb"((?:[!#-'*+.^_`|~0-9A-Za-z-]{1,100}:[ -~\t]{0,4000}\r\n){1,100})\r\n"
