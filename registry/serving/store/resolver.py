@@ -51,7 +51,8 @@ class Resolution:
 class Resolver:
     """Thread-safe. `engine` is a profile such as `vllm==0.33.0,max_lora_rank=32`; `base` a registered base.
 
-    `namespaces`: serve only these, if any are named. `checks`: these must have run and not failed. `clock`: monotonic seconds.
+    `namespaces`: serve only these, if any are named. `checks`: these must have run and not failed. `clock`: monotonic
+    seconds.
     """
 
     def __init__(
