@@ -153,7 +153,7 @@ def exchange(adapter: str) -> None:
     """Exchange an identity token for a registry token.
 
     A CI job or an identity provider issued the identity token; it is read from ADAPTER_IDENTITY_TOKEN or a pipe. The
-    registry token is valid for at most 15 minutes. See `adapter publisher add`.
+    registry token expires within minutes. See `adapter publisher add`.
 
     \b
     ADAPTER_TOKEN=$(adapter token exchange --adapter acme/support < identity-token)

@@ -44,7 +44,7 @@ class Settings:
     second_copy: str = ""
     """Replica of the blob store (`file:///…` or `s3://…`) from which `adapter fsck --deep` restores damaged blobs."""
     link_seconds: int = 3600
-    """Lifetime of presigned links in seconds."""
+    """Lifetime of presigned links in seconds. Links to a folder live 900 seconds at most."""
     engines: str = ""
     """Engine profiles, separated by spaces, whose verdicts are stored at push and renewed when rules change:
     `vllm==0.33.0,max_lora_rank=32 sglang==0.5.23`."""
