@@ -17,7 +17,7 @@ from registry.events import FORMER_TYPES, EventType
 from registry.findings import FORMER_CODES
 from registry.server import app
 from scripts import reference
-from scripts.reference import cli, findings, rest, settings
+from scripts.reference import cli, findings, limits, rest, settings
 from scripts.reference import errors as error_page
 from tests import import_table
 from tests.import_table import ROOT
@@ -108,3 +108,63 @@ def test_every_documented_finding_code_is_one_of_the_code() -> None:
 
 def test_the_pages_are_marked_as_generated() -> None:
     assert "docs/reference/*.md linguist-generated merge=union" in (ROOT / ".gitattributes").read_text()
+
+
+INTERNAL_LIMITS = {
+    "a batch of internal work; the next batch goes on": [
+        "registry.server.promotion.removal.RECORDS_LIMIT", "registry.server.maintenance.gc.FAILURES_LIMIT",
+        "registry.server.maintenance.fsck.check.FINDINGS_LIMIT", "registry.server.maintenance.reindex.FINDINGS_LIMIT",
+        "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
+        "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.event_batch.ENTRIES_LIMIT",
+        "registry.server.audit.event_batch.PATHS_LIMIT",
+    ],
+    "a cache forgets and reads again": [
+        "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
+        "registry.server.resolve_cache.middleware.BYTES_LIMIT",
+        "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",
+    ],
+    "calls of other systems; their errors name the call": [
+        "registry.server.storage.s3.bucket.ATTEMPTS_LIMIT", "registry.server.hub.upstream.HOPS_LIMIT",
+        "registry.server.webhooks.target.LOOKUPS_LIMIT", "registry.server.failpoints.WAIT_LIMIT_SECONDS",
+    ],
+    "sessions of a database": [
+        "registry.server.database.engine.IDLE_LIMIT_MS", "registry.server.database.engine.LOCK_LIMIT_MS",
+        "registry.server.database.engine.STATEMENT_LIMIT_MS",
+    ],
+    "files of the server and its operator": [
+        "registry.server.audit.keys.LIMIT_BYTES", "registry.server.catalog.metadata_backup.RECORD_LIMIT_BYTES",
+    ],
+    "a longer head is answered too, by the application": [
+        "registry.server.local_links.request.LINK_HEAD_LIMIT_BYTES",
+    ],
+    "what is shown of a longer text or list": [
+        "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.safetensors.FINDINGS_LIMIT",
+        "registry.adapters.trainer.NUMBER_LIMIT", "registry.engines.version_facts.LINES_LIMIT",
+        "registry.engines.version_facts.TARGETS_LIMIT", "registry.evaluation.finding_collector.ERRORS_LIMIT",
+        "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",
+        "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
+        "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
+        "registry.bases.identity.MARKS_LIMIT",
+    ],
+    "sizes of the table of files, which the page shows": [
+        "registry.files.CONFIG_LIMIT_BYTES", "registry.files.FILE_LIMIT_BYTES",
+    ],
+}  # fmt: skip
+"""Why no user meets a limit, and the limits."""
+
+
+def test_every_limit_of_server_domain_and_schemas_is_on_the_page_or_internal() -> None:
+    others = ("registry.client", "registry.serving", "registry.worker")
+    in_code = {
+        f"{module}.{name}"
+        for module, source in import_table.sources().items()
+        if module.startswith("registry") and not module.startswith(others)
+        for name in re.findall(r"^([A-Z]\w*_LIMIT(?:_[A-Z]+)?|LIMIT_[A-Z]+)(?:: \w+)? = ", source, re.MULTILINE)
+    }
+    on_page = {
+        f"{module}.{name}" for modules in limits.LIMITS.values() for module in modules for name in modules[module]
+    }
+    internal = {name for names in INTERNAL_LIMITS.values() for name in names}
+    assert len(in_code) > 100
+    assert sorted(in_code - on_page - internal) == []
+    assert sorted(internal - in_code | internal & on_page) == []

@@ -12,6 +12,7 @@ from pydantic import Field
 from registry.api import Answer, ItemList, ItemPage, PrintableText, Request
 
 SUBJECT_LIMIT = 200
+LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600
 SUBJECT = r"^[!-~]*$"
 """A subject is visible ASCII without spaces, such as `alice@example.org`."""
 
@@ -22,7 +23,7 @@ class TokenCreate(Request):
     name: PrintableText = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
     scopes: list[str]
     namespaces: list[str] = Field(default=["*"], description="`*` for all namespaces.")
-    expires_in_seconds: int | None = Field(default=None, ge=1, le=366 * 86400)
+    expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)
     subject: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
     """The subject whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = Field(default=[], max_length=100)
@@ -75,8 +76,8 @@ class Whoami(Answer):
 
 
 # ------------------------------------------------------------------ namespaces and roles
-COUNT_LIMIT = 2**31 - 1
-BYTES_LIMIT = 2**62
+QUOTA_LIMIT = 2**31 - 1
+QUOTA_LIMIT_BYTES = 2**62
 CLAIMS_LIMIT = 16
 CLAIM_LIMIT = 512
 
@@ -92,9 +93,9 @@ class NamespaceSet(Request):
     """Fields that are absent do not change. A limit of 0 removes the limit."""
 
     public: bool | None = None
-    quota_bytes: int | None = Field(default=None, ge=0, le=BYTES_LIMIT)
-    quota_versions: int | None = Field(default=None, ge=0, le=COUNT_LIMIT)
-    pushes_per_hour: int | None = Field(default=None, ge=0, le=COUNT_LIMIT)
+    quota_bytes: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT_BYTES)
+    quota_versions: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
+    pushes_per_hour: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
 
 
 class NamespaceView(Answer):

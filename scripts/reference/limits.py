@@ -26,49 +26,227 @@ LIMITS = {
         "registry.names": {
             "NAME_LIMIT": "characters of a namespace, adapter or alias",
             "BASE_NAME_LIMIT": "characters of a base's name",
+            "SERVED_WORDS_LIMIT": "characters of a name under which an engine serves an adapter, before its version",
             "PATH_LIMIT_BYTES": "length of a file's path",
             "PATH_DEPTH_LIMIT": "folders and file in a path",
         },
         "registry.provenance": {
+            "PROVENANCE_FILE_LIMIT_BYTES": "file of declared inputs",
+            "SIZE_LIMIT_BYTES": "size of the declared inputs",
             "DATASETS_LIMIT": "declared data sets",
             "PARAMETERS_LIMIT": "declared parameters",
-            "SIZE_LIMIT_BYTES": "size of the declared inputs",
+            "URI_LIMIT": "characters of a declared URI",
+            "TEXT_LIMIT": "characters of a declared name or id",
+            "VALUE_LIMIT": "characters of a declared value",
         },
-        "registry.adapters.safetensors": {
-            "HEADER_LIMIT_BYTES": "header of a safetensors file",
-            "TENSORS_LIMIT": "tensors of a safetensors file",
-        },
-        "registry.adapters.peft.config": {"RANK_LIMIT": "rank"},
         "registry.evaluation.golden": {
             "SAMPLES_LIMIT": "golden samples, in a file of the size above",
             "SAMPLE_LIMIT_BYTES": "size of a golden sample",
         },
+        "registry.evaluation.verdicts": {
+            "FINDINGS_LIMIT": "findings kept of a verdict",
+            "PROFILE_LIMIT": "characters of an engine's profile",
+        },
+        "registry.server.evaluation.norms": {
+            "FACTOR_ELEMENTS_LIMIT": "elements of a factor whose norm is measured",
+            "FINDINGS_LIMIT": "findings about the numbers of one version",
+        },
+    },
+    "Tensors": {
+        "registry.adapters.safetensors": {
+            "HEADER_LIMIT_BYTES": "header of a safetensors file",
+            "TENSORS_LIMIT": "tensors of a safetensors file",
+            "NAME_LIMIT_BYTES": "length of a tensor's name",
+            "DIMENSIONS_LIMIT": "dimensions of a tensor",
+            "SIDE_LIMIT": "one dimension of a tensor",
+            "METADATA_LIMIT_BYTES": "metadata of a safetensors file",
+        },
+        "registry.adapters.formats.gguf": {
+            "HEADER_LIMIT_BYTES": "header of a GGUF file",
+            "TENSORS_LIMIT": "tensors of a GGUF file",
+            "FIELDS_LIMIT": "fields of a GGUF file",
+            "ITEMS_LIMIT": "items of an array in a GGUF file",
+            "DEPTH_LIMIT": "nesting of arrays in a GGUF file",
+            "TEXT_LIMIT_BYTES": "text in a GGUF file",
+            "NAME_LIMIT_BYTES": "length of a name in a GGUF file",
+            "SIDE_LIMIT": "elements of a tensor in a GGUF file",
+        },
+        "registry.adapters.formats.images": {"ALPHA_READS_LIMIT": "tensors of an image adapter whose alphas are read"},
+    },
+    "Configurations": {
+        "registry.adapters.peft.config": {
+            "RANK_LIMIT": "rank",
+            "ALPHA_LIMIT": "alpha",
+            "LAYERS_LIMIT": "number of a layer",
+            "PATTERN_VALUE_LIMIT": "number in a pattern, unless its field has a limit of its own",
+            "BASE_NAME_LIMIT": "characters of the base in a configuration",
+        },
+        "registry.adapters.formats.text": {
+            "RANK_LIMIT": "rank in a format other than PEFT",
+            "NUMBER_LIMIT": "alpha or scale in a format other than PEFT",
+        },
+        "registry.strict.fields": {
+            "NAMES_LIMIT": "names in a list",
+            "NAME_LIMIT": "characters of a module's name",
+            "TEXT_LIMIT": "characters of a text",
+            "WHOLE_NUMBER_LIMIT": "whole number, unless its field has a limit of its own",
+            "PATTERNS_LIMIT": "patterns in an object",
+            "PATTERN_STEPS_LIMIT": "steps to match one path with the patterns of an object, about",
+        },
+        "registry.strict.patterns": {
+            "LENGTH_LIMIT": "characters of a pattern",
+            "DEPTH_LIMIT": "nesting of a pattern",
+            "REPEAT_LIMIT": "m and n of `{m,n}` in a pattern",
+            "OPEN_REPEATS_LIMIT": "`*`, `+` and `{m,}` in a pattern",
+            "LOOKS_LIMIT": "look-aheads in a pattern",
+        },
+        "registry.compat": {"PATTERN_STEPS_LIMIT": "steps to match all modules of a base, about"},
+    },
+    "Other files": {
+        "registry.adapters.companions": {
+            "TOTAL_LIMIT_BYTES": "JSON and YAML files of a version that are parsed, together",
+            "VALUES_LIMIT": "values in a JSON or YAML file",
+        },
+        "registry.strict.yaml": {
+            "DEPTH_LIMIT": "nesting of a YAML file",
+            "EVENTS_LIMIT": "values in a YAML file, about",
+        },
+        "registry.adapters.templates": {
+            "TEMPLATES_LIMIT": "chat templates of a version",
+            "LENGTH_LIMIT": "characters of a chat template",
+            "TOTAL_LIMIT": "characters of all chat templates of a version",
+            "DEPTH_LIMIT": "nesting of a chat template",
+            "NODES_LIMIT": "expressions of a chat template",
+        },
+        "registry.adapters.trainer": {
+            "READ_LIMIT_BYTES": "trainer state that is read",
+            "VALUES_LIMIT": "values in a trainer state",
+            "DEPTH_LIMIT": "nesting of a trainer state",
+        },
+        "registry.adapters.card": {
+            "READ_LIMIT_BYTES": "beginning of a README that is read",
+            "NAMES_LIMIT": "bases and data sets read from a README",
+            "TOOLS_LIMIT": "lines of tool versions read from a README",
+        },
+        "registry.compat.tokenizers": {"TOKENIZER_LIMIT_BYTES": "tokenizer that is compared with the base's"},
+        "registry.hub": {"SMALL_LIMIT_BYTES": "file that the Hub API shows as a small one"},
+    },
+    "Bases and lineage": {
+        "registry.server.catalog.bases": {
+            "BASES_LIMIT": "bases",
+            "BASES_PER_ORG_LIMIT": "bases of an organization, added by a right in its namespace",
+        },
+        "registry.bases": {
+            "CONFIG_LIMIT_BYTES": "configuration of a base",
+            "SIZE_LIMIT": "size (hidden, vocabulary, heads …) in a base's configuration",
+        },
+        "registry.server.catalog.lineage": {"EDGES_LIMIT": "edges in a lineage"},
     },
     "Requests": {
-        "registry.server.http.request_body": {"BODY_LIMIT_BYTES": "body of a request, files and records aside"},
-        "registry.api": {"PAGE_LIMIT": "items of a page", "DEPTH_LIMIT": "nesting of a body"},
+        "registry.server.http.request_body": {
+            "BODY_LIMIT_BYTES": "body of a request, files and records aside",
+            "VALUES_LIMIT": "values in a JSON body",
+        },
+        "registry.server.local_links.connections": {"HEAD_LIMIT_BYTES": "head of a request"},
+        "registry.server.http.ranges": {"RANGES_LIMIT": "ranges of a request for a file"},
+        "registry.api": {
+            "PAGE_LIMIT": "items of a page",
+            "DEPTH_LIMIT": "nesting of a body",
+            "MESSAGE_LIMIT": "characters of a message or reason",
+            "ERRORS_LIMIT": "errors listed about one request",
+        },
+        "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
+        "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},
+        "registry.server.routes.hub.repositories": {
+            "PATHS_LIMIT": "paths of a Hub API request",
+            "FILTERS_LIMIT": "filters of a Hub API search",
+        },
+        "registry.server.hub.upstream": {
+            "ANSWER_LIMIT_BYTES": "answer of an upstream Hub that is relayed, files aside"
+        },
         "registry.server.routes.audit": {"WAIT_LIMIT_SECONDS": "long poll of `/events`"},
+        "registry.server.routes.serving": {"WAIT_LIMIT_SECONDS": "long poll of a node for its desired state"},
+    },
+    "Access": {
+        "registry.api.access": {
+            "SUBJECT_LIMIT": "characters of a subject",
+            "LIFETIME_LIMIT_SECONDS": "lifetime of a token that has one",
+            "QUOTA_LIMIT": "quota of versions or of pushes an hour",
+            "QUOTA_LIMIT_BYTES": "quota of bytes",
+            "CLAIMS_LIMIT": "claims of a trusted publisher",
+            "CLAIM_LIMIT": "characters of a claim",
+        },
+        "registry.server.access.publishers": {
+            "RULES_LIMIT": "trusted publishers of a namespace",
+            "WILDCARDS_LIMIT": "`*` in the pattern of a claim",
+        },
+        "registry.server.access.token_exchange": {"LIFETIME_SECONDS": "lifetime of an exchanged token"},
+        "registry.server.access.issuers": {
+            "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
+            "JTI_LIMIT": "characters of an identity token's `jti`",
+        },
+        "registry.server.access.quotas": {
+            "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",
+            "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",
+        },
+        "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
     },
     "Jobs and nodes": {
-        "registry.merging.recipes": {"SOURCES_LIMIT": "sources of a merge", "RANK_LIMIT": "rank of a merge"},
+        "registry.merging.recipes": {
+            "SOURCES_LIMIT": "sources of a merge",
+            "RANK_LIMIT": "rank of a merge",
+            "WEIGHT_LIMIT": "weight of a source",
+        },
         "registry.jobs": {
             "ATTEMPTS_LIMIT": "attempts of a job",
+            "PRIORITY_LIMIT": "priority of a job, and its negative the lowest",
+            "STEPS_LIMIT": "steps kept of a job",
             "PAYLOAD_LIMIT_BYTES": "payload of a job",
             "RESULT_LIMIT_BYTES": "result of a job",
         },
+        "registry.evaluation.reports": {
+            "MODULES_LIMIT": "modules with norms in a worker's report",
+            "TOOLS_LIMIT": "tools in a worker's report",
+        },
+        "registry.api.jobs": {"BASES_LIMIT": "bases that a worker names when it claims a job"},
         "registry.server.jobs.requests": {"WAITING_LIMIT": "waiting merges and conversions of a namespace"},
-        "registry.server.jobs.campaigns": {"JOBS_LIMIT": "jobs of a campaign"},
-        "registry.api.serving": {"SLOTS_LIMIT": "versions of an engine on a node", "LEASE_SECONDS": "lease of a node"},
-        "registry.server.serving.reports": {"NODES_LIMIT": "engines of one reporter"},
+        "registry.server.jobs.campaigns": {
+            "JOBS_LIMIT": "jobs of a campaign",
+            "ITEMS_LIMIT": "changed versions listed of a campaign",
+        },
+        "registry.engines.settings": {"SLOTS_LIMIT": "adapter slots that `adapter engine-settings` proposes"},
+        "registry.api.serving": {
+            "SLOTS_LIMIT": "versions of an engine on a node",
+            "REASON_LIMIT": "characters of a node's reason",
+            "LEASE_SECONDS": "lease of a node",
+        },
+        "registry.server.serving.reports": {
+            "NODES_LIMIT": "engines of one reporter",
+            "SERVED_ON_LIMIT": "nodes listed in an answer that withdraws a version",
+        },
     },
     "Storage and events": {
+        "registry.server.storage.signed_links": {"LIMIT_SECONDS": "life of a link to a folder"},
         "registry.server.storage.s3.store": {
             "COPY_LIMIT_BYTES": "one copy within a bucket; larger ones go in parts",
             "UPLOAD_LIMIT_BYTES": "one direct upload to a bucket",
         },
         "registry.client.local.cache": {"LIMIT_BYTES": "cache of a client, by default"},
+        "registry.server.audit": {"DETAIL_LIMIT_BYTES": "detail of an event"},
         "registry.server.webhooks": {"WEBHOOKS_LIMIT": "webhooks of a namespace"},
-        "registry.server.webhooks.dispatch": {"ANSWER_SECONDS": "wait for a webhook's answer"},
+        "registry.server.webhooks.dispatch": {
+            "ANSWER_SECONDS": "wait for a webhook's answer",
+            "ANSWER_LIMIT_BYTES": "what is read of a webhook's answer",
+        },
+    },
+    "Signatures and proofs": {
+        "registry.attestations": {"BUNDLE_LIMIT_BYTES": "bundle of a signature"},
+        "registry.attestations.keys": {"KEY_LIMIT_BYTES": "file of a public key"},
+        "registry.attestations.certificates": {"CHAIN_LIMIT": "certificates of a chain"},
+        "registry.server.promotion.attestations": {"SHOWN_LIMIT": "signatures shown of a version"},
+        "registry.tlog.notes": {"NOTE_LIMIT_BYTES": "signed checkpoint", "HASHES_LIMIT": "hashes of a proof"},
+        "registry.tlog.succession": {"NOTES_LIMIT": "keys that an audit log has had"},
+        "registry.tlog.tiles": {"ENTRY_LIMIT_BYTES": "entry of the audit log"},
     },
 }
 """Section → module → constant → what it limits."""
@@ -103,12 +281,12 @@ def _rows(modules: dict[str, dict[str, str]]) -> Iterable[tuple[str, str, str]]:
 def _value(constant: str, value: float) -> str:
     if constant.endswith("_BYTES"):
         return _size(int(value))
-    return _seconds(value) if constant.endswith("_SECONDS") else f"{value:,}"
+    return _seconds(value) if constant.endswith("_SECONDS") else f"{int(value):,}"
 
 
 def _size(size_bytes: int) -> str:
     """In the largest unit that divides it."""
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    for power, unit in ((60, "EiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size_bytes % 2**power == 0:
             return f"{size_bytes >> power} {unit}"
     return f"{size_bytes} bytes"

@@ -217,7 +217,7 @@ def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) 
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("limit", ["OPEN_PUSHES_PER_TOKEN", "OPEN_PUSHES_PER_NAMESPACE"])
+@pytest.mark.parametrize("limit", ["PUSHES_OF_TOKEN_LIMIT", "PUSHES_OF_NAMESPACE_LIMIT"])
 def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(quotas, limit, 2)
     world, admin = tenants.world, tenants.world.admin

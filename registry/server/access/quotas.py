@@ -24,8 +24,8 @@ from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRo
 from registry.server.storage.references import PushState
 
 HOUR = timedelta(hours=1)
-OPEN_PUSHES_PER_TOKEN = 500
-OPEN_PUSHES_PER_NAMESPACE = 2000
+PUSHES_OF_TOKEN_LIMIT = 500
+PUSHES_OF_NAMESPACE_LIMIT = 2000
 # Built once: every push executes them.
 _SELECT_NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("name"))
 _IS_OPEN = (col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > bindparam("now"))
@@ -54,8 +54,8 @@ def check_before_upload(session: Session, actor: Actor, name: AdapterName, manif
     reserved_names.check_available(session, actor, name)
     params = {"name": name.namespace, "token_id": actor.token_id, "now": db.now()}
     row, of_token, of_namespace = session.exec(_SELECT_WITH_OPEN_PUSHES, params=params).one()
-    _check_open_pushes("this token", of_token, OPEN_PUSHES_PER_TOKEN)
-    _check_open_pushes(f"namespace '{name.namespace}'", of_namespace, OPEN_PUSHES_PER_NAMESPACE)
+    _check_open_pushes("this token", of_token, PUSHES_OF_TOKEN_LIMIT)
+    _check_open_pushes(f"namespace '{name.namespace}'", of_namespace, PUSHES_OF_NAMESPACE_LIMIT)
     if row is not None:
         if _has_quota(row):
             _lock(session, row)
