@@ -25,7 +25,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"num_key_value_heads|multi_query_group_num|num_kv_heads|n_kv_heads", 2),
     (r".*(attention_heads|num_heads|n_head|n_heads|num_heads|swa_num_attention_heads)", 4),
     (r".*(hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|depth|attention_layers)", 2),
-    (r".*qk_rope_head_dim|rotary_dim", 4),
+    (r"rotary_dim", 4),
     (r"(.*_)?(head_dim|attention_head_size|d_kv|kv_channels|qk_nope_head_dim|v_head_dim|head_size)", 8),
     (r".*(kv_lora_rank|q_lora_rank|o_lora_rank|lora_rank)", 8),
     (r".*(intermediate_size|ffn_dim|d_ff|ffn_hidden_size|inner_dim|mlp_dim|feed_forward_size|ffn_size)(_mlp)?", 48),
@@ -71,7 +71,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True},
     "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
     "lilt": {"channel_shrink_ratio": 4},
-    "longcat_flash": {"head_dim": 4},
+    "longcat_flash": {"qk_head_dim": 16},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
 }
 """Model type → fields of its configuration class."""

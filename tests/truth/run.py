@@ -94,6 +94,7 @@ class Run:
                     stack.callback(shutil.rmtree, scratch, ignore_errors=True)
                     with oracle.deadline(60):
                         base = plan.base(scratch / "base")
+                    self._made(plan.id)
                     registry = _Registry(scratch / "registry", base, stack)
                     for name in groups:
                         try:
@@ -101,6 +102,7 @@ class Run:
                         except Exception as e:
                             self._not_made(Unmade(name, "PEFT", oracle.one_line(e)))
                             continue
+                        self._made(name)
                         for row in self._group(group, registry, scratch / "cases"):
                             self._results.put(row.id, {"code": self._code, **dataclasses.asdict(row)})
                             yield row
@@ -118,6 +120,10 @@ class Run:
     def every_unmade(self) -> list[Unmade]:
         """What could not be made when it was last tried."""
         return [Unmade(*value["unmade"]) for value in self._results.values() if "unmade" in value]
+
+    def _made(self, name: str) -> None:
+        if self._results.get(name) is not None:
+            self._results.put(name, {"code": self._code})
 
     def _not_made(self, item: Unmade) -> None:
         self.unmade.append(item)
