@@ -86,12 +86,14 @@ class BaseSpec(FrozenModel):
     `quantization` is the method of packed weights (`bitsandbytes`, `gptq`, `awq` …) or empty. `names_known` is
     false for architectures whose file names were only assumed to be the module names. `library` is the one that built
     `modules` on a worker (`registry.bases.library`), empty while they are read from headers; `library_problem` is its
-    error if it cannot build the base. `components` are the models
-    of an image pipeline (`unet`, `text_encoder` …), which begin the paths of their modules; empty for a language model.
+    error if it cannot build the base. `text_architecture` is the class that the configuration names for the language
+    model inside a model of several parts, empty if it names none. `components` are the models of an image pipeline
+    (`unet`, `text_encoder` …), which begin the paths of their modules; empty for a language model.
     """
 
     name: str = Field(min_length=1, max_length=256)
     architecture: str = ""
+    text_architecture: str = ""
     model_type: str = ""
     hidden: int = 0
     intermediate: int = 0
@@ -151,10 +153,8 @@ def base_spec(
     modules = base_modules.modules(logical, facts)
     tied = _is_tied(sizes, logical, facts)
     template = template_text(chat_template, tokenizer_config)
-    architectures = config.get("architectures")
     return BaseSpec(
-        name=name,
-        architecture=str(architectures[0])[:128] if isinstance(architectures, list) and architectures else "",
+        name=name, architecture=_architecture(config), text_architecture=_text_architecture(config),
         model_type=facts.model_type, hidden=facts.hidden, intermediate=facts.intermediate,
         layers=_size(sizes, "num_hidden_layers", "n_layer", "num_layers"), heads=facts.heads,
         kv_heads=facts.kv_heads, head_size=facts.head_size, vocab=_vocabulary(modules, facts), tied=tied,
@@ -207,6 +207,16 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config", 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     parts = (config.get(field) for field in TEXT_PARTS)
     return next((part for part in parts if isinstance(part, dict)), None)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    return str(architectures[0])[:128] if isinstance(architectures, list) and architectures else ""
+
+
+def _text_architecture(config: Mapping[str, Any]) -> str:
+    part = _text_part(config)
+    return "" if part is None else _text_architecture(part) or _architecture(part)
 
 
 def _sizes_in(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,8 @@ def judge(facts: EngineFacts | Mapping[str, Any], profile: EngineProfile) -> lis
         message = f"{rules.title} reads adapters of PEFT, and this one is in {format_name!r} format"
         return [_finding(rules, "format", "error", f"{message}: convert it first")]
     version = version_of(profile.version)
-    values = {**values, **source_facts.of(rules.name, version, values.get("base_architecture", ""))}
+    architecture, inner = (values.get(field, "") for field in ("base_architecture", "base_text_architecture"))
+    values = {**values, **source_facts.of(rules.name, version, architecture, inner)}
     findings = _about_version(rules, profile, version)
     for prop in properties():
         if prop.kind != rules.kind or not _all_hold(prop.when, values, profile.settings):

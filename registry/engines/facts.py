@@ -18,10 +18,10 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate, initializations
 from registry.bases import BaseSpec
 from registry.model import FrozenModel
 
-FACTS_VERSION = 7
+FACTS_VERSION = 8
 """Which fields stored facts have. A field that is absent from stored facts of this version has its default."""
-_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image"}
-"""Older version → the kind whose facts of that version are still right: 5 and 7 changed facts that images lack."""
+_STILL_RIGHT: dict[Any, str] = {4: "image", 6: "image", 7: "image"}
+"""Older version → the kind whose facts of that version are still right: 5, 7 and 8 changed facts that images lack."""
 HEADS = frozenset({"classifier", "score"})
 """Whole modules of classification models, which some engines load."""
 
@@ -91,6 +91,7 @@ class EngineFacts(FrozenModel):
     weights: str = ""
     base_family: str = ""
     base_architecture: str = ""
+    base_text_architecture: str = ""
     base_vocabulary: int = 0
     base_multimodal: bool = False
     base_experts: bool = False
@@ -189,6 +190,7 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
         and (not base.is_of(family) or (bool(named) and not named & set(base.components))),
         "base_family": (base.model_type or family) if base.is_pipeline else "",
         "base_architecture": base.architecture,
+        "base_text_architecture": base.text_architecture,
         "base_vocabulary": base.vocab,
         "base_multimodal": base.architecture.endswith("ForConditionalGeneration"),
         "base_experts": any(m.kind == "experts" for m in base.modules.values()),

@@ -24,7 +24,7 @@ FIELDS: Mapping[str, str] = {
     "source_lora": "whether the class has LoRA",
     "source_embeddings": "names of embeddings and heads on which the class takes LoRA",
     "source_modules": "all names of modules on which the class takes LoRA",
-    "source_open": "whether the base's configuration chooses an inner model, whose names are not among these",
+    "source_open": "whether the base's configuration chooses an inner model whose class and names are not known",
     "source_required": "fields that an adapter's configuration must have",
 }
 
@@ -57,8 +57,11 @@ def value(engine: str, name: str, version: Version) -> Any:
     return versions.at(_document(engine).get(name, {}), version)
 
 
-def of(engine: str, version: Version, architecture: str) -> dict[str, Any]:
-    """The fields that rules read about a base's architecture; only `source_required` if the base has none."""
+def of(engine: str, version: Version, architecture: str, inner: str = "") -> dict[str, Any]:
+    """The fields that rules read about a base's architecture; only `source_required` if the base has none.
+
+    `inner`: the architecture that the base's configuration names for the language model inside it.
+    """
     document = _document(engine)
     if not document:
         return {}
@@ -72,6 +75,9 @@ def of(engine: str, version: Version, architecture: str) -> dict[str, Any]:
         return fields
     fields |= {"source_class": name, "source_lora": row["lora"]}
     if row["lora"]:
+        if row.get("inner"):
+            chosen = versions.at(document["classes"].get(_class_name(document, version, inner), {}), version)
+            row = _with_inner(row, chosen or {})
         fields["source_open"] = bool(row.get("inner"))
         embeddings, modules = _accepted(row)
         if embeddings is not None:
@@ -94,6 +100,20 @@ def _class_name(document: Mapping[str, Any], version: Version, architecture: str
     suffix = next((s for s, converted in suffixes if architecture.endswith(s) and converted != "none"), None)
     candidates = (architecture.replace(suffix, other) for other, _ in suffixes) if suffix else ()
     return next((name for candidate in candidates if (name := registered(candidate))), None)
+
+
+def _with_inner(row: Mapping[str, Any], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The wrapper's row with the names of the model that it is given; as it is, where those names are not known."""
+    if chosen.get("embedding") is None or chosen.get("inner") or row.get("embedding") is None:
+        return row
+    is_listed = row["linear"] is not None and chosen["linear"] is not None
+    return {
+        **row,
+        "inner": False,
+        "embedding": [*row["embedding"], *chosen["embedding"]],
+        "linear": [*row["linear"], *chosen["linear"]] if is_listed else None,
+        "packed": {**chosen["packed"], **row["packed"]},
+    }
 
 
 def _accepted(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -30,8 +30,9 @@ EMBEDDING = EngineFacts(modules=("embed_tokens",), embedding_targets=("embed_tok
 HEAD = EngineFacts(modules=("lm_head",), head_lora=True)
 
 
-def outcome(facts: EngineFacts, profile: str, architecture: str) -> Outcome:
-    asked = facts.model_copy(update={"base_architecture": architecture, "base_vocabulary": 512})
+def outcome(facts: EngineFacts, profile: str, architecture: str, inner: str = "") -> Outcome:
+    base = {"base_architecture": architecture, "base_text_architecture": inner, "base_vocabulary": 512}
+    asked = facts.model_copy(update=base)
     return add_up(engines.judge(asked, engines.profile(profile)))
 
 
@@ -92,6 +93,20 @@ def test_a_base_that_a_version_does_not_register_gets_no_yes_there(version: str)
 def test_lora_on_the_embedding_or_the_head_is_judged_by_the_class(architecture: str, embedding: str, head: str) -> None:
     profile = "vllm==0.33.0"
     assert (outcome(EMBEDDING, profile, architecture), outcome(HEAD, profile, architecture)) == (embedding, head)
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [("LlamaForCausalLM", "pass"), ("Qwen3ForCausalLM", "pass"), ("MistralForCausalLM", "fail"),
+     ("Qwen2ForCausalLM", "fail"), ("GoneForCausalLM", "unknown"), ("LlavaForConditionalGeneration", "unknown"),
+     ("", "unknown")],
+)  # fmt: skip
+@pytest.mark.parametrize("wrapper", ["LlavaForConditionalGeneration", "InternVLChatModel"])
+def test_a_wrapper_takes_lora_where_the_language_model_in_it_does(wrapper: str, inner: str, expected: str) -> None:
+    profile = "vllm==0.33.0"
+    assert [outcome(facts, profile, wrapper, inner) for facts in (EMBEDDING, HEAD)] == [expected, expected]
+    linear = EngineFacts(method="LORA", modules=("q_proj",), linear_targets=("q_proj",))
+    assert outcome(linear, profile, wrapper, inner) is Outcome.PASS
 
 
 def test_classes_under_both_folders_of_models_were_read() -> None:
