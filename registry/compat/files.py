@@ -99,6 +99,7 @@ def _sizes(
         findings.warning("format.control_inputs", module.path, message, expected[1], sizes[1])
         return
     message = f"{module.path} updates a matrix of {list(sizes)}; {base.name} has {list(expected)} there"
-    findings.error(
-        "compat.shape", module.path, message, list(expected), list(sizes), group=f"{leaf} {sizes} {expected}"
-    )
+    findings.add(
+        "error" if base.names_known else "unknown", "compat.shape", module.path, message, list(expected), list(sizes),
+        group=f"{leaf} {sizes} {expected}",
+    )  # fmt: skip

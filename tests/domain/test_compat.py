@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from registry import compat
+from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
+from registry.compat.files import check_file
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from tests import forge
 from tests.domain.specs import base_spec, judge, lora_spec
 
 LLAMA = forge.llama()
+LAYER = "model.layers.0.self_attn"
 
 
 def codes(findings: list[Finding], severity: str = "error") -> set[str]:
@@ -117,6 +120,15 @@ def test_where_names_are_only_assumed_other_kinds_and_shapes_are_unknown_too() -
     for names_known, outcome in ((True, Outcome.FAIL), (False, Outcome.UNKNOWN)):
         other = spec.model_copy(update={"modules": modules, "names_known": names_known})
         assert add_up(compat.check_fit(lora_spec(forge.lora(LLAMA)), other)) is outcome
+
+
+@pytest.mark.parametrize(("path", "width"), [(f"{LAYER}.q_proj", 96), (f"{LAYER}.query", 64)])
+def test_where_names_are_only_assumed_a_file_of_another_tool_is_unknown_too(path: str, width: int) -> None:
+    module = FileModule(path=path, rank=8, alpha=8, in_features=width, out_features=64)
+    facts = FileFacts(format="mlx", method="lora", modules=(module,))
+    for names_known, outcome in ((True, Outcome.FAIL), (False, Outcome.UNKNOWN)):
+        base = base_spec(LLAMA).model_copy(update={"names_known": names_known})
+        assert add_up(check_file(facts, base)) is outcome
 
 
 @pytest.mark.parametrize(
