@@ -130,7 +130,7 @@ def modules(tensors: Iterable[Logical], facts: Facts) -> dict[str, ModuleShape]:
     if facts.is_head_model and not any(path.startswith(_HEADS) for path in by_path):
         tables = (m for path, m in by_path.items() if m.kind == "embedding" and is_token_table(path))
         rows, width = max(((m.in_features, m.out_features) for m in tables), default=(facts.vocab, facts.hidden))
-        by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows)
+        by_path[HEAD] = ModuleShape(kind="linear", in_features=width, out_features=rows, bias=HEAD in biases)
     return _with_experts(by_path)
 
 

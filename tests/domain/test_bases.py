@@ -218,10 +218,18 @@ def test_a_size_for_each_layer_is_read_and_the_largest_counts() -> None:
 
 @pytest.mark.parametrize("part", ["text_config", "llm_config", "language_config", "thinker_config"])
 def test_sizes_are_those_of_the_language_model_inside(part: str) -> None:
-    inner = {part: {"hidden_size": 32, "num_hidden_layers": 7}}
+    inner = {part: {"hidden_size": 32, "num_hidden_layers": 7, "architectures": ["Qwen2ForCausalLM"]}}
     for fields in (inner, {"thinker_config": inner}):
         spec = spec_of({"a.weight": ("F32", (4, 4))}, **fields)
+        assert (spec.architecture, spec.text_architecture) == ("LlamaForCausalLM", "Qwen2ForCausalLM")
         assert (spec.hidden, spec.layers, spec.heads, spec.names_known) == (32, 7, 4, False)
+
+
+def test_a_tied_head_has_the_bias_that_its_file_holds() -> None:
+    tensors = {"transformer.w.weight": ("F32", (512, 16)), "lm_head.bias": ("F32", (512,))}
+    spec = spec_of(tensors, architectures=["CTRLLMHeadModel"], model_type="ctrl")
+    assert (spec.tied, spec.modules["lm_head"].bias) == (True, True)
+    assert not base_spec(LLAMA).modules["lm_head"].bias
 
 
 def test_a_tied_head_is_as_wide_as_the_embedding() -> None:

@@ -98,13 +98,24 @@ def test_an_embedding_has_its_own_names_and_pefts_copy_beside_it() -> None:
                 f"{at}.lora_embedding_A": ("F32", (8, 512), None),
                 f"{at}.lora_embedding_B": ("F32", (64, 8), None),
                 f"{at}.base_layer.weight": ("F32", (512, 64), None),
+                f"{at}.base_layer.embed_norm.weight": ("F32", (64,), None),
             },
         )
     )
     module = next(m for m in spec.modules if m.kind == "embedding")
     assert (module.in_features, module.out_features) == (512, 64)
-    assert [p.path for p in spec.repeats] == ["model.embed_tokens"]
+    assert {p.path for p in spec.repeats} == {"model.embed_tokens", "model.embed_tokens.embed_norm"}
     assert spec.findings == ()
+
+
+@pytest.mark.parametrize("name", [
+    "embed_tokens.base_layer.weight", "embed_tokens.embed_norm.weight", "embed_tokens.base_layer_norm.weight",
+    "layers.0.self_attn.q_proj.base_layer.weight", "layers.0.self_attn.q_proj.base_layer.norm.weight",
+])  # fmt: skip
+def test_other_copies_of_base_tensors_are_refused(name: str) -> None:
+    copy = {f"base_model.model.model.{name}": ("F32", (512, 64), None)}
+    spec = lora_spec(forge.lora(BASE, targets=["q_proj"], change=lambda t: {**t, **copy}))
+    assert {finding.code for finding in spec.findings} == {"compat.overwrites_base"}
 
 
 def test_trained_tokens_are_rows_of_their_own() -> None:

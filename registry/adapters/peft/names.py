@@ -125,7 +125,9 @@ class Names:
         inner = path.removesuffix(".base_layer")
         if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
             return TensorName(TensorRole.FULL, inner, leaf)
-        targeted = inner != path and inner.rpartition(".")[2] in EMBEDDINGS and self._targets.covers(inner)
+        table, wraps, part = f"{path}.".partition(".base_layer.")  # a part: the norm inside Inkling's embedding
+        targeted = wraps and table.rpartition(".")[2] in EMBEDDINGS and self._targets.covers(table)
+        inner = f"{table}.{part}".removesuffix(".")
         return TensorName(TensorRole.REPEAT, inner, leaf) if leaf == "weight" and targeted else None
 
     def _ties(self, path: str) -> bool:
