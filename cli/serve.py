@@ -71,7 +71,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     log = app.state.audit_log
     log.check_keys()
     if app.state.blobs.kind == LocalBlobs.kind:
-        app.state.blobs.links = LinkSigner(lambda: log.keys.derive_secret(SECRET_PURPOSE))
+        app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True

@@ -141,7 +141,7 @@ def create_app(
 def link_context(app: FastAPI) -> Context:
     """Return what the threads that answer signed links need of the application."""
     state = app.state
-    upload = partial(transfer.upload_in_progress, state)
+    upload = partial(transfer.link_upload_in_progress, state)
     return Context(state.blobs, upload, state.settings.stall_seconds, state.audit_log.closing.is_set)
 
 

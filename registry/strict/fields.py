@@ -81,6 +81,14 @@ class Fields:
             value = [value]
         return () if value is None else self._names(field, value)
 
+    def keys(self, field: str) -> tuple[str, ...]:
+        """The keys of an object, which are names of modules; null and absent are empty."""
+        value = self.values.get(field)
+        if value is not None and not isinstance(value, dict):
+            self.broken("value_invalid", field, "must be an object whose keys are names of modules")
+            return ()
+        return self._names(field, list(value or ()))
+
     def names_or_pattern(self, field: str) -> str | tuple[str, ...] | None:
         """A list of names (a tuple), or one pattern (text), or None."""
         value = self.values.get(field)

@@ -80,6 +80,14 @@ def test_a_rotation_keeps_the_secrets_of_webhooks(world: World) -> None:
     assert log.keys.derive_secret("webhook:1") == before
 
 
+@pytest.mark.security
+def test_a_rotation_ends_what_an_older_key_can_forge(world: World) -> None:
+    log = world.app.state.audit_log
+    before = log.keys.derive_current_secret("links")
+    rotate(world)
+    assert log.keys.derive_current_secret("links") != before
+
+
 def test_a_replaced_key_is_explained_and_trusted_only_by_a_person(world: World, trusted: TrustedCheckpoints) -> None:
     trusted.check(world.admin, current_note(world))
     replaced = replace(world)

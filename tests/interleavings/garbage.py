@@ -162,7 +162,7 @@ class Garbage:
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in planned.uploads:
             with db.session(self.world.engine, write=False) as session:
-                expected = commit.find_upload(session, TRUSTED, planned.push_id, upload.digest)
+                expected = commit.find_upload(session, TRUSTED.token_id, planned.push_id, upload.digest)
             if expected.needed:
                 data = by_digest[upload.digest]
                 self.blobs.put(expected.key, [data], expect=upload.digest, limit_bytes=len(data))

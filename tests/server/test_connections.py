@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from registry.api.access import TokenCreate
@@ -18,7 +20,7 @@ from registry.server.local_links import connections
 from registry.server.local_links.connections import ConnectionLimits
 from tests.cli.test_event_stream import stream
 from tests.faults.servers import Server as RegistryServer
-from tests.link_server import RunningServer
+from tests.link_server import Run, RunningServer
 
 pytestmark = pytest.mark.security
 
@@ -28,21 +30,28 @@ CONNECTIONS = 3
 
 
 class Server(RunningServer):
-    """Answers `ok`; `/endless` sends a body until the client is gone, which sets `aborted`."""
+    """Answers `ok`; `/wait` does so when the client is gone.
 
-    def __init__(self, root: Path) -> None:
+    `/endless` sends a body until the client is gone, which sets `aborted`.
+    """
+
+    def __init__(self, root: Path, run: Run = asyncio.run) -> None:
         self.aborted = threading.Event()
-        super().__init__(root, application=self, limits=ConnectionLimits(CONNECTIONS, 10))
+        self.answered = 0
+        super().__init__(root, application=self, run=run, limits=ConnectionLimits(CONNECTIONS, 10))
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        self.answered += 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/endless":
             while self.server.server_state.connections:
                 await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
             self.aborted.set()
             return
+        while scope["path"] == "/wait" and (await receive())["type"] != "http.disconnect":
+            pass
         await send({"type": "http.response.body", "body": b"ok"})
 
 
@@ -115,6 +124,40 @@ def test_addresses_of_one_ipv6_network_count_together() -> None:
     assert limits.add("2001:db8:0:1::1")
     limits.remove("2001:db8::2")
     assert limits.add("2001:db8::3")
+
+
+def test_clients_with_ipv4_count_by_address_on_a_socket_that_takes_both() -> None:
+    limits = ConnectionLimits(1, 10)
+    assert limits.add("::ffff:192.0.2.1")
+    assert not limits.add("::ffff:192.0.2.1")
+    assert limits.add("::ffff:192.0.2.2")
+    assert limits.add("fe80::1%eth0")
+
+
+def test_a_connection_has_a_limit_of_requests_that_wait_for_their_turn(server: Server) -> None:
+    many = 10_000
+    with server.connect() as client:
+        client.sendall(REQUEST * connections.PIPELINED_LIMIT)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < connections.PIPELINED_LIMIT:
+            answers += client.recv(65536)
+        with contextlib.suppress(ConnectionError):
+            client.sendall(REQUEST * many)
+        assert rest_of(client).count(b"HTTP/1.1 200") < many
+    assert server.answered < many
+
+
+@pytest.mark.parametrize("second", [b"\0\r\n\r\n", b""])
+def test_a_broken_request_or_an_early_end_writes_no_traceback_into_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], second: bytes
+) -> None:
+    with Server(tmp_path, run=uvloop.run) as server, server.connect() as client:
+        client.sendall(REQUEST.replace(b"/ ", b"/wait ", 1))
+        assert client.recv(1000).startswith(b"HTTP/1.1 200"), "the first response has begun"
+        client.sendall(second)
+        client.shutdown(socket.SHUT_WR if second else socket.SHUT_RDWR)
+        assert b"HTTP/1.1" not in rest_of(client), "no other answer in the middle of this one"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_token_has_a_limit_of_streams(registry_server: RegistryServer) -> None:

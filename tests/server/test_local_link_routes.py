@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from registry.api.access import TokenCreate
 from registry.api.catalog import BaseAdd
@@ -17,8 +18,12 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName
-from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.app import link_context
+from registry.server.database import db
+from registry.server.database.models import PushRow
+from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
+from registry.server.storage.references import PushState
 from registry.server.storage.signed_links import LinkSigner
 from tests import forge
 from tests.faults.servers import Server
@@ -66,6 +71,13 @@ def test_our_client_uses_the_links_of_the_plan(world: World) -> None:
     assert world.admin.commit_push(plan.push_id).created
 
 
+def planned_link(world: World, data: bytes) -> str:
+    """The link of a plan for a file with these bytes."""
+    manifest = world.manifest({**world.files(), "README.md": data})
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    return next(item.url for item in plan.uploads if item.digest == Digest.of(data))
+
+
 @pytest.mark.security
 def test_the_application_refuses_what_a_link_does_not_allow(world: World) -> None:
     data = b"x" * 100
@@ -74,10 +86,10 @@ def test_the_application_refuses_what_a_link_does_not_allow(world: World) -> Non
     signer = world.blobs.links
     assert signer is not None
     read = signer.sign("GET", key_of(digest), 100, seconds=60, owner="tok_1")
-    write = signer.sign("PUT", staging_key_of("psh_1", digest), 100, seconds=60, owner="tok_1")
+    write = planned_link(world, data)
     expired = signer.sign("GET", key_of(digest), 100, seconds=0, owner="tok_1")
     refused = [("GET", expired, None), ("PUT", read, data), ("GET", write, None), ("GET", read + "0", None)]
-    refused += [("PUT", write.replace("psh_1", "psh_2"), data), ("GET", read.replace("owner=tok_1", "owner="), None)]
+    refused += [("PUT", write.replace("/psh_", "/psh_0"), data), ("GET", read.replace("owner=tok_1", "owner="), None)]
     for method, link, body in refused:
         answer = ask(world, method, link, body)
         assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID"), link
@@ -90,6 +102,32 @@ def test_the_application_refuses_what_a_link_does_not_allow(world: World) -> Non
     assert ask(world, "DELETE", read).status_code == 405
     world.blobs.delete(key_of(digest))
     assert ask(world, "GET", read).json()["code"] == "BLOB_UNKNOWN"
+
+
+@pytest.mark.security
+def test_a_link_of_an_ended_push_writes_nothing(world: World) -> None:
+    files = world.files()
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    upload(world.admin, plan, files)
+    world.admin.commit_push(plan.push_id)
+    by_digest = {Digest.of(data): data for data in files.values()}
+    context = link_context(world.app)
+    for item in plan.uploads:
+        assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204, "a repeated PUT is no error"
+        assert world.blobs.links is not None
+        link = world.blobs.links.check("PUT", item.url)
+        with pytest.raises(NotFound), context.upload(link.owner, link.key):
+            pass
+    assert list(world.blobs.list("staging/")) == []
+
+
+@pytest.mark.security
+def test_a_link_of_an_expired_push_writes_nothing(world: World) -> None:
+    link = planned_link(world, b"data")
+    with db.session(world.app.state.engine) as session:
+        session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
+    assert ask(world, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN"
+    assert list(world.blobs.list("staging/")) == []
 
 
 @pytest.mark.security

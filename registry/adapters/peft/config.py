@@ -35,6 +35,8 @@ PATTERN_VALUE_LIMIT = 2**31
 WHOLE_BY_PATTERN = frozenset({"rank_pattern", "block_size_pattern", "n_frequency_pattern"})
 
 BASE_NAME_LIMIT = 512
+_MODEL_NAMES = ("tokenizer_name_or_path", "shadow_model")
+"""Fields that make PEFT load another model or its tokenizer, from the Hub or from a folder."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127})?\Z")
 _CACHE_FOLDER = re.compile(r"models--([A-Za-z0-9._-]+?)--([A-Za-z0-9._-]+)\Z")
@@ -152,6 +154,7 @@ class _Reader:
         self._code_and_paths()
         self._texts()
         by_pattern = self._patterns(method)
+        self._more_patterns(method)
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
@@ -206,6 +209,12 @@ class _Reader:
             if name != "layers_pattern" and not (name == "rank_pattern" and methods.find(method).rank_from_tensors)
         }
 
+    def _more_patterns(self, method: str) -> None:
+        """Check fields that `AdapterConfig` does not have, and that PEFT matches with the paths of modules."""
+        self.fields.names_or_pattern("feedforward_modules")
+        if methods.find(method).rank_from_tensors:
+            self.fields.keys("rank_pattern")
+
     def _method(self) -> str:
         method = self._values.get("peft_type")
         if isinstance(method, str) and method in methods.METHODS:
@@ -251,9 +260,12 @@ class _Reader:
             self.fields.broken("code_reference", "auto_mapping", message)
 
     def _texts(self) -> None:
-        """Refuse texts that loaders, pages and shells read: names of tokenizers, revisions and versions."""
-        for problem in read_claim(self._values.get("tokenizer_name_or_path"))[1]:
-            self.fields.broken("path_refused", "tokenizer_name_or_path", problem)
+        """Refuse texts that loaders, pages and shells read: names of models, revisions and versions."""
+        adapters = self._values.get("adapters")
+        names = [(f"adapters.{key}", value) for key, value in adapters.items()] if isinstance(adapters, dict) else []
+        for field, value in (*names, *((field, self._values.get(field)) for field in _MODEL_NAMES)):
+            for problem in read_claim(value)[1]:
+                self.fields.broken("path_refused", field, problem)
         revision = self.fields.text("revision")
         if revision and (".." in revision or not _REVISION.match(revision)):
             self.fields.broken("value_invalid", "revision", "must be the name of a branch, a tag or a commit")

@@ -55,7 +55,15 @@ class Keys:
 
     def derive_secret(self, purpose: str) -> str:
         """Derive a secret of 256 bits in hex from the oldest key, so that a rotation changes no secret."""
-        return hmac.new(self.signers[-1].seed, purpose.encode(), hashlib.sha256).hexdigest()
+        return _derive(self.signers[-1], purpose)
+
+    def derive_current_secret(self, purpose: str) -> str:
+        """Derive a secret of 256 bits in hex from the key that signs now, so that a rotation ends an older key's power."""
+        return _derive(self.signer, purpose)
+
+
+def _derive(signer: Signer, purpose: str) -> str:
+    return hmac.new(signer.seed, purpose.encode(), hashlib.sha256).hexdigest()
 
 
 def key_path(settings: Settings) -> Path:

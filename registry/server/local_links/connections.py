@@ -13,12 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_LIMIT_BYTES = 64 * 2**10
 """Limit for the request line and the headers of one request together."""
 HEAD_SECONDS = 20.0
 """A head must be complete so long after the connection was made, or after the response before it."""
+PIPELINED_LIMIT = 16
+"""Requests of a connection that may wait for the response before them. Each takes 2 KiB, and 18 bytes to send."""
 UNREAD_SECONDS = 60.0
 """A response of which the client reads nothing for so long is aborted."""
 
@@ -63,6 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_status = b""
         self._head_deadline: asyncio.TimerHandle | None = None
         self._read_deadline: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
 
     # ---------------------------------------------------------------- connection
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,12 +76,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         _cancel(self._head_deadline)
         _cancel(self._read_deadline)
+        self._end_responses()
         self._on_end()
         super().connection_lost(exc)
 
     # ---------------------------------------------------------------- request head
     def on_message_begin(self) -> None:
         self._head_bytes = 0
+        if len(self.pipeline) >= PIPELINED_LIMIT:
+            raise httptools.HttpParserError("too many requests wait for a response")
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -100,7 +107,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        if self._head_status:
+        if self._running is not None and not self._running.response_complete:
+            self._end_responses()  # an answer now would be read as the one to an earlier request
+            self.transport.close()
+        elif self._head_status:
             self._refuse(self._head_status)
         else:
             super().send_400_response(msg)
@@ -120,6 +130,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     # ---------------------------------------------------------------- response
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _end_responses(self) -> None:
+        """Let the response that is under way write nothing more, and start none of those that wait.
+
+        uvicorn does so for the newest request only. Another one would fail on the closed transport, with a traceback.
+        """
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
@@ -140,4 +164,8 @@ def _cancel(deadline: asyncio.TimerHandle | None) -> None:
 
 
 def _network(address: str) -> str:
-    return str(ipaddress.ip_network(f"{address}/64", strict=False)) if ":" in address else address
+    """A socket for IPv6 that takes IPv4, too, gives those clients as `::ffff:192.0.2.1`, all of one network."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

@@ -51,9 +51,9 @@ class ExpectedBlob:
     needed: bool
 
 
-def find_upload(session: Session, actor: Actor, push_id: str, digest: Digest) -> ExpectedBlob:
+def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -> ExpectedBlob:
     """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
-    row = _find_push(session, actor, push_id)
+    row = _find_push(session, token_id, push_id)
     return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
 
@@ -74,10 +74,10 @@ _STAGING_KEYS = select(PushBlobRow.staging_key).where(
 )
 
 
-def _find_push(session: Session, actor: Actor, push_id: str) -> PushRow:
+def _find_push(session: Session, token_id: str, push_id: str) -> PushRow:
     row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
     late = row is not None and row.state == PushState.OPEN and row.expires_at <= db.now()
-    if row is None or row.token_id != actor.token_id or row.state == PushState.EXPIRED or late:
+    if row is None or row.token_id != token_id or row.state == PushState.EXPIRED or late:
         raise references.unknown_push(push_id)
     return row
 
@@ -91,7 +91,7 @@ def commit_push(
 
     `session` must have begun by reading; it writes from the last check on.
     """
-    row = _find_push(session, actor, push_id)
+    row = _find_push(session, actor.token_id, push_id)
     name = AdapterName(row.namespace, row.name)
     actor.require(Scope.PUSH, name)
     alias = str(names.alias(request.alias)) if request.alias else ""

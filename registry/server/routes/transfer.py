@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlmodel import Session
 from starlette.datastructures import State
 
 from registry.api.evaluation import ReferenceLogprobsView
@@ -91,7 +92,7 @@ def upload_blob(
 ) -> Response:
     """Upload the bytes of one blob of the plan."""
     # The bytes arrive after this function returns: a slow sender must not hold a thread.
-    expected = commit.find_upload(session, actor, push_id, digest)
+    expected = commit.find_upload(session, actor.token_id, push_id, digest)
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
     sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
@@ -104,6 +105,21 @@ def upload_in_progress(state: State, token_id: str, key: str) -> Iterator[None]:
     in_progress = background.push_in_progress(state.engine)
     with state.upload_limiter.hold(token_id), state.blob_limiter.hold(key), in_progress:
         yield
+
+
+@contextmanager
+def link_upload_in_progress(state: State, token_id: str, key: str) -> Iterator[None]:
+    """As `upload_in_progress`, by a signed link. `NotFound` if its push has ended."""
+    with db.session(state.engine, write=False) as session:
+        if not _find_link_upload(session, token_id, key).needed:
+            raise_unknown(key)
+    with upload_in_progress(state, token_id, key):
+        yield
+
+
+def _find_link_upload(session: Session, token_id: str, key: str) -> commit.ExpectedBlob:
+    """What the push in a link's key still requests: a link may live longer than its push."""
+    return commit.find_upload(session, token_id, key.split("/")[1], digest_of(key))
 
 
 def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
@@ -270,14 +286,16 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
 # Threads of `LinkListener` answer most of these requests.
 @router.put("/links/{key:path}", status_code=204, dependencies=[NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
-def upload_by_link(request: Request, blobs: BlobsDep, key: str) -> Response:
+def upload_by_link(request: Request, session: ReadSessionDep, blobs: BlobsDep, key: str) -> Response:
     """Upload a blob by a signed link of a plan, which needs no token."""
     link = _link_of(request, blobs)
     declared = request.headers.get("content-length")
     if declared is None:
         raise Invalid("LENGTH_REQUIRED", "a request with a link needs the Content-Length of its plan")
     _check_length(request, digest_of(key), link.size_bytes)
-    sink = blobs.open_writer(key, limit_bytes=link.size_bytes)
+    is_needed = _find_link_upload(session, link.owner, key).needed
+    db.commit_early(session)
+    sink = blobs.open_writer(key, limit_bytes=link.size_bytes) if is_needed else None
     return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, key))
 
 
