@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import delete
+from sqlmodel import Session
 
 from registry.api.catalog import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushRequest
-from registry.errors import Conflict, Denied, Invalid, NotFound, TooLarge
+from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
 from registry.server.catalog import bases, metadata_backup
-from registry.server.database.models import TakenNameRow
+from registry.server.database.models import BaseRow, TakenNameRow
 from tests import forge
 from tests.world import World, spec_of
 
@@ -154,3 +157,56 @@ def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(world: World) -> N
     world.admin.delete_base("hub/tiny")
     world.transport.settle()
     assert list(world.blobs.list(metadata_backup.BASES)) == []
+
+
+@pytest.mark.parametrize("first", ["alias", "add", "delete"])
+def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Each reads who has the name before it takes it. The second one reads what the first one wrote."""
+    world.add_base()
+    owner = world.actor("push", "admin", namespaces=["hub"])
+    if first == "delete":
+        owner.add_base(base("hub/tiny"))
+    requests: dict[str, Callable[[], object]] = {
+        "alias": lambda: world.admin.set_base_aliases("tiny-llama", ["hub/tiny"]),
+        "add": lambda: owner.add_base(base("hub/tiny")),
+        "delete": lambda: owner.delete_base("hub/tiny"),
+    }
+    has_read, other_ended = threading.Event(), threading.Event()
+    look_up, lock = bases._find_named, threading.Lock()
+
+    def pause_once(session: Session, name: str) -> BaseRow | None:
+        row = look_up(session, name)
+        with lock:
+            is_first = not has_read.is_set()
+            has_read.set()
+        if is_first:
+            other_ended.wait(1.0)  # the other one goes as far as it can
+        return row
+
+    def answer(request: Callable[[], object]) -> str:
+        try:
+            request()
+        except RegistryError as error:
+            return error.code
+        return "done"
+
+    def take_second() -> str:
+        has_read.wait(10.0)
+        try:
+            return answer(requests["alias" if first == "add" else "add"])
+        finally:
+            other_ended.set()
+
+    monkeypatch.setattr(bases, "_find_named", pause_once)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(answer, requests[first]), pool.submit(take_second)]
+        outcomes = [each.result(30.0) for each in answers]
+    monkeypatch.undo()
+    assert outcomes == ["done", "NAME_TOMBSTONED" if first == "delete" else "BASE_EXISTS"]
+    if first == "delete":
+        with pytest.raises(NotFound):
+            world.admin.base("hub/tiny")
+    else:
+        assert world.admin.base("hub/tiny").name == ("tiny-llama" if first == "alias" else "hub/tiny")

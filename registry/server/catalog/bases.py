@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence, Set
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import bindparam, func
+from sqlalchemy import bindparam, func, text
 from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
@@ -54,6 +54,7 @@ CACHED_SPECS = 64
 BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100
 """Bases of one organization, for those who add them by a right in its namespace."""
+NAMES_LOCK = 0x61646170_62617365  # "adapbase"
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
 
 
@@ -64,6 +65,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     A source is stored for administrators and workers of all namespaces only: workers open it.
     """
     name = names.base_name(request.spec.name)
+    lock_names(session)
     existing = _find_named(session, name)
     if existing is None:
         require_may_add(session, actor, name)
@@ -101,6 +103,15 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
     return _view(session, actor, base), created
 
 
+def lock_names(session: Session) -> None:
+    """Wait until this transaction is the only one that adds, deletes or renames bases; read their names afterwards.
+
+    No index makes names and aliases unique together, and limits and rights depend on which bases exist.
+    """
+    if not db.is_sqlite(session):  # it has one writer at a time
+        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": NAMES_LOCK})
+
+
 def require_may_add(session: Session, actor: Actor, name: str) -> None:
     """`Denied` unless the actor may add a base of this name; `TooLarge` (SIZE_INVALID) over a limit."""
     org = _org_of(name)
@@ -135,6 +146,7 @@ def delete(session: Session, actor: Actor, name: str) -> str:
 
     `Conflict` (BASE_IN_USE), `Denied`, `NotFound`.
     """
+    lock_names(session)
     base = find(session, names.base_name(name))
     name = base.name
     if not _org_of(name) or not actor.holds(Scope.ADMIN, _org_of(name)):
@@ -163,6 +175,7 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
     A name that is left out ends: pushers of its organization cannot give it to another base.
     """
     actor.require_everywhere(Scope.ADMIN)
+    lock_names(session)
     base = find(session, names.base_name(name))
     session.refresh(base, with_for_update=True)
     others = sorted({str(names.base_name(alias)) for alias in aliases} - {base.name})

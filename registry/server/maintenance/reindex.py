@@ -176,6 +176,7 @@ def _restore_bases(run: _Run) -> int:
 
 def _add_base(session: Session, actor: Actor, record: BaseRecord) -> bool:
     spec = record.spec
+    bases.lock_names(session)
     values: dict[str, Any] = {"name": spec.name, "fingerprint": spec.fingerprint, "spec": spec.model_dump(mode="json")}
     values |= {
         "aliases": list(record.aliases) or None,
