@@ -42,14 +42,14 @@ class MemoryBlobs(BlobStore):
             raise_unknown(key)
         return blob[0][start : start + length]
 
-    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:  # noqa: ARG002
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         data = self.read(key, start, WHOLE_BYTES if length is None else length)
         return (data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES))
 
     def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
         return _MemoryWriter(self, key, limit_bytes)
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:  # noqa: ARG002
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         with self._lock:
             staged = self._blobs.get(staging_key)
             if key_of(digest) in self._blobs and not (replace and staged):

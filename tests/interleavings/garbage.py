@@ -57,9 +57,9 @@ class PausingBlobs(MemoryBlobs):
         self._scheduler.pause("read")
         return super().read(key, start, length)
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         self._scheduler.pause("promote")
-        super().promote(staging_key, digest, replace=replace, etag=etag)
+        super().promote(staging_key, digest, replace=replace)
         self._scheduler.pause("promoted")
 
     def delete(self, key: str) -> None:

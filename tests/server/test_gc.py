@@ -256,9 +256,9 @@ def test_a_commit_after_gc_ended_its_push_creates_no_version(
     promote = type(stored_world.blobs).promote
     remaining = len(files)
 
-    def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
+    def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         nonlocal remaining
-        promote(store, staging_key, digest, replace=replace, etag=etag)
+        promote(store, staging_key, digest, replace=replace)
         remaining -= 1
         if remaining == 0:
             expire(stored_world, planned)

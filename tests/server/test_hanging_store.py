@@ -121,7 +121,7 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(world: World, monk
     upload(world.admin, plan, files)
     arrived = threading.Semaphore(0)
     reads: list[Any] = []
-    turn, verified = background.commit_lock, inspect.verify_blobs
+    turn, verified = background.commit_lock, inspect.verified_blobs
 
     def announce(*args: Any) -> Any:
         arrived.release()
@@ -134,7 +134,7 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(world: World, monk
         return verified(*args)
 
     monkeypatch.setattr(background, "commit_lock", announce)
-    monkeypatch.setattr(inspect, "verify_blobs", wait_for_both)
+    monkeypatch.setattr(inspect, "verified_blobs", wait_for_both)
     with ThreadPoolExecutor(2) as pool:
         pushed = [pool.submit(world.admin.commit_push, plan.push_id) for _ in range(2)]
         assert sorted(future.result().created for future in pushed) == [False, True]

@@ -21,19 +21,19 @@ from registry.server.push import inspect
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 from registry.server.storage.s3 import store as s3_store
+from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
 from tests import forge
-from tests.stub_bucket import StubBucket
+from tests.stub_bucket import StoredObject, StubBucket
 from tests.world import World, send_blob
 
 pytestmark = pytest.mark.security
 
 CEPH = Capabilities(
-    ranges=True, copies=True, conditional=True, conditional_copy=False, conditional_source=True,
-    conditional_part_source=False, checksums=False, links=True, signed_headers=False, checksum_links=False,
+    ranges=True, copies=True, conditional=True, conditional_copy=False, checksums=False, links=True, signed_headers=False, checksum_links=False,
     conditional_links=True, parts=True, checksum_parts=False,
 )  # fmt: skip
 """What the probe finds at a store that keeps metadata which nobody signed."""
@@ -149,20 +149,14 @@ def test_no_link_leads_to_the_key_of_a_marker(real: S3Blobs) -> None:
 
 
 @pytest.mark.parametrize("ranges", [False, True])
-@pytest.mark.parametrize("conditional_source", [True, False])
 def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
-    real_world: World, real: S3Blobs, monkeypatch: pytest.MonkeyPatch, ranges: bool, conditional_source: bool
+    real_world: World, real: S3Blobs, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
-    """A second upload of the blob is completed by another replica, between the hash and the copy of the first."""
+    """A client has written again between the hash of its bytes and their promotion."""
     if ranges:
         monkeypatch.setattr(s3_store, "COPY_LIMIT_BYTES", 5 * MIB)
     real._parts_from_bytes = real._part_bytes = 5 * MIB
-    able = conditional_source and real.capabilities.conditional_source
-    able_in_ranges = conditional_source and real.capabilities.conditional_part_source
-    real._capabilities = dataclasses.replace(
-        real.capabilities, checksums=False, conditional_source=able, conditional_part_source=able_in_ranges,
-        signed_headers=True,
-    )  # fmt: skip
+    real._capabilities = dataclasses.replace(real.capabilities, checksums=False, signed_headers=True)
     base = forge.llama()
     rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
     files = forge.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)
@@ -176,24 +170,66 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
         if not upload.parts:
             send_blob(real_world.admin, upload, data)
     staged = staging_key_of(plan.push_id, Digest.of(weights))
-    second = MultipartUpload.begin(real.bucket, staged)
-    second.send_part(b"x" * 5 * MIB)
     inspect_files = inspect.inspect_files
 
     def replace_first(blobs: S3Blobs, keys: dict[Digest, str], manifest: Manifest, *args: Any) -> Any:
         inspected = inspect_files(blobs, keys, manifest, *args)
-        second.send_part(b"x" * (len(weights) - 5 * MIB))
-        second.complete()
+        real.bucket.put(staged, b"x" * len(weights))
         return inspected
 
     with monkeypatch.context() as patch:
         patch.setattr(inspect, "inspect_files", replace_first)
-        with pytest.raises(RegistryError):
-            real_world.admin.commit_push(plan.push_id)
-    assert real.stat(key_of(Digest.of(weights))) is None
-    with pytest.raises(Invalid) as refusal:
-        real_world.admin.commit_push(plan.push_id)
-    assert refusal.value.code == "BLOB_MISMATCH"
+        assert real_world.admin.commit_push(plan.push_id).created
+    assert b"".join(real.open(key_of(Digest.of(weights)))) == weights
+    real_world.transport.settle()
+    assert list(real.list("staging/")) == []
+
+
+@pytest.mark.parametrize("operation", ["copy_object", "get_object"])
+def test_bytes_with_the_same_etag_do_not_take_the_place_of_the_hashed_ones(
+    stub_world: World, stub: S3Blobs, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Others are staged before the commit copies what it hashes, or afterwards. ETags are MD5: they can collide."""
+    stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
+    monkeypatch.setattr(StoredObject, "etag", '"equal"')
+    bucket: Any = stub.bucket
+    files = stub_world.files()
+    by_digest = {Digest.of(data): data for data in files.values()}
+    plan = stub_world.admin.plan_push("acme/support", PushRequest(manifest=stub_world.manifest(files)))
+    for upload in plan.uploads:
+        assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
+    staged = staging_key_of(plan.push_id, Digest.of(files[forge.WEIGHTS]))
+
+    def replace_staged(called: str, key: str) -> None:
+        if called == operation and key.startswith("staging/") and key.endswith(staged[-64:]):
+            bucket.objects[staged] = StoredObject(bytes(len(files[forge.WEIGHTS])))
+
+    bucket.on_call = replace_staged
+    if operation == "get_object":
+        assert stub_world.admin.commit_push(plan.push_id).created
+        assert b"".join(stub.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
+    else:
+        with pytest.raises(Invalid) as refusal:
+            stub_world.admin.commit_push(plan.push_id)
+        assert refusal.value.code == "BLOB_MISMATCH"
+        assert stub.stat(key_of(Digest.of(files[forge.WEIGHTS]))) is None
+    assert [stat.key for stat in stub.list("staging/") if stat.key.count("/") > 2] == []
+
+
+def test_what_a_commit_hashes_has_no_links(real: S3Blobs) -> None:
+    key = f"staging/psh_one/copy-{'0' * 16}/{Digest.of(b'right').hex}"
+    assert real.presign_upload(key, 5, seconds=60) is None
+    assert real.presign_parts(key, 2 * 2**30, seconds=60) is None
+
+
+def test_completing_an_upload_aborts_the_others_to_its_key(real: S3Blobs) -> None:
+    key, data = staging_key_of("psh_one", Digest.of(b"right")), b"right"
+    for upload in [MultipartUpload.begin(real.bucket, key) for _ in range(3)]:
+        upload.send_part(data)
+    uploads.complete_upload(real.bucket, key, len(data), 5 * MIB)
+    pages = real.bucket.list_pages("list_multipart_uploads", Prefix=key)
+    assert [upload for page in pages for upload in page.get("Uploads", ())] == []
+    assert b"".join(real.open(key)) == data
 
 
 # ------------------------------------------------------------------ links after the end of their push

@@ -163,20 +163,20 @@ def _inspect_and_promote(
     """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced."""
     relatives, spec = bases.find_relatives(session, base), bases.load_spec(base)
     damaged = _secure_blobs(session, row, manifest)
+    staged = [digest for digest, blob in requested.items() if blob.staging_key]
     try:
-        verified = inspect.verify_blobs(blobs, requested.values(), manifest)
+        with inspect.verified_blobs(blobs, requested.values(), manifest) as verified:
+            failpoints.reach("push.hashed")
+            keys = {digest: stat.key for digest, stat in verified.items()}
+            inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives)
+            failpoints.reach("push.before_promote")
+            for digest in staged:
+                blobs.promote(keys[digest], digest, replace=digest in damaged)
+                failpoints.reach("push.after_promote")
     except inspect.BlobMismatch as error:
         if error.key.startswith("staging/"):
             blobs.delete(error.key)  # otherwise nothing else could ever be uploaded there
         raise
-    failpoints.reach("push.hashed")
-    keys = {digest: stat.key for digest, stat in verified.items()}
-    inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives)
-    staged = {digest: blob.staging_key for digest, blob in requested.items() if blob.staging_key}
-    failpoints.reach("push.before_promote")
-    for digest, staging_key in staged.items():
-        blobs.promote(staging_key, digest, replace=digest in damaged, etag=verified[digest].etag)
-        failpoints.reach("push.after_promote")
     return inspection, damaged & set(staged)
 
 

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from registry import compat
@@ -53,26 +55,46 @@ class BlobMismatch(Invalid):
         self.key = key
 
 
-def verify_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> dict[Digest, Stat]:
+@contextmanager
+def verified_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> Iterator[dict[Digest, Stat]]:
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
-    `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing; `BlobMismatch` names the first wrong one.
+    Its snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
+    `BlobMismatch` names the first wrong one.
     """
     keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
+    snapshots: list[str] = []
+    try:
+        yield _verify_blobs(blobs, keys, manifest, snapshots)
+    finally:
+        with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
+            for key in snapshots:
+                blobs.delete(key)
+
+
+def _verify_blobs(
+    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, snapshots: list[str]
+) -> dict[Digest, Stat]:
     verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
     lost = False
     for file in manifest.files:
-        stat = _stat(blobs, keys[file.digest], file.size_bytes)
+        key = keys[file.digest]
+        stat = verified.get(file.digest) or _stat(blobs, key, file.size_bytes)
         if stat is None:
             missing.append(Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
-            lost = lost or not keys[file.digest].startswith("staging/")
+            lost = lost or not key.startswith("staging/")
             continue
-        digest = stat.digest or _hash(blobs, stat)
+        if stat.digest is None:
+            stat = blobs.snapshot(stat)
+            if stat.key != key:
+                snapshots.append(stat.key)
+            stat = replace(stat, digest=_hash(blobs, stat))
+        digest = stat.digest
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):
             message = f"has {stat.size_bytes} bytes that hash to {digest}; the manifest says {file.size_bytes} bytes"
             findings = [Finding("blob.size_mismatch", file.path, message)]
-            raise BlobMismatch(stat.key, f"{file.path} {message}", findings)
+            raise BlobMismatch(key, f"{file.path} {message}", findings)
         verified[file.digest] = stat
     if missing:
         raise _incomplete(missing, lost)
@@ -157,6 +179,6 @@ def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, ke
 
 def _hash(blobs: BlobStore, stat: Stat) -> Digest:
     hasher = Hasher()
-    for chunk in blobs.open(stat.key, etag=stat.etag):
+    for chunk in blobs.open(stat.key):
         hasher.update(chunk)
     return hasher.digest()

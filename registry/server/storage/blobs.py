@@ -3,6 +3,7 @@
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
     staging/<push id>/<hex>    what one push has sent, before it is verified; clients may have links to write here
     staging/<push id>/upload/<hex>   the server's marker of a direct upload (`s3.direct_upload`); nobody has a link
+    staging/<push id>/copy-<random>/<hex>   what one commit hashes and promotes (`snapshot`); nobody has a link
     records/…/<hex>            backup of the rows of a version, a base or a tombstone (`catalog.metadata_backup`)
     audit/tile/…/<hex>         a tile of the audit log's tree, or the events below it (`audit.sequencer`)
 
@@ -38,7 +39,7 @@ _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _BASE_WORD = r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?"
 _TOMBSTONE = rf"tombstone/(?:@{_BASE_WORD}/{_BASE_WORD}|{_WORD}(?:/{_WORD})?)"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload)?|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload|/copy-[0-9a-f]{{16}})?|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )
@@ -46,14 +47,15 @@ _KEY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the store knows about a key. `digest` is None if the store has not verified it: then hash the bytes."""
+    """What the store knows about a key.
+
+    `digest` is None if the store has not verified it: then take a `snapshot` and hash that.
+    """
 
     key: str
     size_bytes: int
     digest: Digest | None
     modified_at: datetime
-    etag: str = ""
-    """Identifies the bytes that were looked up, if others may replace them: hash and promote only these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,8 @@ class BlobStore(ABC):
         """Look a key up; None if nothing is there."""
 
     @abstractmethod
-    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:
-        """Yield the bytes of a range in chunks. `NotFound` is raised by this call, before the first chunk.
-
-        With the `etag` of a `Stat`, an error if the bytes have been replaced since.
-        """
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a range in chunks. `NotFound` is raised by this call, before the first chunk."""
 
     def read(self, key: str, start: int, length: int) -> bytes:
         """Return the bytes of a small range."""
@@ -129,8 +128,15 @@ class BlobStore(ABC):
             raise
 
     @abstractmethod
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
-        """Make a staged blob available under its final key: those bytes that its `Stat.etag` names, if it has one."""
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
+        """Make a staged blob, or its snapshot, available under its final key."""
+
+    def snapshot(self, stat: Stat) -> Stat:
+        """Copy staged bytes that a client may still replace to a key that no client can write: hash and promote these.
+
+        The caller deletes that key. A store that nobody else writes to returns `stat`.
+        """
+        return stat
 
     @abstractmethod
     def delete(self, key: str) -> None:

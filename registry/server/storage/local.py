@@ -86,7 +86,7 @@ class LocalBlobs(BlobStore):
             return None
         return Stat(key, status.st_size, digest, datetime.fromtimestamp(status.st_mtime, UTC))
 
-    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a range of the file in chunks. A reader keeps its bytes if the file is deleted meanwhile."""
         digest_of(key)
         try:
@@ -104,7 +104,7 @@ class LocalBlobs(BlobStore):
         """Begin to write a file under `tmp/`."""
         return FileWriter(self.root, key, limit_bytes)
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Link the staged file to its final key."""
         digest_of(staging_key)
         staged, final = self.root / staging_key, self.root / key_of(digest)

@@ -92,9 +92,9 @@ class Bucket:
         """Return the headers of an object, with its checksum if the store has one; None if it does not exist."""
         return self.call_if_exists("head_object", Key=key, ChecksumMode="ENABLED")
 
-    def get(self, key: str, start: int, length: int, **condition: str) -> tuple[Any, int] | None:
+    def get(self, key: str, start: int, length: int) -> tuple[Any, int] | None:
         """Return a stream of the range, as far as it exists, and the size of the object; None if it does not exist."""
-        limits = {"Range": f"bytes={start}-{start + max(length, 1) - 1}", **condition}
+        limits = {"Range": f"bytes={start}-{start + max(length, 1) - 1}"}
         try:
             response = self.call_if_exists("get_object", Key=key, **limits)
         except RangeNotSatisfiable:
@@ -105,12 +105,12 @@ class Bucket:
         size = str(response.get("ContentRange", "")).rpartition("/")[2] or response["ContentLength"]
         return response["Body"], int(size)
 
-    def stream(self, key: str, start: int, length: int, **condition: str) -> Iterator[bytes] | None:
+    def stream(self, key: str, start: int, length: int) -> Iterator[bytes] | None:
         """Yield the range in chunks, in as many requests as it takes; None if the object does not exist."""
-        first = self.get(key, start, min(READ_BYTES, length), **condition)
-        return None if first is None else self._stream(key, first[0], start, min(first[1], start + length), **condition)
+        first = self.get(key, start, min(READ_BYTES, length))
+        return None if first is None else self._stream(key, first[0], start, min(first[1], start + length))
 
-    def _stream(self, key: str, body: Any, start: int, end: int, **condition: str) -> Iterator[bytes]:
+    def _stream(self, key: str, body: Any, start: int, end: int) -> Iterator[bytes]:
         while start < end:
             remaining = min(READ_BYTES, end - start)
             try:
@@ -123,7 +123,7 @@ class Bucket:
             if remaining:
                 raise Unavailable("STORE_UNAVAILABLE", f"{key} ended {end - start} bytes too early")
             if start < end:
-                following = self.get(key, start, min(READ_BYTES, end - start), **condition)
+                following = self.get(key, start, min(READ_BYTES, end - start))
                 if following is None:
                     raise_unknown(key)
                 body = following[0]

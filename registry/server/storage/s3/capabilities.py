@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ConditionFailed, RequestRejected, checksum_of
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, RequestRejected, checksum_of
 
 LINK_SECONDS = 60
 TIMEOUT_SECONDS = 20
@@ -41,10 +41,6 @@ class Capabilities:
     """A PUT with `If-None-Match: *` fails if the key exists."""
     conditional_copy: bool
     """So does a CopyObject."""
-    conditional_source: bool
-    """A CopyObject with `CopySourceIfMatch` fails if the source has another ETag."""
-    conditional_part_source: bool
-    """So does an UploadPartCopy."""
     checksums: bool
     """A PUT that contradicts its `x-amz-checksum-sha256` is rejected, and HEAD returns the checksum."""
     links: bool
@@ -76,8 +72,6 @@ def probe(bucket: Bucket) -> Capabilities:
             copies=attempt.works(attempt.copies),
             conditional=attempt.works(attempt.conditional),
             conditional_copy=attempt.works(attempt.conditional_copy),
-            conditional_source=attempt.works(attempt.conditional_source),
-            conditional_part_source=attempt.works(attempt.conditional_part_source),
             checksums=attempt.works(attempt.checksums),
             links=links,
             signed_headers=links and attempt.works(attempt.signed_headers),
@@ -129,29 +123,6 @@ class _Probe:
         copy = self._new_key()
         self._bucket.copy(self.key, copy)
         return not self._bucket.copy(self.key, copy, IfNoneMatch="*")
-
-    def conditional_source(self) -> bool:
-        copy, (etag, other) = self._new_key(), self._etags()
-        rejected = not self._bucket.copy(self.key, copy, CopySourceIfMatch=other) and self._bucket.head(copy) is None
-        return rejected and self._bucket.copy(self.key, copy, CopySourceIfMatch=etag) and self._read(copy) == b"probe"
-
-    def conditional_part_source(self) -> bool:
-        key, (etag, other) = self._new_key(), self._etags()
-        upload = self._bucket.call("create_multipart_upload", Key=key)["UploadId"]
-        part = {"Key": key, "UploadId": upload, "PartNumber": 1, "CopySource": self.key}
-        try:
-            self._bucket.call("upload_part_copy", **part, CopySourceIfMatch=etag)
-            with contextlib.suppress(ConditionFailed):
-                self._bucket.call("upload_part_copy", **part, CopySourceIfMatch=other)
-                return False
-            return True
-        finally:
-            self._bucket.call_if_exists("abort_multipart_upload", Key=key, UploadId=upload)
-
-    def _etags(self) -> tuple[str, str]:
-        """Return the ETag of the probe, and one of other bytes."""
-        etag = str((self._bucket.head(self.key) or {}).get("ETag", ""))
-        return etag, f'"{hashlib.md5(etag.encode()).hexdigest()}"'  # noqa: S324
 
     def checksums(self) -> bool:
         right, wrong = self._new_key(), self._new_key()

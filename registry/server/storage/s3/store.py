@@ -3,7 +3,8 @@
     PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
 
 - Nothing that a client can write is read as this server's own note: metadata under `staging/<push id>/<hex>` counts
-  for nothing, and bytes there count as what they were hashed to, by their ETag.
+  for nothing. Bytes there that the store has not hashed are copied to a key that no client can write, where they are
+  hashed and promoted (`snapshot`). An ETag does not identify them: in most stores it is an MD5.
 - No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
   bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
 - A link of the second kind would write again once its key is deleted. So when a push ends, an empty object stays under
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -39,7 +41,7 @@ from registry.server.storage.blobs import (
     raise_unknown,
 )
 from registry.server.storage.s3 import direct_upload, uploads
-from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ConditionFailed, ObjectMissing, checksum_of
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ObjectMissing, checksum_of
 from registry.server.storage.s3.capabilities import Capabilities, probe
 from registry.server.storage.s3.direct_upload import (
     DirectUploads,
@@ -103,7 +105,7 @@ def dummy_key_of(staging_key: str) -> str:
 
     It is deleted with the staging key; if the process dies before that, GC finds it.
     """
-    folder, push_id, name = staging_key.split("/")
+    folder, push_id, *_, name = staging_key.split("/")
     return f"{folder}/{push_id[:58]}-dummy/{name}"
 
 
@@ -169,8 +171,7 @@ class S3Blobs(BlobStore):
             marker = self._read_marker(key)
             return self._finish_direct(key, marker) if marker and marker != cached.marker else None
         verified = digest if key.startswith("blobs/") else self._verified_digest(head)
-        etag = "" if verified else str(head["ETag"])
-        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC), etag)
+        return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
 
     def _read_marker(self, key: str) -> UploadMarker | None:
         """Read the marker of a direct upload, where this store can have one."""
@@ -202,11 +203,10 @@ class S3Blobs(BlobStore):
             return None
         return Digest("sha256:" + base64.b64decode(checksum).hex()) if self.capabilities.checksums else None
 
-    def open(self, key: str, start: int = 0, length: int | None = None, *, etag: str = "") -> Iterator[bytes]:
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield a range in chunks, by ranged reads."""
         digest_of(key)
-        location, condition = self._find_bytes(key), {"IfMatch": etag} if etag else {}
-        chunks = self.bucket.stream(location, start, WHOLE_BYTES if length is None else length, **condition)
+        chunks = self.bucket.stream(self._find_bytes(key), start, WHOLE_BYTES if length is None else length)
         return self._raise_unknown(key) if chunks is None else chunks
 
     def _raise_unknown(self, key: str) -> NoReturn:
@@ -238,7 +238,17 @@ class S3Blobs(BlobStore):
             self._cache.update(key, written=stat)
         return stat
 
-    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False, etag: str = "") -> None:
+    def snapshot(self, stat: Stat) -> Stat:
+        """Copy a staged object to a key of its own. Without copies, `promote` hashes the bytes on their way."""
+        if not _is_staging_key(stat.key) or not self.capabilities.copies:
+            return stat
+        folder, _, name = stat.key.rpartition("/")
+        key = f"{folder}/copy-{secrets.token_hex(8)}/{name}"
+        if not self._copy(stat.key, key, stat.size_bytes):
+            self._raise_unknown(stat.key)
+        return replace(stat, key=key)
+
+    def promote(self, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
         """Copy the staged object to its final key. A direct upload is there already."""
         digest_of(staging_key)
         final = key_of(digest)
@@ -251,9 +261,10 @@ class S3Blobs(BlobStore):
                 return
             self._raise_unknown(staging_key)
         if exists:
-            self._cache.update(staging_key, has_dummy=True)
+            folder, push_id, *_, name = staging_key.split("/")
+            self._cache.update(f"{folder}/{push_id}/{name}", has_dummy=True)
         target = dummy_key_of(staging_key) if exists else final
-        copied = self._copy(staging_key, target, size_bytes, replace, etag)
+        copied = self._copy(staging_key, target, size_bytes, only_new=not replace)
         if not copied and not exists and (replace or self.bucket.head(final) is None):
             self._raise_unknown(staging_key)
 
@@ -263,20 +274,17 @@ class S3Blobs(BlobStore):
         head = self.bucket.head(staging_key)
         return int(head["ContentLength"]) if head else None
 
-    def _copy(self, staging_key: str, key: str, size_bytes: int, replace: bool, etag: str) -> bool:
-        """Copy a staged blob; False if there is none, if others replaced it, or if the key exists."""
-        in_ranges = size_bytes > COPY_LIMIT_BYTES and self.capabilities.parts
-        able = self.capabilities.conditional_part_source if in_ranges else self.capabilities.conditional_source
-        if not self.capabilities.copies or (etag and not able):
+    def _copy(self, staging_key: str, key: str, size_bytes: int, *, only_new: bool = False) -> bool:
+        """Copy a staged blob; False if there is none, or if the key exists."""
+        if not self.capabilities.copies:
             self.put(key, self.open(staging_key), limit_bytes=size_bytes)  # which hashes the bytes
             return True
-        condition = {"CopySourceIfMatch": etag} if etag else {}
-        only_new = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and not replace else {}
+        condition = {"IfNoneMatch": "*"} if self.capabilities.conditional_copy and only_new else {}
         try:
-            if not in_ranges:
-                return self.bucket.copy(staging_key, key, **condition, **only_new)
-            uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES, **condition)
-        except (ObjectMissing, ConditionFailed):
+            if size_bytes <= COPY_LIMIT_BYTES or not self.capabilities.parts:
+                return self.bucket.copy(staging_key, key, **condition)
+            uploads.copy_in_ranges(self.bucket, staging_key, key, size_bytes, COPY_LIMIT_BYTES)
+        except ObjectMissing:
             return False
         return True
 
@@ -372,4 +380,4 @@ class S3Blobs(BlobStore):
 
 def _is_staging_key(key: str) -> bool:
     """Whether a client may get links to write under this key."""
-    return key.startswith("staging/") and not staging_key_of_marker(key)
+    return key.startswith("staging/") and key.count("/") == 2

@@ -45,24 +45,29 @@ def presign_missing_parts(
 
 
 def complete_upload(bucket: Bucket, key: str, size_bytes: int, part_bytes: int) -> None:
-    """Complete the upload whose parts are all there. Incomplete or completed uploads stay as they are."""
+    """Complete the first upload whose parts are all there, and abort the others to this key.
+
+    Call it while the key does not exist. Without a complete upload, all stay as they are.
+    """
     lengths = {number: length for number, _, length in _split(size_bytes, part_bytes)}
-    for upload in _list_uploads(bucket, key):
+    open_uploads = _list_uploads(bucket, key)
+    for upload in open_uploads:
         arrived = upload.list_parts()
         if all(arrived.get(number, ("", -1))[1] == length for number, length in lengths.items()):
             upload.etags = [arrived[number][0] for number in lengths]
             upload.complete()
+            for other in open_uploads:
+                if other is not upload:
+                    other.abort()
             return
 
 
-def copy_in_ranges(
-    bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int, **condition: str
-) -> None:
-    """Copy an object that is too large for one CopyObject. `ConditionFailed` if a condition on it does not hold."""
+def copy_in_ranges(bucket: Bucket, source_key: str, key: str, size_bytes: int, range_bytes: int) -> None:
+    """Copy an object that is too large for one CopyObject."""
     upload = MultipartUpload.begin(bucket, key)
     try:
         for start in range(0, size_bytes, range_bytes):
-            upload.copy_part(source_key, start, min(start + range_bytes, size_bytes), **condition)
+            upload.copy_part(source_key, start, min(start + range_bytes, size_bytes))
         upload.complete()
     except BaseException:
         upload.abort()
@@ -136,9 +141,9 @@ class MultipartUpload:
         )
         self.etags.append(response["ETag"])
 
-    def copy_part(self, source_key: str, start: int, end: int, **condition: str) -> None:
+    def copy_part(self, source_key: str, start: int, end: int) -> None:
         """Copy the next part from a range of another object."""
-        source = {"CopySource": source_key, "CopySourceRange": f"bytes={start}-{end - 1}", **condition}
+        source = {"CopySource": source_key, "CopySourceRange": f"bytes={start}-{end - 1}"}
         response = self.bucket.call("upload_part_copy", **self._address, **source, PartNumber=len(self.etags) + 1)
         self.etags.append(response["CopyPartResult"]["ETag"])
 
