@@ -91,8 +91,8 @@ def _class_name(document: Mapping[str, Any], version: Version, architecture: str
     """The class for an architecture: its own, or that of the generating model which this one is converted from."""
 
     def registered(name: str) -> str | None:
-        found: str | None = versions.at(document["architectures"].get(name, {}), version)
-        return found
+        class_name: str | None = versions.at(document["architectures"].get(name, {}), version)
+        return class_name
 
     if own := registered(architecture):
         return own

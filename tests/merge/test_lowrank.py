@@ -31,7 +31,7 @@ def sums(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     for _ in range(draw(st.integers(1, 4))):
         rank, weight = draw(st.integers(1, 12)), draw(st.sampled_from([-2.0, -0.3, 0.0, 0.7, 1.0]))
         parts.append((weight, Factors(torch.randn(rows, rank), torch.randn(rank, columns))))
-    dense = sum(weight * (one.left.double() @ one.right.double()) for weight, one in parts)
+    dense = sum(weight * (one.left_factor.double() @ one.right_factor.double()) for weight, one in parts)
     return lowrank.weighted_sum(parts), dense
 
 

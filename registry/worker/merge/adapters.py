@@ -1,6 +1,6 @@
 """Read an adapter's folder as pairs of factors with the scale folded in, and write a plain LoRA from such pairs.
 
-PEFT's kinds            left                  right             the weight changes by
+PEFT's kinds            left factor           right factor      the weight changes by
 linear, conv            scale * B [out, r]    A [r, in]         left @ right
 embedding               scale * B [width, r]  A [r, rows]       (left @ right).T
 parameter (experts)     one pair for each expert: B is [out, r * experts] with the expert last, A [experts * r, in]
@@ -204,11 +204,11 @@ def _tensors(update: NewUpdate) -> list[tuple[str, Tensor]]:
     head = PREFIX + target.path + ".base_layer" * max(0, target.order)
     if target.kind == "parameter":
         halves = [_padded(pair, rank) for pair in update.factors]
-        a = torch.cat([pair.right for pair in halves], dim=0)
-        b = torch.stack([pair.left for pair in halves], dim=2).flatten(1)
+        a = torch.cat([pair.right_factor for pair in halves], dim=0)
+        b = torch.stack([pair.left_factor for pair in halves], dim=2).flatten(1)
     else:
         (only,) = update.factors
-        a, b = only.right.reshape(rank, *target.a_tail), only.left
+        a, b = only.right_factor.reshape(rank, *target.a_tail), only.left_factor
         b = b.reshape(*b.shape, *([1] * (len(target.a_tail) - 1)))
     if target.kind == "embedding":
         return [(f"{head}.lora_embedding_A", a), (f"{head}.lora_embedding_B", b)]
@@ -219,4 +219,4 @@ def _padded(pair: Factors, rank: int) -> Factors:
     """The same update with zeros up to `rank`: all experts of a block share one."""
     more = rank - pair.rank
     pad = torch.nn.functional.pad
-    return Factors(pad(pair.left, (0, more)), pad(pair.right, (0, 0, 0, more))) if more else pair
+    return Factors(pad(pair.left_factor, (0, more)), pad(pair.right_factor, (0, 0, 0, more))) if more else pair

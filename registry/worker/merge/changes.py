@@ -27,17 +27,23 @@ class Change(Protocol):
 
 
 class LowRank:
-    """W + scale * left @ right, left [rows, rank], right [rank, columns]; `scale`: one number, or one for each rank."""
+    """W + scale * L @ R, left factor L [rows, rank], right factor R [rank, columns].
 
-    def __init__(self, left: Tensor, right: Tensor, scale: float | Tensor) -> None:
-        self.left, self.right, self.scale = left, right, scale
+    `scale`: one number, or one for each rank.
+    """
+
+    def __init__(self, left_factor: Tensor, right_factor: Tensor, scale: float | Tensor) -> None:
+        self.left_factor, self.right_factor, self.scale = left_factor, right_factor, scale
 
     def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
         scale = self.scale.to(dtype) if isinstance(self.scale, Tensor) else self.scale
-        self.left, self.right = (self.left.to(dtype) * scale).contiguous(), self.right.to(dtype).contiguous()
+        self.left_factor, self.right_factor = (
+            (self.left_factor.to(dtype) * scale).contiguous(),
+            self.right_factor.to(dtype).contiguous(),
+        )
 
     def apply(self, block: Tensor, first: int) -> None:
-        block.addmm_(self.left[first : first + len(block)], self.right)
+        block.addmm_(self.left_factor[first : first + len(block)], self.right_factor)
 
 
 class Blocks:
@@ -60,7 +66,7 @@ class Blocks:
 
 
 class Dora:
-    """m * (W + left @ right) / ‖W + left @ right‖, the norm of each output (DoRA, 2402.09353).
+    """m * (W + L @ R) / ‖W + L @ R‖, the norm of each output (DoRA, 2402.09353).
 
     `by_rows`: an output is a row, as linear modules are stored; else a column (Conv1D, embeddings), whose norms take
     a first pass over the tensor.

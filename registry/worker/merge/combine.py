@@ -122,7 +122,7 @@ def _joined(
 
 
 def _rounded(factors: Factors, dtype: torch.dtype) -> Factors:
-    return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
+    return Factors(factors.left_factor.to(dtype).float(), factors.right_factor.to(dtype).float())
 
 
 def _dense_loss(result: Tensor, target: Tensor) -> Loss:

@@ -1,7 +1,7 @@
 """Low-rank updates as pairs of factors: their exact weighted sum, the best one of a smaller rank, and what it loses.
 
-An update is `left @ right`, [rows, rank] @ [rank, columns], with every scale folded in. The dense product is never
-formed: cost grows with (rows + columns) * rank².
+An update is `left_factor @ right_factor`, [rows, rank] @ [rank, columns], with every scale folded in. The dense
+product is never formed: cost grows with (rows + columns) * rank².
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ NOISE = 1e-6
 
 
 class Factors(NamedTuple):
-    """The update `left @ right`; left is [rows, rank], right [rank, columns], both 32 or 64 bit."""
+    """The update `left_factor @ right_factor`, [rows, rank] @ [rank, columns], both 32 or 64 bit."""
 
-    left: Tensor
-    right: Tensor
+    left_factor: Tensor
+    right_factor: Tensor
 
     @property
     def rank(self) -> int:
-        return self.left.shape[1]
+        return self.left_factor.shape[1]
 
     @property
     def dense(self) -> Tensor:
-        return self.left @ self.right
+        return self.left_factor @ self.right_factor
 
     def times(self, weight: float) -> Factors:
-        return Factors(self.left * weight, self.right)
+        return Factors(self.left_factor * weight, self.right_factor)
 
 
 class Loss(NamedTuple):
@@ -59,8 +59,8 @@ class Loss(NamedTuple):
 
 def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
     """Compute Σ weight * update exactly: the factors side by side. Its rank is the sum of the ranks."""
-    joined = torch.cat([update.left * weight for weight, update in parts], dim=1)
-    return Factors(joined, torch.cat([update.right for _, update in parts], dim=0))
+    joined = torch.cat([update.left_factor * weight for weight, update in parts], dim=1)
+    return Factors(joined, torch.cat([update.right_factor for _, update in parts], dim=0))
 
 
 def truncated(update: Factors, rank: int | None) -> Factors:
@@ -69,14 +69,14 @@ def truncated(update: Factors, rank: int | None) -> Factors:
     Both factors share the scale evenly. None keeps every singular value that is not noise. QR of each factor leaves a
     core of [rank, rank], whose SVD is that of the product (Q1 R1)(Q2 R2)ᵀ.
     """
-    q_left, r_left = torch.linalg.qr(update.left)
-    q_right, r_right = torch.linalg.qr(update.right.T)
+    q_left, r_left = torch.linalg.qr(update.left_factor)
+    q_right, r_right = torch.linalg.qr(update.right_factor.T)
     u, values, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
     limit = len(values) if rank is None else min(rank, len(values))
     count = max(1, min(limit, int((values > values[0] * NOISE).sum())))
     shared = values[:count].sqrt()
-    left, right = (q_left @ u)[:, :count] * shared, shared.unsqueeze(1) * (vh @ q_right.T)[:count]
-    return Factors(left.contiguous(), right.contiguous())
+    left_factor, right_factor = (q_left @ u)[:, :count] * shared, shared.unsqueeze(1) * (vh @ q_right.T)[:count]
+    return Factors(left_factor.contiguous(), right_factor.contiguous())
 
 
 def of_dense(matrix: Tensor, rank: int) -> Factors:
@@ -89,15 +89,15 @@ def of_dense(matrix: Tensor, rank: int) -> Factors:
     squares, vectors = torch.linalg.eigh(flat @ flat.T)
     largest = vectors[:, -min(rank, len(squares)) :].flip(1)
     shared = squares.clamp(min=0).sqrt().flip(0)[: largest.shape[1]].clamp(min=1e-30).sqrt()
-    columns, right = largest * shared, (largest.T @ flat) / shared.unsqueeze(1)
-    factors = Factors(columns, right) if wide else Factors(right.T, columns.T)
+    columns, right_factor = largest * shared, (largest.T @ flat) / shared.unsqueeze(1)
+    factors = Factors(columns, right_factor) if wide else Factors(right_factor.T, columns.T)
     return Factors(*(half.to(matrix.dtype).contiguous() for half in factors))
 
 
 def squared_norm(update: Factors) -> float:
-    """Compute ‖left @ right‖² from the factors' Gram matrices in 64 bits."""
-    left, right = update.left.double(), update.right.double()
-    return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
+    """Compute ‖left_factor @ right_factor‖² from the factors' Gram matrices in 64 bits."""
+    left_factor, right_factor = update.left_factor.double(), update.right_factor.double()
+    return max(0.0, float(((left_factor.T @ left_factor) * (right_factor @ right_factor.T)).sum()))
 
 
 def difference(result: Factors, target: Factors) -> Loss:

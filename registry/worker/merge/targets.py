@@ -184,8 +184,8 @@ class _ChangeFinder:
 
     def _slice(self, module: ModuleUpdate, expert: int, first: int, last: int) -> Make:
         def make() -> Change:
-            left, right = self._adapter.pairs(module)[expert]
-            return LowRank(left[first:last], right, module.scale)
+            left_factor, right_factor = self._adapter.pairs(module)[expert]
+            return LowRank(left_factor[first:last], right_factor, module.scale)
 
         return make
 

@@ -113,7 +113,7 @@ _SETTINGS = {
 def secret_places(environment: Mapping[str, str]) -> list[str]:
     """The folders and files on this machine where secrets of people and services are kept: homes, mounted secrets."""
     places = {*_SECRET_FOLDERS, pwd.getpwuid(os.getuid()).pw_dir, *(environment.get(v, "") for v in _SECRET_VARIABLES)}
-    existing = {os.path.realpath(place) for place in places if os.path.isabs(place) and os.path.exists(place)}
+    existing = {os.path.realpath(path) for path in places if os.path.isabs(path) and os.path.exists(path)}
     return sorted(existing - {"/"})
 
 
@@ -130,5 +130,5 @@ def environment_for(device: str, environment: Mapping[str, str]) -> dict[str, st
     cleaned = clean_environment(environment) | {HIDDEN_PLACES: os.pathsep.join(secret_places(environment))}
     if device == CPU:
         return cleaned
-    kept = {KEPT_GPUS: cleaned[VISIBLE_GPUS]} if VISIBLE_GPUS in cleaned else {}
-    return cleaned | {VISIBLE_GPUS: ""} | kept
+    visible_to_children = {KEPT_GPUS: cleaned[VISIBLE_GPUS]} if VISIBLE_GPUS in cleaned else {}
+    return cleaned | {VISIBLE_GPUS: ""} | visible_to_children

@@ -76,8 +76,8 @@ def _unshare(libc: ctypes.CDLL, spaces: int) -> bool:
 def select_places(hidden: Iterable[str], shown: Iterable[str]) -> tuple[list[str], list[str]]:
     """The places to hide, but for those that are shown folders themselves; and the shown folders that lie in them."""
     folders = {os.path.realpath(folder) for folder in shown if os.path.isdir(folder)}
-    places = sorted({place for place in hidden if os.path.exists(place)} - folders)
-    return places, sorted(folder for folder in folders if any(_is_within(folder, place) for place in places))
+    places = sorted({path for path in hidden if os.path.exists(path)} - folders)
+    return places, sorted(folder for folder in folders if any(_is_within(folder, path) for path in places))
 
 
 def _is_within(path: str, folder: str) -> bool:
@@ -85,7 +85,7 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 def _hide(libc: ctypes.CDLL, places: list[str], shown: list[str]) -> bool:
-    """Mount something empty over each place, and the shown folders in it again; False, and nothing done, on failure."""
+    """Mount something empty over each path, and the shown folders in it again; False, and nothing done, on failure."""
     descriptors = {folder: os.open(folder, os.O_PATH) for folder in shown}
     mounted: list[str] = []
 
@@ -95,11 +95,11 @@ def _hide(libc: ctypes.CDLL, places: list[str], shown: list[str]) -> bool:
         mounted.append(target)
 
     try:
-        for place in reversed(places):  # inner ones first: an outer one hides them
-            if os.path.isdir(place):
-                mount("tmpfs", place, b"tmpfs", 0, b"size=1m,mode=755")
+        for path in reversed(places):  # inner ones first: an outer one hides them
+            if os.path.isdir(path):
+                mount("tmpfs", path, b"tmpfs", 0, b"size=1m,mode=755")
             else:
-                mount(os.devnull, place, None, _MS_BIND)
+                mount(os.devnull, path, None, _MS_BIND)
         for folder, descriptor in descriptors.items():
             os.makedirs(folder, exist_ok=True)
             mount(f"/proc/self/fd/{descriptor}", folder, None, _MS_BIND_RECURSIVE)
@@ -156,9 +156,7 @@ def bubblewrap_command(program: str, hidden: Iterable[str] = (), shown: Iterable
     """
     gpus = [str(path) for pattern in GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
     places, folders = select_places(hidden, shown)
-    mounts = {
-        place: ("--tmpfs", place) if os.path.isdir(place) else ("--ro-bind", os.devnull, place) for place in places
-    }
+    mounts = {path: ("--tmpfs", path) if os.path.isdir(path) else ("--ro-bind", os.devnull, path) for path in places}
     mounts |= {folder: ("--ro-bind", folder, folder) for folder in folders}
     return (
         program, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--ro-bind-try", _SHARED, _SHARED,
