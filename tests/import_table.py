@@ -65,7 +65,7 @@ TABLE = [
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.routes.openapi", "domain server routes", "fastapi starlette jinja2 markupsafe"),
     _row("registry.worker", "domain client worker", "torch safetensors peft transformers jinja2 pydantic"),
-    _row("registry.worker.conversions.images", "domain client worker", "diffusers safetensors torch"),
+    _row("registry.worker.conversions.to_diffusers", "domain client worker", "diffusers safetensors torch"),
     _row("registry.worker.conversions.to_gguf", "domain client worker", "gguf safetensors torch"),
     _row("registry.worker.model.image", "domain worker", "torch diffusers transformers"),
     _row("registry.worker.smoke.image", "domain worker", "torch diffusers PIL"),

@@ -25,7 +25,7 @@ from registry.files import CONFIG, WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Conversion
 from registry.names import Ref
-from registry.worker.conversions import canonical, native, plain, to_gguf
+from registry.worker.conversions import to_canonical, to_gguf, to_peft, to_plain
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
@@ -66,7 +66,7 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
             continue
         base, out = bases / entry["base"], tmp_path / name
         try:
-            canonical.convert(order("canonical", base, zoo / name, out))
+            to_canonical.convert(order("canonical", base, zoo / name, out))
         except RegistryError as e:
             refused[name] = e.detail
             continue
@@ -85,10 +85,10 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
 def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:
     b = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     exact = b.to(torch.float64) * 5.5
-    made = canonical.scale_tensor(b, 5.5)
+    made = to_canonical.scale_tensor(b, 5.5)
     assert made.dtype == torch.float32
     assert torch.equal(made.to(torch.float64), exact)
-    assert canonical.scale_tensor(b, 2.0).dtype == torch.bfloat16
+    assert to_canonical.scale_tensor(b, 2.0).dtype == torch.bfloat16
 
 
 # ------------------------------------------------------------------ PiSSA, OLoRA
@@ -98,7 +98,7 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     name: str, tmp_path: Path
 ) -> None:
     base, source = fixtures.tiny_bases() / "llama-a", fixtures.zoo() / name
-    report = plain.convert(order("plain", base, source, tmp_path / "made"))
+    report = to_plain.convert(order("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
     made = read_folder(tmp_path / "made").peft
@@ -155,7 +155,7 @@ def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
     heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}
     written = tmp_path / tool
     source = as_mlx(attention, written) if tool == "mlx" else as_torchtune(attention, written, heads)
-    report = native.convert(order("peft", base_folder, source, tmp_path / "made"))
+    report = to_peft.convert(order("peft", base_folder, source, tmp_path / "made"))
     assert difference(base_folder, attention, tmp_path / "made") == 0
     assert report.error == 0
     made, given = load_file(tmp_path / "made" / WEIGHTS), load_file(attention / WEIGHTS)
@@ -168,7 +168,7 @@ def test_layers_that_were_not_trained_are_not_announced(base_folder: Path, atten
     tensors = load_file(source / "adapters.safetensors")
     kept = {name: t for name, t in tensors.items() if ".layers.0." not in name}
     save_file(kept, source / "adapters.safetensors")
-    native.convert(order("peft", base_folder, source, tmp_path / "made"))
+    to_peft.convert(order("peft", base_folder, source, tmp_path / "made"))
     targets = json.loads((tmp_path / "made" / CONFIG).read_bytes())["target_modules"]
     assert targets
     assert not [path for path in targets if ".layers.0." in path or "." not in path]

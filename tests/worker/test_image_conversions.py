@@ -22,7 +22,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from registry.worker.conversions import images
+from registry.worker.conversions import to_diffusers
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def converted(source: Path, base: Path, out: Path) -> Converted:
     asked = Conversion(to="diffusers", into="acme/made")
     conversions.runs_on(read_folder(source).contents, asked, spec)
     order = ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec)
-    return order.run(threads=1) if source.name == "kohya-sd" else images.convert(order)
+    return order.run(threads=1) if source.name == "kohya-sd" else to_diffusers.convert(order)
 
 
 def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple
     report = converted(tmp_path / "kohya", base, tmp_path / "made")
     assert report.error is not None
     assert report.error < 1e-6
-    made = load_file(tmp_path / "made" / images.FILE)
+    made = load_file(tmp_path / "made" / to_diffusers.FILE)
     sizes = sizes_of_updates(made, (".lora_A.weight", ".lora_B.weight"))
     assert sizes == pytest.approx(sizes_of_updates(tensors, (".lora_down.weight", ".lora_up.weight")), rel=1e-5)
     if len(alphas) > 1:  # diffusers 0.42 itself gives attention layers the default alpha where alphas differ

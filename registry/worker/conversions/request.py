@@ -10,14 +10,14 @@ from registry.errors import Unavailable
 from registry.merging.conversions import Conversion, Converted, TargetFormat
 from registry.worker.sandbox import program
 
-PROGRAMS: dict[TargetFormat, tuple[str, str, str]] = {
-    TargetFormat.CANONICAL: ("canonical", "torch", "worker"),
-    TargetFormat.PLAIN: ("plain", "peft", "worker"),
-    TargetFormat.PEFT: ("native", "torch", "worker"),
-    TargetFormat.DIFFUSERS: ("images", "diffusers", "images"),
-    TargetFormat.GGUF: ("to_gguf", "gguf", "gguf"),
+LIBRARIES: dict[TargetFormat, tuple[str, str]] = {
+    TargetFormat.CANONICAL: ("torch", "worker"),
+    TargetFormat.PLAIN: ("peft", "worker"),
+    TargetFormat.PEFT: ("torch", "worker"),
+    TargetFormat.DIFFUSERS: ("diffusers", "images"),
+    TargetFormat.GGUF: ("gguf", "gguf"),
 }
-"""Target → the module of this folder, the library that it needs, and the extra that installs it."""
+"""Target → the library that it needs, and the extra that installs it. The module of a target is `to_` and its name."""
 
 
 class ConversionRequest(program.ProgramRequest):
@@ -37,7 +37,7 @@ class ConversionRequest(program.ProgramRequest):
         Raises what the process reported; `Unavailable` (TRY_LATER) if it died, took over `seconds` (0: no limit), or a
         library is missing here.
         """
-        module, library, extra = PROGRAMS[self.conversion.to]
+        library, extra = LIBRARIES[self.conversion.to]
         if importlib.util.find_spec(library) is None:
             raise Unavailable(
                 "TRY_LATER",
@@ -45,8 +45,8 @@ class ConversionRequest(program.ProgramRequest):
                 next_step=f"install the extra {extra!r} on a worker",
             )
         report = program.run_program(
-            f"registry.worker.conversions.{module}", self, work="the conversion", check=check, threads=threads,
-            seconds=seconds,
+            f"registry.worker.conversions.to_{self.conversion.to}", self, work="the conversion", check=check,
+            threads=threads, seconds=seconds,
         )  # fmt: skip
         return Converted.model_validate(report)
 

@@ -19,7 +19,7 @@ from registry.client.local.folder import read_folder
 from registry.files import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical
+from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 
 FILE = "lora-adapter.gguf"
@@ -29,7 +29,7 @@ def convert(request: ConversionRequest) -> Converted:
     """Write the adapter as one GGUF file. A module without a name in llama.cpp is a refusal."""
     folder, out, base = read_folder(Path(request.source)), Path(request.out), request.base
     spec = folder.peft.lora
-    tensors, _ = canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
+    tensors, _ = to_canonical.fold_scales(spec, load_file(folder.path / WEIGHTS))
     architecture = conversions.GGUF_ARCHITECTURES[base.model_type]
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(numbers[architecture], base.layers)
@@ -44,7 +44,7 @@ def convert(request: ConversionRequest) -> Converted:
         name = table.get_name(module.path)
         if name is None:
             raise refused(f"llama.cpp has no name for {module.path} in the architecture {architecture}")
-        a, b = (tensors[half] for half in canonical.names_of(module, tensors)[:2])
+        a, b = (tensors[half] for half in to_canonical.names_of(module, tensors)[:2])
         heads = {"q_proj": base.heads, "k_proj": base.kv_heads}.get(module.path.rpartition(".")[2])
         if architecture == "llama" and heads:
             b = to_pairs(b, heads)

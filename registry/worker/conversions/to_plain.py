@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from registry.client.local.folder import read_folder
 from registry.files import CARD, CONFIG
 from registry.merging.conversions import Converted
-from registry.worker.conversions import canonical
+from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 
 
@@ -43,7 +43,7 @@ def convert(request: ConversionRequest) -> Converted:
     written = json.loads((out / CONFIG).read_bytes())
     written["base_model_name_or_path"] = spec.base_name or request.base.name
     (out / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
-    canonical.copy_others(folder, out)
+    to_canonical.copy_others(folder, out)
     result = read_folder(out).peft.lora
     return Converted(
         message=f"{initialization} undone: {len(result.modules)} modules of rank {result.rank} for the unchanged base",

@@ -23,7 +23,7 @@ from registry.client.local.folder import read_folder
 from registry.compat.paths import IMAGE_COMPONENTS
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical
+from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 
 PIPELINES = {
@@ -55,7 +55,7 @@ def convert(request: ConversionRequest) -> Converted:
     _demand_all(tensors_in, tensors, file)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
-    canonical.copy_others(folder, out)
+    to_canonical.copy_others(folder, out)
     pairs = sum(name.endswith(_UP) for name in tensors)
     return Converted(
         message=f"{len(file.modules)} modules of {file.format} became {pairs} of diffusers, by diffusers "
@@ -94,7 +94,7 @@ def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in converted.items():
         alpha = by_path.pop(_without_half(name), None) if name.endswith(_UP) else None
         if alpha is not None:
-            tensor = canonical.scale_tensor(tensor, alpha / tensor.shape[1])
+            tensor = to_canonical.scale_tensor(tensor, alpha / tensor.shape[1])
         result[renaming.modern(name)] = tensor
     if by_path:
         raise refused(f"diffusers gives {len(by_path)} alphas without a pair, such as that of {min(by_path)}")

@@ -22,7 +22,7 @@ from registry.bases import BaseSpec
 from registry.client.local.folder import read_folder
 from registry.compat.paths import Paths
 from registry.merging.conversions import Converted, refused
-from registry.worker.conversions import canonical
+from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 
 
@@ -43,8 +43,8 @@ def convert(request: ConversionRequest) -> Converted:
     tensors: dict[str, Tensor] = {}
     for path, (a, b, _) in pairs.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-    canonical.save_adapter(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
-    canonical.copy_others(folder, Path(request.out))
+    to_canonical.save_adapter(Path(request.out), tensors, _config(pairs, request.base, file.base_claimed))
+    to_canonical.copy_others(folder, Path(request.out))
     return Converted(
         message=f"{len(pairs)} modules of {file.format} named as PEFT names them, rank {file.max_rank}",
         modules=len(pairs), rank=file.max_rank, tensors=len(tensors), renamed=len(tensors), error=0.0,
