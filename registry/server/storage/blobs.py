@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol
 from urllib.parse import quote
 
 from registry.digest import Digest, Hasher
-from registry.errors import Invalid, NotFound, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge, Unavailable
 from registry.findings import Finding
 from registry.server.storage.signed_links import LinkSigner
 
@@ -218,6 +218,10 @@ def invalid_store(url: str) -> Invalid:
     """The error for a URL that names no store."""
     settings, forms = "REGISTRY_BLOBS or REGISTRY_SECOND_COPY", "'file:///FOLDER' nor 's3://BUCKET/PREFIX'"
     return Invalid("SETTING_INVALID", f"{settings}: {url[:120]!r} is neither {forms}")
+
+
+class RequestRejected(Unavailable):
+    """The store responded, and rejects requests like this one, as those to a bucket that does not exist."""
 
 
 def raise_unknown(key: str) -> NoReturn:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, RequestRejected
 from registry.server.storage.local import LocalBlobs
-from registry.server.storage.s3.bucket import RequestRejected
 from registry.server.storage.s3.store import S3Blobs
 
 

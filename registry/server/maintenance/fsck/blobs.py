@@ -28,6 +28,7 @@ from registry.server.database.any_of import any_of
 from registry.server.database.models import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
+from registry.server.storage.local import LocalBlobs
 from registry.server.storage.references import BlobState, PushState
 
 BATCH = 32
@@ -45,7 +46,7 @@ def check_shard(run: FsckRun, prefix: str) -> str:
     try:
         _compare(run, prefix)
     except Unavailable as e:
-        if run.blobs.kind != "local":  # one prefix of a bucket does not fail alone: a retry gets all of it
+        if run.blobs.kind != LocalBlobs.kind:  # one prefix of a bucket does not fail alone: a retry gets all of it
             raise
         run.add_unreadable(f"blobs/sha256/{prefix}/", e)
     if prefix == "ff":

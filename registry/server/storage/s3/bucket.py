@@ -26,7 +26,7 @@ from botocore.parsers import ResponseParserError
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.files import CHUNK_BYTES
-from registry.server.storage.blobs import invalid_store, raise_unknown
+from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
 
 READ_BYTES = 32 * 2**20
 """Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
@@ -44,10 +44,6 @@ PAUSE_SECONDS = 5.0
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 _TIMEOUTS = (ReadTimeoutError, ConnectTimeoutError)
 _DENIED = frozenset({"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"})
-
-
-class RequestRejected(Unavailable):
-    """The store responded with a 4xx that has no other meaning here."""
 
 
 class ObjectMissing(Unavailable):

@@ -20,7 +20,8 @@ from urllib.parse import quote, urlsplit
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, RequestRejected, checksum_of
+from registry.server.storage.blobs import RequestRejected
+from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
 
 LINK_SECONDS = 60
 TIMEOUT_SECONDS = 20
