@@ -1,4 +1,4 @@
-"""`adapter promote`, `rollback`, `yank` and `history`.
+"""`adapter promote`, `rollback` and `history`.
 
 A promotion is a compare-and-swap: it names the generation that this command read and the number that REF had then, and
 fails if someone else moved the alias in between.
@@ -16,7 +16,7 @@ from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import arguments, output, session, versions
+from . import arguments, output, session
 
 
 @click.command()
@@ -78,38 +78,6 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
     if ref.name != adapter:
         raise Invalid("NAME_INVALID", f"--to {text!r} is a version of {ref.name}, but the alias belongs to {adapter}")
     return ref
-
-
-@click.command()
-@click.argument("ref", type=arguments.REF)
-@click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
-@click.option("--undo", is_flag=True, help="Undo a yank: aliases that point at the version work again.")
-def yank(ref: Ref, reason: str, undo: bool) -> None:
-    """Withdraw a version: aliases no longer lead to it. It can still be read by digest.
-
-    \b
-    adapter yank acme/support@4 --reason 'trained on the wrong data'
-    adapter yank acme/support@4 --undo --reason 'it was another run'
-    """
-    with session.registry() as registry:
-        digest = registry.version(ref).digest
-        version = registry.yank(Ref(ref.name, digest), reason, undo=undo)
-
-    def text() -> None:
-        title = output.strong(f"{version.name}@{version.number}")
-        if undo:
-            output.line(f"{title} is no longer yanked: {reason}")
-            return
-        output.line(f"{title} is yanked: {version.yank_reason}")
-        pointing = [alias for alias in version.aliases if alias != NEWEST]
-        if pointing:
-            verb = "still points at it and answers" if len(pointing) == 1 else "still point at it and answer"
-            output.line(f"  {', '.join(pointing)} {verb} YANKED: roll back or promote another version")
-        if NEWEST in version.aliases:
-            output.line(f"  it is the newest: {version.name} answers YANKED until the next push")
-        versions.print_served_on(version.served_on)
-
-    output.answer(version, text)
 
 
 @click.command()

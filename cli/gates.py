@@ -1,4 +1,4 @@
-"""`adapter gate …`, `adapter approve` and `adapter quarantine`.
+"""`adapter gate …` and `adapter approve`.
 
 A scope with a slash is an adapter, one without is a namespace; an adapter's own gate overrides its namespace's. A gate
 is replaced as a whole.
@@ -15,7 +15,7 @@ from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 
-from . import arguments, output, session, versions
+from . import arguments, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"
@@ -126,23 +126,6 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
         approval,
         lambda: output.line(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
     )
-
-
-@click.command()
-@click.argument("ref", type=arguments.REF)
-@click.option("--reason", required=True, help="Reason; shown to everyone who requests the version.")
-@click.option("--undo", is_flag=True, help="Lift the quarantine. For owners.")
-def quarantine(ref: Ref, reason: str, undo: bool) -> None:
-    """Withhold a version: no one can resolve, move or change it until an owner lifts the quarantine."""
-    with session.registry() as registry:
-        version = registry.unquarantine(ref, reason) if undo else registry.quarantine(ref, reason)
-
-    def text() -> None:
-        title = output.strong(f"{version.name}@{version.number}")
-        output.line(f"{title} is {'no longer ' if undo else ''}in quarantine: {reason}")
-        versions.print_served_on(version.served_on)
-
-    output.answer(version, text)
 
 
 def _print(view: GateView) -> None:

@@ -70,10 +70,12 @@ def _commands() -> dict[str, CommandSpec]:
         "extract": spec(".merge", "extract", make, "Make an adapter from the difference of two models."),
         "promote": spec(".aliases", "promote", release, "Point an alias at a version, through its gate."),
         "rollback": spec(".aliases", "rollback", release, "Point an alias back at an earlier version."),
-        "yank": spec(".aliases", "yank", release, "Withdraw a version from aliases."),
+        "yank": spec(".withdraw", "yank", release, "Withdraw a version from aliases."),
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
-        "quarantine": spec(".gates", "quarantine", release, "Withhold a version until an owner lifts the quarantine."),
+        "quarantine": spec(
+            ".withdraw", "quarantine", release, "Withhold a version from everyone."
+        ),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, remove, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
         "whoami": spec(".tokens", "whoami", setup, "Show the registry and your rights."),
