@@ -20,3 +20,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) 
     (tmp_path / "data").mkdir()
     shutil.copyfile(migrated_sqlite, tmp_path / "data" / "registry.db")
     return CommandRunner(tmp_path)
+
+
+@pytest.fixture
+def released(cli: CommandRunner) -> CommandRunner:
+    """Two versions of acme/support, both tested; the first is prod."""
+    cli.add_base()
+    cli.push("acme/support", "--message", "first try")
+    cli.finish_smoke_test("acme/support@1")
+    cli("promote", "acme/support@1", "prod", "--reason", "first release")
+    cli.push("acme/support", "--message", "less rude", "--parent", "acme/support@1")
+    cli.finish_smoke_test("acme/support@2")
+    return cli

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,11 @@ class CommandRunner:
                 made_by={"worker": "test"},
             )
             registry.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+
+
+def lines(text: str) -> list[str]:
+    """The text without times and digests, which differ from run to run."""
+    text = re.sub(r"sha256:[0-9a-f]{64}", "DIGEST", text)
+    text = re.sub(r"\b[0-9a-f]{12}\b", "SHORT", text)
+    text = re.sub(r"█\S* +[0-9.]+", "BAR", text)
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME", text).splitlines()

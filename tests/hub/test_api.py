@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import httpx
 import pytest
 
 from registry.digest import Digest
+from registry.names import AdapterName, Ref
 from tests import forge
 from tests.hub import clients
 from tests.hub.live import CARD, NAME, NESTED, Live
@@ -123,6 +126,28 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> No
         assert NAME in listed(*whole["tags"])
         assert listed("lora", "adalora") == listed("peft", "kohya") == listed("nothing") == set()
         assert listed("adalora") == {"acme/sums"}
+
+
+def test_the_last_change_of_a_branch_moves_with_its_alias(live: Live) -> None:
+    name = AdapterName("acme", "moved")
+    for seed in (1, 2):
+        live.push(str(name), forge.lora(forge.llama(), seed=seed))
+    created = [live.registry.version(Ref(name, number)).created_at for number in (1, 2)]
+    with live.http(NEW) as client:
+        for generation, number in enumerate((1, 2)):
+            live.registry.promote(name, "moving", str(number), generation=generation)
+            shown = client.get(f"/api/models/{name}/revision/moving").json()
+            assert datetime.fromisoformat(shown["lastModified"]) == to_milliseconds(created[number - 1])
+            assert datetime.fromisoformat(shown["createdAt"]) <= to_milliseconds(created[0])
+        repository = client.get(f"/api/models/{name}").json()
+        [entry] = client.get("/api/models", params={"search": str(name)}).json()
+    assert repository["lastModified"] == entry["lastModified"] == shown["lastModified"]
+    assert repository["createdAt"] == entry["createdAt"] == shown["createdAt"] != shown["lastModified"]
+
+
+def to_milliseconds(at: datetime) -> datetime:
+    """As the Hub writes times."""
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def test_a_token_may_have_the_prefix_that_javascript_requires(live: Live) -> None:

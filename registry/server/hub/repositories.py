@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Engine, tuple_, update
 from sqlmodel import Session, col, select
@@ -90,17 +91,19 @@ def unknown_file(name: AdapterName, row: VersionRow, path: str, kind: str = "fil
 
 def describe_repository(session: Session, name: AdapterName, row: VersionRow, actor: Actor) -> Repository:
     """Return a version as a repository. Its files have no git ids yet."""
-    base = session.exec(select(BaseRow.name).where(BaseRow.id == row.base_id)).one()
-    return _repository(name, row, actor, base)
+    of_version = (BaseRow.id == row.base_id, AdapterRow.id == row.adapter_id)
+    base, created_at = session.exec(select(BaseRow.name, AdapterRow.created_at).where(*of_version)).one()
+    return _repository(name, row, actor, base, created_at)
 
 
-def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str) -> Repository:
+def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str, created_at: datetime) -> Repository:
+    """`updated_at` is the time of the revision's commit, so that of a branch moves with its alias."""
     manifest = Manifest.model_validate_json(row.manifest)
     return Repository(
         name=str(name),
         digest=row.digest,
         base=base,
-        created_at=row.created_at,
+        created_at=created_at,
         updated_at=row.created_at,
         private=name.namespace not in actor.public,
         size_bytes=row.size_bytes,
@@ -138,14 +141,18 @@ def search(
     page = catalog_search.search_adapters(session, actor, query, cursor=cursor, limit=limit)
     items = [(AdapterName.parse(item.name), item) for item in page.items]
     rows = _version_rows(session, [(name, item.newest) for name, item in items])
-    return [_repository(name, rows[name], actor, item.base) for name, item in items], page.next_cursor
+    joined = [(name, item.base, *rows[name]) for name, item in items]
+    repositories = [_repository(name, row, actor, base, adapter.created_at) for name, base, adapter, row in joined]
+    return repositories, page.next_cursor
 
 
-def _version_rows(session: Session, versions: Sequence[tuple[AdapterName, int]]) -> dict[AdapterName, VersionRow]:
+def _version_rows(
+    session: Session, versions: Sequence[tuple[AdapterName, int]]
+) -> dict[AdapterName, tuple[AdapterRow, VersionRow]]:
     key = tuple_(col(AdapterRow.namespace), col(AdapterRow.name), col(VersionRow.number))
     joined = select(AdapterRow, VersionRow).join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
     pairs = session.exec(joined.where(key.in_([(name.namespace, name.name, number) for name, number in versions])))
-    return {AdapterName(adapter.namespace, adapter.name): version for adapter, version in pairs}
+    return {AdapterName(adapter.namespace, adapter.name): (adapter, version) for adapter, version in pairs}
 
 
 def _search_query(filters: Sequence[str], author: str, text: str) -> Search | None:
