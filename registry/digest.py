@@ -36,6 +36,7 @@ class Digest(str):
 
     @property
     def hex(self) -> str:
+        """The 64 hexadecimal digits."""
         return self[7:]
 
     @property

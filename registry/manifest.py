@@ -101,6 +101,7 @@ class Manifest(FrozenModel):
 
     @cached_property
     def digest(self) -> Digest:
+        """SHA-256 of the canonical JSON: the id of the version."""
         return Digest.of(self.canonical)
 
     def __copy__(self) -> Self:
@@ -112,6 +113,7 @@ class Manifest(FrozenModel):
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all files."""
         return sum(f.size_bytes for f in self.files)
 
     def file(self, path: str) -> Descriptor | None:

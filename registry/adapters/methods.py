@@ -72,6 +72,7 @@ class PeftMethod:
 
     @property
     def has_pairs(self) -> bool:
+        """Whether its tensors are pairs of factors."""
         return bool(self.pair_marks)
 
     @property

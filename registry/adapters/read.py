@@ -79,10 +79,12 @@ class NonPeftContents:
 
     @property
     def format(self) -> str:
+        """The name of the file's format."""
         return self.file.format
 
     @property
     def claim(self) -> BaseClaim:
+        """The base that the file names."""
         return BaseClaim(name=self.file.base_claimed)
 
     @property

@@ -69,10 +69,12 @@ class TensorInfo:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of the tensor in the file."""
         return self.end - self.start
 
     @property
     def elements(self) -> int:
+        """Product of the shape."""
         return math.prod(self.shape)
 
 

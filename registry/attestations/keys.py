@@ -47,6 +47,7 @@ class PublicKey:
 
     @property
     def pem(self) -> str:
+        """The key as PEM, SubjectPublicKeyInfo."""
         encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         return self.held.public_bytes(encoding, form).decode()
 
@@ -89,6 +90,7 @@ class PrivateKey:
 
     @property
     def public(self) -> PublicKey:
+        """The public half."""
         return PublicKey(self.held.public_key())
 
     def sign(self, message: bytes) -> bytes:

@@ -84,6 +84,7 @@ class Identity(FrozenModel):
 
     @property
     def has_norms(self) -> bool:
+        """Whether any tensor has a norm."""
         return any(mark.norm is not None for mark in self.marks.values())
 
 

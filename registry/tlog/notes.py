@@ -67,9 +67,11 @@ class Verifier:
 
     @property
     def text(self) -> str:
+        """The key as C2SP signed-note writes a verifier key."""
         return f"{self.name}+{self.hint.hex()}+{base64.b64encode(ED25519 + self.public).decode()}"
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
+        """Whether the signature is valid."""
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):
@@ -103,15 +105,18 @@ class Signer:
 
     @property
     def text(self) -> str:
+        """The private key as C2SP signed-note writes it."""
         key = base64.b64encode(ED25519 + self.seed).decode()
         return f"PRIVATE+KEY+{self.name}+{self.verifier.hint.hex()}+{key}"
 
     @property
     def verifier(self) -> Verifier:
+        """The public half."""
         private = Ed25519PrivateKey.from_private_bytes(self.seed)
         return Verifier(self.name, private.public_key().public_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
+        """Return the Ed25519 signature of a message."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
 
 
@@ -154,6 +159,7 @@ class Checkpoint:
 
     @property
     def text(self) -> str:
+        """The text of C2SP tlog-checkpoint: origin, size, root."""
         return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
 
     @classmethod

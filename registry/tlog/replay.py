@@ -21,12 +21,16 @@ PROBLEMS_LIMIT = 100
 class LogSource(Protocol):
     """Where the parts of a log come from: a server, or a folder."""
 
-    def checkpoint(self) -> str: ...
+    def checkpoint(self) -> str:
+        """The newest signed checkpoint."""
+
     def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
         """Every copy of this tile that there is."""
         ...
 
-    def entries(self, index: int, width: int) -> bytes: ...
+    def entries(self, index: int, width: int) -> bytes:
+        """The entries of a tile."""
+
     def rows(self) -> Iterator[bytes]:
         """The entries as the rows of the database tell them, from the first on."""
         ...

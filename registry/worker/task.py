@@ -41,16 +41,19 @@ class Task:
 
     @property
     def job(self) -> Job:
+        """The claimed job."""
         return self.claimed.job
 
     @property
     def subject(self) -> Resolved:
+        """The version of the job. `Failed` without one."""
         if self.claimed.subject is None:
             raise Failed("the job names no version", final=True)
         return self.claimed.subject
 
     @property
     def base(self) -> BaseView:
+        """The base of the job. `Failed` without one."""
         if self.claimed.base is None:
             raise Failed("the job names no base", final=True)
         return self.claimed.base

@@ -104,14 +104,17 @@ class Format:
 
     @property
     def is_known(self) -> bool:
+        """Whether the format was recognized."""
         return self.name != UNKNOWN
 
     @property
     def is_image(self) -> bool:
+        """Whether adapters of this format are for image models."""
         return self.name in IMAGE_FORMATS
 
     @property
     def advice(self) -> str:
+        """What to do with an adapter of this format; empty if nothing."""
         return ADVICE.get(self.name, "")
 
 

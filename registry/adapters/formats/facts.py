@@ -73,6 +73,7 @@ class FileFacts(FrozenModel):
 
     @property
     def max_rank(self) -> int:
+        """The largest rank of a module; 0 without modules."""
         return max((m.rank for m in self.modules), default=0)
 
 

@@ -52,10 +52,12 @@ class ModuleUpdate(FrozenModel):
 
     @property
     def in_features(self) -> int:
+        """Inputs of the module."""
         return self.a_shape[1]
 
     @property
     def out_features(self) -> int:
+        """Outputs of the module."""
         return self.b_shape[0]
 
     @property
@@ -95,6 +97,7 @@ class LoraSpec(FrozenModel):
 
     @property
     def method(self) -> str:
+        """PEFT's name of the method, such as `LORA`."""
         return self.config.method
 
     @property

@@ -69,6 +69,7 @@ class SingleThreadRoute(APIRoute):
         return read_body(request, self.body_limit_bytes, needs_no_token=self.needs_no_token, scope=scope)
 
     def get_route_handler(self) -> Handler:
+        """Return the handler, which runs a plain function in one thread."""
         handle = super().get_route_handler()
         if self.is_async:
             return handle

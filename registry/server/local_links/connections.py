@@ -50,6 +50,7 @@ class ConnectionLimits:
         return True
 
     def remove(self, address: str) -> None:
+        """Count a closed connection."""
         network = _network(address)
         self._open[network] -= 1
         if not self._open[network]:
@@ -70,10 +71,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # ---------------------------------------------------------------- connection
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit of the first head."""
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all time limits and call `on_end`."""
         _cancel(self._head_deadline)
         _cancel(self._read_deadline)
         self._end_responses()
@@ -82,16 +85,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # ---------------------------------------------------------------- request head
     def on_message_begin(self) -> None:
+        """Count the bytes of a new head."""
         self._head_bytes = 0
         if len(self.pipeline) >= PIPELINED_LIMIT:
             raise httptools.HttpParserError("too many requests wait for a response")
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        """Count the request line."""
         self._count_head(len(url), b"414 URI Too Long")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
         self._count_head(len(name) + len(value), b"431 Request Header Fields Too Large")
         super().on_header(name, value)
 
@@ -103,10 +109,12 @@ class BoundedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("the head of the request is too large")
 
     def on_headers_complete(self) -> None:
+        """Stop the time limit of the head."""
         _cancel(self._head_deadline)
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
+        """Answer with the status of the limit that was exceeded, else 400; nothing while a response is under way."""
         if self._running is not None and not self._running.response_complete:
             self._end_responses()  # an answer now would be read as the one to an earlier request
             self.transport.close()
@@ -145,15 +153,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._running.message_event.set()
 
     def on_response_complete(self) -> None:
+        """Start the time limit of the next head."""
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
             self._expect_head()
 
     def pause_writing(self) -> None:
+        """Start the time limit of a client that does not read."""
         super().pause_writing()
         self._read_deadline = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """Stop the time limit of a client that reads again."""
         _cancel(self._read_deadline)
         super().resume_writing()
 

@@ -35,6 +35,7 @@ class SlotTable:
     def set(
         self, served: str, adapter: str, digest: Digest, state: SlotState, *, reason: str = "", verified: bool = False
     ) -> None:
+        """Set the state of one served name."""
         row = SlotReport(
             adapter=adapter, digest=digest, served_name=served, state=state, reason=reason[:REASON_LIMIT],
             verified=verified,
@@ -46,6 +47,7 @@ class SlotTable:
         self.changed.set()
 
     def keep_only(self, served: Iterable[str]) -> None:
+        """Remove all served names but these."""
         with self._lock:
             gone = self._rows.keys() - set(served)
             for name in gone:

@@ -51,15 +51,18 @@ class Metrics:
         self._lock = threading.Lock()
 
     def add(self, name: str, amount: int = 1) -> None:
+        """Add to a counter."""
         with self._lock:
             self._counts[name] += amount
 
     def set(self, gauges: Mapping[str, float]) -> None:
+        """Set gauges."""
         with self._lock:
             self._gauges.update(gauges)
 
     @contextmanager
     def measure_pass(self) -> Iterator[None]:
+        """Count a pass, its failure, and its seconds."""
         began = time.monotonic()
         self.add("passes")
         try:
@@ -70,6 +73,7 @@ class Metrics:
         self.set({"last_pass_timestamp_seconds": time.time(), "last_pass_seconds": time.monotonic() - began})
 
     def value(self, name: str) -> float:
+        """The value of a counter or gauge."""
         with self._lock:
             return self._counts[name] if name in COUNTERS else self._gauges.get(name, 0)
 

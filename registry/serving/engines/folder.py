@@ -28,6 +28,7 @@ class FolderEngine:
         self.root, self._current = Path(os.path.abspath(root)), current
 
     def loaded(self) -> dict[str, str]:
+        """Name of a link → the folder that it points at."""
         try:
             links = [entry for entry in self.root.iterdir() if entry.is_symlink() and entry.is_dir()]
         except FileNotFoundError:
@@ -37,18 +38,22 @@ class FolderEngine:
         return {link.name: str(_target(link)) for link in links}
 
     def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        """The folders of what is loaded."""
         return loaded.values()
 
     def load(self, served: str, folder: Path) -> None:
+        """Link this name to the folder."""
         self._link(self.root / served, folder)
 
     def unload(self, served: str) -> None:
+        """Remove the link, if it is there."""
         link = self.root / served
         if link.is_symlink():
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
 
     def set_aliases(self, aliases: Mapping[str, str], _adapters: int) -> None:
+        """Link each alias to its served name, in the folder `current`, if the engine has one."""
         if not self._current:
             return
         folder = self.root / CURRENT
@@ -61,6 +66,7 @@ class FolderEngine:
                     link.unlink()
 
     def logprobs(self, _served: str, _tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """None: a folder computes nothing."""
         return None
 
     # ---------------------------------------------------------------- inside

@@ -35,6 +35,7 @@ class LlamaCpp(HttpEngine):
         self._lock = threading.Lock()
 
     def loaded(self) -> dict[str, str]:
+        """Served name → its file, of those that the server still has."""
         there = {row["path"]: row["scale"] for row in self._rows()}
         with self._lock:
             self._files = {name: file for name, file in self._files.items() if str(file) in there}
@@ -48,6 +49,7 @@ class LlamaCpp(HttpEngine):
         return [row["path"] for row in self._rows()]
 
     def load(self, served: str, folder: Path) -> None:
+        """Use the file of this folder, which the server was started with. `Refused` if it was not."""
         file = _gguf(folder)
         if all(row["path"] != str(file) for row in self._rows()):
             raise Refused(
@@ -58,6 +60,7 @@ class LlamaCpp(HttpEngine):
             self._files[served] = file
 
     def unload(self, served: str) -> None:
+        """Set the scale of the name's file to 0, unless another name uses it."""
         with self._lock:
             file = self._files.pop(served, None)
             needed = file in self._files.values()
@@ -65,6 +68,7 @@ class LlamaCpp(HttpEngine):
             self._set({str(file): 0.0})
 
     def set_aliases(self, aliases: Mapping[str, str], adapters: int) -> None:
+        """Give the only adapter scale 1 for requests without a name, if an alias points at it."""
         only = next(iter(aliases.values())) if len(aliases) == adapters == 1 else None
         with self._lock:
             scales = {str(file): float(name == only) for name, file in self._files.items()}

@@ -34,9 +34,11 @@ class EngineDriver(Protocol):
     def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
         """The paths that it may read, loaded or not; `loaded`: what it has now."""
 
-    def load(self, served: str, folder: Path) -> None: ...
+    def load(self, served: str, folder: Path) -> None:
+        """Load a folder under this name."""
 
-    def unload(self, served: str) -> None: ...
+    def unload(self, served: str) -> None:
+        """Unload a name; nothing happens if it is not loaded."""
 
     def set_aliases(self, aliases: Mapping[str, str], adapters: int) -> None:
         """Set which served name answers for each adapter, in engines with such a table; `adapters` are desired."""
@@ -59,14 +61,17 @@ class HttpEngine:
         )
 
     def loaded(self) -> dict[str, str]:
+        """Served name → path, of the models that have a parent."""
         models = self._read("GET", "/v1/models", None, lambda answer: answer["data"])
         with self._readable("/v1/models"):
             return {str(model["id"]): str(model.get("root") or "") for model in models if model.get("parent")}
 
     def readable_paths(self, loaded: Mapping[str, str]) -> Iterable[str]:
+        """The folders of what is loaded."""
         return loaded.values()
 
     def set_aliases(self, _aliases: Mapping[str, str], _adapters: int) -> None:
+        """Do nothing: requests use the served name."""
         return  # requests use the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
@@ -105,9 +110,11 @@ class VLLM(HttpEngine):
     """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (vllm/entrypoints/openai/models/serving.py)."""
 
     def load(self, served: str, folder: Path) -> None:
+        """Load a folder under this name."""
         self._ask("POST", "/v1/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
 
     def unload(self, served: str) -> None:
+        """Unload a name."""
         self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": served})
 
     def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
@@ -139,12 +146,15 @@ class SGLang(HttpEngine):
     """SGLang with --enable-lora (python/sglang/srt/managers/io_struct.py); it lists adapters in /v1/models, too."""
 
     def load(self, served: str, folder: Path) -> None:
+        """Load a folder under this name."""
         self._ask("POST", "/load_lora_adapter", {"lora_name": served, "lora_path": str(folder)})
 
     def unload(self, served: str) -> None:
+        """Unload a name."""
         self._ask("POST", "/unload_lora_adapter", {"lora_name": served})
 
     def logprobs(self, served: str, tokens: Sequence[int]) -> Sequence[float | None] | None:
+        """Log probabilities of these tokens, from the engine's own route."""
         body = {
             "input_ids": list(tokens), "lora_path": served, "return_logprob": True, "logprob_start_len": 0,
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},

@@ -59,11 +59,14 @@ class ExportTarget(Protocol):
     def names(self) -> list[str]:
         """All folders that are there."""
 
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str) -> None:
+        """Delete an exported version."""
 
-    def index(self) -> bytes | None: ...
+    def index(self) -> bytes | None:
+        """The bytes of the index; None without one."""
 
-    def write_index(self, data: bytes) -> None: ...
+    def write_index(self, data: bytes) -> None:
+        """Replace the index."""
 
 
 class Item(Answer):

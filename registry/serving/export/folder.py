@@ -35,6 +35,7 @@ class FolderTarget:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
+        """A new folder for files under way; it is deleted afterwards."""
         self._delete_old_scratch()
         folder = self.root / f"{_INCOMING}{secrets.token_hex(6)}"
         folder.mkdir(parents=True)
@@ -44,9 +45,11 @@ class FolderTarget:
             shutil.rmtree(folder, ignore_errors=True)
 
     def note(self, name: str) -> bytes | None:
+        """The note of an exported version; None without one."""
         return _read(self.root / name / NOTE)
 
     def sizes(self, name: str) -> dict[str, int]:
+        """Path → bytes of an exported version's files."""
         folder = self.root / name
         return {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
@@ -68,18 +71,22 @@ class FolderTarget:
         sync_folder(self.root)
 
     def names(self) -> list[str]:
+        """Names of the exported versions, sorted."""
         if not self.root.is_dir():
             return []
         return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def remove(self, name: str) -> None:
+        """Delete an exported version."""
         with self.scratch() as folder:
             os.rename(self.root / name, folder / name)
 
     def index(self) -> bytes | None:
+        """The bytes of the index; None without one."""
         return _read(self.root / INDEX)
 
     def write_index(self, data: bytes) -> None:
+        """Replace the index."""
         self.root.mkdir(parents=True, exist_ok=True)
         replace_file(self.root / INDEX, data)
         sync_folder(self.root)

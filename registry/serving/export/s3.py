@@ -57,16 +57,20 @@ class BucketTarget:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
+        """A new folder for files under way; it is deleted afterwards."""
         with tempfile.TemporaryDirectory(prefix="adapter-export-") as folder:
             yield Path(folder)
 
     def note(self, name: str) -> bytes | None:
+        """The note of an exported version; None without one."""
         return self._read(f"{name}/{NOTE}") if NOTE in self.sizes(name) else None
 
     def sizes(self, name: str) -> dict[str, int]:
+        """Path → bytes of an exported version's files."""
         return dict(self._listing().get(name, {}))
 
     def put(self, name: str, staged: Path, digests: dict[str, Digest]) -> None:
+        """Upload a staged version, its configuration last."""
         order = sorted(digests, key=lambda path: (path == CONFIG, path))
         for path in order:
             self._upload(f"{name}/{path}", staged / path, digests[path])
@@ -74,6 +78,7 @@ class BucketTarget:
         self._upload(f"{name}/{NOTE}", note, Digest.of(note.read_bytes()))
 
     def names(self) -> list[str]:
+        """Names of the exported versions, sorted."""
         return sorted(self._listing())
 
     def remove(self, name: str) -> None:
@@ -83,9 +88,11 @@ class BucketTarget:
                 self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}{name}/{path}")
 
     def index(self) -> bytes | None:
+        """The bytes of the index; None without one."""
         return self._read(INDEX)
 
     def write_index(self, data: bytes) -> None:
+        """Replace the index."""
         with self._errors_of("put_object"):
             self._client.put_object(
                 Bucket=self._bucket, Key=self._prefix + INDEX, Body=data, ContentType="application/json"

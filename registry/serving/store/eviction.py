@@ -104,10 +104,12 @@ class Evictor:
         self._store, self._limits, self._leases, self._say = store, limits, leases, say
 
     def run(self, stop: threading.Event) -> None:
+        """Evict every `EVERY_SECONDS` until `stop` is set."""
         while not stop.wait(EVERY_SECONDS):
             self.once()
 
     def once(self) -> None:
+        """Evict once. An error is logged, not raised."""
         try:
             evicted = evict(self._store, self._limits, self._leases)
         except (RegistryError, OSError) as e:

@@ -86,6 +86,7 @@ class InUse:
             yield recorded is not None and digest not in recorded
 
     def close(self) -> None:
+        """Release everything that this process marked."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)

@@ -90,6 +90,7 @@ class LocalStore:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def manifest_path(self, digest: Digest) -> Path:
+        """Where the manifest of a version is."""
         return self.manifests / f"{digest.hex}.json"
 
     def manifest(self, digest: Digest) -> Manifest | None:

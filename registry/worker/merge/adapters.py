@@ -62,6 +62,7 @@ class Adapter:
 
     @property
     def lora(self) -> LoraSpec:
+        """The specification of its LoRA."""
         return self.contents.lora
 
     def raw(self, name: str) -> Tensor:
@@ -139,6 +140,7 @@ class NewUpdate(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """The largest rank of its pairs."""
         return max(pair.rank for pair in self.factors)
 
 

@@ -36,6 +36,7 @@ class LowRank:
         self.left_factor, self.right_factor, self.scale = left_factor, right_factor, scale
 
     def begin(self, dtype: torch.dtype, _rows: Rows) -> None:
+        """Convert the factors and fold the scale in."""
         scale = self.scale.to(dtype) if isinstance(self.scale, Tensor) else self.scale
         self.left_factor, self.right_factor = (
             (self.left_factor.to(dtype) * scale).contiguous(),
@@ -43,6 +44,7 @@ class LowRank:
         )
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Add the product of the factors to these rows."""
         block.addmm_(self.left_factor[first : first + len(block)], self.right_factor)
 
 
@@ -53,10 +55,12 @@ class Blocks:
         self.parts, self.height = parts, height
 
     def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+        """Prepare the change of each expert."""
         for part in self.parts:
             part.begin(dtype, rows)
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Apply to each run of rows the change of its expert."""
         at = 0
         while at < len(block):
             which, inside = divmod(first + at, self.height)
@@ -77,6 +81,7 @@ class Dora:
         self._factor: Tensor | None = None
 
     def begin(self, dtype: torch.dtype, rows: Rows) -> None:
+        """Prepare the update; measure the norms of columns."""
         self.update.begin(dtype, rows)
         self.magnitude = self.magnitude.to(dtype)
         if self.by_rows:
@@ -88,6 +93,7 @@ class Dora:
         self._factor = self.magnitude / squares.sqrt().to(dtype)
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Add the update and rescale each output to its magnitude."""
         self.update.apply(block, first)
         if self._factor is not None:
             block.mul_(self._factor)
@@ -112,6 +118,7 @@ class Sum(_ValuesChange):
         self._scale = scale
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Add the values of these rows."""
         block.add_(self.values.view(-1, block.shape[1])[first : first + len(block)], alpha=self._scale)
 
 
@@ -119,6 +126,7 @@ class Scaled(_ValuesChange):
     """W * values: a column [rows, 1] scales the rows, a row [1, columns] the columns (IA3)."""
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Multiply these rows."""
         block *= self.values if len(self.values) == 1 else self.values[first : first + len(block)]
 
 
@@ -130,9 +138,11 @@ class Replaced:
         self._values: Tensor | None = None
 
     def begin(self, _dtype: torch.dtype, _rows: Rows) -> None:
+        """Read the new values."""
         self._values = self._read()
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Copy the new values of these rows."""
         if self._values is not None:
             block.copy_(self._values.reshape(-1, block.shape[1])[first : first + len(block)])
 
@@ -145,6 +155,7 @@ class NewRows(_ValuesChange):
         self._rows = list(indices)
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Copy the rows of this block that are replaced."""
         for index, row in enumerate(self._rows):
             if first <= row < first + len(block):
                 block[row - first] = self.values[index]

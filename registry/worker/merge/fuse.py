@@ -162,6 +162,7 @@ class OutputLayout:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all files."""
         return sum(piece.size_bytes for pieces in self.files.values() for piece in pieces)
 
 

@@ -25,13 +25,16 @@ class Factors(NamedTuple):
 
     @property
     def rank(self) -> int:
+        """Columns of the left factor."""
         return self.left_factor.shape[1]
 
     @property
     def dense(self) -> Tensor:
+        """The product, [rows, columns]."""
         return self.left_factor @ self.right_factor
 
     def times(self, weight: float) -> Factors:
+        """Return the update times a number."""
         return Factors(self.left_factor * weight, self.right_factor)
 
 
@@ -53,6 +56,7 @@ class Loss(NamedTuple):
 
     @classmethod
     def total(cls, losses: Iterable[Loss]) -> Loss:
+        """Return the loss of several modules together."""
         losses = list(losses)
         return cls(sum(loss.target for loss in losses), sum(loss.lost for loss in losses))
 

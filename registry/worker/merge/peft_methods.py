@@ -61,10 +61,12 @@ class PeftChange:
         self._values: Tensor | None = None
 
     def begin(self, _dtype: torch.dtype, rows: Rows) -> None:
+        """Have PEFT merge the whole weight."""
         weight = torch.cat([block.clone() for _, block in rows()])
         self._values = self._merger.merged(self._path, weight)
 
     def apply(self, block: Tensor, first: int) -> None:
+        """Copy the merged values of these rows."""
         if self._values is not None:
             block.copy_(self._values[first : first + len(block)])
 

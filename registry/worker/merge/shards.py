@@ -51,10 +51,12 @@ class OutputTensor(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of the tensor in its file."""
         return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
     @property
     def is_copied(self) -> bool:
+        """Whether its bytes are those of the base."""
         return not self.changes and self.fill is None
 
 

@@ -97,6 +97,7 @@ class Sketch:
 
     @property
     def is_constant(self) -> bool:
+        """Whether all elements are equal."""
         return self.elements > 0 and self._least == self._most
 
     @property
@@ -106,6 +107,7 @@ class Sketch:
         return float(f"{math.sqrt(self._squares):.5g}") if finite else None
 
     def sums(self) -> list[float]:
+        """The sums that `identity.sketch` encodes."""
         return [float(value) for value in self._sums.tolist()]
 
 

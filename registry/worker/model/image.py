@@ -40,14 +40,17 @@ class Pipeline:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters of the base."""
         return sum(tensor.numel() for tensor in self.originals.values())
 
     @property
     def denoiser(self) -> Any:
+        """The U-Net or the transformer."""
         return self.parts.get("unet") or self.parts.get("transformer")
 
     @property
     def kind(self) -> str:
+        """Class name of the denoiser."""
         return type(self.denoiser).__name__
 
     def to_device(self, values: torch.Tensor) -> torch.Tensor:

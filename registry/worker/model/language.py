@@ -75,6 +75,7 @@ class LoadedBase:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters of the base."""
         return sum(tensor.numel() for tensor in self.originals.values())
 
     def logits(self, prompts: Sequence[Probe], model: Any = None) -> Logits:

@@ -59,6 +59,7 @@ class Update:
 
     @property
     def sides(self) -> tuple[int, int, int]:
+        """Number of pairs, inputs, and outputs."""
         return len(self.a), self.a.shape[2], self.b.shape[1]
 
     def norms(self) -> UpdateNorms:

@@ -63,6 +63,7 @@ class Weights:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all tensors."""
         return sum(stored.info.size_bytes for stored in self.by_file_name.values())
 
     def in_order(self) -> list[Stored]:

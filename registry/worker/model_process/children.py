@@ -35,9 +35,11 @@ BUSY_SHARE, BUSY_SECONDS = 0.1, 1.0
 class StopSource(Protocol):
     """Requests to stop on file descriptor 0."""
 
-    def read(self) -> None: ...
+    def read(self) -> None:
+        """Read which requests are to stop."""
 
-    def stop_requested(self, request: int) -> bool: ...
+    def stop_requested(self, request: int) -> bool:
+        """Whether this request is to stop."""
 
 
 class Child:

@@ -21,6 +21,7 @@ class ImageLoader(Loader):
     """Load a diffusers pipeline."""
 
     def load(self) -> Any:
+        """Load the pipeline."""
         return Pipeline.load(self.folder, self.name, device=self.device, dtype=self.dtype)
 
 

@@ -44,6 +44,7 @@ class Baseline:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of all prompts."""
         return sum(len(tokens) for tokens in self.prompts)
 
     @property
@@ -53,6 +54,7 @@ class Baseline:
 
     @property
     def largest(self) -> float:
+        """The largest absolute logit."""
         return max(float(values.abs().max()) for values in self.logits)
 
 

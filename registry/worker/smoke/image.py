@@ -49,6 +49,7 @@ class ImageTest(SmokeTest):
         self._before = torch.empty(0)
 
     def check_task(self) -> bool:
+        """Whether diffusers has a loader for one file and this base."""
         if len(self._files) == 1 and self._base.kind in LOADERS:
             return True
         kind = self._base.kind or "this base"
@@ -57,15 +58,18 @@ class ImageTest(SmokeTest):
         return False
 
     def check_weights(self) -> bool:
+        """Whether all numbers are finite."""
         return check_finite(tensors_of(self._files[0]), self.result)
 
     def check_baseline(self) -> bool:
+        """Render without the adapter."""
         self._fingerprint = self._base.fingerprint()
         self.result.say("rendering without the adapter")
         self._before = _render(self._base)
         return True
 
     def check_load(self) -> bool:
+        """Load the adapter."""
         started = perf_counter()
         try:
             _load(self._base, self._files[0])
@@ -79,6 +83,7 @@ class ImageTest(SmokeTest):
         return True
 
     def check_forward(self) -> bool:
+        """Render with the adapter and compare."""
         self.result.say("rendering with the adapter")
         try:
             after = _render(self._base)
@@ -92,6 +97,7 @@ class ImageTest(SmokeTest):
         return True
 
     def check_base(self) -> bool:
+        """Note tensors of the base that loading the adapter changed."""
         now = self._base.fingerprint()
         changed = [name for name, bits in self._fingerprint.items() if now[name] != bits]
         self.result.measurements["base_tensors_changed"] = len(changed)

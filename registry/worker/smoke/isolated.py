@@ -64,6 +64,7 @@ class LanguageTest(SmokeTest):
         self.baseline: Baseline | None = None
 
     def check_structure(self) -> bool:
+        """Whether the tensors are those that PEFT builds."""
         if self.structures is None:
             return True
         builds = self.structures.builds
@@ -94,10 +95,12 @@ class LanguageTest(SmokeTest):
         return after if finite else None
 
     def check_dialogue(self) -> bool:
+        """Test the chat template and the added tokens, if there are any."""
         dialogue.examine(self.base, self.folder, self.result)
         return True
 
     def check_golden(self) -> bool:
+        """Test the golden samples, if there are any."""
         samples.examine(self.base, self.wrapped, self.folder, self.result)
         return True
 
@@ -113,6 +116,7 @@ class IsolatedTest(LanguageTest):
         self._config, self._reference = config, reference
 
     def check_task(self) -> bool:
+        """Whether the base takes the task of the adapter."""
         task, base = self._config.task, self.base
         if base.task.takes(task):
             return True
@@ -121,6 +125,7 @@ class IsolatedTest(LanguageTest):
         return False
 
     def check_structure(self) -> bool:
+        """Whether the tensors are those that PEFT builds."""
         self.result.say("comparing the tensors with those that PEFT expects")
         try:
             return super().check_structure()
@@ -128,6 +133,7 @@ class IsolatedTest(LanguageTest):
             return True
 
     def check_weights(self) -> bool:
+        """Whether all numbers are finite."""
         if not check_finite(tensors_of(self.folder / WEIGHTS), self.result):
             return False
         parameters = dict(self.base.model.named_parameters())
@@ -135,6 +141,7 @@ class IsolatedTest(LanguageTest):
         return True
 
     def check_baseline(self) -> bool:
+        """Run the prompts without the adapter."""
         config, base = self._config, self.base
         special = (*config.invocation_tokens, *(token for tokens in config.token_indices.values() for token in tokens))
         prompts = language.with_tokens(base.probes, special, base.vocabulary)
@@ -156,6 +163,7 @@ class IsolatedTest(LanguageTest):
         return self.use_baseline(self._reference.baseline)
 
     def check_load(self) -> bool:
+        """Load the adapter with PEFT."""
         self.result.say("loading the adapter")
         started = perf_counter()
         model, folder = self.base.model, str(self.folder)
@@ -176,6 +184,7 @@ class IsolatedTest(LanguageTest):
         return True
 
     def check_forward(self) -> bool:
+        """Run the prompts with the adapter and compare."""
         try:
             return self.compare() is not None
         except Exception as e:

@@ -279,6 +279,7 @@ class SwappedTest(LanguageTest):
         self._slot = ""
 
     def check_weights(self) -> bool:
+        """Whether the tensors are finite and exactly the pairs."""
         pairs = list(self._contents.pairs)
         tensors = self._tensors = load_file(self.folder / WEIGHTS)
         if unexpected := sorted(tensors.keys() ^ {name for pair in pairs for name in (pair.a, pair.b)}):
@@ -290,16 +291,19 @@ class SwappedTest(LanguageTest):
         return True
 
     def check_baseline(self) -> bool:
+        """Use the baseline of the loaded base."""
         self.result.measure("base_forward_seconds", self._resident.forward_seconds)
         return self.use_baseline(self._resident.reference.baseline)
 
     def check_load(self) -> bool:
+        """Load the adapter into a slot."""
         self.result.say("loading the adapter")
         self._slot = self._resident.load(self.folder, self._contents, self._tensors, self.result)
         self.wrapped = self._resident.wrapped
         return True
 
     def check_forward(self) -> bool:
+        """Run the prompts with the adapter and compare."""
         answers = self._resident.answers
         after = self.compare()
         if after is None:
@@ -309,10 +313,12 @@ class SwappedTest(LanguageTest):
         return True
 
     def check_swap(self) -> bool:
+        """Run one batch of the base, this adapter and the previous one."""
         self._resident.run_mixed_batch(self._slot, self.result)
         return True
 
     def check_base(self) -> bool:
+        """Require that the weights of the base are unchanged."""
         self._resident.demand_base(self.result)
         return True
 

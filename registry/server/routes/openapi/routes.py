@@ -47,18 +47,22 @@ class ApiDocument:
 
     @cached_property
     def content(self) -> dict[str, Any]:
+        """The OpenAPI document."""
         return document(self._routes)
 
     @cached_property
     def json(self) -> bytes:
+        """The document as JSON."""
         return json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
 
     @cached_property
     def html(self) -> bytes:
+        """The document as a page."""
         return render(self.content).encode()
 
     @cached_property
     def etag(self) -> str:
+        """An ETag of the document."""
         return f'"{Digest.of(self.json).hex}"'
 
 
