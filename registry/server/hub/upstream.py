@@ -49,6 +49,7 @@ class Reply:
     answer: httpx.Response
 
     def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it was sent, and close the connection after it."""
         with contextlib.closing(self.answer):
             yield from self.answer.iter_raw()
 

@@ -51,6 +51,7 @@ class HubRoute(SingleThreadRoute):
     """The class of all routes of the Hub API."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the normalized path, unless it belongs to the REST API."""
         if scope["type"] != "http" or scope["path"].startswith(f"{PREFIX}/"):
             return Match.NONE, {}
         match, child = super().matches({**scope, "path": normalize_path(scope)})
@@ -58,6 +59,7 @@ class HubRoute(SingleThreadRoute):
         return match, {**child, "path_params": {key: unquote(str(value)) for key, value in params.items()}}
 
     def get_route_handler(self) -> Handler:
+        """Return the handler, which relays repositories that are not here."""
         handle = super().get_route_handler()
 
         async def handle_or_relay(request: Request) -> Response:
@@ -73,6 +75,7 @@ class HubRoute(SingleThreadRoute):
         return handle_or_relay
 
     def error_headers(self, request: Request, error: RegistryError) -> dict[str, str]:
+        """Return the error as headers that Hub clients read."""
         message = error.detail + (f"; {error.next_step}" if error.next_step else "")
         if error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is None:
             message += f"; {_NO_RELAY}"
