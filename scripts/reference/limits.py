@@ -147,7 +147,10 @@ LIMITS = {
             "BODY_LIMIT_BYTES": "body of a request, files and records aside",
             "VALUES_LIMIT": "values in a JSON body",
         },
-        "registry.server.local_links.connections": {"HEAD_LIMIT_BYTES": "head of a request"},
+        "registry.server.local_links.connections": {
+            "HEAD_LIMIT_BYTES": "head of a request",
+            "PIPELINED_LIMIT": "requests of a connection that wait for a response",
+        },
         "registry.server.http.ranges": {"RANGES_LIMIT": "ranges of a request for a file"},
         "registry.api": {
             "PAGE_LIMIT": "items of a page",
