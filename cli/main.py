@@ -74,7 +74,7 @@ def _commands() -> dict[str, CommandSpec]:
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(
-            ".withdraw", "quarantine", release, "Withhold a version from everyone."
+            ".withdraw", "quarantine", release, "Withhold a version until an owner lifts the quarantine."
         ),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, remove, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
