@@ -18,7 +18,7 @@ from registry.api.transfer import PushRequest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.jobs import Kind
 from registry.merging.recipes import Operation
-from registry.server.catalog import bases, metadata_backup
+from registry.server.catalog import base_rows, bases, metadata_backup
 from registry.server.database.models import BaseRow, TakenNameRow
 from tests import forge
 from tests.world import World, spec_of
@@ -174,7 +174,7 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
         "delete": lambda: owner.delete_base("hub/tiny"),
     }
     has_read, other_ended = threading.Event(), threading.Event()
-    look_up, lock = bases._find_named, threading.Lock()
+    look_up, lock = base_rows.find_named, threading.Lock()
 
     def pause_once(session: Session, name: str) -> BaseRow | None:
         row = look_up(session, name)
@@ -199,7 +199,7 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
         finally:
             other_ended.set()
 
-    monkeypatch.setattr(bases, "_find_named", pause_once)
+    monkeypatch.setattr(base_rows, "find_named", pause_once)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(answer, requests[first]), pool.submit(take_second)]
         outcomes = [each.result(30.0) for each in answers]

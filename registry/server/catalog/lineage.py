@@ -20,7 +20,7 @@ from registry.api.catalog import Lineage, LineageEdge, LineageNode
 from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import bases, versions
+from registry.server.catalog import base_rows, versions
 from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
 from registry.server.database.recursive_cte import RecursiveStep, build_recursive_cte, join_in_order
 
@@ -46,7 +46,7 @@ def descendants(session: Session, actor: Actor, name: AdapterName, selector: Sel
 
 def base_lineage(session: Session, actor: Actor, name: str, *, upwards: bool) -> Lineage:
     """What was fused into a base and where that came from; or what was trained on it, and what came from that."""
-    base = bases.find(session, names.base_name(name))
+    base = base_rows.find(session, names.base_name(name))
     root = LineageNode(id=BASE + base.name, kind="base", name=base.name)
     seed = select(*_edge_columns("", root.id))
     if upwards:

@@ -21,7 +21,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import bases, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
@@ -84,7 +84,7 @@ def _base_names(session: Session, search: Search) -> list[str]:
     if search.base_match is None:
         return [name]
     matches = CLOSEST_FIRST[: CLOSEST_FIRST.index(search.base_match) + 1]
-    relatives = bases.find_relatives(session, bases.find(session, name))
+    relatives = base_weights.find_relatives(session, base_rows.find(session, name))
     return [name, *(relative.other for relative in relatives if relative.match in matches)]
 
 

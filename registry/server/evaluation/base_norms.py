@@ -19,7 +19,7 @@ from sqlmodel import Session, col, select
 from registry.compat.paths import Paths
 from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.findings import Finding
-from registry.server.catalog import bases
+from registry.server.catalog import base_rows
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseThresholdsRow
 from registry.server.evaluation.norms import FactorNorms
 
@@ -103,7 +103,7 @@ def load_base_norms(session: Session, base: BaseRow, format_name: str = PEFT) ->
             if len(_CACHE) >= CACHED_BASES:
                 _CACHE.clear()
             _CACHE[key] = norms
-    paths = Paths(format_name, bases.load_spec(base).modules) if norms and format_name != PEFT else None
+    paths = Paths(format_name, base_rows.load_spec(base).modules) if norms and format_name != PEFT else None
     return BaseNorms(base.name, norms, Thresholds.with_overrides(rows[0] or {}), paths)
 
 

@@ -26,7 +26,7 @@ from registry.files import CONFIG
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
-from registry.server.catalog import bases, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
 
@@ -84,7 +84,7 @@ def add_verdicts(
     session: Session, version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
 ) -> list[VerdictRow]:
     """Write the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
-    spec = bases.load_spec(base)
+    spec = base_rows.load_spec(base)
     judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
     rows = [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
     db.bulk_insert(session, rows)
@@ -107,7 +107,7 @@ def evaluate_version(
     if not texts:
         return VerdictList(items=stored)
     outcomes = newest_outcomes(stored)
-    spec = bases.load_spec(session.get_one(BaseRow, version.base_id))
+    spec = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
     profiles = parse_profiles(texts)
     return VerdictList(items=[evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles])
 
@@ -115,8 +115,8 @@ def evaluate_version(
 def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
     """Verdicts about a configuration and a header that are not stored; their subject is the header's digest."""
     profiles = parse_profiles(request.engines)
-    base = bases.find(session, names.base_name(request.base))
-    relatives = bases.find_relatives(session, base)
+    base = base_rows.find(session, names.base_name(request.base))
+    relatives = base_weights.find_relatives(session, base)
     text = request.header.encode()
     data = len(text).to_bytes(8, "little") + text
     contents_of = {request.file: data, **({CONFIG: request.config.encode()} if request.config else {})}
@@ -126,7 +126,7 @@ def evaluate_files(session: Session, request: CheckRequest) -> VerdictList:
         for name, size in sizes.items()
     ]
     contents = read.read_any(files, lambda name, start, length: contents_of[name][start : start + length])
-    spec, subject = bases.load_spec(base), Digest.of(data)
+    spec, subject = base_rows.load_spec(base), Digest.of(data)
     return VerdictList(items=evaluate(contents, spec, subject, profiles, relatives=relatives))
 
 
@@ -134,14 +134,14 @@ def settings_for_base(
     session: Session, actor: Actor, base_name: str, texts: Sequence[str], slots: int | None
 ) -> EngineSettingsList:
     """The settings that the newest versions of all adapters of this base need: those that the actor may see."""
-    base = bases.find(session, names.base_name(base_name))
+    base = base_rows.find(session, names.base_name(base_name))
     statement = (
         select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
         .join(VersionRow, versions.is_newest())
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
         .where(col(VersionRow.quarantined_at).is_(None))
     )
-    spec = bases.load_spec(base)
+    spec = base_rows.load_spec(base)
     facts_of = {f"{namespace}/{name}": facts.get("engine") or {} for namespace, name, facts in session.exec(statement)}
     items = [engine_settings.settings_for(str(p), facts_of, spec, slots=slots) for p in parse_profiles(texts)]
     return EngineSettingsList(base=base.name, adapters=len(facts_of), items=items)

@@ -25,7 +25,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import bases
+from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -48,7 +48,7 @@ Affected = tuple[VersionRow, AdapterName, VerdictRow | None]
 
 def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> CampaignView:
     """Queue the affected versions of a base. `TooLarge` (SIZE_INVALID) over `JOBS_LIMIT`."""
-    base = bases.find(session, names.base_name(request.base))
+    base = base_rows.find(session, names.base_name(request.base))
     affected = list(_affected(session, actor, base, request))
     if len(affected) > JOBS_LIMIT:
         raise TooLarge(
@@ -76,7 +76,7 @@ def start_campaign(session: Session, actor: Actor, request: CampaignRequest) -> 
 def _affected(session: Session, actor: Actor, base: BaseRow, request: CampaignRequest) -> Iterator[Affected]:
     """The versions of the base that need a new verdict and that the actor may push, with their newest one."""
     smoke, compat = _newest(base, Check.SMOKE), _newest(base, Check.COMPAT)
-    pipeline = bases.load_spec(base).is_pipeline
+    pipeline = base_rows.load_spec(base).is_pipeline
     statement = (
         select(VersionRow, AdapterRow.namespace, AdapterRow.name, VerdictRow)
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))

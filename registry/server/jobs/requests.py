@@ -26,7 +26,7 @@ from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import bases, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, bases, verdicts, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
@@ -137,18 +137,18 @@ def _require_target(session: Session, actor: Actor, recipe: Recipe, base: BaseRo
     if session.exec(select(BaseRow.id).where(BaseRow.name == name)).first() is not None:
         raise Conflict("BASE_EXISTS", f"base '{name}' exists", next_step="fuse into another name: a base never changes")
     bases.require_may_add(session, actor, name)
-    spec = bases.load_spec(base)
+    spec = base_rows.load_spec(base)
     if not recipe.onto:
         if spec.quantization and not recipe.dequantize:
             raise recipes.on_its_grid(spec.quantization)
         return
-    other = bases.find(session, names.base_name(recipe.onto))
-    other_spec = bases.load_spec(other)
+    other = base_rows.find(session, names.base_name(recipe.onto))
+    other_spec = base_rows.load_spec(other)
     if any(getattr(spec, field) != getattr(other_spec, field) for field in SAME_FIELDS):
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} has another architecture than {base.name}")
     if other_spec.quantization:
         raise Invalid("RECIPE_INVALID", f"onto: the base {other.name} is quantized ({other_spec.quantization}), too")
-    relatives = bases.find_relatives(session, base)
+    relatives = base_weights.find_relatives(session, base)
     if any(relative.other == other.name and relative.match == "unrelated" for relative in relatives):
         raise Invalid("RECIPE_INVALID", f"onto: the weights of {other.name} are unrelated to those of {base.name}")
 

@@ -28,7 +28,7 @@ from registry.events import EventType
 from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
-from registry.server.catalog import bases, verdicts
+from registry.server.catalog import base_rows, base_weights, verdicts
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
@@ -103,8 +103,8 @@ def _evaluate_batches(
             is_last = len(batch) < BATCH
             missing = {version.base_id for version in batch} - set(specs)
             if missing:
-                base_rows = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
-                specs.update((row.id or 0, bases.load_spec(row)) for row in base_rows)
+                rows = session.exec(select(BaseRow).where(col(BaseRow.id).in_(missing)))
+                specs.update((row.id or 0, base_rows.load_spec(row)) for row in rows)
         outdated = [version.id for version in batch if not engine_facts.are_current(version.facts.get("engine") or {})]
         if len(outdated) > HEADERS:
             batch, is_last = [version for version in batch if version.id <= outdated[HEADERS - 1]], False
@@ -175,7 +175,7 @@ def _read_headers(engine: Engine, blobs: BlobStore, ids: Iterable[int]) -> dict[
                 continue
             if row.base_id not in base_data:
                 base = session.get_one(BaseRow, row.base_id)
-                base_data[row.base_id] = bases.load_spec(base), bases.find_relatives(session, base)
+                base_data[row.base_id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
             manifest, card = Manifest.model_validate_json(row.manifest), row.facts.get(CARD)
             spec, relatives = base_data[row.base_id]
         keys = {file.digest: key_of(file.digest) for file in manifest.files}

@@ -32,7 +32,7 @@ from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
 from registry.server.audit import tree
-from registry.server.catalog import bases, metadata_backup, versions
+from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, TakenNameRow, VersionRow
@@ -193,7 +193,7 @@ def _restore_identity(run: _Run, session: Session, base: BaseRow, identity: Iden
     """Set the identity of a base's weights unless it has one. The record exists, so it is not written again."""
     recorded_at = base.recorded_at
     try:
-        if bases.store_identity(session, run.actor, base, identity):
+        if base_weights.store_identity(session, run.actor, base, identity):
             base.recorded_at = recorded_at
             session.add(base)
     except Conflict as e:
@@ -267,7 +267,7 @@ def _inspect(run: _Run, manifest: Manifest) -> Inspection | None:
     keys = {file.digest: key_of(file.digest) for file in manifest.files}
     try:
         with db.session(run.engine, write=False) as session:
-            spec = bases.load_spec(bases.find(session, manifest.base.name))
+            spec = base_rows.load_spec(base_rows.find(session, manifest.base.name))
         return inspect.inspect_files(run.blobs, keys, manifest, spec)
     except RegistryError:
         return None

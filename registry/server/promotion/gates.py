@@ -26,7 +26,7 @@ from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import bases, verdicts, versions
+from registry.server.catalog import base_rows, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterGateRow,
@@ -207,7 +207,7 @@ def _summarize(verdict: Verdict) -> dict[str, Any]:
 def _evaluate_engines(session: Session, version: VersionRow, gate: Gate, newest: list[Verdict]) -> list[Verdict]:
     if not gate.engines:
         return []
-    base = bases.load_spec(session.get_one(BaseRow, version.base_id))
+    base = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
     outcomes = engine_compat.newest_outcomes(newest)
     return [
         engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes).model_copy(

@@ -28,7 +28,7 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.actors import Actor
-from registry.server.catalog import bases
+from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.models import BaseRow, BlobRow, PushBlobRow, PushRow
 from registry.server.push import background, inspect, plan, rows
@@ -161,7 +161,7 @@ def _inspect_and_promote(
     session: Session, row: PushRow, requested: PushBlobs, manifest: Manifest, base: BaseRow, blobs: BlobStore
 ) -> tuple[inspect.Inspection, set[Digest]]:
     """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced."""
-    relatives, spec = bases.find_relatives(session, base), bases.load_spec(base)
+    relatives, spec = base_weights.find_relatives(session, base), base_rows.load_spec(base)
     damaged = _secure_blobs(session, row, manifest)
     staged = [digest for digest, blob in requested.items() if blob.staging_key]
     try:

@@ -26,7 +26,7 @@ from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.access import quotas
 from registry.server.actors import Actor
-from registry.server.catalog import bases, versions
+from registry.server.catalog import base_rows, versions
 from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
@@ -89,7 +89,7 @@ def find_base(session: Session, manifest: Manifest) -> BaseRow:
 
     A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
     """
-    base = bases.find(session, manifest.base.name)
+    base = base_rows.find(session, manifest.base.name)
     if base.name != manifest.base.name:
         message = f"is an alias of the base '{base.name}'"
         raise Invalid(

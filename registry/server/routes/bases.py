@@ -16,7 +16,7 @@ from registry.api.catalog import (
 )
 from registry.bases import Similarity
 from registry.roles import Scope
-from registry.server.catalog import bases, metadata_backup
+from registry.server.catalog import base_views, base_weights, bases, metadata_backup
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     PAGE,
@@ -47,13 +47,13 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 @router.get("/bases")
 def list_bases(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> BasePage:
     """List base models by name."""
-    return bases.list_bases(session, actor, cursor=cursor, limit=limit)
+    return base_views.list_bases(session, actor, cursor=cursor, limit=limit)
 
 
 @router.get("/bases/{base:path}")
 def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
     """Show one base model and its relatives."""
-    return bases.show(session, actor, base)
+    return base_views.show(session, actor, base)
 
 
 @router.delete("/bases/{base:path}")
@@ -95,4 +95,4 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
 @limit_body(8 * 2**20)
 def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
-    return bases.compare_weights(session, base, request.identity)
+    return base_weights.compare_weights(session, base, request.identity)

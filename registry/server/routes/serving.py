@@ -22,7 +22,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import PROFILE_LIMIT
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import bases
+from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import routing
@@ -103,7 +103,9 @@ class _DesiredStateReader:
 
         def read() -> str:
             with db.session(self._engine, write=False) as session:
-                return desired.state_cursor(session, actor, bases.find(session, self._base), self._alias, self._profile)
+                return desired.state_cursor(
+                    session, actor, base_rows.find(session, self._base), self._alias, self._profile
+                )
 
         return await self._shared.get(self._key("cursor", actor), counts, read)
 

@@ -24,7 +24,7 @@ from registry.engines import settings as engine_settings
 from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
-from registry.server.catalog import bases, verdicts, versions
+from registry.server.catalog import base_rows, verdicts, versions
 from registry.server.database.any_of import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.evaluation import engine_compat
@@ -34,7 +34,7 @@ _Row = tuple[AdapterRow, VersionRow, int]
 
 def load(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> DesiredState:
     """The desired state, adapters ordered by name. `Not_Row` (BASE_UNKNOWN)."""
-    base = bases.find(session, names.base_name(base_name))
+    base = base_rows.find(session, names.base_name(base_name))
     alias = names.alias(alias)
     cursor = state_cursor(session, actor, base, alias, profile)
     statement = _pointed_at(base, alias, actor).order_by(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -42,7 +42,7 @@ def load(session: Session, actor: Actor, base_name: str, alias: str, profile: En
     files = _files(session, adapters)
     verdicts_of = verdicts.newest_by_version(session, [version for _, version, _ in adapters])
     served = _served_names(adapters)
-    spec = bases.load_spec(base)
+    spec = base_rows.load_spec(base)
     entries = [
         _entry(row, served[row[1].id or 0], files[row[1].id or 0], verdicts_of[row[1].id or 0], profile, spec)
         for row in adapters

@@ -1,0 +1,60 @@
+"""Finds the rows of bases by name or alias, and reads their specs, of which a process keeps some."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import bindparam
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
+
+from registry.bases import BaseSpec
+from registry.bases.library import LibraryModules
+from registry.digest import Digest
+from registry.errors import NotFound
+from registry.server.database.models import BaseRow
+
+CACHED_SPECS = 64
+_SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
+_LIGHT = select(BaseRow).options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
+_NAMED = _LIGHT.where(col(BaseRow.name) == bindparam("name"))
+"""Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
+
+
+def find(session: Session, name: str) -> BaseRow:
+    """The row of a base, by its name or one of its aliases. `NotFound` (BASE_UNKNOWN)."""
+    base = find_named(session, name)
+    if base is None:
+        raise NotFound(
+            "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
+        )
+    return base
+
+
+def find_named(session: Session, name: str) -> BaseRow | None:
+    """The row of a base, by its name or one of its aliases; None if there is none."""
+    base = session.exec(_NAMED, params={"name": name}).first()
+    if base is not None:
+        return base
+    rows = session.exec(_LIGHT.where(col(BaseRow.aliases).is_not(None)).order_by(col(BaseRow.name))).all()
+    return next((row for row in rows if name in (row.aliases or ())), None)
+
+
+def load_spec(base: BaseRow) -> BaseSpec:
+    """The spec of a base, with its modules as a library builds them. A process reads it once for each library."""
+    key = (base.name, base.fingerprint, base.created_at, base.library or "")
+    spec = _SPECS.get(key)
+    if spec is None:
+        if len(_SPECS) >= CACHED_SPECS:
+            _SPECS.clear()
+        spec = BaseSpec.model_validate(base.spec)
+        if base.library_modules:
+            spec = LibraryModules.model_validate(base.library_modules).apply(spec)
+        _SPECS[key] = spec
+    return spec
+
+
+def with_exact_fingerprint(spec: BaseSpec, exact: Digest | None) -> BaseSpec:
+    """Return the spec with another fingerprint of its weights."""
+    return spec.model_copy(update={"fingerprints": spec.fingerprints.model_copy(update={"exact": exact})})
