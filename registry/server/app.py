@@ -32,7 +32,7 @@ from registry.server.evaluation import engine_compat
 from registry.server.http.idempotency import RepeatedRequest, replay_answer
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
-from registry.server.http.request_body import PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
+from registry.server.http.request_body import NAMESPACE_BYTES, PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
 from registry.server.hub.upstream import Upstream
 from registry.server.local_links.exchange import Context
 from registry.server.promotion.attestations import Attester
@@ -118,8 +118,8 @@ def create_app(
     state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     state.api_document = openapi.ApiDocument(app.routes)
     state.requests = Counter()
-    state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES)
-    state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2)
+    state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES, NAMESPACE_BYTES)
+    state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, 0)
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)

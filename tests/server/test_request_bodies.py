@@ -90,18 +90,30 @@ def test_few_unknown_fields_are_named(world: World) -> None:
 
 
 def test_a_subject_and_the_process_have_a_budget_that_is_given_back() -> None:
-    budget = BodyBudget(total_bytes=100, owner_bytes=60)
-    budget.change("a", 50)
+    budget = BodyBudget(total_bytes=100, owner_bytes=60, group_bytes=70)
+    a, b, c = ("a", ""), ("b", ""), ("c", "")
+    budget.change(a, 50)
     with pytest.raises(Unavailable):
-        budget.require_space("a", 11)
-    budget.require_space("b", 50)
-    budget.change("b", 50)
+        budget.require_space(a, 11)
+    budget.require_space(b, 50)
+    budget.change(b, 50)
     with pytest.raises(Unavailable):
-        budget.require_space("c", 1)
-    budget.change("b", -50)
-    budget.change("a", -50)
-    budget.require_space("a", 60)
+        budget.require_space(c, 1)
+    budget.change(b, -50)
+    budget.change(a, -50)
+    budget.require_space(a, 60)
     assert budget.used_bytes == 0
+
+
+def test_owners_of_one_group_share_a_budget() -> None:
+    budget = BodyBudget(total_bytes=100, owner_bytes=60, group_bytes=70)
+    budget.change(("a", "acme"), 50)
+    with pytest.raises(Unavailable):
+        budget.require_space(("b", "acme"), 21)
+    budget.require_space(("b", "acme"), 20)
+    budget.require_space(("c", "bolt"), 50)
+    budget.change(("a", "acme"), -50)
+    budget.require_space(("b", "acme"), 60)
 
 
 def test_a_request_beyond_the_budget_is_answered_503_and_not_read(world: World) -> None:
@@ -133,17 +145,33 @@ def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(wor
     assert (answer.status, budget.used_bytes) == (400, 0)
 
 
-def issue_to(world: World, subject: str) -> str:
-    """Issue a token of its own to a subject that may pull everywhere."""
-    request = TokenCreate(name="laptop", scopes=["pull"], namespaces=["*"], subject=subject)
+def test_many_tokens_of_one_namespace_leave_memory_to_others(world: World) -> None:
+    """Who administers a namespace can issue tokens of any subject."""
+    budget: BodyBudget = world.app.state.body_budget
+    first, second = (issue_to(world, name, "acme") for name in ("alice", "bob"))
+    other = world.issue("pull", namespaces=["bolt"])[1]
+
+    def chunks() -> Iterator[bytes]:
+        yield b" " * 2**18
+        budget.group_bytes = 2**18
+        assert chunked_in_another_loop(world, second).status == 503
+        assert chunked_in_another_loop(world, other, LARGE[:8]).status == 400
+
+    assert post(world, "/check", chunks(), secret=first).status == 400
+    assert budget.used_bytes == 0
+
+
+def issue_to(world: World, subject: str, namespace: str = "*") -> str:
+    """Issue a token of its own to a subject that may pull there."""
+    request = TokenCreate(name="laptop", scopes=["pull"], namespaces=[namespace], subject=subject)
     with world.session(write=True) as session:
         return tokens.issue(session, TRUSTED, request)[1]
 
 
-def chunked_in_another_loop(world: World, secret: str) -> RawAnswer:
+def chunked_in_another_loop(world: World, secret: str, chunks: Iterable[bytes] = LARGE) -> RawAnswer:
     """Send a large body while another request is under way."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(post, world, "/check", LARGE, secret=secret).result()
+        return pool.submit(post, world, "/check", chunks, secret=secret).result()
 
 
 def test_without_the_scope_of_the_route_a_large_body_is_not_read(world: World) -> None:

@@ -1,7 +1,8 @@
 """Request bodies that are read whole before a route runs: after a look at the token, and within a budget.
 
 - A request without a token is refused unread. At most `UNTRUSTED_BYTES` are read before the token is looked up.
-- Until then bytes count towards a small budget of the process, afterwards towards one of the token's subject.
+- Until then bytes count towards a small budget of the process, afterwards towards those of the token's subject and of
+  its namespaces: who administers a namespace can issue tokens of as many subjects as they like.
 - What counts is what has arrived, until the request is answered. A declared length reserves nothing.
 """
 
@@ -18,6 +19,7 @@ from starlette.types import Message, Receive
 
 from registry.errors import Denied, TooLarge, Unavailable
 from registry.roles import Scope
+from registry.server.actors import EVERY_NAMESPACE
 from registry.server.http.request_actor import look_up_actor, require_secret
 from registry.strict.json import has_more_values
 
@@ -25,11 +27,15 @@ BODY_LIMIT_BYTES = 2**20
 UNTRUSTED_BYTES = 64 * 2**10
 PROCESS_BYTES = 256 * 2**20
 SUBJECT_BYTES = 40 * 2**20
+NAMESPACE_BYTES = 80 * 2**20
+"""Bytes for all tokens that are limited to namespaces of which the first one by name is the same."""
 UNCHECKED_BYTES = 16 * 2**20
 """Bytes of all bodies whose tokens are not looked up yet. Half is for routes without a token, half for all others."""
 VALUES_LIMIT = 1_000_000
 """Commas and opening brackets of a JSON body, which are counted before it is parsed."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
+Owner = tuple[str, str]
+"""Who sends a body, and the group that the sender belongs to (empty: none)."""
 
 
 def limit_body(size_bytes: int | None) -> Callable[[Endpoint], Endpoint]:
@@ -43,30 +49,33 @@ def limit_body(size_bytes: int | None) -> Callable[[Endpoint], Endpoint]:
 
 
 class BodyBudget:
-    """The bytes of bodies in memory, in total and by owner. Used on the event loop only."""
+    """The bytes of bodies in memory: in total, by owner, and by group of owners. Used on the event loop only."""
 
-    def __init__(self, total_bytes: int, owner_bytes: int) -> None:
+    def __init__(self, total_bytes: int, owner_bytes: int, group_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.owner_bytes = owner_bytes
+        self.group_bytes = group_bytes
         self.used_bytes = 0
         self._bytes_by_owner: Counter[str] = Counter()
 
-    def has_space(self, owner: str, size_bytes: int) -> bool:
+    def has_space(self, owner: Owner, size_bytes: int) -> bool:
         """Whether so many more bytes are within the budget."""
-        owner_bytes = self._bytes_by_owner[owner] + size_bytes
-        return self.used_bytes + size_bytes <= self.total_bytes and owner_bytes <= self.owner_bytes
+        owner_bytes, group_bytes = (self._bytes_by_owner[part] + size_bytes for part in owner)
+        is_fair = owner_bytes <= self.owner_bytes and (not owner[1] or group_bytes <= self.group_bytes)
+        return self.used_bytes + size_bytes <= self.total_bytes and is_fair
 
-    def require_space(self, owner: str, size_bytes: int) -> None:
+    def require_space(self, owner: Owner, size_bytes: int) -> None:
         """Raise `Unavailable` (TRY_LATER) if the budget has not so many more bytes."""
         if not self.has_space(owner, size_bytes):
             raise Unavailable("TRY_LATER", "body: other requests use all memory for bodies", retry_after_seconds=1)
 
-    def change(self, owner: str, size_bytes: int) -> None:
+    def change(self, owner: Owner, size_bytes: int) -> None:
         """Count bytes that have arrived, or negative ones that are given back."""
         self.used_bytes += size_bytes
-        self._bytes_by_owner[owner] += size_bytes
-        if not self._bytes_by_owner[owner]:
-            del self._bytes_by_owner[owner]
+        for part in owner:
+            self._bytes_by_owner[part] += size_bytes
+            if not self._bytes_by_owner[part]:
+                del self._bytes_by_owner[part]
 
 
 class Reservation:
@@ -76,7 +85,7 @@ class Reservation:
         self._request = request
         self._scope = scope
         self._budget: BodyBudget = request.app.state.unchecked_budget
-        self._owner = "without a token" if needs_no_token else "unchecked"
+        self._owner: Owner = ("without a token" if needs_no_token else "unchecked", "")
         self._is_final = needs_no_token
         self._size_bytes = 0
 
@@ -108,7 +117,9 @@ class Reservation:
         size_bytes = self._size_bytes
         self.release()
         self._budget = self._request.app.state.body_budget
-        self._owner = actor.subject or actor.token_id
+        namespace = min(actor.namespaces, default=EVERY_NAMESPACE)
+        group = "" if EVERY_NAMESPACE in actor.namespaces else f"namespace {namespace}"
+        self._owner = (actor.subject or actor.token_id, group)
         self._is_final = True
         await self.add(size_bytes)
 
