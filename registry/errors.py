@@ -22,6 +22,8 @@ from typing import Any, ClassVar, Self
 
 from registry.findings import Finding
 
+RETRY_AFTER_LIMIT_SECONDS = 10**6
+
 
 class RegistryError(Exception):
     """The root. `code` is one of the class's `CODES`; `next_step` tells a person what to do."""
@@ -143,6 +145,15 @@ CLASSES: tuple[type[RegistryError], ...] = (
 )
 
 
+def printable(text: str, limit: int) -> str:
+    """Escape what does not print (control characters, lone surrogates), and cut the text.
+
+    Messages quote adapters, libraries and other servers. People read them in terminals; PostgreSQL stores no U+0000.
+    """
+    text = text[:limit]
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:limit]
+
+
 def invalid_cursor() -> Invalid:
     """The error for a cursor that the list or run did not return."""
     return Invalid("REQUEST_INVALID", "invalid cursor: pass `next_cursor` unchanged")
@@ -163,7 +174,8 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
         finding for item in problem.get("findings") or () if isinstance(item, Mapping)
         if (finding := Finding.from_dict(item)) is not None
     ]  # fmt: skip
-    retry = problem.get("retry_after_seconds")
+    seconds = problem.get("retry_after_seconds")
+    retry = seconds if isinstance(seconds, int) and 0 <= seconds <= RETRY_AFTER_LIMIT_SECONDS else None
     if cls is None:
         return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", findings=findings)
     return cls(
@@ -171,5 +183,5 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
         detail,
         findings=findings,
         next_step=str(problem.get("next_step") or ""),
-        retry_after_seconds=int(retry) if isinstance(retry, int) else None,
+        retry_after_seconds=retry,
     )

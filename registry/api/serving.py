@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from registry.api import Answer, EscapedText, PrintableText, Request
+from registry.api import Answer, EscapedText, ItemPage, PrintableText, Request
 from registry.api.catalog import FileLink
 from registry.digest import Digest
 from registry.engine_settings import EngineSettings
@@ -113,12 +113,10 @@ class Convergence(Answer):
     nodes: int
 
 
-class FleetNodes(Answer):
+class FleetNodes(ItemPage[NodeView]):
     """`convergence` covers the whole fleet and is on the first page only."""
 
-    items: list[NodeView]
     convergence: list[Convergence] = []
-    next_cursor: str = ""
 
 
 # ------------------------------------------------------------------ the desired state

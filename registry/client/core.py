@@ -136,14 +136,19 @@ class Versions:
         return self._get("/audit/consistency", Consistency, old=str(old), new=str(new))
 
     # ------------------------------------------------------------ inside
-    def _get_all(self, path: str, shape: type[Page]) -> Page:
-        """The items of all pages as one page."""
-        items: list[Any] = []
-        for page in answers.all_pages(
-            lambda cursor: self._get(path, shape, limit_bytes=exchange.LIST_LIMIT_BYTES, cursor=cursor)
-        ):
-            items += page.items
-        return page.model_copy(update={"items": items})
+    def _get_all(self, path: str, shape: type[Page], **query: Any) -> Page:
+        """The items of all pages as the first page. All pages together have `LIST_LIMIT_BYTES`."""
+        remaining_bytes = exchange.LIST_LIMIT_BYTES
+
+        def fetch(cursor: str) -> Page:
+            nonlocal remaining_bytes
+            answer = self.connection.send("GET", path, query={**query, "cursor": cursor}, limit_bytes=remaining_bytes)
+            remaining_bytes -= len(answer.content)
+            return parsed(answer, shape)
+
+        first, *others = answers.all_pages(fetch)
+        items = [*first.items, *(item for page in others for item in page.items)]
+        return first.model_copy(update={"items": items, "next_cursor": ""})
 
     def _get(
         self, path: str, shape: type[Shape], *, limit_bytes: int = exchange.ANSWER_LIMIT_BYTES, **query: Any

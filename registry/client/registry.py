@@ -251,9 +251,7 @@ class Registry(Versions):
 
     def all_nodes(self, **search: str) -> serving.FleetNodes:
         """All pages of `nodes` as one."""
-        first, *others = answers.all_pages(lambda cursor: self.nodes(**search, cursor=cursor))
-        items = [*first.items, *(item for page in others for item in page.items)]
-        return serving.FleetNodes(items=items, convergence=first.convergence)
+        return self._get_all("/fleet/nodes", serving.FleetNodes, **search)
 
     # ------------------------------------------------------------ jobs
     def submit(self, request: JobSubmit) -> Job:

@@ -13,22 +13,13 @@ from typing import Self
 
 from registry.api.jobs import Claimed, RenewRequest
 from registry.client.registry import Registry
-from registry.errors import Conflict, NotFound, RegistryError
+from registry.errors import Conflict, NotFound, RegistryError, printable
 
 PROGRESS_LIMIT = 500
 RENEWALS_PER_LEASE = 3
 """Renewals in the time of one lease: two may get lost."""
 PROGRESS_SECONDS = 0.5
 """Time that progress waits for more, so that quick steps cost one request."""
-
-
-def printable(text: str, limit: int) -> str:
-    """Escape what does not print (control characters, lone surrogates), and cut the text.
-
-    Errors and progress hold texts of adapters and libraries, and people read them in terminals.
-    """
-    text = text[:limit]
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:limit]
 
 
 class Lost(Exception):

@@ -17,11 +17,11 @@ from typing import Self
 
 from registry.api.jobs import BASES_LIMIT, Claimed, ClaimRequest, FailRequest, FinishRequest
 from registry.client.registry import Registry
-from registry.errors import NotFound, RegistryError, Unavailable
+from registry.errors import NotFound, RegistryError, Unavailable, printable
 from registry.jobs import Kind, State, backoff_seconds
 from registry.worker import validation
 from registry.worker.conversions import runner as conversions
-from registry.worker.lease import HeldLease, Lost, printable
+from registry.worker.lease import HeldLease, Lost
 from registry.worker.merge import runner as merges
 from registry.worker.model.identify import Inspector, Stopped
 from registry.worker.model.sources import BaseSource, Sources

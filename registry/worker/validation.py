@@ -18,13 +18,12 @@ from pydantic import TypeAdapter
 from registry import compat
 from registry.api.catalog import BaseView
 from registry.client.local.folder import read_folder
-from registry.errors import Invalid, TooLarge
+from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
 from registry.files import BASE_CONFIG, WEIGHTS
 from registry.findings import Finding
-from registry.worker.lease import printable
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 

@@ -357,3 +357,30 @@ def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytes
         if thread.name == "lookup":
             thread.join(60)
     assert target.resolve_target("https://silent.example/", "").address == "93.184.216.34"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("line", [b"\0\x1b[2J no status\r\n\r\n", b"HTTP/9\0.9 200 OK\r\n\r\n"])
+def test_what_a_receiver_answers_ends_as_an_escaped_error_of_its_delivery(world: World, line: bytes) -> None:
+    """Otherwise a database that stores no U+0000 would refuse the attempt, and all webhooks would stop."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(line)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/in"
+        Audit(world.admin).create_webhook(WebhookCreate(url=url, namespace="acme", actions=[EventType.VERSION_PUSH]))
+        world.push("acme/support")
+        assert step(world) == 1
+        thread.join(10.0)
+    with world.session() as session:
+        [row] = rows(session, DeliveryRow)
+    assert (row.attempt, row.status) == (1, None)
+    assert "\\x00" in row.error
+    assert row.error.isprintable()

@@ -15,7 +15,8 @@ from registry.api.jobs import ClaimRequest
 from registry.client import answers, pull, push
 from registry.client.audit import Audit
 from registry.client.registry import Registry
-from registry.errors import Corrupt
+from registry.client.transport import exchange
+from registry.errors import Corrupt, Unavailable
 from registry.names import AdapterName, Ref
 from registry.serving.export import export
 from registry.serving.export.folder import FolderTarget
@@ -340,3 +341,32 @@ def test_the_events_of_the_log_only_go_forward(liar: Liar) -> None:
     liar.answers("/events", lambda document: document | {"next_cursor": "1", "last": 1})
     with pytest.raises(Corrupt, match="continues after 1"):
         list(Audit(liar.registry).events())
+
+
+def test_a_list_without_an_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "LIST_LIMIT_BYTES", 10_000)
+    sent: list[int] = []
+
+    def page(_: httpx.Request) -> httpx.Response:
+        document = {"items": [], "next_cursor": f"{len(sent):01000}"}
+        sent.append(len(json.dumps(document)))
+        return httpx.Response(200, json=document)
+
+    with Registry(URL, "", MockTransport(page)) as registry:
+        for fetch in (registry.bases, registry.all_nodes, registry.tokens):
+            sent.clear()
+            with pytest.raises(Corrupt, match="is over"):
+                fetch()
+            assert sum(sent) < 12_000
+
+
+@pytest.mark.parametrize("seconds", [-5, 10**400, 1.5, "5", True])
+def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
+    problem = {"code": "TRY_LATER", "detail": "busy", "retry_after_seconds": seconds}
+    answer = httpx.Response(503, json=problem)
+    waits: list[float] = []
+    with Registry(URL, "", MockTransport(lambda _: answer)) as registry:
+        registry.connection._wait = waits.append
+        with pytest.raises(Unavailable, match="busy"):
+            registry.whoami()
+    assert all(wait >= 0 for wait in waits)

@@ -32,7 +32,7 @@ from sqlmodel import col, select
 
 from registry import __version__
 from registry.api.audit import EventView, moment
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid, Unavailable, printable
 from registry.events import DeliveryState
 from registry.server import webhooks
 from registry.server.actors import EVERY_NAMESPACE
@@ -232,7 +232,7 @@ def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) ->
     try:
         status = _post(target, body, headers)
     except (OSError, http.client.HTTPException, ValueError) as e:
-        return None, f"{type(e).__name__}: {str(e)[:200]}"
+        return None, printable(f"{type(e).__name__}: {e}", 200)
     if 200 <= status < 300:
         return status, ""
     return status, "it redirects, which is not followed" if 300 <= status < 400 else f"it answered {status}"
