@@ -2,7 +2,8 @@
 
 PEFT injects the adapter's configuration into a copy of the base on the meta device: no weight is read, and PEFT's own
 `get_peft_model_state_dict` says what belongs to the adapter. Some methods read values when they are injected (BOFT,
-FRoD, SHiRA, Uni-LoRA): of these the model is compared that PEFT has loaded the adapter into.
+FRoD, SHiRA, Uni-LoRA), and MonteCLoRA makes its sampler on a real device only: of these the model is compared that
+PEFT has loaded the adapter into.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def _build(model: Any, config: Any) -> Any:
         del base_config.quantization_config  # packing changes the storage of weights, not the modules
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True  # others read the base's weights; names and shapes are the same
+    if getattr(config, "monteclora_config", None) is not None:
+        raise NeedsValues("MonteCLoRA makes its sampler on a real device only")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(type(model)._from_config(base_config), config)
