@@ -6,6 +6,7 @@ The names, shapes and fusions are those of the library's own classes.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,10 @@ VOCABULARY = 128
 SIZES: tuple[tuple[str, int], ...] = (
     (r"(type_vocab_size|num_labels|pruned_heads|num_channels|num_mel_bins)", 0),
     (r"(.*_)?vocab_size(_.*)?", VOCABULARY),
-    (r"num_key_value_heads|multi_query_group_num|num_kv_heads|n_kv_heads", 2),
+    (r"(.*_)?num_key_value_heads|multi_query_group_num|num_kv_heads|n_kv_heads", 2),
     (r".*(attention_heads|num_heads|n_head|n_heads|num_heads|swa_num_attention_heads)", 4),
     (r".*(hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|depth|attention_layers)", 2),
-    (r"rotary_dim", 4),
+    (r"rotary_dim", 4), (r"qk_head_dim", 16),
     (r"(.*_)?(head_dim|attention_head_size|d_kv|kv_channels|qk_nope_head_dim|v_head_dim|head_size)", 8),
     (r".*(kv_lora_rank|q_lora_rank|o_lora_rank|lora_rank)", 8),
     (r".*(intermediate_size|ffn_dim|d_ff|ffn_hidden_size|inner_dim|mlp_dim|feed_forward_size|ffn_size)(_mlp)?", 48),
@@ -71,7 +72,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True},
     "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
     "lilt": {"channel_shrink_ratio": 4},
-    "longcat_flash": {"qk_head_dim": 16},
+    "xmod": {"default_language": "en_XX"},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
 }
@@ -218,9 +219,31 @@ def build(model_type: str, maker: str, folder: Path) -> Any:
 
 
 def inputs_of(model: Any) -> dict[str, Any]:
-    """Inputs of the model's forward pass: text, and a decoder's beginning."""
+    """Inputs of the model's forward pass: text, a decoder's beginning, and images or bounds where it runs only with."""
     ids = torch.tensor([[5, 7, 9, 11, 60, 23, 42, 90, 13, 33], [44, 7, 8, 3, 5, 19, 71, 6, 17, 29]])
+    names = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids[:, :4]
+    if not runs(model, inputs):
+        more = {"bbox": torch.zeros(*ids.shape, 4, dtype=torch.long), "pixel_values": _pixels(model.config)}
+        inputs |= {name: value for name, value in more.items() if name in names}
+        inputs = {name: value for name, value in inputs.items() if name in names}
     return inputs
+
+
+def _pixels(config: Any) -> torch.Tensor:
+    """[batch, channels, side, side] of the size that the model's image encoder takes."""
+    parts = [config, *(getattr(config, name, None) for name in ("vision_config", "encoder"))]
+    side = next((size for part in parts if type(size := getattr(part, "image_size", None)) is int), 32)
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def runs(model: Any, inputs: dict[str, Any]) -> bool:
+    """Whether these inputs are enough."""
+    try:
+        model(**inputs)
+    except Exception:
+        return False
+    return True
