@@ -39,6 +39,9 @@ MORE_KINDS = (
     ("opt", "OPTForCausalLM", "CAUSAL_LM"),
     ("gpt_neox", "GPTNeoXForCausalLM", "CAUSAL_LM"),
     ("whisper", "WhisperForConditionalGeneration", None),
+    ("vision-encoder-decoder", "VisionEncoderDecoderModel", "CAUSAL_LM"),
+    ("inkling_text", "InklingForCausalLM", "CAUSAL_LM"),
+    ("ctrl", "CTRLLMHeadModel", "CAUSAL_LM"),
 )
 TARGETS = {
     "BertForTokenClassification": ["query", "value"],
