@@ -106,6 +106,8 @@ def configuration(model: Any, variant: str) -> peft.LoraConfig:
     """The LoRA configuration of this variant. Errors say what the model lacks."""
     fields = dict(VARIANTS[variant])
     task = _task(type(model).__name__)
+    if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        task = None  # PEFT's classes for these tasks pass it on
     paths = {id(module): path for path, module in model.named_modules()}
     if variant == "saved-head":
         head = model.get_output_embeddings()
