@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterable, Iterator
@@ -159,6 +160,22 @@ def test_many_tokens_of_one_namespace_leave_memory_to_others(world: World) -> No
 
     assert post(world, "/check", chunks(), secret=first).status == 400
     assert budget.used_bytes == 0
+
+
+@pytest.mark.parametrize("path", ["/check", "/bases", "/tokens/exchange"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("size_bytes", [10, 2**17])
+def test_a_connection_that_breaks_gives_its_bytes_back(world: World, path: str, known: bool, size_bytes: int) -> None:
+    secret = world.issue("admin")[1] if known else "lra_" + "0" * 38
+
+    def chunks() -> Iterator[bytes]:
+        yield b" " * size_bytes
+        raise ConnectionResetError
+
+    with contextlib.suppress(ConnectionResetError):
+        post(world, path, chunks(), secret=secret)
+    for budget in (world.app.state.body_budget, world.app.state.unchecked_budget):
+        assert (budget.used_bytes, dict(budget._bytes_by_owner)) == (0, {})
 
 
 def issue_to(world: World, subject: str, namespace: str = "*") -> str:
