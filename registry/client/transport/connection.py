@@ -32,8 +32,8 @@ from registry.client.transport.exchange import (
     ANSWER_LIMIT_BYTES,
     READ_SECONDS,
     Advance,
-    Answer,
     FileRange,
+    HttpAnswer,
     HttpTransport,
     Reply,
     Take,
@@ -108,7 +108,7 @@ class Connection:
         self, method: str, path: str, *, json: Any = None, query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None, seconds: float | None = None, limit_bytes: int = ANSWER_LIMIT_BYTES,
         patient: bool = False,
-    ) -> Answer:  # fmt: skip
+    ) -> HttpAnswer:  # fmt: skip
         """One request to a route below the API's prefix, its answer read whole.
 
         `seconds`: read timeout, for a request that takes long. `patient`: keep trying while the registry restarts.
@@ -125,7 +125,7 @@ class Connection:
         target = self.url + PREFIX + quote(path, safe=_PATH_CHARACTERS) + _query(params)
         timeout = seconds or self.timeout_seconds
 
-        def once() -> Answer:
+        def once() -> HttpAnswer:
             with self._watch(seconds is None and "wait" not in dict(params)):
                 reply = self._own_transport.open(method, target, sent, content, seconds=timeout)
                 return reply.read(limit_bytes)
@@ -141,7 +141,7 @@ class Connection:
         """The body of the answer to a GET of a link. Follows redirects."""
         replies: list[Reply] = []
 
-        def once() -> Answer:
+        def once() -> HttpAnswer:
             reply = self._get(url, headers)
             if reply.answer.is_error:
                 return reply.read()
@@ -157,7 +157,7 @@ class Connection:
     def send_file(
         self, url: str, file: io.FileIO, start: int, length: int, *, headers: Mapping[str, str] | None = None,
         advance: Advance = lambda _count: None,
-    ) -> Answer:  # fmt: skip
+    ) -> HttpAnswer:  # fmt: skip
         """PUT a range of a file to a link. `advance` is called with each step, negative when it starts again.
 
         412 with If-None-Match means that an earlier attempt arrived and its answer was lost.
@@ -166,7 +166,7 @@ class Connection:
         sent["Content-Length"] = str(length)
         moved = 0
 
-        def once() -> Answer:
+        def once() -> HttpAnswer:
             nonlocal moved
             advance(-moved)
             moved, guard = 0, ThroughputGuard(target)
@@ -180,15 +180,15 @@ class Connection:
             reply = transport.open("PUT", target, sent, FileRange(file, start, length, step), seconds=READ_SECONDS)
             answer = reply.read()
             there_already = answer.status == 412 and "If-None-Match" in sent
-            return Answer(answer.url, 200, answer.headers) if there_already else answer
+            return HttpAnswer(answer.url, 200, answer.headers) if there_already else answer
 
         return self._repeat(once, patient=True)
 
-    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> Answer:
+    def receive(self, url: str, take: Take, *, headers: Mapping[str, str] | None = None) -> HttpAnswer:
         """GET a link and give its bytes to `take` as they arrive. Sent again only while nothing was received."""
         received = 0
 
-        def once() -> Answer:
+        def once() -> HttpAnswer:
             nonlocal received
             reply = self._get(url, headers)
             if reply.answer.status not in (200, 206):
@@ -252,7 +252,7 @@ class Connection:
         own = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return own | dict(headers or {})
 
-    def _repeat(self, once: Callable[[], Answer], patient: bool = False, *, moves_files: bool = True) -> Answer:
+    def _repeat(self, once: Callable[[], HttpAnswer], patient: bool = False, *, moves_files: bool = True) -> HttpAnswer:
         """`moves_files`: an attempt may take hours, so a few attempts are made however long they take."""
         attempt, began, paused = 0, time.monotonic(), 0.0
         while True:
@@ -308,7 +308,7 @@ class Connection:
             self._said_at = now
             self.on_wait(line)
 
-    def _check_checkpoint(self, answer: Answer) -> None:
+    def _check_checkpoint(self, answer: HttpAnswer) -> None:
         checkpoint = answer.headers.get(CHECKPOINT_HEADER, "")
         due = checkpoint or _HAS_CHECKPOINT.search(urlsplit(answer.url).path)
         if due and self.on_checkpoint is not None and origin(answer.url) == origin(self.url):

@@ -70,7 +70,7 @@ class TransportError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """An answer with its body, or with an empty one if the body was streamed. `headers` ignores case."""
 
     url: str
@@ -97,7 +97,7 @@ class Reply(ABC):
     """An answer whose body is still to be read. Close it."""
 
     def __init__(self, url: str, status: int, headers: email.message.Message) -> None:
-        self.answer = Answer(url, status, headers)
+        self.answer = HttpAnswer(url, status, headers)
 
     @abstractmethod
     def chunks(self) -> Iterator[memoryview | bytes]:
@@ -110,7 +110,7 @@ class Reply(ABC):
     def set_deadline(self, until: float) -> None:  # noqa: B027 - an option
         """Limit the time in which the body arrives as a whole, by `time.monotonic`."""
 
-    def read(self, limit_bytes: int = ERROR_LIMIT_BYTES) -> Answer:
+    def read(self, limit_bytes: int = ERROR_LIMIT_BYTES) -> HttpAnswer:
         """Read the body and close. `Corrupt` (ANSWER_INVALID) over the limit."""
         body, answer = bytearray(), self.answer
         try:
@@ -121,7 +121,7 @@ class Reply(ABC):
                     raise wrong_answer(f"the answer to {parts.path} of {parts.hostname} is over {limit_bytes} bytes")
         finally:
             self.close()
-        return Answer(answer.url, answer.status, answer.headers, bytes(body))
+        return HttpAnswer(answer.url, answer.status, answer.headers, bytes(body))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from registry import errors
-from registry.client.transport.exchange import Answer, TransportError, wrong_answer
+from registry.client.transport.exchange import HttpAnswer, TransportError, wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
 from registry.model import first_problem
 
@@ -43,7 +43,7 @@ def unreachable(url: str, error: TransportError) -> Unavailable:
     )
 
 
-def error_of(answer: Answer, url: str) -> RegistryError:
+def error_of(answer: HttpAnswer, url: str) -> RegistryError:
     """The exception of an error answer, also of a proxy or another program."""
     try:
         problem = answer.json()
@@ -58,7 +58,7 @@ def error_of(answer: Answer, url: str) -> RegistryError:
     return _error_of_proxy(answer, url, problem)
 
 
-def _error_of_proxy(answer: Answer, url: str, problem: Any) -> RegistryError:
+def _error_of_proxy(answer: HttpAnswer, url: str, problem: Any) -> RegistryError:
     """The exception of an error answer without a problem document: the registry always sends one."""
     status = answer.status
     if status == 413:
@@ -87,7 +87,7 @@ def _error_of_proxy(answer: Answer, url: str, problem: Any) -> RegistryError:
     return RegistryError("INTERNAL", f"{url} answered {status} without a reason")
 
 
-def store_error_of(answer: Answer) -> RegistryError:
+def store_error_of(answer: HttpAnswer) -> RegistryError:
     """The exception of a store's error answer."""
     match = _STORE_CODE.search(answer.content[:10_000])
     code = match[1].decode() if match else str(answer.status)
@@ -101,7 +101,7 @@ def store_error_of(answer: Answer) -> RegistryError:
     return Unavailable("STORE_UNAVAILABLE", message, next_step="links expire: try again to get new ones")
 
 
-def parsed(answer: Answer, shape: type[Shape]) -> Shape:
+def parsed(answer: HttpAnswer, shape: type[Shape]) -> Shape:
     """The body of an answer as this schema. `Corrupt` for another one: another program, a newer server."""
     path = urlsplit(answer.url).path
     try:

@@ -40,7 +40,7 @@ PASSED = (
 
 
 @dataclass(slots=True)
-class Reply:
+class UpstreamReply:
     """An answer of the upstream. `chunks` must be read to its end or closed."""
 
     status: int
@@ -98,7 +98,7 @@ class Upstream:
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
-    ) -> Reply:
+    ) -> UpstreamReply:
         """The answer to this path and query. `Unavailable` when the upstream cannot be reached."""
         from_hops: dict[str, str] = {}
         for _ in range(HOPS_LIMIT + 1):
@@ -112,7 +112,7 @@ class Upstream:
             target = inside
         raise Unavailable("SERVER_UNREACHABLE", "the upstream Hub redirects in a circle")
 
-    def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+    def _once(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> UpstreamReply:
         ours = {"User-Agent": f"adapter-registry/{__version__}", "Accept-Encoding": "identity", "Via": VIA}
         timeout = httpx.Timeout(SECONDS).as_dict()
         try:
@@ -125,7 +125,7 @@ class Upstream:
             raise Unavailable("SERVER_UNREACHABLE", f"the upstream Hub does not answer: {type(e).__name__}") from e
         passed = {name: answer.headers[name] for name in PASSED if name in answer.headers}
         passed = {name: value for name, value in passed.items() if name not in SIZES or value.isdecimal()}
-        return Reply(answer.status_code, passed, answer.headers.get("Location", ""), answer)
+        return UpstreamReply(answer.status_code, passed, answer.headers.get("Location", ""), answer)
 
     def _inside(self, location: str) -> str:
         """The path of a redirect that stays at the upstream; empty for one that leads elsewhere."""

@@ -23,7 +23,7 @@ from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthent
 from registry.server.database import db
 from registry.server.http.routing import Handler, SingleThreadRoute
 from registry.server.hub import repositories
-from registry.server.hub.upstream import REDIRECTS, VIA, Reply, Upstream
+from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamReply
 
 COMMIT_HEADER = "X-Repo-Commit"
 _UNENCODED_REFERENCE = re.compile(r"(/(?:commits|paths-info|raw|resolve|revision|tree)/)refs/(heads|tags)/(?=[^/])")
@@ -153,14 +153,14 @@ def relay(request: Request, upstream: Upstream) -> Response | None:
         return JSONResponse(reply.json(), reply.status, headers)
 
 
-def _status(reply: Reply) -> int:
+def _status(reply: UpstreamReply) -> int:
     """Translate 401: the upstream is asked without a token, and the client has signed in here."""
     if reply.status != 401:
         return reply.status
     return 403 if reply.headers.get("X-Error-Code") == "GatedRepo" else 404
 
 
-def _file_response(request: Request, reply: Reply) -> Response:
+def _file_response(request: Request, reply: UpstreamReply) -> Response:
     headers: dict[str, Any] = {**reply.headers, **_SAFE_HEADERS}
     if reply.status in REDIRECTS:
         reply.answer.close()
