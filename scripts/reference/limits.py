@@ -151,6 +151,7 @@ LIMITS = {
             "HEAD_LIMIT_BYTES": "head of a request",
             "PIPELINED_LIMIT": "requests of a connection that wait for a response",
         },
+        "registry.errors": {"RETRY_AFTER_LIMIT_SECONDS": "`Retry-After` that a client obeys"},
         "registry.server.http.ranges": {"RANGES_LIMIT": "ranges of a request for a file"},
         "registry.api": {
             "PAGE_LIMIT": "items of a page",
