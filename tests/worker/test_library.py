@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from registry.bases.library import LibraryModules
 from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Outcome
 from registry.worker.loop import Worker
-from registry.worker.model import fingerprints, identify
+from registry.worker.model import fingerprints, identify, library
+from registry.worker.model.language import LoadedBase
 from registry.worker.model.weights import Weights
 from tests.worker.setup import BASE, WorkerSetup
 
@@ -75,3 +78,49 @@ def test_a_base_that_the_library_cannot_build_gives_an_unknown_verdict_with_its_
     )  # fmt: skip
     assert "strange" in verdict.findings[0].message
     assert "cannot build" in verdict.findings[0].message
+
+
+# ------------------------------------------------------------------ hostile configurations
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
+    "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 100,
+}  # fmt: skip
+KERNELS = "names kernels of a repository"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"attn_implementation": "evil/kernels"}, KERNELS),
+        ({"_attn_implementation": "evil/kernels@v1:f"}, KERNELS),
+        ({"hidden_size": 2**40}, "overflowed"),
+        ({"hidden_size": "many"}, "hidden_size"),
+        ({"hidden_act": "os.system"}, "os.system"),
+    ],
+)
+def test_a_hostile_configuration_is_a_problem_of_its_base(
+    tmp_path: Path, fields: dict[str, object], problem: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | fields))
+    assert problem in library.modules_of(tmp_path).problem
+
+
+@pytest.mark.security
+def test_a_base_with_kernels_of_a_repository_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"attn_implementation": "evil/kernels"}))
+    with pytest.raises(ValueError, match=KERNELS):
+        LoadedBase.load(tmp_path, "evil")
+
+
+@pytest.mark.security
+def test_the_modules_of_a_base_have_a_limit_of_memory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 10**9}))
+    script = (
+        "import sys; from pathlib import Path; from registry.worker.model import library; "
+        "library.MEMORY_LIMIT_BYTES = 2**27; "
+        "print(library.list_modules(library.LibraryRequest(folder=sys.argv[1]), print).problem != '')"
+    )
+    answer = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    # Without memory the library may also crash, which `run_program` reports. What it must not do is go on.
+    assert answer.stdout == "True\n" or answer.returncode

@@ -14,7 +14,7 @@ import transformers
 
 from registry.files import BASE_CONFIG
 from registry.worker.devices import CPU
-from registry.worker.model import language
+from registry.worker.model import language, tasks
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "vae")
 
@@ -65,7 +65,7 @@ class Pipeline:
 def _part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     # The library itself loads in `dtype`, because it keeps some layers in 32 bits, which a cast afterwards would not.
     if part == "text_encoder":
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = tasks.read_base_config(folder)
         maker = getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])
         model = maker.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True, dtype=dtype)
     else:

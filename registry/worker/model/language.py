@@ -49,7 +49,7 @@ class LoadedBase:
         started = perf_counter()
         target_dtype = torch.float32 if device == CPU else DTYPES.get(dtype.upper(), torch.bfloat16)
         placed = {} if device == CPU else {"device_map": "auto" if device == "cuda" else {"": device}}
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = tasks.read_base_config(folder)
         maker, task = tasks.class_of(config)
         model = maker.from_pretrained(
             folder, config=config, dtype=target_dtype, local_files_only=True, trust_remote_code=False, **placed

@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.pytorch_utils import Conv1D
 
 from registry.bases.library import LibraryModules
 from registry.bases.modules import HEAD, Kind, ModuleShape
 from registry.worker.model import tasks
 from registry.worker.model.identify import LibraryRequest, installed_library
-from registry.worker.sandbox import program
+from registry.worker.sandbox import confine, program
 
 LIBRARY = installed_library()
 _CLASSES: tuple[tuple[type, Kind], ...] = (
     (torch.nn.Linear, "linear"), (Conv1D, "conv1d"), (torch.nn.Embedding, "embedding"),
     (torch.nn.modules.conv._ConvNd, "conv"),
 )  # fmt: skip
+MEMORY_LIMIT_BYTES = 8 * 2**30
+"""Memory for the modules, which have no weights: 100,000 layers take half of it."""
+SECONDS_LIMIT = 600.0
 _CLASSIFIERS = ("score", "classifier", "classification_head")
 
 
@@ -33,6 +35,9 @@ def modules_of(folder: Path) -> LibraryModules:
     """The modules of the base in this folder; or the library's error, if it cannot build it."""
     try:
         model, task = build(folder)
+    except MemoryError:
+        problem = f"MemoryError: its modules take over {MEMORY_LIMIT_BYTES} bytes of memory, without weights"
+        return LibraryModules(library=LIBRARY, problem=problem)
     except Exception as e:
         line = (str(e).strip().splitlines() or ["no reason given"])[0]
         return LibraryModules(library=LIBRARY, problem=f"{type(e).__name__}: {line}"[:1000])
@@ -45,7 +50,7 @@ def modules_of(folder: Path) -> LibraryModules:
 
 def build(folder: Path) -> tuple[Any, tasks.ModelTask]:
     """The base's model on the meta device, and its task. Errors are transformers' own."""
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = tasks.read_base_config(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # packing changes the storage of weights, not the modules
     maker, task = tasks.class_of(config)
@@ -102,9 +107,11 @@ def _shape(kind: Kind, weight: torch.Tensor, *, has_bias: bool) -> ModuleShape:
 
 
 # ------------------------------------------------------------------ the program
-def _list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
+def list_modules(request: LibraryRequest, _progress: program.Progress) -> LibraryModules:
+    """Answer a request, within the limits of time and memory."""
+    confine.grant(seconds=SECONDS_LIMIT, memory_bytes=MEMORY_LIMIT_BYTES)
     return modules_of(Path(request.folder))
 
 
 if __name__ == "__main__":
-    sys.exit(program.serve(LibraryRequest, _list_modules))
+    sys.exit(program.serve(LibraryRequest, list_modules))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +101,19 @@ _ENDINGS = {
     "Model": ENCODER,
 }  # fmt: skip
 """Ends of the names of classes that are in no table."""
+
+
+def read_base_config(folder: Path) -> Any:
+    """The configuration of the base in this folder. `ValueError` if it names kernels of a repository.
+
+    transformers would download these and run their code, also where it may run no code of the folder.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for part in _parts(config):
+        for field, value in vars(part).items():
+            if field.endswith("_implementation_internal") and "/" in str(value):
+                raise ValueError(f"{field.removesuffix('_internal').strip('_')} names kernels of a repository: {value}")
+    return config
 
 
 def class_of(config: Any) -> tuple[Any, ModelTask]:

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from registry.digest import Digest
 from registry.files import CONFIG, WEIGHTS
 from registry.findings import Finding
 from registry.worker.smoke.result import library_message, machine_fault
@@ -56,7 +57,7 @@ class Structures:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._remembered: dict[str, list[Finding]] = {}
+        self._remembered: dict[Digest, list[Finding]] = {}
         self.builds = 0
 
     def compare(self, folder: Path) -> list[Finding]:
@@ -104,13 +105,14 @@ def compare_loaded(wrapped: Any, folder: Path) -> list[Finding]:
     return _compare(wrapped, shapes_in_file(weights), lambda: load_file(weights))
 
 
-def _key(config: Any, shapes: Shapes) -> str:
+def _key(config: Any, shapes: Shapes) -> Digest:
+    """A digest, because the names of a file's tensors may have megabytes."""
     fields = {
         name: sorted(value, key=str) if isinstance(value, set) else value
         for name, value in config.to_dict().items()
         if name not in _NO_SHAPE or not _NO_SHAPE[name](value)
     }
-    return json.dumps([fields, sorted(shapes.items())], sort_keys=True, default=repr)
+    return Digest.of(json.dumps([fields, sorted(shapes.items())], sort_keys=True, default=repr).encode())
 
 
 def _build(model: Any, config: Any) -> Any:
