@@ -8,10 +8,12 @@ import shutil
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from registry.errors import NotFound, RegistryError, Unauthenticated, Unavailable
 from registry.serving.agent import agent
+from registry.serving.engines import openai
 from registry.serving.engines.openai import VLLM
 from registry.serving.store import local_store
 from tests.serving.node import Node
@@ -264,3 +266,15 @@ def test_names_from_outside_never_become_paths(node: Node) -> None:
         with pytest.raises(RegistryError):
             node.registry.resolve(name)
     assert node.store.digest_at(f"{node.store.versions}/../../etc") is None
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("body", [b"[" * 100_000, b" " * 200_001])
+def test_an_answer_of_an_engine_that_cannot_be_read_is_the_engines_failure(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "ANSWER_LIMIT_BYTES", 200_000)
+    engine = VLLM("http://engine", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body)))
+    with pytest.raises(Unavailable) as caught:
+        engine.loaded()
+    assert len(caught.value.detail) < 700

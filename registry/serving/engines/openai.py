@@ -6,6 +6,7 @@ Nothing is loaded in place of another version under the same name: engines mix o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 from registry.errors import Refused, Unavailable
 
 ANSWER_SECONDS = 120.0
+ANSWER_LIMIT_BYTES = 32 * 2**20
 KEY_VARIABLE = "ADAPTER_ENGINE_KEY"
 STEPS_LIMIT = 16
 """Tokens of a prompt that are compared, where each takes a request."""
@@ -55,7 +57,7 @@ class HttpEngine:
 
     def __init__(self, url: str, key: str = "", transport: httpx.BaseTransport | None = None) -> None:
         self.url = url
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._client = httpx.Client(
             base_url=url, headers=headers, timeout=ANSWER_SECONDS, transport=transport, trust_env=False
         )
@@ -75,8 +77,15 @@ class HttpEngine:
         return  # requests use the served name
 
     def _ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        data, ends = bytearray(), time.monotonic() + 2 * ANSWER_SECONDS
         try:
-            answer = self._client.request(method, path, json=body)
+            with self._client.stream(method, path, json=body) as stream:
+                for chunk in stream.iter_bytes():
+                    data += chunk
+                    if len(data) > ANSWER_LIMIT_BYTES or time.monotonic() > ends:
+                        limits = f"{ANSWER_LIMIT_BYTES} bytes or {2 * ANSWER_SECONDS:.0f} seconds"
+                        raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} answers over {limits}")
+                answer = httpx.Response(stream.status_code, content=bytes(data))
         except httpx.HTTPError as e:
             raise Unavailable("SERVER_UNREACHABLE", f"the engine at {self.url} does not answer: {e}") from e
         if answer.status_code in (502, 503, 504):
@@ -100,7 +109,7 @@ class HttpEngine:
         """An answer that is not of the expected form means that the engine is not there."""
         try:
             yield
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
             raise Unavailable(
                 "SERVER_UNREACHABLE", f"the engine at {self.url} answers {path} with something unexpected: {e!r}"[:600]
             ) from e
