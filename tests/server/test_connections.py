@@ -147,6 +147,12 @@ def test_a_connection_has_a_limit_of_requests_that_wait_for_their_turn(server: S
     assert server.answered < many
 
 
+def test_a_broken_body_is_answered(tmp_path: Path) -> None:
+    with RunningServer(tmp_path) as server, server.connect() as client:
+        client.sendall(REQUEST[:-2] + b"Transfer-Encoding: chunked\r\n\r\nno size\r\n")
+        assert rest_of(client).startswith(b"HTTP/1.1 400")
+
+
 @pytest.mark.parametrize("second", [b"\0\r\n\r\n", b""])
 def test_a_broken_request_or_an_early_end_writes_no_traceback_into_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], second: bytes

@@ -115,8 +115,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer with the status of the limit that was exceeded, else 400; nothing while a response is under way."""
-        if self._running is not None and not self._running.response_complete:
-            self._end_responses()  # an answer now would be read as the one to an earlier request
+        cycle = self._running
+        is_open = cycle is not None and not cycle.response_complete
+        is_in_body = is_open and cycle is self.cycle and self.cycle.more_body and not self.cycle.response_started
+        if is_open:
+            self._end_responses()
+        if is_open and not is_in_body:  # an answer now would be read as the one to an earlier request
             self.transport.close()
         elif self._head_status:
             self._refuse(self._head_status)
