@@ -3,8 +3,9 @@
     python -m scripts.peft_fields [METHOD …]
 
 Each field of each method gets sample values of every kind of JSON value, and PEFT builds the adapter on a tiny model
-and computes once. A kind is refused if PEFT raises an error for all its samples in all contexts. Texts that PEFT takes
-where it refuses others are choices. Needs the extra `worker`; some minutes.
+and computes once. A kind is refused if PEFT raises an error for all its samples in all contexts. Lists and objects with
+contents, one and fractions are samples only where the annotation of the field does not name their kind. Texts that PEFT
+takes where it refuses others are choices. Needs the extra `worker`; some minutes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import dataclasses
 import inspect
 import json
 import sys
+import typing
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,11 @@ NESTED: Mapping[str, Any] = {
     "velora_config": lora_config.VeloraConfig,
 }  # fmt: skip
 """Objects in a configuration of LoRA, and their classes."""
+KINDS_OF_TYPES: Mapping[Any, str] = {
+    int: "number", float: "number", str: "text", list: "list", tuple: "list", set: "list", dict: "object",
+    Mapping: "object",
+}  # fmt: skip
+"""Type → the key of `FOREIGN_SAMPLES` that JSON has for it."""
 TARGETS = ("q_proj", "k_proj", "down_proj")
 COMMON = frozenset(field.name for field in dataclasses.fields(peft.PeftConfig))
 NOT_SAMPLED = frozenset(
@@ -48,7 +56,12 @@ LAYER_FIELDS: Mapping[str, Any] = {"layers_pattern": ["layers"], "layers_to_tran
 NOT_BUILT = frozenset({"ADAMSS", "XLORA"})
 """Methods that a tiny model alone cannot build: they need scikit-learn, or other adapters."""
 SAMPLES: tuple[Any, ...] = (None, True, False, "no such value", "", 0, -1, 1.5, 4, 2, [], {})
-"""Values that the tiny model takes wherever their kind makes sense. What lists and objects hold is not sampled."""
+"""Values that the tiny model takes wherever their kind makes sense."""
+FOREIGN_SAMPLES: Mapping[str, tuple[Any, ...]] = {
+    "number": (1, 0.5), "list": (["no such value"], [0], [4]), "object": ({"no such field": 1},), "text": ("1",),
+}  # fmt: skip
+"""Kind of annotation → more values for fields that are annotated otherwise. In others the right value may depend on
+the base, so that a refused sample would say nothing about its kind."""
 VALID: Mapping[str, Mapping[str, Any]] = {
     "ADALORA": {"total_step": 10, "tinit": 1, "tfinal": 1, "init_r": 4},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1, "target_modules": "self_attn"},
@@ -149,44 +162,60 @@ def candidates(method: str) -> Iterator[str]:
     yield from transformers.activations.ACT2FN
 
 
-def entry(method: str, name: str, default: Any, wrap: Any = None) -> dict[str, Any]:
+def annotated_kinds(annotation: Any) -> frozenset[str]:
+    """The keys of `FOREIGN_SAMPLES` that this annotation names. A dataclass is an object in a file."""
+    if parts := typing.get_args(annotation) if typing.get_origin(annotation) not in KINDS_OF_TYPES else ():
+        return frozenset().union(*map(annotated_kinds, parts))
+    if isinstance(annotation, str):  # one of a `Literal`
+        return frozenset({"text"})
+    kind = typing.get_origin(annotation) or annotation
+    if dataclasses.is_dataclass(kind):
+        return frozenset({"object"})
+    return frozenset(FOREIGN_SAMPLES) if kind is Any else frozenset({KINDS_OF_TYPES.get(kind, "")})
+
+
+def entry(method: str, name: str, default: Any, annotation: Any, wrap: Any = None) -> dict[str, Any]:
     """The default of a field, the refused kinds, and the choices."""
     row: dict[str, Any] = {} if default is None else {"default": default}
     if method in NOT_BUILT or name in COMMON | NOT_SAMPLED:
         return row
     change = wrap or (lambda value: {name: value})
     taken = {} if isinstance(default, str) else {kind_of(default): True}
-    for sample in SAMPLES:
+    right = annotated_kinds(annotation)
+    foreign = (sample for kind, samples in FOREIGN_SAMPLES.items() if kind not in right for sample in samples)
+    for sample in (*SAMPLES, *foreign):
         kind = kind_of(sample)
         taken[kind] = taken.get(kind) or not is_refused(method, change(sample))
     refused = sorted(kind for kind, is_taken in taken.items() if not is_taken)
-    if "text" in refused:
+    if "text" in refused and "text" in right:
         choices = sorted({text for text in candidates(method) if not is_refused(method, change(text))})
         row |= {"choices": choices} if choices else {}
     return row | ({"refuses": refused} if refused else {})
 
 
-def defaults(fields: Iterable[dataclasses.Field[Any]]) -> Iterator[tuple[str, Any]]:
-    """The name and the default of each field that a file may have."""
-    for field in fields:
+def defaults(config: type) -> Iterator[tuple[str, Any, Any]]:
+    """The name, the default and the annotation of each field that a file may have."""
+    annotations = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
         if not field.init or field.name == "runtime_config":
             continue
         value = None if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
         value = getattr(value, "value", value)
-        yield field.name, value if isinstance(value, (bool, int, float, str, list, dict)) else None
+        default = value if isinstance(value, (bool, int, float, str, list, dict)) else None
+        yield field.name, default, annotations[field.name]
 
 
 def rows_of(method: str) -> dict[str, Any]:
     """Field → what PEFT does with it; `kasa_config.beta` is a field inside a field of LoRA."""
-    fields = dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method])
-    rows = {name: entry(method, name, value) for name, value in sorted(defaults(fields))}
+    fields = sorted(defaults(PEFT_TYPE_TO_CONFIG_MAPPING[method]), key=itemgetter(0))
+    rows = {name: entry(method, name, value, annotation) for name, value, annotation in fields}
     for name in rows.keys() & LAYER_FIELDS.keys():
         rows[name] |= beside(method, name)
     for holder, config in NESTED.items() if method == "LORA" else ():
-        for inner, value in sorted(defaults(dataclasses.fields(config))):
-            rows[f"{holder}.{inner}"] = entry(method, inner, value, partial(_inside, holder, inner))
+        for inner, value, annotation in sorted(defaults(config), key=itemgetter(0)):
+            rows[f"{holder}.{inner}"] = entry(method, inner, value, annotation, partial(_inside, holder, inner))
     return rows
 
 

@@ -41,14 +41,15 @@ class PeftMethod:
 
     `marks`: how names of its tensors continue after the path of their module. `shared_marks`: names of tensors that all
     modules share, directly under `base_model.`. A prompt method stores exactly the tensors named by `marks`.
-    `pair_marks`: of a method with factor pairs, every such name and its role: a `TensorRole` as text. The rank is `r`
-    and the patterns, and alpha is `lora_alpha`. `rank_from_tensors`: the tensors alone say the rank.
+    `pair_marks`: of a method with factor pairs, every such name and its role: a `TensorRole` as text. The rank is
+    in the field `rank_field` and the patterns, and alpha is `lora_alpha`.
     `tensors`: every tensor that is not half of a pair; empty: headers do not show what PEFT expects.
     `kinds`: the kinds of modules that PEFT wraps for it. `needs`: formulas that must hold for each module.
     `names_targets`: its tensors say which targets they belong to, so a missing one is found.
-    `needs_values`: PEFT cannot build it on the meta device.
+    `needs_values`: a formula over the configuration; where it holds, PEFT cannot build all of it on the meta device.
+    `may_be_empty`: how names of tensors begin that PEFT also saves without a number.
     `mergeable`: its effect equals some change of weights. `fused_by`: who writes that change into the base's weights;
-    empty: merging/recipes.py refuses to fuse it. `replaces_weights`: loading it replaces base weights.
+    empty: merging/recipes.py refuses to fuse it. `effect`: what its tensors do to weights of the base.
     `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.
     """
 
@@ -57,16 +58,17 @@ class PeftMethod:
     shared_marks: tuple[str, ...] = ()
     title: str = ""
     pair_marks: Mapping[str, str] = field(default_factory=dict)
-    rank_from_tensors: bool = False
+    rank_field: str = "r"
     tensors: tuple[TensorRule, ...] = ()
     kinds: tuple[str, ...] = ("linear",)
     needs: tuple[str, ...] = ()
     is_prompt: bool = False
     names_targets: bool = True
-    needs_values: bool = False
+    needs_values: str = "False"
+    may_be_empty: tuple[str, ...] = ()
     mergeable: bool = True
     fused_by: Literal["", "registry", "peft"] = ""
-    replaces_weights: bool = False
+    effect: Literal["adds", "replaces", "scales"] = "adds"
     combinable: bool = False
     hot_swappable: bool = False
 
@@ -89,7 +91,7 @@ _T = TensorRule
 _CONV1D = ("linear", "conv1d")
 
 
-def _prompt(name: str, shape: str, *more: TensorRule, needs_values: bool = True) -> PeftMethod:
+def _prompt(name: str, shape: str, *more: TensorRule, needs_values: str = "True") -> PeftMethod:
     """A method that puts virtual tokens before the text."""
     rules = (_T("prompt_embeddings", shape), *more)
     return PeftMethod(name, tuple(rule.name for rule in rules), tensors=rules, is_prompt=True,
@@ -130,14 +132,15 @@ _GLORA_PATHS = (
 )  # fmt: skip
 _ROWS = (
     PeftMethod("LORA", title="LoRA", pair_marks=_LORA_PAIR | {rule.name: "piece" for rule in _LORA_VARIANT_TENSORS},
-               tensors=_LORA_VARIANT_TENSORS, kinds=("linear", "conv1d", "embedding", "conv", "experts", "parameter"),
+               tensors=_LORA_VARIANT_TENSORS, needs_values="monteclora_config is not None",
+               kinds=("linear", "conv1d", "embedding", "conv", "experts", "parameter"),
                fused_by="registry", combinable=True, hot_swappable=True),
     PeftMethod("ADALORA", title="AdaLoRA", pair_marks={"lora_A": "a", "lora_B": "b", "lora_E": "piece"},
-               rank_from_tensors=True, tensors=(_T("lora_E", "rank, 1"),), kinds=_CONV1D, fused_by="registry"),
-    PeftMethod("ADAMSS", ("adamss_",), needs_values=True),
+               rank_field="init_r", tensors=(_T("lora_E", "rank, 1"),), kinds=_CONV1D, fused_by="registry"),
+    PeftMethod("ADAMSS", ("adamss_",), needs_values="True"),
     PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, mergeable=False),
     PeftMethod("BEFT", ("beft_",), tensors=(_T("beft_bias", "1, outputs"),)),
-    PeftMethod("BOFT", ("boft_R", "boft_s"), fused_by="peft", needs_values=True,
+    PeftMethod("BOFT", ("boft_R", "boft_s"), fused_by="peft", needs_values="True",
                tensors=(_T("boft_R", "1 if boft_n_butterfly_factor == 1 else any, inputs // boft_block_size, "
                            "boft_block_size, boft_block_size", "boft_block_size"),
                         _T("boft_R", "1 if boft_n_butterfly_factor == 1 else any, boft_block_num, "
@@ -156,7 +159,8 @@ _ROWS = (
                         _T("delora_w_norm", "inputs"))),
     PeftMethod("FOURIERFT", ("fourierft_",), tensors=(_T("fourierft_spectrum", "n_frequency"),), kinds=_CONV1D,
                needs=("n_frequency <= inputs * outputs",)),
-    PeftMethod("FROD", ("frod_",), ("frod_",), kinds=_CONV1D, needs_values=True,
+    PeftMethod("FROD", ("frod_",), ("frod_",), kinds=_CONV1D, needs_values="True",
+               may_be_empty=("frod_lambda_s_values", "frod_s_indices."),
                tensors=(_T("frod_lambda_l", "inputs"),
                         _T("frod_lambda_s_values", "sparse_entries(inputs, sparse_rate)"),
                         _shared("frod_V.#", "inputs, inputs", "save_projection", "category"),
@@ -176,12 +180,12 @@ _ROWS = (
                         _T("hira_embedding_B", "outputs, r", "embedding"))),
     PeftMethod("HRA", ("hra_",), tensors=(_T("hra_u", "inputs, r"),)),
     PeftMethod("IA3", ("ia3_l",), tensors=(_T("ia3_l", "1, inputs", "feedforward"), _T("ia3_l", "outputs, 1")),
-               kinds=_CONV1D, fused_by="registry"),
+               kinds=_CONV1D, fused_by="registry", effect="scales"),
     PeftMethod("LILY", ("lily_",), ("lily_",), mergeable=False,
                tensors=(_T("lily_A.weight", "r, inputs"), _T("lily_B.weight", "num_B * r, outputs"),
                         _T("lily_router.weight", "num_B, r"))),
     PeftMethod("LN_TUNING", ("ln_tuning_layers.",), kinds=(*_CONV1D, "norm", "embedding"), fused_by="registry",
-               replaces_weights=True,
+               effect="replaces",
                tensors=(_T("ln_tuning_layers.weight", "outputs", "norm"),
                         _T("ln_tuning_layers.weight", "inputs, outputs", "stored_by_inputs"),
                         _T("ln_tuning_layers.weight", "outputs, inputs"),
@@ -205,7 +209,7 @@ _ROWS = (
                       "init_weights != 'mini' or outputs % mini_r == 0")),
     _prompt("MULTITASK_PROMPT_TUNING", f"{_VIRTUAL_TOKENS}, hidden",
             _T("prefix_task_cols", f"num_tasks, {_VIRTUAL_TOKENS}, num_ranks"),
-            _T("prefix_task_rows", "num_tasks, num_ranks, hidden"), needs_values=False),
+            _T("prefix_task_rows", "num_tasks, num_ranks, hidden"), needs_values="False"),
     PeftMethod("OFT", ("oft_R.", "oft_embedding_R."), kinds=("linear", "embedding"), fused_by="peft",
                tensors=tuple(_T(f"{name}.weight", "1 if block_share else oft_blocks, "
                                 "oft_size * (oft_size - 1) // 2", condition)
@@ -244,7 +248,7 @@ _ROWS = (
                              for name in ("road_theta", "road_alpha")),
                needs=("outputs % group_size == 0",)),
     PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",), names_targets=False, mergeable=False),
-    PeftMethod("SHIRA", ("shira_weight", "shira_indices"), fused_by="peft", needs_values=True,
+    PeftMethod("SHIRA", ("shira_weight", "shira_indices"), fused_by="peft", needs_values="True",
                tensors=(_T("shira_weight", "r * (inputs + outputs)"), _T("shira_indices", "2, r * (inputs + outputs)")),
                needs=("r * (inputs + outputs) <= inputs * outputs",)),
     PeftMethod("SUPERTUNING", ("supertuning_",),
@@ -263,7 +267,7 @@ _ROWS = (
     PeftMethod("TRAINABLE_TOKENS", ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
                tensors=(_T("trainable_tokens_delta", "length(token_indices), outputs"),), kinds=("embedding",),
                fused_by="registry"),
-    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets=False, needs_values=True,
+    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets=False, needs_values="True",
                tensors=(_shared("unilora_theta_d", "theta_d_length"),
                         *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
                           for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),
@@ -283,7 +287,7 @@ _ROWS = (
     PeftMethod("WAVEFT", ("waveft_",), kinds=_CONV1D,
                tensors=(_T("waveft_spectrum", "any", "proportional_parameters"), _T("waveft_spectrum", "n_frequency")),
                needs=("n_frequency <= inputs * outputs",)),
-    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, needs_values=True, mergeable=False),
+    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, needs_values="True", mergeable=False),
 )  # fmt: skip
 METHODS: Mapping[str, PeftMethod] = {row.name: row for row in _ROWS}
 

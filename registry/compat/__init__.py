@@ -30,7 +30,7 @@ OF_MODULES = frozenset(
     f"compat.{code}"
     for code in (
         "bias_unknown", "kind", "module_missing", "module_not_targeted", "module_unknown", "saved_module_absent",
-        "shape", "targets_match_nothing", "vocabulary_differs",
+        "shape", "targets_match_nothing", "tensor_missing", "vocabulary_differs",
     )
 )  # fmt: skip
 """Findings that follow from the modules of the base."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
-from registry.adapters.peft.targets import Choice, Endings, Targets, endings, starts
+from registry.adapters.peft.targets import Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
 from registry.evaluation.finding_collector import FindingCollector
@@ -36,7 +36,7 @@ class ModuleLookup:
 
     def __init__(self, base: BaseSpec, config: AdapterConfig, findings: FindingCollector) -> None:
         self.base, self.config, self.findings = base, config, findings
-        self.targets, self.ranks = Targets(config), Choice(config.rank_pattern)
+        self.targets = Targets(config)
         self._replicated = [n for first, end in config.layer_replication for n in range(first, end)]
 
     def find(self, path: str) -> ModuleShape | None:

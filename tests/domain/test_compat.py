@@ -252,3 +252,24 @@ def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
 def test_a_field_that_peft_ignores_is_a_warning() -> None:
     findings = judge(forge.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA)
     assert [(f.severity, f.code) for f in findings] == [("warning", "config.field_ignored")]
+
+
+def test_a_saved_module_needs_each_of_its_tensors_in_every_layer() -> None:
+    norms = {f"model.layers.{n}.input_layernorm.weight": (64,) for n in range(4)}
+    assert codes(saving(["input_layernorm"], norms)) == set()
+    del norms["model.layers.2.input_layernorm.weight"]
+    findings = [f for f in saving(["input_layernorm"], norms) if f.severity == "error"]
+    assert [(f.code, f.location) for f in findings] == [
+        ("compat.saved_module_absent", "model.layers.2.input_layernorm.weight")
+    ]
+
+
+def test_a_saved_module_needs_its_bias() -> None:
+    base = forge.gpt2()
+    weight = {"base_model.model.transformer.ln_f.weight": ("F32", (64,), None)}
+    bias = {"base_model.model.transformer.ln_f.bias": ("F32", (64,), None)}
+    config = {"modules_to_save": ["ln_f"]}
+    half = forge.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight})
+    whole = forge.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight, **bias})
+    assert codes(judge(whole, base)) == set()
+    assert codes(judge(half, base)) == {"compat.saved_module_absent"}

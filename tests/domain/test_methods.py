@@ -10,7 +10,7 @@ import pytest
 
 from registry import compat
 from registry.adapters import methods, peft, safetensors
-from registry.adapters.peft import config
+from registry.adapters.peft import config, expected, formulas
 from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
@@ -190,6 +190,77 @@ def test_kasa_needs_its_diagonal_and_no_other_lora_may_have_it() -> None:
 
 def test_adalora_keeps_one_singular_value_for_each_rank_that_is_left() -> None:
     pair = {"lora_A": (3, 64), "lora_B": (64, 3)}
-    assert codes(other("ADALORA", pair | {"lora_E": (3, 1)}, r=8)) == set()
-    assert codes(other("ADALORA", pair | {"lora_E": (8, 1)}, r=8)) == {"compat.shape"}
-    assert codes(other("ADALORA", pair, r=8)) == {"compat.tensor_missing"}
+    assert codes(other("ADALORA", pair | {"lora_E": (3, 1)}, init_r=3, total_step=10)) == set()
+    assert codes(other("ADALORA", pair | {"lora_E": (8, 1)}, init_r=3, total_step=10)) == {"compat.shape"}
+    assert codes(other("ADALORA", pair, init_r=3, total_step=10)) == {"compat.tensor_missing"}
+
+
+def test_the_masks_of_adalora_say_how_many_ranks_are_left() -> None:
+    left = {"lora_A": (2, 64), "lora_B": (64, 2), "lora_E": (2, 1)}
+    masks = {f"model.layers.{n}.self_attn.q_proj.lora_E": [True, False, True] for n in range(4)}
+    assert codes(other("ADALORA", left, init_r=3, total_step=10, rank_pattern=masks)) == set()
+    assert codes(other("ADALORA", left, init_r=3, total_step=10)) == {"lora.rank_differs_from_config"}
+
+
+SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({}, ""),
+        ({"rank_pattern": {"model.layers.0.self_attn.q_proj.lora_E": [True, False, True, True]}}, ""),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj.lora_E": [True, False]}}, "rank_pattern"),
+        ({"rank_pattern": [True]}, "rank_pattern"),
+        ({"total_step": None}, "total_step"),
+        ({"tinit": 9}, "tinit"),
+        ({"tfinal": 9}, "tinit"),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config"),
+    ],
+)
+def test_the_schedule_and_the_masks_of_adalora_are_what_peft_takes(changes: dict[str, Any], field: str) -> None:
+    written = {"peft_type": "ADALORA", "target_modules": ["q_proj"], **SCHEDULE, **changes}
+    errors = [f.location for f in config.read_fields(written).findings if f.severity == "error"]
+    assert errors == ([f"{forge.CONFIG}: {field}"] if field else [])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"megatron_config": {"tensor_parallel": 2}}, {"arrow_config": {}}, {"arrow_config": {"top_k": 2}},
+        {"lora_dropout": [0.1]}, {"lora_dropout": {"p": 0.1}}, {"kasa_config": 1}, {"corda_config": 1},
+        {"eva_config": 0.5}, {"lora_ga_config": [4]}, {"monteclora_config": True},
+    ],
+)  # fmt: skip
+def test_a_value_of_a_kind_that_peft_refuses_fails(changes: dict[str, Any]) -> None:
+    written = {"peft_type": "LORA", "target_modules": ["q_proj"], **changes}
+    (error,) = [finding for finding in config.read_fields(written).findings if finding.severity == "error"]
+    assert (error.code, error.location) == ("config.not_loadable", f"{forge.CONFIG}: {next(iter(changes))}")
+
+
+def test_frod_without_sparse_entries_has_empty_tensors_and_others_have_none() -> None:
+    empty = {"frod_lambda_l": (64,), "frod_lambda_s_values": (0,)}
+    assert codes(other("FROD", empty, save_projection=False, sparse_rate=0.0)) == set()
+    assert codes(other("FROD", empty, save_projection=False, sparse_rate=0.1)) == {"compat.shape"}
+    lost = empty | {"frod_lambda_l": (0,)}
+    assert codes(other("FROD", lost, save_projection=False, sparse_rate=0.0)) == {"compat.shape", "lora.tensor_empty"}
+
+
+def test_a_missing_tensor_is_unknown_where_the_modules_of_the_base_are_only_assumed() -> None:
+    assumed = base_spec(LLAMA).model_copy(update={"names_known": False})
+    half = spec_of("LOHA", {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4)}, r=4)
+    assert [(f.code, f.severity) for f in compat.check_fit(half, assumed)] == [("compat.tensor_missing", "unknown")]
+
+
+def test_formulas_are_computed_once_for_modules_with_equal_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def counted(formula: str, names: Mapping[str, Any]) -> Any:
+        computed.append(formula)
+        return formulas.evaluate(formula, names)
+
+    monkeypatch.setattr(expected, "evaluate", counted)
+    shapes = {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}
+    assert other("LOHA", shapes, r=4) == []
+    assert len(computed) == 2 * len(shapes)  # a condition and a shape of each, for four modules

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import tempfile
+import typing
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from registry.adapters import safetensors
 from registry.adapters.methods import METHODS
 from registry.adapters.peft import fields
 from registry.adapters.peft.config import read_config
+from registry.adapters.peft.formulas import evaluate
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import RegistryError
@@ -38,7 +40,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("BOFT", {"boft_block_size": 0, "boft_block_num": 2}), ("C3A", {"block_size_pattern": {"q_proj": 2}}),
     ("CARTRIDGE", {"num_frozen_tokens": 0}), ("DEFT", {"para": True}), ("DELORA", {"rank_pattern": {"q_proj": 2}}),
     ("FOURIERFT", {"n_frequency_pattern": {"q_proj": 7}}), ("FROD", {"save_projection": False}),
-    ("FROD", {"sparse_rate": 0.3}),
+    ("FROD", {"sparse_rate": 0.3}), ("FROD", {"sparse_rate": 0.0}),
     *(("GLORA", {"config_A_B": value}) for value in ("vector", "constant", "none")), ("GRALORA", {"hybrid_r": 2}),
     ("GRALORA", {"gralora_k": 4}), ("HIRA", {"rank_pattern": {"q_proj": 2}}),
     ("HIRA", {"target_modules": ["embed_tokens", "q_proj"]}), ("IA3", {"feedforward_modules": ["q_proj"]}),
@@ -140,14 +142,17 @@ def test_every_method_and_every_field_of_peft_has_a_row() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_table_of_fields_is_what_the_script_makes_of_the_installed_peft(seed: int) -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
     from scripts import peft_fields
 
     rng = random.Random(seed)
     method = rng.choice(sorted(fields.table().keys() - peft_fields.NOT_BUILT))
     rows = fields.table()[method]
+    annotations = typing.get_type_hints(PEFT_TYPE_TO_CONFIG_MAPPING[method])
     for name in rng.sample(sorted(name for name in rows if "." not in name), 3):
         row = {key: value for key, value in rows[name].items() if key not in ("needs", "excludes_pattern")}
-        assert peft_fields.entry(method, name, row.get("default")) == row, (method, name)
+        assert peft_fields.entry(method, name, row.get("default"), annotations[name]) == row, (method, name)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ADAMSS", "XLORA")])
@@ -172,4 +177,4 @@ def test_a_row_says_whether_peft_merges_the_method_and_needs_values(method: str)
         needs_values = False
     except (NotImplementedError, RuntimeError):
         needs_values = True
-    assert needs_values is METHODS[method].needs_values
+    assert needs_values is evaluate(METHODS[method].needs_values, dict.fromkeys(fields.table()[method]))

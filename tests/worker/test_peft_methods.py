@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from registry.adapters.methods import METHODS
+from registry.adapters.peft.formulas import evaluate
 from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome
+from registry.files import CONFIG
 from registry.findings import Finding
 from registry.worker.smoke import structure
 from registry.worker.smoke.structure import NeedsValues, Structures
@@ -24,8 +28,6 @@ from tests.worker.test_structure import Make
 
 STRUCTURAL = ("drop", "extra", "longer", "shorter", "halved", "unsqueezed", "trailing", "transposed", "flat", "module")
 SAMPLE, SEED = 6, 20
-VALUES = frozenset({"BOFT", "FROD", "SHIRA", "UNILORA"})
-"""Methods that read values when PEFT injects them."""
 NEEDS_A_LIBRARY = frozenset({"ADAMSS"})
 ALONE = frozenset({"XLORA"})
 """PEFT loads it only together with the adapters that it mixes."""
@@ -61,7 +63,8 @@ def check_variant(structures: Structures, base: Path, folder: Path, method: str,
     try:
         found = compare(structures, folder)
     except NeedsValues:
-        if method not in VALUES and (method, variant) != ("LORA", "montecarlo"):
+        written = json.loads((folder / CONFIG).read_text())
+        if not evaluate(METHODS[method].needs_values, written):
             yield f"{method} {variant} needs values"
         return
     if [finding.code for finding in found] != ["compat.peft_expects"]:

@@ -161,10 +161,10 @@ class _Reader:
         self._findings.error(code, location, message, expected, actual, group=group)
 
     def _sort(self, info: TensorInfo) -> None:
-        if info.elements == 0:
+        name = self._names.read(info.name)
+        if info.elements == 0 and not name.leaf.startswith(self._method.may_be_empty):
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
-        name = self._names.read(info.name)
         counts = name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
         if info.dtype not in FLOATS and not counts:
             message = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
@@ -223,8 +223,7 @@ class _Reader:
         return names[-1 - order] if order < len(names) else ""
 
     def _rank_and_alpha(self, key: str, a: TensorInfo) -> tuple[int, float]:
-        announced = 0 if self._method.rank_from_tensors else self._ranks.pick(key) or self._config.rank
-        rank = announced or a.shape[0]
+        rank = self._ranks.pick(key) or self._config.rank or a.shape[0]
         alpha = self._alphas.pick(key)
         if alpha is None:
             alpha = DEFAULT_ALPHA if self._config.alpha is None else self._config.alpha

@@ -27,11 +27,21 @@ def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
         if is_written and row.get("excludes_pattern") and isinstance(values.get("target_modules"), str):
             yield field, "cannot stand beside a target_modules that is one text"
     for field, rule_method, is_broken, reason in RULES:
-        if rule_method == method and field in values and is_broken(value_of):
+        if rule_method == method and is_broken(value_of):
             yield field, reason
 
 
 Read = Callable[[str], Any]
+
+
+def _is_masks(value: Any, length: Any) -> bool:
+    """Whether PEFT can cut AdaLoRA's factors by these: tensor → which of its rows were left after training."""
+    masks = {} if value is None else value
+    return isinstance(masks, dict) and all(
+        isinstance(mask, list) and len(mask) == length and all(isinstance(bit, bool) for bit in mask)
+        for mask in masks.values()
+    )
+
 
 RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/layer.py LoraLayer.update_layer
@@ -43,8 +53,22 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
      "is taken only without DoRA and with init_lora_weights true or false"),
     ("init_lora_weights", "LORA",
      lambda read: read("init_lora_weights") == "loftq" and not read("loftq_config"), "is loftq without a loftq_config"),
+    # lora/tp_layer.py dispatch_megatron: imports Megatron for every module
+    ("megatron_config", "LORA", lambda read: read("megatron_config"),
+     "needs the library Megatron, which PEFT does not bring along"),
+    # lora/config.py ArrowConfig.task_adapter_names (not in files), lora/arrow.py ArrowLoraLinearLayer
+    ("arrow_config", "LORA", lambda read: read("arrow_config") is not None,
+     "names its adapters in the running process only: create_arrow_model makes it from plain LoRA adapters"),
     # adalora/config.py AdaLoraConfig
     ("use_dora", "ADALORA", lambda read: read("use_dora"), "is not taken by AdaLoRA"),
+    ("loftq_config", "ADALORA", lambda read: read("loftq_config"), "is not taken by AdaLoRA"),
+    ("total_step", "ADALORA", lambda read: read("total_step") is None, "must be a number of steps"),
+    ("tinit", "ADALORA",
+     lambda read: all(isinstance(read(name), int | float) for name in ("tinit", "tfinal", "total_step"))
+     and read("tinit") >= read("total_step") - read("tfinal"), "must be less than total_step - tfinal"),
+    # adalora/model.py AdaLoraModel.resize_modules_by_rank_pattern
+    ("rank_pattern", "ADALORA", lambda read: not _is_masks(read("rank_pattern"), read("init_r")),
+     "must hold a list of init_r booleans for each module"),
     # boft/config.py, oft/config.py: exactly one of two
     ("boft_block_size", "BOFT",
      lambda read: bool(read("boft_block_size")) is bool(read("boft_block_num")), "or boft_block_num must be 0"),
@@ -63,4 +87,4 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     ("lora_alpha", "SUPERTUNING",
      lambda read: read("lora_alpha") is not None and read("r") is None, "needs an r beside it"),
 )  # fmt: skip
-"""(field, method, whether it is broken, why); a field that is not written breaks nothing."""
+"""(field, method, whether it is broken, why); a field that is not written has its default."""

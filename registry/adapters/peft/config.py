@@ -25,8 +25,6 @@ from registry.strict import json as strict_json
 from registry.strict.fields import Fields, walk
 
 RANK_LIMIT = 4096
-DEFAULT_RANK = 8
-"""PEFT's rank of a LoRA whose configuration has no `r`."""
 REQUIRED_ELSEWHERE = ("lora_alpha", "r", "target_modules")
 """Fields that PEFT has defaults for, and some engines have not."""
 ALPHA_LIMIT = 1e6
@@ -161,8 +159,8 @@ class _Reader:
         config = AdapterConfig(
             method=method,
             task=task,
-            rank=fields.whole_number("r", 1 if row.has_pairs else 0, RANK_LIMIT)
-            or (DEFAULT_RANK if method == "LORA" else 0),
+            rank=fields.whole_number(row.rank_field, 1 if row.has_pairs else 0, RANK_LIMIT)
+            or (peft_fields.default(method, row.rank_field) if row.has_pairs else 0),
             alpha=fields.number("lora_alpha" if row.has_pairs else "alpha", ALPHA_LIMIT),
             use_rslora=fields.flag("use_rslora"),
             use_dora=fields.flag("use_dora"),
@@ -175,7 +173,7 @@ class _Reader:
             target_parameters=fields.names("target_parameters"),
             layers=fields.whole_numbers("layers_to_transform", LAYERS_LIMIT) or None,
             layers_pattern=fields.names("layers_pattern"),
-            rank_pattern=by_pattern.get("rank_pattern", {}) if method != "OSF" else {},
+            rank_pattern=self._ranks(method, by_pattern),
             alpha_pattern=by_pattern.get("alpha_pattern", {}),
             patterns=by_pattern,
             nulls=tuple(name for name, value in self._values.items() if value is None),
@@ -206,7 +204,18 @@ class _Reader:
                 name, limits.get(name, PATTERN_VALUE_LIMIT), whole=name in WHOLE_BY_PATTERN and method != "OSF"
             )
             for name in written
-            if name != "layers_pattern" and not (name == "rank_pattern" and methods.find(method).rank_from_tensors)
+            if name != "layers_pattern" and not (name == "rank_pattern" and method == "ADALORA")
+        }
+
+    def _ranks(self, method: str, by_pattern: dict[str, dict[str, Any]]) -> dict[str, int]:
+        """The ranks by pattern: of AdaLoRA's tensors, what its masks left of them."""
+        if method != "ADALORA":
+            return by_pattern.get("rank_pattern", {}) if method != "OSF" else {}
+        masks = self._values.get("rank_pattern")
+        return {
+            name.rpartition(".")[0]: mask.count(True)
+            for name, mask in (masks.items() if isinstance(masks, dict) else ())
+            if isinstance(mask, list)
         }
 
     def _more_patterns(self, method: str) -> None:

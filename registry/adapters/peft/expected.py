@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry.adapters.methods import TensorRule, find
 from registry.adapters.peft import fields
@@ -41,8 +41,21 @@ class BaseSizes:
     prefix_width: int = 0
 
 
+class _Inputs(NamedTuple):
+    """Everything about a module that formulas read: modules with equal inputs have equal tensors."""
+
+    kind: str
+    inputs: int
+    outputs: int
+    has_bias: bool
+    rank: int | None
+    by_pattern: tuple[Any, ...]
+    category: str
+    is_feedforward: bool
+
+
 class ExpectedTensors:
-    """What PEFT expects of one configuration on its target modules."""
+    """What PEFT expects of one configuration on its target modules. Formulas are computed once for equal inputs."""
 
     def __init__(self, config: AdapterConfig, sizes: BaseSizes, modules: tuple[TargetModule, ...] = ()) -> None:
         self._config, self._method, self._modules = config, find(config.method), modules
@@ -58,8 +71,13 @@ class ExpectedTensors:
         if "r" in rows and "r" not in config.nulls:
             self._values["r"] = config.rank or rows["r"].get("default")
         self._by_pattern = {
-            name.removesuffix("_pattern"): Choice(values) for name, values in config.patterns.items() if name in rows
-        }
+            name.removesuffix("_pattern"): Choice(values)
+            for name, values in config.patterns.items() if values and name in rows
+        }  # fmt: skip
+        self._of_inputs: dict[_Inputs, Shapes] = {}
+        self._broken: dict[_Inputs, list[str]] = {}
+        self._has_categories = any(rule.numbers == "category" for rule in self._method.tensors)
+        self._has_feedforward = "feedforward_modules" in rows
         self._values |= {
             "targets": len(modules),
             "max_inputs": max((module.inputs for module in modules), default=0),
@@ -71,31 +89,48 @@ class ExpectedTensors:
 
     def of_module(self, module: TargetModule, rank: int | None = None) -> Shapes:
         """The tensors of one module. One of `FAULTS` where the fields make no sense."""
-        return dict(self._shapes(self._names(module, rank), is_shared=False))
+        inputs = self._inputs(module, rank)
+        if inputs not in self._of_inputs:
+            self._of_inputs[inputs] = dict(self._shapes(self._names(inputs), is_shared=False))
+        return self._of_inputs[inputs]
 
     def broken_needs(self, module: TargetModule) -> list[str]:
         """What must hold for this module, and does not."""
-        names = self._names(module, None) if self._method.needs else {}
-        return [formula for formula in self._method.needs if not evaluate(formula, names)]
+        if not self._method.needs:
+            return []
+        inputs = self._inputs(module, None)
+        if inputs not in self._broken:
+            names = self._names(inputs)
+            self._broken[inputs] = [formula for formula in self._method.needs if not evaluate(formula, names)]
+        return self._broken[inputs]
 
     def shared(self) -> Shapes | None:
         """The tensors that all modules share, and those of a prompt method; None where no target's sizes are known."""
         if self._method.is_prompt:
             return dict(self._shapes(self._values, is_shared=False))
-        if any(rule.is_shared and rule.numbers == "category" for rule in self._method.tensors):
+        if self._has_categories:
             return {name: shape for module in self._modules for name, shape in
-                    self._shapes(self._names(module, None), is_shared=True)}  # fmt: skip
+                    self._shapes(self._names(self._inputs(module, None)), is_shared=True)}  # fmt: skip
         return dict(self._shapes(self._values, is_shared=True)) if self._modules else None
 
-    def _names(self, module: TargetModule, rank: int | None) -> dict[str, Any]:
+    def _inputs(self, module: TargetModule, rank: int | None) -> _Inputs:
+        return _Inputs(
+            module.kind, module.inputs, module.outputs, module.has_bias, rank,
+            tuple(choice.pick(module.path) for choice in self._by_pattern.values()),
+            _category(module.path) if self._has_categories else "",
+            self._has_feedforward and self._is_feedforward(module.path),
+        )  # fmt: skip
+
+    def _names(self, module: _Inputs) -> dict[str, Any]:
         kinds = {kind: module.kind == kind for kind in ("embedding", "norm", "conv1d")}
         sizes = {"inputs": module.inputs, "outputs": module.outputs, "bias": module.has_bias}
-        chosen = {name: value for name, choice in self._by_pattern.items() if (value := choice.pick(module.path))}
+        picked = zip(self._by_pattern, module.by_pattern, strict=True)
+        chosen = {name: value for name, value in picked if value}
         names: dict[str, Any] = (
             self._values | kinds | sizes | chosen | {"stored_by_inputs": kinds["conv1d"] or kinds["embedding"]}
         )
-        names["rank"] = rank or chosen.get("rank") or names.get("r")
-        names |= {"category": _category(module.path), "feedforward": self._is_feedforward(module.path)}
+        names["rank"] = module.rank or chosen.get("rank") or names.get("r")
+        names |= {"category": module.category, "feedforward": module.is_feedforward}
         match self._config.method:
             case "LOKR":
                 factor = names["decompose_factor"]
@@ -117,7 +152,7 @@ class ExpectedTensors:
             return patterns.compiled(written).matches(path)
         return any(path.endswith(name) for name in written)
 
-    def _osf_size(self, module: TargetModule) -> int:
+    def _osf_size(self, module: _Inputs) -> int:
         """How many directions are trained: the smaller side without the frozen part, a number or a fraction."""
         smaller, frozen = min(module.inputs, module.outputs), self._values["effective_rank"]
         if self._values.get("rank_pattern"):  # searched for anywhere in the path, and holds fractions too

@@ -18,7 +18,7 @@ OTHERS = frozenset({"base_model_class", "enable_lora", "merge_weights", "parent_
 def kind_of(value: Any) -> str:
     """The kind of a JSON value, as fine as PEFT's own checks tell values apart."""
     if value is None or isinstance(value, bool):
-        return "null" if value is None else "boolean"
+        return "null" if value is None else str(value).lower()
     if isinstance(value, str):
         return "text" if value else "empty text"
     if isinstance(value, (list, dict)):

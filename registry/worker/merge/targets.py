@@ -190,16 +190,16 @@ class _ChangeFinder:
         return make
 
     def _other(self, name: TensorName, stored: str) -> None:
-        method, read = self._adapter.lora.method, self._adapter.raw
+        effect, read = find(self._adapter.lora.method).effect, self._adapter.raw
         if name.role is TensorRole.FULL:
             self._add(self._name(name.path, name.leaf), lambda: Replaced(lambda: read(stored)))
         elif name.leaf.endswith("trainable_tokens_delta"):
             rows = _trained_rows(self._adapter, name.path)
             self._add(self._name(name.path, "weight"), lambda: NewRows(rows, read(stored)))
-        elif method == "LN_TUNING":
+        elif effect == "replaces":
             target = self._name(name.path, name.leaf.rpartition(".")[2])
             self._add(target, lambda: Replaced(lambda: read(stored)))
-        elif method == "IA3":
+        elif effect == "scales":
             base_module = self._spec.modules.get(name.path)
             transposed = base_module is not None and base_module.kind == "conv1d"
             self._add(self._name(name.path, "weight"), lambda: Scaled(read(stored).T if transposed else read(stored)))

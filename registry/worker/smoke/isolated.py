@@ -49,7 +49,7 @@ def announces_change(config: AdapterConfig) -> bool:
         or initializations.changes_base_at_load(config.initialization)
         or "kasa_config" in config.other
         or bool(config.layer_replication)
-        or methods.find(config.method).replaces_weights
+        or methods.find(config.method).effect == "replaces"
     )
 
 

@@ -1,8 +1,8 @@
 """Structure: the tensors that PEFT expects of an adapter on a base, by names and shapes, against those in its file.
 
 PEFT injects the adapter's configuration into a copy of the base on the meta device: no weight is read, and PEFT's own
-`get_peft_model_state_dict` says what belongs to the adapter. Some methods read values when they are injected (BOFT,
-FRoD, SHiRA, Uni-LoRA), and MonteCLoRA makes its sampler on a real device only: of these the model is compared that
+`get_peft_model_state_dict` says what belongs to the adapter. Some methods read values when they are injected, or make
+some tensors only beside values (`needs_values` in registry/adapters/methods.py): of these the model is compared that
 PEFT has loaded the adapter into.
 """
 
@@ -20,6 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from registry.adapters.methods import find
+from registry.adapters.peft.formulas import evaluate
 from registry.digest import Digest
 from registry.files import CONFIG, WEIGHTS
 from registry.findings import Finding
@@ -68,6 +70,8 @@ class Structures:
         config, shapes = read_config(folder), shapes_in_file(folder / WEIGHTS)
         key = _key(config, shapes)
         if key not in self._remembered:
+            if evaluate(find(config.peft_type).needs_values, config.to_dict()):
+                raise NeedsValues(f"it makes tensors of {config.peft_type.value} by the numbers of the base")
             self.builds += 1
             if len(self._remembered) >= REMEMBERED_LIMIT:
                 self._remembered.clear()
@@ -122,8 +126,6 @@ def _build(model: Any, config: Any) -> Any:
         del base_config.quantization_config  # packing changes the storage of weights, not the modules
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True  # others read the base's weights; names and shapes are the same
-    if getattr(config, "monteclora_config", None) is not None:
-        raise NeedsValues("MonteCLoRA makes its sampler on a real device only")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(type(model)._from_config(base_config), config)
