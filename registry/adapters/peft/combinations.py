@@ -34,6 +34,11 @@ def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
 Read = Callable[[str], Any]
 
 
+def _has_unknown(config: Any, holder: str) -> bool:
+    """Whether an object in a configuration of LoRA has a field that PEFT's class for it does not have."""
+    return isinstance(config, dict) and any(f"{holder}.{name}" not in fields.table()["LORA"] for name in config)
+
+
 def _is_masks(value: Any, length: Any) -> bool:
     """Whether PEFT can cut AdaLoRA's factors by these: tensor → which of its rows were left after training."""
     masks = {} if value is None else value
@@ -59,9 +64,14 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/config.py ArrowConfig.task_adapter_names (not in files), lora/arrow.py ArrowLoraLinearLayer
     ("arrow_config", "LORA", lambda read: read("arrow_config") is not None,
      "names its adapters in the running process only: create_arrow_model makes it from plain LoRA adapters"),
+    # lora/config.py LoraConfig: makes this object of all its fields, and others of those that their class has
+    *(("monteclora_config", method, lambda read: _has_unknown(read("monteclora_config"), "monteclora_config"),
+       "has a field that PEFT does not know") for method in ("LORA", "ADALORA")),
     # adalora/config.py AdaLoraConfig
     ("use_dora", "ADALORA", lambda read: read("use_dora"), "is not taken by AdaLoRA"),
     ("loftq_config", "ADALORA", lambda read: read("loftq_config"), "is not taken by AdaLoRA"),
+    ("init_lora_weights", "ADALORA", lambda read: read("init_lora_weights") == "loftq",
+     "is loftq, which AdaLoRA does not take"),
     ("total_step", "ADALORA", lambda read: read("total_step") is None, "must be a number of steps"),
     ("tinit", "ADALORA",
      lambda read: all(isinstance(read(name), int | float) for name in ("tinit", "tfinal", "total_step"))
