@@ -52,6 +52,11 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/layer.py LoraLayer.update_layer
     ("init_lora_weights", "LORA",
      lambda read: initializations.find_written(read("init_lora_weights")) is None, "is no initialization of PEFT"),
+    # lora/layer.py LoraLayer.update_layer: below 0 means none, and 1 drops everything; no trainer writes either
+    ("lora_dropout", "LORA",
+     lambda read: isinstance(read("lora_dropout"), int | float)
+     and (isinstance(read("lora_dropout"), bool) or not 0 <= read("lora_dropout") < 1),
+     "must be a probability under 1"),
     # lora/config.py LoraConfig
     ("lora_bias", "LORA",
      lambda read: read("lora_bias") and (read("use_dora") or read("init_lora_weights") not in (True, False)),
