@@ -22,6 +22,7 @@ from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
+from registry.strict import patterns
 from registry.strict.fields import Fields, walk
 
 RANK_LIMIT = 4096
@@ -212,16 +213,16 @@ class _Reader:
         if method != "ADALORA":
             return by_pattern.get("rank_pattern", {}) if method != "OSF" else {}
         masks = self._values.get("rank_pattern")
-        return {
+        return {  # PEFT looks for these names as they are, not for patterns
             name.rpartition(".")[0]: mask.count(True)
             for name, mask in (masks.items() if isinstance(masks, dict) else ())
-            if isinstance(mask, list)
+            if isinstance(mask, list) and patterns.is_plain(name)
         }
 
     def _more_patterns(self, method: str) -> None:
         """Check fields that `AdapterConfig` does not have, and that PEFT matches with the paths of modules."""
         self.fields.names_or_pattern("feedforward_modules")
-        if methods.find(method).rank_from_tensors:
+        if method == "ADALORA":
             self.fields.keys("rank_pattern")
 
     def _method(self) -> str:
