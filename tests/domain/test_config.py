@@ -49,7 +49,6 @@ def test_methods_other_than_lora_call_their_alpha_alpha() -> None:
 def test_the_masks_that_adalora_leaves_in_rank_pattern_are_counted() -> None:
     assert config(peft_type="ADALORA", rank_pattern={"x.lora_E": [True, False]}).rank_pattern == {"x": 1}
     assert config(peft_type="ADALORA", rank_pattern={"x.lora_E": 3, "y": []}).rank_pattern == {"": 0}
-    assert config(peft_type="ADALORA", rank_pattern={"[a.b]": [True]}).rank_pattern == {}
 
 
 def test_ranks_by_thousands_of_names_are_read_and_by_thousands_of_patterns_are_refused() -> None:

@@ -212,7 +212,6 @@ SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}
         ({"rank_pattern": {"model.layers.0.self_attn.q_proj.lora_E": [True, False, True, True]}}, ""),
         ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
         ({"rank_pattern": {"q_proj.lora_E": [True, False]}}, "rank_pattern"),
-        ({"rank_pattern": [True]}, "rank_pattern"),
         ({"total_step": None}, "total_step"),
         ({"tinit": 9}, "tinit"),
         ({"tfinal": 9}, "tinit"),
