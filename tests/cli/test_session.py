@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+from email.message import Message
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cli import session
 from registry.client.transport.connection import Connection
+from registry.client.transport.exchange import HttpAnswer
 from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 
@@ -120,10 +121,10 @@ def test_a_login_over_plain_http_to_another_machine_is_asked_for(
     monkeypatch.delenv("ADAPTER_INSECURE", raising=False)
     sent: list[tuple[str, str]] = []
 
-    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> httpx.Response:
+    def answer(connection: Connection, _method: str, path: str, *_: object, **__: object) -> HttpAnswer:
         sent.append((connection.url, path))
         who = {"actor": "ann", "token_id": "tok_1", "scopes": ["pull"], "namespaces": ["*"]}
-        return httpx.Response(200, json=who, request=httpx.Request("GET", connection.url))
+        return HttpAnswer(connection.url, 200, Message(), json.dumps(who).encode())
 
     monkeypatch.setattr(Connection, "send", answer)
     url = "http://93.184.216.34:8000"
