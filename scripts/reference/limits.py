@@ -300,4 +300,4 @@ def _seconds(seconds: float) -> str:
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds % length == 0:
             return f"{seconds // length:g} {unit}"
-    return f"{seconds:g} s"
+    return f"{seconds:,.9g} s"
