@@ -56,7 +56,7 @@ class Authority:
         public: ec.EllipticCurvePublicKey,
         *more: tuple[x509.ExtensionType, bool],
         purpose: ObjectIdentifier = ExtendedKeyUsageOID.CODE_SIGNING,
-        lasts: timedelta = timedelta(minutes=10),
+        lasts: timedelta = timedelta(minutes=45),
         begins: datetime = NOW,
     ) -> x509.CertificateBuilder:
         builder = begun(x509.Name([]), self.name, public, lasts, begins)

@@ -220,7 +220,7 @@ def test_rows_that_ended_long_ago_are_deleted_in_batches(stored_world: World, mo
         report = collect(stored_world)
     for counts in (expected, report):
         assert (counts.tokens_deleted, counts.assertions_deleted, counts.deliveries_deleted) == (5, 5, 5)
-    assert len([statement for statement in sent if statement.startswith("DELETE FROM token ")]) == 3
+    assert len([statement for statement in sent if "DELETE FROM token " in statement]) == 3
     with stored_world.session() as session:
         assert {"tok_new", "tok_made"} < {row.id for row in rows(session, TokenRow)}
         assert [row.jti for row in rows(session, UsedAssertionRow)] == ["new"]

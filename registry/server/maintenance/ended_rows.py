@@ -46,11 +46,15 @@ def count(session: Session) -> dict[str, int]:
 
 
 def delete_batch(engine: Engine) -> dict[str, int]:
-    """Delete up to `BATCH` rows of each kind; return how many."""
+    """Delete up to `BATCH` rows of each kind; return how many.
+
+    The rows are picked in a common table expression: PostgreSQL may run a plain subquery again for each row.
+    """
     counts = {}
     for name, (table, condition) in _conditions().items():
         keys = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-        picked = select(*keys).where(condition).limit(BATCH).with_for_update(skip_locked=True)
+        picked = select(*keys).where(condition).limit(BATCH).with_for_update(skip_locked=True).cte("picked")
+        statement = delete(table).where(tuple_(*keys).in_(select(*picked.c)))
         with db.session(engine) as session:
-            counts[name] = session.connection().execute(delete(table).where(tuple_(*keys).in_(picked))).rowcount
+            counts[name] = session.connection().execute(statement).rowcount
     return counts

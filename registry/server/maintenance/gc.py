@@ -309,7 +309,7 @@ def _delete_ended_rows(run: GcRun) -> None:
         counts = ended_rows.delete_batch(run.engine)
         for name, number in counts.items():
             run.count(name, number)
-        more = max(counts.values()) == ended_rows.BATCH
+        more = max(counts.values()) >= ended_rows.BATCH
 
 
 # ------------------------------------------------------------------ from the keys of the store
