@@ -15,9 +15,9 @@ import pytest
 from registry.api.catalog import BaseAdd
 from registry.client.registry import Registry
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
-from tests.world import spec_of
 
 
 @pytest.fixture

@@ -21,15 +21,13 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import event
 from sqlmodel import Session, select
 
-from registry import bases
-from registry.adapters import safetensors
 from registry.api.access import TokenCreate
 from registry.api.catalog import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
@@ -53,6 +51,7 @@ from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
 from tests import forge
+from tests.base_specs import spec_of
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
 
@@ -228,28 +227,6 @@ def send_blob(registry: Registry, blob: Upload, data: bytes) -> None:
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(data)
         registry.connection.send_file(blob.url, file, 0, len(data), headers=blob.headers)
-
-
-def reader_of(data: bytes) -> Callable[[int, int], bytes]:
-    """What `read_header` reads a file from."""
-    return lambda start, length: data[start : start + length]
-
-
-def spec_of(base: forge.Base) -> BaseSpec:
-    """What `adapter base add` reads from a base's folder."""
-    headers = [
-        safetensors.read_header(reader_of(data), len(data), file=path)
-        for path, data in base.files.items()
-        if path.endswith(".safetensors")
-    ]
-    return bases.base_spec(
-        base.name,
-        base.config,
-        headers,
-        tokenizer=base.files.get("tokenizer.json"),
-        tokenizer_config=base.files.get("tokenizer_config.json"),
-        chat_template=(base.files.get("chat_template.jinja") or b"").decode() or None,
-    )
 
 
 def media_type(path: str) -> str:

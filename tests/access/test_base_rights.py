@@ -21,7 +21,8 @@ from registry.merging.recipes import Operation
 from registry.server.catalog import base_rows, bases, metadata_backup
 from registry.server.database.models import BaseRow, TakenNameRow
 from tests import forge
-from tests.world import World, spec_of
+from tests.base_specs import spec_of
+from tests.world import World
 
 pytestmark = pytest.mark.security
 

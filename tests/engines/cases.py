@@ -13,8 +13,8 @@ from registry.adapters.peft import config
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from tests import forge
+from tests.base_specs import spec_of
 from tests.forge import CONFIG, WEIGHTS, Files, Tensor
-from tests.world import spec_of
 
 BASE = forge.llama(heads=2, kv_heads=1)  # heads of 32: the smallest that engines have kernels for
 _EMBEDDING = "base_model.model.model.embed_tokens"

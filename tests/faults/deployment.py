@@ -42,9 +42,9 @@ from registry.server.settings import Settings
 from registry.server.storage.open import open_store
 from registry.tlog.replay import replay
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.invariants import Invariants
 from tests.faults.servers import Server
-from tests.world import spec_of
 
 BASE = forge.llama(hidden=256, layers=6)
 QUIET = AdapterName.parse("other/quiet")

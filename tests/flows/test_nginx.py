@@ -21,9 +21,9 @@ from registry.client.push import push_folder
 from registry.client.registry import Registry
 from registry.names import AdapterName
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
-from tests.world import spec_of
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="needs nginx")

@@ -20,9 +20,10 @@ from registry.server.catalog.metadata_backup import Record
 from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
 from tests import forge
+from tests.base_specs import spec_of
 from tests.maintenance import collect, findings, states
 from tests.snapshot import snapshot
-from tests.world import World, spec_of
+from tests.world import World
 
 KEPT = {"token", "alembic_version"}
 """Tables that stay, so that the client can still sign in."""

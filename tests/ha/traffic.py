@@ -21,8 +21,8 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, RegistryError
 from registry.names import AdapterName
 from tests import forge
+from tests.base_specs import spec_of
 from tests.ha.cluster import Cluster
-from tests.world import spec_of
 
 BASE = forge.llama()
 NAME = "acme/support"

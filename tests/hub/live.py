@@ -36,9 +36,10 @@ from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.relay import Relay
-from tests.world import media_type, spec_of, upload
+from tests.world import media_type, upload
 
 NAME = "acme/support"
 CARD = b"# An adapter\n"

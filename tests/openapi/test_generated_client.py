@@ -18,9 +18,10 @@ import pytest
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
-from tests.world import media_type, spec_of
+from tests.world import media_type
 
 PACKAGE = "generated_registry_client"
 

@@ -30,9 +30,9 @@ from registry.merging.conversions import Conversion, TargetFormat
 from registry.worker.conversions import to_gguf
 from registry.worker.conversions.request import ConversionRequest
 from tests import forge
+from tests.base_specs import spec_of
 from tests.engines.cases import BASE, CASES
 from tests.proof import reference, venvs, vllm_http
-from tests.world import spec_of
 
 RECORDED = Path(__file__).resolve().parents[1] / "engines" / "recorded_llama_cpp.json"
 SERVER = Path(__file__).with_name("_llama_server.py")

@@ -29,10 +29,10 @@ from registry.client import push as pushing
 from registry.client.registry import Registry
 from registry.names import AdapterName
 from tests import forge, import_table, processes
+from tests.base_specs import spec_of
 from tests.engines.cases import BASE
 from tests.faults.servers import Server
 from tests.proof import reference, venvs, vllm_http
-from tests.world import spec_of
 
 ALIAS = "prod"
 PATIENCE_SECONDS = 240

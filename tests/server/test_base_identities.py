@@ -12,9 +12,10 @@ from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from tests import forge
+from tests.base_specs import spec_of
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values
-from tests.world import World, spec_of
+from tests.world import World
 
 ONE = values()
 SAME = forge_identity(ONE)

@@ -9,7 +9,8 @@ from registry.bases.library import LibraryModules
 from registry.errors import Denied
 from registry.evaluation.verdicts import Check, Outcome
 from tests import forge
-from tests.world import World, spec_of
+from tests.base_specs import spec_of
+from tests.world import World
 
 LIBRARY = "transformers 5.24.0"
 

@@ -15,7 +15,8 @@ from registry.manifest import Edge, Relation
 from registry.server.database import db
 from registry.server.database.models import VerdictRow
 from tests import forge
-from tests.world import URL, World, spec_of
+from tests.base_specs import spec_of
+from tests.world import URL, World
 
 NAME = "acme/support"
 

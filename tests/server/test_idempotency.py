@@ -24,8 +24,9 @@ from registry.server import app as server_app
 from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
 from registry.server.http import dependencies
 from tests import forge
+from tests.base_specs import spec_of
 from tests.httpx_transports import HttpxTransport
-from tests.world import URL, World, rows, spec_of, upload
+from tests.world import URL, World, rows, upload
 
 
 class Losing(HttpxTransport):

@@ -18,7 +18,8 @@ from registry.provenance import Provenance
 from registry.server.catalog import lineage
 from registry.server.database.models import BaseRow, EdgeRow, VersionRow
 from tests import forge
-from tests.world import World, rows, spec_of
+from tests.base_specs import spec_of
+from tests.world import World, rows
 
 D = Digest.of(b"tickets")
 URI = "s3://data/tickets.jsonl"

@@ -26,8 +26,9 @@ from registry.server.storage.local import LocalBlobs
 from registry.server.storage.references import PushState
 from registry.server.storage.signed_links import LinkSigner
 from tests import forge
+from tests.base_specs import spec_of
 from tests.faults.servers import Server
-from tests.world import URL, World, spec_of, upload
+from tests.world import URL, World, upload
 
 
 @pytest.fixture

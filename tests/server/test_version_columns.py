@@ -11,7 +11,8 @@ from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
 from registry.server.push import rows
 from tests import forge
-from tests.world import media_type, spec_of
+from tests.base_specs import spec_of
+from tests.world import media_type
 
 NOW = datetime(2026, 5, 3, 14, 5, tzinfo=UTC)
 RECORDED = {
