@@ -26,7 +26,7 @@ from registry.manifest import BaseRef
 from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.engine import open_database
-from tests.faults.deployment import BASE, Deployment
+from tests.faults.deployment import BASE, QUIET, Deployment
 from tests.faults.environments import Environments
 
 DeploymentOn = Callable[[str, str], Deployment]
@@ -115,13 +115,13 @@ def deployment(environments: Environments, tmp_path: Path) -> Deployment:
 
 def test_a_push_fails_while_the_disk_is_full_for_blobs_and_succeeds_afterwards(deployment: Deployment) -> None:
     with deployment.server.running(), deployment.client(patient=False) as client:
-        folder = deployment.adapter("acme/full", 1)
+        folder = deployment.adapter("acme/full", 1, rank=256)
         disk = Disk(deployment.server.pid)
-        disk.full_beyond(MIB)  # less than the weights, more than the journal of a fresh database
+        disk.full_beyond(4 * MIB)  # less than the weights, more than the journal of a fresh database
         with pytest.raises(Unavailable) as caught:
             push.push_folder(client, folder, AdapterName("acme", "full"), base=BASE.name)
         assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
-        assert client.adapters().items == []
+        assert [adapter.name for adapter in client.adapters().items] == [str(QUIET)]
         disk.free()
         deployment.push(client, folder, "acme/full")
         assert deployment.violations(client) == []

@@ -54,7 +54,8 @@ PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "READ_SECONDS", 1)
     monkeypatch.setattr(bucket, "LONG_READ_SECONDS", 1)
-    monkeypatch.setattr(connection, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "READ_SECONDS", 1.0)  # of links; the registry's own answers may take longer
+    monkeypatch.setenv(connection.TIMEOUT_SETTING, "60")
 
 
 @pytest.fixture
