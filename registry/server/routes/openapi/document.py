@@ -165,5 +165,5 @@ def _problem_statuses(operation: dict[str, Any], method: str, scope: str) -> Ite
         yield 409
     if "if-match" in names:
         yield from (412, 428)
-    if operation["operationId"] in _FILE_OPERATIONS:
+    if operation["operationId"] in _FILE_OPERATIONS or {"selector", "path"} <= names:
         yield 415
