@@ -151,7 +151,9 @@ def running(environments: Environments, folder: Path, *, skews: tuple[str, ...] 
 @contextlib.contextmanager
 def _proxy(replicas: list[Replica], folder: Path) -> Iterator[str]:
     port = processes.free_port()
-    servers = "\n".join(f"    server r{r.port} 127.0.0.1:{r.port} check" for r in replicas)
+    servers = "\n".join(
+        f"    server r{r.port} 127.0.0.1:{r.port} check on-marked-down shutdown-sessions" for r in replicas
+    )
     (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, ready=READY_PATH, servers=servers))
     command = [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", folder / "haproxy.cfg"]
     with processes.running(command, folder, stop=signal.SIGTERM) as process:
