@@ -38,7 +38,7 @@ STEP_BYTES = 8 * 2**20
 """Steps in which an upload reports progress."""
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
-KEPT_LIMIT = 16
+IDLE_LIMIT = 16
 LEAST_BYTES_PER_SECOND = 2**10
 """A body that moves more slowly than this over `READ_SECONDS` ends as a timeout does."""
 ANSWER_LIMIT_BYTES = 32 * 2**20
@@ -170,13 +170,13 @@ class HttpTransport:
         self._user_agent = user_agent
         self._check_peer = check_peer
         self._lock = threading.Lock()
-        self._kept: dict[_Route, list[http.client.HTTPConnection]] = {}
+        self._idle: dict[_Route, list[http.client.HTTPConnection]] = {}
         self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
         """Close idle connections."""
         with self._lock:
-            idle, self._kept = self._kept, {}
+            idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:
                 connection.close()
@@ -184,7 +184,7 @@ class HttpTransport:
     def open(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | Iterable[bytes], *, seconds: float
     ) -> Reply:
-        """Send a request on a kept or a new connection."""
+        """Send a request on an idle or a new connection."""
         route = _Route.of(urlsplit(url))
         connection = self._take(route) or self._connect(route, url)
         lines = {"User-Agent": self._user_agent, "Accept-Encoding": "identity", **headers}
@@ -239,13 +239,13 @@ class HttpTransport:
             return self._tls
 
     def _take(self, route: _Route) -> http.client.HTTPConnection | None:
-        """Take a kept connection without unread data: unrequested data means that the other side closed it."""
+        """Take an idle connection without unread data: unrequested data means that the other side closed it."""
         while True:
             with self._lock:
-                kept = self._kept.get(route)
-                if not kept:
+                idle = self._idle.get(route)
+                if not idle:
                     return None
-                connection = kept.pop()
+                connection = idle.pop()
             if not has_data(connection.sock):
                 return connection
             connection.close()
@@ -253,8 +253,8 @@ class HttpTransport:
     def keep(self, route: _Route, connection: http.client.HTTPConnection) -> None:
         """Keep a connection for the next request."""
         with self._lock:
-            idle = self._kept.setdefault(route, [])
-            if len(idle) < KEPT_LIMIT:
+            idle = self._idle.setdefault(route, [])
+            if len(idle) < IDLE_LIMIT:
                 idle.append(connection)
                 return
         connection.close()
