@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import httpx
 
-from registry.client.transport.exchange import Reply, TransportError
+from registry.client.transport import Reply, TransportError
 from registry.client.transport.in_process import InProcess
 
 

@@ -2,7 +2,7 @@
 
 Each function returns the answer, or raises `Corrupt` that names the field. Bytes are verified where they arrive
 (transfer.py), links where they are followed (transport/connection.py), and limits of size and time by
-transport/exchange.py.
+transport/http_transport.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
-from registry.client.transport.exchange import wrong_answer
+from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape
 from registry.digest import Digest
 from registry.errors import RegistryError

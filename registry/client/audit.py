@@ -31,7 +31,7 @@ from registry.api.audit import (
     WebhookView,
 )
 from registry.client.core import AnyRef, Versions, path_of
-from registry.client.transport.exchange import wrong_answer
+from registry.client.transport import wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.tlog import tiles
 from registry.tlog.notes import Checkpoint, Verifier

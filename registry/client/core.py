@@ -24,9 +24,15 @@ from registry.api.catalog import (
 )
 from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob
 from registry.client import answers
-from registry.client.transport import exchange
+from registry.client.transport import (
+    ANSWER_LIMIT_BYTES,
+    LIST_LIMIT_BYTES,
+    READ_SECONDS,
+    ThroughputGuard,
+    Transport,
+    wrong_answer,
+)
 from registry.client.transport.connection import Connection
-from registry.client.transport.exchange import Transport, wrong_answer
 from registry.client.transport.responses import Shape, parsed
 from registry.names import AdapterName, Ref
 
@@ -71,7 +77,7 @@ class Versions:
         `size_bytes`: of all of it, which the registry may have to read and copy first.
         """
         request = PushCommit(alias=alias, small=tuple(small))
-        seconds = exchange.READ_SECONDS + size_bytes / COMMIT_BYTES
+        seconds = READ_SECONDS + size_bytes / COMMIT_BYTES
         return self._post(
             f"/pushes/{quote(push_id, safe='')}/commit", request, PushResult, seconds=seconds, patient=True
         )
@@ -138,7 +144,7 @@ class Versions:
     # ------------------------------------------------------------ inside
     def _get_all(self, path: str, shape: type[Page], **query: Any) -> Page:
         """The items of all pages as the first page. All pages together have `LIST_LIMIT_BYTES`."""
-        remaining_bytes = exchange.LIST_LIMIT_BYTES
+        remaining_bytes = LIST_LIMIT_BYTES
 
         def fetch(cursor: str) -> Page:
             nonlocal remaining_bytes
@@ -150,9 +156,7 @@ class Versions:
         items = [*first.items, *(item for page in others for item in page.items)]
         return first.model_copy(update={"items": items, "next_cursor": ""})
 
-    def _get(
-        self, path: str, shape: type[Shape], *, limit_bytes: int = exchange.ANSWER_LIMIT_BYTES, **query: Any
-    ) -> Shape:
+    def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = ANSWER_LIMIT_BYTES, **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
     def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None, **how: Any) -> Shape:
@@ -164,7 +168,7 @@ class Versions:
 
 
 def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterator[bytes]:
-    guard, received = exchange.ThroughputGuard(link.url), 0
+    guard, received = ThroughputGuard(link.url), 0
     for chunk in chunks:
         received += len(chunk)
         if received > size_bytes:

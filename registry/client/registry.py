@@ -39,7 +39,7 @@ from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.client import answers
 from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, path_of_adapter
-from registry.client.transport import exchange
+from registry.client.transport import LIST_LIMIT_BYTES
 from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
@@ -218,7 +218,7 @@ class Registry(Versions):
         """What the alias of every adapter of the base points at; with `since` and `wait`, once that has changed."""
         path = f"{_path_of_base(base)}/adapters"
         answer = self._get(
-            path, serving.DesiredState, limit_bytes=exchange.LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
+            path, serving.DesiredState, limit_bytes=LIST_LIMIT_BYTES, alias=alias, engine=engine, since=since,
             wait=wait or "",
         )  # fmt: skip
         name = base if answer.base == base else self.base(base).name  # it was requested by an alias

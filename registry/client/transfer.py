@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from registry.api.catalog import FileLink
 from registry.api.transfer import Upload, UploadPart
 from registry.client.core import Versions
-from registry.client.transport.exchange import Take
+from registry.client.transport import Take
 from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
 from registry.files import CHUNK_BYTES

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cli import session
+from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
-from registry.client.transport.exchange import HttpAnswer
 from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 

@@ -16,7 +16,7 @@ import pytest
 
 from registry.client.core import Versions
 from registry.client.local.destination import Destination
-from registry.client.transport import exchange
+from registry.client.transport import http_transport
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.errors import Invalid, NotFound, Unavailable
 from registry.files import NOTE
@@ -40,9 +40,9 @@ def many_files() -> Iterator[None]:
 def test_a_kept_connection_is_looked_at_where_thousands_of_files_are_open() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, HIGH)) as high:
-        assert not exchange.has_data(high)
+        assert not http_transport.has_data(high)
         theirs.send(b"bye")
-        assert exchange.has_data(high)
+        assert http_transport.has_data(high)
 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy.test:1", "http://[::1"])

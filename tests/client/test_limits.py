@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.client import transport
 from registry.client.registry import Registry
-from registry.client.transport import connection, exchange
+from registry.client.transport import connection, http_transport
 from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, Invalid, RegistryError, TooLarge, Unavailable
 from tests.client.test_api import URL, WHO, Wire, link_to, problem, script
@@ -84,9 +85,9 @@ def silent(_send: Callable[[bytes], None], stop: threading.Event) -> None:
 )
 def test_an_endless_answer_ends_at_the_limit(head: bytes, piece: bytes) -> None:
     with peer(endless(head, piece)) as (url, sent), Registry(url) as registry:
-        with pytest.raises(Corrupt, match=f"over {exchange.ANSWER_LIMIT_BYTES} bytes"):
+        with pytest.raises(Corrupt, match=f"over {transport.ANSWER_LIMIT_BYTES} bytes"):
             registry.whoami()
-        assert sum(sent) < 2 * exchange.ANSWER_LIMIT_BYTES
+        assert sum(sent) < 2 * transport.ANSWER_LIMIT_BYTES
 
 
 @pytest.mark.security
@@ -112,7 +113,7 @@ def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> N
 def test_a_dripping_answer_ends(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time and the whole never does; also where the head drips."""
     monkeypatch.setenv(connection.TIMEOUT_SETTING, "0.3")
-    monkeypatch.setattr(exchange, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(http_transport, "ANSWER_SECONDS", 0.2)
     expected = pytest.raises(Unavailable, match="did not arrive as a whole")
     with peer(dripping(head, piece)) as (url, _), Registry(url) as registry, expected:
         registry.whoami()

@@ -20,8 +20,8 @@ from registry.api.catalog import FileLink
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transfer import Silent, fetch
+from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
-from registry.client.transport.exchange import HttpAnswer
 from registry.client.transport.responses import store_error_of
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, Unavailable

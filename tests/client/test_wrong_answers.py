@@ -12,10 +12,9 @@ import httpx
 import pytest
 
 from registry.api.jobs import ClaimRequest
-from registry.client import answers, pull, push
+from registry.client import answers, core, pull, push
 from registry.client.audit import Audit
 from registry.client.registry import Registry
-from registry.client.transport import exchange
 from registry.errors import Corrupt, Unavailable
 from registry.names import AdapterName, Ref
 from registry.serving.export import export
@@ -344,7 +343,7 @@ def test_the_events_of_the_log_only_go_forward(liar: Liar) -> None:
 
 
 def test_a_list_without_an_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "LIST_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(core, "LIST_LIMIT_BYTES", 10_000)
     sent: list[int] = []
 
     def page(_: httpx.Request) -> httpx.Response:

@@ -28,13 +28,12 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from registry import __version__
 from registry.api import CHECKPOINT_HEADER, PREFIX
-from registry.client.transport.exchange import (
+from registry.client.transport import (
     ANSWER_LIMIT_BYTES,
     READ_SECONDS,
     Advance,
     FileRange,
     HttpAnswer,
-    HttpTransport,
     Reply,
     Take,
     ThroughputGuard,
@@ -42,6 +41,7 @@ from registry.client.transport.exchange import (
     TransportError,
     wrong_answer,
 )
+from registry.client.transport.http_transport import HttpTransport
 from registry.client.transport.responses import error_of, store_error_of, unreachable
 from registry.errors import Invalid, Unavailable
 

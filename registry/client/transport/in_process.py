@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.client.transport.exchange import Reply, TransportError
+from registry.client.transport import Reply, TransportError
 
 Message = MutableMapping[str, Any]
 Application = Callable[

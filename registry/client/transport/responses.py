@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from registry import errors
-from registry.client.transport.exchange import HttpAnswer, TransportError, wrong_answer
+from registry.client.transport import HttpAnswer, TransportError, wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
 from registry.model import first_problem
 

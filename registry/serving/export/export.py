@@ -25,7 +25,7 @@ from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import answers, pull
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
-from registry.client.transport.exchange import wrong_answer
+from registry.client.transport import wrong_answer
 from registry.digest import Digest
 from registry.durable import replace_file
 from registry.errors import Invalid, RegistryError, Unavailable
