@@ -23,9 +23,9 @@ from registry.client.local.folder import Folder
 from registry.client.registry import Registry
 from registry.compat import evaluate
 from registry.digest import Digest
-from registry.engine_settings import EngineSettings
 from registry.engines import EngineProfile
 from registry.errors import Unavailable
+from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 

@@ -16,7 +16,7 @@ import click
 from registry import __version__
 from registry.client.registry import Registry
 from registry.errors import RegistryError
-from registry.user_folders import user_folder
+from registry.filesystem import user_folder
 
 from . import output, session
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import click
 from fastapi import FastAPI
 
-from registry.durable import replace_file
 from registry.errors import Invalid, Unavailable
+from registry.filesystem import replace_file
 from registry.server import actors
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers

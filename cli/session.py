@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
-from registry.durable import replace_file
 from registry.errors import Invalid
-from registry.user_folders import user_folder
+from registry.filesystem import replace_file, user_folder
 
 from . import main, output
 

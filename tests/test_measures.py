@@ -24,7 +24,7 @@ LIMITS = {
     "vague_names_in_loops": 7,
     "metaphors": 59,
     "repeated_blocks": 0,
-    "undocumented_public_functions": 285,
+    "undocumented_public_functions": 0,
 }
 """Lower a limit when a change lowers its figure. `make facts ARGS=NAME` lists where a figure comes from."""
 

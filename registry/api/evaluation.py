@@ -13,7 +13,7 @@ from pydantic import Field
 from registry.adapters.safetensors import HEADER_LIMIT_BYTES
 from registry.api import Answer, ItemList, Request
 from registry.digest import Digest
-from registry.engine_settings import EngineSettings
+from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
 from registry.files import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS

@@ -14,7 +14,7 @@ from pydantic import Field
 from registry.api import Answer, EscapedText, ItemPage, PrintableText, Request
 from registry.api.catalog import FileLink
 from registry.digest import Digest
-from registry.engine_settings import EngineSettings
+from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Outcome
 from registry.findings import Finding
 

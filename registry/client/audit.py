@@ -46,6 +46,7 @@ class Audit(Versions):
         super().__init__(registry.url, connection=registry.connection)
 
     def proof(self, seq: int) -> EventProof:
+        """The proof that an event is in the log. `NotFound` until the log has numbered it."""
         return self._get(f"/audit/events/{seq}/proof", EventProof)
 
     def page(self, after: int = 0, **search: Any) -> EventPage:
@@ -64,10 +65,12 @@ class Audit(Versions):
             after = page.last
 
     def tile(self, level: int, index: int, width: int, *, stored: bool = False) -> bytes:
+        """The hashes of one tile, `width` × 32 bytes: as the database has them, or as the store has them (`stored`)."""
         path = f"/audit/{tiles.tile_path(level, index, width)}"
         return self.connection.send("GET", path, query={"stored": "true"} if stored else None).content
 
     def entries(self, index: int, width: int) -> bytes:
+        """The entries of one tile as a C2SP entry bundle."""
         return self.connection.send("GET", f"/audit/{tiles.tile_path('entries', index, width)}").content
 
     # ------------------------------------------------------------ attestations
@@ -81,18 +84,23 @@ class Audit(Versions):
 
     # ------------------------------------------------------------ webhooks
     def create_webhook(self, request: WebhookCreate) -> WebhookCreated:
+        """Create a webhook. Only this answer has its secret."""
         return self._post("/webhooks", request, WebhookCreated)
 
     def webhooks(self) -> WebhookList:
+        """All webhooks."""
         return self._get("/webhooks", WebhookList)
 
     def delete_webhook(self, webhook_id: str) -> WebhookView:
+        """Delete a webhook and its deliveries."""
         return self._send("DELETE", _webhook(webhook_id), WebhookView)
 
     def deliveries(self, webhook_id: str, *, state: str = "") -> DeliveryList:
+        """Deliveries of a webhook, newest first, in one state or in all."""
         return self._get(f"{_webhook(webhook_id)}/deliveries", DeliveryList, state=state)
 
     def retry_delivery(self, webhook_id: str, delivery_id: int) -> DeliveryView:
+        """Send a delivery again."""
         return self._send("POST", f"{_webhook(webhook_id)}/deliveries/{delivery_id}/retry", DeliveryView)
 
 
@@ -107,6 +115,7 @@ class ServerLog:
         self._audit, self._note = audit, note
 
     def checkpoint(self) -> str:
+        """The checkpoint that the caller chose."""
         return self._note
 
     def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
@@ -120,12 +129,14 @@ class ServerLog:
         return tiles
 
     def entries(self, index: int, width: int) -> bytes:
+        """The entry bundle of a tile; empty if the server cannot give it."""
         try:
             return self._audit.entries(index, width)
         except (Corrupt, NotFound):
             return b""
 
     def rows(self) -> Iterator[bytes]:
+        """The entry that each event of the database makes, from the first on."""
         for event in self._audit.events():
             yield event.entry()
 
@@ -187,9 +198,11 @@ class FolderLog:
         return tuple(Verifier.parse(line) for line in LogKeys(origin="", keys=lines).keys)
 
     def tiles(self, level: int, index: int, width: int) -> Sequence[bytes]:
+        """The tile of the folder; empty if it is missing."""
         return [self._read(tiles.tile_path(level, index, width))]
 
     def entries(self, index: int, width: int) -> bytes:
+        """The entry bundle of a tile; empty if it is missing."""
         return self._read(tiles.tile_path("entries", index, width))
 
     def rows(self) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ class Result(Generic[Answer]):
 
 
 def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Answer]:
+    """Run `work` for one adapter. Its result holds the error, if the registry or the file system reports one."""
     try:
         return Result(name, folder, work())
     except RegistryError as e:
@@ -36,9 +37,13 @@ def result_of(name: str, folder: Path, work: Callable[[], Answer]) -> Result[Ans
         return Result(name, folder, error=Invalid("FOLDER_INVALID", f"{folder}: {e.strerror or e}"))
 
 
-def each(
+def run_each(
     work: Callable[[Item], Result[Answer]], items: Iterable[Item], on_result: Callable[[Result[Answer]], None]
 ) -> list[Result[Answer]]:
+    """Run `work` for all items, a few at a time; results are in the order of the items.
+
+    `on_result` is called with each result as soon as there is one, never by two threads at a time.
+    """
     lock = threading.Lock()
 
     def run(item: Item) -> Result[Answer]:
@@ -64,10 +69,12 @@ class SharedProgress:
         self._total_bytes = 0
 
     def start(self, total_bytes: int) -> None:
+        """Add the bytes of one more adapter to the total."""
         with self._lock:
             self._total_bytes += total_bytes
             self._inner.start(self._total_bytes)
 
     def advance(self, count: int) -> None:
+        """Count transferred bytes of any adapter."""
         with self._lock:
             self._inner.advance(count)

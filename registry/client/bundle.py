@@ -54,6 +54,7 @@ class Bundle(Answer):
             raise Invalid("FOLDER_INVALID", f"{file} is not a bundle of `adapter verify --save`") from e
 
     def to_bytes(self) -> bytes:
+        """The file's content, which `parse` reads."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
@@ -69,6 +70,7 @@ class Reread:
 
     @property
     def ok(self) -> bool:
+        """Whether the file has the bytes that the manifest names."""
         return self.expected == self.actual
 
 

@@ -17,7 +17,7 @@ from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
 from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, each, result_of
+from registry.client.bulk import Result, SharedProgress, result_of, run_each
 from registry.client.core import Versions
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
@@ -59,7 +59,7 @@ def pull_all(
         ref, folder = item
         return result_of(str(ref), folder, lambda: pull(registry, ref, folder, cache=cache, progress=total))
 
-    return each(pull_one, refs, on_result)
+    return run_each(pull_one, refs, on_result)
 
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:

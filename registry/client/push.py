@@ -16,7 +16,7 @@ from typing import Protocol
 from registry.api.catalog import BaseView
 from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
 from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, each, result_of
+from registry.client.bulk import Result, SharedProgress, result_of, run_each
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import Progress, Silent
@@ -33,7 +33,7 @@ class Signature(Protocol):
     def check(self, manifest: Manifest) -> None:
         """Raise an error if the signature is not for this manifest."""
 
-    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
+    def attach(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
         """Attach the signature to the pushed version."""
 
 
@@ -64,7 +64,7 @@ def push_folder(
     answers.push_result(name, manifest.digest, pushed)
     counter.advance(_missing_bytes(small))
     if signature is not None:
-        signature.give(registry, Ref(name, manifest.digest), manifest)
+        signature.attach(registry, Ref(name, manifest.digest), manifest)
     return pushed
 
 
@@ -92,7 +92,7 @@ def push_all(
 
         return result_of(name, folder, work)
 
-    return each(push, folders, on_result)
+    return run_each(push, folders, on_result)
 
 
 def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, counter: _Counter) -> PushPlan:

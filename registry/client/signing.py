@@ -63,7 +63,8 @@ class WithKey:
     def check(self, manifest: Manifest) -> None:
         """Nothing to check: the signature will be of these files."""
 
-    def give(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
+    def attach(self, registry: Versions, ref: Ref, manifest: Manifest) -> None:
+        """Sign the pushed version and attach the signature."""
         sign(Audit(registry), ref, manifest, self.key)
 
 
@@ -80,7 +81,8 @@ class Attached:
         else:
             models.verify_with_certificate(self.request.bundle, manifest, Trust(), datetime.now(UTC))
 
-    def give(self, registry: Versions, ref: Ref, _manifest: Manifest) -> None:
+    def attach(self, registry: Versions, ref: Ref, _manifest: Manifest) -> None:
+        """Attach the signature to the pushed version."""
         Audit(registry).sign(ref, self.request)
 
 
@@ -88,13 +90,20 @@ class Signable(Protocol):
     """A version as requested."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`namespace/name`, as the version is called today."""
+
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """The number of the version."""
+
     @property
-    def digest(self) -> Digest: ...
+    def digest(self) -> Digest:
+        """The digest of its manifest."""
+
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Manifest:
+        """The manifest that signatures are verified against."""
 
 
 def names_of(version: Signable, arrival: EventProof | None = None, log_keys: Sequence[Verifier] = ()) -> list[str]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from registry.api import LogKeys
 from registry.client.core import Versions
-from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, NotFound
+from registry.filesystem import replace_file
 from registry.tlog import succession, verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 
@@ -34,6 +34,7 @@ class TrustedCheckpoint:
 
     @property
     def verifiers(self) -> tuple[Verifier, ...]:
+        """The keys as they verify notes, newest first."""
         return tuple(Verifier.parse(text) for text in self.keys)
 
     def newest_signer(self, note: str) -> int:

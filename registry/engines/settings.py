@@ -11,10 +11,10 @@ from typing import Any
 
 from registry import engines
 from registry.bases import BaseSpec
-from registry.engine_settings import EngineSettings
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import EngineRules, engine
+from registry.evaluation.engine_settings import EngineSettings
 from registry.findings import Finding
 
 SLOTS_LIMIT = 8

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.user_folders import user_folder
+from registry.filesystem import user_folder
 
 PREFIX = "REGISTRY_"
 _KUBERNETES = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")

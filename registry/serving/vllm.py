@@ -31,12 +31,12 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check
+from registry.filesystem import user_folder
 from registry.names import Alias, Ref
 from registry.serving.agent.heartbeat import Heartbeat, SlotTable, this_node
 from registry.serving.store.eviction import KEEP_DAYS, EvictionLimits, Evictor, leases_of
 from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
-from registry.user_folders import user_folder
 
 try:
     from vllm.lora.request import LoRARequest

@@ -8,8 +8,8 @@ import pytest
 
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.digest import Digest
-from registry.engine_settings import EngineSettings
 from registry.errors import Invalid
+from registry.evaluation.engine_settings import EngineSettings
 from registry.serving.export import kubernetes
 
 DIGEST = Digest.of(b"one")

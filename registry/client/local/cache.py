@@ -22,7 +22,7 @@ from pathlib import Path
 
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.user_folders import user_folder
+from registry.filesystem import user_folder
 
 LINK_FROM_BYTES = 2**20
 LIMIT_BYTES = 50 * 2**30
@@ -53,6 +53,7 @@ class Cache:
         return _shared(user_folder("cache") / "blobs", int(limit))
 
     def path_of(self, digest: Digest) -> Path:
+        """Where this blob is, or would be."""
         return self.root / "sha256" / digest.hex[:2] / digest.hex
 
     def take(self, digest: Digest, size_bytes: int, target: Path) -> bool:

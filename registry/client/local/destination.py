@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from registry.durable import sync_folder
 from registry.errors import Invalid
 from registry.files import NOTE, kind_of
+from registry.filesystem import sync_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -54,15 +54,18 @@ class Folder:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of all files together."""
         return sum(f.size_bytes for f in self.files)
 
     def manifest(
         self, base: BaseRef, parents: tuple[Edge, ...] = (), annotations: dict[str, str] | None = None,
         provenance: Provenance | None = None,
     ) -> Manifest:  # fmt: skip
+        """The manifest of a version with these files."""
         return Manifest.build(base, self.files, parents, annotations, provenance)
 
     def source_of(self, digest: Digest) -> Path:
+        """The file on disk that has these bytes."""
         return self.sources[next(f.path for f in self.files if f.digest == digest)]
 
 

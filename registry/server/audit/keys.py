@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from registry.durable import replace_file
 from registry.errors import Invalid, Unavailable
+from registry.filesystem import replace_file
 from registry.server.settings import Settings
 from registry.tlog import succession
 from registry.tlog.notes import Signer, Verifier

@@ -24,9 +24,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from registry.digest import Digest
-from registry.durable import sync_folder
 from registry.errors import Unavailable
 from registry.files import CHUNK_BYTES
+from registry.filesystem import sync_folder
 from registry.server.storage import signed_links
 from registry.server.storage.blobs import (
     WHOLE_BYTES,

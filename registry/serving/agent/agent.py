@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from registry.api.serving import DesiredState
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import RegistryError
+from registry.filesystem import replace_file
 from registry.serving.agent.heartbeat import Heartbeat
 from registry.serving.agent.reconciler import AdapterStatus, Reconciler
 from registry.serving.store.local_store import LocalStore

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.evaluation import reference_logprobs
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
+from registry.filesystem import replace_file
 from registry.manifest import Relation
 from registry.names import Ref
 from registry.serving.engines.openai import EngineDriver

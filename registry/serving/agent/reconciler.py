@@ -21,9 +21,9 @@ from registry.api.serving import DesiredAdapter, DesiredState, SlotState
 from registry.client import answers
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
+from registry.filesystem import replace_file
 from registry.names import AdapterName, Ref
 from registry.serving.agent.heartbeat import SlotTable
 from registry.serving.agent.load_check import LoadCheck

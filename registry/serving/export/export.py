@@ -27,10 +27,10 @@ from registry.client.local.cache import Cache
 from registry.client.registry import Registry
 from registry.client.transport import wrong_answer
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
 from registry.files import CONFIG, NOTE
+from registry.filesystem import replace_file
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.digest import Digest
-from registry.durable import replace_file, sync_folder
 from registry.errors import Invalid
 from registry.files import NOTE
+from registry.filesystem import replace_file, sync_folder
 from registry.serving.export.export import INDEX
 
 _INCOMING = ".incoming-"

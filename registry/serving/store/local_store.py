@@ -27,8 +27,8 @@ from pathlib import Path
 from registry.client import pull
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import Corrupt, RegistryError, Unavailable
+from registry.filesystem import replace_file
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 from registry.serving.store.in_use import InUse

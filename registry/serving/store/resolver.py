@@ -25,9 +25,9 @@ from pathlib import Path
 from registry.api.catalog import Resolved
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.durable import replace_file
 from registry.errors import Corrupt, Invalid, RegistryError, Unauthenticated, Unavailable
 from registry.evaluation.verdicts import Check, Outcome
+from registry.filesystem import replace_file
 from registry.names import NEWEST, Alias, Ref
 from registry.serving.store.local_store import LocalStore
 

@@ -18,11 +18,11 @@ from registry.api.catalog import BaseAdd, Resolved
 from registry.client import push
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
+from registry.filesystem import user_folder
 from registry.jobs import JOB_ID_PATTERN
 from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe
 from registry.names import AdapterName, BaseName, Ref
-from registry.user_folders import user_folder
 from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 

@@ -1,10 +1,14 @@
-"""Files that survive a power cut: replaced whole, and forced to disk."""
+"""The file system: files that survive a power cut, and the folders of a user (XDG Base Directory Specification)."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+_USER_FOLDERS = {"config": "~/.config", "data": "~/.local/share", "cache": "~/.cache"}
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -28,3 +32,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_folder(kind: Literal["config", "data", "cache"], environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder `adapter-registry` in `$XDG_CONFIG_HOME`, `$XDG_DATA_HOME` or `$XDG_CACHE_HOME`."""
+    home = environment.get(f"XDG_{kind.upper()}_HOME") or _USER_FOLDERS[kind]
+    return Path(home).expanduser() / "adapter-registry"
