@@ -1,4 +1,4 @@
-"""`adapter base add`, `identify`, `list`, `show`, `alias`, `remove` and `thresholds`.
+"""`adapter base add`, `identify`, `list`, `show`, `alias`, `delete` and `thresholds`.
 
 A base is described by its config.json and safetensors headers. Its weights are read only by `identify` and never sent.
 """
@@ -28,7 +28,7 @@ UNRELATED_SHOWN = 10
 
 @click.group()
 def base() -> None:
-    """Base models: add, list, show, alias, remove, identify, thresholds."""
+    """Base models: add, list, show, alias, delete, identify, thresholds."""
 
 
 @base.command()

@@ -76,10 +76,10 @@ def _commands() -> dict[str, CommandSpec]:
         "quarantine": spec(
             ".withdraw", "quarantine", release, "Withhold a version until an owner lifts the quarantine."
         ),
-        "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, remove, identify, thresholds."),
+        "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
         "whoami": spec(".tokens", "whoami", setup, "Show the registry and your rights."),
-        "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke."),
+        "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
         "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),
         "publisher": spec(".namespaces", "publisher", setup, "Trusted publishers: CI jobs without stored secrets."),
         "rename": spec(".adapters", "rename", setup, "Rename an adapter or move it to another namespace."),

@@ -80,7 +80,7 @@ def _rights(scopes: list[str], namespaces: list[str], adapters: list[str]) -> st
 # ------------------------------------------------------------------ tokens
 @click.group()
 def token() -> None:
-    """Tokens: create, rotate, exchange, list, revoke."""
+    """Tokens: create, rotate, exchange, list, revoke, generate."""
 
 
 @token.command()

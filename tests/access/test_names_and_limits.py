@@ -328,11 +328,9 @@ def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
 
 
 @pytest.mark.security
-@pytest.mark.parametrize(
-    "name", ["v1", "v2", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"]
-)
-def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants, name: str) -> None:
-    with pytest.raises(Invalid, match="is reserved"):
-        tenants.world.admin.create_namespace(name)
-    with pytest.raises(Invalid, match="is reserved"):
-        tenants.world.push(f"{name}/support")
+def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants) -> None:
+    for name in ("v1", "v2", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"):
+        with pytest.raises(Invalid, match=f"'{name}' is reserved"):
+            tenants.world.admin.create_namespace(name)
+        with pytest.raises(Invalid, match=f"'{name}' is reserved"):
+            tenants.world.push(f"{name}/support")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from registry.digest import Digest
 from registry.names import Selector
 
-FOR_EVER = "private, max-age=31536000, immutable"
+IMMUTABLE = "private, max-age=31536000, immutable"
 """For what never changes: a version by number or digest, a full tile."""
-ASK_AGAIN = "private, no-cache"
+REVALIDATE = "private, no-cache"
 
 
 def cache_control(selector: Selector) -> str:
     """Return `Cache-Control` of an answer about a version. Only an alias can move."""
-    return FOR_EVER if isinstance(selector, int | Digest) else ASK_AGAIN
+    return IMMUTABLE if isinstance(selector, int | Digest) else REVALIDATE
 
 
 def etag_matches(if_none_match: str, etag: str) -> bool:

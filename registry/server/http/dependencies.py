@@ -10,8 +10,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -33,7 +32,7 @@ from registry.server.catalog.versions import Pointer
 from registry.server.database import db
 from registry.server.http.idempotency import HEADER, SAFE_METHODS, claim_key, look_up_key
 from registry.server.http.request_actor import authenticate, current_actor, read_secret
-from registry.server.http.routing import DeclaresScope, UsesStore, enter_session, require_nothing
+from registry.server.http.routing import DeclaresScope, UsesStore, as_coroutine, enter_session, require_nothing
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 
@@ -41,16 +40,6 @@ Result = TypeVar("Result")
 ADAPTER = "/adapters/{namespace}/{name}"
 VERSION = ADAPTER + "/versions/{selector}"
 NAMESPACE = "/namespaces/{namespace}"
-
-
-def inline(function: Callable[..., Result]) -> Callable[..., Coroutine[Any, Any, Result]]:
-    """Make a function a dependency that runs in the request's thread; FastAPI would run it in another one."""
-
-    @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Result:
-        return function(*args, **kwargs)
-
-    return call
 
 
 def app_state(name: str) -> Any:
@@ -209,9 +198,9 @@ AuditLogDep = Annotated[AuditLog, app_state("audit_log")]
 SessionDep = Annotated[Session, Depends(open_session)]
 ReadSessionDep = Annotated[Session, Depends(open_read_session)]
 KeyedSessionDep = Annotated[Session, Depends(open_keyed_session)]
-NameDep = Annotated[AdapterName, Depends(inline(adapter_name))]
-SelectorDep = Annotated[Selector, Depends(inline(version_selector))]
-CursorDep = Annotated[str, Depends(inline(keyset_cursor))]
+NameDep = Annotated[AdapterName, Depends(as_coroutine(adapter_name))]
+SelectorDep = Annotated[Selector, Depends(as_coroutine(version_selector))]
+CursorDep = Annotated[str, Depends(as_coroutine(keyset_cursor))]
 LimitDep = Annotated[int, Query(ge=1), AfterValidator(lambda limit: min(limit, PAGE_LIMIT))]
 """The number of items on a page. A larger number than `PAGE_LIMIT` gives that many, and a cursor."""
 PAGE = PAGE_DEFAULT

@@ -59,7 +59,7 @@ class SingleThreadRoute(APIRoute):
         self._run_in_thread = run_in_store_thread if uses_store else run_in_threadpool
         self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
-        super().__init__(path, endpoint if self.is_async else _as_coroutine(endpoint), **kwargs)
+        super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
 
     def _read_body(self, request: Request) -> AbstractAsyncContextManager[Request]:
         if self.body_limit_bytes is None:
@@ -120,12 +120,12 @@ def _run_without_loop(coroutine: Coroutine[Any, Any, Response]) -> Response:
     raise RuntimeError("a dependency of a synchronous route has awaited something")
 
 
-def _as_coroutine(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a plain function, because FastAPI would call it in another thread."""
+def as_coroutine(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Wrap a route or a dependency to run in the request's thread; FastAPI would call it in another one."""
 
-    @functools.wraps(endpoint)
+    @functools.wraps(function)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return endpoint(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return call
 

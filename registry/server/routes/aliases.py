@@ -47,7 +47,6 @@ from registry.server.http.dependencies import (
     SessionDep,
     Text,
     adapter_name,
-    inline,
     namespace_name,
 )
 from registry.server.promotion import aliases, gates, withdraw
@@ -162,8 +161,8 @@ def _selector(text: str, name: object) -> Selector:
 
 # ------------------------------------------------------------------ of a namespace, and of an adapter
 for _kind, _path, _owner in (
-    ("namespace", NAMESPACE, Depends(inline(namespace_name))),
-    ("adapter", ADAPTER, Depends(inline(adapter_name))),
+    ("namespace", NAMESPACE, Depends(routing.as_coroutine(namespace_name))),
+    ("adapter", ADAPTER, Depends(routing.as_coroutine(adapter_name))),
 ):
     # The owner is a default, because annotations cannot see the variables of this loop.
 

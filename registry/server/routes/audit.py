@@ -38,7 +38,7 @@ from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.http import routing
-from registry.server.http.caching import FOR_EVER
+from registry.server.http.caching import IMMUTABLE
 from registry.server.http.dependencies import (
     PAGE,
     Admin,
@@ -240,7 +240,7 @@ def prove_event(session: SessionDep, actor: Puller, seq: int) -> EventProof:
 
 
 def _tile(data: bytes) -> Response:
-    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": FOR_EVER})
+    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": IMMUTABLE})
 
 
 def _no_tile(path: str) -> NotFound:

@@ -26,7 +26,7 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import routing
-from registry.server.http.caching import ASK_AGAIN, etag_matches
+from registry.server.http.caching import REVALIDATE, etag_matches
 from registry.server.http.dependencies import (
     PAGE,
     CursorDep,
@@ -161,7 +161,7 @@ async def show_desired_state(
 
 
 def _headers(cursor: str) -> dict[str, str]:
-    return {"ETag": f'"{cursor}"', "Cache-Control": ASK_AGAIN}
+    return {"ETag": f'"{cursor}"', "Cache-Control": REVALIDATE}
 
 
 async def _wait_for_change(request: Request, reader: _DesiredStateReader, since: str, until: float) -> Counts | None:

@@ -41,7 +41,6 @@ from registry.server.http.dependencies import (
     SelectorDep,
     SessionDep,
     SettingsDep,
-    inline,
 )
 from registry.server.http.ranges import BYTES_HEADERS, LINK_HEADERS, select_part
 from registry.server.http.request_body import limit_body
@@ -58,7 +57,7 @@ def _blob_digest(digest: str) -> Digest:
     return Digest(digest)
 
 
-DigestDep = Annotated[Digest, Depends(inline(_blob_digest))]
+DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
 # ------------------------------------------------------------------ push

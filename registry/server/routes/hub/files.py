@@ -19,7 +19,7 @@ from registry.hub.shapes import File
 from registry.server.actors import Actor
 from registry.server.catalog import files
 from registry.server.database import db
-from registry.server.http.caching import ASK_AGAIN, FOR_EVER
+from registry.server.http.caching import IMMUTABLE, REVALIDATE
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
 from registry.server.http.ranges import BYTES_HEADERS
 from registry.server.hub import repositories
@@ -97,7 +97,7 @@ def _headers(file: File, commit: str, revision: str) -> dict[str, str]:
         "ETag": f'"{file.etag}"',
         protocol.COMMIT_HEADER: commit,
         "Accept-Ranges": "bytes",
-        "Cache-Control": FOR_EVER if revision == commit else ASK_AGAIN,
+        "Cache-Control": IMMUTABLE if revision == commit else REVALIDATE,
         "Vary": "Authorization",
         **BYTES_HEADERS,
         "Content-Disposition": attachment(descriptor.path),
