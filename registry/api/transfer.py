@@ -19,12 +19,21 @@ SMALL_BLOB_BYTES = 16 * 2**10
 SMALL_FILES_BYTES = 256 * 2**10
 """How many bytes of small files a pull plan holds at most. The others are downloaded like large ones."""
 
+NAME_LIMIT = 300
+"""Characters of a name, a ref or an id in a request. Longer ones are refused before they are parsed."""
+
 
 class PushRequest(Request):
     """What the client wants to push. The digest of the version is that of the manifest's bytes."""
 
     manifest: Manifest
     message: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+
+
+class PushItem(PushRequest):
+    """One of the pushes of a request. `name` is the adapter's: `namespace/name`."""
+
+    name: str = Field(max_length=NAME_LIMIT)
 
 
 class UploadPart(Answer):
@@ -71,6 +80,12 @@ class PushCommit(Request):
 
     alias: str = ""
     small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
+
+
+class CommitItem(PushCommit):
+    """One of the commits of a request."""
+
+    push_id: str = Field(max_length=NAME_LIMIT)
 
 
 class PushResult(Answer):

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -13,15 +14,16 @@ from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.catalog import DeleteResult
+from registry.api.transfer import CommitItem
 from registry.client.registry import Registry
-from registry.errors import Conflict, NotFound, Refused, RegistryError, Unauthenticated
+from registry.errors import NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.names import AdapterName
 from registry.server import app
 from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.engine import open_database
-from registry.server.database.models import AdapterRow, ApprovalRow, VersionRow
+from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
@@ -186,15 +188,20 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
 ) -> None:
     """The first statement sees the adapter's row; the second one, which locks it, does not."""
     tenants.world.admin.rename("acme/support", "acme/helper")
-    name, insert = AdapterName("acme", "support"), db.insert_new
+    name, insert = AdapterName("acme", "support"), db.insert_new_rows
 
-    def seen(session: Session, table: type[SQLModel], values: dict[str, object]) -> bool:
-        return table is not AdapterRow and insert(session, table, values)
+    def seen(session: Session, table: type[SQLModel], values: Any, **how: Any) -> list[Any]:
+        return [] if table is AdapterRow else insert(session, table, values, **how)
 
-    monkeypatch.setattr(db, "insert_new", seen)
-    with tenants.world.session() as session, pytest.raises(Conflict) as refusal:
-        rows._lock_adapter(session, TRUSTED, name)
-    assert refusal.value.code == "NAME_TOMBSTONED"
+    monkeypatch.setattr(db, "insert_new_rows", seen)
+    manifest = tenants.world.manifest(tenants.files)
+    values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
+    push = PushRow(**values, created_at=db.now(), expires_at=db.now())
+    pushed = rows.Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
+    with tenants.world.session() as session, pytest.raises(rows.MemberFailed):
+        rows._lock_adapters(session, TRUSTED, [pushed])
+    assert pushed.error is not None
+    assert pushed.error.code == "NAME_TOMBSTONED"
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, event
 from sqlmodel import select
 
 from registry.api.maintenance import GcRequest
-from registry.api.transfer import PushCommit, PushPlan, PushRequest
+from registry.api.transfer import CommitItem, PushItem, PushPlan
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError
 from registry.names import AdapterName
@@ -29,6 +29,7 @@ from registry.server.database.models import BlobRow, PushRow, VersionFileRow, Ve
 from registry.server.maintenance import gc
 from registry.server.promotion import removal
 from registry.server.push import commit, plan
+from registry.server.push.group import only
 from registry.server.storage.blobs import Bytes, Stat, digest_of, key_of
 from tests import forge
 from tests.interleavings.scheduler import Scheduler
@@ -138,9 +139,10 @@ class Garbage:
             try:
                 planned = self._send(name, files)
                 with db.session(self.world.engine, write=False) as session:
-                    commit.commit_push(session, TRUSTED, planned.push_id, PushCommit(), blobs=self.blobs)
+                    item = CommitItem(push_id=planned.push_id)
+                    only(commit.commit_pushes(session, TRUSTED, [item], blobs=self.blobs))
                 self.acknowledged[name] = files
-                commit.clean_up(self.world.engine, planned.push_id, blobs=self.blobs)
+                commit.clean_up(self.world.engine, [planned.push_id], blobs=self.blobs)
                 return
             except RegistryError as error:
                 if error.code not in RETRIED:
@@ -149,16 +151,9 @@ class Garbage:
         raise AssertionError(f"the push of {name} was refused {RETRIES} times")
 
     def _send(self, name: str, files: dict[str, bytes]) -> PushPlan:
-        request = PushRequest(manifest=self.world.manifest(files))
+        item = PushItem(name=name, manifest=self.world.manifest(files))
         with db.session(self.world.engine, write=False) as session:
-            planned = plan.plan_push(
-                session,
-                TRUSTED,
-                AdapterName.parse(name),
-                request,
-                blobs=self.blobs,
-                settings=self.world.settings,
-            )
+            planned = only(plan.plan_pushes(session, TRUSTED, [item], blobs=self.blobs, settings=self.world.settings))
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in planned.uploads:
             with db.session(self.world.engine, write=False) as session:

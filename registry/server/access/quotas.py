@@ -7,19 +7,23 @@ under the namespace's lock before its rows are written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, literal
+from sqlalchemy import bindparam, func, or_
 from sqlmodel import Session, col, select
 
-from registry.errors import TooLarge, Unavailable
+from registry.errors import RegistryError, TooLarge, Unavailable
 from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server.access import reserved_names
 from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRow, PushRow, VersionRow
 from registry.server.storage.references import PushState
 
@@ -27,43 +31,92 @@ HOUR = timedelta(hours=1)
 PUSHES_OF_TOKEN_LIMIT = 500
 PUSHES_OF_NAMESPACE_LIMIT = 2000
 # Built once: every push executes them.
-_SELECT_NAMESPACE = select(NamespaceRow).where(col(NamespaceRow.name) == bindparam("name"))
+_SELECT_NAMESPACES = select(NamespaceRow).where(any_of(col(NamespaceRow.name), parameter="names"))
 _IS_OPEN = (col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > bindparam("now"))
-_COUNT_OPEN = select(func.count(col(PushRow.id))).where(*_IS_OPEN)
-_SELECT_WITH_OPEN_PUSHES = (
-    select(
-        NamespaceRow,
-        _COUNT_OPEN.where(col(PushRow.token_id) == bindparam("token_id")).scalar_subquery(),
-        _COUNT_OPEN.where(col(PushRow.namespace) == bindparam("name")).scalar_subquery(),
-    )
-    .select_from(select(literal(1).label("one")).subquery())
-    .outerjoin(NamespaceRow, col(NamespaceRow.name) == bindparam("name"))
+_COUNT_OPEN = (
+    select(col(PushRow.namespace), col(PushRow.token_id), func.count(col(PushRow.id)))
+    .where(*_IS_OPEN)
+    .where(or_(col(PushRow.token_id) == bindparam("token_id"), any_of(col(PushRow.namespace), parameter="names")))
+    .group_by(col(PushRow.namespace), col(PushRow.token_id))
 )
 _SUM_STAGED = (
-    select(func.coalesce(func.sum(PushBlobRow.size_bytes), 0))
-    .join(PushRow, col(PushRow.id) == col(PushBlobRow.push_id))
-    .where(*_IS_OPEN, col(PushRow.namespace) == bindparam("name"), col(PushBlobRow.staging_key) != "")
+    select(col(PushRow.namespace), func.sum(PushBlobRow.size_bytes))
+    .join(PushBlobRow, col(PushRow.id) == col(PushBlobRow.push_id))
+    .where(*_IS_OPEN, any_of(col(PushRow.namespace), parameter="names"), col(PushBlobRow.staging_key) != "")
+    .group_by(col(PushRow.namespace))
+)
+_RECENT = (
+    select(col(PushRow.namespace), func.count(), func.min(PushRow.created_at))
+    .where(any_of(col(PushRow.namespace), parameter="names"), col(PushRow.created_at) > bindparam("since"))
+    .group_by(col(PushRow.namespace))
+)
+_LOCK = (
+    select(NamespaceRow.name)
+    .where(any_of(col(NamespaceRow.name), parameter="names"))
+    .order_by(col(NamespaceRow.name))
+    .with_for_update()
 )
 
 
-def check_before_upload(session: Session, actor: Actor, name: AdapterName, manifest: Manifest) -> None:
-    """Check the plan of a push. `Conflict` (NAME_…), `TooLarge` (QUOTA_EXCEEDED), `Unavailable` (RATE_LIMITED).
+@dataclass
+class _Usage:
+    """What a namespace with a quota holds, and what the pushes of this request add."""
 
-    Call it in the transaction that writes the push: it locks a namespace that has a quota.
+    used_bytes: int
+    used_versions: int
+    staged_bytes: int = 0
+
+
+class NewPush(NamedTuple):
+    """A push to be checked: `staged_bytes` are those that it will send."""
+
+    name: AdapterName
+    manifest: Manifest
+    staged_bytes: int
+
+
+def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush]) -> dict[int, RegistryError]:
+    """Check new pushes; return the errors by position: `Conflict` (NAME_…), QUOTA_EXCEEDED, RATE_LIMITED.
+
+    Call it in the transaction that writes the pushes: it locks namespaces that have a quota. Each push counts the ones
+    before it.
     """
-    reserved_names.check_available(session, actor, name)
-    params = {"name": name.namespace, "token_id": actor.token_id, "now": db.now()}
-    row, of_token, of_namespace = session.exec(_SELECT_WITH_OPEN_PUSHES, params=params).one()
-    _check_open_pushes("this token", of_token, PUSHES_OF_TOKEN_LIMIT)
-    _check_open_pushes(f"namespace '{name.namespace}'", of_namespace, PUSHES_OF_NAMESPACE_LIMIT)
-    if row is not None:
-        if _has_quota(row):
-            _lock(session, row)
-            staged_bytes = int(session.exec(_SUM_STAGED, params={"name": row.name, "now": params["now"]}).one())
-            _require_space(
-                session, row, manifest.size_bytes, 1, "version", staged_bytes, unless_exists=(name, manifest)
-            )
-        _check_push_rate(session, row)
+    conflicts = reserved_names.find_conflicts(session, actor, [push.name for push in pushes])
+    params: dict[str, Any] = {"names": sorted({push.name.namespace for push in pushes}), "now": db.now()}
+    of_token, open_pushes = 0, Counter[str]()
+    for namespace, token_id, count in session.exec(_COUNT_OPEN, params=params | {"token_id": actor.token_id}):
+        open_pushes[namespace] += count
+        of_token += count if token_id == actor.token_id else 0
+    limits = {row.name: row for row in session.exec(_SELECT_NAMESPACES, params=params)}
+    usages = _lock_usages(session, limits)
+    if usages:
+        for namespace, staged_bytes in session.exec(_SUM_STAGED, params=params | {"names": sorted(usages)}):
+            usages[namespace].staged_bytes = int(staged_bytes)
+    recent = _count_recent(session, [row.name for row in limits.values() if row.pushes_per_hour is not None])
+    errors: dict[int, RegistryError] = {}
+    for position, push in enumerate(pushes):
+        namespace = push.name.namespace
+        try:
+            if push.name in conflicts:
+                raise conflicts[push.name]
+            _check_open_pushes("this token", of_token, PUSHES_OF_TOKEN_LIMIT)
+            _check_open_pushes(f"namespace '{namespace}'", open_pushes[namespace], PUSHES_OF_NAMESPACE_LIMIT)
+            if namespace in usages:
+                size_bytes = push.manifest.size_bytes
+                _require_space(
+                    session, limits[namespace], usages[namespace], size_bytes, 1, "version",
+                    unless_exists=(push.name, push.manifest),
+                )  # fmt: skip
+                usages[namespace].staged_bytes += push.staged_bytes
+            if namespace in recent:
+                _check_push_rate(limits[namespace], *recent[namespace])
+                recent[namespace] = (recent[namespace][0] + 1, recent[namespace][1] or db.now())
+        except RegistryError as e:
+            errors[position] = e
+        else:
+            of_token += 1
+            open_pushes[namespace] += 1
+    return errors
 
 
 def _check_open_pushes(owner: str, count: int, limit: int) -> None:
@@ -76,22 +129,34 @@ def _check_open_pushes(owner: str, count: int, limit: int) -> None:
         )
 
 
-def check_before_commit(session: Session, name: AdapterName, manifest: Manifest) -> None:
-    """Check a new version before its rows are written. Locks a namespace that has a quota."""
-    row = session.exec(_SELECT_NAMESPACE, params={"name": name.namespace}).first()
-    if row is not None and _has_quota(row):
-        _lock(session, row)
-        _require_space(session, row, manifest.size_bytes, 1, "version")
+def check_before_commit(session: Session, versions: Sequence[tuple[AdapterName, Manifest]]) -> dict[int, RegistryError]:
+    """Check new versions before their rows are written; return the errors by position. Locks as before an upload."""
+    params = {"names": sorted({name.namespace for name, _ in versions})}
+    limits = {row.name: row for row in session.exec(_SELECT_NAMESPACES, params=params)}
+    usages = _lock_usages(session, limits)
+    errors: dict[int, RegistryError] = {}
+    for position, (name, manifest) in enumerate(versions):
+        usage = usages.get(name.namespace)
+        if usage is None:
+            continue
+        try:
+            _require_space(session, limits[name.namespace], usage, manifest.size_bytes, 1, "version")
+        except TooLarge as e:
+            errors[position] = e
+        else:
+            usage.used_bytes += manifest.size_bytes
+            usage.used_versions += 1
+    return errors
 
 
 def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) -> None:
     """Check that the versions of an adapter fit into the namespace it moves to. `TooLarge` as for a push."""
     row = session.get(NamespaceRow, name.namespace)
     if row is not None and _has_quota(row):
-        _lock(session, row)
+        usage = _lock_usages(session, {row.name: row})[row.name]
         totals = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
         size_bytes, versions = session.exec(totals.where(VersionRow.adapter_id == adapter_id)).one()
-        _require_space(session, row, int(size_bytes), versions, "adapter")
+        _require_space(session, row, usage, int(size_bytes), versions, "adapter")
 
 
 def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -110,19 +175,24 @@ def _has_quota(row: NamespaceRow) -> bool:
     return row.quota_bytes is not None or row.quota_versions is not None
 
 
-def _lock(session: Session, row: NamespaceRow) -> None:
-    session.exec(select(NamespaceRow.name).where(col(NamespaceRow.name) == row.name).with_for_update()).one()
+def _lock_usages(session: Session, limits: Mapping[str, NamespaceRow]) -> dict[str, _Usage]:
+    """Lock those namespaces that have a quota, and return what they hold."""
+    namespaces = sorted(name for name, row in limits.items() if _has_quota(row))
+    if not namespaces:
+        return {}
+    session.exec(_LOCK, params={"names": namespaces}).all()
+    return {name: _Usage(*used) for name, used in read_usage(session, namespaces).items()}
 
 
 def _require_space(
-    session: Session, row: NamespaceRow, size_bytes: int, versions: int, what: str, staged_bytes: int = 0, *,
+    session: Session, row: NamespaceRow, usage: _Usage, size_bytes: int, versions: int, what: str, *,
     unless_exists: tuple[AdapterName, Manifest] | None = None,
 ) -> None:  # fmt: skip
     """Raise `TooLarge` (QUOTA_EXCEEDED) if the namespace would exceed its quota with this much more.
 
     A version that exists already (`unless_exists`) needs no space.
     """
-    used_bytes, used_versions = read_usage(session, [row.name])[row.name]
+    used_bytes, used_versions, staged_bytes = usage.used_bytes, usage.used_versions, usage.staged_bytes
     if row.quota_bytes is not None and used_bytes + staged_bytes + size_bytes > row.quota_bytes:
         staged = f", open pushes hold {staged_bytes}" if staged_bytes else ""
         excess = f"{used_bytes} of {row.quota_bytes} bytes are used{staged}, and this {what} has {size_bytes}"
@@ -145,13 +215,16 @@ def _version_exists(session: Session, name: AdapterName, manifest: Manifest) -> 
     return session.exec(versions.where(*same_name, VersionRow.digest == manifest.digest)).first() is not None
 
 
-def _check_push_rate(session: Session, row: NamespaceRow) -> None:
-    if row.pushes_per_hour is None:
-        return
-    recent = select(func.count(), func.min(PushRow.created_at)).where(
-        col(PushRow.namespace) == row.name, col(PushRow.created_at) > db.now() - HOUR
-    )
-    count, oldest = session.exec(recent).one()
-    if count >= row.pushes_per_hour:
+def _count_recent(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[int, datetime | None]]:
+    """How many pushes these namespaces received in the last hour, and when the first of them was."""
+    if not namespaces:
+        return {}
+    params = {"names": sorted(namespaces), "since": db.now() - HOUR}
+    recent = {namespace: (count, oldest) for namespace, count, oldest in session.exec(_RECENT, params=params)}
+    return {namespace: recent.get(namespace, (0, None)) for namespace in namespaces}
+
+
+def _check_push_rate(row: NamespaceRow, count: int, oldest: datetime | None) -> None:
+    if row.pushes_per_hour is not None and count >= row.pushes_per_hour:
         wait = (oldest + HOUR - db.now()).total_seconds() if oldest else HOUR.total_seconds()
         raise rate_limited(f"pushes into namespace '{row.name}'", row.pushes_per_hour, max(0.0, wait), "hour")

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import and_, bindparam, or_, update
+from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -23,6 +24,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import NamespaceRow, TakenNameRow
 
 NAMESPACES = ""
@@ -31,31 +33,67 @@ _BASES = "@"
 """The `owner` of a base's name is this sign and its organization, in lower case. No namespace begins with it."""
 
 # Built once: every push executes it.
-_SELECT_SIMILAR = (
-    select(TakenNameRow)
-    .where(
-        or_(
-            and_(col(TakenNameRow.owner) == NAMESPACES, col(TakenNameRow.skeleton) == bindparam("namespace")),
-            and_(col(TakenNameRow.owner) == bindparam("owner"), col(TakenNameRow.skeleton) == bindparam("name")),
-        )
-    )
-    .order_by(col(TakenNameRow.owner))
+_SELECT_SIMILAR = select(TakenNameRow).where(
+    any_of(col(TakenNameRow.owner), parameter="owners"), any_of(col(TakenNameRow.skeleton), parameter="skeletons")
 )
 
 
 def check_available(session: Session, actor: Actor, name: AdapterName) -> None:
     """Check whether `reserve_adapter` would fail, before any byte is sent. `Conflict` as there."""
-    expected = {NAMESPACES: name.namespace, name.namespace: name.name}
-    skeletons = {"namespace": names.skeleton(name.namespace), "name": names.skeleton(name.name)}
-    for row in session.exec(_SELECT_SIMILAR, params={"owner": name.namespace, **skeletons}):
-        if row.ended_at is not None or row.name != expected[row.owner]:
-            raise _conflict(actor, row, expected[row.owner])
+    for conflict in find_conflicts(session, actor, [name]).values():
+        raise conflict
+
+
+def find_conflicts(session: Session, actor: Actor, adapters: Sequence[AdapterName]) -> dict[AdapterName, Conflict]:
+    """Those of these adapters whose names, or those of their namespaces, cannot be reserved."""
+    taken = _find_taken(session, [key for name in adapters for key in _keys(name)])
+    conflicts: dict[AdapterName, Conflict] = {}
+    for adapter in adapters:
+        for owner, name in _keys(adapter):
+            row = taken.get((owner, names.skeleton(name)))
+            if row is not None and (row.ended_at is not None or row.name != name):
+                conflicts.setdefault(adapter, _conflict(actor, row, name))
+    return conflicts
+
+
+def _keys(adapter: AdapterName) -> tuple[tuple[str, str], ...]:
+    """The owners and names that an adapter reserves: its namespace's, and its own."""
+    return (NAMESPACES, adapter.namespace), (adapter.namespace, adapter.name)
+
+
+def _find_taken(session: Session, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], TakenNameRow]:
+    """(owner, skeleton) → the reservation, of these owners and names."""
+    exact_keys = {(owner, names.skeleton(name)) for owner, name in keys}
+    params = {"owners": sorted({key[0] for key in exact_keys}), "skeletons": sorted({key[1] for key in exact_keys})}
+    rows = session.exec(_SELECT_SIMILAR.execution_options(populate_existing=True), params=params)
+    return {key: row for row in rows if (key := (row.owner, row.skeleton)) in exact_keys}
 
 
 def reserve_adapter(session: Session, actor: Actor, name: AdapterName) -> None:
     """Reserve the name of a new adapter and of its new namespace. `Conflict` (NAME_TAKEN, NAME_TOMBSTONED)."""
-    reserve_namespace(session, actor, name.namespace)
-    _reserve(session, actor, name.namespace, name.name)
+    for conflict in reserve_adapters(session, actor, [name]).values():
+        raise conflict
+
+
+def reserve_adapters(session: Session, actor: Actor, adapters: Sequence[AdapterName]) -> dict[AdapterName, Conflict]:
+    """Reserve the names of new adapters and of their new namespaces; return those that cannot be reserved.
+
+    After a conflict the caller has to roll back.
+    """
+    namespaces = [
+        {"name": namespace, "created_at": db.now(), "created_by": actor.identity}
+        for namespace in sorted({name.namespace for name in adapters})
+    ]
+    new = sorted(row.name for row in db.insert_new_rows(session, NamespaceRow, namespaces, returning=_NAMESPACE_NAME))
+    keys = [*((NAMESPACES, namespace) for namespace in new), *sorted((n.namespace, n.name) for n in adapters)]
+    db.insert_new_rows(session, TakenNameRow, [_values(*key) for key in keys], returning=_SKELETON)
+    created = [audit.build(session, actor, EventType.NAMESPACE_CREATE, namespace) for namespace in new]
+    db.bulk_insert(session, created)
+    return find_conflicts(session, actor, adapters)
+
+
+_NAMESPACE_NAME = (col(NamespaceRow.name),)
+_SKELETON = (col(TakenNameRow.skeleton),)
 
 
 def reserve_namespace(session: Session, actor: Actor, namespace: str) -> bool:
@@ -76,8 +114,12 @@ def _reserve(session: Session, actor: Actor, owner: str, name: str) -> None:
         raise _conflict(actor, row, name)
 
 
+def _values(owner: str, name: str) -> dict[str, str]:
+    return {"owner": owner, "skeleton": names.skeleton(name), "name": name}
+
+
 def _insert(session: Session, owner: str, name: str) -> bool:
-    return db.insert_new(session, TakenNameRow, {"owner": owner, "skeleton": names.skeleton(name), "name": name})
+    return db.insert_new(session, TakenNameRow, _values(owner, name))
 
 
 def restore_adapter(session: Session, name: AdapterName) -> None:

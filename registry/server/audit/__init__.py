@@ -48,13 +48,27 @@ def append(
 
     `request_id` defaults to that of the session's request, `namespace` to that of the object.
     """
+    db.bulk_insert(session, [build(session, actor, event_type, object, detail, request_id, namespace=namespace)])
+
+
+def build(
+    session: Session,
+    actor: Actor,
+    event_type: EventType,
+    object: str,
+    detail: Mapping[str, Any] | None = None,
+    request_id: str = "",
+    *,
+    namespace: str | None = None,
+) -> EventRow:
+    """The row that `append` inserts, for a caller that inserts many at once (`db.bulk_insert`)."""
     values = dict(detail or {})
     size_bytes = len(canonical_json(values))
     if size_bytes > DETAIL_LIMIT_BYTES:
         values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
     if namespace is None:
         namespace = object.partition("/")[0] if event_type.about.in_namespace else ""
-    row = EventRow(
+    return EventRow(
         at=db.now(),
         actor=actor.identity,
         token_id=actor.token_id,
@@ -64,7 +78,6 @@ def append(
         detail=values,
         request_id=request_id or str(session.info.get("request_id", "")),
     )
-    db.bulk_insert(session, [row])
 
 
 def read_former_names(session: Session, name: AdapterName) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import bindparam
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
@@ -13,12 +13,13 @@ from registry.bases import BaseSpec
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.errors import NotFound
+from registry.server.database.any_of import any_of
 from registry.server.database.models import BaseRow
 
 CACHED_SPECS = 64
 _SPECS: dict[tuple[str, str, datetime, str], BaseSpec] = {}
 _LIGHT = select(BaseRow).options(*(defer(cast(Any, column)) for column in (BaseRow.spec, BaseRow.library_modules)))
-_NAMED = _LIGHT.where(col(BaseRow.name) == bindparam("name"))
+_NAMED = _LIGHT.where(any_of(col(BaseRow.name), parameter="names"))
 """Built once: every push executes it. The spec may be large and is loaded only if it is not cached (`load_spec`)."""
 
 
@@ -26,19 +27,32 @@ def find(session: Session, name: str) -> BaseRow:
     """The row of a base, by its name or one of its aliases. `NotFound` (BASE_UNKNOWN)."""
     base = find_named(session, name)
     if base is None:
-        raise NotFound(
-            "BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=f"run `adapter base add {name[:200]} DIR`"
-        )
+        raise unknown_base(name)
     return base
+
+
+def unknown_base(name: str) -> NotFound:
+    """The error for a base that does not exist."""
+    next_step = f"run `adapter base add {name[:200]} DIR`"
+    return NotFound("BASE_UNKNOWN", f"there is no base '{name[:200]}'", next_step=next_step)
 
 
 def find_named(session: Session, name: str) -> BaseRow | None:
     """The row of a base, by its name or one of its aliases; None if there is none."""
-    base = session.exec(_NAMED, params={"name": name}).first()
-    if base is not None:
-        return base
-    rows = session.exec(_LIGHT.where(col(BaseRow.aliases).is_not(None)).order_by(col(BaseRow.name))).all()
-    return next((row for row in rows if name in (row.aliases or ())), None)
+    return find_all(session, [name]).get(name)
+
+
+def find_all(session: Session, names: Iterable[str]) -> dict[str, BaseRow]:
+    """Name or alias → the row of the base, of those that exist. Two statements at the most."""
+    requested = sorted(set(names))
+    bases = {row.name: row for row in session.exec(_NAMED, params={"names": requested})}
+    if len(bases) < len(requested):
+        rows = session.exec(_LIGHT.where(col(BaseRow.aliases).is_not(None)).order_by(col(BaseRow.name))).all()
+        for name in requested:
+            row = bases.get(name) or next((row for row in rows if name in (row.aliases or ())), None)
+            if row is not None:
+                bases[name] = row
+    return bases
 
 
 def load_spec(base: BaseRow) -> BaseSpec:

@@ -219,7 +219,7 @@ def list_versions(session: Session, actor: Actor, name: AdapterName, *, cursor: 
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
     rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()
-    items = build_views(session, name, rows[:limit])
+    items = build_views(session, [(name, row) for row in rows[:limit]])
     return VersionPage(items=items, next_cursor=str(items[-1].number) if len(rows) > limit else "")
 
 
@@ -230,7 +230,7 @@ def show(session: Session, actor: Actor, name: AdapterName, selector: Selector) 
 
 def build_view(session: Session, name: AdapterName, row: VersionRow) -> VersionView:
     """A row as the API returns it."""
-    return build_views(session, name, [row])[0]
+    return build_views(session, [(name, row)])[0]
 
 
 _ALIASES = select(AliasRow.version_id, AliasRow.alias).where(any_of(col(AliasRow.version_id), parameter="ids"))
@@ -243,8 +243,11 @@ _DAMAGED = (
 )
 
 
-def build_views(session: Session, name: AdapterName, rows: Sequence[VersionRow]) -> list[VersionView]:
-    """Rows of one adapter as the API returns them, in the same order. Four statements however many they are."""
+def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, VersionRow]]) -> list[VersionView]:
+    """Rows as the API returns them, in the same order. Four statements however many they are."""
+    if not named_rows:
+        return []
+    rows = [row for _, row in named_rows]
     ids = [row.id or 0 for row in rows]
     newest = verdicts.newest_by_version(session, rows)
     damaged, aliases = _texts_by_version(session, _DAMAGED, ids), _texts_by_version(session, _ALIASES, ids)
@@ -252,7 +255,7 @@ def build_views(session: Session, name: AdapterName, rows: Sequence[VersionRow])
     manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
     return [
         _view(name, row, bases[row.base_id], manifest, newest[row.id or 0], aliases[row.id or 0], damaged[row.id or 0])
-        for row, manifest in zip(rows, manifests, strict=True)
+        for (name, row), manifest in zip(named_rows, manifests, strict=True)
     ]
 
 

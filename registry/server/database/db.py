@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, SQLColumnExpression, event, insert, l
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
@@ -195,6 +196,29 @@ def _insert(dialect: str, table: type[SQLModel]) -> Any:
     return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
 
 
+def insert_new_rows(
+    session: Session,
+    table: type[SQLModel],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    returning: tuple[SQLColumnExpression[Any], ...],
+) -> list[Any]:
+    """Insert those rows whose keys do not exist, in the order given; return `returning` (constants) of the new ones."""
+    connection = session.connection()
+    statement = _build_insert_new_rows(connection.dialect.name, table, returning)
+    return list(connection.execute(statement, list(rows))) if rows else []
+
+
+@functools.lru_cache(maxsize=8)
+def _build_insert_new_rows(dialect: str, table: type[SQLModel], returning: tuple[Any, ...]) -> Any:
+    return _insert(dialect, table).on_conflict_do_nothing().returning(*returning)
+
+
+def update_rows(session: Session, statement: Any, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Execute an UPDATE with bound parameters for each of these rows at once; return how many rows it changed."""
+    return session.connection().execute(statement, list(rows)).rowcount if rows else 0
+
+
 def bulk_insert(session: Session, rows: Sequence[SQLModel]) -> None:
     """Insert rows of one table that do not change in this transaction, at a tenth of the cost of `add`.
 
@@ -203,6 +227,16 @@ def bulk_insert(session: Session, rows: Sequence[SQLModel]) -> None:
     if rows:
         statement, columns = _build_bulk_insert(type(rows[0]))
         session.connection().execute(statement, [{name: getattr(row, name) for name in columns} for row in rows])
+
+
+def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel]) -> None:
+    """As `bulk_insert`, and set the `id` that the database assigns to each row."""
+    if rows:
+        statement, columns = _build_bulk_insert(type(rows[0]))
+        returning = statement.returning(type(rows[0]).__table__.c.id, sort_by_parameter_order=True)  # type: ignore[attr-defined]
+        values = [{name: getattr(row, name) for name in columns} for row in rows]
+        for row, row_id in zip(rows, session.connection().execute(returning, values).scalars(), strict=True):
+            set_committed_value(row, "id", row_id)
 
 
 @functools.cache

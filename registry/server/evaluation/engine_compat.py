@@ -84,11 +84,18 @@ def add_verdicts(
     session: Session, version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
 ) -> list[VerdictRow]:
     """Write the verdicts of these profiles. `outcomes` are those of `compat` and of `weights`, "" for none."""
-    spec = base_rows.load_spec(base)
-    judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
-    rows = [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
+    rows = build_verdicts(version, base, outcomes, profiles)
     db.bulk_insert(session, rows)
     return rows
+
+
+def build_verdicts(
+    version: VersionRow, base: BaseRow, outcomes: tuple[str, str], profiles: Iterable[EngineProfile]
+) -> list[VerdictRow]:
+    """The rows that `add_verdicts` writes."""
+    spec = base_rows.load_spec(base)
+    judged = [evaluate_profile(version.facts, p, version.digest, spec, *outcomes) for p in profiles]
+    return [verdicts.to_row(verdict, version.id, version.base_id) for verdict in judged]
 
 
 def renew_verdicts(session: Session, version: VersionRow, base: BaseRow) -> None:

@@ -29,21 +29,28 @@ from registry.server.catalog import verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import BaseRow, VerdictRow, VersionNormsRow, VersionRow
 from registry.server.evaluation import base_norms, engine_compat
+from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.evaluation.norms import Measured, measure
 from registry.server.storage.blobs import BlobStore, key_of
 
 
 def add_verdict(session: Session, row: VersionRow, base: BaseRow, measured: Measured) -> VerdictRow:
     """Write the verdict `weights` of a version and the norms of its modules; its row already has `measured_at`."""
+    verdict, norms = build_verdict(row, base, base_norms.load_base_norms(session, base, format_of(row)), measured)
+    db.bulk_insert(session, [verdict])
+    db.bulk_insert(session, [norms])
+    return verdict
+
+
+def build_verdict(
+    row: VersionRow, base: BaseRow, norms: BaseNorms, measured: Measured
+) -> tuple[VerdictRow, VersionNormsRow]:
+    """The rows that `add_verdict` writes. `norms` are the base's for the version's format."""
     tools = {"registry": __version__}
-    norms = base_norms.load_base_norms(session, base, _format_of(row))
     findings = (*measured.findings, *base_norms.compare_with_base(norms, measured.norms))
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
-    written = verdicts.to_row(verdict, row.id, row.base_id)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
-    db.bulk_insert(session, [written])
-    db.bulk_insert(session, [VersionNormsRow(version_id=row.id or 0, norms=text)])
-    return written
+    return verdicts.to_row(verdict, row.id, row.base_id), VersionNormsRow(version_id=row.id or 0, norms=text)
 
 
 # ------------------------------------------------------------------ after the push
@@ -92,7 +99,7 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
     """The norms of a version's modules, and of the base's; `measured_at` is empty until its numbers are read."""
     version = versions.find(session, actor, name, selector)
     row = session.get(VersionNormsRow, version.id)
-    base = base_norms.load_base_norms(session, session.get_one(BaseRow, version.base_id), _format_of(version))
+    base = base_norms.load_base_norms(session, session.get_one(BaseRow, version.base_id), format_of(version))
     modules = json.loads(row.norms) if row is not None else {}
     return NormsView(
         name=str(name), number=version.number, digest=Digest(version.digest), measured_at=version.measured_at,
@@ -104,5 +111,6 @@ def show_norms(session: Session, actor: Actor, name: AdapterName, selector: Sele
     )  # fmt: skip
 
 
-def _format_of(version: VersionRow) -> str:
+def format_of(version: VersionRow) -> str:
+    """The format of a version's files, which says how they name modules."""
     return str(version.facts.get("format") or base_norms.PEFT)

@@ -30,7 +30,7 @@ from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import JobRow, JobStepRow, VersionRow
+from registry.server.database.models import EventRow, JobRow, JobStepRow, VersionRow
 
 AFFINITY_SECONDS = 120
 """How long jobs for another base wait while a worker takes those for its loaded one."""
@@ -56,6 +56,17 @@ def enqueue(
     waiting = session.exec(same.order_by(col(JobRow.created_at))).first()
     if waiting is not None and waiting.payload == (payload or {}):
         return waiting
+    row, event = build(session, actor, kind, version, name=name, base=base, payload=payload, priority=priority)
+    session.add(row)
+    db.bulk_insert(session, [event])
+    return row
+
+
+def build(
+    session: Session, actor: Actor, kind: Kind, version: VersionRow, *, name: AdapterName, base: str,
+    payload: dict[str, Any] | None = None, priority: int = 0,
+) -> tuple[JobRow, EventRow]:  # fmt: skip
+    """The rows of a new job and of its event, for a caller that inserts many at once."""
     moment = db.now()
     row = JobRow(
         id="job_" + secrets.token_hex(10), kind=kind, state=State.QUEUED, namespace=name.namespace,
@@ -63,10 +74,8 @@ def enqueue(
         priority=priority, attempts_limit=jobs.ATTEMPTS_LIMIT, payload=payload or {},
         run_after=moment, created_at=moment, created_by=actor.identity,
     )  # fmt: skip
-    session.add(row)
     detail = {"kind": kind, "subject": row.subject}
-    audit.append(session, actor, EventType.JOB_ENQUEUE, row.id, detail, namespace=row.namespace)
-    return row
+    return row, audit.build(session, actor, EventType.JOB_ENQUEUE, row.id, detail, namespace=row.namespace)
 
 
 # ------------------------------------------------------------------ the worker's side

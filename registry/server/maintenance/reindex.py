@@ -298,7 +298,7 @@ def _restore_version(
     row = rows.version_row(adapter, base, manifest, **columns, recorded_at=db.now())
     session.add_all([adapter, row])
     session.flush()
-    rows.add_contents(session, row, manifest)
+    rows.add_contents(session, [(row, manifest)])
     _restore_blobs(session, manifest, present)
     if inspection is not None:
         rows.add_compat_verdict(session, row, base, inspection)

@@ -1,5 +1,7 @@
-"""Receive and commit what a plan requested. A commit is the only way to create a version.
+"""Receive and commit what plans requested. A commit is the only way to create a version.
 
+- Pushes are committed in groups, with a few statements for all; one push is a group of one. An error of one push does
+  not concern the others, except in an atomic commit.
 - Bytes first, then one transaction, then the answer: a version is visible completely or not at all.
 - A commit holds no transaction while it reads, hashes and promotes bytes. Afterwards it checks that its push is still
   open, and looks for an equal version under a lock.
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,10 +21,11 @@ from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.transfer import PushCommit, PushResult, SmallBlob
+from registry.api.transfer import CommitItem, PushResult
+from registry.bases import BaseSpec, Similarity
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, Invalid, NotFound, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName
@@ -30,15 +34,18 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
-from registry.server.database.models import BaseRow, BlobRow, PushBlobRow, PushRow
+from registry.server.database.any_of import any_of
+from registry.server.database.models import BlobRow, PushBlobRow, PushRow
 from registry.server.push import background, inspect, plan, rows
+from registry.server.push.group import without_error
+from registry.server.push.rows import Commit
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore
+from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState, PushState
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""
-PushBlobs = Mapping[Digest, PushBlobRow]
+INSPECTED_AT_ONCE = 4
 
 
 # ------------------------------------------------------------------ receive
@@ -53,7 +60,7 @@ class ExpectedBlob:
 
 def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -> ExpectedBlob:
     """The key for the bytes of this blob. `NotFound` for another token's push and for a blob that was not requested."""
-    row = _find_push(session, token_id, push_id)
+    row = _check_push(_find_pushes(session, [push_id[:80]]).get(push_id), token_id, push_id)
     return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
 
@@ -64,18 +71,27 @@ def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Ex
 
 
 # Built once: building a statement takes longer than running it.
-_PUSH = select(PushRow).where(col(PushRow.id) == bindparam("id"))
+_PUSHES = select(PushRow).where(any_of(col(PushRow.id), parameter="ids"))
 _BLOB = select(PushBlobRow).where(
     col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
 )
-
+_REPAIRING = (
+    select(PushBlobRow.push_id)
+    .join(BlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
+    .where(any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.staging_key) != "")
+    .where(col(BlobRow.state) == BlobState.CORRUPT)
+    .distinct()
+)
 _STAGING_KEYS = select(PushBlobRow.staging_key).where(
-    col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.staging_key) != ""
+    any_of(col(PushBlobRow.push_id), parameter="ids"), col(PushBlobRow.staging_key) != ""
 )
 
 
-def _find_push(session: Session, token_id: str, push_id: str) -> PushRow:
-    row = session.exec(_PUSH, params={"id": push_id[:80]}).first()
+def _find_pushes(session: Session, push_ids: Iterable[str]) -> dict[str, PushRow]:
+    return {row.id: row for row in session.exec(_PUSHES, params={"ids": sorted(push_ids)})}
+
+
+def _check_push(row: PushRow | None, token_id: str, push_id: str) -> PushRow:
     late = row is not None and row.state == PushState.OPEN and row.expires_at <= db.now()
     if row is None or row.token_id != token_id or row.state == PushState.EXPIRED or late:
         raise references.unknown_push(push_id)
@@ -83,48 +99,119 @@ def _find_push(session: Session, token_id: str, push_id: str) -> PushRow:
 
 
 # ------------------------------------------------------------------ commit
-def commit_push(
-    session: Session, actor: Actor, push_id: str, request: PushCommit, *,
-    blobs: BlobStore, engines: Sequence[EngineProfile] = (),
-) -> PushResult:  # fmt: skip
-    """The version, new or existing, with its verdicts. `Invalid` stores nothing.
+def commit_pushes(
+    session: Session, actor: Actor, items: Sequence[CommitItem], *,
+    atomic: bool = False, blobs: BlobStore, engines: Sequence[EngineProfile] = (),
+) -> list[PushResult | RegistryError]:  # fmt: skip
+    """The version of each push, new or existing, with its verdicts, or why there is none, in the same order.
 
-    `session` must have begun by reading; it writes from the last check on.
+    `atomic`: an error of one, or a refused alias, lets all fail, and none of these versions is created. `session` must
+    have begun by reading; it writes from the last check on. `Invalid` (REQUEST_INVALID) for a push that is named twice.
     """
-    row = _find_push(session, actor.token_id, push_id)
-    name = AdapterName(row.namespace, row.name)
-    actor.require(Scope.PUSH, name)
-    alias = str(names.alias(request.alias)) if request.alias else ""
-    if alias:
-        actor.require(Scope.PROMOTE, name)
-    manifest = Manifest.parse(row.manifest.encode())
-    is_open = row.state == PushState.OPEN
-    exists = rows.find_existing(session, name, manifest.digest) is not None
-    if not is_open or (exists and not _repairs_blobs(session, row)):  # what an ended push has staged is never read
-        return _answer_existing(session, actor, name, row, manifest, alias)
-    requested = {Digest(blob.digest): blob for blob in plan.push_blobs(session, row)}
-    _stage_small(row, requested, request.small, blobs)
-    base = plan.find_base(session, manifest)
-    try:
-        inspection, repaired = _inspect_and_promote(session, row, requested, manifest, base, blobs)
-    except (Conflict, NotFound) as error:
-        # A racing commit of the same push may have finished and cleaned up: then its version counts.
-        if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
-            raise
+    push_ids = {item.push_id for item in items}
+    if len(push_ids) < len(items):
+        raise Invalid("REQUEST_INVALID", "items: a push is named twice")
+    pushes = _find_pushes(session, push_ids)
+    outcomes: list[Commit | RegistryError] = [_begin(actor, item, pushes.get(item.push_id)) for item in items]
+    commits = [commit for commit in outcomes if isinstance(commit, Commit)]
+    unfinished = _find_unfinished(session, commits)
+    _inspect(session, unfinished, blobs)
+    while not (atomic and any(_error_of(outcome) for outcome in outcomes)) and without_error(commits):
         db.begin_writing(session)
-        if rows.find_existing(session, name, manifest.digest) is None:
-            raise
-        return _answer_existing(session, actor, name, row, manifest, alias)
-    db.begin_writing(session)
-    return rows.create_version(
-        session, actor, name, row, manifest, base, inspection, alias=alias, repaired=repaired, engines=engines
-    )
+        try:
+            rows.write(session, actor, without_error(commits), engines=engines, atomic=atomic)
+            break
+        except rows.MemberFailed:  # the others again, in another transaction
+            session.rollback()
+    return _results(outcomes, atomic)
 
 
-def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[SmallBlob], blobs: BlobStore) -> None:
+def _begin(actor: Actor, item: CommitItem, row: PushRow | None) -> Commit | RegistryError:
+    try:
+        push = _check_push(row, actor.token_id, item.push_id)
+        name = AdapterName(push.namespace, push.name)
+        actor.require(Scope.PUSH, name)
+        alias = str(names.alias(item.alias)) if item.alias else ""
+        if alias:
+            actor.require(Scope.PROMOTE, name)
+        return Commit(item, push, name, alias, Manifest.parse(push.manifest.encode()))
+    except RegistryError as e:
+        return e
+
+
+def _error_of(outcome: Commit | RegistryError) -> RegistryError | None:
+    return outcome if isinstance(outcome, RegistryError) else outcome.error
+
+
+def _results(outcomes: Sequence[Commit | RegistryError], atomic: bool) -> list[PushResult | RegistryError]:
+    results: list[PushResult | RegistryError] = []
+    failed = next((position for position, outcome in enumerate(outcomes) if _error_of(outcome)), None)
+    for outcome in outcomes:
+        error = _error_of(outcome)
+        if error is None and atomic and failed is not None:
+            error = Conflict("COMMIT_INCOMPLETE", f"nothing was committed, because item {failed} has an error")
+        if error is not None:
+            results.append(error)
+        elif isinstance(outcome, Commit) and outcome.result is not None:
+            results.append(outcome.result)
+        else:
+            raise RuntimeError("a commit has no outcome")
+    return results
+
+
+def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit]:
+    """Those commits whose bytes count. What an ended push has staged is never read."""
+    existing = rows.find_existing(session, commits)
+    repeated = [c.push.id for c in commits if c.push.state == PushState.OPEN and c.key in existing]
+    repairing = set(session.exec(_REPAIRING, params={"ids": sorted(repeated)})) if repeated else set()
+    return [
+        commit
+        for commit in commits
+        if commit.push.state == PushState.OPEN and (commit.key not in existing or commit.push.id in repairing)
+    ]
+
+
+def _inspect(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
+    """Inspect the bytes of these pushes and move them to their final keys. Holds no transaction meanwhile."""
+    if not commits:
+        return
+    by_push = plan.find_push_blobs(session, [commit.push.id for commit in commits])
+    bases = base_rows.find_all(session, {commit.manifest.base.name for commit in commits})
+    subjects: dict[int | None, tuple[BaseSpec, list[Similarity]]] = {}
+    for commit in commits:
+        with commit.collect_error():
+            commit.requested = {Digest(blob.digest): blob for blob in by_push[commit.push.id]}
+            commit.base = base = plan.check_base(bases, commit.manifest)
+            if base.id not in subjects:
+                subjects[base.id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+    commits = without_error(commits)
+    damaged = _secure_blobs(session, commits)
+    db.commit_early(session)
+
+    def inspect_one(commit: Commit) -> None:
+        with commit.collect_error():
+            _stage_small(commit, blobs)
+            _inspect_and_promote(commit, *subjects[commit.base_row.id], damaged, blobs)
+
+    _run(inspect_one, commits, blobs)
+
+
+def _run(work: Callable[[Commit], None], commits: Sequence[Commit], blobs: BlobStore) -> None:
+    """Some at a time if each waits for another machine; bytes of this machine only use the processor."""
+    is_remote = bool(commits) and blobs.local_path(key_of(commits[0].manifest.digest)) is None
+    if not is_remote or len(commits) == 1:
+        for commit in commits:
+            work(commit)
+        return
+    with ThreadPoolExecutor(INSPECTED_AT_ONCE, thread_name_prefix="inspect") as pool:
+        for _ in pool.map(work, commits):
+            pass
+
+
+def _stage_small(commit: Commit, blobs: BlobStore) -> None:
     """Stage the bytes that the commit itself carries, under the rules of an upload."""
-    for item in small:
-        expected = _expected_blob(row, item.digest, requested.get(item.digest))
+    for item in commit.small:
+        expected = _expected_blob(commit.push, item.digest, commit.requested.get(item.digest))
         try:
             data = base64.b64decode(item.data, validate=True)
         except ValueError:
@@ -137,38 +224,19 @@ def _stage_small(row: PushRow, requested: PushBlobs, small: Sequence[SmallBlob],
             blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
 
 
-def _answer_existing(
-    session: Session, actor: Actor, name: AdapterName, row: PushRow, manifest: Manifest, alias: str
-) -> PushResult:
-    db.begin_writing(session)
-    version = rows.find_existing(session, name, manifest.digest)
-    if version is None:
-        raise NotFound("VERSION_UNKNOWN", f"the version {manifest.digest} of '{name}' was deleted in the meantime")
-    return rows.answer_existing(session, actor, name, row, version, alias)
-
-
-def _repairs_blobs(session: Session, row: PushRow) -> bool:
-    """Whether this push brought bytes for a blob that is damaged."""
-    statement = (
-        select(BlobRow.digest)
-        .join(PushBlobRow, col(PushBlobRow.digest) == col(BlobRow.digest))
-        .where(PushBlobRow.push_id == row.id, PushBlobRow.staging_key != "", BlobRow.state == BlobState.CORRUPT)
-    )
-    return session.exec(statement.limit(1)).first() is not None
-
-
 def _inspect_and_promote(
-    session: Session, row: PushRow, requested: PushBlobs, manifest: Manifest, base: BaseRow, blobs: BlobStore
-) -> tuple[inspect.Inspection, set[Digest]]:
-    """Inspect the bytes and move them to their final keys; also says which damaged blobs they replaced."""
-    relatives, spec = base_weights.find_relatives(session, base), base_rows.load_spec(base)
-    damaged = _secure_blobs(session, row, manifest)
-    staged = [digest for digest, blob in requested.items() if blob.staging_key]
+    commit: Commit, spec: BaseSpec, relatives: Sequence[Similarity], damaged: Set[Digest], blobs: BlobStore
+) -> None:
+    """Inspect the bytes and move them to their final keys; also sets which damaged blobs they replaced.
+
+    If the bytes are gone, a racing commit of the same push may have finished: then its version counts, if there is one.
+    """
+    staged = [digest for digest, blob in commit.requested.items() if blob.staging_key]
     try:
-        with inspect.verified_blobs(blobs, requested.values(), manifest) as verified:
+        with inspect.verified_blobs(blobs, commit.requested.values(), commit.manifest) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
-            inspection = inspect.inspect_files(blobs, keys, manifest, spec, relatives)
+            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives)
             failpoints.reach("push.before_promote")
             for digest in staged:
                 blobs.promote(keys[digest], digest, replace=digest in damaged)
@@ -177,33 +245,43 @@ def _inspect_and_promote(
         if error.key.startswith("staging/"):
             blobs.delete(error.key)  # otherwise nothing else could ever be uploaded there
         raise
-    return inspection, damaged & set(staged)
+    except (Conflict, NotFound) as error:
+        if error.code not in ("UPLOAD_INCOMPLETE", "BLOB_UNKNOWN"):
+            raise
+        commit.error_without_version = error
+    else:
+        commit.inspection = inspection
+        commit.repaired = damaged & set(staged)
 
 
-def _secure_blobs(session: Session, row: PushRow, manifest: Manifest) -> set[Digest]:
-    """Keep the push, and with it its blobs, open for as long as a commit takes; returns the damaged blobs.
+def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:
+    """Keep the pushes, and with them their blobs, open for as long as a commit takes; returns the damaged blobs.
 
-    Nothing is written if it stays open longer anyway. `NotFound` (PUSH_UNKNOWN) if `gc` has ended it.
+    Nothing is written if they stay open longer anyway. A push that `gc` has ended gets `NotFound` (PUSH_UNKNOWN).
     """
     until = db.now() + timedelta(seconds=COMMIT_SECONDS)
-    sizes = plan.blob_sizes(manifest)
-    if row.expires_at > until:
-        damaged = references.find_damaged(session, sizes)
-    else:
+    short = [commit for commit in commits if commit.push.expires_at <= until]
+    if short:
         db.begin_writing(session)
-        states = references.reserve(session, sizes) if references.extend_push(session, row.id, until=until) else {}
-        damaged = {digest for digest, state in states.items() if state == BlobState.CORRUPT}
-    db.commit_early(session)
-    return damaged
+        states = references.extend_pushes(session, [commit.push.id for commit in short], until=until)
+        for commit in short:
+            if commit.push.id not in states or states[commit.push.id] is PushState.EXPIRED:
+                commit.error = references.unknown_push(commit.push.id)
+        still_open = [commit for commit in short if states.get(commit.push.id) is PushState.OPEN]
+        reserved = references.reserve_group(session, {d: n for commit in still_open for d, n in commit.sizes.items()})
+        for commit in still_open:
+            with commit.collect_error():
+                references.check_not_deleting(reserved, commit.sizes)
+    return references.find_damaged(session, {digest for commit in without_error(commits) for digest in commit.sizes})
 
 
-def clean_up(engine: Engine, push_id: str, *, blobs: BlobStore) -> None:
-    """Delete what a committed push staged and run the background work. Optional: `gc` would do the same later."""
+def clean_up(engine: Engine, push_ids: Collection[str], *, blobs: BlobStore) -> None:
+    """Delete what committed pushes staged and run the background work. Optional: `gc` would do the same later."""
     with contextlib.suppress(Unavailable):
-        keys = {stat.key for stat in blobs.list(f"staging/{push_id}/")}
+        keys = {stat.key for push_id in push_ids for stat in blobs.list(f"staging/{push_id}/")}
         if blobs.has_conditional_links:
             with db.session(engine, write=False) as session:
-                keys.update(session.exec(_STAGING_KEYS, params={"id": push_id}).all())
+                keys.update(session.exec(_STAGING_KEYS, params={"ids": sorted(push_ids)}).all())
         for key in sorted(keys):
             blobs.end_staging(key)
         background.run_pending(engine, blobs)

@@ -1,24 +1,25 @@
-"""Plan a push: which blobs it still has to send, and where to.
+"""Plan pushes: which blobs they still have to send, and where to.
 
 - A plan requests every blob that is in no version which the actor may read, even if another tenant has it. So neither
   a plan nor its timing nor an error reveals what is in other namespaces.
 - Every blob of an open push has a row and a reference before its bytes are sent, so `gc` never deletes it too early.
+- Pushes are planned in groups, with a few statements for all; one push is a group of one.
 - A damaged blob is requested even from those who have it: that repairs it.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import timedelta
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
-from registry.api.transfer import PushPlan, PushRequest, Upload, UploadPart
+from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
 from registry.digest import Digest
-from registry.errors import Invalid
+from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
 from registry.manifest import Manifest
 from registry.names import AdapterName
@@ -28,6 +29,7 @@ from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, versions
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AdapterRow,
     BaseRow,
@@ -37,59 +39,82 @@ from registry.server.database.models import (
     VersionFileRow,
     VersionRow,
 )
+from registry.server.push.group import Member, without_error
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 
 
-def plan_push(
-    session: Session, actor: Actor, name: AdapterName, request: PushRequest, *, blobs: BlobStore, settings: Settings
-) -> PushPlan:
-    """What is missing for this version and where to send it. Checks everything that can be checked without the bytes.
+class _Push(Member):
+    """A push that is being planned."""
 
-    An open push of the same token and manifest is resumed, so that nothing is sent twice.
+    def __init__(self, name: AdapterName, item: PushItem) -> None:
+        self.name, self.manifest, self.message = name, item.manifest, item.message
+        self.sizes = blob_sizes(item.manifest)
+        self.row: PushRow | None = None
+        self.blobs: list[PushBlobRow] = []
+        self.plan: PushPlan | None = None
+
+
+def plan_pushes(
+    session: Session, actor: Actor, items: Sequence[PushItem], *, blobs: BlobStore, settings: Settings
+) -> list[PushPlan | RegistryError]:
+    """What is missing for each of these versions and where to send it, or why it cannot be pushed, in the same order.
+
+    Checks everything that can be checked without the bytes. An open push of the same token and manifest is resumed, so
+    that nothing is sent twice. `session` must have begun by reading; it commits.
     """
-    actor.require(Scope.PUSH, name)
-    manifest = request.manifest
-    find_base(session, manifest)
-    row = _find_open_push(session, actor, name, manifest, settings)
-    sizes = blob_sizes(manifest)
-    readable = _readable_blobs(session, actor, manifest, sizes)
-    if row is not None:
-        requested = [blob for blob in _resumed_blobs(session, row, readable) if blob.staging_key]
-        db.commit_early(session)
-        missing = [blob for blob in requested if blobs.stat(blob.staging_key) is None]
-    else:
-        row = _push_row(actor, name, request, settings)
-        keys = {digest: "" if digest in readable else staging_key_of(row.id, digest) for digest in sizes}
-        blob_rows = [
-            PushBlobRow(push_id=row.id, digest=digest, size_bytes=size, staging_key=keys[digest])
-            for digest, size in sizes.items()
-        ]
-        missing = [blob for blob in blob_rows if blob.staging_key]
-        failpoints.reach("push.plan.before_rows")
-        db.begin_writing(session)
-        quotas.check_before_upload(session, actor, name, manifest)
-        references.reserve(session, sizes)
-        db.bulk_insert(session, [row])
-        db.bulk_insert(session, blob_rows)
-        failpoints.reach("push.plan.after_rows")
-        db.commit_early(session)
-    return PushPlan(
-        push_id=row.id,
-        digest=manifest.digest,
-        uploads=[upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None],
-        expires_at=row.expires_at,
-    )
+    pushes: dict[tuple[str, str], _Push] = {}
+    outcomes = [_begin(actor, item, pushes) for item in items]
+    planned = list(pushes.values())
+    bases = base_rows.find_all(session, {push.manifest.base.name for push in planned})
+    for push in planned:
+        with push.collect_error():
+            check_base(bases, push.manifest)
+    planned = without_error(planned)
+    open_pushes = _find_open_pushes(session, actor, planned, settings)
+    readable = _readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
+    for push in planned:
+        push.row = open_pushes.get((str(push.name), push.manifest.digest))
+    resumed = [push for push in planned if push.row is not None]
+    _resume(session, resumed, readable)
+    _create(session, actor, [push for push in planned if push.row is None], readable, settings)
+    db.commit_early(session)
+    known = {id(push) for push in resumed}
+    for push in without_error(planned):
+        with push.collect_error():
+            push.plan = _plan(push, actor, blobs, settings, check_arrived=id(push) in known)
+    return [_outcome(entry) for entry in outcomes]
 
 
-def find_base(session: Session, manifest: Manifest) -> BaseRow:
+def _begin(actor: Actor, item: PushItem, pushes: dict[tuple[str, str], _Push]) -> _Push | RegistryError:
+    """The push of this item, which is the same for equal items."""
+    try:
+        name = AdapterName.parse(item.name)
+        actor.require(Scope.PUSH, name)
+        return pushes.setdefault((str(name), item.manifest.digest), _Push(name, item))
+    except RegistryError as e:
+        return e
+
+
+def _outcome(entry: _Push | RegistryError) -> PushPlan | RegistryError:
+    if isinstance(entry, RegistryError):
+        return entry
+    outcome = entry.error or entry.plan
+    if outcome is None:
+        raise RuntimeError(f"the push of {entry.name} has no outcome")
+    return outcome
+
+
+def check_base(bases: Mapping[str, BaseRow], manifest: Manifest) -> BaseRow:
     """The base that the manifest names. `NotFound` (BASE_UNKNOWN), `Invalid` for an alias or another fingerprint.
 
     A version keeps its manifest, and an alias may end: so a manifest names a base by its own name.
     """
-    base = base_rows.find(session, manifest.base.name)
+    base = bases.get(manifest.base.name)
+    if base is None:
+        raise base_rows.unknown_base(manifest.base.name)
     if base.name != manifest.base.name:
         message = f"is an alias of the base '{base.name}'"
         raise Invalid(
@@ -120,8 +145,8 @@ def blob_sizes(manifest: Manifest) -> dict[Digest, int]:
     return sizes
 
 
-def _readable_blobs(session: Session, actor: Actor, manifest: Manifest, sizes: Mapping[Digest, int]) -> set[str]:
-    """The manifest's blobs that versions visible to the actor have, undamaged and with the same size.
+def _readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) -> set[tuple[str, int]]:
+    """Digest and size of those blobs that versions visible to the actor have, undamaged.
 
     Versions in quarantine do not count: pushing their bytes under another name would circumvent it.
     """
@@ -130,65 +155,110 @@ def _readable_blobs(session: Session, actor: Actor, manifest: Manifest, sizes: M
         .join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .join(BlobRow, col(BlobRow.digest) == col(VersionFileRow.digest))
-        .where(col(VersionFileRow.digest).in_([f.digest for f in manifest.files]), versions.visible(actor))
+        .where(any_of(col(VersionFileRow.digest), sorted(digests)), versions.visible(actor))
         .where(col(BlobRow.state) == BlobState.LIVE, col(VersionRow.quarantined_at).is_(None))
         .distinct()
     )
-    return {digest for digest, size in session.exec(statement) if sizes[Digest(digest)] == size}
+    return set(session.exec(statement).all()) if digests else set()
 
 
 # Built once, because every push executes them.
-_OPEN_PUSH = (
+_OPEN_PUSHES = (
     select(PushRow)
     .where(
         col(PushRow.token_id) == bindparam("token_id"),
-        col(PushRow.manifest_digest) == bindparam("digest"),
-        col(PushRow.namespace) == bindparam("namespace"),
-        col(PushRow.name) == bindparam("name"),
+        any_of(col(PushRow.manifest_digest), parameter="digests"),
         col(PushRow.state) == PushState.OPEN,
         col(PushRow.expires_at) > bindparam("soonest"),
     )
-    .order_by(col(PushRow.created_at))
-    .limit(1)
+    .order_by(col(PushRow.created_at).desc())
 )
-_BLOBS = select(PushBlobRow).where(col(PushBlobRow.push_id) == bindparam("id"))
+_BLOBS = select(PushBlobRow).where(any_of(col(PushBlobRow.push_id), parameter="ids"))
 
 
-def _find_open_push(
-    session: Session, actor: Actor, name: AdapterName, manifest: Manifest, settings: Settings
-) -> PushRow | None:
-    """The open push of the same token, name and manifest, if at least half of its time is left."""
-    params = {"token_id": actor.token_id, "digest": manifest.digest, "namespace": name.namespace, "name": name.name}
+def _find_open_pushes(
+    session: Session, actor: Actor, pushes: Sequence[_Push], settings: Settings
+) -> dict[tuple[str, str], PushRow]:
+    """Name and digest → the oldest open push of the same token, if at least half of its time is left."""
     soonest = db.now() + timedelta(seconds=settings.push_hold_seconds / 2)
-    return session.exec(_OPEN_PUSH, params={**params, "soonest": soonest}).first()
+    params = {"token_id": actor.token_id, "digests": sorted({push.manifest.digest for push in pushes})}
+    rows = session.exec(_OPEN_PUSHES, params={**params, "soonest": soonest}) if pushes else ()
+    return {(f"{row.namespace}/{row.name}", row.manifest_digest): row for row in rows}
 
 
-def _resumed_blobs(session: Session, row: PushRow, readable: set[str]) -> list[PushBlobRow]:
-    """The blobs of a resumed push. A blob that was damaged since the first plan is now requested, too."""
-    blobs = push_blobs(session, row)
-    damaged = [blob for blob in blobs if not blob.staging_key and blob.digest not in readable]
+def _resume(session: Session, pushes: Sequence[_Push], readable: Set[tuple[str, int]]) -> None:
+    """Load the blobs of open pushes. A blob that was damaged since the first plan is now requested, too."""
+    by_push = find_push_blobs(session, [push.row.id for push in pushes if push.row is not None])
+    damaged: list[PushBlobRow] = []
+    for push in pushes:
+        push.blobs = by_push[push.row.id] if push.row is not None else []
+        damaged += [b for b in push.blobs if not b.staging_key and (b.digest, b.size_bytes) not in readable]
     if damaged:
         db.begin_writing(session)
         for blob in damaged:
-            blob.staging_key = staging_key_of(row.id, Digest(blob.digest))
-            session.add(blob)
+            blob.staging_key = staging_key_of(blob.push_id, Digest(blob.digest))
+        session.add_all(damaged)
         session.flush()
+
+
+def _create(
+    session: Session, actor: Actor, pushes: Sequence[_Push], readable: Set[tuple[str, int]], settings: Settings
+) -> None:
+    """Create the rows of new pushes, those of their blobs first."""
+    if not pushes:
+        return
+    for push in pushes:
+        push.row = row = _push_row(actor, push, settings)
+        push.blobs = [
+            PushBlobRow(
+                push_id=row.id, digest=digest, size_bytes=size,
+                staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
+            )
+            for digest, size in push.sizes.items()
+        ]  # fmt: skip
+    failpoints.reach("push.plan.before_rows")
+    db.begin_writing(session)
+    staged_bytes = [sum(blob.size_bytes for blob in push.blobs if blob.staging_key) for push in pushes]
+    checked = [quotas.NewPush(p.name, p.manifest, size) for p, size in zip(pushes, staged_bytes, strict=True)]
+    for position, error in quotas.check_before_upload(session, actor, checked).items():
+        pushes[position].error = error
+    states = references.reserve_group(session, {d: n for push in without_error(pushes) for d, n in push.sizes.items()})
+    for push in without_error(pushes):
+        with push.collect_error():
+            references.check_not_deleting(states, push.sizes)
+    created = without_error(pushes)
+    db.bulk_insert(session, [push.row for push in created if push.row is not None])
+    db.bulk_insert(session, [blob for push in created for blob in push.blobs])
+    failpoints.reach("push.plan.after_rows")
+
+
+def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list[PushBlobRow]]:
+    """Push → its blobs. Every id is a key."""
+    blobs: dict[str, list[PushBlobRow]] = {push_id: [] for push_id in push_ids}
+    for blob in session.exec(_BLOBS, params={"ids": sorted(blobs)}) if blobs else ():
+        blobs[blob.push_id].append(blob)
     return blobs
 
 
-def push_blobs(session: Session, row: PushRow) -> list[PushBlobRow]:
-    """The blobs of a push."""
-    return list(session.exec(_BLOBS, params={"id": row.id}).all())
-
-
-def _push_row(actor: Actor, name: AdapterName, request: PushRequest, settings: Settings) -> PushRow:
+def _push_row(actor: Actor, push: _Push, settings: Settings) -> PushRow:
     created_at = db.now()
     return PushRow(
-        id="psh_" + secrets.token_hex(12), namespace=name.namespace, name=name.name, state=PushState.OPEN,
-        manifest=request.manifest.to_bytes().decode(), manifest_digest=request.manifest.digest,
-        message=request.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
+        id="psh_" + secrets.token_hex(12), namespace=push.name.namespace, name=push.name.name, state=PushState.OPEN,
+        manifest=push.manifest.to_bytes().decode(), manifest_digest=push.manifest.digest,
+        message=push.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,
         expires_at=created_at + timedelta(seconds=settings.push_hold_seconds),
     )  # fmt: skip
+
+
+def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings, *, check_arrived: bool) -> PushPlan:
+    """The answer. `check_arrived`: leave out blobs whose bytes are there already."""
+    if push.row is None:
+        raise RuntimeError(f"the push of {push.name} has no row")
+    missing = [blob for blob in push.blobs if blob.staging_key]
+    if check_arrived:
+        missing = [blob for blob in missing if blobs.stat(blob.staging_key) is None]
+    uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
+    return PushPlan(push_id=push.row.id, digest=push.manifest.digest, uploads=uploads, expires_at=push.row.expires_at)
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:

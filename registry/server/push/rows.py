@@ -1,4 +1,4 @@
-"""The rows of a version: written together, in one transaction, after a push was inspected.
+"""The rows of new versions: written together, in one transaction, after their pushes were inspected.
 
 - The number is taken under the adapter's lock, and the digest is looked up again under it: equal pushes that race make
   one version. No blob is read in the transaction.
@@ -9,17 +9,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, cast
 
-from sqlalchemy import and_, bindparam, delete
-from sqlmodel import Session, col, select
+from sqlalchemy import Table, bindparam, delete, tuple_
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlmodel import Session, SQLModel, col, select
 
 from registry import __version__, lineage, names
-from registry.api.transfer import PushResult
+from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Refused, Unavailable
+from registry.errors import NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
@@ -31,11 +33,14 @@ from registry.server.access import quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     FACT,
     AdapterRow,
     BaseRow,
     EdgeRow,
+    EventRow,
+    PushBlobRow,
     PushRow,
     VerdictRow,
     VersionFileRow,
@@ -43,108 +48,264 @@ from registry.server.database.models import (
     VersionRow,
     VersionTagRow,
 )
-from registry.server.evaluation import engine_compat, weights
+from registry.server.evaluation import base_norms, engine_compat, weights
+from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.jobs import queue
 from registry.server.promotion import aliases
+from registry.server.push.group import Member
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 
+Key = tuple[str, str]
+"""An adapter's name and a manifest's digest: what a version is."""
+
+
+class Commit(Member):
+    """A push that is being committed.
+
+    `inspection` is None if its bytes were not inspected: then only an existing version can be its result, and
+    `error_without_version` is the error if there is none.
+    """
+
+    def __init__(self, item: CommitItem, push: PushRow, name: AdapterName, alias: str, manifest: Manifest) -> None:
+        self.small, self.push, self.name, self.alias, self.manifest = item.small, push, name, alias, manifest
+        self.key: Key = (str(name), manifest.digest)
+        self.sizes = {file.digest: file.size_bytes for file in manifest.files}
+        self.requested: Mapping[Digest, PushBlobRow] = {}
+        self.base: BaseRow | None = None
+        self.inspection: Inspection | None = None
+        self.repaired: Set[Digest] = frozenset()
+        """Damaged blobs whose bytes this push has replaced."""
+        self.error_without_version: RegistryError | None = None
+        self.result: PushResult | None = None
+
+    @property
+    def base_row(self) -> BaseRow:
+        """The base, which every inspected push has."""
+        if self.base is None:
+            raise RuntimeError(f"the base of push {self.push.id} was not looked up")
+        return self.base
+
+
+@dataclass(frozen=True)
+class _New:
+    """A version that this transaction creates."""
+
+    commit: Commit
+    inspection: Inspection
+    row: VersionRow
+    verdicts: list[VerdictRow]
+
+
+class MemberFailed(Exception):
+    """Some commits got an error after something was written for them. The caller rolls back and tries the others."""
+
+
 # Built once: every push executes them.
-_NAMED = and_(col(AdapterRow.namespace) == bindparam("namespace"), col(AdapterRow.name) == bindparam("name"))
-_LOCKED = select(AdapterRow).where(_NAMED).with_for_update().execution_options(populate_existing=True)
+_ADAPTERS = (
+    select(AdapterRow)
+    .where(tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True)))
+    .order_by(col(AdapterRow.namespace), col(AdapterRow.name))  # so that two groups cannot deadlock
+    .execution_options(populate_existing=True)
+)
+_LOCKED = _ADAPTERS.with_for_update()
+_ADAPTER_NAME = (col(AdapterRow.namespace), col(AdapterRow.name))
 _EXISTING = (
-    select(VersionRow)
+    select(VersionRow, AdapterRow.namespace, AdapterRow.name)
     .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    .where(_NAMED, col(VersionRow.digest) == bindparam("digest"))
+    .where(
+        any_of(col(VersionRow.digest), parameter="digests"),
+        tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True)),
+    )
+    .execution_options(populate_existing=True)
+)
+_SET_NEWEST = (
+    cast(Table, AdapterRow.__table__)  # type: ignore[attr-defined]
+    .update()
+    .where(col(AdapterRow.id) == bindparam("adapter_id"))
+    .values(newest_number=bindparam("number"), updated_at=bindparam("at"))
 )
 
 
-def find_existing(session: Session, name: AdapterName, digest: Digest) -> VersionRow | None:
-    """The version of this adapter with this manifest, if a push has created it already."""
-    params = {"namespace": name.namespace, "name": name.name, "digest": digest}
-    return session.exec(_EXISTING, params=params).first()
+def find_existing(session: Session, commits: Sequence[Commit]) -> dict[Key, VersionRow]:
+    """The versions that exist of these adapters with these manifests."""
+    if not commits:
+        return {}
+    params = {
+        "names": sorted({(commit.name.namespace, commit.name.name) for commit in commits}),
+        "digests": sorted({commit.manifest.digest for commit in commits}),
+    }
+    rows = session.exec(_EXISTING, params=params)
+    return {(f"{namespace}/{name}", row.digest): row for row, namespace, name in rows}
 
 
-def answer_existing(
-    session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str
-) -> PushResult:
-    """The answer to a push of an existing version: it writes only the end of the push and the alias."""
-    references.end_push(session, push.id)
-    refusal = _move_alias(session, actor, name, push, row, alias)
-    session.flush()
-    failpoints.reach("push.before_commit")
-    return PushResult(version=versions.build_view(session, name, row), created=False, job_id="", alias_refused=refusal)
+def write(
+    session: Session, actor: Actor, commits: Sequence[Commit], *, engines: Sequence[EngineProfile], atomic: bool
+) -> None:
+    """Set the result of each commit: the version of its push, or the existing one if an equal push was faster.
 
-
-def create_version(
-    session: Session, actor: Actor, name: AdapterName, push: PushRow, manifest: Manifest, base: BaseRow,
-    inspection: Inspection, *, alias: str = "", repaired: Set[Digest] = frozenset(),
-    engines: Sequence[EngineProfile] = (),
-) -> PushResult:  # fmt: skip
-    """The version of this push on its base, or the existing one if an equal push was faster.
-
-    `repaired` are damaged blobs whose bytes this push has replaced. `NotFound` (PUSH_UNKNOWN) if the push has ended.
+    `MemberFailed` if some got an error instead. `atomic`: a refused alias is an error.
     """
-    adapter = _lock_adapter(session, actor, name)
-    row = find_existing(session, name, manifest.digest)
-    if row is not None:
-        sizes = {f.digest: f.size_bytes for f in manifest.files if f.digest in repaired}
-        references.mark_live(session, sizes, written=repaired)
-        return answer_existing(session, actor, name, push, row, alias)
-    quotas.check_before_commit(session, name, manifest)
-    if not references.end_push(session, push.id):
-        raise references.unknown_push(push.id)
+    adapters = _lock_adapters(session, actor, [commit for commit in commits if commit.inspection is not None])
+    existing = find_existing(session, commits)
+    new: dict[Key, Commit] = {}
+    repeated: list[Commit] = []
+    for commit in commits:
+        if commit.key not in existing and commit.inspection is not None and commit.key not in new:
+            new[commit.key] = commit
+            continue
+        repeated.append(commit)
+        if commit.key not in existing and commit.key not in new:
+            commit.error = commit.error_without_version or _deleted_version(commit)
+    for position, error in quotas.check_before_commit(session, [(c.name, c.manifest) for c in new.values()]).items():
+        [*new.values()][position].error = error
+    _end_pushes(session, new.values(), repeated)
     failpoints.reach("push.before_rows")
-    row = _add_version(session, actor, adapter, base, push, manifest, inspection)
-    add_contents(session, row, manifest)
-    references.mark_live(session, {f.digest: f.size_bytes for f in manifest.files}, written=repaired)
-    added = _add_verdicts(session, row, base, inspection, engines)
-    outcomes = {verdict.check: Outcome(verdict.outcome) for verdict in added}
-    compat = outcomes[Check.COMPAT]
-    detail = {"digest": row.digest, "base": base.name, "compat": str(compat), "size_bytes": row.size_bytes}
-    audit.append(session, actor, EventType.VERSION_PUSH, f"{name}@{row.number}", detail)
-    aliases.move_newest(session, actor, name, row)
-    job_id = ""
-    if inspection.can_be_tested and Outcome.FAIL not in (compat, outcomes.get(Check.WEIGHTS)):
-        job_id = queue.enqueue(session, actor, Kind.SMOKE_TEST, row, name=name, base=base.name).id
-    refusal = _move_alias(session, actor, name, push, row, alias)
-    pointing = [names.NEWEST, *([alias] if alias and alias != names.NEWEST and not refusal else [])]
+    _mark_live(session, new.values(), repeated)
+    created = _create_versions(session, actor, adapters, [*new.values()], engines)
+    versions_by_key = existing | {version.commit.key: version.row for version in created}
+    refusals = _move_aliases(session, actor, commits, versions_by_key, atomic=atomic)
     session.flush()
     failpoints.reach("push.before_commit")
-    view = versions.build_new_view(name, row, base.name, manifest, added, pointing)
-    return PushResult(version=view, created=True, job_id=job_id, alias_refused=refusal)
+    for version, job_id in zip(created, _enqueue_tests(session, actor, created), strict=True):
+        commit = version.commit
+        pointing = {names.NEWEST, *([commit.alias] if commit.alias and not refusals[commit.push.id] else [])}
+        view = versions.build_new_view(
+            commit.name, version.row, commit.base_row.name, commit.manifest, version.verdicts, sorted(pointing)
+        )
+        commit.result = PushResult(version=view, created=True, job_id=job_id, alias_refused=refusals[commit.push.id])
+    views = versions.build_views(session, [(commit.name, versions_by_key[commit.key]) for commit in repeated])
+    for commit, view in zip(repeated, views, strict=True):
+        commit.result = PushResult(version=view, created=False, alias_refused=refusals[commit.push.id])
 
 
-def _lock_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterRow:
-    """The adapter's row, created if necessary, locked until the transaction ends."""
+def _raise_if_failed(commits: Iterable[Commit]) -> None:
+    if any(commit.error is not None for commit in commits):
+        raise MemberFailed
+
+
+def _deleted_version(commit: Commit) -> NotFound:
+    detail = f"the version {commit.manifest.digest} of '{commit.name}' was deleted in the meantime"
+    return NotFound("VERSION_UNKNOWN", detail)
+
+
+def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) -> dict[str, AdapterRow]:
+    """The rows of the adapters, created if necessary, locked until the transaction ends."""
+    if not commits:
+        return {}
     now = db.now()
-    values: dict[str, Any] = {"namespace": name.namespace, "name": name.name, "newest_number": 0}
-    values |= {"created_at": now, "created_by": actor.identity, "updated_at": now}
-    if db.insert_new(session, AdapterRow, values):
-        reserved_names.reserve_adapter(session, actor, name)
-        audit.append(session, actor, EventType.ADAPTER_CREATE, str(name))
-    row = session.exec(_LOCKED, params={"namespace": name.namespace, "name": name.name}).first()
-    if row is None:  # deleted or renamed between the two statements
-        reserved_names.check_available(session, actor, name)
-        raise unknown_adapter(name)
-    return row
+    adapters = {(commit.name.namespace, commit.name.name): commit.name for commit in commits}
+    values = [
+        {
+            "namespace": namespace, "name": name, "newest_number": 0,
+            "created_at": now, "created_by": actor.identity, "updated_at": now,
+        }
+        for namespace, name in sorted(adapters)
+    ]  # fmt: skip
+    created = [
+        adapters[row.namespace, row.name]
+        for row in db.insert_new_rows(session, AdapterRow, values, returning=_ADAPTER_NAME)
+    ]
+    conflicts = dict(reserved_names.reserve_adapters(session, actor, created)) if created else {}
+    created.sort(key=str)
+    events = [audit.build(session, actor, EventType.ADAPTER_CREATE, str(name)) for name in created]
+    db.bulk_insert(session, events)
+    rows = {
+        f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": sorted(adapters)}).all()
+    }
+    lost = [name for name in adapters.values() if str(name) not in rows]  # deleted or renamed between the statements
+    conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
+    for commit in commits:
+        commit.error = conflicts.get(commit.name) or (unknown_adapter(commit.name) if commit.name in lost else None)
+    _raise_if_failed(commits)
+    return rows
 
 
-def _add_version(
-    session: Session, actor: Actor, adapter: AdapterRow, base: BaseRow, push: PushRow, manifest: Manifest,
-    inspection: Inspection,
-) -> VersionRow:  # fmt: skip
+def _end_pushes(session: Session, new: Collection[Commit], repeated: Collection[Commit]) -> None:
+    """End the pushes. Those of new versions must still be open."""
+    _raise_if_failed((*new, *repeated))
+    ended = references.end_pushes(session, [commit.push.id for commit in (*new, *repeated)])
+    for commit in new:
+        if commit.push.id not in ended:
+            commit.error = references.unknown_push(commit.push.id)
+    _raise_if_failed(new)
+
+
+def _mark_live(session: Session, new: Iterable[Commit], repeated: Iterable[Commit]) -> None:
+    """Mark the blobs of new versions live, and those that pushes of existing versions have repaired."""
+    needed = {commit.push.id: commit.sizes for commit in new}
+    needed |= {c.push.id: {d: n for d, n in c.sizes.items() if d in c.repaired} for c in repeated if c.repaired}
+    commits = {commit.push.id: commit for commit in (*new, *repeated) if commit.push.id in needed}
+    sizes = {digest: size for blobs in needed.values() for digest, size in blobs.items()}
+    repaired = {digest for commit in commits.values() for digest in commit.repaired}
+    lost = references.mark_group_live(session, sizes, written=repaired)
+    for push_id, commit in commits.items():
+        with commit.collect_error():
+            references.check_not_lost(lost, needed[push_id])
+    _raise_if_failed(commits.values())
+
+
+# ------------------------------------------------------------------ new versions
+def _create_versions(
+    session: Session, actor: Actor, adapters: Mapping[str, AdapterRow], commits: Sequence[Commit],
+    engines: Sequence[EngineProfile],
+) -> list[_New]:  # fmt: skip
+    """The rows of new versions, with contents, verdicts and events, and `main` on each adapter's last one."""
+    if not commits:
+        return []
+    created = [_new_version(actor, adapters[str(commit.name)], commit) for commit in commits]
+    numbers = {str(version.commit.name): version.row.number for version in created}
     now = db.now()
-    adapter.newest_number += 1
-    adapter.updated_at = now
-    row = version_row(
-        adapter, base, manifest, number=adapter.newest_number, method=inspection.method, rank=inspection.rank,
-        facts=inspection.facts, message=push.message, created_at=now, created_by=actor.identity,
-        pushed_by=actor.identity, measured_at=now if inspection.weights is not None else None,
+    db.update_rows(
+        session, _SET_NEWEST,
+        [{"adapter_id": adapters[name].id, "number": number, "at": now} for name, number in sorted(numbers.items())],
     )  # fmt: skip
-    session.add_all([adapter, row])
-    session.flush()
-    return row
+    db.bulk_insert_with_ids(session, [version.row for version in created])
+    add_contents(session, [(version.row, version.commit.manifest) for version in created])
+    _add_verdicts(session, created, engines)
+    moves = aliases.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
+    pushed = [_push_event(session, actor, version) for version in created]
+    db.bulk_insert(session, [event for pair in zip(pushed, moves, strict=True) for event in pair])
+    return created
+
+
+def _new_version(actor: Actor, adapter: AdapterRow, commit: Commit) -> _New:
+    """Take the next number of the adapter, in its locked row."""
+    inspection = commit.inspection
+    if inspection is None:
+        raise RuntimeError(f"push {commit.push.id} was not inspected")
+    now = db.now()
+    set_committed_value(adapter, "newest_number", adapter.newest_number + 1)  # written for all adapters at once
+    row = version_row(
+        adapter, commit.base_row, commit.manifest, number=adapter.newest_number, method=inspection.method,
+        rank=inspection.rank, facts=inspection.facts, message=commit.push.message, created_at=now,
+        created_by=actor.identity, pushed_by=actor.identity,
+        measured_at=now if inspection.weights is not None else None,
+    )  # fmt: skip
+    return _New(commit, inspection, row, [])
+
+
+def _push_event(session: Session, actor: Actor, version: _New) -> EventRow:
+    row, base = version.row, version.commit.base_row
+    compat = version.verdicts[0].outcome
+    detail = {"digest": row.digest, "base": base.name, "compat": str(compat), "size_bytes": row.size_bytes}
+    return audit.build(session, actor, EventType.VERSION_PUSH, f"{version.commit.name}@{row.number}", detail)
+
+
+def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> list[str]:
+    """Queue a smoke test of each version that can be tested and failed nothing; the ids, empty for no job."""
+    job_ids, added = [], []
+    for version in created:
+        is_failed = any(v.outcome == Outcome.FAIL for v in version.verdicts if v.check in (Check.COMPAT, Check.WEIGHTS))
+        job_ids.append("")
+        if version.inspection.can_be_tested and not is_failed:
+            base = version.commit.base_row.name
+            job = queue.build(session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base)
+            added.append(job)
+            job_ids[-1] = job[0].id
+    db.bulk_insert(session, [row for row, _ in added])
+    db.bulk_insert(session, [event for _, event in added])
+    return job_ids
 
 
 def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:
@@ -156,20 +317,25 @@ def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **column
 
 
 # ------------------------------------------------------------------ contents
-def add_contents(session: Session, row: VersionRow, manifest: Manifest) -> None:
-    """The rows of a version's files, parents, inputs and tags, from its manifest and its facts."""
-    version_id = row.id or 0
-    files = [VersionFileRow(version_id=version_id, **file.model_dump()) for file in manifest.files]
-    parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
-    edges = [
-        EdgeRow(child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name)
-        for edge in parents.values()
-    ]
-    inputs = [
-        VersionInputRow(version_id=version_id, position=position, **entry._asdict())
-        for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
-    ]
-    tags = [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
+def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest]]) -> None:
+    """The rows of the files, parents, inputs and tags of versions, from their manifests and facts."""
+    files: list[SQLModel] = []
+    edges: list[SQLModel] = []
+    inputs: list[SQLModel] = []
+    tags: list[SQLModel] = []
+    for row, manifest in versions:
+        version_id = row.id or 0
+        files += [VersionFileRow(version_id=version_id, **dict(file)) for file in manifest.files]
+        parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
+        edges += [
+            EdgeRow(child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name)
+            for edge in parents.values()
+        ]
+        inputs += [
+            VersionInputRow(version_id=version_id, position=position, **entry._asdict())
+            for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
+        ]
+        tags += [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
     for rows in (files, edges, inputs, tags):
         db.bulk_insert(session, rows)
 
@@ -194,35 +360,56 @@ def _tags(row: VersionRow, manifest: Manifest) -> Iterable[tuple[str, str]]:
 # ------------------------------------------------------------------ verdicts and alias
 def add_compat_verdict(session: Session, row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
     """Write the verdict `compat` that follows from the inspection."""
-    tools = {"registry": __version__}
-    subject = Digest(row.digest)
-    verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
-    compat = verdicts.to_row(verdict, row.id, row.base_id)
+    compat = _compat_verdict(row, base, inspection)
     db.bulk_insert(session, [compat])
     return compat
 
 
-def _add_verdicts(
-    session: Session, row: VersionRow, base: BaseRow, inspection: Inspection, engines: Sequence[EngineProfile]
-) -> list[VerdictRow]:
-    """Write the verdicts that a version starts with."""
-    compat = add_compat_verdict(session, row, base, inspection)
-    added = [compat]
-    if inspection.weights is not None:
-        added.append(weights.add_verdict(session, row, base, inspection.weights))
-    outcomes = (compat.outcome, added[1].outcome if added[1:] else Outcome.UNKNOWN)
-    return [*added, *engine_compat.add_verdicts(session, row, base, outcomes, engines)]
+def _compat_verdict(row: VersionRow, base: BaseRow, inspection: Inspection) -> VerdictRow:
+    tools = {"registry": __version__}
+    subject = Digest(row.digest)
+    verdict = Verdict.of(Check.COMPAT, subject, base.name, base.fingerprint, inspection.findings, made_by=tools)
+    return verdicts.to_row(verdict, row.id, row.base_id)
 
 
-def _move_alias(session: Session, actor: Actor, name: AdapterName, push: PushRow, row: VersionRow, alias: str) -> str:
-    """Move the alias that the push asked for; returns why it did not move, or an empty string."""
-    if alias and alias != names.NEWEST:
-        try:
-            aliases.move(session, actor, name, alias, row, expected_generation=None, reason=push.message)
-        except Refused as e:
-            return e.detail
-        except Unavailable as e:
-            if all(reason.code != WEIGHTS_PENDING for reason in e.findings):
-                raise
-            return e.detail
-    return ""
+def _add_verdicts(session: Session, created: Sequence[_New], engines: Sequence[EngineProfile]) -> None:
+    """Write the verdicts that versions start with: `compat`, `weights` if they were measured, and of each engine."""
+    norms_of: dict[tuple[int, str], BaseNorms] = {}
+    norms_rows = []
+    for version in created:
+        row, base, measured = version.row, version.commit.base_row, version.inspection.weights
+        version.verdicts.append(_compat_verdict(row, base, version.inspection))
+        outcomes = (version.verdicts[0].outcome, Outcome.UNKNOWN)
+        if measured is not None:
+            key = (row.base_id, weights.format_of(row))
+            if key not in norms_of:
+                norms_of[key] = base_norms.load_base_norms(session, base, key[1])
+            verdict, norms_row = weights.build_verdict(row, base, norms_of[key], measured)
+            version.verdicts.append(verdict)
+            norms_rows.append(norms_row)
+            outcomes = (outcomes[0], Outcome(verdict.outcome))
+        version.verdicts.extend(engine_compat.build_verdicts(row, base, outcomes, engines))
+    db.bulk_insert(session, [verdict for version in created for verdict in version.verdicts])
+    db.bulk_insert(session, norms_rows)
+
+
+def _move_aliases(
+    session: Session, actor: Actor, commits: Sequence[Commit], rows: Mapping[Key, VersionRow], *, atomic: bool
+) -> dict[str, str]:
+    """Move the aliases that pushes asked for; push → why its alias did not move, or an empty string."""
+    refusals = {commit.push.id: "" for commit in commits}
+    requested = [commit for commit in commits if commit.alias and commit.alias != names.NEWEST]
+    for commit in sorted(requested, key=lambda c: (c.key, c.alias)):  # so that two groups cannot deadlock
+        row, reason = rows[commit.key], commit.push.message
+        with commit.collect_error():
+            aliases.move(session, actor, commit.name, commit.alias, row, expected_generation=None, reason=reason)
+        if commit.error is not None and not atomic and _is_refusal(commit.error):
+            refusals[commit.push.id], commit.error = commit.error.detail, None
+    _raise_if_failed(requested)
+    return refusals
+
+
+def _is_refusal(error: RegistryError) -> bool:
+    """Whether a gate is closed, or stays closed until large weights are read."""
+    is_pending = isinstance(error, Unavailable) and any(reason.code == WEIGHTS_PENDING for reason in error.findings)
+    return isinstance(error, Refused) or is_pending

@@ -16,7 +16,7 @@ from sqlmodel import Session
 from starlette.datastructures import State
 
 from registry.api.evaluation import ReferenceLogprobsView
-from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult
+from registry.api.transfer import CommitItem, PullPlan, PushCommit, PushItem, PushPlan, PushRequest, PushResult
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.events import EventType
@@ -45,6 +45,7 @@ from registry.server.http.dependencies import (
 from registry.server.http.ranges import BYTES_HEADERS, LINK_HEADERS, select_part
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
+from registry.server.push.group import only
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, attachment, digest_of, raise_unknown
@@ -74,7 +75,8 @@ def plan_push(
 ) -> PushPlan:
     """Plan a push: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
-        push_plan = plan.plan_push(session, actor, name, request, blobs=blobs, settings=settings)
+        item = PushItem(name=str(name), manifest=request.manifest, message=request.message)
+        push_plan = only(plan.plan_pushes(session, actor, [item], blobs=blobs, settings=settings))
     background.expect_commit(engine, push_plan.push_id)
     return push_plan
 
@@ -157,10 +159,11 @@ def commit_push(
     """Create the version of a push. 201 for a new version, 200 for one that exists already."""
     engines = engine_compat.parse_setting(settings.engines)
     with background.push_in_progress(engine, push_id):
-        pushed = commit.commit_push(session, actor, push_id, request, blobs=blobs, engines=engines)
+        item = CommitItem(push_id=push_id, alias=request.alias, small=request.small)
+        pushed = only(commit.commit_pushes(session, actor, [item], blobs=blobs, engines=engines))
     response.status_code = 201 if pushed.created else 200
     response.headers.update(incoming.app.state.audit_log.checkpoint_header)
-    after.add_task(routing.run_in_store_thread, commit.clean_up, engine, push_id, blobs=blobs)
+    after.add_task(routing.run_in_store_thread, commit.clean_up, engine, [push_id], blobs=blobs)
     return pushed
 
 

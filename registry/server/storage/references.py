@@ -26,6 +26,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State
 from registry.server.database import db
+from registry.server.database.any_of import any_of
 from registry.server.database.models import (
     AttestationRow,
     BlobRow,
@@ -102,6 +103,13 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
 
     Insert the reference (push, job) in the same transaction. `Unavailable` (TRY_LATER) if GC is deleting one of them.
     """
+    states = reserve_group(session, sizes)
+    check_not_deleting(states)
+    return states
+
+
+def reserve_group(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobState]:
+    """As `reserve`, for blobs of several owners: the caller calls `check_not_deleting` for each of them."""
     if not sizes:
         return {}
     now = db.now()
@@ -110,15 +118,18 @@ def reserve(session: Session, sizes: Mapping[Digest, int]) -> dict[Digest, BlobS
         for digest, size in sorted(sizes.items())
     ]
     rows = db.upsert(session, BlobRow, values, on_conflict=_REVIVE, returning=_DIGEST_AND_STATE)
-    states = {Digest(digest): BlobState(state) for digest, state in rows}
-    deleting = next((digest for digest, state in states.items() if state is BlobState.DELETING), None)
+    return {Digest(digest): BlobState(state) for digest, state in rows}
+
+
+def check_not_deleting(states: Mapping[Digest, BlobState], digests: Iterable[Digest] | None = None) -> None:
+    """`Unavailable` (TRY_LATER) if GC is deleting one of these blobs, of all by default."""
+    deleting = next((d for d in digests or states if states[d] is BlobState.DELETING), None)
     if deleting is not None:
         raise _try_later(f"blob {deleting} is being deleted right now", "try again in a moment")
-    return states
 
 
 _SELECT_CORRUPT = select(BlobRow.digest).where(
-    col(BlobRow.digest).in_(bindparam("digests", expanding=True)), col(BlobRow.state) == BlobState.CORRUPT
+    any_of(col(BlobRow.digest), parameter="digests"), col(BlobRow.state) == BlobState.CORRUPT
 )
 
 
@@ -127,13 +138,13 @@ def find_damaged(session: Session, digests: Iterable[Digest]) -> set[Digest]:
     return {Digest(digest) for digest in session.exec(_SELECT_CORRUPT, params={"digests": list(digests)})}
 
 
-_WRITTEN = col(BlobRow.digest).in_(bindparam("written", expanding=True))
+_WRITTEN = any_of(col(BlobRow.digest), parameter="written")
 _BECOMES_LIVE = or_(
     col(BlobRow.state).in_([BlobState.PENDING, BlobState.LIVE]), and_(col(BlobRow.state) == BlobState.CORRUPT, _WRITTEN)
 )
 _LOCK_ROWS = (
     select(BlobRow.digest)
-    .where(col(BlobRow.digest).in_(bindparam("digests", expanding=True)), _BECOMES_LIVE)
+    .where(any_of(col(BlobRow.digest), parameter="digests"), _BECOMES_LIVE)
     .order_by(col(BlobRow.digest))  # the order of `reserve`, so that pushes that share blobs cannot deadlock
     .with_for_update()
 )
@@ -155,6 +166,13 @@ def mark_live(session: Session, sizes: Mapping[Digest, int], *, written: Set[Dig
 
     `Unavailable` (TRY_LATER) if one was found corrupt or deleted meanwhile: pushing again writes it again.
     """
+    check_not_lost(mark_group_live(session, sizes, written=written), sizes)
+
+
+def mark_group_live(
+    session: Session, sizes: Mapping[Digest, int], *, written: Set[Digest] = frozenset()
+) -> Set[Digest]:
+    """As `mark_live`, for blobs of several owners. Returns the lost ones, for `check_not_lost`."""
     params = {"digests": sorted(sizes), "written": sorted(written), "now": db.now()}
     rows = session.connection().execute(_SET_LIVE, params).all() if sizes else []
     stored_sizes = {Digest(digest): size for digest, size in rows}
@@ -162,9 +180,14 @@ def mark_live(session: Session, sizes: Mapping[Digest, int], *, written: Set[Dig
         if size != sizes[digest]:  # another push had declared another size
             correct = update(BlobRow).where(col(BlobRow.digest) == digest).values(size_bytes=sizes[digest])
             session.connection().execute(correct)
-    lost = sorted(sizes.keys() - stored_sizes)
-    if lost:
-        detail = f"blob {lost[0]} was found damaged or was deleted meanwhile"
+    return sizes.keys() - stored_sizes
+
+
+def check_not_lost(lost: Set[Digest], digests: Iterable[Digest]) -> None:
+    """`Unavailable` (TRY_LATER) if one of these blobs is lost."""
+    first = min((digest for digest in digests if digest in lost), default=None)
+    if first is not None:
+        detail = f"blob {first} was found damaged or was deleted meanwhile"
         raise _try_later(detail, "push again: only missing files are sent")
 
 
@@ -173,21 +196,29 @@ def _try_later(detail: str, next_step: str) -> Unavailable:
 
 
 # ------------------------------------------------------------------ pushes
-def extend_push(session: Session, push_id: str, *, until: datetime) -> bool:
-    """Keep an open push open until then at least. False if it is committed; else `NotFound` (PUSH_UNKNOWN)."""
+_OPEN_PUSHES = (
+    select(PushRow.id)
+    .where(any_of(col(PushRow.id), parameter="ids"), col(PushRow.state) == PushState.OPEN)
+    .order_by(col(PushRow.id))  # so that two groups of the same pushes cannot deadlock
+    .with_for_update()
+)
+_STATES = select(PushRow.id, PushRow.state).where(any_of(col(PushRow.id), parameter="ids"))
+_COMMIT = update(PushRow).where(col(PushRow.id).in_(_OPEN_PUSHES)).values(state=PushState.COMMITTED)
+_COMMIT_OPEN = _COMMIT.returning(col(PushRow.id))
+
+
+def extend_pushes(session: Session, push_ids: Iterable[str], *, until: datetime) -> dict[str, PushState]:
+    """Keep open pushes open until then at least. Returns the states of all, without those that are deleted."""
+    ids = {"ids": sorted(push_ids)}
     later = case((col(PushRow.expires_at) > until, col(PushRow.expires_at)), else_=literal(until, UtcTime()))
-    open_push = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == PushState.OPEN)
-    if session.connection().execute(open_push.values(expires_at=later)).rowcount:
-        return True
-    if session.exec(select(PushRow.state).where(PushRow.id == push_id)).first() != PushState.COMMITTED:
-        raise unknown_push(push_id)
-    return False
+    session.connection().execute(update(PushRow).where(col(PushRow.id).in_(_OPEN_PUSHES)).values(expires_at=later), ids)
+    return {push_id: PushState(state) for push_id, state in session.exec(_STATES, params=ids)}
 
 
-def end_push(session: Session, push_id: str) -> bool:
-    """Commit an open push, which ends its references; return whether it was open."""
-    open_push = update(PushRow).where(col(PushRow.id) == push_id, col(PushRow.state) == PushState.OPEN)
-    return bool(session.connection().execute(open_push.values(state=PushState.COMMITTED)).rowcount)
+def end_pushes(session: Session, push_ids: Iterable[str]) -> set[str]:
+    """Commit open pushes, which ends their references; return the ids of those that were open."""
+    rows = session.connection().execute(_COMMIT_OPEN, {"ids": sorted(push_ids)})
+    return set(rows.scalars())
 
 
 def unknown_push(push_id: str) -> NotFound:
