@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.runner import CommandRunner
+from tests.cli.runner import CommandRunner, served
 
 
 @pytest.fixture
@@ -20,6 +21,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) 
     (tmp_path / "data").mkdir()
     shutil.copyfile(migrated_sqlite, tmp_path / "data" / "registry.db")
     return CommandRunner(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The `url` of a server in a process of its own, and the `token` of its administrator, for many tests."""
+    with served(tmp_path_factory.mktemp("server")) as (_, printed):
+        yield printed
 
 
 @pytest.fixture

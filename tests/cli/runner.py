@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,26 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from tests import forge
+from tests.import_table import ROOT
+
+COMMAND = [sys.executable, "-m", "cli.main"]
+
+
+@contextmanager
+def served(data: Path, *words: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """`adapter serve` on a free port, once it is ready, and the JSON that it printed. Starting it costs two seconds of
+    CPU: a test that needs no server of its own uses the fixture `server`."""
+    command = [*COMMAND, "serve", "--port", "0", "--data", str(data), "--json", *words]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | env
+    )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        assert line, process.stderr.read() if process.stderr else ""
+        yield process, json.loads(line)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @dataclass(frozen=True)

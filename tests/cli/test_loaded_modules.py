@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.runner import CommandRunner
-from tests.cli.test_serve import served
 from tests.import_table import ROOT
 
 PROGRAM = """
@@ -62,14 +60,14 @@ UNUSED_BY_PULL = (*UNUSED_BY_READS, "registry.evaluation.golden")
 
 
 @pytest.fixture
-def live_server(cli: CommandRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandRunner]:
-    with served(tmp_path / "data") as (_, result):
-        monkeypatch.setenv("ADAPTER_REGISTRY", result["url"])
-        monkeypatch.setenv("ADAPTER_TOKEN", result["token"])
-        cli.add_base()
-        cli.make_adapter("one")
-        cli.make_adapter("two")
-        yield cli
+def adapters(cli: CommandRunner, server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two adapters, whose base the server knows."""
+    monkeypatch.setenv("ADAPTER_REGISTRY", server["url"])
+    monkeypatch.setenv("ADAPTER_TOKEN", server["token"])
+    cli.add_base()
+    cli.make_adapter("one")
+    cli.make_adapter("two")
+    return tmp_path / "adapters"
 
 
 def loaded(*words: str) -> tuple[set[str], int]:
@@ -83,14 +81,13 @@ def loaded(*words: str) -> tuple[set[str], int]:
     return set(modules), schemas
 
 
-@pytest.mark.usefixtures("live_server")
-def test_a_command_loads_only_the_modules_that_it_needs(tmp_path: Path) -> None:
+def test_a_command_loads_only_the_modules_that_it_needs(adapters: Path, tmp_path: Path) -> None:
     push, pull, bulk = (UNUSED + UNUSED_BY_PUSH, 74, 64), (UNUSED + UNUSED_BY_PULL, 54, 56), (UNUSED, 80, 64)
     look, ask = (UNUSED + UNUSED_BY_PUSH + UNUSED_BY_PULL, 47, 56), (UNUSED_BY_ALL + UNUSED_BY_READS, 66, 145)
     for words, (unused, most_modules, most_schemas) in (
-        (("push-all", str(tmp_path / "adapters"), "fleet", "--base", "tiny-llama", "--json"), bulk),
+        (("push-all", str(adapters), "fleet", "--base", "tiny-llama", "--json"), bulk),
         (("pull-all", str(tmp_path / "served"), "--base", "tiny-llama", "--namespace", "fleet", "--json"), bulk),
-        (("push", str(tmp_path / "adapters" / "one"), "fleet/one", "--json"), push),
+        (("push", str(adapters / "one"), "fleet/one", "--json"), push),
         (("pull", "fleet/two", str(tmp_path / "two"), "--json"), pull),
         (("list", "--json"), look),
         (("whoami", "--json"), ask),

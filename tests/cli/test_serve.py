@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.access.identity import ISSUER, Provider
-from tests.cli.runner import CommandRunner
+from tests.cli.runner import COMMAND, CommandRunner, served
 from tests.import_table import ROOT
-
-COMMAND = [sys.executable, "-m", "cli.main"]
-
-
-@contextmanager
-def served(data: Path, *words: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """`adapter serve` on a free port, once it is ready, and the JSON that it printed."""
-    process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", "--data", str(data), "--json", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | env,
-    )
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        assert line, process.stderr.read() if process.stderr else ""
-        yield process, json.loads(line)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_only_the_first_start_prints_a_token(cli: CommandRunner, tmp_path: Path) -> None:
@@ -55,43 +29,36 @@ def test_only_the_first_start_prints_a_token(cli: CommandRunner, tmp_path: Path)
         assert cli("whoami", "--json", ADAPTER_REGISTRY=second["url"], ADAPTER_TOKEN=first["token"]).exit_code == 0
 
 
-def test_push_and_pull_over_a_real_server(cli: CommandRunner, tmp_path: Path) -> None:
-    with served(tmp_path / "data") as (_, result):
-        admin = {"ADAPTER_REGISTRY": result["url"], "ADAPTER_TOKEN": result["token"]}
-        with pytest.MonkeyPatch.context() as patch:
-            for variable, value in admin.items():
-                patch.setenv(variable, value)
-            cli.add_base()
-            folder = cli.make_adapter("mine")
-            words = ["token", "create", "ci", "--scope", "push", "--namespace", "acme", "--days", "1", "--json"]
-            secret = cli(*words).json["secret"]
-            cli("pull", "acme/none", tmp_path / "none", expect=4)
-        trainer = {"ADAPTER_REGISTRY": result["url"], "ADAPTER_TOKEN": secret}
-        pushed = cli("push", folder, "acme/support", "--json", **trainer).json
-        assert pushed["version"]["created_by"] == "ci"
-        assert cli("push", folder, "beta/support", "--json", expect=4, **trainer).problem["code"] == "ADAPTER_UNKNOWN"
-        assert [token["name"] for token in cli("token", "list", "--json", **trainer).json["items"]] == ["ci"]
-        assert cli("whoami", expect=3, **(trainer | {"ADAPTER_TOKEN": "lra_wrong"})).stderr.startswith("Error: ")
-        run = subprocess.run(
-            [*COMMAND, "pull", "acme/support", str(tmp_path / "served"), "--json"],
-            env={**os.environ, **trainer},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        assert json.loads(run.stdout)["resolved"]["digest"] == pushed["version"]["digest"]
-        for path in folder.iterdir():
-            assert (tmp_path / "served" / path.name).read_bytes() == path.read_bytes()
+def test_push_and_pull_over_a_real_server(
+    cli: CommandRunner, server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_REGISTRY", server["url"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADAPTER_TOKEN", server["token"])
+        cli.add_base()
+        folder = cli.make_adapter("mine")
+        words = ["token", "create", "ci", "--scope", "push", "--namespace", "acme", "--days", "1", "--json"]
+        secret = cli(*words).json["secret"]
+        cli("pull", "acme/none", tmp_path / "none", expect=4)
+    monkeypatch.setenv("ADAPTER_TOKEN", secret)
+    pushed = cli("push", folder, "acme/support", "--json").json
+    assert pushed["version"]["created_by"] == "ci"
+    assert cli("push", folder, "beta/support", "--json", expect=4).problem["code"] == "ADAPTER_UNKNOWN"
+    assert [token["name"] for token in cli("token", "list", "--json").json["items"]] == ["ci"]
+    assert cli("whoami", expect=3, ADAPTER_TOKEN="lra_wrong").stderr.startswith("Error: ")
+    command = [*COMMAND, "pull", "acme/support", str(tmp_path / "served"), "--json"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["resolved"]["digest"] == pushed["version"]["digest"]
+    for path in folder.iterdir():
+        assert (tmp_path / "served" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, tmp_path: Path) -> None:
-    with served(tmp_path / "data") as (_, result):
-        assert "You are admin" in cli("login", result["url"] + "/", stdin=result["token"] + "\n").stdout
-        assert cli("whoami", "--json").json["actor"] == "admin"
-        assert cli("login", result["url"], "--json", stdin="lra_wrong\n", expect=3).problem["code"] == "UNAUTHORIZED"
-        assert cli("whoami", "--json").json["actor"] == "admin"
+def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: dict[str, str]) -> None:
+    assert "You are admin" in cli("login", server["url"] + "/", stdin=server["token"] + "\n").stdout
+    assert cli("whoami", "--json").json["actor"] == "admin"
+    assert cli("login", server["url"], "--json", stdin="lra_wrong\n", expect=3).problem["code"] == "UNAUTHORIZED"
+    assert cli("whoami", "--json").json["actor"] == "admin"
     assert "no token was given" in cli("login", "http://127.0.0.1:9", stdin="\n", expect=2).stderr
 
 
