@@ -1,20 +1,21 @@
-"""`adapter list`, `adapter rename` and `adapter delete`.
+"""`adapter list`, `adapter versions`, `adapter rename` and `adapter delete`.
 
 What cannot be undone (a deleted name is never reused) asks for confirmation, or takes `--yes`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from registry.api.catalog import AdapterView
+from registry.api.catalog import AdapterView, VersionView
 from registry.bases import BaseMatch
 from registry.client import answers
 from registry.client.core import Versions
-from registry.evaluation.verdicts import Outcome
+from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 
 from . import arguments, output, session, versions
@@ -24,37 +25,51 @@ PAGE_LIMIT = 200
 
 
 @click.command("list")
+@click.argument("name", type=arguments.NAME, required=False)
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--base", default="", help="Only adapters of this base model.")
 @click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
 @click.option("--method", default="", help="Only this PEFT method, such as LORA.")
-@click.option("--text", default="", help="Only names that contain this text.")
+@click.option("--text", default="", help="Only names or descriptions that contain this text.")
 @click.option("--alias", default="", help="Only adapters with this alias.")
 @click.option("--owner", default="", help="Only adapters first pushed by this subject (or token without one).")
 @click.option("--format", default="", help="Only this file format, such as peft.")
 @click.option("--target", multiple=True, metavar="MODULE", help="Only adapters that target this module (repeatable).")
 @click.option("--tag", multiple=True, metavar="KEY[=VALUE]", help="Only adapters with this tag (repeatable).")
+@click.option("--annotation", multiple=True, metavar="KEY[=VALUE]",
+              help="Only adapters whose manifest has this annotation (repeatable).")  # fmt: skip
 @click.option("--rank-min", type=click.IntRange(0), help="Minimum rank.")
 @click.option("--rank-max", type=click.IntRange(0), help="Maximum rank.")
 @click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
-def list_adapters(limit: int | None, **query: Any) -> None:
-    """List adapters with their newest version.
+def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> None:
+    """List adapters with their newest version. With NAME: the versions of that adapter.
 
-    All filters except --alias and --owner apply to the newest version.
+    --namespace, --alias, --owner and --text are about the adapter, --tag about either, all others about the newest
+    version.
 
     \b
     adapter list --namespace acme --alias prod
+    adapter list acme/support
     adapter list --base smollm2 --rank-max 16 --target q_proj --engine vllm==0.33.0
     """
+    if name is not None:
+        if any(query.values()):
+            raise click.UsageError("NAME lists versions, which have no filters")
+        list_versions(name, limit)
+        return
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs --engine")
     if query["base_match"] and not query["base"]:
         raise click.UsageError("--base-match needs --base")
     with session.versions() as registry:
-        items = list(_adapters(registry, query | {"target": list(query["target"]), "tag": list(query["tag"])}, limit))
+        items = list(_adapters(registry, _with_lists(query), limit))
     output.answer({"items": items}, lambda: _print_list(items))
+
+
+def _with_lists(query: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in query.items()}
 
 
 def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> Iterator[AdapterView]:
@@ -90,6 +105,55 @@ def _print_list(items: list[AdapterView]) -> None:
         right=frozenset({"rank", "size"}),
         empty="No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE",
     )
+
+
+# ------------------------------------------------------------------ versions
+@click.command("versions")
+@click.argument("name", type=arguments.NAME)
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
+def versions_of(name: AdapterName, limit: int | None) -> None:
+    """List the versions of NAME, newest first, with verdicts, aliases and tags.
+
+    \b
+    adapter versions acme/support --limit 5
+    """
+    list_versions(name, limit)
+
+
+def list_versions(name: AdapterName, limit: int | None) -> None:
+    """Print the newest `limit` versions of an adapter, or all."""
+    page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
+    with session.versions() as registry:
+        pages = answers.all_pages(lambda cursor: registry.versions(name, cursor=cursor, limit=page_limit))
+        items = list(itertools.islice((item for page in pages for item in page.items), limit))
+    output.answer({"items": items}, lambda: _print_versions(items))
+
+
+def _print_versions(items: list[VersionView]) -> None:
+    rows = [
+        (
+            output.strong(f"@{item.number}"),
+            str(item.digest)[: versions.SHORT_DIGEST],
+            versions.method_name(str(item.facts.get("method") or "")),
+            output.size(item.size_bytes),
+            *(output.outcome(_outcome(item, check)) for check in (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)),
+            " ".join(item.aliases) or "-",
+            " ".join(versions.tag_texts(item.tags)) or "-",
+            output.moment(item.created_at),
+            item.created_by,
+            versions.state_of(item) or "-",
+        )
+        for item in items
+    ]
+    columns = ("version", "digest", "method", "size", "compat", "weights", "smoke", "aliases", "tags", "pushed", "by",
+               "state")  # fmt: skip
+    output.table(columns, rows, right=frozenset({"size"}))
+
+
+def _outcome(version: VersionView, check: Check) -> str:
+    """The outcome of the newest verdict of a check; the registry's own comes before one of the owner."""
+    outcomes = [verdict.outcome for verdict in version.verdicts if verdict.check is check and not verdict.by_owner]
+    return outcomes[-1] if outcomes else ""
 
 
 # ------------------------------------------------------------------ rename, delete

@@ -42,7 +42,13 @@ class ParsedArgument(click.ParamType[Value]):
             raise
 
 
+def _subject(text: str) -> AdapterName | Ref:
+    return Ref.parse(text) if ":" in text or "@" in text else AdapterName.parse(text)
+
+
 REF = ParsedArgument("ref", Ref.parse)
+SUBJECT = ParsedArgument("subject", _subject)
+"""An adapter, or with @ or : one of its versions."""
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
 
@@ -62,4 +68,10 @@ def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = 
     for key, equals, value in split:
         if not (key and equals and (value or empty_values)):
             raise click.BadParameter(f"{key + equals + value!r} is not {form}", param_hint=option)
+    return {key: value for key, _, value in split}
+
+
+def tags(texts: Iterable[str]) -> dict[str, str]:
+    """`KEY` or `KEY=VALUE` texts as a dictionary; a key alone has an empty value."""
+    split = [text.partition("=") for text in texts]
     return {key: value for key, _, value in split}

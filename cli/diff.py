@@ -1,4 +1,4 @@
-"""`adapter diff`: what changed between two adapters: configuration, facts, files, and with `--values` the updates.
+"""`adapter diff`: what changed between two adapters: configuration, facts, files, declared inputs, verdicts, updates.
 
 Without `--values`, only configurations, headers and digests are read. With it, both adapters are pulled and torch
 compares them on this machine.
@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from registry.api.catalog import VersionView
 from registry.client import pull
 from registry.client.core import Versions
 from registry.client.local import folder as folders
@@ -27,44 +28,63 @@ from .heatmap import HeatMap
 
 MODULES_SHOWN = 8
 VALUE_WIDTH = 80
+SAME_DIRECTION = 0.999
+"""Cosine above which two updates have the same direction: without a smaller one, no bars are shown."""
+SAME_RATIO = 0.01
+"""Spread of the ratios, as a share of their mean, up to which one line stands for all modules."""
 FACTS_HIDDEN = frozenset({"engine", "targets", "updates"})
 """Facts that are shown in another form or are for machines."""
 _ABSENT = object()
+COMPARED = ("base", "config", "facts", "data", "run", "code", "params", "annotations", "tags", "verdicts")
+"""Sections of the difference that list changed fields, in their order."""
+Changes = dict[str, tuple[float | None, float | None]]
+"""Module → cosine and ratio of the norms, as `registry.worker.model.updates.compare` returns them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two adapters. `files`: path → digest."""
+    """One of the two adapters. `fields`: section of `COMPARED` → its fields. `files`: path → digest.
+
+    A folder has no declared inputs, tags and verdicts, so those sections are absent.
+    """
 
     label: str
-    base: str
     facts: dict[str, Any]
-    config: dict[str, Any]
+    fields: dict[str, dict[str, Any]]
     files: dict[str, str]
 
 
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--values", is_flag=True, help="Also compare the updates: cosine per module (extra 'worker').")
+@click.option("--values", is_flag=True, help="Also compare the updates: cosine and norm per module (extra 'worker').")
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the cosines (.svg).")
 def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
-    """Compare A and B, each a folder or a REF: configuration, facts, targets and files."""
+    """Compare A and B, each a folder or a REF.
+
+    Compares configuration, facts, targets and files. For two versions also data sets, training run, code, parameters,
+    annotations, tags and verdicts.
+
+    \b
+    adapter diff acme/support@2 acme/support@3
+    adapter diff acme/support:prod out/checkpoint-200 --values
+    """
     compare = None
     if values or plot:
-        compare = main.load("registry.worker.model.updates", "cosines", "worker", "adapter diff --values")
+        compare = main.load("registry.worker.model.updates", "compare", "worker", "adapter diff --values")
     with session.versions() as registry:
         before, after = _side(registry, a), _side(registry, b)
-        cosines = _cosines(registry, a, b, compare) if compare else None
-    document = {
+        changes = _compare_updates(registry, a, b, compare) if compare else None
+    cosines = None if changes is None else {path: cosine for path, (cosine, _) in changes.items()}
+    sections = [name for name in COMPARED if name in before.fields and name in after.fields]
+    document: dict[str, Any] = {
         "a": before.label,
         "b": after.label,
-        "base": _changes({"base": before.base}, {"base": after.base}),
-        "config": _changes(before.config, after.config),
-        "facts": _changes(_shown(before.facts), _shown(after.facts)),
+        **{name: _changes(before.fields[name], after.fields[name]) for name in sections},
         "targets": _sets(before.facts.get("targets"), after.facts.get("targets")),
         "files": _changes(before.files, after.files),
         "cosines": cosines,
+        "norm_ratios": None if changes is None else {path: ratio for path, (_, ratio) in changes.items()},
     }
     if plot is not None:
         title = f"{before.label} and {after.label}: cosine of the updates"
@@ -82,9 +102,9 @@ def _side(registry: Versions, text: str) -> Side:
             adapter.files, lambda file, start, n: adapter.sources[file].read_bytes()[start : start + n]
         )
         files = {f.path: str(f.digest) for f in adapter.files}
-        return Side(
-            text, adapter.contents.claim.name, {**version_facts.facts_of(adapter.contents), **claims}, config, files
-        )
+        facts = {**version_facts.facts_of(adapter.contents), **claims}
+        fields = {"base": {"base": adapter.contents.claim.name}, "config": config, "facts": _shown(facts)}
+        return Side(text, facts, fields, files)
     version = registry.version(Ref.parse(text))
     config = {}
     for link in registry.resolve(f"{version.name}@{version.digest}").files:
@@ -92,7 +112,23 @@ def _side(registry: Versions, text: str) -> Side:
             with registry.read(link) as chunks:
                 config = _json_object(b"".join(chunks))
     files = {f.path: str(f.digest) for f in version.files}
-    return Side(f"{version.name}@{version.number}", version.base, version.facts, config, files)
+    fields = {"base": {"base": version.base}, "config": config, "facts": _shown(version.facts), **_declared(version)}
+    return Side(f"{version.name}@{version.number}", version.facts, fields, files)
+
+
+def _declared(version: VersionView) -> dict[str, dict[str, Any]]:
+    """What was declared about a version, its tags, and the outcome of each check."""
+    declared = version.provenance
+    verdicts = {f"{v.check} {v.profile}".strip() + (" (owner)" if v.by_owner else ""): v for v in version.verdicts}
+    return {
+        "data": {d.name or d.key: d.key for d in declared.datasets} if declared else {},
+        "run": {declared.run.tool: declared.run.id} if declared and declared.run else {},
+        "code": {declared.code.repository: declared.code.commit} if declared and declared.code else {},
+        "params": dict(declared.parameters) if declared else {},
+        "annotations": version.annotations,
+        "tags": version.tags,
+        "verdicts": {label: verdict.outcome for label, verdict in verdicts.items()},
+    }
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
@@ -101,9 +137,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def _cosines(
-    registry: Versions, a: str, b: str, compare: Callable[[Path, Path], dict[str, float | None]]
-) -> dict[str, float | None]:
+def _compare_updates(registry: Versions, a: str, b: str, compare: Callable[[Path, Path], Changes]) -> Changes:
     with tempfile.TemporaryDirectory(prefix="adapter-diff-") as scratch:
         local = []
         for side, text in (("a", a), ("b", b)):
@@ -137,8 +171,8 @@ def _sets(before: list[str] | None, after: list[str] | None) -> dict[str, list[s
 def _print(difference: dict[str, Any]) -> None:
     output.line(f"{output.strong(difference['a'])} → {output.strong(difference['b'])}")
     same = True
-    for part in ("base", "config", "facts"):
-        for change in difference[part]:
+    for part in COMPARED:
+        for change in difference.get(part, ()):
             same = False
             output.line(f"  {part:<7} {change['field']}: {_value(change, 'a')} → {_value(change, 'b')}")
     for state, modules in difference["targets"].items():
@@ -150,11 +184,13 @@ def _print(difference: dict[str, Any]) -> None:
         state = "added" if "a" not in change else "removed" if "b" not in change else "changed"
         output.line(f"  files   {change['field']} {state}")
     if same:
-        output.line("  same configuration, facts and bytes")
+        more = ", declared inputs, tags and verdicts" if "data" in difference else ""
+        output.line(f"  same configuration, facts and bytes{more}")
     if difference["cosines"] is None and not same:
         output.line(output.faint("  adapter diff --values compares the updates themselves"))
     if difference["cosines"] is not None:
         _print_cosines(difference["cosines"])
+        _print_ratios(difference["norm_ratios"])
 
 
 def _value(change: dict[str, Any], side: str) -> str:
@@ -174,6 +210,8 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
     output.line(
         f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_similarity(mean)}"
     )
+    if min(numbers.values()) > SAME_DIRECTION:
+        return
     cells = heatmap.grid(cosines, heatmap.mean)
     for label, by in (("layer", "row"), ("kind of module", "column")):
         means = heatmap.totals(cells, by=by, join=heatmap.mean)
@@ -186,7 +224,20 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
         output.line(f"            {value:+.3f}  {path}")
 
 
+def _print_ratios(ratios: dict[str, float | None]) -> None:
+    numbers = {path: value for path, value in ratios.items() if value is not None}
+    if not numbers:
+        return
+    mean = heatmap.mean(list(numbers.values()))
+    low, high = min(numbers.values()), max(numbers.values())
+    spread = "in every module" if high - low < SAME_RATIO * mean else f"on average, {low:.3g} to {high:.3g}"
+    output.line(f"  updates norm × {mean:.3f} {spread}")
+    if high - low >= SAME_RATIO * mean:
+        for path, value in sorted(numbers.items(), key=lambda item: -abs(item[1] - 1))[:MODULES_SHOWN]:
+            output.line(f"            × {value:.3f}  {path}")
+
+
 def _similarity(cosine: float) -> str:
     """In words. Adapters trained apart have a cosine near 0; one trained on for a few more steps stays near 1."""
-    levels = ((0.999, "the same direction"), (0.9, "very similar"), (0.3, "related"), (-0.3, "hardly related"))
+    levels = ((SAME_DIRECTION, "the same direction"), (0.9, "very similar"), (0.3, "related"), (-0.3, "hardly related"))
     return next((label for least, label in levels if cosine > least), "opposed")

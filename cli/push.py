@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from registry.api.catalog import VersionView
+from registry.api.catalog import MetadataChange, VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
 from registry.errors import Refused
@@ -28,7 +28,9 @@ from .progress import ProgressLine
 @click.option(
     "--parent", "parents", multiple=True, type=arguments.REF, help="Version it was trained from (repeatable)."
 )
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag for searches (repeatable).")
+@click.option("--tag", "tags", multiple=True, metavar="KEY[=VALUE]", help="Tag, which can change later (repeatable).")
+@click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE",
+              help="Annotation, sealed in the version's digest (repeatable).")  # fmt: skip
 @click.option("--dataset", "datasets", multiple=True, metavar="NAME=URI[@sha256:…]",
               help="Training data set (repeatable).")  # fmt: skip
 @click.option("--run", default="", metavar="TOOL:ID[=URL]", help="Training run, such as mlflow:4f1c.")
@@ -47,8 +49,8 @@ from .progress import ProgressLine
 @click.option("--strict", is_flag=True, help="Exit with 6 if a verdict is fail.")
 def push(
     folder: Path, name: AdapterName, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
-    message: str, golden: Path | None, key: Path | None, bundle: Path | None, public_key: Path | None, wait: bool,
-    timeout: float | None, strict: bool, inputs_file: Path | None, **inputs: Any,
+    annotations: tuple[str, ...], message: str, golden: Path | None, key: Path | None, bundle: Path | None,
+    public_key: Path | None, wait: bool, timeout: float | None, strict: bool, inputs_file: Path | None, **inputs: Any,
 ) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
 
@@ -61,7 +63,8 @@ def push(
     adapter push out/checkpoint-200 acme/support --base smollm2 --message 'returns policy' --wait
     adapter push out acme/support --dataset tickets=s3://data/tickets.jsonl --run mlflow:4f1c --param lr=2e-4
     """
-    annotations = arguments.pairs(tags, "--tag", "KEY=VALUE", empty_values=True)
+    sealed = arguments.pairs(annotations, "--annotation", "KEY=VALUE", empty_values=True)
+    new_tags: dict[str, str | None] = {**arguments.tags(tags)}
     signature = None
     if key or bundle or public_key:
         signature = main.load(".verify", "signature_options")(key, bundle, public_key)
@@ -73,10 +76,13 @@ def push(
     with session.registry() if waits else session.versions() as registry:
         with ProgressLine(str(name)) as progress:
             pushed = pushing.push_folder(
-                registry, folder, name, base=base, alias=alias, parents=parents, annotations=annotations,
+                registry, folder, name, base=base, alias=alias, parents=parents, annotations=sealed,
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
+        if tags:
+            tagged = registry.describe(Ref(name, pushed.version.digest), MetadataChange(tags=new_tags))
+            pushed = pushed.model_copy(update={"version": tagged})
         version, needs_weights = pushed.version, bool(waits or strict or pushed.alias_refused)
         if needs_weights:
             until = started + (versions.PENDING_SECONDS if timeout is None else timeout)
@@ -134,6 +140,7 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("size", files),
             ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
             ("aliases", ", ".join(version.aliases)),
+            ("tags", " ".join(versions.tag_texts(version.tags))),
             ("job", pushed.job_id),
         ]
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from registry.api.aliases import AliasView
-from registry.api.catalog import VersionView
+from registry.api.catalog import AdapterView, VersionView
 from registry.client import convert
 from registry.client.registry import Registry
 from registry.evaluation.verdicts import Check
@@ -22,12 +22,17 @@ from .heatmap import Grid, HeatMap
 
 @click.command()
 @click.argument("ref", type=arguments.REF)
+@click.option("--norms", "with_norms", is_flag=True, help="Also show the size of the update per layer, as bars.")
 @click.option("--plot", type=heatmap.SvgFile(), help="Write a heat map of the norms (.svg).")
 @click.option("--metadata", is_flag=True, help="Print only the metadata of the weights file, private texts included.")
-def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
-    """Show a version: facts, verdicts, aliases and the size of its update per layer.
+def show(ref: Ref, plot: Path | None, with_norms: bool, metadata: bool) -> None:
+    """Show a version: aliases, verdicts, tags, facts and declared inputs.
 
-    '0.12 x W' is the update's share of the base weight, if the base was identified.
+    With --norms, '0.12 x W' is the update's share of the base weight, if the base was identified.
+
+    \b
+    adapter show acme/support:prod
+    adapter show acme/support@3 --norms
     """
     if metadata:
         _show_metadata(ref)
@@ -35,10 +40,13 @@ def show(ref: Ref, plot: Path | None, metadata: bool) -> None:
     with session.registry() as registry:
         version = registry.version(ref)
         aliases = registry.aliases(ref.name).items
-        norms = _norms_of(registry, version) if plot or not output.as_json() else None
+        described = registry.adapter(ref.name)
+        norms = _norms_of(registry, version) if plot or (with_norms and not output.as_json()) else None
     if plot is not None and norms is not None:
         heatmap.write(plot, _norm_map(f"{version.name}@{version.number}", norms))
-    output.answer(version, lambda: _print_version(version, aliases, _norm_lines(norms)))
+    output.answer(
+        version, lambda: _print_version(version, described, aliases, _norm_lines(norms if with_norms else None))
+    )
 
 
 def _show_metadata(ref: Ref) -> None:
@@ -54,12 +62,16 @@ def _show_metadata(ref: Ref) -> None:
     output.answer({"metadata": texts}, text)
 
 
-def _print_version(version: VersionView, aliases: list[AliasView], norms: list[str]) -> None:
+def _print_version(version: VersionView, adapter: AdapterView, aliases: list[AliasView], norms: list[str]) -> None:
     facts = version.facts
     output.line(f"{output.strong(f'{version.name}@{version.number}')}  {output.faint(version.digest)}")
     versions.print_warnings(version)
     output.facts(
         [
+            ("aliases", _alias_lines(aliases, version.number) or output.faint("none")),
+            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
+            *((f"adapter {label}", lines) for label, lines in versions.metadata_rows(adapter)),
+            *versions.metadata_rows(version),
             ("base", version.base),
             ("method", versions.method_line(facts)),
             ("targets", versions.target_line(facts)),
@@ -70,9 +82,8 @@ def _print_version(version: VersionView, aliases: list[AliasView], norms: list[s
             ("message", version.message.splitlines()),
             ("parents", [f"{p.relation} {p.name or ''} {output.faint(p.digest)}" for p in version.parents]),
             *_input_rows(version),
-            ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
+            ("annotations", [f"{key}={value}" for key, value in sorted(version.annotations.items())]),
             ("norms", norms),
-            ("aliases", _alias_lines(aliases, version.number) or output.faint("none")),
             ("files", [f"{f.path}  {output.faint(output.size(f.size_bytes))}" for f in version.files]),
         ]
     )

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from registry.adapters import methods
-from registry.api.catalog import ServedOn, VersionView
+from registry.api.catalog import AdapterView, ServedOn, VersionView
 from registry.client.core import Versions
 from registry.errors import Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -25,6 +25,8 @@ POLL_SECONDS = 0.5
 PENDING_SECONDS = 120.0
 """How long a command waits for the verdict on large weights, unless --timeout says otherwise."""
 UPDATES_SHOWN = 12
+SHORT_DIGEST = len("sha256:") + 12
+"""Characters of a digest in tables."""
 
 
 def print_warnings(version: VersionView) -> None:
@@ -37,6 +39,27 @@ def print_warnings(version: VersionView) -> None:
     if version.quarantined_at:
         since = output.moment(version.quarantined_at)
         output.line(output.styled(f"  in quarantine since {since}: {version.quarantine_reason}", "red"))
+
+
+def state_of(version: VersionView) -> str:
+    """Why the version is not in use: `quarantined`, `yanked` or `damaged`; empty if it is."""
+    states = {"quarantined": version.quarantined_at, "yanked": version.yanked_at, "damaged": version.damaged}
+    return output.styled(next((state for state, holds in states.items() if holds), ""), "red")
+
+
+def tag_texts(tags: dict[str, str]) -> list[str]:
+    """Each tag as it is typed: `key=value`, or `key` alone if its value is empty."""
+    return [f"{key}={value}" if value else key for key, value in sorted(tags.items())]
+
+
+def metadata_rows(view: AdapterView | VersionView) -> list[tuple[str, list[str]]]:
+    """Description, tags and links for `output.facts`, each only if there is one."""
+    rows = [
+        ("description", view.description.splitlines()),
+        ("tags", [" ".join(tag_texts(view.tags))] if view.tags else []),
+        ("links", [f"{name}  {url}" for name, url in sorted(view.links.items())]),
+    ]
+    return [(label, lines) for label, lines in rows if lines]
 
 
 def print_served_on(served_on: list[ServedOn]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from registry.api import Answer, ItemPage, PrintableText, Request
 from registry.bases import BaseSpec, Similarity
@@ -13,8 +14,23 @@ from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
-from registry.manifest import Descriptor, Edge, Manifest
-from registry.provenance import Provenance
+from registry.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
+from registry.provenance import URI_LIMIT, Provenance
+
+DESCRIPTION_LIMIT = 2000
+TAGS_LIMIT = 64
+"""Tags of one adapter or version, and as many links."""
+
+
+def _check_link(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or " " in url:
+        raise ValueError("a link is a URL that begins with https:// or http://, without a user")
+    return url
+
+
+MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LinkUrl = Annotated[PrintableText, Field(max_length=URI_LIMIT), AfterValidator(_check_link)]
 
 
 class ServedOn(Answer):
@@ -36,8 +52,20 @@ class DeleteResult(Answer):
     served_on: list[ServedOn] = []
 
 
+class MetadataChange(Request):
+    """Changes of a description, tags and links. Absent fields and keys stay as they are; null removes a tag or link."""
+
+    description: PrintableText | None = Field(default=None, max_length=DESCRIPTION_LIMIT)
+    tags: dict[MetadataKey, Annotated[PrintableText, Field(max_length=TAG_VALUE_LIMIT)] | None] = Field(
+        default={}, max_length=TAGS_LIMIT
+    )
+    links: dict[MetadataKey, LinkUrl | None] = Field(default={}, max_length=TAGS_LIMIT)
+
+
 class VersionView(Answer):
     """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what its push declared.
+
+    `annotations` are sealed in the manifest; `description`, `tags` and `links` can change and are not in the digest.
 
     `served_on`: nodes that still have it, in answers that withdraw it.
     """
@@ -63,6 +91,10 @@ class VersionView(Answer):
     damaged: list[str] = []
     served_on: list[ServedOn] = []
     provenance: Provenance | None = None
+    annotations: dict[str, str] = {}
+    description: str = ""
+    tags: dict[str, str] = {}
+    links: dict[str, str] = {}
 
 
 class VersionPage(ItemPage[VersionView]):
@@ -70,7 +102,7 @@ class VersionPage(ItemPage[VersionView]):
 
 
 class AdapterView(Answer):
-    """An adapter and a summary of its newest version."""
+    """An adapter and a summary of its newest version. `description`, `tags` and `links` are those of the adapter."""
 
     name: str
     versions: int
@@ -83,6 +115,9 @@ class AdapterView(Answer):
     aliases: dict[str, int]
     verdicts: dict[str, str]
     updated_at: datetime
+    description: str = ""
+    tags: dict[str, str] = {}
+    links: dict[str, str] = {}
 
 
 class AdapterPage(ItemPage[AdapterView]):

@@ -18,6 +18,7 @@ from registry.api.catalog import (
     BasePage,
     BaseView,
     FileLink,
+    MetadataChange,
     Resolved,
     VersionPage,
     VersionView,
@@ -111,6 +112,14 @@ class Versions:
     def version(self, ref: AnyRef) -> VersionView:
         """Return one version with its verdicts."""
         return answers.of_version(parsed_ref(ref), self._get(path_of(ref), VersionView))
+
+    def describe(self, ref: AnyRef, change: MetadataChange) -> VersionView:
+        """Change description, tags and links of a version."""
+        return self._send("PATCH", f"{path_of(ref)}/metadata", VersionView, change)
+
+    def describe_adapter(self, name: Name, change: MetadataChange) -> AdapterView:
+        """Change description, tags and links of an adapter."""
+        return self._send("PATCH", f"{path_of_adapter(name)}/metadata", AdapterView, change)
 
     def resolve(self, ref: AnyRef) -> Resolved:
         """Return what a ref names now, with a link to each file."""

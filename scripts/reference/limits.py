@@ -21,7 +21,7 @@ LIMITS = {
             "FILES_LIMIT": "files of a version",
             "VERSION_LIMIT_BYTES": "size of a version",
             "MANIFEST_LIMIT_BYTES": "size of a manifest",
-            "TAG_VALUE_LIMIT": "characters of a tag that can be searched",
+            "TAG_VALUE_LIMIT": "characters of a tag, and of an annotation that can be searched",
         },
         "registry.names": {
             "NAME_LIMIT": "characters of a namespace, adapter or alias",
@@ -158,6 +158,10 @@ LIMITS = {
             "DEPTH_LIMIT": "nesting of a body",
             "MESSAGE_LIMIT": "characters of a message or reason",
             "ERRORS_LIMIT": "errors listed about one request",
+        },
+        "registry.api.catalog": {
+            "DESCRIPTION_LIMIT": "characters of a description",
+            "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},

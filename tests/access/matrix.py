@@ -49,6 +49,8 @@ class Matrix:
         return {
             "POST /api/v1/adapters/{namespace}/{name}/pushes": {"manifest": manifest},
             "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
+            "PATCH /api/v1/adapters/{namespace}/{name}/metadata": {"tags": {"team": None}},
+            "PATCH /api/v1/adapters/{namespace}/{name}/versions/{selector}/metadata": {"tags": {"team": None}},
             "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/yank": {"reason": ""},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/unyank": {"reason": ""},

@@ -147,8 +147,11 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
         ("GET", "/adapters/{}/versions/1/lineage"),
         ("POST", "/adapters/{}/versions/1/yank"),
         ("POST", "/adapters/{}/versions/1/unyank"),
+        ("PATCH", "/adapters/{}/metadata"),
+        ("PATCH", "/adapters/{}/versions/1/metadata"),
     ):
-        body = {"json": {"reason": "r"}} if method == "POST" else {}
+        bodies: dict[str, Any] = {"POST": {"reason": "r"}, "PATCH": {"tags": {"team": "nlp"}}}
+        body = {"json": bodies[method]} if method in bodies else {}
         work = []
         for name in ("acme/support", "acme/nothing"):
             asked = (method, "/api/v1" + rest.format(name))

@@ -14,6 +14,7 @@ from sqlmodel import col
 
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
+from registry.api.catalog import MetadataChange
 from registry.api.evaluation import RecheckEnginesRequest
 from registry.api.jobs import (
     CampaignRequest,
@@ -144,6 +145,10 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
         drive(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
     for _ in range(2):
         drive(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
+    for _ in range(2):
+        described = MetadataChange(description="answers", tags={"team": "nlp"})
+        drive(f"PATCH {A}/metadata", partial(admin.describe_adapter, "acme/support", described))
+        drive(f"PATCH {A}/versions/{{selector}}/metadata", partial(admin.describe, "acme/support@1", described))
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
     made = drive(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(drive, provider)

@@ -106,12 +106,18 @@ def test_diff_compares_updates(cli: CommandRunner, tmp_path: Path) -> None:
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
     other = cli.make_adapter("other", targets=("q_proj",))
     assert "updates cosine" in cli("diff", folder, other, "--values").stdout
+    stronger = cli.make_adapter("stronger", targets=("q_proj", "v_proj"), seed=1, alpha=32)
+    same = cli.make_adapter("same", targets=("q_proj", "v_proj"), seed=1, alpha=16)
+    assert cli("diff", same, stronger, "--values").stdout.splitlines()[-2:] == [
+        "  updates cosine +1.000 on average over 8 modules: the same direction",
+        "  updates norm × 2.000 in every module",
+    ]
 
 
 def test_norms_are_bars_by_layer_and_a_heat_map(cli: CommandRunner, tmp_path: Path) -> None:
     cli.push("acme/support")
     svg = tmp_path / "norms.svg"
-    result = cli("show", "acme/support", "--plot", svg).stdout
+    result = cli("show", "acme/support", "--norms", "--plot", svg).stdout
     assert len(re.findall(r"^ +[0-3] █+\S? 0\.[0-9]+$", result, re.MULTILINE)) == 4
     assert "█" * heatmap.BAR_WIDTH in result  # the largest fills the line
     texts = [text.text for text in ElementTree.parse(svg).iter() if text.tag.endswith("text")]

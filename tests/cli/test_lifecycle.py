@@ -15,6 +15,11 @@ from tests.cli.runner import CommandRunner, lines
 def test_show_prints_everything_about_a_version(released: CommandRunner) -> None:
     assert lines(released("show", "acme/support").stdout) == [
         "acme/support@2  DIGEST",
+        "  aliases   main → @2  since TIME by owner  pushed",
+        "            prod → @1  since TIME by owner  first release",
+        "  verdicts  compat  pass",
+        "            weights pass",
+        "            smoke   pass",
         "  base      tiny-llama",
         "  method    LoRA, rank 8, alpha 16, scale 2, 7.2 k parameters, F32",
         "  targets   q_proj, v_proj in 8 modules",
@@ -22,20 +27,15 @@ def test_show_prints_everything_about_a_version(released: CommandRunner) -> None
         "  pushed    TIME by owner",
         "  message   less rude",
         "  parents   continued acme/support@1 DIGEST",
-        "  verdicts  compat  pass",
-        "            weights pass",
-        "            smoke   pass",
+        "  files     README.md  23 B",
+        "            adapter_config.json  478 B",
+        "            adapter_model.safetensors  30.7 kB",
+    ]
+    assert lines(released("show", "acme/support", "--norms").stdout)[13:21] == [
         "  norms     of the update, scale · BA, by layer",
         *[f"            {layer} BAR" for layer in range(4)],
         "            by kind of module",
         *[f"            {module} BAR" for module in ("q_proj", "v_proj")],
-        "            tiny-llama was not identified, so its own weights are not known: "
-        "adapter base identify tiny-llama DIR",
-        "  aliases   main → @2  since TIME by owner  pushed",
-        "            prod → @1  since TIME by owner  first release",
-        "  files     README.md  23 B",
-        "            adapter_config.json  478 B",
-        "            adapter_model.safetensors  30.7 kB",
     ]
 
 

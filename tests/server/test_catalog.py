@@ -80,7 +80,7 @@ def test_versions_come_newest_first_in_pages(world: World) -> None:
     assert numbers == [5, 4, 3, 2, 1]
 
 
-def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World) -> None:
+def test_the_list_is_searched_and_paged_and_costs_four_statements(world: World) -> None:
     world.add_base()
     world.add_base(forge.gpt2())
     for name in ("acme/alpha", "acme/beta", "globex/alpha"):
@@ -111,7 +111,7 @@ def test_the_list_is_searched_and_paged_and_costs_three_statements(world: World)
     assert one.verdicts == {"compat": "pass", "weights": "pass"}
     with world.statements() as sent:
         world.admin.adapters()
-    assert len([s for s in sent if "FROM token" not in s]) == 3
+    assert len([s for s in sent if "FROM token" not in s]) == 4
 
 
 def test_a_page_has_at_most_the_largest_page_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

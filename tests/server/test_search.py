@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlmodel import select
 
-from registry.api.catalog import AdapterPage
+from registry.api.catalog import AdapterPage, MetadataChange
 from registry.errors import Invalid
-from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, VersionMetadataRow, VersionRow, VersionTagRow
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values
@@ -74,17 +74,17 @@ def test_search_by_base_match_finds_adapters_of_related_bases(world: World) -> N
         found(world, base_match="exact")
 
 
-def test_tags_are_found_by_key_and_by_value_and_belong_to_the_newest_version(world: World) -> None:
+def test_annotations_are_found_by_key_and_by_value_and_belong_to_the_newest_version(world: World) -> None:
     world.push("acme/a", annotations={"team": "search", "tier": "gold"})
     world.push("acme/b", annotations={"team": "support"})
     world.push("acme/c", annotations={"report": "x" * 1000})
-    assert found(world, tag=["team"]) == ["acme/a", "acme/b"]
-    assert found(world, tag=["team=search"]) == ["acme/a"]
-    assert found(world, tag=["team", "tier=gold"]) == ["acme/a"]
-    assert found(world, tag=["team=search", "tier=silver"]) == []
-    assert found(world, tag=["report"]) == []  # too long for an index; it stays in the manifest
+    assert found(world, annotation=["team"]) == ["acme/a", "acme/b"]
+    assert found(world, annotation=["team=search"]) == ["acme/a"]
+    assert found(world, annotation=["team", "tier=gold"]) == ["acme/a"]
+    assert found(world, annotation=["team=search", "tier=silver"]) == []
+    assert found(world, annotation=["report"]) == []  # too long for an index; it stays in the manifest
     world.push("acme/a", annotations={"tier": "gold"})
-    assert found(world, tag=["team"]) == ["acme/b"]
+    assert found(world, annotation=["team"]) == ["acme/b"]
 
 
 def test_search_by_an_engine_without_stored_verdicts_is_an_error(world: World) -> None:
@@ -109,6 +109,7 @@ def test_an_invalid_rank_is_a_bad_request(world: World) -> None:
 def shelve(world: World, count: int) -> None:
     """Adapters like the first one, as rows alone."""
     world.push("acme/a", annotations={"team": "search"})
+    world.admin.describe("acme/a@1", MetadataChange(tags={"team": "search"}))
     with world.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
@@ -121,9 +122,10 @@ def shelve(world: World, count: int) -> None:
         ids = session.exec(select(AdapterRow.id).where(AdapterRow.name != "a").order_by(AdapterRow.name)).all()
         rows = [version | {"id": 1000 + id, "adapter_id": id, "created_at": moment} for id in ids]
         session.connection().execute(insert(VersionRow), rows)
-        carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
-        tags = [tag | {"version_id": row["id"]} for row in rows for tag in carried]
-        session.connection().execute(insert(VersionTagRow), tags)
+        for table in (VersionTagRow, VersionMetadataRow):
+            carried = [tag.model_dump() for tag in session.exec(select(table)).all()]
+            tags = [tag | {"version_id": row["id"]} for row in rows for tag in carried]
+            session.connection().execute(insert(table), tags)
 
 
 def counted(world: World, cursor: str) -> tuple[AdapterPage, int]:
@@ -156,6 +158,7 @@ def test_a_later_page_continues_and_costs_no_more_statements(world: World) -> No
         {"method": "lora"},
         {"rank_min": 4},
         {"tag": ["team=search"]},
+        {"annotation": ["team=search"]},
         {"owner": "admin"},
         {"target": ["q_proj", "v_proj"]},
         {"format": "peft"},
@@ -176,7 +179,7 @@ def test_no_page_reads_the_adapters_before_it_or_all_versions(
         )
     else:
         assert any("Index" in line and "namespace" in line for line in plan), plan
-        assert not any("Seq Scan on version" in line or "Seq Scan on adapter" in line for line in plan), plan
+        assert not any("Seq Scan on version " in line or "Seq Scan on adapter " in line for line in plan), plan
         assert not any("Sort Key" in line for line in plan), plan
 
 

@@ -47,10 +47,12 @@ def test_norms_are_those_of_the_matrices_multiplied_out(tmp_path: Path) -> None:
 def test_cosines_compare_adapters_of_different_rank_and_scale(tmp_path: Path) -> None:
     one, other = adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2, rank=8, alpha=4)
     left, right = dense(one, scale=2.0), dense(other, scale=0.5)
-    for path, value in updates.cosines(one, other).items():
+    for path, (cosine, ratio) in updates.compare(one, other).items():
         expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
-        assert value == pytest.approx(float(expected), abs=1e-4)
-    assert all(value == pytest.approx(1.0, abs=1e-5) for value in updates.cosines(one, one).values())
+        assert cosine == pytest.approx(float(expected), abs=1e-4)
+        assert ratio == pytest.approx(float(right[path].norm() / left[path].norm()), rel=1e-4)
+    for cosine, ratio in updates.compare(one, one).values():
+        assert [cosine, ratio] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
 def test_an_update_of_zero_has_a_norm_of_zero_and_no_cosine(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_an_update_of_zero_has_a_norm_of_zero_and_no_cosine(tmp_path: Path) -> N
     weights = load_file(folder / forge.WEIGHTS)
     save_file({n: t * 0 if "lora_B" in n else t for n, t in weights.items()}, folder / forge.WEIGHTS)
     assert {norms.update for norms in norms_of(folder).values()} == {0.0}
-    assert set(updates.cosines(folder, folder).values()) == {None}
+    assert set(updates.compare(folder, folder).values()) == {(None, None)}
 
 
 def experts(folder: Path, seed: int) -> Path:
@@ -93,8 +95,8 @@ def blocks(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: Path) -> None:
     one, other = experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)
     left, right, found = blocks(one), blocks(other), norms_of(one)
-    assert found.keys() == left.keys() == updates.cosines(one, other).keys()
-    for path, value in updates.cosines(one, other).items():
+    assert found.keys() == left.keys() == updates.compare(one, other).keys()
+    for path, (value, _) in updates.compare(one, other).items():
         expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
         assert value == pytest.approx(float(expected), abs=1e-4)
         assert found[path].update == pytest.approx(float(left[path].norm()), rel=1e-4)

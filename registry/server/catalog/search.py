@@ -1,6 +1,6 @@
 """Search and list adapters by name, each with a summary of its newest version.
 
-A page shows what the actor may see and costs three statements, two more to search for relatives of a base. It starts in
+A page shows what the actor may see and costs four statements, two more to search for relatives of a base. It starts in
 the index where the last one ended (`next_cursor` is the last name).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, tuple_
+from sqlalchemy import ColumnElement, and_, exists, func, or_, tuple_
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -21,7 +21,7 @@ from registry.engines import EngineProfile
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import AdapterName
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import base_rows, base_weights, verdicts, versions
+from registry.server.catalog import base_rows, base_weights, metadata, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import FACT, AdapterRow, AliasRow, BaseRow, VerdictRow, VersionRow, VersionTagRow
 
@@ -33,11 +33,12 @@ class Search:
     """The filters of a list; empty fields do not filter. All but `alias` and `owner` are about the newest version.
 
     `base`: one base; with `base_match` also bases whose weights are at least that closely related to it.
-    `tags`: `key` or `key=value` of annotations; all must be present.
-    `text`: any part of `namespace/name`. `targets`: modules that it must all change, by the last part of their path
-    (`q_proj`). `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names.
-    `owner`: who pushed the adapter first. `engine`: a profile whose verdicts are stored; matches what that engine
-    serves (`pass` or `warn`) or, with `outcome`, what has this outcome.
+    `tags`: `key` or `key=value` of tags of the adapter or that version; all must be present. `annotations`: the same,
+    of the version's manifest. `text`: any part of `namespace/name` or of the adapter's description.
+    `targets`: modules that it must all change, by the last part of their path (`q_proj`).
+    `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names. `owner`: who
+    pushed the adapter first. `engine`: a profile whose verdicts are stored; matches what that engine serves (`pass` or
+    `warn`) or, with `outcome`, what has this outcome.
     """
 
     namespace: str = ""
@@ -50,6 +51,7 @@ class Search:
     format: str = ""
     targets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
     rank_min: int | None = None
     rank_max: int | None = None
     engine: EngineProfile | None = None
@@ -96,7 +98,7 @@ def _adapter_filters(search: Search, base_names: list[str]) -> Iterator[ColumnEl
         yield col(BaseRow.name).in_(base_names)
     if search.text:
         full_name = col(AdapterRow.namespace) + "/" + col(AdapterRow.name)
-        yield full_name.contains(search.text.lower(), autoescape=True)
+        yield or_(full_name.contains(search.text.lower(), autoescape=True), metadata.described_as(search.text))
     if search.alias:
         pointing = and_(col(AliasRow.adapter_id) == col(AdapterRow.id), col(AliasRow.alias) == search.alias)
         yield exists().where(pointing)
@@ -109,20 +111,23 @@ def _version_filters(search: Search) -> Iterator[ColumnElement[bool]]:
     if search.method:
         yield func.lower(VersionRow.method) == search.method.lower()
     if search.format:
-        yield _has_tag(f"{FACT}format:{search.format.lower()}")
+        yield _has_annotation(f"{FACT}format:{search.format.lower()}")
     for target in search.targets:
-        yield _has_tag(f"{FACT}target:{target}")
+        yield _has_annotation(f"{FACT}target:{target}")
+    for annotation in search.annotations:
+        key, equals, value = annotation.partition("=")
+        yield _has_annotation(key, value if equals else None)
     for tag in search.tags:
         key, equals, value = tag.partition("=")
-        yield _has_tag(key, value if equals else None)
+        yield metadata.has_tag(key, value if equals else None)
     if search.rank_min is not None:
         yield col(VersionRow.rank) >= search.rank_min
     if search.rank_max is not None:
         yield col(VersionRow.rank) <= search.rank_max
 
 
-def _has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
-    """The condition that the version has this tag. Tags are indexed; on JSON the planner would have to guess."""
+def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:
+    """The condition that the version has this annotation or fact, which are indexed; JSON is not."""
     conditions = [col(VersionTagRow.version_id) == col(VersionRow.id), col(VersionTagRow.key) == key]
     return exists().where(*conditions, *([] if value is None else [col(VersionTagRow.value) == value]))
 
@@ -168,6 +173,7 @@ def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
     for adapter_id, alias, number in session.exec(pointers):
         aliases[adapter_id][alias] = number
     newest = verdicts.newest_by_version(session, [version for _, version, _ in rows])
+    described = metadata.of_adapters(session, [adapter.id or 0 for adapter, _, _ in rows])
     return [
         db.to_answer(
             version,
@@ -179,6 +185,7 @@ def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:
             aliases=aliases[adapter.id or 0],
             verdicts={verdicts.label(v.check, v.profile, v.by_owner): v.outcome for v in newest[version.id or 0]},
             updated_at=adapter.updated_at,
+            **described[adapter.id or 0],
         )
         for adapter, version, base in rows
     ]

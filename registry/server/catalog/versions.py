@@ -24,7 +24,7 @@ from registry.roles import Scope
 from registry.server import public_namespaces
 from registry.server.access import epoch
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import availability, verdicts
+from registry.server.catalog import availability, metadata, verdicts
 from registry.server.database import db
 from registry.server.database.any_of import any_of
 from registry.server.database.models import (
@@ -244,7 +244,7 @@ _DAMAGED = (
 
 
 def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, VersionRow]]) -> list[VersionView]:
-    """Rows as the API returns them, in the same order. Four statements however many they are."""
+    """Rows as the API returns them, in the same order. Five statements however many they are."""
     if not named_rows:
         return []
     rows = [row for _, row in named_rows]
@@ -252,11 +252,15 @@ def build_views(session: Session, named_rows: Sequence[tuple[AdapterName, Versio
     newest = verdicts.newest_by_version(session, rows)
     damaged, aliases = _texts_by_version(session, _DAMAGED, ids), _texts_by_version(session, _ALIASES, ids)
     bases = dict(session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})}).all())
+    described = metadata.of_versions(session, ids)
     manifests = [Manifest.model_validate_json(row.manifest) for row in rows]
     return [
-        _view(name, row, bases[row.base_id], manifest, newest[row.id or 0], aliases[row.id or 0], damaged[row.id or 0])
+        _view(
+            name, row, bases[row.base_id], manifest, newest[row.id or 0], aliases[row.id or 0], damaged[row.id or 0],
+            **described[row.id or 0],
+        )
         for (name, row), manifest in zip(named_rows, manifests, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _texts_by_version(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, list[str]]:
@@ -277,7 +281,7 @@ def build_new_view(
 
 def _view(
     name: AdapterName, row: VersionRow, base: str, manifest: Manifest, newest: list[Verdict], aliases: list[str],
-    damaged: Sequence[str] = (),
+    damaged: Sequence[str] = (), **described: Any,
 ) -> VersionView:  # fmt: skip
     return db.to_answer(
         row,
@@ -291,4 +295,6 @@ def _view(
         aliases=sorted(aliases),
         damaged=damaged,
         provenance=manifest.provenance,
+        annotations=manifest.annotations,
+        **described,
     )

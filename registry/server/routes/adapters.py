@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request, Response
 
-from registry.api.catalog import AdapterPage, AdapterView, Lineage, Resolved, VersionPage, VersionView
+from registry.api.catalog import AdapterPage, AdapterView, Lineage, MetadataChange, Resolved, VersionPage, VersionView
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
@@ -31,12 +31,14 @@ from registry.server.http.dependencies import (
     LimitDep,
     NameDep,
     Puller,
+    Pusher,
     SelectorDep,
     SessionDep,
     SettingsDep,
     Text,
     with_current_actor,
 )
+from registry.server.promotion import describe
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("adapters")
@@ -86,6 +88,7 @@ def list_adapters(
     format: Text = "",
     target: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     tag: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
+    annotation: Annotated[list[Text], Query(max_length=TARGETS_LIMIT)] = [],  # noqa: B006
     rank_min: Rank = None,
     rank_max: Rank = None,
     engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
@@ -98,7 +101,7 @@ def list_adapters(
     search = Search(
         namespace=namespace, base=base, base_match=BaseMatch(base_match) if base_match else None,
         method=method, text=text, alias=alias, owner=owner, format=format,
-        targets=tuple(target), tags=tuple(tag), rank_min=rank_min, rank_max=rank_max,
+        targets=tuple(target), tags=tuple(tag), annotations=tuple(annotation), rank_min=rank_min, rank_max=rank_max,
         engine=engine_compat.find_stored_profile(settings.engines, engine) if engine else None, outcome=outcome,
     )  # fmt: skip
     return adapters.search_adapters(session, actor, search, cursor=cursor, limit=limit)
@@ -122,6 +125,21 @@ def list_versions(
 def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
     """Show one version: files, facts, verdicts and provenance."""
     return versions.show(session, actor, name, selector)
+
+
+@router.patch(ADAPTER + "/metadata")
+def change_adapter_metadata(session: SessionDep, actor: Pusher, name: NameDep, request: MetadataChange) -> AdapterView:
+    """Change description, tags and links of an adapter. What is absent stays; null removes."""
+    describe.change_adapter(session, actor, name, request)
+    return adapters.show_adapter(session, actor, name)
+
+
+@router.patch(VERSION + "/metadata")
+def change_version_metadata(
+    session: SessionDep, actor: Pusher, name: NameDep, selector: SelectorDep, request: MetadataChange
+) -> VersionView:
+    """Change description, tags and links of a version, which its digest does not cover."""
+    return describe.change_version(session, actor, name, selector, request)
 
 
 @router.get(VERSION + "/lineage")

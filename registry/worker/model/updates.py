@@ -85,18 +85,28 @@ def read_updates(folder: Path) -> Iterator[Update]:
         yield from updates_of(contents.pairs, set(file.keys()), file.get_tensor)
 
 
-def cosines(first: Path, second: Path) -> dict[str, float | None]:
-    """Module → cosine of its two updates, for modules that both adapters target; None where an update is zero.
+class UpdateChange(NamedTuple):
+    """How one module's update differs from another. `norm_ratio`: |second| / |first|, None if the first is zero."""
+
+    cosine: float | None
+    norm_ratio: float | None
+
+
+def compare(first: Path, second: Path) -> dict[str, UpdateChange]:
+    """Module → change from the first update to the second, for modules that both adapters target.
 
     <B₁A₁, B₂A₂> = sum((B₁ᵀB₂) ∘ (A₁A₂ᵀ)), so the ranks may differ.
     """
-    cosine_of: dict[str, float | None] = {}
+    change_of: dict[str, UpdateChange] = {}
     others = {update.path: update for update in read_updates(second)}
     for update in read_updates(first):
         other = others.pop(update.path, None)
         if other is None or update.sides != other.sides:
             continue
         inner = float(((update.b.mT @ other.b) * (update.a @ other.a.mT)).sum()) * update.scale * other.scale
-        size = update.norms().update * other.norms().update
-        cosine_of[update.path] = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
-    return cosine_of
+        before, after = update.norms().update, other.norms().update
+        size = before * after
+        cosine = max(-1.0, min(1.0, inner / size)) if size > 0 and math.isfinite(size) else None
+        ratio = after / before if before > 0 and math.isfinite(size) else None
+        change_of[update.path] = UpdateChange(cosine, ratio)
+    return change_of

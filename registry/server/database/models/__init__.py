@@ -27,8 +27,12 @@ from registry.server.database.models.audit import (
 )
 from registry.server.database.models.columns import UtcTime
 from registry.server.database.models.content import (
+    DESCRIPTION,
     FACT,
+    LINK,
+    TAG,
     AdapterGateRow,
+    AdapterMetadataRow,
     AdapterRow,
     AliasMoveRow,
     AliasRow,
@@ -45,6 +49,7 @@ from registry.server.database.models.content import (
     VerdictRow,
     VersionFileRow,
     VersionInputRow,
+    VersionMetadataRow,
     VersionNormsRow,
     VersionRow,
     VersionTagRow,

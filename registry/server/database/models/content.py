@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint, false
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text, UniqueConstraint, false, text
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
@@ -158,6 +158,37 @@ class VersionTagRow(SQLModel, table=True):
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     key: str = Field(primary_key=True)
     value: str
+
+
+DESCRIPTION, TAG, LINK = "description", "tag", "link"
+"""The kinds of metadata. A description has the empty key."""
+_IS_TAG = text("kind = 'tag'")
+
+
+class AdapterMetadataRow(SetColumns, table=True):
+    """A description, a tag or a link of an adapter. It can change, and the audit log keeps every change."""
+
+    __tablename__ = "adapter_metadata"
+    __table_args__ = (
+        Index("ix_adapter_metadata_tag", "key", "value", "adapter_id", postgresql_where=_IS_TAG, sqlite_where=_IS_TAG),
+    )
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    kind: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    value: str = Field(sa_type=Text)
+
+
+class VersionMetadataRow(SetColumns, table=True):
+    """The same of a version. It is not part of the version's digest."""
+
+    __tablename__ = "version_metadata"
+    __table_args__ = (
+        Index("ix_version_metadata_tag", "key", "value", "version_id", postgresql_where=_IS_TAG, sqlite_where=_IS_TAG),
+    )
+    version_id: int = Field(foreign_key="version.id", primary_key=True)
+    kind: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    value: str = Field(sa_type=Text)
 
 
 class VerdictRow(SQLModel, table=True):

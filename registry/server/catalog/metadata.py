@@ -1,0 +1,71 @@
+"""Reads descriptions, tags and links of adapters and versions, and searches for them.
+
+They can change, and no digest covers them. What a push sealed is in the manifest: annotations and provenance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, exists, func, literal_column, or_
+from sqlmodel import Session, col, select
+
+from registry.server.database.any_of import any_of
+from registry.server.database.models import (
+    DESCRIPTION,
+    LINK,
+    TAG,
+    AdapterMetadataRow,
+    AdapterRow,
+    VersionMetadataRow,
+    VersionRow,
+)
+
+_IS_TAG: ColumnElement[str] = literal_column(f"'{TAG}'")
+"""A literal, not a parameter: only so the planner takes the index of tags."""
+_OF_VERSIONS = select(
+    VersionMetadataRow.version_id, VersionMetadataRow.kind, VersionMetadataRow.key, VersionMetadataRow.value
+).where(any_of(col(VersionMetadataRow.version_id), parameter="ids"))
+_OF_ADAPTERS = select(
+    AdapterMetadataRow.adapter_id, AdapterMetadataRow.kind, AdapterMetadataRow.key, AdapterMetadataRow.value
+).where(any_of(col(AdapterMetadataRow.adapter_id), parameter="ids"))
+
+
+def of_versions(session: Session, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Version id → the fields `description`, `tags` and `links` of a view."""
+    return _by_id(session, _OF_VERSIONS, ids)
+
+
+def of_adapters(session: Session, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Adapter id → the same fields."""
+    return _by_id(session, _OF_ADAPTERS, ids)
+
+
+def _by_id(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    fields: dict[int, dict[str, Any]] = {row_id: {"description": "", "tags": {}, "links": {}} for row_id in ids}
+    for row_id, kind, key, value in sorted(session.exec(statement, params={"ids": list(ids)})):
+        if kind == DESCRIPTION:
+            fields[row_id]["description"] = value
+        else:
+            fields[row_id]["links" if kind == LINK else "tags"][key] = value
+    return fields
+
+
+def has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:
+    """The condition on `adapter` and `version` that one of the two has this tag."""
+    conditions = []
+    for row, owner in (
+        (AdapterMetadataRow, col(AdapterMetadataRow.adapter_id) == col(AdapterRow.id)),
+        (VersionMetadataRow, col(VersionMetadataRow.version_id) == col(VersionRow.id)),
+    ):
+        same = [owner, col(row.kind) == _IS_TAG, col(row.key) == key]
+        conditions.append(exists().where(*same, *([] if value is None else [col(row.value) == value])))
+    return or_(*conditions)
+
+
+def described_as(text: str) -> ColumnElement[bool]:
+    """The condition on `adapter` that its description contains this text, in any case."""
+    own = (col(AdapterMetadataRow.adapter_id) == col(AdapterRow.id), col(AdapterMetadataRow.kind) == DESCRIPTION)
+    contains = func.lower(AdapterMetadataRow.value).contains(text.lower(), autoescape=True)
+    return exists().where(*own, contains)

@@ -1,0 +1,74 @@
+"""`adapter versions`, `tag`, `describe`, and what `show`, `list` and `diff` tell about metadata."""
+
+from __future__ import annotations
+
+from tests.cli.runner import CommandRunner, lines
+
+
+def test_versions_lists_verdicts_aliases_tags_and_who(released: CommandRunner) -> None:
+    released("tag", "add", "acme/support@1", "team=nlp", "reviewed")
+    released("yank", "acme/support@1", "--reason", "diverged")
+    table = lines(released("versions", "acme/support").stdout)
+    assert [row.split() for row in table] == [
+        ["VERSION", "DIGEST", "METHOD", "SIZE", "COMPAT", "WEIGHTS", "SMOKE", "ALIASES", "TAGS", "PUSHED", "BY",
+         "STATE"],
+        ["@2", "sha256:SHORT", "LoRA", "31.2", "kB", "pass", "pass", "pass", "main", "-", "TIME", "owner", "-"],
+        ["@1", "sha256:SHORT", "LoRA", "31.2", "kB", "pass", "pass", "pass", "prod", "reviewed", "team=nlp", "TIME",
+         "owner", "yanked"],
+    ]  # fmt: skip
+    assert lines(released("list", "acme/support").stdout) == table
+    assert [item["number"] for item in released("versions", "acme/support", "--limit", 1, "--json").json["items"]] == [
+        2
+    ]
+    assert "has no filters" in released("list", "acme/support", "--tag", "x", expect=2).stderr.replace("have", "has")
+
+
+def test_tags_and_descriptions_are_set_shown_and_found(released: CommandRunner) -> None:
+    released("tag", "add", "acme/support", "team=nlp")
+    link = "dashboard=https://wandb.example/acme"
+    released("describe", "acme/support", "Answers about returns", "--link", link)
+    released("tag", "add", "acme/support:prod", "reviewed")
+    assert released("tag", "list", "acme/support@1", "--json").json["tags"] == {"reviewed": ""}
+    assert lines(released("describe", "acme/support").stdout) == [
+        "acme/support",
+        "  description  Answers about returns",
+        "  tags         team=nlp",
+        "  links        dashboard  https://wandb.example/acme",
+    ]
+    shown = released("show", "acme/support:prod").stdout
+    for line in (
+        "adapter description  Answers about returns",
+        "adapter tags         team=nlp",
+        "tags                 reviewed",
+    ):
+        assert line in shown
+    assert (
+        released("list", "--text", "RETURNS", "--tag", "team=nlp", "--json").json["items"][0]["name"] == "acme/support"
+    )
+    released("tag", "remove", "acme/support", "team")
+    released("describe", "acme/support", "", "--remove-link", "dashboard")
+    assert released("describe", "acme/support").stdout == "acme/support  no description, tags or links\n"
+
+
+def test_a_push_seals_annotations_and_sets_tags(cli: CommandRunner) -> None:
+    cli.add_base()
+    pushed = cli.push("acme/support", "--annotation", "seed=7", "--tag", "team=nlp", "--param", "lr=2e-4")["version"]
+    assert (pushed["annotations"], pushed["tags"]) == ({"seed": "7"}, {"team": "nlp"})
+    shown = cli("show", "acme/support").stdout
+    assert "annotations  seed=7" in shown
+    assert "parameters   lr=2e-4" in shown
+
+
+def test_diff_compares_what_was_declared_and_what_was_found_out(cli: CommandRunner) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("one")
+    for lr, data in (("2e-4", "s3://d/a"), ("1e-4", "s3://d/b")):
+        cli("push", folder, "acme/x", "--base", "tiny-llama", "--param", f"lr={lr}", "--dataset", f"tickets={data}",
+            "--tag", f"lr={lr}", "--run", "mlflow:4f1c", "--annotation", f"note={lr}")  # fmt: skip
+    difference = cli("diff", "acme/x@1", "acme/x@2", "--json").json
+    assert difference["params"] == [{"field": "lr", "a": "2e-4", "b": "1e-4"}]
+    assert difference["data"] == [{"field": "tickets", "a": "s3://d/a", "b": "s3://d/b"}]
+    assert (difference["run"], difference["verdicts"], difference["files"]) == ([], [], [])
+    assert [len(difference[section]) for section in ("tags", "annotations")] == [1, 1]
+    assert "  params  lr: 2e-4 → 1e-4" in cli("diff", "acme/x@1", "acme/x@2").stdout
+    assert "params" not in cli("diff", "acme/x@1", folder, "--json").json
