@@ -145,10 +145,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
         drive(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
     for _ in range(2):
         drive(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
-    for _ in range(2):
-        described = MetadataChange(description="answers", tags={"team": "nlp"})
-        drive(f"PATCH {A}/metadata", partial(admin.describe_adapter, "acme/support", described))
-        drive(f"PATCH {A}/versions/{{selector}}/metadata", partial(admin.describe, "acme/support@1", described))
+    _describe(drive)
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
     made = drive(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(drive, provider)
@@ -179,6 +176,13 @@ def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
     hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
     drive(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(world, hook.webhook.id)))
     drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
+
+
+def _describe(drive: Drive) -> None:
+    admin, change = drive.world.admin, MetadataChange(description="answers", tags={"team": "nlp"})
+    for _ in range(2):
+        drive(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
+        drive(f"PATCH {A}/versions/{{selector}}/metadata", lambda: admin.describe("acme/support@1", change))
 
 
 def _a_node_reports(drive: Drive) -> None:
