@@ -149,8 +149,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
     made = drive(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(drive, provider)
-    gone = f"DELETE {A}/publishers/{{publisher_id}}"
-    drive(gone, lambda: admin.remove_publisher("acme/support", made.id))
+    drive(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", made.id))
     drive(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
     drive(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
