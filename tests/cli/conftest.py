@@ -11,16 +11,21 @@ import pytest
 from tests.cli.runner import CommandRunner, served
 
 
+def command_runner(folder: Path, patch: pytest.MonkeyPatch, first_seed: int = 1) -> CommandRunner:
+    """A runner whose registry, profile and cache are in this folder."""
+    for variable in ("ADAPTER_REGISTRY", "ADAPTER_TOKEN", "REGISTRY_DATABASE_URL", "REGISTRY_BLOBS"):
+        patch.delenv(variable, raising=False)
+    patch.setenv("REGISTRY_DATA", str(folder / "data"))
+    patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    return CommandRunner(folder, first_seed)
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_sqlite: Path) -> CommandRunner:
-    for variable in ("ADAPTER_REGISTRY", "ADAPTER_TOKEN", "REGISTRY_DATABASE_URL", "REGISTRY_BLOBS"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("REGISTRY_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     shutil.copyfile(migrated_sqlite, tmp_path / "data" / "registry.db")
-    return CommandRunner(tmp_path)
+    return command_runner(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +35,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield printed
 
 
+@pytest.fixture(scope="session")
+def released_folder(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Path:
+    folder = tmp_path_factory.mktemp("released")
+    (folder / "data").mkdir()
+    shutil.copyfile(migrated_sqlite, folder / "data" / "registry.db")
+    with pytest.MonkeyPatch.context() as patch:
+        cli = command_runner(folder, patch)
+        cli.add_base()
+        cli.push("acme/support", "--message", "first try")
+        cli.finish_smoke_test("acme/support@1")
+        cli("promote", "acme/support@1", "prod", "--reason", "first release")
+        cli.push("acme/support", "--message", "less rude", "--parent", "acme/support@1")
+        cli.finish_smoke_test("acme/support@2")
+    return folder
+
+
 @pytest.fixture
-def released(cli: CommandRunner) -> CommandRunner:
-    """Two versions of acme/support, both tested; the first is prod."""
-    cli.add_base()
-    cli.push("acme/support", "--message", "first try")
-    cli.finish_smoke_test("acme/support@1")
-    cli("promote", "acme/support@1", "prod", "--reason", "first release")
-    cli.push("acme/support", "--message", "less rude", "--parent", "acme/support@1")
-    cli.finish_smoke_test("acme/support@2")
-    return cli
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released_folder: Path) -> CommandRunner:
+    """Two versions of acme/support, both tested; the first is prod. A copy of a registry that is made once."""
+    shutil.copytree(released_folder, tmp_path, dirs_exist_ok=True)
+    return command_runner(tmp_path, monkeypatch, first_seed=100)

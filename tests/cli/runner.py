@@ -69,9 +69,9 @@ class CommandResult:
 
 
 class CommandRunner:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_seed: int = 1) -> None:
         self.folder = folder
-        self._seeds = itertools.count(1)
+        self._seeds = itertools.count(first_seed)
 
     def __call__(self, *words: object, expect: int = 0, stdin: str | None = None, **env: str) -> CommandResult:
         """Run `adapter WORDS…`; a bug's exception is raised. Any other exit code than `expect` fails."""

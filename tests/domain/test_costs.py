@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -42,11 +41,3 @@ def test_iterations_inside_an_initialization_are_limited() -> None:
 
 def test_every_limit_is_of_a_field_that_peft_has() -> None:
     assert {field for field in COST_LIMITS if field not in fields.names()} <= {"loftq_iter", "nblocks"}
-
-
-def test_defaults_of_peft_are_far_below_the_limits() -> None:
-    mapping = pytest.importorskip("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING
-    defaults = [(field.name, field.default) for kind in mapping.values() for field in dataclasses.fields(kind)]
-    numbers = [(name, value) for name, value in defaults if type(value) is int and name in COST_LIMITS]
-    assert len(numbers) > 20
-    assert [(name, value) for name, value in numbers if 4 * value > COST_LIMITS[name]] == []

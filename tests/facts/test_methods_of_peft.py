@@ -19,6 +19,7 @@ from registry.adapters import safetensors
 from registry.adapters.methods import METHODS
 from registry.adapters.peft import fields
 from registry.adapters.peft.config import read_config
+from registry.adapters.peft.costs import COST_LIMITS
 from registry.adapters.peft.formulas import evaluate
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
@@ -178,3 +179,13 @@ def test_a_row_says_whether_peft_merges_the_method_and_needs_values(method: str)
     except (NotImplementedError, RuntimeError):
         needs_values = True
     assert needs_values is evaluate(METHODS[method].needs_values, dict.fromkeys(fields.table()[method]))
+
+
+def test_defaults_of_peft_are_far_below_the_limits_of_costs() -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = PEFT_TYPE_TO_CONFIG_MAPPING.values()
+    defaults = [(field.name, field.default) for kind in classes for field in dataclasses.fields(kind)]
+    numbers = [(name, value) for name, value in defaults if type(value) is int and name in COST_LIMITS]
+    assert len(numbers) > 20
+    assert [(name, value) for name, value in numbers if 4 * value > COST_LIMITS[name]] == []
