@@ -95,7 +95,7 @@ def canonical_json(value: Any) -> bytes:
     try:
         return json.dumps(_ordered(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, UnicodeEncodeError):
-        raise _not_canonical(value, "$") from None
+        raise _not_canonical(value) from None
 
 
 def _ordered(value: Any) -> Any:
@@ -119,9 +119,9 @@ def _sorted(keys: Iterable[str]) -> list[str]:
     return ordered if "".join(ordered).isascii() else sorted(ordered, key=lambda key: key.encode("utf-16-be"))
 
 
-def _not_canonical(value: Any, location: str) -> Invalid:
+def _not_canonical(value: Any) -> Invalid:
     """Where and why. Asked only when something is known to be wrong: naming places takes longer than looking."""
-    problem = next(_problems(value, location), f"{location}: this value has no canonical form")
+    problem = next(_problems(value, "$"), "$: this value has no canonical form")
     return Invalid("MANIFEST_INVALID", problem)
 
 

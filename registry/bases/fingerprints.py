@@ -52,14 +52,14 @@ def architecture_fingerprint(
     return _digest({"tensors": shapes, "words": {k: v for k, v in words.items() if v is not None}})
 
 
-def tokenizer_fingerprint(tokenizer: bytes, *, file: str = TOKENIZER) -> Digest:
+def tokenizer_fingerprint(tokenizer: bytes) -> Digest:
     """`Invalid` (BASE_INVALID) if the bytes are not a JSON object."""
     try:
         parsed = json.loads(tokenizer)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", file, "is not a JSON object"))
+        raise Invalid.from_finding("BASE_INVALID", Finding("base.tokenizer_invalid", TOKENIZER, "is not a JSON object"))
     return _digest({k: v for k, v in parsed.items() if k not in ("padding", "truncation")})
 
 

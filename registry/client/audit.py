@@ -8,7 +8,7 @@ Only `registry.tlog` verifies, with keys that the caller trusts; not with those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -141,12 +141,7 @@ class ServerLog:
             yield event.entry()
 
 
-def verifiers(keys: LogKeys) -> tuple[Verifier, ...]:
-    """The keys as they verify. `Invalid` for a key that is none."""
-    return tuple(Verifier.parse(text) for text in keys.keys)
-
-
-def export_log(audit: Audit, folder: Path, *, advance: Callable[[int], None] = lambda _events: None) -> Checkpoint:
+def export_log(audit: Audit, folder: Path) -> Checkpoint:
     """Write the log as it is now into an empty or absent folder. `Invalid` if the folder is not empty."""
     if folder.exists() and any(folder.iterdir()):
         raise Invalid("FOLDER_INVALID", f"{folder} is not empty", next_step="name a folder that is not there yet")
@@ -165,7 +160,6 @@ def export_log(audit: Audit, folder: Path, *, advance: Callable[[int], None] = l
             if event.seq > checkpoint.size:
                 break
             file.write(event.model_dump_json() + "\n")
-            advance(1)
     (folder / "checkpoint").write_text(note)
     return checkpoint
 

@@ -32,26 +32,27 @@ class Golden(FrozenModel):
     chat: bool = False
 
 
-def read_golden(data: bytes, *, file: str = GOLDEN) -> tuple[Golden, ...]:
+def read_golden(data: bytes) -> tuple[Golden, ...]:
     """The samples in these bytes. `Invalid` (GOLDEN_INVALID) with the line and the rule, `TooLarge` over the limits."""
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     if len(lines) > SAMPLES_LIMIT:
-        raise TooLarge("SIZE_INVALID", f"{file} has {len(lines)} samples; the limit is {SAMPLES_LIMIT}")
+        raise TooLarge("SIZE_INVALID", f"{GOLDEN} has {len(lines)} samples; the limit is {SAMPLES_LIMIT}")
     if not lines:
-        raise _invalid(file, 1, "holds no sample; write one JSON object a line with `prompt` and `expected`")
-    return tuple(_sample(line, number, file) for number, line in lines)
+        raise _invalid(1, "holds no sample; write one JSON object a line with `prompt` and `expected`")
+    return tuple(_sample(line, number) for number, line in lines)
 
 
-def _sample(line: bytes, number: int, file: str) -> Golden:
+def _sample(line: bytes, number: int) -> Golden:
+    location = f"{GOLDEN} line {number}"
     if len(line) > SAMPLE_LIMIT_BYTES:
-        raise TooLarge("SIZE_INVALID", f"{file} line {number} has {len(line)} bytes; the limit is {SAMPLE_LIMIT_BYTES}")
-    values = strict_json.parse_object(line, _DIALECT, file=f"{file} line {number}")
+        raise TooLarge("SIZE_INVALID", f"{location} has {len(line)} bytes; the limit is {SAMPLE_LIMIT_BYTES}")
+    values = strict_json.parse_object(line, _DIALECT, file=location)
     try:
         return Golden.model_validate(values, strict=True)
     except ValidationError as e:
         field, message = first_problem(e, "")
-        raise _invalid(file, number, f"field {field!r}: {message}") from None
+        raise _invalid(number, f"field {field!r}: {message}") from None
 
 
-def _invalid(file: str, number: int, message: str) -> Invalid:
-    return Invalid.from_finding("GOLDEN_INVALID", Finding("golden.invalid", f"{file} line {number}", message))
+def _invalid(number: int, message: str) -> Invalid:
+    return Invalid.from_finding("GOLDEN_INVALID", Finding("golden.invalid", f"{GOLDEN} line {number}", message))

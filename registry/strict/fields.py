@@ -31,18 +31,17 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 class Fields:
-    """One JSON object, read field by field. `family` begins the codes of the reasons."""
+    """One JSON object, read field by field."""
 
-    def __init__(self, values: Mapping[str, Any], family: str = "config") -> None:
+    def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
         self.findings: list[Finding] = []
         self.pattern_steps = 0
-        self._family = family
 
     def broken(self, rule: str, field: str, message: str) -> None:
         """Keep a broken rule."""
         if len(self.findings) < FINDINGS_LIMIT:
-            self.findings.append(Finding(f"{self._family}.{rule}", field[:120], message))
+            self.findings.append(Finding(f"config.{rule}", field[:120], message))
 
     def flag(self, field: str) -> bool:
         """True or false; null and absent are false."""

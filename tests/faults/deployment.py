@@ -27,7 +27,7 @@ from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
 from registry.client import pull, transfer
 from registry.client import push as pushing
-from registry.client.audit import Audit, ServerLog, verifiers
+from registry.client.audit import Audit, ServerLog
 from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
@@ -40,6 +40,7 @@ from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from registry.server.storage.open import open_store
+from registry.tlog.notes import Verifier
 from registry.tlog.replay import replay
 from tests import forge
 from tests.base_specs import spec_of
@@ -135,7 +136,7 @@ class Deployment:
             self.push(client, folder, name)
             log = Audit(client)
             kinds = self._attested(log, f"{name}@1")
-            problems = replay(ServerLog(log, log.checkpoint()), *verifiers(log.log_keys())).problems
+            problems = replay(ServerLog(log, log.checkpoint()), *map(Verifier.parse, log.log_keys().keys)).problems
             problems += self.violations(client)
         assert (kinds, problems) == (["push"], []), f"{failpoints}: {kinds}, {problems}"
 

@@ -209,7 +209,7 @@ def test_large_weights_are_measured_once_after_the_push(world: World, monkeypatc
     pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
     assert [str(v.check) for v in pushed.version.verdicts] == ["compat", "engine"]
     assert pushed.version.verdicts[1].outcome == "pass"  # the NaN is not known yet
-    while weights.measure_missing(world.engine, world.blobs, limit=1):  # as after every push
+    while weights.measure_newest(world.engine, world.blobs):  # as after every push
         pass
     assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
     newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}

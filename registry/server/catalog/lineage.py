@@ -32,7 +32,7 @@ EDGES_LIMIT = 5000
 def ancestors(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> Lineage:
     """The ancestors of a version, the bases and inputs of the visible ones, and what was fused into those bases."""
     root = versions.find(session, actor, name, selector)
-    walk = build_recursive_cte(session, "walk", select(*_edge_columns("", root.digest)), lambda walk: _up(walk, actor))
+    walk = build_recursive_cte(session, select(*_edge_columns("", root.digest)), lambda walk: _up(walk, actor))
     return _build_lineage(session, actor, walk, _version_node(root, name), upwards=True)
 
 
@@ -40,7 +40,7 @@ def descendants(session: Session, actor: Actor, name: AdapterName, selector: Sel
     """The descendants of a version that the actor may see."""
     root = versions.find(session, actor, name, selector)
     seed = select(*_edge_columns("", root.digest))
-    walk = build_recursive_cte(session, "walk", seed, lambda walk: _down(walk, actor))
+    walk = build_recursive_cte(session, seed, lambda walk: _down(walk, actor))
     return _build_lineage(session, actor, walk, _version_node(root, name))
 
 
@@ -53,7 +53,7 @@ def base_lineage(session: Session, actor: Actor, name: str, *, upwards: bool) ->
         seed = select(*_edge_columns(root.id, col(BaseEdgeRow.parent_digest), col(BaseEdgeRow.relation))).where(
             col(BaseEdgeRow.base_id) == base.id
         )
-    walk = build_recursive_cte(session, "walk", seed, lambda walk: (_up if upwards else _down)(walk, actor))
+    walk = build_recursive_cte(session, seed, lambda walk: (_up if upwards else _down)(walk, actor))
     return _build_lineage(session, actor, walk, root, upwards=upwards)
 
 
@@ -67,7 +67,7 @@ def dataset_descendants(session: Session, actor: Actor, dataset: str) -> Lineage
         col(VersionRow.id) == col(VersionInputRow.version_id),
         _is_visible(actor),
     )
-    walk = build_recursive_cte(session, "walk", seed, lambda walk: _down(walk, actor))
+    walk = build_recursive_cte(session, seed, lambda walk: _down(walk, actor))
     return _build_lineage(session, actor, walk, root)
 
 

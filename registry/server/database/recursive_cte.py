@@ -40,11 +40,9 @@ def _compile_ordered_join(join: OrderedJoin, compiler: Any, **options: Any) -> s
     return " CROSS JOIN ".join(compiler.process(side, **options) for side in (join.left, join.right))
 
 
-def build_recursive_cte(
-    session: Session, name: str, seed: Select[Any], steps: Callable[[CTE], Sequence[RecursiveStep]]
-) -> CTE:
+def build_recursive_cte(session: Session, seed: Select[Any], steps: Callable[[CTE], Sequence[RecursiveStep]]) -> CTE:
     """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
-    cte = seed.cte(name, recursive=True)
+    cte = seed.cte("walk", recursive=True)
     selects = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(cte)]
     if db.is_sqlite(session):
         return cte.union(*(statement.select_from(join_in_order(cte, *tables)) for tables, statement in selects))

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Engine, update
@@ -54,31 +53,33 @@ def build_verdict(
 
 
 # ------------------------------------------------------------------ after the push
-def measure_missing(engine: Engine, blobs: BlobStore, *, limit: int) -> int:
-    """Measure up to `limit` versions that were not measured yet, the newest first; returns how many."""
-    unmeasured = _find_unmeasured(engine, limit)
-    for version_id, manifest in unmeasured:
-        measured = _measure(blobs, Manifest.model_validate_json(manifest))
-        with db.session(engine) as session:
-            still_unmeasured = (col(VersionRow.id) == version_id, col(VersionRow.measured_at).is_(None))
-            claim = update(VersionRow).where(*still_unmeasured).values(measured_at=db.now())
-            if session.connection().execute(claim).rowcount:
-                row = session.get_one(VersionRow, version_id)
-                base = session.get_one(BaseRow, row.base_id)
-                if add_verdict(session, row, base, measured).outcome == Outcome.FAIL:
-                    engine_compat.renew_verdicts(session, row, base)
-    return len(unmeasured)
+def measure_newest(engine: Engine, blobs: BlobStore) -> bool:
+    """Measure the newest version that was not measured yet; return whether there was one."""
+    unmeasured = _find_unmeasured(engine)
+    if unmeasured is None:
+        return False
+    version_id, manifest = unmeasured
+    measured = _measure(blobs, Manifest.model_validate_json(manifest))
+    with db.session(engine) as session:
+        still_unmeasured = (col(VersionRow.id) == version_id, col(VersionRow.measured_at).is_(None))
+        claim = update(VersionRow).where(*still_unmeasured).values(measured_at=db.now())
+        if session.connection().execute(claim).rowcount:
+            row = session.get_one(VersionRow, version_id)
+            base = session.get_one(BaseRow, row.base_id)
+            if add_verdict(session, row, base, measured).outcome == Outcome.FAIL:
+                engine_compat.renew_verdicts(session, row, base)
+    return True
 
 
 def has_unmeasured(engine: Engine) -> bool:
     """Whether some version is still to be measured."""
-    return bool(_find_unmeasured(engine, 1))
+    return _find_unmeasured(engine) is not None
 
 
-def _find_unmeasured(engine: Engine, limit: int) -> Sequence[tuple[int | None, str]]:
+def _find_unmeasured(engine: Engine) -> tuple[int | None, str] | None:
     with db.session(engine, write=False) as session:
         statement = select(VersionRow.id, VersionRow.manifest).where(col(VersionRow.measured_at).is_(None))
-        return session.exec(statement.order_by(col(VersionRow.id).desc()).limit(limit)).all()
+        return session.exec(statement.order_by(col(VersionRow.id).desc()).limit(1)).first()
 
 
 def _measure(blobs: BlobStore, manifest: Manifest) -> Measured:

@@ -183,8 +183,8 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
     _delete_dead(run)
     while not run.is_over and (written := metadata_backup.write_missing(run.engine, run.blobs, limit=BATCH)):
         run.count("records_written", written)
-    while not run.is_over and (measured := weights.measure_missing(run.engine, run.blobs, limit=1)):
-        run.count("versions_measured", measured)
+    while not run.is_over and weights.measure_newest(run.engine, run.blobs):
+        run.count("versions_measured", 1)
     _delete_ended_rows(run)
     return position
 

@@ -88,7 +88,7 @@ class _Scheduler:
             self._wait(self._measure_at, or_when=lambda: self._requested, planned_count=True)
             if self._requested and time.monotonic() < self._measure_at:
                 return
-            weights.measure_missing(engine, blobs, limit=1)
+            weights.measure_newest(engine, blobs)
         self._measure_at = None
 
     def _wait(self, until: float, *, or_when: Callable[[], bool], planned_count: bool = False) -> None:

@@ -20,10 +20,10 @@ BASES_LIMIT = 2
 class Pool:
     """The model processes of this worker by base, most recently used last."""
 
-    def __init__(self, *, bases_limit: int = 0, device: str = CPU) -> None:
+    def __init__(self, *, device: str = CPU) -> None:
         self.device = device
         self._loads_before = 0
-        self._limit = bases_limit or (BASES_LIMIT if device == CPU else 1)
+        self._limit = BASES_LIMIT if device == CPU else 1
         self._processes: dict[str, ModelProcess] = {}
         self._busy: ModelProcess | None = None
 
