@@ -22,7 +22,7 @@ from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
-from tests.world import World, rows
+from tests.world import World, rows, send_blob
 
 NAME = AdapterName("acme", "support")
 SMALL_BYTES = 2**10
@@ -88,9 +88,7 @@ def test_weights_become_a_blob_without_a_copy(
     weights = Digest.of(files[forge.WEIGHTS])
     pushed = push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
     assert pushed.created
-    copies = [line for line in operations if line.startswith("copy_object")]
-    assert copies
-    assert not [line for line in copies if weights.hex in line]
+    assert not [line for line in operations if line.startswith("copy_object")]
     assert b"".join(blobs.open(key_of(weights))) == files[forge.WEIGHTS]
     assert open_uploads(blobs) == []
     pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
@@ -203,7 +201,7 @@ def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(wor
     push_plan, upload = plan(world, files)
     for each in push_plan.uploads:
         body = next(data for data in files.values() if Digest.of(data) == each.digest)
-        assert put(each, body) == 200
+        send_blob(world.admin, each, body)
     with pytest.raises(Invalid):
         world.admin.commit_push(push_plan.push_id)
     with world.session(write=True) as session:

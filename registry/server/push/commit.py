@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Engine, bindparam
+from sqlalchemy import Engine, bindparam, update
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -40,7 +40,7 @@ from registry.server.push import background, inspect, plan, rows
 from registry.server.push.group import without_error
 from registry.server.push.rows import Commit
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, key_of
+from registry.server.storage.blobs import BlobStore, BlobWriter, Stat, digest_of, key_of
 from registry.server.storage.references import BlobState, PushState
 
 COMMIT_SECONDS = 3600
@@ -64,6 +64,30 @@ def find_upload(session: Session, token_id: str, push_id: str, digest: Digest) -
     return _expected_blob(row, digest, session.exec(_BLOB, params={"id": row.id, "digest": digest}).first())
 
 
+def open_upload(engine: Engine, blobs: BlobStore, key: str, *, limit_bytes: int) -> BlobWriter:
+    """Begin to write a blob that a push sends through this server. `key` is its staging key."""
+    upload_key = blobs.upload_key_of(key)
+    writer = blobs.open_writer(upload_key, limit_bytes=limit_bytes)
+    return writer if upload_key == key else _StoredBlobWriter(engine, writer, key)
+
+
+class _StoredBlobWriter:
+    """Writes a blob under its final key and records that its push has sent it. Nothing is asked about other pushes."""
+
+    def __init__(self, engine: Engine, writer: BlobWriter, staging_key: str) -> None:
+        self._engine, self._staging_key = engine, staging_key
+        self._writer = writer
+        self.write, self.abort = writer.write, writer.abort
+
+    def finish(self) -> Stat:
+        stat = self._writer.finish()
+        failpoints.reach("upload.stored")
+        with db.session(self._engine) as session:
+            params = {"of_push": self._staging_key.split("/")[1], "of_digest": digest_of(self._staging_key)}
+            session.connection().execute(_SET_STORED, params)
+        return stat
+
+
 def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> ExpectedBlob:
     if blob is None or not blob.staging_key:
         raise NotFound("BLOB_UNKNOWN", f"push {row.id} did not request blob {digest}")
@@ -74,6 +98,11 @@ def _expected_blob(row: PushRow, digest: Digest, blob: PushBlobRow | None) -> Ex
 _PUSHES = select(PushRow).where(any_of(col(PushRow.id), parameter="ids"))
 _BLOB = select(PushBlobRow).where(
     col(PushBlobRow.push_id) == bindparam("id"), col(PushBlobRow.digest) == bindparam("digest")
+)
+_SET_STORED = (
+    update(PushBlobRow)
+    .where(col(PushBlobRow.push_id) == bindparam("of_push"), col(PushBlobRow.digest) == bindparam("of_digest"))
+    .values(is_stored=True)
 )
 _REPAIRING = (
     select(PushBlobRow.push_id)
@@ -190,8 +219,8 @@ def _inspect(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> N
 
     def inspect_one(commit: Commit) -> None:
         with commit.collect_error():
-            _stage_small(commit, blobs)
-            _inspect_and_promote(commit, *subjects[commit.base_row.id], damaged, blobs)
+            small = _write_small(commit, blobs)
+            _inspect_and_promote(commit, small, *subjects[commit.base_row.id], damaged, blobs)
 
     _run(inspect_one, commits, blobs)
 
@@ -208,8 +237,9 @@ def _run(work: Callable[[Commit], None], commits: Sequence[Commit], blobs: BlobS
             pass
 
 
-def _stage_small(commit: Commit, blobs: BlobStore) -> None:
-    """Stage the bytes that the commit itself carries, under the rules of an upload."""
+def _write_small(commit: Commit, blobs: BlobStore) -> dict[Digest, bytes]:
+    """Write the bytes that the commit itself carries, under the rules of an upload; return them."""
+    written: dict[Digest, bytes] = {}
     for item in commit.small:
         expected = _expected_blob(commit.push, item.digest, commit.requested.get(item.digest))
         try:
@@ -221,22 +251,27 @@ def _stage_small(commit: Commit, blobs: BlobStore) -> None:
             findings = [Finding("blob.size_mismatch", item.digest, message)]
             raise Invalid("BLOB_MISMATCH", f"blob {item.digest} {message}", findings=findings)
         if expected.needed:
-            blobs.put(expected.key, [data], expect=item.digest, limit_bytes=len(data))
+            blobs.put(blobs.upload_key_of(expected.key), [data], expect=item.digest, limit_bytes=len(data))
+            written[item.digest] = data
+    return written
 
 
 def _inspect_and_promote(
-    commit: Commit, spec: BaseSpec, relatives: Sequence[Similarity], damaged: Set[Digest], blobs: BlobStore
-) -> None:
+    commit: Commit, small: Mapping[Digest, bytes], spec: BaseSpec, relatives: Sequence[Similarity],
+    damaged: Set[Digest], blobs: BlobStore,
+) -> None:  # fmt: skip
     """Inspect the bytes and move them to their final keys; also sets which damaged blobs they replaced.
 
     If the bytes are gone, a racing commit of the same push may have finished: then its version counts, if there is one.
     """
     staged = [digest for digest, blob in commit.requested.items() if blob.staging_key]
+    keys = {digest: _key_of(blob, small, blobs) for digest, blob in commit.requested.items()}
+    stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged
     try:
-        with inspect.verified_blobs(blobs, commit.requested.values(), commit.manifest) as verified:
+        with inspect.verified_blobs(blobs, keys, stored, commit.manifest) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
-            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives)
+            inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=small)
             failpoints.reach("push.before_promote")
             for digest in staged:
                 blobs.promote(keys[digest], digest, replace=digest in damaged)
@@ -252,6 +287,14 @@ def _inspect_and_promote(
     else:
         commit.inspection = inspection
         commit.repaired = damaged & set(staged)
+
+
+def _key_of(blob: PushBlobRow, small: Mapping[Digest, bytes], blobs: BlobStore) -> str:
+    """Where the bytes of a push's blob are: staged ones never under the final key, which may be another tenant's."""
+    digest = Digest(blob.digest)
+    if blob.staging_key and digest in small:
+        return blobs.upload_key_of(blob.staging_key)
+    return plan.key_of_sent(blob) or key_of(digest)
 
 
 def _secure_blobs(session: Session, commits: Sequence[Commit]) -> set[Digest]:

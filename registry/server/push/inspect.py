@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,9 +28,9 @@ from registry.errors import Conflict, Invalid, Unavailable
 from registry.files import Read
 from registry.findings import Finding
 from registry.manifest import Manifest
-from registry.server.database.models import PushBlobRow
+from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
-from registry.server.storage.blobs import BlobStore, Stat, key_of
+from registry.server.storage.blobs import BlobStore, Stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,18 @@ class BlobMismatch(Invalid):
 
 
 @contextmanager
-def verified_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Manifest) -> Iterator[dict[Digest, Stat]]:
+def verified_blobs(
+    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest
+) -> Iterator[dict[Digest, Stat]]:
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
-    Its snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
+    `keys` says where the bytes should be. `stored` are those that this server itself has hashed and written there.
+    Snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
     `BlobMismatch` names the first wrong one.
     """
-    keys = {Digest(row.digest): row.staging_key or key_of(Digest(row.digest)) for row in rows}
     snapshots: list[str] = []
     try:
-        yield _verify_blobs(blobs, keys, manifest, snapshots)
+        yield _verify_blobs(blobs, keys, stored, manifest, snapshots)
     finally:
         with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
             for key in snapshots:
@@ -73,13 +75,16 @@ def verified_blobs(blobs: BlobStore, rows: Iterable[PushBlobRow], manifest: Mani
 
 
 def _verify_blobs(
-    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, snapshots: list[str]
+    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, snapshots: list[str]
 ) -> dict[Digest, Stat]:
     verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
     lost = False
     for file in manifest.files:
         key = keys[file.digest]
+        if file.digest in stored:
+            verified[file.digest] = Stat(key, file.size_bytes, file.digest, db.now())
+            continue
         stat = verified.get(file.digest) or _stat(blobs, key, file.size_bytes)
         if stat is None:
             missing.append(Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
@@ -124,15 +129,15 @@ def _stat(blobs: BlobStore, key: str, size_bytes: int) -> Stat | None:
 
 def inspect_files(
     blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, spec: BaseSpec,
-    relatives: Sequence[Similarity] = (), *, measure_small: bool = True,
+    relatives: Sequence[Similarity] = (), *, measure_small: bool = True, small: Mapping[Digest, bytes] = {},
 ) -> Inspection:  # fmt: skip
     """Read the configuration, the headers and the tokenizer's files, and compare them with the base.
 
-    `measure_small`: measure the weights, too, if they are small.
+    `measure_small`: measure the weights, too, if they are small. `small`: verified bytes that need not be read.
     """
     weights = weights_of(manifest.files)
     inline = measure_small and weights.size_bytes <= INLINE_BYTES
-    read = _reader(blobs, keys, manifest, keep=weights.path if inline else "")
+    read = _reader(blobs, keys, manifest, small, keep=weights.path if inline else "")
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_companions(sizes, read)
     check_templates(sizes, read)
@@ -150,13 +155,15 @@ def inspect_files(
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
 
 
-def _reader(blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, *, keep: str) -> Read:
+def _reader(
+    blobs: BlobStore, keys: dict[Digest, str], manifest: Manifest, small: Mapping[Digest, bytes], *, keep: str
+) -> Read:
     """Reads pieces of the manifest's files and detects bits that flip between the store and here.
 
     The file `keep` is read once as a whole and hashed; its pieces come from that. `Unavailable` when bytes differ.
     """
     by_path = {file.path: file for file in manifest.files}
-    whole: dict[str, bytes] = {}
+    whole = {file.path: small[file.digest] for file in manifest.files if file.digest in small}
 
     def read(path: str, start: int, length: int) -> bytes:
         file = by_path[path]

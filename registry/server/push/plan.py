@@ -42,7 +42,7 @@ from registry.server.database.models import (
 from registry.server.push.group import Member, without_error
 from registry.server.settings import Settings
 from registry.server.storage import references
-from registry.server.storage.blobs import BlobStore, staging_key_of
+from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 
 
@@ -240,6 +240,11 @@ def find_push_blobs(session: Session, push_ids: Iterable[str]) -> dict[str, list
     return blobs
 
 
+def key_of_sent(blob: PushBlobRow) -> str:
+    """Where the bytes are that a push has sent; empty if it need not send them."""
+    return key_of(Digest(blob.digest)) if blob.is_stored else blob.staging_key
+
+
 def _push_row(actor: Actor, push: _Push, settings: Settings) -> PushRow:
     created_at = db.now()
     return PushRow(
@@ -256,7 +261,7 @@ def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings, *, ch
         raise RuntimeError(f"the push of {push.name} has no row")
     missing = [blob for blob in push.blobs if blob.staging_key]
     if check_arrived:
-        missing = [blob for blob in missing if blobs.stat(blob.staging_key) is None]
+        missing = [blob for blob in missing if blobs.stat(key_of_sent(blob)) is None]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
     return PushPlan(push_id=push.row.id, digest=push.manifest.digest, uploads=uploads, expires_at=push.row.expires_at)
 

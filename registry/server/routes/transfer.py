@@ -88,6 +88,7 @@ def upload_blob(
     session: ReadSessionDep,
     actor: Pusher,
     blobs: BlobsDep,
+    engine: EngineDep,
     push_id: str,
     digest: DigestDep,
 ) -> Response:
@@ -96,7 +97,8 @@ def upload_blob(
     expected = commit.find_upload(session, actor.token_id, push_id, digest)
     db.commit_early(session)
     _check_length(request, digest, expected.size_bytes)
-    sink = blobs.open_writer(expected.key, limit_bytes=expected.size_bytes) if expected.needed else None
+    size_bytes = expected.size_bytes
+    sink = commit.open_upload(engine, blobs, expected.key, limit_bytes=size_bytes) if expected.needed else None
     return bodies.UploadResponse(sink, upload_in_progress(request.app.state, actor.token_id, expected.key))
 
 

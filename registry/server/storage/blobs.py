@@ -114,6 +114,14 @@ class BlobStore(ABC):
     def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
         """Begin to write a blob that has at most `limit_bytes`."""
 
+    def upload_key_of(self, staging_key: str) -> str:
+        """Return the key under which this server writes what a client sends through it for this staging key.
+
+        A store in which a copy is expensive takes the final key at once: only verified bytes get there, and the push
+        that sent them has a reference to them. `staging/` is for what clients write themselves.
+        """
+        return staging_key
+
     def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
         """Write a blob. `Invalid` (BLOB_MISMATCH) if its bytes, or `expect`, differ from the digest in the key."""
         if expect is not None and expect != digest_of(key):

@@ -250,13 +250,17 @@ class PushRow(CreatedColumns, table=True):
 
 
 class PushBlobRow(SQLModel, table=True):
-    """A blob of a push. `staging_key` is empty if a version that the caller can read has it already."""
+    """A blob of a push. `staging_key` is empty if a version that the caller can read has it already.
+
+    `is_stored`: this push has sent the bytes, and this server has written them under their final key.
+    """
 
     __tablename__ = "push_blob"
     push_id: str = Field(primary_key=True, sa_column_args=(ForeignKey("push.id", ondelete="CASCADE"),))
     digest: str = Field(primary_key=True, index=True)
     size_bytes: int = Field(sa_type=BigInteger)
     staging_key: str = ""
+    is_stored: bool = False
 
 
 class AliasRow(SQLModel, table=True):

@@ -124,7 +124,7 @@ class Bucket:
                     raise_unknown(key)
                 body = following[0]
 
-    def put(self, key: str, data: bytes, **parameters: Any) -> bool:
+    def put(self, key: str, data: bytes | bytearray, **parameters: Any) -> bool:
         """Write an object; False if a condition among the parameters does not hold."""
         return self._call_if_condition_holds("put_object", Key=key, Body=data, **parameters)
 

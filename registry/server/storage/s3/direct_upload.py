@@ -27,7 +27,7 @@ from registry.server.storage.blobs import Link, Stat, digest_of, key_of
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, checksum_of
 
 FROM_BYTES = 8 * 2**20
-"""Copying a smaller blob is faster than the calls of a direct upload."""
+"""A smaller blob passes through this server, which costs less than the calls of a direct upload."""
 _UPLOAD, _ARRIVED, _SIZE = "upload", "arrived", "size"
 
 

@@ -2,6 +2,8 @@
 
     PREFIX/blobs/sha256/ab/<hex>   written by this server only     PREFIX/staging/<push id>/<hex>   written by clients
 
+- What passes through this server is hashed here and written once, under its final key (`upload_key_of`). Blobs below
+  `direct_upload.FROM_BYTES` always do: that costs less than the calls of a staged blob.
 - Nothing that a client can write is read as this server's own note: metadata under `staging/<push id>/<hex>` counts
   for nothing. Bytes there that the store has not hashed are copied to a key that no client can write, where they are
   hashed and promoted (`snapshot`). An ETag does not identify them: in most stores it is an MD5.
@@ -21,7 +23,7 @@ import base64
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -63,8 +65,6 @@ CACHE_LIMIT = 10_000
 class StagingEntry:
     """What is known about one staging key."""
 
-    written: Stat | None = None
-    """The bytes that this process wrote there, hashed on the way. Only where no link can put other bytes there."""
     marker: UploadMarker | None = None
     """The direct upload that this process began for the key, or found there."""
     completed: bool = False
@@ -163,7 +163,7 @@ class S3Blobs(BlobStore):
         """Look an object up; completes a direct upload whose part has arrived."""
         digest = digest_of(key)
         cached = self._cache.get(key)
-        stat = cached.written or (self._finish_direct(key, cached.marker) if cached.marker else None)
+        stat = self._finish_direct(key, cached.marker) if cached.marker else None
         if stat is not None:
             return stat
         head = self.bucket.head(key)
@@ -189,7 +189,7 @@ class S3Blobs(BlobStore):
         cached = self._cache.get(key)
         if cached.completed:
             return key_of(digest_of(key))
-        if not _is_staging_key(key) or cached.written or not self.capabilities.checksum_parts or self.bucket.head(key):
+        if not _is_staging_key(key) or not self.capabilities.checksum_parts or self.bucket.head(key):
             return key
         marker = self._read_marker(key)
         if marker is None:
@@ -230,13 +230,9 @@ class S3Blobs(BlobStore):
         """Begin to write an object that passes through this server."""
         return uploads.ObjectWriter(self.bucket, key, checksums=self.capabilities.checksums, limit_bytes=limit_bytes)
 
-    def put(self, key: str, chunks: Iterable[bytes], *, expect: Digest | None = None, limit_bytes: int) -> Stat:
-        """Write an object, and remember a staged one."""
-        stat = super().put(key, chunks, expect=expect, limit_bytes=limit_bytes)
-        # Without checksum links, a client's link might put other bytes there once ours are deleted.
-        if key.startswith("staging/") and self.capabilities.checksum_links:
-            self._cache.update(key, written=stat)
-        return stat
+    def upload_key_of(self, staging_key: str) -> str:
+        """Return the final key: a copy costs more than the bytes. Writing replaces equal or damaged bytes."""
+        return key_of(digest_of(staging_key))
 
     def snapshot(self, stat: Stat) -> Stat:
         """Copy a staged object to a key of its own. Without copies, `promote` hashes the bytes on their way."""
@@ -255,11 +251,12 @@ class S3Blobs(BlobStore):
         if self._find_bytes(staging_key) == final:
             return
         exists = not replace and self.bucket.head(final) is not None
-        size_bytes = self._size_of(staging_key)
-        if size_bytes is None:
+        head = self.bucket.head(staging_key)
+        if head is None:
             if exists:
                 return
             self._raise_unknown(staging_key)
+        size_bytes = int(head["ContentLength"])
         if exists:
             folder, push_id, *_, name = staging_key.split("/")
             self._cache.update(f"{folder}/{push_id}/{name}", has_dummy=True)
@@ -267,12 +264,6 @@ class S3Blobs(BlobStore):
         copied = self._copy(staging_key, target, size_bytes, only_new=not replace)
         if not copied and not exists and (replace or self.bucket.head(final) is None):
             self._raise_unknown(staging_key)
-
-    def _size_of(self, staging_key: str) -> int | None:
-        if written := self._cache.get(staging_key).written:
-            return written.size_bytes
-        head = self.bucket.head(staging_key)
-        return int(head["ContentLength"]) if head else None
 
     def _copy(self, staging_key: str, key: str, size_bytes: int, *, only_new: bool = False) -> bool:
         """Copy a staged blob; False if there is none, or if the key exists."""
@@ -297,7 +288,7 @@ class S3Blobs(BlobStore):
         digest_of(key)
         staging_key = staging_key_of_marker(key) or key
         cached = self._cache.get(staging_key)
-        if not cached.completed and not cached.written and (marker := self._read_marker(staging_key)):
+        if not cached.completed and (marker := self._read_marker(staging_key)):
             if not marker.arrived:
                 self._direct.abort(staging_key, marker)
             if key == staging_key:
@@ -337,11 +328,15 @@ class S3Blobs(BlobStore):
         return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=attachment(file_name))
 
     def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
-        """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither."""
+        """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither.
+
+        None for a small blob, too.
+        """
         digest = digest_of(key)
-        if not self.capabilities.signed_headers or not _is_staging_key(key) or size_bytes > UPLOAD_LIMIT_BYTES:
+        is_possible = self.capabilities.signed_headers and _is_staging_key(key)
+        if not is_possible or not self._direct_from_bytes <= size_bytes <= UPLOAD_LIMIT_BYTES:
             return None
-        if size_bytes >= self._direct_from_bytes and self.capabilities.checksum_parts:
+        if self.capabilities.checksum_parts:
             return self._presign_direct(key, size_bytes, seconds)
         if self.capabilities.checksum_links:
             condition, headers = {"ChecksumSHA256": checksum_of(digest)}, {CHECKSUM_HEADER: checksum_of(digest)}

@@ -134,7 +134,7 @@ class MultipartUpload:
         """Presign the PUT of a part of that length."""
         return self.bucket.presign("upload_part", seconds, **self._address, PartNumber=number, ContentLength=length)
 
-    def send_part(self, data: bytes) -> None:
+    def send_part(self, data: bytes | bytearray) -> None:
         """Send the next part."""
         response = self.bucket.call(
             "upload_part", **self._address, PartNumber=len(self.etags) + 1, Body=data, ContentMD5=_md5(data)
@@ -182,13 +182,13 @@ class ObjectWriter:
         self._buffer += chunk
         if len(self._buffer) >= WRITER_PART_BYTES:
             self._upload = self._upload or MultipartUpload.begin(self._bucket, self._key)
-            self._upload.send_part(bytes(self._buffer))
+            self._upload.send_part(self._buffer)
             self._buffer = bytearray()
 
     def finish(self) -> Stat:
         """Verify the digest and make the object visible."""
         self._verifier.verify()
-        data = bytes(self._buffer)
+        data = self._buffer
         if self._upload is None:
             digest = self._verifier.digest
             checksum = {"ChecksumSHA256": checksum_of(digest)} if self._checksums else {"ContentMD5": _md5(data)}
@@ -207,6 +207,6 @@ class ObjectWriter:
             upload.abort()
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: bytes | bytearray) -> str:
     """The checksum that every S3 store verifies."""
     return base64.b64encode(hashlib.md5(data).digest()).decode()  # noqa: S324
