@@ -84,7 +84,7 @@ class Soak:
         and some of everything else, so that a run of some minutes has seen all of it."""
         for turn, wave in enumerate(wave for _ in itertools.count() for wave in waves()):
             for point, kind in itertools.product(wave, KINDS):
-                if not (kind[1] == "s3" and point in crash_points.DIRECT):
+                if crash_points.is_reached(point, kind[1]):
                     yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
             yield "a store that fails, sqlite+s3", self._store_fails
             kind = KINDS[turn % len(KINDS)]

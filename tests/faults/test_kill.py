@@ -21,8 +21,8 @@ def runs(names: dict[str, int]) -> list[tuple[str, str, str]]:
     """Each point on the smallest setup and, in turn, on one of the others. `make soak` runs all of them with seeds."""
     chosen = []
     for turn, point in enumerate(names):
-        others = [kind for kind in KINDS[1:] if kind[1] == "local" or point not in crash_points.DIRECT]
-        chosen += [(point, *KINDS[0]), (point, *others[turn % len(others)])]
+        first, *others = [kind for kind in KINDS if crash_points.is_reached(point, kind[1])]
+        chosen += [(point, *first), (point, *others[turn % len(others)])] if others else [(point, *first)]
     return chosen
 
 

@@ -6,6 +6,7 @@ Server and client both reach the real store through a proxy that injects the fau
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,12 @@ MIB = 2**20
 HANG_SECONDS = 1.5
 
 WHOLE = [
-    ("put", "503"), ("put", "hang"), ("put", "reset_after"), ("put", "cut"), ("put", "flip"), ("head", "500"),
-    ("get", "500"), ("get", "cut"), ("get", "flip"), ("copy", "503"), ("copy", "reset_after"),
-    ("copy", "error_in_200"), ("delete", "500"),
+    ("put", "503"), ("put", "hang"), ("put", "reset_after"), ("put", "cut"), ("put", "flip"), ("get", "500"),
+    ("get", "cut"), ("get", "flip"),
+]  # fmt: skip
+STAGED = [
+    ("put", "flip"), ("head", "500"), ("copy", "503"), ("copy", "reset_after"), ("copy", "error_in_200"),
+    ("delete", "500"),
 ]  # fmt: skip
 PARTS = [
     ("create", "500"), ("create", "cut"), ("list", "flip"), ("part", "503"), ("part", "reset_after"), ("part", "cut"),
@@ -108,6 +112,21 @@ def test_a_push_survives_a_fault(
     push_until_done(client, source)
     check_pushed(world, client, source, tmp_path)
     assert proxy.happened(operation) == 1
+
+
+@pytest.fixture
+def staging(blobs: S3Blobs) -> None:
+    """Let clients stage also small blobs by links, as large ones in a store without checksums of parts."""
+    blobs._direct_from_bytes = 1
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
+
+
+@pytest.mark.usefixtures("staging")
+@pytest.mark.parametrize(("operation", "act"), STAGED)
+def test_a_push_of_staged_blobs_survives_a_fault(
+    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+) -> None:
+    test_a_push_survives_a_fault(world, client, proxy, tmp_path, operation, act)
 
 
 @pytest.mark.parametrize(("operation", "act"), PARTS)
@@ -234,8 +253,10 @@ def test_the_server_finds_a_flipped_bit_in_a_small_file_and_the_client_asks_agai
 
 @pytest.mark.parametrize("operation", ["put", "copy"])
 def test_a_store_that_stays_away_fails_the_push_and_the_next_one_succeeds(
-    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str
+    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, request: pytest.FixtureRequest, operation: str
 ) -> None:
+    if operation == "copy":
+        request.getfixturevalue("staging")
     source = folder(tmp_path)
     proxy.fail(operation, "reset_before")
     with pytest.raises(Unavailable) as caught:
