@@ -41,7 +41,7 @@ def make(url: str, token: str, name: str) -> None:
         registry.create_token(TokenCreate(name=name, scopes=["pull"]))
 
 
-def test_a_stream_resumes_after_a_restart_without_gaps(tmp_path: Path) -> None:
+def test_after_a_restart_a_stream_resumes_without_gaps_and_the_first_token_is_valid(tmp_path: Path) -> None:
     heard: list[dict[str, str]] = []
     with served(tmp_path / "data") as (process, server):
         url, token = server["url"], server["token"]
@@ -54,6 +54,7 @@ def test_a_stream_resumes_after_a_restart_without_gaps(tmp_path: Path) -> None:
             assert list(messages) == [], "the stream ends with the server"
     with served(tmp_path / "data") as (process, server):
         url = server["url"]
+        assert server["token"] == "", "only the first start prints a token"
         make(url, token, "two")
         make(url, token, "three")
         with stream(url, token, int(heard[-1]["id"])) as messages:

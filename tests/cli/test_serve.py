@@ -18,17 +18,6 @@ from tests.cli.runner import COMMAND, CommandRunner, served
 from tests.import_table import ROOT
 
 
-def test_only_the_first_start_prints_a_token(cli: CommandRunner, tmp_path: Path) -> None:
-    with served(tmp_path / "data") as (process, first):
-        whoami = cli("whoami", "--json", ADAPTER_REGISTRY=first["url"], ADAPTER_TOKEN=first["token"])
-        assert whoami.json["scopes"] == ["admin"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    with served(tmp_path / "data") as (_, second):
-        assert second["token"] == ""
-        assert cli("whoami", "--json", ADAPTER_REGISTRY=second["url"], ADAPTER_TOKEN=first["token"]).exit_code == 0
-
-
 def test_push_and_pull_over_a_real_server(
     cli: CommandRunner, server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
