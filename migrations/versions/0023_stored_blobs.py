@@ -3,7 +3,7 @@
 Rule of this folder: see script.py.mako. One column, false in existing rows: their bytes are staged. Servers of the step
 before this one look for the bytes of an open push under its staging keys, and request them again.
 
-Revision: 0022
+Revision: 0023
 Follows: 0021
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022"
-down_revision = "0021"
+revision = "0023"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 
