@@ -121,3 +121,11 @@ def test_no_function_is_longer_than_a_screen() -> None:
 def test_no_file_is_longer_than_500_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in _python_files()}
     assert {path: lines for path, lines in lengths.items() if lines > FILE_LINES_LIMIT} == {}
+
+
+def test_each_migration_has_the_next_number_and_follows_the_one_before() -> None:
+    for number, path in enumerate(sorted((ROOT / "migrations" / "versions").glob("*.py")), 1):
+        text = path.read_text()
+        before = f'"{number - 1:04}"' if number > 1 else "None"
+        assert path.name.startswith(f"{number:04}_")
+        assert f'\nrevision = "{number:04}"\ndown_revision = {before}\n' in text, path.name

@@ -4,7 +4,7 @@ Rule of this folder: see script.py.mako. One column, false in existing rows: the
 before this one look for the bytes of an open push under its staging keys, and request them again.
 
 Revision: 0023
-Follows: 0021
+Follows: 0022
 """
 
 from __future__ import annotations
