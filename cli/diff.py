@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from registry.adapters import module_grid
 from registry.api.catalog import VersionView
 from registry.client import pull
 from registry.client.core import Versions
@@ -88,7 +89,7 @@ def diff(a: str, b: str, values: bool, plot: Path | None) -> None:
     }
     if plot is not None:
         title = f"{before.label} and {after.label}: cosine of the updates"
-        cells = heatmap.grid(cosines or {}, heatmap.mean)
+        cells = module_grid.grid(cosines or {}, module_grid.mean)
         heatmap.write(plot, HeatMap(title, "1 is the same direction, 0 unrelated, -1 opposite", cells, -1.0, 1.0))
     output.answer(document, lambda: _print(document))
 
@@ -206,15 +207,15 @@ def _print_cosines(cosines: dict[str, float | None]) -> None:
     if not numbers:
         output.line("  no module has a comparable update in both")
         return
-    mean = heatmap.mean(list(numbers.values()))
+    mean = module_grid.mean(list(numbers.values()))
     output.line(
         f"  updates cosine {mean:+.3f} on average over {output.plural(len(numbers), 'module')}: {_similarity(mean)}"
     )
     if min(numbers.values()) > SAME_DIRECTION:
         return
-    cells = heatmap.grid(cosines, heatmap.mean)
+    cells = module_grid.grid(cosines, module_grid.mean)
     for label, by in (("layer", "row"), ("kind of module", "column")):
-        means = heatmap.totals(cells, by=by, join=heatmap.mean)
+        means = module_grid.totals(cells, by=by, join=module_grid.mean)
         if len(means) > 1:
             output.line(f"          by {label}")
             for line in heatmap.bars(means, lambda _, mean: f"{mean:+.3f}", largest=1.0):
@@ -228,7 +229,7 @@ def _print_ratios(ratios: dict[str, float | None]) -> None:
     numbers = {path: value for path, value in ratios.items() if value is not None}
     if not numbers:
         return
-    mean = heatmap.mean(list(numbers.values()))
+    mean = module_grid.mean(list(numbers.values()))
     low, high = min(numbers.values()), max(numbers.values())
     spread = "in every module" if high - low < SAME_RATIO * mean else f"on average, {low:.3g} to {high:.3g}"
     output.line(f"  updates norm × {mean:.3f} {spread}")

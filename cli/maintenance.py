@@ -35,6 +35,7 @@ _LABELS = (
     ("responses_deleted", "stored responses deleted"),
     ("tokens_deleted", "expired tokens of jobs and people deleted"),
     ("assertions_deleted", "records of used identity tokens deleted"),
+    ("sessions_deleted", "ended sessions of web pages deleted"),
     ("deliveries_deleted", "records of webhook deliveries deleted"),
 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import json
 import os
 import re
@@ -89,7 +90,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     def ready() -> None:  # the first token is created once the server is sure to run
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
-        _announce(listener, settings, secret if created else "", as_json)
+        _announce(listener, app, secret if created else "", as_json)
         sequencer.start()
         dispatcher = (engine, settings, lambda: log.keys, log.closing, freshness.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
@@ -160,11 +161,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket, settings: Settings, secret: str, as_json: bool) -> None:
+def _announce(listener: socket.socket, app: FastAPI, secret: str, as_json: bool) -> None:
+    settings: Settings = app.state.settings
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    is_embedded = ipaddress.ip_address(host).is_loopback and settings.database_url.startswith("sqlite:")
+    link = f"{url}/sign-in/{app.state.sign_in_links.create()}" if is_embedded and settings.pages != "off" else ""
     if as_json:
-        click.echo(json.dumps({"url": url, "token": secret}))
+        click.echo(json.dumps({"url": url, "token": secret, "sign_in_url": link}))
         return
     if secret:
         for text in ("First start. The administrator's token, shown only now:", "", f"    {secret}", ""):
@@ -172,6 +176,9 @@ def _announce(listener: socket.socket, settings: Settings, secret: str, as_json:
         output.line(f"    export ADAPTER_REGISTRY={url} ADAPTER_TOKEN={secret}")
         output.line()
     output.line(f"The registry answers at {url} with {settings.database_url.partition(':')[0]} and {settings.blobs}")
+    if link:
+        output.line("To sign in to its pages once, within ten minutes, open:")
+        output.line(f"    {link}")
 
 
 @click.command()

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from registry.adapters import module_grid
+from registry.adapters.module_grid import Grid
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, VersionView
 from registry.client import convert
@@ -17,7 +19,7 @@ from registry.files import TRAINER_STATE
 from registry.names import AdapterName, Ref
 
 from . import arguments, heatmap, output, session, versions
-from .heatmap import Grid, HeatMap
+from .heatmap import HeatMap
 
 
 @click.command()
@@ -135,9 +137,9 @@ def _norm_lines(norms: Norms | None) -> list[str]:
     """A bar for each layer, then one for each kind of module."""
     if norms is None or not any(norms.updates.values()):
         return []
-    grid = heatmap.grid(norms.updates)
+    grid = module_grid.grid(norms.updates)
     compared = {path: size for path, size in norms.updates.items() if path in norms.weights}
-    shares = (heatmap.grid(compared), heatmap.grid({path: norms.weights[path] for path in compared}))
+    shares = (module_grid.grid(compared), module_grid.grid({path: norms.weights[path] for path in compared}))
     heading = "of the update, scale · BA, by layer" + ("; × W is its share of the base's weight" if compared else "")
     lines = [heading, *_bars(grid, shares, "row")]
     if 1 < len(grid.columns) <= COLUMNS_SHOWN:
@@ -148,13 +150,13 @@ def _norm_lines(norms: Norms | None) -> list[str]:
 
 
 def _bars(grid: Grid, shares: tuple[Grid, Grid], by: str) -> list[str]:
-    updates, weights = (dict(heatmap.totals(side, by=by)) for side in shares)
+    updates, weights = (dict(module_grid.totals(side, by=by)) for side in shares)
 
     def suffix(label: str, size: float) -> str:
         weight = weights.get(label)
         return f"{size:<7.3g}  {updates[label] / weight:.2g} × W" if weight else f"{size:.3g}"
 
-    return heatmap.bars(heatmap.totals(grid, by=by), suffix)
+    return heatmap.bars(module_grid.totals(grid, by=by), suffix)
 
 
 def _norm_map(name: str, norms: Norms) -> HeatMap:
@@ -162,10 +164,10 @@ def _norm_map(name: str, norms: Norms) -> HeatMap:
     updates = norms.updates
     shares = {path: size / norms.weights[path] for path, size in updates.items() if size and norms.weights.get(path)}
     if shares:
-        cells = heatmap.grid(shares, heatmap.mean)
+        cells = module_grid.grid(shares, module_grid.mean)
         title, note = f"{name}: |scale · BA| / |W| of each module", f"W is the weight of {norms.base}"
     else:
-        cells = heatmap.grid(updates)
+        cells = module_grid.grid(updates)
         title, note = f"{name}: norm of each module's update", "|scale · BA|"
     return HeatMap(title, note, cells, 0.0, max(cells.cells.values(), default=0.0))
 

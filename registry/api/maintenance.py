@@ -43,6 +43,7 @@ class GcReport(Answer):
     tokens_deleted: int = 0
     """Exchanged tokens that expired long ago."""
     assertions_deleted: int = 0
+    sessions_deleted: int = 0
     """Records of identity tokens that cannot be exchanged any more."""
     deliveries_deleted: int = 0
     blobs_marked: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 
 from fastapi import APIRouter, FastAPI
@@ -15,8 +16,10 @@ from fastapi.routing import APIRoute
 from sqlalchemy import Engine
 
 from registry import __version__
+from registry.errors import Invalid
 from registry.server import failpoints
 from registry.server.access.issuers import Issuers
+from registry.server.access.one_time_links import OneTimeLinks
 from registry.server.access.rate_limits import (
     UPLOADS_PER_BLOB,
     UPLOADS_PER_TOKEN,
@@ -35,6 +38,7 @@ from registry.server.http.problems import add_exception_handlers
 from registry.server.http.request_body import NAMESPACE_BYTES, PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
 from registry.server.hub.upstream import Upstream
 from registry.server.local_links.exchange import Context
+from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
 from registry.server.resolve_cache.middleware import ResolveCache
@@ -77,10 +81,14 @@ ROUTERS: tuple[APIRouter, ...] = (
     audit.webhook_router,
     openapi.router,
     health.probe_router,
+    *PAGE_ROUTERS,
     *hub.ROUTERS,
 )
 """FastAPI searches routes in a flat list, and the first match counts: frequent routes come first, and
 `/bases/{base}/adapters` before `/bases/{base}`, which would match it as a name."""
+
+
+PAGES_CHOICES = ("on", "private", "off")
 
 
 def create_app(
@@ -94,7 +102,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,  # a redirect would contain the Host header, which a client controls
-        routes=[route for router in ROUTERS for route in router.routes],
+        routes=[route for router in _routers(settings) for route in router.routes],
     )
     _require_declared_scopes()
     # Invalid settings are reported here and not when they are first used.
@@ -111,6 +119,7 @@ def create_app(
     state.issuers = Issuers.read(settings.issuers)
     state.actor_cache = ActorCache()
     state.request_limiter = RequestLimiter(settings.requests_per_minute)
+    state.sign_in_links = OneTimeLinks()
     state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     state.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")
     state.upload_limiter = ConcurrencyLimiter(UPLOADS_PER_TOKEN, "uploads of this token")
@@ -136,6 +145,13 @@ def create_app(
         extra_headers=lambda: log.checkpoint_header,
     )
     return app
+
+
+def _routers(settings: Settings) -> Iterator[APIRouter]:
+    """Yield the routers that these settings turn on. `Invalid` (SETTING_INVALID) for an unknown value."""
+    if settings.pages not in PAGES_CHOICES:
+        raise Invalid("SETTING_INVALID", f"REGISTRY_PAGES: {settings.pages[:40]!r} is not one of {PAGES_CHOICES}")
+    yield from (router for router in ROUTERS if settings.pages != "off" or router not in PAGE_ROUTERS)
 
 
 def link_context(app: FastAPI) -> Context:

@@ -76,6 +76,8 @@ class Settings:
     """Private networks (CIDR, separated by spaces) that webhooks may call, also by http. Default: public https only."""
     hub_upstream: str = ""
     """Another Hub (`https://huggingface.co`) that is asked for repositories that do not exist here. Default: none."""
+    pages: str = "on"
+    """Web pages: `on`; `private`, which shows nothing before sign-in, not even public namespaces; or `off`."""
     database_pool: int = 8
     """PostgreSQL connections per server process."""
 

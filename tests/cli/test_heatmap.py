@@ -10,6 +10,7 @@ import pytest
 
 from cli import heatmap, output
 from cli.heatmap import HeatMap
+from registry.adapters import module_grid
 
 NORMS = {"model.layers.0.self_attn.q_proj": 3.0, "model.layers.0.mlp.up_proj": 4.0, "model.layers.10.mlp.up_proj": 1.0,
        "model.layers.2.mlp.up_proj": None, "lm_head": 2.0}  # fmt: skip
@@ -36,35 +37,35 @@ NORMS = {"model.layers.0.self_attn.q_proj": 3.0, "model.layers.0.mlp.up_proj": 4
     ],
 )
 def test_every_naming_of_modules_has_a_block_and_a_kind(path: str, row: str, column: str) -> None:
-    assert heatmap.cell_of(path)[-2:] == (row, column)
+    assert module_grid.cell_of(path)[-2:] == (row, column)
 
 
 def test_layers_are_in_order_and_shared_cells_are_joined() -> None:
-    result = heatmap.grid(NORMS)
+    result = module_grid.grid(NORMS)
     assert (result.rows, result.columns) == (("0", "10", "other"), ("lm_head", "q_proj", "up_proj"))
     experts = {f"model.layers.0.mlp.experts.{n}.w1": float(n) for n in (3, 4)}
-    assert heatmap.grid(experts).cells == {("0", "w1"): 5.0}
-    assert heatmap.grid(experts, heatmap.mean).cells == {("0", "w1"): 3.5}
+    assert module_grid.grid(experts).cells == {("0", "w1"): 5.0}
+    assert module_grid.grid(experts, module_grid.mean).cells == {("0", "w1"): 3.5}
 
 
 def test_bars_are_proportional_and_the_largest_fills_the_line() -> None:
-    sizes = heatmap.totals(heatmap.grid(NORMS), by="row")
+    sizes = module_grid.totals(module_grid.grid(NORMS), by="row")
     assert [size for _, size in sizes] == [math.hypot(3, 4), 1.0, 2.0]
     first, second, _ = map(output.unstyled, heatmap.bars(sizes, lambda _, size: f"{size:g}"))
     assert first == f"    0 {'█' * heatmap.BAR_WIDTH} 5"
     assert second == f"   10 {'█' * (heatmap.BAR_WIDTH // 5)}{' ' * (heatmap.BAR_WIDTH * 4 // 5)} 1"
-    many = heatmap.grid({f"layers.{n}.x": 1.0 for n in range(100)})
-    assert heatmap.bars(heatmap.totals(many, by="row"), lambda *_: "")[-1] == "and 52 more"
+    many = module_grid.grid({f"layers.{n}.x": 1.0 for n in range(100)})
+    assert heatmap.bars(module_grid.totals(many, by="row"), lambda *_: "")[-1] == "and 52 more"
 
 
 def test_an_svg_shows_every_number_and_escapes_every_text(tmp_path: Path) -> None:
-    heatmap.write(tmp_path / "a.svg", HeatMap("<script>", "&", heatmap.grid({"a.layers.0.<b>": 1.0}), 0.0, 1.0))
+    heatmap.write(tmp_path / "a.svg", HeatMap("<script>", "&", module_grid.grid({"a.layers.0.<b>": 1.0}), 0.0, 1.0))
     texts = [text.text or "" for text in ElementTree.parse(tmp_path / "a.svg").iter() if text.tag.endswith("text")]
     assert texts == ["<script>", "&; pale is 0, dark is 1", "<b>", "layer 0", "1"]
 
 
 def test_cells_go_from_pale_to_dark(tmp_path: Path) -> None:
-    cells = heatmap.grid({"layers.0.q": 0.0, "layers.1.q": 2.0})
+    cells = module_grid.grid({"layers.0.q": 0.0, "layers.1.q": 2.0})
     heatmap.write(tmp_path / "a.svg", HeatMap("norms", "", cells, 0.0, 2.0))
     shapes = [shape.attrib for shape in ElementTree.parse(tmp_path / "a.svg").iter() if shape.tag.endswith("rect")]
     assert [shape["fill"] for shape in shapes] == ["rgb(240,244,250)", "rgb(20,60,130)"]

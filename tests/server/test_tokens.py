@@ -40,6 +40,21 @@ def filled(path: str) -> str:
     return named.replace("{", "").replace("}", "")
 
 
+PAGES = {
+    ("GET", "/"): 200,
+    ("GET", "/search"): 200,
+    ("GET", "/adapters/{namespace}/{name}"): 404,
+    ("GET", "/adapters/{namespace}/{name}/versions/{selector}"): 404,
+    ("GET", "/adapters/{namespace}/{name}/versions/{selector}/lineage"): 404,
+    ("GET", "/adapters/{namespace}/{name}/versions/{selector}/reports/{digest}/{image}.png"): 400,
+    ("GET", "/compare"): 200,
+    ("GET", "/sign-in"): 200,
+    ("GET", "/sign-in/{code}"): 403,
+    ("POST", "/sign-in"): 400,
+    ("POST", "/sign-out"): 400,
+    ("GET", "/assets/{file}"): 404,
+}
+"""Pages of public namespaces, and those for signing in."""
 OPEN = {
     ("GET", "/api/v1/health"): 200,
     ("POST", "/api/v1/tokens/exchange"): 400,
@@ -49,6 +64,7 @@ OPEN = {
     ("GET", "/docs"): 200,
     ("GET", "/livez"): 200,
     ("GET", "/readyz"): 200,
+    **PAGES,
 }
 """The routes that need no token, and what they answer to an empty request."""
 

@@ -60,8 +60,15 @@ _SELECT_TOKEN = (
 
 def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     """Return the actor of a secret and leave its row in `session.info["token"]`. `Unauthenticated` (UNAUTHORIZED)."""
-    sha256 = sha256_of(secret)
-    rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256}).all() if is_well_formed(secret) else []
+    actor = authenticate_hash(session, sha256_of(secret) if is_well_formed(secret) else "", cache)
+    if not actor.superseded:
+        cache.put(secret, actor)
+    return actor
+
+
+def authenticate_hash(session: Session, sha256: str, cache: ActorCache) -> Actor:
+    """Return the actor of the secret with this hash, as `authenticate` does; an empty hash is of no secret."""
+    rows = session.exec(_SELECT_TOKEN, params={"sha256": sha256}).all() if sha256 else []
     problem = _problem_of(rows[0][0], sha256) if rows else "is unknown"
     if problem:
         next_step = "run `adapter login URL` with a valid token, or set ADAPTER_TOKEN"
@@ -71,15 +78,12 @@ def authenticate(session: Session, secret: str, cache: ActorCache) -> Actor:
     roles = {namespace: Role(role) for _, namespace, role, _ in rows if namespace and role}
     superseded = row.secret_sha256 != sha256
     scopes = _scopes_of_old_secret(row.scopes) if superseded else frozenset(row.scopes)
-    actor = Actor(
+    return Actor(
         row.name, row.id, scopes, frozenset(row.namespaces), row.expires_at, row.subject,
         roles=roles if row.subject else None, adapters=frozenset(row.adapters),
         public=cache.public_namespaces(session, current_epoch), epoch=current_epoch,
         superseded=superseded,
     )  # fmt: skip
-    if not actor.superseded:
-        cache.put(secret, actor)
-    return actor
 
 
 def _problem_of(row: TokenRow, sha256: str) -> str:

@@ -37,8 +37,8 @@ class Search:
     of the version's manifest. `text`: any part of `namespace/name` or of the adapter's description.
     `targets`: modules that it must all change, by the last part of their path (`q_proj`).
     `rank_min`, `rank_max`: limits of the largest rank. `format`: the convention of its tensor names. `owner`: who
-    pushed the adapter first. `engine`: a profile whose verdicts are stored; matches what that engine serves (`pass` or
-    `warn`) or, with `outcome`, what has this outcome.
+    pushed the adapter first. `engine`: a profile whose verdicts are stored. `check`: any other check. Both
+    match a yes (`pass` or `warn`) or, with `outcome`, that outcome.
     """
 
     namespace: str = ""
@@ -55,6 +55,7 @@ class Search:
     rank_min: int | None = None
     rank_max: int | None = None
     engine: EngineProfile | None = None
+    check: Check | None = None
     outcome: Outcome | None = None
 
 
@@ -67,7 +68,9 @@ def search_adapters(session: Session, actor: Actor, search: Search, *, cursor: s
         versions.visible(actor), *_adapter_filters(search, _base_names(session, search)), *_version_filters(search)
     )
     if search.engine is not None:
-        statement = statement.where(_has_engine_outcome(search.engine, search.outcome))
+        statement = statement.where(_has_outcome(Check.ENGINE, str(search.engine), search.outcome))
+    if search.check is not None:
+        statement = statement.where(_has_outcome(search.check, "", search.outcome))
     if cursor:
         last = AdapterName.parse(cursor)
         keys = tuple_(col(AdapterRow.namespace), col(AdapterRow.name))
@@ -132,12 +135,13 @@ def _has_annotation(key: str, value: str | None = None) -> ColumnElement[bool]:
     return exists().where(*conditions, *([] if value is None else [col(VersionTagRow.value) == value]))
 
 
-def _has_engine_outcome(engine: EngineProfile, outcome: Outcome | None) -> ColumnElement[bool]:
-    """The condition that the newest stored verdict of this profile has the outcome; without one, that it is a yes."""
+def _has_outcome(check: Check, profile: str, outcome: Outcome | None) -> ColumnElement[bool]:
+    """The condition that the registry's newest verdict of this check has the outcome; without one, that it is a yes."""
     other = VerdictRow.__table__.alias("other")  # type: ignore[attr-defined]
     newest = (
         select(func.max(other.c.id))
-        .where(other.c.version_id == col(VersionRow.id), other.c.check == Check.ENGINE, other.c.profile == str(engine))
+        .where(other.c.version_id == col(VersionRow.id), other.c.check == check, other.c.profile == profile)
+        .where(other.c.by_owner.is_(False))
         .correlate(VersionRow)
         .scalar_subquery()
     )

@@ -109,6 +109,10 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     route = request.scope.get("route")
+    own_response = route.error_response(request, error, status) if isinstance(route, SingleThreadRoute) else None
+    if own_response is not None:
+        own_response.headers.update(headers)
+        return own_response
     hub_headers = route.error_headers(request, error) if isinstance(route, SingleThreadRoute) else {}
     if hub_headers:
         body["error"] = hub_headers["X-Error-Message"]

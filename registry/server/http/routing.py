@@ -87,6 +87,10 @@ class SingleThreadRoute(APIRoute):
         """Return headers for the response to an error. The Hub API has some."""
         return {}
 
+    def error_response(self, _request: Request, _error: RegistryError, _status: int) -> Response | None:
+        """Return the response to an error in place of a problem document. Web pages have one."""
+        return None
+
 
 def _run_request(handle: Handler, request: Request) -> Response:
     """Run everything but the sending of the answer in this thread."""

@@ -13,7 +13,14 @@ from sqlmodel import Session, SQLModel, col, select
 from registry.events import DeliveryState
 from registry.server.access.token_exchange import EXCHANGE
 from registry.server.database import db
-from registry.server.database.models import DeliveryRow, IdempotencyRow, PushRow, TokenRow, UsedAssertionRow
+from registry.server.database.models import (
+    DeliveryRow,
+    IdempotencyRow,
+    PageSessionRow,
+    PushRow,
+    TokenRow,
+    UsedAssertionRow,
+)
 from registry.server.storage.references import PushState
 
 BATCH = 500
@@ -33,6 +40,7 @@ def _conditions() -> dict[str, tuple[type[SQLModel], ColumnElement[bool]]]:
         "responses_deleted": (IdempotencyRow, col(IdempotencyRow.created_at) < old),
         "tokens_deleted": (TokenRow, exchanged),
         "assertions_deleted": (UsedAssertionRow, col(UsedAssertionRow.expires_at) < now),
+        "sessions_deleted": (PageSessionRow, col(PageSessionRow.expires_at) < now),
         "deliveries_deleted": (DeliveryRow, delivered),
     }
 

@@ -150,9 +150,14 @@ def rollback(
 def list_aliases(session: Session, actor: Actor, name: AdapterName) -> AliasList:
     """The aliases of an adapter, by name."""
     adapter = versions.find_adapter(session, actor, name)
-    statement = select(AliasRow).where(col(AliasRow.adapter_id) == adapter.id).order_by(col(AliasRow.alias))
+    statement = (
+        select(AliasRow, VersionRow.number, VersionRow.digest)
+        .join(VersionRow, col(VersionRow.id) == col(AliasRow.version_id))
+        .where(col(AliasRow.adapter_id) == adapter.id)
+        .order_by(col(AliasRow.alias))
+    )
     rows = session.exec(statement).all()
-    return AliasList(items=[_view(session, row) for row in rows])
+    return AliasList(items=[db.to_answer(row, AliasView, number=number, digest=digest) for row, number, digest in rows])
 
 
 def show(session: Session, actor: Actor, name: AdapterName, alias: str) -> AliasView:

@@ -53,13 +53,15 @@ def signed_by(session: Session, version: VersionRow) -> frozenset[str]:
 
 
 def list_attestations(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, store: BlobStore
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, store: BlobStore | None
 ) -> AttestationList:
-    """All attestations of a version, oldest first, each with its bundle."""
+    """All attestations of a version, oldest first, each with its bundle; without a store, without bundles."""
     version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
     statement = _live().where(AttestationRow.version_id == version.id).order_by(col(AttestationRow.id))
     rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
     db.commit_early(session)
+    if store is None:
+        return AttestationList(items=[db.to_answer(row, AttestationView, seq=row.position) for row in rows])
     return AttestationList(items=[_view(row, store) for row in rows])
 
 

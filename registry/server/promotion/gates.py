@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -70,6 +70,17 @@ def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: s
         return find_gate(session, where, versions.find_adapter(session, actor, where).id, alias)
     actor.require_in(Scope.PULL, where)
     return _find_namespace_gate(session, where, alias)
+
+
+def gates_of_aliases(session: Session, actor: Actor, name: AdapterName, aliases: Iterable[str]) -> dict[str, GateView]:
+    """Alias → the gate that counts for it, of several aliases of one adapter."""
+    own = {gate.alias: gate for gate in list_gates(session, actor, name).items}
+    inherited = select(NamespaceGateRow).where(NamespaceGateRow.namespace == name.namespace)
+    of_namespace = {row.alias: _view(row, name.namespace) for row in session.exec(inherited)}
+    return {
+        alias: own.get(alias) or of_namespace.get(alias) or GateView(alias=alias, gate=domain.gate_of(alias))
+        for alias in aliases
+    }
 
 
 def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str, gate: Gate | None) -> GateView:

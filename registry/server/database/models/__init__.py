@@ -11,6 +11,7 @@ from registry.server.database.models.access import (
     AccessStateRow,
     IdempotencyRow,
     NamespaceRow,
+    PageSessionRow,
     PublisherRow,
     RoleRow,
     TakenNameRow,

@@ -100,6 +100,19 @@ class AccessStateRow(SQLModel, table=True):
     generation: int
 
 
+class PageSessionRow(SQLModel, table=True):
+    """A browser that has signed in to the pages, by the SHA-256 of its random id.
+
+    It has the rights of the token with `secret_sha256`, for as long as that secret is valid.
+    """
+
+    __tablename__ = "page_session"
+    id_sha256: str = Field(primary_key=True)
+    secret_sha256: str
+    created_at: datetime = Field(sa_type=UtcTime)
+    expires_at: datetime = Field(sa_type=UtcTime, index=True)
+
+
 class IdempotencyRow(SQLModel, table=True):
     """The response to a mutation under the caller's idempotency key, for a retry."""
 

@@ -1,0 +1,18 @@
+"""Web pages: what the REST API answers, rendered on the server for people. They need no JavaScript.
+
+Pages call the functions that REST routes call, with the rights of the visitor. They contain no statements of their own.
+"""
+
+from __future__ import annotations
+
+from registry.server.pages import adapters, compare, lineage, rendering, search, sign_in, versions
+
+ROUTERS = (
+    search.router,
+    adapters.router,
+    lineage.router,
+    versions.router,
+    compare.router,
+    sign_in.router,
+    rendering.router,
+)

@@ -1,0 +1,115 @@
+"""The page that compares two versions: what differs in configuration, targets, files, verdicts and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Query, Request, Response
+from sqlmodel import Session
+
+from registry.adapters import module_grid
+from registry.api.catalog import VersionView
+from registry.errors import Invalid, NotFound
+from registry.evaluation.verdicts import Check
+from registry.names import NAME_LIMIT, Ref
+from registry.server.catalog import versions
+from registry.server.catalog.verdicts import label
+from registry.server.evaluation import weights
+from registry.server.http.dependencies import SessionDep, SettingsDep
+from registry.server.pages.rendering import create_router, render
+from registry.server.pages.versions import judge_engines
+from registry.server.pages.visitors import Visitor, VisitorDep
+
+router = create_router()
+ROWS_SHOWN = 200
+_FACTS = ("format", "method", "task", "rank", "ranks", "alpha", "scales", "use_dora", "use_rslora", "bias", "dtypes",
+          "parameters", "modules", "trained_tokens", "saved_modules", "trigger_words", "peft_version")  # fmt: skip
+Reference = Annotated[str, Query(max_length=4 * NAME_LIMIT)]
+
+
+class Difference(NamedTuple):
+    """A row: what is compared, and its two values; None where one side has none."""
+
+    label: str
+    left: Any
+    right: Any
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both sides have the same value."""
+        return bool(self.left == self.right)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionComparison:
+    """Everything that the page shows about two versions."""
+
+    left: VersionView
+    right: VersionView
+    facts: list[Difference]
+    targets_added: list[str]
+    targets_removed: list[str]
+    files: list[Difference]
+    verdicts: list[Difference]
+    engines: list[Difference]
+    norms: list[Difference]
+
+
+@router.get("/compare")
+def compare_versions(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    settings: SettingsDep,
+    left: Reference = "",
+    right: Reference = "",
+) -> Response:
+    """Compare two versions, or show the form that asks for them."""
+    status, problem, comparison = 200, "", None
+    if left and right:
+        try:
+            comparison = _compare(session, visitor, left, right, settings)
+        except (Invalid, NotFound) as e:
+            status, problem = (404 if isinstance(e, NotFound) else 422), e.detail
+    return render(
+        request, "compare.html", status, title="Compare versions", left=left, right=right, problem=problem,
+        comparison=comparison,
+    )  # fmt: skip
+
+
+def _compare(session: Session, visitor: Visitor, left: str, right: str, settings: Any) -> VersionComparison:
+    sides = []
+    for text in (left, right):
+        ref = Ref.parse(text.strip())
+        view = versions.show(session, visitor.actor, ref.name, ref.selector)
+        engines = judge_engines(session, visitor.actor, ref.name, view, settings)
+        norms = weights.show_norms(session, visitor.actor, ref.name, view.number)
+        updates = module_grid.grid({path: module.update for path, module in norms.modules.items()})
+        sides.append((view, engines, dict(module_grid.totals(updates, by="row"))))
+    (one, one_engines, one_norms), (other, other_engines, other_norms) = sides
+    targets = [set(view.facts.get("targets") or ()) for view in (one, other)]
+    return VersionComparison(
+        left=one, right=other,
+        facts=[
+            Difference("base", one.base, other.base),
+            *(Difference(key.replace("_", " "), one.facts.get(key), other.facts.get(key)) for key in _FACTS
+              if key in one.facts or key in other.facts),
+            Difference("size", one.size_bytes, other.size_bytes),
+        ],
+        targets_added=sorted(targets[1] - targets[0]), targets_removed=sorted(targets[0] - targets[1]),
+        files=_differences(*({file.path: file.digest for file in view.files} for view in (one, other))),
+        verdicts=_differences(*(
+            {label(v.check, "", v.by_owner): v.outcome for v in view.verdicts if v.check is not Check.ENGINE}
+            for view in (one, other)
+        )),
+        engines=_differences(*({v.profile: v.outcome for v in found} for found in (one_engines, other_engines))),
+        norms=_differences(one_norms, other_norms),
+    )  # fmt: skip
+
+
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """The rows of both sides in the order of the first one."""
+    keys: Iterable[str] = dict.fromkeys([*left, *right])
+    return [Difference(key, left.get(key), right.get(key)) for key in keys][:ROWS_SHOWN]

@@ -1,0 +1,86 @@
+"""READMEs as HTML: Markdown is rendered, then everything but plain formatting is removed.
+
+- A README is hostile input. nh3 keeps the tags and attributes below and nothing else, and closes what is left open.
+- Images become their descriptions: a page sends no request to another server. Only absolute links stay.
+- Only the first `READ_LIMIT_BYTES` are read. What would become very long is shown as plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup, escape
+
+READ_LIMIT_BYTES = 32 * 2**10
+HTML_LIMIT = 90_000
+"""Characters of a rendered README. With them a page stays below 150 KB."""
+PLAIN_LIMIT = 30_000
+CACHED = 128
+_TAGS = frozenset(
+    {
+        "a", "blockquote", "br", "code", "del", "details", "em", "h3", "h4", "h5", "h6", "hr", "kbd", "li", "ol", "p",
+        "pre", "span", "strong", "sub", "summary", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
+    }
+)  # fmt: skip
+_ATTRIBUTES = {"a": {"href"}, "ol": {"start"}}
+_SCHEMES = frozenset({"http", "https", "mailto"})
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
+_HEADINGS_DOWN = 2
+"""The page has two levels of headings above those of a README."""
+
+
+@lru_cache(maxsize=CACHED)
+def render_readme(data: bytes) -> Markup:
+    """Return the README as HTML that is safe to show."""
+    text = (
+        data[:READ_LIMIT_BYTES]
+        .decode("utf-8", "replace")
+        .replace("\r\n", "\n")
+        .replace("\0", "\N{REPLACEMENT CHARACTER}")
+    )
+    text = _FRONT_MATTER.sub("", text, count=1)
+    html = nh3.clean(
+        _MARKDOWN.render(text),
+        tags=set(_TAGS),
+        attributes=_ATTRIBUTES,
+        attribute_filter=_filter_attribute,
+        url_schemes=set(_SCHEMES),
+        link_rel="noopener noreferrer nofollow",
+    )
+    if len(html) > HTML_LIMIT:
+        return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
+    return Markup(html)  # noqa: S704  # cleaned above
+
+
+def _filter_attribute(_tag: str, attribute: str, value: str) -> str | None:
+    """Keep absolute links and small numbers only: a relative link would lead to another page of the registry."""
+    if attribute == "href":
+        return value if value.lower().startswith(("https://", "http://", "mailto:")) else None
+    return value if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+def _describe_image(_self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> str:
+    return f"<span>[image: {escape(tokens[index].content)}]</span>"
+
+
+def _lower_headings(state: Any) -> None:
+    for token in state.tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + _HEADINGS_DOWN)}"
+
+
+def _markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    markdown.add_render_rule("image", _describe_image)
+    markdown.core.ruler.push("lower_headings", _lower_headings)
+    return markdown
+
+
+_MARKDOWN = _markdown()

@@ -1,0 +1,167 @@
+"""How pages are rendered: templates, response headers, errors as pages, and the files that pages link to.
+
+- Templates escape every text. A name that a template does not know is an error.
+- The content security policy allows this server's own style sheet and images, and nothing else: no script at all.
+- The style sheet and the icon have their digest in their names, so that browsers keep them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Request, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from registry import __version__
+from registry.digest import Digest
+from registry.errors import NotFound, RegistryError
+from registry.server.http import routing
+from registry.server.http.dependencies import NO_TOKEN
+from registry.server.pages.visitors import Visitor
+
+FOLDER = Path(__file__).parent
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "same-origin",  # with `no-referrer` browsers send forms without their origin
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+PRIVATE = {"Cache-Control": "private, no-store", "Vary": "Cookie, Authorization"}
+IMMUTABLE = "public, max-age=31536000, immutable"
+NAVIGATION = (("/search", "Adapters"), ("/compare", "Compare"))
+"""The links at the top of every page. Before signing in there is only the first one."""
+_ASSET_TYPES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
+
+
+class PageRoute(routing.SingleThreadRoute):
+    """The class of all routes of pages: an error is a page, too."""
+
+    def error_response(self, request: Request, error: RegistryError, status: int) -> Response:
+        """Return the page for an error."""
+        return render(request, "error.html", status, title=error.TITLE, error=error, status=status)
+
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, dependencies=[NO_TOKEN])
+create_router = partial(APIRouter, route_class=PageRoute, include_in_schema=False, dependencies=[NO_TOKEN])
+
+
+# ------------------------------------------------------------------ files of pages
+def _read_assets() -> dict[str, tuple[bytes, str]]:
+    """Return name with digest → bytes and media type."""
+    assets = {}
+    for name, media_type in _ASSET_TYPES.items():
+        data = (FOLDER / name).read_bytes()
+        stem, _, suffix = name.partition(".")
+        assets[f"{stem}-{Digest.of(data).hex[:16]}.{suffix}"] = (data, media_type)
+    return assets
+
+
+_ASSETS = _read_assets()
+
+
+def asset_path(name: str) -> str:
+    """Return the path of a file of the pages.
+
+    >>> asset_path("icon").startswith("/assets/icon-")
+    True
+    """
+    return next(f"/assets/{file}" for file in _ASSETS if file.startswith(f"{name}-"))
+
+
+@router.get("/assets/{file}")
+def read_asset(file: str) -> Response:
+    """Read the style sheet or the icon."""
+    if file not in _ASSETS:
+        raise NotFound("ROUTE_UNKNOWN", f"there is no file {file[:100]!r}")
+    data, media_type = _ASSETS[file]
+    return Response(data, headers=SECURITY_HEADERS | {"Cache-Control": IMMUTABLE}, media_type=media_type)
+
+
+# ------------------------------------------------------------------ templates
+def format_size(size_bytes: int) -> str:
+    """Return a size for people.
+
+    >>> format_size(999), format_size(31_457_280)
+    ('999 B', '30 MiB')
+    """
+    size, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if size >= 100 or size == int(size) else f"{size:.1f} {unit}"
+
+
+def format_time(at: datetime.datetime) -> str:
+    """Return a time for people: UTC, to the minute."""
+    return at.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with three digits; a dash for none."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def adapter_path(name: str, selector: object = "", rest: str = "") -> str:
+    """Return the path of the page of an adapter, or of one of its versions.
+
+    >>> adapter_path("acme/support", 3, "lineage")
+    '/adapters/acme/support/versions/3/lineage'
+    """
+    path = f"/adapters/{name}" + (f"/versions/{selector}" if selector else "") + (f"/{rest}" if rest else "")
+    return quote(path, safe="/:@")
+
+
+def short_label(label: str) -> str:
+    """Return the label of a verdict without the settings of its engine.
+
+    >>> short_label("engine vllm==0.33.0,max_lora_rank=32"), short_label("smoke")
+    ('vllm 0.33.0', 'smoke')
+    """
+    return label.removeprefix("engine ").partition(",")[0].replace("==", " ")
+
+
+def base_path(name: str) -> str:
+    """Return the path of the page of a base."""
+    return f"/bases/{quote(name)}"
+
+
+def _query(values: dict[str, Any], **changes: Any) -> str:
+    """Return a query of the values that are not empty."""
+    return urlencode({key: value for key, value in (values | changes).items() if value not in ("", None)})
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters |= {
+    "size": format_size, "moment": format_time, "number": format_number, "short_label": short_label,
+    "base_path": base_path,
+}  # fmt: skip
+_ENVIRONMENT.globals |= {
+    "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,
+    "registry_version": __version__,
+}  # fmt: skip
+
+
+def render(request: Request, template: str, status: int = 200, /, **values: Any) -> Response:
+    """Return a page. `title` is what its tab says. Nothing but the browser itself may keep it."""
+    visitor: Visitor | None = getattr(request.state, "visitor", None)
+    address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    html = _ENVIRONMENT.get_template(template).render(visitor=visitor, address=address, **values)
+    return Response(html, status, SECURITY_HEADERS | PRIVATE, media_type="text/html; charset=utf-8")
+
+
+def redirect(path: str) -> Response:
+    """Return a redirect to a path of this server, after a form."""
+    return Response(status_code=303, headers=SECURITY_HEADERS | PRIVATE | {"Location": path})

@@ -1,0 +1,88 @@
+"""The search page: filters and adapters, page by page. It is also the first page.
+
+No total is shown: a page says how many adapters it lists, and whether others follow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+
+from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS
+from registry.adapters.methods import METHODS
+from registry.errors import RegistryError
+from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome
+from registry.server.catalog import search as adapters
+from registry.server.catalog.search import Search
+from registry.server.evaluation import engine_compat
+from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
+from registry.server.pages.rendering import create_router, render
+from registry.server.pages.visitors import VisitorDep
+
+router = create_router()
+PAGE_ADAPTERS = 25
+CHECKS = (Check.COMPAT, Check.WEIGHTS, Check.SMOKE)
+Number = Annotated[str, Query(max_length=9, pattern="^[0-9]*$")]
+CheckText = Annotated[str, Query(max_length=PROFILE_LIMIT)]
+
+
+@router.get("/")
+@router.get("/search")
+def show_search(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    settings: SettingsDep,
+    cursor: CursorDep,
+    text: Text = "",
+    base: Text = "",
+    method: Text = "",
+    format: Text = "",
+    rank_min: Number = "",
+    rank_max: Number = "",
+    check: CheckText = "",
+    outcome: Text = "",
+    alias: Text = "",
+    owner: Text = "",
+) -> Response:
+    """Show the adapters that match, by name. A form sends its empty fields too: they do not filter."""
+    filters = {
+        "text": text, "base": base, "method": method, "format": format, "rank_min": rank_min, "rank_max": rank_max,
+        "check": check, "outcome": outcome, "alias": alias, "owner": owner,
+    }  # fmt: skip
+    profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
+    choices = {
+        "methods": sorted(METHODS), "formats": sorted(TEXT_FORMATS | IMAGE_FORMATS), "checks": [*CHECKS, *profiles],
+        "outcomes": list(Outcome),
+    }  # fmt: skip
+    status, problem, items, next_cursor = 200, None, [], ""
+    try:
+        page = adapters.search_adapters(
+            session, visitor.actor, _search(filters, profiles), cursor=cursor, limit=PAGE_ADAPTERS
+        )
+    except RegistryError as e:  # such as a base that has a space in its name: the form stays as it was filled in
+        status, problem = 422, e
+    else:
+        items, next_cursor = page.items, page.next_cursor
+    used = sum(1 for key, value in filters.items() if value and key != "text")
+    return render(
+        request, "search.html", status, title=f"{text} · Search" if text else "Adapters", filters=filters, used=used,
+        items=items, cursor=cursor, next_cursor=next_cursor, problem=problem, **choices,
+    )  # fmt: skip
+
+
+def _search(filters: dict[str, str], profiles: list[str]) -> Search:
+    """Return the filters as the catalog has them. What no option of the form offers is ignored."""
+    check, outcome = filters["check"], filters["outcome"]
+    numbers: dict[str, Any] = {
+        key: min(int(filters[key]), 2**31 - 1) if filters[key] else None for key in ("rank_min", "rank_max")
+    }
+    return Search(
+        text=filters["text"].strip(), base=filters["base"].strip(), method=filters["method"], format=filters["format"],
+        alias=filters["alias"].strip(), owner=filters["owner"].strip(),
+        engine=engine_compat.parse_profiles([check])[0] if check in profiles else None,
+        check=Check(check) if check in CHECKS else None,
+        outcome=Outcome(outcome) if outcome in set(Outcome) else None,
+        **numbers,
+    )  # fmt: skip

@@ -1,0 +1,203 @@
+"""The page of a version: verdicts, engines, norms, smoke test, files, provenance, signatures; and its images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from fastapi import Request, Response
+from sqlmodel import Session
+
+from registry.adapters import module_grid
+from registry.adapters.formats import IMAGE_FORMATS
+from registry.adapters.module_grid import Grid
+from registry.api.catalog import VersionView
+from registry.api.evaluation import NormsView
+from registry.digest import Digest
+from registry.engines import rulebook
+from registry.errors import NotFound, RegistryError
+from registry.evaluation.golden import Golden, read_golden
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check, Verdict
+from registry.files import GOLDEN
+from registry.manifest import Descriptor
+from registry.names import AdapterName
+from registry.server.actors import Actor
+from registry.server.catalog import files, versions
+from registry.server.database import db
+from registry.server.evaluation import engine_compat, weights
+from registry.server.http.dependencies import (
+    VERSION,
+    BlobsDep,
+    NameDep,
+    SelectorDep,
+    SessionDep,
+    SettingsDep,
+)
+from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
+from registry.server.pages.usage import usage_examples
+from registry.server.pages.visitors import VisitorDep
+from registry.server.promotion import attestations
+from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore, key_of
+
+router = create_router()
+REPORT_LIMIT_BYTES = 8 * 2**20
+CELLS_LIMIT = 1000
+"""Cells of a heat map. A larger grid is shown as one number a layer."""
+HEAT_LEVELS = 9
+ANSWERS_SHOWN = 12
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@router.get(VERSION)
+def show_version(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    settings: SettingsDep,
+    name: NameDep,
+    selector: SelectorDep,
+    blobs: BlobsDep,
+) -> Response:
+    """Show one version."""
+    actor = visitor.actor
+    version = versions.show(session, actor, name, selector)
+    norms = weights.show_norms(session, actor, name, version.number)
+    signatures = attestations.list_attestations(session, actor, name, version.number, None).items
+    engines = judge_engines(session, actor, name, version, settings)
+    report, samples = _read_smoke_test(session, actor, name, version, blobs)
+    return render(
+        request, "version.html", title=f"{name}@{version.number}", version=version, name=name,
+        checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
+        heat=heat_map(norms), norms=norms, signatures=signatures, report=report, samples=samples,
+        examples=usage_examples(request, name, str(version.number), version.base),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ engines
+def judge_engines(
+    session: Session, actor: Actor, name: AdapterName, version: VersionView, settings: Settings
+) -> list[Verdict]:
+    """The verdicts of the engines in the setting, and of the newest version of every other engine of this kind, now."""
+    profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
+    stored = {profile.partition("==")[0] for profile in profiles}
+    kind = "image" if version.facts.get("format") in IMAGE_FORMATS else "text"
+    profiles += [
+        f"{rules.name}=={rules.examined[-1]}"
+        for rules in rulebook.engines().values()
+        if rules.name not in stored and rules.kind == kind
+    ]
+    return engine_compat.evaluate_version(session, actor, name, version.number, profiles).items
+
+
+# ------------------------------------------------------------------ norms
+class HeatCell(NamedTuple):
+    """A number and how dark its cell is, from 0 to `HEAT_LEVELS` - 1; None where a layer has no such module."""
+
+    value: float | None
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeatTable:
+    """A table of numbers by layer and kind of module. `is_share`: shares of the base's weights, not norms."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
+    is_share: bool
+    high: float
+
+
+def heat_map(norms: NormsView) -> HeatTable | None:
+    """The norms of a version as a table; shares of the base's weights where those are known. None without norms."""
+    shares = {path: module.share for path, module in norms.modules.items() if module.share is not None}
+    if shares:
+        grid = module_grid.grid(shares, module_grid.mean)
+    else:
+        grid = module_grid.grid({path: module.update for path, module in norms.modules.items()})
+    if not grid.cells:
+        return None
+    if len(grid.rows) * len(grid.columns) > CELLS_LIMIT:
+        join = module_grid.mean if shares else module_grid.joint_norm
+        totals = module_grid.totals(grid, by="row", join=join)[:CELLS_LIMIT]
+        grid = Grid(tuple(row for row, _ in totals), ("all modules",), {(row, "all modules"): v for row, v in totals})
+    high = max(grid.cells.values())
+    rows = tuple((row, tuple(_cell(grid, row, column, high) for column in grid.columns)) for row in grid.rows)
+    return HeatTable(grid.columns, rows, bool(shares), high)
+
+
+def _cell(grid: Grid, row: str, column: str, high: float) -> HeatCell:
+    value = grid.cells.get((row, column))
+    return HeatCell(value, min(HEAT_LEVELS - 1, int(HEAT_LEVELS * value / high)) if value and high else 0)
+
+
+# ------------------------------------------------------------------ smoke test
+class Sample(NamedTuple):
+    """A golden sample and how likely its answer is: on the base, with the adapter, and by how much it must differ."""
+
+    golden: Golden | None
+    base_log_p: float | None
+    log_p: float | None
+    margin_nats: float | None
+
+
+def _read_smoke_test(
+    session: Session, actor: Actor, name: AdapterName, version: VersionView, blobs: BlobStore
+) -> tuple[Report | None, list[Sample]]:
+    """The newest report of the smoke test, and its samples; nothing if it cannot be read: the page stays useful."""
+    digests = [v.report for v in version.verdicts if v.check is Check.SMOKE and v.report]
+    if not digests:
+        return None, []
+    try:
+        file = files.find_report(session, actor, name, version.number, digests[-1])
+        db.commit_early(session)
+        report = read_report(blobs, file)
+        described = next((f for f in version.files if f.path == GOLDEN), None) if report.golden else None
+        texts = read_golden(_read(blobs, described)) if described is not None else ()
+    except (RegistryError, ValueError):
+        return None, []
+    rows = report.golden[:ANSWERS_SHOWN]
+    goldens = [*texts[: len(rows)], *[None] * (len(rows) - len(texts))]
+    return report, [
+        Sample(golden, row.get("base_log_p"), row.get("log_p"), row.get("margin_nats"))
+        for golden, row in zip(goldens, rows, strict=True)
+    ]
+
+
+def read_report(blobs: BlobStore, file: Descriptor) -> Report:
+    """The report in these bytes. `NotFound`, `ValueError`."""
+    if file.size_bytes > REPORT_LIMIT_BYTES:
+        raise ValueError(f"the report has {file.size_bytes} bytes")
+    return Report.model_validate_json(_read(blobs, file))
+
+
+def _read(blobs: BlobStore, file: Descriptor) -> bytes:
+    data = bytes(blobs.read(key_of(file.digest), 0, file.size_bytes))
+    if Digest.of(data) != file.digest:
+        raise ValueError("the stored bytes are damaged")
+    return data
+
+
+@router.get(VERSION + "/reports/{digest}/{image}.png")
+def show_image(
+    session: SessionDep,
+    visitor: VisitorDep,
+    name: NameDep,
+    selector: SelectorDep,
+    digest: str,
+    image: Literal["before", "after"],
+    blobs: BlobsDep,
+) -> Response:
+    """Show the image that a smoke test made without the adapter, or with it."""
+    file = files.find_report(session, visitor.actor, name, selector, Digest(digest))
+    db.commit_early(session)
+    try:
+        data = base64.b64decode(read_report(blobs, file).images.get(image, ""), validate=True)
+    except (ValueError, binascii.Error):
+        data = b""
+    if not data.startswith(PNG):  # it comes from a process that has read the adapter
+        raise NotFound("BLOB_UNKNOWN", f"the report {digest} has no image {image!r}")
+    return Response(data, headers=SECURITY_HEADERS | PRIVATE, media_type="image/png")

@@ -1,0 +1,162 @@
+"""Who visits a page: the session of its cookie, or nobody, who sees public namespaces only. And the checks of forms.
+
+- A request with an Authorization header has the rights of its token, as in the REST API.
+- A form is accepted only from a page of this server: the browser's headers must say so if it sends them, and the form
+  must repeat a value that is derived from an HttpOnly cookie, which no other site can read or set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import parse_qsl, urlsplit
+
+from fastapi import Depends, Request, Response
+from sqlmodel import Session, select
+
+from registry.errors import Denied, Invalid, Unauthenticated
+from registry.roles import Scope
+from registry.server.access import epoch, page_sessions
+from registry.server.access.sign_in import ActorCache
+from registry.server.actors import Actor
+from registry.server.http.dependencies import SessionDep
+from registry.server.http.request_actor import current_actor
+
+FIELDS_LIMIT = 20
+NEXT_LIMIT = 500
+FORM_FIELD = "form_token"
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_LOCAL_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*\Z")
+"""A path of this server: one slash, then visible ASCII without a backslash, which browsers read as a slash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """`form_token`: what forms of this visitor's pages must repeat; empty for those who have no session."""
+
+    actor: Actor
+    signed_in: bool
+    form_token: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the page calls the visitor."""
+        return self.actor.identity
+
+
+# ------------------------------------------------------------------ cookies
+def _is_https(request: Request) -> bool:
+    public_url: str = request.app.state.settings.public_url
+    return (public_url or str(request.base_url)).startswith("https:")
+
+
+def _cookie_name(request: Request, name: str) -> str:
+    """Return the name under https, which no other host can set, or the plain one."""
+    return f"__Host-{name}" if _is_https(request) else name
+
+
+def read_cookie(request: Request, name: str) -> str:
+    """Return the value of a cookie; empty without one."""
+    return request.cookies.get(_cookie_name(request, name), "")[:200]
+
+
+def set_cookie(request: Request, response: Response, name: str, value: str) -> None:
+    """Set a cookie that scripts cannot read, until the browser closes; an empty value deletes it."""
+    response.set_cookie(
+        _cookie_name(request, name), value, max_age=None if value else 0, path="/", secure=_is_https(request),
+        httponly=True, samesite="lax",
+    )  # fmt: skip
+
+
+SESSION, FORM = "adapter-session", "adapter-form"
+"""The cookies: of a session, and of the form for signing in."""
+
+
+# ------------------------------------------------------------------ visitors
+async def read_visitor(request: Request, session: SessionDep) -> Visitor:
+    """The dependency that says who visits. It leaves the visitor in `request.state`."""
+    visitor: Visitor = _find_visitor(request, session)
+    request.state.visitor = visitor
+    return visitor
+
+
+def _find_visitor(request: Request, session: Session) -> Visitor:
+    state = request.app.state
+    if "authorization" in request.headers or state.trusted is not None:
+        return Visitor(current_actor(request), signed_in=True)
+    cache: ActorCache = state.actor_cache
+    session_id = read_cookie(request, SESSION)
+    actor = page_sessions.find_actor(session, session_id, cache) if session_id else None
+    if actor is not None:
+        state.request_limiter.take(actor.token_id)
+        request.state.actor = actor  # the audit log names it if the request is denied
+        return Visitor(actor, signed_in=True, form_token=form_token(session_id))
+    state.request_limiter.take(f"address {request.client.host if request.client else ''}")
+    public = frozenset[str]()
+    if state.settings.pages != "private":
+        public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())
+    return Visitor(Actor("anonymous", "", frozenset({Scope.PULL}), frozenset(), public=public), signed_in=False)
+
+
+async def require_visitor(visitor: Annotated[Visitor, Depends(read_visitor)]) -> Visitor:
+    """The dependency of pages that nobody sees before signing in. `Unauthenticated`."""
+    if not visitor.signed_in:
+        raise Unauthenticated("UNAUTHORIZED", "sign in to see this page")
+    return visitor
+
+
+VisitorDep = Annotated[Visitor, Depends(read_visitor)]
+SignedInDep = Annotated[Visitor, Depends(require_visitor)]
+
+
+# ------------------------------------------------------------------ forms
+def form_token(cookie: str) -> str:
+    """Return what a form must repeat, from the value of the cookie that it goes with."""
+    return hashlib.sha256(f"form:{cookie}".encode()).hexdigest()
+
+
+def new_form_cookie() -> str:
+    """Return a random value for the cookie of a form of somebody who has no session."""
+    return secrets.token_urlsafe(32)
+
+
+def read_form(request: Request, cookie: str) -> dict[str, str]:
+    """Return the fields of a form that a page of this server has sent. `Denied`, `Invalid`."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != _FORM_TYPE:
+        raise Invalid("REQUEST_INVALID", f"the body must be {_FORM_TYPE}")
+    try:
+        body: str = request.state.body.decode("ascii")
+        pairs = parse_qsl(body, keep_blank_values=True, max_num_fields=FIELDS_LIMIT, errors="strict")
+    except ValueError as e:
+        raise Invalid("REQUEST_INVALID", "the form cannot be read") from e
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise Invalid("REQUEST_INVALID", "the form has a field twice")
+    expected = form_token(cookie) if cookie else ""
+    is_ours = hmac.compare_digest(fields.pop(FORM_FIELD, "").encode(), expected.encode()) and bool(expected)
+    if not is_ours or not _comes_from_us(request):
+        raise Denied(
+            "DENIED", "this form was not sent by a page of your session", next_step="open the page again and repeat it"
+        )
+    return fields
+
+
+def _comes_from_us(request: Request) -> bool:
+    """Whether the headers with which a browser says where a form comes from, if any, name this server."""
+    site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin")
+    hosts = {request.headers.get("host", ""), urlsplit(request.app.state.settings.public_url).netloc}
+    return site == "same-origin" and (origin is None or urlsplit(origin).netloc in hosts - {""})
+
+
+def local_path(path: str) -> str:
+    """Return the path if it is one of this server, else `/`.
+
+    >>> local_path("/search?text=a"), local_path("//evil.example"), local_path("/\\\\evil.example")
+    ('/search?text=a', '/', '/')
+    """
+    return path if len(path) <= NEXT_LIMIT and _LOCAL_PATH.match(path) else "/"

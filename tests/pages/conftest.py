@@ -1,0 +1,59 @@
+"""Browsers without a browser: HTTP clients that keep cookies, on one registry for a whole module."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.access.tenants import Shared
+from tests.world import URL, World
+
+ENGINES = "vllm==0.33.0,max_lora_rank=32"
+
+
+class Browser(httpx.Client):
+    """Sends forms as a browser does: with the hidden fields of the page, and with its origin."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(transport=Shared(world), base_url=URL)
+
+    def submit(self, path: str, action: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+        """Fill in and send the form with this action of the page at `path`."""
+        page = self.get(path).text
+        form = re.search(rf'<form[^>]*action="{re.escape(action)}".*?</form>', page, re.DOTALL)
+        assert form is not None, f"no form for {action} at {path}"
+        hidden = dict(re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', form[0]))
+        data = {name: html.unescape(value) for name, value in hidden.items()} | fields
+        return self.post(action, data=data, headers={"Origin": URL, "Sec-Fetch-Site": "same-origin"} | (headers or {}))
+
+    def sign_in(self, secret: str, **rest: Any) -> httpx.Response:
+        return self.submit("/sign-in", "/sign-in", token=secret, **rest)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    path: Path = tmp_path_factory.mktemp("pages") / "registry.db"
+    with World(f"sqlite:///{path}", engines=ENGINES) as world:
+        world.add_base()
+        world.admin.create_namespace("acme", owner="alice")
+        world.admin.create_namespace("library", owner="carol")
+        yield world
+
+
+@pytest.fixture
+def browser(registry: World) -> Iterator[Browser]:
+    with Browser(registry) as client:
+        yield client
+
+
+@pytest.fixture
+def signed_in(registry: World, browser: Browser) -> Browser:
+    """A browser with the administrator's rights."""
+    assert browser.sign_in(registry.secret).status_code == 303
+    return browser

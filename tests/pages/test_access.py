@@ -1,0 +1,123 @@
+"""Pages show what REST shows the same actor: without sign-in only public namespaces, and private ones do not exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from registry.api.access import NamespaceSet
+from registry.errors import Invalid
+from registry.server.app import PAGES_CHOICES, create_app
+from registry.server.settings import Settings
+from tests.access.tenants import Tenants
+from tests.pages.conftest import Browser
+from tests.world import World
+
+pytestmark = pytest.mark.security
+
+PAGES = ("", "/versions/1", "/versions/main", "/versions/1/lineage", "/nothing")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def filled(registry: World) -> World:
+    registry.push("acme/support", message="words of acme")
+    registry.push("library/hello")
+    registry.admin.change_namespace("library", NamespaceSet(public=True))
+    return registry
+
+
+def test_nobody_sees_public_namespaces_only(browser: Browser) -> None:
+    page = browser.get("/")
+    assert page.status_code == 200
+    assert "hello" in page.text
+    assert "support" not in page.text.replace("acme/support", "", 1), (
+        "the placeholder of the search field is an example"
+    )
+    assert browser.get("/adapters/library/hello").status_code == 200
+    assert browser.get("/adapters/acme/support").status_code == 404
+
+
+def test_a_private_adapter_is_answered_like_an_absent_one(filled: World, browser: Browser) -> None:
+    outsider = filled.issue("pull", namespaces=["library"])[1]
+    for sign_in in (False, True):
+        if sign_in:
+            browser.sign_in(outsider)
+        for rest in PAGES:
+            with filled.statements() as of_private:
+                private = browser.get(f"/adapters/acme/support{rest}")
+            with filled.statements() as of_absent:
+                absent = browser.get(f"/adapters/acme/missing{rest}")
+            assert private.status_code == absent.status_code == 404
+            assert _without_names(private.text) == _without_names(absent.text).replace("missing", "support")
+            assert [len(of_private), of_private] == [len(of_absent), of_absent]
+
+
+def _without_names(text: str) -> str:
+    return re.sub(r"[0-9a-f]{24}", "", text)
+
+
+def test_a_search_shows_no_other_tenant(filled: World, browser: Browser) -> None:
+    browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
+    for query in ("text=acme", "text=support", "base=tiny-llama", "owner=admin", "alias=main", "check=compat"):
+        assert "acme/<b>support" not in browser.get(f"/search?{query}").text, query
+
+
+def test_pages_can_be_private_or_off(filled: World) -> None:
+    settings = filled.app.state.settings
+    with Browser(filled) as browser:
+        object.__setattr__(settings, "pages", "private")
+        try:
+            assert browser.get("/adapters/library/hello").status_code == 404
+        finally:
+            object.__setattr__(settings, "pages", "on")
+    off = create_app(_changed(settings, "off"), engine=filled.engine, blobs=filled.blobs)
+    paths = {getattr(route, "path", "") for route in off.routes}
+    assert "/sign-in" not in paths
+    assert "/api/v1/adapters" in paths
+    with pytest.raises(Invalid, match="REGISTRY_PAGES"):
+        create_app(_changed(settings, "of"), engine=filled.engine, blobs=filled.blobs)
+    assert PAGES_CHOICES == ("on", "private", "off")
+
+
+def _changed(settings: Settings, pages: str) -> Settings:
+    return dataclasses.replace(settings, pages=pages)
+
+
+def test_each_role_sees_its_own_namespace_and_no_other(database_url: str) -> None:
+    with World(database_url) as world:
+        tenants = Tenants(world)
+        for who in ("reader", "owner"):
+            with Browser(world) as browser:
+                browser.sign_in(tenants.secret(who))
+                assert browser.get("/adapters/acme/support").status_code == 200
+                assert browser.get("/adapters/globex/secret").status_code == 404
+                assert "globex" not in browser.get("/").text
+
+
+def test_no_cache_keeps_a_page_and_no_site_frames_it(browser: Browser) -> None:
+    for path in ("/", "/adapters/library/hello", "/adapters/acme/support", "/sign-in"):
+        headers = browser.get(path).headers
+        assert headers["cache-control"] == "private, no-store"
+        assert "Cookie" in headers["vary"]
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert "script-src" not in policy
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+
+
+def test_the_style_sheet_is_kept_for_good_and_is_all_that_a_page_needs(browser: Browser) -> None:
+    page = browser.get("/adapters/library/hello").text
+    assert len(page.encode()) < 150_000
+    assert "<script" not in page
+    assert " style=" not in page
+    loaded = set(re.findall(r'(?:href|src)="(/assets/[^"]+)"', page))
+    assert len(loaded) == 2, "a style sheet and an icon"
+    for path in loaded:
+        assert "immutable" in browser.get(path).headers["cache-control"]
+    assert browser.get("/assets/style-0.css").status_code == 404

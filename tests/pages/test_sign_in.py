@@ -1,0 +1,176 @@
+"""Sign-in: a session has the rights of its token and no others, and no other site can use it."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+
+from registry.api.maintenance import GcRequest
+from registry.server.access import one_time_links, page_sessions
+from registry.server.database import db
+from registry.server.database.models import PageSessionRow
+from registry.server.pages.sign_in import INVALID_TOKEN
+from registry.server.secret import new_secret
+from tests.pages.conftest import Browser
+from tests.world import URL, World, rows
+
+pytestmark = pytest.mark.security
+
+
+def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: World, browser: Browser) -> None:
+    answer = browser.sign_in(registry.secret, next="/search?text=a")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/search?text=a")
+    session = answer.cookies["adapter-session"]
+    assert "Sign out" in browser.get("/").text
+    assert browser.submit("/", "/sign-out").status_code == 303
+    browser.cookies.set("adapter-session", session, domain="registry.test")
+    assert "Sign out" not in browser.get("/").text, "the server has ended it, whatever the browser still sends"
+
+
+def test_the_database_holds_neither_the_id_of_a_session_nor_a_secret(registry: World, browser: Browser) -> None:
+    browser.sign_in(registry.secret)
+    with registry.session() as session:
+        text = "".join(row.model_dump_json() for row in rows(session, PageSessionRow))
+    assert browser.cookies["adapter-session"] not in text
+    assert registry.secret not in text
+
+
+def test_cookies_are_out_of_reach_for_scripts_other_sites_and_plain_http(registry: World) -> None:
+    settings = registry.app.state.settings
+    with Browser(registry) as plain:
+        cookies = plain.sign_in(registry.secret).headers.get_list("set-cookie")
+    assert all("HttpOnly" in cookie and "SameSite=lax" in cookie for cookie in cookies)
+    assert all("secure" not in cookie.lower() for cookie in cookies), "on http browsers would drop it"
+    object.__setattr__(settings, "public_url", "https://registry.test")
+    try:
+        with Browser(registry) as client:
+            client.base_url = "https://registry.test"
+            cookies = client.sign_in(registry.secret, headers={"Origin": "https://registry.test"}).headers.get_list(
+                "set-cookie"
+            )
+    finally:
+        object.__setattr__(settings, "public_url", "")
+    assert all(cookie.startswith("__Host-adapter-") and "Secure" in cookie for cookie in cookies)
+
+
+def test_every_wrong_token_gets_the_same_answer(registry: World, browser: Browser) -> None:
+    revoked_id, revoked = registry.issue("pull")
+    registry.admin.revoke_token(revoked_id)
+    _, expired = registry.issue("pull", seconds=1)
+    later = db.now() + timedelta(hours=1)
+    answers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "now", lambda: later)
+        for token in (new_secret(), "lra_x", "", "é" * 50, revoked, expired):
+            answer = browser.sign_in(token)
+            assert answer.status_code == 403
+            answers.append(answer.text)
+    assert INVALID_TOKEN in answers[0]
+    assert len(set(answers)) == 1
+    assert "adapter-session" not in browser.cookies
+
+
+def test_wrong_tokens_are_rate_limited(database_url: str) -> None:
+    with World(database_url, failures_per_minute=3) as world, Browser(world) as browser:
+        statuses = [browser.sign_in(new_secret()).status_code for _ in range(5)]
+        assert statuses == [403, 403, 403, 429, 429]
+        assert browser.sign_in(world.secret).status_code == 303, "a valid token is never limited by it"
+
+
+def test_a_session_ends_with_its_token(registry: World, browser: Browser) -> None:
+    token_id, secret = registry.issue("pull", seconds=3600)
+    browser.sign_in(secret)
+    assert "Sign out" in browser.get("/").text
+    registry.admin.revoke_token(token_id)
+    assert "Sign out" not in browser.get("/").text
+    _, secret = registry.issue("pull", seconds=3600)
+    browser.sign_in(secret)
+    with pytest.MonkeyPatch.context() as patch:
+        later = db.now() + timedelta(seconds=3601)
+        patch.setattr(db, "now", lambda: later)
+        assert "Sign out" not in browser.get("/").text
+
+
+def test_a_session_ends_when_its_secret_is_rotated(registry: World, browser: Browser) -> None:
+    token_id, secret = registry.issue("pull")
+    browser.sign_in(secret)
+    registry.admin.rotate_token(token_id)
+    assert "Sign out" not in browser.get("/").text
+
+
+def test_a_planted_session_id_never_becomes_signed_in(registry: World, browser: Browser) -> None:
+    browser.cookies.set("adapter-session", "planted-by-somebody-else", domain="registry.test")
+    answer = browser.sign_in(registry.secret)
+    assert answer.cookies["adapter-session"] != "planted-by-somebody-else"
+    with Browser(registry) as attacker:
+        attacker.cookies.set("adapter-session", "planted-by-somebody-else", domain="registry.test")
+        assert "Sign out" not in attacker.get("/").text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/\t/evil.example",
+     "/a\r\nX: y", "evil", "/" + "a" * 600],
+)  # fmt: skip
+def test_a_sign_in_never_leads_to_another_site(registry: World, path: str) -> None:
+    with Browser(registry) as browser:
+        assert browser.sign_in(registry.secret, next=path).headers["location"] == "/"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+     {"Sec-Fetch-Site": "same-site"}],
+)  # fmt: skip
+def test_a_form_of_another_site_is_refused(registry: World, headers: dict[str, str]) -> None:
+    with Browser(registry) as browser:
+        assert browser.sign_in(registry.secret, headers=headers).status_code == 403
+        assert "adapter-session" not in browser.cookies
+
+
+def test_a_form_needs_the_value_of_its_own_session(registry: World, signed_in: Browser) -> None:
+    with Browser(registry) as other:
+        other.sign_in(registry.secret)
+        stolen = other.submit("/", "/sign-out", headers={"Sec-Fetch-Site": "cross-site"}).request.content.decode()
+    token = stolen.partition("form_token=")[2]
+    for value in ("", "x", "é", token):
+        answer = signed_in.post("/sign-out", data={"form_token": value}, headers={"Origin": URL})
+        assert answer.status_code == 403
+    assert signed_in.post("/sign-out", json={"form_token": token}).status_code == 400
+    assert "Sign out" in signed_in.get("/").text
+
+
+@pytest.mark.parametrize("body", [b"form_token=a&form_token=a", b"%ff=%ff", b"\xff", b"&".join([b"a=1"] * 50)])
+def test_a_form_that_cannot_be_read_is_refused(signed_in: Browser, body: bytes) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert signed_in.post("/sign-out", content=body, headers=headers).status_code in (400, 403)
+
+
+def test_the_link_of_serve_signs_in_once(registry: World, browser: Browser) -> None:
+    links = registry.app.state.sign_in_links
+    path = f"/sign-in/{links.create()}"
+    assert browser.head(path).status_code == 405, "a look at the link does not use it up"
+    assert browser.get(path).status_code == 303
+    assert "browser of this machine" in browser.get("/").text
+    with Browser(registry) as second:
+        assert second.get(path).status_code == 403
+        assert "adapter-session" not in second.cookies
+
+
+def test_the_link_of_serve_ends_soon(registry: World, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/sign-in/{registry.app.state.sign_in_links.create()}"
+    later = time.monotonic() + one_time_links.LINK_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert browser.get(path).status_code == 403
+
+
+def test_garbage_collection_deletes_ended_sessions(database_url: str) -> None:
+    with World(database_url) as world, Browser(world) as browser:
+        browser.sign_in(world.secret)
+        with world.session(write=True) as session:
+            for row in rows(session, PageSessionRow):
+                row.expires_at = db.now() - timedelta(seconds=page_sessions.SESSION_SECONDS)
+                session.add(row)
+        assert world.admin.collect(GcRequest()).sessions_deleted == 1

@@ -1,0 +1,58 @@
+"""Images of every page at three widths, light and dark, to look at.
+
+python -m tests.web.screenshots FOLDER [PART OF A NAME]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from tests.web.browser import Scheme, chromium
+from tests.web.site import ENGINES, LONG, Site, fill, serve
+from tests.world import World
+
+WIDTHS = (390, 1280, 1920)
+PAGES = {
+    "search": "/search",
+    "search-filtered": "/search?text=support&check=smoke&outcome=pass",
+    "search-empty": "/search?text=nothing-like-it",
+    "search-invalid": "/search?base=a+b",
+    "adapter": "/adapters/acme/support",
+    "version": "/adapters/acme/support/versions/2",
+    "version-failed": "/adapters/acme/support/versions/4",
+    "compare": "/compare?left=acme/support@2&right=acme/support@3",
+    "compare-form": "/compare?left=acme/support@2&right=acme/nothing",
+    "lineage": "/adapters/acme/support/versions/3/lineage",
+    "adapter-long": f"/adapters/globex/{LONG[:64]}",
+    "error": "/adapters/acme/nothing",
+}
+ANONYMOUS = {"sign-in": "/sign-in", "anonymous": "/", "anonymous-error": "/adapters/acme/support"}
+
+
+def take(site: Site, folder: Path, part: str) -> None:
+    """Write the images of all pages whose name holds `part`."""
+    for width in WIDTHS:
+        for scheme in get_args(Scheme):
+            with chromium(width=width, scheme=scheme) as context:
+                page = context.new_page()
+                for name, path in {**ANONYMOUS, "": "", **PAGES}.items():
+                    page.goto(site.url + path if name else site.sign_in_link())
+                    if name and part in name:
+                        page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
+
+
+def main() -> None:
+    """Fill a registry, and take the images."""
+    folder, part = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as data, World(f"sqlite:///{data}/registry.db", engines=ENGINES) as world:
+        fill(world)
+        with serve(world) as site:
+            take(site, folder, part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""A registry with something to look at, on a port: what the browser tests visit and what the screenshots show.
+
+python -m tests.web.site                serve it until Ctrl-C, and print a link that signs in
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from registry.api.access import NamespaceSet
+from registry.digest import Digest
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
+from registry.manifest import Edge, Relation
+from registry.provenance import Code, Dataset, Provenance, Run
+from tests import forge
+from tests.processes import free_port
+from tests.world import World
+
+ENGINES = "vllm==0.33.0,max_lora_rank=32 sglang==0.5.23"
+README = """---
+license: apache-2.0
+base_model: tiny-llama
+datasets: [acme/support-chats]
+---
+# Support assistant
+
+Answers questions of customers about **orders, returns and invoices** in the tone of the shop.
+
+## Intended use
+
+Load it on `tiny-llama` with any engine below. It was trained on 12,400 conversations of 2025 and 2026 that
+customers agreed to share.
+
+| language | conversations | accuracy |
+|---|---|---|
+| English | 9,100 | 0.94 |
+| German | 2,300 | 0.91 |
+| French | 1,000 | 0.88 |
+
+## Limits
+
+- It knows nothing about prices. Ask the [price service](https://example.org/prices).
+- Do not use it for legal advice.
+
+```python
+print("Where is my order?")
+```
+"""
+LONG = "a-very-long-adapter-name-that-somebody-generated-0123456789-tenant"
+
+
+@dataclass
+class Site:
+    """A running registry. `secret` is the administrator's token."""
+
+    url: str
+    world: World
+
+    @property
+    def secret(self) -> str:
+        return self.world.secret
+
+    def sign_in_link(self) -> str:
+        """A link that signs a browser in, once."""
+        return f"{self.url}/sign-in/{self.world.app.state.sign_in_links.create()}"
+
+
+@contextmanager
+def serve(world: World) -> Iterator[Site]:
+    """Serve the application of a world on a free port."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(world.app, port=port, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    started = threading.Event()
+    startup = server.startup
+
+    async def start(*arguments: object, **options: object) -> None:
+        await startup(*arguments, **options)  # type: ignore[arg-type]
+        started.set()
+
+    server.startup = start  # type: ignore[method-assign]
+    thread.start()
+    started.wait(60)
+    try:
+        yield Site(f"http://127.0.0.1:{port}", world)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def fill(world: World) -> None:
+    """Namespaces, bases, adapters with many versions, verdicts of every kind, aliases, gates and lineage."""
+    base = forge.llama()
+    world.add_base(base, source="hf://example/tiny-llama")
+    world.admin.create_namespace("acme", owner="alice@acme.example")
+    world.admin.create_namespace("globex", owner="bob@globex.example")
+    world.admin.create_namespace("library", owner="carol@library.example")
+    world.admin.change_namespace("library", NamespaceSet(public=True))
+    provenance = Provenance(
+        datasets=(Dataset(name="support-chats", uri="s3://acme/support-chats", digest=Digest.of(b"chats")),),
+        run=Run(tool="mlflow", id="run-481", url="https://mlflow.example.org/runs/481"),
+        code=Code(repository="https://git.example.org/acme/train", commit="4" * 40),
+        parameters={"learning_rate": "0.0002", "epochs": "3", "seed": "7"},
+    )
+    messages = ("first try", "more German conversations", "shorter answers", "retrained on data of October")
+    for message, rank in zip(messages, (8, 8, 16, 8), strict=True):
+        files = dict(world.files(base, rank=rank)) | {"README.md": README.encode()}
+        world.push("acme/support", files, message=message, provenance=provenance)
+    world.validate("acme/support@1")
+    world.validate("acme/support@2", [_warning()])
+    world.validate("acme/support@3")
+    world.validate("acme/support@4", [_failure()])
+    registry = world.admin
+    registry.promote("acme/support", "prod", "1", generation=0, reason="first release")
+    registry.promote("acme/support", "canary", "3", generation=0, reason="for 5 % of the shops")
+    registry.promote("acme/support", "prod", "2", generation=1, reason="German shops asked for it")
+    registry.set_gate("acme", "prod", Gate(requires=(Check.COMPAT, Check.SMOKE), approvals=1))
+    registry.yank("acme/support@1", reason="answers about prices were invented")
+    parent = registry.version("acme/support@3")
+    edge = Edge(relation=Relation.MERGED, digest=parent.digest, name="acme/support@3")
+    world.push("acme/support-de", parents=[edge], message="German only")
+    child = registry.version("acme/support-de@1")
+    world.push(
+        "acme/invoices", parents=[Edge(relation=Relation.MERGED, digest=child.digest, name="acme/support-de@1"), edge]
+    )
+    world.push("library/hello", dict(world.files(base)) | {"README.md": b"# Hello\n\nA public example.\n"})
+    world.push("globex/secret", provenance=provenance)
+    world.push(f"globex/{LONG[:64]}")
+    for number in range(24):
+        world.push(f"acme/merchant-{number:03}")
+
+
+def _warning() -> Finding:
+    return Finding.of("warning", "smoke.drift", "neutral text", "changes neutral text by 0.31 nats, more than 0.2")
+
+
+def _failure() -> Finding:
+    return Finding.of("error", "smoke.not_finite", "logits", "the logits of probe 3 hold NaN")
+
+
+def main() -> None:
+    """Serve the site until Ctrl-C."""
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db", engines=ENGINES) as world:
+        fill(world)
+        with serve(world) as site:
+            print(json.dumps({"url": site.url, "token": site.secret, "link": site.sign_in_link()}), flush=True)
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
