@@ -88,7 +88,7 @@ def cpu_of(servers: Sequence[int]) -> float:
 def settle(scratch: Path, warm_bytes: int) -> None:
     """Write back what waits, and pass as much through the page cache as the next step will.
 
-    A virtual machine gives free pages back to its host and pays for each again, and whoever comes first would pay. What
+    A virtual machine gives free pages back to its host and pays for each again, and the first contender would pay. What
     warms them must leave them as a removed file does: memory that is mapped, touched and freed goes back to the host in
     large blocks, and the next one to write a file takes cold pages (docs/storage.md has the experiment).
     """
@@ -102,7 +102,7 @@ def settle(scratch: Path, warm_bytes: int) -> None:
 def wait_until_idle(servers: Sequence[int]) -> Timed:
     """Wait until these processes have used next to no CPU for a moment; what they used and how long it took.
 
-    A server that goes on with work after its answers would slow whoever comes next. A figure of its own.
+    A server that goes on with work after its answers would slow the next contender. A figure of its own.
     """
     started, used = time.perf_counter(), cpu_of(servers)
     seen, still = used, started

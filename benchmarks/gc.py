@@ -1,4 +1,4 @@
-"""`make bench-gc`: garbage collection over 1,000,000 blobs of which every tenth is needed by nobody, on PostgreSQL.
+"""`make bench-gc`: garbage collection over 1,000,000 blobs of which every tenth is needed by no one, on PostgreSQL.
 
 The rows are written straight into the tables. The store holds none of the bytes: what is measured is what the database
 does, and how long a push could be made to wait, which is the longest transaction that wrote. A real store adds its own

@@ -5,7 +5,7 @@
     forward   the passes that no smoke test can do without, and nothing else: the same token rows in the same batches,
               the probes with an adapter in (rank 8, PEFT), the mixed batch with base and another
     read      the file into tensors, as they lie in it
-    bare      the same passes on the base without any adapter: less than anybody needs, for comparison
+    bare      the same passes on the base without any adapter: less than anyone needs, for comparison
     apart     the same rows on the base without any adapter, each by itself: the measure before rows were batched
     reload    load the base, load the adapter, the same probes once: what a worker without a warm base does
 

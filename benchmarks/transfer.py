@@ -12,7 +12,7 @@
   turns at each step; before it files are written back, and as much is passed through the page cache as the step moves.
   What the step costs in CPU, its servers included, is a ratio of its own (`…_cpu_vs_…`, theirs over ours): on a busy
   machine it says more than time does.
-- After each step everybody waits until its servers are idle: ours measures pushed weights when pushes pause. What
+- After each step everyone waits until its servers are idle: ours measures pushed weights when pushes pause. What
   that takes is in no speed; it is a figure of its own, `…_afterwards_cpu_s` and `…_afterwards_s`.
 - Figures: MB/s by the median, CPU seconds, and `spread`, the slowest time over the quickest.
 - The floor (benchmarks/_floor.py): two bare processes that hash on both sides and do nothing else, four files at once

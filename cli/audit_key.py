@@ -1,6 +1,6 @@
 """`adapter audit-key rotate` and `replace`: change the key of the audit log, on the machine where the key file is.
 
-The public keys are shown by `adapter audit key`, to everybody who has a token.
+The public keys are shown by `adapter audit key`, to everyone who has a token.
 """
 
 from __future__ import annotations

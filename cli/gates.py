@@ -147,4 +147,4 @@ def _approvals(gate: Gate) -> str:
     if not gate.approvals:
         return ""
     approvers = ", ".join(gate.approvers) or "those who may promote"
-    return f"{gate.approvals} of {approvers}" + (", not counting whoever promotes" if gate.two_person else "")
+    return f"{gate.approvals} of {approvers}" + (", not counting the promoter" if gate.two_person else "")

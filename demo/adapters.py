@@ -1,7 +1,7 @@
 """What the demonstration uses: a real base, three really trained adapters, one trained further, and two that are wrong.
 
 Invariants
-- Made once and kept in the demonstration's folder; made anew when the scripts or the libraries' versions change.
+- Made once and kept in the demonstration's folder; made again when the scripts or the libraries' versions change.
 - Everything is made here: the base comes from a package that is installed, nothing is fetched from a hub.
 
 Example

@@ -1,6 +1,6 @@
 """`Manifest`: what a version is. Its canonical bytes are hashed, and that digest *is* the version.
 
-The same files for the same base with the same parents are the same version, whoever pushes them, so no message, time or
+The same files for the same base with the same parents are the same version for every pusher, so no message, time or
 author is in it. Parents are digests: lineage is covered by the hash and cannot form a cycle. A manifest that declares
 no inputs leaves `provenance` out.
 """

@@ -46,7 +46,7 @@ _SIGNED = re.compile(
     r"(?:signature|sig|token|access_token|api_?key|password|secret|awsaccesskeyid"
     r"|x-(?:amz|goog)-(?:signature|credential|security-token))\Z"
 )
-"""Names in a query that make a link work for whoever reads it."""
+"""Names in a query that make a link work for every reader."""
 
 
 class Dataset(FrozenModel):

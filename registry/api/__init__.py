@@ -59,7 +59,7 @@ class Request(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Reject values that cannot be stored, and do not list more errors than anybody reads."""
+        """Reject values that cannot be stored, and do not list more errors than anyone reads."""
         _check_storable(data)
         try:
             return handler(data)

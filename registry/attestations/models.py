@@ -46,7 +46,7 @@ def sign(name: str, manifest: Manifest, key: PrivateKey) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SignerIdentity:
-    """Who signed, or why that cannot be said here: exactly one of the two is told."""
+    """Who signed, or why that cannot be said here: exactly one of the two is set."""
 
     identity: str
     problem: str = ""
@@ -62,7 +62,7 @@ def verify_with_certificate(bundle: str, manifest: Manifest, trust: Trust, at: d
     """Who signed the files of this version with a certificate: a chain of its own, or Sigstore's with a log's entry.
 
     A chain is looked at as of `at`. `Invalid` (SIGNATURE_INVALID) where something contradicts the signature; a
-    `SignerIdentity` without identity where nothing does, but nobody who is trusted here vouches for it.
+    `SignerIdentity` without identity where nothing does, but no one who is trusted here vouches for it.
     """
     document = attestations.read(bundle.encode())
     material, envelope = document.get("verificationMaterial"), _envelope(document)

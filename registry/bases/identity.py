@@ -177,7 +177,7 @@ def _cosine(first: TensorMark, second: TensorMark) -> float:
 
 
 def _same_shape(first: TensorMark, second: TensorMark) -> bool:
-    """A packed tensor whose logical shape cannot be told has none, and goes with any."""
+    """A packed tensor whose logical shape is unknown has none, and matches any."""
     unknown = (first.packed and not first.shape) or (second.packed and not second.shape)
     return unknown or first.shape == second.shape
 

@@ -114,7 +114,7 @@ class TrustedCheckpoints:
         return checkpoint
 
     def _explain_unknown_key(self, registry: Versions, note: str, before: Checkpoint, keys: LogKeys) -> Corrupt:
-        """The error for a key that no remembered one leads to. A replacement is told apart if the log goes on."""
+        """The error for a key that no remembered one leads to. It says if the key was replaced and the log goes on."""
         for replacement in reversed(keys.replacements):
             try:
                 checkpoint = Checkpoint.of_note(note, Verifier.parse(replacement.key))

@@ -25,7 +25,7 @@ GOLDEN_CODES = ("smoke", "golden")
 
 
 class Approval(FrozenModel):
-    """Somebody's yes to one version for one alias."""
+    """Someone's yes to one version for one alias."""
 
     identity: str
     at: datetime
@@ -58,7 +58,7 @@ class Gate(FrozenModel):
     """Requirements of an alias. An empty gate has none.
 
     `engines`: profiles whose verdict `engine` must be a yes. `golden`: the version brings golden samples, all passed.
-    `approvals` of `approvers` (empty: whoever may promote). `soak_seconds`: how long the alias `soak_in` pointed at it.
+    `approvals` of `approvers` (empty: all who may promote). `soak_seconds`: how long the alias `soak_in` pointed at it.
     `signed_by`: one of these identities has signed it. `passes`: checks that must be `pass`, without warnings.
     `two_person`: the approval of the person who moves the alias does not count.
     """
@@ -91,7 +91,7 @@ class Gate(FrozenModel):
         return [*self._verdicts(evidence), *self._golden(evidence), *self._people(evidence), *self._time(evidence)]
 
     def approved(self, evidence: Evidence) -> list[Approval]:
-        """The approvals that count: one for each identity, of those who are asked, none of whoever pushed."""
+        """The approvals that count: one for each identity, of those who may approve, none of the pusher."""
         excluded = evidence.pushed_by | ({evidence.promoted_by} if self.two_person else frozenset())
         counted = {a.identity: a for a in reversed(evidence.approvals) if a.identity not in excluded}
         return [a for a in counted.values() if not self.approvers or a.identity in self.approvers]
@@ -137,9 +137,7 @@ class Gate(FrozenModel):
         count = len(self.approved(evidence))
         if count < self.approvals:
             whose = f" of {', '.join(self.approvers)}" if self.approvers else ""
-            excluded = (
-                "neither the pusher nor whoever promotes counts" if self.two_person else "the pusher does not count"
-            )
+            excluded = "neither the pusher nor the promoter counts" if self.two_person else "the pusher does not count"
             message = f"{count} of {self.approvals} approvals{whose}; {excluded}"
             yield Finding.of("error", "gate.approvals_missing", "approvals", message)
         if self.signed_by and not evidence.signed_by & set(self.signed_by):
@@ -174,5 +172,5 @@ ANY_ALIAS = Gate(requires=(Check.COMPAT,))
 
 
 def gate_of(alias: str) -> Gate:
-    """The gate of an alias where nobody has set one."""
+    """The gate of an alias where no one has set one."""
     return GATES.get(alias, ANY_ALIAS)

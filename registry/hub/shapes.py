@@ -41,7 +41,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What is told of an adapter at one of its versions."""
+    """An adapter at one of its versions, as the dialect describes it."""
 
     name: str
     digest: str
@@ -110,7 +110,7 @@ def file_entry(file: File, last: Json | None = None) -> Json:
 
 
 def folder_entry(path: str, commit: str, last: Json | None = None) -> Json:
-    """A folder. Git has an id for it; nobody asks what it stands for, so it is made of its path and the commit."""
+    """A folder. Git has an id for it; no one asks what it stands for, so it is made of its path and the commit."""
     oid = hashlib.sha1(f"{commit}/{path}".encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "path": path, "oid": oid, "size": 0} | ({"lastCommit": last} if last else {})
 

@@ -25,7 +25,7 @@ EVERY_NAMESPACE = "*"
 EVERY_SUBJECT = "*"
 REACH_SHOWN = 10
 OLD_SECRET_SCOPES = frozenset({Scope.PULL, Scope.PUSH})
-"""All that a rotated secret may still do: whoever finds it must not give access away."""
+"""All that a rotated secret may still do: its finder must not give access away."""
 _SUBJECT = re.compile(rf"[!-~]{{1,{SUBJECT_LIMIT}}}\Z")
 
 

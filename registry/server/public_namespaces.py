@@ -1,4 +1,4 @@
-"""Public namespaces, from which everybody may pull, as a condition: a statement does not grow with their number."""
+"""Public namespaces, from which everyone may pull, as a condition: a statement does not grow with their number."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def successor(note: str, *trusted: Verifier) -> Verifier | None:
 def follow(trusted: Sequence[Verifier], notes: Iterable[str]) -> tuple[Verifier, ...]:
     """The trusted keys and all that the newest of them leads to; newest first, in the argument as well.
 
-    A key that has a successor names no other: whoever stole a retired key cannot continue the log with it. Of a key
+    A key that has a successor names no other: the thief of a retired key cannot continue the log with it. Of a key
     that names two successors none is followed.
     """
     remaining = list(notes)[:NOTES_LIMIT]

@@ -15,7 +15,7 @@ _INTRODUCTION = """\
 # Engine rules
 
 What each engine does with each property of an adapter, and how we know. `adapter check REF --engine PROFILE`
-applies these rules to one adapter, from facts that the registry stores with every version. What nobody has examined
+applies these rules to one adapter, from facts that the registry stores with every version. What no one has examined
 is `unknown`.
 
 | word | meaning |

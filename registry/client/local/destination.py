@@ -1,6 +1,6 @@
 """`Destination`: a folder that is replaced as a whole, in one step where the system can. A failure leaves the old one.
 
-Only an empty folder, or one that a pull made (`.adapter.json`) and nobody added files to, is replaced: a mistyped DEST
+Only an empty folder, or one that a pull made (`.adapter.json`) and no one added files to, is replaced: a mistyped DEST
 never costs a file. The next write of a folder removes what a killed process left, after `LEFT_SECONDS`.
 """
 

@@ -33,7 +33,7 @@ def _nothing(_bytes: int) -> None:
 
 
 class _Early:
-    """One file, hashed by whoever claims it first."""
+    """One file, hashed by the thread that claims it first."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -1,6 +1,6 @@
 """Namespaces: create, show, set limits, grant and revoke roles.
 
-A namespace is private until its owner makes it public, which gives everybody the role `reader`. Only administrators of
+A namespace is private until its owner makes it public, which gives everyone the role `reader`. Only administrators of
 all namespaces create namespaces and set limits; owners give roles. Each change advances the access epoch.
 """
 

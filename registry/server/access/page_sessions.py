@@ -2,7 +2,7 @@
 
 - The browser holds a random id. The database holds its SHA-256 and that of the token's secret, and neither of the two.
 - The rights are read at each request, as for a request with the token itself.
-- Every sign-in begins a new session, so an id that somebody planted in a browser never becomes signed in.
+- Every sign-in begins a new session, so an id that someone planted in a browser never becomes signed in.
 """
 
 from __future__ import annotations

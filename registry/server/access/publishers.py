@@ -47,7 +47,7 @@ def add(
             rule = f"needs a pattern of 1 to {CLAIM_LIMIT} characters with at most {WILDCARDS_LIMIT} '*'"
             raise Invalid("REQUEST_INVALID", f"claims: {claim[:80]!r} {rule}")
     if all(pattern.strip(WILDCARD) == "" for pattern in request.claims.values()):
-        raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everybody could push")
+        raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everyone could push")
     reserved_names.check_available(session, actor, name)
     row = PublisherRow(
         id="pub_" + secrets.token_hex(8), namespace=name.namespace, name=name.name,

@@ -1,6 +1,6 @@
 """Quotas: how much a namespace may hold and how often it may receive a push.
 
-A quota counts each version in full, even if another namespace holds the same bytes, so that nobody learns from it what
+A quota counts each version in full, even if another namespace holds the same bytes, so that no one learns from it what
 others hold. Before a push sends bytes, those that other open pushes may have staged count, too. A push is checked again
 under the namespace's lock before its rows are written.
 """

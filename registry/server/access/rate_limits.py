@@ -21,7 +21,7 @@ UPLOADS_PER_BLOB = 4
 class FailureLimiter:
     """Counts the failed sign-ins of the last minute, by source address and by the first letters of the secret.
 
-    It stops floods, and guesses by somebody who knows the beginning of a secret. A valid token is never limited by it.
+    It stops floods, and guesses by someone who knows the beginning of a secret. A valid token is never limited by it.
     """
 
     ENTRIES_LIMIT = 10_000

@@ -1,8 +1,8 @@
 """Sign-in: find the actor of a secret with one statement.
 
 Every request reads its actor from the database. Only the resolve cache remembers actors: it reads the access epoch in
-its own statement and signs in again when the epoch has grown. Whoever has a secret that was valid is told why it is not
-any more; all others get one answer.
+its own statement and signs in again when the epoch has grown. The holder of a secret that was valid learns why it no
+longer is; all others get one answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ActorCache:
         self._actors[sha256_of(secret)] = actor
 
     def public_namespaces(self, session: Session, epoch: int) -> frozenset[str]:
-        """Return the namespaces from which everybody may pull. They are read once per epoch."""
+        """Return the namespaces from which everyone may pull. They are read once per epoch."""
         if self._public[0] != epoch:
             self._public = (epoch, frozenset(session.exec(SELECT_PUBLIC).all()))
         return self._public[1]

@@ -5,7 +5,7 @@
 - An issuer with a `login_claim` signs people in: the token belongs to the subject in that claim and is bound by the
   subject's roles. Every other issuer is for CI jobs, which name one adapter and may push it if one of its trusted
   publishers matches, and nothing else. No owner's rule can change what a person, or the job of another adapter, gets.
-- Every rejection has the same text, so nobody learns which adapters trust whom.
+- Every rejection has the same text, so no one learns which adapters trust whom.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
   secret or file contents.
 - Only numbered events are shown (see sequencer.py), so a reader that continues from a number misses nothing.
 - `namespace` decides who sees an event: actors that may pull there, for `ADMIN_TYPES` those that administer it. If it
-  is empty, only administrators of all see the event; events about bases are visible to everybody.
+  is empty, only administrators of all see the event; events about bases are visible to everyone.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class ProcessLock:
     """A lock that one process of all servers of a database holds.
 
     On SQLite it is a lock on a file beside the database, which ends with the process. On PostgreSQL it is a row with an
-    expiry by the database's clock, so that a frozen process stops nobody for longer than `LEASE_SECONDS`, and a pooler
+    expiry by the database's clock, so that a frozen process stops no one for longer than `LEASE_SECONDS`, and a pooler
     may stand in between. Each holder gets a higher number, and `guard` checks it: a process that wakes up after another
     one took over writes nothing.
     """
@@ -62,7 +62,7 @@ class ProcessLock:
             self._renew()
 
     def guard(self, session: Session) -> None:
-        """Call this in each transaction that writes what the lock protects. Nobody takes over before that ends.
+        """Call this in each transaction that writes what the lock protects. No one takes over before that ends.
 
         `Unavailable` (TRY_LATER) if another process has taken over.
         """
@@ -131,7 +131,7 @@ def _lock_row(engine: Engine, name: str) -> Iterator[ProcessLock]:
         yield lock
     finally:
         done.set()
-        renewal.join()  # a renewal after the release would lock out everybody
+        renewal.join()  # a renewal after the release would lock out everyone
         with contextlib.suppress(Unavailable), db.translate_errors(), engine.begin() as connection:  # or it expires
             connection.execute(_RENEW, {"name": name, "number": number, "seconds": 0})
 
@@ -168,7 +168,7 @@ class SqliteWriteLock:
     """Queues the writing threads of one process, because SQLite makes them poll.
 
     SQLite has one writer at a time. The others sleep up to 0.1 s before each retry: of four pushes at once, each would
-    spend a good part of its time asleep while nobody writes. Other processes are still kept out by SQLite's own lock,
+    spend a good part of its time asleep while no one writes. Other processes are still kept out by SQLite's own lock,
     and a thread that has waited for `WRITE_LOCK_SECONDS` tries SQLite's lock all the same.
 
     The lock is released when the pool gets the connection back or loses it, so after a commit or rollback.

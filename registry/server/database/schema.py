@@ -24,7 +24,7 @@ from registry.server.database import db
 from registry.server.database.engine import SILENCE_SECONDS, require_limits
 
 LOCK_MS = 2_000
-"""How long a migration waits for a table. Everybody queues behind it meanwhile, so this is short."""
+"""How long a migration waits for a table. Everyone queues behind it meanwhile, so this is short."""
 STEP_SECONDS = 3600
 """How long one statement of a migration may take."""
 _LIMITS_MS = {"lock_timeout": LOCK_MS, "statement_timeout": 0, "idle_in_transaction_session_timeout": 0}

@@ -1,6 +1,6 @@
 """Norms of a base's weights W, and how large a version's updates are beside them: |scale · BA| / |W|.
 
-The norms come from the base's identity, once somebody has read its weights (`adapter base identify`, or a worker). They
+The norms come from the base's identity, once someone has read its weights (`adapter base identify`, or a worker). They
 never change, so a process reads them once.
 """
 
@@ -35,7 +35,7 @@ _CACHE: dict[tuple[str, str, datetime], Mapping[str, float]] = {}
 
 @dataclass(frozen=True, slots=True)
 class BaseNorms:
-    """The norms of a base's weights by tensor, empty if nobody has read them, and the thresholds for its adapters.
+    """The norms of a base's weights by tensor, empty if no one has read them, and the thresholds for its adapters.
 
     `paths` translates another tool's names to modules; None for PEFT, which uses the modules' own names.
     """

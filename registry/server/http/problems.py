@@ -150,7 +150,7 @@ def _finding(item: Any) -> Finding:
 
 
 def _handle_disconnect(request: Request, _exception: Exception) -> Response:
-    """Nobody receives this response; without it a client that disconnects would look like a bug."""
+    """No one receives this response; without it a client that disconnects would look like a bug."""
     return problem_response(
         request, Unavailable("BODY_STALLED", "the client disconnected before the body was complete")
     )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 BYTES_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
-"""Headers of every answer with bytes that somebody pushed: a browser must not run them."""
+"""Headers of every answer with bytes that someone pushed: a browser must not run them."""
 LINK_HEADERS = {
     **BYTES_HEADERS,
     "Cache-Control": "private, no-store",

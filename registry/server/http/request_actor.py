@@ -91,7 +91,7 @@ def _read_actor(request: Request) -> Actor:
         actor = authenticate(request, session)
         record_use = tokens.should_record_use(session.info["token"])
         if record_use:
-            db.commit_early(session)  # with SQLite's rollback journal nobody can write while this session reads
+            db.commit_early(session)  # with SQLite's rollback journal no one can write while this session reads
     if record_use:
         with db.session(engine) as writing:
             tokens.record_use(writing, actor.token_id)

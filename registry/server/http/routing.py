@@ -78,7 +78,7 @@ class SingleThreadRoute(APIRoute):
             if request.method in idempotency.SAFE_METHODS:
                 return await self._run_in_thread(_run_request, handle, request)
             async with self._read_body(request) as complete, _turn_of(complete):
-                with request.app.state.freshness.during_write():  # after its answer nobody gets what was before it
+                with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
                     return await self._run_in_thread(_run_request, handle, complete)
 
         return handle_in_thread

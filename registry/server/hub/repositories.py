@@ -188,7 +188,7 @@ def _search_query(filters: Sequence[str], author: str, text: str) -> Search | No
 def is_relayed(session: Session, namespace: str, name: str) -> bool:
     """Whether a repository may come from another Hub: this registry never had a namespace that looks like its own.
 
-    Otherwise anybody could register a deleted one there and answer for it. Without a namespace the name is checked.
+    Otherwise anyone could register a deleted one there and answer for it. Without a namespace the name is checked.
     """
     if not all(_HUB_WORD.match(word) and ".." not in word for word in (namespace or name, name)):
         return False

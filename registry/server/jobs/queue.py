@@ -84,7 +84,7 @@ def claim(session: Session, actor: Actor, request: ClaimRequest) -> tuple[JobRow
 
     By priority; then namespaces take turns: the next one is that whose last job began first, with its job for the first
     of `request.bases` (loaded ones first), else its oldest. Jobs that have waited for less than `AFFINITY_SECONDS` come
-    after all others, by the order of `request.bases` first: so a loaded base delays nobody for longer. Quarantined
+    after all others, by the order of `request.bases` first: so a loaded base delays no one for longer. Quarantined
     versions wait.
     """
     requeue_expired(session)
@@ -216,7 +216,7 @@ def end_job(row: JobRow, state: State) -> None:
 def named_adapters(row: JobRow) -> list[AdapterName]:
     """The adapters that a job's payload names: its sources, and where the result goes."""
     adapters = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
-    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse creates a base, which everybody sees
+    into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse creates a base, which everyone sees
     return [*adapters, *([AdapterName.parse(into)] if into else [])]
 
 

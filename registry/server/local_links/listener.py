@@ -3,7 +3,7 @@
 - Every request is looked at before a byte of it is taken (`MSG_PEEK`). One with a valid signed link is answered by a
   thread, and its connection comes back here for its next request. With any other the connection goes to the application
   for good; the application answers links, too, but slower.
-- Threads are `SLOTS`, half of them for one owner. If none is free the application answers, so nobody waits in a queue
+- Threads are `SLOTS`, half of them for one owner. If none is free the application answers, so no one waits in a queue
   and a slow transfer delays no other. A connection that waits for a request holds no thread.
 - `stop` accepts nothing new and lets transfers end.
 """

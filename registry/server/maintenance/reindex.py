@@ -1,7 +1,7 @@
 """Re-indexing: restore bases, versions with their files and lineage, and tombstones from the records beside the blobs.
 
 - Existing rows stay. A record that contradicts them is a finding; withdrawals that only the records have are repeated.
-- A version without its bytes is restored as well; its blobs are `corrupt` until somebody pushes them again.
+- A version without its bytes is restored as well; its blobs are `corrupt` until someone pushes them again.
 - Aliases (except `main`), verdicts (except `compat`, which is evaluated again), tokens, jobs and events are only in a
   backup of the database. Restore that first, if there is one; a re-index adds what is newer.
 - Records and tiles of the audit log that are lost are written again: then the bucket is older than the database.

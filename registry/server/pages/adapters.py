@@ -75,5 +75,5 @@ def describe_gate(gate: Gate) -> list[str]:
 def _describe_approvals(gate: Gate) -> str:
     people = f" of {', '.join(gate.approvers)}" if gate.approvers else ""
     return f"{gate.approvals} approval{'s' * (gate.approvals > 1)}{people}" + (
-        ", not by whoever promotes" if gate.two_person else ""
+        ", not by the promoter" if gate.two_person else ""
     )

@@ -1,4 +1,4 @@
-"""Who visits a page: the session of its cookie, or nobody, who sees public namespaces only. And the checks of forms.
+"""Who visits a page: the session of its cookie, or no one, who sees public namespaces only. And the checks of forms.
 
 - A request with an Authorization header has the rights of its token, as in the REST API.
 - A form is accepted only from a page of this server: the browser's headers must say so if it sends them, and the form
@@ -103,7 +103,7 @@ def _find_visitor(request: Request, session: Session) -> Visitor:
 
 
 async def require_visitor(visitor: Annotated[Visitor, Depends(read_visitor)]) -> Visitor:
-    """The dependency of pages that nobody sees before signing in. `Unauthenticated`."""
+    """The dependency of pages that no one sees before signing in. `Unauthenticated`."""
     if not visitor.signed_in:
         raise Unauthenticated("UNAUTHORIZED", "sign in to see this page")
     return visitor
@@ -120,7 +120,7 @@ def form_token(cookie: str) -> str:
 
 
 def new_form_cookie() -> str:
-    """Return a random value for the cookie of a form of somebody who has no session."""
+    """Return a random value for the cookie of a form of someone who has no session."""
     return secrets.token_urlsafe(32)
 
 

@@ -263,7 +263,7 @@ def _swap(session: Session, key: dict[str, Any], generation: int, values: dict[s
 def _moved(name: AdapterName, alias: str, expected: int, actual: int) -> Conflict:
     return Conflict(
         "ALIAS_MOVED",
-        f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: somebody moved it",
+        f"alias '{alias}' of '{name}' is at generation {actual}, not {expected}: someone moved it",
         next_step=f"look at it again with `adapter history {name}:{alias}`",
     )
 

@@ -1,6 +1,6 @@
 """Changes the description, tags and links of an adapter or a version.
 
-Whoever may push may change them. Each change that changes something has one event, with the new values and with what
+All who may push may change them. Each change that changes something has one event, with the new values and with what
 was removed, so the audit log keeps their history. A version in quarantine keeps its metadata as it is.
 """
 

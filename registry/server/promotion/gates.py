@@ -1,7 +1,7 @@
 """Gates: set and show what an alias requires, approve a version, and gather the evidence that a gate judges.
 
 - The adapter's own gate counts, else its namespace's, else the default of the alias. `main` has none.
-- Only an owner of the namespace sets a gate; whoever may promote approves.
+- Only an owner of the namespace sets a gate; all who may promote approve.
 - Engine compatibility is judged now, from stored facts, so a gate may name any profile.
 """
 
@@ -64,7 +64,7 @@ def list_gates(session: Session, actor: Actor, where: AdapterName | str) -> Gate
 
 
 def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: str) -> GateView:
-    """The gate that counts for an alias, whoever has set it."""
+    """The gate that counts for an alias, no matter who has set it."""
     alias = names.alias(alias)
     if isinstance(where, AdapterName):
         return find_gate(session, where, versions.find_adapter(session, actor, where).id, alias)

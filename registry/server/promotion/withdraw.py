@@ -1,9 +1,9 @@
 """Withdraw versions: yank and unyank, quarantine and end a quarantine.
 
 - A change locks the row. Row and event are one transaction; the metadata backup is written after it.
-- `quarantine` of a row grows with each quarantine, and when one or a yank ends, so the newest record can be told from
+- `quarantine` of a row grows with each quarantine, and when one or a yank ends, so the newest record differs from
   older ones, and a cached look-up sees that the version changed.
-- Whoever may promote may withdraw and undo a yank; only an owner ends a quarantine.
+- All who may promote may withdraw and undo a yank; only an owner ends a quarantine.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class _Scheduler:
         self._planned: dict[str, float] = {}
         """Pushes that were planned and are not committed, and when they were planned."""
         self._commit_locks: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
-        """By push; a lock exists while somebody has it or waits for it."""
+        """By push; a lock exists while someone has it or waits for it."""
         self._last_activity = -QUIET_SECONDS
         self._measure_at: float | None = None
         """When to measure even if pushes are in progress; None while nothing waits to be measured."""

@@ -101,7 +101,7 @@ class Freshness:
     def _read_snapshot(self) -> object:
         """Read the snapshot with one statement on an open connection, since this happens ten times a second.
 
-        A connection may have ended although the database is available again: then it is opened anew.
+        A connection may have ended although the database is available again: then it is opened again.
         """
         reused = self._connection is not None
         try:

@@ -235,7 +235,7 @@ def unyank_version(
 def quarantine_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
-    """Quarantine a version: nobody can read its files."""
+    """Quarantine a version: no one can read its files."""
     actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.quarantine(session, actor, name, version, reason=request.reason)

@@ -1,6 +1,6 @@
 """Routes of the audit log: events (page, long poll, stream), checkpoint, keys, tiles and proofs; webhooks.
 
-- Everybody with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
+- Everyone with a token may read hashes and checkpoints, which reveal only the length of the log. Bundles of entries
   are for administrators.
 - A waiting request holds no thread and no connection. Its rights are checked again before each answer.
 """

@@ -1,7 +1,7 @@
 """Routes of push and pull: plan, upload, commit; download plan, files, reports.
 
 - A file is answered by a link of the store (307) if it has links, else from its path, else as a stream.
-- Files are attachments with nosniff: a browser must not run what somebody pushed.
+- Files are attachments with nosniff: a browser must not run what someone pushed.
 """
 
 from __future__ import annotations

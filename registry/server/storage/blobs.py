@@ -2,8 +2,8 @@
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
     staging/<push id>/<hex>    what one push has sent, before it is verified; clients may have links to write here
-    staging/<push id>/upload/<hex>   the server's marker of a direct upload (`s3.direct_upload`); nobody has a link
-    staging/<push id>/copy-<random>/<hex>   what one commit hashes and promotes (`snapshot`); nobody has a link
+    staging/<push id>/upload/<hex>   the server's marker of a direct upload (`s3.direct_upload`); no one has a link
+    staging/<push id>/copy-<random>/<hex>   what one commit hashes and promotes (`snapshot`); no one has a link
     records/…/<hex>            backup of the rows of a version, a base or a tombstone (`catalog.metadata_backup`)
     audit/tile/…/<hex>         a tile of the audit log's tree, or the events below it (`audit.sequencer`)
 
@@ -142,7 +142,7 @@ class BlobStore(ABC):
     def snapshot(self, stat: Stat) -> Stat:
         """Copy staged bytes that a client may still replace to a key that no client can write: hash and promote these.
 
-        The caller deletes that key. A store that nobody else writes to returns `stat`.
+        The caller deletes that key. A store that no one else writes to returns `stat`.
         """
         return stat
 

@@ -4,7 +4,7 @@
 
 - The signature is an HMAC-SHA256 over the method and everything before it. The key ends in the digest of the bytes, and
   a staging key names the push, so a link reads or writes one blob, and for a PUT in one push.
-- Whoever has a link may use it until it expires. Only a plan makes one, after it has checked the rights of the actor.
+- The holder of a link may use it until it expires. Only a plan makes one, after it has checked the rights of the actor.
 - All servers of a registry agree on the secret, which is derived from the audit key and never leaves the server.
 """
 

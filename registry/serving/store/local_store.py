@@ -9,7 +9,7 @@ Engines read an adapter's files again at any time, and a folder that disappears 
 - A folder appears by one rename after every byte was verified, and is never written to again.
 - A folder is verified again before its first use by a process. A damaged one stays, because an engine may still read
   it, and a second one (`<hex>-2`) is made beside it.
-- Whoever gets a folder uses the version from then on, so eviction leaves it. Any number of processes share a store.
+- A process that gets a folder uses the version from then on, so eviction leaves it. Processes can share a store.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class NamespaceRow(CreatedColumns, table=True):
 
 
 class RoleRow(SQLModel, table=True):
-    """The role of a subject in a namespace. Subject `*`: everybody with a token; namespace `*`: all of them."""
+    """The role of a subject in a namespace. Subject `*`: everyone with a token; namespace `*`: all of them."""
 
     __tablename__ = "namespace_role"
     namespace: str = Field(primary_key=True)

@@ -3,7 +3,7 @@
 - A shard is all blobs whose digests begin with the same two hexadecimal digits; its rows and keys are compared.
 - What looks wrong is looked up again, the row after the bytes: a push or GC may have been in the middle of it.
 - What cannot be read (a folder, a bad sector) is a finding and does not stop the check, unless the store does not
-  respond at all. It is not marked, because nobody has seen that it is wrong.
+  respond at all. It is not marked, because no one has seen that it is wrong.
 - The deep stage marks a blob with wrong bytes `corrupt`, and restores it from a second copy like a push: staged,
   verified, then replaced atomically. Bytes that hash to their digest are right, whatever the row says.
 - A row changes only if it is as it was before the bytes were read, so a repair in the meantime is not undone. Each

@@ -1,6 +1,6 @@
 """Routes of the OpenAPI document: `/openapi.json`, and `/docs`, a page without scripts and requests to other hosts.
 
-Both are open to everybody: they hold the static contract and nothing of this server's data or settings.
+Both are open to everyone: they hold the static contract and nothing of this server's data or settings.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class DirectUploads:
         return response is not None
 
     def abort(self, staging_key: str, marker: UploadMarker) -> None:
-        """Abort an upload that nobody will complete."""
+        """Abort an upload that no one will complete."""
         key = key_of(digest_of(staging_key))
         self._bucket.call_if_exists("abort_multipart_upload", Key=key, UploadId=marker.upload_id)
 

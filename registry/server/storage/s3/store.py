@@ -101,7 +101,7 @@ class StagingCache:
 
 
 def dummy_key_of(staging_key: str) -> str:
-    """Return the key of a copy that nobody reads, under a push that does not exist.
+    """Return the key of a copy that no one reads, under a push that does not exist.
 
     It is deleted with the staging key; if the process dies before that, GC finds it.
     """
@@ -312,7 +312,7 @@ class S3Blobs(BlobStore):
         return able.signed_headers and able.conditional_links and not able.checksum_links
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
-        """Abort the multipart uploads that nobody completes."""
+        """Abort the multipart uploads that no one completes."""
         return uploads.abort_uploads(self.bucket, datetime.now(UTC) - older_than, prefix)
 
     # ---------------------------------------------------------------- presigned links

@@ -4,7 +4,7 @@
 - The store knows which parts have arrived. The database knows nothing of them, and a client that was killed sends none
   of them twice.
 - Only this server completes an upload, and only if every part is there with its size. After that no link writes.
-- `abort_uploads` aborts the uploads that nobody completes.
+- `abort_uploads` aborts the uploads that no one completes.
 """
 
 from __future__ import annotations
