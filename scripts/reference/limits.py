@@ -163,6 +163,7 @@ LIMITS = {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
+        "registry.api.transfer": {"NAME_LIMIT": "characters of a name or an id in a group of pushes"},
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},
         "registry.server.routes.hub.repositories": {
