@@ -17,7 +17,7 @@ import click
 from registry.api.audit import EventView
 from registry.client.audit import Audit, FolderLog, ServerLog, export_log
 from registry.client.core import Versions
-from registry.events import FORMER_DETAILS, message_template
+from registry.events import describe
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
@@ -77,27 +77,10 @@ def _print_events(items: list[EventView]) -> None:
 
 
 def _line(item: EventView) -> str:
-    fields = {
-        FORMER_DETAILS.get(key, key): _short(value)
-        for key, value in item.detail.items()
-        if value not in ("", None, [], {})
-    }
-    template = message_template(item.action)
-    try:
-        message = template.format(object=item.object, **fields)
-    except (KeyError, IndexError):
-        message = f"{item.action} {item.object}"
-    if "break_glass" in fields:
-        message += ", through a closed gate"
-    reason = f": “{fields.pop('reason')}”" if "reason" in fields else ""
-    rest = ", ".join(f"{key} {value}" for key, value in fields.items() if f"{{{key}}}" not in template)
-    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {message}{reason}"
-    return head + (output.faint(f"  ({rest})") if rest else "")
-
-
-def _short(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text[:19] if text.startswith("sha256:") else text
+    text = describe(item.action, item.object, item.detail)
+    reason = f": “{text.reason}”" if text.reason else ""
+    head = f"{item.seq:>6}  {output.faint(output.moment(item.at))}  {output.strong(item.actor)} {text.message}{reason}"
+    return head + (output.faint(f"  ({text.details})") if text.details else "")
 
 
 # ------------------------------------------------------------------ verify

@@ -5,8 +5,9 @@ A type is `noun.verb`. The log stores it, so a released type is never renamed or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
+from typing import Any, NamedTuple
 
 
 class ObjectKind(Enum):
@@ -158,6 +159,37 @@ def with_former_types(types: Iterable[str]) -> list[str]:
     """These types and the names that stored events have for them."""
     current = set(types)
     return sorted(current | {former for former, event_type in FORMER_TYPES.items() if event_type in current})
+
+
+class EventText(NamedTuple):
+    """An event in words. `details` are the fields that the message does not contain."""
+
+    message: str
+    reason: str
+    details: str
+
+
+def describe(event_type: str, object: str, detail: Mapping[str, Any]) -> EventText:
+    """An event in words, from its stored type, its object and its detail."""
+    fields = {FORMER_DETAILS.get(key, key): _short(value) for key, value in detail.items() if value not in _EMPTY}
+    template = message_template(event_type)
+    try:
+        message = template.format(object=object, **fields)
+    except (KeyError, IndexError):
+        message = f"{event_type} {object}"
+    if "break_glass" in fields:
+        message += ", through a closed gate"
+    reason = fields.pop("reason", "")
+    rest = ", ".join(f"{key} {value}" for key, value in fields.items() if f"{{{key}}}" not in template)
+    return EventText(message, reason, rest)
+
+
+_EMPTY: tuple[Any, ...] = ("", None, [], {})
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text[:19] if text.startswith("sha256:") else text
 
 
 def message_template(event_type: str) -> str:

@@ -26,6 +26,13 @@ PAGES = {
     "compare": "/compare?left=acme/support@2&right=acme/support@3",
     "compare-form": "/compare?left=acme/support@2&right=acme/nothing",
     "lineage": "/adapters/acme/support/versions/3/lineage",
+    "bases": "/bases",
+    "base": "/bases/tiny-llama",
+    "namespace": "/namespaces/acme",
+    "alias": "/adapters/acme/support/aliases/prod?at=2030-01-01T00:00",
+    "audit": "/audit",
+    "audit-filtered": "/audit?object=acme/support:prod",
+    "status": "/status",
     "adapter-long": f"/adapters/globex/{LONG[:64]}",
     "error": "/adapters/acme/nothing",
 }

@@ -22,6 +22,7 @@ from registry.findings import Finding
 from registry.manifest import Edge, Relation
 from registry.provenance import Code, Dataset, Provenance, Run
 from tests import forge
+from tests.access.tenants import send
 from tests.processes import free_port
 from tests.world import World
 
@@ -137,6 +138,7 @@ def fill(world: World) -> None:
     world.push(f"globex/{LONG[:64]}")
     for number in range(24):
         world.push(f"acme/merchant-{number:03}")
+    send(world, "GET", "/api/v1/events", world.secret)  # numbers and signs the events
 
 
 def _warning() -> Finding:

@@ -112,7 +112,7 @@ def read_page(
         conditions.append(col(EventRow.action).in_(with_former_types(actions)))
     if object:
         conditions.append(_is_about(object))
-    newest = session.exec(select(func.max(EventRow.position))).one() or 0
+    newest = newest_position(session)
     end = newest if until is None else min(newest, until)
     scan_end = min(end, after + max(OBJECT_SCAN_LIMIT if object else SCAN_LIMIT, limit))
     statement = select(EventRow).where(*conditions, col(EventRow.position) <= scan_end)
@@ -121,6 +121,11 @@ def read_page(
     more = len(rows) > limit
     last = items[-1].seq if more else max(scan_end, after)
     return EventPage(items=items, next_cursor=str(last) if more or last < end else "", last=last)
+
+
+def newest_position(session: Session) -> int:
+    """Return the number of the newest numbered event, 0 without one."""
+    return session.exec(select(func.max(EventRow.position))).one() or 0
 
 
 def _is_about(name: str) -> ColumnElement[bool]:

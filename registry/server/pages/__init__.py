@@ -5,14 +5,30 @@ Pages call the functions that REST routes call, with the rights of the visitor. 
 
 from __future__ import annotations
 
-from registry.server.pages import adapters, compare, lineage, rendering, search, sign_in, versions
+from registry.server.pages import (
+    adapters,
+    aliases,
+    audit,
+    bases,
+    compare,
+    lineage,
+    rendering,
+    search,
+    sign_in,
+    status,
+    versions,
+)
 
 ROUTERS = (
     search.router,
     adapters.router,
     lineage.router,
     versions.router,
+    aliases.router,
     compare.router,
+    bases.router,
+    audit.router,
+    status.router,
     sign_in.router,
     rendering.router,
 )

@@ -34,7 +34,9 @@ SECURITY_HEADERS = {
 }
 PRIVATE = {"Cache-Control": "private, no-store", "Vary": "Cookie, Authorization"}
 IMMUTABLE = "public, max-age=31536000, immutable"
-NAVIGATION = (("/search", "Adapters"), ("/compare", "Compare"))
+NAVIGATION = (
+    ("/search", "Adapters"), ("/bases", "Bases"), ("/compare", "Compare"), ("/audit", "Audit"), ("/status", "Status"),
+)  # fmt: skip
 """The links at the top of every page. Before signing in there is only the first one."""
 _ASSET_TYPES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
 
@@ -118,6 +120,18 @@ def adapter_path(name: str, selector: object = "", rest: str = "") -> str:
     return quote(path, safe="/:@")
 
 
+def format_amount(count: int) -> str:
+    """Return a large count for people; a dash for 0, which stands for an unknown one.
+
+    >>> format_amount(7_168), format_amount(8_030_261_248)
+    ('7.17 k', '8.03 B')
+    """
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count) if count else "–"
+
+
 def short_label(label: str) -> str:
     """Return the label of a verdict without the settings of its engine.
 
@@ -145,8 +159,8 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters |= {
-    "size": format_size, "moment": format_time, "number": format_number, "short_label": short_label,
-    "base_path": base_path,
+    "amount": format_amount, "base_path": base_path, "moment": format_time, "number": format_number,
+    "short_label": short_label, "size": format_size,
 }  # fmt: skip
 _ENVIRONMENT.globals |= {
     "asset_path": asset_path, "adapter_path": adapter_path, "navigation": NAVIGATION, "query": _query,

@@ -1,0 +1,142 @@
+"""The pages of production: the aliases of a namespace, and one alias: what it lacks, its history, and moving it.
+
+Moving an alias past a closed gate is not offered here: it needs the command.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+from pydantic import ValidationError
+
+from registry import names
+from registry.api.aliases import AliasMove, PromoteRequest, RollbackRequest
+from registry.errors import Invalid
+from registry.model import first_problem
+from registry.names import NEWEST, AdapterName
+from registry.roles import Scope
+from registry.server.actors import Actor, unknown_namespace
+from registry.server.catalog import search as adapters
+from registry.server.catalog import versions
+from registry.server.catalog.search import Search
+from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
+from registry.server.http.request_body import limit_body
+from registry.server.pages import visitors
+from registry.server.pages.adapters import describe_gate
+from registry.server.pages.rendering import adapter_path, create_router, redirect, render
+from registry.server.pages.sign_in import FORM_BYTES
+from registry.server.pages.visitors import SESSION, VisitorDep
+from registry.server.promotion import aliases, gates
+
+router = create_router()
+ALIAS = ADAPTER + "/aliases/{alias}"
+PAGE_ADAPTERS = 50
+VERSIONS_OFFERED = 30
+MOVES_SHOWN = 50
+Candidate = Annotated[str, Query(max_length=100)]
+Moment = Annotated[str, Query(max_length=40)]
+
+
+@router.get(NAMESPACE)
+def show_namespace(
+    request: Request, session: SessionDep, visitor: VisitorDep, namespace: str, cursor: CursorDep
+) -> Response:
+    """Show where the aliases of all adapters of a namespace point."""
+    if not visitor.actor.may(Scope.PULL, names.namespace(namespace)):
+        raise unknown_namespace(namespace)
+    page = adapters.search_adapters(
+        session, visitor.actor, Search(namespace=namespace), cursor=cursor, limit=PAGE_ADAPTERS
+    )
+    if not page.items:
+        raise unknown_namespace(namespace)
+    title = f"Production of {namespace}"
+    return render(request, "namespace.html", title=title, namespace=namespace, adapters=page, cursor=cursor)
+
+
+@router.get(ALIAS)
+def show_alias(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    name: NameDep,
+    alias: str,
+    cursor: CursorDep,
+    version: Candidate = "",
+    at: Moment = "",
+) -> Response:
+    """Show an alias: what it points at, what a version lacks for it, and its history, also at a moment."""
+    alias = names.alias(alias)
+    actor = visitor.actor
+    pointer = next((p for p in aliases.list_aliases(session, actor, name).items if p.alias == alias), None)
+    page = versions.list_versions(session, actor, name, limit=VERSIONS_OFFERED)
+    candidate = names.selector(version) if version else page.items[0].number
+    checked = gates.check_gate(session, actor, name, candidate, alias) if alias != NEWEST else None
+    history = aliases.list_history(session, actor, name, alias=alias, cursor=cursor, limit=MOVES_SHOWN)
+    may_promote = bool(visitor.form_token) and actor.may(Scope.PROMOTE, name.namespace, name.name) and alias != NEWEST
+    return render(
+        request, "alias.html", title=f"{name}:{alias}", name=name, alias=alias, pointer=pointer, checked=checked,
+        requirements=describe_gate(checked.gate.gate) if checked else [], history=history, at=at, cursor=cursor,
+        versions=page.items, may_promote=may_promote and not actor.superseded,
+        **_in_effect(session, actor, name, alias, at),
+    )  # fmt: skip
+
+
+def _in_effect(
+    session: SessionDep, actor: Actor, name: AdapterName, alias: str, at: str
+) -> dict[str, AliasMove | str | None]:
+    """The move that was in effect at a moment, which is UTC, or why the text is no moment."""
+    if not at:
+        return {"held": None, "at_problem": ""}
+    try:
+        moment = datetime.fromisoformat(at)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moves = aliases.list_history(session, actor, name, alias=alias, at=moment, limit=1).moves
+    except (ValueError, Invalid):
+        return {"held": None, "at_problem": "This is not a time such as 2026-05-03T14:05."}
+    return {"held": moves[0] if moves else None, "at_problem": "" if moves else "It pointed at nothing then."}
+
+
+# ------------------------------------------------------------------ moving
+@router.post(ALIAS + "/promote")
+@limit_body(FORM_BYTES)
+def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
+    """Point an alias at a version, through its gate, if it is still where the page has shown it."""
+    fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
+    visitor.actor.require_current_secret()
+    visitor.actor.require(Scope.PROMOTE, name)
+    try:
+        wish = PromoteRequest(version=fields.get("version", ""), reason=fields.get("reason", ""))
+    except ValidationError as e:
+        raise _invalid(e) from e
+    row = versions.find(session, visitor.actor, name, names.selector(wish.version))
+    aliases.move(session, visitor.actor, name, alias, row, expected_generation=_generation(fields), reason=wish.reason)
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+
+
+@router.post(ALIAS + "/rollback")
+@limit_body(FORM_BYTES)
+def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
+    """Point an alias back at the version before, if it is still where the page has shown it."""
+    fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
+    visitor.actor.require_current_secret()
+    visitor.actor.require(Scope.PROMOTE, name)
+    try:
+        wish = RollbackRequest(reason=fields.get("reason", ""))
+    except ValidationError as e:
+        raise _invalid(e) from e
+    aliases.rollback(session, visitor.actor, name, alias, expected_generation=_generation(fields), reason=wish.reason)
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+
+
+def _generation(fields: dict[str, str]) -> int:
+    text = fields.get("generation", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Invalid("REQUEST_INVALID", "generation: must be the one that the page has shown")
+    return int(text)
+
+
+def _invalid(error: ValidationError) -> Invalid:
+    field, message = first_problem(error, "form")
+    return Invalid("REQUEST_INVALID", f"{field}: {message}")

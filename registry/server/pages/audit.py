@@ -1,0 +1,51 @@
+"""The pages of the audit log: events with filters, and one event with the proof that the log holds it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from registry.api.audit import EventView
+from registry.events import EventText, EventType, describe
+from registry.server import audit
+from registry.server.http.dependencies import CursorDep, SessionDep, Text
+from registry.server.pages.rendering import create_router, render
+from registry.server.pages.visitors import SignedInDep
+
+router = create_router()
+PAGE_EVENTS = 100
+Number = Annotated[str, Query(max_length=15, pattern="^[0-9]*$")]
+
+
+@router.get("/audit")
+def show_events(
+    request: Request,
+    session: SessionDep,
+    visitor: SignedInDep,
+    cursor: CursorDep,
+    before: Number = "",
+    action: Text = "",
+    object: Text = "",
+) -> Response:
+    """Show the newest events first; with a filter from the oldest one on, as they are read."""
+    filters = {"action": action, "object": object.strip()}
+    newest = audit.newest_position(session)
+    if any(filters.values()):
+        page = audit.read_page(
+            session, visitor.actor, after=int(cursor) if cursor.isdigit() else 0, limit=PAGE_EVENTS,
+            actions=[action] if action else [], object=filters["object"],
+        )  # fmt: skip
+        items, following, earlier = page.items, page.next_cursor, 0
+    else:
+        end = min(int(before) - 1, newest) if before else newest
+        start = max(0, end - PAGE_EVENTS)
+        page = audit.read_page(session, visitor.actor, after=start, limit=PAGE_EVENTS, until=end)
+        items, following, earlier = page.items[::-1], "", start + 1 if start else 0
+    texts: list[tuple[EventView, EventText]] = [
+        (item, describe(item.action, item.object, item.detail)) for item in items
+    ]
+    return render(
+        request, "audit.html", title="Audit log", events=texts, filters=filters, actions=sorted(EventType),
+        following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
+    )  # fmt: skip

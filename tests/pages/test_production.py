@@ -1,0 +1,109 @@
+"""Aliases on pages: what one lacks, what served at a moment, and moves by those who may, from what they have seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.evaluation.gates import Gate
+from registry.evaluation.verdicts import Check
+from tests.access.tenants import send
+from tests.pages.conftest import Browser
+from tests.world import URL, World
+
+PAGE = "/adapters/acme/shop/aliases/prod"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def filled(registry: World) -> World:
+    for _ in range(3):
+        registry.push("acme/shop")
+    for number in (1, 2):
+        registry.validate(f"acme/shop@{number}")
+    registry.admin.promote("acme/shop", "prod", "1", generation=0, reason="first")
+    return registry
+
+
+def generation(world: World) -> int:
+    return world.admin.alias("acme/shop", "prod").generation
+
+
+def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: World, signed_in: Browser) -> None:
+    filled.admin.set_gate("acme/shop", "prod", Gate(requires=(Check.COMPAT, Check.SMOKE)))
+    closed = signed_in.get(f"{PAGE}?version=3").text
+    assert "the gate is closed" in closed
+    assert "gate.smoke_absent" in closed
+    assert "the gate is open" in signed_in.get(f"{PAGE}?version=2").text
+    assert "It pointed at nothing then" in signed_in.get(f"{PAGE}?at=2001-05-03T14:05").text
+    assert "it pointed at" in signed_in.get(f"{PAGE}?at=2100-05-03T14:05").text
+    assert "This is not a time" in signed_in.get(f"{PAGE}?at=yesterday").text
+
+
+def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(
+    filled: World, signed_in: Browser
+) -> None:
+    answer = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", reason="<b>asked</b> for")
+    assert (answer.status_code, answer.headers["location"]) == (303, PAGE)
+    assert filled.admin.alias("acme/shop", "prod").number == 2
+    assert "&lt;b&gt;asked&lt;/b&gt; for" in signed_in.get(PAGE).text
+    assert signed_in.submit(PAGE, f"{PAGE}/rollback", reason="back").status_code == 303
+    assert filled.admin.alias("acme/shop", "prod").number == 1
+    events = send(filled, "GET", "/api/v1/events", filled.secret, params={"object": "acme/shop:prod"}).json()["items"]
+    event = events[-1]
+    assert (event["actor"], event["detail"]["reason"]) == ("admin", "back")
+    assert event["request_id"]
+
+
+def test_a_closed_gate_and_an_old_page_move_nothing(filled: World, signed_in: Browser) -> None:
+    before = generation(filled)
+    closed = signed_in.submit(f"{PAGE}?version=3", f"{PAGE}/promote")
+    assert closed.status_code == 422
+    assert "gate.smoke_absent" not in closed.text, "findings are shown with their words"
+    assert "no verdict for the check" in closed.text
+    old = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", generation=str(before - 1))
+    assert old.status_code == 412
+    assert signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", generation="x").status_code == 400
+    assert signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", reason="\x1b[31m").status_code in (400, 422)
+    assert generation(filled) == before
+
+
+@pytest.mark.security
+def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_session(
+    filled: World, browser: Browser
+) -> None:
+    before = generation(filled)
+    browser.sign_in(filled.issue("pull", namespaces=["acme"])[1])
+    page = browser.get(PAGE)
+    assert page.status_code == 200
+    assert "Promote</h2>" not in page.text
+    for action in ("promote", "rollback"):
+        token = browser.get("/").text.partition('name="form_token" value="')[2].partition('"')[0]
+        fields = {"version": "2", "generation": str(before), "form_token": token}
+        assert browser.post(f"{PAGE}/{action}", data=fields, headers={"Origin": URL}).status_code == 403
+        with Browser(filled) as nobody:
+            assert nobody.post(f"{PAGE}/{action}", data=fields, headers={"Origin": URL}).status_code == 403
+            bearer = {"Authorization": f"Bearer {filled.secret}"}
+            assert nobody.post(f"{PAGE}/{action}", data=fields, headers=bearer).status_code == 403
+        with Browser(filled) as admin:
+            admin.sign_in(filled.secret)
+            for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+                answer = admin.submit(f"{PAGE}?version=2", f"{PAGE}/{action}", headers=headers)
+                assert answer.status_code == 403
+    assert generation(filled) == before
+
+
+@pytest.mark.security
+def test_a_rotated_secret_promotes_nothing(filled: World, browser: Browser) -> None:
+    token_id, secret = filled.issue("promote", namespaces=["acme"])
+    browser.sign_in(secret)
+    assert "Promote</h2>" in browser.get(PAGE).text
+    filled.admin.rotate_token(token_id, keep_seconds=3600)
+    assert "Promote</h2>" not in browser.get(PAGE).text
+
+
+def test_a_namespace_lists_its_aliases_and_an_empty_one_does_not_exist(filled: World, signed_in: Browser) -> None:
+    assert "prod → 1" in signed_in.get("/namespaces/acme").text
+    assert signed_in.get("/namespaces/nowhere").status_code == 404
+    with Browser(filled) as nobody:
+        private, absent = nobody.get("/namespaces/acme"), nobody.get("/namespaces/nowhere")
+        assert private.status_code == absent.status_code == 404
+        assert private.text.replace("acme", "X") == absent.text.replace("nowhere", "X").replace("acme", "X")
