@@ -57,7 +57,7 @@ TABLE = [
     _row("registry.server.database.schema", "domain server", "sqlalchemy alembic"),
     _row("registry.server.evaluation.norms", "domain", "numpy"),
     _row("registry.server.app", "domain server routes", "fastapi starlette sqlalchemy"),
-    _row("registry.server.pages", "domain server", "fastapi jinja2 markdown_it markupsafe nh3 sqlmodel"),
+    _row("registry.server.pages", "domain server", "fastapi jinja2 markdown_it markupsafe nh3 pydantic sqlmodel"),
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.local_links.server", "domain server", "uvicorn"),
     _row("registry.server.local_links.connections", "", "uvicorn httptools"),
