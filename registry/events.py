@@ -76,6 +76,10 @@ class EventType(StrEnum):
     NAME_REINDEX = "name.reindex", ObjectKind.NAME, "restored from the bucket that the name {object} is never reused"
     NAMESPACE_CREATE = "namespace.create", ObjectKind.NAMESPACE, "created the namespace {object}"
     NAMESPACE_LIMIT = "namespace.limit", ObjectKind.NAMESPACE, "set the limits of the namespace {object}"
+    NAMESPACE_STRICT = (
+        "namespace.strict", ObjectKind.NAMESPACE,
+        "set whether the namespace {object} refuses incompatible adapters: {strict}",
+    )  # fmt: skip
     NAMESPACE_GRANT = "namespace.grant", ObjectKind.NAMESPACE, "granted {subject} the role {role} in {object}"
     NAMESPACE_REVOKE = "namespace.revoke", ObjectKind.NAMESPACE, "revoked the role of {subject} in {object}"
     NAMESPACE_DELETE = "namespace.delete", ObjectKind.NAMESPACE, "deleted the namespace {object}"

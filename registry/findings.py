@@ -61,6 +61,11 @@ class Finding:
         except ValueError:
             return None
 
+    def to_text(self) -> str:
+        """One line: where, what, and the two values if the message does not say them."""
+        values = f" (expected {self.expected}, actual {self.actual})" if self.expected or self.actual else ""
+        return f"{self.location}: {self.message}{values}"
+
     def to_dict(self) -> dict[str, str]:
         """As JSON."""
         return asdict(self)

@@ -90,12 +90,16 @@ class NamespaceCreate(Request):
 
 
 class NamespaceSet(Request):
-    """Fields that are absent do not change. A limit of 0 removes the limit."""
+    """Fields that are absent do not change. A limit of 0 removes the limit.
+
+    `strict`: refuse adapters that are incompatible with their base instead of storing them with a failed verdict.
+    """
 
     public: bool | None = None
     quota_bytes: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT_BYTES)
     quota_versions: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
     pushes_per_hour: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT)
+    strict: bool | None = None
 
 
 class NamespaceView(Answer):
@@ -108,6 +112,7 @@ class NamespaceView(Answer):
     quota_bytes: int | None = None
     quota_versions: int | None = None
     pushes_per_hour: int | None = None
+    strict: bool = False
     used_bytes: int = 0
     used_versions: int = 0
     roles: dict[str, str] | None = None

@@ -1,4 +1,4 @@
-"""The read dialect of the Hugging Face Hub, as values: our terms in its own, so that unchanged clients can pull.
+"""The dialect of the Hugging Face Hub, as values: our terms in its own, so that unchanged clients can pull and push.
 
     our word                 in the dialect
     adapter                  model repository `namespace/name`
@@ -7,6 +7,7 @@
     manifest digest          commit id: its first 40 hex digits
     file, small              regular file: known by its git blob SHA-1
     file, large              "LFS" file: known by its SHA-256
+    draft                    commit on a branch whose files are not an adapter yet
 
 Text that names no revision of ours is None, never an error. Which files are large follows from the descriptor alone, so
 that it is the same in every answer about a version.
@@ -74,9 +75,14 @@ def is_large(file: Descriptor) -> bool:
     return file.path.endswith(_LARGE_ENDINGS) or file.size_bytes > SMALL_LIMIT_BYTES
 
 
+def git_header(size_bytes: int) -> bytes:
+    """What git hashes before the bytes of a blob."""
+    return b"blob %d\0" % size_bytes
+
+
 def git_id(data: bytes) -> str:
     """The id of a git blob with these bytes: SHA-1 of `blob`, a space, the size, NUL and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return hashlib.sha1(git_header(len(data)) + data, usedforsecurity=False).hexdigest()
 
 
 def pointer(file: Descriptor) -> bytes:

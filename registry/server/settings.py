@@ -39,6 +39,8 @@ class Settings:
     """URL at which clients reach this server, for absolute links. Default: links are relative."""
     push_hold_seconds: int = 24 * 3600
     """Seconds after which an unfinished push expires."""
+    draft_seconds: int = 7 * 24 * 3600
+    """Seconds after its last commit at which a draft of a Hub client ends (`adapter gc` deletes it)."""
     gc_grace_seconds: int = 7 * 24 * 3600
     """Seconds for which `adapter gc` keeps unreferenced blobs."""
     second_copy: str = ""

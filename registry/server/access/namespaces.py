@@ -1,4 +1,4 @@
-"""Namespaces: create, show, set limits, grant and revoke roles.
+"""Namespaces: create, show, set limits, make strict, grant and revoke roles.
 
 A namespace is private until its owner makes it public, which gives everyone the role `reader`. Only administrators of
 all namespaces create namespaces and set limits; owners give roles. Each change advances the access epoch.
@@ -57,7 +57,7 @@ def list_namespaces(session: Session, actor: Actor, *, cursor: str = "", limit: 
 
 
 def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> NamespaceView:
-    """Make a namespace public or private, or set its limits; 0 removes a limit."""
+    """Make a namespace public, private or strict, or set its limits; 0 removes a limit."""
     actor.require_in(Scope.ADMIN, name)
     values = request.model_dump(exclude_none=True)
     limits = {key: values[key] or None for key in LIMITS if key in values}
@@ -66,6 +66,9 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
     row = _find(session, actor, name)
     for key, value in limits.items():
         setattr(row, key, value)
+    if request.strict not in (None, row.strict):
+        row.strict = not row.strict
+        audit.append(session, actor, EventType.NAMESPACE_STRICT, name, {"strict": row.strict})
     session.add(row)
     if request.public:
         _set_role(session, actor, name, EVERY_SUBJECT, Role.READER)
@@ -75,6 +78,12 @@ def update(session: Session, actor: Actor, name: str, request: NamespaceSet) -> 
         audit.append(session, actor, EventType.NAMESPACE_LIMIT, name, limits)
     session.flush()
     return show(session, actor, name)
+
+
+def is_strict(session: Session, name: str) -> bool:
+    """Whether a namespace refuses incompatible adapters."""
+    row = session.get(NamespaceRow, name)
+    return row is not None and row.strict
 
 
 def grant_role(session: Session, actor: Actor, name: str, subject: str, role: str) -> NamespaceView:

@@ -40,12 +40,13 @@ STATUS_OF_CODE = {
     "FILE_REFUSED": 415,
     "PRECONDITION_REQUIRED": 428,
     "ALIAS_MOVED": 412,
+    "PARENT_MOVED": 412,
     "BODY_STALLED": 408,
     "UPLOAD_INCOMPLETE": 422,
     "LINK_INVALID": 403,
     "LENGTH_REQUIRED": 411,
     "RATE_LIMITED": 429,
-    "HUB_PUSH_UNSUPPORTED": 501,
+    "HUB_UNSUPPORTED": 501,
     "HUB_RELAY_REFUSED": 501,
 }
 """Codes whose status differs from that of their class."""

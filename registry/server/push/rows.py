@@ -29,7 +29,7 @@ from registry.jobs import Kind
 from registry.manifest import TAG_VALUE_LIMIT, Manifest
 from registry.names import AdapterName
 from registry.server import audit, failpoints
-from registry.server.access import quotas, reserved_names
+from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import verdicts, versions
 from registry.server.database import db
@@ -159,6 +159,7 @@ def write(
             commit.error = commit.error_without_version or _deleted_version(commit)
     for position, error in quotas.check_before_commit(session, [(c.name, c.manifest) for c in new.values()]).items():
         [*new.values()][position].error = error
+    _refuse_incompatible(session, new.values())
     _end_pushes(session, new.values(), repeated)
     failpoints.reach("push.before_rows")
     _mark_live(session, new.values(), repeated)
@@ -182,6 +183,20 @@ def write(
 def _raise_if_failed(commits: Iterable[Commit]) -> None:
     if any(commit.error is not None for commit in commits):
         raise MemberFailed
+
+
+def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
+    """Set the error of those that do not fit their base, in strict namespaces."""
+    for commit in commits:
+        findings = commit.inspection.findings if commit.inspection is not None else ()
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors and namespaces.is_strict(session, commit.name.namespace):
+            commit.error = Refused(
+                "INCOMPATIBLE",
+                f"'{commit.name}' does not fit its base '{commit.base_row.name}': {errors[0].to_text()}",
+                findings=errors,
+                next_step=f"namespace '{commit.name.namespace}' is strict; push to another one to store it anyway",
+            )
 
 
 def _deleted_version(commit: Commit) -> NotFound:

@@ -2,6 +2,7 @@
 
     blobs/sha256/ab/<hex>      the final key of a blob (`key_of`)
     staging/<push id>/<hex>    what one push has sent, before it is verified; clients may have links to write here
+    staging/<push id>/any/<hex>      the same by links that are bound to no digest (`BlobStore.presign_any`)
     staging/<push id>/upload/<hex>   the server's marker of a direct upload (`s3.direct_upload`); no one has a link
     staging/<push id>/copy-<random>/<hex>   what one commit hashes and promotes (`snapshot`); no one has a link
     records/…/<hex>            backup of the rows of a version, a base or a tombstone (`catalog.metadata_backup`)
@@ -39,7 +40,7 @@ _WORD = r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?"
 _BASE_WORD = r"[a-z0-9](?:[a-z0-9._-]{0,126}[a-z0-9])?"
 _TOMBSTONE = rf"tombstone/(?:@{_BASE_WORD}/{_BASE_WORD}|{_WORD}(?:/{_WORD})?)"
 _KEY = re.compile(
-    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/upload|/copy-[0-9a-f]{{16}})?|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
+    rf"(?:blobs/sha256/[0-9a-f]{{2}}|staging/[A-Za-z0-9_-]{{1,64}}(?:/any|/upload|/copy-[0-9a-f]{{16}})?|records/(?:base|{_TOMBSTONE}|version/{_WORD}/{_WORD}/[0-9]{{1,9}})"
     r"|audit/tile/(?:[0-7]|entries)/(?:x[0-9]{3}/){0,5}[0-9]{3}(?:\.p/[0-9]{1,3})?)"
     r"/[0-9a-f]{64}\Z"
 )
@@ -74,6 +75,18 @@ class PartLink:
     start: int
     size_bytes: int
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnyUpload:
+    """Links for a client that sends no headers of its own: one for the whole blob, or one for each part.
+
+    `key` is where the bytes arrive. All parts but the last have `part_bytes`; 0: the blob is sent in one piece.
+    """
+
+    key: str
+    urls: tuple[str, ...]
+    part_bytes: int = 0
 
 
 class BlobWriter(Protocol):
@@ -180,6 +193,17 @@ class BlobStore(ABC):
         """Presign the PUT of a blob to its staging key; None if the bytes are sent to the routes of the API."""
         return None
 
+    def presign_any(
+        self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str = ""
+    ) -> AnyUpload | None:
+        """Presign an upload that needs no headers; None if the store has no such link.
+
+        If the link is not bound to the digest, the bytes arrive under a key of their own, and count as unverified.
+        """
+        key = staging_key_of(push_id, digest)
+        link = self.presign_upload(key, size_bytes, seconds=seconds, owner=owner)
+        return AnyUpload(key, (link.url,)) if link is not None and not link.headers else None
+
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Presign the PUTs of the parts that are missing yet; None for a blob that is sent in one piece."""
         return None
@@ -213,6 +237,16 @@ def key_of(digest: Digest) -> str:
 def staging_key_of(push_id: str, digest: Digest) -> str:
     """Return the key under which a push stages a blob."""
     return f"staging/{push_id}/{digest.hex}"
+
+
+def any_key_of(push_id: str, digest: Digest) -> str:
+    """Return the key for links that are bound to no digest. Nothing that is under it counts as verified."""
+    return f"staging/{push_id}/any/{digest.hex}"
+
+
+def is_any_key(key: str) -> bool:
+    """Whether a key is one for links that are bound to no digest."""
+    return key.startswith("staging/") and key.split("/")[2] == "any"
 
 
 def digest_of(key: str) -> Digest:

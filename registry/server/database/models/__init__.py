@@ -55,6 +55,7 @@ from registry.server.database.models.content import (
     VersionRow,
     VersionTagRow,
 )
+from registry.server.database.models.drafts import DraftFileRow, DraftRow
 from registry.server.database.models.jobs import (
     BaseThresholdsRow,
     CampaignJobRow,

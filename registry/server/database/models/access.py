@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Text
+from sqlalchemy import JSON, BigInteger, Text, false
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, UtcTime
@@ -34,13 +34,17 @@ class TokenRow(CreatedColumns, table=True):
 
 
 class NamespaceRow(CreatedColumns, table=True):
-    """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits."""
+    """A namespace and its limits; None means no limit. A namespace without a row is private and has no limits.
+
+    `strict`: pushes whose check `compat` fails are refused.
+    """
 
     __tablename__ = "namespace"
     name: str = Field(primary_key=True)
     quota_bytes: int | None = Field(default=None, sa_type=BigInteger)
     quota_versions: int | None = None
     pushes_per_hour: int | None = None
+    strict: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
 
 class RoleRow(SQLModel, table=True):

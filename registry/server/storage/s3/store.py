@@ -9,6 +9,8 @@
   hashed and promoted (`snapshot`). An ETag does not identify them: in most stores it is an MD5.
 - No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
   bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
+- Clients of the Hub send no headers, so their links bind the size only. Those bytes arrive under a key of their own
+  (`any_key_of`) and are always copied and hashed, whatever the store says of them.
 - A link of the second kind would write again once its key is deleted. So when a push ends, an empty object stays under
   each of its keys until its links have expired.
 - The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
@@ -32,13 +34,16 @@ from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.server.storage.blobs import (
     WHOLE_BYTES,
+    AnyUpload,
     BlobStore,
     BlobWriter,
     Link,
     PartLink,
     Stat,
+    any_key_of,
     attachment,
     digest_of,
+    is_any_key,
     key_of,
     raise_unknown,
 )
@@ -170,7 +175,7 @@ class S3Blobs(BlobStore):
         if head is None:
             marker = self._read_marker(key)
             return self._finish_direct(key, marker) if marker and marker != cached.marker else None
-        verified = digest if key.startswith("blobs/") else self._verified_digest(head)
+        verified = digest if key.startswith("blobs/") else self._verified_digest(key, head)
         return Stat(key, int(head["ContentLength"]), verified, head["LastModified"].astimezone(UTC))
 
     def _read_marker(self, key: str) -> UploadMarker | None:
@@ -196,8 +201,10 @@ class S3Blobs(BlobStore):
             return key
         return key_of(digest_of(key)) if self._finish_direct(key, marker) else raise_unknown(key)
 
-    def _verified_digest(self, head: dict[str, Any]) -> Digest | None:
+    def _verified_digest(self, key: str, head: dict[str, Any]) -> Digest | None:
         """Return the whole object's SHA-256 if the store verified it. A checksum of checksums (`…-3`) is not one."""
+        if is_any_key(key):  # a link may replace what this checksum is of
+            return None
         checksum = str(head.get("ChecksumSHA256", ""))
         if not checksum or "-" in checksum or head.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
             return None
@@ -236,10 +243,10 @@ class S3Blobs(BlobStore):
 
     def snapshot(self, stat: Stat) -> Stat:
         """Copy a staged object to a key of its own. Without copies, `promote` hashes the bytes on their way."""
-        if not _is_staging_key(stat.key) or not self.capabilities.copies:
+        if not (_is_staging_key(stat.key) or is_any_key(stat.key)) or not self.capabilities.copies:
             return stat
-        folder, _, name = stat.key.rpartition("/")
-        key = f"{folder}/copy-{secrets.token_hex(8)}/{name}"
+        folder, push_id, *_, name = stat.key.split("/")
+        key = f"{folder}/{push_id}/copy-{secrets.token_hex(8)}/{name}"
         if not self._copy(stat.key, key, stat.size_bytes):
             self._raise_unknown(stat.key)
         return replace(stat, key=key)
@@ -353,21 +360,35 @@ class S3Blobs(BlobStore):
         self._cache.update(key, marker=marker)
         return link
 
+    def presign_any(
+        self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str = ""
+    ) -> AnyUpload | None:
+        """Presign an upload, whole or in parts, that binds nothing but the size. Needs copies to hash them in peace."""
+        able, key = self.capabilities, any_key_of(push_id, digest)
+        if not able.signed_headers or not able.copies:
+            return super().presign_any(push_id, digest, size_bytes, seconds=seconds, owner=owner)
+        if self._has_parts(size_bytes, key):
+            links = uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds, every=True)
+            return AnyUpload(key, tuple(link.url for link in links), self._part_bytes)
+        if size_bytes > UPLOAD_LIMIT_BYTES:
+            return None
+        return AnyUpload(key, (self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes),))
+
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Presign the missing parts of a large blob."""
         digest_of(key)
-        if not self._has_parts(size_bytes) or not _is_staging_key(key):
+        if not self._has_parts(size_bytes, key) or not _is_staging_key(key):
             return None
         return uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds)
 
     def complete_parts(self, key: str, size_bytes: int) -> None:
         """Complete a multipart upload whose parts are all there."""
         digest_of(key)
-        if self._has_parts(size_bytes):
+        if self._has_parts(size_bytes, key):
             uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
 
-    def _has_parts(self, size_bytes: int) -> bool:
-        with_checksums = self.capabilities.checksum_parts
+    def _has_parts(self, size_bytes: int, key: str) -> bool:
+        with_checksums = self.capabilities.checksum_parts and not is_any_key(key)
         auto = uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS if with_checksums else uploads.PARTS_FROM_BYTES
         is_large = size_bytes >= (self._parts_from_bytes or auto)
         return is_large and self.capabilities.parts and self.capabilities.signed_headers

@@ -32,15 +32,15 @@ WRITER_PART_BYTES = 16 * 2**20
 
 
 def presign_missing_parts(
-    bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int
+    bucket: Bucket, key: str, size_bytes: int, part_bytes: int, seconds: int, *, every: bool = False
 ) -> tuple[PartLink, ...]:
-    """Presign each part that has not arrived. Begins an upload if none is open."""
+    """Presign each part that has not arrived, or `every` part. Begins an upload if none is open."""
     upload = next(iter(_list_uploads(bucket, key)), None) or MultipartUpload.begin(bucket, key)
-    arrived = upload.list_parts()
+    arrived = {} if every else upload.list_parts()
     return tuple(
         PartLink(number, start, length, upload.presign_part(number, length, seconds))
         for number, start, length in _split(size_bytes, part_bytes)
-        if arrived.get(number, ("", -1))[1] != length
+        if every or arrived.get(number, ("", -1))[1] != length
     )
 
 
