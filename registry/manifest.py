@@ -78,16 +78,7 @@ class Manifest(FrozenModel):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        findings = list(_findings_against(self.files))
-        large = [r for r in findings if r.code == "file.too_large"]
-        if large:
-            raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", findings=findings)
-        if findings:
-            code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in findings) else "MANIFEST_INVALID"
-            raise Invalid(code, f"{findings[0].location} {findings[0].message}", findings=findings)
-        total = sum(f.size_bytes for f in self.files)
-        if total > VERSION_LIMIT_BYTES:
-            raise TooLarge("SIZE_INVALID", f"version: {total} bytes; the limit is {VERSION_LIMIT_BYTES}")
+        check_files(self.files)
         return self
 
     def to_bytes(self) -> bytes:
@@ -150,6 +141,20 @@ class Manifest(FrozenModel):
         if manifest.to_bytes() != data:
             raise Invalid("MANIFEST_INVALID", "manifest: these bytes are not in canonical form (RFC 8785)")
         return manifest
+
+
+def check_files(files: tuple[Descriptor, ...], *, needs_weights: bool = True) -> None:
+    """`Invalid` or `TooLarge` unless a version may hold these files, in order of their paths."""
+    findings = [f for f in _findings_against(files) if needs_weights or f.code != "adapter.weights_missing"]
+    large = [r for r in findings if r.code == "file.too_large"]
+    if large:
+        raise TooLarge("SIZE_INVALID", f"{large[0].location} {large[0].message}", findings=findings)
+    if findings:
+        code = "FILE_REFUSED" if any(r.code.startswith("file.") for r in findings) else "MANIFEST_INVALID"
+        raise Invalid(code, f"{findings[0].location} {findings[0].message}", findings=findings)
+    total = sum(f.size_bytes for f in files)
+    if total > VERSION_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"version: {total} bytes; the limit is {VERSION_LIMIT_BYTES}")
 
 
 def _findings_against(files: tuple[Descriptor, ...]) -> Iterable[Finding]:

@@ -54,12 +54,13 @@ def check_card(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     """A warning for a README whose front matter cannot be read; `sizes` are those of the version's files by path."""
     if CARD not in sizes:
         return []
-    problem = _problem(read(CARD, 0, min(sizes[CARD], READ_LIMIT_BYTES)))
+    problem = describe_problem(read(CARD, 0, min(sizes[CARD], READ_LIMIT_BYTES)))
     message = f"{CARD} {problem}: its data sets and bases are not shown"
     return [Finding.of("warning", "card.front_matter_invalid", CARD, message)] if problem else []
 
 
-def _problem(data: bytes) -> str:
+def describe_problem(data: bytes) -> str:
+    """What is wrong with the front matter of a README; empty if it can be read."""
     try:
         text = data.decode()
     except UnicodeDecodeError as e:

@@ -59,14 +59,15 @@ class Repository:
 def tags(repository: Repository) -> list[str]:
     """By what a list can be filtered. The base is the registered one, whatever a card says."""
     base = repository.base
-    names = [repository.library, "safetensors", f"base_model:{base}", f"base_model:adapter:{base}"]
+    names = [repository.library, "safetensors"]
+    names += [f"base_model:{base}", f"base_model:adapter:{base}"] if base else []
     names += [repository.method.lower()] if repository.method else []
     return names + [f"{key}:{value}" if value else key for key, value in sorted(repository.annotations.items())]
 
 
 def info(repository: Repository, *, siblings: bool = True, blobs: bool = False, expand: Sequence[str] = ()) -> Json:
     """The answer about one repository. With `expand`, only its ids and what was asked for."""
-    base = {"base_model": repository.base, "library_name": repository.library, "tags": tags(repository)}
+    base = {"base_model": repository.base or None, "library_name": repository.library, "tags": tags(repository)}
     document: Json = {
         "_id": hashlib.sha256(repository.name.encode()).hexdigest()[:24],
         "id": repository.name,

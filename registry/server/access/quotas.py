@@ -8,7 +8,7 @@ under the namespace's lock before its rows are written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -48,6 +48,7 @@ _SUM_STAGED = (
 _RECENT = (
     select(col(PushRow.namespace), func.count(), func.min(PushRow.created_at))
     .where(any_of(col(PushRow.namespace), parameter="names"), col(PushRow.created_at) > bindparam("since"))
+    .where(PushRow.manifest_digest != "")  # what a Hub client stages is counted by its versions
     .group_by(col(PushRow.namespace))
 )
 _LOCK = (
@@ -82,7 +83,67 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
     before it.
     """
     conflicts = reserved_names.find_conflicts(session, actor, [push.name for push in pushes])
-    params: dict[str, Any] = {"names": sorted({push.name.namespace for push in pushes}), "now": db.now()}
+    state = _read_state(session, actor, {push.name.namespace for push in pushes})
+    errors: dict[int, RegistryError] = {}
+    for position, push in enumerate(pushes):
+        namespace = push.name.namespace
+        try:
+            if push.name in conflicts:
+                raise conflicts[push.name]
+            state.check_open_pushes(namespace)
+            if namespace in state.usages:
+                size_bytes = push.manifest.size_bytes
+                _require_space(
+                    session, state.limits[namespace], state.usages[namespace], size_bytes, 1, "version",
+                    unless_exists=(push.name, push.manifest),
+                )  # fmt: skip
+                state.usages[namespace].staged_bytes += push.staged_bytes
+            state.check_rate(namespace)
+        except RegistryError as e:
+            errors[position] = e
+        else:
+            state.of_token += 1
+            state.open_pushes[namespace] += 1
+    return errors
+
+
+def check_before_staging(session: Session, actor: Actor, name: AdapterName, size_bytes: int, *, is_new: bool) -> None:
+    """Check bytes that a client sends before it says which version they are for; `is_new`: by a new push."""
+    reserved_names.check_available(session, actor, name)
+    state = _read_state(session, actor, {name.namespace})
+    if is_new:
+        state.check_open_pushes(name.namespace)
+    if (usage := state.usages.get(name.namespace)) is not None:
+        _require_space(session, state.limits[name.namespace], usage, size_bytes, 0, "upload")
+    state.check_rate(name.namespace)
+
+
+@dataclass
+class _State:
+    """What limits new pushes: open pushes, limits and usages by namespace, and the pushes of the last hour."""
+
+    of_token: int
+    open_pushes: Counter[str]
+    limits: Mapping[str, NamespaceRow]
+    usages: dict[str, _Usage]
+    recent: dict[str, tuple[int, datetime | None]]
+
+    def check_open_pushes(self, namespace: str) -> None:
+        """Raise `Unavailable` (RATE_LIMITED) if the token or the namespace has too many."""
+        _check_open_pushes("this token", self.of_token, PUSHES_OF_TOKEN_LIMIT)
+        _check_open_pushes(f"namespace '{namespace}'", self.open_pushes[namespace], PUSHES_OF_NAMESPACE_LIMIT)
+
+    def check_rate(self, namespace: str) -> None:
+        """Raise `Unavailable` (RATE_LIMITED) if the namespace received too many, else count one more."""
+        if namespace in self.recent:
+            count, oldest = self.recent[namespace]
+            _check_push_rate(self.limits[namespace], count, oldest)
+            self.recent[namespace] = (count + 1, oldest or db.now())
+
+
+def _read_state(session: Session, actor: Actor, namespaces: Collection[str]) -> _State:
+    """Read it, and lock the namespaces that have a quota."""
+    params: dict[str, Any] = {"names": sorted(namespaces), "now": db.now()}
     of_token, open_pushes = 0, Counter[str]()
     for namespace, token_id, count in session.exec(_COUNT_OPEN, params=params | {"token_id": actor.token_id}):
         open_pushes[namespace] += count
@@ -93,30 +154,7 @@ def check_before_upload(session: Session, actor: Actor, pushes: Sequence[NewPush
         for namespace, staged_bytes in session.exec(_SUM_STAGED, params=params | {"names": sorted(usages)}):
             usages[namespace].staged_bytes = int(staged_bytes)
     recent = _count_recent(session, [row.name for row in limits.values() if row.pushes_per_hour is not None])
-    errors: dict[int, RegistryError] = {}
-    for position, push in enumerate(pushes):
-        namespace = push.name.namespace
-        try:
-            if push.name in conflicts:
-                raise conflicts[push.name]
-            _check_open_pushes("this token", of_token, PUSHES_OF_TOKEN_LIMIT)
-            _check_open_pushes(f"namespace '{namespace}'", open_pushes[namespace], PUSHES_OF_NAMESPACE_LIMIT)
-            if namespace in usages:
-                size_bytes = push.manifest.size_bytes
-                _require_space(
-                    session, limits[namespace], usages[namespace], size_bytes, 1, "version",
-                    unless_exists=(push.name, push.manifest),
-                )  # fmt: skip
-                usages[namespace].staged_bytes += push.staged_bytes
-            if namespace in recent:
-                _check_push_rate(limits[namespace], *recent[namespace])
-                recent[namespace] = (recent[namespace][0] + 1, recent[namespace][1] or db.now())
-        except RegistryError as e:
-            errors[position] = e
-        else:
-            of_token += 1
-            open_pushes[namespace] += 1
-    return errors
+    return _State(of_token, open_pushes, limits, usages, recent)
 
 
 def _check_open_pushes(owner: str, count: int, limit: int) -> None:

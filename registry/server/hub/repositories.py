@@ -18,7 +18,6 @@ from sqlmodel import Session, col, select
 from registry import hub, names
 from registry.adapters.formats import IMAGE_FORMATS, TEXT_FORMATS, images
 from registry.adapters.methods import METHODS
-from registry.api.catalog import VersionView
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
@@ -30,7 +29,7 @@ from registry.server.catalog import files, versions
 from registry.server.catalog import search as catalog_search
 from registry.server.catalog.search import Search
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VersionFileRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, VersionFileRow, VersionRow
 from registry.server.storage.blobs import BlobStore
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
@@ -84,6 +83,20 @@ def find_file(session: Session, actor: Actor, name: AdapterName, row: VersionRow
         raise unknown_file(name, row, path) from None
 
 
+def has_adapter(session: Session, name: AdapterName) -> bool:
+    """Whether there is an adapter of this name."""
+    return session.exec(select(AdapterRow.id).where(versions.named(name))).first() is not None
+
+
+def find_sizes(session: Session, actor: Actor, name: AdapterName, digest: Digest) -> list[int]:
+    """Return the size of a blob, in a list, if a version of this adapter has it."""
+    if not actor.sees(name):
+        return []
+    sizes = select(VersionFileRow.size_bytes).join(VersionRow, col(VersionRow.id) == col(VersionFileRow.version_id))
+    sizes = sizes.join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    return list(session.exec(sizes.where(versions.named(name), VersionFileRow.digest == digest).limit(1)).all())
+
+
 def unknown_file(name: AdapterName, row: VersionRow, path: str, kind: str = "file") -> NotFound:
     """The error for a file or folder that a version does not have."""
     return NotFound("BLOB_UNKNOWN", f"version {row.number} of '{name}' has no {kind} {path[:200]!r}")
@@ -112,23 +125,6 @@ def _repository(name: AdapterName, row: VersionRow, actor: Actor, base: str, cre
         annotations=manifest.annotations,
         files=[File(descriptor) for descriptor in manifest.files],
     )
-
-
-def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[dict[str, str], dict[int, str]]:
-    """Return alias → digest, and number → digest."""
-    adapter = versions.find_adapter(session, actor, name)
-    aliases = select(AliasRow.alias, VersionRow.digest).join(VersionRow, col(VersionRow.id) == AliasRow.version_id)
-    aliases = aliases.where(AliasRow.adapter_id == adapter.id)
-    numbers = select(VersionRow.number, VersionRow.digest).where(VersionRow.adapter_id == adapter.id)
-    return dict(session.exec(aliases).all()), dict(session.exec(numbers).all())
-
-
-def list_commits(
-    session: Session, actor: Actor, name: AdapterName, row: VersionRow, limit: int, cursor: str
-) -> tuple[Sequence[VersionView], str]:
-    """Return this version and older ones, newest first, and the cursor of the next page."""
-    page = versions.list_versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
-    return page.items, page.next_cursor
 
 
 def search(

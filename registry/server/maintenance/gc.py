@@ -1,6 +1,6 @@
 """Garbage collection: delete what nothing references, in small steps that may stop anywhere and be repeated.
 
-    end pushes   open pushes past their time reference nothing any more
+    end pushes   open pushes past their time, with their drafts, reference nothing any more
     mark         unreferenced blobs become `dead`
     delete       blobs dead for longer than the grace period: claim as `deleting`, delete the bytes, then the row
     orphans      staging keys of ended pushes, unfinished uploads, final keys without a row
@@ -40,7 +40,7 @@ from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models import BlobRow, PushRow
+from registry.server.database.models import BlobRow, DraftRow, PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import ended_rows, reindex
 from registry.server.serving import reports
@@ -231,6 +231,7 @@ def _end_pushes(run: GcRun) -> None:
             ids = session.exec(expired).all()
             rows = update(PushRow).where(col(PushRow.id).in_(ids), _is_expired_push())
             session.connection().execute(rows.values(state=PushState.EXPIRED))
+            session.connection().execute(delete(DraftRow).where(col(DraftRow.push_id).in_(ids)))
         run.count("pushes_expired", len(ids))
         for push_id in ids:
             run.count("uploads_aborted", run.blobs.delete_unfinished(timedelta(0), f"staging/{push_id}/"))

@@ -74,7 +74,7 @@ def plan_pushes(
             check_base(bases, push.manifest)
     planned = without_error(planned)
     open_pushes = _find_open_pushes(session, actor, planned, settings)
-    readable = _readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
+    readable = find_readable_blobs(session, actor, {digest for push in planned for digest in push.sizes})
     for push in planned:
         push.row = open_pushes.get((str(push.name), push.manifest.digest))
     resumed = [push for push in planned if push.row is not None]
@@ -145,7 +145,7 @@ def blob_sizes(manifest: Manifest) -> dict[Digest, int]:
     return sizes
 
 
-def _readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) -> set[tuple[str, int]]:
+def find_readable_blobs(session: Session, actor: Actor, digests: Set[Digest]) -> set[tuple[str, int]]:
     """Digest and size of those blobs that versions visible to the actor have, undamaged.
 
     Versions in quarantine do not count: pushing their bytes under another name would circumvent it.

@@ -1,4 +1,4 @@
-"""The Hub API at the root of the host: what clients of the Hugging Face Hub request while they pull.
+"""The Hub API at the root of the host: what clients of the Hugging Face Hub request while they pull and push.
 
     HF_ENDPOINT=https://registry.example HF_TOKEN=… hf download acme/support --revision prod
 
@@ -7,6 +7,6 @@ Its routes come after the registry's own and never match their paths. Each decla
 
 from __future__ import annotations
 
-from registry.server.routes.hub import files, repositories
+from registry.server.routes.hub import files, pushing, repositories, writing
 
-ROUTERS = (repositories.router, files.router)
+ROUTERS = (repositories.router, pushing.router, writing.router, files.router)

@@ -17,12 +17,13 @@ from registry import hub
 from registry.events import EventType
 from registry.hub.shapes import File
 from registry.server.actors import Actor
-from registry.server.catalog import files
 from registry.server.database import db
+from registry.server.database.models import VersionRow
 from registry.server.http.caching import IMMUTABLE, REVALIDATE
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
 from registry.server.http.ranges import BYTES_HEADERS
-from registry.server.hub import repositories
+from registry.server.hub import repositories, revisions
+from registry.server.hub.revisions import Revision
 from registry.server.routes import transfer
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import HubRoute
@@ -40,10 +41,11 @@ def read_file(
     file = repository_file.file.descriptor
     if request.method == "GET":
         repository_file.record_read(request, actor)
-    key = files.locate_bytes(blobs, file)
+    key = revisions.locate_bytes(engine, blobs, repository_file.revision, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
     is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this answer
-    if hub.is_large(file) and redirects and not is_local and not protocol.sends_token_on_redirect(request):
+    can_redirect = not is_local and repository_file.revision.draft is None
+    if hub.is_large(file) and redirects and can_redirect and not protocol.sends_token_on_redirect(request):
         url = blobs.presign_read(key, file.size_bytes, seconds=settings.link_seconds, file_name=file.path)
         if url is not None:
             headers = {**repository_file.headers, "Location": url, "Cache-Control": "no-store"}
@@ -62,33 +64,34 @@ def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
         repository_file.record_read(request, actor)
-    return transfer.bytes_response(
-        request, blobs, files.locate_bytes(blobs, file), file.size_bytes, repository_file.headers
-    )
+    key = revisions.locate_bytes(engine, blobs, repository_file.revision, file)
+    return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file of a version, and the headers of every answer about it."""
+    """A file of a revision, and the headers of every answer about it."""
 
     file: File
-    version: str
+    revision: Revision
     headers: dict[str, str]
 
     def record_read(self, request: Request, actor: Actor) -> None:
-        """Record in the audit log that the actor reads private bytes."""
-        batch = request.app.state.audit_log.batch
-        batch.add(actor, EventType.BYTES_READ, self.version, request_id=request.state.request_id)
+        """Record in the audit log that the actor reads private bytes. Those of a draft are its own."""
+        if isinstance(row := self.revision.row, VersionRow):
+            batch = request.app.state.audit_log.batch
+            version = f"{self.revision.name}@{row.number}"
+            batch.add(actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
 
 
 def _find(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revision: str, path: str) -> FoundFile:
     name = repositories.parse_name(request.path_params["namespace"], request.path_params["name"])
     with db.session(engine, write=False) as session:
-        row = repositories.find_version(session, actor, name, revision)
-        commit = request.state.commit = hub.commit_id(row.digest)
-        descriptor = repositories.find_file(session, actor, name, row, path)
-    file = repositories.with_git_ids(engine, blobs, row.id, [descriptor])[0]
-    return FoundFile(file, f"{name}@{row.number}", _headers(file, commit, revision))
+        target = revisions.find(session, actor, name, revision)
+        commit = request.state.commit = target.commit
+        repository_file = revisions.find_file(session, actor, target, path)
+    file = revisions.add_git_ids(engine, blobs, target, [repository_file])[0]
+    return FoundFile(file, target, _headers(file, commit, revision))
 
 
 def _headers(file: File, commit: str, revision: str) -> dict[str, str]:

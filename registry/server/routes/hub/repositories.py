@@ -1,6 +1,6 @@
 """Adapters as repositories of the Hub API: the caller, the list; information, files, references and commits of one.
 
-Every answer about a revision is about one version. Requests that begin a push are refused.
+Every answer about a revision is about one version, or about a draft of the caller.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import Engine
 
-from registry import hub
 from registry.api import PAGE_LIMIT
-from registry.errors import Invalid, Refused
+from registry.errors import Invalid
 from registry.hub import shapes
 from registry.hub.shapes import Json, Repository
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import versions
 from registry.server.database import db
-from registry.server.database.models import VersionRow
-from registry.server.http.dependencies import AnyActor, BlobsDep, CursorDep, EngineDep, Puller, Pusher, SessionDep, Text
-from registry.server.hub import repositories
+from registry.server.http.dependencies import AnyActor, BlobsDep, CursorDep, EngineDep, Puller, SessionDep, Text
+from registry.server.hub import repositories, revisions
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import COMMIT_HEADER, HubRoute
 
@@ -87,25 +84,24 @@ def next_page_header(request: Request, cursor: str) -> dict[str, str]:
 
 # ------------------------------------------------------------------ one repository
 class Snapshot:
-    """A repository at a revision: the version's row and its files."""
+    """A repository at a revision, and its files."""
 
     def __init__(self, request: Request, engine: Engine, actor: Actor, revision: str) -> None:
         self.name = repositories.parse_name(request.path_params["namespace"], request.path_params["name"])
         with db.session(engine, write=False) as session:
-            self.row: VersionRow = repositories.find_version(session, actor, self.name, revision)
-            self.repository: Repository = repositories.describe_repository(session, self.name, self.row, actor)
-        self.commit = request.state.commit = hub.commit_id(self.row.digest)
+            self.revision = revisions.find(session, actor, self.name, revision)
+            self.repository: Repository = revisions.describe(session, actor, self.revision)
+        self.commit = request.state.commit = self.revision.commit
         self._engine = engine
 
     def with_ids(self, blobs: BlobsDep) -> Repository:
         """The repository with the git ids of its files."""
-        descriptors = [file.descriptor for file in self.repository.files]
-        files = repositories.with_git_ids(self._engine, blobs, self.row.id, descriptors)
+        files = revisions.add_git_ids(self._engine, blobs, self.revision, list(self.repository.files))
         return dataclasses.replace(self.repository, files=files)
 
     def last_commit(self) -> Json:
-        """What `expand` adds to each entry: the commit of the version."""
-        commit = _commit(self.row)
+        """What `expand` adds to each entry: the commit of the revision."""
+        commit = self.revision.to_commit()
         return {key: commit[key] for key in ("id", "title", "date")}
 
 
@@ -151,8 +147,8 @@ def list_tree(
     files = snapshot.with_ids(blobs).files
     last = snapshot.last_commit() if expand else None
     entries = shapes.tree(files, path.strip("/"), recursive=recursive, commit=snapshot.commit, last=last)
-    if not entries:
-        raise repositories.unknown_file(snapshot.name, snapshot.row, path, "folder")
+    if not entries and (path or files):
+        raise revisions.unknown_file(snapshot.revision, path, "folder")
     return JSONResponse(entries, headers={COMMIT_HEADER: snapshot.commit})
 
 
@@ -186,7 +182,7 @@ def _parse_paths(body: bytes, content_type: str) -> tuple[set[str], bool]:
 def list_references(session: SessionDep, actor: Puller, namespace: str, name: str) -> Json:
     """Aliases as branches and versions as tags."""
     adapter = repositories.parse_name(namespace, name)
-    return shapes.refs(*repositories.list_references(session, actor, adapter))
+    return shapes.refs(*revisions.list_references(session, actor, adapter))
 
 
 @router.get(MODEL + "/commits/{revision}")
@@ -202,35 +198,14 @@ def list_commits(
 ) -> Response:
     """The versions up to this one, newest first."""
     adapter = repositories.parse_name(namespace, name)
-    row = repositories.find_version(session, actor, adapter, revision)
-    page, next_cursor = repositories.list_commits(session, actor, adapter, row, min(limit, PAGE_LIMIT), cursor)
-    return JSONResponse([_commit(version) for version in page], headers=next_page_header(request, next_cursor))
-
-
-def _commit(version: Any) -> Json:
-    """A version, given as a row or as a view, as a commit."""
-    return shapes.commit(version.digest, version.number, version.message, version.created_at, version.created_by)
+    page, next_cursor = revisions.list_commits(
+        session, actor, adapter, revision, limit=min(limit, PAGE_LIMIT), cursor=cursor
+    )
+    return JSONResponse(page, headers=next_page_header(request, next_cursor))
 
 
 @router.get(MODEL + "/auth-check")
 def check_access(session: SessionDep, actor: Puller, namespace: str, name: str) -> dict[str, bool]:
     """Whether the token may pull this adapter."""
-    versions.find_adapter(session, actor, repositories.parse_name(namespace, name))
+    revisions.require_repository(session, actor, repositories.parse_name(namespace, name))
     return {"ok": True}
-
-
-# ------------------------------------------------------------------ pushing
-@router.api_route("/api/repos/{operation}", methods=["POST", "DELETE"])
-@router.post("/api/validate-yaml")
-@router.post("/{namespace}/{name}/info/lfs/objects/batch")
-@router.api_route(MODEL + "/{operation}", methods=["PUT", "POST", "DELETE"])
-@router.api_route(MODEL + "/{operation}/{rest:path}", methods=["PUT", "POST", "DELETE"])
-@router.get(MODEL + "/auth-check/write")
-@router.get(MODEL + "/xet-write-token/{rest:path}")
-def push(_actor: Pusher) -> Response:
-    """Requests that begin a push are refused, so that no client leaves a partial one."""
-    raise Refused(
-        "HUB_PUSH_UNSUPPORTED",
-        "the Hub API of this registry is read-only",
-        next_step="push with `adapter push FOLDER NAME`",
-    )

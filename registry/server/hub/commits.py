@@ -1,0 +1,377 @@
+"""Commit of a Hub client: apply its operations to a branch; the result is a version, or a draft.
+
+    head → operations → files → bytes staged and complete → whole adapter? version : draft
+
+- A whole adapter becomes a version by the push of the registry, with the version at the branch as its parent.
+- Files that are no adapter yet become a draft. A malformed adapter is an error, and nothing is kept but staged bytes.
+- A commit that changes nothing returns the head, so a repeated commit does no harm.
+- No transaction is open while bytes are read. If the client named a parent, the branch is still there at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from registry import hub
+from registry.adapters.peft.config import BaseClaim
+from registry.adapters.read import read_any
+from registry.api.transfer import PushResult
+from registry.digest import Digest, Hasher
+from registry.errors import Invalid, NotFound, Unavailable
+from registry.files import CARD, WEIGHTS_ENDINGS
+from registry.findings import Finding
+from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
+from registry.hub.shapes import File
+from registry.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
+from registry.names import NEWEST, AdapterName
+from registry.roles import Scope
+from registry.server import failpoints
+from registry.server.actors import Actor
+from registry.server.catalog import versions
+from registry.server.database import db
+from registry.server.database.models import AdapterRow, AliasRow, DraftRow, PushBlobRow, VersionRow
+from registry.server.evaluation import engine_compat
+from registry.server.hub import drafts, refusals, repositories, revisions, version_push
+from registry.server.hub.base_choice import choose_base
+from registry.server.hub.drafts import DraftCommit
+from registry.server.hub.version_push import VersionPush
+from registry.server.settings import Settings
+from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
+
+_INCOMPLETE = frozenset({"adapter.weights_missing", "adapter.config_missing"})
+"""Findings of files that may become an adapter with another commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a branch is for the actor: its version, the draft on it, the files, and how often the alias has moved."""
+
+    version: VersionRow | None
+    draft: DraftRow | None
+    files: Mapping[str, File]
+    generation: int
+
+    @property
+    def commit(self) -> str:
+        """The commit id; empty for a branch without a commit."""
+        if self.draft is not None:
+            return self.draft.revision
+        return hub.commit_id(self.version.digest) if self.version is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a commit has made. `pushed` is None for a draft, and for a commit that changed nothing.
+
+    `push_id` and `released` are what is cleaned up after the answer: a push, and staging keys.
+    """
+
+    commit: str
+    pushed: PushResult | None = None
+    push_id: str = ""
+    released: Sequence[str] = ()
+    is_draft: bool = False
+
+
+@dataclass(frozen=True)
+class Committer:
+    """One commit: who commits where, and what the server works with."""
+
+    engine: Engine
+    blobs: BlobStore
+    settings: Settings
+    actor: Actor
+    name: AdapterName
+    branch: str
+    request: CommitRequest
+    _sources: dict[str, AddFile] = field(default_factory=dict)
+
+    def run(self) -> Outcome:
+        """Commit. `Invalid`, `NotFound`, `Conflict` (PARENT_MOVED, UPLOAD_INCOMPLETE), and the errors of a push."""
+        head = find_head(self.engine, self.actor, self.name, self.branch)
+        if self.request.parent and not (head.commit and head.commit.startswith(self.request.parent)):
+            raise drafts.moved(self.name, self.branch)
+        with db.session(self.engine, write=False) as session:
+            tree = self._apply(session, head)
+        if head.commit and _descriptors(tree) == _descriptors(head.files):
+            return Outcome(head.commit, is_draft=head.draft is not None)
+        check_files(tuple(tree[path].descriptor for path in sorted(tree)), needs_weights=False)
+        self._stage(tree)
+        failpoints.reach("hub.commit.staged")
+        staged = self._complete(tree)
+        contents = self._read_adapter(tree, staged)
+        if contents is None:
+            return Outcome(self._write_draft(head, tree, staged), is_draft=True)
+        return self._push(head, tree, staged, contents)
+
+    # ---------------------------------------------------------------- files
+    def _apply(self, session: Session, head: Head) -> dict[str, File]:
+        """The files after the operations. A large file needs its size: the client's, or that of a file to copy."""
+        tree = dict(head.files)
+        for operation in self.request.operations:
+            path = operation.path
+            if isinstance(operation, Delete):
+                below = [key for key in tree if key == path or key.startswith(f"{path}/")]
+                if not below:
+                    raise NotFound(
+                        "BLOB_UNKNOWN", f"branch '{self.branch}' of '{self.name}' has no file {path[:200]!r}"
+                    )
+                for key in below:
+                    del tree[key]
+                continue
+            refusals.refuse_model_file(path)
+            if isinstance(operation, AddFile):
+                digest, git_id = operation.content.ids
+                file = drafts.describe(path, digest, operation.content.size_bytes)
+                tree[path] = File(file, "" if hub.is_large(file) else git_id)
+                self._sources[path] = operation
+            else:
+                size_bytes = self._size_of(session, operation) if operation.size_bytes is None else operation.size_bytes
+                tree[path] = File(drafts.describe(path, operation.digest, size_bytes))
+                self._sources.pop(path, None)
+            if len(tree) > FILES_LIMIT:
+                raise Invalid(
+                    "MANIFEST_INVALID", f"the commit has over {FILES_LIMIT} files, and no adapter has so many"
+                )
+        return tree
+
+    def _size_of(self, session: Session, operation: AddLarge) -> int:
+        """The size of a file that is copied by its digest alone, from a version of this adapter or an upload."""
+        sizes = repositories.find_sizes(session, self.actor, self.name, operation.digest)
+        upload = drafts.find_upload(session, self.actor, self.name)
+        sizes += (
+            [b.size_bytes for b in drafts.locate(session, [upload.id], [operation.digest]).values()] if upload else []
+        )
+        if not sizes:
+            raise version_push.not_uploaded([drafts.describe(operation.path, operation.digest, 0)])
+        return sizes[0]
+
+    # ---------------------------------------------------------------- bytes
+    def _stage(self, tree: Mapping[str, File]) -> None:
+        """Write the bytes that the commit carries, under the rules of an upload."""
+        contents = {
+            tree[path].descriptor.digest: source.content for path, source in self._sources.items() if path in tree
+        }
+        sizes = {digest: content.size_bytes for digest, content in contents.items()}
+        if not sizes:
+            return
+        with db.session(self.engine, write=False) as session:
+            readable = version_push.find_readable(session, self.actor, sizes)
+            sizes = {digest: size for digest, size in sizes.items() if digest not in readable}
+            if not sizes:
+                return
+            db.begin_writing(session)
+            upload = drafts.open_upload(session, self.actor, self.name, sizes, self.settings)
+            keys = {digest: staging_key_of(upload.id, digest) for digest in sizes}
+            drafts.hold_blobs(session, upload, keys, sizes)
+        for digest, key in keys.items():
+            self.blobs.put(key, contents[digest].chunks(), expect=digest, limit_bytes=sizes[digest])
+
+    def _complete(self, tree: Mapping[str, File]) -> dict[Digest, PushBlobRow]:
+        """The blobs of these files that an upload stages. `Conflict` (UPLOAD_INCOMPLETE) unless all have arrived."""
+        files = {file.descriptor.digest: file.descriptor for file in tree.values()}
+        with db.session(self.engine, write=False) as session:
+            readable = version_push.find_readable(session, self.actor, {d: f.size_bytes for d, f in files.items()})
+            upload = drafts.find_upload(session, self.actor, self.name)
+            missing = files.keys() - readable
+            staged = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+        absent = [
+            file for digest, file in files.items() if digest in missing and self._stat(staged.get(digest)) is None
+        ]
+        if absent:
+            raise version_push.not_uploaded(absent)
+        for digest, blob in staged.items():
+            if blob.size_bytes != files[digest].size_bytes:
+                raise _mismatch(files[digest], f"has {blob.size_bytes} bytes in its upload")
+        return staged
+
+    def _stat(self, blob: PushBlobRow | None) -> Stat | None:
+        if blob is None:
+            return None
+        key = drafts.key_of_blob(blob)
+        stat = self.blobs.stat(key)
+        if stat is None and blob.staging_key:
+            self.blobs.complete_parts(key, blob.size_bytes)
+            stat = self.blobs.stat(key)
+        return stat
+
+    def _read(
+        self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow], path: str, at: int, n: int
+    ) -> bytes:
+        digest = tree[path].descriptor.digest
+        key = drafts.key_of_blob(staged[digest]) if digest in staged else key_of(digest)
+        return self.blobs.read(key, at, n)
+
+    def _read_adapter(self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> BaseClaim | None:
+        """What the configuration says of the base; None if the files are not an adapter yet."""
+        if not any(path.endswith(WEIGHTS_ENDINGS) for path in tree):
+            return None
+        files = [tree[path].descriptor for path in sorted(tree)]
+        try:
+            return read_any(files, lambda path, at, n: self._read(tree, staged, path, at, n)).claim
+        except Invalid as error:
+            if error.findings and {finding.code for finding in error.findings} <= _INCOMPLETE:
+                return None
+            raise
+
+    # ---------------------------------------------------------------- draft
+    def _write_draft(self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> str:
+        """Keep the files as the draft of the branch; return its commit id."""
+        verified = {f.descriptor.digest for f in head.files.values()}
+        new = {f.descriptor.digest: f.descriptor for f in tree.values() if f.descriptor.digest not in verified}
+        for digest in new.keys() & staged.keys():
+            self._verify(new[digest], staged[digest])
+        described = self._with_git_ids(tree, staged)
+        sizes = {f.descriptor.digest: f.descriptor.size_bytes for f in described.values()}
+        parent = head.version.digest if head.version is not None else ""
+        draft = DraftCommit(self.branch, described, parent, self.request.message)
+        with db.session(self.engine) as session:
+            seconds = self.settings.draft_seconds
+            upload = drafts.open_upload(session, self.actor, self.name, {}, self.settings, seconds=seconds)
+            drafts.hold_blobs(session, upload, {digest: "" for digest in sizes if digest not in staged}, sizes)
+            row = drafts.write(session, self.actor, self.name, upload, draft, head.draft.revision if head.draft else "")
+        return row.revision
+
+    def _verify(self, file: Descriptor, blob: PushBlobRow) -> None:
+        """Check the bytes of a draft's file. A version's are checked again when it is pushed."""
+        key = drafts.key_of_blob(blob)
+        stat = self.blobs.stat(key)
+        if stat is None:
+            raise version_push.not_uploaded([file])
+        digest, size_bytes = stat.digest, stat.size_bytes
+        if digest is None:
+            hasher = Hasher()
+            for chunk in self.blobs.open(key):
+                hasher.update(chunk)
+            digest = hasher.digest()
+        if (digest, size_bytes) != (file.digest, file.size_bytes):
+            self.blobs.delete(key)  # otherwise nothing else could be uploaded there
+            raise _mismatch(file, f"has {size_bytes} bytes that hash to {digest}")
+
+    def _with_git_ids(self, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow]) -> dict[str, File]:
+        """The files with the ids that the Hub API shows of them."""
+        described: dict[str, File] = {}
+        for path, file in tree.items():
+            descriptor = file.descriptor
+            if hub.is_large(descriptor):
+                file = File(descriptor, hub.git_id(hub.pointer(descriptor)))
+            elif not file.git_id:
+                file = File(descriptor, hub.git_id(self._read(tree, staged, path, 0, descriptor.size_bytes)))
+            described[path] = file
+        return described
+
+    # ---------------------------------------------------------------- version
+    def _push(
+        self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow], claim: BaseClaim
+    ) -> Outcome:
+        """Push the files as a version, and end the draft of the branch in the same transaction."""
+        card = tree.get(CARD)
+        text = self._read(tree, staged, CARD, 0, card.descriptor.size_bytes) if card is not None else b""
+        alias = "" if self.branch == NEWEST else self.branch
+        engines = engine_compat.parse_setting(self.settings.engines)
+        with db.session(self.engine, write=False) as session:
+            base = choose_base(session, claim, text, head.version)
+            files = [file.descriptor for file in tree.values()]
+            manifest = Manifest.build(base, files, self._parents(head))
+            push = VersionPush(manifest, staged, self.request.message, alias)
+            push_id, result = version_push.push_version(
+                session, self.actor, self.name, push, blobs=self.blobs, engines=engines, settings=self.settings
+            )
+            moved = find_generation(session, self.name, self.branch) - head.generation
+            if self.request.parent and result.created and not result.alias_refused and moved != 1:
+                raise drafts.moved(self.name, self.branch)
+            released = self._end_draft(session, head, manifest)
+            failpoints.reach("hub.version.before_commit")
+        return Outcome(hub.commit_id(manifest.digest), result, push_id, released)
+
+    def _parents(self, head: Head) -> list[Edge]:
+        if head.version is None:
+            return []
+        name = f"{self.name}@{head.version.number}"
+        return [Edge(relation=Relation.CONTINUED, digest=Digest(head.version.digest), name=name)]
+
+    def _end_draft(self, session: Session, head: Head, manifest: Manifest) -> list[str]:
+        if head.draft is not None:
+            drafts.end(session, [head.draft])
+        upload = drafts.find_upload(session, self.actor, self.name)
+        return drafts.release(session, upload.id, [f.digest for f in manifest.files]) if upload is not None else []
+
+
+def _descriptors(tree: Mapping[str, File]) -> dict[str, Descriptor]:
+    return {path: file.descriptor for path, file in tree.items()}
+
+
+def _mismatch(file: Descriptor, message: str) -> Invalid:
+    text = f"{message}; the commit says {file.size_bytes} bytes and {file.digest}"
+    return Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", file.path, text))
+
+
+def delete_staged(blobs: BlobStore, keys: Sequence[str]) -> None:
+    """Delete what a version does not need any more. Optional: `gc` would do the same later."""
+    with contextlib.suppress(Unavailable):
+        for key in keys:
+            blobs.end_staging(key)
+
+
+# ------------------------------------------------------------------ head
+def require_target(engine: Engine, actor: Actor, name: AdapterName) -> None:
+    """Raise an error unless the actor may push to this repository, and it exists."""
+    actor.require(Scope.PUSH, name)
+    with db.session(engine, write=False) as session:
+        revisions.require_repository(session, actor, name)
+
+
+def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> Head:
+    """Where the branch is. `NotFound` if it does not exist.
+
+    `Conflict` (PARENT_MOVED) ends a draft that began from another version than the one at the branch.
+    """
+    actor.require(Scope.PUSH, name)
+    branch = parse_branch(name, branch)
+    with db.session(engine, write=False) as session:
+        parent = revisions.find_parent(session, name, branch)
+        draft = next((d for d in drafts.list_drafts(session, actor, name) if d.branch == branch), None)
+        files = drafts.read_files(session, draft) if draft is not None else {}
+        if draft is None and not parent:
+            _require_empty_branch(session, actor, name, branch)
+        version = versions.find(session, actor, name, Digest(parent)) if parent else None
+        generation = find_generation(session, name, branch)
+    if draft is not None and draft.parent != parent:
+        with db.session(engine) as session:
+            drafts.end(session, [draft])
+        if files:
+            raise drafts.moved(name, branch)
+        draft = None
+    return Head(version, draft, files if draft is not None else _files_of(version), generation)
+
+
+def parse_branch(name: AdapterName, branch: str) -> str:
+    """The alias that a branch is. `Invalid` for anything else."""
+    selector = hub.revision(branch)
+    if selector is None or isinstance(selector, int | Digest | hub.Commit):
+        refusals.refuse_branch(name, branch)
+    return str(selector)
+
+
+def _require_empty_branch(session: Session, actor: Actor, name: AdapterName, branch: str) -> None:
+    """Allow `main` of an adapter that has lost all its versions; refuse other branches and other names."""
+    revisions.require_repository(session, actor, name)
+    if branch != NEWEST or not repositories.has_adapter(session, name):
+        raise NotFound("VERSION_UNKNOWN", f"'{name}' has no branch {branch!r}")
+
+
+def _files_of(version: VersionRow | None) -> dict[str, File]:
+    if version is None:
+        return {}
+    return {file.path: File(file) for file in Manifest.model_validate_json(version.manifest).files}
+
+
+def find_generation(session: Session, name: AdapterName, alias: str) -> int:
+    """How often an alias has moved; 0 if there is none."""
+    statement = select(AliasRow.generation).join(AdapterRow, col(AdapterRow.id) == col(AliasRow.adapter_id))
+    return session.exec(statement.where(versions.named(name), AliasRow.alias == alias)).first() or 0

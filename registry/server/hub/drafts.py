@@ -1,0 +1,236 @@
+"""Drafts: what a Hub client has committed or uploaded, and what is no version yet.
+
+- A draft belongs to one pusher and one branch. Nobody else sees it; it reserves no name and is in no list.
+- Its bytes are staged by a push without a manifest, the *upload* of one pusher for one adapter. `gc` ends it as any
+  push, and its drafts with it. Each commit renews it, for `REGISTRY_DRAFT_SECONDS`.
+- A version never refers to a draft. When a commit completes the adapter, another push takes over the staged bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, exists, not_, or_, update
+from sqlmodel import Session, col, select
+
+from registry.digest import Digest, canonical_json
+from registry.errors import Conflict
+from registry.files import kind_of
+from registry.hub.shapes import File
+from registry.manifest import Descriptor
+from registry.names import AdapterName
+from registry.roles import Scope
+from registry.server import failpoints
+from registry.server.access import quotas
+from registry.server.actors import Actor
+from registry.server.database import db
+from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow
+from registry.server.settings import Settings
+from registry.server.storage import references
+from registry.server.storage.blobs import key_of
+from registry.server.storage.references import PushState
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCommit:
+    """What a draft becomes: its files by path, the version that they began from, and the message of the commit."""
+
+    branch: str
+    files: Mapping[str, File]
+    parent: str
+    message: str
+
+    def revision_after(self, revision: str) -> str:
+        """The commit id of these files after another commit of the same draft."""
+        files = sorted((path, file.descriptor.digest) for path, file in self.files.items())
+        return hashlib.sha256(canonical_json([self.branch, revision, self.parent, files])).hexdigest()[:40]
+
+
+def owner_of(actor: Actor) -> str:
+    """Who a draft belongs to: the subject of the actor's token, else the token."""
+    return actor.subject or actor.token_id
+
+
+def _upload_prefix(actor: Actor, name: AdapterName) -> str:
+    return "hub_" + hashlib.sha256(f"{name}\n{owner_of(actor)}".encode()).hexdigest()[:24] + "_"
+
+
+# ------------------------------------------------------------------ find
+def find(session: Session, actor: Actor, name: AdapterName, revision: str) -> DraftRow | None:
+    """The actor's draft at a branch or commit id. Without the right to push, there is none and nothing is read."""
+    word = revision.removeprefix("refs/heads/")
+    rows = _list(session, actor, name, or_(col(DraftRow.branch) == word, col(DraftRow.revision) == word))
+    return rows[0] if rows else None
+
+
+def list_drafts(session: Session, actor: Actor, name: AdapterName) -> list[DraftRow]:
+    """The actor's drafts of an adapter, one a branch."""
+    return _list(session, actor, name)
+
+
+def _list(session: Session, actor: Actor, name: AdapterName, *conditions: ColumnElement[bool]) -> list[DraftRow]:
+    if not actor.holds(Scope.PUSH, name.namespace, name.name):
+        return []
+    mine = select(DraftRow).join(PushRow, col(PushRow.id) == col(DraftRow.push_id)).where(
+        col(DraftRow.namespace) == name.namespace, col(DraftRow.name) == name.name,
+        col(DraftRow.owner) == owner_of(actor),
+        col(PushRow.state) == PushState.OPEN, col(PushRow.expires_at) > db.now(),
+    )  # fmt: skip
+    return list(session.exec(mine.where(*conditions).order_by(col(DraftRow.branch))).all())
+
+
+def read_files(session: Session, draft: DraftRow) -> dict[str, File]:
+    """The files of a draft by path, with their git ids."""
+    rows = session.exec(
+        select(DraftFileRow).where(col(DraftFileRow.draft_id) == draft.id).order_by(col(DraftFileRow.path))
+    )
+    return {row.path: File(describe(row.path, Digest(row.digest), row.size_bytes), row.git_sha1) for row in rows}
+
+
+def describe(path: str, digest: Digest, size_bytes: int) -> Descriptor:
+    """The descriptor of a file; one that no version holds has no media type."""
+    kind = kind_of(path)
+    return Descriptor(path=path, media_type=kind.media_type if kind else "", digest=digest, size_bytes=size_bytes)
+
+
+def locate(session: Session, push_ids: Iterable[str], digests: Iterable[Digest]) -> dict[Digest, PushBlobRow]:
+    """The rows of these blobs in uploads; one whose bytes are staged is preferred."""
+    rows = session.exec(
+        select(PushBlobRow)
+        .where(col(PushBlobRow.push_id).in_(list(push_ids)), col(PushBlobRow.digest).in_(list(digests)))
+        .order_by(col(PushBlobRow.staging_key))
+    )
+    return {Digest(row.digest): row for row in rows}
+
+
+def key_of_blob(blob: PushBlobRow) -> str:
+    """Where the bytes of a blob of an upload are."""
+    return blob.staging_key or key_of(Digest(blob.digest))
+
+
+# ------------------------------------------------------------------ uploads
+def find_upload(session: Session, actor: Actor, name: AdapterName) -> PushRow | None:
+    """The open upload of the actor for an adapter."""
+    prefix = _upload_prefix(actor, name)
+    mine = select(PushRow).where(
+        col(PushRow.id).between(prefix, prefix + "z"),
+        col(PushRow.state) == PushState.OPEN,
+        col(PushRow.expires_at) > db.now(),
+    )
+    return session.exec(mine.order_by(col(PushRow.id)).limit(1)).first()
+
+
+def open_upload(
+    session: Session,
+    actor: Actor,
+    name: AdapterName,
+    sizes: Mapping[Digest, int],
+    settings: Settings,
+    *,
+    seconds: int = 0,
+) -> PushRow:
+    """The open upload of the actor for an adapter, or a new one, with space for blobs of these sizes.
+
+    It stays open for as long as a push, or for `seconds`. The transaction must write. Errors as of a plan of a push.
+    """
+    actor.require(Scope.PUSH, name)
+    row, now = find_upload(session, actor, name), db.now()
+    until = now + timedelta(seconds=max(seconds, settings.push_hold_seconds))
+    quotas.check_before_staging(session, actor, name, sum(sizes.values()), is_new=row is None)
+    if row is not None and references.extend_push(session, row.id, until=until):
+        return row
+    row = PushRow(
+        id=_upload_prefix(actor, name) + secrets.token_hex(6), namespace=name.namespace, name=name.name, manifest="",
+        manifest_digest="", state=PushState.OPEN, created_at=now, created_by=actor.identity, token_id=actor.token_id,
+        expires_at=until,
+    )  # fmt: skip
+    db.bulk_insert(session, [row])
+    return row
+
+
+def hold_blobs(session: Session, push: PushRow, keys: Mapping[Digest, str], sizes: Mapping[Digest, int]) -> None:
+    """Reference these blobs by an upload, each with its staging key; empty for one that the actor may read."""
+    references.reserve(session, {digest: sizes[digest] for digest in keys})
+    for digest, key in sorted(keys.items()):
+        values = {"push_id": push.id, "digest": digest, "size_bytes": sizes[digest], "staging_key": key}
+        if not db.insert_new(session, PushBlobRow, values) and key:
+            same = (col(PushBlobRow.push_id) == push.id, col(PushBlobRow.digest) == digest)
+            session.connection().execute(update(PushBlobRow).where(*same).values(staging_key=key))
+
+
+# ------------------------------------------------------------------ change
+def write(
+    session: Session, actor: Actor, name: AdapterName, push: PushRow, commit: DraftCommit, expected: str
+) -> DraftRow:
+    """Replace the draft of a branch. `Conflict` (PARENT_MOVED) unless it is at the revision `expected` (empty: new)."""
+    now = db.now()
+    key = hashlib.sha256(f"{name}\n{owner_of(actor)}\n{commit.branch}".encode()).hexdigest()[:32]
+    values: dict[str, Any] = {
+        "id": key, "namespace": name.namespace, "name": name.name, "owner": owner_of(actor), "branch": commit.branch,
+        "push_id": push.id, "parent": commit.parent, "revision": commit.revision_after(expected),
+        "message": commit.message, "created_at": now, "created_by": actor.identity, "updated_at": now,
+    }  # fmt: skip
+    if not expected:
+        session.connection().execute(delete(DraftRow).where(col(DraftRow.id) == key, not_(_is_open())))
+        if not db.insert_new(session, DraftRow, values):
+            raise moved(name, commit.branch)
+    else:
+        same = update(DraftRow).where(col(DraftRow.id) == key, col(DraftRow.revision) == expected)
+        kept = ("push_id", "parent", "revision", "message", "updated_at")
+        if not session.connection().execute(same.values({column: values[column] for column in kept})).rowcount:
+            raise moved(name, commit.branch)
+        session.connection().execute(delete(DraftFileRow).where(col(DraftFileRow.draft_id) == key))
+    files = [
+        DraftFileRow(
+            draft_id=key, path=path, digest=f.descriptor.digest, size_bytes=f.descriptor.size_bytes, git_sha1=f.git_id
+        )
+        for path, f in commit.files.items()
+    ]
+    db.bulk_insert(session, files)
+    failpoints.reach("hub.draft.before_commit")
+    return DraftRow(**values)
+
+
+def _is_open() -> ColumnElement[bool]:
+    return exists().where(
+        col(PushRow.id) == col(DraftRow.push_id),
+        col(PushRow.state) == PushState.OPEN,
+        col(PushRow.expires_at) > db.now(),
+    )
+
+
+def moved(name: AdapterName, branch: str) -> Conflict:
+    """The error for a branch that another commit has moved."""
+    return Conflict(
+        "PARENT_MOVED", f"branch '{branch}' of '{name}' has another commit meanwhile",
+        next_step="read it again, then commit on its newest commit",
+    )  # fmt: skip
+
+
+def end(session: Session, drafts: Iterable[DraftRow]) -> None:
+    """Delete drafts. Their upload keeps its blobs until `release`."""
+    ids = [draft.id for draft in drafts]
+    session.connection().execute(delete(DraftRow).where(col(DraftRow.id).in_(ids)))
+
+
+def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[str]:
+    """Stop staging these blobs, which a version has now; return their staging keys. An upload without any use ends."""
+    of_push = col(PushBlobRow.push_id) == push_id
+    staged = and_(of_push, col(PushBlobRow.digest).in_(list(digests)), col(PushBlobRow.staging_key) != "")
+    keys = list(session.exec(select(PushBlobRow.staging_key).where(staged)).all())
+    session.connection().execute(update(PushBlobRow).where(staged).values(staging_key=""))
+    in_draft = exists().where(
+        col(DraftRow.push_id) == push_id, col(DraftFileRow.draft_id) == col(DraftRow.id),
+        col(DraftFileRow.digest) == col(PushBlobRow.digest),
+    )  # fmt: skip
+    unused = delete(PushBlobRow).where(of_push, col(PushBlobRow.staging_key) == "", not_(in_draft))
+    session.connection().execute(unused.execution_options(synchronize_session=False))
+    uses = (select(PushBlobRow.digest).where(of_push), select(DraftRow.id).where(col(DraftRow.push_id) == push_id))
+    if not any(session.exec(use.limit(1)).first() for use in uses):
+        references.end_push(session, push_id)
+    return keys

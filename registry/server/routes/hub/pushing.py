@@ -1,0 +1,279 @@
+"""Pushing by the Hub API: the mode of each file, links for large ones, and the commit.
+
+    preupload → Git LFS batch → PUT of each large file → commit
+
+The answer of a commit says in X-HF-Warning, which clients print, what has become of it and what the checks say.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.background import BackgroundTask
+
+from registry.api import PREFIX
+from registry.digest import Digest
+from registry.errors import Invalid, TooLarge, printable
+from registry.evaluation.verdicts import Verdict
+from registry.files import FILE_LIMIT_BYTES
+from registry.hub.operations import BODY_LIMIT_BYTES, CommitRequest, read_commit
+from registry.hub.shapes import Json
+from registry.names import AdapterName
+from registry.server.actors import Actor
+from registry.server.database import db
+from registry.server.http.dependencies import (
+    NO_TOKEN,
+    BlobsDep,
+    EngineDep,
+    Puller,
+    Pusher,
+    PusherInThread,
+    SettingsDep,
+)
+from registry.server.http.routing import run_in_store_thread
+from registry.server.hub import commits, refusals, repositories, revisions, uploads
+from registry.server.hub.commits import Committer, Outcome
+from registry.server.hub.uploads import LargeFile
+from registry.server.push import background, commit
+from registry.server.routes.hub import protocol
+from registry.server.routes.hub.protocol import HubRoute
+from registry.server.routes.hub.writing import MODEL, read_json
+
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
+LFS = "/{namespace}/{name}/info/lfs/objects"
+LFS_TYPE = "application/vnd.git-lfs+json"
+BATCH_LIMIT = 1000
+WRITE_BYTES = 2**20
+WARNING_LIMIT = 1000
+CreatePr = Annotated[str, Query(max_length=20)]
+
+
+def _adapter_of(request: Request) -> AdapterName:
+    name = request.path_params["name"].removesuffix(".git")
+    return repositories.parse_name(request.path_params["namespace"], name)
+
+
+def _refuse_pull_request(create_pr: str) -> None:
+    if create_pr.lower() not in ("", "0", "false"):
+        refusals.refuse("this registry has no pull requests", "commit to a branch: it is an alias with a gate")
+
+
+# ------------------------------------------------------------------ modes and links
+@router.post(MODEL + "/preupload/{revision}")
+def choose_modes(
+    request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, revision: str, create_pr: CreatePr = ""
+) -> Response:
+    """Say of each file whether it is sent in the commit or apart, or is left out."""
+    _refuse_pull_request(create_pr)
+    name = _adapter_of(request)
+    files = [(path, size) for path, size in _files(read_json(request))]
+    head = commits.find_head(engine, actor, name, revision)
+    tree = {path: head.files[path] for path, _ in files if path in head.files}
+    if head.version is not None and head.draft is None:
+        descriptors = [file.descriptor for file in tree.values()]
+        tree = {f.descriptor.path: f for f in repositories.with_git_ids(engine, blobs, head.version.id, descriptors)}
+    modes = uploads.choose_modes(files, tree, agent=request.headers.get("user-agent", ""))
+    answer = [
+        {"path": mode.path, "uploadMode": "lfs" if mode.is_large else "regular", "shouldIgnore": bool(mode.ignored)}
+        | ({"oid": mode.oid} if mode.oid else {})
+        for mode in modes
+    ]
+    response = JSONResponse({"files": answer, "commitOid": head.commit})
+    ignored = [mode.ignored for mode in modes if mode.ignored]
+    if ignored:
+        more = f" (and {len(ignored) - 1} more files)" if ignored[1:] else ""
+        _warn(response, f"left out of {name}", f"left out: {ignored[0]}{more}")
+    return response
+
+
+def _files(fields: Json) -> Iterator[tuple[str, int]]:
+    files = fields.get("files")
+    if not isinstance(files, list) or len(files) > BATCH_LIMIT:
+        raise Invalid("REQUEST_INVALID", f"files: is not a list of at most {BATCH_LIMIT} files")
+    for file in files:
+        path, size = (file.get("path"), file.get("size")) if isinstance(file, dict) else (None, None)
+        if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise Invalid("REQUEST_INVALID", "files: each needs a `path` and a `size`")
+        yield path, size
+
+
+@router.post(LFS + "/batch")
+def request_uploads(
+    request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep
+) -> Response:
+    """Links for large files, as Git LFS has them."""
+    fields, name = read_json(request), _adapter_of(request)
+    if fields.get("operation") != "upload":
+        raise Invalid("REQUEST_INVALID", "operation: only `upload` is served; download files by their path")
+    sizes = dict(_objects(fields))
+    commits.require_target(engine, actor, name)
+    files = uploads.request_uploads(engine, actor, name, sizes, blobs=blobs, settings=settings)
+    base = protocol.base_url(request)
+    objects = [_to_object(file, base, f"{base}/{name}.git/info/lfs/objects") for file in files]
+    is_multipart = any(file.upload is not None and file.upload.part_bytes for file in files)
+    answer = {"transfer": "multipart" if is_multipart else "basic", "objects": objects, "hash_algo": "sha256"}
+    return JSONResponse(answer, media_type=LFS_TYPE)
+
+
+def _objects(fields: Json) -> Iterator[tuple[Digest, int]]:
+    objects = fields.get("objects")
+    if not isinstance(objects, list) or len(objects) > BATCH_LIMIT:
+        raise Invalid("REQUEST_INVALID", f"objects: is not a list of at most {BATCH_LIMIT} files")
+    for item in objects:
+        yield _object(item)
+
+
+def _object(item: Any) -> tuple[Digest, int]:
+    oid, size = (item.get("oid"), item.get("size")) if isinstance(item, dict) else (None, None)
+    if not isinstance(oid, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise Invalid("REQUEST_INVALID", "a large file needs an `oid` and a `size`")
+    if size > FILE_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"{oid[:64]}: has {size} bytes, over the limit of {FILE_LIMIT_BYTES}")
+    return Digest(f"sha256:{oid}"), size
+
+
+def _to_object(file: LargeFile, base: str, url: str) -> Json:
+    answer: Json = {"oid": file.digest.hex, "size": file.size_bytes, "authenticated": True}
+    upload = file.upload
+    if upload is None:
+        return answer
+    urls = [link if "://" in link else base + link for link in upload.urls]
+    action: Json = {"href": urls[0]}
+    if upload.part_bytes:
+        header = {"chunk_size": str(upload.part_bytes), **{str(at): link for at, link in enumerate(urls, 1)}}
+        action = {"href": f"{url}/complete", "header": header}
+    return answer | {"actions": {"upload": action, "verify": {"href": f"{url}/verify"}}}
+
+
+@router.post(LFS + "/complete", dependencies=[NO_TOKEN])
+def complete_parts() -> Json:
+    """Do nothing: clients send no token here, so the commit assembles the parts."""
+    return {}
+
+
+@router.post(LFS + "/verify")
+def verify_upload(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsDep) -> Json:
+    """Check that a large file has arrived."""
+    name = _adapter_of(request)
+    digest, size_bytes = _object(read_json(request))
+    uploads.verify_upload(engine, actor, name, digest, size_bytes, blobs=blobs)
+    return {}
+
+
+@router.get(MODEL + "/xet-write-token/{rest:path}")
+def refuse_xet(_actor: Pusher) -> Response:
+    """Refuse: there is no Xet here."""
+    raise uploads.refuse_xet()
+
+
+@router.get(MODEL + "/auth-check/write")
+def check_write_access(request: Request, actor: Pusher, engine: EngineDep) -> dict[str, bool]:
+    """Whether the token may push to this adapter."""
+    commits.require_target(engine, actor, _adapter_of(request))
+    return {"ok": True}
+
+
+# ------------------------------------------------------------------ commit
+@router.post(MODEL + "/commit/{revision}")
+async def commit_files(
+    request: Request, actor: PusherInThread, engine: EngineDep, revision: str, create_pr: CreatePr = ""
+) -> Response:
+    """Commit to a branch."""
+    _refuse_pull_request(create_pr)
+    state, name = request.app.state, _adapter_of(request)
+    request.state.unread_body = True
+    await run_in_store_thread(commits.find_head, engine, actor, name, revision)
+    with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
+        await _receive(request, spool)
+        request.state.unread_body = False
+        with state.freshness.during_write(), background.push_in_progress(engine):
+            outcome = await run_in_store_thread(_commit, request, actor, name, revision, spool)
+    return _answer(request, name, outcome)
+
+
+async def _receive(request: Request, spool: IO[bytes]) -> None:
+    """Write the body to a file. `TooLarge` (SIZE_INVALID) beyond the limit."""
+    size_bytes, buffer = 0, bytearray()
+    async for chunk in request.stream():
+        buffer += chunk
+        size_bytes += len(chunk)
+        if size_bytes > BODY_LIMIT_BYTES:
+            raise TooLarge("SIZE_INVALID", f"commit: over the limit of {BODY_LIMIT_BYTES} bytes")
+        if len(buffer) >= WRITE_BYTES:
+            await run_in_store_thread(spool.write, buffer)
+            buffer = bytearray()
+    await run_in_store_thread(spool.write, buffer)
+    await run_in_store_thread(spool.flush)
+
+
+def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> Outcome:
+    state = request.app.state
+    if not spool.tell():
+        raise Invalid("REQUEST_INVALID", "the commit is empty")
+    with mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ) as body:
+        committed: CommitRequest = read_commit(body)
+        branch = commits.parse_branch(name, revision)
+        committer = Committer(state.engine, state.blobs, state.settings, actor, name, branch, committed)
+        return committer.run()
+
+
+def _answer(request: Request, name: AdapterName, outcome: Outcome) -> Response:
+    state = request.app.state
+    text = _describe(name, outcome)
+    url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
+    answer = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
+    clean_up = partial(_clean_up, request, outcome)
+    response = JSONResponse(
+        answer, background=BackgroundTask(run_in_store_thread, clean_up) if outcome.push_id else None
+    )
+    response.headers.update(state.audit_log.checkpoint_header)
+    _warn(response, outcome.commit, text)
+    return response
+
+
+def _clean_up(request: Request, outcome: Outcome) -> None:
+    state = request.app.state
+    commits.delete_staged(state.blobs, outcome.released)
+    commit.clean_up(state.engine, outcome.push_id, blobs=state.blobs)
+
+
+def _describe(name: AdapterName, outcome: Outcome) -> str:
+    """One line: the number of the version with its verdicts, or why it is a draft."""
+    if outcome.pushed is None:
+        if outcome.is_draft:
+            return f"{name}: a draft that only you see, until its files are a whole adapter"
+        return f"{name}: nothing has changed"
+    version = outcome.pushed.version
+    checks = [_verdict(verdict) for verdict in version.verdicts]
+    checks += ["smoke test queued"] if outcome.pushed.job_id else []
+    refused = f"; {outcome.pushed.alias_refused}" if outcome.pushed.alias_refused else ""
+    return f"{name}@{version.number} on {version.base}: {'; '.join(checks)}{refused}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    check = f"{verdict.check} {verdict.profile}".strip()
+    worst = next((finding for finding in verdict.findings if finding.severity == "error"), None)
+    return f"{check} {verdict.outcome}" + (f" ({worst.to_text()})" if worst is not None else "")
+
+
+def _warn(response: Response, topic: str, text: str) -> None:
+    """Add a warning that clients print once for each topic."""
+    line = printable(f"{topic.replace(';', ',')}; {text}", WARNING_LIMIT)
+    response.headers.append("X-HF-Warning", line.encode("ascii", "replace").decode())
+
+
+@router.get("/{namespace}/{name}/commit/{revision}")
+def show_commit(request: Request, actor: Puller, engine: EngineDep, revision: str) -> Response:
+    """Lead to the version that a commit is; a draft is answered as a commit."""
+    name = _adapter_of(request)
+    with db.session(engine, write=False) as session:
+        found = revisions.find(session, actor, name, revision)
+    if found.version is None:
+        return JSONResponse(found.to_commit())
+    return RedirectResponse(f"{PREFIX}/adapters/{name}/versions/{found.version.digest}", status_code=307)

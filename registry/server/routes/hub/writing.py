@@ -1,0 +1,234 @@
+"""Pushing by the Hub API, without bytes: create, delete, move and set up repositories, branches and tags.
+
+    repository      an adapter, or the drafts of a pusher: it reserves no name before its first version
+    branch          an alias, which moves through its gate; `main` follows the newest version
+    tag             the number of a version; others are refused
+
+What the registry does not have is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
+
+from registry import names
+from registry.adapters import card
+from registry.errors import Conflict, Invalid, NotFound
+from registry.hub.shapes import Json
+from registry.names import NEWEST, AdapterName
+from registry.server.actors import Actor
+from registry.server.database import db
+from registry.server.http.dependencies import BlobsHandleDep, EngineDep, Pusher, SettingsDep
+from registry.server.http.routing import run_in_store_thread
+from registry.server.hub import commits, drafts, refusals, repositories, revisions
+from registry.server.hub.drafts import DraftCommit
+from registry.server.promotion import aliases, removal
+from registry.server.routes.hub import protocol
+from registry.server.routes.hub.protocol import HubRoute
+
+router = APIRouter(route_class=HubRoute, include_in_schema=False)
+MODEL = "/api/models/{namespace}/{name}"
+EMPTY = DraftCommit(branch=NEWEST, files={}, parent="", message="")
+
+
+def read_json(request: Request) -> Json:
+    """Return the JSON object in the body; an empty body is an empty object."""
+    try:
+        fields = json.loads(request.state.body or b"{}")
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise Invalid("REQUEST_INVALID", "the body is not a JSON object")
+    return fields
+
+
+def _text(fields: Json, key: str) -> str:
+    value = fields.get(key) or ""
+    if not isinstance(value, str):
+        raise Invalid("REQUEST_INVALID", f"{key}: is not a text")
+    return value
+
+
+# ------------------------------------------------------------------ repositories
+@router.post("/api/repos/create")
+def create_repository(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep) -> Response:
+    """Create an empty draft of a new adapter. 409 if there is one, or an adapter of this name."""
+    fields = read_json(request)
+    refusals.refuse_type(_text(fields, "type"))
+    name = _parse_name(_text(fields, "organization"), _text(fields, "name"))
+    _check_visibility(fields, actor, name)
+    answer = {"url": f"{protocol.base_url(request)}/{name}", "name": str(name), "id": str(name)}
+    with db.session(engine, write=False) as session:
+        exists = _exists(session, actor, name)
+        if not exists:
+            db.begin_writing(session)
+            upload = drafts.open_upload(session, actor, name, {}, settings, seconds=settings.draft_seconds)
+            drafts.write(session, actor, name, upload, EMPTY, "")
+    if exists:
+        message = f"there is an adapter '{name}' already"
+        return JSONResponse(answer | {"error": message}, 409, {"X-Error-Message": message})
+    return JSONResponse(answer)
+
+
+def _parse_name(organization: str, name: str) -> AdapterName:
+    """Parse the name of a new repository. Unlike that of one to read, it must be valid."""
+    namespace, _, word = name.rpartition("/")
+    if not (organization or namespace):
+        raise Invalid("NAME_INVALID", f"{name[:80]!r} has no namespace", next_step="name the repository NAMESPACE/NAME")
+    return AdapterName((organization or namespace).lower(), word.lower())
+
+
+def _exists(session: Any, actor: Actor, name: AdapterName) -> bool:
+    try:
+        revisions.require_repository(session, actor, name)
+    except NotFound:
+        return False
+    return True
+
+
+def _check_visibility(fields: Json, actor: Actor, name: AdapterName) -> None:
+    """Refuse what the namespace does not have: it decides who may pull, for all its adapters."""
+    is_public = name.namespace in actor.public
+    wants_private = fields.get("private") is True or _text(fields, "visibility") == "private"
+    if wants_private and is_public:
+        refusals.refuse(
+            f"namespace '{name.namespace}' is public, so none of its adapters is private",
+            "push to a private namespace, or let an owner run `adapter namespace set NAMESPACE --private`",
+        )
+    if fields.get("gated") not in (None, False, "false"):
+        refusals.refuse("this registry has no gated repositories", "give readers a role in the namespace")
+
+
+@router.delete("/api/repos/delete")
+def delete_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
+    """Delete the drafts of the caller, or the adapter if there are none."""
+    fields = read_json(request)
+    refusals.refuse_type(_text(fields, "type"))
+    name = _find_name(_text(fields, "organization"), _text(fields, "name"))
+    with db.session(engine) as session:
+        mine = revisions.require_repository(session, actor, name)
+        if mine and not repositories.has_adapter(session, name):
+            drafts.end(session, mine)
+            for push_id in {draft.push_id for draft in mine}:
+                drafts.release(session, push_id, [])
+            return JSONResponse({})
+        removal.delete_adapter(session, actor, name)
+    after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
+    return JSONResponse({}, background=after)
+
+
+def _find_name(organization: str, name: str) -> AdapterName:
+    namespace, _, word = name.rpartition("/")
+    return repositories.parse_name(organization or namespace, word)
+
+
+@router.post("/api/repos/move")
+def move_repository(request: Request, actor: Pusher, engine: EngineDep, blobs: BlobsHandleDep) -> Response:
+    """Rename an adapter. Its old name ends."""
+    fields = read_json(request)
+    refusals.refuse_type(_text(fields, "type"))
+    name = _find_name("", _text(fields, "fromRepo"))
+    to = _parse_name("", _text(fields, "toRepo"))
+    with db.session(engine) as session:
+        removal.rename(session, actor, name, to)
+    after = BackgroundTask(run_in_store_thread, removal.delete_records, engine, blobs, name)
+    return JSONResponse({}, background=after)
+
+
+@router.put(MODEL + "/settings")
+def change_settings(request: Request, actor: Pusher, engine: EngineDep, namespace: str, name: str) -> Json:
+    """Accept settings that are as they are asked for; the others belong to the namespace."""
+    fields, adapter = read_json(request), repositories.parse_name(namespace, name)
+    with db.session(engine, write=False) as session:
+        revisions.require_repository(session, actor, adapter)
+    _check_visibility(fields, actor, adapter)
+    wants_public = fields.get("private") is False or _text(fields, "visibility") == "public"
+    if wants_public and adapter.namespace not in actor.public:
+        refusals.refuse(
+            f"namespace '{adapter.namespace}' is private, so none of its adapters is public",
+            "an owner makes it public with `adapter namespace set NAMESPACE --public`",
+        )
+    return {"private": adapter.namespace not in actor.public, "gated": False}
+
+
+@router.post("/api/validate-yaml")
+def validate_card(request: Request, _actor: Pusher) -> Json:
+    """Say what is wrong with the front matter of a README. It never stops a push."""
+    problem = card.describe_problem(_text(read_json(request), "content").encode("utf-8", "replace"))
+    return {"errors": [], "warnings": [{"message": f"README.md {problem}"}] if problem else []}
+
+
+# ------------------------------------------------------------------ branches and tags
+@router.post(MODEL + "/branch/{branch}")
+def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: SettingsDep, branch: str) -> Json:
+    """Create an alias at a version, through its gate. In a repository without a version: an empty draft."""
+    adapter = _adapter_of(request)
+    start = _text(read_json(request), "startingPoint") or NEWEST
+    alias = str(names.alias(branch.removeprefix("refs/heads/")))
+    with db.session(engine) as session:
+        mine = revisions.require_repository(session, actor, adapter)
+        at = revisions.find(session, actor, adapter, start)
+        if alias == NEWEST or revisions.find_parent(session, adapter, alias) or any(d.branch == alias for d in mine):
+            raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
+        if at.version is not None:
+            aliases.move(
+                session, actor, adapter, alias, at.version, expected_generation=0, reason="created as a branch"
+            )
+            return {}
+        upload = drafts.open_upload(session, actor, adapter, {}, settings, seconds=settings.draft_seconds)
+        files = drafts.read_files(session, at.draft) if at.draft is not None else {}
+        drafts.write(session, actor, adapter, upload, DraftCommit(alias, files, "", ""), "")
+    return {}
+
+
+@router.delete(MODEL + "/branch/{branch}")
+def delete_branch(request: Request, actor: Pusher, engine: EngineDep, branch: str) -> Json:
+    """Delete the caller's draft on a branch. An alias stays."""
+    adapter = _adapter_of(request)
+    alias = commits.parse_branch(adapter, branch)
+    with db.session(engine) as session:
+        mine = [d for d in revisions.require_repository(session, actor, adapter) if d.branch == alias]
+        if revisions.find_parent(session, adapter, alias) or alias == NEWEST:
+            refusals.refuse("an alias is never deleted: its history stays", "move it with `adapter promote`")
+        if not mine:
+            raise NotFound("VERSION_UNKNOWN", f"'{adapter}' has no branch '{alias}'")
+        drafts.end(session, mine)
+        for draft in mine:
+            drafts.release(session, draft.push_id, [])
+    return {}
+
+
+@router.post(MODEL + "/tag/{revision}")
+@router.delete(MODEL + "/tag/{revision}")
+def change_tag(request: Request, actor: Pusher, engine: EngineDep, revision: str) -> Json:
+    """Refuse: the tags of an adapter are the numbers of its versions. 409 for the one that the version has."""
+    adapter = _adapter_of(request)
+    tag = _text(read_json(request), "tag")
+    with db.session(engine, write=False) as session:
+        revisions.require_repository(session, actor, adapter)
+        if request.method == "POST":
+            version = revisions.find(session, actor, adapter, revision).version
+            if version is not None and tag == f"v{version.number}":
+                raise Conflict("NAME_TAKEN", f"'{adapter}' has the tag {tag} already")
+    refusals.refuse(
+        "the tags of an adapter are the numbers of its versions, v1, v2 and so on, and they stay",
+        "create a branch instead: it is an alias, which names a version",
+    )
+
+
+@router.post(MODEL + "/super-squash/{revision}")
+def squash(request: Request, actor: Pusher, engine: EngineDep, revision: str) -> Json:
+    """Refuse: versions stay."""
+    adapter = _adapter_of(request)
+    with db.session(engine, write=False) as session:
+        revisions.find(session, actor, adapter, revision)
+    refusals.refuse("the versions of an adapter are not squashed: each stays as it is", "push another version")
+
+
+def _adapter_of(request: Request) -> AdapterName:
+    return repositories.parse_name(request.path_params["namespace"], request.path_params["name"])
