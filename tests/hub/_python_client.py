@@ -79,9 +79,6 @@ def answers(api: HfApi) -> "dict[str, Any]":
         "base model": said(lambda: hf_hub_download("gpt2", "config.json")),
         "wrong token": said(lambda: HfApi(token="hf_wrong").whoami()),
         "no token": said(lambda: HfApi(token=False).model_info(NAME)),
-        "push": said(lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="README.md", repo_id=NAME)),
-        "create": said(lambda: api.create_repo("acme/new")),
-        "tag": said(lambda: api.create_tag(NAME, tag="v9")),
     }  # fmt: skip
 
 

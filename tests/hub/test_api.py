@@ -153,22 +153,3 @@ def to_milliseconds(at: datetime) -> datetime:
 def test_a_token_may_have_the_prefix_that_javascript_requires(live: Live) -> None:
     sent = {"Authorization": f"Bearer hf_{live.server.token}"}
     assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"
-
-
-PUSHES = [
-    ("POST", "/api/repos/create"), ("DELETE", "/api/repos/delete"), ("POST", "/api/repos/move"),
-    ("POST", "/api/validate-yaml"), ("POST", f"/api/models/{NAME}/preupload/main"),
-    ("POST", f"/api/models/{NAME}/commit/main"), ("POST", f"/api/models/{NAME}/branch/exp"),
-    ("DELETE", f"/api/models/{NAME}/branch/exp"), ("POST", f"/api/models/{NAME}/tag/main"),
-    ("DELETE", f"/api/models/{NAME}/tag/v1"), ("PUT", f"/api/models/{NAME}/settings"),
-    ("POST", f"/api/models/{NAME}/super-squash/main"), ("GET", f"/api/models/{NAME}/xet-write-token/main"),
-    ("POST", f"/{NAME}.git/info/lfs/objects/batch"), ("GET", f"/api/models/{NAME}/auth-check/write"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("method", "path"), PUSHES)
-def test_pushing_is_answered_with_501_and_a_hint(live: Live, method: str, path: str) -> None:
-    with live.http(NEW) as client:
-        answer = client.request(method, path, json={"name": "support", "organization": "acme"})
-    assert (answer.status_code, answer.headers["content-type"]) == (501, "application/json")
-    assert "adapter push FOLDER NAME" in answer.json()["error"]

@@ -67,7 +67,6 @@ def test_the_javascript_client_reads_everything(live: Live, tmp_path: Path) -> N
     assert (found["commits"], found["who"]) == (live.commits[::-1], "user")
     assert NAME in found["of base"]
     assert (found["of other"], found["exists"], found["no repository"][0]) == ([], [True, False], "404")
-    assert "adapter push FOLDER NAME" in found["push"][1]
     live.no_token_left_home()
 
 

@@ -1,0 +1,82 @@
+"""What every Hub client that pushes must be answered, whatever its generation; and how it is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from registry.hub import commit_id
+from registry.names import AdapterName, Ref
+from tests import forge
+from tests.hub import live as lives
+from tests.hub.live import Live
+
+PUSHING = Path(__file__).with_name("_pushing_client.py")
+CARD = "README.md"
+WHOLE = [CARD, forge.CONFIG, forge.WEIGHTS]
+
+
+def adapter_folder(folder: Path, seed: int = 900) -> Path:
+    """A folder as a trainer leaves it, with a pickle."""
+    forge.write({**forge.lora(forge.llama(), seed=seed), CARD: b"# Trained\n"}, folder / "adapter")
+    (folder / "adapter" / "training_args.bin").write_bytes(b"a pickle")
+    return folder / "adapter"
+
+
+def check_python(live: Live, python: Path, folder: Path, name: str, **environment: str) -> None:
+    """All that a huggingface_hub pushes and is refused, by the Python that has it."""
+    order = json.dumps({"name": name, "folder": str(adapter_folder(folder))})
+    answers = lives.last_line(live.run([python, PUSHING, order], folder, **environment))
+    _check_push(live, name, answers)
+    _check_refusals(answers["refusals"])
+    versions = [live.registry.version(Ref(AdapterName.parse(name), number)) for number in (1, 2, 3, 4)]
+    assert [parent.name for version in versions for parent in version.parents] == [f"{name}@{n}" for n in (1, 2, 1)]
+    assert versions[0].message == "Train\n\nFor long."
+    commits = [commit_id(version.digest) for version in versions]
+    assert answers["tags"] == {f"v{number}": commit for number, commit in enumerate(commits, 1)}
+    assert answers["branches"] == {"main": commits[3], "canary": commits[3]}
+    assert answers["commits"] == [[commits[2], "Third"], [commits[1], "Second"], [commits[0], "Train"]]
+    live.no_token_left_home()
+
+
+def _check_push(live: Live, name: str, answers: dict[str, Any]) -> None:
+    assert (answers["urls"], answers["empty"]) == ([f"{live.server.url}/{name}"] * 2, [])
+    draft, newest, files = answers["draft"]
+    assert (draft, files) == (newest, [CARD])
+    first, newest, files = answers["first"]
+    assert (first, answers["unchanged"], files) == (newest, first, WHOLE)
+    second, url, files = answers["second"]
+    assert url == f"{live.server.url}/{name}/commit/{second}"
+    assert files == ["LICENSE", *WHOLE, f"copy/{forge.WEIGHTS}"]
+    assert (answers["stale"][0], "another commit" in answers["stale"][1]) == ("HfHubHTTPError", True)
+    assert answers["third"][1] == ["LICENSE", *WHOLE]
+    assert answers["drafts"]["parts"] == [True, [forge.WEIGHTS], True]
+    commit, tags = answers["drafts"]["whole"]
+    assert (tags, answers["drafts"]["gone"]) == ([commit], False)
+    if answers["warnings"] or not answers["version"].startswith("0."):
+        text = "\n".join(answers["warnings"])
+        assert f"{name}@1 on {live.base.name}: compat pass; weights pass; smoke test queued" in text
+        assert "left out: training_args.bin may be a pickle" in text
+
+
+SENTENCES = {
+    "pull request": ("HfHubHTTPError", "no pull requests"),
+    "model": ("HfHubHTTPError", "`adapter base add NAME DIR`"),
+    "no repository": ("RepositoryNotFoundError", "acme/absent"),
+    "no branch": ("RevisionNotFoundError", "no branch 'absent'"),
+    "version": ("BadRequestError", "versions do not change"),
+    "tag": ("HfHubHTTPError", "the numbers of its versions"),
+    "data set": ("HfHubHTTPError", "no repositories of type 'dataset'"),
+    "squash": ("HfHubHTTPError", "are not squashed"),
+    "alias": ("HfHubHTTPError", "never deleted"),
+    "absent file": ("EntryNotFoundError", "has no file 'absent.txt'"),
+    "malformed": ("HfHubHTTPError", "a safetensors file begins with 8 bytes of length"),
+}
+
+
+def _check_refusals(answers: dict[str, Any]) -> None:
+    assert answers.keys() == SENTENCES.keys()
+    for what, (kind, sentence) in SENTENCES.items():
+        assert answers[what][0].removeprefix("Remote") == kind, answers[what]
+        assert sentence in answers[what][1], answers[what]
