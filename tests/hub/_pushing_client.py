@@ -32,7 +32,7 @@ def error_of(call: "Callable[[], Any]") -> "list[str]":
 def push(api: HfApi) -> "dict[str, Any]":
     created = api.create_repo(NAME, private=True)
     again = api.create_repo(NAME, exist_ok=True)
-    answers: "dict[str, Any]" = {"urls": [str(created), str(again)], "empty": api.list_repo_files(NAME)}
+    answers: dict[str, Any] = {"urls": [str(created), str(again)], "empty": api.list_repo_files(NAME)}
     card = api.upload_file(path_or_fileobj=b"# Draft\n", path_in_repo="README.md", repo_id=NAME)
     answers["draft"] = [card.oid, api.model_info(NAME).sha, api.list_repo_files(NAME)]
     first = api.upload_folder(repo_id=NAME, folder_path=FOLDER, commit_message="Train\n\nFor long.")
@@ -61,7 +61,9 @@ def push(api: HfApi) -> "dict[str, Any]":
 def branches(api: HfApi) -> "dict[str, Any]":
     api.create_branch(NAME, branch="canary", revision="v1")
     api.create_branch(NAME, branch="canary", revision="v1", exist_ok=True)
-    on_branch = api.upload_file(path_or_fileobj=b"# Canary\n", path_in_repo="README.md", repo_id=NAME, revision="canary")
+    on_branch = api.upload_file(
+        path_or_fileobj=b"# Canary\n", path_in_repo="README.md", repo_id=NAME, revision="canary"
+    )
     refs = api.list_repo_refs(NAME)
     return {
         "on branch": on_branch.oid,
@@ -78,7 +80,9 @@ def refusals(api: HfApi) -> "dict[str, list[str]]":
     return {
         "pull request": add("LICENSE", create_pr=True),
         "model": add("model.safetensors"),
-        "no repository": error_of(lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="LICENSE", repo_id="acme/absent")),
+        "no repository": error_of(
+            lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="LICENSE", repo_id="acme/absent")
+        ),
         "no branch": add("LICENSE", revision="absent"),
         "version": add("LICENSE", revision="v1"),
         "tag": error_of(lambda: api.create_tag(NAME, tag="best", revision="v1")),
@@ -98,7 +102,11 @@ def drafts(api: HfApi) -> "dict[str, Any]":
     whole = api.upload_file(path_or_fileobj=FOLDER / CONFIG, path_in_repo=CONFIG, repo_id=name)
     refs = api.list_repo_refs(name)
     api.delete_repo(name)
-    return {"parts": parts, "whole": [whole.oid, [tag.target_commit for tag in refs.tags]], "gone": api.repo_exists(name)}
+    return {
+        "parts": parts,
+        "whole": [whole.oid, [tag.target_commit for tag in refs.tags]],
+        "gone": api.repo_exists(name),
+    }
 
 
 def main() -> None:

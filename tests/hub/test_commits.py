@@ -215,7 +215,7 @@ def test_a_version_needs_nothing_of_its_draft(world: World, pusher: Pusher) -> N
     with world.session() as session:
         assert [row for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")] == []
     for path in (CARD, forge.CONFIG, forge.WEIGHTS):
-        assert pusher.send("GET", f"/acme/support/resolve/v1/{path}").status_code == 200
+        assert pusher.send("GET", f"/acme/support/resolve/main/{path}").status_code == 200
 
 
 # ------------------------------------------------------------------ refusals
@@ -295,7 +295,9 @@ def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(world: Wo
         answer = pusher.commit(*lines, line)
         absent = pusher.commit(*lines, {**line, "value": {**line["value"], "oid": "0" * 64}})
         assert (answer.status_code, absent.status_code) == (422, 422)
-        assert answer.headers["x-error-message"].replace(weights.digest.hex, "0" * 64) == absent.headers["x-error-message"]
+        assert (
+            answer.headers["x-error-message"].replace(weights.digest.hex, "0" * 64) == absent.headers["x-error-message"]
+        )
 
 
 def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(world: World) -> None:

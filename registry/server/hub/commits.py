@@ -170,7 +170,7 @@ class Committer:
             keys = {digest: staging_key_of(upload.id, digest) for digest in sizes}
             drafts.hold_blobs(session, upload, keys, sizes)
         for digest, key in keys.items():
-            self.blobs.put(key, contents[digest].chunks(), expect=digest, limit_bytes=sizes[digest])
+            version_push.write_blob(self.engine, self.blobs, key, contents[digest].chunks(), sizes[digest])
 
     def _complete(self, tree: Mapping[str, File]) -> dict[Digest, PushBlobRow]:
         """The blobs of these files that an upload stages. `Conflict` (UPLOAD_INCOMPLETE) unless all have arrived."""

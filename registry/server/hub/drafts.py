@@ -110,7 +110,7 @@ def locate(session: Session, push_ids: Iterable[str], digests: Iterable[Digest])
 
 def key_of_blob(blob: PushBlobRow) -> str:
     """Where the bytes of a blob of an upload are."""
-    return blob.staging_key or key_of(Digest(blob.digest))
+    return key_of(Digest(blob.digest)) if blob.is_stored or not blob.staging_key else blob.staging_key
 
 
 # ------------------------------------------------------------------ uploads
@@ -142,7 +142,7 @@ def open_upload(
     row, now = find_upload(session, actor, name), db.now()
     until = now + timedelta(seconds=max(seconds, settings.push_hold_seconds))
     quotas.check_before_staging(session, actor, name, sum(sizes.values()), is_new=row is None)
-    if row is not None and references.extend_push(session, row.id, until=until):
+    if row is not None and references.extend_pushes(session, [row.id], until=until).get(row.id) is PushState.OPEN:
         return row
     row = PushRow(
         id=_upload_prefix(actor, name) + secrets.token_hex(6), namespace=name.namespace, name=name.name, manifest="",
@@ -232,5 +232,5 @@ def release(session: Session, push_id: str, digests: Iterable[Digest]) -> list[s
     session.connection().execute(unused.execution_options(synchronize_session=False))
     uses = (select(PushBlobRow.digest).where(of_push), select(DraftRow.id).where(col(DraftRow.push_id) == push_id))
     if not any(session.exec(use.limit(1)).first() for use in uses):
-        references.end_push(session, push_id)
+        references.end_pushes(session, [push_id])
     return keys

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sqlalchemy import Engine
 from sqlmodel import Session
 
-from registry.api.transfer import PushCommit, PushResult
+from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict
+from registry.errors import Conflict, RegistryError
 from registry.findings import Finding
 from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
@@ -39,7 +40,20 @@ class VersionPush:
 
 def find_readable(session: Session, actor: Actor, sizes: Mapping[Digest, int]) -> set[Digest]:
     """Those of these blobs that versions visible to the actor have."""
-    return {Digest(digest) for digest in plan.find_readable_blobs(session, actor, sizes)} if sizes else set()
+    readable = plan.find_readable_blobs(session, actor, set(sizes))
+    return {digest for digest, size_bytes in sizes.items() if (digest, size_bytes) in readable}
+
+
+def write_blob(engine: Engine, blobs: BlobStore, key: str, chunks: Iterable[bytes], size_bytes: int) -> None:
+    """Write the bytes that a commit carries for a blob of an upload. `key` is its staging key."""
+    writer = commit.open_upload(engine, blobs, key, limit_bytes=size_bytes)
+    try:
+        for chunk in chunks:
+            writer.write(chunk)
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def push_version(
@@ -62,17 +76,23 @@ def push_version(
         created_by=actor.identity, token_id=actor.token_id,
         expires_at=now + timedelta(seconds=settings.push_hold_seconds),
     )  # fmt: skip
-    keys = {digest: "" if digest in readable else push.staged[digest].staging_key for digest in sizes}
-    rows = [PushBlobRow(push_id=row.id, digest=d, size_bytes=sizes[d], staging_key=key) for d, key in keys.items()]
+    rows = [
+        PushBlobRow(push_id=row.id, digest=digest, size_bytes=size)
+        if digest in readable
+        else push.staged[digest].model_copy(update={"push_id": row.id})
+        for digest, size in sizes.items()
+    ]
     db.begin_writing(session)
     references.reserve(session, sizes)
     db.bulk_insert(session, [row])
     db.bulk_insert(session, rows)
     db.commit_early(session)
     failpoints.reach("hub.version.planned")
-    return row.id, commit.commit_push(
-        session, actor, row.id, PushCommit(alias=push.alias), blobs=blobs, engines=engines
-    )
+    item = CommitItem(push_id=row.id, alias=push.alias)
+    [result] = commit.commit_pushes(session, actor, [item], blobs=blobs, engines=engines)
+    if isinstance(result, RegistryError):
+        raise result
+    return row.id, result
 
 
 def not_uploaded(files: Sequence[Descriptor]) -> Conflict:

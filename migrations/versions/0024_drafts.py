@@ -1,10 +1,10 @@
 """Drafts of Hub clients, and strict namespaces
 
-Rule of this folder: see script.py.mako. Two new tables, and a column with a default that servers of the step before this
-one do not read. They end a draft with its push, as this one does.
+Rule of this folder: see script.py.mako. Two new tables, and a column with a default. Servers of the step before this
+one do not read them, and end a draft with its push.
 
-Revision: 0022
-Follows: 0021
+Revision: 0024
+Follows: 0023
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022"
-down_revision = "0021"
+revision = "0024"
+down_revision = "0023"
 branch_labels = None
 depends_on = None
 
