@@ -60,6 +60,7 @@ def _print_namespace(view: NamespaceView) -> None:
     rows = [("bytes", output.size(view.used_bytes) + bytes_limit)]
     rows += [("versions", f"{view.used_versions}{versions_limit}")]
     rows += [("pushes", f"{view.pushes_per_hour} an hour")] if view.pushes_per_hour else []
+    rows += [("strict", "refuses adapters that do not fit their base")] if view.strict else []
     rows += [(role, subject) for subject, role in sorted((view.roles or {}).items())]
     output.facts(rows)
 
@@ -67,16 +68,19 @@ def _print_namespace(view: NamespaceView) -> None:
 @namespace.command("set")
 @click.argument("name")
 @click.option("--public/--private", default=None, help="Allow every token to pull, or only roles.")
+@click.option("--strict/--no-strict", default=None, help="Refuse adapters that do not fit their base, or store them.")
 @click.option("--quota-bytes", type=click.IntRange(0), help="Maximum total bytes of its versions; 0: unlimited.")
 @click.option("--quota-versions", type=click.IntRange(0), help="Maximum number of versions; 0: unlimited.")
 @click.option("--pushes-per-hour", type=click.IntRange(0), help="Maximum pushes per hour; 0: unlimited.")
 def change(
-    name: str, public: bool | None, quota_bytes: int | None, quota_versions: int | None, pushes_per_hour: int | None
-) -> None:
-    """Make a namespace public or private, or set its limits."""
+    name: str, public: bool | None, strict: bool | None, quota_bytes: int | None, quota_versions: int | None,
+    pushes_per_hour: int | None,
+) -> None:  # fmt: skip
+    """Make a namespace public, private or strict, or set its limits."""
     request = NamespaceSet(
-        public=public, quota_bytes=quota_bytes, quota_versions=quota_versions, pushes_per_hour=pushes_per_hour
-    )
+        public=public, strict=strict, quota_bytes=quota_bytes, quota_versions=quota_versions,
+        pushes_per_hour=pushes_per_hour,
+    )  # fmt: skip
     session.answer(lambda registry: registry.change_namespace(name, request), _print_namespace)
 
 

@@ -34,13 +34,13 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
+class CommitPrefix:
     """The beginning of a manifest digest's hex digits: a commit id, or a piece of one."""
 
     digits: str
 
 
-Revision = Selector | Commit
+Revision = Selector | CommitPrefix
 
 
 def revision(text: str) -> Revision | None:
@@ -51,7 +51,7 @@ def revision(text: str) -> Revision | None:
     if tag := _TAG.match(word):
         return int(tag[1])
     if _COMMIT.match(word):
-        return Commit(word)
+        return CommitPrefix(word)
     try:
         return names.alias(word)
     except Invalid:

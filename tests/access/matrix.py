@@ -68,6 +68,11 @@ class Matrix:
             "POST /api/v1/tokens": {"name": "t", "scopes": ["pull"], "namespaces": ["{namespace}"]},
             "POST /api/v1/namespaces": {"name": "fresh-{actor}"},
             "PATCH /api/v1/namespaces/{namespace}": {"public": False},
+            "POST /api/repos/create": {"organization": "{namespace}", "name": "fresh-{actor}"},
+            "POST /api/repos/move": {"fromRepo": "{namespace}/{name}", "toRepo": "{namespace}/{name}"},
+            "POST /api/models/{namespace}/{name}/preupload/{revision}": {"files": [{"path": "README.md", "size": 1}]},
+            "POST /api/models/{namespace}/{name}/branch/{branch}": {"startingPoint": "absent"},
+            "POST /{namespace}/{name}/info/lfs/objects/batch": {"operation": "upload", "objects": []},
             "PUT /api/v1/namespaces/{namespace}/roles/{subject:path}": {"role": "reader"},
         }
 

@@ -103,6 +103,8 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("POST /bases", world.add_base)
     drive("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
     drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
+    for _ in range(2):
+        drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
     drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
     drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
     files = world.files()

@@ -23,6 +23,13 @@ PUSH = {
     "alias.swapped": 2,
 }
 GC = {"gc.marked": 1, "gc.claimed": 1, "gc.deleted": 1}
+HUB = {
+    "hub.draft.before_commit": 2,
+    "hub.lfs.after_rows": 1,
+    "hub.commit.staged": 2,
+    "hub.version.planned": 1,
+    "hub.version.before_commit": 1,
+}
 AUDIT = {"audit.numbered": 1, "audit.stored": 1, "attestation.held": 1}
 
 
@@ -33,4 +40,4 @@ def is_reached(point: str, store: str) -> bool:
 
 def kill_at(point: str, seed: int) -> str:
     """Return the setting that kills the server there; `seed` chooses the time if it is reached several times."""
-    return f"{point}=kill@{1 + seed % (PUSH | GC | AUDIT)[point]}"
+    return f"{point}=kill@{1 + seed % (PUSH | GC | HUB | AUDIT)[point]}"

@@ -34,6 +34,7 @@ from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, Unavailable
 from registry.findings import Finding
+from registry.hub import commit_id
 from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
 from registry.server.database import db
@@ -44,6 +45,7 @@ from registry.tlog.notes import Verifier
 from registry.tlog.replay import replay
 from tests import forge
 from tests.base_specs import spec_of
+from tests.faults import hub_pushes
 from tests.faults.invariants import Invariants
 from tests.faults.servers import Server
 
@@ -127,6 +129,21 @@ class Deployment:
             problems = self.violations(client) + self.leftovers(client)
             self.push(client, folder, name)
             problems += self.violations(client)
+        assert problems == [], f"{failpoints}: {problems}"
+
+    def commit_through(self, name: str, seed: int, *, failpoints: str) -> None:
+        """Push by the Hub API while the server dies at a failpoint; nothing of the drafts may be left."""
+        folder = self.adapter(name, seed)
+        with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
+            commit = hub_pushes.push(self.server, name, folder)
+            version = client.version(Ref(AdapterName.parse(name), 1))
+            assert commit_id(version.digest) == commit
+            self.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), version.digest, folder))
+            problems = self.violations(client)
+        self.expire_pushes()
+        with self.server.running(), self.client() as client:
+            self.collect(client)
+            problems += self.violations(client) + self.leftovers(client)
         assert problems == [], f"{failpoints}: {problems}"
 
     def log_through(self, name: str, seed: int, *, failpoints: str) -> None:

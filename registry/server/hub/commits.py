@@ -65,7 +65,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommitOutcome:
     """What a commit has made. `pushed` is None for a draft, and for a commit that changed nothing.
 
     `push_id` and `released` are what is cleaned up after the answer: a push, and staging keys.
@@ -91,7 +91,7 @@ class Committer:
     request: CommitRequest
     _sources: dict[str, AddFile] = field(default_factory=dict)
 
-    def run(self) -> Outcome:
+    def run(self) -> CommitOutcome:
         """Commit. `Invalid`, `NotFound`, `Conflict` (PARENT_MOVED, UPLOAD_INCOMPLETE), and the errors of a push."""
         head = find_head(self.engine, self.actor, self.name, self.branch)
         if self.request.parent and not (head.commit and head.commit.startswith(self.request.parent)):
@@ -99,14 +99,14 @@ class Committer:
         with db.session(self.engine, write=False) as session:
             tree = self._apply(session, head)
         if head.commit and _descriptors(tree) == _descriptors(head.files):
-            return Outcome(head.commit, is_draft=head.draft is not None)
+            return CommitOutcome(head.commit, is_draft=head.draft is not None)
         check_files(tuple(tree[path].descriptor for path in sorted(tree)), needs_weights=False)
         self._stage(tree)
         failpoints.reach("hub.commit.staged")
         staged = self._complete(tree)
         contents = self._read_adapter(tree, staged)
         if contents is None:
-            return Outcome(self._write_draft(head, tree, staged), is_draft=True)
+            return CommitOutcome(self._write_draft(head, tree, staged), is_draft=True)
         return self._push(head, tree, staged, contents)
 
     # ---------------------------------------------------------------- files
@@ -268,7 +268,7 @@ class Committer:
     # ---------------------------------------------------------------- version
     def _push(
         self, head: Head, tree: Mapping[str, File], staged: Mapping[Digest, PushBlobRow], claim: BaseClaim
-    ) -> Outcome:
+    ) -> CommitOutcome:
         """Push the files as a version, and end the draft of the branch in the same transaction."""
         card = tree.get(CARD)
         text = self._read(tree, staged, CARD, 0, card.descriptor.size_bytes) if card is not None else b""
@@ -287,7 +287,7 @@ class Committer:
                 raise drafts.moved(self.name, self.branch)
             released = self._end_draft(session, head, manifest)
             failpoints.reach("hub.version.before_commit")
-        return Outcome(hub.commit_id(manifest.digest), result, push_id, released)
+        return CommitOutcome(hub.commit_id(manifest.digest), result, push_id, released)
 
     def _parents(self, head: Head) -> list[Edge]:
         if head.version is None:
@@ -353,7 +353,7 @@ def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> H
 def parse_branch(name: AdapterName, branch: str) -> str:
     """The alias that a branch is. `Invalid` for anything else."""
     selector = hub.revision(branch)
-    if selector is None or isinstance(selector, int | Digest | hub.Commit):
+    if selector is None or isinstance(selector, int | Digest | hub.CommitPrefix):
         refusals.refuse_branch(name, branch)
     return str(selector)
 

@@ -57,7 +57,7 @@ def unknown_repository(name: str) -> NotFound:
 def find_version(session: Session, actor: Actor, name: AdapterName, revision: str) -> VersionRow:
     """Return the version at a branch, tag or commit id. `NotFound`; `Refused` (YANKED) for an alias."""
     selector = hub.revision(revision)
-    if isinstance(selector, hub.Commit):
+    if isinstance(selector, hub.CommitPrefix):
         return _find_commit(session, actor, name, selector)
     if selector is None:
         versions.find_adapter(session, actor, name)
@@ -65,7 +65,7 @@ def find_version(session: Session, actor: Actor, name: AdapterName, revision: st
     return versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
 
 
-def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.Commit) -> VersionRow:
+def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.CommitPrefix) -> VersionRow:
     adapter = versions.find_adapter(session, actor, name)
     matches = col(VersionRow.digest).startswith(f"sha256:{commit.digits}")
     rows = session.exec(select(VersionRow).where(VersionRow.adapter_id == adapter.id, matches).limit(2)).all()

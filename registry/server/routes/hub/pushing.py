@@ -38,7 +38,7 @@ from registry.server.http.dependencies import (
 )
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
-from registry.server.hub.commits import Committer, Outcome
+from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
@@ -212,7 +212,7 @@ async def _receive(request: Request, spool: IO[bytes]) -> None:
     await run_in_store_thread(spool.flush)
 
 
-def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> Outcome:
+def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> CommitOutcome:
     state = request.app.state
     if not spool.tell():
         raise Invalid("REQUEST_INVALID", "the commit is empty")
@@ -223,7 +223,7 @@ def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, sp
         return committer.run()
 
 
-def _answer(request: Request, name: AdapterName, outcome: Outcome) -> Response:
+def _answer(request: Request, name: AdapterName, outcome: CommitOutcome) -> Response:
     state = request.app.state
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
@@ -237,13 +237,13 @@ def _answer(request: Request, name: AdapterName, outcome: Outcome) -> Response:
     return response
 
 
-def _clean_up(request: Request, outcome: Outcome) -> None:
+def _clean_up(request: Request, outcome: CommitOutcome) -> None:
     state = request.app.state
     commits.delete_staged(state.blobs, outcome.released)
     commit.clean_up(state.engine, outcome.push_id, blobs=state.blobs)
 
 
-def _describe(name: AdapterName, outcome: Outcome) -> str:
+def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
     """One line: the number of the version with its verdicts, or why it is a draft."""
     if outcome.pushed is None:
         if outcome.is_draft:

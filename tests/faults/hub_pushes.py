@@ -1,0 +1,65 @@
+"""Pushes by the Hub API as its clients send them, each step repeated until the server answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from tests import forge
+from tests.faults.servers import Server
+
+CARD = "README.md"
+PAUSE_SECONDS = 0.1
+Result = TypeVar("Result")
+
+
+def push(server: Server, name: str, folder: Path) -> str:
+    """Push a folder by two commits, a draft and a version; return the commit id of the version."""
+    organization, word = name.split("/")
+    weights = (folder / forge.WEIGHTS).read_bytes()
+    oid = sha256(weights).hexdigest()
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
+
+        def create() -> None:
+            answer = client.post("/api/repos/create", json={"name": word, "organization": organization})
+            assert answer.status_code in (200, 409), answer.text
+
+        def upload() -> None:
+            order = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": len(weights)}]}
+            answer = client.post(f"/{name}.git/info/lfs/objects/batch", json=order)
+            for item in answer.json()["objects"]:
+                if "actions" in item:
+                    sent = httpx.put(item["actions"]["upload"]["href"], content=weights)
+                    assert sent.status_code < 300, sent.text
+
+        def commit(*lines: dict[str, object]) -> str:
+            header = {"key": "header", "value": {"summary": "A push"}}
+            body = "".join(json.dumps(line) + "\n" for line in (header, *lines))
+            answer = client.post(f"/api/models/{name}/commit/main", content=body)
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["commitOid"])
+
+        large = {"key": "lfsFile", "value": {"path": forge.WEIGHTS, "oid": oid, "size": len(weights)}}
+        _repeat(server, create)
+        _repeat(server, lambda: commit(_file(folder, CARD)))
+        _repeat(server, upload)
+        return _repeat(server, lambda: commit(_file(folder, forge.CONFIG), large))
+
+
+def _file(folder: Path, path: str) -> dict[str, object]:
+    content = base64.b64encode((folder / path).read_bytes()).decode()
+    return {"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}}
+
+
+def _repeat(server: Server, step: Callable[[], Result]) -> Result:
+    while True:
+        try:
+            return step()
+        except httpx.TransportError:
+            server.pause(PAUSE_SECONDS)
