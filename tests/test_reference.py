@@ -147,7 +147,7 @@ INTERNAL_LIMITS = {
         "registry.bases.identity.MARKS_LIMIT", "registry.server.pages.lineage.TEXT_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.versions.CELLS_LIMIT",
-        "registry.server.pages.versions.REPORT_LIMIT_BYTES",
+        "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",
     ],
     "forms of the server's own pages, and links that it prints": [
         "registry.server.pages.visitors.FIELDS_LIMIT", "registry.server.pages.visitors.NEXT_LIMIT",

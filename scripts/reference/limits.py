@@ -130,6 +130,15 @@ LIMITS = {
         },
         "registry.compat.tokenizers": {"TOKENIZER_LIMIT_BYTES": "tokenizer that is compared with the base's"},
         "registry.hub": {"SMALL_LIMIT_BYTES": "file that the Hub API shows as a small one"},
+        "registry.hub.operations": {
+            "OPERATIONS_LIMIT": "operations of a commit of a Hub client",
+            "BODY_LIMIT_BYTES": "commit of a Hub client, with the files in it",
+            "LINE_LIMIT_BYTES": "line of such a commit without its file",
+        },
+        "registry.server.hub.uploads": {
+            "IN_COMMIT_LIMIT_BYTES": "file in the commit of a client that would use Xet",
+        },
+        "registry.server.routes.hub.pushing": {"BATCH_LIMIT": "files of one preupload or Git LFS batch"},
     },
     "Bases and lineage": {
         "registry.server.catalog.bases": {

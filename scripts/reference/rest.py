@@ -20,7 +20,7 @@ Generated from the [OpenAPI document](../openapi.md) of the server. How to authe
 HUB = """\
 ## Hugging Face Hub API
 
-At the root of the host, in the Hub's own protocol; see [Hub clients](../hub.md). Upload routes answer 501.
+At the root of the host, in the Hub's own protocol; see [Hub clients](../hub.md).
 """
 SCHEMAS = """\
 # REST schemas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,7 @@ def push(server: Server, name: str, folder: Path) -> str:
                     sent = httpx.put(item["actions"]["upload"]["href"], content=weights)
                     assert sent.status_code < 300, sent.text
 
-        def commit(*lines: dict[str, object]) -> str:
+        def commit(*lines: Mapping[str, object]) -> str:
             header = {"key": "header", "value": {"summary": "A push"}}
             body = "".join(json.dumps(line) + "\n" for line in (header, *lines))
             answer = client.post(f"/api/models/{name}/commit/main", content=body)

@@ -3,8 +3,8 @@
 Rule of this folder: see script.py.mako. Two new tables, and a column with a default. Servers of the step before this
 one do not read them, and end a draft with its push.
 
-Revision: 0024
-Follows: 0023
+Revision: 0025
+Follows: 0024
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0025"
+down_revision = "0024"
 branch_labels = None
 depends_on = None
 
