@@ -387,7 +387,7 @@ class S3Blobs(BlobStore):
         if self._has_parts(size_bytes, key):
             uploads.complete_upload(self.bucket, key, size_bytes, self._part_bytes)
 
-    def _has_parts(self, size_bytes: int, key: str) -> bool:
+    def _has_parts(self, size_bytes: int, key: str = "") -> bool:
         with_checksums = self.capabilities.checksum_parts and not is_any_key(key)
         auto = uploads.PARTS_FROM_BYTES_WITH_CHECKSUM_PARTS if with_checksums else uploads.PARTS_FROM_BYTES
         is_large = size_bytes >= (self._parts_from_bytes or auto)
