@@ -103,8 +103,6 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("POST /bases", world.add_base)
     drive("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
     drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
-    for _ in range(2):
-        drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
     drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
     drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
     files = world.files()
@@ -182,6 +180,7 @@ def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
 def _describe(drive: Drive) -> None:
     admin, change = drive.world.admin, MetadataChange(description="answers", tags={"team": "nlp"})
     for _ in range(2):
+        drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
         drive(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
         drive(f"PATCH {A}/versions/{{selector}}/metadata", lambda: admin.describe("acme/support@1", change))
 
