@@ -274,10 +274,11 @@ def _check_saved(names: tuple[str, ...], saved: set[str], lookup: ModuleLookup) 
     )
     absent = [name for name in names if name not in held]
     has_head = any(name in _TASK_HEADS and name not in absent for name in names)
+    has_own = any(path.startswith(_TASK_HEADS) for path in lookup.base.modules)  # under a name that may be no saved one
     for name in absent:
         location, message = (f"{CONFIG}: {name}", f"modules_to_save names {name}, and the file does not hold it")
         is_head = name in _TASK_HEADS
-        if (is_head and not has_head) or (not is_head and name in expected_names):
+        if not (is_head and has_head) and (name in expected_names or (is_head and not has_own)):
             severity = "error" if is_head else lookup.doubt
             lookup.findings.add(
                 severity, "compat.saved_module_absent", location, message, name, "nothing", group="head" * is_head
@@ -314,6 +315,10 @@ def _check_whole(piece: OtherTensor, lookup: ModuleLookup) -> None:
             lookup.findings.warning("compat.other_task", location, message, group="head")
         else:
             lookup.missing(piece.path, "the saved module")
+        return
+    if piece.name not in ("weight", "bias"):
+        message = f"{location} is saved, and headers do not show whether {piece.path} has such a parameter"
+        lookup.findings.unknown("compat.module_unknown", location, message, group=piece.name)
         return
     rows, columns = module.out_features, module.in_features
     if module.kind in ("conv1d", "embedding"):

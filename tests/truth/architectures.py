@@ -74,6 +74,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"channel_shrink_ratio": 4},
     "xmod": {"default_language": "en_XX"},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {"sliding_window": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
 }
 """Model type → fields of its configuration class."""
@@ -100,6 +101,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "embedding": {}, "tokens": {"target_modules": "all-linear"},
 }  # fmt: skip
 """Name → fields of the LoRA configuration; the last three need the names of modules too."""
+SCALES = {"cpmant/embedding": 0.01}
+"""Of random numbers that leave a base able to do something; others take the default."""
 
 
 def configuration(model: Any, variant: str) -> peft.LoraConfig:
@@ -226,11 +229,18 @@ def inputs_of(model: Any) -> dict[str, Any]:
     names = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids[:, :4]
+        classifies = type(model).__name__.endswith("SequenceClassification")
+        if classifies:  # it reads the state at the end of the text
+            ids[:, -1] = model.config.eos_token_id
+        inputs["decoder_input_ids"] = ids if classifies else ids[:, :4]
     if not runs(model, inputs):
         more = {"bbox": torch.zeros(*ids.shape, 4, dtype=torch.long), "pixel_values": _pixels(model.config)}
         inputs |= {name: value for name, value in more.items() if name in names}
         inputs = {name: value for name, value in inputs.items() if name in names}
+    if "image_embeds_position_mask" in names and not runs(model, inputs):  # one place for the image, which takes many
+        inputs["image_embeds_position_mask"] = torch.zeros_like(ids).index_fill_(1, torch.tensor([0]), 1)
+        inputs["image_embeds"] = torch.randn(2, 1, model.config.text_config.hidden_size,
+                                             generator=torch.Generator().manual_seed(0))  # fmt: skip
     return inputs
 
 

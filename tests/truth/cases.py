@@ -132,7 +132,8 @@ def architecture_base(model_type: str, maker: str, folder: Path) -> Base:
 def of_architecture(base: Base, name: str, folder: Path) -> Group:
     """The group of one kind of LoRA adapter on an architecture."""
     model = copy.deepcopy(base.subject.model)
-    methods.make_from(model, architectures.configuration(model, name.partition("/")[2]), folder)
+    config = architectures.configuration(model, name.partition("/")[2])
+    methods.make_from(model, config, folder, scale=architectures.SCALES.get(name, 0.05))
     tolerated = oracle.tolerance(base.subject, folder)
     tensors, written = _read(folder)
     return Group(name, base, tensors, written, list(mutations.of_lora(tensors, written)), tolerated)

@@ -135,11 +135,11 @@ def make(model: Any, method: str, variant: str, folder: Path) -> None:
     make_from(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **fields), folder)
 
 
-def make_from(model: Any, config: Any, folder: Path) -> None:
+def make_from(model: Any, config: Any, folder: Path, *, scale: float = 0.05) -> None:
     """Inject this configuration into the model, move every trained number, and save. The model is used up."""
     torch.manual_seed(1)
     wrapped = peft.get_peft_model(model, config)
-    shake(wrapped)
+    shake(wrapped, scale)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_magnitude_vector" in name:

@@ -33,6 +33,7 @@ from tests.truth.cases import Case, Group, Plan
 from tests.truth.journal import Journal, code_digest
 from tests.truth.product import Product, Said
 from tests.truth.table import Row, Unmade
+from tests.truth.warm import forked_programs
 
 MEMORY_BYTES = 24 * 2**30
 VERSIONS = {"peft": peft.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    with Run(options.journal, options.ids, only_check=options.only_check) as run:
+    with forked_programs(), Run(options.journal, options.ids, only_check=options.only_check) as run:
         rows = list(run.rows(cases.plans()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.page:

@@ -116,12 +116,11 @@ class Names:
             if self._config.token_indices and (last in self._config.token_indices or path in self._config.token_indices
                                                or tied):  # fmt: skip
                 return TensorName(TensorRole.TOKENS, path, leaf)
-        match = _FULL.match(rest)
-        if not match:
-            return None
-        path, leaf = match[1], match[2]
-        if self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path)):
+        path, _, leaf = rest.rpartition(".")
+        if path and (self._targets.saves(path) or (self._config.ensure_weight_tying and self._ties(path))):
             return TensorName(TensorRole.FULL, path, leaf)
+        if not _FULL.match(rest):
+            return None
         inner = path.removesuffix(".base_layer")
         if leaf == "bias" and self._config.bias != "none" and (self._config.bias == "all" or inner != path):
             return TensorName(TensorRole.FULL, inner, leaf)

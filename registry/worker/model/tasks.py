@@ -157,8 +157,7 @@ class Forward:
         self.task = task
         names = inspect.signature(model.forward).parameters
         self._text = [name for name in ("input_ids", "attention_mask") if "input_ids" in names and name in names]
-        decodes = task.name in (ENCODER_DECODER.name, ENCODER.name, "")
-        self._decoder = ["decoder_input_ids"] if decodes and "decoder_input_ids" in names else []
+        self._decoder = [name for name in ("decoder_input_ids",) if name in names]
         others = [name for name in _MADE if name in names]
         self._attempts = [others[:n] for n in range(len(others) + 1)] if self._text else [[name] for name in others]
         self._config = model.config
@@ -199,15 +198,13 @@ class Forward:
 
     def _inputs(self, ids: torch.Tensor, others: Sequence[str]) -> dict[str, torch.Tensor]:
         inputs = {name: _MADE[name](self._config, ids) for name in others}
-        if self._text:
-            tokens = ids
-            eos = getattr(self._config, "eos_token_id", None)
-            if self.task.alone and self._config.is_encoder_decoder and type(eos) is int:  # they read the end's state
-                tokens = torch.cat((ids[:, :-1], ids.new_full((len(ids), 1), eos)), dim=1)
-            if self.task.chooses:
-                tokens = torch.stack((tokens, tokens.flip(1)), dim=1)
-            inputs |= {name: tokens if name == "input_ids" else torch.ones_like(tokens) for name in self._text}
-        return inputs | dict.fromkeys(self._decoder, ids)
+        tokens, eos = ids, getattr(self._config, "eos_token_id", None)
+        if self.task.alone and self._decoder and type(eos) is int:  # they read the end's state
+            tokens = torch.cat((ids[:, :-1], ids.new_full((len(ids), 1), eos)), dim=1)
+        if self.task.chooses:
+            tokens = torch.stack((tokens, tokens.flip(1)), dim=1)
+        inputs |= {name: tokens if name == "input_ids" else torch.ones_like(tokens) for name in self._text}
+        return inputs | dict.fromkeys(self._decoder, tokens)
 
     def _compared(self, output: Any) -> torch.Tensor:
         for fields in (*self.task.outputs, *_STATES):
@@ -266,6 +263,10 @@ def _noise(ids: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(ids.device)
 
 
+SAMPLES = 2000
+"""Of a waveform at least: Moonshine's three convolutions make three positions of them."""
+
+
 def _samples(config: Any, ids: torch.Tensor) -> torch.Tensor:
     """A waveform [samples], or a spectrogram [time, bins] where the configuration has bins."""
     bins, frames = _size(config, "num_mel_bins", default=0), _size(config, "max_length", default=0)
@@ -274,12 +275,12 @@ def _samples(config: Any, ids: torch.Tensor) -> torch.Tensor:
     stride = 1
     for step in getattr(config, "conv_stride", None) or ():
         stride *= step
-    return _noise(ids, max(stride * (ids.shape[1] + 1), 400))
+    return _noise(ids, max(stride * (ids.shape[1] + 1), SAMPLES))
 
 
 def _features(config: Any, ids: torch.Tensor) -> torch.Tensor:
     """[bins, time] for Whisper and its like, whose encoder has a fixed length; else [time, bins]."""
-    width = _size(config, "input_feat_per_channel", "feature_projection_input_dim", default=0)
+    width = _size(config, "input_feat_per_channel", "feature_projection_input_dim", "input_dim", default=0)
     bins, positions = _size(config, "num_mel_bins", default=80), _size(config, "max_source_positions", default=0)
     return _noise(ids, bins, 2 * positions) if positions and not width else _noise(ids, 4 * ids.shape[1], width or bins)
 
@@ -292,6 +293,11 @@ def _first_token(_config: Any, ids: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(ids).index_fill_(1, ids.new_zeros(1), 1)
 
 
+def _image_embedding(config: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[1, hidden] for the place that `_first_token` marks, because a whole image takes more places than a probe has."""
+    return _noise(ids, 1, _size(config, "embed_dim", "hidden_size", default=1))
+
+
 def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
     side = _size(config, "image_size", default=224)
     return _noise(ids, _size(config, "num_channels", "in_channels", default=3), side, side)
@@ -299,6 +305,6 @@ def _pixels(config: Any, ids: torch.Tensor) -> torch.Tensor:
 
 _MADE: Mapping[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "bbox": _bounds, "global_attention_mask": _first_token, "pixel_values": _pixels, "input_features": _features,
-    "input_values": _samples,
+    "input_values": _samples, "image_embeds_position_mask": _first_token, "image_embeds": _image_embedding,
 }  # fmt: skip
 """Input → how to make it from the probe's numbers."""
