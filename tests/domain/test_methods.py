@@ -202,6 +202,15 @@ def test_the_masks_of_adalora_say_how_many_ranks_are_left() -> None:
     assert codes(other("ADALORA", left, init_r=3, total_step=10)) == {"lora.rank_differs_from_config"}
 
 
+def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:
+    nothing = {"lora_A": (0, 64), "lora_B": (64, 0), "lora_E": (0, 1)}
+    masks = {f"model.layers.{n}.self_attn.q_proj.lora_E": [False] * 3 for n in range(4)}
+    masked = other("ADALORA", nothing, init_r=3, total_step=10, rank_pattern=masks)
+    assert codes(masked) == set()
+    assert codes(masked, "unknown") == {"compat.method_not_judged"}
+    assert "lora.tensor_empty" in codes(other("ADALORA", nothing, init_r=3, total_step=10))
+
+
 SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}
 
 

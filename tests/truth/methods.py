@@ -41,7 +41,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "velora": {"r": 4, "target_modules": QV, "velora_config": peft.tuners.lora.config.VeloraConfig()},
         "pissa": {"r": 4, "target_modules": QV, "init_lora_weights": "pissa"},
     },
-    "ADALORA": {"plain": {"target_modules": QV, "init_r": 4, "target_r": 2, "total_step": 10}},
+    "ADALORA": {"plain": {"target_modules": QV, "init_r": 4, "target_r": 2, "total_step": 10},
+                "masked": {"target_modules": QV, "init_r": 4, "target_r": 2, "total_step": 10, "rank_pattern": {
+                    "model.layers.0.self_attn.q_proj.lora_E": [False] * 4}}},
     "ADAMSS": {"plain": {"target_modules": QV, "r": 8, "num_subspaces": 2}},
     "ADAPTION_PROMPT": {"plain": {"adapter_len": 4, "adapter_layers": 2}},
     "BEFT": {"plain": {"target_modules": QV}},

@@ -40,7 +40,8 @@ def of_tensors(tensors: Tensors, written: Written) -> Iterator[Mutated]:
 
 
 def _of_kind(tensors: Tensors, names: list[str]) -> Iterator[tuple[str, Tensors]]:
-    first, one = names[0], tensors[names[0]]
+    first = next((name for name in names if tensors[name].numel()), names[0])
+    one = tensors[first]
     yield "drop-one", _without(tensors, names[:1])
     if len(names) > 1:
         yield "drop-kind", _without(tensors, names)

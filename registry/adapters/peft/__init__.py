@@ -162,7 +162,8 @@ class _Reader:
 
     def _sort(self, info: TensorInfo) -> None:
         name = self._names.read(info.name)
-        if info.elements == 0 and not name.leaf.startswith(self._method.may_be_empty):
+        may_be_empty = name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)
+        if info.elements == 0 and not may_be_empty:
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
         counts = name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
@@ -189,6 +190,9 @@ class _Reader:
             message = f"module {path}: A and B must both be matrices (or both convolutions)"
             self._note("lora.shape_invalid", path, message, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
             return None
+        if self._is_masked(path) and a.elements == b.elements == 0:
+            message = "AdaLoRA's masks leave nothing of some modules, whose empty tensors are not checked here"
+            self._findings.unknown("compat.method_not_judged", path, message, group="masks")
         if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
             return None
         kind = self._kind(a, order)
@@ -207,6 +211,10 @@ class _Reader:
             a_shape=a.shape, b_shape=b.shape,
             magnitude_shape=magnitude.shape if magnitude else None, bias_shape=bias.shape if bias else None,
         )  # fmt: skip
+
+    def _is_masked(self, path: str) -> bool:
+        """Whether AdaLoRA's masks leave rank 0 of this module."""
+        return self._config.method == "ADALORA" and self._config.rank_pattern.get(path) == 0
 
     def _kind(self, a: TensorInfo, order: int) -> Kind:
         if "embedding" in a.name.rpartition(".")[2]:
