@@ -53,7 +53,7 @@ COMMON = frozenset(field.name for field in dataclasses.fields(peft.PeftConfig))
 NOT_SAMPLED = frozenset(
     {"target_modules", "init_lora_weights", "modules_to_save", "exclude_modules", "layers_to_transform",
      "layers_pattern", "num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules", "hidden_size",
-     "shadow_model"}
+     "shadow_model", "adapter_layers"}
 )  # fmt: skip
 """Fields that peft/config.py judges itself, and those whose right values depend on the base or name another model."""
 LAYER_FIELDS: Mapping[str, Any] = {"layers_pattern": ["layers"], "layers_to_transform": [0]}

@@ -10,7 +10,7 @@ import pytest
 
 from registry import compat
 from registry.adapters import methods, peft, safetensors
-from registry.adapters.peft import config, expected, formulas
+from registry.adapters.peft import combinations, config, expected, formulas
 from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
@@ -209,6 +209,25 @@ def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:
     assert codes(masked) == set()
     assert codes(masked, "unknown") == {"compat.method_not_judged"}
     assert "lora.tensor_empty" in codes(other("ADALORA", nothing, init_r=3, total_step=10))
+
+
+@pytest.mark.parametrize(("method", "changes", "field"), [
+    ("ADAPTION_PROMPT", {"adapter_layers": "x", "adapter_len": 4}, "adapter_layers"),
+    ("CARTRIDGE", {"num_virtual_tokens": 4, "num_frozen_tokens": 5}, "num_frozen_tokens"),
+    ("CARTRIDGE", {"num_virtual_tokens": 4, "num_layers": 1.5}, "num_layers"),
+    ("CARTRIDGE", {"num_virtual_tokens": 4, "num_transformer_submodules": -1}, "num_transformer_submodules"),
+    ("CPT", {"cpt_token_ids": [1, 2], "task_type": None}, "task_type"),
+    ("CPT", {"cpt_token_ids": [1, 2], "cpt_mask": [1]}, "cpt_mask"),
+    ("DELORA", {"delora_lambda": "x"}, "delora_lambda"), ("FROD", {"projection_prng_key": 0.5}, "projection_prng_key"),
+    ("LILY", {"stride_A": 1.5}, "stride_A"),
+])  # fmt: skip
+def test_fields_that_peft_refuses_by_their_meaning(method: str, changes: dict[str, Any], field: str) -> None:
+    written = {"peft_type": method, "task_type": "CAUSAL_LM", **changes}
+    assert field in {name for name, _ in combinations.refused(method, written)}
+    honest = {"adapter_layers": 2, "num_frozen_tokens": 1, "num_layers": 2, "num_transformer_submodules": 1,
+              "task_type": "CAUSAL_LM", "cpt_mask": [1, 1], "delora_lambda": 15, "projection_prng_key": 0,
+              "stride_A": 2}  # fmt: skip
+    assert list(combinations.refused(method, written | {field: honest[field]})) == []
 
 
 SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}

@@ -1,7 +1,7 @@
 """Start the worker's programs as forks of one process that has imported their libraries: seconds less for each base.
 
-A fork runs the same module with the same arguments, environment and pipes as the new Python that it replaces, so it says
-the same. Where a program runs under bubblewrap, it starts as always.
+A fork runs the same module with the same arguments, environment and pipes as the new Python that it replaces, and
+answers the same. Where a program runs under bubblewrap, it starts as always.
 """
 
 from __future__ import annotations

@@ -48,6 +48,15 @@ def _is_masks(value: Any, length: Any) -> bool:
     )
 
 
+def _is_number(text: str) -> bool:
+    """Whether Python's `float` reads the text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/layer.py LoraLayer.update_layer
     ("init_lora_weights", "LORA",
@@ -98,6 +107,30 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
      lambda read: isinstance(read("feedforward_modules"), list) and isinstance(read("target_modules"), list)
      and not set(map(str, read("feedforward_modules"))) <= set(map(str, read("target_modules"))),
      "must be a part of target_modules"),
+    # adaption_prompt/model.py AdaptionPromptModel.add_adapter: the last so many layers of the base
+    ("adapter_layers", "ADAPTION_PROMPT", lambda read: not isinstance(read("adapter_layers"), int),
+     "must be a whole number"),
+    # cartridge/config.py CartridgeConfig, cartridge/model.py CartridgeEncoder, peft_model.py get_prompt
+    ("num_frozen_tokens", "CARTRIDGE",
+     lambda read: all(type(read(name)) is int for name in ("num_frozen_tokens", "num_virtual_tokens"))
+     and read("num_frozen_tokens") > read("num_virtual_tokens"), "must not be over num_virtual_tokens"),
+    *((field, "CARTRIDGE",
+       lambda read, field=field: read(field) is not None and (type(read(field)) is not int or read(field) < 1),
+       "must be a whole number over 0") for field in ("num_layers", "num_transformer_submodules")),
+    # cpt/config.py CPTConfig
+    ("task_type", "CPT", lambda read: read("task_type") != "CAUSAL_LM", "must be CAUSAL_LM"),
+    *((field, "CPT", lambda read, field=field: isinstance(read(field), list)
+       and len(read(field)) != len(tokens if isinstance(tokens := read("cpt_token_ids"), list) else [0]),
+       "must be as long as cpt_token_ids")
+      for field in ("cpt_mask", "cpt_tokens_type_mask")),
+    # delora/layer.py DeloraLayer.reset_delora_parameters
+    ("delora_lambda", "DELORA", lambda read: isinstance(read("delora_lambda"), str) and not _is_number(
+        read("delora_lambda")), "must be a number"),
+    # frod/model.py FrodModel._init_frod_U_V: the seed of a generator
+    ("projection_prng_key", "FROD", lambda read: type(read("projection_prng_key")) is float,
+     "must be a whole number"),
+    # lily/model.py LilyModel: an index of a list
+    ("stride_A", "LILY", lambda read: type(read("stride_A")) is float, "must be a whole number"),
     # supertuning/config.py SupertuningConfig
     ("lora_alpha", "SUPERTUNING",
      lambda read: read("lora_alpha") is not None and read("r") is None, "needs an r beside it"),
