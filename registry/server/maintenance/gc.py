@@ -250,7 +250,7 @@ def _mark_dead(run: GcRun, after: str) -> str:
             between = col(BlobRow.digest).between(digests[0], digests[-1])
             unneeded = select(BlobRow.digest).where(between, _is_markable(), references.is_unneeded())
             markable = session.exec(unneeded).all()
-        after = digests[-1]
+        after = digests[-1] if len(digests) == WINDOW else END
         for start in range(0, len(markable), BATCH):
             values = {"state": BlobState.DEAD, "marked_at": db.now()}
             marked = _update_unneeded(run, markable[start : start + BATCH], _is_markable(), values)

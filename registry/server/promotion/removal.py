@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Table, update
+from sqlalchemy import ColumnElement, Delete, Engine, Table, bindparam, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
@@ -42,7 +44,8 @@ def delete_adapter(session: Session, actor: Actor, name: AdapterName) -> DeleteR
     adapter = versions.find_adapter(session, actor, name, lock=True)
     own = select(VersionRow.digest).where(VersionRow.adapter_id == adapter.id).order_by(col(VersionRow.id))
     digests = session.exec(own.with_for_update()).all()  # locked: nothing may refer to a version from now on
-    _delete_with_references(session, _ADAPTER, _ADAPTER.c.id == adapter.id)
+    for statement in _build_delete():
+        session.connection().execute(statement, {"id": adapter.id})
     session.expunge(adapter)
     _end_name(session, name)
     detail = {"versions": len(digests), "digests": digests[:100]}
@@ -110,13 +113,18 @@ def _end_name(session: Session, name: AdapterName) -> None:
     epoch.advance(session)
 
 
-def _delete_with_references(session: Session, table: Table, which: ColumnElement[bool]) -> None:
-    """Delete these rows and, in every table, the rows that refer to them."""
+@functools.cache
+def _build_delete() -> list[Delete]:
+    """Build the statements that delete the adapter `:id` and, before it, all rows of other tables that refer to it."""
+    return list(_delete_with_references(_ADAPTER, _ADAPTER.c.id == bindparam("id")))
+
+
+def _delete_with_references(table: Table, which: ColumnElement[bool]) -> Iterator[Delete]:
     for other in SQLModel.metadata.sorted_tables:
         for key in other.foreign_keys:
             if key.column.table is table:
-                _delete_with_references(session, other, key.parent.in_(plain_select(key.column).where(which)))
-    session.connection().execute(delete_rows(table).where(which))
+                yield from _delete_with_references(other, key.parent.in_(plain_select(key.column).where(which)))
+    yield delete_rows(table).where(which)
 
 
 def _rename_jobs(session: Session, adapter: AdapterRow, to: AdapterName) -> None:
