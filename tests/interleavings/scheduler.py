@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 CHANGES = 4
 """How often a run with priorities lowers the priority of the running task, at most."""
-STEPS = 250
+STEPS = 60
 """The steps among which these changes are chosen: about as many as a run has."""
 
 
