@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -262,6 +264,49 @@ def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
     with pytest.raises(Unavailable):
         issuer.key_of(provider.sign(kid="k2"))
     assert len(fetches) == 1
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("answer", [{"keys": "good"}, {"keys": []}, "no keys", b"<html>"])
+def test_strangers_who_name_unknown_keys_cause_one_download(
+    monkeypatch: pytest.MonkeyPatch, provider: Provider, answer: Any
+) -> None:
+    """An issuer that answers is asked again as seldom as one that does not, whatever it answers."""
+    config = {"issuer": ISSUER, "audience": "a", "jwks_url": "https://ci.example.org/keys", "algorithms": ["ES256"]}
+    issuer = issuers.Issuer(config, Path())
+    is_good = answer == {"keys": "good"}
+    body = json.dumps({"keys": [provider.public]} if is_good else answer).encode() if answer != b"<html>" else answer
+    requests: list[str] = []
+
+    def respond(_opener: Any, request: Any, **_: Any) -> Any:
+        requests.append(request.full_url)
+        return io.BytesIO(body)
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", respond)
+    for number in range(20):
+        with pytest.raises(Unauthenticated if is_good else Unavailable):
+            issuer.key_of(provider.sign(kid=f"unknown-{number}"))
+    assert len(requests) == 1
+    if is_good:
+        assert issuer.key_of(provider.sign()) is not None
+    monkeypatch.setattr(issuers, "RETRY_FETCH_SECONDS", 0)
+    issuer._fetch_again_at = 0.0
+    body = json.dumps({"keys": [provider.public | {"kid": "new"}]}).encode()
+    assert issuer.key_of(provider.sign(kid="new")) is not None, "a new key is found once the pause is over"
+
+
+@pytest.mark.security
+def test_an_identity_token_ends_by_the_clock_that_forgets_it(
+    world: World, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose clock is late would accept a token whose use is forgotten by the database's clock."""
+    assertion = provider.sign()
+    exchange(world, assertion)
+    monkeypatch.setattr(db, "_skew", timedelta(minutes=10))
+    with pytest.raises(Unauthenticated):
+        exchange(world, assertion)
+    with pytest.raises(Unauthenticated):
+        exchange(world, provider.sign(exp=int(NOW()) + 400))
 
 
 def test_an_identity_token_is_accepted_once_even_under_a_race(world: World, provider: Provider) -> None:

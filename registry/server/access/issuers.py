@@ -12,13 +12,15 @@ import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import jwt
 
 from registry.errors import Invalid, Unauthenticated, Unavailable
+from registry.server.database import db
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 LEEWAY_SECONDS = 30
@@ -68,13 +70,18 @@ class Issuer:
         self._client = jwt.PyJWKClient(url, lifespan=KEY_CACHE_SECONDS, timeout=FETCH_SECONDS) if url else None
         self._fetching = threading.Lock()
         self._fetch_again_at = 0.0
+        self._fetched = False
+        """Whether the last attempt to fetch the keys succeeded."""
 
     def key_of(self, assertion: str) -> Any:
         """Return the public key for the token's `kid`. `Unavailable` if the keys cannot be fetched."""
         try:
             kid = jwt.get_unverified_header(assertion).get("kid")
             if self._client is not None:
-                return self._find_cached_key(self._client, kid) or self._fetch_key(self._client, kid)
+                key = self._find_cached_key(self._client, kid) or self._fetch_key(self._client, kid)
+                if key is None:
+                    raise rejected()
+                return key
             keys = jwt.PyJWKSet.from_dict(json.loads((self._file or Path()).read_bytes())).keys
             return next(key.key for key in keys if key.key_id == kid)
         except OSError as e:
@@ -88,15 +95,22 @@ class Issuer:
         return next((key.key for key in keys if key.key_id == kid), None)
 
     def _fetch_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
-        """Fetch the keys. One request does so at a time, and none soon after a failure: others must not wait for it."""
+        """Fetch the keys. One request does so at a time, and none soon after another: a stranger may name any key.
+
+        Keys that cannot be read, also because they are none, are `Unavailable`; a key that is not among them is None.
+        """
         if not self._fetching.acquire(timeout=FETCH_WAIT_SECONDS):
             raise self._unavailable()
         try:
-            if time.monotonic() < self._fetch_again_at:
+            if time.monotonic() >= self._fetch_again_at:
+                self._fetch_again_at = time.monotonic() + RETRY_FETCH_SECONDS
+                self._fetched = False
+                client.get_signing_keys(refresh=True)
+                self._fetched = True
+            if not self._fetched:
                 raise self._unavailable()
-            return client.get_signing_key(kid).key
-        except jwt.PyJWKClientConnectionError as e:
-            self._fetch_again_at = time.monotonic() + RETRY_FETCH_SECONDS
+            return self._find_cached_key(client, kid)
+        except (jwt.PyJWTError, ValueError, HTTPException) as e:
             raise self._unavailable() from e
         finally:
             self._fetching.release()
@@ -158,6 +172,8 @@ def _identity_token(issuer: Issuer, claims: Mapping[str, Any]) -> IdentityToken:
     if issuer.login_claim == "email" and claims.get("email_verified") is not True:
         login = ""
     expires_at = datetime.fromtimestamp(claims["exp"], UTC)
+    if expires_at + timedelta(seconds=LEEWAY_SECONDS) <= db.now():  # by the clock that also forgets its `jti`
+        raise rejected()
     subject = login if isinstance(login, str) else ""
     return IdentityToken(issuer.name, claims, jti, expires_at, subject, bool(issuer.login_claim))
 
