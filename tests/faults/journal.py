@@ -1,0 +1,109 @@
+"""The journal of `make soak`: what each run was and what it violated, added up over all parts; table and report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.environments import KINDS
+from tests.faults.invariants import INVARIANTS
+
+KILL = "kill at "
+END = "at the end: every acknowledged push, "
+PROBLEMS_LIMIT = 5
+"""Texts of one run in the journal."""
+
+
+class Journal:
+    """The runs so far. With a path each is a line of that file, and those that are there already count."""
+
+    def __init__(self, path: str, seed: int) -> None:
+        self.runs: Counter[str] = Counter()
+        self.violations: Counter[str] = Counter()
+        self.checked: Counter[str] = Counter()
+        """How often each invariant was checked; a deployment counts here."""
+        self.problems: list[str] = []
+        self.seconds = 0.0
+        self.parts = 0
+        self.last = 0
+        """The number of the last run."""
+        self._restart = 0.0
+        self._seed = seed
+        self._recorded: Counter[str] = Counter()
+        self._path = Path(path) if path else None
+        if self._path and self._path.exists():
+            for line in self._path.read_text().splitlines():
+                self._read(json.loads(line))
+        self._began = time.monotonic()
+        self._write({"part": self.parts + 1, "seed": seed})
+        self.parts += 1
+
+    def _read(self, line: dict[str, Any]) -> None:
+        if line.get("seed", self._seed) != self._seed:
+            raise SystemExit(f"the journal is of seed {line['seed']}")
+        self.parts = line.get("part", self.parts)
+        if "run" in line:
+            self._enter(line)
+            self.checked += Counter(line["checked"])
+            self._recorded += Counter(line["checked"])
+
+    def _enter(self, line: dict[str, Any]) -> None:
+        name, problems = line["name"], line["problems"]
+        self.runs[name] += 1
+        self.last = max(self.last, line["run"])
+        self.seconds += line["seconds"]
+        self._restart = max(self._restart, line["restart"])
+        if line["violations"]:
+            self.violations[name] += line["violations"]
+            self.problems += [f"{name}: {problem}" for problem in problems]
+
+    def add(self, number: int, name: str, problems: Sequence[str], restart: float) -> None:
+        """Enter a run. `restart`: the longest time in seconds that a server needed to start again."""
+        now = time.monotonic()
+        checked = self.checked - self._recorded
+        line = {
+            "run": number, "name": name, "violations": len(problems), "problems": list(problems[:PROBLEMS_LIMIT]),
+            "seconds": round(now - self._began, 2), "restart": round(restart, 2), "checked": dict(checked),
+        }  # fmt: skip
+        self._began = now
+        self._recorded += checked
+        self._enter(line)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._path:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    # ------------------------------------------------------------ what it says
+    def table(self, classes: Sequence[str]) -> str:
+        """Kills by class of failpoint and by kind of server, then everything else; each as runs and violations."""
+        kinds = ["+".join(kind) for kind in KINDS]
+        lines = ["kill -9 (runs/violations)" + "".join(f"{kind:>16}" for kind in kinds)]
+        for one in dict.fromkeys(classes):
+            names = [f"{KILL}{one}, {kind}" for kind in kinds]
+            lines.append(f"{one:25}" + "".join(f"{f'{self.runs[n]}/{self.violations[n]}':>16}" for n in names))
+        rest = {name: count for name, count in self.runs.items() if not name.startswith(KILL)}
+        lines += ["", f"{'everything else':55}{'runs':>6}{'violations':>12}"]
+        lines += [f"{name:55}{count:>6}{self.violations[name]:>12}" for name, count in sorted(rest.items())]
+        lines += ["", "checks of each invariant: " + ", ".join(f"{name} {self.checked[name]}" for name in INVARIANTS)]
+        return "\n".join([*lines, f"longest restart after a kill: {self._restart:.1f} s"])
+
+    def report(self, classes: Sequence[str]) -> str:
+        """The table as a page of the documentation."""
+        kills = sum(count for name, count in self.runs.items() if name.startswith(KILL))
+        parts = "in one part" if self.parts == 1 else f"in {self.parts} parts, each with empty registries"
+        return (
+            "# Soak test\n\n"
+            "`make soak` kills servers with `kill -9` at named points of their work, restarts them, and then checks\n"
+            "the invariants I1 to I18 that `tests/faults/invariants.py` lists. It also runs many clients at once, and\n"
+            "a store that fails. This page is its output; `SOAK_REPORT=docs/soak.md make soak` writes it.\n\n"
+            f"{kills} kills, {self.violations.total()} violations, {parts}. Seed {self._seed}, runs 1 to {self.last}, "
+            f"{self.seconds / 60:.0f} minutes,\nPython {platform.python_version()}.\n\n"
+            f"```text\n{self.table(classes)}\n```\n"
+        )
