@@ -36,6 +36,10 @@ OF_MODULES = frozenset(
 """Findings that follow from the modules of the base."""
 PATTERN_STEPS_LIMIT = 2**26
 """About how many steps PEFT's matcher may need on all modules of a base: some 7 seconds."""
+MATCHER_CACHE = 512
+"""How many patterns Python's `re` keeps (`re._MAXCACHE`). PEFT has it compile any more again for each module."""
+COMPILATIONS_LIMIT = 2**20
+"""How many patterns PEFT may have compiled on all modules of a base: about a minute."""
 
 
 def evaluate(
@@ -74,8 +78,10 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     findings = FindingCollector()
     lookup = ModuleLookup(base, lora.config, findings)
     base_match.check_claim(lora.config.base, base, relatives, findings)
-    if lora.config.pattern_steps * len(base.modules) > PATTERN_STEPS_LIMIT:
-        message = f"the patterns take a matcher too long on the {len(base.modules)} modules of {base.name}"
+    keys = sum(map(len, lora.config.patterns.values()))
+    compilations = keys * len(base.modules) if keys > MATCHER_CACHE else 0
+    if lora.config.pattern_steps * len(base.modules) > PATTERN_STEPS_LIMIT or compilations > COMPILATIONS_LIMIT:
+        message = f"{keys} patterns take PEFT too long on the {len(base.modules)} modules of {base.name}"
         findings.error("compat.patterns_slow", CONFIG, message)
     method = methods.find(lora.method)
     check_updates(lora, lookup)

@@ -100,7 +100,10 @@ LIMITS = {
             "OPEN_REPEATS_LIMIT": "`*`, `+` and `{m,}` in a pattern",
             "LOOKS_LIMIT": "look-aheads in a pattern",
         },
-        "registry.compat": {"PATTERN_STEPS_LIMIT": "steps to match all modules of a base, about"},
+        "registry.compat": {
+            "PATTERN_STEPS_LIMIT": "steps to match all modules of a base, about",
+            "COMPILATIONS_LIMIT": "keys of `rank_pattern` and the like, if over 512, times modules of the base",
+        },
     },
     "Other files": {
         "registry.adapters.companions": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -243,6 +244,21 @@ def test_patterns_that_are_slow_on_many_modules_fail() -> None:
     large = spec.model_copy(update={"modules": {**spec.modules, **{f"model.layers.{n}.x": shape for n in range(1100)}}})
     assert "compat.patterns_slow" not in codes(compat.check_fit(lora, spec))
     assert "compat.patterns_slow" in codes(compat.check_fit(lora, large))
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("keys", "is_slow"), [(compat.MATCHER_CACHE, False), (compat.MATCHER_CACHE + 1, True)])
+def test_keys_that_are_compiled_again_for_every_module_fail(keys: int, is_slow: bool) -> None:
+    """PEFT looks for the first key that matches, and `re` forgets the first ones before the last are compiled."""
+    assert compat.MATCHER_CACHE == re._MAXCACHE  # type: ignore[attr-defined]
+    patterns = {"rank_pattern": {f"layers.{n}.q": 8 for n in range(keys - 1)}, "alpha_pattern": {"layers.0.q": 8}}
+    lora = lora_spec(forge.lora(LLAMA, config=patterns))
+    spec = base_spec(LLAMA)
+    shape = next(iter(spec.modules.values()))
+    modules = {f"model.layers.{n}.x": shape for n in range(compat.COMPILATIONS_LIMIT // compat.MATCHER_CACHE)}
+    large = spec.model_copy(update={"modules": {**spec.modules, **modules}})
+    assert "compat.patterns_slow" not in codes(compat.check_fit(lora, spec))
+    assert ("compat.patterns_slow" in codes(compat.check_fit(lora, large))) is is_slow
 
 
 def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
