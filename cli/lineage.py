@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from registry import attestations
-from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
+from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa

@@ -1,4 +1,4 @@
-"""REST schemas of the catalog: adapters, versions, files, bases, lineage."""
+"""REST schemas of the catalog: adapters, versions, files, bases."""
 
 from __future__ import annotations
 
@@ -202,37 +202,3 @@ class ThresholdsRequest(Request):
     """What smoke tests on a base use instead of the defaults; empty for the defaults."""
 
     thresholds: dict[str, float] = Field(max_length=50)
-
-
-# ------------------------------------------------------------------ lineage
-class LineageNode(Answer):
-    """A node of the lineage graph: a version, base, dataset, run or code.
-
-    `hidden`: a parent that the actor may not see; only its digest is shown. `withdrawn`: yanked or quarantined.
-    """
-
-    id: str
-    kind: str
-    name: str = ""
-    number: int | None = None
-    digest: str = ""
-    hidden: bool = False
-    uri: str = ""
-    withdrawn: str = ""
-
-
-class LineageEdge(Answer):
-    """An edge of the lineage graph, between the ids of two nodes."""
-
-    child: str
-    parent: str
-    relation: str
-
-
-class Lineage(Answer):
-    """The lineage graph from `root`. `truncated`: it has more nodes than one answer holds."""
-
-    root: str
-    nodes: list[LineageNode]
-    edges: list[LineageEdge]
-    truncated: bool = False

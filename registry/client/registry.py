@@ -34,6 +34,7 @@ from registry.api.jobs import (
     JobSubmit,
     RenewRequest,
 )
+from registry.api.lineage import Lineage
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
@@ -77,13 +78,13 @@ class Registry(Versions):
         """End the quarantine of a version."""
         return self._post(f"{path_of(ref)}/unquarantine", WithdrawRequest(reason=reason), catalog.VersionView)
 
-    def lineage(self, ref: AnyRef, *, down: bool = False) -> catalog.Lineage:
+    def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
         """Return the ancestors and descendants of a version."""
-        return self._get(f"{path_of(ref)}/lineage", catalog.Lineage, direction="down" if down else "up")
+        return self._get(f"{path_of(ref)}/lineage", Lineage, direction="down" if down else "up")
 
-    def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> catalog.Lineage:
+    def lineage_of(self, *, dataset: str = "", base: str = "", down: bool = True) -> Lineage:
         """The lineage from a data set (its digest or URI) or from a base on."""
-        return self._get("/lineage", catalog.Lineage, dataset=dataset, base=base, direction="down" if down else "up")
+        return self._get("/lineage", Lineage, dataset=dataset, base=base, direction="down" if down else "up")
 
     # ------------------------------------------------------------ evaluation
     def check(self, request: evaluation.CheckRequest) -> evaluation.VerdictList:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from registry import __version__
-from registry.api.catalog import Lineage, LineageNode, VersionView
+from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageNode
 from registry.files import CARD
 
 SPEC_VERSION = "1.6"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.api.catalog import Lineage, LineageNode, VersionView
+from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageNode
 
 PRODUCER = "urn:adapter-registry:lineage:v1"
 NAMESPACE = "adapter-registry"

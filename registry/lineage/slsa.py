@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from registry import attestations
-from registry.api.catalog import Lineage, LineageNode, VersionView
+from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageNode
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

@@ -36,7 +36,7 @@ UNUSED_BY_ALL = (
     "sqlmodel",
     "torch",
 )
-OTHER_SCHEMAS = ("access", "aliases", "audit", "jobs", "serving", "maintenance", "evaluation")
+OTHER_SCHEMAS = ("access", "aliases", "audit", "jobs", "lineage", "serving", "maintenance", "evaluation")
 UNUSED = (
     *UNUSED_BY_ALL,
     *(f"registry.api.{schema}" for schema in OTHER_SCHEMAS),

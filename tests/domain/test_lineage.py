@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry.api.catalog import Lineage, LineageEdge, LineageNode, VersionView
+from registry.api.catalog import VersionView
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.diagrams import svg

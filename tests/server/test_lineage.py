@@ -10,7 +10,8 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, text
 
-from registry.api.catalog import BaseAdd, Lineage, VersionView
+from registry.api.catalog import BaseAdd, VersionView
+from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.manifest import Edge, Relation

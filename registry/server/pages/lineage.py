@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fastapi import Request, Response
 
-from registry.api.catalog import Lineage, LineageEdge, LineageNode
+from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.server.catalog import lineage, versions
 from registry.server.http.dependencies import VERSION, NameDep, SelectorDep, SessionDep
 from registry.server.pages.rendering import adapter_path, base_path, create_router, render

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request, Response
 
-from registry.api.catalog import AdapterPage, AdapterView, Lineage, MetadataChange, Resolved, VersionPage, VersionView
+from registry.api.catalog import AdapterPage, AdapterView, MetadataChange, Resolved, VersionPage, VersionView
+from registry.api.lineage import Lineage
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
