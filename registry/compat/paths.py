@@ -65,7 +65,12 @@ _SGM_INNER = (
 _RESNET = re.compile(r"unet\.down_blocks\.0\.resnets\.(\d+)\.")
 _LAYER = re.compile(r"(?:layers|blk)\.(\d{1,6})\.(.+)\Z")
 _OLD = re.compile(r"(?P<at>.+)\.processor\.to_(?P<leaf>q|k|v|out)(?:_lora)?\Z")
-_OLD_TEXT = re.compile(r"(?P<at>text_encoder\..+?)(?:_lora(?:_linear_layer)?|_lora_linear_layer)\Z")
+_OLD_TEXT = re.compile(r"(?P<at>text_encoder(?:_2)?\..+?)(?:_lora(?:_linear_layer)?|_lora_linear_layer)\Z")
+
+
+def layers_per_block(modules: Iterable[str]) -> int:
+    """The layers in each block of the U-Net with these modules; 0 without one."""
+    return max((int(match[1]) for path in modules if (match := _RESNET.match(path))), default=-1) + 1
 
 
 class Paths:
@@ -78,8 +83,7 @@ class Paths:
         if format_name in ("kohya", "lycoris", "comfy"):
             for path in self._known:
                 self._flat.setdefault(_flat(path), path)
-        numbers = {int(match[1]) for path in self._known if (match := _RESNET.match(path))}
-        self._resnets = max(numbers, default=-1) + 1
+        self._resnets = layers_per_block(self._known)
 
     def of(self, written: str) -> tuple[str, ...] | None:
         """The base's paths that `written` means, as the base spells them; None if no rule of the format names it."""

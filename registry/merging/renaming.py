@@ -25,7 +25,7 @@ _PREFIXES = (PREFIX, f"{PREFIX}model.", "base_model.", "model.model.", "model.",
 
 _OLD = re.compile(r"(?P<at>.+?)(?:\.processor)?\.to_(?P<leaf>q|k|v|out)_lora\.(?P<half>down|up)\.weight\Z")
 _OLD_TEXT = re.compile(
-    r"(?P<at>text_encoder\..+?)(?:_lora_linear_layer|_lora|\.lora_linear_layer|\.lora)\.(?P<half>down|up)\.weight\Z"
+    r"(?P<at>text_encoder(?:_2)?\..+?)(?:_lora_linear_layer|_lora|\.lora_linear_layer|\.lora)\.(?P<half>down|up)\.weight\Z"
 )
 _LATE = re.compile(r"(?P<at>(?:unet|transformer)\..+?)\.lora\.(?P<half>down|up)\.weight\Z")
 _BARE = re.compile(

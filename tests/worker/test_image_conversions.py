@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from registry.client.local.base_folder import base_spec_from
 from registry.client.local.folder import read_folder
 from registry.engines.version_facts import facts_of
 from registry.errors import Invalid
+from registry.evaluation.thresholds import Thresholds
 from registry.merging import conversions
 from registry.merging.conversions import Conversion, Converted
 from registry.worker.conversions.request import ConversionRequest
@@ -23,6 +25,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from registry.worker.conversions import to_diffusers
+from registry.worker.model.image import Pipeline
+from registry.worker.smoke.image import ImageTest
 
 pytestmark = pytest.mark.slow
 
@@ -124,4 +128,94 @@ def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple
     with torch.no_grad():
         plain, kohya, ours = computed(None), computed(tmp_path / "kohya"), computed(tmp_path / "made")
     assert (kohya - plain).abs().max() > 1e-3
+    assert torch.allclose(kohya, ours, atol=1e-5)
+
+
+# ------------------------------------------------------------------ SDXL
+SGM_BLOCKS = (
+    (re.compile(r"down_blocks\.(\d)\.attentions\.(\d)"), "input_blocks", 1),
+    (re.compile(r"up_blocks\.(\d)\.attentions\.(\d)"), "output_blocks", 0),
+)
+"""In diffusers' U-Net, the original model's name for them, and the number of its first one."""
+
+
+def sgm_name(path: str) -> str:
+    """The original model's name of a module in an attention of diffusers' U-Net with two layers in each block."""
+    for pattern, name, first in SGM_BLOCKS:
+        if match := pattern.match(path):
+            return f"{name}.{3 * int(match[1]) + int(match[2]) + first}.1{path[match.end() :]}"
+    return path.replace("mid_block.attentions.0", "middle_block.1")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SDXL: a U-Net and two text encoders."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("sdxl") / "sdxl-tiny"
+    diffusers.UNet2DConditionModel(
+        sample_size=16, layers_per_block=2, block_out_channels=(32, 64), norm_num_groups=8, cross_attention_dim=64,
+        attention_head_dim=8, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80, transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "projection_dim": 32, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    config = transformers.CLIPTextConfig(**sizes)
+    transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(folder / "text_encoder_2")
+    return folder
+
+
+def painted(base: Path, source: Path | None) -> torch.Tensor:
+    """The latent picture of SDXL's own pipeline after two steps, with the LoRA in this folder."""
+    encoders = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
+    one, two = (kind.from_pretrained(base / part) for kind, part in zip(encoders, ENCODERS, strict=True))
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        unet=diffusers.UNet2DConditionModel.from_pretrained(base / "unet"), text_encoder=one, text_encoder_2=two,
+        tokenizer=None, tokenizer_2=None, scheduler=diffusers.EulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8), add_watermarker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    if source:
+        pipeline.load_lora_weights(source, weight_name=next(source.glob("*.safetensors")).name)
+    words = torch.tensor([[1, 5, 9, 2]])
+    second = two(words)
+    prompt = torch.cat([one(words).last_hidden_state, second.last_hidden_state], dim=-1)
+    images = pipeline(
+        prompt_embeds=prompt, pooled_prompt_embeds=second.text_embeds, num_inference_steps=2, guidance_scale=1.0,
+        height=16, width=16, output_type="latent", generator=torch.Generator().manual_seed(3),
+    ).images  # fmt: skip
+    assert torch.isfinite(images).all()
+    return images
+
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+def test_sdxl_paints_with_a_converted_kohya_adapter_what_it_paints_with_the_original(
+    sdxl: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(sdxl / "unet")
+    attentions = [(sgm_name(path), module) for path, module in unet.named_modules() if ".attentions." in path]
+    tensors = kohya_of_all(attentions, "lora_unet_", (4.0,))
+    for number, kind in enumerate((transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection), start=1):
+        layers = kind.from_pretrained(sdxl / ENCODERS[number - 1]).named_modules()
+        tensors |= kohya_of_all(((path, m) for path, m in layers if ".layers." in path), f"lora_te{number}_", (4.0,))
+    assert any("input_blocks_4_1_transformer_blocks_1_attn2" in name for name in tensors)
+    (tmp_path / "kohya").mkdir()
+    save_file(tensors, tmp_path / "kohya" / "kohya.safetensors", metadata={"ss_network_module": "networks.lora"})
+    smoke = ImageTest(Pipeline.load(sdxl, "sdxl-tiny"), tmp_path / "kohya", Thresholds()).run()
+    assert smoke.findings == []
+    report = converted(tmp_path / "kohya", sdxl, tmp_path / "made")
+    assert (report.error or 0) < 1e-6
+    made = load_file(tmp_path / "made" / to_diffusers.FILE)
+    assert {name.partition(".")[0] for name in made} == {"unet", *ENCODERS}
+    paths = {path for path, _ in unet.named_modules()}
+    assert {name.split(".lora_")[0].removeprefix("unet.") for name in made if name.startswith("unet.")} <= paths
+    with torch.no_grad():
+        plain, kohya, ours, again = (painted(sdxl, tmp_path / name if name else None)
+                                     for name in ("", "kohya", "made", "made"))  # fmt: skip
+    assert torch.equal(ours, again)
+    assert (ours - plain).abs().max() > 1e-3
     assert torch.allclose(kohya, ours, atol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -19,8 +20,9 @@ from torch import Tensor
 from registry.adapters import read
 from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
+from registry.bases import BaseSpec
 from registry.client.local.folder import read_folder
-from registry.compat.paths import IMAGE_COMPONENTS
+from registry.compat.paths import IMAGE_COMPONENTS, layers_per_block
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import to_canonical
@@ -51,8 +53,8 @@ def convert(request: ConversionRequest) -> Converted:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
     tensors_in = load_file(folder.path / weights)
     renamed = _flux_names(tensors_in, file) if family == "flux" else tensors_in
-    tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed)
-    _demand_all(tensors_in, tensors, file)
+    tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed, request.base)
+    _demand_all(tensors_in, tensors, file, request.base)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
     to_canonical.copy_others(folder, out)
@@ -81,9 +83,12 @@ def _flux_names(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor
     return renamed
 
 
-def _converted(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _converted(pipeline: Any, tensors: dict[str, Tensor], base: BaseSpec) -> dict[str, Tensor]:
+    layers = layers_per_block(base.modules)
+    # kohya's files for SDXL number the blocks of the original model.
+    blocks = {"unet_config": SimpleNamespace(layers_per_block=layers)} if layers else {}
     try:
-        answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True)
+        answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True, **blocks)
     except TypeError:
         answer = pipeline.lora_state_dict(dict(tensors))
     except (ValueError, KeyError) as e:
@@ -111,14 +116,21 @@ def _without_half(name: str) -> str:
     return name.removesuffix(end).removesuffix(".lora")
 
 
-def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts) -> None:
-    stray = [name for name in after if not name.startswith(tuple(f"{c}." for c in IMAGE_COMPONENTS))]
+def _demand_all(before: dict[str, Tensor], after: dict[str, Tensor], file: FileFacts, base: BaseSpec) -> None:
+    stray = [name for name in after if not _is_loaded(name, base)]
     if stray or not after:
         example = stray[0] if stray else "all"
         raise refused(f"diffusers cannot load {len(stray)} of {len(after)} tensors by their names, such as {example}")
     difference = _difference(before, after, file)
     if difference > TOLERANCE:
         raise refused(f"diffusers' converter lost part of the adapter: its size changed by {difference:.3g}")
+
+
+def _is_loaded(name: str, base: BaseSpec) -> bool:
+    """Whether diffusers finds a module for the tensor: it ignores one whose path the component does not have."""
+    end = next((end for end in (*_DOWN, *_UP) if name.endswith(end)), "")
+    component, path = name.partition(".")[0], name.removesuffix(end)
+    return component in IMAGE_COMPONENTS and (component not in base.components or not end or path in base.modules)
 
 
 def _difference(before_tensors: dict[str, Tensor], after_tensors: dict[str, Tensor], file: FileFacts) -> float:

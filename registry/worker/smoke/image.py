@@ -110,7 +110,11 @@ class ImageTest(SmokeTest):
 def _load(base: Pipeline, file: Path) -> None:
     """Load the adapter's layers beside the base's, by diffusers' own reader of its format."""
     loader = getattr(diffusers.loaders, LOADERS[base.kind])
-    answer = loader.lora_state_dict(str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True)
+    # kohya's files for SDXL name the blocks of the original model, whose numbers follow from the configuration.
+    blocks = {"unet_config": base.denoiser.config} if base.kind == "UNet2DConditionModel" else {}
+    answer = loader.lora_state_dict(
+        str(file.parent), weight_name=file.name, return_alphas=True, local_files_only=True, **blocks
+    )
     state, alphas = answer if isinstance(answer, tuple) else (answer, None)
     if base.kind == "UNet2DConditionModel":
         loader.load_lora_into_unet(state, network_alphas=alphas, unet=base.denoiser, adapter_name=SLOT)
