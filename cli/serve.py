@@ -29,7 +29,7 @@ from registry.filesystem import replace_file
 from registry.server import actors
 from registry.server.access import tokens
 from registry.server.access.issuers import Issuers
-from registry.server.app import create_app, link_context
+from registry.server.app import create_app
 from registry.server.database import schema
 from registry.server.database.engine import Engine, explain_failure, open_database
 from registry.server.evaluation import engine_compat
@@ -39,7 +39,6 @@ from registry.server.maintenance import reevaluate
 from registry.server.secret import is_well_formed, new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
-from registry.server.storage.local import LocalBlobs
 from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
@@ -71,8 +70,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     app = create_app(settings, engine=engine)
     log = app.state.audit_log
     log.check_keys()
-    if app.state.blobs.kind == LocalBlobs.kind:
-        app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
+    app.state.blobs.links = LinkSigner(lambda: log.keys.derive_current_secret(SECRET_PURPOSE))
     if problem := try_store(app.state.blobs):
         output.line(
             output.styled(f"{settings.blobs} does not respond, and is tried again: {problem}", "yellow"), err=True
@@ -99,7 +97,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         threading.Thread(target=_reevaluate, args=reevaluation, name="reevaluation", daemon=True).start()
 
     server = LinkServer(
-        app, listener, app.state.blobs.links, link_context(app), on_start=ready, on_stop=log.closing.set,
+        app, listener, app.state.blobs.links, app.state.link_context, on_start=ready, on_stop=log.closing.set,
         limits=ConnectionLimits.from_open_files(settings.connections_per_address), counts=app.state.requests,
     )  # fmt: skip
     server.run()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.message
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import httpx
 
@@ -63,6 +64,12 @@ class _Reply(Reply):
 
 
 class HttpxInProcess(InProcess, httpx.BaseTransport):
+    """Links go to `context` if there is one: by default, that of our application."""
+
+    def __init__(self, app: Any, context: Any = None) -> None:
+        context = context or getattr(getattr(app, "state", None), "link_context", None)
+        super().__init__(app, context.answer if context is not None else None)
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions.get("timeout", {}).get("read") or 600
         stream = request.stream

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from registry.digest import Digest
+from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import ConnectionLimits
-from registry.server.local_links.exchange import Context
 from registry.server.local_links.server import LinkServer
-from registry.server.storage.blobs import key_of, staging_key_of
+from registry.server.storage.blobs import BlobWriter, key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
-from registry.server.storage.signed_links import LinkSigner
+from registry.server.storage.signed_links import LinkSigner, SignedLink
 
 PLAIN = b"GET /plain HTTP/1.1\r\nHost: x\r\n\r\n"
 Run = Callable[[Coroutine[Any, Any, None]], object]
@@ -63,11 +63,11 @@ class RunningServer:
         self.thread = threading.Thread(target=lambda: run(self.server.serve()))
 
     @contextmanager
-    def _upload(self, owner: str, key: str) -> Iterator[None]:
+    def _upload(self, link: SignedLink) -> Iterator[BlobWriter]:
         if self.refuse is not None:
             raise self.refuse
-        self.uploads.append((owner, key))
-        yield
+        self.uploads.append((link.owner, link.key))
+        yield self.blobs.open_writer(link.key, limit_bytes=link.size_bytes)
 
     def __enter__(self) -> Self:
         self.thread.start()

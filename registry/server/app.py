@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
 from registry.server.http.request_body import NAMESPACE_BYTES, PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
 from registry.server.hub.upstream import Upstream
-from registry.server.local_links.exchange import Context
+from registry.server.local_links.answers import Context
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
@@ -62,6 +63,7 @@ from registry.server.routes.openapi.document import scope_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy, open_store
+from registry.server.storage.signed_links import LinkSigner
 
 ROUTERS: tuple[APIRouter, ...] = (
     transfer.router,
@@ -113,6 +115,8 @@ def create_app(
     state.settings = settings
     state.engine = engine if engine is not None else open_database(settings)
     state.blobs = blobs if blobs is not None else open_store(settings)
+    if state.blobs.links is None:  # links of one process, until a server that others join sets a secret of all
+        state.blobs.links = LinkSigner(partial(str, secrets.token_hex(32)))
     state.trusted = trusted
     log = state.audit_log = AuditLog(settings, state.engine, state.blobs)
     log.after_step.append(Attester(state.engine, state.blobs, lambda: log.keys).attest_until)
@@ -133,6 +137,8 @@ def create_app(
     state.database_reached_at = time.monotonic()
     state.change_counter = ChangeCounter(state.engine)
     state.shared_reads = serving.SharedReads()
+    upload = partial(transfer.receive_upload, state)
+    state.link_context = Context(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
     add_exception_handlers(app)
     app.add_exception_handler(RepeatedRequest, replay_answer)
     app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds, counts=state.requests)
@@ -152,13 +158,6 @@ def _routers(settings: Settings) -> Iterator[APIRouter]:
     if settings.pages not in PAGES_CHOICES:
         raise Invalid("SETTING_INVALID", f"REGISTRY_PAGES: {settings.pages[:40]!r} is not one of {PAGES_CHOICES}")
     yield from (router for router in ROUTERS if settings.pages != "off" or router not in PAGE_ROUTERS)
-
-
-def link_context(app: FastAPI) -> Context:
-    """Return what the threads that answer signed links need of the application."""
-    state = app.state
-    upload = partial(transfer.link_upload_in_progress, state)
-    return Context(state.blobs, upload, state.settings.stall_seconds, state.audit_log.closing.is_set)
 
 
 def declared_scopes() -> dict[tuple[str, str], str | None]:

@@ -131,9 +131,11 @@ class Tenant:
         body = PushRequest(manifest=manifest).model_dump(mode="json")
         plan = self.ask("POST", "/adapters/globex/support/pushes", json=body).json()
         self.ask("POST", f"/pushes/{plan['push_id']}/commit", json={})
-        for digest in sorted({d.digest for d in manifest.files}):
-            self.ask("PUT", f"/pushes/{plan['push_id']}/blobs/{digest}", content=b"x")
-            self.ask("PUT", f"/pushes/psh_{'0' * 24}/blobs/{digest}", content=b"x")
+        for item in sorted(plan["uploads"], key=lambda item: str(item["digest"])):
+            link = item["url"].removeprefix("/api/v1")
+            self.ask("PUT", link, content=b"x")
+            self.ask("PUT", link.replace(plan["push_id"], f"psh_{'0' * 24}"), content=b"x")
+            self.ask("PUT", link, content=b"x" * item["size_bytes"])
 
 
 def other_tenant(world: World) -> None:

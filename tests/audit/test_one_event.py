@@ -54,7 +54,6 @@ W = "/webhooks/{webhook_id}"
 RETRY = f"POST {W}/deliveries/{{delivery_id}}/retry"
 NOT_CHANGES = {
     f"POST {A}/pushes": "a plan holds bytes and changes nothing that anybody sees",
-    "PUT /pushes/{push_id}/blobs/{digest}": "staged bytes are nobody's yet",
     "PUT /links/{key:path}": "staged bytes are nobody's yet",
     "POST /jobs/claim": "a lease is a moment's; what comes of it is an event",
     "POST /jobs/{job_id}/renew": "the same",

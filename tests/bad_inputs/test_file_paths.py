@@ -143,8 +143,8 @@ def test_a_url_that_climbs_is_4xx_and_says_no_inner_path(refusing: RawClient, mi
         f"/api/v1/adapters/{middle}/support/versions/1/files/README.md",
         f"/api/v1/adapters/acme/support/versions/{middle}/files/README.md",
         f"/api/v1/adapters/acme/support/versions/1/files/{middle}",
-        f"/api/v1/pushes/{middle}/blobs/{Digest.of(b'')}",
-        f"/api/v1/pushes/psh_0/blobs/{middle}",
+        f"/api/v1/links/staging/{middle}/{Digest.of(b'').hex}?size=0&until=1&owner=&signature={'0' * 64}",
+        f"/api/v1/links/{middle}",
         f"/api/v1/bases/{middle}",
     ):
         answer = refusing.ask(method, path, content=b"" if method in ("PUT", "POST") else None)

@@ -62,7 +62,7 @@ def test_a_length_that_differs_from_the_plan_is_refused_before_the_body(
     assert_nothing_kept(client)
 
 
-def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planned: dict[str, Any]) -> None:
+def test_a_body_without_a_length_is_refused_unread(client: RawClient, planned: dict[str, Any]) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -72,30 +72,27 @@ def test_a_body_without_an_end_is_refused_at_its_limit(client: RawClient, planne
             yield bytes(2**16)
 
     answer = client.ask("PUT", planned["url"], content=endless())
-    assert (answer.status_code, answer.json()["code"]) == (413, "SIZE_INVALID")
-    assert sent < 64 * 2**20
+    assert (answer.status_code, answer.json()["code"], sent) == (411, "LENGTH_REQUIRED", 0)
     assert_nothing_kept(client)
 
 
-def test_a_short_body_without_a_length_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
-    answer = client.ask("PUT", planned["url"], content=iter([planned["data"][:100]]))
-    assert (answer.status_code, answer.json()["code"]) == (422, "BLOB_MISMATCH")
+@pytest.mark.parametrize("size_bytes", [100, 2**20])
+def test_another_body_than_its_length_says_is_refused(
+    client: RawClient, planned: dict[str, Any], size_bytes: int
+) -> None:
+    """Over a socket the length ends the body. In this process it does not."""
+    headers = {"Content-Length": str(len(planned["data"]))}
+    answer = client.ask("PUT", planned["url"], content=iter([bytes(size_bytes)]), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) in ((422, "BLOB_MISMATCH"), (413, "SIZE_INVALID"))
     assert_nothing_kept(client)
 
 
 def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
-    url = planned["url"].rsplit("/", 1)[0] + f"/{Digest.of(b'x')}"
-    answer = client.ask("PUT", url, content=b"x")
-    assert (answer.status_code, answer.json()["code"]) == (404, "BLOB_UNKNOWN")
+    for digest in (Digest.of(b"x").hex, "abc", "A" * 64, "a" * 64 + "%0a"):
+        url = planned["url"].replace(Digest.of(planned["data"]).hex, digest)
+        answer = client.ask("PUT", url, content=planned["data"])
+        assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID")
     assert_nothing_kept(client)
-
-
-@pytest.mark.parametrize(
-    "digest", ["sha256:abc", "sha256:" + "A" * 64, "md5:" + "a" * 32, "a" * 64, "sha256:" + "a" * 64 + "%0a"]
-)
-def test_a_digest_that_is_none_is_400(client: RawClient, planned: dict[str, Any], digest: str) -> None:
-    answer = client.ask("PUT", planned["url"].rsplit("/", 1)[0] + f"/{digest}", content=b"x")
-    assert (answer.status_code, answer.json()["code"]) == (400, "DIGEST_INVALID")
 
 
 def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: RawClient) -> None:

@@ -98,7 +98,7 @@ def test_bodies_that_are_not_json_have_their_media_type(document: dict[str, Any]
     }
     octets = "application/octet-stream"
     assert raw == {
-        "upload_blob": octets, "upload_by_link": octets, "read_by_link": octets,
+        "upload_by_link": octets, "read_by_link": octets,
         "read_file": octets, "head_file": octets, "read_report": octets,
         "read_log_entries": octets, "read_log_tile": octets, "read_checkpoint": "text/plain",
         "read_metrics": "text/plain", "stream_events": "text/event-stream",

@@ -1,4 +1,4 @@
-"""The application's own answers to signed links of the local store, and who gets links."""
+"""Signed links of a registry in this process, what the application says of links, and who gets them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName
-from registry.server.app import link_context
 from registry.server.database import db
 from registry.server.database.models import PushRow
 from registry.server.storage.blobs import key_of
@@ -28,6 +27,7 @@ from registry.server.storage.signed_links import LinkSigner
 from tests import forge
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
+from tests.raw_asgi import call
 from tests.world import URL, World, upload
 
 
@@ -80,7 +80,7 @@ def planned_link(world: World, data: bytes) -> str:
 
 
 @pytest.mark.security
-def test_the_application_refuses_what_a_link_does_not_allow(world: World) -> None:
+def test_what_a_link_does_not_allow_is_refused(world: World) -> None:
     data = b"x" * 100
     digest = Digest.of(data)
     world.blobs.put(key_of(digest), [data], limit_bytes=100)
@@ -112,13 +112,13 @@ def test_a_link_of_an_ended_push_writes_nothing(world: World) -> None:
     upload(world.admin, plan, files)
     world.admin.commit_push(plan.push_id)
     by_digest = {Digest.of(data): data for data in files.values()}
-    context = link_context(world.app)
+    context = world.app.state.link_context
     for item in plan.uploads:
         assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204, "a repeated PUT is no error"
         assert world.blobs.links is not None
         link = world.blobs.links.check("PUT", item.url)
-        with pytest.raises(NotFound), context.upload(link.owner, link.key):
-            pass
+        with context.open_upload(link) as writer:
+            assert writer is None
     assert list(world.blobs.list("staging/")) == []
 
 
@@ -143,17 +143,32 @@ def test_only_who_may_read_gets_links(world: World) -> None:
 
 
 @pytest.mark.security
-def test_a_store_without_a_signer_answers_no_links(world: World) -> None:
-    signer = world.blobs.links
-    assert signer is not None
-    link = signer.sign("GET", key_of(Digest.of(b"")), 0, seconds=60, owner="")
-    world.blobs.links = None
-    assert ask(world, "GET", link).json()["code"] == "ROUTE_UNKNOWN"
-    assert (
-        world.admin.plan_push("acme/x", PushRequest(manifest=world.manifest(world.files())))
-        .uploads[0]
-        .url.startswith("/api/v1/pushes/")
-    )
+def test_the_application_writes_nothing_and_says_what_is_wrong_or_that_it_is_busy(world: World) -> None:
+    """It gets only what no thread takes."""
+    data = b"x" * 100
+    write = planned_link(world, data)
+    length = ("content-length", str(len(data)))
+    for target, headers, status, code in (
+        (write, [length], 503, "TRY_LATER"),
+        (write, [], 411, "LENGTH_REQUIRED"),
+        (write, [("content-length", "99")], 422, "BLOB_MISMATCH"),
+        (write[:-1] + ("0" if write[-1] != "0" else "1"), [length], 403, "LINK_INVALID"),
+    ):
+        answer = call(world.app, "PUT", target, headers, [data])
+        assert (answer.status, answer.json()["code"], answer.bytes_read) == (status, code, 0), target
+        assert answer.headers["connection"] == "close"
+        assert ("retry-after" in answer.headers) is (code == "TRY_LATER")
+    assert list(world.blobs.list("staging/")) == []
+
+
+def test_a_store_without_links_of_its_own_is_reached_by_those_of_the_server(database_url: str) -> None:
+    with World(database_url) as world:
+        world.add_base()
+        files = world.files()
+        plan = world.admin.plan_push("acme/x", PushRequest(manifest=world.manifest(files)))
+        assert all(item.url.startswith(f"/api/v1/links/staging/{plan.push_id}/") for item in plan.uploads)
+        upload(world.admin, plan, files)
+        assert world.admin.commit_push(plan.push_id).created
 
 
 # ------------------------------------------------------------------ a real server

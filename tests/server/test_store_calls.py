@@ -77,7 +77,7 @@ def watched_world(database_url: str) -> Iterator[tuple[World, Watch]]:
                 REQUEST.set(f"{scope['method']} {scope['path']}#{next(watch.numbers)}")
             await app(scope, receive, send)
 
-        world.transport = HttpxInProcess(number_requests)
+        world.transport = HttpxInProcess(number_requests, app.state.link_context)
         world.admin = world.client(world.secret)
         event.listen(Session, "after_begin", watch.begin)
         event.listen(Session, "after_transaction_end", watch.end)

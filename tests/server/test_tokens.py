@@ -66,8 +66,8 @@ PAGES = {
 OPEN = {
     ("GET", "/api/v1/health"): 200,
     ("POST", "/api/v1/tokens/exchange"): 400,
-    ("GET", "/api/v1/links/{key:path}"): 404,
-    ("PUT", "/api/v1/links/{key:path}"): 404,
+    ("GET", "/api/v1/links/{key:path}"): 403,
+    ("PUT", "/api/v1/links/{key:path}"): 403,
     ("GET", "/openapi.json"): 200,
     ("GET", "/docs"): 200,
     ("GET", "/livez"): 200,

@@ -1,6 +1,5 @@
-"""Bytes of blobs in request and response bodies, moved by the event loop, which holds no thread for a slow peer.
+"""Files in response bodies, sent by the event loop, which holds no thread for a slow peer.
 
-- Bytes are hashed and written while they arrive. Each upload needs one buffer of memory.
 - A response is as long as its Content-Length, or its connection is closed.
 - Large files of a local store travel by signed links (`local_links`), which cost less.
 """
@@ -8,66 +7,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-from fastapi import Request, Response
+from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from registry.server import failpoints
-from registry.server.http.routing import run_in_store_thread, run_in_store_thread_always
-from registry.server.storage.blobs import BlobWriter
-
-WRITE_BYTES = 2**20
-"""Received chunks are collected to about this size before they are hashed and written."""
 READ_BYTES = 2**18
 """How much of a file is in memory for each client."""
-
-
-class UploadResponse(Response):
-    """Answers 204 after it has written the request's body; without a writer the body is discarded.
-
-    `context` is open while the body is received.
-    """
-
-    def __init__(self, writer: BlobWriter | None, context: AbstractContextManager[None]) -> None:
-        super().__init__(status_code=204)
-        self._writer = writer
-        self._context = context
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        if self._writer is None:
-            async for _ in request.stream():
-                pass
-        else:
-            await self._write(request, self._writer)
-        await super().__call__(scope, receive, send)
-
-    async def _write(self, request: Request, writer: BlobWriter) -> None:
-        try:
-            with self._context:
-                await receive_body(request, writer)
-                failpoints.reach("upload.received")
-                await run_in_store_thread(writer.finish)
-                failpoints.reach("upload.written")
-        except BaseException:
-            await run_in_store_thread_always(writer.abort)
-            raise
-
-
-async def receive_body(request: Request, writer: BlobWriter) -> None:
-    """Write the body of a request. The writer refuses what exceeds its limit."""
-    buffer = bytearray()
-    async for chunk in request.stream():
-        buffer += chunk
-        if len(buffer) >= WRITE_BYTES:
-            await run_in_store_thread(writer.write, buffer)
-            buffer = bytearray()
-            failpoints.reach("upload.half")
-    if buffer:
-        await run_in_store_thread(writer.write, buffer)
 
 
 class FileRangeResponse(Response):

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from registry import hub, names
 from registry.digest import Digest
-from registry.errors import Invalid, RegistryError, Unavailable
+from registry.errors import Invalid, RegistryError
 from registry.files import kind_of, refusal_of
 from registry.hub.shapes import File
 from registry.names import AdapterName
@@ -104,10 +104,9 @@ def request_uploads(
     arrived = {digest for digest, row in staged.items() if _has_arrived(blobs, drafts.key_of_blob(row), row.size_bytes)}
     uploads: dict[Digest, AnyUpload] = {}
     for digest in missing.keys() - arrived:
-        link = blobs.presign_any(
+        uploads[digest] = blobs.presign_any(
             upload.id, digest, missing[digest], seconds=settings.link_seconds, owner=upload.token_id
         )
-        uploads[digest] = link or _raise_no_link()
     moved = {digest: link.key for digest, link in uploads.items() if link.key != staging_key_of(upload.id, digest)}
     if moved:
         with db.session(engine) as session:
@@ -118,13 +117,6 @@ def request_uploads(
 def _has_arrived(blobs: BlobStore, key: str, size_bytes: int) -> bool:
     stat = blobs.stat(key)
     return stat is not None and stat.size_bytes == size_bytes
-
-
-def _raise_no_link() -> AnyUpload:
-    raise Unavailable(
-        "STORE_UNAVAILABLE", "this store has no links for clients that send no headers",
-        next_step="push with `adapter push FOLDER NAME`",
-    )  # fmt: skip
 
 
 def verify_upload(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import resource
+import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from registry.server.local_links.request import LINK_BEGINNINGS
 
 HEAD_LIMIT_BYTES = 64 * 2**10
 """Limit for the request line and the headers of one request together."""
@@ -58,11 +61,20 @@ class ConnectionLimits:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes connections that are over a limit. `on_end` is called once when the connection has ended."""
+    """Closes connections that are over a limit. `on_end` is called once when the connection has ended.
 
-    def __init__(self, *arguments: Any, on_end: Callable[[], None] = lambda: None, **options: Any) -> None:
+    It begins with the bytes `received`. When a later request begins with a link, this protocol ends, and `on_link` gets
+    the socket and the bytes of that request.
+    """
+
+    def __init__(
+        self, *arguments: Any, received: bytes = b"", on_link: Callable[[socket.socket, bytes], None] | None = None,
+        on_end: Callable[[], None] = lambda: None, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*arguments, **options)
-        self._on_end = on_end
+        self._received = received
+        self._on_link, self._on_end = on_link, on_end
+        self._in_message = False
         self._head_bytes = 0
         self._head_status = b""
         self._head_deadline: asyncio.TimerHandle | None = None
@@ -74,6 +86,25 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start the time limit of the first head."""
         super().connection_made(transport)
         self._expect_head()
+        if self._received:
+            super().data_received(self._received)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data, or let a thread answer a link."""
+        if self._on_link is not None and data.startswith(LINK_BEGINNINGS) and self._is_idle:
+            sock = self.transport.get_extra_info("socket").dup()
+            sock.setblocking(False)
+            on_link, self._on_end = self._on_link, lambda: None
+            self.transport.close()
+            on_link(sock, data)
+        else:
+            super().data_received(data)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is under way, and nothing of an answer is still to be sent."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not (self._in_message or self.pipeline or self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all time limits and call `on_end`."""
@@ -86,6 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # ---------------------------------------------------------------- request head
     def on_message_begin(self) -> None:
         """Count the bytes of a new head."""
+        self._in_message = True
         self._head_bytes = 0
         if len(self.pipeline) >= PIPELINED_LIMIT:
             raise httptools.HttpParserError("too many requests wait for a response")
@@ -113,6 +145,11 @@ class BoundedProtocol(HttpToolsProtocol):
         _cancel(self._head_deadline)
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """Note that the next byte begins another request."""
+        self._in_message = False
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Answer with the status of the limit that was exceeded, else 400; nothing while a response is under way."""
         cycle = self._running
@@ -138,7 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse(self, status: bytes) -> None:
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.write(refusal(status))
         self.transport.close()
 
     # ---------------------------------------------------------------- response
@@ -171,6 +208,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Stop the time limit of a client that reads again."""
         _cancel(self._read_deadline)
         super().resume_writing()
+
+
+def refusal(status: bytes) -> bytes:
+    """Return the answer to a request whose head was not read as a whole."""
+    return b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 def _cancel(deadline: asyncio.TimerHandle | None) -> None:

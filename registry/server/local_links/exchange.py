@@ -2,7 +2,6 @@
 
 - A PUT is hashed and written while it arrives, and synced to disk before its answer. A GET goes from the page cache to
   the socket.
-- As long as nothing was taken from the socket, an error hands the connection over to the application, which answers.
 - A body that moves too slowly ends the connection, by the rule of `SlowBodyGuard`: no transfer takes longer than its
   bytes at `BODY_BYTES_PER_SECOND` and `stall_seconds` more.
 """
@@ -10,27 +9,22 @@
 from __future__ import annotations
 
 import contextlib
-import enum
-import json
 import logging
 import os
 import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from email.utils import formatdate
 from http import HTTPStatus
 
-from registry.errors import NotFound, RegistryError, Unavailable
-from registry.server import failpoints
+from registry.errors import RegistryError, Unavailable
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND, choose_request_id
-from registry.server.http.problems import status_of
-from registry.server.http.ranges import LINK_HEADERS, Part, select_part
+from registry.server.http.ranges import Part
+from registry.server.local_links.answers import Context, problem_of
 from registry.server.local_links.request import LinkRequest
-from registry.server.storage.blobs import BlobStore, BlobWriter, digest_of
+from registry.server.storage.blobs import raise_unknown
 
 BUFFER_BYTES = 2**20
 STEP_BYTES = 8 * 2**20
@@ -42,53 +36,33 @@ _MORE = getattr(socket, "MSG_MORE", 0)
 _LOG = logging.getLogger("registry.server")
 
 
-class Next(enum.Enum):
-    """What becomes of the connection: it waits for its next request, goes to the application, or is closed."""
-
-    WAIT = enum.auto()
-    HAND_OVER = enum.auto()
-    CLOSE = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What an exchange needs of its server. `upload` is a context in which a blob of an owner is received."""
-
-    blobs: BlobStore
-    upload: Callable[[str, str], AbstractContextManager[None]]
-    stall_seconds: float
-    is_stopping: Callable[[], bool]
-
-
 class Exchange:
-    """One request and its answer. `status` is the answer's, 0 if none was begun."""
+    """One request and its answer. `received` is what was read from the socket: the head, and what came with it.
 
-    def __init__(self, sock: socket.socket, request: LinkRequest, context: Context) -> None:
+    Afterwards `status` is the answer's (0 if none was begun), and `rest` what was received of the next request.
+    """
+
+    def __init__(self, sock: socket.socket, request: LinkRequest, context: Context, received: bytes) -> None:
         self._socket, self._request, self._context = sock, request, context
         self._guard = StallGuard(context.stall_seconds)
-        self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode()).decode()
-        self._consumed = False
+        self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode("latin-1")).decode()
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
+        self.rest = received[request.head_bytes :]
         self.status = 0
 
-    def run(self) -> Next:
-        """Answer the request. Raises nothing."""
+    def run(self) -> bool:
+        """Answer the request; return whether the connection can be used again. Raises nothing."""
         with _blocking(self._socket, min(SLICE_SECONDS, self._context.stall_seconds)):
-            return self._run()
-
-    def _run(self) -> Next:
-        try:
-            self._receive() if self._request.method == "PUT" else self._send_blob()
-        except RegistryError as error:
-            if not self._consumed:
-                return Next.HAND_OVER
-            return self._refuse(error)
-        except OSError:  # the client has left
-            return Next.CLOSE if self._consumed else Next.HAND_OVER
-        except Exception:
-            _LOG.exception("%s of %s by a link failed", self._request.method, self._request.link.key)
-            return Next.CLOSE
-        return Next.WAIT if self._keeps_alive else Next.CLOSE
+            try:
+                self._receive() if self._request.method == "PUT" else self._send_blob()
+            except RegistryError as error:
+                self._refuse(error)
+            except OSError:  # the client has left
+                return False
+            except Exception:
+                _LOG.exception("%s of %s by a link failed", self._request.method, self._request.link.key)
+                return False
+            return self._keeps_alive
 
     @property
     def _keeps_alive(self) -> bool:
@@ -96,29 +70,22 @@ class Exchange:
 
     # ---------------------------------------------------------------- PUT
     def _receive(self) -> None:
-        link = self._request.link
-        with self._context.upload(link.owner, link.key):
-            writer = self._context.blobs.open_writer(link.key, limit_bytes=link.size_bytes)
-            try:
-                self._take_head()
-                self._receive_body(writer)
-                failpoints.reach("upload.received")
-                writer.finish()
-                failpoints.reach("upload.written")
-            except BaseException:
-                writer.abort()
-                raise
+        self._context.receive(self._request.link, self._body())
         self._answer(204, {})
 
-    def _receive_body(self, writer: BlobWriter) -> None:
+    def _body(self) -> Iterator[memoryview]:
+        """Yield the body. A chunk is valid until the next one."""
+        if "expect" in self._request.headers and not self.rest:
+            self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
         buffer = memoryview(bytearray(min(BUFFER_BYTES, self._remaining)))
         while self._remaining:
-            size, filled = min(len(buffer), self._remaining), 0
+            size = min(len(buffer), self._remaining)
+            filled = min(size, len(self.rest))
+            buffer[:filled], self.rest = self.rest[:filled], self.rest[filled:]
             while filled < size:
                 filled += self._receive_into(buffer[filled:size])
             self._remaining -= size
-            writer.write(buffer[:size])
-            failpoints.reach("upload.half")
+            yield buffer[:size]
 
     def _receive_into(self, buffer: memoryview) -> int:
         with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
@@ -130,23 +97,15 @@ class Exchange:
 
     # ---------------------------------------------------------------- GET
     def _send_blob(self) -> None:
-        link, headers = self._request.link, self._request.headers
-        path = self._context.blobs.local_path(link.key)
+        part = self._context.find_part(self._request.link, self._request.headers)
+        path = self._context.blobs.local_path(self._request.link.key)
         if path is None:
-            raise NotFound("BLOB_UNKNOWN", f"blob {digest_of(link.key)} is not in this store")
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            raise_unknown(self._request.link.key)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
         try:
-            status = os.fstat(descriptor)
-            etag = f'"{digest_of(link.key)}"'
-            part = select_part(headers.get("range", ""), headers.get("if-range"), etag, link.size_bytes)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != link.size_bytes or part.status == 416:
-                raise NotFound("BLOB_UNKNOWN", "the application answers")
-            self._take_head()
-            self._answer(
-                part.status,
-                {"ETag": etag, **LINK_HEADERS, **part.headers},
-                more=True,
-            )
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise_unknown(self._request.link.key)
+            self._answer(part.status, part.headers, more=bool(part.length))
             self._send_part(descriptor, part)
         finally:
             os.close(descriptor)
@@ -161,40 +120,32 @@ class Exchange:
                 moved.append(count)
             start += sum(moved)
 
-    # ---------------------------------------------------------------- head of request and answer
-    def _take_head(self) -> None:
-        """Take the head of the request, which has arrived, from the socket."""
-        missing = self._request.head_bytes
-        self._consumed = True
-        while missing:
-            missing -= len(self._socket.recv(missing)) or missing
-
+    # ---------------------------------------------------------------- head of the answer
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"", *, more: bool = False) -> None:
         self.status = status
         lines = {"Date": formatdate(usegmt=True), **headers, "X-Request-Id": self._request_id}
         if not self._keeps_alive:
             lines["Connection"] = "close"
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
-        data = memoryview(f"{head}\r\n".encode() + body)
+        self._send(f"{head}\r\n".encode() + body, more=more)
+
+    def _send(self, content: bytes, *, more: bool = False) -> None:
+        data = memoryview(content)
         while data:
             with self._guard.moving() as moved, contextlib.suppress(BlockingIOError):
                 moved.append(self._socket.send(data, _MORE if more else 0))
             data = data[sum(moved) :]
 
-    def _refuse(self, error: RegistryError) -> Next:
+    def _refuse(self, error: RegistryError) -> None:
         """Answer with a problem document. The connection is closed unless the whole body was read."""
         if self.status:
-            return Next.CLOSE
-        status = status_of(error)
-        body = json.dumps(error.to_problem() | {"status": status, "request_id": self._request_id}).encode()
-        headers = {"Content-Type": "application/problem+json", "Content-Length": str(len(body))}
-        if error.retry_after_seconds is not None:
-            headers["Retry-After"] = str(error.retry_after_seconds)
+            self._remaining = 1  # the answer is incomplete
+            return
+        status, body, headers = problem_of(error, self._request_id)
         with contextlib.suppress(OSError, RegistryError):
             self._answer(status, headers, body)
             if self._remaining:
                 self._linger()
-        return Next.WAIT if self._keeps_alive else Next.CLOSE
 
     def _linger(self) -> None:
         """Read on for a moment: closing a socket with unread bytes would take the answer back."""

@@ -1,10 +1,11 @@
 """`LinkListener`: accepts the connections of a server and decides who answers each request.
 
-- Every request is looked at before a byte of it is taken (`MSG_PEEK`). One with a valid signed link is answered by a
-  thread, and its connection comes back here for its next request. With any other the connection goes to the application
-  for good; the application answers links, too, but slower.
-- Threads are `SLOTS`, half of them for one owner. If none is free the application answers, so no one waits in a queue
-  and a slow transfer delays no other. A connection that waits for a request holds no thread.
+- A request with a valid signed link is answered by a thread, and its connection comes back here for its next request.
+  With any other the connection goes to the application, together with the bytes that were read, and comes back when a
+  request with a link begins on it. So a proxy may use one connection for both.
+- Threads are `SLOTS`. If none is free the application answers 503, so no one waits in a queue. An owner may have as
+  many as are still free, up to a limit: slow transfers of a few tokens leave threads to the rest. A connection that
+  waits for a request, or for the rest of its head, holds no thread.
 - `stop` accepts nothing new and lets transfers end.
 """
 
@@ -21,26 +22,31 @@ from dataclasses import dataclass
 from functools import partial
 
 from registry.server.local_links import connections
+from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import ConnectionLimits
-from registry.server.local_links.exchange import Context, Exchange, Next
-from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, read_request
+from registry.server.local_links.exchange import Exchange
+from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, may_become_link, read_request
 from registry.server.storage.signed_links import LinkSigner
 
-SLOTS = 16
-SLOTS_PER_OWNER = 8
+SLOTS = 64
+SLOTS_PER_OWNER = 16
 ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN_SECONDS = 1.0
 COUNT_AGAIN_SECONDS = 0.05
 _LOG = logging.getLogger("registry.server")
 
-MakeProtocol = Callable[[Callable[[], None]], asyncio.Protocol]
-"""Makes the application's protocol for one connection. Its argument is called once when the connection has ended."""
+MakeProtocol = Callable[[bytes, Callable[[socket.socket, bytes], None], Callable[[], None]], asyncio.Protocol]
+"""Makes the application's protocol for one connection: with the bytes that were read from it, a function that takes it
+back when a request with a link begins, and one that is called once when it has ended."""
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
+    """`received` are the bytes of the next request so far."""
+
     socket: socket.socket
     address: str
+    received: bytes = b""
     deadline: asyncio.TimerHandle | None = None
 
 
@@ -48,7 +54,7 @@ class LinkListener:
     """Runs on the event loop. `counts`: (method, status) → how many answers were started."""
 
     def __init__(
-        self, listener: socket.socket, signer: LinkSigner | None, context: Context, *, make_protocol: MakeProtocol,
+        self, listener: socket.socket, signer: LinkSigner, context: Context, *, make_protocol: MakeProtocol,
         limits: ConnectionLimits, counts: Counter[tuple[str, int]],
     ) -> None:  # fmt: skip
         self._listener = listener
@@ -124,8 +130,10 @@ class LinkListener:
     def _wait(self, connection: _Connection) -> None:
         """Wait for the next request of a connection."""
         self._waiting.add(connection)
-        connection.deadline = self._loop.call_later(connections.HEAD_SECONDS, self._close, connection)
-        self._loop.add_reader(connection.socket, self._look, connection)
+        connection.deadline = self._loop.call_later(connections.HEAD_SECONDS, self._expire, connection)
+        self._loop.add_reader(connection.socket, self._read, connection)
+        if connection.received:
+            self._decide(connection)
 
     def _stop_waiting(self, connection: _Connection) -> None:
         if connection in self._waiting:
@@ -134,24 +142,36 @@ class LinkListener:
         if connection.deadline is not None:
             connection.deadline.cancel()
 
+    def _expire(self, connection: _Connection) -> None:
+        if connection.received:
+            with contextlib.suppress(OSError):
+                connection.socket.send(connections.refusal(b"408 Request Timeout"))
+        self._close(connection)
+
     def _close(self, connection: _Connection) -> None:
         self._stop_waiting(connection)
         connection.socket.close()
         self._limits.remove(connection.address)
 
-    def _look(self, connection: _Connection) -> None:
-        """Decide who answers the request that has begun to arrive."""
+    def _read(self, connection: _Connection) -> None:
         try:
-            head = connection.socket.recv(LINK_HEAD_LIMIT_BYTES, socket.MSG_PEEK)
+            received = connection.socket.recv(LINK_HEAD_LIMIT_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            head = b""
-        if not head:
+            received = b""
+        if not received:
             self._close(connection)
             return
+        connection.received += received
+        self._decide(connection)
+
+    def _decide(self, connection: _Connection) -> None:
+        """Decide who answers the request that has begun to arrive."""
+        if may_become_link(connection.received):
+            return
         self._stop_waiting(connection)
-        request = read_request(head, self._signer) if self._signer is not None else None
+        request = read_request(connection.received, self._signer)
         if request is not None and self._has_slot(request.link.owner):
             self._slots[request.link.owner] += 1
             self._in_threads.add(connection)
@@ -160,7 +180,7 @@ class LinkListener:
             self._hand_over(connection)
 
     def _has_slot(self, owner: str) -> bool:
-        return len(self._in_threads) < SLOTS and self._slots[owner] < SLOTS_PER_OWNER
+        return self._slots[owner] < min(SLOTS_PER_OWNER, SLOTS - len(self._in_threads))
 
     def _hand_over(self, connection: _Connection) -> None:
         task = self._loop.create_task(self._connect(connection))
@@ -168,34 +188,45 @@ class LinkListener:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, connection: _Connection) -> None:
+        def take_back(sock: socket.socket, received: bytes) -> None:
+            self._wait_or_close(_Connection(sock, connection.address, received))
+
         def ended() -> None:
             self._limits.remove(connection.address)
 
+        def make() -> asyncio.Protocol:
+            return self._make_protocol(connection.received, take_back, ended)
+
         try:
-            await self._loop.connect_accepted_socket(lambda: self._make_protocol(ended), connection.socket)
+            await self._loop.connect_accepted_socket(make, connection.socket)
         except OSError:  # it is closed already
             connection.socket.close()
             ended()
 
+    def _wait_or_close(self, connection: _Connection) -> None:
+        if self._context.is_stopping():
+            self._close(connection)
+        else:
+            self._wait(connection)
+
     # ---------------------------------------------------------------- threads
     def _exchange(self, connection: _Connection, request: LinkRequest) -> None:
         """Answer one request, in a thread."""
-        exchange = Exchange(connection.socket, request, self._context)
-        after = exchange.run()
+        exchange = Exchange(connection.socket, request, self._context, connection.received)
+        is_reusable = exchange.run()
+        connection.received = exchange.rest
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.status, after)
+            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.status, is_reusable)
 
-    def _end_exchange(self, connection: _Connection, request: LinkRequest, status: int, after: Next) -> None:
+    def _end_exchange(self, connection: _Connection, request: LinkRequest, status: int, is_reusable: bool) -> None:
         self._in_threads.remove(connection)
         self._slots[request.link.owner] -= 1
         if not self._slots[request.link.owner]:
             del self._slots[request.link.owner]
         if status:
             self._counts[request.method, status] += 1
-        if after is Next.HAND_OVER:
-            self._hand_over(connection)
-        elif after is Next.WAIT and not self._context.is_stopping():
-            self._wait(connection)
+        if is_reusable:
+            self._wait_or_close(connection)
         else:
             self._close(connection)
         self._thread_ended.set()

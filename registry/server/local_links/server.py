@@ -10,8 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import BoundedProtocol, ConnectionLimits
-from registry.server.local_links.exchange import Context
 from registry.server.local_links.listener import LinkListener
 from registry.server.storage.signed_links import LinkSigner
 
@@ -21,14 +21,14 @@ BACKLOG = 2048
 
 
 class LinkServer(uvicorn.Server):
-    """Serves an ASGI application at `listener`, a bound socket. Without a `signer` the application answers everything.
+    """Serves an ASGI application at `listener`, a bound socket, and answers the links of `signer` in threads.
 
     `on_start` is called once connections are accepted, `on_stop` when the server begins to stop; both on the event
     loop.
     """
 
     def __init__(
-        self, application: Any, listener: socket.socket, signer: LinkSigner | None,
+        self, application: Any, listener: socket.socket, signer: LinkSigner,
         context: Context, *, limits: ConnectionLimits, counts: Counter[tuple[str, int]],
         on_start: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
@@ -62,8 +62,11 @@ class LinkServer(uvicorn.Server):
             stops.append(self._links.stop(GRACE_SECONDS))
         await asyncio.gather(*stops)
 
-    def _make_protocol(self, on_end: Callable[[], None]) -> BoundedProtocol:
+    def _make_protocol(
+        self, received: bytes, on_link: Callable[[socket.socket, bytes], None], on_end: Callable[[], None]
+    ) -> BoundedProtocol:
         """Make the application's protocol for one connection, as uvicorn does."""
         return BoundedProtocol(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, on_end=on_end
-        )
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, received=received,
+            on_link=on_link, on_end=on_end,
+        )  # fmt: skip

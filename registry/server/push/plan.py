@@ -16,7 +16,6 @@ from datetime import timedelta
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from registry.api import PREFIX
 from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
@@ -267,13 +266,12 @@ def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings, *, ch
 
 
 def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Settings) -> Upload | None:
-    """Upload by links, in parts or whole, where the store has safe ones, else with the token. None: all arrived."""
+    """Upload by links: to the store, in parts or whole, if it has safe ones, else to this server. None: all arrived."""
     digest, size, seconds = Digest(blob.digest), blob.size_bytes, settings.link_seconds
     parts = blobs.presign_parts(blob.staging_key, size, seconds=seconds)
     if parts is not None:
         links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
-    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
-    if link is not None:
-        return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
-    return Upload(digest=digest, size_bytes=size, url=f"{PREFIX}/pushes/{blob.push_id}/blobs/{digest}")
+    link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
+    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
+    return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)

@@ -12,15 +12,13 @@ from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlmodel import Session
 from starlette.datastructures import State
 
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.transfer import CommitItem, PullPlan, PushCommit, PushItem, PushPlan, PushRequest, PushResult
 from registry.digest import Digest
-from registry.errors import Invalid, NotFound
+from registry.errors import Unavailable
 from registry.events import EventType
-from registry.findings import Finding
 from registry.manifest import Descriptor
 from registry.names import Selector
 from registry.server.catalog import files
@@ -42,13 +40,13 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
 )
-from registry.server.http.ranges import BYTES_HEADERS, LINK_HEADERS, select_part
+from registry.server.http.ranges import BYTES_HEADERS, select_part
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.push.group import only
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
-from registry.server.storage.blobs import BlobStore, attachment, digest_of, raise_unknown
+from registry.server.storage.blobs import BlobStore, BlobWriter, attachment, digest_of
 from registry.server.storage.signed_links import SignedLink
 
 router = routing.create_router("transfer")
@@ -81,57 +79,21 @@ def plan_push(
     return push_plan
 
 
-@router.put("/pushes/{push_id}/blobs/{digest}", status_code=204, openapi_extra=declarations.RAW_BODY)
-@limit_body(None)
-def upload_blob(
-    request: Request,
-    session: ReadSessionDep,
-    actor: Pusher,
-    blobs: BlobsDep,
-    engine: EngineDep,
-    push_id: str,
-    digest: DigestDep,
-) -> Response:
-    """Upload the bytes of one blob of the plan."""
-    # The bytes arrive after this function returns: a slow sender must not hold a thread.
-    expected = commit.find_upload(session, actor.token_id, push_id, digest)
-    db.commit_early(session)
-    _check_length(request, digest, expected.size_bytes)
-    size_bytes = expected.size_bytes
-    sink = commit.open_upload(engine, blobs, expected.key, limit_bytes=size_bytes) if expected.needed else None
-    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, actor.token_id, expected.key))
-
-
 @contextmanager
-def upload_in_progress(state: State, token_id: str, key: str) -> Iterator[None]:
-    """Receive a blob in this context: uploads of a token and of a blob are limited, and background work waits."""
-    in_progress = background.push_in_progress(state.engine)
-    with state.upload_limiter.hold(token_id), state.blob_limiter.hold(key), in_progress:
-        yield
+def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None]:
+    """Receive a blob of a push in this context, where background work waits; None once its version exists.
 
-
-@contextmanager
-def link_upload_in_progress(state: State, token_id: str, key: str) -> Iterator[None]:
-    """As `upload_in_progress`, by a signed link. `NotFound` if its push has ended."""
+    A link may live longer than its push: `NotFound` if that has expired. `Unavailable` (RATE_LIMITED) for too many
+    uploads of one token or of one blob.
+    """
     with db.session(state.engine, write=False) as session:
-        if not _find_link_upload(session, token_id, key).needed:
-            raise_unknown(key)
-    with upload_in_progress(state, token_id, key):
-        yield
-
-
-def _find_link_upload(session: Session, token_id: str, key: str) -> commit.ExpectedBlob:
-    """What the push in a link's key still requests: a link may live longer than its push."""
-    return commit.find_upload(session, token_id, key.split("/")[1], digest_of(key))
-
-
-def _check_length(request: Request, digest: Digest, size_bytes: int) -> None:
-    declared = request.headers.get("content-length")
-    if declared is None or declared == str(size_bytes):
+        expected = commit.find_upload(session, link.owner, link.key.split("/")[1], digest_of(link.key))
+    if not expected.needed:
+        yield None
         return
-    message = f"Content-Length is {declared[:20]}, but the plan expects {size_bytes} bytes"
-    findings = [Finding("blob.size_mismatch", digest, message)]
-    raise Invalid("BLOB_MISMATCH", f"blob {digest}: {message}", findings=findings)
+    in_progress = background.push_in_progress(state.engine)
+    with state.upload_limiter.hold(link.owner), state.blob_limiter.hold(link.key), in_progress:
+        yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
 
 
 async def _hold_commit_lock(request: Request, engine: EngineDep, push_id: str) -> None:
@@ -286,37 +248,25 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
     return StreamingResponse(chunks, part.status, headers, media_type=declarations.OCTETS)
 
 
-# ------------------------------------------------------------------ signed links of a local store
-# Threads of `LinkListener` answer most of these requests.
+# ------------------------------------------------------------------ signed links
+# Threads of `LinkListener` answer them. The application gets what none of them takes, and says why.
 @router.put("/links/{key:path}", status_code=204, dependencies=[NO_TOKEN], openapi_extra=declarations.RAW_BODY)
 @limit_body(None)
-def upload_by_link(request: Request, session: ReadSessionDep, blobs: BlobsDep, key: str) -> Response:
+def upload_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Upload a blob by a signed link of a plan, which needs no token."""
-    link = _link_of(request, blobs)
-    declared = request.headers.get("content-length")
-    if declared is None:
-        raise Invalid("LENGTH_REQUIRED", "a request with a link needs the Content-Length of its plan")
-    _check_length(request, digest_of(key), link.size_bytes)
-    is_needed = _find_link_upload(session, link.owner, key).needed
-    db.commit_early(session)
-    sink = blobs.open_writer(key, limit_bytes=link.size_bytes) if is_needed else None
-    return bodies.UploadResponse(sink, upload_in_progress(request.app.state, link.owner, key))
+    raise _refused_link(request)
 
 
 @router.get("/links/{key:path}", dependencies=[NO_TOKEN], **_FILE)
-def read_by_link(request: Request, blobs: BlobsDep, key: str) -> Response:
+def read_by_link(request: Request, key: str) -> Response:  # noqa: ARG001 - documented
     """Read a blob by a signed link of a plan, which needs no token."""
-    link = _link_of(request, blobs)
-    stat = blobs.stat(key)
-    if stat is None or stat.size_bytes != link.size_bytes:
-        raise_unknown(key)
-    headers = {"ETag": f'"{digest_of(key)}"', **LINK_HEADERS}
-    return bytes_response(request, blobs, key, link.size_bytes, headers)
+    raise _refused_link(request)
 
 
-def _link_of(request: Request, blobs: BlobStore) -> SignedLink:
-    if blobs.links is None:
-        raise NotFound("ROUTE_UNKNOWN", "this registry signs no links")
+def _refused_link(request: Request) -> Unavailable:
+    """Raise what is wrong with a link; else no thread was free for it."""
+    request.state.unread_body = True
     scope = request.scope
     target = b"?".join((scope["raw_path"], scope["query_string"])).decode("latin-1")
-    return blobs.links.check(request.method, target)
+    request.app.state.link_context.check(request.method, target, request.headers)
+    return Unavailable("TRY_LATER", "too many transfers are in progress", retry_after_seconds=1)

@@ -107,7 +107,7 @@ class BlobStore(ABC):
 
     kind: str
     links: LinkSigner | None = None
-    """Signs links that this server itself answers. None: it answers no links, or the store answers them."""
+    """Signs links that this server itself answers. None: nothing serves this store."""
     link_limit_seconds: int = 7 * 24 * 3600
     """The longest life of a link."""
 
@@ -189,20 +189,23 @@ class BlobStore(ABC):
         """
         return None
 
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
-        """Presign the PUT of a blob to its staging key; None if the bytes are sent to the routes of the API."""
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
+        """Presign the PUT of a blob to its staging key; None if the bytes have to pass through this server."""
         return None
 
-    def presign_any(
-        self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str = ""
-    ) -> AnyUpload | None:
-        """Presign an upload that needs no headers; None if the store has no such link.
+    def presign_any(self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str) -> AnyUpload:
+        """Presign an upload that needs no headers, by default to this server.
 
         If the link is not bound to the digest, the bytes arrive under a key of their own, and count as unverified.
         """
         key = staging_key_of(push_id, digest)
-        link = self.presign_upload(key, size_bytes, seconds=seconds, owner=owner)
-        return AnyUpload(key, (link.url,)) if link is not None and not link.headers else None
+        return AnyUpload(key, (self.sign_upload(key, size_bytes, seconds=seconds, owner=owner).url,))
+
+    def sign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str) -> Link:
+        """Sign a link to this server for the PUT of a blob to its staging key."""
+        if self.links is None or not key.startswith("staging/") or not digest_of(key):
+            raise ValueError(f"no link to {key[:120]!r} can be signed")
+        return Link(self.links.sign("PUT", key, size_bytes, seconds=seconds, owner=owner))
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
         """Presign the PUTs of the parts that are missing yet; None for a blob that is sent in one piece."""

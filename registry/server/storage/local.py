@@ -34,7 +34,6 @@ from registry.server.storage.blobs import (
     BlobWriter,
     Bytes,
     DigestVerifier,
-    Link,
     Stat,
     digest_of,
     invalid_store,
@@ -158,12 +157,6 @@ class LocalBlobs(BlobStore):
         """Sign a link to this server, if it answers links."""
         digest_of(key)
         return self.links.sign(method, key, size_bytes, seconds=seconds, owner=owner) if self.links else None
-
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
-        """Sign a link to this server, if it answers links."""
-        if self.links is None or not key.startswith("staging/") or not digest_of(key):
-            return None
-        return Link(self.links.sign("PUT", key, size_bytes, seconds=seconds, owner=owner))
 
     def delete(self, key: str) -> None:
         """Delete a file, and a staging folder that is empty then."""

@@ -334,7 +334,7 @@ class S3Blobs(BlobStore):
             return self.bucket.presign("head_object", seconds, Key=key)
         return self.bucket.presign("get_object", seconds, Key=key, ResponseContentDisposition=attachment(file_name))
 
-    def presign_upload(self, key: str, size_bytes: int, *, seconds: int, owner: str = "") -> Link | None:
+    def presign_upload(self, key: str, size_bytes: int, *, seconds: int) -> Link | None:
         """Presign an upload of exactly these bytes, or one that cannot replace anything; None if it can be neither.
 
         None for a small blob, too.
@@ -360,9 +360,7 @@ class S3Blobs(BlobStore):
         self._cache.update(key, marker=marker)
         return link
 
-    def presign_any(
-        self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str = ""
-    ) -> AnyUpload | None:
+    def presign_any(self, push_id: str, digest: Digest, size_bytes: int, *, seconds: int, owner: str) -> AnyUpload:
         """Presign an upload, whole or in parts, that binds nothing but the size. Needs copies to hash them in peace."""
         able, key = self.capabilities, any_key_of(push_id, digest)
         if not able.signed_headers or not able.copies:
@@ -371,7 +369,7 @@ class S3Blobs(BlobStore):
             links = uploads.presign_missing_parts(self.bucket, key, size_bytes, self._part_bytes, seconds, every=True)
             return AnyUpload(key, tuple(link.url for link in links), self._part_bytes)
         if size_bytes > UPLOAD_LIMIT_BYTES:
-            return None
+            return super().presign_any(push_id, digest, size_bytes, seconds=seconds, owner=owner)
         return AnyUpload(key, (self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes),))
 
     def presign_parts(self, key: str, size_bytes: int, *, seconds: int) -> tuple[PartLink, ...] | None:
