@@ -60,7 +60,7 @@ TABLE = [
     _row("registry.server.pages", "domain server", "fastapi jinja2 markdown_it markupsafe nh3 pydantic sqlmodel"),
     _row("registry.server.http", "domain server", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),
     _row("registry.server.local_links.server", "domain server", "uvicorn"),
-    _row("registry.server.local_links.connections", "", "uvicorn httptools"),
+    _row("registry.server.local_links.connections", "server", "uvicorn httptools"),
     _row("registry.server.hub.upstream", "domain server", "httpx"),
     _row("registry.server.http.metrics", "domain server", "prometheus_client sqlalchemy sqlmodel"),
     _row("registry.server.routes", "domain server routes", "anyio fastapi starlette sqlmodel sqlalchemy pydantic"),

@@ -31,6 +31,7 @@ VARIES = (
     (rb'"request_id":\s*"[^"]*"', b'"request_id": "R"'),
     (rb'"token":"[0-9a-f]{32}"', b'"token":"LEASE"'),
     (rb"lra_[0-9A-Za-z]{38}", b"SECRET"),
+    (rb"until=\d+&owner=ID&signature=[0-9a-f]{64}", b"SIGNED"),
 )
 
 
@@ -52,7 +53,7 @@ class Tenant:
         for pattern, instead in VARIES:
             body = re.sub(pattern, instead, body)
         kept = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "etag", "content-length")}
-        shown = re.sub(r"(tok|psh|job|pub)_[0-9a-f]+", "ID", path)
+        shown = re.sub(r"(tok|psh|job|pub)_[0-9a-f]+", "ID", path.partition("&until=")[0])
         self.heard.append((f"{method} {shown}", answer.status_code, tuple(sorted(kept.items())), body))
         return answer
 
