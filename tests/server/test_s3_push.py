@@ -169,6 +169,7 @@ def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
     assert pushed.version.verdicts[0].outcome == "warn"  # its rank is over the width
+    in_parts.transport.settle()
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
