@@ -136,6 +136,10 @@ test-hub: venv  ## run older Hub clients and the JavaScript client against a liv
 	@$(PYTHON) -m tests.hub.venvs
 	@HUB_CLIENTS=1 $(PYTEST) tests/hub $(ARGS)
 
+test-hub-push: venv  ## push with older Hub clients, the JavaScript client, PEFT and the Trainer (downloads 160 MB once)
+	@$(PYTHON) -m tests.hub.venvs
+	@HUB_CLIENTS=1 $(PYTEST) tests/hub/test_pushing_clients.py $(ARGS)
+
 test-vllm: venv  ## compare our verdicts with a real vLLM (CPU); run a node with plugin and agent (downloads 3.3 GB once)
 	@$(PYTHON) -m tests.proof.venvs vllm
 	@PROOF_VLLM=1 $(PYTEST) -o faulthandler_timeout=0 -m vllm $(ARGS)

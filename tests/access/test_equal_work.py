@@ -25,6 +25,7 @@ from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
 from tests import forge
 from tests.access.tenants import of_subject, send
+from tests.hub.commits import Pusher, add
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World, send_blob
 
@@ -161,6 +162,62 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
 
             work += [work_of(world, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
         assert work[:2] == work[2:], rest
+
+
+def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(world: World, stored: Calls) -> None:
+    make_folders(world.blobs)
+    pusher = Pusher(world, world.issue("push", namespaces=["globex"])[1], "globex/own")
+    same, other = world.files(), world.files()
+    world.push("acme/support", same)
+    pusher.create()
+    assert pusher.push(world.files()).status_code == 200  # a first version: the configuration and the card are there
+    work = []
+    for files in (same, other):
+        answers: list[int] = []
+
+        def push(files: forge.Files = files, answers: list[int] = answers) -> None:
+            answers.append(pusher.commit(add(forge.WEIGHTS, files[forge.WEIGHTS])).status_code)
+
+        work.append(work_of(world, stored, push))
+        assert answers == [200]
+    assert work[0] == work[1]
+
+
+HUB_REQUESTS: dict[str, Any] = {
+    "POST /api/models/{}/preupload/main": {"files": [{"path": "README.md", "size": 1}]},
+    "POST /{}.git/info/lfs/objects/batch": {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1}]},
+    "POST /{}.git/info/lfs/objects/verify": {"oid": "0" * 64, "size": 1},
+    "POST /api/models/{}/commit/main": {"key": "header", "value": {}},
+    "POST /api/models/{}/branch/next": {},
+    "POST /api/models/{}/tag/v1": {"tag": "v1"},
+    "POST /api/models/{}/super-squash/main": {},
+    "PUT /api/models/{}/settings": {"private": True},
+    "GET /api/models/{}/refs": None,
+    "GET /api/models/{}/commits/main": None,
+    "GET /{}/commit/main": None,
+}
+
+
+@pytest.mark.parametrize("route", HUB_REQUESTS)
+def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absent_one(
+    blobs_in_memory: World, stored: Calls, route: str
+) -> None:
+    world = blobs_in_memory
+    world.push("acme/support")
+    world.admin.create_namespace("globex", owner="bob")
+    mine = of_subject(world, "bob", namespaces=["globex"])
+    send(world, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+    method, path = route.split()
+    work, answers = [], []
+    for name in ("acme/support", "acme/nothing"):
+
+        def ask(url: str = path.format(name)) -> None:
+            answers.append(send(world, method, url, mine, json=HUB_REQUESTS[route]))
+
+        work += [work_of(world, stored, ask) for _ in range(2)]
+    assert work[:2] == work[2:]
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({answer.headers["x-error-message"].replace("nothing", "support") for answer in answers}) == 1
 
 
 def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: World) -> None:

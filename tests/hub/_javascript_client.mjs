@@ -33,6 +33,5 @@ const found = {
   who: (await hub.whoAmI(common)).type,
   exists: [await hub.fileExists({ repo, path: order.weights, ...common }), await hub.fileExists({ repo, path: "nothing", ...common })],
   "no repository": await said(() => hub.modelInfo({ name: "acme/nothing", ...common })),
-  push: await said(() => hub.uploadFile({ repo, file: { path: "README.md", content: new Blob(["x"]) }, ...common })),
 };
 console.log(JSON.stringify(found));

@@ -1,6 +1,6 @@
 """Drafts: what a Hub client has committed or uploaded, and what is no version yet.
 
-- A draft belongs to one pusher and one branch. Nobody else sees it; it reserves no name and is in no list.
+- A draft belongs to one pusher and one branch. No one else sees it; it reserves no name and is in no list.
 - Its bytes are staged by a push without a manifest, the *upload* of one pusher for one adapter. `gc` ends it as any
   push, and its drafts with it. Each commit renews it, for `REGISTRY_DRAFT_SECONDS`.
 - A version never refers to a draft. When a commit completes the adapter, another push takes over the staged bytes.

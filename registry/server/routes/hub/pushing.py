@@ -162,6 +162,7 @@ def verify_upload(request: Request, actor: Pusher, engine: EngineDep, blobs: Blo
     """Check that a large file has arrived."""
     name = _adapter_of(request)
     digest, size_bytes = _object(read_json(request))
+    commits.require_target(engine, actor, name)
     uploads.verify_upload(engine, actor, name, digest, size_bytes, blobs=blobs)
     return {}
 

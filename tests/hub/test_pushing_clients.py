@@ -1,0 +1,142 @@
+"""Pushes of Hub clients of other generations and languages, of PEFT and of the Trainer. `make test-hub-push`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.api.catalog import BaseAdd
+from registry.client.registry import Registry
+from registry.hub import commit_id
+from registry.names import AdapterName, Ref
+from tests import forge
+from tests.base_specs import spec_of
+from tests.faults.servers import Server
+from tests.hub import live as lives
+from tests.hub import pushes, venvs
+from tests.hub.live import Live
+from tests.relay import Relay
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not venvs.are_wanted(), reason="runs other clients: make test-hub-push does it"),
+]
+SCRIPT = Path(__file__).with_name("_javascript_push.mjs")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[Live]:
+    """A server whose store is a folder. Nothing is sent to the relay."""
+    folder = tmp_path_factory.mktemp("local")
+    server = Server({"REGISTRY_DATA": str(folder)})
+    with Relay(object_store) as relay, server.running(), Registry(server.url, server.token) as registry:
+        made = Live(server, relay, registry, spec_of(forge.llama()))
+        registry.add_base(BaseAdd(spec=made.base))
+        yield made
+
+
+@pytest.fixture(params=["s3", "folder"])
+def store(request: pytest.FixtureRequest) -> Live:
+    served: Live = request.getfixturevalue("live" if request.param == "s3" else "local")
+    return served
+
+
+def _python(version: str) -> Path:
+    python = venvs.hub_python(version)
+    if python is None:
+        pytest.skip(f"huggingface_hub {version} is not installed")
+    return python
+
+
+@pytest.mark.parametrize("version", venvs.HUBS)
+def test_each_generation_of_huggingface_hub_pushes(store: Live, tmp_path: Path, version: str) -> None:
+    pushes.check_python(store, _python(version), tmp_path, f"acme/hub-{version}")
+
+
+def test_the_newest_pushes_to_a_folder(local: Live, tmp_path: Path) -> None:
+    pushes.check_python(local, Path(sys.executable), tmp_path, "acme/newest")
+
+
+MANY = """
+import json, pathlib, sys
+from huggingface_hub import CommitScheduler, HfApi
+api, order = HfApi(), json.loads(sys.argv[1])
+if hasattr(api, "upload_large_folder"):
+    api.upload_large_folder(order["name"], order["folder"], repo_type="model", print_report=False)
+else:
+    api.create_repo(order["name"])
+    api.upload_folder(repo_id=order["name"], folder_path=order["folder"])
+scheduler = CommitScheduler(repo_id=order["name"], repo_type="model", folder_path=order["folder"], every=60)
+pathlib.Path(order["folder"], "README.md").write_text("# Scheduled")
+scheduler.trigger().result()
+scheduler.stop()
+print(json.dumps([commit.commit_id for commit in api.list_repo_commits(order["name"])]))
+"""
+
+
+@pytest.mark.parametrize("version", ["0.34.4", "1.33.0", ""])
+def test_large_folders_and_scheduled_commits(live: Live, tmp_path: Path, version: str) -> None:
+    name = f"acme/many-{version or 'newest'}"
+    order = json.dumps({"name": name, "folder": str(pushes.adapter_folder(tmp_path))})
+    python = _python(version) if version else Path(sys.executable)
+    commits = lives.last_line(live.run([python, "-c", MANY, order], tmp_path))
+    adapter = live.registry.adapter(AdapterName.parse(name))
+    assert commits[0] == commit_id(adapter.digest)
+    assert live.registry.version(Ref(AdapterName.parse(name), adapter.newest)).parents[0].name == f"{name}@1"
+
+
+def test_the_javascript_client_pushes(store: Live, tmp_path: Path) -> None:
+    folder = venvs.javascript()
+    if folder is None:
+        pytest.skip("there is no node and npm here")
+    (tmp_path / "node_modules").symlink_to(folder / "node_modules")
+    script = tmp_path / SCRIPT.name
+    script.write_text(SCRIPT.read_text())
+    order = json.dumps({"name": "acme/javascript", "folder": str(pushes.adapter_folder(tmp_path))})
+    answers = lives.last_line(store.run(["node", script, order], tmp_path))
+    digests = [store.registry.version(Ref(AdapterName("acme", "javascript"), number)).digest for number in (1, 2)]
+    assert [answers["pushed"], answers["deleted"]] == [commit_id(digest) for digest in digests]
+    assert (answers["url"], answers["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
+    assert answers["files"] == [forge.CONFIG, forge.WEIGHTS]
+    assert (answers["model"][0], "a whole model" in answers["model"][1]) == ("415", True)
+
+
+TRAIN = """
+import json, sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+order = json.loads(sys.argv[1])
+def model():
+    base = AutoModelForCausalLM.from_pretrained(order["base"], dtype=torch.float32)
+    base.name_or_path = base.config._name_or_path = "tiny-llama"
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], base_model_name_or_path="tiny-llama")
+    return get_peft_model(base, config)
+model().push_to_hub(order["name"] + "-peft")
+rows = [{"input_ids": torch.tensor([5, 17, 42, 7]), "labels": torch.tensor([5, 17, 42, 7])}] * 4
+arguments = TrainingArguments(
+    output_dir="out", push_to_hub=True, hub_model_id=order["name"] + "-trainer", hub_strategy="every_save",
+    save_steps=1, max_steps=2, per_device_train_batch_size=1, use_cpu=True, report_to=[], hub_always_push=True,
+)
+trainer = Trainer(model=model(), args=arguments, train_dataset=rows)
+trainer.train()
+trainer.push_to_hub()
+print(json.dumps("done"))
+"""
+
+
+def test_peft_and_the_trainer_push_versions(live: Live, tmp_path: Path) -> None:
+    forge.llama().write(tmp_path / "tiny-llama")
+    order = json.dumps({"name": "acme/trained", "base": str(tmp_path / "tiny-llama")})
+    done = live.run([sys.executable, "-c", TRAIN, order], tmp_path)
+    assert lives.last_line(done) == "done"
+    assert live.registry.adapter(AdapterName("acme", "trained-peft")).versions == 1
+    newest = live.registry.adapter(AdapterName("acme", "trained-trainer")).newest
+    assert newest >= 2, done.stderr[-2000:]
+    version = live.registry.version(Ref(AdapterName("acme", "trained-trainer"), newest))
+    assert (version.base, version.parents[0].name) == (live.base.name, f"acme/trained-trainer@{newest - 1}")
+    assert {file.path for file in version.files} >= {forge.CONFIG, forge.WEIGHTS, pushes.CARD}
