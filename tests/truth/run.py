@@ -48,16 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, default=Path(".cache/truth"))
     parser.add_argument("--only-check", action="store_true", help="ask the domain alone, without push and worker")
     parser.add_argument("--show", action="store_true", help="print every difference, not one of each family")
-    parser.add_argument(
-        "--page", type=Path, help="write this page about every case of the journal that was asked with this code"
-    )
+    parser.add_argument("--page", type=Path, help="write this page about the last answers to every case of the journal")
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with forked_programs(), Run(options.journal, options.ids, only_check=options.only_check) as run:
         rows = list(run.rows(cases.plans()))
         print(table.text(rows, run.unmade, show=options.show))
         if options.page:
-            options.page.write_text(table.page(run.every_row(), run.every_unmade(), VERSIONS))
+            options.page.write_text(table.page(run.every_row(), run.every_unmade(), VERSIONS, run.current))
     return int(any(row.disagrees for row in rows))
 
 
@@ -110,12 +108,17 @@ class Run:
             except Exception as e:
                 self._not_made(Unmade(plan.id, "transformers", oracle.one_line(e)))
 
+    @property
+    def current(self) -> int:
+        """How many cases of the journal were asked with this code; the others with code before it."""
+        return sum(value["code"] == self._code and "answer" in value for value in self._results.values())
+
     def every_row(self) -> list[Row]:
-        """Every case of the journal whose last result is from this code."""
+        """The last result of every case of the journal."""
         return [
             Row(value["id"], value["honest"], oracle.Answer(**value["answer"]), words_of(value["said"]))
             for value in self._results.values()
-            if value["code"] == self._code and "answer" in value
+            if "answer" in value
         ]
 
     def every_unmade(self) -> list[Unmade]:

@@ -158,8 +158,10 @@ registry about the same adapters:
 PEFT says yes if its configuration class reads the configuration, its loader finds every tensor that it expects and no
 other, two loads answer alike, and the outputs are finite and differ from the bare base's.
 
-Asked so far with this code: {cases} cases of {methods} methods and {architectures} architectures, of which {honest} are
-honest adapters. A whole run takes hours; the journal lets it go on where it stopped.
+Asked so far: {cases} cases of {methods} methods and {architectures} architectures, of which {honest} are honest
+adapters. {current} of the cases were asked with the code of this page, the others with code before it: after a change,
+the families that it touches are asked again. A whole run takes an hour or two; the journal lets it go on where it
+stopped.
 
 | stage | {kinds} |
 |---|{rule}
@@ -177,10 +179,10 @@ Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
 """
 
 
-def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str]) -> str:
-    """The page docs/truth.md."""
+def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str], current: int) -> str:
+    """The page docs/truth.md. `current`: how many rows are from this code."""
     rows = sorted(rows, key=lambda row: row.id)
-    head = HEAD.format(**versions, **figures(rows), kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
+    head = HEAD.format(**versions, **figures(rows), current=current, kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
     lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), NOTES]
     for kind in ("false yes", "false no", "crash", "unknown"):
         stages: dict[tuple[str, str], list[str]] = defaultdict(list)
