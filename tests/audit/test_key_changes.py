@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from registry.api.audit import WebhookCreate
 from registry.client.audit import Audit
 from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Corrupt, Invalid
 from registry.events import EventType
+from registry.server import webhooks
 from registry.server.audit import keys, sequencer
+from registry.server.database.models import WebhookRow
+from registry.server.webhooks import dispatch
 from registry.tlog import notes, succession
 from registry.tlog.notes import Signer
 from tests.audit import logs
-from tests.world import World
+from tests.world import World, rows
 
 pytestmark = pytest.mark.security
 ORIGIN = "registry.example.org/1"
@@ -73,11 +77,31 @@ def test_a_rotation_is_one_event_however_often_the_log_grows(world: World) -> No
     assert len(list(Audit(world.admin).events(action=[EventType.AUDIT_KEY_ROTATE]))) == 1
 
 
-def test_a_rotation_keeps_the_secrets_of_webhooks(world: World) -> None:
+def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(world: World) -> None:
     log = world.app.state.audit_log
-    before = log.keys.derive_secret("webhook:1")
+    older = log.keys
+    request = WebhookCreate(url="https://example.org/hook", namespace="acme")
+    first = Audit(world.admin).create_webhook(request)
     rotate(world)
-    assert log.keys.derive_secret("webhook:1") == before
+    second = Audit(world.admin).create_webhook(request)
+    with world.session() as session:
+        hooks = {row.id: row for row in rows(session, WebhookRow)}
+    for made in (first, second):
+        assert webhooks.secret_of(hooks[made.webhook.id], log.keys) == made.secret
+    with pytest.raises(Invalid, match="lost the key of its secret"):
+        webhooks.secret_of(hooks[second.webhook.id], older)
+    hooks[first.webhook.id].key = ""  # as a server stored it that derived every secret from the oldest key
+    assert webhooks.secret_of(hooks[first.webhook.id], log.keys) == first.secret
+
+
+def test_a_webhook_whose_key_is_lost_is_called_with_no_other_secret(world: World) -> None:
+    made = Audit(world.admin).create_webhook(WebhookCreate(url="https://192.0.32.8/hook"))
+    replace(world)
+    log = world.app.state.audit_log
+    current_note(world)
+    assert dispatch.send_due(world.engine, world.settings, lambda: log.keys) > 0
+    errors = {delivery.error for delivery in Audit(world.admin).deliveries(made.webhook.id).items}
+    assert errors == {"the key file has lost the key of its secret: create it again"}
 
 
 @pytest.mark.security

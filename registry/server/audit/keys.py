@@ -53,9 +53,16 @@ class Keys:
         pairs = zip(self.signers[1:], self.signers, strict=False)
         return [succession.endorse(old, new) for old, new in pairs if old.name == new.name]
 
-    def derive_secret(self, purpose: str) -> str:
-        """Derive a secret of 256 bits in hex from the oldest key, so that a rotation changes no secret."""
-        return _derive(self.signers[-1], purpose)
+    def derive_secret(self, purpose: str, key: str) -> str:
+        """Derive a secret of 256 bits in hex from a key of the file, the oldest if `key` is empty.
+
+        `key` is a verifier's text, and remembered: a rotation changes no secret, and an older key tells no later one.
+        `Invalid` (SETTING_INVALID) if the file does not have it: another one's secret would be another secret.
+        """
+        signers = [signer for signer in self.signers if key in ("", signer.verifier.text)]
+        if not signers:
+            raise Invalid("SETTING_INVALID", "the key file has lost the key of its secret: create it again")
+        return _derive(signers[-1], purpose)
 
     def derive_current_secret(self, purpose: str) -> str:
         """Derive a secret of 256 bits in hex from the key that signs now; a rotation ends an older key's power."""

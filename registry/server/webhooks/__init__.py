@@ -1,7 +1,7 @@
 """Webhooks: create, list, delete, and their deliveries. They send events of the audit log to other systems.
 
 - A webhook belongs to a namespace or to all (`*`). Only administrators there see it.
-- Its secret is shown once and not stored: it is derived from the key file and the webhook's id.
+- Its secret is shown once and not stored: it derives from its id and the key that signed the log when it was created.
 - Events show only the origin of a webhook's URL, because the path may contain a secret.
 """
 
@@ -50,13 +50,14 @@ def create(
         url=request.url,
         actions=sorted(set(request.actions)),
         after=tree.read_size(session),
+        key=keys.signer.verifier.text,
         created_at=db.now(),
         created_by=actor.identity,
     )
     session.add(row)
     detail = {"to": origin_of(row.url), "actions": row.actions}
     audit.append(session, actor, EventType.WEBHOOK_CREATE, row.id, detail, namespace=_event_namespace(row))
-    return to_view(row), secret_of(row.id, keys)
+    return to_view(row), secret_of(row, keys)
 
 
 def list_webhooks(session: Session, actor: Actor) -> list[WebhookView]:
@@ -146,9 +147,12 @@ def read_failing(session: Session) -> set[str]:
     return set(session.exec(failed))
 
 
-def secret_of(webhook_id: str, keys: Keys) -> str:
-    """Return the secret that signs the messages of a webhook (Standard Webhooks: `whsec_` and base64)."""
-    return "whsec_" + base64.b64encode(bytes.fromhex(keys.derive_secret(f"webhook:{webhook_id}"))).decode()
+def secret_of(row: WebhookRow, keys: Keys) -> str:
+    """Return the secret that signs the messages of a webhook (Standard Webhooks: `whsec_` and base64).
+
+    `Invalid` (SETTING_INVALID) if its key is no longer in the key file.
+    """
+    return "whsec_" + base64.b64encode(bytes.fromhex(keys.derive_secret(f"webhook:{row.id}", row.key))).decode()
 
 
 def origin_of(url: str) -> str:

@@ -224,11 +224,12 @@ def _send(hook: WebhookRow, event: EventView, settings: Settings, keys: Keys) ->
     """Send an event. Returns the status and what went wrong, which is empty if it was delivered."""
     try:
         target = resolve_target(hook.url, settings.webhook_private)
+        secret = webhooks.secret_of(hook, keys)
     except Invalid as e:
         return None, e.detail
     message = {"type": event.action, "timestamp": moment(event.at), "data": event.model_dump(mode="json")}
     body = json.dumps(message).encode()
-    headers = sign_headers(f"{hook.id}.{event.seq}", body, webhooks.secret_of(hook.id, keys), db.now())
+    headers = sign_headers(f"{hook.id}.{event.seq}", body, secret, db.now())
     try:
         status = _post(target, body, headers)
     except (OSError, http.client.HTTPException, ValueError) as e:

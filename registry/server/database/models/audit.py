@@ -78,7 +78,10 @@ class AttestationRow(SQLModel, table=True):
 
 
 class WebhookRow(CreatedColumns, table=True):
-    """An endpoint that receives events, queued up to position `after`. Its secret follows from key file and id."""
+    """An endpoint that receives events, queued up to position `after`.
+
+    Its secret follows from its id and `key`, a key of the key file by its public half; empty is the oldest one there.
+    """
 
     __tablename__ = "webhook"
     id: str = Field(primary_key=True)
@@ -86,6 +89,7 @@ class WebhookRow(CreatedColumns, table=True):
     url: str = Field(sa_type=Text)
     actions: list[str] = Field(default_factory=list, sa_type=JSON)
     after: int = Field(default=0, sa_type=BigInteger)
+    key: str = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class DeliveryRow(SQLModel, table=True):
