@@ -147,7 +147,7 @@ def axe_source() -> str:
         if npm is None:
             pytest.skip("axe-core needs npm once")
         AXE_FOLDER.mkdir(parents=True, exist_ok=True)
-        command = [
+        command: list[str | Path] = [
             npm,
             "install",
             "--silent",

@@ -1,0 +1,116 @@
+"""`make bench-pages`: the server's time for a web page against that of the REST requests with the same content.
+
+Requests go through the application in this process, on SQLite, in turns; medians. Ratio: time of the page over time of
+its REST counterparts together (less is better; the goal is at most 3), and bytes of a page over 150,000.
+
+    ADAPTER_BENCH_ADAPTERS=100000      how many adapters the search page is asked over, besides 1,000
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks import list as list_bench
+from tests.access.tenants import Shared
+from tests.web.site import ENGINES, fill
+from tests.world import URL, World
+
+ROUNDS = 25
+API = "/api/v1"
+ADAPTER = f"{API}/adapters/acme/support"
+PAGE_LIMIT_BYTES = 150_000
+COUNTERPARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "search": ("/search", (f"{API}/adapters?limit=25",)),
+    "adapter": (
+        "/adapters/acme/support",
+        (ADAPTER, f"{ADAPTER}/versions?limit=20", f"{ADAPTER}/aliases", f"{ADAPTER}/gates",
+         f"{ADAPTER}/versions/4/files/README.md"),
+    ),
+    "version": (
+        "/adapters/acme/support/versions/2",
+        (f"{ADAPTER}/versions/2", f"{ADAPTER}/versions/2/norms", f"{ADAPTER}/versions/2/attestations",
+         f"{ADAPTER}/versions/2/verdicts?engine=vllm==0.33.0&engine=sglang==0.5.23&engine=peft==0.21.2"),
+    ),
+    "lineage": (
+        "/adapters/acme/support/versions/3/lineage",
+        (f"{ADAPTER}/versions/3/lineage", f"{ADAPTER}/versions/3/lineage?direction=down"),
+    ),
+    "alias": (
+        "/adapters/acme/support/aliases/prod",
+        (f"{ADAPTER}/aliases", f"{ADAPTER}/versions?limit=30", f"{ADAPTER}/history?alias=prod",
+         f"{ADAPTER}/versions/4/gates/prod"),
+    ),
+    "base": ("/bases/tiny-llama", (f"{API}/bases/tiny-llama", f"{API}/adapters?base=tiny-llama&limit=20")),
+    "audit": ("/audit", (f"{API}/events?limit=100",)),
+}  # fmt: skip
+"""Page → its path, and the requests that a program would send for the same."""
+
+
+def seconds_of(call: Callable[[], httpx.Response]) -> float:
+    """The time of a request, which must succeed."""
+    started = time.perf_counter()
+    answer = call()
+    elapsed = time.perf_counter() - started
+    if answer.status_code != 200:
+        raise RuntimeError(f"{answer.request.url}: {answer.status_code} {answer.text[:200]}")
+    return elapsed
+
+
+def compare(client: httpx.Client, path: str, counterparts: tuple[str, ...]) -> tuple[float, float, int]:
+    """Median seconds of a page and of its counterparts, in turns, and the bytes of the page."""
+    pages, requests = [], []
+    for _ in range(ROUNDS):
+        pages.append(seconds_of(lambda: client.get(path)))
+        requests.append(sum(seconds_of(lambda part=part: client.get(part)) for part in counterparts))  # type: ignore[misc]
+    return statistics.median(pages), statistics.median(requests), len(client.get(path).content)
+
+
+def search_seconds(adapters: int) -> float:
+    """The median time of the search page over so many adapters."""
+    list_bench.ADAPTERS = adapters
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{Path(folder)}/registry.db") as world:
+        list_bench.shelve(world)
+        with client_of(world) as client:
+            return statistics.median(seconds_of(lambda: client.get("/search")) for _ in range(ROUNDS))
+
+
+def client_of(world: World) -> httpx.Client:
+    """A client with the administrator's token."""
+    headers = {"Authorization": f"Bearer {world.secret}"}
+    return httpx.Client(transport=Shared(world), base_url=URL, headers=headers)
+
+
+def main() -> None:
+    """Measure, print a line for each page, and the JSON object."""
+    figures: dict[str, Any] = {}
+    ratios: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{Path(folder)}/r.db", engines=ENGINES) as world:
+        fill(world)
+        with client_of(world) as client:
+            for name, (path, counterparts) in COUNTERPARTS.items():
+                page, rest, size_bytes = compare(client, path, counterparts)
+                ratios[f"{name}_page_time_vs_rest"] = round(page / rest, 3)
+                ratios[f"{name}_page_bytes_vs_limit"] = round(size_bytes / PAGE_LIMIT_BYTES, 3)
+                figures |= {f"{name}_page_ms": round(1000 * page, 2), f"{name}_rest_ms": round(1000 * rest, 2)}
+                print(f"{name:8} page {1000 * page:6.1f} ms, REST {1000 * rest:6.1f} ms, ratio {page / rest:.2f}, "
+                      f"{size_bytes / 1000:.0f} kB")  # fmt: skip
+    many = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
+    few_seconds, many_seconds = search_seconds(1000), search_seconds(many)
+    ratios[f"search_page_time_{many}_vs_1000_adapters"] = round(many_seconds / few_seconds, 3)
+    figures |= {"search_1000_ms": round(1000 * few_seconds, 2), f"search_{many}_ms": round(1000 * many_seconds, 2)}
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
+    print(json.dumps({"bench": "pages", "ratios": ratios, "figures": figures, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()
