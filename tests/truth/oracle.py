@@ -73,6 +73,8 @@ def _ask(subject: Subject, folder: Path, tolerated: frozenset[str]) -> Answer:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except Exception as e:
         return Answer("config", one_line(e))
+    inputs = invoking(config, subject)
+    bare = subject.answers if inputs is subject.inputs else outputs(subject.model, inputs)
     answers = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -95,14 +97,14 @@ def _ask(subject: Subject, folder: Path, tolerated: frozenset[str]) -> Answer:
         if absent - tolerated:
             return Answer("missing", f"keeps initial numbers: {', '.join(sorted(absent - tolerated)[:3])}")
         try:
-            answers.append(outputs(wrapped, subject.inputs | extra_inputs(config, subject.inputs)))
+            answers.append(outputs(wrapped, inputs | extra_inputs(config, inputs)))
         except Exception as e:
             return Answer("forward", one_line(e))
     if not all(bool(torch.isfinite(values).all()) for values in answers):
         return Answer("not_finite", "the outputs are not finite")
     if moved(answers[0], answers[1]):
         return Answer("random", "two loads answer differently")
-    if answers[0].shape == subject.answers.shape and not moved(answers[0], subject.answers):
+    if answers[0].shape == bare.shape and not moved(answers[0], bare):
         return Answer("no_effect", "the outputs are those of the base")
     return Answer()
 
@@ -167,6 +169,19 @@ def outputs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if isinstance(values, torch.Tensor):
             return values.float()
     return next(v for v in out.to_tuple() if torch.is_tensor(v) and v.is_floating_point()).float()
+
+
+def invoking(config: Any, subject: Subject) -> dict[str, Any]:
+    """The base's inputs with the tokens in them that an aLoRA waits for."""
+    tokens, ids = getattr(config, "alora_invocation_tokens", None), subject.inputs.get("input_ids")
+    vocabulary = getattr(subject.model.config, "vocab_size", 0)
+    if ids is None or not isinstance(tokens, list) or not 0 < len(tokens) < ids.shape[1]:
+        return subject.inputs
+    if not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
+        return subject.inputs
+    ids = ids.clone()
+    ids[:, 1 : 1 + len(tokens)] = torch.tensor(tokens)
+    return subject.inputs | {"input_ids": ids}
 
 
 def extra_inputs(config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
