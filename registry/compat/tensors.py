@@ -126,7 +126,7 @@ class _TensorCheck:
 
 def base_sizes(base: BaseSpec) -> BaseSizes:
     """What shapes of virtual tokens follow from."""
-    return BaseSizes(base.hidden, 2 * base.layers * base.kv_heads * base.head_size)
+    return BaseSizes(base.hidden, base.layers, 2 * base.kv_heads * base.head_size)
 
 
 def _target(path: str, module: ModuleShape) -> TargetModule:

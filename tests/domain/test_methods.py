@@ -219,15 +219,29 @@ def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:
     ("CPT", {"cpt_token_ids": [1, 2], "task_type": None}, "task_type"),
     ("CPT", {"cpt_token_ids": [1, 2], "cpt_mask": [1]}, "cpt_mask"),
     ("DELORA", {"delora_lambda": "x"}, "delora_lambda"), ("FROD", {"projection_prng_key": 0.5}, "projection_prng_key"),
-    ("LILY", {"stride_A": 1.5}, "stride_A"),
+    ("LILY", {"stride_A": 1.5}, "stride_A"), ("PREFIX_TUNING", {"num_layers": 1.5}, "num_layers"),
+    ("P_TUNING", {"token_dim": 0}, "token_dim"), ("SUPERTUNING", {"r": 4, "lora_dropout": 1.0}, "lora_dropout"),
+    ("PROMPT_TUNING", {"tokenizer_kwargs": {"x": 1}}, "tokenizer_kwargs"),
 ])  # fmt: skip
 def test_fields_that_peft_refuses_by_their_meaning(method: str, changes: dict[str, Any], field: str) -> None:
     written = {"peft_type": method, "task_type": "CAUSAL_LM", **changes}
     assert field in {name for name, _ in combinations.refused(method, written)}
     honest = {"adapter_layers": 2, "num_frozen_tokens": 1, "num_layers": 2, "num_transformer_submodules": 1,
               "task_type": "CAUSAL_LM", "cpt_mask": [1, 1], "delora_lambda": 15, "projection_prng_key": 0,
-              "stride_A": 2}  # fmt: skip
+              "stride_A": 2, "token_dim": 64, "lora_dropout": 0.1, "tokenizer_kwargs": None}  # fmt: skip
     assert list(combinations.refused(method, written | {field: honest[field]})) == []
+
+
+@pytest.mark.parametrize(("method", "width", "field", "honest", "wrong"), [
+    ("PROMPT_TUNING", 64, "token_dim", 64, 32), ("P_TUNING", 64, "token_dim", 64, 65),
+    ("PREFIX_TUNING", 256, "num_layers", 4, 5), ("CARTRIDGE", 256, "num_layers", 4, 3),
+])  # fmt: skip
+def test_sizes_that_a_prompt_writes_count_instead_of_the_bases(
+    method: str, width: int, field: str, honest: int, wrong: int
+) -> None:
+    prompt = {"prompt_embeddings": (8, width)}
+    assert codes(other(method, prompt, num_virtual_tokens=8, **{field: honest})) == set()
+    assert codes(other(method, prompt, num_virtual_tokens=8, **{field: wrong})) == {"compat.shape"}
 
 
 SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}

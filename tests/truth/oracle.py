@@ -25,6 +25,7 @@ SECONDS_LIMIT = 20
 NO_EFFECT = 1e-6
 """Relative change of the outputs that may be rounding."""
 
+FILE_NOT_FINITE = "the file holds NaN or infinite numbers"
 STRUCTURE = frozenset({"config", "load", "missing", "unexpected", "random"})
 """Reasons that headers and configuration show; the others need numbers."""
 

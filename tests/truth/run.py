@@ -164,7 +164,7 @@ class Run:
 
     def _ask(self, key: str, group: Group, folder: Path) -> oracle.Answer:
         if not oracle.is_finite(folder):
-            return oracle.Answer("not_finite", "the file holds NaN or infinite numbers")
+            return oracle.Answer("not_finite", oracle.FILE_NOT_FINITE)
         stored = self._answers.get(f"{key} {self._libraries}")
         if stored is None:
             answer = oracle.ask(group.base.subject, folder, tolerated=group.tolerated)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tests.truth.methods import VARIANTS
-from tests.truth.oracle import STRUCTURE, Answer
+from tests.truth.oracle import FILE_NOT_FINITE, STRUCTURE, Answer
 from tests.truth.product import NO, YES, Said
 
 STAGES = ("check", "compat", "weights", "engine", "smoke", "all")
@@ -74,7 +74,7 @@ class Row:
 
     def _shows(self, stage: str) -> bool:
         if stage == "weights":
-            return self.answer.why == "not_finite"
+            return self.answer.message == FILE_NOT_FINITE
         return stage in ("smoke", "all") or self.answer.why in STRUCTURE
 
     @property

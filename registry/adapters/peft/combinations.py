@@ -57,6 +57,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_PROMPT_SIZES: Mapping[str, tuple[str, ...]] = {
+    "num_layers": ("CARTRIDGE", "PREFIX_TUNING"),
+    "num_transformer_submodules": (
+        "CARTRIDGE", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING",
+    ),
+    "token_dim": ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"),
+}  # fmt: skip
+"""Field → the methods whose tensors are as large as it says."""
 RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/layer.py LoraLayer.update_layer
     ("init_lora_weights", "LORA",
@@ -114,9 +122,13 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     ("num_frozen_tokens", "CARTRIDGE",
      lambda read: all(type(read(name)) is int for name in ("num_frozen_tokens", "num_virtual_tokens"))
      and read("num_frozen_tokens") > read("num_virtual_tokens"), "must not be over num_virtual_tokens"),
-    *((field, "CARTRIDGE",
-       lambda read, field=field: read(field) is not None and (type(read(field)) is not int or read(field) < 1),
-       "must be a whole number over 0") for field in ("num_layers", "num_transformer_submodules")),
+    # peft_model.py _prepare_prompt_learning_config: what is written counts, not the base's
+    *((field, method, lambda read, field=field: read(field) is not None
+       and (not isinstance(read(field), int) or read(field) < 1), "must be a whole number over 0")
+      for field, methods in _PROMPT_SIZES.items() for method in methods),
+    # prompt_tuning/config.py PromptTuningConfig
+    *(("tokenizer_kwargs", method, lambda read: read("tokenizer_kwargs") and read("prompt_tuning_init") != "TEXT",
+       "is taken only with prompt_tuning_init TEXT") for method in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING")),
     # cpt/config.py CPTConfig
     ("task_type", "CPT", lambda read: read("task_type") != "CAUSAL_LM", "must be CAUSAL_LM"),
     *((field, "CPT", lambda read, field=field: isinstance(read(field), list)
@@ -126,13 +138,16 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # delora/layer.py DeloraLayer.reset_delora_parameters
     ("delora_lambda", "DELORA", lambda read: isinstance(read("delora_lambda"), str) and not _is_number(
         read("delora_lambda")), "must be a number"),
-    # frod/model.py FrodModel._init_frod_U_V: the seed of a generator
-    ("projection_prng_key", "FROD", lambda read: type(read("projection_prng_key")) is float,
-     "must be a whole number"),
+    # frod/model.py, pvera/model.py, randlora/model.py, vera/model.py: the seed of a generator
+    *(("projection_prng_key", method, lambda read: isinstance(read("projection_prng_key"), float),
+       "must be a whole number") for method in ("FROD", "PVERA", "RANDLORA", "VERA")),
     # lily/model.py LilyModel: an index of a list
     ("stride_A", "LILY", lambda read: type(read("stride_A")) is float, "must be a whole number"),
     # supertuning/config.py SupertuningConfig
     ("lora_alpha", "SUPERTUNING",
      lambda read: read("lora_alpha") is not None and read("r") is None, "needs an r beside it"),
+    ("lora_dropout", "SUPERTUNING",
+     lambda read: isinstance(read("lora_dropout"), int | float) and not 0 <= read("lora_dropout") < 1,
+     "must be a probability under 1"),
 )  # fmt: skip
 """(field, method, whether it is broken, why); a field that is not written has its default."""

@@ -35,10 +35,11 @@ class TargetModule:
 
 @dataclass(frozen=True, slots=True)
 class BaseSizes:
-    """What shapes of shared tensors follow from. `prefix_width`: keys and values of all layers, for one token."""
+    """What shapes of shared tensors follow from. `layer_width`: keys and values of one layer, for one token."""
 
     hidden: int = 0
-    prefix_width: int = 0
+    layers: int = 0
+    layer_width: int = 0
 
 
 class _Inputs(NamedTuple):
@@ -82,10 +83,16 @@ class ExpectedTensors:
             "targets": len(modules),
             "max_inputs": max((module.inputs for module in modules), default=0),
             "max_outputs": max((module.outputs for module in modules), default=0),
-            "hidden": sizes.hidden or ANY, "prefix_width": sizes.prefix_width or ANY,
+            "hidden": (config.method != "CPT" and self._size("token_dim")) or sizes.hidden or ANY,
+            "prefix_width": (self._size("num_layers") or sizes.layers) * sizes.layer_width or ANY,
             "token_indices": config.token_indices.get("", ()),
             "submodules": self._values.get("num_transformer_submodules") or 1 + (config.task == "SEQ_2_SEQ_LM"),
         }  # fmt: skip
+
+    def _size(self, field: str) -> int:
+        """A size that the configuration writes, which then counts instead of the base's; 0 if it does not."""
+        value = self._values.get(field)
+        return value if isinstance(value, int) else 0
 
     def of_module(self, module: TargetModule, rank: int | None = None) -> Shapes:
         """The tensors of one module. One of `FAULTS` where the fields make no sense."""
