@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from registry.findings import Finding
+
 Item = TypeVar("Item")
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
@@ -89,6 +91,23 @@ class Answer(BaseModel):
     """The base of all answers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+
+
+class Problem(Answer):
+    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people.
+
+    `findings` lists every broken rule. `retry_after_seconds` is the header Retry-After.
+    """
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    findings: list[Finding] = []
+    request_id: str
+    next_step: str = ""
+    retry_after_seconds: int | None = None
 
 
 class ItemList(Answer, Generic[Item]):

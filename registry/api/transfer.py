@@ -1,23 +1,31 @@
 """REST schemas of push and pull: plan, upload, commit, download.
 
 - A push plan says what is missing, and nothing about what other tenants have.
+- Pushes and pulls are planned and committed in bulk; one adapter is a bulk of one. Each item of a request has its own
+  outcome; an error of the whole request concerns all of them.
 - A relative URL is on the registry and needs the token. An absolute one is on the store and must not get it.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated, Generic
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Request
+from registry.api import MESSAGE_LIMIT, Answer, Item, ItemList, PrintableText, Problem, Request
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
 
 SMALL_BLOB_BYTES = 16 * 2**10
 SMALL_FILES_BYTES = 256 * 2**10
-"""How many bytes of small files a pull plan holds at most. The others are downloaded like large ones."""
+"""How many bytes of small files a pull plan holds at most for one version. Others are downloaded like large ones."""
+BULK_SMALL_BYTES = 4 * 2**20
+"""The same for all versions of a request."""
+BULK_LIMIT = 100
+"""Adapters of one request."""
+BULK_BODY_BYTES = 8 * 2**20
 
 NAME_LIMIT = 300
 """Characters of a name, a ref or an id in a request. Longer ones are refused before they are parsed."""
@@ -31,9 +39,15 @@ class PushRequest(Request):
 
 
 class PushItem(PushRequest):
-    """One of the pushes of a request. `name` is the adapter's: `namespace/name`."""
+    """One push of a request. `name` is the adapter's: `namespace/name`."""
 
     name: str = Field(max_length=NAME_LIMIT)
+
+
+class BulkPushRequest(Request):
+    """Pushes to plan. Each has its own outcome."""
+
+    items: tuple[PushItem, ...] = Field(min_length=1, max_length=BULK_LIMIT)
 
 
 class UploadPart(Answer):
@@ -72,20 +86,25 @@ class SmallBlob(Request):
     data: str = Field(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)
 
 
-class PushCommit(Request):
-    """`alias` moves through its gate after the version exists.
+class CommitItem(Request):
+    """One commit of a request. `alias` moves through its gate after the version exists.
 
     `small` holds small blobs that were not uploaded: most versions have few large files.
     """
 
+    push_id: str = Field(max_length=NAME_LIMIT)
     alias: str = ""
     small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
 
 
-class CommitItem(PushCommit):
-    """One of the commits of a request."""
+class BulkCommitRequest(Request):
+    """Pushes to commit. Each has its own outcome.
 
-    push_id: str = Field(max_length=NAME_LIMIT)
+    `atomic`: if one cannot be committed, or its alias may not move, none is.
+    """
+
+    items: tuple[CommitItem, ...] = Field(min_length=1, max_length=BULK_LIMIT)
+    atomic: bool = False
 
 
 class PushResult(Answer):
@@ -101,12 +120,49 @@ class PushResult(Answer):
     alias_refused: str = ""
 
 
+class BulkPullRequest(Request):
+    """Refs to pull: `namespace/name`, with `:alias`, `@number` or `@digest`. Each has its own outcome."""
+
+    refs: tuple[Annotated[str, Field(max_length=NAME_LIMIT)], ...] = Field(min_length=1, max_length=BULK_LIMIT)
+
+
 class PullPlan(Answer):
-    """`small`: bytes of small files. `direct`: path → a link of the store that needs no token and is valid for
-    `direct_seconds`.
-    """
+    """`direct`: path → a link of the store that needs no token and is valid for `direct_seconds`."""
 
     resolved: Resolved
-    small: list[SmallBlob] = []
     direct: dict[str, str] = {}
     direct_seconds: int = 0
+
+
+# ------------------------------------------------------------------ outcomes of bulk requests
+class Outcome(Answer, Generic[Item]):
+    """The outcome of one item: its result, or the problem that it alone has."""
+
+    result: Item | None = None
+    problem: Problem | None = None
+
+
+class PlannedPush(Outcome[PushPlan]):
+    """The outcome of planning one push."""
+
+
+class BulkPushPlan(ItemList[PlannedPush]):
+    """The plans, in the order of the request."""
+
+
+class CommittedPush(Outcome[PushResult]):
+    """The outcome of committing one push."""
+
+
+class BulkPushResult(ItemList[CommittedPush]):
+    """The versions, in the order of the request."""
+
+
+class PlannedPull(Outcome[PullPlan]):
+    """The outcome of planning one pull."""
+
+
+class BulkPullPlan(ItemList[PlannedPull]):
+    """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
+
+    small: list[SmallBlob] = []

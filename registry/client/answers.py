@@ -8,13 +8,14 @@ transport/http_transport.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from registry.api import Item
 from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
-from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
+from registry.api.transfer import Outcome, PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
-from registry.client.transport.responses import Shape
+from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.manifest import Manifest
@@ -110,6 +111,20 @@ def resolved(ref: Ref, answer: Resolved) -> Resolved:
         path = next((file[0] for file in (*listed, *linked) if file not in linked or file not in listed), "a file")
         raise wrong_answer(f"the files of {ref} are not those of its manifest: {path}", "DIGEST_MISMATCH")
     return answer
+
+
+def outcomes(items: Sequence[Outcome[Item]], count: int) -> list[Item | RegistryError]:
+    """The results and errors of a bulk request of `count` items."""
+    _equal("the number of outcomes", len(items), count)
+    results: list[Item | RegistryError] = []
+    for item in items:
+        if item.problem is not None:
+            results.append(error_of_problem(item.problem.model_dump(mode="json")))
+        elif item.result is not None:
+            results.append(item.result)
+        else:
+            raise wrong_answer("an outcome has neither a result nor a problem")
+    return results
 
 
 def pull_plan(ref: Ref, answer: PullPlan) -> PullPlan:

@@ -1,20 +1,22 @@
-"""Many adapters at a time: a result for each, a few threads, and one progress for all. One failure stops no other."""
+"""Many adapters at a time: a result for each, in batches, and one progress for all. One failure stops no other."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from registry.api.transfer import BULK_LIMIT
 from registry.client.transfer import Progress
 from registry.errors import Invalid, RegistryError
 
 ADAPTERS_AT_ONCE = 4
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,22 @@ def run_each(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def in_batches(
+    prepare: Callable[[Sequence[Item]], Prepared], finish: Callable[[Prepared], list[Result[Answer]]],
+    items: Sequence[Item],
+) -> list[Result[Answer]]:  # fmt: skip
+    """`prepare` and `finish` as many items as a request may have, again and again. The next ones are prepared early."""
+    batches = [items[start : start + BULK_LIMIT] for start in range(0, len(items), BULK_LIMIT)]
+    results: list[Result[Answer]] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
+        prepared = [pool.submit(prepare, batch) for batch in batches[:1]]
+        for position in range(len(batches)):
+            ready = prepared.pop().result()
+            prepared += [pool.submit(prepare, batch) for batch in batches[position + 1 : position + 2]]
+            results += finish(ready)
+    return results
 
 
 class SharedProgress:

@@ -5,10 +5,9 @@ Names and refs are parsed before a request is sent. All other routes are methods
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
 
 from registry import names
 from registry.api import Consistency, ItemPage, LogKeys, Request
@@ -23,7 +22,21 @@ from registry.api.catalog import (
     VersionPage,
     VersionView,
 )
-from registry.api.transfer import PullPlan, PushCommit, PushPlan, PushRequest, PushResult, SmallBlob
+from registry.api.transfer import (
+    BulkCommitRequest,
+    BulkPullPlan,
+    BulkPullRequest,
+    BulkPushPlan,
+    BulkPushRequest,
+    BulkPushResult,
+    CommitItem,
+    PullPlan,
+    PushItem,
+    PushPlan,
+    PushRequest,
+    PushResult,
+    SmallBlob,
+)
 from registry.client import answers
 from registry.client.transport import (
     ANSWER_LIMIT_BYTES,
@@ -33,10 +46,14 @@ from registry.client.transport import (
     Transport,
     wrong_answer,
 )
-from registry.client.transport.connection import Connection
+from registry.client.transport.connection import ATTEMPTS_LIMIT, PATIENT_ATTEMPTS_LIMIT, Connection, Retries
 from registry.client.transport.responses import Shape, parsed
+from registry.digest import Digest
+from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
 
+Outcome = TypeVar("Outcome")
+Sent = TypeVar("Sent")
 Page = TypeVar("Page", bound=ItemPage[Any])
 Name = AdapterName | str
 AnyRef = Ref | str
@@ -65,27 +82,82 @@ class Versions:
         self.close()
 
     # ------------------------------------------------------------ push and bytes
+    def plan_pushes(self, items: Sequence[PushItem]) -> list[PushPlan | RegistryError]:
+        """Plan pushes: which blobs are missing, and where to send each. Each item has its own outcome."""
+
+        def plan(pending: Sequence[PushItem]) -> list[PushPlan | RegistryError]:
+            answer = self._post("/pushes", BulkPushRequest(items=tuple(pending)), BulkPushPlan, patient=True)
+            plans = answers.outcomes(answer.items, len(pending))
+            return [
+                outcome if isinstance(outcome, RegistryError) else answers.push_plan(item.manifest, outcome)
+                for item, outcome in zip(pending, plans, strict=True)
+            ]
+
+        return self._repeat_unavailable(plan, items)
+
+    def commit_pushes(
+        self, items: Sequence[CommitItem], *, atomic: bool = False, size_bytes: int = 0
+    ) -> list[PushResult | RegistryError]:
+        """The versions, once every blob of the plans was sent or is among the `small` ones of its item.
+
+        `atomic`: all or none. `size_bytes`: of all of it, which the registry may have to read and copy first.
+        """
+        seconds = READ_SECONDS + size_bytes / COMMIT_BYTES
+
+        def commit(pending: Sequence[CommitItem]) -> list[PushResult | RegistryError]:
+            request = BulkCommitRequest(items=tuple(pending), atomic=atomic)
+            answer = self._post("/pushes/commit", request, BulkPushResult, seconds=seconds, patient=True)
+            return answers.outcomes(answer.items, len(pending))
+
+        return self._repeat_unavailable(commit, items, all_or_none=atomic)
+
+    def plan_pulls(self, refs: Sequence[AnyRef]) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
+        """Plan pulls: the versions, with links to their files, and the bytes of small files (base64)."""
+        small: dict[Digest, str] = {}
+
+        def plan(pending: Sequence[Ref]) -> list[PullPlan | RegistryError]:
+            request = BulkPullRequest(refs=tuple(map(str, pending)))
+            answer = self._post("/pulls", request, BulkPullPlan)
+            small.update((item.digest, item.data) for item in answer.small)
+            plans = answers.outcomes(answer.items, len(pending))
+            return [
+                outcome if isinstance(outcome, RegistryError) else answers.pull_plan(ref, outcome)
+                for ref, outcome in zip(pending, plans, strict=True)
+            ]
+
+        return self._repeat_unavailable(plan, [parsed_ref(ref) for ref in refs]), small
+
     def plan_push(self, name: Name, request: PushRequest) -> PushPlan:
-        """Plan a push: which blobs are missing, and where to send each."""
-        answer = self._post(f"{path_of_adapter(name)}/pushes", request, PushPlan, patient=True)
-        return answers.push_plan(request.manifest, answer)
+        """`plan_pushes` of one."""
+        item = PushItem(name=str(parsed_name(name)), manifest=request.manifest, message=request.message)
+        return only(self.plan_pushes([item]))
 
     def commit_push(
         self, push_id: str, *, alias: str = "", small: Sequence[SmallBlob] = (), size_bytes: int = 0
     ) -> PushResult:
-        """The version, once every blob of the plan was sent or is among the `small` ones.
-
-        `size_bytes`: of all of it, which the registry may have to read and copy first.
-        """
-        request = PushCommit(alias=alias, small=tuple(small))
-        seconds = READ_SECONDS + size_bytes / COMMIT_BYTES
-        return self._post(
-            f"/pushes/{quote(push_id, safe='')}/commit", request, PushResult, seconds=seconds, patient=True
-        )
+        """`commit_pushes` of one."""
+        item = CommitItem(push_id=push_id, alias=alias, small=tuple(small))
+        return only(self.commit_pushes([item], size_bytes=size_bytes))
 
     def plan_pull(self, ref: AnyRef) -> PullPlan:
-        """Plan a pull: the version, the bytes of small files, and links to the others."""
-        return answers.pull_plan(parsed_ref(ref), self._get(f"{path_of(ref)}/pull", PullPlan))
+        """`plan_pulls` of one, without the bytes of small files."""
+        return only(self.plan_pulls([ref])[0])
+
+    def _repeat_unavailable(
+        self, send: Callable[[Sequence[Sent]], list[Outcome | RegistryError]], items: Sequence[Sent], *,
+        all_or_none: bool = False,
+    ) -> list[Outcome | RegistryError]:  # fmt: skip
+        """Send a bulk request, and again those items that the registry cannot serve yet, as long as one request."""
+        outcomes: dict[int, Outcome | RegistryError] = {}
+        pending, retries = list(range(len(items))), Retries(self.connection)
+        while True:
+            outcomes |= zip(pending, send([items[position] for position in pending]), strict=True)
+            errors = {p: e for p in pending if isinstance(e := outcomes[p], Unavailable)}
+            last = max(errors.values(), key=lambda error: error.retry_after_seconds or 0, default=None)
+            limit = ATTEMPTS_LIMIT if last is not None and last.code == "RATE_LIMITED" else PATIENT_ATTEMPTS_LIMIT
+            if last is None or not retries.wait(last, limit):
+                return [outcomes[position] for position in range(len(items))]
+            pending = pending if all_or_none else list(errors)
 
     @contextmanager
     def read(self, link: FileLink, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
@@ -174,6 +246,14 @@ class Versions:
 
     def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)
+
+
+def only(outcomes: Sequence[Outcome | RegistryError]) -> Outcome:
+    """The result of a bulk request of one. Raises its error."""
+    (outcome,) = outcomes
+    if isinstance(outcome, RegistryError):
+        raise outcome
+    return outcome
 
 
 def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterator[bytes]:

@@ -10,20 +10,20 @@ import contextlib
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
 from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, result_of, run_each
-from registry.client.core import Versions
+from registry.client.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.core import Versions, only
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
 from registry.client.transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import NotFound
+from registry.errors import RegistryError
 from registry.files import NOTE
 from registry.findings import Finding
 from registry.names import Ref
@@ -43,7 +43,7 @@ def pull(
 
     `cache=None` uses no cache. `dest` gets one file of ours, `.adapter.json`.
     """
-    source = _Source(registry, ref)
+    source = only(_plan(registry, [ref]))
     _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
     return source.resolved
 
@@ -52,14 +52,29 @@ def pull_all(
     registry: Versions, refs: Sequence[tuple[Ref, Path]], *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
     progress: Progress | None = None, on_result: Callable[[Result[Resolved]], None] = lambda _result: None,
 ) -> list[Result[Resolved]]:  # fmt: skip
-    """Pull each version into its folder, a few at a time. `on_result` is called with each result."""
+    """Pull each version into its folder, many with one request. `on_result` is called with each result."""
     total = SharedProgress(progress or Silent())
+    store = cache() if callable(cache) else cache
+    Planned = tuple[Ref, Path, _Source | RegistryError]
 
-    def pull_one(item: tuple[Ref, Path]) -> Result[Resolved]:
-        ref, folder = item
-        return result_of(str(ref), folder, lambda: pull(registry, ref, folder, cache=cache, progress=total))
+    def plan(batch: Sequence[tuple[Ref, Path]]) -> list[Planned]:
+        try:
+            sources = _plan(registry, [ref for ref, _ in batch])
+        except RegistryError as e:
+            sources = [e] * len(batch)
+        return [(ref, folder, source) for (ref, folder), source in zip(batch, sources, strict=True)]
 
-    return run_each(pull_one, refs, on_result)
+    def pull_one(planned: Planned) -> Result[Resolved]:
+        ref, folder, source = planned
+
+        def work() -> Resolved:
+            pulled = only([source])
+            _put(pulled, folder, store, total)
+            return pulled.resolved
+
+        return result_of(str(ref), folder, work)
+
+    return in_batches(plan, lambda planned: run_each(pull_one, planned, on_result), refs)
 
 
 def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: str = "") -> Iterator[AdapterView]:
@@ -78,7 +93,7 @@ def verify(
 
     A folder in which a file is missing or damaged is replaced, as by `pull`.
     """
-    source = _Source(registry, ref)
+    source = only(_plan(registry, [ref]))
     store = cache() if callable(cache) else cache
     damaged, whole = [], (dest / NOTE).is_file()
     for link in source.links:
@@ -118,15 +133,19 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
 
 
+def _plan(registry: Versions, refs: Sequence[Ref | str]) -> list[_Source | RegistryError]:
+    """A source for each ref, or why it cannot be pulled."""
+    outcomes, small = registry.plan_pulls(refs)
+    return [o if isinstance(o, RegistryError) else _Source(registry, o, small) for o in outcomes]
+
+
 class _Source:
     """The verified manifest of a version, and the links to its files."""
 
-    def __init__(self, registry: Versions, ref: Ref | str) -> None:
-        plan = _planned(registry, ref)
+    def __init__(self, registry: Versions, plan: PullPlan, small: Mapping[Digest, str]) -> None:
         self.resolved = plan.resolved
         self.links = sorted(plan.resolved.files, key=lambda link: -link.size_bytes)
-        self._registry = registry
-        self._small = {item.digest: item.data for item in plan.small}
+        self._registry, self._small = registry, small
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 
     def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
@@ -139,16 +158,6 @@ class _Source:
                 return
         direct = transfer.Direct(self._direct.get(link.path, ""), self._until)
         transfer.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
-
-
-def _planned(registry: Versions, ref: Ref | str) -> PullPlan:
-    """The plan; from a registry older than plans, its look-up, which has a link to each file, too."""
-    try:
-        return registry.plan_pull(ref)
-    except NotFound as e:
-        if e.code != "ROUTE_UNKNOWN":
-            raise
-        return PullPlan(resolved=registry.resolve(ref))
 
 
 def _place(source: _Source, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:

@@ -1,6 +1,6 @@
-"""Pushes a folder as the newest version of a name.
+"""Pushes folders as the newest versions of their names, many with one request; one folder is a group of one.
 
-The folder is checked here by the server's rules before a byte is sent; the server checks again and decides. Blobs
+A folder is checked here by the server's rules before a byte is sent; the server checks again and decides. Blobs
 that the registry has, and parts that arrived, are not sent again. If links expire or a store fails, it plans again
 while bytes arrive.
 """
@@ -8,23 +8,38 @@ while bytes arrive.
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Protocol
 
 from registry.api.catalog import BaseView
-from registry.api.transfer import SMALL_BLOB_BYTES, PushPlan, PushRequest, PushResult, SmallBlob, Upload
+from registry.api.transfer import (
+    BULK_BODY_BYTES,
+    BULK_LIMIT,
+    SMALL_BLOB_BYTES,
+    CommitItem,
+    PushItem,
+    PushPlan,
+    PushResult,
+    SmallBlob,
+    Upload,
+)
 from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, result_of, run_each
+from registry.client.bulk import Result, SharedProgress, in_batches, result_of, run_each
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
 from registry.client.transfer import Progress, Silent
-from registry.errors import Invalid, NotFound, Unavailable
+from registry.digest import Digest
+from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance
+
+GROUP_BYTES = 384 * 2**20
+"""Bytes of the adapters that one group commits, if it has more than one."""
 
 
 class Signature(Protocol):
@@ -56,13 +71,9 @@ def push_folder(
     manifest = read.manifest((bases or Bases(registry)).of(read, base), all_edges, annotations, provenance)
     if signature is not None:
         signature.check(manifest)
-    counter = _Counter(progress or Silent())
-    plan = _send(registry, read, name, PushRequest(manifest=manifest, message=message), counter)
-    small = [upload for upload in plan.uploads if upload.size_bytes <= SMALL_BLOB_BYTES]
-    bodies = [_small(read, upload) for upload in small]
-    pushed = registry.commit_push(plan.push_id, alias=alias, small=bodies, size_bytes=manifest.size_bytes)
-    answers.push_result(name, manifest.digest, pushed)
-    counter.advance(_missing_bytes(small))
+    push = _Push(read.path, read.sources, name, manifest, message, alias)
+    _push_group(registry, [push], _Counter(progress or Silent()))
+    pushed = push.required_result
     if signature is not None:
         signature.attach(registry, Ref(name, manifest.digest), manifest)
     return pushed
@@ -73,55 +84,214 @@ def push_all(
     declared: Callable[[Path], Provenance | None] = lambda _folder: None, progress: Progress | None = None,
     on_result: Callable[[Result[PushResult]], None] = lambda _result: None,
 ) -> list[Result[PushResult]]:  # fmt: skip
-    """Push each folder as the newest version of its name, a few at a time. The bases are requested once.
+    """Push each folder as the newest version of its name, many with one request. The bases are requested once.
 
-    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result.
+    `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
+    while the ones before them are sent.
     """
     bases = Bases(registry)
-    total = SharedProgress(progress or Silent())
+    counter = _Counter(SharedProgress(progress or Silent()))
 
-    def push(item: tuple[Path, str]) -> Result[PushResult]:
+    def prepare(item: tuple[Path, str]) -> Result[_Push]:
         folder, name = item
 
-        def work() -> PushResult:
+        def work() -> _Push:
             adapter = AdapterName.parse(name)
-            return push_folder(
-                registry, folder, adapter, base=base, message=message, provenance=declared(folder), progress=total,
-                bases=bases,
-            )  # fmt: skip
+            read = read_folder(folder)
+            manifest = read.manifest(bases.of(read, base), provenance=declared(folder))
+            return _Push(read.path, read.sources, adapter, manifest, message)
 
         return result_of(name, folder, work)
 
-    return run_each(push, folders, on_result)
+    def push(items: Sequence[Result[_Push]]) -> list[Result[PushResult]]:
+        _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
+        results = []
+        for item in items:
+            result, error = (item.answer.result, item.answer.error) if item.answer is not None else (None, item.error)
+            results.append(Result(item.name, item.folder, result, error))
+            on_result(results[-1])
+        return results
+
+    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
 
 
-def _send(registry: Versions, folder: Folder, name: AdapterName, request: PushRequest, counter: _Counter) -> PushPlan:
-    """Send the large files; the plan whose small files are still to be sent."""
-    plan = registry.plan_push(name, request)
-    pending = _missing_bytes(plan.uploads)
-    counter.start(pending)
-    while True:
-        large = [upload for upload in plan.uploads if upload.size_bytes > SMALL_BLOB_BYTES]
-        counter.bytes = 0
+class _Push:
+    """A push under way: a folder that was read, and its outcome."""
+
+    def __init__(
+        self, folder: Path, sources: Mapping[str, Path], name: AdapterName, manifest: Manifest, message: str,
+        alias: str = "",
+    ) -> None:  # fmt: skip
+        self.item = PushItem(name=str(name), manifest=manifest, message=message)
+        self.name, self.manifest, self.alias, self._folder = name, manifest, alias, folder
+        self.sizes = {file.digest: file.size_bytes for file in manifest.files}
+        self._sources = {file.digest: sources[file.path] for file in manifest.files}
+        self.plan: PushPlan | None = None
+        self.interruption: Unavailable | None = None
+        """Why an upload failed that may be planned again."""
+        self.result: PushResult | None = None
+        self.error: RegistryError | None = None
+
+    @property
+    def uploads(self) -> Sequence[Upload]:
+        """What is still to be sent."""
+        return self.plan.uploads if self.plan is not None else ()
+
+    @property
+    def required_result(self) -> PushResult:
+        """The result. Raises the error."""
+        if self.error is not None or self.result is None:
+            raise self.error or RuntimeError(f"the push of {self.name} has no outcome")
+        return self.result
+
+    def send(self, registry: Versions, upload: Upload, progress: Progress) -> None:
+        """Send one blob, unless this push has failed already. Sets `error` or `interruption`."""
+        if self.error is not None:
+            return
         try:
-            transfer.run_parallel(
-                lambda upload: transfer.send(registry, upload, folder.source_of(upload.digest), counter),
-                sorted(large, key=lambda upload: -upload.size_bytes),
-                transfer.FILES_AT_ONCE,
-            )
-            return plan
+            transfer.send(registry, upload, self._sources[upload.digest], progress)
         except Unavailable as e:
-            if e.code not in ("STORE_UNAVAILABLE", "LINK_INVALID"):
-                raise
-            plan = registry.plan_push(name, request)
-            arrived, pending = pending - _missing_bytes(plan.uploads), _missing_bytes(plan.uploads)
-            if arrived <= 0:
-                raise
-            counter.advance(arrived - counter.bytes)
+            if e.code in ("STORE_UNAVAILABLE", "LINK_INVALID"):
+                self.interruption = e
+            else:
+                self.error = e
+        except RegistryError as e:
+            self.error = e
+        except OSError as e:
+            self.error = Invalid("FOLDER_INVALID", f"{self._folder}: {e.strerror or e}")
+
+    def read_small(self, upload: Upload) -> SmallBlob:
+        """The bytes of a small blob. `Invalid` (FOLDER_INVALID) if the file has changed."""
+        data = self._sources[upload.digest].read_bytes()
+        if len(data) != upload.size_bytes:
+            raise Invalid("FOLDER_INVALID", f"{self._folder}: a file changed while it was pushed; wait for its writer")
+        return SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
-def _missing_bytes(uploads: Sequence[Upload]) -> int:
+def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+    stored: set[Digest] = set()
+    pending = list(pushes)
+    while pending:
+        group, pending = _next_group(pending, stored)
+        with contextlib.suppress(RegistryError):  # it is the error of each push of the group
+            _push_group(registry, group, counter)
+        stored |= {digest for push in group if push.result is not None for digest in push.sizes}
+
+
+def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Push], list[_Push]]:
+    """The pushes to send next, and the others.
+
+    Pushes that share a large blob wait until the first of them has stored it: then they need not send it.
+    """
+    group: list[_Push] = []
+    others: list[_Push] = []
+    sent: set[Digest] = set()
+    size_bytes = body_bytes = 0
+    for push in pushes:
+        large = {digest for digest, size in push.sizes.items() if size > SMALL_BLOB_BYTES} - stored
+        size_bytes += push.manifest.size_bytes
+        body_bytes += len(push.manifest.canonical) + len(push.item.message)
+        is_full = len(group) >= BULK_LIMIT or size_bytes > GROUP_BYTES or body_bytes > BULK_BODY_BYTES // 2
+        if group and (is_full or large & sent):
+            others.append(push)
+        else:
+            group.append(push)
+            sent |= large
+    return group, others
+
+
+def _push_group(registry: Versions, pushes: Sequence[_Push], counter: _Counter) -> None:
+    """Plan, send what is missing, commit; sets the outcome of each push. An error of a request is that of all."""
+    try:
+        _plan(registry, pushes)
+        counter.start(_missing_bytes(pushes))
+        small = _choose_small(pushes)
+        _send(registry, pushes, small, counter)
+        _commit(registry, [push for push in pushes if push.error is None], small, counter)
+    except RegistryError as e:
+        for push in pushes:
+            if push.result is None and push.error is None:
+                push.error = e
+        raise
+
+
+def _plan(registry: Versions, pushes: Sequence[_Push]) -> None:
+    for push, outcome in zip(pushes, registry.plan_pushes([push.item for push in pushes]), strict=True):
+        if isinstance(outcome, RegistryError):
+            push.error = outcome
+        else:
+            push.plan = outcome
+
+
+def _choose_small(pushes: Sequence[_Push]) -> set[tuple[str, Digest]]:
+    """Pushes and blobs that the commit carries, within the limit of its body."""
+    chosen: set[tuple[str, Digest]] = set()
+    size_bytes = 0
+    for push in pushes:
+        for upload in push.uploads:
+            size_bytes += upload.size_bytes
+            if upload.size_bytes <= SMALL_BLOB_BYTES and size_bytes <= BULK_BODY_BYTES // 2:
+                chosen.add((push.item.name, upload.digest))
+            else:
+                size_bytes -= upload.size_bytes
+    return chosen
+
+
+def _send(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Digest]], counter: _Counter) -> None:
+    """Send the large blobs, and plan again those pushes whose uploads failed, while bytes arrive."""
+    pending = _missing_bytes(pushes)
+    while True:
+        counter.bytes = 0
+        uploads = [
+            (push, upload) for push in pushes for upload in push.uploads if (push.item.name, upload.digest) not in small
+        ]
+        transfer.run_parallel(
+            lambda pair: pair[0].send(registry, pair[1], counter),
+            sorted(uploads, key=lambda pair: -pair[1].size_bytes),
+            transfer.FILES_AT_ONCE,
+        )
+        pushes = [push for push in pushes if push.interruption is not None and push.error is None]
+        if not pushes:
+            return
+        interruptions = {push.item.name: push.interruption for push in pushes}
+        for push in pushes:
+            push.interruption = None
+        _plan(registry, pushes)
+        arrived, pending = pending - _missing_bytes(pushes), _missing_bytes(pushes)
+        if arrived <= 0:
+            for push in pushes:
+                push.error = push.error or interruptions[push.item.name]
+            return
+        counter.advance(arrived - counter.bytes)
+
+
+def _commit(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Digest]], counter: _Counter) -> None:
+    items: list[CommitItem] = []
+    committed: list[_Push] = []
+    for push in pushes:
+        carried = [upload for upload in push.uploads if (push.item.name, upload.digest) in small]
+        try:
+            blobs = tuple(push.read_small(upload) for upload in carried)
+        except (Invalid, OSError) as e:
+            push.error = e if isinstance(e, Invalid) else Invalid("FOLDER_INVALID", f"{push.name}: {e.strerror or e}")
+            continue
+        committed.append(push)
+        items.append(CommitItem(push_id=push.plan.push_id if push.plan else "", alias=push.alias, small=blobs))
+    if not items:
+        return
+    size_bytes = sum(push.manifest.size_bytes for push in committed)
+    outcomes = registry.commit_pushes(items, size_bytes=size_bytes)
+    for push, item, outcome in zip(committed, items, outcomes, strict=True):
+        if isinstance(outcome, RegistryError):
+            push.error = outcome
+        else:
+            push.result = answers.push_result(push.name, push.manifest.digest, outcome)
+            counter.advance(sum(push.sizes[blob.digest] for blob in item.small))
+
+
+def _missing_bytes(pushes: Iterable[_Push]) -> int:
     """Bytes to send: of a file in parts, the missing ones."""
+    uploads = [upload for push in pushes if push.error is None for upload in push.uploads]
     return sum(sum(part.size_bytes for part in upload.parts) or upload.size_bytes for upload in uploads)
 
 
@@ -139,13 +309,6 @@ class _Counter:
         with self._lock:
             self.bytes += count
         self._inner.advance(count)
-
-
-def _small(folder: Folder, upload: Upload) -> SmallBlob:
-    data = folder.source_of(upload.digest).read_bytes()
-    if len(data) != upload.size_bytes:
-        raise Invalid("FOLDER_INVALID", f"{folder.path}: a file changed while it was pushed; wait for its writer")
-    return SmallBlob(digest=upload.digest, data=base64.b64encode(data).decode())
 
 
 class Bases:

@@ -206,6 +206,11 @@ LIMITS = {
             "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
             "JTI_LIMIT": "characters of an identity token's `jti`",
         },
+        "registry.api.transfer": {
+            "BULK_LIMIT": "adapters of one request to push or pull",
+            "BULK_BODY_BYTES": "body of one request to push",
+            "BULK_SMALL_BYTES": "small files in one answer to a pull",
+        },
         "registry.server.access.quotas": {
             "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",
             "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",

@@ -22,6 +22,7 @@ from registry.api.access import TokenCreate
 from registry.server import app
 from registry.server.database.models import JobRow
 from tests.access.tenants import Tenants, send
+from tests.bulk import answer_about, commit_body, push_body
 from tests.world import World, rows
 
 ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
@@ -32,6 +33,7 @@ QUERIES = {
     "/api/v1/engine-settings": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
     "/api/v1/events/stream": {"after": "x"},  # refused after the look at who asks: it would never end
 }
+BULK = frozenset({"/api/v1/pushes", "/api/v1/pushes/commit", "/api/v1/pulls"})
 LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})
 
 
@@ -47,7 +49,9 @@ class Matrix:
         manifest = self.world.manifest(self.tenants.files).model_dump(mode="json")
         identity: dict[str, Any] = {}
         return {
-            "POST /api/v1/adapters/{namespace}/{name}/pushes": {"manifest": manifest},
+            "POST /api/v1/pushes": push_body("{namespace}/{name}", manifest),
+            "POST /api/v1/pushes/commit": commit_body("psh_none"),
+            "POST /api/v1/pulls": {"refs": ["{namespace}/{name}@1"]},
             "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
             "PATCH /api/v1/adapters/{namespace}/{name}/metadata": {"tags": {"team": None}},
             "PATCH /api/v1/adapters/{namespace}/{name}/versions/{selector}/metadata": {"tags": {"team": None}},
@@ -97,7 +101,10 @@ class Matrix:
         url = re.sub(r"\{[a-z_]+\}", "none", url)
         headers = {"If-Match": '"9"'} if method == "PUT" else {}
         body = _filled(self.bodies.get(f"{method} {path}", {}), words) if method in ("POST", "PUT", "PATCH") else None
-        return send(self.world, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers)
+        answer = send(
+            self.world, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
+        )
+        return answer_about(answer) if path in BULK else answer
 
     def _secret(self, actor: str) -> str:
         if actor == "nobody":

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.transfer import PushRequest
 from registry.digest import Digest
 from tests import conftest, forge
 from tests.access.tenants import send
+from tests.bulk import answer_about, commit_body, push_body
 from tests.world import World
 
 pytestmark = pytest.mark.security
@@ -59,13 +59,14 @@ class Tenant:
 
     def push(self, name: str, content: forge.Files) -> None:
         manifest = self.world.manifest(content)
-        plan = self.ask("POST", f"/adapters/{name}/pushes", json=PushRequest(manifest=manifest).model_dump(mode="json"))
+        body = push_body(name, manifest.model_dump(mode="json"))
+        plan = answer_about(self.ask("POST", "/pushes", json=body))
         if plan.status_code != 200:
             return
         by_digest = {Digest.of(data): data for data in content.values()}
         for upload in plan.json()["uploads"]:
             self.ask("PUT", upload["url"].removeprefix("/api/v1"), content=by_digest[Digest(upload["digest"])])
-        self.ask("POST", f"/pushes/{plan.json()['push_id']}/commit", json={})
+        self.ask("POST", "/pushes/commit", json=commit_body(plan.json()["push_id"]))
 
     def script(self) -> None:
         for seed in range(6):
@@ -129,9 +130,9 @@ class Tenant:
     def uncommitted(self, content: forge.Files) -> None:
         """A commit that names digests whose bytes were never sent."""
         manifest = self.world.manifest(content)
-        body = PushRequest(manifest=manifest).model_dump(mode="json")
-        plan = self.ask("POST", "/adapters/globex/support/pushes", json=body).json()
-        self.ask("POST", f"/pushes/{plan['push_id']}/commit", json={})
+        body = push_body("globex/support", manifest.model_dump(mode="json"))
+        plan = answer_about(self.ask("POST", "/pushes", json=body)).json()
+        self.ask("POST", "/pushes/commit", json=commit_body(plan["push_id"]))
         for item in sorted(plan["uploads"], key=lambda item: str(item["digest"])):
             link = item["url"].removeprefix("/api/v1")
             self.ask("PUT", link, content=b"x")

@@ -29,6 +29,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from tests.access.tenants import Tenants, send
+from tests.bulk import PUSHES, answer_about, push_body
 from tests.world import World, rows, upload
 
 
@@ -224,9 +225,8 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
     requests = [PushRequest(manifest=world.manifest(world.files(seed=seed))) for seed in (11, 12, 13)]
     for request in requests[:2]:
         admin.plan_push("acme/support", request)
-    answer = send(
-        world, "POST", "/api/v1/adapters/acme/support/pushes", world.secret, json=requests[2].model_dump(mode="json")
-    )
+    body = push_body("acme/support", requests[2].manifest.model_dump(mode="json"))
+    answer = answer_about(send(world, "POST", PUSHES, world.secret, json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert "open pushes" in answer.json()["detail"]
     assert admin.plan_push("acme/support", requests[0]).uploads
@@ -270,8 +270,8 @@ def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenant
 def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: Tenants) -> None:
     tenants.world.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
     manifest = tenants.world.manifest(tenants.world.files()).model_dump(mode="json")
-    path, body = "/api/v1/adapters/acme/x/pushes", {"manifest": manifest}
-    answer = send(tenants.world, "POST", path, tenants.secret("pusher"), json=body)
+    body = push_body("acme/x", manifest)
+    answer = answer_about(send(tenants.world, "POST", PUSHES, tenants.secret("pusher"), json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert 0 < int(answer.headers["retry-after"]) <= 3601
 

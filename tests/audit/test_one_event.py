@@ -53,7 +53,8 @@ A = "/adapters/{namespace}/{name}"
 W = "/webhooks/{webhook_id}"
 RETRY = f"POST {W}/deliveries/{{delivery_id}}/retry"
 NOT_CHANGES = {
-    f"POST {A}/pushes": "a plan holds bytes and changes nothing that anybody sees",
+    "POST /pushes": "a plan holds bytes and changes nothing that anybody sees",
+    "POST /pulls": "an answer",
     "PUT /links/{key:path}": "staged bytes are nobody's yet",
     "POST /jobs/claim": "a lease is a moment's; what comes of it is an event",
     "POST /jobs/{job_id}/renew": "the same",
@@ -105,9 +106,9 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
     drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
     files = world.files()
-    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
-    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support", files))
-    drive("POST /pushes/{push_id}/commit", lambda: world.push("acme/support"))
+    drive("POST /pushes/commit", lambda: world.push("acme/support", files))
+    drive("POST /pushes/commit", lambda: world.push("acme/support", files))
+    drive("POST /pushes/commit", lambda: world.push("acme/support"))
     held = _claimed(drive)
     token = held.lease.token
     drive("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
@@ -154,7 +155,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(drive, audit)
     drive("POST /check", lambda: None)
-    drive(f"POST {A}/pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
+    drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
     _maintain(drive)
     _nothing_is_left_out(drive)
 
@@ -228,7 +229,7 @@ def _maintain(drive: Drive) -> None:
     """Old rules, a blob that rots and is mended, bytes that nobody needs, a tombstone that the database has lost."""
     world = drive.world
     files = world.files()
-    drive("POST /pushes/{push_id}/commit", lambda: world.push("other/left", files))
+    drive("POST /pushes/commit", lambda: world.push("other/left", files))
     good = files["adapter_model.safetensors"]
     blob = Digest.of(good)
     with world.session(write=True) as session:
@@ -256,7 +257,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
     assert mutating - set(drive.seen) - set(NOT_CHANGES) == set()
     for route, told in drive.seen.items():
         assert bool(told) == (route not in NOT_CHANGES), (route, told)
-    pushed = drive.seen["POST /pushes/{push_id}/commit"]
+    pushed = drive.seen["POST /pushes/commit"]
     versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
     assert versions == dict.fromkeys(
         [f"version.push {v}" for v in ("acme/support@1", "acme/support@2", "other/left@1")], 1

@@ -10,9 +10,10 @@ import httpx
 from registry.digest import Digest
 from registry.server.database.models import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
 from registry.server.storage.references import BlobState
+from tests.bulk import COMMITS, PUSHES, answer_about, commit_body, push_body
 from tests.world import URL, World, media_type, rows
 
-PUSHES = "/api/v1/adapters/acme/support/pushes"
+NAME = "acme/support"
 
 
 class RawClient:
@@ -35,7 +36,15 @@ class RawClient:
         return {"base": {"name": base.name, "fingerprint": base.fingerprint}, "files": described, **change}
 
     def plan(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
-        return self.ask("POST", PUSHES, json={"manifest": self.manifest(files, **change)})
+        return self.plan_manifest(self.manifest(files, **change))
+
+    def plan_manifest(self, manifest: dict[str, Any], name: str = NAME, **more: Any) -> httpx.Response:
+        """The answer about the only item of the request."""
+        return answer_about(self.ask("POST", PUSHES, json=push_body(name, manifest, **more)))
+
+    def commit(self, planned: httpx.Response, **more: Any) -> httpx.Response:
+        """The answer about the only item of the request."""
+        return answer_about(self.ask("POST", COMMITS, json=commit_body(planned.json()["push_id"], **more)))
 
     def push(self, files: Mapping[str, bytes], **change: Any) -> httpx.Response:
         """The first answer that is not a success, or the commit's."""
@@ -47,7 +56,7 @@ class RawClient:
             sent = self.ask("PUT", upload["url"], content=by_digest[upload["digest"]])
             if sent.is_error:
                 return sent
-        return self.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={})
+        return self.commit(planned)
 
 
 def reasons(answer: httpx.Response) -> set[str]:

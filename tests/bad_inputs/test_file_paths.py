@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.digest import Digest
-from tests.bad_inputs.raw_push import PUSHES, RawClient, assert_refused
+from tests.bad_inputs.raw_push import RawClient, assert_refused
 from tests.world import World
 
 
@@ -105,7 +105,7 @@ def test_a_path_that_is_a_file_and_a_folder_is_refused(refusing: RawClient, file
 def test_a_path_twice_is_refused(refusing: RawClient) -> None:
     manifest = refusing.manifest(refusing.world.files())
     manifest["files"] = [manifest["files"][0], *manifest["files"]]
-    answer = refusing.ask("POST", PUSHES, json={"manifest": manifest})
+    answer = refusing.plan_manifest(manifest)
     assert_refused(refusing.world, answer, 422, ["MANIFEST_INVALID"], "manifest.order")
 
 
@@ -128,10 +128,8 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_not_in_the_grammar_is_refused(refusing: RawClient, name: str) -> None:
-    answer = refusing.ask("POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": refusing.manifest({})})
-    body = refusing.ask(
-        "POST", f"/api/v1/adapters/{name}/pushes", json={"manifest": refusing.manifest(refusing.world.files())}
-    )
+    answer = refusing.plan_manifest(refusing.manifest({}), name)
+    body = refusing.plan_manifest(refusing.manifest(refusing.world.files()), name)
     assert answer.status_code in (400, 415, 422)
     assert_refused(refusing.world, body, 422, ["NAME_INVALID"])
 
@@ -173,5 +171,5 @@ def test_a_selector_that_is_not_in_the_grammar_is_refused(client: RawClient, sel
 def test_an_alias_that_looks_like_a_version_or_deceives_is_refused(client: RawClient, alias: str) -> None:
     client.world.push("acme/support")
     planned = client.plan(client.world.files())
-    answer = client.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={"alias": alias})
+    answer = client.commit(planned, alias=alias)
     assert (answer.status_code, answer.json()["code"]) == (422, "NAME_INVALID")

@@ -13,7 +13,8 @@ from registry.digest import Digest
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
 from tests import forge
-from tests.bad_inputs.raw_push import PUSHES, RawClient, reasons
+from tests.bad_inputs.raw_push import RawClient, reasons
+from tests.bulk import PUSHES, push_body
 from tests.memory_blobs import MemoryBlobs
 from tests.world import World
 
@@ -100,11 +101,11 @@ def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: Raw
     files = client.world.files()
     manifest = client.manifest(files)
     manifest["files"][0]["size_bytes"] += 1
-    planned = client.ask("POST", PUSHES, json={"manifest": manifest})
+    planned = client.plan_manifest(manifest)
     for upload in planned.json()["uploads"]:
         data = next(d for d in files.values() if Digest.of(d) == upload["digest"])
         client.ask("PUT", upload["url"], content=data)
-    answer = client.ask("POST", f"/api/v1/pushes/{planned.json()['push_id']}/commit", json={})
+    answer = client.commit(planned)
     assert (answer.status_code, answer.json()["code"]) == (422, "UPLOAD_INCOMPLETE")
 
 
@@ -113,7 +114,7 @@ def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(clie
     client.world.push("acme/other", files)
     manifest = client.manifest(files)
     manifest["files"][-1]["size_bytes"] += 1
-    planned = client.ask("POST", PUSHES, json={"manifest": manifest}).json()
+    planned = client.plan_manifest(manifest).json()
     assert [u["digest"] for u in planned["uploads"]] == [manifest["files"][-1]["digest"]]
 
 
@@ -123,9 +124,9 @@ def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(clie
         (b"", 400, "REQUEST_INVALID"),
         (b"{", 400, "REQUEST_INVALID"),
         (b"[]", 400, "REQUEST_INVALID"),
-        (b'{"manifest": 5}', 400, "REQUEST_INVALID"),
+        (b'{"items": [{"name": "acme/x", "manifest": 5}]}', 400, "REQUEST_INVALID"),
         (b"\xff\xfe", 400, "REQUEST_INVALID"),
-        (b'{"manifest":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "REQUEST_INVALID"),
+        (b'{"items":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "REQUEST_INVALID"),
         (b" " * (9 * 2**20), 413, "SIZE_INVALID"),
     ],
 )
@@ -150,7 +151,7 @@ def test_a_plan_that_cannot_be_read_is_refused(refusing: RawClient, body: bytes,
 )
 def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change: dict[str, object]) -> None:
     manifest = refusing.manifest(refusing.world.files()) | change
-    body = json.dumps({"manifest": manifest}).encode()
+    body = json.dumps(push_body("acme/support", manifest)).encode()
     answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["code"] in ("REQUEST_INVALID", "MANIFEST_INVALID", "NAME_INVALID")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from registry.client.local.base_folder import base_spec_from
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
 from registry.digest import Digest
-from registry.errors import Corrupt, Invalid, NotFound
+from registry.errors import Corrupt, Invalid, RegistryError
 from registry.names import Ref
 from tests import forge
 from tests.client.counting import NAME, REF, Counted, contents
@@ -97,19 +98,7 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
 @pytest.mark.usefixtures("pushed")
 def test_small_files_come_with_the_plan_and_the_weights_in_one_request(counted: Counted, tmp_path: Path) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pull", forge.WEIGHTS]
-
-
-def test_a_registry_that_is_older_than_plans_is_pulled_from_file_by_file(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
-) -> None:
-    def older(ref: Ref | str) -> PullPlan:
-        raise NotFound("ROUTE_UNKNOWN", f"there is no route for {ref}")
-
-    counted.registry.plan_pull = older  # type: ignore[method-assign]
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert contents(tmp_path / "out") == pushed
-    assert len([path for _, path in counted.requests if "/files/" in path]) == len(pushed)
+    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pulls", forge.WEIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -122,15 +111,15 @@ def test_a_registry_that_is_older_than_plans_is_pulled_from_file_by_file(
 def test_what_a_plan_brings_along_is_not_believed(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str, gone: str
 ) -> None:
-    honest = counted.registry.plan_pull
+    honest = counted.registry.plan_pulls
 
-    def lying(ref: Ref | str) -> PullPlan:
-        plan = honest(ref)
-        bent = [item.model_copy(update={"data": lie}) for item in plan.small]
+    def lying(refs: Sequence[Ref | str]) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
+        (plan,), small = honest(refs)
+        assert isinstance(plan, PullPlan)
         direct = {file.path: gone for file in plan.resolved.files}
-        return plan.model_copy(update={"small": bent, "direct": direct, "direct_seconds": 10**400})
+        return [plan.model_copy(update={"direct": direct, "direct_seconds": 10**400})], dict.fromkeys(small, lie)
 
-    counted.registry.plan_pull = lying  # type: ignore[method-assign]
+    counted.registry.plan_pulls = lying  # type: ignore[method-assign]
     counted.registry.connection._wait = lambda _seconds: None
     pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
     assert contents(tmp_path / "out") == pushed

@@ -48,6 +48,16 @@ class LyingTransport(HttpxTransport):
         return httpx.Response(answer.status_code, content=content)
 
 
+def in_first_item(change: Change) -> Change:
+    """The same change of the result of the first item of a bulk answer."""
+
+    def changed(document: dict[str, Any]) -> dict[str, Any]:
+        first, *others = document["items"]
+        return document | {"items": [first | {"result": change(first["result"])}, *others]}
+
+    return changed
+
+
 class Liar:
     def __init__(self, world: World) -> None:
         self.transport = LyingTransport(world.transport)
@@ -79,7 +89,7 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
     liar.answers(f"/{ref.selector}", lambda _: wrong)
     with pytest.raises(Corrupt, match="digest"):
         liar.registry.resolve(ref)
-    liar.answers("/pull", lambda _: {"resolved": wrong})
+    liar.answers("/pulls", in_first_item(lambda _: {"resolved": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         pull.pull(liar.registry, ref, tmp_path / "out", cache=None)
     assert not (tmp_path / "out").exists()
@@ -150,7 +160,7 @@ def test_a_redirected_request_names_the_target() -> None:
 def test_another_version_as_the_result_of_a_push_is_refused(world: World, liar: Liar, tmp_path: Path) -> None:
     folder = forge.write(world.files(), tmp_path / "adapter")
     wrong = world.admin.version("acme/support@1").model_dump(mode="json")
-    liar.answers("/commit", lambda document: document | {"version": wrong})
+    liar.answers("/commit", in_first_item(lambda result: result | {"version": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         push.push_folder(liar.registry, folder, NAME)
 
@@ -172,7 +182,7 @@ def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
     folder = forge.write(world.files(), tmp_path / "adapter")
     liar.answers(
         "/pushes",
-        lambda document: document | {"uploads": [document["uploads"][0] | upload, *document["uploads"][1:]]},
+        in_first_item(lambda plan: plan | {"uploads": [plan["uploads"][0] | upload, *plan["uploads"][1:]]}),
     )
     with pytest.raises(Corrupt):
         push.push_folder(liar.registry, folder, NAME)

@@ -1,4 +1,5 @@
-"""The failpoints at which tests kill a server, and how often one push (with a promotion) or one GC run reaches each.
+"""The failpoints at which tests kill a server, and how often each is reached by two pushes in one group, with a
+promotion of one of them, or by one GC run.
 
 Example
     >>> kill_at("push.after_promote", seed=3)
@@ -14,9 +15,9 @@ PUSH = {
     "upload.received": 1,
     "upload.stored": 1,
     "upload.written": 1,
-    "push.hashed": 1,
-    "push.before_promote": 1,
-    "push.after_promote": 2,
+    "push.hashed": 2,
+    "push.before_promote": 2,
+    "push.after_promote": 4,
     "push.before_rows": 1,
     "push.before_commit": 1,
     "request.committed": 2,

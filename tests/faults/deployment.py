@@ -103,10 +103,13 @@ class Deployment:
 
     # ------------------------------------------------------------ faults
     def push_through(self, name: str, seed: int, *, failpoints: str) -> None:
-        """Push and promote while the server dies at a failpoint and restarts; the client must succeed."""
-        folder = self.adapter(name, seed)
+        """Push two adapters in one group and promote while the server dies at a failpoint and restarts.
+
+        The client must succeed.
+        """
+        folder, other = self.adapter(name, seed), self.adapter(f"{name}-beside", seed, rank=2)
         with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
-            pushed = self.push(client, folder, name)
+            pushed = self.push_group(client, {name: folder, f"{name}-beside": other})
             view = client.alias(name, "main")
             assert view.digest == pushed
             again = pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
@@ -178,6 +181,20 @@ class Deployment:
             self.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), pushed.version.digest, folder))
             return pushed.version.digest
         raise AssertionError("not reached")
+
+    def push_group(self, client: Registry, folders: Mapping[str, Path]) -> Digest:
+        """Push adapters together until all are acknowledged; returns the digest of the first one."""
+        for _ in range(PUSHES_LIMIT):
+            results = pushing.push_all(client, [(path, name) for name, path in folders.items()], base=BASE.name)
+            errors = [result.error for result in results if result.error is not None]
+            versions = [result.answer.version for result in results if result.answer is not None]
+            if not errors:
+                for version, (name, path) in zip(versions, folders.items(), strict=True):
+                    self.acknowledged.append(AcknowledgedPush(AdapterName.parse(name), version.digest, path))
+                return versions[0].digest
+            if any(not isinstance(error, Unavailable) for error in errors):
+                raise errors[0]
+        raise errors[0]
 
     def send_only(self, client: Registry, folder: Path, name: str) -> None:
         """Plan a push and send its bytes without committing."""

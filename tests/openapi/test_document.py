@@ -11,9 +11,8 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from registry.api import PREFIX
+from registry.api import PREFIX, Problem
 from registry.server import app
-from registry.server.http.problems import Problem
 from registry.server.routes.openapi.descriptions import PARAMETERS
 from registry.server.routes.openapi.document import TAGS
 from tests.access.tenants import send

@@ -19,6 +19,7 @@ from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from tests import forge
 from tests.base_specs import spec_of
+from tests.bulk import commit_body, push_body
 from tests.faults.servers import Server
 from tests.import_table import ROOT
 from tests.world import media_type
@@ -71,13 +72,14 @@ def test_a_generated_client_pushes_promotes_resolves_and_pulls(server: Server) -
         for path, data in files.items()
     ]
     manifest = Manifest.build(BaseRef(name=spec.name, fingerprint=spec.fingerprint), described)
-    request = model("PushRequest").from_dict({"manifest": manifest.model_dump(mode="json")})
-    plan = operation("transfer", "plan_push").sync("acme", "support", client=client, body=request)
+    request = model("BulkPushRequest").from_dict(push_body("acme/support", manifest.model_dump(mode="json")))
+    plan = operation("transfer", "plan_pushes").sync(client=client, body=request).items[0].result
     blobs = {str(Digest.of(data)): data for data in files.values()}
     assert {upload.digest for upload in plan.uploads} == set(blobs)
     for upload in plan.uploads:  # links are used as they are
         assert httpx.put(server.url + upload.url, content=blobs[upload.digest]).status_code == 204
-    pushed = operation("transfer", "commit_push").sync(plan.push_id, client=client, body=model("PushCommit")())
+    request = model("BulkCommitRequest").from_dict(commit_body(plan.push_id))
+    pushed = operation("transfer", "commit_pushes").sync(client=client, body=request).items[0].result
     assert (pushed.created, pushed.version.number) == (True, 1)
 
     promote = operation("adapters", "promote_alias")

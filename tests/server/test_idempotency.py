@@ -242,8 +242,9 @@ def test_every_mutation_takes_a_key_except_repeatable_ones() -> None:
         if not depends_on(route.dependant) & dependencies.KEYED_SESSIONS
     }
     assert unkeyed <= {
-        "POST /adapters/{namespace}/{name}/pushes",  # takes up the push that is open
+        "POST /pushes",  # takes up the push that is open
         "PUT /links/{key:path}",  # the same
+        "POST /pulls",  # changes nothing
         "POST /tokens/exchange",  # takes an identity token once, and its answer is a secret
         "POST /gc",
         "POST /fsck",

@@ -20,6 +20,7 @@ from registry.server.catalog import lineage
 from registry.server.database.models import BaseRow, EdgeRow, VersionRow
 from tests import forge
 from tests.base_specs import spec_of
+from tests.bulk import PUSHES, answer_about, push_body
 from tests.world import World, rows
 
 D = Digest.of(b"tickets")
@@ -103,7 +104,7 @@ def test_the_server_refuses_invalid_provenance_too(made: World) -> None:
 def _sent(world: World, manifest: dict[str, Any]) -> tuple[int, str]:
     with httpx.Client(transport=world.transport, base_url="http://registry.test") as client:
         headers = {"Authorization": f"Bearer {world.secret}"}
-        answer = client.post("/api/v1/adapters/acme/a/pushes", json={"manifest": manifest}, headers=headers)
+        answer = answer_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
     return answer.status_code, answer.json()["detail"]
 
 

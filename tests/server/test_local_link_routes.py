@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from registry.api.access import TokenCreate
 from registry.api.catalog import BaseAdd
-from registry.api.transfer import PushRequest
+from registry.api.transfer import PullPlan, PushRequest
 from registry.client.pull import pull
 from registry.client.push import push_folder
 from registry.client.registry import Registry
@@ -56,8 +56,9 @@ def test_a_push_and_a_pull_go_by_links_without_a_token(world: World) -> None:
         assert item.url.startswith("/api/v1/links/staging/" + plan.push_id)
         assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204
     world.admin.commit_push(plan.push_id)
-    pulled = world.admin.plan_pull("acme/support@1")
-    inlined = {item.digest for item in pulled.small}
+    (pulled,), small = world.admin.plan_pulls(["acme/support@1"])
+    assert isinstance(pulled, PullPlan)
+    inlined = set(small)
     assert set(pulled.direct) == {file.path for file in pulled.resolved.files if file.digest not in inlined}
     for path, link in pulled.direct.items():
         answer = ask(world, "GET", link)

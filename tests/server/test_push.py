@@ -19,6 +19,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from tests import forge
+from tests.bulk import COMMITS, commit_body
 from tests.world import World, rows, send_blob, upload
 
 STATEMENTS_LIMIT = 52
@@ -293,8 +294,6 @@ def test_nothing_staged_is_left_after_a_commit(based: World) -> None:
     send(based, planned, files)
     assert len(list(based.blobs.list("staging/"))) == len(files)
     whole = TestClient(based.app)  # its answers come when the work after the answer is done, too
-    answer = whole.post(
-        f"/api/v1/pushes/{planned.push_id}/commit", json={}, headers={"Authorization": f"Bearer {based.secret}"}
-    )
-    assert answer.status_code == 201
+    answer = whole.post(COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {based.secret}"})
+    assert answer.json()["items"][0]["result"]["created"]
     assert list(based.blobs.list("staging/")) == []

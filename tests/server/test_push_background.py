@@ -42,11 +42,11 @@ def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: World) -> None:
-    background.expect_commit(stocked.engine, "psh_of_somebody_else")
+    background.expect_commits(stocked.engine, ["psh_of_somebody_else"])
     stocked.push("acme/one")
     stocked.push("acme/two")
     assert unrecorded(stocked) == 2
-    with background.push_in_progress(stocked.engine, "psh_of_somebody_else"):
+    with background.push_in_progress(stocked.engine, ["psh_of_somebody_else"]):
         assert unrecorded(stocked) == 2  # its commit may bring one more
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
@@ -57,7 +57,7 @@ def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
     monkeypatch.setattr(background, "RECORDS_DELAY_SECONDS", 0.05)
-    background.expect_commit(stocked.engine, "psh_of_somebody_who_left")
+    background.expect_commits(stocked.engine, ["psh_of_somebody_who_left"])
     stocked.push("acme/support")
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
@@ -66,7 +66,7 @@ def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
 def test_measuring_waits_for_a_push_that_uploads_straight_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.01)
     scheduler = background._Scheduler()
-    scheduler.expect_commit("psh_on_its_way")
+    scheduler.expect_commits(["psh_on_its_way"])
     until = time.monotonic() + LONG_SECONDS
     waiting = threading.Thread(
         target=lambda: scheduler._wait(until, or_when=lambda: False, planned_count=True), daemon=True
@@ -74,7 +74,7 @@ def test_measuring_waits_for_a_push_that_uploads_straight_to_the_store(monkeypat
     waiting.start()
     waiting.join(20 * background.QUIET_SECONDS)
     assert waiting.is_alive()
-    with scheduler.push_in_progress("psh_on_its_way"):
+    with scheduler.push_in_progress(["psh_on_its_way"]):
         pass
     waiting.join(LONG_SECONDS)
     assert not waiting.is_alive()

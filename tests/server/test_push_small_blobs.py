@@ -13,6 +13,7 @@ from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
 from tests import forge
+from tests.bulk import commit_body
 from tests.world import World, rows, upload
 
 
@@ -74,9 +75,9 @@ def test_small_blobs_follow_the_rules_of_uploads(based: World, change: Any, code
 def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
     files = based.files()
     planned = plan(based, files)
-    body = {"small": [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]}
+    small = [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]
     with pytest.raises(Invalid) as refusal:
-        based.admin.connection.send("POST", f"/pushes/{planned.push_id}/commit", json=body)
+        based.admin.connection.send("POST", "/pushes/commit", json=commit_body(planned.push_id, small=small))
     assert refusal.value.code == "REQUEST_INVALID"
 
 

@@ -105,12 +105,13 @@ def test_reads_of_bytes_call_the_store_after_their_transaction(database_url: str
         report = next(v.report for v in world.admin.version("acme/support").verdicts if v.report is not None)
         version = "/api/v1/adapters/acme/support/versions/1"
         for path in (
-            f"{version}/files/adapter_config.json", f"{version}/reports/{report}", f"{version}/pull",
+            f"{version}/files/adapter_config.json", f"{version}/reports/{report}",
             f"{version}/attestations", "/api/v1/audit/tile/entries/000.p/3", "/api/v1/audit/tile/0/000.p/3?stored=true",
             "/acme/support/resolve/main/adapter_config.json", "/acme/support/raw/main/adapter_config.json",
         ):  # fmt: skip
             status = send(world, "GET", path, world.secret).status_code
             assert status == 200 or (status == 500 and "tile" in path), path  # a partial tile is not in the store yet
+        world.admin.plan_pull("acme/support@1")
         with suppress(NotFound):
             world.admin.reference_logprobs("acme/support")
         assert Audit(world.admin).checkpoint()

@@ -16,6 +16,7 @@ from pathlib import Path
 from registry import names
 from registry.adapters.companions import check_companions
 from registry.adapters.read import AdapterContents, PeftContents, read_any
+from registry.adapters.read_cache import ReadCache
 from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
@@ -28,6 +29,9 @@ ENTRIES_LIMIT = 10_000
 _REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)
 _IGNORED = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"})
 """Files of trainers beside an adapter. They are left out, pickle or not."""
+
+
+_CONTENTS: ReadCache[AdapterContents] = ReadCache(limit=8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def read_folder(
         return _read(sources[file], start, length)
 
     check_companions({name: size for name, (_, size) in selected.items()}, read)
-    contents = read_any(undigested.values(), read)
+    sizes = tuple((name, size) for name, (_, size) in selected.items())
+    contents = _CONTENTS.compute(sizes, read, lambda read: read_any(undigested.values(), read))
     files = tuple(_hash(d, sources[d.path], hashed) for d in undigested.values())
     return Folder(path, tuple(sorted(files, key=lambda f: f.path)), sources, tuple(left_out), contents)
 

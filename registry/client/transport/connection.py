@@ -55,7 +55,7 @@ SAY_AGAIN_SECONDS = 5.0
 PAUSE_SECONDS = 0.2
 PAUSE_LIMIT_SECONDS = 10.0
 REDIRECTS_LIMIT = 3
-_HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/[^/]+/commit\Z|adapters/[^/]+/[^/]+/versions/[^/]+/pull\Z)")
+_HAS_CHECKPOINT = re.compile(rf"{PREFIX}/(resolve/|pushes/commit\Z|pulls\Z)")
 """Paths whose answers carry the newest checkpoint of the audit log."""
 
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"
@@ -253,10 +253,8 @@ class Connection:
         return own | dict(headers or {})
 
     def _repeat(self, once: Callable[[], HttpAnswer], patient: bool = False, *, moves_files: bool = True) -> HttpAnswer:
-        """`moves_files`: an attempt may take hours, so a few attempts are made however long they take."""
-        attempt, began, paused = 0, time.monotonic(), 0.0
+        retries = Retries(self, moves_files=moves_files)
         while True:
-            attempt += 1
             cause: TransportError | None = None
             try:
                 answer = once()
@@ -275,17 +273,14 @@ class Connection:
                     raise answered_error
                 error = answered_error
                 limit = PATIENT_ATTEMPTS_LIMIT if answer.status in (502, 503, 504) else ATTEMPTS_LIMIT
-            pause = _pause(attempt, error.retry_after_seconds)
-            if moves_files and attempt == 1:
-                began = time.monotonic()
-            remaining = self.timeout_seconds - max(time.monotonic() - began, paused)
-            is_few = moves_files and attempt < ATTEMPTS_LIMIT and pause <= self.timeout_seconds
-            if attempt >= limit or (pause > remaining and not is_few):
+            if not retries.wait(error, limit):
                 raise error from cause
-            if attempt > 2:
-                self._say(f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds")
-            self._wait(pause)
-            paused += pause
+
+    def wait(self, seconds: float, line: str = "") -> None:
+        """Sleep, and report why if there is a line."""
+        if line:
+            self._say(line)
+        self._wait(seconds)
 
     @contextmanager
     def _watch(self, active: bool) -> Iterator[None]:
@@ -313,6 +308,33 @@ class Connection:
         due = checkpoint or _HAS_CHECKPOINT.search(urlsplit(answer.url).path)
         if due and self.on_checkpoint is not None and origin(answer.url) == origin(self.url):
             self.on_checkpoint(checkpoint)
+
+
+class Retries:
+    """Counts the attempts of one operation, and waits between them.
+
+    `moves_files`: an attempt may take hours, so a few attempts are made however long they take.
+    """
+
+    def __init__(self, connection: Connection, *, moves_files: bool = False) -> None:
+        self._connection, self._moves_files = connection, moves_files
+        self._attempt, self._began, self._paused = 0, time.monotonic(), 0.0
+
+    def wait(self, error: Unavailable, limit: int = PATIENT_ATTEMPTS_LIMIT) -> bool:
+        """Wait before another attempt. False if there were `limit` attempts, or time is up."""
+        self._attempt += 1
+        pause = _pause(self._attempt, error.retry_after_seconds)
+        if self._moves_files and self._attempt == 1:
+            self._began = time.monotonic()
+        timeout = self._connection.timeout_seconds
+        remaining = timeout - max(time.monotonic() - self._began, self._paused)
+        is_few = self._moves_files and self._attempt < ATTEMPTS_LIMIT and pause <= timeout
+        if self._attempt >= limit or (pause > remaining and not is_few):
+            return False
+        line = f"{error.detail}; trying again for {max(remaining, pause):.0f} seconds"
+        self._connection.wait(pause, line if self._attempt > 2 else "")
+        self._paused += pause
+        return True
 
 
 def _query(params: list[tuple[str, Any]]) -> str:

@@ -7,6 +7,7 @@ store become messages, never a parse error. The query of a link is never in a me
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -50,12 +51,17 @@ def error_of(answer: HttpAnswer, url: str) -> RegistryError:
     except ValueError:
         problem = None
     if isinstance(problem, dict) and "code" in problem:
-        error = errors.from_problem(problem)
-        request_id = str(problem.get("request_id") or answer.headers.get("x-request-id") or "")
-        if type(error) is RegistryError and request_id:
-            return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", findings=error.findings)
-        return error
+        return error_of_problem(problem, answer.headers.get("x-request-id") or "")
     return _error_of_proxy(answer, url, problem)
+
+
+def error_of_problem(problem: Mapping[str, Any], request_id: str = "") -> RegistryError:
+    """The exception of a problem document. One that says nothing to this client names the request."""
+    error = errors.from_problem(problem)
+    request_id = str(problem.get("request_id") or request_id)
+    if type(error) is RegistryError and request_id:
+        return RegistryError("INTERNAL", f"{error.detail}; request {request_id}", findings=error.findings)
+    return error
 
 
 def _error_of_proxy(answer: HttpAnswer, url: str, problem: Any) -> RegistryError:

@@ -64,8 +64,8 @@ class EventBatch:
                 return
             self._entries.setdefault(key, _Entry(actor, request_id)).count += 1
 
-    def add_denial(self, scope: Mapping[str, Any], error_class: str) -> None:
-        """Count a denied request, given its ASGI scope and the class of the error.
+    def add_denial(self, scope: Mapping[str, Any], error_class: str, about: str = "") -> None:
+        """Count a denied request, given its ASGI scope, the class of the error, and which of its items was denied.
 
         For a request without a token only the route is recorded, so that guessed paths do not fill the log.
         """
@@ -74,7 +74,7 @@ class EventBatch:
         if actor is None and error_class == "NotFound":
             return
         route_path = str(getattr(route, "path", "an unknown route"))
-        path = mask_secrets(str(scope["path"]) if actor is not None else route_path)
+        path = mask_secrets(f"{scope['path']} {about}".strip() if actor is not None else route_path)
         actor = actor or ANONYMOUS
         object = f"{scope['method']} {path}"
         with self._lock:

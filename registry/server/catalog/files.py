@@ -1,19 +1,14 @@
-"""The bytes of a version that an actor may read: its files, how to download them, and the reports of its verdicts.
+"""The bytes of a version that an actor may read: its files, and the reports of its verdicts.
 
 A digest alone gives access to nothing: bytes are found through a version that the actor may see.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Sequence
-
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.catalog import FileLink
 from registry.api.evaluation import ReferenceLogprobsView
-from registry.api.transfer import SMALL_BLOB_BYTES, SMALL_FILES_BYTES, PullPlan, SmallBlob
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.evaluation.reports import Report
@@ -24,8 +19,6 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models import BlobRow, VerdictRow, VersionFileRow, VersionRow
-from registry.server.settings import Settings
-from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState
 
@@ -66,47 +59,6 @@ def _find_readable(session: Session, actor: Actor, name: AdapterName, selector: 
     version = versions.find(session, actor, name, selector)
     availability.require_readable(actor, name, version, selector)
     return version
-
-
-# ------------------------------------------------------------------ download plan
-def plan_download(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, blobs: BlobStore, settings: Settings
-) -> PullPlan:
-    """A version as `resolve` returns it, the bytes of its small files, and links to the large ones.
-
-    Damaged and missing files are left out; a request for one reports the error.
-    """
-    resolved = versions.resolve(session, actor, name, selector)
-    damaged = references.find_damaged(session, [file.digest for file in resolved.files])
-    db.commit_early(session)
-    intact = [file for file in resolved.files if file.digest not in damaged]
-    small = list(_read_small(intact, blobs))
-    inlined = {item.digest for item in small}
-    seconds, owner = min(settings.link_seconds, blobs.link_limit_seconds), actor.token_id
-    links = {
-        file.path: blobs.presign_read(
-            key_of(file.digest), file.size_bytes, seconds=seconds, owner=owner, file_name=file.path
-        )
-        for file in intact
-        if file.digest not in inlined
-    }
-    direct = {path: url for path, url in links.items() if url is not None}
-    return PullPlan(resolved=resolved, small=small, direct=direct, direct_seconds=seconds if direct else 0)
-
-
-def _read_small(files: Sequence[FileLink], blobs: BlobStore) -> Iterator[SmallBlob]:
-    """The bytes of the small files, each digest once; wrong bytes are left out."""
-    budget = SMALL_FILES_BYTES
-    for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in files if f.size_bytes <= SMALL_BLOB_BYTES}):
-        budget -= size_bytes
-        if budget < 0:
-            return
-        try:
-            data = blobs.read(key_of(digest), 0, size_bytes)
-        except NotFound:
-            continue
-        if Digest.of(data) == digest:
-            yield SmallBlob(digest=digest, data=base64.b64encode(data).decode())
 
 
 # ------------------------------------------------------------------ reports

@@ -5,7 +5,7 @@ The registry's own judgment and that of the version's namespace (`by_owner`) are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import ColumnElement, func
@@ -62,6 +62,23 @@ def newest_by_version(session: Session, versions: Iterable[VersionRow]) -> dict[
     for row, base in session.exec(_NEWEST, params={"ids": list(by_id)}):
         verdicts[row.version_id].append(from_row(row, by_id[row.version_id].digest, base))
     return verdicts
+
+
+_OUTCOMES = (
+    select(VerdictRow.version_id, VerdictRow.check, VerdictRow.profile, VerdictRow.by_owner, VerdictRow.outcome)  # type: ignore[call-overload]  # five columns: SQLModel has names for four
+    .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+    .where(any_of(col(VersionRow.id), parameter="ids"), is_newest())
+    .order_by(col(VerdictRow.id))
+)
+
+
+def newest_outcomes(session: Session, version_ids: Collection[int]) -> dict[int, dict[str, str]]:
+    """Version id → the outcomes of its verdicts that count, by `label`. Every id is a key."""
+    outcomes: dict[int, dict[str, str]] = {version_id: {} for version_id in version_ids}
+    rows = session.exec(_OUTCOMES, params={"ids": sorted(outcomes)}) if outcomes else ()
+    for version_id, check, profile, by_owner, outcome in rows:
+        outcomes[version_id][label(check, profile, by_owner)] = outcome
+    return outcomes
 
 
 def newest_of(session: Session, version: VersionRow) -> list[Verdict]:

@@ -7,19 +7,20 @@ absence are distinguished only after it found nothing. A page starts after the k
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Integer, and_, null, or_, true, type_coerce
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, null, or_, true, tuple_, type_coerce
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
 from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest
-from registry.errors import NotFound, invalid_cursor
+from registry.errors import NotFound, RegistryError, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
-from registry.names import AdapterName, Selector
+from registry.names import AdapterName, Alias, Ref, Selector
 from registry.roles import Scope
 from registry.server import public_namespaces
 from registry.server.access import epoch
@@ -146,27 +147,88 @@ def resolve_with_pointer(
     version: VersionRow = rows[0][0]
     *_, generation, access = rows[0]
     availability.require_readable(actor, name, version, selector)
-    manifest = Manifest.model_validate_json(version.manifest)
-    folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
-    resolved = Resolved(
-        name=str(name),
-        selector=str(selector),
-        number=version.number,
-        digest=Digest(version.digest),
-        manifest=manifest,
-        files=[FileLink(**f.model_dump(), url=f"{folder}/{f.path}") for f in manifest.files],
-        verdicts={
-            verdicts.label(check, profile, by_owner): outcome
-            for _, _, check, profile, outcome, by_owner, *_ in rows
-            if check
-        },
-        yanked=version.yanked_at is not None,
-        generation=generation,
-    )
+    labels = {
+        verdicts.label(check, profile, by_owner): outcome
+        for _, _, check, profile, outcome, by_owner, *_ in rows
+        if check
+    }
+    resolved = _resolved(name, selector, version, labels, generation)
     newest_verdict = rows[-1][1] or 0
     return resolved, Pointer(
         access, version.id or 0, generation or 0, resolved.yanked, newest_verdict, version.quarantine
     )
+
+
+def _resolved(
+    name: AdapterName, selector: Selector, version: VersionRow, outcomes: dict[str, Any], generation: int | None
+) -> Resolved:
+    """The answer about a version. `outcomes`: of its newest verdicts, by label."""
+    manifest = Manifest.model_validate_json(version.manifest)
+    folder = f"{PREFIX}/adapters/{name}/versions/{version.digest}/files"
+    return Resolved(
+        name=str(name), selector=str(selector), number=version.number, digest=Digest(version.digest),
+        manifest=manifest,
+        files=[FileLink(**dict(f), url=f"{folder}/{f.path}") for f in manifest.files],
+        verdicts=outcomes, yanked=version.yanked_at is not None, generation=generation,
+    )  # fmt: skip
+
+
+_LIGHT = select(VersionRow).options(defer(cast(Any, VersionRow.facts)))
+"""Without the facts, which are large."""
+_NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
+    tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
+)
+_BY_NUMBER = _LIGHT.where(
+    tuple_(col(VersionRow.adapter_id), col(VersionRow.number)).in_(bindparam("keys", expanding=True))
+)
+_BY_DIGEST = _LIGHT.where(
+    tuple_(col(VersionRow.adapter_id), col(VersionRow.digest)).in_(bindparam("keys", expanding=True))
+)
+_BY_ALIAS = (
+    select(VersionRow, AliasRow.alias, type_coerce(col(AliasRow.generation), Integer))
+    .options(defer(cast(Any, VersionRow.facts)))
+    .join(AliasRow, col(AliasRow.version_id) == col(VersionRow.id))
+    .where(tuple_(col(AliasRow.adapter_id), col(AliasRow.alias)).in_(bindparam("keys", expanding=True)))
+)
+_Version = tuple[VersionRow, int | None]
+"""A version, and the generation of the alias that points at it."""
+
+
+def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[Ref, Resolved | RegistryError]:
+    """As `resolve`, for many refs: each ref → the answer or its error. Five statements however many they are."""
+    outcomes: dict[Ref, Resolved | RegistryError] = {ref: unknown_adapter(ref.name) for ref in refs}
+    visible = [ref for ref in outcomes if actor.sees(ref.name)]
+    adapters = {(ref.name.namespace, ref.name.name) for ref in visible}
+    rows = session.exec(_NAMED, params={"names": sorted(adapters)}).all() if adapters else []
+    ids = {f"{namespace}/{name}": adapter_id or 0 for adapter_id, namespace, name in rows}
+    keys = {ref: (ids[str(ref.name)], ref.selector) for ref in visible if str(ref.name) in ids}
+    versions = _find_all(session, set(keys.values()))
+    labels = verdicts.newest_outcomes(session, {version.id or 0 for version, _ in versions.values()})
+    for ref, key in keys.items():
+        try:
+            if key not in versions:
+                raise _unknown_selector(ref.name, ref.selector)
+            version, generation = versions[key]
+            availability.require_readable(actor, ref.name, version, ref.selector)
+            outcomes[ref] = _resolved(ref.name, ref.selector, version, labels[version.id or 0], generation)
+        except RegistryError as e:
+            outcomes[ref] = e
+    return outcomes
+
+
+def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[tuple[int, Selector], _Version]:
+    """(adapter, selector) → what it names, of those that exist."""
+    numbers = [key for key in keys if isinstance(key[1], int)]
+    digests = [key for key in keys if isinstance(key[1], Digest)]
+    names_of = [key for key in keys if _is_alias(key[1])]
+    versions: dict[tuple[int, Selector], _Version] = {}
+    for row in session.exec(_BY_NUMBER, params={"keys": numbers}) if numbers else ():
+        versions[row.adapter_id, row.number] = row, None
+    for row in session.exec(_BY_DIGEST, params={"keys": digests}) if digests else ():
+        versions[row.adapter_id, Digest(row.digest)] = row, None
+    for row, alias, generation in session.exec(_BY_ALIAS, params={"keys": names_of}) if names_of else ():
+        versions[row.adapter_id, Alias(alias)] = row, generation
+    return versions
 
 
 def find(
@@ -190,6 +252,10 @@ def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFou
     """The error that says which part of a reference is missing, for an actor who may see the adapter."""
     if session.exec(select(AdapterRow.id).where(named(name))).first() is None:
         return unknown_adapter(name)
+    return _unknown_selector(name, selector)
+
+
+def _unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
     if _is_alias(selector):
         return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
     return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")

@@ -35,6 +35,7 @@ class _AnyOf(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
     name = "any_of"
+    _is_implicitly_boolean = True  # else SQLite gets `… IN (…) = 1`, for which it uses no index
 
 
 @compiles(_AnyOf)

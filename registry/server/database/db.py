@@ -229,14 +229,16 @@ def bulk_insert(session: Session, rows: Sequence[SQLModel]) -> None:
         session.connection().execute(statement, [{name: getattr(row, name) for name in columns} for row in rows])
 
 
-def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel]) -> None:
-    """As `bulk_insert`, and set the `id` that the database assigns to each row."""
+def bulk_insert_with_ids(session: Session, rows: Sequence[SQLModel], key: tuple[str, ...]) -> None:
+    """As `bulk_insert`, and set the `id` that the database assigns to each row. The columns `key` are unique."""
     if rows:
         statement, columns = _build_bulk_insert(type(rows[0]))
-        returning = statement.returning(type(rows[0]).__table__.c.id, sort_by_parameter_order=True)  # type: ignore[attr-defined]
+        table = type(rows[0]).__table__  # type: ignore[attr-defined]
         values = [{name: getattr(row, name) for name in columns} for row in rows]
-        for row, row_id in zip(rows, session.connection().execute(returning, values).scalars(), strict=True):
-            set_committed_value(row, "id", row_id)
+        by_key = {tuple(getattr(row, name) for name in key): row for row in rows}
+        returning = statement.returning(table.c.id, *(table.c[name] for name in key))
+        for row_id, *row_key in session.connection().execute(returning, values):
+            set_committed_value(by_key[tuple(row_key)], "id", row_id)
 
 
 @functools.cache

@@ -145,6 +145,12 @@ def _before_first_statement(request: Request, session: Session, actor: Actor, lo
     db.before_first_statement(session, lambda connection: _raise_repeated(look_up(connection, keyed)))
 
 
+def store_no_answer(request: Request) -> None:
+    """Do not store the answer of this request: it holds an error, which may pass. Its effect may be repeated."""
+    if hasattr(request.state, "keyed_request"):
+        del request.state.keyed_request
+
+
 def store_response(request: Request, response: Response) -> None:
     """Store the response of a request with a key. Raises `RepeatedRequest` if an equal request was faster."""
     if not hasattr(request.state, "keyed_request"):

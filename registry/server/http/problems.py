@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import ClientDisconnect
 
 from registry import errors
-from registry.api import Answer
+from registry.api import Problem
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.server.http.request_actor import record_failure
@@ -57,23 +57,6 @@ FINDINGS_LIMIT = 50
 _LOG = logging.getLogger("registry.server")
 
 
-class Problem(Answer):
-    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people.
-
-    `findings` lists every broken rule. `retry_after_seconds` is the header Retry-After.
-    """
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    code: str
-    detail: str
-    findings: list[Finding] = []
-    request_id: str
-    next_step: str = ""
-    retry_after_seconds: int | None = None
-
-
 def status_of(error: RegistryError) -> int:
     """Return the HTTP status of an error."""
     own = next(cls for cls in type(error).__mro__ if cls in STATUS_OF_CLASS)
@@ -100,6 +83,14 @@ def add_exception_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _handle_bug)
 
 
+def problem_of_item(request: Request, error: RegistryError, about: str) -> Problem:
+    """The problem of one item of a bulk request, logged and recorded like the error of a whole request."""
+    _report(request, error, about)
+    return Problem.model_validate(
+        error.to_problem() | {"status": status_of(error), "request_id": request.state.request_id}
+    )
+
+
 def problem_response(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
     """Return the response for an error, with the headers that its route adds."""
     status = status or status_of(error)
@@ -123,11 +114,16 @@ def problem_response(request: Request, error: RegistryError, *, status: int | No
 
 def _handle_registry_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, RegistryError) else RegistryError("INTERNAL", "the server failed")
+    _report(request, error)
+    return problem_response(request, error)
+
+
+def _report(request: Request, error: RegistryError, about: str = "") -> None:
+    """Log failures of the server, and record denials. `about` names one item of a request."""
     if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
         _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
-        request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__)
-    return problem_response(request, error)
+        request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)
 
 
 def _handle_validation_error(request: Request, exception: Exception) -> Response:

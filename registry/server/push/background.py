@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Engine
@@ -39,23 +39,28 @@ class _Scheduler:
         self._planned: dict[str, float] = {}
         """Pushes that were planned and are not committed, and when they were planned."""
         self._commit_locks: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
-        """By push; a lock exists while someone has it or waits for it."""
+        """By the digest of a request; a lock exists while someone has it or waits for it."""
         self._last_activity = -QUIET_SECONDS
         self._measure_at: float | None = None
         """When to measure even if pushes are in progress; None while nothing waits to be measured."""
 
     @contextmanager
-    def push_in_progress(self, push_id: str) -> Iterator[None]:
+    def push_in_progress(self, push_ids: Iterable[str]) -> Iterator[None]:
         self._count(1)
         try:
             yield
         finally:
-            self._planned.pop(push_id, None)
+            self._forget(push_ids)
             self._count(-1)
 
-    def commit_lock(self, push_id: str) -> threading.Lock:
+    def _forget(self, push_ids: Iterable[str]) -> None:
         with self._changed:
-            return self._commit_locks.setdefault(push_id, threading.Lock())
+            for push_id in push_ids:
+                self._planned.pop(push_id, None)
+
+    def commit_lock(self, request_digest: str) -> threading.Lock:
+        with self._changed:
+            return self._commit_locks.setdefault(request_digest, threading.Lock())
 
     def _count(self, change: int) -> None:
         with self._changed:
@@ -63,9 +68,9 @@ class _Scheduler:
             self._last_activity = time.monotonic()
             self._changed.notify_all()
 
-    def expect_commit(self, push_id: str) -> None:
+    def expect_commits(self, push_ids: Iterable[str]) -> None:
         with self._changed:
-            self._planned[push_id] = time.monotonic()
+            self._planned.update(dict.fromkeys(push_ids, time.monotonic()))
 
     @property
     def requested(self) -> bool:
@@ -113,19 +118,19 @@ def _scheduler(engine: Engine) -> _Scheduler:
     return _SCHEDULERS.setdefault(engine, _Scheduler())
 
 
-def push_in_progress(engine: Engine, push_id: str = "") -> AbstractContextManager[None]:
-    """A context in which a push is planned, received or, with its id, committed."""
-    return _scheduler(engine).push_in_progress(push_id)
+def push_in_progress(engine: Engine, push_ids: Iterable[str] = ()) -> AbstractContextManager[None]:
+    """A context in which pushes are planned, received or, with their ids, committed."""
+    return _scheduler(engine).push_in_progress(push_ids)
 
 
-def commit_lock(engine: Engine, push_id: str) -> AbstractContextManager[object]:
-    """One commit of a push at a time: a client that repeats a slow request must not slow it down further."""
-    return _scheduler(engine).commit_lock(push_id)
+def commit_lock(engine: Engine, request_digest: str) -> AbstractContextManager[object]:
+    """One of equal commit requests at a time: a client that repeats a slow one must not slow it down further."""
+    return _scheduler(engine).commit_lock(request_digest)
 
 
-def expect_commit(engine: Engine, push_id: str) -> None:
-    """Note that this push was planned and that its bytes and its commit will follow."""
-    _scheduler(engine).expect_commit(push_id)
+def expect_commits(engine: Engine, push_ids: Iterable[str]) -> None:
+    """Note that these pushes were planned and that their bytes and their commits will follow."""
+    _scheduler(engine).expect_commits(push_ids)
 
 
 def run_pending(engine: Engine, blobs: BlobStore) -> None:

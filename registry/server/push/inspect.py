@@ -18,7 +18,8 @@ from registry import compat
 from registry.adapters.card import check_card
 from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.read import PeftContents, read_any, weights_of
+from registry.adapters.read import AdapterContents, PeftContents, read_any, weights_of
+from registry.adapters.read_cache import ReadCache
 from registry.adapters.templates import check_templates
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers
@@ -141,18 +142,47 @@ def inspect_files(
     sizes = {file.path: file.size_bytes for file in manifest.files}
     check_companions(sizes, read)
     check_templates(sizes, read)
-    contents = read_any(manifest.files, read)
+    contents, fit, facts = _evaluate(manifest, read, spec, relatives)
     findings = (
-        *compat.check(contents, spec, relatives),
+        *fit,
         *tokenizers.check_tokenizer(manifest.files, read, spec),
         *check_card(sizes, read),
     )
     measured = None
     if inline:
         measured = measure(lambda at, n: read(weights.path, at, n), weights.size_bytes, contents.header, contents.pairs)
-    facts = {**version_facts.facts_of(contents), **version_facts.claims(manifest.files, read)}
+    facts = {**facts, **version_facts.claims(manifest.files, read)}
     testable = isinstance(contents, PeftContents) or (spec.is_pipeline and contents.file.format in IMAGE_FORMATS)
     return Inspection(facts["method"], facts["rank"], facts, findings, measured, testable)
+
+
+class _Same:
+    """A key that equals itself only, for an object that is slow to hash."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+
+_Evaluation = tuple[AdapterContents, tuple[Finding, ...], dict[str, Any]]
+_EVALUATIONS: ReadCache[_Evaluation] = ReadCache(limit=32)
+
+
+def _evaluate(manifest: Manifest, read: Read, spec: BaseSpec, relatives: Sequence[Similarity]) -> _Evaluation:
+    """What configuration and header say, the findings about them on this base, and their facts."""
+    files = [file for file in manifest.files if file.path not in version_facts.CLAIM_FILES]
+
+    def evaluate(read: Read) -> _Evaluation:
+        contents = read_any(files, read)
+        return contents, compat.check(contents, spec, relatives), version_facts.facts_of(contents)
+
+    sizes = tuple((file.path, file.size_bytes) for file in files)
+    return _EVALUATIONS.compute((sizes, _Same(spec), tuple(relatives)), read, evaluate)
 
 
 def _reader(

@@ -275,7 +275,7 @@ def _create_versions(
         session, _SET_NEWEST,
         [{"adapter_id": adapters[name].id, "number": number, "at": now} for name, number in sorted(numbers.items())],
     )  # fmt: skip
-    db.bulk_insert_with_ids(session, [version.row for version in created])
+    db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
     add_contents(session, [(version.row, version.commit.manifest) for version in created])
     _add_verdicts(session, created, engines)
     moves = aliases.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])

@@ -6,25 +6,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import State
 
 from registry.api.evaluation import ReferenceLogprobsView
-from registry.api.transfer import CommitItem, PullPlan, PushCommit, PushItem, PushPlan, PushRequest, PushResult
+from registry.api.transfer import (
+    BULK_BODY_BYTES,
+    BulkCommitRequest,
+    BulkPullPlan,
+    BulkPullRequest,
+    BulkPushPlan,
+    BulkPushRequest,
+    BulkPushResult,
+    CommittedPush,
+    PlannedPull,
+    PlannedPush,
+    PullPlan,
+    PushPlan,
+    PushResult,
+)
 from registry.digest import Digest
-from registry.errors import Unavailable
+from registry.errors import RegistryError, Unavailable
 from registry.events import EventType
 from registry.manifest import Descriptor
-from registry.names import Selector
-from registry.server.catalog import files
+from registry.names import AdapterName, Ref, Selector
+from registry.server.catalog import downloads, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import bodies, routing
+from registry.server.http import bodies, idempotency, routing
 from registry.server.http.caching import cache_control, etag_matches
 from registry.server.http.dependencies import (
     NO_TOKEN,
@@ -40,10 +54,10 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
 )
+from registry.server.http.problems import problem_of_item
 from registry.server.http.ranges import BYTES_HEADERS, select_part
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
-from registry.server.push.group import only
 from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, BlobWriter, attachment, digest_of
@@ -56,27 +70,40 @@ def _blob_digest(digest: str) -> Digest:
     return Digest(digest)
 
 
+Result = TypeVar("Result")
 DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
 # ------------------------------------------------------------------ push
-@router.post("/adapters/{namespace}/{name}/pushes")
-@limit_body(8 * 2**20)
-def plan_push(
+def _outcomes(
+    request: Request, outcomes: Sequence[Result | RegistryError], about: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Each result, or the problem of the item that `about` names."""
+    return [
+        {"problem": problem_of_item(request, outcome, name)}
+        if isinstance(outcome, RegistryError)
+        else {"result": outcome}
+        for outcome, name in zip(outcomes, about, strict=True)
+    ]
+
+
+@router.post("/pushes")
+@limit_body(BULK_BODY_BYTES)
+def plan_pushes(
+    incoming: Request,
     session: ReadSessionDep,
     actor: Pusher,
-    name: NameDep,
-    request: PushRequest,
+    request: BulkPushRequest,
     blobs: BlobsDep,
     settings: SettingsDep,
     engine: EngineDep,
-) -> PushPlan:
-    """Plan a push: which blobs the registry lacks, and where to send each."""
+) -> BulkPushPlan:
+    """Plan pushes: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
-        item = PushItem(name=str(name), manifest=request.manifest, message=request.message)
-        push_plan = only(plan.plan_pushes(session, actor, [item], blobs=blobs, settings=settings))
-    background.expect_commit(engine, push_plan.push_id)
-    return push_plan
+        outcomes = plan.plan_pushes(session, actor, request.items, blobs=blobs, settings=settings)
+    background.expect_commits(engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, PushPlan)])
+    items = _outcomes(incoming, outcomes, [item.name for item in request.items])
+    return BulkPushPlan(items=[PlannedPush(**item) for item in items])
 
 
 @contextmanager
@@ -96,59 +123,64 @@ def receive_upload(state: State, link: SignedLink) -> Iterator[BlobWriter | None
         yield commit.open_upload(state.engine, state.blobs, link.key, limit_bytes=link.size_bytes)
 
 
-async def _hold_commit_lock(request: Request, engine: EngineDep, push_id: str) -> None:
+async def _hold_commit_lock(request: Request, engine: EngineDep) -> None:
     """Declared before the session, so that the lock is held until the session has committed."""
-    request.state.exit_stack.enter_context(background.commit_lock(engine, push_id))
+    digest = Digest.of(request.state.body)
+    request.state.exit_stack.enter_context(background.commit_lock(engine, digest))
 
 
-@router.post(
-    "/pushes/{push_id}/commit",
-    status_code=201,
-    responses=declarations.existing(PushResult),
-    dependencies=[Depends(_hold_commit_lock)],
-)
-@limit_body(8 * 2**20)
-def commit_push(
+@router.post("/pushes/commit", dependencies=[Depends(_hold_commit_lock)])
+@limit_body(BULK_BODY_BYTES)
+def commit_pushes(
     incoming: Request,
     session: KeyedSessionDep,
     actor: Pusher,
-    push_id: str,
-    request: PushCommit,
+    request: BulkCommitRequest,
     blobs: BlobsDep,
     response: Response,
     after: BackgroundTasks,
     engine: EngineDep,
     settings: SettingsDep,
-) -> PushResult:
-    """Create the version of a push. 201 for a new version, 200 for one that exists already."""
+) -> BulkPushResult:
+    """Create the versions of pushes. `created` is false for one that exists already."""
     engines = engine_compat.parse_setting(settings.engines)
-    with background.push_in_progress(engine, push_id):
-        item = CommitItem(push_id=push_id, alias=request.alias, small=request.small)
-        pushed = only(commit.commit_pushes(session, actor, [item], blobs=blobs, engines=engines))
-    response.status_code = 201 if pushed.created else 200
+    push_ids = [item.push_id for item in request.items]
+    with background.push_in_progress(engine, push_ids):
+        outcomes = commit.commit_pushes(
+            session, actor, request.items, atomic=request.atomic, blobs=blobs, engines=engines
+        )
     response.headers.update(incoming.app.state.audit_log.checkpoint_header)
-    after.add_task(routing.run_in_store_thread, commit.clean_up, engine, [push_id], blobs=blobs)
-    return pushed
+    committed = [id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, PushResult)]
+    if committed:
+        after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs)
+    if len(committed) < len(outcomes):
+        idempotency.store_no_answer(incoming)
+    items = _outcomes(incoming, outcomes, push_ids)
+    return BulkPushResult(items=[CommittedPush(**item) for item in items])
 
 
 # ------------------------------------------------------------------ pull
-@router.get(VERSION + "/pull")
-def plan_pull(
-    request: Request,
-    session: SessionDep,
+@router.post("/pulls")
+def plan_pulls(
+    incoming: Request,
+    session: ReadSessionDep,
     actor: Puller,
-    name: NameDep,
-    selector: SelectorDep,
+    request: BulkPullRequest,
     blobs: BlobsDep,
     settings: SettingsDep,
     response: Response,
-) -> PullPlan:
-    """Plan a pull: the manifest, the bytes of small files, and links to large ones."""
-    response.headers.update({"Cache-Control": "no-store", **request.app.state.audit_log.checkpoint_header})
-    plan = files.plan_download(session, actor, name, selector, blobs=blobs, settings=settings)
-    if plan.small or plan.direct:
-        _record_read(request, selector)
-    return plan
+) -> BulkPullPlan:
+    """Plan pulls: the manifests, the bytes of small files, and links to large ones."""
+    audit_log = incoming.app.state.audit_log
+    response.headers.update({"Cache-Control": "no-store", **audit_log.checkpoint_header})
+    outcomes, small = downloads.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
+    sent = {item.digest for item in small}
+    for ref, outcome in zip(request.refs, outcomes, strict=True):
+        if isinstance(outcome, PullPlan) and (outcome.direct or any(f.digest in sent for f in outcome.resolved.files)):
+            parsed = Ref.parse(ref)
+            _record_read(incoming, parsed.name, parsed.selector)
+    items = _outcomes(incoming, outcomes, request.refs)
+    return BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
 
 
 _FILE: dict[str, Any] = {
@@ -173,7 +205,7 @@ def read_file(
     """Read one file, from the registry or by a redirect (307) to its store."""
     file = files.find_file(session, actor, name, selector, path)
     db.commit_early(session)
-    return _bytes_of(request, file, selector, blobs, settings)
+    return _bytes_of(request, file, (name, selector), blobs, settings)
 
 
 @router.get(VERSION + "/reports/{digest}", **_FILE)
@@ -190,7 +222,7 @@ def read_report(
     """Read the report behind one verdict of this version."""
     file = files.find_report(session, actor, name, selector, digest)
     db.commit_early(session)
-    return _bytes_of(request, file, selector, blobs, settings)
+    return _bytes_of(request, file, (name, selector), blobs, settings)
 
 
 @router.get(VERSION + "/reference-logprobs")
@@ -201,10 +233,12 @@ def read_reference_logprobs(
     return files.find_reference_logprobs(session, actor, name, selector, blobs)
 
 
-def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: BlobStore, settings: Settings) -> Response:
+def _bytes_of(
+    request: Request, file: Descriptor, version: tuple[AdapterName, Selector], blobs: BlobStore, settings: Settings
+) -> Response:
     headers = {
         "ETag": f'"{file.digest}"',
-        "Cache-Control": cache_control(selector),
+        "Cache-Control": cache_control(version[1]),
         "Vary": "Authorization",
         **BYTES_HEADERS,
         "Content-Disposition": attachment(file.path),
@@ -212,7 +246,7 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     if_none_match = request.headers.get("if-none-match", "")
     if if_none_match.strip() == "*" or etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    _record_read(request, selector)
+    _record_read(request, *version)
     key = files.locate_bytes(blobs, file)
     url = None
     if blobs.local_path(key) is None:  # bytes of this machine are sent in this answer
@@ -223,10 +257,9 @@ def _bytes_of(request: Request, file: Descriptor, selector: Selector, blobs: Blo
     return bytes_response(request, blobs, key, file.size_bytes, headers)
 
 
-def _record_read(request: Request, selector: Selector) -> None:
+def _record_read(request: Request, name: AdapterName, selector: Selector) -> None:
     """Record in the audit log that the actor reads private bytes."""
-    params, mark = request.path_params, "@" if isinstance(selector, int | Digest) else ":"
-    about = f"{params['namespace']}/{params['name']}{mark}{selector}"
+    about = f"{name}{'@' if isinstance(selector, int | Digest) else ':'}{selector}"
     request.app.state.audit_log.batch.add(
         request.state.actor, EventType.BYTES_READ, about, request_id=request.state.request_id
     )

@@ -122,21 +122,27 @@ _IDENTITY = {
 }
 
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "plan_push": {
-        "manifest": {
-            "base": {"name": "llama-3.1-8b", "fingerprint": _FINGERPRINT},
-            "files": [
-                {
-                    "path": "adapter_model.safetensors",
-                    "media_type": "application/vnd.safetensors",
-                    "digest": _DIGEST,
-                    "size_bytes": 13640000,
-                }
-            ],
-        },
-        "message": "trained on the tickets of October",
+    "plan_pushes": {
+        "items": [
+            {
+                "name": "acme/support",
+                "manifest": {
+                    "base": {"name": "llama-3.1-8b", "fingerprint": _FINGERPRINT},
+                    "files": [
+                        {
+                            "path": "adapter_model.safetensors",
+                            "media_type": "application/vnd.safetensors",
+                            "digest": _DIGEST,
+                            "size_bytes": 13640000,
+                        }
+                    ],
+                },
+                "message": "trained on the tickets of October",
+            }
+        ]
     },
-    "commit_push": {"alias": "canary"},
+    "commit_pushes": {"items": [{"push_id": "psh_3f9a71c05d2e8b460a1f4c7d", "alias": "canary"}], "atomic": False},
+    "plan_pulls": {"refs": ["acme/support:prod", "acme/billing@3"]},
     "promote_alias": {"version": "3", "reason": "passed the regression suite"},
     "rollback_alias": {"to": "2", "reason": "too slow"},
     "yank_version": _REASON,

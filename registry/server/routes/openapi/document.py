@@ -15,8 +15,9 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from registry import __version__
+from registry.api import Problem
 from registry.server.http import dependencies, idempotency, routing
-from registry.server.http.problems import Problem, codes_by_status
+from registry.server.http.problems import codes_by_status
 from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe
 
 PROBLEMS = {
@@ -60,7 +61,7 @@ Send `Authorization: Bearer TOKEN`; each operation names the scope that the toke
 `X-Request-Id`.
 
 The read API for Hugging Face clients is not part of this document: it follows their protocol."""
-_FILE_OPERATIONS = frozenset({"plan_push", "commit_push", "check_adapter"})
+_FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
 

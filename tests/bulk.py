@@ -1,0 +1,37 @@
+"""Bulk requests of one item, sent by hand, and the answer about that item as if it were the whole answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+PUSHES = "/api/v1/pushes"
+COMMITS = "/api/v1/pushes/commit"
+PULLS = "/api/v1/pulls"
+
+
+def push_body(name: str, manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"items": [{"name": name, "manifest": manifest, **more}]}
+
+
+def commit_body(push_id: str, **more: Any) -> dict[str, Any]:
+    return {"items": [{"push_id": push_id, **more}]}
+
+
+def answer_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
+    """An error of the whole request stays as it is; else the result of an item, or its problem with its status."""
+    if answer.is_error:
+        return answer
+    item = answer.json()["items"][position]
+    if item["problem"] is None:
+        return httpx.Response(answer.status_code, json=item["result"], headers={"x-request-id": request_id(answer)})
+    problem = item["problem"]
+    headers = {"content-type": "application/problem+json", "x-request-id": request_id(answer)}
+    if problem["retry_after_seconds"] is not None:
+        headers["retry-after"] = str(problem["retry_after_seconds"])
+    return httpx.Response(problem["status"], json=problem, headers=headers)
+
+
+def request_id(answer: httpx.Response) -> str:
+    return answer.headers["x-request-id"]

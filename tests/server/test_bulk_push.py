@@ -1,0 +1,216 @@
+"""Many pushes and pulls with one request: each item has its own outcome, and the database gets a few statements."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import pytest
+
+from registry.api.access import NamespaceSet
+from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, PushResult
+from registry.client.registry import Registry
+from registry.digest import Digest
+from registry.errors import Invalid, RegistryError
+from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
+from registry.server.push import background
+from tests import forge
+from tests.world import World, rows, upload
+
+Result = TypeVar("Result")
+PLAN_STATEMENTS = 10
+COMMIT_STATEMENTS = 34
+PULL_STATEMENTS = 5
+
+
+@pytest.fixture
+def based(database_url: str) -> Iterator[World]:
+    with World(database_url) as world:
+        world.add_base()
+        yield world
+
+
+def items_of(world: World, adapters: dict[str, forge.Files]) -> list[PushItem]:
+    return [PushItem(name=name, manifest=world.manifest(files)) for name, files in adapters.items()]
+
+
+def planned(world: World, adapters: dict[str, forge.Files], by: Registry | None = None) -> list[PushPlan]:
+    """Plan and upload; every item must have a plan."""
+    registry = by or world.admin
+    plans = of_type(PushPlan, registry.plan_pushes(items_of(world, adapters)))
+    for plan, files in zip(plans, adapters.values(), strict=True):
+        upload(registry, plan, files)
+    return plans
+
+
+def of_type(kind: type[Result], outcomes: Sequence[object]) -> list[Result]:
+    assert all(isinstance(outcome, kind) for outcome in outcomes), outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, kind)]
+
+
+def codes(outcomes: Sequence[object]) -> list[str]:
+    """The code of each error, and an empty text for each result."""
+    return [outcome.code if isinstance(outcome, RegistryError) else "" for outcome in outcomes]
+
+
+def new_adapters(world: World, count: int, prefix: str = "acme/a") -> dict[str, forge.Files]:
+    return {f"{prefix}{number}": world.files() for number in range(count)}
+
+
+def test_any_number_of_pushes_and_pulls_costs_the_same_statements(
+    based: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "run_pending", lambda *_: None)
+    based.push("acme/first")
+    counts = []
+    for number, count in enumerate((2, 12)):
+        adapters = new_adapters(based, count, f"acme/g{number}-")
+        with based.statements() as plan_statements:
+            plans = of_type(PushPlan, based.admin.plan_pushes(items_of(based, adapters)))
+        for plan, files in zip(plans, adapters.values(), strict=True):
+            upload(based.admin, plan, files)
+        with based.statements() as commit_statements:
+            commits = [CommitItem(push_id=plan.push_id) for plan in plans]
+            versions = of_type(PushResult, based.admin.commit_pushes(commits))
+        assert [result.version.name for result in versions] == list(adapters)
+        with based.statements() as pull_statements:
+            of_type(PullPlan, based.admin.plan_pulls([f"{name}@1" for name in adapters])[0])
+        counts.append((len(plan_statements), len(commit_statements), len(pull_statements)))
+    assert counts[0] == counts[1]
+    plan_count, commit_count, pull_count = counts[0]
+    assert plan_count <= PLAN_STATEMENTS
+    assert commit_count <= COMMIT_STATEMENTS
+    assert pull_count <= PULL_STATEMENTS
+
+
+def test_one_bad_adapter_does_not_undo_the_others(based: World) -> None:
+    ci = based.client(based.issue("push", namespaces=["acme"])[1])
+    files = {"acme/good": based.files(), "globex/other": based.files(), "not a name": based.files()}
+    items = items_of(based, files)
+    unknown = items[0].manifest.model_copy(
+        update={"base": items[0].manifest.base.model_copy(update={"name": "nobody/knows"})}
+    )
+    outcomes = ci.plan_pushes([*items, PushItem(name="acme/baseless", manifest=unknown)])
+    assert codes(outcomes) == ["", "ADAPTER_UNKNOWN", "NAME_INVALID", "BASE_UNKNOWN"]
+
+    bent = based.files()
+    bent[forge.WEIGHTS] = b"\0" * len(bent[forge.WEIGHTS])
+    plans = planned(based, {"acme/good": files["acme/good"], "acme/bent": bent, "acme/late": based.files()}, ci)
+    missing = of_type(PushPlan, ci.plan_pushes(items_of(based, {"acme/missing": based.files()})))
+    ids = [*(plan.push_id for plan in plans), missing[0].push_id, "psh_of_nobody"]
+    committed = ci.commit_pushes([CommitItem(push_id=push_id) for push_id in ids])
+    assert codes(committed) == ["", "TENSORS_INVALID", "", "UPLOAD_INCOMPLETE", "PUSH_UNKNOWN"]
+    with based.session() as session:
+        assert sorted(row.name for row in rows(session, AdapterRow)) == ["good", "late"]
+        states = {row.name: row.state for row in rows(session, PushRow)}
+    assert states == {"good": "committed", "late": "committed", "bent": "open", "missing": "open"}
+
+
+def test_an_atomic_commit_creates_all_versions_or_none(based: World) -> None:
+    adapters = new_adapters(based, 3)
+    plans = planned(based, adapters)
+    items = [CommitItem(push_id=plan.push_id) for plan in plans]
+    refused = based.admin.commit_pushes([*items, CommitItem(push_id="psh_of_nobody")], atomic=True)
+    assert codes(refused) == ["COMMIT_INCOMPLETE"] * 3 + ["PUSH_UNKNOWN"]
+    closed = [*items[:2], CommitItem(push_id=items[2].push_id, alias="prod")]
+    refused = based.admin.commit_pushes(closed, atomic=True)
+    assert codes(refused) == ["COMMIT_INCOMPLETE"] * 2 + ["GATE_CLOSED"]
+    with based.session() as session:
+        assert rows(session, VersionRow) == []
+        assert rows(session, AdapterRow) == []
+    versions = of_type(PushResult, based.admin.commit_pushes(items, atomic=True))
+    assert [(result.version.number, result.created) for result in versions] == [(1, True)] * 3
+    repeated = of_type(PushResult, based.admin.commit_pushes(items, atomic=True))
+    assert [result.created for result in repeated] == [False] * 3
+
+
+def test_a_refused_alias_does_not_undo_the_version(based: World) -> None:
+    plans = planned(based, new_adapters(based, 2))
+    first, second = of_type(
+        PushResult,
+        based.admin.commit_pushes(
+            [CommitItem(push_id=plans[0].push_id, alias="prod"), CommitItem(push_id=plans[1].push_id, alias="canary")]
+        ),
+    )
+    assert "prod" in first.alias_refused
+    assert (first.version.aliases, second.version.aliases) == (["main"], ["canary", "main"])
+    assert not second.alias_refused
+
+
+def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_order(based: World) -> None:
+    files = [based.files() for _ in range(3)]
+    items = [PushItem(name="acme/support", manifest=based.manifest(content)) for content in (*files, files[0])]
+    plans = of_type(PushPlan, based.admin.plan_pushes(items))
+    assert [plan.push_id for plan in plans[:1]] == [plans[3].push_id]
+    for plan, content in zip(plans[:3], files, strict=True):
+        upload(based.admin, plan, content)
+    commits = [CommitItem(push_id=plan.push_id) for plan in plans[:3]]
+    with pytest.raises(Invalid, match="named twice"):
+        based.admin.commit_pushes([*commits, commits[0]])
+    versions = of_type(PushResult, based.admin.commit_pushes(commits))
+    assert [result.version.number for result in versions] == [1, 2, 3]
+    assert based.admin.resolve("acme/support").digest == items[2].manifest.digest
+    moves = based.admin.history("acme/support", alias="main").moves
+    assert [(move.generation, move.number) for move in moves] == [(3, 3), (2, 2), (1, 1)]
+    with based.session() as session:
+        events = [row.object for row in rows(session, EventRow) if row.action == "version.push"]
+    assert events == [f"acme/support@{number}" for number in (1, 2, 3)]
+
+
+@pytest.mark.security
+def test_names_that_look_alike_in_one_group_are_one_name(based: World) -> None:
+    adapters = {"acme/helper": based.files(), "acme/he1per": based.files(), "acme/other": based.files()}
+    plans = planned(based, adapters)
+    outcomes = based.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
+    assert codes(outcomes) == ["NAME_TAKEN", "", ""], "names are reserved in their order"
+    with based.session() as session:
+        assert sorted(row.name for row in rows(session, AdapterRow)) == ["he1per", "other"]
+
+
+def test_pushes_of_one_group_count_each_other_in_a_quota(based: World) -> None:
+    based.push("acme/first")
+    based.admin.change_namespace("acme", NamespaceSet(quota_versions=3))
+    plans = planned(based, {**new_adapters(based, 4), "globex/free": based.files()})
+    outcomes = based.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
+    assert codes(outcomes) == ["", "", "QUOTA_EXCEEDED", "QUOTA_EXCEEDED", ""]
+    based.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=3))
+    limited = based.admin.plan_pushes(items_of(based, new_adapters(based, 3, "globex/b")))
+    assert codes(limited) == ["", "", "RATE_LIMITED"]
+
+
+def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: World) -> None:
+    adapters = new_adapters(based, 6)
+    plans = planned(based, adapters)
+    start, results = threading.Barrier(3), list[PushResult]()
+
+    def commit(items: list[CommitItem]) -> None:
+        start.wait()
+        results.extend(of_type(PushResult, based.admin.commit_pushes(items)))
+
+    orders = (plans, plans[::-1], plans[1:4])
+    groups = [[CommitItem(push_id=plan.push_id) for plan in order] for order in orders]
+    threads = [threading.Thread(target=commit, args=(group,)) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 15
+    assert sum(result.created for result in results) == 6
+    assert {result.version.number for result in results} == {1}
+
+
+@pytest.mark.security
+def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: World) -> None:
+    files = based.files()
+    based.push("acme/support", files)
+    digest = based.push("globex/secret", files).version.digest
+    reader = based.client(based.issue("pull", namespaces=["acme"])[1])
+    refs = ["acme/support", "globex/secret@1", f"globex/nothing@{digest}", "acme/support:prod", "acme/support@2", "x"]
+    outcomes, small = reader.plan_pulls(refs[:5])
+    expected = ["", "ADAPTER_UNKNOWN", "ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "VERSION_UNKNOWN"]
+    assert codes(outcomes) == expected
+    hidden = based.client(based.issue("pull", namespaces=["other"])[1]).plan_pulls(refs[:2])
+    assert codes(hidden[0]) == ["ADAPTER_UNKNOWN"] * 2
+    assert hidden[1] == {}
+    assert set(small) == {Digest.of(data) for path, data in files.items() if path != forge.WEIGHTS}
