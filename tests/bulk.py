@@ -25,12 +25,13 @@ def answer_about(answer: httpx.Response, position: int = 0) -> httpx.Response:
         return answer
     item = answer.json()["items"][position]
     if item["problem"] is None:
-        return httpx.Response(answer.status_code, json=item["result"], headers={"x-request-id": request_id(answer)})
+        headers = {"x-request-id": request_id(answer)}
+        return httpx.Response(answer.status_code, json=item["result"], headers=headers, request=answer.request)
     problem = item["problem"]
     headers = {"content-type": "application/problem+json", "x-request-id": request_id(answer)}
     if problem["retry_after_seconds"] is not None:
         headers["retry-after"] = str(problem["retry_after_seconds"])
-    return httpx.Response(problem["status"], json=problem, headers=headers)
+    return httpx.Response(problem["status"], json=problem, headers=headers, request=answer.request)
 
 
 def request_id(answer: httpx.Response) -> str:

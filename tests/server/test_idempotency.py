@@ -243,7 +243,7 @@ def test_every_mutation_takes_a_key_except_repeatable_ones() -> None:
     }
     assert unkeyed <= {
         "POST /pushes",  # takes up the push that is open
-        "PUT /links/{key:path}",  # the same
+        "PUT /links/{key:path}",  # the same bytes under the same key
         "POST /pulls",  # changes nothing
         "POST /tokens/exchange",  # takes an identity token once, and its answer is a secret
         "POST /gc",
