@@ -188,7 +188,7 @@ def send_slowly(deployment: Deployment, method: str, path: str, size_bytes: int,
 
 
 def test_a_json_body_that_stalls_ends_with_408(hurried: Deployment) -> None:
-    answer = send_slowly(hurried, "POST", "/api/v1/adapters/acme/slow/pushes", 1000, b'{"manifest": ')
+    answer = send_slowly(hurried, "POST", "/api/v1/pushes", 1000, b'{"items": ')
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"BODY_STALLED" in answer
     assert b"connection: close" in answer.lower()

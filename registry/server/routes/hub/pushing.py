@@ -241,7 +241,7 @@ def _answer(request: Request, name: AdapterName, outcome: CommitOutcome) -> Resp
 def _clean_up(request: Request, outcome: CommitOutcome) -> None:
     state = request.app.state
     commits.delete_staged(state.blobs, outcome.released)
-    commit.clean_up(state.engine, outcome.push_id, blobs=state.blobs)
+    commit.clean_up(state.engine, [outcome.push_id], blobs=state.blobs)
 
 
 def _describe(name: AdapterName, outcome: CommitOutcome) -> str:
