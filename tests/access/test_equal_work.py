@@ -119,7 +119,10 @@ def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(world: World
     assert known == unknown
     assert known[0][0], "a plan asks the database"
     if not isinstance(world.blobs, MemoryBlobs):
-        assert {"link", "copy_object"} & set(known[-1][1]), "the bytes are promoted, or something as long is done"
+        if isinstance(world.blobs, LocalBlobs):
+            assert "link" in known[-1][1], "the bytes are promoted, or something as long is done"
+        else:
+            assert all("put_object" in calls for _, calls in known[1:3]), "they are written under their final keys"
         assert [stat.key for stat in world.blobs.list("staging/")] == []
 
 
