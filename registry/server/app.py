@@ -36,7 +36,14 @@ from registry.server.evaluation import engine_compat
 from registry.server.http.idempotency import RepeatedRequest, replay_answer
 from registry.server.http.middleware import RequestMiddleware
 from registry.server.http.problems import add_exception_handlers
-from registry.server.http.request_body import NAMESPACE_BYTES, PROCESS_BYTES, SUBJECT_BYTES, UNCHECKED_BYTES, BodyBudget
+from registry.server.http.request_body import (
+    DISK_BYTES,
+    NAMESPACE_BYTES,
+    PROCESS_BYTES,
+    SUBJECT_BYTES,
+    UNCHECKED_BYTES,
+    BodyBudget,
+)
 from registry.server.hub.upstream import Upstream
 from registry.server.local_links.answers import Context
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
@@ -132,6 +139,7 @@ def create_app(
     state.api_document = openapi.ApiDocument(app.routes)
     state.requests = Counter()
     state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES, NAMESPACE_BYTES)
+    state.disk_budget = BodyBudget(DISK_BYTES, DISK_BYTES // 4, DISK_BYTES // 2)
     state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, 0)
     state.freshness = Freshness(state.engine)
     state.database_reached_at = time.monotonic()

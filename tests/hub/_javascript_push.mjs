@@ -13,7 +13,7 @@ const errorOf = async (call) => { try { return ["", String(await call())]; } cat
 const created = await hub.createRepo({ repo, ...common });
 await hub.uploadFile({ repo, file: await file("README.md"), ...common });
 const drafted = (await all(hub.listFiles({ repo, ...common }))).map((f) => f.path);
-const files = await Promise.all(["README.md", "adapter_config.json", "adapter_model.safetensors", "training_args.bin"].map(file));
+const files = await Promise.all(["README.md", "adapter_config.json", "adapter_model.safetensors"].map(file));
 const pushed = await hub.uploadFiles({ repo, files, title: "Train", ...common });
 const deleted = await hub.deleteFile({ repo, path: "README.md", ...common });
 const answers = {
@@ -22,6 +22,7 @@ const answers = {
   pushed: pushed.commit.oid,
   deleted: deleted.commit.oid,
   files: (await all(hub.listFiles({ repo, ...common }))).map((f) => f.path),
+  pickle: await errorOf(async () => hub.uploadFile({ repo, file: await file("training_args.bin"), ...common })),
   model: await errorOf(async () => hub.uploadFile({ repo, file: { path: "model.safetensors", content: new Blob(["x"]) }, ...common })),
 };
 console.log(JSON.stringify(answers));

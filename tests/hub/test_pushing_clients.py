@@ -102,6 +102,7 @@ def test_the_javascript_client_pushes(store: Live, tmp_path: Path) -> None:
     assert [answers["pushed"], answers["deleted"]] == [commit_id(digest) for digest in digests]
     assert (answers["url"], answers["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
     assert answers["files"] == [forge.CONFIG, forge.WEIGHTS]
+    assert (answers["pickle"][0], "may be a pickle" in answers["pickle"][1]) == ("415", True)
     assert (answers["model"][0], "a whole model" in answers["model"][1]) == ("415", True)
 
 

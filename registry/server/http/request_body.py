@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -19,7 +19,7 @@ from starlette.types import Message, Receive
 
 from registry.errors import Denied, TooLarge, Unavailable
 from registry.roles import Scope
-from registry.server.actors import EVERY_NAMESPACE
+from registry.server.actors import EVERY_NAMESPACE, Actor
 from registry.server.http.request_actor import look_up_actor, require_secret
 from registry.strict.json import has_more_values
 
@@ -29,6 +29,10 @@ PROCESS_BYTES = 256 * 2**20
 SUBJECT_BYTES = 40 * 2**20
 NAMESPACE_BYTES = 80 * 2**20
 """Bytes for all tokens that are limited to namespaces of which the first one by name is the same."""
+SPOOL_BYTES = 2**20
+"""Received chunks are collected to about this size before they are written to disk."""
+DISK_BYTES = 16 * 2**30
+"""Bytes of all bodies that wait on disk; a quarter of them for one subject, half for one namespace."""
 UNCHECKED_BYTES = 16 * 2**20
 """Bytes of all bodies whose tokens are not looked up yet. Half is for routes without a token, half for all others."""
 VALUES_LIMIT = 1_000_000
@@ -49,7 +53,7 @@ def limit_body(size_bytes: int | None) -> Callable[[Endpoint], Endpoint]:
 
 
 class BodyBudget:
-    """The bytes of bodies in memory: in total, by owner, and by group of owners. Used on the event loop only."""
+    """The bytes of bodies in memory or on disk: in total, by owner, by group of owners. For the event loop only."""
 
     def __init__(self, total_bytes: int, owner_bytes: int, group_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -67,7 +71,7 @@ class BodyBudget:
     def require_space(self, owner: Owner, size_bytes: int) -> None:
         """Raise `Unavailable` (TRY_LATER) if the budget has not so many more bytes."""
         if not self.has_space(owner, size_bytes):
-            raise Unavailable("TRY_LATER", "body: other requests use all memory for bodies", retry_after_seconds=1)
+            raise Unavailable("TRY_LATER", "body: other requests use all space for bodies", retry_after_seconds=1)
 
     def change(self, owner: Owner, size_bytes: int) -> None:
         """Count bytes that have arrived, or negative ones that are given back."""
@@ -117,9 +121,7 @@ class Reservation:
         size_bytes = self._size_bytes
         self.release()
         self._budget = self._request.app.state.body_budget
-        namespace = min(actor.namespaces, default=EVERY_NAMESPACE)
-        group = "" if EVERY_NAMESPACE in actor.namespaces else f"namespace {namespace}"
-        self._owner = (actor.subject or actor.token_id, group)
+        self._owner = owner_of(actor)
         self._is_final = True
         await self.add(size_bytes)
 
@@ -153,6 +155,38 @@ async def read_body(
         yield Request(request.scope, _replay(request.state.body, request.receive))
     finally:
         reservation.release()
+
+
+def owner_of(actor: Actor) -> Owner:
+    """Return who sends the bodies of this actor's requests."""
+    namespace = min(actor.namespaces, default=EVERY_NAMESPACE)
+    group = "" if EVERY_NAMESPACE in actor.namespaces else f"namespace {namespace}"
+    return (actor.subject or actor.token_id, group)
+
+
+async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: BodyBudget, limit_bytes: int) -> int:
+    """Write the body to a file, in threads; return its size. The caller gives the bytes back to the budget.
+
+    `TooLarge` (SIZE_INVALID) beyond the limit, `Unavailable` (TRY_LATER) beyond the budget; then nothing is counted.
+    """
+    size_bytes, buffer, owner = 0, bytearray(), owner_of(actor)
+    try:
+        async for chunk in request.stream():
+            budget.require_space(owner, len(chunk))
+            budget.change(owner, len(chunk))
+            size_bytes += len(chunk)
+            buffer += chunk
+            if size_bytes > limit_bytes:
+                raise _too_large(limit_bytes)
+            if len(buffer) >= SPOOL_BYTES:
+                await run_in_threadpool(file.write, buffer)
+                buffer = bytearray()
+        await run_in_threadpool(file.write, buffer)
+        await run_in_threadpool(file.flush)
+    except BaseException:
+        budget.change(owner, -size_bytes)
+        raise
+    return size_bytes
 
 
 def check_values(body: bytes) -> None:

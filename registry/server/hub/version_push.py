@@ -76,12 +76,7 @@ def push_version(
         created_by=actor.identity, token_id=actor.token_id,
         expires_at=now + timedelta(seconds=settings.push_hold_seconds),
     )  # fmt: skip
-    rows = [
-        PushBlobRow(push_id=row.id, digest=digest, size_bytes=size)
-        if digest in readable
-        else push.staged[digest].model_copy(update={"push_id": row.id})
-        for digest, size in sizes.items()
-    ]
+    rows = [_blob_row(row.id, digest, size, push.staged.get(digest)) for digest, size in sizes.items()]
     db.begin_writing(session)
     references.reserve(session, sizes)
     db.bulk_insert(session, [row])
@@ -93,6 +88,12 @@ def push_version(
     if isinstance(result, RegistryError):
         raise result
     return row.id, result
+
+
+def _blob_row(push_id: str, digest: Digest, size_bytes: int, staged: PushBlobRow | None) -> PushBlobRow:
+    """A blob of a push that an upload has staged; without that, a version has it."""
+    key, is_stored = (staged.staging_key, staged.is_stored) if staged is not None else ("", False)
+    return PushBlobRow(push_id=push_id, digest=digest, size_bytes=size_bytes, staging_key=key, is_stored=is_stored)
 
 
 def not_uploaded(files: Sequence[Descriptor]) -> Conflict:

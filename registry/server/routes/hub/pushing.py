@@ -36,6 +36,7 @@ from registry.server.http.dependencies import (
     PusherInThread,
     SettingsDep,
 )
+from registry.server.http.request_body import owner_of, spool_body
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
@@ -49,7 +50,6 @@ router = APIRouter(route_class=HubRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"
 LFS_TYPE = "application/vnd.git-lfs+json"
 BATCH_LIMIT = 1000
-WRITE_BYTES = 2**20
 WARNING_LIMIT = 1000
 CreatePr = Annotated[str, Query(max_length=20)]
 
@@ -190,27 +190,16 @@ async def commit_files(
     state, name = request.app.state, _adapter_of(request)
     request.state.unread_body = True
     await run_in_store_thread(commits.find_head, engine, actor, name, revision)
+    budget = state.disk_budget
     with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
-        await _receive(request, spool)
+        size_bytes = await spool_body(request, actor, spool, budget, BODY_LIMIT_BYTES)
         request.state.unread_body = False
-        with state.freshness.during_write(), background.push_in_progress(engine):
-            outcome = await run_in_store_thread(_commit, request, actor, name, revision, spool)
+        try:
+            with state.freshness.during_write(), background.push_in_progress(engine):
+                outcome = await run_in_store_thread(_commit, request, actor, name, revision, spool)
+        finally:
+            budget.change(owner_of(actor), -size_bytes)
     return _answer(request, name, outcome)
-
-
-async def _receive(request: Request, spool: IO[bytes]) -> None:
-    """Write the body to a file. `TooLarge` (SIZE_INVALID) beyond the limit."""
-    size_bytes, buffer = 0, bytearray()
-    async for chunk in request.stream():
-        buffer += chunk
-        size_bytes += len(chunk)
-        if size_bytes > BODY_LIMIT_BYTES:
-            raise TooLarge("SIZE_INVALID", f"commit: over the limit of {BODY_LIMIT_BYTES} bytes")
-        if len(buffer) >= WRITE_BYTES:
-            await run_in_store_thread(spool.write, buffer)
-            buffer = bytearray()
-    await run_in_store_thread(spool.write, buffer)
-    await run_in_store_thread(spool.flush)
 
 
 def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> CommitOutcome:
