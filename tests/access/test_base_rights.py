@@ -151,6 +151,22 @@ def test_a_manifest_names_its_base_by_its_own_name(world: World) -> None:
     assert (refused.value.code, refused.value.findings[0].code) == ("BASE_INVALID", "base.is_alias")
 
 
+def test_an_alias_that_is_given_to_another_base_changes_no_version(world: World) -> None:
+    """Versions, nodes and lists go by the base itself; only who names the alias from now on means the other one."""
+    world.add_base()
+    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    world.push("acme/support", forge.lora(dataclasses.replace(forge.llama(), name="hub/tiny")))
+    before = world.admin.resolve("acme/support")
+    state = world.admin.desired_state("tiny-llama", "main")
+    world.admin.set_base_aliases("tiny-llama", [])
+    other = world.admin.add_base(base("other")).name
+    world.admin.set_base_aliases(other, ["hub/tiny"])
+    assert world.admin.resolve("acme/support") == before
+    assert world.admin.desired_state("tiny-llama", "main").adapters == state.adapters
+    assert len(state.adapters) == 1
+    assert world.admin.desired_state("hub/tiny", "main").adapters == []
+
+
 def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(world: World) -> None:
     world.add_base()
     world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])

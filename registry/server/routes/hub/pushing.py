@@ -36,7 +36,7 @@ from registry.server.http.dependencies import (
     PusherInThread,
     SettingsDep,
 )
-from registry.server.http.request_body import owner_of, spool_body
+from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, owner_of, spool_body
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
@@ -152,6 +152,7 @@ def _to_object(file: LargeFile, base: str, url: str) -> Json:
 
 
 @router.post(LFS + "/complete", dependencies=[NO_TOKEN])
+@limit_body(UNTRUSTED_BYTES)
 def complete_parts() -> Json:
     """Do nothing: clients send no token here, so the commit assembles the parts."""
     return {}
