@@ -16,7 +16,7 @@ from registry.bases import BaseMatch
 from registry.client import answers
 from registry.client.core import Versions
 from registry.evaluation.verdicts import Check, Outcome
-from registry.names import AdapterName
+from registry.names import AdapterName, Ref
 
 from . import arguments, output, session, versions
 
@@ -110,21 +110,24 @@ def _print_list(items: list[AdapterView]) -> None:
 # ------------------------------------------------------------------ versions
 @click.command("versions")
 @click.argument("name", type=arguments.NAME)
+@click.option("--deleted", is_flag=True, help="Include deleted versions.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
-def versions_of(name: AdapterName, limit: int | None) -> None:
+def versions_of(name: AdapterName, deleted: bool, limit: int | None) -> None:
     """List the versions of NAME, newest first, with verdicts, aliases and tags.
 
     \b
     adapter versions acme/support --limit 5
     """
-    list_versions(name, limit)
+    list_versions(name, limit, deleted=deleted)
 
 
-def list_versions(name: AdapterName, limit: int | None) -> None:
+def list_versions(name: AdapterName, limit: int | None, *, deleted: bool = False) -> None:
     """Print the newest `limit` versions of an adapter, or all."""
     page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
     with session.versions() as registry:
-        pages = answers.all_pages(lambda cursor: registry.versions(name, cursor=cursor, limit=page_limit))
+        pages = answers.all_pages(
+            lambda cursor: registry.versions(name, include_deleted=deleted, cursor=cursor, limit=page_limit)
+        )
         items = list(itertools.islice((item for page in pages for item in page.items), limit))
     output.answer({"items": items}, lambda: _print_versions(items))
 
@@ -158,19 +161,56 @@ def _outcome(version: VersionView, check: Check) -> str:
 
 # ------------------------------------------------------------------ rename, delete
 @click.command()
-@click.argument("name", type=arguments.NAME)
+@click.argument("subject", type=arguments.DELETABLE, metavar="NAME[@VERSION]")
+@click.option("--reason", default="", help="Reason; shown to everyone who requests the version.")
+@click.option("--force", is_flag=True, help="Delete a version although children, jobs, nodes or signatures need it.")
+@click.option("--undo", is_flag=True, help="Restore a deleted version, within the grace time.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def delete(name: AdapterName, yes: bool) -> None:
-    """Delete an adapter with all its versions. Its name and look-alikes are never reused."""
-    output.confirm(f"Delete {name} and all its versions permanently?", yes)
+def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes: bool) -> None:
+    """Delete one version (NAME@3), or an adapter with all its versions (NAME).
+
+    A version can be restored with --undo until its grace time ends; its number is never used again. What needs it is
+    listed: aliases must move first, --force passes over the rest. An adapter is deleted for good: its name and
+    look-alikes are never reused.
+
+    \b
+    adapter delete acme/support@3 --reason 'trained on the wrong data'
+    adapter delete acme/support@3 --undo
+    """
+    if isinstance(subject, Ref):
+        _delete_version(subject, reason, force=force, undo=undo, yes=yes)
+        return
+    if reason or force or undo:
+        raise click.UsageError("--reason, --force and --undo are about a version: NAME@3")
+    output.confirm(f"Delete {subject} and all its versions permanently?", yes)
     with session.registry() as registry:
-        deleted = registry.delete_adapter(name)
+        deleted = registry.delete_adapter(subject)
 
     def text() -> None:
         output.line(f"{deleted.name} deleted with {output.plural(deleted.versions, 'version')}.")
         versions.print_served_on(deleted.served_on)
 
     output.answer(deleted, text)
+
+
+def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool) -> None:
+    if not undo:
+        output.confirm(f"Delete {ref}?", yes)
+    with session.registry() as registry:
+        if undo:
+            version = registry.undelete_version(ref, reason)
+        else:
+            version = registry.delete_version(ref, reason, force=force)
+
+    def text() -> None:
+        title = output.strong(f"{version.name}@{version.number}")
+        if undo:
+            output.line(f"{title} is restored.")
+            return
+        output.line(f"{title} is deleted. Restore it with: adapter delete {version.name}@{version.number} --undo")
+        versions.print_served_on(version.served_on)
+
+    output.answer(version, text)
 
 
 @click.command()

@@ -49,6 +49,7 @@ def _subject(text: str) -> AdapterName | Ref:
 REF = ParsedArgument("ref", Ref.parse)
 SUBJECT = ParsedArgument("subject", _subject)
 """An adapter, or with @ or : one of its versions."""
+DELETABLE = ParsedArgument("name", _subject, {":": "an alias, which may move; name a version as @3"})
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
 

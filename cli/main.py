@@ -86,7 +86,7 @@ def _commands() -> dict[str, CommandSpec]:
         "tag": spec(".metadata", "tag", setup, "Tags of an adapter or version: add, remove, list."),
         "describe": spec(".metadata", "describe", setup, "Describe an adapter or version, and link to pages about it."),
         "rename": spec(".adapters", "rename", setup, "Rename an adapter or move it to another namespace."),
-        "delete": spec(".adapters", "delete", setup, "Delete an adapter and all its versions."),
+        "delete": spec(".adapters", "delete", setup, "Delete a version, or an adapter and all its versions."),
         "webhook": spec(".webhooks", "webhook", setup, "Webhooks: create, list, delete, deliveries."),
         "doctor": spec(".doctor", "doctor", setup, "Diagnose problems between you and the registry."),
         "serve": spec(".serve", "serve", run, "Run the registry server.", extra="server"),

@@ -42,8 +42,14 @@ def print_warnings(version: VersionView) -> None:
 
 
 def state_of(version: VersionView) -> str:
-    """Why the version is not in use: `quarantined`, `yanked` or `damaged`; empty if it is."""
-    states = {"quarantined": version.quarantined_at, "yanked": version.yanked_at, "damaged": version.damaged}
+    """Why the version is not in use: `erased`, `deleted`, `quarantined`, `yanked`, `damaged`; empty if it is."""
+    states = {
+        "erased": version.purged_at,
+        "deleted": version.deleted_at,
+        "quarantined": version.quarantined_at,
+        "yanked": version.yanked_at,
+        "damaged": version.damaged,
+    }
     return output.styled(next((state for state, holds in states.items() if holds), ""), "red")
 
 

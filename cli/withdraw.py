@@ -35,7 +35,7 @@ def yank(ref: Ref, reason: str, undo: bool) -> None:
             verb = "still points at it and answers" if len(pointing) == 1 else "still point at it and answer"
             output.line(f"  {', '.join(pointing)} {verb} YANKED: roll back or promote another version")
         if NEWEST in version.aliases:
-            output.line(f"  it is the newest: {version.name} answers YANKED until the next push")
+            output.line(f"  no other version is available: {version.name} answers YANKED until the next push")
         versions.print_served_on(version.served_on)
 
     output.answer(version, text)

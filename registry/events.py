@@ -58,6 +58,9 @@ class EventType(StrEnum):
     VERSION_UNYANK = "version.unyank", ObjectKind.VERSION, "unyanked {object}"
     VERSION_QUARANTINE = "version.quarantine", ObjectKind.VERSION, "quarantined {object}"
     VERSION_UNQUARANTINE = "version.unquarantine", ObjectKind.VERSION, "lifted the quarantine of {object}"
+    VERSION_DELETE = "version.delete", ObjectKind.VERSION, "deleted {object}"
+    VERSION_UNDELETE = "version.undelete", ObjectKind.VERSION, "restored {object} after its deletion"
+    VERSION_PURGE = "version.purge", ObjectKind.VERSION, "erased the files of {object}"
     VERSION_SIGN = "version.sign", ObjectKind.VERSION, "signed {object}"
     VERSION_APPROVE = "version.approve", ObjectKind.VERSION, "approved {object} for {alias}"
     VERSION_SERVE = "version.serve", ObjectKind.VERSION, "started serving {object} on {node}"
@@ -140,6 +143,8 @@ WEBHOOK_DEFAULT: tuple[EventType, ...] = (
     EventType.VERSION_UNYANK,
     EventType.VERSION_QUARANTINE,
     EventType.VERSION_UNQUARANTINE,
+    EventType.VERSION_DELETE,
+    EventType.VERSION_UNDELETE,
 )
 """The types that a webhook sends unless it names others."""
 

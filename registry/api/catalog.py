@@ -88,6 +88,10 @@ class VersionView(Answer):
     yank_reason: str = ""
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
+    deleted_at: datetime | None = None
+    deleted_by: str = ""
+    delete_reason: str = ""
+    purged_at: datetime | None = Field(default=None, description="When the files of a deleted version were erased.")
     damaged: list[str] = []
     served_on: list[ServedOn] = []
     provenance: Provenance | None = None
@@ -102,7 +106,10 @@ class VersionPage(ItemPage[VersionView]):
 
 
 class AdapterView(Answer):
-    """An adapter and a summary of its newest version. `description`, `tags` and `links` are those of the adapter."""
+    """An adapter and a summary of its newest version that is available, where `main` points.
+
+    `versions` counts all, deleted ones included. `description`, `tags` and `links` are those of the adapter.
+    """
 
     name: str
     versions: int

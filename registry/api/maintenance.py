@@ -39,6 +39,8 @@ class GcReport(Answer):
     dry_run: bool = False
     pushes_expired: int = 0
     pushes_deleted: int = 0
+    versions_purged: int = 0
+    """Deleted versions whose files were erased, because their grace time is over."""
     responses_deleted: int = 0
     tokens_deleted: int = 0
     """Exchanged tokens that expired long ago."""

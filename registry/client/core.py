@@ -177,9 +177,12 @@ class Versions:
         """Return one adapter."""
         return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), AdapterView))
 
-    def versions(self, name: Name, *, cursor: str = "", limit: int | None = None) -> VersionPage:
+    def versions(
+        self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None
+    ) -> VersionPage:
         """Return one page of the versions of an adapter, newest first."""
-        return self._get(f"{path_of_adapter(name)}/versions", VersionPage, cursor=cursor, limit=limit)
+        deleted = "true" if include_deleted else ""
+        return self._get(f"{path_of_adapter(name)}/versions", VersionPage, deleted=deleted, cursor=cursor, limit=limit)
 
     def version(self, ref: AnyRef) -> VersionView:
         """Return one version with its verdicts."""

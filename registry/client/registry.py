@@ -64,6 +64,15 @@ class Registry(Versions):
         """Delete an adapter with its versions."""
         return self._send("DELETE", path_of_adapter(name), catalog.DeleteResult)
 
+    def delete_version(self, ref: AnyRef, reason: str = "", *, force: bool = False) -> catalog.VersionView:
+        """Delete a version. `force`: although something needs it."""
+        query = {"reason": reason, "force": "true" if force else ""}
+        return self._send("DELETE", path_of(ref), catalog.VersionView, query=query)
+
+    def undelete_version(self, ref: AnyRef, reason: str) -> catalog.VersionView:
+        """Restore a deleted version."""
+        return self._post(f"{path_of(ref)}/undelete", WithdrawRequest(reason=reason), catalog.VersionView)
+
     def yank(self, ref: AnyRef, reason: str, *, undo: bool = False) -> catalog.VersionView:
         """Yank a version, or undo that."""
         return self._post(

@@ -43,6 +43,8 @@ class Settings:
     """Seconds after its last commit at which a draft of a Hub client ends (`adapter gc` deletes it)."""
     gc_grace_seconds: int = 7 * 24 * 3600
     """Seconds for which `adapter gc` keeps unreferenced blobs."""
+    delete_grace_seconds: int = 30 * 24 * 3600
+    """Seconds for which a deleted version can be restored. Then `adapter gc` erases its files."""
     second_copy: str = ""
     """Replica of the blob store (`file:///…` or `s3://…`) from which `adapter fsck --deep` restores damaged blobs."""
     link_seconds: int = 3600

@@ -34,28 +34,35 @@ SUBJECTS = ("ann", "bob")
 WORDS = ("one", "two", "0ne")
 ALIAS = "canary"
 DONE = "done"
-ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank", "delete", "rename", "grant",
-        "revoke", "publish", "hide", "end_token", "look")  # fmt: skip
+ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank", "drop", "drop", "undrop", "delete",
+        "rename", "grant", "revoke", "publish", "hide", "end_token", "look")  # fmt: skip
 
 
 @dataclass
 class Line:
-    """One adapter: its versions' contents by number, what is yanked, and the moves of its alias."""
+    """One adapter: its versions' contents by number, what is yanked or deleted, and the moves of its alias."""
 
     contents: list[int] = field(default_factory=list)
     yanked: set[int] = field(default_factory=set)
+    dropped: set[int] = field(default_factory=set)
     moves: list[tuple[int, int, bool]] = field(default_factory=list)  # from, to, went back
 
     @property
     def held(self) -> int:
         return self.moves[-1][1] if self.moves else 0
 
+    @property
+    def newest(self) -> int:
+        """Where `main` points: the newest version that is there and not yanked, if there is one."""
+        present = set(range(1, len(self.contents) + 1)) - self.dropped
+        return max(present - self.yanked or present)
+
     def before(self) -> int:
         """What rolling back leads to: what was held before this version came, yanked ones passed over; 0 is nothing."""
         came_from = {to: origin for origin, to, back in self.moves if not back}
         seen, number = {self.held}, came_from.get(self.held, 0)
         while number and number not in seen:
-            if number not in self.yanked:
+            if number not in self.yanked | self.dropped:
                 return number
             seen.add(number)
             number = came_from.get(number, 0)
@@ -104,13 +111,15 @@ class Oracle:
         line = self.lines.setdefault((space, word), Line())
         if content not in line.contents:
             line.contents.append(content)
-        return DONE
+        return "VERSION_TOMBSTONED" if line.contents.index(content) + 1 in line.dropped else DONE
 
     def found(self, who: str, scope: str, space: str, word: str, number: int) -> str:
         wrong = self.barred(who, scope, space)
         line = self.lines.get((space, word))
         if wrong or line is None:
             return wrong or "ADAPTER_UNKNOWN"
+        if number in line.dropped:
+            return "VERSION_DELETED"
         return "" if number <= len(line.contents) else "VERSION_UNKNOWN"
 
     def promote(self, who: str, space: str, word: str, number: int, *, stale: bool) -> str:
@@ -144,6 +153,21 @@ class Oracle:
             self.lines[space, word].yanked.add(number)
         return wrong or DONE
 
+    def drop(self, who: str, space: str, word: str, number: int, *, undo: bool) -> str:
+        """Delete one version, or undo that. A second time nothing happens."""
+        wrong = self.found(who, "admin", space, word, number)
+        if wrong == "VERSION_DELETED":
+            if undo:
+                self.lines[space, word].dropped.discard(number)
+            return DONE
+        if wrong or undo:
+            return wrong or DONE
+        line = self.lines[space, word]
+        if line.held == number or len(line.contents) - len(line.dropped) == 1:
+            return "VERSION_IN_USE"
+        line.dropped.add(number)
+        return DONE
+
     def delete(self, who: str, space: str, word: str) -> str:
         wrong = self.found(who, "admin", space, word, 0)
         if not wrong:
@@ -173,10 +197,10 @@ class Oracle:
         wrong = self.barred(who, "admin", space, "NAMESPACE_UNKNOWN")
         return wrong or (act(), DONE)[1]
 
-    def seen(self, who: str) -> dict[str, tuple[int, int]]:
-        """Adapter → how many versions, and what its alias holds."""
+    def seen(self, who: str) -> dict[str, tuple[int, int, int]]:
+        """Adapter → how many versions, the newest, and what its alias holds."""
         return {
-            f"{space}/{word}": (len(line.contents), line.held)
+            f"{space}/{word}": (len(line.contents), line.newest, line.held)
             for (space, word), line in self.lines.items()
             if self.may(who, "pull", space)
         }
@@ -215,6 +239,10 @@ class Pair:
             return _code(lambda: client.rollback(name, ALIAS)), model.rollback(who, space, word)
         if act == "yank":
             return _code(lambda: client.yank(f"{name}@{version}", "r")), model.yank(who, space, word, version)
+        if act in ("drop", "undrop"):
+            undo = act == "undrop"
+            ask = client.undelete_version if undo else client.delete_version
+            return _code(lambda: ask(f"{name}@{version}", "r")), model.drop(who, space, word, version, undo=undo)
         if act == "delete":
             return _code(lambda: client.delete_adapter(name)), model.delete(who, space, word)
         if act == "rename":
@@ -239,7 +267,7 @@ class Pair:
     def compared(self, who: str) -> tuple[str, str]:
         """What one actor sees of this example, in the registry and in the dictionary."""
         listed = [a for space in self.spaces for a in self.clients[who].adapters(namespace=space).items]
-        real = {a.name: (a.versions, a.aliases.get(ALIAS, 0)) for a in listed}
+        real = {a.name: (a.versions, a.newest, a.aliases.get(ALIAS, 0)) for a in listed}
         return str(sorted(real.items())), str(sorted(self.oracle.seen(who).items()))
 
 

@@ -154,6 +154,7 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(drive, audit)
+    _delete_versions(drive)
     drive("POST /check", lambda: None)
     drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
     _maintain(drive)
@@ -175,6 +176,16 @@ def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
     hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
     drive(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(world, hook.webhook.id)))
     drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
+
+
+def _delete_versions(drive: Drive) -> None:
+    admin, route = drive.world.admin, f"{A}/versions/{{selector}}"
+    drive("POST /pushes/{push_id}/commit", lambda: drive.world.push("other/left"))
+    drive("POST /pushes/{push_id}/commit", lambda: drive.world.push("other/left"))
+    for _ in range(2):
+        drive(f"DELETE {route}", lambda: admin.delete_version("other/left@1"))
+    for _ in range(2):
+        drive(f"POST {route}/undelete", lambda: admin.undelete_version("other/left@1", "needed"))
 
 
 def _describe(drive: Drive) -> None:
@@ -260,7 +271,11 @@ def _nothing_is_left_out(drive: Drive) -> None:
     pushed = drive.seen["POST /pushes/commit"]
     versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
     assert versions == dict.fromkeys(
-        [f"version.push {v}" for v in ("acme/support@1", "acme/support@2", "other/left@1")], 1
+        [
+            f"version.push {v}"
+            for v in ("acme/support@1", "acme/support@2", "other/left@1", "other/left@2", "other/left@3")
+        ],
+        1,
     )
     assert drive.seen["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}

@@ -23,7 +23,7 @@ VERBS = {
     "exchange", "fail", "find", "finish", "grant", "head", "identify", "list", "plan", "promote", "prove",
     "quarantine", "read", "rebuild", "recommend", "reevaluate", "remove", "rename", "renew", "report", "resolve",
     "retry", "revoke", "rollback", "rotate", "set", "show", "sign", "start", "stream", "submit",
-    "unquarantine", "unyank", "upload", "yank",
+    "undelete", "unquarantine", "unyank", "upload", "yank",
 }  # fmt: skip
 
 

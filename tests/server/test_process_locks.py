@@ -171,7 +171,8 @@ def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing
 
     monkeypatch.setattr(type(world.blobs), "delete", freeze_and_delete)
     with locks.acquire(world.engine, gc.LOCK) as lock:
-        run = gc.GcRun(world.engine, world.blobs, lock, timedelta(0), timedelta(0), timedelta(0), dry_run=False)
+        no = timedelta(0)
+        run = gc.GcRun(world.engine, world.blobs, lock, no, no, no, no, dry_run=False)
         with pytest.raises(Unavailable, match="took over"):
             gc.collect_blobs(run)
     assert states(world)[weights] == "corrupt"

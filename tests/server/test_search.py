@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from registry.api.catalog import AdapterPage, MetadataChange
 from registry.errors import Invalid
-from registry.server.database.models import AdapterRow, VersionMetadataRow, VersionRow, VersionTagRow
+from registry.server.database.models import AdapterRow, AliasRow, VersionMetadataRow, VersionRow, VersionTagRow
 from tests import forge
 from tests.identities import forge as forge_identity
 from tests.identities import nudged, values
@@ -122,6 +122,9 @@ def shelve(world: World, count: int) -> None:
         ids = session.exec(select(AdapterRow.id).where(AdapterRow.name != "a").order_by(AdapterRow.name)).all()
         rows = [version | {"id": 1000 + id, "adapter_id": id, "created_at": moment} for id in ids]
         session.connection().execute(insert(VersionRow), rows)
+        main = session.exec(select(AliasRow)).one().model_dump()
+        aliases = [main | {"adapter_id": row["adapter_id"], "version_id": row["id"]} for row in rows]
+        session.connection().execute(insert(AliasRow), aliases)
         for table in (VersionTagRow, VersionMetadataRow):
             carried = [tag.model_dump() for tag in session.exec(select(table)).all()]
             tags = [tag | {"version_id": row["id"]} for row in rows for tag in carried]

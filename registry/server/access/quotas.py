@@ -193,7 +193,9 @@ def check_before_transfer(session: Session, name: AdapterName, adapter_id: int) 
     if row is not None and _has_quota(row):
         usage = _lock_usages(session, {row.name: row})[row.name]
         totals = select(func.coalesce(func.sum(VersionRow.size_bytes), 0), func.count(col(VersionRow.id)))
-        size_bytes, versions = session.exec(totals.where(VersionRow.adapter_id == adapter_id)).one()
+        size_bytes, versions = session.exec(
+            totals.where(VersionRow.adapter_id == adapter_id, col(VersionRow.purged_at).is_(None))
+        ).one()
         _require_space(session, row, usage, int(size_bytes), versions, "adapter")
 
 
@@ -202,7 +204,7 @@ def read_usage(session: Session, namespaces: Sequence[str]) -> dict[str, tuple[i
     statement = (
         select(AdapterRow.namespace, func.sum(VersionRow.size_bytes), func.count(col(VersionRow.id)))
         .join(VersionRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-        .where(col(AdapterRow.namespace).in_(namespaces))
+        .where(col(AdapterRow.namespace).in_(namespaces), col(VersionRow.purged_at).is_(None))
         .group_by(AdapterRow.namespace)
     )
     usage = {namespace: (int(size_bytes), versions) for namespace, size_bytes, versions in session.exec(statement)}

@@ -2,6 +2,7 @@
 
     yanked         no alias resolves to it; its number and its digest still do
     quarantined    only its digest leads to its bytes, and only for those who may promote; nothing may be added to it
+    deleted        nothing but a sentence that says so; its owner sees it in the list of deleted versions
 
 Row, verdicts and history of a withdrawn version stay visible.
 """
@@ -9,7 +10,7 @@ Row, verdicts and history of a withdrawn version stay visible.
 from __future__ import annotations
 
 from registry.digest import Digest
-from registry.errors import Refused
+from registry.errors import NotFound, Refused
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.actors import Actor
@@ -18,6 +19,7 @@ from registry.server.database.models import VersionRow
 
 def require_readable(actor: Actor, name: AdapterName, version: VersionRow, selector: Selector) -> None:
     """`Refused` (QUARANTINED, YANKED) unless this actor may read the bytes that this selector names."""
+    require_not_deleted(name, version)
     if version.quarantined_at is not None:
         if isinstance(selector, Digest) and actor.may(Scope.PROMOTE, name.namespace, name.name):
             return
@@ -28,14 +30,28 @@ def require_readable(actor: Actor, name: AdapterName, version: VersionRow, selec
 
 def require_available(name: AdapterName, version: VersionRow) -> None:
     """`Refused` (QUARANTINED, YANKED) if the version is withdrawn: nothing new may refer to it."""
+    require_not_deleted(name, version)
     if version.quarantined_at is not None:
         raise quarantined_error(name, version)
     if version.yanked_at is not None:
         raise _yanked_error(name, version)
 
 
+def require_not_deleted(name: AdapterName, version: VersionRow) -> None:
+    """`NotFound` (VERSION_DELETED) if the version was deleted."""
+    if version.deleted_at is not None:
+        raise NotFound("VERSION_DELETED", deletion_message(name, version))
+
+
+def deletion_message(name: AdapterName, version: VersionRow) -> str:
+    """The sentence that stands for a deleted version."""
+    day = f"{version.deleted_at:%Y-%m-%d}" if version.deleted_at is not None else ""
+    reason = f": {version.delete_reason}" if version.delete_reason else ""
+    return f"version {version.number} of '{name}' was deleted on {day} by {version.deleted_by}{reason}"
+
+
 def is_withdrawn(version: VersionRow) -> bool:
-    """Whether the version is yanked or in quarantine."""
+    """Whether the version is yanked, in quarantine or deleted."""
     return version.yanked_at is not None or version.quarantined_at is not None
 
 

@@ -50,6 +50,7 @@ def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[Base
         select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
         .where(any_of(col(VersionRow.base_id), [row.id for row in rows]), versions.visible(actor))
+        .where(col(VersionRow.deleted_at).is_(None))
         .group_by(col(VersionRow.base_id))
     )
     adapters = dict(session.exec(counting).all())

@@ -148,6 +148,7 @@ def _statement(walk: CTE, actor: Actor) -> Select[Any]:
     """
     walked = select(walk).limit(EDGES_LIMIT + 1).cte("walked")
     state = case(
+        (col(VersionRow.deleted_at).is_not(None), "deleted"),
         (col(VersionRow.quarantined_at).is_not(None), "quarantined"),
         (col(VersionRow.yanked_at).is_not(None), "yanked"),
         else_="",

@@ -1,7 +1,7 @@
 """Metadata backup: versions, bases and tombstones as small records beside the blobs, so that the bucket alone suffices.
 
     records/base/<hex>                          name, fingerprint, spec, source, who, when, which weights
-    records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn when and why
+    records/version/<ns>/<name>/<number>/<hex>  name, number, manifest, message, who, when, withdrawn or deleted and why
     records/tombstone/<ns>/<name>/<hex>         an adapter's name that is never used again, and since when
     records/tombstone/<ns>/<hex>                the same for a namespace's name
     records/tombstone/@<org>/<name>/<hex>       the same for a name that a base had
@@ -117,6 +117,10 @@ class VersionRecord(Record):
     quarantine: int = 0
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
+    deleted_at: datetime | None = None
+    deleted_by: str = ""
+    delete_reason: str = ""
+    purged_at: datetime | None = None
 
 
 class TombstoneRecord(Record):
@@ -213,7 +217,7 @@ def newest_record(
 
 
 def revision(version: VersionRecord | VersionRow) -> tuple[int, bool]:
-    """Grows with every withdrawal of a version and with the end of one; nothing else in a version changes."""
+    """Grows with every withdrawal or deletion of a version and with the end of one; nothing else of it changes."""
     return version.quarantine, version.yanked_at is not None
 
 

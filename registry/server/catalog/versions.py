@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Integer, and_, bindparam, null, or_, true, tuple_, type_coerce
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import aliased, defer
 from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
@@ -20,7 +20,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
-from registry.names import AdapterName, Alias, Ref, Selector
+from registry.names import NEWEST, AdapterName, Alias, Ref, Selector
 from registry.roles import Scope
 from registry.server import public_namespaces
 from registry.server.access import epoch
@@ -88,10 +88,13 @@ def named(name: AdapterName) -> ColumnElement[bool]:
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
 
 
-def is_newest() -> ColumnElement[bool]:
-    """The condition that joins to `adapter` its newest version."""
-    number = col(VersionRow.number) == col(AdapterRow.newest_number)
-    return and_(col(VersionRow.adapter_id) == col(AdapterRow.id), number)
+_MAIN = aliased(AliasRow)
+
+
+def join_newest(statement: Any) -> Any:
+    """Join to `adapter` the version that `main` points at: the newest that is available."""
+    main = and_(col(_MAIN.adapter_id) == col(AdapterRow.id), col(_MAIN.alias) == NEWEST)
+    return statement.join(_MAIN, main).join(VersionRow, col(VersionRow.id) == col(_MAIN.version_id))
 
 
 def alias_points_at_version() -> ColumnElement[bool]:
@@ -232,9 +235,13 @@ def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[
 
 
 def find(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, include_withdrawn: bool = True
-) -> VersionRow:
-    """The row of one version. `NotFound`; `Refused` for a withdrawn one unless `include_withdrawn`."""
+    session: Session, actor: Actor, name: AdapterName, selector: Selector, *, include_withdrawn: bool = True,
+    include_deleted: bool = False,
+) -> VersionRow:  # fmt: skip
+    """The row of one version. `NotFound`, also for a deleted one unless `include_deleted`.
+
+    `Refused` for a withdrawn one unless `include_withdrawn`.
+    """
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -243,6 +250,8 @@ def find(
     row = session.exec(statement.where(named(name), _selected(selector))).first()
     if row is None:
         raise not_found(session, name, selector)
+    if not include_deleted:
+        availability.require_not_deleted(name, row)
     if not include_withdrawn:
         availability.require_available(name, row)
     return row
@@ -278,10 +287,14 @@ def parse_cursor(cursor: str, *, digits: int = 9) -> int:
     return int(cursor or 0)
 
 
-def list_versions(session: Session, actor: Actor, name: AdapterName, *, cursor: str = "", limit: int) -> VersionPage:
+def list_versions(
+    session: Session, actor: Actor, name: AdapterName, *, include_deleted: bool = False, cursor: str = "", limit: int
+) -> VersionPage:
     """The versions of an adapter, newest first; `cursor` is the number of the last one on the previous page."""
     adapter = find_adapter(session, actor, name)
     statement = select(VersionRow).where(col(VersionRow.adapter_id) == adapter.id)
+    if not include_deleted:
+        statement = statement.where(col(VersionRow.deleted_at).is_(None))
     if cursor:
         statement = statement.where(col(VersionRow.number) < parse_cursor(cursor))
     rows = session.exec(statement.order_by(col(VersionRow.number).desc()).limit(limit + 1)).all()

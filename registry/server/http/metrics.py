@@ -68,7 +68,7 @@ class _Server(Collector):
 def _totals() -> Iterator[tuple[str, str, Any]]:
     count, position = select(func.count()), col(EventRow.position)
     yield "adapters", "Adapters.", count.select_from(AdapterRow)
-    yield "versions", "Versions.", count.select_from(VersionRow)
+    yield "versions", "Versions.", count.select_from(VersionRow).where(col(VersionRow.deleted_at).is_(None))
     yield "pushes_open", "Pushes under way.", count.select_from(PushRow).where(col(PushRow.state) == PushState.OPEN)
     yield "audit_log_size", "Numbered events of the audit log.", select(func.coalesce(func.max(position), 0))
     unnumbered = count.select_from(EventRow).where(position.is_(None))

@@ -25,7 +25,7 @@ from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import files, versions
+from registry.server.catalog import availability, files, versions
 from registry.server.catalog import search as catalog_search
 from registry.server.catalog.search import Search
 from registry.server.database import db
@@ -72,6 +72,7 @@ def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.
     if len(rows) != 1:
         count = "several versions" if rows else "no version"
         raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has {count} whose id begins with {commit.digits}")
+    availability.require_not_deleted(name, rows[0])
     return rows[0]
 
 

@@ -1,6 +1,7 @@
 """Garbage collection: delete what nothing references, in small steps that may stop anywhere and be repeated.
 
     end pushes   open pushes past their time, with their drafts, reference nothing any more
+    purge        versions deleted longer ago than their grace time lose their files
     mark         unreferenced blobs become `dead`
     delete       blobs dead for longer than the grace period: claim as `deleting`, delete the bytes, then the row
     orphans      staging keys of ended pushes, unfinished uploads, final keys without a row
@@ -43,6 +44,7 @@ from registry.server.database.locks import ProcessLock
 from registry.server.database.models import BlobRow, DraftRow, PushRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import ended_rows, reindex
+from registry.server.promotion import deletion
 from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import references
@@ -79,6 +81,8 @@ class GcRun:
     lock: ProcessLock
     grace: timedelta
     hold: timedelta
+    delete_grace: timedelta
+    """How long a deleted version can be restored."""
     links: timedelta
     """How long a link of a push may work, with a margin for the store's clock."""
     dry_run: bool
@@ -147,9 +151,10 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
     """Run one request's share of a garbage collection. `Unavailable` (TRY_LATER) while another one runs."""
     grace_seconds = settings.gc_grace_seconds if request.grace_seconds is None else request.grace_seconds
     grace, hold = timedelta(seconds=grace_seconds), timedelta(seconds=settings.push_hold_seconds)
+    delete_grace = timedelta(seconds=settings.delete_grace_seconds)
     with locks.acquire(engine, LOCK) as lock:
         links = timedelta(seconds=settings.link_seconds) + CLOCK_MARGIN
-        run = GcRun(engine, blobs, lock, grace, hold, links, request.dry_run)
+        run = GcRun(engine, blobs, lock, grace, hold, delete_grace, links, request.dry_run)
         next_cursor = _continue(run, request.cursor)
     deleted = {name: run.counts[name] for name in AUDITED if run.counts.get(name)}
     if deleted and not request.dry_run:
@@ -178,6 +183,8 @@ def collect_blobs(run: GcRun, after: str = "") -> str:
     No request scans again what an earlier one has scanned, so a run ends however many blobs are referenced.
     """
     _end_pushes(run)
+    while not run.is_over and (purged := deletion.purge_expired(run.engine, run.delete_grace)):
+        run.count("versions_purged", purged)
     _delete_dead(run)
     position = _mark_dead(run, after)
     _delete_dead(run)
@@ -203,6 +210,7 @@ def _count_collectable(run: GcRun) -> None:
             ("pushes_expired", PushRow, _is_expired_push()),
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
+        run.count("versions_purged", deletion.count_expired(session, run.delete_grace))
         for name, number in ended_rows.count(session).items():
             run.count(name, number)
     run.count("blobs_deleted", blobs)

@@ -129,7 +129,11 @@ def _evaluate_batches(
 def _select_batch(session: Session, after: int) -> list[_Version]:
     """Select the next versions by id, in two statements."""
     statement = select(VersionRow.id, VersionRow.digest, VersionRow.base_id, VersionRow.facts)
-    statement = statement.where(col(VersionRow.id) > after).order_by(col(VersionRow.id)).limit(BATCH)
+    statement = (
+        statement.where(col(VersionRow.id) > after, col(VersionRow.purged_at).is_(None))
+        .order_by(col(VersionRow.id))
+        .limit(BATCH)
+    )
     versions = session.exec(statement).all()
     if not versions:
         return []

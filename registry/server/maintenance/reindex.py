@@ -35,10 +35,10 @@ from registry.server.audit import tree
 from registry.server.catalog import base_rows, base_weights, bases, metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, TombstoneRecord, VersionRecord
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, AliasRow, BaseRow, BlobRow, TakenNameRow, VersionRow
+from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenNameRow, VersionRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
-from registry.server.promotion import aliases, withdraw
+from registry.server.promotion import aliases, deletion
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
@@ -240,8 +240,11 @@ def _restore_versions(run: _Run, name: AdapterName, missing: list[_MissingVersio
         record = metadata_backup.newest_record(run.blobs, version.keys, version.name, version.number, run.findings)
         if record is None:
             continue
-        present = _find_present_blobs(run, record.manifest, f"{name}@{version.number}")
-        inspection = _inspect(run, record.manifest)
+        present: set[Digest] = set()
+        inspection = None
+        if record.purged_at is None:
+            present = _find_present_blobs(run, record.manifest, f"{name}@{version.number}")
+            inspection = _inspect(run, record.manifest)
         with db.session(run.engine) as session:
             restored += _restore_version(run, session, name, record, inspection, present)
     with db.session(run.engine) as session:
@@ -299,7 +302,10 @@ def _restore_version(
     session.add_all([adapter, row])
     session.flush()
     rows.add_contents(session, [(row, manifest)])
-    _restore_blobs(session, manifest, present)
+    if record.purged_at is None:
+        _restore_blobs(session, manifest, present)
+    else:
+        deletion.erase_contents(session, row)
     if inspection is not None:
         rows.add_compat_verdict(session, row, base, inspection)
         if inspection.weights is not None:
@@ -342,16 +348,12 @@ def _restore_withdrawals(run: _Run) -> int:
             count += 1
             if not run.dry_run:
                 with db.session(run.engine) as session:
-                    withdraw.restore(session, run.actor, name, record)
+                    deletion.restore(session, run.actor, name, record)
     return count
 
 
 def _restore_main(session: Session, actor: Actor, name: AdapterName) -> None:
     """Point `main` at the newest version."""
-    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    newest = session.exec(statement.where(versions.named(name)).order_by(col(VersionRow.number).desc())).first()
-    if newest is None:
-        return
-    main = session.get(AliasRow, (newest.adapter_id, names.NEWEST))
-    if main is None or main.version_id != newest.id:
-        aliases.move_newest(session, actor, name, newest)
+    adapter_id = session.exec(select(AdapterRow.id).where(versions.named(name))).first()
+    if adapter_id is not None:
+        aliases.follow_newest(session, actor, name, adapter_id, "restored")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, literal_column, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, literal_column, or_, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -86,15 +86,26 @@ def move(
     return _point(session, actor, name, alias, version, expected_generation, reason, evidence)
 
 
-def move_newest(session: Session, actor: Actor, name: AdapterName, version: VersionRow) -> None:
-    """Move `main` to a version that was just made. The caller's lock on the adapter makes this safe."""
-    db.bulk_insert(session, move_all_newest(session, actor, [(name, version)]))
+def follow_newest(session: Session, actor: Actor, name: AdapterName, adapter_id: int, reason: str) -> None:
+    """Point `main` at the newest version that is not withdrawn, else at the newest that is not deleted.
+
+    Nothing happens if it is there. The caller holds the adapter's lock.
+    """
+    withdrawn = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))
+    candidates = select(VersionRow).where(VersionRow.adapter_id == adapter_id, col(VersionRow.deleted_at).is_(None))
+    best = session.exec(candidates.order_by(withdrawn, col(VersionRow.number).desc()).limit(1)).first()
+    main = session.get(AliasRow, (adapter_id, names.NEWEST), populate_existing=True)
+    if best is not None and (main is None or main.version_id != best.id):
+        _point(session, actor, name, names.NEWEST, best, None, reason, [])
 
 
 def move_all_newest(
     session: Session, actor: Actor, versions: Sequence[tuple[AdapterName, VersionRow]]
 ) -> list[EventRow]:
-    """As `move_newest`, in the order given, with a few statements for all. The caller inserts the events returned."""
+    """Move `main` to versions that were just made, in the order given, with a few statements for all.
+
+    The caller holds the locks on their adapters, and inserts the events returned.
+    """
     ids = {"ids": sorted({version.adapter_id for _, version in versions})}
     before = {row.adapter_id: row for row in session.exec(_NEWEST, params=ids)}
     pointers = {adapter_id: (row.version_id, row.generation, row.moved_at) for adapter_id, row in before.items()}

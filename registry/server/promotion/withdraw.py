@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from registry.api.catalog import VersionView
 from registry.errors import NotFound
@@ -19,66 +19,65 @@ from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
-from registry.server.catalog import availability, metadata_backup, versions
-from registry.server.catalog.metadata_backup import VersionRecord
+from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, VersionRow
+from registry.server.database.models import VersionRow
+from registry.server.promotion import aliases
 from registry.server.serving import reports
-
-_WITHDRAWAL_COLUMNS = ("yanked_at", "yank_reason", "quarantine", "quarantined_at", "quarantine_reason")
 
 
 def yank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Withdraw a version: aliases that point at it answer YANKED until they move. A second yank changes nothing."""
-    _lock(session, actor, Scope.PROMOTE, name, version)
+    lock(session, actor, Scope.PROMOTE, name, version)
     _refuse_quarantined(name, version)
     if version.yanked_at is None:
         values = {"yanked_at": db.now(), "yank_reason": reason}
-        _change(session, actor, name, version, EventType.VERSION_YANK, reason, **values)
-    return _view_with_nodes(session, name, version)
+        change(session, actor, name, version, EventType.VERSION_YANK, reason, **values)
+    return view_with_nodes(session, name, version)
 
 
 def unyank(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Undo a yank: the version is what it was before, aliases that still point at it included."""
-    _lock(session, actor, Scope.PROMOTE, name, version)
+    lock(session, actor, Scope.PROMOTE, name, version)
     _refuse_quarantined(name, version)
     if version.yanked_at is not None:
         values = {"yanked_at": None, "yank_reason": "", "quarantine": version.quarantine + 1}
-        _change(session, actor, name, version, EventType.VERSION_UNYANK, reason, **values)
+        change(session, actor, name, version, EventType.VERSION_UNYANK, reason, **values)
     return versions.build_view(session, name, version)
 
 
 def quarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """Withhold a version's bytes from all who may not promote. A second quarantine changes nothing."""
-    _lock(session, actor, Scope.PROMOTE, name, version)
+    lock(session, actor, Scope.PROMOTE, name, version)
     if version.quarantined_at is None:
         values = {"quarantined_at": db.now(), "quarantine_reason": reason, "quarantine": version.quarantine + 1}
-        _change(session, actor, name, version, EventType.VERSION_QUARANTINE, reason, **values)
-    return _view_with_nodes(session, name, version)
+        change(session, actor, name, version, EventType.VERSION_QUARANTINE, reason, **values)
+    return view_with_nodes(session, name, version)
 
 
 def unquarantine(session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str) -> VersionView:
     """End a quarantine: the version is what it was before, aliases that still point at it included."""
-    _lock(session, actor, Scope.ADMIN, name, version)
+    lock(session, actor, Scope.ADMIN, name, version)
     if version.quarantined_at is not None:
         values = {"quarantined_at": None, "quarantine_reason": "", "quarantine": version.quarantine + 1}
-        _change(session, actor, name, version, EventType.VERSION_UNQUARANTINE, reason, **values)
+        change(session, actor, name, version, EventType.VERSION_UNQUARANTINE, reason, **values)
     return versions.build_view(session, name, version)
 
 
-def _view_with_nodes(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
+def view_with_nodes(session: Session, name: AdapterName, version: VersionRow) -> VersionView:
     """The view with the nodes that still serve the version: withdrawing removes nothing from an engine."""
     view = versions.build_view(session, name, version)
     return view.model_copy(update={"served_on": reports.find_serving_nodes(session, name, version.digest)})
 
 
-def _lock(session: Session, actor: Actor, scope: Scope, name: AdapterName, version: VersionRow) -> None:
-    """Check the right and lock the row as it is now.
+def lock(session: Session, actor: Actor, scope: Scope, name: AdapterName, version: VersionRow) -> None:
+    """Check the right and lock the adapter, whose `main` may move, and the row as it is now.
 
     Without the lock a concurrent metadata backup could miss the change: setting an empty `recorded_at` to empty again
     writes nothing.
     """
     actor.require(scope, name)
+    versions.find_adapter(session, actor, name, lock=True)
     statement = select(VersionRow).where(VersionRow.id == version.id).with_for_update()
     if session.exec(statement.execution_options(populate_existing=True)).first() is None:
         raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' was deleted in the meantime")
@@ -89,28 +88,12 @@ def _refuse_quarantined(name: AdapterName, version: VersionRow) -> None:
         raise availability.quarantined_error(name, version)
 
 
-def _change(
+def change(
     session: Session, actor: Actor, name: AdapterName, version: VersionRow, event_type: EventType, reason: str,
     **values: Any,
 ) -> None:  # fmt: skip
+    """Change the row and write the event. `main` moves to the newest version that is available then."""
     session.add(version.sqlmodel_update(values | {"recorded_at": None}))
     audit.append(session, actor, event_type, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
     session.flush()
-
-
-# ------------------------------------------------------------------ after a restore
-def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
-    """Withdraw a version, or end that, as its record says, unless the row knows of something newer."""
-    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    same = statement.where(versions.named(name), col(VersionRow.number) == record.number)
-    version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
-    if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
-        return
-    was_quarantined, was_yanked = version.quarantined_at is not None, version.yanked_at is not None
-    session.add(version.sqlmodel_update({column: getattr(record, column) for column in _WITHDRAWAL_COLUMNS}))
-    if was_quarantined != (record.quarantined_at is not None):
-        event_type = EventType.VERSION_UNQUARANTINE if was_quarantined else EventType.VERSION_QUARANTINE
-        _change(session, actor, name, version, event_type, record.quarantine_reason)
-    if was_yanked != (record.yanked_at is not None):
-        event_type = EventType.VERSION_UNYANK if was_yanked else EventType.VERSION_YANK
-        _change(session, actor, name, version, event_type, record.yank_reason)
+    aliases.follow_newest(session, actor, name, version.adapter_id, f"{version.number}: {event_type}")

@@ -21,7 +21,7 @@ from registry import __version__, lineage, names
 from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import NotFound, Refused, RegistryError, Unavailable
+from registry.errors import Conflict, NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
@@ -31,7 +31,7 @@ from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
-from registry.server.catalog import verdicts, versions
+from registry.server.catalog import availability, verdicts, versions
 from registry.server.database import db
 from registry.server.database.any_of import any_of
 from registry.server.database.models import (
@@ -148,6 +148,8 @@ def write(
     """
     adapters = _lock_adapters(session, actor, [commit for commit in commits if commit.inspection is not None])
     existing = find_existing(session, commits)
+    for commit in commits:
+        commit.error = _deletion_error(commit, existing.get(commit.key)) or commit.error
     new: dict[Key, Commit] = {}
     repeated: list[Commit] = []
     for commit in commits:
@@ -197,6 +199,14 @@ def _refuse_incompatible(session: Session, commits: Iterable[Commit]) -> None:
                 findings=errors,
                 next_step=f"namespace '{commit.name.namespace}' is strict; push to another one to store it anyway",
             )
+
+
+def _deletion_error(commit: Commit, version: VersionRow | None) -> Conflict | None:
+    """The error of a push of a version that was deleted; None for any other."""
+    if version is None or version.deleted_at is None:
+        return None
+    step = f"adapter delete --undo {commit.name}@{version.number}" if version.purged_at is None else ""
+    return Conflict("VERSION_TOMBSTONED", availability.deletion_message(commit.name, version), next_step=step)
 
 
 def _deleted_version(commit: Commit) -> NotFound:

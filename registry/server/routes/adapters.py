@@ -116,10 +116,10 @@ def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterVi
 
 @router.get(ADAPTER + "/versions")
 def list_versions(
-    session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, limit: LimitDep = PAGE
+    session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE
 ) -> VersionPage:
     """List the versions of an adapter, newest first."""
-    return versions.list_versions(session, actor, name, cursor=cursor, limit=limit)
+    return versions.list_versions(session, actor, name, include_deleted=deleted, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)

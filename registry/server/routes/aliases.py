@@ -8,9 +8,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Depends, Header, Response
+from fastapi import Depends, Header, Query, Response
 
 from registry import names
+from registry.api import MESSAGE_LIMIT, PrintableText
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -49,7 +50,7 @@ from registry.server.http.dependencies import (
     adapter_name,
     namespace_name,
 )
-from registry.server.promotion import aliases, gates, withdraw
+from registry.server.promotion import aliases, deletion, gates, withdraw
 
 router = routing.create_router("adapters")
 gate_router = routing.create_router("gates")
@@ -229,6 +230,31 @@ def unyank_version(
     actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unyank(session, actor, name, version, reason=request.reason)
+
+
+@router.delete(VERSION)
+def delete_version(
+    session: SessionDep,
+    actor: Admin,
+    name: NameDep,
+    selector: SelectorDep,
+    reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "",
+    force: bool = False,
+) -> VersionView:
+    """Delete a version. It can be restored within the grace time; its number is never used again."""
+    actor.require(Scope.ADMIN, name)
+    version = versions.find(session, actor, name, selector, include_deleted=True)
+    return deletion.delete_version(session, actor, name, version, reason=reason, force=force)
+
+
+@router.post(VERSION + "/undelete")
+def undelete_version(
+    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
+) -> VersionView:
+    """Restore a deleted version, as long as its files are there."""
+    actor.require(Scope.ADMIN, name)
+    version = versions.find(session, actor, name, selector, include_deleted=True)
+    return deletion.undelete_version(session, actor, name, version, reason=request.reason)
 
 
 @gate_router.post(VERSION + "/quarantine")

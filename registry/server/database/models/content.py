@@ -77,7 +77,9 @@ class VersionRow(CreatedColumns, table=True):
 
     `measured_at` is when the numbers of its weights were read (`weights`); empty means that they still must be.
     `created_by` is who pushed it; in older rows it is the token's name, and `pushed_by` who stood behind that.
-    `quarantine` grows with each quarantine, and when one or a yank ends; `quarantined_at` is empty outside one.
+    `quarantine` grows with each quarantine and deletion, and when one or a yank ends; `quarantined_at` is empty outside
+    one. A deleted version (`deleted_at`) is withheld as in quarantine; once `purged_at` is set, its files are gone and
+    the row is a tombstone: number and digest are never used again.
     """
 
     __tablename__ = "version"
@@ -101,6 +103,10 @@ class VersionRow(CreatedColumns, table=True):
     quarantine: int = 0
     quarantined_at: datetime | None = Field(default=None, sa_type=UtcTime)
     quarantine_reason: str = Field(default="", sa_type=Text)
+    deleted_at: datetime | None = Field(default=None, sa_type=UtcTime, index=True)
+    deleted_by: str = ""
+    delete_reason: str = Field(default="", sa_type=Text)
+    purged_at: datetime | None = Field(default=None, sa_type=UtcTime)
 
 
 class VersionFileRow(SQLModel, table=True):

@@ -20,6 +20,7 @@ from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.catalog import metadata_backup
+from registry.server.catalog.availability import is_withdrawn
 from registry.server.database.models import (
     AdapterRow,
     AliasMoveRow,
@@ -97,6 +98,8 @@ def _check_contents(
         message = "its manifest has another digest"
         run.add("version.manifest_differs", location, message, expected=version.digest, actual=manifest.digest)
     declared = {(f.path, str(f.digest), f.size_bytes, f.media_type) for f in manifest.files}
+    if version.purged_at is not None:
+        declared = set()
     if declared != {(f.path, f.digest, f.size_bytes, f.media_type) for f in files}:
         run.add("version.files_differ", location, "its rows of files differ from its manifest")
     if {(str(e.relation), str(e.digest)) for e in manifest.parents} != {(e.relation, e.parent_digest) for e in edges}:
@@ -158,9 +161,11 @@ def _check_aliases(run: FsckRun, session: Session, adapter: AdapterRow, versions
     for alias in sorted(events):
         run.add("alias.event_count", f"{name}:{alias}", "has events and no moves")
     main = aliases.get(names.NEWEST)
-    newest_id = max(versions, key=lambda i: versions[i].number, default=None)
+    present = [version for version in versions.values() if version.deleted_at is None]
+    newest = max(present, key=lambda version: (not is_withdrawn(version), version.number), default=None)
+    newest_id = newest.id if newest is not None else None
     if (main.version_id if main else None) != newest_id:
-        run.add("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version")
+        run.add("alias.main_behind", f"{name}:{names.NEWEST}", "does not point at the newest version that is available")
 
 
 def _check_alias_row(

@@ -1,0 +1,221 @@
+"""Delete versions, restore them within the grace time, and erase their files after it.
+
+- A deletion withholds the version at once, as a quarantine does, so whatever respects a quarantine respects a deletion.
+- The row stays as a tombstone, with manifest, lineage and history: number and digest are never used again.
+- After the grace time garbage collection erases files, verdicts, approvals and tags; blobs that nothing references go.
+- Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, Engine, and_, delete, func
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api.catalog import VersionView
+from registry.errors import Conflict, NotFound
+from registry.events import EventType
+from registry.findings import Finding
+from registry.jobs import State
+from registry.names import AdapterName
+from registry.roles import Scope
+from registry.server.actors import SYSTEM, Actor
+from registry.server.catalog import availability, metadata_backup, versions
+from registry.server.catalog.metadata_backup import VersionRecord
+from registry.server.database import db
+from registry.server.database.models import (
+    AdapterRow,
+    AliasRow,
+    ApprovalRow,
+    AttestationRow,
+    BaseEdgeRow,
+    BaseRow,
+    EdgeRow,
+    JobRow,
+    VerdictRow,
+    VersionFileRow,
+    VersionMetadataRow,
+    VersionNormsRow,
+    VersionRow,
+    VersionTagRow,
+)
+from registry.server.promotion import withdraw
+from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
+from registry.server.serving import reports
+
+NEEDS_LIMIT = 50
+"""Findings of one kind that an error lists."""
+BATCH = 100
+ALIAS_POINTS, ONLY_VERSION = "version.alias_points", "version.only_one"
+FINAL = frozenset({ALIAS_POINTS, ONLY_VERSION})
+"""Codes that `force` does not pass over."""
+_CONTENTS = (VersionFileRow, VerdictRow, VersionNormsRow, VersionTagRow, VersionMetadataRow, ApprovalRow)
+_COLUMNS = (
+    "yanked_at", "yank_reason", "quarantine", "quarantined_at", "quarantine_reason", "deleted_at", "deleted_by",
+    "delete_reason", "purged_at",
+)  # fmt: skip
+"""The columns of a version that its record can know better than the database after a restore."""
+
+
+def delete_version(
+    session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str = "", force: bool = False
+) -> VersionView:
+    """Delete a version; a second time changes nothing. `Conflict` (VERSION_IN_USE) names what needs it.
+
+    `force` passes over all but aliases that point at it, and over the last version of an adapter.
+    """
+    withdraw.lock(session, actor, Scope.ADMIN, name, version)
+    if version.deleted_at is None:
+        needs = [need for need in _find_needs(session, actor, name, version) if not force or need.code in FINAL]
+        if needs:
+            more = f" (and {len(needs) - 1} more)" if len(needs) > 1 else ""
+            raise Conflict(
+                "VERSION_IN_USE",
+                f"version {version.number} of '{name}' {needs[0].message}{more}",
+                findings=needs,
+                next_step=_next_step(name, needs[0]),
+            )
+        now = db.now()
+        values = {
+            "deleted_at": now, "deleted_by": actor.identity, "delete_reason": reason,
+            "quarantine": version.quarantine + 1,
+        }  # fmt: skip
+        if version.quarantined_at is None:
+            values |= {"quarantined_at": now, "quarantine_reason": "deleted"}
+        withdraw.change(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
+    return withdraw.view_with_nodes(session, name, version)
+
+
+def undelete_version(
+    session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str
+) -> VersionView:
+    """Restore a deleted version as it was. `NotFound` (VERSION_DELETED) once its files are erased."""
+    withdraw.lock(session, actor, Scope.ADMIN, name, version)
+    if version.purged_at is not None:
+        detail = f"{availability.deletion_message(name, version)}, and its files were erased"
+        raise NotFound("VERSION_DELETED", detail)
+    if version.deleted_at is not None:
+        values = {"deleted_at": None, "deleted_by": "", "delete_reason": "", "quarantine": version.quarantine + 1}
+        if version.quarantined_at == version.deleted_at:
+            values |= {"quarantined_at": None, "quarantine_reason": ""}
+        withdraw.change(session, actor, name, version, EventType.VERSION_UNDELETE, reason, **values)
+    return versions.build_view(session, name, version)
+
+
+def _next_step(name: AdapterName, need: Finding) -> str:
+    if need.code == ONLY_VERSION:
+        return f"delete the adapter: adapter delete {name}"
+    if need.code == ALIAS_POINTS:
+        return f"move it first: adapter rollback {need.location}, or adapter promote another version"
+    return "pass --force to delete it all the same"
+
+
+# ------------------------------------------------------------------ what needs a version
+def _find_needs(session: Session, actor: Actor, name: AdapterName, version: VersionRow) -> Iterator[Finding]:
+    others = select(VersionRow.id).where(
+        VersionRow.adapter_id == version.adapter_id, VersionRow.id != version.id, col(VersionRow.deleted_at).is_(None)
+    )
+    if session.exec(others.limit(1)).first() is None:
+        yield Finding.of("error", ONLY_VERSION, str(name), "is the only version of its adapter")
+    pointing = select(AliasRow.alias).where(AliasRow.version_id == version.id, AliasRow.alias != names.NEWEST)
+    for alias in session.exec(pointing.order_by(col(AliasRow.alias))):
+        yield Finding.of("error", ALIAS_POINTS, f"{name}:{alias}", f"is where alias '{alias}' points")
+    for node in reports.find_serving_nodes(session, name, version.digest):
+        message = f"is {node.state} on node {node.node}"
+        yield Finding.of("error", "version.on_node", node.node, message)
+    running = select(JobRow.id).where(JobRow.version_id == version.id, JobRow.state == State.RUNNING)
+    for job_id in session.exec(running.limit(NEEDS_LIMIT)):
+        yield Finding.of("error", "version.job_runs", job_id, f"is used by the running job {job_id}")
+    yield from _find_children(session, actor, version)
+    signed = select(AttestationRow.identity).where(
+        AttestationRow.version_id == version.id, AttestationRow.made_by != actor.identity,
+        col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
+    )  # fmt: skip
+    for identity in session.exec(signed.limit(NEEDS_LIMIT)):
+        yield Finding.of("error", "version.signed_by_other", identity, f"was signed by {identity}")
+
+
+def _find_children(session: Session, actor: Actor, version: VersionRow) -> Iterator[Finding]:
+    """What was made from the version, of what the actor may see."""
+    children = (
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.number, EdgeRow.relation)
+        .join(VersionRow, col(VersionRow.adapter_id) == col(AdapterRow.id))
+        .join(EdgeRow, col(EdgeRow.child_id) == col(VersionRow.id))
+        .where(EdgeRow.parent_digest == version.digest, col(VersionRow.deleted_at).is_(None), versions.visible(actor))
+    )
+    for namespace, word, number, relation in session.exec(children.limit(NEEDS_LIMIT)):
+        child = f"{namespace}/{word}@{number}"
+        yield Finding.of("error", "version.has_child", child, f"is a parent of {child} ({relation})")
+    fused = select(BaseRow.name).join(BaseEdgeRow, col(BaseEdgeRow.base_id) == col(BaseRow.id))
+    for base in session.exec(fused.where(BaseEdgeRow.parent_digest == version.digest).limit(NEEDS_LIMIT)):
+        yield Finding.of("error", "version.has_child", base, f"was fused into the base {base}")
+
+
+# ------------------------------------------------------------------ after the grace time
+def _is_expired(grace: timedelta) -> ColumnElement[bool]:
+    return and_(col(VersionRow.deleted_at) <= db.now() - grace, col(VersionRow.purged_at).is_(None))
+
+
+def count_expired(session: Session, grace: timedelta) -> int:
+    """How many versions were deleted longer ago than this and still have their files."""
+    return session.exec(select(func.count()).select_from(VersionRow).where(_is_expired(grace))).one()
+
+
+def purge_expired(engine: Engine, grace: timedelta) -> int:
+    """Erase up to `BATCH` versions that were deleted longer ago than this; return how many."""
+    with db.session(engine, write=False) as session:
+        due = session.exec(select(VersionRow.id, VersionRow.adapter_id).where(_is_expired(grace)).limit(BATCH)).all()
+    purged = 0
+    for version_id, adapter_id in due:
+        with db.session(engine) as session:
+            owner = select(AdapterRow).where(AdapterRow.id == adapter_id).with_for_update()  # first, as all others do
+            adapter = session.exec(owner).first()
+            still_due = select(VersionRow).where(VersionRow.id == version_id, _is_expired(grace)).with_for_update()
+            version = session.exec(still_due).first()
+            if adapter is None or version is None:
+                continue
+            name = AdapterName(adapter.namespace, adapter.name)
+            values = {"purged_at": db.now(), "quarantine": version.quarantine + 1}
+            withdraw.change(session, SYSTEM, name, version, EventType.VERSION_PURGE, version.delete_reason, **values)
+            erase_contents(session, version)
+            purged += 1
+    return purged
+
+
+def erase_contents(session: Session, version: VersionRow) -> None:
+    """Delete the rows of a version's files and of all that was found out about them."""
+    for table in _CONTENTS:
+        session.connection().execute(delete(table).where(col(table.version_id) == version.id))
+    if version.measured_at is None:
+        session.add(version.sqlmodel_update({"measured_at": version.purged_at}))
+    session.flush()
+
+
+# ------------------------------------------------------------------ after a restore of the database
+def restore(session: Session, actor: Actor, name: AdapterName, record: VersionRecord) -> None:
+    """Withdraw or delete a version, or end that, as its record says, unless the row knows of something newer."""
+    statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    same = statement.where(versions.named(name), col(VersionRow.number) == record.number)
+    version = session.exec(same.with_for_update(of=VersionRow)).one_or_none()
+    if version is None or metadata_backup.revision(version) >= metadata_backup.revision(record):
+        return
+    before = {column: getattr(version, column) is not None for column, *_ in _ENDS}
+    session.add(version.sqlmodel_update({column: getattr(record, column) for column in _COLUMNS}))
+    if version.purged_at is not None:
+        erase_contents(session, version)
+    for column, begins, ends, reason in _ENDS:
+        if before[column] != (getattr(record, column) is not None):
+            event_type = ends if before[column] else begins
+            withdraw.change(session, actor, name, version, event_type, str(getattr(record, reason)))
+
+
+_ENDS = (
+    ("quarantined_at", EventType.VERSION_QUARANTINE, EventType.VERSION_UNQUARANTINE, "quarantine_reason"),
+    ("yanked_at", EventType.VERSION_YANK, EventType.VERSION_UNYANK, "yank_reason"),
+    ("deleted_at", EventType.VERSION_DELETE, EventType.VERSION_UNDELETE, "delete_reason"),
+    ("purged_at", EventType.VERSION_PURGE, EventType.VERSION_PURGE, "delete_reason"),
+)
+"""Column → the events of its beginning and its end, and the column with the reason."""
