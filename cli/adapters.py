@@ -198,7 +198,7 @@ def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool
         output.confirm(f"Delete {ref}?", yes)
     with session.registry() as registry:
         if undo:
-            version = registry.undelete_version(ref, reason)
+            version = registry.undelete_version(ref, reason or "restored")
         else:
             version = registry.delete_version(ref, reason, force=force)
 

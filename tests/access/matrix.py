@@ -53,7 +53,7 @@ class Matrix:
             "POST /api/v1/pushes/commit": commit_body("psh_none"),
             "POST /api/v1/pulls": {"refs": ["{namespace}/{name}@1"]},
             "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
-            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/undelete": {"reason": ""},
+            "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/undelete": {"reason": "r"},
             "PATCH /api/v1/adapters/{namespace}/{name}/metadata": {"tags": {"team": None}},
             "PATCH /api/v1/adapters/{namespace}/{name}/versions/{selector}/metadata": {"tags": {"team": None}},
             "POST /api/v1/adapters/{namespace}/{name}/publishers": {"issuer": "https://ci", "claims": {"sub": "x"}},
