@@ -72,3 +72,14 @@ def test_diff_compares_what_was_declared_and_what_was_found_out(cli: CommandRunn
     assert [len(difference[section]) for section in ("tags", "annotations")] == [1, 1]
     assert "  params  lr: 2e-4 → 1e-4" in cli("diff", "acme/x@1", "acme/x@2").stdout
     assert "params" not in cli("diff", "acme/x@1", folder, "--json").json
+
+
+def test_a_version_is_deleted_restored_and_listed(released: CommandRunner) -> None:
+    released("delete", "acme/support@1", "--yes", expect=5)
+    released("rollback", "acme/support", "prod", "--to", "2")
+    assert "is deleted. Restore it with" in released("delete", "acme/support@1", "--yes", "--force").stdout
+    assert [item["number"] for item in released("versions", "acme/support", "--json").json["items"]] == [2]
+    assert released("versions", "acme/support", "--deleted").stdout.splitlines()[-1].endswith("deleted")
+    assert released("pull", "acme/support@1", "x", "--json", expect=4).problem["code"] == "VERSION_DELETED"
+    assert "is restored" in released("delete", "acme/support@1", "--undo").stdout
+    assert "are about a version" in released("delete", "acme/support", "--undo", expect=2).stderr

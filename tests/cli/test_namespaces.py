@@ -75,8 +75,8 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["delete", "acme/cust-05@1"], "delete takes NAME without @: 'acme/cust-05@1' is a version"),
-        (["delete", "acme/cust-00:prod@2"], "delete takes NAME without @"),
+        (["delete", "acme/cust-05:prod"], "delete takes NAME without :: 'acme/cust-05:prod' is an alias"),
+        (["delete", "acme/cust-00:prod@2"], "delete takes NAME without :"),
         (["delete", "Acme/x"], "namespace 'Acme' must be lower-case"),
         (["rename", "acme/x", "acme/y:prod"], "rename takes NAME without :"),
         (["namespace", "delete", "Acme"], "namespace 'Acme' must be lower-case"),

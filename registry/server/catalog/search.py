@@ -159,8 +159,12 @@ def show_adapter(session: Session, actor: Actor, name: AdapterName) -> AdapterVi
 
 def _newest() -> Any:
     """Select adapters with their newest version and its base."""
-    statement = versions.join_newest(select(AdapterRow, VersionRow, BaseRow.name))
-    return statement.join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+    return (
+        select(AdapterRow, VersionRow, BaseRow.name)
+        .select_from(AdapterRow)
+        .join(VersionRow, versions.is_newest())
+        .join(BaseRow, col(BaseRow.id) == col(VersionRow.base_id))
+    )
 
 
 def _views(session: Session, rows: Sequence[_Row]) -> list[AdapterView]:

@@ -88,13 +88,15 @@ def named(name: AdapterName) -> ColumnElement[bool]:
     return and_(col(AdapterRow.namespace) == name.namespace, col(AdapterRow.name) == name.name)
 
 
-_MAIN = aliased(AliasRow)
+def is_newest() -> ColumnElement[bool]:
+    """The condition that joins to `adapter` the version that `main` points at: the newest that is available.
 
-
-def join_newest(statement: Any) -> Any:
-    """Join to `adapter` the version that `main` points at: the newest that is available."""
-    main = and_(col(_MAIN.adapter_id) == col(AdapterRow.id), col(_MAIN.alias) == NEWEST)
-    return statement.join(_MAIN, main).join(VersionRow, col(VersionRow.id) == col(_MAIN.version_id))
+    A subquery and not a join, so that no database begins with the aliases.
+    """
+    main = aliased(AliasRow)
+    pointer = select(main.version_id).where(col(main.adapter_id) == col(AdapterRow.id), col(main.alias) == NEWEST)
+    own = col(VersionRow.adapter_id) == col(AdapterRow.id)
+    return and_(own, col(VersionRow.id) == pointer.correlate(AdapterRow).scalar_subquery())
 
 
 def alias_points_at_version() -> ColumnElement[bool]:

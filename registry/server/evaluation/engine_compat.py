@@ -143,7 +143,9 @@ def settings_for_base(
     """The settings that the newest versions of all adapters of this base need: those that the actor may see."""
     base = base_rows.find(session, names.base_name(base_name))
     statement = (
-        versions.join_newest(select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts))
+        select(AdapterRow.namespace, AdapterRow.name, VersionRow.facts)
+        .select_from(AdapterRow)
+        .join(VersionRow, versions.is_newest())
         .where(col(VersionRow.base_id) == base.id, col(VersionRow.yanked_at).is_(None), versions.visible(actor))
         .where(col(VersionRow.quarantined_at).is_(None))
     )
