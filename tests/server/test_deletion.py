@@ -187,7 +187,8 @@ def test_deletions_survive_the_loss_of_the_database(world: World) -> None:
     metadata_backup.write_missing(world.engine, world.blobs, limit=100)
     with world.session(write=True) as session:
         table = AdapterRow.__table__  # type: ignore[attr-defined]
-        removal._delete_with_references(session, table, table.c.id > 0)
+        for statement in removal._delete_with_references(table, table.c.id > 0):
+            session.connection().execute(statement)
     assert world.admin.reindex(ReindexRequest()).versions == 3
     restored = world.admin.versions("acme/support", include_deleted=True).items
     assert [(v.number, v.delete_reason, v.purged_at is not None) for v in restored] == [

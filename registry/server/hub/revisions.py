@@ -133,7 +133,8 @@ def list_references(session: Session, actor: Actor, name: AdapterName) -> tuple[
     aliases = dict(session.exec(points_at).all())
     aliases |= {draft.branch: draft.revision for draft in mine if aliases.get(draft.branch, "") == draft.parent}
     numbers = select(VersionRow.number, VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == VersionRow.adapter_id)
-    return aliases, dict(session.exec(numbers.where(versions.named(name))).all())
+    numbers = numbers.where(versions.named(name), col(VersionRow.deleted_at).is_(None))
+    return aliases, dict(session.exec(numbers).all())
 
 
 def list_commits(
