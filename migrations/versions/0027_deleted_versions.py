@@ -3,8 +3,8 @@
 Rule of this folder: see script.py.mako. Four columns with defaults and an index on one that is empty in all rows, so
 building it takes one scan of `version`. A server of the step before this one still shows a version that was deleted.
 
-Revision: 0026
-Follows: 0025
+Revision: 0027
+Follows: 0026
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0026"
-down_revision = "0025"
+revision = "0027"
+down_revision = "0026"
 branch_labels = None
 depends_on = None
 
