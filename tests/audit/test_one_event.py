@@ -154,7 +154,6 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(drive, audit)
-    _delete_versions(drive)
     drive("POST /check", lambda: None)
     drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
     _maintain(drive)
@@ -238,6 +237,7 @@ def dead_delivery(world: World, webhook_id: str) -> int:
 
 def _maintain(drive: Drive) -> None:
     """Old rules, a blob that rots and is mended, bytes that nobody needs, a tombstone that the database has lost."""
+    _delete_versions(drive)
     world = drive.world
     files = world.files()
     drive("POST /pushes/commit", lambda: world.push("other/left", files))
