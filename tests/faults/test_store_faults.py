@@ -118,7 +118,7 @@ def test_a_push_survives_a_fault(
 def staging(blobs: S3Blobs) -> None:
     """Let clients stage also small blobs by links, as large ones in a store without checksums of parts."""
     blobs._direct_from_bytes = 1
-    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
+    blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False, conditional_links=False)
 
 
 @pytest.mark.usefixtures("staging")

@@ -8,11 +8,12 @@
   for nothing. Bytes there that the store has not hashed are copied to a key that no client can write, where they are
   hashed and promoted (`snapshot`). An ETag does not identify them: in most stores it is an MD5.
 - No client has a link that makes anything visible under `blobs/`, or that changes what is already staged: a PUT is
-  bound to the SHA-256 of its body or to a key that does not exist yet; else the bytes pass through this server.
+  bound to the SHA-256 of its body, to a key that does not exist yet, or to both; else the bytes pass through this
+  server.
 - Clients of the Hub send no headers, so their links bind the size only. Those bytes arrive under a key of their own
   (`any_key_of`) and are always copied and hashed, whatever the store says of them.
-- A link of the second kind would write again once its key is deleted. So when a push ends, an empty object stays under
-  each of its keys until its links have expired.
+- A link to a whole blob would write again once its key is deleted. So when a push ends, an empty object stays under
+  each of its keys until its links have expired, where links can be bound to a key that does not exist.
 - The store's checksum counts if the probe saw it reject a wrong one; else the bytes are hashed here.
 - Only calls and small reads go through boto3; memory stays constant whatever the size.
 - A promotion makes the same calls whether or not the final key exists; if it does, the copy goes to a dummy key. Else a
@@ -314,9 +315,9 @@ class S3Blobs(BlobStore):
 
     @property
     def has_conditional_links(self) -> bool:
-        """Whether links are bound to a key that does not exist, because none can be bound to a SHA-256."""
+        """Whether links to a whole blob are bound to a key that does not exist. With parts none of them is given."""
         able = self.capabilities
-        return able.signed_headers and able.conditional_links and not able.checksum_links
+        return able.signed_headers and able.conditional_links and not able.checksum_parts
 
     def delete_unfinished(self, older_than: timedelta, prefix: str = "") -> int:
         """Abort the multipart uploads that no one completes."""
@@ -345,14 +346,16 @@ class S3Blobs(BlobStore):
             return None
         if self.capabilities.checksum_parts:
             return self._presign_direct(key, size_bytes, seconds)
+        parameters: dict[str, Any] = {}
+        headers: dict[str, str] = {}
         if self.capabilities.checksum_links:
-            condition, headers = {"ChecksumSHA256": checksum_of(digest)}, {CHECKSUM_HEADER: checksum_of(digest)}
-        elif self.has_conditional_links:
-            condition, headers = {"IfNoneMatch": "*"}, {"If-None-Match": "*"}
-        else:
+            parameters["ChecksumSHA256"] = headers[CHECKSUM_HEADER] = checksum_of(digest)
+        if self.has_conditional_links:
+            parameters["IfNoneMatch"] = headers["If-None-Match"] = "*"
+        if not headers:
             return None
-        parameters: dict[str, Any] = {"Key": key, "ContentLength": size_bytes, **condition}
-        return Link(self.bucket.presign("put_object", seconds, **parameters), headers)
+        url = self.bucket.presign("put_object", seconds, Key=key, ContentLength=size_bytes, **parameters)
+        return Link(url, headers)
 
     def _presign_direct(self, key: str, size_bytes: int, seconds: int) -> Link:
         cached, conditional = self._cache.get(key).marker, self.capabilities.conditional
