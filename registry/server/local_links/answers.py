@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from registry.server.http.ranges import LINK_HEADERS, Part, select_part
 from registry.server.storage.blobs import BlobStore, BlobWriter, Bytes, digest_of, raise_unknown
 from registry.server.storage.signed_links import SignedLink
 
+_LOG = logging.getLogger("registry.server")
 Answer = tuple[int, dict[str, str], Iterator[bytes]]
 """Status, headers and body."""
 
@@ -61,15 +63,21 @@ class Context:
         return Part(part.status, part.start, part.length, {"ETag": etag, **LINK_HEADERS, **part.headers})
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: Iterable[bytes]) -> Answer:
-        """Answer a request of this process by its link, in the caller's thread."""
+        """Answer a request of this process by its link, in the caller's thread. Raises only what `body` raises."""
+        failures: list[Exception] = []
         try:
             link = self.check(method, target, headers)
             if method == "PUT":
-                self.receive(link, body)
+                self.receive(link, _read(body, failures))
                 return 204, {}, iter(())
             part = self.find_part(link, headers)
             return part.status, part.headers, iter(self.blobs.open(link.key, part.start, part.length))
-        except RegistryError as error:
+        except Exception as e:
+            if failures:
+                raise
+            error = e if isinstance(e, RegistryError) else RegistryError("INTERNAL", "the server failed; see its log")
+            if error is not e:
+                _LOG.exception("%s by a link failed", method)
             status, content, more = problem_of(error, "in-process")
             return status, more, iter((content,))
 
@@ -86,6 +94,15 @@ class Context:
             findings = [Finding("blob.size_mismatch", digest_of(link.key), message)]
             raise Invalid("BLOB_MISMATCH", f"blob {digest_of(link.key)}: {message}", findings=findings)
         return link
+
+
+def _read(body: Iterable[bytes], failures: list[Exception]) -> Iterator[bytes]:
+    """Yield the body, and note what its sender raises."""
+    try:
+        yield from body
+    except Exception as e:
+        failures.append(e)
+        raise
 
 
 def problem_of(error: RegistryError, request_id: str) -> tuple[int, bytes, dict[str, str]]:
