@@ -102,7 +102,7 @@ class Journal:
             "# Soak test\n\n"
             "`make soak` kills servers with `kill -9` at named points of their work, restarts them, and then checks\n"
             "the invariants I1 to I18 that `tests/faults/invariants.py` lists. It also runs many clients at once, and\n"
-            "a store that fails. This page is its output; `SOAK_REPORT=docs/soak.md make soak` writes it.\n\n"
+            "a store that fails. It wrote this page.\n\n"
             f"{kills} kills, {self.violations.total()} violations, {parts}. Seed {self._seed}, runs 1 to {self.last}, "
             f"{self.seconds / 60:.0f} minutes,\nPython {platform.python_version()}.\n\n"
             f"```text\n{self.table(classes)}\n```\n"

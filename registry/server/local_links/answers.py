@@ -1,4 +1,4 @@
-"""What a link is answered with, whoever moves the bytes: a thread with a socket, or the client in this process."""
+"""What a link is answered with, by the thread with the socket or by the client in this process."""
 
 from __future__ import annotations
 
