@@ -54,8 +54,11 @@ def _head(header: dict[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def make(folder: Path, size_bytes: int, seed: int) -> None:
-    """An adapter folder whose weights have about `size_bytes`: the rank is what makes it big."""
+def make(folder: Path, size_bytes: int, seed: int, revision: str = "") -> None:
+    """An adapter folder whose weights have about `size_bytes`: the rank is what makes it big.
+
+    Adapters of one `revision` have the same configuration, as those that one script trains.
+    """
     folder.mkdir(parents=True)
     per_rank = LAYERS * len(_TARGETS) * 2 * HIDDEN * 2
     rank = max(1, size_bytes // per_rank)
@@ -64,7 +67,7 @@ def make(folder: Path, size_bytes: int, seed: int) -> None:
         "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": list(_TARGETS), "bias": "none",
         "inference_mode": True, "peft_version": "0.21.2",
     }  # fmt: skip
-    (folder / forge.CONFIG).write_text(json.dumps({**config, "revision": f"r{seed}"}, indent=2))
+    (folder / forge.CONFIG).write_text(json.dumps({**config, "revision": revision or f"r{seed}"}, indent=2))
     header, start = {}, 0
     for layer in range(LAYERS):
         for target in _TARGETS:

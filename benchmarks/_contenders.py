@@ -130,11 +130,12 @@ class Ours:
     env: dict[str, str] = field(default_factory=dict)
 
     def push_fleet(self, folders: Sequence[Path]) -> Timed:
-        return self._run(["push-all", str(folders[0].parent), SPACE, "--base", _adapters.BASE, "--json"])
+        return self._run(["push-all", str(folders[0].parent), _space(folders), "--base", _adapters.BASE, "--json"])
 
-    def pull_fleet(self, _folders: Sequence[Path]) -> Timed:
+    def pull_fleet(self, folders: Sequence[Path]) -> Timed:
         with self._dest() as dest:
-            return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--namespace", SPACE, "--json"])
+            space = _space(folders)
+            return self._run(["pull-all", str(dest), "--base", _adapters.BASE, "--namespace", space, "--json"])
 
     def push(self, folder: Path) -> Timed:
         return self._run(["push", str(folder), f"one/{folder.name}", "--base", _adapters.BASE, "--json"])
@@ -162,6 +163,11 @@ class Ours:
         self.env["XDG_CACHE_HOME"] = str(root / "cache")
         yield root / "dest"
         shutil.rmtree(root)
+
+
+def _space(folders: Sequence[Path]) -> str:
+    """The namespace of a fleet: one for each folder of folders."""
+    return f"{SPACE}-{folders[0].parent.name}"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
     make bench-transfer            everything that is installed (oras and docker-registry are Debian packages)
     ROUNDS=1 make bench-transfer   quicker and noisier
 
-- Local store: push-all and pull-all of 10 × 30 MB, push and pull of 1 × 1 GB, against oras with docker-registry. oras
+- Local store: push-all and pull-all of 10 × 30 MB and of 200 × 1 MB (adapters of one training script, with one
+  configuration), push and pull of 1 × 1 GB, against oras with docker-registry. oras
   has no command for many adapters: it runs once for each (ratios `…_vs_oras`), and four at once (`…_vs_oras_at_once`).
 - S3 (SeaweedFS): the same, against the fastest of obstore, boto3 and boto3 tuned. Those check nothing and promote
   nothing; ours hashes everything on both sides and copies what is staged to its final key.
@@ -50,8 +51,12 @@ FLEET = 10
 FLEET_BYTES = 30 * 10**6
 ONE_BYTES = 10**9
 SMALL_BYTES = 10**8
+MERCHANTS = 200
+MERCHANT_BYTES = 1_070_000
 PLAIN = ("obstore", "boto3", "boto3-tuned")
-STEPS = ("push", "pull", "push_one", "pull_one")
+STEPS = ("push", "pull", "push_many", "pull_many", "push_one", "pull_one")
+FLEETS = {"": "10x30mb", "_many": "200x1mb"}
+"""End of a step → the name of its fleet in `push_fleet_…` and `pull_fleet_…`."""
 AFTERWARDS = "_afterwards"
 Times = dict[str, list[_contenders.Timed]]
 
@@ -107,29 +112,37 @@ class Files:
     def __init__(self, root: Path) -> None:
         self.fleet = [root / "fleet" / f"a{n}" for n in range(FLEET)]
         self.one, self.small = root / "big" / "one", root / "big" / "small"
+        self.merchants = [root / "merchants" / f"m{n}" for n in range(MERCHANTS)]
         for n, folder in enumerate(self.fleet):
             _adapters.make(folder, FLEET_BYTES, seed=n)
+        for n, folder in enumerate(self.merchants):
+            _adapters.make(folder, MERCHANT_BYTES, seed=1000 + n, revision="main")
         _adapters.make(self.one, ONE_BYTES, seed=100)
         _adapters.make(self.small, SMALL_BYTES, seed=101)
 
     def change(self) -> None:
-        for folder in (*self.fleet, self.one, self.small):
+        for folder in (*self.fleet, *self.merchants, self.one, self.small):
             _adapters.stamp(folder)
         os.sync()
 
-    def fleet_bytes(self) -> int:
-        return sum(path.stat().st_size for folder in self.fleet for path in folder.iterdir())
+    def of(self, step: str) -> list[Path]:
+        """The adapters that a step moves."""
+        return {"many": self.merchants, "one": [self.one]}.get(step.partition("_")[2], self.fleet)
+
+    def sizes(self) -> dict[str, int]:
+        """Step → bytes that it moves."""
+        return {step: sum(p.stat().st_size for folder in self.of(step) for p in folder.iterdir()) for step in STEPS}
 
 
 def measure(times: Times, contenders: list[tuple[str, Any]], files: Files, scratch: Path) -> None:
     """One round: each step by each contender, one after the other."""
     for step in STEPS:
-        folders = [files.one] if step.endswith("one") else files.fleet
+        folders = files.of(step)
         for name, contender in contenders:
             _contenders.settle(scratch, 2 * sum(p.stat().st_size for folder in folders for p in folder.iterdir()))
             verb = step.partition("_")[0]
-            what, given = (verb, files.one) if step.endswith("one") else (f"{verb}_fleet", files.fleet)
-            took = getattr(contender, what)(given)
+            is_one = step.endswith("one")
+            took = getattr(contender, verb if is_one else f"{verb}_fleet")(files.one if is_one else folders)
             times[f"{name}.{step}"].append(took)
             later = _contenders.wait_until_idle(contender.servers)
             times[f"{name}.{step}{AFTERWARDS}"].append(later)
@@ -238,11 +251,11 @@ def main() -> None:
         peaks = memory(root, files)
         oras = local(root, files, times)
         plain = on_s3(root, files, times)
-        fleet_bytes = files.fleet_bytes()
-    print(json.dumps(result(times, peaks, oras, plain, fleet_bytes)))
+        sizes = files.sizes()
+    print(json.dumps(result(times, peaks, oras, plain, sizes)))
 
 
-def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fleet_bytes: int) -> dict[str, Any]:
+def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], sizes: dict[str, int]) -> dict[str, Any]:
     median = {name: statistics.median(took.seconds for took in all_) for name, all_ in times.items()}
     spent = {
         name: statistics.median(took.cpu_seconds + took.server_cpu_seconds for took in all_)
@@ -254,7 +267,15 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fl
         return round(min(theirs) / of[f"{ours}.{step}"], 3) if theirs else None
 
     ratios: dict[str, float | None] = {}
-    for step in STEPS:
+    for end, fleet in FLEETS.items():
+        for verb in ("push", "pull"):
+            step, parallel = verb + end, ["oras_at_once"] if oras else []
+            ratios[f"{verb}_fleet_cpu_vs_floor_{fleet}_local"] = against("local", ["floor"], step, spent)
+            ratios[f"{verb}_fleet_speed_vs_floor_{fleet}_local"] = against("local", ["floor"], step)
+            ratios[f"{verb}_fleet_cpu_vs_oras_parallel_{fleet}_local"] = against("local", parallel, step, spent)
+            ratios[f"{verb}_fleet_speed_vs_oras_parallel_{fleet}_local"] = against("local", parallel, step)
+            ratios[f"{verb}_fleet_cpu_vs_least_{fleet}_s3"] = against("s3", plain, step, spent)
+    for step in ("push", "pull", "push_one", "pull_one"):
         where, one = step.partition("_")[0], "_one" if step.endswith("one") else ""
         ratios[f"{where}{one}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
         ratios[f"{where}{one}_local_speed_vs_oras_at_once"] = against("local", ["oras_at_once"] if oras else [], step)
@@ -271,7 +292,7 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], fl
         ratios[f"{side}_peak_memory_1gb_vs_100mb"] = round(peaks[f"{side}_1gb"] / peaks[f"{side}_100mb"], 3)
     later = {name: seconds for name, seconds in median.items() if name.endswith(AFTERWARDS) and spent[name] >= 0.05}
     moved = {name: seconds for name, seconds in median.items() if not name.endswith(AFTERWARDS)}
-    rates = {f"{n}_mb_per_s": round((ONE_BYTES if "one" in n else fleet_bytes) / s / 1e6) for n, s in moved.items()}
+    rates = {f"{n}_mb_per_s": round(sizes.get(n.partition(".")[2], sizes["push"]) / s / 1e6) for n, s in moved.items()}
     figures: dict[str, float] = {**rates, **{f"{name}_peak_mb": round(size / 1e6) for name, size in peaks.items()}}
     figures |= {f"{name}_s": round(seconds, 2) for name, seconds in later.items()}
     figures |= {f"{name}_cpu_s": round(s, 2) for name, s in spent.items() if s and (name in moved or name in later)}
