@@ -19,7 +19,6 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     "base": ("Name of a base model, which may contain a slash.", "llama-3.1-8b"),
     "digest": ("SHA-256 digest of the bytes.", "sha256:" + "0" * 64),
     "key": ("Key of the blob. The link's query is part of it: use links as they are.", f"blobs/sha256/4f/4f{'0' * 62}"),
-    "push_id": ("Push, from its plan.", "psh_4kq2v7x1"),
     "job_id": ("Job.", "job_0123456789abcdef0123"),
     "campaign_id": ("Campaign.", "cmp_4kq2v7x1"),
     "token_id": ("Token.", "tok_4kq2v7x1"),
