@@ -214,7 +214,11 @@ def _close(demo: Demonstration, worker: subprocess.Popen[str]) -> None:
     for message in demo.results:
         demo.print_text(f"  - {message}")
     demo.print_text(
-        textwrap.dedent("""
+        textwrap.dedent(f"""
+        See it in a browser
+          adapter serve --data {demo.folder / "data"}
+                                                        open the link that it prints, which signs in; then
+                                                        http://127.0.0.1:8080/adapters/{PIRATE}
         What to try next
           adapter serve --data my-registry              a registry of your own; it prints what to export
           adapter base add my-base path/to/base         any folder with config.json and *.safetensors

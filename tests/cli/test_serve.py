@@ -11,6 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.access.identity import ISSUER, Provider
@@ -49,6 +50,15 @@ def test_login_remembers_the_registry_and_its_token(cli: CommandRunner, server: 
     assert cli("login", server["url"], "--json", stdin="lra_wrong\n", expect=3).problem["code"] == "UNAUTHORIZED"
     assert cli("whoami", "--json").json["actor"] == "admin"
     assert "no token was given" in cli("login", "http://127.0.0.1:9", stdin="\n", expect=2).stderr
+
+
+def test_serve_prints_a_link_that_signs_in_to_the_pages_once(server: dict[str, str]) -> None:
+    with httpx.Client() as browser:
+        link = server["sign_in_url"]
+        assert link.startswith(f"{server['url']}/sign-in/")
+        assert browser.get(link).headers["location"] == "/"
+        assert "Sign out" in browser.get(server["url"] + "/search").text
+        assert httpx.get(link).status_code == 403
 
 
 def test_a_port_in_use_is_an_error(cli: CommandRunner, tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ def usage_examples(request: Request, name: AdapterName, selector: str, base: str
     url = registry_url(request)
     ref = f"{name}@{selector}" if selector.isdigit() or selector.startswith("sha256:") else f"{name}:{selector}"
     revision = f"v{selector}" if selector.isdigit() else selector
-    environment = f"export ADAPTER_REGISTRY={url} ADAPTER_TOKEN=…"
-    hub = f"export HF_ENDPOINT={url} HF_TOKEN=$ADAPTER_TOKEN"
+    environment = f"export ADAPTER_REGISTRY={url}\nexport ADAPTER_TOKEN=…"
+    hub = f"export HF_ENDPOINT={url}\nexport HF_TOKEN=…"
     return [
         UsageExample("adapter", f"{environment}\nadapter pull {ref} ./{name.name}"),
         UsageExample(
             "vLLM",
-            f"{environment} ADAPTER_PLUGIN_BASE={base}\n"
+            f"{environment}\nexport ADAPTER_PLUGIN_BASE={base}\n"
             f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE_FOLDER --enable-lora\n"
             f'# request "model": "{ref}"',
         ),

@@ -1,0 +1,39 @@
+"""A page sends a fixed number of statements, however much it shows."""
+
+from __future__ import annotations
+
+from tests.pages.conftest import Browser
+from tests.world import World
+
+STATEMENTS = {
+    "/search": 6,
+    "/adapters/acme/counted": 21,
+    "/adapters/acme/counted/versions/1": 22,
+    "/adapters/acme/counted/versions/1/lineage": 8,
+    "/adapters/acme/counted/aliases/canary": 24,
+    "/compare?left=acme/counted@1&right=acme/counted@1": 30,
+    "/namespaces/acme": 6,
+    "/bases": 8,
+    "/bases/tiny-llama": 14,
+    "/audit": 5,
+    "/status": 6,
+}
+"""Path → how many statements it sends at most, two of them for the session."""
+
+
+def test_a_page_sends_few_statements_and_no_more_for_many_rows(registry: World, signed_in: Browser) -> None:
+    registry.push("acme/counted", alias="canary")
+    few = {path: count(registry, signed_in, path) for path in STATEMENTS}
+    for number in range(3):
+        registry.push("acme/counted", alias=f"other-{number}")
+        registry.push(f"acme/counted-{number}", alias="canary")
+    assert {path: count(registry, signed_in, path) for path in STATEMENTS} == few
+    assert {path: sent for path, sent in few.items() if sent > STATEMENTS[path]} == {}
+
+
+def count(world: World, browser: Browser, path: str) -> int:
+    """The statements of a page, without what a process reads once."""
+    browser.get(path)
+    with world.statements() as sent:
+        assert browser.get(path).status_code == 200
+    return len(sent)
