@@ -179,8 +179,8 @@ def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
 
 def _delete_versions(drive: Drive) -> None:
     admin, route = drive.world.admin, f"{A}/versions/{{selector}}"
-    drive("POST /pushes/{push_id}/commit", lambda: drive.world.push("other/left"))
-    drive("POST /pushes/{push_id}/commit", lambda: drive.world.push("other/left"))
+    drive("POST /pushes/commit", lambda: drive.world.push("other/left"))
+    drive("POST /pushes/commit", lambda: drive.world.push("other/left"))
     for _ in range(2):
         drive(f"DELETE {route}", lambda: admin.delete_version("other/left@1"))
     for _ in range(2):
