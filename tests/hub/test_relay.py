@@ -127,7 +127,9 @@ def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(rela
     wrong = httpx.get(f"{relaying.server.url}/api/models/{NAME}", headers={"Authorization": "Bearer lra_wrong"})
     assert wrong.status_code == 401
     with registry:
-        assert registry.post(f"/api/models/{NAME}/commit/main").status_code == 501
+        assert registry.post(f"/api/models/{NAME}/commit/main").status_code == 404
+        assert registry.get(f"/api/models/{NAME}/auth-check/write").status_code == 404
+        assert registry.get(f"/{NAME}/commit/main").status_code == 404
         assert registry.get("/api/models", params={"search": "support"}).json() == []
         assert registry.get("/api/whoami-v2").status_code == 200
         assert registry.get("/api/v1/adapters/acme/support").status_code == 404

@@ -48,7 +48,9 @@ _SAFE_HEADERS = {
 
 
 class HubRoute(SingleThreadRoute):
-    """The class of all routes of the Hub API."""
+    """The class of all routes of the Hub API. `relays`: whether it answers for another Hub's repositories, too."""
+
+    relays = True
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the normalized path, unless it belongs to the REST API."""
@@ -61,6 +63,8 @@ class HubRoute(SingleThreadRoute):
     def get_route_handler(self) -> Handler:
         """Return the handler, which relays repositories that are not here."""
         handle = super().get_route_handler()
+        if not self.relays:
+            return handle
 
         async def handle_or_relay(request: Request) -> Response:
             try:
@@ -89,6 +93,12 @@ class HubRoute(SingleThreadRoute):
         headers = {"X-Error-Message": ascii_message} | ({"X-Error-Code": code} if code else {})
         commit = getattr(request.state, "commit", "")
         return headers | ({COMMIT_HEADER: commit} if commit else {})
+
+
+class PushRoute(HubRoute):
+    """The class of the routes that clients push by."""
+
+    relays = False
 
 
 # ------------------------------------------------------------------ clients

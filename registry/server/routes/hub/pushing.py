@@ -43,10 +43,10 @@ from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
 from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
-from registry.server.routes.hub.protocol import HubRoute
+from registry.server.routes.hub.protocol import PushRoute
 from registry.server.routes.hub.writing import MODEL, read_json
 
-router = APIRouter(route_class=HubRoute, include_in_schema=False)
+router = APIRouter(route_class=PushRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"
 LFS_TYPE = "application/vnd.git-lfs+json"
 BATCH_LIMIT = 1000

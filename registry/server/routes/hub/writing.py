@@ -29,9 +29,9 @@ from registry.server.hub import commits, drafts, refusals, repositories, revisio
 from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import aliases, removal
 from registry.server.routes.hub import protocol
-from registry.server.routes.hub.protocol import HubRoute
+from registry.server.routes.hub.protocol import PushRoute
 
-router = APIRouter(route_class=HubRoute, include_in_schema=False)
+router = APIRouter(route_class=PushRoute, include_in_schema=False)
 MODEL = "/api/models/{namespace}/{name}"
 EMPTY = DraftCommit(branch=NEWEST, files={}, parent="", message="")
 
