@@ -13,7 +13,7 @@ LINK_HEADERS = {
     "Content-Disposition": "attachment",
     "Content-Type": "application/octet-stream",
 }
-"""Headers of the answer to a link of a local store."""
+"""Headers of the answer to a link."""
 RANGES_LIMIT = 8
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})\Z")
 

@@ -1,1 +1,1 @@
-"""Signed links to a blob store in a folder, and the threads of this server that answer them."""
+"""Signed links to this server, and its threads that answer them."""
