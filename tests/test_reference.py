@@ -113,12 +113,14 @@ def test_the_pages_are_marked_as_generated() -> None:
 INTERNAL_LIMITS = {
     "a batch of internal work; the next batch goes on": [
         "registry.server.promotion.removal.RECORDS_LIMIT", "registry.server.maintenance.gc.FAILURES_LIMIT",
+        "registry.server.promotion.deletion.NEEDS_LIMIT",
         "registry.server.maintenance.fsck.check.FINDINGS_LIMIT", "registry.server.maintenance.reindex.FINDINGS_LIMIT",
         "registry.server.audit.SCAN_LIMIT", "registry.server.audit.OBJECT_SCAN_LIMIT",
         "registry.server.audit.audit_log.STEP_LIMIT_SECONDS", "registry.server.audit.event_batch.ENTRIES_LIMIT",
         "registry.server.audit.event_batch.PATHS_LIMIT",
     ],
     "a cache forgets and reads again": [
+        "registry.adapters.read_cache.PIECES_LIMIT",
         "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
         "registry.server.resolve_cache.middleware.BYTES_LIMIT",
         "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",
