@@ -252,7 +252,7 @@ LIMITS = {
         },
     },
     "Storage and events": {
-        "registry.server.storage.signed_links": {"LIMIT_SECONDS": "life of a link to a folder"},
+        "registry.server.storage.signed_links": {"LIMIT_SECONDS": "life of a link to the server"},
         "registry.server.storage.s3.store": {
             "COPY_LIMIT_BYTES": "one copy within a bucket; larger ones go in parts",
             "UPLOAD_LIMIT_BYTES": "one direct upload to a bucket",
