@@ -35,7 +35,7 @@ from tests.truth.product import Product, Said
 from tests.truth.table import Row, Unmade
 from tests.truth.warm import forked_programs
 
-MEMORY_BYTES = 24 * 2**30
+MEMORY_BYTES = 8 * 2**30
 VERSIONS = {"peft": peft.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
 PUSHED_ANYWAY = 10
 """One in so many of the adapters that the stage `check` refuses is pushed all the same."""
