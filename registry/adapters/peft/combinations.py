@@ -146,6 +146,9 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # supertuning/config.py SupertuningConfig
     ("lora_alpha", "SUPERTUNING",
      lambda read: read("lora_alpha") is not None and read("r") is None, "needs an r beside it"),
+    # unilora/layer.py: the indices are drawn again at each load
+    ("proj_seed", "UNILORA", lambda read: read("proj_seed") is None and not read("save_indices"),
+     "must be a whole number where the indices are not saved"),
     ("lora_dropout", "SUPERTUNING",
      lambda read: isinstance(read("lora_dropout"), int | float) and not 0 <= read("lora_dropout") < 1,
      "must be a probability under 1"),
