@@ -223,6 +223,21 @@ def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absen
     assert len({answer.headers["x-error-message"].replace("nothing", "support") for answer in answers}) == 1
 
 
+def test_planning_a_pull_of_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: World) -> None:
+    world = blobs_in_memory
+    world.push("acme/support")
+    world.admin.create_namespace("globex", owner="bob")
+    mine = of_subject(world, "bob", namespaces=["globex"])
+    send(world, "GET", "/api/v1/whoami", mine)
+
+    def ask(ref: str) -> None:
+        answer = send(world, "POST", "/api/v1/pulls", mine, json={"refs": [ref]})
+        assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
+
+    seen, absent = (work_of(world, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
+    assert seen == absent
+
+
 def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: World) -> None:
     world = blobs_in_memory
     mine = world.issue("push", "pull", namespaces=["globex"])[1]
