@@ -135,14 +135,14 @@ class PullPlan(Answer):
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
-class Outcome(Answer, Generic[Item]):
+class ItemOutcome(Answer, Generic[Item]):
     """The outcome of one item: its result, or the problem that it alone has."""
 
     result: Item | None = None
     problem: Problem | None = None
 
 
-class PlannedPush(Outcome[PushPlan]):
+class PlannedPush(ItemOutcome[PushPlan]):
     """The outcome of planning one push."""
 
 
@@ -150,7 +150,7 @@ class BulkPushPlan(ItemList[PlannedPush]):
     """The plans, in the order of the request."""
 
 
-class CommittedPush(Outcome[PushResult]):
+class CommittedPush(ItemOutcome[PushResult]):
     """The outcome of committing one push."""
 
 
@@ -158,7 +158,7 @@ class BulkPushResult(ItemList[CommittedPush]):
     """The versions, in the order of the request."""
 
 
-class PlannedPull(Outcome[PullPlan]):
+class PlannedPull(ItemOutcome[PullPlan]):
     """The outcome of planning one pull."""
 
 

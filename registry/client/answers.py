@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from registry.api import Item
 from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
-from registry.api.transfer import Outcome, PullPlan, PushPlan, PushResult, Upload
+from registry.api.transfer import ItemOutcome, PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest
@@ -113,7 +113,7 @@ def resolved(ref: Ref, answer: Resolved) -> Resolved:
     return answer
 
 
-def outcomes(items: Sequence[Outcome[Item]], count: int) -> list[Item | RegistryError]:
+def outcomes(items: Sequence[ItemOutcome[Item]], count: int) -> list[Item | RegistryError]:
     """The results and errors of a bulk request of `count` items."""
     _equal("the number of outcomes", len(items), count)
     results: list[Item | RegistryError] = []

@@ -52,7 +52,7 @@ from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
 
-Outcome = TypeVar("Outcome")
+Received = TypeVar("Received")
 Sent = TypeVar("Sent")
 Page = TypeVar("Page", bound=ItemPage[Any])
 Name = AdapterName | str
@@ -144,11 +144,11 @@ class Versions:
         return only(self.plan_pulls([ref])[0])
 
     def _repeat_unavailable(
-        self, send: Callable[[Sequence[Sent]], list[Outcome | RegistryError]], items: Sequence[Sent], *,
+        self, send: Callable[[Sequence[Sent]], list[Received | RegistryError]], items: Sequence[Sent], *,
         all_or_none: bool = False,
-    ) -> list[Outcome | RegistryError]:  # fmt: skip
+    ) -> list[Received | RegistryError]:  # fmt: skip
         """Send a bulk request, and again those items that the registry cannot serve yet, as long as one request."""
-        outcomes: dict[int, Outcome | RegistryError] = {}
+        outcomes: dict[int, Received | RegistryError] = {}
         pending, retries = list(range(len(items))), Retries(self.connection)
         while True:
             outcomes |= zip(pending, send([items[position] for position in pending]), strict=True)
@@ -251,7 +251,7 @@ class Versions:
         return self._send("POST", path, shape, request, **how)
 
 
-def only(outcomes: Sequence[Outcome | RegistryError]) -> Outcome:
+def only(outcomes: Sequence[Received | RegistryError]) -> Received:
     """The result of a bulk request of one. Raises its error."""
     (outcome,) = outcomes
     if isinstance(outcome, RegistryError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from registry.adapters.methods import find
 from registry.adapters.peft import fields, initializations
 
 Values = Mapping[str, Any]
@@ -26,8 +27,14 @@ def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
             yield field, f"needs {row['needs']} beside it"
         if is_written and row.get("excludes_pattern") and isinstance(values.get("target_modules"), str):
             yield field, "cannot stand beside a target_modules that is one text"
+    # peft_model.py _prepare_prompt_learning_config: what is written counts, not the base's
+    shape = next((rule.shape for rule in find(method).tensors if rule.name == "prompt_embeddings"), "")
+    for field, part in _PROMPT_SIZES.items():
+        size = value_of(field)
+        if part in shape and size is not None and (not isinstance(size, int) or size < 1):
+            yield field, "must be a whole number over 0"
     for field, rule_method, is_broken, reason in RULES:
-        if rule_method == method and is_broken(value_of):
+        if (rule_method == method or (rule_method == EVERY and field in rows)) and is_broken(value_of):
             yield field, reason
 
 
@@ -57,14 +64,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-_PROMPT_SIZES: Mapping[str, tuple[str, ...]] = {
-    "num_layers": ("CARTRIDGE", "PREFIX_TUNING"),
-    "num_transformer_submodules": (
-        "CARTRIDGE", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING",
-    ),
-    "token_dim": ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"),
-}  # fmt: skip
-"""Field → the methods whose tensors are as large as it says."""
+_PROMPT_SIZES = {
+    "num_layers": "prefix_width",
+    "num_transformer_submodules": "num_virtual_tokens",
+    "token_dim": "submodules",
+}
+"""Field → the part of the shape formula of those prompts that are as large as it says."""
+EVERY = ""
+"""The method of a rule that holds for every method with its field."""
 RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     # lora/layer.py LoraLayer.update_layer
     ("init_lora_weights", "LORA",
@@ -122,13 +129,9 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     ("num_frozen_tokens", "CARTRIDGE",
      lambda read: all(type(read(name)) is int for name in ("num_frozen_tokens", "num_virtual_tokens"))
      and read("num_frozen_tokens") > read("num_virtual_tokens"), "must not be over num_virtual_tokens"),
-    # peft_model.py _prepare_prompt_learning_config: what is written counts, not the base's
-    *((field, method, lambda read, field=field: read(field) is not None
-       and (not isinstance(read(field), int) or read(field) < 1), "must be a whole number over 0")
-      for field, methods in _PROMPT_SIZES.items() for method in methods),
     # prompt_tuning/config.py PromptTuningConfig
-    *(("tokenizer_kwargs", method, lambda read: read("tokenizer_kwargs") and read("prompt_tuning_init") != "TEXT",
-       "is taken only with prompt_tuning_init TEXT") for method in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING")),
+    ("tokenizer_kwargs", EVERY, lambda read: read("tokenizer_kwargs") and read("prompt_tuning_init") != "TEXT",
+     "is taken only with prompt_tuning_init TEXT"),
     # cpt/config.py CPTConfig
     ("task_type", "CPT", lambda read: read("task_type") != "CAUSAL_LM", "must be CAUSAL_LM"),
     *((field, "CPT", lambda read, field=field: isinstance(read(field), list)
@@ -139,8 +142,8 @@ RULES: tuple[tuple[str, str, Callable[[Read], Any], str], ...] = (
     ("delora_lambda", "DELORA", lambda read: isinstance(read("delora_lambda"), str) and not _is_number(
         read("delora_lambda")), "must be a number"),
     # frod/model.py, pvera/model.py, randlora/model.py, vera/model.py: the seed of a generator
-    *(("projection_prng_key", method, lambda read: isinstance(read("projection_prng_key"), float),
-       "must be a whole number") for method in ("FROD", "PVERA", "RANDLORA", "VERA")),
+    ("projection_prng_key", EVERY, lambda read: isinstance(read("projection_prng_key"), float),
+     "must be a whole number"),
     # lily/model.py LilyModel: an index of a list
     ("stride_A", "LILY", lambda read: type(read("stride_A")) is float, "must be a whole number"),
     # supertuning/config.py SupertuningConfig

@@ -149,6 +149,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "rollback_alias": {"to": "2", "reason": "too slow"},
     "yank_version": _REASON,
     "unyank_version": {"reason": "yanked by mistake"},
+    "undelete_version": {"reason": "deleted by mistake"},
     "quarantine_version": _REASON,
     "unquarantine_version": {"reason": "the report was wrong"},
     "change_adapter_metadata": {"tags": {"team": "nlp", "trial": None}},
