@@ -205,6 +205,7 @@ def main() -> None:
     """Push, check, promote, serve and audit LoRA adapters.
 
     A REF is namespace/name (the newest version), namespace/name:alias, namespace/name@3 or namespace/name@sha256:….
+    Of a digest, the first 8 digits or more are enough if no other version has them.
     The registry is ADAPTER_REGISTRY, else the one of `adapter login`, else the embedded one in your data folder.
     """
 

@@ -71,6 +71,12 @@ def _parse_for_pydantic(text: str) -> Digest:
         raise ValueError(e.detail) from e
 
 
+class DigestPrefix(str):
+    """The beginning of a digest, `sha256:` and some of its hex digits: what a person copies from a table."""
+
+    __slots__ = ()
+
+
 class Hasher:
     """SHA-256 of a stream, fed chunk by chunk, that also counts bytes."""
 

@@ -2,11 +2,13 @@
 
     ref        = name                      the newest version
                | name ":" alias            what an alias points at
-               | name "@" number           version 3 of this adapter
+               | name "@" number           version 3 of this adapter, also as `v3`
                | name "@" digest           exactly these bytes
+               | name "@" short digest     the one version whose digest begins with these 8 or more hex digits
     name       = namespace "/" word
     namespace  = word
     word       = 1 to 64 of [a-z0-9._-], beginning and ending in [a-z0-9], without `..`
+    digest     = "sha256:" and 64 hex digits; "sha256:" may be left out where they are not all decimal
     alias      = a word that looks neither like a number, nor `v3`, nor a digest
 
 ASCII lower case only, so no two names differ by case, normal form or look-alike letter.
@@ -20,7 +22,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import NewType
 
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import Invalid
 from registry.findings import Finding
 
@@ -38,6 +40,9 @@ NEWEST = Alias("main")
 _WORD = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?\Z")
 _BASE_WORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _LIKE_A_VERSION = re.compile(r"(v?[0-9]+|sha256.*|[0-9a-f]{7,64})\Z")
+_NUMBER = re.compile(r"v?([1-9][0-9]{0,8})\Z")
+_LIKE_A_DIGEST = re.compile(r"sha256:|(?=[0-9]*[a-f])[0-9a-f]{7,64}\Z")
+_DIGITS = re.compile(r"[0-9a-f]{8,64}\Z")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
 _PATH_SIGNS = "._-+()[],'@&=!"
 _PATH_CHARACTERS = frozenset(f"{string.ascii_letters}{string.digits} /{_PATH_SIGNS}")
@@ -187,17 +192,26 @@ def is_served_name(text: str) -> bool:
     return _SERVED_NAME.match(text) is not None
 
 
-Selector = Alias | int | Digest
-"""What picks one version of an adapter: an alias (text), a number, or a manifest digest."""
+Selector = Alias | int | Digest | DigestPrefix
+"""What picks one version of an adapter: an alias (text), a number, or a manifest digest or the beginning of one."""
 
 
 def selector(text: str) -> Selector:
     """Parse the part after `:` or `@`, or a path segment of the resolve route."""
-    if text.startswith("sha256:"):
-        return Digest(text)
-    if text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0 and text[0] != "0":
-        return int(text)
-    return alias(text)
+    if number := _NUMBER.match(text):
+        return int(number[1])
+    if not _LIKE_A_DIGEST.match(text):
+        return alias(text)
+    digits = text.removeprefix("sha256:")
+    if not _DIGITS.match(digits):
+        raise Invalid("DIGEST_INVALID", f"digest {text[:80]!r} is not 'sha256:' and 8 to 64 lower-case hex digits")
+    digest = f"sha256:{digits}"
+    return Digest(digest) if len(digits) == 64 else DigestPrefix(digest)
+
+
+def is_alias(selector: Selector) -> bool:
+    """Whether a selector is an alias, which may move, and not a number or a digest."""
+    return not isinstance(selector, int | Digest | DigestPrefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +227,7 @@ class Ref:
         name, at, rest = text.partition("@")
         if at:
             picked = selector(rest)
-            if not isinstance(picked, int | Digest):
+            if is_alias(picked):
                 raise Invalid(
                     "NAME_INVALID",
                     f"{text[:160]!r}: after '@' comes a version number or a digest, not {rest[:64]!r}",
@@ -224,7 +238,7 @@ class Ref:
         return cls(AdapterName.parse(name), alias(rest) if colon else NEWEST)
 
     def __str__(self) -> str:
-        if isinstance(self.selector, int | Digest):
+        if not is_alias(self.selector):
             return f"{self.name}@{self.selector}"
         return str(self.name) if self.selector == NEWEST else f"{self.name}:{self.selector}"
 

@@ -16,7 +16,7 @@ from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
 from registry.api.transfer import ItemOutcome, PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
 from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, is_served_name
@@ -48,16 +48,21 @@ def of_version(ref: Ref, answer: Version) -> Version:
     _equal(f"the name of {ref}", answer.name, str(ref.name))
     if isinstance(ref.selector, int):
         _equal(f"the number of {ref}", answer.number, ref.selector)
-    elif isinstance(ref.selector, Digest):
-        _equal(f"the digest of {ref}", answer.digest, ref.selector)
+    _matches_digest(f"the digest of {ref}", answer.digest, ref)
     return answer
+
+
+def _matches_digest(what: str, digest: Digest, ref: Ref) -> None:
+    if isinstance(ref.selector, Digest):
+        _equal(what, digest, ref.selector)
+    elif isinstance(ref.selector, DigestPrefix):
+        _equal(f"the beginning of {what}", digest[: len(ref.selector)], ref.selector)
 
 
 def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
     """An answer about these digests, each of which must be the one that `ref` names, if it names one."""
-    if isinstance(ref.selector, Digest):
-        for digest in digests:
-            _equal(f"the digest in an answer about {ref}", digest, ref.selector)
+    for digest in digests:
+        _matches_digest(f"the digest in an answer about {ref}", digest, ref)
     return answer
 
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 
 from registry import names
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import Invalid
 from registry.manifest import Descriptor
 from registry.names import Selector
@@ -33,25 +32,18 @@ _TAG = re.compile(r"v?([1-9][0-9]{0,8})\Z")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class CommitPrefix:
-    """The beginning of a manifest digest's hex digits: a commit id, or a piece of one."""
+def revision(text: str) -> Selector | None:
+    """What a revision of the dialect picks, or None where no version of ours can have that name.
 
-    digits: str
-
-
-Revision = Selector | CommitPrefix
-
-
-def revision(text: str) -> Revision | None:
-    """What a revision of the dialect picks, or None where no version of ours can have that name."""
+    A commit id, or a piece of one, is the beginning of a manifest digest.
+    """
     if text.startswith("sha256:"):
         return _digest(text)
     word = text.removeprefix("refs/heads/").removeprefix("refs/tags/")
     if tag := _TAG.match(word):
         return int(tag[1])
     if _COMMIT.match(word):
-        return CommitPrefix(word)
+        return DigestPrefix(f"sha256:{word}")
     try:
         return names.alias(word)
     except Invalid:

@@ -143,6 +143,7 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
     for method, rest in (
         ("GET", "/resolve/{}/canary"),
         ("GET", f"/resolve/{{}}/{digest}"),
+        ("GET", f"/resolve/{{}}/{digest[:15]}"),
         ("GET", "/adapters/{}"),
         ("GET", "/adapters/{}/aliases"),
         ("GET", "/adapters/{}/history"),

@@ -162,6 +162,15 @@ def test_a_rollback_goes_to_the_given_version(released: CommandRunner) -> None:
     assert "belongs to acme/support" in released("rollback", "acme/support", "prod", "--to", "a/b@2", expect=2).stderr
 
 
+def test_a_version_is_named_as_people_write_it(released: CommandRunner) -> None:
+    digest = released("show", "acme/support@v1", "--json").json["digest"]
+    short = f"acme/support@{digest[:15]}"
+    assert released("show", short, "--json").json["number"] == 1
+    assert released("rollback", "acme/support:prod", "--to", short, "--json").json["number"] == 1
+    unknown = released("show", "acme/support@sha256:00000000", "--json", expect=4)
+    assert unknown.problem["code"] == "VERSION_UNKNOWN"
+
+
 def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: CommandRunner, tmp_path: Path) -> None:
     digest = released("show", "acme/support@2", "--json").json["digest"]
     result = released("yank", "acme/support@2", "--reason", "rude after all")

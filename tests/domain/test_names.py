@@ -13,7 +13,15 @@ DIGEST = Digest.of(b"x")
 
 
 @pytest.mark.parametrize(
-    "text", ["acme/support", "acme/support:prod", "acme/support@3", f"acme/support@{DIGEST}", "a-1/b.c_d:canary-2"]
+    "text",
+    [
+        "acme/support",
+        "acme/support:prod",
+        "acme/support@3",
+        f"acme/support@{DIGEST}",
+        f"acme/support@{DIGEST[:15]}",
+        "a-1/b.c_d:canary-2",
+    ],
 )
 def test_what_is_printed_parses_to_the_same_ref(text: str) -> None:
     assert str(Ref.parse(text)) == text
@@ -25,8 +33,13 @@ def test_a_ref_without_a_selector_means_the_newest_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "selector"), [("acme/x:prod", "prod"), ("acme/x@12", 12), (f"acme/x@{DIGEST}", DIGEST)]
-)
+    ("text", "selector"),
+    [
+        ("acme/x:prod", "prod"), ("acme/x@12", 12), ("acme/x@v12", 12), ("acme/x@12345678", 12345678),
+        (f"acme/x@{DIGEST}", DIGEST), (f"acme/x@{DIGEST.hex}", DIGEST),
+        ("acme/x@sha256:12345678", "sha256:12345678"), ("acme/x@1234567a", "sha256:1234567a"),
+    ],
+)  # fmt: skip
 def test_a_selector_is_an_alias_a_number_or_a_digest(text: str, selector: object) -> None:
     assert Ref.parse(text).selector == selector
 
@@ -37,7 +50,8 @@ def test_a_selector_is_an_alias_a_number_or_a_digest(text: str, selector: object
      "acme/..", "acme/a..b", "acme/-a", "acme/a-", "acme/.a", "acme/con", "acme/nul.txt", "acme/" + "a" * 65,
      "acmе/x", "acme/\u202ex", "acme/ａ", "acme/a\u200bb", "acme/x:", "acme/x:v3", "acme/x:3", "acme/x:sha256",
      "acme/x:deadbeef", "acme/x@prod", "acme/x@0", "acme/x@-1", "acme/x@03", "acme/x@٣", "acme/x@sha256:00",
-     "acme/x@9999999999", "api/x", "admin/x", "resolve/x"],
+     "acme/x@9999999999", "acme/x@v0", "acme/x@v03", "acme/x@abcdef1", "acme/x@sha256:abcdef1", "acme/x@ABCDEF12",
+     f"acme/x@{DIGEST}0", "api/x", "admin/x", "resolve/x"],
 )  # fmt: skip
 def test_a_name_outside_the_grammar_is_refused(text: str) -> None:
     with pytest.raises(Invalid) as caught:

@@ -13,7 +13,7 @@ from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.server.database import db
-from registry.server.database.models import VerdictRow
+from registry.server.database.models import VerdictRow, VersionRow
 from tests import forge
 from tests.base_specs import spec_of
 from tests.world import URL, World
@@ -169,6 +169,55 @@ def test_kinds_of_absence_are_distinguished_for_those_who_may_look(world: World)
             with pytest.raises(NotFound) as caught:
                 ask(ref)
             assert caught.value.code == code
+
+
+def give_digest(world: World, digest: str, ref: str) -> None:
+    """Change the digest in the row of a version."""
+    with world.session(write=True) as session:
+        row = session.exec(select(VersionRow).where(VersionRow.digest == world.admin.version(ref).digest)).one()
+        row.digest = digest
+        session.add(row)
+
+
+def test_a_short_digest_names_the_one_version_that_begins_with_it(world: World) -> None:
+    world.add_base()
+    first, other = world.push(NAME).version, world.push("acme/other").version
+    short = f"{NAME}@{first.digest[:15]}"
+    assert world.admin.resolve(short).number == world.admin.version(short).number == 1
+    assert world.admin.plan_pull(short).resolved.digest == first.digest
+    assert [job.subject for job in world.admin.jobs(ref=short).items] == [f"{NAME}@1"]
+    for ref in (f"{NAME}@{other.digest[:15]}", f"{NAME}@sha256:{'0' * 8}"):
+        for ask in (world.admin.resolve, world.admin.version, world.admin.plan_pull):
+            with pytest.raises(NotFound, match="has no version"):
+                ask(ref)
+
+    world.push(NAME)
+    give_digest(world, first.digest[:15] + "0" * 56, f"{NAME}@2")
+    for ask in (world.admin.resolve, world.admin.version, world.admin.plan_pull):
+        with pytest.raises(NotFound, match=f"has 2 versions whose digest begins with {first.digest[:15]}") as caught:
+            ask(short)
+        assert caught.value.code == "VERSION_UNKNOWN"
+        assert "more of its digits" in caught.value.next_step
+
+
+def test_only_pulls_of_short_digests_cost_a_statement_more(world: World) -> None:
+    world.add_base()
+    digest = world.push(NAME).version.digest
+    world.admin.plan_pull(NAME)  # a token's first use is recorded
+
+    def count(*refs: str) -> int:
+        with world.statements() as sent:
+            world.admin.plan_pulls(refs)
+        return len(sent)
+
+    whole, short = f"{NAME}@{digest}", f"{NAME}@{digest[:15]}"
+    assert count(whole) == count(short) == count(short, f"{NAME}@{digest[:16]}") == count(whole, short) - 1
+    for ask in (world.admin.version, world.admin.resolve):
+        with world.statements() as by_digest:
+            ask(whole)
+        with world.statements() as by_prefix:
+            ask(short)
+        assert len(by_digest) == len(by_prefix)
 
 
 # ------------------------------------------------------------------ lineage

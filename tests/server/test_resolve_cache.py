@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import psycopg
 import pytest
+from sqlmodel import select
 
 from registry.events import EventType
 from registry.server import app
@@ -18,6 +19,7 @@ from registry.server.access.tokens import revoke
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log
 from registry.server.database import db
+from registry.server.database.models import VersionRow
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
 from tests.httpx_transports import HttpxInProcess
@@ -76,10 +78,25 @@ def test_after_every_change_a_cached_answer_equals_an_uncached_one(world: World)
         change()
         with replica(world) as fresh:
             for secret in (world.secret, reader, outsider):
-                for selector in ("canary", "main", "1", "2", first.digest, "nowhere"):
+                for selector in ("canary", "main", "1", "v2", first.digest, first.digest[:15], "nowhere"):
                     expected = told(client(world, secret, fresh), selector)
                     for _ in range(2):
                         assert told(client(world, secret), selector) == expected, (number, selector)
+
+
+def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(world: World) -> None:
+    world.add_base()
+    first = world.push(NAME).version.digest
+    second = world.push(NAME).version.digest
+    short = first[:15]
+    for selector, cache_control in ((short, "no-cache"), (first, "immutable")):
+        assert [told(client(world), selector)[0] for _ in range(2)] == [200, 200]
+        assert cache_control in told(client(world), selector)[2]["cache-control"]
+    with world.session(write=True) as session:
+        row = session.exec(select(VersionRow).where(VersionRow.digest == second)).one()
+        row.digest = short + "0" * 56
+        session.add(row)
+    assert [told(client(world), selector)[0] for selector in (short, first)] == [404, 200]
 
 
 def test_an_unchanged_answer_needs_no_statement(world: World, database_kind: str) -> None:

@@ -1,7 +1,7 @@
 """Withdrawn versions: what a yanked or a quarantined version still answers, and to whom.
 
     yanked         no alias resolves to it; its number and its digest still do
-    quarantined    only its digest leads to its bytes, and only for those who may promote; nothing may be added to it
+    quarantined    only its whole digest leads to its bytes, for those who may promote; nothing may be added to it
     deleted        nothing but a sentence that says so; its owner sees it in the list of deleted versions
 
 Row, verdicts and history of a withdrawn version stay visible.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from registry.digest import Digest
 from registry.errors import NotFound, Refused
-from registry.names import AdapterName, Selector
+from registry.names import AdapterName, Selector, is_alias
 from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database.models import VersionRow
@@ -24,7 +24,7 @@ def require_readable(actor: Actor, name: AdapterName, version: VersionRow, selec
         if isinstance(selector, Digest) and actor.may(Scope.PROMOTE, name.namespace, name.name):
             return
         raise quarantined_error(name, version)
-    if version.yanked_at is not None and not isinstance(selector, int | Digest):
+    if version.yanked_at is not None and is_alias(selector):
         raise _yanked_error(name, version)
 
 

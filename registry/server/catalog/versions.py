@@ -16,11 +16,11 @@ from sqlmodel import Session, col, select
 
 from registry.api import PREFIX
 from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import NotFound, RegistryError, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
-from registry.names import NEWEST, AdapterName, Alias, Ref, Selector
+from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server import public_namespaces
 from registry.server.access import epoch
@@ -107,13 +107,11 @@ def alias_points_at_version() -> ColumnElement[bool]:
 def _selected(selector: Selector) -> ColumnElement[bool]:
     if isinstance(selector, Digest):
         return col(VersionRow.digest) == selector
+    if isinstance(selector, DigestPrefix):
+        return col(VersionRow.digest).startswith(selector)
     if isinstance(selector, int):
         return col(VersionRow.number) == selector
     return col(AliasRow.alias) == selector
-
-
-def _is_alias(selector: Selector) -> bool:
-    return not isinstance(selector, int | Digest)
 
 
 # ------------------------------------------------------------------ one version
@@ -136,7 +134,7 @@ def resolve_with_pointer(
             VerdictRow.profile,
             VerdictRow.outcome,
             VerdictRow.by_owner,
-            type_coerce(col(AliasRow.generation), Integer) if _is_alias(selector) else null(),
+            type_coerce(col(AliasRow.generation), Integer) if is_alias(selector) else null(),
             epoch.current(),
         )
         .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
@@ -144,12 +142,12 @@ def resolve_with_pointer(
         .where(named(name), _selected(selector))
         .order_by(col(VerdictRow.id))
     )
-    if _is_alias(selector):
+    if is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
     rows = session.exec(statement).all()
     if not rows:
         raise not_found(session, name, selector)
-    version: VersionRow = rows[0][0]
+    version = _only(name, selector, [row[0] for row in rows])
     *_, generation, access = rows[0]
     availability.require_readable(actor, name, version, selector)
     labels = {
@@ -195,8 +193,8 @@ _BY_ALIAS = (
     .join(AliasRow, col(AliasRow.version_id) == col(VersionRow.id))
     .where(tuple_(col(AliasRow.adapter_id), col(AliasRow.alias)).in_(bindparam("keys", expanding=True)))
 )
-_Version = tuple[VersionRow, int | None]
-"""A version, and the generation of the alias that points at it."""
+_Matches = tuple[list[VersionRow], int | None]
+"""The versions that a selector names, several only for a short digest; and the generation of the alias."""
 
 
 def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[Ref, Resolved | RegistryError]:
@@ -208,12 +206,13 @@ def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[R
     ids = {f"{namespace}/{name}": adapter_id or 0 for adapter_id, namespace, name in rows}
     keys = {ref: (ids[str(ref.name)], ref.selector) for ref in visible if str(ref.name) in ids}
     versions = _find_all(session, set(keys.values()))
-    labels = verdicts.newest_outcomes(session, {version.id or 0 for version, _ in versions.values()})
+    labels = verdicts.newest_outcomes(session, {row.id or 0 for rows, _ in versions.values() for row in rows})
     for ref, key in keys.items():
         try:
             if key not in versions:
                 raise _unknown_selector(ref.name, ref.selector)
-            version, generation = versions[key]
+            matches, generation = versions[key]
+            version = _only(ref.name, ref.selector, matches)
             availability.require_readable(actor, ref.name, version, ref.selector)
             outcomes[ref] = _resolved(ref.name, ref.selector, version, labels[version.id or 0], generation)
         except RegistryError as e:
@@ -221,19 +220,40 @@ def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[R
     return outcomes
 
 
-def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[tuple[int, Selector], _Version]:
+def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[tuple[int, Selector], _Matches]:
     """(adapter, selector) → what it names, of those that exist."""
     numbers = [key for key in keys if isinstance(key[1], int)]
     digests = [key for key in keys if isinstance(key[1], Digest)]
-    names_of = [key for key in keys if _is_alias(key[1])]
-    versions: dict[tuple[int, Selector], _Version] = {}
+    prefixes = [(adapter_id, picked) for adapter_id, picked in keys if isinstance(picked, DigestPrefix)]
+    names_of = [key for key in keys if is_alias(key[1])]
+    versions: dict[tuple[int, Selector], _Matches] = {}
     for row in session.exec(_BY_NUMBER, params={"keys": numbers}) if numbers else ():
-        versions[row.adapter_id, row.number] = row, None
+        versions[row.adapter_id, row.number] = [row], None
     for row in session.exec(_BY_DIGEST, params={"keys": digests}) if digests else ():
-        versions[row.adapter_id, Digest(row.digest)] = row, None
+        versions[row.adapter_id, Digest(row.digest)] = [row], None
     for row, alias, generation in session.exec(_BY_ALIAS, params={"keys": names_of}) if names_of else ():
-        versions[row.adapter_id, Alias(alias)] = row, generation
+        versions[row.adapter_id, Alias(alias)] = [row], generation
+    matches = [and_(col(VersionRow.adapter_id) == adapter_id, _selected(prefix)) for adapter_id, prefix in prefixes]
+    for row in session.exec(_LIGHT.where(or_(*matches))) if matches else ():
+        for key in prefixes:
+            if row.adapter_id == key[0] and row.digest.startswith(key[1]):
+                versions.setdefault(key, ([], None))[0].append(row)
     return versions
+
+
+def _only(name: AdapterName, selector: Selector, rows: Sequence[VersionRow]) -> VersionRow:
+    """The one version that these rows are. `NotFound` (VERSION_UNKNOWN) if a short digest names several.
+
+    Deleted versions count, so that no deletion changes what a short digest names.
+    """
+    count = len({row.id for row in rows})
+    if count > 1:
+        raise NotFound(
+            "VERSION_UNKNOWN",
+            f"adapter '{name}' has {count} versions whose digest begins with {selector}",
+            next_step=f"write more of its digits; `adapter versions {name} --json` has them all",
+        )
+    return rows[0]
 
 
 def find(
@@ -247,11 +267,12 @@ def find(
     if not actor.sees(name):
         raise unknown_adapter(name)
     statement = select(VersionRow).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
-    if _is_alias(selector):
+    if is_alias(selector):
         statement = statement.join(AliasRow, alias_points_at_version())
-    row = session.exec(statement.where(named(name), _selected(selector))).first()
-    if row is None:
+    rows = session.exec(statement.where(named(name), _selected(selector))).all()
+    if not rows:
         raise not_found(session, name, selector)
+    row = _only(name, selector, rows)
     if not include_deleted:
         availability.require_not_deleted(name, row)
     if not include_withdrawn:
@@ -267,7 +288,7 @@ def not_found(session: Session, name: AdapterName, selector: Selector) -> NotFou
 
 
 def _unknown_selector(name: AdapterName, selector: Selector) -> NotFound:
-    if _is_alias(selector):
+    if is_alias(selector):
         return NotFound("ALIAS_UNKNOWN", f"adapter '{name}' has no alias '{selector}'")
     return NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no version '{selector}'")
 

@@ -28,7 +28,7 @@ from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
 from registry.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
-from registry.names import NEWEST, AdapterName
+from registry.names import NEWEST, AdapterName, is_alias
 from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.actors import Actor
@@ -353,7 +353,7 @@ def find_head(engine: Engine, actor: Actor, name: AdapterName, branch: str) -> H
 def parse_branch(name: AdapterName, branch: str) -> str:
     """The alias that a branch is. `Invalid` for anything else."""
     selector = hub.revision(branch)
-    if selector is None or isinstance(selector, int | Digest | hub.CommitPrefix):
+    if selector is None or not is_alias(selector):
         refusals.refuse_branch(name, branch)
     return str(selector)
 

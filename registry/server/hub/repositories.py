@@ -22,10 +22,10 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
 from registry.manifest import Descriptor, Manifest
-from registry.names import AdapterName
+from registry.names import AdapterName, is_alias
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import availability, files, versions
+from registry.server.catalog import files, versions
 from registry.server.catalog import search as catalog_search
 from registry.server.catalog.search import Search
 from registry.server.database import db
@@ -57,23 +57,10 @@ def unknown_repository(name: str) -> NotFound:
 def find_version(session: Session, actor: Actor, name: AdapterName, revision: str) -> VersionRow:
     """Return the version at a branch, tag or commit id. `NotFound`; `Refused` (YANKED) for an alias."""
     selector = hub.revision(revision)
-    if isinstance(selector, hub.CommitPrefix):
-        return _find_commit(session, actor, name, selector)
     if selector is None:
         versions.find_adapter(session, actor, name)
         raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has no revision {revision[:200]!r}")
-    return versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
-
-
-def _find_commit(session: Session, actor: Actor, name: AdapterName, commit: hub.CommitPrefix) -> VersionRow:
-    adapter = versions.find_adapter(session, actor, name)
-    matches = col(VersionRow.digest).startswith(f"sha256:{commit.digits}")
-    rows = session.exec(select(VersionRow).where(VersionRow.adapter_id == adapter.id, matches).limit(2)).all()
-    if len(rows) != 1:
-        count = "several versions" if rows else "no version"
-        raise NotFound("VERSION_UNKNOWN", f"adapter '{name}' has {count} whose id begins with {commit.digits}")
-    availability.require_not_deleted(name, rows[0])
-    return rows[0]
+    return versions.find(session, actor, name, selector, include_withdrawn=not is_alias(selector))
 
 
 def find_file(session: Session, actor: Actor, name: AdapterName, row: VersionRow, path: str) -> Descriptor:

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from registry import jobs, names
 from registry.api.jobs import JobPage, JobSubmit
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
 from registry.events import EventType
@@ -207,6 +207,8 @@ def _has_subject(text: str) -> ColumnElement[bool]:
     ref = Ref.parse(text)
     if isinstance(ref.selector, Digest):
         return (col(JobRow.subject_digest) == ref.selector) & queue.has_adapter(ref.name)
+    if isinstance(ref.selector, DigestPrefix):
+        return col(JobRow.subject_digest).startswith(ref.selector) & queue.has_adapter(ref.name)
     return col(JobRow.subject) == str(ref) if isinstance(ref.selector, int) else queue.has_adapter(ref.name)
 
 

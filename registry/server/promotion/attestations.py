@@ -25,7 +25,7 @@ from registry.errors import Invalid, NotFound
 from registry.evaluation.verdicts import Outcome
 from registry.events import EventType, with_former_types
 from registry.manifest import Manifest
-from registry.names import AdapterName, Ref, Selector
+from registry.names import AdapterName, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server import audit, failpoints
 from registry.server.actors import TRUSTED, Actor
@@ -56,7 +56,7 @@ def list_attestations(
     session: Session, actor: Actor, name: AdapterName, selector: Selector, store: BlobStore | None
 ) -> AttestationList:
     """All attestations of a version, oldest first, each with its bundle; without a store, without bundles."""
-    version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
+    version = versions.find(session, actor, name, selector, include_withdrawn=not is_alias(selector))
     statement = _live().where(AttestationRow.version_id == version.id).order_by(col(AttestationRow.id))
     rows = session.exec(statement.limit(SHOWN_LIMIT)).all()
     db.commit_early(session)
@@ -99,7 +99,7 @@ def add_signature(
     `session` must have begun by reading: it writes from the last check on, and no transaction is open while bytes move.
     """
     actor.require(Scope.PUSH, name)
-    version = versions.find(session, actor, name, selector, include_withdrawn=isinstance(selector, int | Digest))
+    version = versions.find(session, actor, name, selector, include_withdrawn=not is_alias(selector))
     if version.quarantined_at is not None:
         raise availability.quarantined_error(name, version)
     kind, identity, public_key = _verify(request, Manifest.parse(version.manifest.encode()), trusted_roots)

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col
 
 from registry import names
-from registry.digest import Digest
+from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
 from registry.names import Selector
 from registry.server.access import epoch
@@ -40,10 +40,15 @@ class Pointers:
         self._connection: Any = None
 
     async def read(self, path: list[str]) -> Pointer | None:
-        """Return the pointer of `[namespace, name, selector]`, or None if there is none. `Unavailable`."""
+        """Return the pointer of `[namespace, name, selector]`, or None if there is none. `Unavailable`.
+
+        Of a short digest there is none: a version that was pushed since may begin with it, too.
+        """
         try:
             selector = names.selector(path[2])
         except RegistryError:
+            return None
+        if isinstance(selector, DigestPrefix):
             return None
         statement, values = self._statements[_kind_of(selector)]
         value = selector if isinstance(selector, int) else str(selector)

@@ -34,7 +34,7 @@ from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.events import EventType
 from registry.manifest import Descriptor
-from registry.names import AdapterName, Ref, Selector
+from registry.names import AdapterName, Ref, Selector, is_alias
 from registry.server.catalog import downloads, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
@@ -259,7 +259,7 @@ def _bytes_of(
 
 def _record_read(request: Request, name: AdapterName, selector: Selector) -> None:
     """Record in the audit log that the actor reads private bytes."""
-    about = f"{name}{'@' if isinstance(selector, int | Digest) else ':'}{selector}"
+    about = f"{name}{':' if is_alias(selector) else '@'}{selector}"
     request.app.state.audit_log.batch.add(
         request.state.actor, EventType.BYTES_READ, about, request_id=request.state.request_id
     )

@@ -14,7 +14,10 @@ PARAMETERS: dict[str, tuple[str, Any]] = {
     # ------------------------------------------------------------ paths
     "namespace": ("Namespace of the adapter.", "acme"),
     "name": ("Name of the adapter within its namespace.", "support"),
-    "selector": ("Version: an alias, a number or a digest. `main` is the newest version.", "prod"),
+    "selector": (
+        "Version: an alias, a number, a digest or its first 8 digits or more. `main` is the newest.",
+        "prod",
+    ),
     "alias": ("Alias, a movable name of one version.", "prod"),
     "base": ("Name of a base model, which may contain a slash.", "llama-3.1-8b"),
     "digest": ("SHA-256 digest of the bytes.", "sha256:" + "0" * 64),
