@@ -158,6 +158,20 @@ def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_or
     assert events == [f"acme/support@{number}" for number in (1, 2, 3)]
 
 
+def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(based: World) -> None:
+    contents = sorted((based.files() for _ in range(4)), key=lambda files: based.manifest(files).digest, reverse=True)
+    items = [PushItem(name="acme/support", manifest=based.manifest(files)) for files in contents]
+    plans = of_type(PushPlan, based.admin.plan_pushes(items))
+    for plan, files in zip(plans, contents, strict=True):
+        upload(based.admin, plan, files)
+    commits = [CommitItem(push_id=plan.push_id, alias="canary") for plan in plans]
+    versions = of_type(PushResult, based.admin.commit_pushes(commits))
+    assert [result.version.aliases for result in versions] == [[], [], [], ["canary", "main"]]
+    assert based.admin.alias("acme/support", "canary").number == 4
+    moves = based.admin.history("acme/support", alias="canary").moves
+    assert [(move.generation, move.number) for move in moves] == [(4, 4), (3, 3), (2, 2), (1, 1)]
+
+
 @pytest.mark.security
 def test_names_that_look_alike_in_one_group_are_one_name(based: World) -> None:
     adapters = {"acme/helper": based.files(), "acme/he1per": based.files(), "acme/other": based.files()}

@@ -170,11 +170,13 @@ def write(
     refusals = _move_aliases(session, actor, commits, versions_by_key, atomic=atomic)
     session.flush()
     failpoints.reach("push.before_commit")
+    aliases_now = {(str(version.commit.name), names.NEWEST): version.commit.key for version in created}
+    aliases_now |= {(str(c.name), c.alias): c.key for c in _with_alias(commits) if not refusals[c.push.id]}
     for version, job_id in zip(created, _enqueue_tests(session, actor, created), strict=True):
         commit = version.commit
-        pointing = {names.NEWEST, *([commit.alias] if commit.alias and not refusals[commit.push.id] else [])}
+        pointing = sorted(alias for (_, alias), key in aliases_now.items() if key == commit.key)
         view = versions.build_new_view(
-            commit.name, version.row, commit.base_row.name, commit.manifest, version.verdicts, sorted(pointing)
+            commit.name, version.row, commit.base_row.name, commit.manifest, version.verdicts, pointing
         )
         commit.result = PushResult(version=view, created=True, job_id=job_id, alias_refused=refusals[commit.push.id])
     views = versions.build_views(session, [(commit.name, versions_by_key[commit.key]) for commit in repeated])
@@ -423,8 +425,9 @@ def _move_aliases(
 ) -> dict[str, str]:
     """Move the aliases that pushes asked for; push → why its alias did not move, or an empty string."""
     refusals = {commit.push.id: "" for commit in commits}
-    requested = [commit for commit in commits if commit.alias and commit.alias != names.NEWEST]
-    for commit in sorted(requested, key=lambda c: (c.key, c.alias)):  # so that two groups cannot deadlock
+    requested = _with_alias(commits)
+    # By name, so that two groups cannot deadlock. Of pushes that ask for the same alias, the last one has it.
+    for commit in sorted(requested, key=lambda c: (str(c.name), c.alias)):
         row, reason = rows[commit.key], commit.push.message
         with commit.collect_error():
             aliases.move(session, actor, commit.name, commit.alias, row, expected_generation=None, reason=reason)
@@ -432,6 +435,11 @@ def _move_aliases(
             refusals[commit.push.id], commit.error = commit.error.detail, None
     _raise_if_failed(requested)
     return refusals
+
+
+def _with_alias(commits: Iterable[Commit]) -> list[Commit]:
+    """Those that ask for an alias; `main` moves by itself."""
+    return [commit for commit in commits if commit.alias and commit.alias != names.NEWEST]
 
 
 def _is_refusal(error: RegistryError) -> bool:
