@@ -170,7 +170,9 @@ def write(
     refusals = _move_aliases(session, actor, commits, versions_by_key, atomic=atomic)
     session.flush()
     failpoints.reach("push.before_commit")
-    aliases_now = {(str(version.commit.name), names.NEWEST): version.commit.key for version in created}
+    aliases_now: dict[tuple[str, str], Key] = {
+        (str(version.commit.name), names.NEWEST): version.commit.key for version in created
+    }
     aliases_now |= {(str(c.name), c.alias): c.key for c in _with_alias(commits) if not refusals[c.push.id]}
     for version, job_id in zip(created, _enqueue_tests(session, actor, created), strict=True):
         commit = version.commit
