@@ -120,7 +120,7 @@ INTERNAL_LIMITS = {
         "registry.server.audit.event_batch.PATHS_LIMIT",
     ],
     "a cache forgets and reads again": [
-        "registry.adapters.read_cache.PIECES_LIMIT",
+        "registry.adapters.read_cache.PIECES_LIMIT", "registry.adapters.read_cache.BYTES_LIMIT",
         "registry.server.resolve_cache.middleware.ENTRIES_LIMIT",
         "registry.server.resolve_cache.middleware.BYTES_LIMIT",
         "registry.server.resolve_cache.middleware.STALE_LIMIT_SECONDS", "registry.server.storage.s3.store.CACHE_LIMIT",

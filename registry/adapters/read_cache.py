@@ -17,12 +17,14 @@ from registry.files import Read
 Value = TypeVar("Value")
 PIECES_LIMIT = 64
 """What reads more pieces is not remembered."""
+BYTES_LIMIT = 4 * 2**20
+"""How many bytes were read for all that is remembered. Parsed, a header takes many times its bytes."""
 Piece = tuple[str, int, int]
 """Path, start and length."""
 
 
 class ReadCache(Generic[Value]):
-    """The last `limit` results. Thread-safe.
+    """The last `limit` results, of `BYTES_LIMIT` bytes that were read. Thread-safe.
 
     A computation must depend on its key and on what it reads, and on nothing else. Then it reads the same pieces again
     as long as these have the same bytes, and has the same result.
@@ -33,7 +35,8 @@ class ReadCache(Generic[Value]):
         self._lock = threading.Lock()
         self._pieces: OrderedDict[Hashable, list[Piece]] = OrderedDict()
         """Key → what the last computation with this key has read."""
-        self._values: OrderedDict[tuple[Hashable, Digest], Value] = OrderedDict()
+        self._values: OrderedDict[tuple[Hashable, Digest], tuple[Value, int]] = OrderedDict()
+        """Key and digest of what was read → the result, and how many bytes were read."""
 
     def compute(self, key: Hashable, read: Read, function: Callable[[Read], Value]) -> Value:
         """The result of `function` for these files, computed or remembered. Errors are not remembered."""
@@ -42,9 +45,9 @@ class ReadCache(Generic[Value]):
         data_of = {piece: read(*piece) for piece in pieces}
         if pieces:
             with self._lock:
-                value = self._values.get((key, _digest(data_of)))
-            if value is not None:
-                return value
+                remembered = self._values.get((key, _digest(data_of)))
+            if remembered is not None:
+                return remembered[0]
         used: dict[Piece, bytes] = {}
 
         def read_and_note(path: str, start: int, length: int) -> bytes:
@@ -53,10 +56,13 @@ class ReadCache(Generic[Value]):
             return data
 
         value = function(read_and_note)
-        if len(used) <= PIECES_LIMIT:
+        size_bytes = sum(map(len, used.values()))
+        if len(used) <= PIECES_LIMIT and size_bytes <= BYTES_LIMIT:
             with self._lock:
                 _remember(self._pieces, key, list(used), self._limit)
-                _remember(self._values, (key, _digest(used)), value, self._limit)
+                _remember(self._values, (key, _digest(used)), (value, size_bytes), self._limit)
+                while sum(size for _, size in self._values.values()) > BYTES_LIMIT:
+                    self._values.popitem(last=False)
         return value
 
 
