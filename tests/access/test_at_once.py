@@ -21,10 +21,11 @@ from registry.evaluation.gates import Gate
 from registry.names import AdapterName
 from registry.server import app
 from registry.server.actors import TRUSTED
+from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, VersionRow
-from registry.server.promotion import removal
+from registry.server.promotion import deletion, removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
 from tests.httpx_transports import HttpxInProcess
@@ -181,6 +182,38 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
         waiting(world)
     writing.join()
     assert told == ["ADAPTER_UNKNOWN"]
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+@pytest.mark.parametrize("how", ["unquarantine", "quarantine", "promote"])
+def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenants: Tenants, how: str) -> None:
+    world, refused = tenants.world, list[str]()
+    world.push("acme/support")
+    acts: dict[str, Callable[[], object]] = {
+        "unquarantine": lambda: world.admin.unquarantine("acme/support@1", "a false alarm"),
+        "quarantine": lambda: world.admin.quarantine("acme/support@1", "an alarm"),
+        "promote": lambda: world.admin.promote("acme/support", "canary", "1", generation=0),
+    }
+    if how == "unquarantine":
+        world.admin.quarantine("acme/support@1", "an alarm")
+
+    def act() -> None:
+        with pytest.raises(NotFound) as refusal:
+            acts[how]()
+        refused.append(refusal.value.code)
+
+    name = AdapterName("acme", "support")
+    with world.session(write=True) as session:
+        version = versions.find(session, TRUSTED, name, 1)
+        deletion.delete_version(session, TRUSTED, name, version, force=True)
+        session.flush()
+        writing = threading.Thread(target=act)
+        writing.start()
+        waiting(world)
+    writing.join()
+    assert refused == ["VERSION_DELETED"]
+    deleted = world.admin.versions("acme/support", include_deleted=True).items[-1]
+    assert (deleted.number, deleted.quarantined_at is not None, deleted.aliases) == (1, True, [])
 
 
 def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(

@@ -243,6 +243,7 @@ def _point(
     values |= {"moved_at": at, "moved_by": actor.identity}
     if not _swap(session, key, generation, values):
         raise _moved(name, alias, generation, generation + 1)
+    _refuse_deleted(session, name, version)
     move = AliasMoveRow(
         **key, generation=generation + 1, at=at, actor=actor.identity, token_id=actor.token_id,
         from_version_id=before.version_id if before is not None else None, to_version_id=version.id,
@@ -255,6 +256,17 @@ def _point(
         detail[BREAK_GLASS] = evidence[0]["missing"]
     audit.append(session, actor, EventType.ALIAS_MOVE, f"{name}:{alias}", detail)
     return AliasView(alias=alias, number=version.number, digest=Digest(version.digest), **values)
+
+
+def _refuse_deleted(session: Session, name: AdapterName, version: VersionRow) -> None:
+    """`NotFound` (VERSION_DELETED) for a version that was deleted meanwhile.
+
+    The pointer refers to the version now, and a later deletion sees the pointer.
+    """
+    deleted = select(VersionRow).where(VersionRow.id == version.id, col(VersionRow.deleted_at).is_not(None))
+    row = session.exec(deleted.execution_options(populate_existing=True)).first()
+    if row is not None:
+        availability.require_not_deleted(name, row)
 
 
 def _next_time(moved_at: datetime | None) -> datetime:

@@ -67,7 +67,7 @@ def delete_version(
 
     `force` passes over all but aliases that point at it, and over the last version of an adapter.
     """
-    withdraw.lock(session, actor, Scope.ADMIN, name, version)
+    withdraw.lock(session, actor, Scope.ADMIN, name, version, include_deleted=True)
     if version.deleted_at is None:
         needs = [need for need in _find_needs(session, actor, name, version) if not force or need.code in FINAL]
         if needs:
@@ -93,7 +93,7 @@ def undelete_version(
     session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str
 ) -> VersionView:
     """Restore a deleted version as it was. `NotFound` (VERSION_DELETED) once its files are erased."""
-    withdraw.lock(session, actor, Scope.ADMIN, name, version)
+    withdraw.lock(session, actor, Scope.ADMIN, name, version, include_deleted=True)
     if version.purged_at is not None:
         detail = f"{availability.deletion_message(name, version)}, and its files were erased"
         raise NotFound("VERSION_DELETED", detail)

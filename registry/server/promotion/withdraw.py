@@ -70,8 +70,13 @@ def view_with_nodes(session: Session, name: AdapterName, version: VersionRow) ->
     return view.model_copy(update={"served_on": reports.find_serving_nodes(session, name, version.digest)})
 
 
-def lock(session: Session, actor: Actor, scope: Scope, name: AdapterName, version: VersionRow) -> None:
+def lock(
+    session: Session, actor: Actor, scope: Scope, name: AdapterName, version: VersionRow, *,
+    include_deleted: bool = False,
+) -> None:  # fmt: skip
     """Check the right and lock the adapter, whose `main` may move, and the row as it is now.
+
+    `NotFound` (VERSION_DELETED) if the version was deleted meanwhile, unless `include_deleted`.
 
     Without the lock a concurrent metadata backup could miss the change: setting an empty `recorded_at` to empty again
     writes nothing.
@@ -81,6 +86,8 @@ def lock(session: Session, actor: Actor, scope: Scope, name: AdapterName, versio
     statement = select(VersionRow).where(VersionRow.id == version.id).with_for_update()
     if session.exec(statement.execution_options(populate_existing=True)).first() is None:
         raise NotFound("VERSION_UNKNOWN", f"the version {version.digest} of '{name}' was deleted in the meantime")
+    if not include_deleted:
+        availability.require_not_deleted(name, version)
 
 
 def _refuse_quarantined(name: AdapterName, version: VersionRow) -> None:
