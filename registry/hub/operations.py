@@ -146,12 +146,15 @@ def read_commit(body: Body) -> CommitRequest:
 
 
 def _lines(body: Body) -> Iterator[tuple[int, int]]:
-    start, size = 0, len(body)
+    """Yield where each line begins and ends. Empty ones are passed over, but count: a body may hold nothing else."""
+    start, size, empty = 0, len(body), 0
     while start < size:
         end = body.find(b"\n", start, size)
         end = size if end < 0 else end
         if end > start:
             yield start, end
+        elif (empty := empty + 1) > OPERATIONS_LIMIT:
+            raise TooLarge("SIZE_INVALID", f"commit: over the limit of {OPERATIONS_LIMIT} empty lines")
         start = end + 1
 
 

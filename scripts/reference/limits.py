@@ -138,6 +138,7 @@ LIMITS = {
             "BODY_LIMIT_BYTES": "commit of a Hub client, with the files in it",
             "LINE_LIMIT_BYTES": "line of such a commit without its file",
         },
+        "registry.server.hub.drafts": {"DRAFTS_LIMIT": "drafts of one adapter that a pusher has"},
         "registry.server.hub.uploads": {
             "IN_COMMIT_LIMIT_BYTES": "file in the commit of a client that would use Xet",
         },

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from sqlmodel import col, update
 
@@ -14,9 +15,10 @@ from registry.api.access import NamespaceSet
 from registry.hub import commit_id
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
-from tests import forge
+from registry.server.hub import drafts
+from tests import forge, raw_asgi
 from tests.access.tenants import of_subject
-from tests.hub.commits import Pusher, add, add_large, delete, warning
+from tests.hub.commits import Pusher, add, add_large, delete, header, warning
 from tests.maintenance import collect
 from tests.world import World, rows
 
@@ -229,6 +231,49 @@ def test_staged_bytes_count_towards_the_quota(world: World, pusher: Pusher) -> N
     assert pusher.files() == [CARD]
 
 
+def ask_for_links(pusher: Pusher, oid: str, size: int) -> httpx.Response:
+    order = {"operation": "upload", "objects": [{"oid": oid, "size": size}]}
+    return pusher.send("POST", f"/{pusher.name}.git/info/lfs/objects/batch", json=order)
+
+
+@pytest.mark.security
+def test_a_large_file_counts_with_the_size_of_its_newest_link(world: World, pusher: Pusher) -> None:
+    world.admin.create_namespace("acme", owner="owner@acme")
+    world.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
+    pusher.create()
+    assert ask_for_links(pusher, "0" * 64, 1).status_code == 200
+    refused = ask_for_links(pusher, "0" * 64, 5000)
+    assert (refused.status_code, "quota of namespace 'acme' is full" in refused.text) == (413, True)
+    assert ask_for_links(pusher, "0" * 64, 900).status_code == 200
+    assert ask_for_links(pusher, "1" * 64, 200).status_code == 413
+
+
+@pytest.mark.security
+def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(world: World) -> None:
+    world.push("acme/support")
+    token_id, secret = world.issue("push", namespaces=["acme"])
+
+    def body() -> Iterator[bytes]:
+        yield json.dumps(header()).encode() + b"\n"
+        world.admin.revoke_token(token_id)
+        yield json.dumps(add(CARD)).encode()
+
+    bearer = [("Authorization", f"Bearer {secret}")]
+    answer = raw_asgi.call(world.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
+    assert (answer.status, world.admin.adapter("acme/support").versions) == (401, 1)
+
+
+@pytest.mark.security
+def test_a_repository_has_a_limited_number_of_drafts(pusher: Pusher) -> None:
+    pusher.create()
+    paths = [f"/api/models/acme/support/branch/branch-{number}" for number in range(drafts.DRAFTS_LIMIT)]
+    answers = [pusher.send("POST", path, json={}) for path in paths]
+    assert [answer.status_code for answer in answers] == [200] * (drafts.DRAFTS_LIMIT - 1) + [413]
+    assert "delete a branch" in answers[-1].headers["x-error-message"]
+    assert pusher.send("DELETE", paths[0]).status_code == 200
+    assert pusher.send("POST", paths[-1], json={}).status_code == 200
+
+
 BAD_PATHS = {
     "../README.md": "'..' part", "a/../README.md": "'..' part", "/README.md": "is absolute", "a\\README.md": "holds",
     "README.md\0": "holds", ".gitattributes": "begins with a dot", "CON/README.md": "device name",
@@ -260,6 +305,7 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "cut off": (b'{"key": "header", "value": {}}\n{"key": "file", "value": {"content": "eA', 400, "has no end"),
     "many": (b'{"key": "header", "value": {}}\n' + b'{"key":"deletedFile","value":{"path":"a"}}\n' * 100_000, 413,
              "over the limit of 1000 operations"),
+    "blank": (b'{"key": "header", "value": {}}\n' + b"\n" * 100_000, 413, "over the limit of 1000"),
     "long": (b'{"key": "header", "value": {"summary": "%s"}}' % (b"x" * 70_000), 413, "over the limit of 65536 bytes"),
     "deep": (b'{"key": "header", "value": ' + b"[" * 100 + b"]" * 100 + b"}", 400, "deeper"),
 }  # fmt: skip

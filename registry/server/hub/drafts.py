@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, not_, or_, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, update
 from sqlmodel import Session, col, select
 
 from registry.digest import Digest, canonical_json
-from registry.errors import Conflict
+from registry.errors import Conflict, TooLarge
 from registry.files import kind_of
 from registry.hub.shapes import File
 from registry.manifest import Descriptor
@@ -34,6 +34,9 @@ from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import key_of
 from registry.server.storage.references import PushState
+
+DRAFTS_LIMIT = 16
+"""Drafts of one adapter that one pusher may have, each with up to `FILES_LIMIT` files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +157,17 @@ def open_upload(
 
 
 def hold_blobs(session: Session, push: PushRow, keys: Mapping[Digest, str], sizes: Mapping[Digest, int]) -> None:
-    """Reference these blobs by an upload, each with its staging key; empty for one that the actor may read."""
+    """Reference these blobs by an upload, each with its staging key; empty for one that the actor may read.
+
+    A blob whose bytes are not verified gets the new size, too: quotas count it.
+    """
     references.reserve(session, {digest: sizes[digest] for digest in keys})
     for digest, key in sorted(keys.items()):
         values = {"push_id": push.id, "digest": digest, "size_bytes": sizes[digest], "staging_key": key}
         if not db.insert_new(session, PushBlobRow, values) and key:
             same = (col(PushBlobRow.push_id) == push.id, col(PushBlobRow.digest) == digest)
-            session.connection().execute(update(PushBlobRow).where(*same).values(staging_key=key))
+            size = case((col(PushBlobRow.is_stored), col(PushBlobRow.size_bytes)), else_=sizes[digest])
+            session.connection().execute(update(PushBlobRow).where(*same).values(staging_key=key, size_bytes=size))
 
 
 # ------------------------------------------------------------------ change
@@ -177,6 +184,7 @@ def write(
     }  # fmt: skip
     if not expected:
         session.connection().execute(delete(DraftRow).where(col(DraftRow.id) == key, not_(_is_open())))
+        _check_number(session, name, values["owner"])
         if not db.insert_new(session, DraftRow, values):
             raise moved(name, commit.branch)
     else:
@@ -194,6 +202,16 @@ def write(
     db.bulk_insert(session, files)
     failpoints.reach("hub.draft.before_commit")
     return DraftRow(**values)
+
+
+def _check_number(session: Session, name: AdapterName, owner: str) -> None:
+    """Raise `TooLarge` (SIZE_INVALID) if the owner may not have another draft of this adapter."""
+    of_owner = (col(DraftRow.namespace) == name.namespace, col(DraftRow.name) == name.name, DraftRow.owner == owner)
+    if session.exec(select(func.count()).select_from(DraftRow).where(*of_owner, _is_open())).one() >= DRAFTS_LIMIT:
+        raise TooLarge(
+            "SIZE_INVALID", f"'{name}' has {DRAFTS_LIMIT} drafts of yours, which is the limit",
+            next_step="delete a branch, or complete its adapter",
+        )  # fmt: skip
 
 
 def _is_open() -> ColumnElement[bool]:

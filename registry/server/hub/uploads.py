@@ -17,11 +17,13 @@ from registry import hub, names
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.files import kind_of, refusal_of
+from registry.findings import Finding
 from registry.hub.shapes import File
 from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.database import db
+from registry.server.database.models import PushBlobRow
 from registry.server.hub import drafts, refusals, version_push
 from registry.server.settings import Settings
 from registry.server.storage.blobs import AnyUpload, BlobStore, staging_key_of
@@ -95,7 +97,8 @@ def request_uploads(
         readable = version_push.find_readable(session, actor, sizes)
         upload = drafts.find_upload(session, actor, name)
         missing = {digest: size for digest, size in sizes.items() if digest not in readable}
-        staged = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+        located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+        staged = {digest: row for digest, row in located.items() if _has_size(row, missing[digest])}
         new = {digest: size for digest, size in missing.items() if digest not in staged}
         db.begin_writing(session)
         upload = drafts.open_upload(session, actor, name, new, settings)
@@ -112,6 +115,14 @@ def request_uploads(
         with db.session(engine) as session:
             drafts.hold_blobs(session, upload, moved, missing)
     return [LargeFile(digest, size, uploads.get(digest)) for digest, size in sizes.items()]
+
+
+def _has_size(blob: PushBlobRow, size_bytes: int) -> bool:
+    """Whether a blob of an upload has this size; another one may still be asked for unless its bytes are verified."""
+    if blob.is_stored and blob.size_bytes != size_bytes:
+        message = f"has {blob.size_bytes} bytes, and not {size_bytes}"
+        raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", blob.digest, message))
+    return blob.size_bytes == size_bytes
 
 
 def _has_arrived(blobs: BlobStore, key: str, size_bytes: int) -> bool:

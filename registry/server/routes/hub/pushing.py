@@ -16,6 +16,7 @@ from typing import IO, Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
 
 from registry.api import PREFIX
 from registry.digest import Digest
@@ -25,6 +26,7 @@ from registry.files import FILE_LIMIT_BYTES
 from registry.hub.operations import BODY_LIMIT_BYTES, CommitRequest, read_commit
 from registry.hub.shapes import Json
 from registry.names import AdapterName
+from registry.roles import Scope
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.http.dependencies import (
@@ -34,6 +36,7 @@ from registry.server.http.dependencies import (
     Puller,
     Pusher,
     PusherInThread,
+    RequireScope,
     SettingsDep,
 )
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, owner_of, spool_body
@@ -191,15 +194,16 @@ async def commit_files(
     state, name = request.app.state, _adapter_of(request)
     request.state.unread_body = True
     await run_in_store_thread(commits.find_head, engine, actor, name, revision)
-    budget = state.disk_budget
+    budget, owner = state.disk_budget, owner_of(actor)
     with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
         size_bytes = await spool_body(request, actor, spool, budget, BODY_LIMIT_BYTES)
         request.state.unread_body = False
         try:
+            actor = await run_in_threadpool(RequireScope(Scope.PUSH).check_again, request)  # the body may take hours
             with state.freshness.during_write(), background.push_in_progress(engine):
                 outcome = await run_in_store_thread(_commit, request, actor, name, revision, spool)
         finally:
-            budget.change(owner_of(actor), -size_bytes)
+            budget.change(owner, -size_bytes)
     return _answer(request, name, outcome)
 
 
