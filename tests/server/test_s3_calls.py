@@ -262,3 +262,25 @@ def test_a_push_replaces_damaged_bytes_and_notices_when_they_are_lost_again(
     with world.session() as session:
         assert {row.state for row in rows(session, BlobRow)} == {"live"}
     assert b"".join(blobs.open(weights)) == small[forge.WEIGHTS]
+
+
+@pytest.mark.security
+def test_bytes_that_rot_again_before_the_commit_are_not_taken_for_repaired(
+    world: World, blobs: S3Blobs, small: forge.Files
+) -> None:
+    world.push("acme/support", small)
+    weights = key_of(Digest.of(small[forge.WEIGHTS]))
+    with world.session(write=True) as session:
+        session.connection().execute(
+            update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
+        )
+    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
+    upload(world.admin, plan, small)
+    blobs.bucket.put(weights, bytes(len(small[forge.WEIGHTS])))
+    with pytest.raises(Invalid) as mismatch:
+        world.admin.commit_push(plan.push_id)
+    assert mismatch.value.code == "BLOB_MISMATCH"
+    with world.session() as session:
+        assert [row.digest for row in rows(session, BlobRow) if row.state == "corrupt"] == [digest_of(weights)]
+    assert not world.push("acme/support", small).created
+    assert b"".join(blobs.open(weights)) == small[forge.WEIGHTS]

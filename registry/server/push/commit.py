@@ -268,7 +268,7 @@ def _inspect_and_promote(
     keys = {digest: _key_of(blob, small, blobs) for digest, blob in commit.requested.items()}
     stored = {digest for digest in staged if keys[digest] == key_of(digest)} - damaged
     try:
-        with inspect.verified_blobs(blobs, keys, stored, commit.manifest) as verified:
+        with inspect.verified_blobs(blobs, keys, stored, commit.manifest, damaged & set(staged)) as verified:
             failpoints.reach("push.hashed")
             keys = {digest: stat.key for digest, stat in verified.items()}
             inspection = inspect.inspect_files(blobs, keys, commit.manifest, spec, relatives, small=small)

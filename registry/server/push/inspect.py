@@ -58,17 +58,18 @@ class BlobMismatch(Invalid):
 
 @contextmanager
 def verified_blobs(
-    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest
-) -> Iterator[dict[Digest, Stat]]:
+    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest,
+    damaged: Set[Digest] = frozenset(),
+) -> Iterator[dict[Digest, Stat]]:  # fmt: skip
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
-    `keys` says where the bytes should be. `stored` are those that this server itself has hashed and written there.
-    Snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
+    `keys` says where the bytes should be. `stored` are those that this server itself has hashed and written there;
+    `damaged` ones are hashed again, whatever the store says. Snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
     `BlobMismatch` names the first wrong one.
     """
     snapshots: list[str] = []
     try:
-        yield _verify_blobs(blobs, keys, stored, manifest, snapshots)
+        yield _verify_blobs(blobs, keys, stored, manifest, damaged, snapshots)
     finally:
         with contextlib.suppress(Unavailable):  # `gc` deletes them with what else the push has staged
             for key in snapshots:
@@ -76,8 +77,9 @@ def verified_blobs(
 
 
 def _verify_blobs(
-    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, snapshots: list[str]
-) -> dict[Digest, Stat]:
+    blobs: BlobStore, keys: Mapping[Digest, str], stored: Set[Digest], manifest: Manifest, damaged: Set[Digest],
+    snapshots: list[str],
+) -> dict[Digest, Stat]:  # fmt: skip
     verified: dict[Digest, Stat] = {}
     missing: list[Finding] = []
     lost = False
@@ -95,6 +97,7 @@ def _verify_blobs(
             stat = blobs.snapshot(stat)
             if stat.key != key:
                 snapshots.append(stat.key)
+        if stat.digest is None or file.digest in damaged:
             stat = replace(stat, digest=_hash(blobs, stat))
         digest = stat.digest
         if (stat.size_bytes, digest) != (file.size_bytes, file.digest):

@@ -186,16 +186,19 @@ def _find_open_pushes(
 
 
 def _resume(session: Session, pushes: Sequence[_Push], readable: Set[tuple[str, int]]) -> None:
-    """Load the blobs of open pushes. A blob that was damaged since the first plan is now requested, too."""
+    """Load the blobs of open pushes. A blob that was damaged since it was planned or sent is requested (again)."""
     by_push = find_push_blobs(session, [push.row.id for push in pushes if push.row is not None])
-    damaged: list[PushBlobRow] = []
     for push in pushes:
         push.blobs = by_push[push.row.id] if push.row is not None else []
-        damaged += [b for b in push.blobs if not b.staging_key and (b.digest, b.size_bytes) not in readable]
+    blobs = [blob for push in pushes for blob in push.blobs]
+    sent = {Digest(blob.digest) for blob in blobs if blob.is_stored}
+    sent_damaged = references.find_damaged(session, sent) if sent else set()
+    damaged = [b for b in blobs if not b.staging_key and (b.digest, b.size_bytes) not in readable]
+    damaged += [b for b in blobs if b.is_stored and b.digest in sent_damaged]
     if damaged:
         db.begin_writing(session)
         for blob in damaged:
-            blob.staging_key = staging_key_of(blob.push_id, Digest(blob.digest))
+            blob.staging_key, blob.is_stored = staging_key_of(blob.push_id, Digest(blob.digest)), False
         session.add_all(damaged)
         session.flush()
 
