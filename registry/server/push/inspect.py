@@ -64,8 +64,8 @@ def verified_blobs(
     """Digest → what was verified of every blob of this push; each has the size and the hash that the manifest says.
 
     `keys` says where the bytes should be. `stored` are those that this server itself has hashed and written there;
-    `damaged` ones are hashed again, whatever the store says. Snapshots last as long as the context. `Conflict` (UPLOAD_INCOMPLETE) lists every file whose bytes are missing;
-    `BlobMismatch` names the first wrong one.
+    `damaged` ones are hashed again, whatever the store says. Snapshots last as long as the context. `Conflict`
+    (UPLOAD_INCOMPLETE) lists every file whose bytes are missing; `BlobMismatch` names the first wrong one.
     """
     snapshots: list[str] = []
     try:
