@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import _adapters
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.local import base_folder
 from registry.client.registry import Registry
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
 from tests import forge
 from tests.base_specs import spec_of

@@ -29,7 +29,8 @@ from sqlalchemy import event
 from sqlmodel import Session, select
 
 from registry.api.access import TokenCreate
-from registry.api.catalog import BaseAdd, BaseView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.api.transfer import PushPlan, PushRequest, PushResult, Upload
 from registry.bases import BaseSpec

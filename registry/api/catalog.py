@@ -10,8 +10,6 @@ from pydantic import AfterValidator, Field
 
 from registry.api import Answer, ItemPage, PrintableText, Request
 from registry.bases import BaseSpec, Similarity
-from registry.bases.identity import Identity
-from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
@@ -175,37 +173,3 @@ class BaseView(Answer):
 
 class BasePage(ItemPage[BaseView]):
     """A page of bases, by name."""
-
-
-# ------------------------------------------------------------------ adding and changing bases
-class BaseAdd(Request):
-    """`identity`: which weights the base has, once all were read. `parents`: the fused adapters."""
-
-    spec: BaseSpec
-    identity: Identity | None = None
-    source: PrintableText = Field(default="", max_length=1000)
-    parents: list[Edge] = Field(default=[], max_length=8)
-
-
-class ModulesRequest(Request):
-    """The modules of a base as a library on a worker builds them."""
-
-    modules: LibraryModules
-
-
-class IdentityRequest(Request):
-    """Which weights a base has: to store it, or to compare it with that of a base."""
-
-    identity: Identity
-
-
-class BaseAliases(Request):
-    """All other names of a base; empty for none."""
-
-    aliases: list[str] = Field(max_length=32)
-
-
-class ThresholdsRequest(Request):
-    """What smoke tests on a base use instead of the defaults; empty for the defaults."""
-
-    thresholds: dict[str, float] = Field(max_length=50)

@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Generic
+from typing import Annotated
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, Item, ItemList, PrintableText, Problem, Request
+from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Problem, Request
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
@@ -135,34 +135,44 @@ class PullPlan(Answer):
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
-class ItemOutcome(Answer, Generic[Item]):
-    """The outcome of one item: its result, or the problem that it alone has."""
+class ItemOutcome(Answer):
+    """The outcome of one item: the result that a subclass adds, or the problem that it alone has."""
 
-    result: Item | None = None
     problem: Problem | None = None
 
 
-class PlannedPush(ItemOutcome[PushPlan]):
+class PlannedPush(ItemOutcome):
     """The outcome of planning one push."""
 
+    result: PushPlan | None = None
 
-class BulkPushPlan(ItemList[PlannedPush]):
+
+class BulkPushPlan(Answer):
     """The plans, in the order of the request."""
 
+    items: list[PlannedPush]
 
-class CommittedPush(ItemOutcome[PushResult]):
+
+class CommittedPush(ItemOutcome):
     """The outcome of committing one push."""
 
+    result: PushResult | None = None
 
-class BulkPushResult(ItemList[CommittedPush]):
+
+class BulkPushResult(Answer):
     """The versions, in the order of the request."""
 
+    items: list[CommittedPush]
 
-class PlannedPull(ItemOutcome[PullPlan]):
+
+class PlannedPull(ItemOutcome):
     """The outcome of planning one pull."""
 
+    result: PullPlan | None = None
 
-class BulkPullPlan(ItemList[PlannedPull]):
+
+class BulkPullPlan(Answer):
     """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
 
+    items: list[PlannedPull]
     small: list[SmallBlob] = []

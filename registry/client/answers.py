@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from registry.api import Item
+from registry.api import Problem
 from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
-from registry.api.transfer import ItemOutcome, PullPlan, PushPlan, PushResult, Upload
+from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
@@ -28,11 +28,19 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job
 
+Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView")
 PAGES_LIMIT = 10_000
 """Pages of one list: of tokens or adapters, millions of items."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
+
+
+class _Outcome(Protocol[Result]):
+    @property
+    def result(self) -> Result | None: ...
+    @property
+    def problem(self) -> Problem | None: ...
 
 
 class _Page(Protocol):
@@ -118,10 +126,10 @@ def resolved(ref: Ref, answer: Resolved) -> Resolved:
     return answer
 
 
-def outcomes(items: Sequence[ItemOutcome[Item]], count: int) -> list[Item | RegistryError]:
+def outcomes(items: Sequence[_Outcome[Result]], count: int) -> list[Result | RegistryError]:
     """The results and errors of a bulk request of `count` items."""
     _equal("the number of outcomes", len(items), count)
-    results: list[Item | RegistryError] = []
+    results: list[Result | RegistryError] = []
     for item in items:
         if item.problem is not None:
             results.append(error_of_problem(item.problem.model_dump(mode="json")))

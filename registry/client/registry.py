@@ -7,7 +7,7 @@ from datetime import datetime
 from urllib.parse import quote
 
 from registry import names
-from registry.api import Request, access, catalog, evaluation, maintenance, serving
+from registry.api import Request, access, bases, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -186,14 +186,14 @@ class Registry(Versions):
         return self._get(f"{path_of(ref)}/approvals", ApprovalList)
 
     # ------------------------------------------------------------ bases
-    def add_base(self, request: catalog.BaseAdd) -> catalog.BaseView:
+    def add_base(self, request: bases.BaseAdd) -> catalog.BaseView:
         """Register a base model."""
         return self._post("/bases", request, catalog.BaseView)
 
     def set_base_aliases(self, name: str, aliases: Sequence[str]) -> catalog.BaseView:
         """Set the aliases of a base."""
         return self._send(
-            "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, catalog.BaseAliases(aliases=list(aliases))
+            "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, bases.BaseAliases(aliases=list(aliases))
         )
 
     def delete_base(self, name: str) -> catalog.DeleteResult:
@@ -203,22 +203,22 @@ class Registry(Versions):
     def identify_base(self, name: str, identity: Identity) -> catalog.BaseView:
         """Set which weights a base has. Possible once."""
         return self._send(
-            "PUT", f"{_path_of_base(name)}/identity", catalog.BaseView, catalog.IdentityRequest(identity=identity)
+            "PUT", f"{_path_of_base(name)}/identity", catalog.BaseView, bases.IdentityRequest(identity=identity)
         )
 
     def set_base_modules(self, name: str, modules: LibraryModules) -> catalog.BaseView:
         """Set the modules of a base as a library here builds them. Those of a newer version stay."""
         return self._send(
-            "PUT", f"{_path_of_base(name)}/modules", catalog.BaseView, catalog.ModulesRequest(modules=modules)
+            "PUT", f"{_path_of_base(name)}/modules", catalog.BaseView, bases.ModulesRequest(modules=modules)
         )
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How the weights with this identity are related to those of a base."""
-        return self._post(f"{_path_of_base(name)}/similarity", catalog.IdentityRequest(identity=identity), Similarity)
+        return self._post(f"{_path_of_base(name)}/similarity", bases.IdentityRequest(identity=identity), Similarity)
 
     def set_thresholds(self, base: str, thresholds: dict[str, float]) -> catalog.BaseView:
         """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
-        request = catalog.ThresholdsRequest(thresholds=thresholds)
+        request = bases.ThresholdsRequest(thresholds=thresholds)
         return self._send("PUT", f"{_path_of_base(base)}/thresholds", catalog.BaseView, request)
 
     # ------------------------------------------------------------ serving

@@ -83,27 +83,27 @@ def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: 
     world, replica = tenants.world, Replica(tenants.world)
     try:
         reader, admin = (replica.client(secret) for secret in (tenants.secret("reader"), world.secret))
-        digest = world.push("acme/support").version.digest
-        by_digest = f"acme/support@{digest}"
+        digest = world.push("acme/alone").version.digest
+        by_digest = f"acme/alone@{digest}"
         for client in (reader, admin):
             for _ in range(2):
-                assert client.resolve("acme/support").digest == client.resolve(by_digest).digest == digest
+                assert client.resolve("acme/alone").digest == client.resolve(by_digest).digest == digest
         world.admin.quarantine(by_digest, "an alarm")
-        for client, ref in ((reader, "acme/support"), (reader, by_digest), (admin, "acme/support")):
+        for client, ref in ((reader, "acme/alone"), (reader, by_digest), (admin, "acme/alone")):
             with pytest.raises(Refused) as refusal:
                 client.resolve(ref)
             assert refusal.value.code == "QUARANTINED"
         assert admin.resolve(by_digest).digest == digest
         world.admin.unquarantine(by_digest, "a false alarm")
-        assert reader.resolve("acme/support").digest == digest
+        assert reader.resolve("acme/alone").digest == digest
         world.admin.yank(by_digest, "wrong data")
         with pytest.raises(Refused) as refusal:
-            reader.resolve("acme/support")
+            reader.resolve("acme/alone")
         assert refusal.value.code == "YANKED"
         assert reader.resolve(by_digest).yanked
         world.admin.yank(by_digest, "it was the other run", undo=True)
-        assert reader.resolve("acme/support").digest == digest
-        assert not world.admin.version("acme/support").yank_reason
+        assert reader.resolve("acme/alone").digest == digest
+        assert not world.admin.version("acme/alone").yank_reason
     finally:
         replica.close()
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete
 from sqlmodel import Session
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.api.maintenance import ReindexRequest
 from registry.api.transfer import PushRequest

@@ -135,7 +135,7 @@ def test_plain_training_arguments_and_a_second_gguf_are_accepted(world: World) -
     arguments = b"a: &a [q_proj, v_proj]\nb: *a\nlearning_rate: 1.0e-4\nnone: null\ntext: 'x: !!python/name:y'\n"
     files = {**world.files(), "training_args.yaml": arguments, **non_peft_files.gguf_adapter(forge.llama())}
     answer = RawClient(world).push(files)
-    assert answer.status_code == 201, answer.text
+    assert answer.json().get("created"), answer.text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -204,6 +204,6 @@ def test_a_card_with_bad_front_matter_is_a_warning(world: World, name: str) -> N
     world.add_base()
     card = CARDS.get(name) or {"good": b"---\ndatasets:\n- a/b\n---\n# Hi\n", "none": b"# Hi\n---\n"}[name]
     answer = RawClient(world).push({**world.files(), "README.md": card})
-    assert answer.status_code == 201
+    assert answer.json().get("created"), answer.text
     findings = [found["code"] for found in answer.json()["version"]["verdicts"][0]["findings"]]
     assert findings == (["card.front_matter_invalid"] if name in CARDS else [])

@@ -40,7 +40,7 @@ def test_client_commands_do_not_load_pydantic_plugins(command: str, watched: str
     code = (
         f"import os, sys; sys.path.append({str(tmp_path)!r}); os.environ.pop('PYDANTIC_DISABLE_PLUGINS', '');"
         "from cli.main import main; main(sys.argv[1:], standalone_mode=False);"
-        "from registry.api.transfer import PushCommit; print('watcher' in sys.modules)"
+        "from registry.api.transfer import PushPlan; print('watcher' in sys.modules)"
     )
     result = python(code, command, "--help")
     assert result.stdout.splitlines()[-1] == watched, result.stderr

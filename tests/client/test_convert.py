@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client import convert, pull, push
 from registry.client.local import base_folder
 from registry.errors import Invalid

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd, VersionView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client import push as pushing
 from registry.client.local import base_folder
 from registry.client.registry import Registry

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd, VersionView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client import pull, push
 from registry.client.local import base_folder
 from registry.client.registry import Registry

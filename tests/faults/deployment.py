@@ -22,7 +22,7 @@ from unittest import mock
 from sqlalchemy import text
 
 from registry.api.access import TokenCreate
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
 from registry.client import pull, transfer

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.pull import pull
 from registry.client.push import push_folder
 from registry.client.registry import Registry

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, update
 from sqlmodel import SQLModel, select
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest
 from registry.client import push as pushing
 from registry.client.audit import Audit

@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.transfer import PushRequest
 from registry.bases import BaseSpec
 from registry.client.registry import Registry

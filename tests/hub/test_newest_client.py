@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
 from tests import fixtures, forge
 from tests.hub import clients

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
 from registry.hub import commit_id
 from registry.names import AdapterName, Ref

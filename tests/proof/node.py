@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client import push as pushing
 from registry.client.registry import Registry
 from registry.names import AdapterName

@@ -164,7 +164,8 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
                     assert inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(call.__call__), call
     paths = {"bases/{base:path}/adapters", "events", "events/stream", "health", "audit/checkpoint"}
     paths.add("adapters/{namespace}/{name}/versions/{selector}/attestations")
-    assert waiting == {"/livez", "/readyz", *(f"{PREFIX}/{path}" for path in paths)}
+    commit = "/api/models/{namespace}/{name}/commit/{revision}"
+    assert waiting == {"/livez", "/readyz", commit, *(f"{PREFIX}/{path}" for path in paths)}
 
 
 def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest
 from registry.bases import BaseMatch
 from registry.client.audit import Audit

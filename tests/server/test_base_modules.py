@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.bases.library import LibraryModules
 from registry.errors import Denied
 from registry.evaluation.verdicts import Check, Outcome

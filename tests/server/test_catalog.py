@@ -8,7 +8,8 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from registry.api.catalog import BaseAdd, VersionView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert
 from sqlmodel import select
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.evaluation import CheckRequest, RecheckEnginesRequest
 from registry.engines import rulebook
 from registry.errors import Denied, Invalid, NotFound
@@ -260,7 +260,7 @@ def test_facts_of_an_older_release_are_read_from_the_header_again_once(world: Wo
     assert line.rank == 64
     assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
     assert [str(v.outcome) for v in after.verdicts if v.check == "compat"] == ["warn"]  # rank over width
-    for search in ({"format": "peft"}, {"target": ["q_proj"]}, {"tag": ["team=search"]}, {"rank_min": 64}):
+    for search in ({"format": "peft"}, {"target": ["q_proj"]}, {"annotation": ["team=search"]}, {"rank_min": 64}):
         assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
     assert world.admin.adapters(format="unknown").items == []
     close(world)

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from registry.api import PREFIX
 from registry.api.access import TokenCreate
 from registry.api.aliases import PromoteRequest
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.jobs import Claimed, ClaimRequest, FailRequest, JobSubmit
 from registry.api.transfer import PushRequest
 from registry.client.registry import Registry

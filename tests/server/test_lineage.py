@@ -10,7 +10,8 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, text
 
-from registry.api.catalog import BaseAdd, VersionView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import VersionView
 from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from registry.api.access import TokenCreate
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.transfer import PullPlan, PushRequest
 from registry.client.pull import pull
 from registry.client.push import push_folder

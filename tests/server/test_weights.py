@@ -17,7 +17,7 @@ from sqlmodel import select
 from registry.adapters import peft, safetensors
 from registry.adapters.peft import config
 from registry.adapters.read import Pair
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.maintenance import GcRequest
 from registry.bases.identity import Identity, TensorMark
 from registry.client.local import base_folder

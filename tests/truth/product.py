@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import peft
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client import push as pushing
 from registry.client.local.folder import read_folder
 from registry.compat import check

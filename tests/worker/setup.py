@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
 from registry.client.local.base_folder import base_spec_from

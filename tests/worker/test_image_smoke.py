@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Outcome
 from registry.worker.loop import Worker

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.bases.library import LibraryModules
 from registry.client.local.base_folder import base_spec_from
 from registry.evaluation.verdicts import Outcome

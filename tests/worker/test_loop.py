@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.api.jobs import JobSubmit
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry.api.catalog import BaseAdd
+from registry.api.bases import BaseAdd
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
 from registry.worker.loop import Worker

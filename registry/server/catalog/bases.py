@@ -15,7 +15,8 @@ from sqlalchemy import func, text
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.catalog import BaseAdd, BaseView
+from registry.api.bases import BaseAdd
+from registry.api.catalog import BaseView
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules

@@ -283,11 +283,13 @@ def _create_versions(
     if not commits:
         return []
     created = [_new_version(actor, adapters[str(commit.name)], commit) for commit in commits]
-    numbers = {str(version.commit.name): version.row.number for version in created}
-    now = db.now()
+    newest = {str(version.commit.name): version.row for version in created}
     db.update_rows(
         session, _SET_NEWEST,
-        [{"adapter_id": adapters[name].id, "number": number, "at": now} for name, number in sorted(numbers.items())],
+        [
+            {"adapter_id": adapters[name].id, "number": row.number, "at": row.created_at}
+            for name, row in sorted(newest.items(), key=lambda item: item[0])
+        ],
     )  # fmt: skip
     db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
     add_contents(session, [(version.row, version.commit.manifest) for version in created])

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks, Response
 
-from registry.api.catalog import (
-    BaseAdd,
-    BaseAliases,
-    BasePage,
-    BaseView,
-    DeleteResult,
-    IdentityRequest,
-    ModulesRequest,
-    ThresholdsRequest,
-)
+from registry.api.bases import BaseAdd, BaseAliases, IdentityRequest, ModulesRequest, ThresholdsRequest
+from registry.api.catalog import BasePage, BaseView, DeleteResult
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import base_views, base_weights, bases, metadata_backup

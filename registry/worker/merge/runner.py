@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from registry import names
-from registry.api.catalog import BaseAdd, Resolved
+from registry.api.bases import BaseAdd
+from registry.api.catalog import Resolved
 from registry.client import push
 from registry.client.local.base_folder import base_spec_from
 from registry.errors import Invalid, NotFound
