@@ -132,8 +132,7 @@ class Manifest(FrozenModel):
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
         """Bytes → manifest. `Invalid` unless they are the canonical bytes of a valid one."""
-        if len(data) > MANIFEST_LIMIT_BYTES:
-            raise TooLarge("SIZE_INVALID", f"manifest: {len(data)} bytes are over {MANIFEST_LIMIT_BYTES}")
+        check_manifest_bytes(data)
         try:
             manifest = cls.model_validate(json.loads(data))
         except (ValueError, RecursionError) as e:
@@ -141,6 +140,12 @@ class Manifest(FrozenModel):
         if manifest.to_bytes() != data:
             raise Invalid("MANIFEST_INVALID", "manifest: these bytes are not in canonical form (RFC 8785)")
         return manifest
+
+
+def check_manifest_bytes(data: bytes) -> None:
+    """`TooLarge` (SIZE_INVALID) for the bytes of a manifest that are over the limit."""
+    if len(data) > MANIFEST_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"manifest: {len(data)} bytes are over {MANIFEST_LIMIT_BYTES}")
 
 
 def check_files(files: tuple[Descriptor, ...], *, needs_weights: bool = True) -> None:

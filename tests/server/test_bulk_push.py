@@ -13,6 +13,7 @@ from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, Push
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
+from registry.manifest import MANIFEST_LIMIT_BYTES
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
 from tests import forge
@@ -105,6 +106,17 @@ def test_one_bad_adapter_does_not_undo_the_others(based: World) -> None:
         assert sorted(row.name for row in rows(session, AdapterRow)) == ["good", "late"]
         states = {row.name: row.state for row in rows(session, PushRow)}
     assert states == {"good": "committed", "late": "committed", "bent": "open", "missing": "open"}
+
+
+@pytest.mark.security
+def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(based: World) -> None:
+    """Else rows of open pushes, which are not counted in bytes, could fill the database."""
+    large, good = items_of(based, new_adapters(based, 2))
+    manifest = large.manifest.model_copy(update={"annotations": {"note": "x" * MANIFEST_LIMIT_BYTES}})
+    outcomes = based.admin.plan_pushes([large.model_copy(update={"manifest": manifest}), good])
+    assert codes(outcomes) == ["SIZE_INVALID", ""]
+    with based.session() as session:
+        assert [row.name for row in rows(session, PushRow)] == ["a1"]
 
 
 def test_an_atomic_commit_creates_all_versions_or_none(based: World) -> None:

@@ -20,7 +20,7 @@ from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
-from registry.manifest import Manifest
+from registry.manifest import Manifest, check_manifest_bytes
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
@@ -92,6 +92,7 @@ def _begin(actor: Actor, item: PushItem, pushes: dict[tuple[str, str], _Push]) -
     try:
         name = AdapterName.parse(item.name)
         actor.require(Scope.PUSH, name)
+        check_manifest_bytes(item.manifest.to_bytes())  # a group may have more bytes than one manifest
         return pushes.setdefault((str(name), item.manifest.digest), _Push(name, item))
     except RegistryError as e:
         return e
