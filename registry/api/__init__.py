@@ -43,6 +43,13 @@ def _check_printable(text: str) -> str:
     return text
 
 
+def check_message(text: str) -> None:
+    """Raise `ValueError` for a text that no message of a push may be: a long one, or one with control characters."""
+    if len(text) > MESSAGE_LIMIT:
+        raise ValueError(f"has {len(text)} characters, over the limit of {MESSAGE_LIMIT}")
+    _check_printable(text)
+
+
 def _escape_control(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 

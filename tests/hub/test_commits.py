@@ -320,6 +320,33 @@ def test_a_malformed_commit_says_where_it_is_wrong(pusher: Pusher, what: str) ->
     assert pusher.files() == []
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("message", "problem"), [("\x1b[31m", "U+001B"), ("\u202e", "U+202E"), ("\0", "U+0000"), ("x" * 2001, "2000")]
+)
+def test_the_message_of_a_commit_has_the_rules_of_a_push(
+    world: World, pusher: Pusher, message: str, problem: str
+) -> None:
+    pusher.create()
+    answer = pusher.push(world.files(), summary=message)
+    assert (answer.status_code, problem in answer.headers["x-error-message"]) == (400, True)
+    assert pusher.files() == []
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"\u0000"])
+def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> None:
+    pusher.create()
+    model = "/api/models/acme/support"
+    bodies = {
+        f"{model}/preupload/main": '{"files": [{"path": "%s", "size": 1}]}',
+        f"{model}/branch/x": '{"startingPoint": "%s"}',
+        f"{model}/tag/main": '{"tag": "%s"}',
+        "/api/repos/create": '{"organization": "acme", "name": "%s"}',
+    }
+    answers = [pusher.send("POST", path, content=body % text) for path, body in bodies.items()]
+    assert {answer.status_code for answer in answers} <= {400, 415, 422}
+
+
 def test_bytes_that_never_arrived_are_named(world: World, pusher: Pusher) -> None:
     pusher.create()
     files = world.files()

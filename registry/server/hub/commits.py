@@ -20,6 +20,7 @@ from sqlmodel import Session, col, select
 from registry import hub
 from registry.adapters.peft.config import BaseClaim
 from registry.adapters.read import read_any
+from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Unavailable
@@ -93,6 +94,7 @@ class Committer:
 
     def run(self) -> CommitOutcome:
         """Commit. `Invalid`, `NotFound`, `Conflict` (PARENT_MOVED, UPLOAD_INCOMPLETE), and the errors of a push."""
+        _check_message(self.request.message)
         head = find_head(self.engine, self.actor, self.name, self.branch)
         if self.request.parent and not (head.commit and head.commit.startswith(self.request.parent)):
             raise drafts.moved(self.name, self.branch)
@@ -300,6 +302,14 @@ class Committer:
             drafts.end(session, [head.draft])
         upload = drafts.find_upload(session, self.actor, self.name)
         return drafts.release(session, upload.id, [f.digest for f in manifest.files]) if upload is not None else []
+
+
+def _check_message(message: str) -> None:
+    """Raise `Invalid` (REQUEST_INVALID) for a message that no push may have."""
+    try:
+        check_message(message)
+    except ValueError as e:
+        raise Invalid("REQUEST_INVALID", f"message: {e}") from e
 
 
 def _descriptors(tree: Mapping[str, File]) -> dict[str, Descriptor]:

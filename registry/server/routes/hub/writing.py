@@ -9,7 +9,6 @@ What the registry does not have is refused with a sentence.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -30,27 +29,24 @@ from registry.server.hub.drafts import DraftCommit
 from registry.server.promotion import aliases, removal
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import PushRoute
+from registry.strict import json as strict_json
+from registry.strict.json import Dialect
 
 router = APIRouter(route_class=PushRoute, include_in_schema=False)
+_DIALECT = Dialect(error_code="REQUEST_INVALID", family="commit", depth=8)
 MODEL = "/api/models/{namespace}/{name}"
 EMPTY = DraftCommit(branch=NEWEST, files={}, parent="", message="")
 
 
 def read_json(request: Request) -> Json:
     """Return the JSON object in the body; an empty body is an empty object."""
-    try:
-        fields = json.loads(request.state.body or b"{}")
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise Invalid("REQUEST_INVALID", "the body is not a JSON object")
-    return fields
+    return strict_json.parse_object(request.state.body or b"{}", _DIALECT, file="body")
 
 
 def _text(fields: Json, key: str) -> str:
     value = fields.get(key) or ""
-    if not isinstance(value, str):
-        raise Invalid("REQUEST_INVALID", f"{key}: is not a text")
+    if not isinstance(value, str) or "\0" in value:
+        raise Invalid("REQUEST_INVALID", f"{key}: is not a text, or holds the character U+0000")
     return value
 
 
