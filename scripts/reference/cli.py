@@ -91,7 +91,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    value = NUMBERS.get(option.type.name) or option.make_metavar(context)
+    value = option.metavar or NUMBERS.get(option.type.name) or option.make_metavar(context)
     metavar = "" if option.is_flag else f" `{value}`"
     default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
     shown = option.show_default or (isinstance(default, int | float) and not isinstance(default, bool))

@@ -142,7 +142,7 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> No
         ("reader", "bytes.read", f"acme/support@{digest}"): 3,
         ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
         ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
-        ("nobody", "access.unknown", "GET /api/v1/whoami"): 1,
+        ("anonymous", "access.unknown", "GET /api/v1/whoami"): 1,
     }
     assert all("lra_wrong" not in str(key) for key in told)
     assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())

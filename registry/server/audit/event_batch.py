@@ -29,7 +29,7 @@ DENIAL_ACTIONS = {
 }
 """Class of an error → the action of its event."""
 
-ANONYMOUS = Actor("nobody", "", frozenset(), frozenset())
+ANONYMOUS = Actor("anonymous", "", frozenset(), frozenset())
 """The actor of requests without a valid token."""
 
 

@@ -60,7 +60,7 @@ Send `Authorization: Bearer TOKEN`; each operation names the scope that the toke
 `Problem`. Answers may gain fields in later releases; requests with unknown fields are refused. Every answer has
 `X-Request-Id`.
 
-The read API for Hugging Face clients is not part of this document: it follows their protocol."""
+The API for Hugging Face clients is not part of this document: it follows their protocol."""
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
