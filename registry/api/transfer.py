@@ -23,6 +23,8 @@ SMALL_FILES_BYTES = 256 * 2**10
 """How many bytes of small files a pull plan holds at most for one version. Others are downloaded like large ones."""
 BULK_SMALL_BYTES = 4 * 2**20
 """The same for all versions of a request."""
+BULK_MANIFESTS_BYTES = 6 * 2**20
+"""Manifests of one answer to a pull, which is up to five times as large. Others are to be requested again."""
 BULK_LIMIT = 100
 """Adapters of one request."""
 BULK_BODY_BYTES = 8 * 2**20

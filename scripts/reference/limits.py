@@ -211,6 +211,7 @@ LIMITS = {
             "BULK_LIMIT": "adapters of one request to push or pull",
             "BULK_BODY_BYTES": "body of one request to push",
             "BULK_SMALL_BYTES": "small files in one answer to a pull",
+            "BULK_MANIFESTS_BYTES": "manifests in one answer to a pull; the others are requested again",
         },
         "registry.server.access.quotas": {
             "PUSHES_OF_TOKEN_LIMIT": "open pushes of a token",

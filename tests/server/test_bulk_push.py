@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import httpx
 import pytest
 
 from registry.api.access import NamespaceSet
@@ -14,10 +15,12 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import MANIFEST_LIMIT_BYTES
+from registry.server.catalog import downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
 from tests import forge
-from tests.world import World, rows, upload
+from tests.bulk import PULLS
+from tests.world import URL, World, rows, upload
 
 Result = TypeVar("Result")
 PLAN_STATEMENTS = 10
@@ -240,3 +243,22 @@ def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: World) -> Non
     assert codes(hidden[0]) == ["ADAPTER_UNKNOWN"] * 2
     assert hidden[1] == {}
     assert set(small) == {Digest.of(data) for path, data in files.items() if path != forge.WEIGHTS}
+
+
+@pytest.mark.security
+def test_large_manifests_do_not_fill_an_answer_and_the_others_are_requested_again(
+    based: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["acme/a0", "acme/a1", "acme/a2"]
+    sizes = [len(based.admin.resolve(based.push(name).version.name).manifest.canonical) for name in names]
+    monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
+    headers = {"Authorization": f"Bearer {based.secret}"}
+    with httpx.Client(transport=based.transport, base_url=URL, headers=headers) as http:
+        for refs, expected in (
+            (names, ["", "", "TRY_LATER"]),
+            (["acme/a0"] * 3, ["TRY_LATER"] * 3),
+            (["acme/a0", "globex/none", "acme/a0"], ["", "ADAPTER_UNKNOWN", ""]),
+        ):
+            items = http.post(PULLS, json={"refs": refs}).json()["items"]
+            assert [(item["problem"] or {"code": ""})["code"] for item in items] == expected
+    assert codes(based.admin.plan_pulls(names)[0]) == ["", "", ""]

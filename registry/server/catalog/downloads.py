@@ -12,7 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlmodel import Session
 
 from registry.api.catalog import Resolved
-from registry.api.transfer import BULK_SMALL_BYTES, SMALL_BLOB_BYTES, SMALL_FILES_BYTES, PullPlan, SmallBlob
+from registry.api.transfer import (
+    BULK_MANIFESTS_BYTES,
+    BULK_SMALL_BYTES,
+    SMALL_BLOB_BYTES,
+    SMALL_FILES_BYTES,
+    PullPlan,
+    SmallBlob,
+)
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError
 from registry.names import Ref
@@ -35,7 +42,8 @@ def plan_downloads(
     Damaged and missing files are left out; a request for one reports the error.
     """
     parsed = [_parse(text) for text in refs]
-    resolved = versions.resolve_all(session, actor, [ref for ref in parsed if isinstance(ref, Ref)])
+    valid = [ref for ref in parsed if isinstance(ref, Ref)]
+    resolved = versions.resolve_all(session, actor, valid, manifests_bytes=BULK_MANIFESTS_BYTES)
     outcomes = [resolved[ref] if isinstance(ref, Ref) else ref for ref in parsed]
     plans = [outcome for outcome in outcomes if isinstance(outcome, Resolved)]
     damaged = references.find_damaged(session, {file.digest for version in plans for file in version.files})

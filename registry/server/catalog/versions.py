@@ -6,7 +6,7 @@ absence are distinguished only after it found nothing. A page starts after the k
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select
 from registry.api import PREFIX
 from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest, DigestPrefix
-from registry.errors import NotFound, RegistryError, invalid_cursor
+from registry.errors import NotFound, RegistryError, Unavailable, invalid_cursor
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import Manifest
 from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
@@ -197,8 +197,15 @@ _Matches = tuple[list[VersionRow], int | None]
 """The versions that a selector names, several only for a short digest; and the generation of the alias."""
 
 
-def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[Ref, Resolved | RegistryError]:
-    """As `resolve`, for many refs: each ref → the answer or its error. Five statements however many they are."""
+def resolve_all(
+    session: Session, actor: Actor, refs: Collection[Ref], *, manifests_bytes: int
+) -> dict[Ref, Resolved | RegistryError]:
+    """As `resolve`, for many refs: each ref → the answer or its error. Five statements however many they are.
+
+    `Unavailable` (TRY_LATER) for those whose manifests would be beyond `manifests_bytes`, each counted as often as its
+    ref is in `refs`.
+    """
+    times = Counter(refs)
     outcomes: dict[Ref, Resolved | RegistryError] = {ref: unknown_adapter(ref.name) for ref in refs}
     visible = [ref for ref in outcomes if actor.sees(ref.name)]
     adapters = {(ref.name.namespace, ref.name.name) for ref in visible}
@@ -214,10 +221,23 @@ def resolve_all(session: Session, actor: Actor, refs: Collection[Ref]) -> dict[R
             matches, generation = versions[key]
             version = _only(ref.name, ref.selector, matches)
             availability.require_readable(actor, ref.name, version, ref.selector)
+            size_bytes = len(version.manifest.encode()) * times[ref]
+            if size_bytes > manifests_bytes:
+                raise _no_space_for(ref)
+            manifests_bytes -= size_bytes
             outcomes[ref] = _resolved(ref.name, ref.selector, version, labels[version.id or 0], generation)
         except RegistryError as e:
             outcomes[ref] = e
     return outcomes
+
+
+def _no_space_for(ref: Ref) -> Unavailable:
+    return Unavailable(
+        "TRY_LATER",
+        f"'{ref}' does not fit into this answer: its manifest and those before it are too large",
+        next_step="request it again, with fewer others",
+        retry_after_seconds=1,
+    )
 
 
 def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[tuple[int, Selector], _Matches]:
