@@ -159,6 +159,24 @@ def test_files_become_a_version_one_at_a_time(world: World, pusher: Pusher) -> N
 
 
 @pytest.mark.security
+@pytest.mark.parametrize("how", ["delete", "quarantine"])
+def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(world: World, how: str) -> None:
+    pusher = Pusher(world, world.issue("push", "pull", namespaces=["acme"])[1])
+    files = world.files()
+    world.push("acme/support")
+    world.push("acme/support", files)
+    draft = pusher.commit(delete(forge.CONFIG), add(CARD, b"# Mine\n")).json()["commitOid"]
+
+    def read(path: str) -> int:
+        return pusher.send("GET", f"/acme/support/resolve/{draft}/{path}").status_code
+
+    assert (read(forge.WEIGHTS), read(CARD)) == (200, 200)
+    withdraw = {"delete": world.admin.delete_version, "quarantine": world.admin.quarantine}[how]
+    withdraw("acme/support@2", "private data")
+    assert (read(forge.WEIGHTS), read(CARD)) == (404, 200)
+
+
+@pytest.mark.security
 def test_nobody_but_its_pusher_sees_a_draft(world: World, pusher: Pusher) -> None:
     pusher.create()
     commit = pusher.commit(add(CARD, b"# Secret\n")).json()["commitOid"]

@@ -22,7 +22,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, DraftRow, VersionRow
-from registry.server.hub import drafts, repositories
+from registry.server.hub import drafts, repositories, version_push
 from registry.server.storage.blobs import BlobStore
 
 
@@ -158,12 +158,19 @@ def _parent_of(session: Session, actor: Actor, name: AdapterName, draft: DraftRo
 
 
 # ------------------------------------------------------------------ bytes
-def locate_bytes(engine: Engine, blobs: BlobStore, revision: Revision, file: Descriptor) -> str:
-    """Return the key of a file's bytes. `Corrupt` if a version has lost them, `NotFound` if a draft has."""
+def locate_bytes(engine: Engine, actor: Actor, blobs: BlobStore, revision: Revision, file: Descriptor) -> str:
+    """Return the key of a file's bytes. `Corrupt` if they are lost.
+
+    A draft's file that was not sent, but taken over from a version, is read as long as such a version may be:
+    `NotFound` (BLOB_UNKNOWN).
+    """
     if revision.draft is None:
         return files.locate_bytes(blobs, file)
     with db.session(engine, write=False) as session:
         blob = drafts.locate(session, [revision.draft.push_id], [file.digest]).get(Digest(file.digest))
+        taken_over = blob is not None and not blob.is_stored and not blob.staging_key
+        if taken_over and not version_push.find_readable(session, actor, {file.digest: file.size_bytes}):
+            raise NotFound("BLOB_UNKNOWN", f"{file.path} of the draft is from a version that was withdrawn")
     if blob is None:
         raise Corrupt("DIGEST_MISMATCH", f"{file.path}: the draft no longer has these bytes")
     return drafts.key_of_blob(blob)

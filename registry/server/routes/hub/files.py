@@ -41,7 +41,7 @@ def read_file(
     file = repository_file.file.descriptor
     if request.method == "GET":
         repository_file.record_read(request, actor)
-    key = revisions.locate_bytes(engine, blobs, repository_file.revision, file)
+    key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
     is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this answer
     can_redirect = not is_local and repository_file.revision.draft is None
@@ -64,7 +64,7 @@ def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
         repository_file.record_read(request, actor)
-    key = revisions.locate_bytes(engine, blobs, repository_file.revision, file)
+    key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
 
