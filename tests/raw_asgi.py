@@ -13,6 +13,7 @@ import anyio
 from fastapi import FastAPI
 
 Headers = Sequence[tuple[str, str]]
+ADDRESS = "192.0.2.1"
 
 
 @dataclass
@@ -26,13 +27,15 @@ class RawAnswer:
         return json.loads(self.body)
 
 
-def call(app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()) -> RawAnswer:
+def call(
+    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
+) -> RawAnswer:
     """Send a request whose headers may repeat, in chunks."""
-    return anyio.run(call_in_loop, app, method, path, headers, chunks)
+    return anyio.run(call_in_loop, app, method, path, headers, chunks, address)
 
 
 async def call_in_loop(
-    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = ()
+    app: FastAPI, method: str, path: str, headers: Headers = (), chunks: Iterable[bytes] = (), address: str = ADDRESS
 ) -> RawAnswer:
     """Send such a request in the event loop that runs."""
     answer = RawAnswer(0, {}, b"", 0)
@@ -57,7 +60,7 @@ async def call_in_loop(
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": unquote(path), "raw_path": path.encode(), "root_path": "", "query_string": query.encode(),
         "headers": [(b"host", b"registry.test"), *((name.lower().encode(), value.encode()) for name, value in headers)],
-        "client": ("192.0.2.1", 1), "server": ("registry.test", 80),
+        "client": (address, 1), "server": ("registry.test", 80),
     }  # fmt: skip
     await app(scope, receive, send)
     return answer

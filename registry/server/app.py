@@ -130,6 +130,7 @@ def create_app(
     state.issuers = Issuers.read(settings.issuers)
     state.actor_cache = ActorCache()
     state.request_limiter = RequestLimiter(settings.requests_per_minute)
+    state.visit_limiter = RequestLimiter(settings.requests_per_minute)  # apart: anyone can have many addresses
     state.sign_in_links = OneTimeLinks()
     state.failure_limiter = FailureLimiter(settings.failures_per_minute)
     state.stream_limiter = ConcurrencyLimiter(settings.streams_per_token, "event streams of this token")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import time
 from datetime import timedelta
 
@@ -9,10 +11,13 @@ import pytest
 
 from registry.api.maintenance import GcRequest
 from registry.server.access import one_time_links, page_sessions
+from registry.server.access.rate_limits import RequestLimiter
 from registry.server.database import db
 from registry.server.database.models import PageSessionRow
+from registry.server.pages import visitors
 from registry.server.pages.sign_in import INVALID_TOKEN
 from registry.server.secret import new_secret
+from tests import raw_asgi
 from tests.pages.conftest import Browser
 from tests.world import URL, World, rows
 
@@ -77,6 +82,38 @@ def test_wrong_tokens_are_rate_limited(database_url: str) -> None:
         statuses = [browser.sign_in(new_secret()).status_code for _ in range(5)]
         assert statuses == [403, 403, 403, 429, 429]
         assert browser.sign_in(world.secret).status_code == 303, "a valid token is never limited by it"
+
+
+def test_sign_ins_count_as_requests_of_their_token(database_url: str) -> None:
+    with World(database_url, requests_per_minute=5) as world, Browser(world) as browser:
+        _, secret = world.issue("pull")
+        fields = {"token": secret, "form_token": visitors.form_token("x")}
+        answers = [browser.post("/sign-in", data=fields, headers={"Cookie": "adapter-form=x"}) for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [303] * 5 + [429] * 2
+        with world.session() as session:
+            assert len(rows(session, PageSessionRow)) == 5
+
+
+def test_visitors_are_limited_by_network_and_end_no_limit_of_a_token(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RequestLimiter, "TOKENS_LIMIT", 2)
+    with World(database_url, requests_per_minute=5) as world:
+        bearer = [("Authorization", f"Bearer {world.issue('pull')[1]}")]
+        statuses = [raw_asgi.call(world.app, "GET", "/api/v1/bases", bearer).status for _ in range(6)]
+        assert statuses == [200] * 5 + [429]
+        networks = [f"2001:db8:{number}::1" for number in range(4)]
+        assert {raw_asgi.call(world.app, "GET", "/", address=address).status for address in networks} == {200}
+        assert raw_asgi.call(world.app, "GET", "/api/v1/bases", bearer).status == 429
+        hosts = [f"2001:db8::{number}" for number in range(6)]
+        statuses = [raw_asgi.call(world.app, "GET", "/", address=address).status for address in hosts]
+        assert statuses == [200] * 5 + [429]
+
+
+def test_a_page_with_a_long_path_leads_to_the_form(browser: Browser) -> None:
+    page = browser.get("/search", params={"text": "a" * 300, "alias": "b" * 300})
+    link = re.findall(r'href="(/sign-in[^"]*)"', page.text)[0]
+    assert browser.get(html.unescape(link)).status_code == 200
 
 
 def test_a_session_ends_with_its_token(registry: World, browser: Browser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections import Counter, deque
@@ -59,8 +60,19 @@ class FailureLimiter:
         return MINUTE_SECONDS - (now - times[0]) if 0 < self._limit < len(times) else 0.0
 
 
+def network_of(address: str) -> str:
+    """Return the address for limits: one host has all of an IPv6 network of 64 bits.
+
+    A socket for IPv6 that takes IPv4, too, gives those clients as `::ffff:192.0.2.1`, all of one network.
+    """
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
 class RequestLimiter:
-    """Limits the requests of each token with a token bucket."""
+    """Limits the requests of each token, or those without a token of each network, with a token bucket."""
 
     TOKENS_LIMIT = 10_000
 

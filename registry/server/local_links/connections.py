@@ -6,7 +6,6 @@ A request head has a limit of bytes and of seconds, and a response that no one r
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import resource
 import socket
 from collections import Counter
@@ -17,6 +16,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from registry.server.access.rate_limits import network_of
 from registry.server.local_links.request import LINK_BEGINNINGS
 
 HEAD_LIMIT_BYTES = 64 * 2**10
@@ -46,7 +46,7 @@ class ConnectionLimits:
 
     def add(self, address: str) -> bool:
         """Count a connection; False if it is one too many."""
-        network = _network(address)
+        network = network_of(address)
         if self._open[network] >= self._per_address or self._open.total() >= self._total:
             return False
         self._open[network] += 1
@@ -54,7 +54,7 @@ class ConnectionLimits:
 
     def remove(self, address: str) -> None:
         """Count a closed connection."""
-        network = _network(address)
+        network = network_of(address)
         self._open[network] -= 1
         if not self._open[network]:
             del self._open[network]
@@ -218,11 +218,3 @@ def refusal(status: bytes) -> bytes:
 def _cancel(deadline: asyncio.TimerHandle | None) -> None:
     if deadline is not None:
         deadline.cancel()
-
-
-def _network(address: str) -> str:
-    """A socket for IPv6 that takes IPv4, too, gives those clients as `::ffff:192.0.2.1`, all of one network."""
-    if ":" not in address:
-        return address
-    parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

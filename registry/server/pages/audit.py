@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from registry.api.audit import EventView
+from registry.errors import invalid_cursor
 from registry.events import EventText, EventType, describe
 from registry.server import audit
 from registry.server.http.dependencies import CursorDep, SessionDep, Text
@@ -15,7 +16,8 @@ from registry.server.pages.visitors import SignedInDep
 
 router = create_router()
 PAGE_EVENTS = 100
-Number = Annotated[str, Query(max_length=15, pattern="^[0-9]*$")]
+CURSOR_DIGITS = 15
+Number = Annotated[str, Query(max_length=CURSOR_DIGITS, pattern="^[0-9]*$")]
 
 
 @router.get("/audit")
@@ -33,7 +35,7 @@ def show_events(
     newest = audit.newest_position(session)
     if any(filters.values()):
         page = audit.read_page(
-            session, visitor.actor, after=int(cursor) if cursor.isdigit() else 0, limit=PAGE_EVENTS,
+            session, visitor.actor, after=_position(cursor), limit=PAGE_EVENTS,
             actions=[action] if action else [], object=filters["object"],
         )  # fmt: skip
         items, following, earlier = page.items, page.next_cursor, 0
@@ -49,3 +51,9 @@ def show_events(
         request, "audit.html", title="Audit log", events=texts, filters=filters, actions=sorted(EventType),
         following=following, earlier=earlier, before=before, cursor=cursor, size=newest,
     )  # fmt: skip
+
+
+def _position(cursor: str) -> int:
+    if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= CURSOR_DIGITS):
+        raise invalid_cursor()
+    return int(cursor or 0)

@@ -14,13 +14,14 @@ from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import limit_body
 from registry.server.pages import visitors
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.pages.visitors import FORM, NEXT_LIMIT, SESSION, VisitorDep
+from registry.server.pages.visitors import FORM, SESSION, VisitorDep
 
 router = create_router()
 FORM_BYTES = 16 * 2**10
 INVALID_TOKEN = "This token is not valid."  # noqa: S105
 """The one answer to a token that is unknown, mistyped, expired or revoked."""
-Next = Annotated[str, Query(alias="next", max_length=NEXT_LIMIT)]
+Next = Annotated[str, Query(alias="next")]
+"""Where to go after signing in. A page with a longer path than `NEXT_LIMIT` has this link, too, which leads to `/`."""
 
 
 @router.get("/sign-in")
@@ -41,6 +42,7 @@ def sign_in(request: Request, session: SessionDep) -> Response:
         record_failure(request, secret)
         request.app.state.audit_log.batch.add_denial(request.scope, Unauthenticated.__name__)
         return _form(request, path, 403, INVALID_TOKEN)
+    request.app.state.request_limiter.take(session.info["token"].id)
     page_sessions.end(session, visitors.read_cookie(request, SESSION))
     return _begin(request, session_id, path)
 

@@ -21,6 +21,7 @@ from sqlmodel import Session, select
 from registry.errors import Denied, Invalid, Unauthenticated
 from registry.roles import Scope
 from registry.server.access import epoch, page_sessions
+from registry.server.access.rate_limits import network_of
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
@@ -95,7 +96,7 @@ def _find_visitor(request: Request, session: Session) -> Visitor:
         state.request_limiter.take(actor.token_id)
         request.state.actor = actor  # the audit log names it if the request is denied
         return Visitor(actor, signed_in=True, form_token=form_token(session_id))
-    state.request_limiter.take(f"address {request.client.host if request.client else ''}")
+    state.visit_limiter.take(network_of(request.client.host if request.client else ""))
     public = frozenset[str]()
     if state.settings.pages != "private":
         public = cache.public_namespaces(session, session.exec(select(epoch.current())).one())
