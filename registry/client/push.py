@@ -181,21 +181,25 @@ def _push_in_groups(registry: Versions, pushes: Sequence[_Push], counter: _Count
 def _next_group(pushes: Sequence[_Push], stored: Set[Digest]) -> tuple[list[_Push], list[_Push]]:
     """The pushes to send next, and the others.
 
-    Pushes that share a large blob wait until the first of them has stored it: then they need not send it.
+    Pushes that share a large blob wait until the first of them has stored it: then they need not send it. So do equal
+    pushes: they have one plan, and a commit may not name it twice.
     """
     group: list[_Push] = []
     others: list[_Push] = []
     sent: set[Digest] = set()
+    versions: set[tuple[str, Digest]] = set()
     size_bytes = body_bytes = 0
     for push in pushes:
         large = {digest for digest, size in push.sizes.items() if size > SMALL_BLOB_BYTES} - stored
         size_bytes += push.manifest.size_bytes
         body_bytes += len(push.manifest.canonical) + len(push.item.message)
         is_full = len(group) >= BULK_LIMIT or size_bytes > GROUP_BYTES or body_bytes > BULK_BODY_BYTES // 2
-        if group and (is_full or large & sent):
+        version = (push.item.name, push.manifest.digest)
+        if group and (is_full or large & sent or version in versions):
             others.append(push)
         else:
             group.append(push)
+            versions.add(version)
             sent |= large
     return group, others
 

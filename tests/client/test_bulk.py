@@ -47,6 +47,15 @@ def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted
     assert sorted(told) == sorted(name for _, name in fleet)
 
 
+def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
+    counted: Counted, world: World, tmp_path: Path
+) -> None:
+    """Files that the commit carries do not make the second push wait for the first."""
+    first, other = ((forge.write(world.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
+    results = push.push_all(counted.registry, [first, first, other])
+    assert [result.answer is not None and result.answer.created for result in results] == [True, False, True]
+
+
 def test_progress_of_many_adds_up(counted: Counted, world: World, tmp_path: Path) -> None:
     fleet = folders(world, tmp_path)
     seen = [0, 0]
