@@ -391,6 +391,23 @@ def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(world: Wo
         )
 
 
+@pytest.mark.security
+def test_a_draft_gives_no_version_bytes_that_its_pusher_may_not_read_any_more(world: World) -> None:
+    files = world.files()
+    weights = world.push("globex/secret", files).version.files[-1]
+    world.admin.create_namespace("acme", owner="ann")
+    world.admin.grant_role("globex", "ann", "reader")
+    pusher = Pusher(world, of_subject(world, "ann"))
+    pusher.create()
+    assert pusher.commit(add_large(forge.WEIGHTS, weights.digest.hex, weights.size_bytes)).status_code == 200
+    world.admin.revoke_role("globex", "ann")
+    refused = pusher.commit(add(forge.CONFIG, files[forge.CONFIG]))
+    assert (refused.status_code, "was not uploaded" in refused.headers["x-error-message"]) == (422, True)
+    [item] = ask_for_links(pusher, weights.digest.hex, weights.size_bytes).json()["objects"]
+    assert "upload" in item["actions"], "its pusher has to send the bytes"
+    assert pusher.push(files).status_code == 200
+
+
 def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(world: World) -> None:
     secret = of_subject(world, "ann", namespaces=["acme"])
     world.admin.create_namespace("acme", owner="ann")

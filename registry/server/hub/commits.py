@@ -181,7 +181,8 @@ class Committer:
             readable = version_push.find_readable(session, self.actor, {d: f.size_bytes for d, f in files.items()})
             upload = drafts.find_upload(session, self.actor, self.name)
             missing = files.keys() - readable
-            staged = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+            located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
+        staged = {digest: blob for digest, blob in located.items() if not drafts.is_taken_over(blob)}
         absent = [
             file for digest, file in files.items() if digest in missing and self._stat(staged.get(digest)) is None
         ]

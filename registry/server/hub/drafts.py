@@ -111,6 +111,11 @@ def locate(session: Session, push_ids: Iterable[str], digests: Iterable[Digest])
     return {Digest(row.digest): row for row in rows}
 
 
+def is_taken_over(blob: PushBlobRow) -> bool:
+    """Whether an upload only refers to these bytes, which a version has: only who may read them may use them."""
+    return not blob.is_stored and not blob.staging_key
+
+
 def key_of_blob(blob: PushBlobRow) -> str:
     """Where the bytes of a blob of an upload are."""
     return key_of(Digest(blob.digest)) if blob.is_stored or not blob.staging_key else blob.staging_key

@@ -98,7 +98,7 @@ def request_uploads(
         upload = drafts.find_upload(session, actor, name)
         missing = {digest: size for digest, size in sizes.items() if digest not in readable}
         located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
-        staged = {digest: row for digest, row in located.items() if _has_size(row, missing[digest])}
+        staged = {digest: row for digest, row in located.items() if _is_sent(row, missing[digest])}
         new = {digest: size for digest, size in missing.items() if digest not in staged}
         db.begin_writing(session)
         upload = drafts.open_upload(session, actor, name, new, settings)
@@ -117,12 +117,12 @@ def request_uploads(
     return [LargeFile(digest, size, uploads.get(digest)) for digest, size in sizes.items()]
 
 
-def _has_size(blob: PushBlobRow, size_bytes: int) -> bool:
-    """Whether a blob of an upload has this size; another one may still be asked for unless its bytes are verified."""
+def _is_sent(blob: PushBlobRow, size_bytes: int) -> bool:
+    """Whether an upload stages this blob with this size; another one may be asked for until its bytes are verified."""
     if blob.is_stored and blob.size_bytes != size_bytes:
         message = f"has {blob.size_bytes} bytes, and not {size_bytes}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", blob.digest, message))
-    return blob.size_bytes == size_bytes
+    return blob.size_bytes == size_bytes and not drafts.is_taken_over(blob)
 
 
 def _has_arrived(blobs: BlobStore, key: str, size_bytes: int) -> bool:
