@@ -14,7 +14,8 @@ from registry import names
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 
-DESTRUCTIVE = frozenset({"delete", "rename", "yank", "quarantine"})
+from . import main
+
 Value = TypeVar("Value")
 
 
@@ -37,7 +38,7 @@ class ParsedArgument(click.ParamType[Value]):
         try:
             return self._parse(value)
         except Invalid as e:
-            if command in DESTRUCTIVE:  # a suggested name may be that of another object
+            if command in main.DESTRUCTIVE:  # a suggested name may be that of another object
                 raise Invalid(e.code, e.detail, findings=e.findings) from e
             raise
 

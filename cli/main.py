@@ -22,6 +22,11 @@ OWN_PACKAGES = ("registry", "cli")
 NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 """pydantic's own switch. Without it pydantic reads the metadata of every installed package in search of plugins."""
 
+DESTRUCTIVE = frozenset(
+    {"cancel", "delete", "gc", "quarantine", "remove", "rename", "replace", "revoke", "rotate", "yank"}
+)
+"""Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
+
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
@@ -174,6 +179,8 @@ class LazyGroup(click.Group):
         """Run the command; errors end in a message and the exit code of the error's class."""
         try:
             return super().invoke(ctx)
+        except (click.exceptions.NoSuchCommand, click.exceptions.NoSuchOption) as error:
+            raise _with_suggestions(error) from None
         except (click.exceptions.Exit, click.ClickException):
             raise
         except (KeyboardInterrupt, click.Abort):
@@ -189,6 +196,19 @@ class LazyGroup(click.Group):
         for section in dict.fromkeys(spec.section for spec in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])
+
+
+def _with_suggestions(
+    error: click.exceptions.NoSuchCommand | click.exceptions.NoSuchOption,
+) -> click.exceptions.UsageError:
+    """The error with the nearest names, or with none if the command or one of these names is destructive."""
+    command = error.ctx.command if error.ctx is not None else None
+    if isinstance(error, click.exceptions.NoSuchCommand):
+        names = command.list_commands(error.ctx) if isinstance(command, click.Group) and error.ctx is not None else ()
+        error = click.exceptions.NoSuchCommand(error.command_name, possibilities=names, ctx=error.ctx)
+    if DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name if command is not None else "")):
+        return error
+    return click.UsageError(error.message, error.ctx)
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:

@@ -18,7 +18,8 @@ INTRODUCTION = """\
 one JSON document, and an error is a JSON document on standard error.
 
 A **REF** names a version: `namespace/name` (the newest), `namespace/name:alias`, `namespace/name@3` or
-`namespace/name@sha256:…`.
+`namespace/name@sha256:…`. Of a digest, the first 8 digits or more are enough if no other version of the adapter has
+them.
 
 The registry is `ADAPTER_REGISTRY` with `ADAPTER_TOKEN`, else the one of `adapter login`, else the embedded registry
 in your data folder, which runs in the command's own process.
