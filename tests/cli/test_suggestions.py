@@ -1,0 +1,29 @@
+"""A misspelled command or option gets the nearest names, except where they would do harm."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.runner import CommandRunner
+
+
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["pul", "acme/x"], "Did you mean 'pull'?"),
+        (["versons", "acme/x"], "Did you mean 'versions'?"),
+        (["token", "lst"], "Did you mean 'list'?"),
+        (["push", "x", "acme/x", "--bse", "y"], "--base"),
+    ],
+)
+def test_a_misspelled_word_gets_the_nearest(cli: CommandRunner, words: list[str], suggested: str) -> None:
+    assert suggested in cli(*words, expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["delet", "acme/x"], ["yan", "acme/x@1"], ["token", "revok", "x"], ["delete", "acme/x", "--ye"]]
+)
+def test_what_cannot_be_undone_is_not_suggested(cli: CommandRunner, words: list[str]) -> None:
+    stderr = cli(*words, expect=2).stderr
+    assert "No such" in stderr
+    assert "mean" not in stderr
