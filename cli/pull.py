@@ -1,12 +1,18 @@
-"""`adapter pull`: downloads a version into a folder, all or nothing."""
+"""`adapter pull`: downloads a version into a folder, all or nothing. `adapter cat`: prints one file of a version."""
 
 from __future__ import annotations
 
+import base64
+import shlex
+import sys
+import tempfile
 from pathlib import Path
 
 import click
 
 from registry.client import pull as pulling
+from registry.errors import Invalid
+from registry.files import WEIGHTS_ENDINGS
 from registry.findings import Finding
 from registry.names import Ref
 
@@ -18,32 +24,90 @@ from .progress import ProgressLine
 @click.argument("ref", type=arguments.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
-def pull(ref: Ref, dest: Path | None, verify: bool) -> None:
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Only files that match, such as '*.json' (repeatable)."
+)
+def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) -> None:
     """Download the version REF into DEST, verified, all or nothing.
 
     DEST defaults to a folder with the adapter's name. It is replaced as a whole once the new files are complete;
     .adapter.json in it names the version. Large files share disk blocks with the cache where the file system supports
     it.
 
+    With --include the folder is partial: .adapter.partial.json names the version and the patterns, and a pull without
+    --include completes it.
+
     \b
     adapter pull acme/support:prod /srv/adapters/support
+    adapter pull acme/support:prod configuration --include '*.json'
     """
     target = dest or Path(ref.name.name)
     damaged: list[Finding] = []
     with session.versions() as registry, ProgressLine(str(ref)) as progress:
         if verify:
-            resolved, damaged = pulling.verify(registry, ref, target, progress=progress)
+            resolved, damaged = pulling.verify(registry, ref, target, progress=progress, include=include)
         else:
-            resolved = pulling.pull(registry, ref, target, progress=progress)
+            resolved = pulling.pull(registry, ref, target, progress=progress, include=include)
+
+    files = pulling.matching(resolved.files, include)
 
     def text() -> None:
         output.line(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
-        size = output.size(resolved.manifest.size_bytes)
-        output.line(f"  {output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
+        size = output.size(sum(file.size_bytes for file in files))
+        count = f"partial: {len(files)} of {output.plural(len(resolved.files), 'file')}"
+        count = count if include else output.plural(len(files), "file")
+        output.line(f"  {count}, {size}, verified, in {target}")
         for finding in damaged:
             output.line(output.styled(f"  damaged, fetched again: {finding.location} {finding.message}", "yellow"))
         if resolved.yanked:
             output.line(output.styled("  this version is yanked", "red"))
 
-    answer = {"path": str(target.absolute()), "resolved": resolved}
-    output.answer(answer | ({"damaged": damaged} if verify else {}), text)
+    answer: dict[str, object] = {"path": str(target.absolute()), "resolved": resolved}
+    answer |= {"damaged": damaged} if verify else {}
+    output.answer(answer | ({"partial": [file.path for file in files]} if include else {}), text)
+
+
+@click.command()
+@click.argument("ref", type=arguments.REF)
+@click.argument("file")
+def cat(ref: Ref, file: str) -> None:
+    """Print FILE of the version REF.
+
+    All bytes are verified before the first is printed. A terminal gets text only, with control characters escaped; a
+    pipe or a file gets the exact bytes. With --json they are base64.
+
+    \b
+    adapter cat acme/support:prod adapter_config.json
+    adapter cat acme/support:prod adapter_model.safetensors > weights.safetensors
+    """
+    to_terminal = sys.stdout.isatty() and not output.as_json()
+    if to_terminal and file.endswith(WEIGHTS_ENDINGS):
+        raise _binary(ref, file)
+    with tempfile.TemporaryDirectory(prefix="adapter-cat-") as folder:
+        copy = Path(folder) / "file"
+        with session.versions() as registry, ProgressLine(f"{ref} {file}") as progress:
+            link = pulling.read_file(registry, ref, file, copy, progress=progress)
+        if output.as_json():
+            output.answer({**link.model_dump(), "data": base64.b64encode(copy.read_bytes()).decode()}, lambda: None)
+        elif to_terminal:
+            text = _text_of(copy)
+            if text is None:
+                raise _binary(ref, file)
+            for line in text.removesuffix("\n").split("\n"):
+                output.line(line.removesuffix("\r").expandtabs())
+        else:
+            output.file_bytes(copy)
+
+
+def _text_of(path: Path) -> str | None:
+    """A file's text, or None if it is binary: not UTF-8, or with a NUL."""
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _binary(ref: Ref, file: str) -> Invalid:
+    next_step = f"adapter cat {ref} {shlex.quote(file)} > FILE"
+    return Invalid("REQUEST_INVALID", f"{file} is binary and was not printed to the terminal", next_step=next_step)

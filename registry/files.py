@@ -27,6 +27,8 @@ TOKENIZER_FILES = frozenset(
 """What a tokenizer consists of; its chat template belongs to it."""
 NOTE = ".adapter.json"
 """The registry's own file in a pulled folder; never a part of a version."""
+PARTIAL_NOTE = ".adapter.partial.json"
+"""Stands in place of `NOTE` in a folder that has only some files of a version."""
 CHUNK_BYTES = 2**20
 """How much of a file or stream is read at a time."""
 WEIGHTS_CHUNK_BYTES = 4 * 2**20

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from registry.api import PAGE_LIMIT
@@ -23,29 +24,48 @@ from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
 from registry.client.transfer import Progress, Silent
 from registry.digest import Digest
-from registry.errors import RegistryError
-from registry.files import NOTE
+from registry.errors import Invalid, NotFound, RegistryError
+from registry.files import NOTE, PARTIAL_NOTE
 from registry.findings import Finding
 from registry.names import Ref
 
 LINK_LIMIT_SECONDS = 24 * 3600
 """A direct link is used no longer, whatever the registry says."""
 
+FILES_NAMED = 12
+"""How many files of a version an error names."""
 USER_CACHE = Cache.of_user
 """The default of `pull`: the cache of this user."""
 
 
 def pull(
     registry: Versions, ref: Ref | str, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
-    progress: Progress | None = None,
+    progress: Progress | None = None, include: Sequence[str] = (),
 ) -> Resolved:  # fmt: skip
     """Put the version `ref` into `dest`, every byte verified, as a whole or not at all.
 
     `cache=None` uses no cache. `dest` gets one file of ours, `.adapter.json`.
+
+    With `include`, only the files whose paths match one of these patterns, and `.adapter.partial.json` instead.
+    `Invalid` (FOLDER_INVALID) if `dest` has a whole version; `NotFound` (BLOB_UNKNOWN) if no file matches.
     """
-    source = only(_plan(registry, [ref]))
+    source = only(_plan(registry, [ref], include))
     _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
     return source.resolved
+
+
+def read_file(
+    registry: Versions, ref: Ref | str, path: str, target: Path, *, progress: Progress | None = None
+) -> FileLink:
+    """Write one file of a version, verified, to the new file `target`. `NotFound` (BLOB_UNKNOWN)."""
+    source = only(_plan(registry, [ref]))
+    link = next((link for link in source.links if link.path == path), None)
+    if link is None:
+        raise _no_such_file(source.resolved, path)
+    meter = progress or Silent()
+    meter.start(link.size_bytes)
+    source.fetch(link, target, meter, durable=False)
+    return link
 
 
 def pull_all(
@@ -87,15 +107,15 @@ def adapters_of(registry: Versions, base: str, *, namespace: str = "", alias: st
 
 def verify(
     registry: Versions, ref: Ref | str, dest: Path, *, cache: Cache | Callable[[], Cache] | None = USER_CACHE,
-    progress: Progress | None = None,
+    progress: Progress | None = None, include: Sequence[str] = (),
 ) -> tuple[Resolved, list[Finding]]:  # fmt: skip
     """Hash the files of the version `ref` in `dest` and in the cache again; the damaged ones.
 
-    A folder in which a file is missing or damaged is replaced, as by `pull`.
+    A folder in which a file is missing or damaged is replaced, as by `pull`. Without `include`, a partial one is, too.
     """
-    source = only(_plan(registry, [ref]))
+    source = only(_plan(registry, [ref], include))
     store = cache() if callable(cache) else cache
-    damaged, whole = [], (dest / NOTE).is_file()
+    damaged, whole = [], (dest / NOTE).is_file() or (bool(include) and (dest / PARTIAL_NOTE).is_file())
     for link in source.links:
         intact = _is_intact(dest / link.path, link)
         whole = whole and bool(intact)
@@ -122,6 +142,12 @@ def _is_intact(path: Path, link: FileLink) -> bool | None:
 
 
 def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -> None:
+    if source.include and (dest / NOTE).is_file():
+        raise Invalid(
+            "FOLDER_INVALID",
+            f"{str(dest)!r} has a whole version, which a partial pull would replace",
+            next_step="name another folder",
+        )
     progress.start(sum(link.size_bytes for link in source.links))
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in source.links}:
@@ -129,22 +155,39 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         transfer.run_parallel(
             lambda link: _place(source, link, folder / link.path, store, progress), source.links, transfer.FILES_AT_ONCE
         )
-        note = {"name": source.resolved.name, "number": source.resolved.number, "digest": source.resolved.digest}
-        (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+        version = source.resolved
+        note: dict[str, object] = {"name": version.name, "number": version.number, "digest": version.digest}
+        note |= {"include": source.include} if source.include else {}
+        (folder / (PARTIAL_NOTE if source.include else NOTE)).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
 
 
-def _plan(registry: Versions, refs: Sequence[Ref | str]) -> list[_Source | RegistryError]:
-    """A source for each ref, or why it cannot be pulled."""
+def _plan(registry: Versions, refs: Sequence[Ref | str], include: Sequence[str] = ()) -> list[_Source | RegistryError]:
+    """A source for each ref, or why it cannot be pulled. `NotFound` (BLOB_UNKNOWN) if no file matches `include`."""
     outcomes, small = registry.plan_pulls(refs)
-    return [o if isinstance(o, RegistryError) else _Source(registry, o, small) for o in outcomes]
+    return [o if isinstance(o, RegistryError) else _Source(registry, o, small, include) for o in outcomes]
+
+
+def matching(files: Iterable[FileLink], include: Sequence[str]) -> list[FileLink]:
+    """The files whose paths match one of these patterns (`*` also across folders); all without a pattern."""
+    return [file for file in files if not include or any(fnmatch.fnmatchcase(file.path, p) for p in include)]
+
+
+def _no_such_file(version: Resolved, text: str) -> NotFound:
+    paths = ", ".join(file.path for file in version.files[:FILES_NAMED])
+    more = f" and {len(version.files) - FILES_NAMED} more" if len(version.files) > FILES_NAMED else ""
+    return NotFound("BLOB_UNKNOWN", f"no file of {version.name}@{version.number} is {text!r}; it has {paths}{more}")
 
 
 class _Source:
-    """The verified manifest of a version, and the links to its files."""
+    """The verified manifest of a version, and the links to those of its files that are pulled."""
 
-    def __init__(self, registry: Versions, plan: PullPlan, small: Mapping[Digest, str]) -> None:
-        self.resolved = plan.resolved
-        self.links = sorted(plan.resolved.files, key=lambda link: -link.size_bytes)
+    def __init__(
+        self, registry: Versions, plan: PullPlan, small: Mapping[Digest, str], include: Sequence[str] = ()
+    ) -> None:
+        self.resolved, self.include = plan.resolved, list(include)
+        self.links = sorted(matching(plan.resolved.files, include), key=lambda link: -link.size_bytes)
+        if include and not self.links:
+            raise _no_such_file(self.resolved, " or ".join(include))
         self._registry, self._small = registry, small
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 

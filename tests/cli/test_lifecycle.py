@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from registry.digest import Digest
 from registry.findings import Finding
 from tests import forge
 from tests.cli.runner import CommandRunner, lines
@@ -106,6 +109,63 @@ def test_pull_verify_hashes_again_and_repairs(cli: CommandRunner, tmp_path: Path
     weights.write_bytes(b"x" + right[1:])
     assert f"damaged, fetched again: {weights}" in cli("pull", "acme/support", tmp_path / "served", "--verify").stdout
     assert weights.read_bytes() == right
+
+
+def test_a_partial_pull_never_looks_whole(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    cli("push", folder, "acme/support", "--base", "tiny-llama")
+    bundle, dest = tmp_path / "bundle.json", tmp_path / "some"
+    result = cli("pull", "acme/support", dest, "--include", "*.json", "--include", "*.md")
+    assert "partial: 2 of 3 files" in result.stdout
+    assert sorted(path.name for path in dest.iterdir()) == [".adapter.partial.json", "README.md", "adapter_config.json"]
+    assert json.loads((dest / ".adapter.partial.json").read_text())["include"] == ["*.json", "*.md"]
+    cli("verify", "acme/support", "--save", bundle)
+    assert "adapter_model.safetensors" in cli("verify", "--offline", bundle, "--folder", dest, expect=70).stdout
+
+    pull = ("pull", "acme/support", dest, "--verify", "--json")
+    checked = cli(*pull, "--include", "*.json").json
+    assert (checked["partial"], checked["damaged"]) == (["adapter_config.json"], [])
+    assert "README.md" in [path.name for path in dest.iterdir()], "what is intact is not replaced"
+    assert cli(*pull).json["damaged"] == []
+    assert {path.name for path in dest.iterdir()} == {".adapter.json", *(path.name for path in folder.iterdir())}
+    refused = cli("pull", "acme/support", dest, "--include", "*.json", expect=2)
+    assert "has a whole version" in refused.stderr
+    assert (dest / "adapter_model.safetensors").exists()
+    none = cli("pull", "acme/support", tmp_path / "none", "--include", "*.gguf", expect=4)
+    assert "no file of acme/support@1 is '*.gguf'; it has README.md, adapter_config.json" in none.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_cat_prints_verified_bytes(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    (folder / "README.md").write_text("# \x1b]0;mine\x07 card\n")
+    cli("push", folder, "acme/support", "--base", "tiny-llama")
+    assert cli("cat", "acme/support", "README.md").stdout == "# \x1b]0;mine\x07 card\n"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        answer = cli("cat", "acme/support@1", name, "--json").json
+        assert base64.b64decode(answer["data"]) == (folder / name).read_bytes()
+        assert answer["digest"] == Digest.of_file(folder / name)
+    assert "it has README.md" in cli("cat", "acme/support", "other.json", expect=4).stderr
+
+    monkeypatch.setattr("cli.pull.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    assert cli("cat", "acme/support", "README.md").stdout == "# \\x1b]0;mine\\x07 card\n"
+    refused = cli("cat", "acme/support", "adapter_model.safetensors", expect=2)
+    assert refused.stdout == ""
+    assert "Next: adapter cat acme/support adapter_model.safetensors > FILE" in refused.stderr
+
+
+def test_cat_prints_nothing_of_damaged_bytes(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    folder = cli.make_adapter("mine")
+    cli("push", folder, "acme/support", "--base", "tiny-llama")
+    digest = Digest.of_file(folder / "adapter_model.safetensors")
+    (stored,) = (path for path in (tmp_path / "data").rglob("*") if path.is_file() and digest.hex[2:] in str(path))
+    stored.chmod(0o644)
+    data = stored.read_bytes()
+    stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert cli("cat", "acme/support", "adapter_model.safetensors", expect=70).stdout == ""
 
 
 def test_pushing_the_same_folder_again_yields_the_same_version(cli: CommandRunner) -> None:

@@ -1,6 +1,6 @@
 """`Destination`: a folder that is replaced as a whole, in one step where the system can. A failure leaves the old one.
 
-Only an empty folder, or one that a pull made (`.adapter.json`) and no one added files to, is replaced: a mistyped DEST
+Only an empty folder, or one that a pull made (it has its note) and no one added files to, is replaced: a mistyped DEST
 never costs a file. The next write of a folder removes what a killed process left, after `LEFT_SECONDS`.
 """
 
@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.files import NOTE, kind_of
+from registry.files import NOTE, PARTIAL_NOTE, kind_of
 from registry.filesystem import sync_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 LEFT_SECONDS = 3600
+_NOTES = (NOTE, PARTIAL_NOTE)
 
 
 class Destination:
@@ -75,8 +76,8 @@ class Destination:
         if self.path.is_symlink() or not self.path.is_dir():
             raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} exists and is not a folder")
         names = set(os.listdir(self.path))
-        strange = sorted(name for name in names if name != NOTE and kind_of(name) is None)
-        if names and (NOTE not in names or strange):
+        strange = sorted(name for name in names if name not in _NOTES and kind_of(name) is None)
+        if names and (names.isdisjoint(_NOTES) or strange):
             what = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
             raise Invalid(
                 "FOLDER_INVALID",
