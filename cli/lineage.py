@@ -130,10 +130,6 @@ _ORDER = {"version": 0, "base": 1, "dataset": 2, "run": 3, "code": 4}
 _RELATIONS = {"adapter": "on", "dataset": "trained on", "claimed": "trained on (its README says)", "code": "by code"}
 
 
-def _sort_key(node: LineageNode, edge: LineageEdge) -> tuple[int, str, str, str]:
-    return _ORDER.get(node.kind, len(_ORDER)), edge.relation, node.name, node.id
-
-
 def _label(node: LineageNode) -> str:
     return f"{diagrams.label(node)} (base)" if node.kind == "base" else diagrams.label(node)
 

@@ -19,7 +19,7 @@ import hashlib
 import re
 
 from registry import names
-from registry.digest import Digest, DigestPrefix
+from registry.digest import DigestPrefix
 from registry.errors import Invalid
 from registry.manifest import Descriptor
 from registry.names import Selector
@@ -28,7 +28,6 @@ COMMIT_DIGITS = 40
 SMALL_LIMIT_BYTES = 2**20
 """Larger files are large whatever they are called."""
 _LARGE_ENDINGS = (".safetensors", ".gguf", ".model")
-_TAG = re.compile(r"v?([1-9][0-9]{0,8})\Z")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
@@ -37,24 +36,11 @@ def revision(text: str) -> Selector | None:
 
     A commit id, or a piece of one, is the beginning of a manifest digest.
     """
-    if text.startswith("sha256:"):
-        return _digest(text)
     word = text.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    if tag := _TAG.match(word):
-        return int(tag[1])
-    if _COMMIT.match(word):
-        return DigestPrefix(f"sha256:{word}")
     try:
-        return names.alias(word)
+        return names.selector(word)
     except Invalid:
-        return None
-
-
-def _digest(text: str) -> Digest | None:
-    try:
-        return Digest(text)
-    except (Invalid, ValueError):
-        return None
+        return DigestPrefix(f"sha256:{word}") if _COMMIT.match(word) else None
 
 
 def commit_id(digest: str) -> str:
