@@ -17,13 +17,14 @@ from types import ModuleType
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand, NoSuchOption
 
 OWN_PACKAGES = ("registry", "cli")
 NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 """pydantic's own switch. Without it pydantic reads the metadata of every installed package in search of plugins."""
 
 DESTRUCTIVE = frozenset(
-    {"cancel", "delete", "gc", "quarantine", "remove", "rename", "replace", "revoke", "rotate", "yank"}
+    ["cancel", "delete", "gc", "quarantine", "remove", "rename", "replace", "revoke", "rotate", "yank"]
 )
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
@@ -180,7 +181,7 @@ class LazyGroup(click.Group):
         """Run the command; errors end in a message and the exit code of the error's class."""
         try:
             return super().invoke(ctx)
-        except (click.exceptions.NoSuchCommand, click.exceptions.NoSuchOption) as error:
+        except (NoSuchCommand, NoSuchOption) as error:
             raise _with_suggestions(error) from None
         except (click.exceptions.Exit, click.ClickException):
             raise
@@ -199,17 +200,13 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, spec.help) for name, spec in COMMANDS.items() if spec.section == section])
 
 
-def _with_suggestions(
-    error: click.exceptions.NoSuchCommand | click.exceptions.NoSuchOption,
-) -> click.exceptions.UsageError:
+def _with_suggestions(error: NoSuchCommand | NoSuchOption) -> click.UsageError:
     """The error with the nearest names, or with none if the command or one of these names is destructive."""
-    command = error.ctx.command if error.ctx is not None else None
-    if isinstance(error, click.exceptions.NoSuchCommand):
-        names = command.list_commands(error.ctx) if isinstance(command, click.Group) and error.ctx is not None else ()
-        error = click.exceptions.NoSuchCommand(error.command_name, possibilities=names, ctx=error.ctx)
-    if DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name if command is not None else "")):
-        return error
-    return click.UsageError(error.message, error.ctx)
+    command = error.ctx.command if error.ctx is not None else main
+    if isinstance(error, NoSuchCommand) and command is main:
+        error = NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=error.ctx)
+    is_safe = DESTRUCTIVE.isdisjoint((*(error.possibilities or ()), command.name or ""))
+    return error if is_safe else click.UsageError(error.message, error.ctx)
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, value: bool) -> None:

@@ -18,11 +18,9 @@ import errno
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -30,7 +28,6 @@ from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.errors import RegistryError
-from registry.files import CHUNK_BYTES
 from registry.findings import Finding
 
 from . import main
@@ -268,12 +265,6 @@ def line(text: str = "", *, err: bool = False) -> None:
     """Print one line. Styles of `styled` become terminal codes; everything else is escaped by `one_line`."""
     parts = _STYLED.split(text)  # text, code, text, code, …
     click.echo("".join(f"\x1b[{part}m" if n % 2 else one_line(part) for n, part in enumerate(parts)), err=err)
-
-
-def file_bytes(path: Path) -> None:
-    """Print the bytes of a file as they are. Never to a terminal, which some of them may steer."""
-    with path.open("rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer, CHUNK_BYTES)
 
 
 def _width(text: str) -> int:

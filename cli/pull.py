@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import glob
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -80,34 +82,26 @@ def cat(ref: Ref, file: str) -> None:
     adapter cat acme/support:prod adapter_config.json
     adapter cat acme/support:prod adapter_model.safetensors > weights.safetensors
     """
-    to_terminal = sys.stdout.isatty() and not output.as_json()
+    pattern, to_terminal = glob.escape(file), sys.stdout.isatty() and not output.as_json()
+    next_step = f"adapter cat {ref} {shlex.quote(file)} > FILE"
+    binary = Invalid("REQUEST_INVALID", f"{file} is binary and was not printed to the terminal", next_step=next_step)
     if to_terminal and file.endswith(WEIGHTS_ENDINGS):
-        raise _binary(ref, file)
+        raise binary
     with tempfile.TemporaryDirectory(prefix="adapter-cat-") as folder:
-        copy = Path(folder) / "file"
+        version = Path(folder) / "version"
         with session.versions() as registry, ProgressLine(f"{ref} {file}") as progress:
-            link = pulling.read_file(registry, ref, file, copy, progress=progress)
+            resolved = pulling.pull(registry, ref, version, cache=None, progress=progress, include=[pattern])
+        copy = version / file
         if output.as_json():
+            (link,) = pulling.matching(resolved.files, [pattern])
             output.answer({**link.model_dump(), "data": base64.b64encode(copy.read_bytes()).decode()}, lambda: None)
         elif to_terminal:
-            text = _text_of(copy)
-            if text is None:
-                raise _binary(ref, file)
-            for line in text.removesuffix("\n").split("\n"):
-                output.line(line.removesuffix("\r").expandtabs())
+            try:
+                lines = copy.read_text("utf-8").removesuffix("\n").split("\n")
+            except UnicodeDecodeError:
+                raise binary from None
+            for line in lines:
+                output.line(line.expandtabs())
         else:
-            output.file_bytes(copy)
-
-
-def _text_of(path: Path) -> str | None:
-    """A file's text, or None if it is binary: not UTF-8, or with a NUL."""
-    try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
-
-
-def _binary(ref: Ref, file: str) -> Invalid:
-    next_step = f"adapter cat {ref} {shlex.quote(file)} > FILE"
-    return Invalid("REQUEST_INVALID", f"{file} is binary and was not printed to the terminal", next_step=next_step)
+            with copy.open("rb") as source:
+                shutil.copyfileobj(source, sys.stdout.buffer)

@@ -33,7 +33,7 @@ LINK_LIMIT_SECONDS = 24 * 3600
 """A direct link is used no longer, whatever the registry says."""
 
 FILES_NAMED = 12
-"""How many files of a version an error names."""
+"""How many files of a version an error names at most."""
 USER_CACHE = Cache.of_user
 """The default of `pull`: the cache of this user."""
 
@@ -52,20 +52,6 @@ def pull(
     source = only(_plan(registry, [ref], include))
     _put(source, dest, cache() if callable(cache) else cache, progress or Silent())
     return source.resolved
-
-
-def read_file(
-    registry: Versions, ref: Ref | str, path: str, target: Path, *, progress: Progress | None = None
-) -> FileLink:
-    """Write one file of a version, verified, to the new file `target`. `NotFound` (BLOB_UNKNOWN)."""
-    source = only(_plan(registry, [ref]))
-    link = next((link for link in source.links if link.path == path), None)
-    if link is None:
-        raise _no_such_file(source.resolved, path)
-    meter = progress or Silent()
-    meter.start(link.size_bytes)
-    source.fetch(link, target, meter, durable=False)
-    return link
 
 
 def pull_all(
@@ -143,11 +129,7 @@ def _is_intact(path: Path, link: FileLink) -> bool | None:
 
 def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -> None:
     if source.include and (dest / NOTE).is_file():
-        raise Invalid(
-            "FOLDER_INVALID",
-            f"{str(dest)!r} has a whole version, which a partial pull would replace",
-            next_step="name another folder",
-        )
+        raise Invalid("FOLDER_INVALID", f"{str(dest)!r} has a whole version, which a partial pull would replace")
     progress.start(sum(link.size_bytes for link in source.links))
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in source.links}:
@@ -172,12 +154,6 @@ def matching(files: Iterable[FileLink], include: Sequence[str]) -> list[FileLink
     return [file for file in files if not include or any(fnmatch.fnmatchcase(file.path, p) for p in include)]
 
 
-def _no_such_file(version: Resolved, text: str) -> NotFound:
-    paths = ", ".join(file.path for file in version.files[:FILES_NAMED])
-    more = f" and {len(version.files) - FILES_NAMED} more" if len(version.files) > FILES_NAMED else ""
-    return NotFound("BLOB_UNKNOWN", f"no file of {version.name}@{version.number} is {text!r}; it has {paths}{more}")
-
-
 class _Source:
     """The verified manifest of a version, and the links to those of its files that are pulled."""
 
@@ -187,7 +163,8 @@ class _Source:
         self.resolved, self.include = plan.resolved, list(include)
         self.links = sorted(matching(plan.resolved.files, include), key=lambda link: -link.size_bytes)
         if include and not self.links:
-            raise _no_such_file(self.resolved, " or ".join(include))
+            names = ", ".join(file.path for file in plan.resolved.files[:FILES_NAMED])
+            raise NotFound("BLOB_UNKNOWN", f"no file matches {' or '.join(include)}; the version has {names}")
         self._registry, self._small = registry, small
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 

@@ -133,7 +133,7 @@ def test_a_partial_pull_never_looks_whole(cli: CommandRunner, tmp_path: Path) ->
     assert "has a whole version" in refused.stderr
     assert (dest / "adapter_model.safetensors").exists()
     none = cli("pull", "acme/support", tmp_path / "none", "--include", "*.gguf", expect=4)
-    assert "no file of acme/support@1 is '*.gguf'; it has README.md, adapter_config.json" in none.stderr
+    assert "no file matches *.gguf; the version has README.md, adapter_config.json" in none.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -147,7 +147,7 @@ def test_cat_prints_verified_bytes(cli: CommandRunner, monkeypatch: pytest.Monke
         answer = cli("cat", "acme/support@1", name, "--json").json
         assert base64.b64decode(answer["data"]) == (folder / name).read_bytes()
         assert answer["digest"] == Digest.of_file(folder / name)
-    assert "it has README.md" in cli("cat", "acme/support", "other.json", expect=4).stderr
+    assert "the version has README.md" in cli("cat", "acme/support", "other.json", expect=4).stderr
 
     monkeypatch.setattr("cli.pull.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     assert cli("cat", "acme/support", "README.md").stdout == "# \\x1b]0;mine\\x07 card\n"

@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar, get_type_hints
 
-import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from fastapi import APIRouter, Request, Response
@@ -158,12 +157,6 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
     """Call a function in a thread that may wait for the store."""
     limiter = _limiter(_STORE_LIMITER, STORE_THREADS)
     return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=limiter)
-
-
-async def run_in_store_thread_always(function: Callable[[], None]) -> None:
-    """Call a cleanup function in such a thread, even if the request is cancelled."""
-    with anyio.CancelScope(shield=True):
-        await run_in_store_thread(function)
 
 
 def _turn_of(request: Request) -> AbstractAsyncContextManager[None]:
