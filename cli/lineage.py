@@ -22,7 +22,6 @@ from registry.names import Ref
 
 from . import arguments, output, session, verify
 
-SHORT_DIGEST = diagrams.SHORT_DIGEST
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {
     "dot": diagrams.dot,
     "mermaid": diagrams.mermaid,
@@ -138,7 +137,7 @@ def _details(node: LineageNode) -> str:
     """The short digest of a version, the URI of data, and whether a version is withdrawn."""
     if node.hidden or node.kind == "base":
         return ""
-    details = [node.digest[SHORT_DIGEST]] if node.digest else []
+    details = [node.digest[diagrams.SHORT_DIGEST]] if node.digest else []
     details += [node.uri] if node.uri and node.uri != node.name else []
     withdrawn = output.styled(f"  {node.withdrawn}", "red") if node.withdrawn else ""
     return (output.faint("  " + "  ".join(details)) if details else "") + withdrawn

@@ -23,9 +23,7 @@ OWN_PACKAGES = ("registry", "cli")
 NO_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 """pydantic's own switch. Without it pydantic reads the metadata of every installed package in search of plugins."""
 
-DESTRUCTIVE = frozenset(
-    ["cancel", "delete", "gc", "quarantine", "remove", "rename", "replace", "revoke", "rotate", "yank"]
-)
+DESTRUCTIVE = frozenset({"cancel", "delete", "quarantine", "remove", "rename", "replace", "revoke", "yank"})
 """Commands that nothing suggests and in which nothing is suggested: what a person meant may be something else."""
 
 

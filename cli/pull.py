@@ -56,9 +56,8 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
     def text() -> None:
         output.line(f"{output.strong(f'{resolved.name}@{resolved.number}')}  {output.faint(resolved.digest)}")
         size = output.size(sum(file.size_bytes for file in files))
-        count = f"partial: {len(files)} of {output.plural(len(resolved.files), 'file')}"
-        count = count if include else output.plural(len(files), "file")
-        output.line(f"  {count}, {size}, verified, in {target}")
+        count = f"partial: {len(files)} of " if include else ""
+        output.line(f"  {count}{output.plural(len(resolved.files), 'file')}, {size}, verified, in {target}")
         for finding in damaged:
             output.line(output.styled(f"  damaged, fetched again: {finding.location} {finding.message}", "yellow"))
         if resolved.yanked:

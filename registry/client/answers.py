@@ -61,10 +61,8 @@ def of_version(ref: Ref, answer: Version) -> Version:
 
 
 def _matches_digest(what: str, digest: Digest, ref: Ref) -> None:
-    if isinstance(ref.selector, Digest):
-        _equal(what, digest, ref.selector)
-    elif isinstance(ref.selector, DigestPrefix):
-        _equal(f"the beginning of {what}", digest[: len(ref.selector)], ref.selector)
+    if isinstance(ref.selector, Digest | DigestPrefix):
+        _equal(what, digest[: len(ref.selector)], ref.selector)
 
 
 def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:

@@ -32,8 +32,6 @@ from registry.names import Ref
 LINK_LIMIT_SECONDS = 24 * 3600
 """A direct link is used no longer, whatever the registry says."""
 
-FILES_NAMED = 12
-"""How many files of a version an error names at most."""
 USER_CACHE = Cache.of_user
 """The default of `pull`: the cache of this user."""
 
@@ -163,7 +161,7 @@ class _Source:
         self.resolved, self.include = plan.resolved, list(include)
         self.links = sorted(matching(plan.resolved.files, include), key=lambda link: -link.size_bytes)
         if include and not self.links:
-            names = ", ".join(file.path for file in plan.resolved.files[:FILES_NAMED])
+            names = ", ".join(file.path for file in plan.resolved.files)
             raise NotFound("BLOB_UNKNOWN", f"no file matches {' or '.join(include)}; the version has {names}")
         self._registry, self._small = registry, small
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2

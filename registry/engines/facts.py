@@ -198,12 +198,6 @@ def of_base(base: BaseSpec, family: str = "", components: Iterable[str] = ()) ->
     }
 
 
-def of_image(facts: FileFacts, *, compat: str = "", base: BaseSpec | None = None) -> EngineFacts:
-    """The facts of an image model's adapter."""
-    plain = of_file(facts, is_image=True, compat=compat)
-    return plain if base is None else plain.model_copy(update=of_base(base, plain.family, plain.components))
-
-
 def of_file(facts: FileFacts, *, is_image: bool, compat: str = "") -> EngineFacts:
     """The facts of a weights file without a PEFT configuration."""
     return EngineFacts(

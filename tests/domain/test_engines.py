@@ -225,7 +225,8 @@ def test_a_text_adapter_is_not_for_an_image_engine() -> None:
 def test_image_files_are_judged_by_format(
     format_name: str, dora: bool, diffusers: list[str], comfyui: list[str]
 ) -> None:
-    facts = engine_facts.of_image(FileFacts(format=format_name, method="lora", family="flux", has_dora=dora))
+    file = FileFacts(format=format_name, method="lora", family="flux", has_dora=dora)
+    facts = engine_facts.of_file(file, is_image=True)
     assert codes(facts, "diffusers==0.42.1") == diffusers
     assert codes(facts, "comfyui") == comfyui
 

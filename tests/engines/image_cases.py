@@ -299,4 +299,6 @@ def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
     found = formats.of_header(header)
     file = images.of_header(header, found, read=lambda start, n: data[start : start + n])
     compat = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"
-    return engine_facts.of_image(file, compat=compat, base=base).model_copy(update={"weights": case.values})
+    facts = engine_facts.of_file(file, is_image=True, compat=compat)
+    of_base = engine_facts.of_base(base, facts.family, facts.components)
+    return facts.model_copy(update={**of_base, "weights": case.values})

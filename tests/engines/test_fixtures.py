@@ -96,7 +96,7 @@ def test_image_files_are_recognized_and_judged_as_diffusers_does(tmp_path: Path)
         header = safetensors.read_bytes(data, file=name)
         found = formats.of_header(header)
         facts = image_facts.of_header(header, found)
-        served = outcome(engine_facts.of_image(facts), "diffusers==0.42.1") in ("pass", "warn")
+        served = outcome(engine_facts.of_file(facts, is_image=True), "diffusers==0.42.1") in ("pass", "warn")
         assert found.name == entry["naming"], name
         assert facts.family.startswith(entry["family"]), name
         assert served == (" tensors usable" in entry["diffusers"] and not entry["diffusers"].startswith("0 ")), name

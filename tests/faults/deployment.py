@@ -201,9 +201,10 @@ class Deployment:
         base = client.base(BASE.name)
         contents = read_folder(folder)
         manifest = contents.manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
+        sources = {file.digest: contents.sources[file.path] for file in contents.files}
         for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
             with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
-                transfer.send(client, upload, contents.source_of(upload.digest), transfer.Silent())
+                transfer.send(client, upload, sources[upload.digest], transfer.Silent())
 
     def expire_pushes(self, *, of: str = "%") -> None:
         """Expire all open pushes of this adapter."""

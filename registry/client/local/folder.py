@@ -68,10 +68,6 @@ class Folder:
         """The manifest of a version with these files."""
         return Manifest.build(base, self.files, parents, annotations, provenance)
 
-    def source_of(self, digest: Digest) -> Path:
-        """The file on disk that has these bytes."""
-        return self.sources[next(f.path for f in self.files if f.digest == digest)]
-
 
 def is_meant(text: str) -> bool:
     """Whether this text means a path on this machine, not a version in a registry."""
