@@ -75,5 +75,4 @@ def pairs(texts: Iterable[str], option: str, form: str, *, empty_values: bool = 
 
 def tags(texts: Iterable[str]) -> dict[str, str]:
     """`KEY` or `KEY=VALUE` texts as a dictionary; a key alone has an empty value."""
-    split = [text.partition("=") for text in texts]
-    return {key: value for key, _, value in split}
+    return {key: value for key, _, value in (text.partition("=") for text in texts)}

@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -31,6 +31,9 @@ from registry.errors import RegistryError
 from registry.findings import Finding
 
 from . import main
+
+if TYPE_CHECKING:
+    from registry.client.answers import Page
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,
@@ -55,15 +58,6 @@ _OUTCOME_COLORS = {"pass": "green", "warn": "yellow", "fail": "red", "unknown": 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "magenta": 35, "cyan": 36}
 _MARK = f"\x1b{os.urandom(8).hex()}"
 _STYLED = re.compile(f"{_MARK}([0-9]+)m")
-
-
-class Page(Protocol):
-    @property
-    def next_cursor(self) -> str:
-        """Where the next page starts; empty at the end."""
-
-
-AnyPage = TypeVar("AnyPage", bound=Page)
 
 
 # ------------------------------------------------------------------ what all commands have
@@ -218,7 +212,7 @@ def _invalid_request(error: ValidationError) -> RegistryError | None:
 
 
 # ------------------------------------------------------------------ pages
-def pages(fetch: Callable[[str], AnyPage]) -> Iterator[AnyPage]:
+def pages(fetch: Callable[[str], Page]) -> Iterator[Page]:
     """Every page of a list or run: `fetch` takes a cursor, at first an empty one."""
     cursor = ""
     while True:

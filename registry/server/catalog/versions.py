@@ -268,11 +268,9 @@ def _only(name: AdapterName, selector: Selector, rows: Sequence[VersionRow]) -> 
     """
     count = len({row.id for row in rows})
     if count > 1:
-        raise NotFound(
-            "VERSION_UNKNOWN",
-            f"adapter '{name}' has {count} versions whose digest begins with {selector}",
-            next_step=f"write more of its digits; `adapter versions {name} --json` has them all",
-        )
+        message = f"adapter '{name}' has {count} versions whose digest begins with {selector}"
+        next_step = f"write more of its digits; `adapter versions {name} --json` has them all"
+        raise NotFound("VERSION_UNKNOWN", message, next_step=next_step)
     return rows[0]
 
 

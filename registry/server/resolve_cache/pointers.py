@@ -40,15 +40,12 @@ class Pointers:
         self._connection: Any = None
 
     async def read(self, path: list[str]) -> Pointer | None:
-        """Return the pointer of `[namespace, name, selector]`, or None if there is none. `Unavailable`.
-
-        Of a short digest there is none: a version that was pushed since may begin with it, too.
-        """
+        """Return the pointer of `[namespace, name, selector]`, or None if there is none. `Unavailable`."""
         try:
             selector = names.selector(path[2])
         except RegistryError:
             return None
-        if isinstance(selector, DigestPrefix):
+        if isinstance(selector, DigestPrefix):  # a version pushed since may begin with it, too
             return None
         statement, values = self._statements[_kind_of(selector)]
         value = selector if isinstance(selector, int) else str(selector)
