@@ -26,18 +26,13 @@ from .progress import ProgressLine
 @click.argument("ref", type=arguments.REF)
 @click.argument("dest", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Hash DEST and the cache again; fetch only damaged files.")
-@click.option(
-    "--include", multiple=True, metavar="PATTERN", help="Only files that match, such as '*.json' (repeatable)."
-)
+@click.option("--include", multiple=True, metavar="PATTERN", help="Only files that match it (repeatable).")
 def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) -> None:
     """Download the version REF into DEST, verified, all or nothing.
 
     DEST defaults to a folder with the adapter's name. It is replaced as a whole once the new files are complete;
     .adapter.json in it names the version. Large files share disk blocks with the cache where the file system supports
-    it.
-
-    With --include the folder is partial: .adapter.partial.json names the version and the patterns, and a pull without
-    --include completes it.
+    it. With --include the folder is partial: it has .adapter.partial.json instead, and a pull without it completes it.
 
     \b
     adapter pull acme/support:prod /srv/adapters/support

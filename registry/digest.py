@@ -74,8 +74,6 @@ def _parse_for_pydantic(text: str) -> Digest:
 class DigestPrefix(str):
     """The beginning of a digest, `sha256:` and some of its hex digits: what a person copies from a table."""
 
-    __slots__ = ()
-
 
 class Hasher:
     """SHA-256 of a stream, fed chunk by chunk, that also counts bytes."""

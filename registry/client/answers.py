@@ -56,19 +56,14 @@ def of_version(ref: Ref, answer: Version) -> Version:
     _equal(f"the name of {ref}", answer.name, str(ref.name))
     if isinstance(ref.selector, int):
         _equal(f"the number of {ref}", answer.number, ref.selector)
-    _matches_digest(f"the digest of {ref}", answer.digest, ref)
-    return answer
-
-
-def _matches_digest(what: str, digest: Digest, ref: Ref) -> None:
-    if isinstance(ref.selector, Digest | DigestPrefix):
-        _equal(what, digest[: len(ref.selector)], ref.selector)
+    return of_digests(ref, [answer.digest], answer)
 
 
 def of_digests(ref: Ref, digests: Iterable[Digest], answer: Shape) -> Shape:
     """An answer about these digests, each of which must be the one that `ref` names, if it names one."""
-    for digest in digests:
-        _matches_digest(f"the digest in an answer about {ref}", digest, ref)
+    if isinstance(ref.selector, Digest | DigestPrefix):
+        for digest in digests:
+            _equal(f"the digest in an answer about {ref}", digest[: len(ref.selector)], ref.selector)
     return answer
 
 

@@ -32,10 +32,7 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
 def revision(text: str) -> Selector | None:
-    """What a revision of the dialect picks, or None where no version of ours can have that name.
-
-    A commit id, or a piece of one, is the beginning of a manifest digest.
-    """
+    """What a revision of the dialect picks; None for what no version can have. Commit ids begin a digest."""
     word = text.removeprefix("refs/heads/").removeprefix("refs/tags/")
     try:
         return names.selector(word)

@@ -25,7 +25,6 @@ from registry.filesystem import sync_folder
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 LEFT_SECONDS = 3600
-_NOTES = (NOTE, PARTIAL_NOTE)
 
 
 class Destination:
@@ -76,8 +75,8 @@ class Destination:
         if self.path.is_symlink() or not self.path.is_dir():
             raise Invalid("FOLDER_INVALID", f"{str(self.path)!r} exists and is not a folder")
         names = set(os.listdir(self.path))
-        strange = sorted(name for name in names if name not in _NOTES and kind_of(name) is None)
-        if names and (names.isdisjoint(_NOTES) or strange):
+        strange = sorted(name for name in names if name not in (NOTE, PARTIAL_NOTE) and kind_of(name) is None)
+        if names and (names.isdisjoint((NOTE, PARTIAL_NOTE)) or strange):
             what = f"holds {strange[0]!r}, which" if strange else f"has no {NOTE}, so it"
             raise Invalid(
                 "FOLDER_INVALID",
