@@ -69,11 +69,9 @@ def pull(ref: Ref, dest: Path | None, verify: bool, include: tuple[str, ...]) ->
 def cat(ref: Ref, file: str) -> None:
     """Print FILE of the version REF.
 
-    All bytes are verified before the first is printed. A terminal gets text only, with control characters escaped; a
-    pipe or a file gets the exact bytes. With --json they are base64.
+    All bytes are verified first. A terminal gets escaped text, a pipe or file the exact bytes; --json has base64.
 
     \b
-    adapter cat acme/support:prod adapter_config.json
     adapter cat acme/support:prod adapter_model.safetensors > weights.safetensors
     """
     pattern, to_terminal = glob.escape(file), sys.stdout.isatty() and not output.as_json()

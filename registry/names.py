@@ -8,7 +8,6 @@
     name       = namespace "/" word
     namespace  = word
     word       = 1 to 64 of [a-z0-9._-], beginning and ending in [a-z0-9], without `..`
-    digest     = "sha256:" and 64 hex digits; "sha256:" may be left out where they are not all decimal
     alias      = a word that looks neither like a number, nor `v3`, nor a digest
 
 ASCII lower case only, so no two names differ by case, normal form or look-alike letter.

@@ -43,7 +43,6 @@ def pull(
     """Put the version `ref` into `dest`, every byte verified, as a whole or not at all.
 
     `cache=None` uses no cache. `dest` gets one file of ours, `.adapter.json`.
-
     With `include`, only the files whose paths match one of these patterns, and `.adapter.partial.json` instead.
     `Invalid` (FOLDER_INVALID) if `dest` has a whole version; `NotFound` (BLOB_UNKNOWN) if no file matches.
     """

@@ -262,10 +262,7 @@ def _find_all(session: Session, keys: Collection[tuple[int, Selector]]) -> dict[
 
 
 def _only(name: AdapterName, selector: Selector, rows: Sequence[VersionRow]) -> VersionRow:
-    """The one version that these rows are. `NotFound` (VERSION_UNKNOWN) if a short digest names several.
-
-    Deleted versions count, so that no deletion changes what a short digest names.
-    """
+    """The one version that these rows are. `NotFound` (VERSION_UNKNOWN) for several, of which some may be deleted."""
     count = len({row.id for row in rows})
     if count > 1:
         message = f"adapter '{name}' has {count} versions whose digest begins with {selector}"
