@@ -19,6 +19,7 @@ from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
 from tests import forge
+from tests.access.tenants import of_subject
 from tests.bulk import COMMITS, commit_body
 from tests.world import World, rows, send_blob, upload
 
@@ -293,3 +294,21 @@ def test_nothing_staged_is_left_after_a_commit(based: World) -> None:
     answer = whole.post(COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {based.secret}"})
     assert answer.json()["items"][0]["result"]["created"]
     assert list(based.blobs.list("staging/")) == []
+
+
+@pytest.mark.security
+def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(based: World) -> None:
+    files = based.files()
+    based.push("globex/secret", files)
+    based.admin.create_namespace("acme", owner="ann")
+    based.admin.grant_role("globex", "ann", "reader")
+    pusher = based.client(of_subject(based, "ann"))
+    planned = plan(based, files, "acme/copy", pusher)
+    assert planned.uploads == []
+    based.admin.revoke_role("globex", "ann")
+    with pytest.raises(Conflict) as refusal:
+        pusher.commit_push(planned.push_id)
+    assert refusal.value.code == "UPLOAD_INCOMPLETE"
+    assert {finding.location for finding in refusal.value.findings} == set(files)
+    again = plan(based, files, "acme/copy", pusher)
+    assert {upload.digest for upload in again.uploads} == {Digest.of(data) for data in files.values()}

@@ -144,7 +144,7 @@ def commit_pushes(
     outcomes: list[Commit | RegistryError] = [_begin(actor, item, pushes.get(item.push_id)) for item in items]
     commits = [commit for commit in outcomes if isinstance(commit, Commit)]
     unfinished = _find_unfinished(session, commits)
-    _inspect(session, unfinished, blobs)
+    _inspect(session, actor, unfinished, blobs)
     while not (atomic and any(_error_of(outcome) for outcome in outcomes)) and without_error(commits):
         db.begin_writing(session)
         try:
@@ -200,7 +200,7 @@ def _find_unfinished(session: Session, commits: Sequence[Commit]) -> list[Commit
     ]
 
 
-def _inspect(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> None:
+def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: BlobStore) -> None:
     """Inspect the bytes of these pushes and move them to their final keys. Holds no transaction meanwhile."""
     if not commits:
         return
@@ -213,6 +213,7 @@ def _inspect(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> N
             commit.base = base = plan.check_base(bases, commit.manifest)
             if base.id not in subjects:
                 subjects[base.id] = base_rows.load_spec(base), base_weights.find_relatives(session, base)
+    _check_taken_over(session, actor, without_error(commits))
     commits = without_error(commits)
     damaged = _secure_blobs(session, commits)
     db.commit_early(session)
@@ -223,6 +224,19 @@ def _inspect(session: Session, commits: Sequence[Commit], blobs: BlobStore) -> N
             _inspect_and_promote(commit, small, *subjects[commit.base_row.id], damaged, blobs)
 
     _run(inspect_one, commits, blobs)
+
+
+def _check_taken_over(session: Session, actor: Actor, commits: Sequence[Commit]) -> None:
+    """Refuse pushes of bytes that were readable at the plan and are not any more: they have to be sent."""
+    taken_over = {
+        commit.push.id: {digest for digest, b in commit.requested.items() if not (b.staging_key or b.is_stored)}
+        for commit in commits
+    }
+    digests = {digest for blobs in taken_over.values() for digest in blobs}
+    readable = {digest for digest, _ in plan.find_readable_blobs(session, actor, digests)}
+    for commit in commits:
+        with commit.collect_error():
+            inspect.check_none_missing(commit.manifest, taken_over[commit.push.id] - readable)
 
 
 def _run(work: Callable[[Commit], None], commits: Sequence[Commit], blobs: BlobStore) -> None:

@@ -28,7 +28,7 @@ from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.files import Read
 from registry.findings import Finding
-from registry.manifest import Manifest
+from registry.manifest import Descriptor, Manifest
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
 from registry.server.storage.blobs import BlobStore, Stat
@@ -90,7 +90,7 @@ def _verify_blobs(
             continue
         stat = verified.get(file.digest) or _stat(blobs, key, file.size_bytes)
         if stat is None:
-            missing.append(Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}"))
+            missing.append(_unknown(file))
             lost = lost or not key.startswith("staging/")
             continue
         if stat.digest is None:
@@ -108,6 +108,17 @@ def _verify_blobs(
     if missing:
         raise _incomplete(missing, lost)
     return verified
+
+
+def check_none_missing(manifest: Manifest, missing: Set[str]) -> None:
+    """`Conflict` (UPLOAD_INCOMPLETE) that lists the files whose bytes are missing, if there are any."""
+    findings = [_unknown(file) for file in manifest.files if file.digest in missing]
+    if findings:
+        raise _incomplete(findings, lost=False)
+
+
+def _unknown(file: Descriptor) -> Finding:
+    return Finding("blob.unknown", file.path, f"was not uploaded: no bytes for {file.digest}")
 
 
 def _incomplete(missing: list[Finding], lost: bool) -> Conflict:
