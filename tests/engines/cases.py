@@ -64,7 +64,7 @@ CASES: dict[str, Files] = {
     "pissa": _lora(init_lora_weights="pissa"),
     "pissa-niter": _lora(init_lora_weights="pissa_niter_4"),
     "olora": _lora(init_lora_weights="olora"),
-    "loftq": _lora(init_lora_weights="loftq"),
+    "loftq": _lora(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}),
     "eva": _lora(init_lora_weights="eva"),
     "gaussian": _lora(init_lora_weights="gaussian"),
     "layer-replication": _lora(layer_replication=[[0, 3], [1, 4]]),
