@@ -159,7 +159,9 @@ def test_a_file_that_climbs_is_not_read_from_a_version(client: RawClient, path: 
     assert answer.status_code in (400, 404, 415, 422)
 
 
-@pytest.mark.parametrize("selector", ["v3", "0", "-1", "03", "9" * 40, "sha256:abc", "sha256:" + "A" * 64, "a b", "é"])
+@pytest.mark.parametrize(
+    "selector", ["v0", "V3", "v03", "0", "-1", "03", "9" * 40, "sha256:abc", "sha256:" + "A" * 64, "a b", "é"]
+)
 def test_a_selector_that_is_not_in_the_grammar_is_refused(client: RawClient, selector: str) -> None:
     client.world.push("acme/support")
     answer = client.ask("GET", f"/api/v1/resolve/acme/support/{selector}")
