@@ -182,7 +182,7 @@ class Committer:
             upload = drafts.find_upload(session, self.actor, self.name)
             missing = files.keys() - readable
             located = drafts.locate(session, [upload.id], missing) if upload is not None else {}
-        staged = {digest: blob for digest, blob in located.items() if not drafts.is_taken_over(blob)}
+        staged = {digest: blob for digest, blob in located.items() if not blob.is_taken_over}
         absent = [
             file for digest, file in files.items() if digest in missing and self._stat(staged.get(digest)) is None
         ]

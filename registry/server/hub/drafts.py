@@ -111,11 +111,6 @@ def locate(session: Session, push_ids: Iterable[str], digests: Iterable[Digest])
     return {Digest(row.digest): row for row in rows}
 
 
-def is_taken_over(blob: PushBlobRow) -> bool:
-    """Whether an upload only refers to these bytes, which a version has: only who may read them may use them."""
-    return not blob.is_stored and not blob.staging_key
-
-
 def key_of_blob(blob: PushBlobRow) -> str:
     """Where the bytes of a blob of an upload are."""
     return key_of(Digest(blob.digest)) if blob.is_stored or not blob.staging_key else blob.staging_key
@@ -194,8 +189,8 @@ def write(
             raise moved(name, commit.branch)
     else:
         same = update(DraftRow).where(col(DraftRow.id) == key, col(DraftRow.revision) == expected)
-        kept = ("push_id", "parent", "revision", "message", "updated_at")
-        if not session.connection().execute(same.values({column: values[column] for column in kept})).rowcount:
+        columns = ("push_id", "parent", "revision", "message", "updated_at")
+        if not session.connection().execute(same.values({column: values[column] for column in columns})).rowcount:
             raise moved(name, commit.branch)
         session.connection().execute(delete(DraftFileRow).where(col(DraftFileRow.draft_id) == key))
     files = [

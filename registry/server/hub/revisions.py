@@ -168,7 +168,7 @@ def locate_bytes(engine: Engine, actor: Actor, blobs: BlobStore, revision: Revis
         return files.locate_bytes(blobs, file)
     with db.session(engine, write=False) as session:
         blob = drafts.locate(session, [revision.draft.push_id], [file.digest]).get(Digest(file.digest))
-        taken_over = blob is not None and drafts.is_taken_over(blob)
+        taken_over = blob is not None and blob.is_taken_over
         if taken_over and not version_push.find_readable(session, actor, {file.digest: file.size_bytes}):
             raise NotFound("BLOB_UNKNOWN", f"{file.path} of the draft is from a version that was withdrawn")
     if blob is None:

@@ -122,7 +122,7 @@ def _is_sent(blob: PushBlobRow, size_bytes: int) -> bool:
     if blob.is_stored and blob.size_bytes != size_bytes:
         message = f"has {blob.size_bytes} bytes, and not {size_bytes}"
         raise Invalid.from_finding("BLOB_MISMATCH", Finding("blob.size_mismatch", blob.digest, message))
-    return blob.size_bytes == size_bytes and not drafts.is_taken_over(blob)
+    return blob.size_bytes == size_bytes and not blob.is_taken_over
 
 
 def _has_arrived(blobs: BlobStore, key: str, size_bytes: int) -> bool:

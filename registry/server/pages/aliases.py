@@ -6,7 +6,7 @@ Moving an alias past a closed gate is not offered here: it needs the command.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from registry.server.pages import visitors
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.pages.sign_in import FORM_BYTES
-from registry.server.pages.visitors import SESSION, VisitorDep
+from registry.server.pages.visitors import SESSION, Visitor, VisitorDep
 from registry.server.promotion import aliases, gates
 
 router = create_router()
@@ -35,6 +35,7 @@ ALIAS = ADAPTER + "/aliases/{alias}"
 PAGE_ADAPTERS = 50
 VERSIONS_OFFERED = 30
 MOVES_SHOWN = 50
+Move = TypeVar("Move", PromoteRequest, RollbackRequest)
 Candidate = Annotated[str, Query(max_length=100)]
 Moment = Annotated[str, Query(max_length=40)]
 
@@ -103,15 +104,9 @@ def _in_effect(
 @limit_body(FORM_BYTES)
 def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias at a version, through its gate, if it is still where the page has shown it."""
-    fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
-    visitor.actor.require_current_secret()
-    visitor.actor.require(Scope.PROMOTE, name)
-    try:
-        wish = PromoteRequest(version=fields.get("version", ""), reason=fields.get("reason", ""))
-    except ValidationError as e:
-        raise _invalid(e) from e
-    row = versions.find(session, visitor.actor, name, names.selector(wish.version))
-    aliases.move(session, visitor.actor, name, alias, row, expected_generation=_generation(fields), reason=wish.reason)
+    move, generation = _read_move(request, visitor, name, PromoteRequest, "version", "reason")
+    row = versions.find(session, visitor.actor, name, names.selector(move.version))
+    aliases.move(session, visitor.actor, name, alias, row, expected_generation=generation, reason=move.reason)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
@@ -119,15 +114,23 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 @limit_body(FORM_BYTES)
 def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias back at the version before, if it is still where the page has shown it."""
+    move, generation = _read_move(request, visitor, name, RollbackRequest, "reason")
+    aliases.rollback(session, visitor.actor, name, alias, expected_generation=generation, reason=move.reason)
+    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+
+
+def _read_move(
+    request: Request, visitor: Visitor, name: AdapterName, shape: type[Move], *names_of_fields: str
+) -> tuple[Move, int]:
+    """What the form of a visitor who may move aliases says, and the generation that the page has shown."""
     fields = visitors.read_form(request, visitors.read_cookie(request, SESSION))
     visitor.actor.require_current_secret()
     visitor.actor.require(Scope.PROMOTE, name)
     try:
-        wish = RollbackRequest(reason=fields.get("reason", ""))
+        return shape(**{field: fields.get(field, "") for field in names_of_fields}), _generation(fields)
     except ValidationError as e:
-        raise _invalid(e) from e
-    aliases.rollback(session, visitor.actor, name, alias, expected_generation=_generation(fields), reason=wish.reason)
-    return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
+        field, message = first_problem(e, "form")
+        raise Invalid("REQUEST_INVALID", f"{field}: {message}") from e
 
 
 def _generation(fields: dict[str, str]) -> int:
@@ -135,8 +138,3 @@ def _generation(fields: dict[str, str]) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise Invalid("REQUEST_INVALID", "generation: must be the one that the page has shown")
     return int(text)
-
-
-def _invalid(error: ValidationError) -> Invalid:
-    field, message = first_problem(error, "form")
-    return Invalid("REQUEST_INVALID", f"{field}: {message}")

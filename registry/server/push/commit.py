@@ -229,7 +229,7 @@ def _inspect(session: Session, actor: Actor, commits: Sequence[Commit], blobs: B
 def _check_taken_over(session: Session, actor: Actor, commits: Sequence[Commit]) -> None:
     """Refuse pushes of bytes that were readable at the plan and are not any more: they have to be sent."""
     taken_over = {
-        commit.push.id: {digest for digest, b in commit.requested.items() if not (b.staging_key or b.is_stored)}
+        commit.push.id: {digest for digest, blob in commit.requested.items() if blob.is_taken_over}
         for commit in commits
     }
     digests = {digest for blobs in taken_over.values() for digest in blobs}

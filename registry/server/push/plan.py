@@ -80,10 +80,10 @@ def plan_pushes(
     _resume(session, resumed, readable)
     _create(session, actor, [push for push in planned if push.row is None], readable, settings)
     db.commit_early(session)
-    known = {id(push) for push in resumed}
+    resumed_ids = {id(push) for push in resumed}
     for push in without_error(planned):
         with push.collect_error():
-            push.plan = _plan(push, actor, blobs, settings, check_arrived=id(push) in known)
+            push.plan = _plan(push, actor, blobs, settings, check_arrived=id(push) in resumed_ids)
     return [_outcome(entry) for entry in outcomes]
 
 

@@ -268,6 +268,11 @@ class PushBlobRow(SQLModel, table=True):
     staging_key: str = ""
     is_stored: bool = False
 
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the push only refers to bytes that a version has: only who may read them may use them."""
+        return not (self.is_stored or self.staging_key)
+
 
 class AliasRow(SQLModel, table=True):
     """Where an alias points now. `generation` grows by one with each move and is never reused."""

@@ -268,7 +268,7 @@ def show_commit(request: Request, actor: Puller, engine: EngineDep, revision: st
     """Lead to the version that a commit is; a draft is answered as a commit."""
     name = _adapter_of(request)
     with db.session(engine, write=False) as session:
-        found = revisions.find(session, actor, name, revision)
-    if found.version is None:
-        return JSONResponse(found.to_commit())
-    return RedirectResponse(f"{PREFIX}/adapters/{name}/versions/{found.version.digest}", status_code=307)
+        commit = revisions.find(session, actor, name, revision)
+    if commit.version is None:
+        return JSONResponse(commit.to_commit())
+    return RedirectResponse(f"{PREFIX}/adapters/{name}/versions/{commit.version.digest}", status_code=307)
