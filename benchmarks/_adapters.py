@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests import forge
+from tests import samples
 
 HIDDEN = 2048
 LAYERS = 16
@@ -24,13 +24,13 @@ _CHUNK_BYTES = 2**20
 
 def write_base(folder: Path) -> Path:
     """A base that all of them fit. Only its shapes matter: its weights are a hole in a file."""
-    small = forge.llama(BASE, hidden=64, layers=LAYERS, heads=8, kv_heads=8, intermediate=64, vocab=64, dtype="F16")
+    small = samples.llama(BASE, hidden=64, layers=LAYERS, heads=8, kv_heads=8, intermediate=64, vocab=64, dtype="F16")
     grown = {"hidden_size": HIDDEN, "head_dim": HIDDEN // 8}
     files = {name: data for name, data in small.files.items() if not name.endswith(".safetensors")}
-    forge.write({**files, "config.json": json.dumps({**small.config, **grown}).encode()}, folder)
+    samples.write({**files, "config.json": json.dumps({**small.config, **grown}).encode()}, folder)
     weights = next(data for name, data in small.files.items() if name.endswith(".safetensors"))
     header, start = {}, 0
-    for name, (dtype, shape, _) in forge.tensors_of(weights).items():
+    for name, (dtype, shape, _) in samples.tensors_of(weights).items():
         attention = ".self_attn." in name
         sides = [HIDDEN if attention or (side == 64 and _is_hidden(name, n)) else side for n, side in enumerate(shape)]
         end = start + 2 * math.prod(sides)
@@ -67,7 +67,7 @@ def make(folder: Path, size_bytes: int, seed: int, revision: str = "") -> None:
         "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": list(_TARGETS), "bias": "none",
         "inference_mode": True, "peft_version": "0.21.2",
     }  # fmt: skip
-    (folder / forge.CONFIG).write_text(json.dumps({**config, "revision": revision or f"r{seed}"}, indent=2))
+    (folder / samples.CONFIG).write_text(json.dumps({**config, "revision": revision or f"r{seed}"}, indent=2))
     header, start = {}, 0
     for layer in range(LAYERS):
         for target in _TARGETS:
@@ -77,7 +77,7 @@ def make(folder: Path, size_bytes: int, seed: int, revision: str = "") -> None:
                 header[f"{at}.lora_{side}.weight"] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
                 start = end
     source = random.Random(seed)
-    with open(folder / forge.WEIGHTS, "wb") as file:
+    with open(folder / samples.WEIGHTS, "wb") as file:
         file.write(_head(header))
         while start > 0:
             start -= file.write(source.randbytes(min(_CHUNK_BYTES, start)))
@@ -85,6 +85,6 @@ def make(folder: Path, size_bytes: int, seed: int, revision: str = "") -> None:
 
 def stamp(folder: Path) -> None:
     """Make it another adapter, of the same size: its last bytes change, and so does its digest."""
-    with open(folder / forge.WEIGHTS, "r+b") as file:
+    with open(folder / samples.WEIGHTS, "r+b") as file:
         file.seek(-16, os.SEEK_END)
         file.write(os.urandom(16))

@@ -29,7 +29,7 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.settings import Settings
 from tests import services
-from tests.world import World
+from tests.harness import Harness
 
 NAMESPACE = "bench"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -70,15 +70,15 @@ def ours(scratch: Path, database: str, adapters: int) -> Iterator[Target]:
 
 def _fill(url: str, adapters: int) -> str:
     """One adapter is pushed for real; the others are copies of its rows. A token's secret comes back."""
-    with World(url) as world:
-        world.add_base()
-        world.push(f"{NAMESPACE}/a0")
-        world.validate(f"{NAMESPACE}/a0@1")
-        world.admin.promote(f"{NAMESPACE}/a0", "prod", "1", generation=0)
-        with world.session(write=True) as session:
+    with Harness(url) as harness:
+        harness.add_base()
+        harness.push(f"{NAMESPACE}/a0")
+        harness.validate(f"{NAMESPACE}/a0@1")
+        harness.admin.promote(f"{NAMESPACE}/a0", "prod", "1", generation=0)
+        with harness.session(write=True) as session:
             view = TokenCreate(name="node", scopes=["pull"], namespaces=[NAMESPACE])
             secret = tokens.issue(session, TRUSTED, view)[1]
-        engine = world.engine
+        engine = harness.engine
         with db.session(engine) as session:  # once: the copies inherit it, and no maintenance fills it in
             session.connection().execute(text("UPDATE version SET recorded_at = created_at, measured_at = created_at"))
         for start in range(1, adapters, BATCH):

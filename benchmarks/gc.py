@@ -23,8 +23,8 @@ from registry.api.maintenance import GcReport, GcRequest
 from registry.server.database.models import VersionRow
 from registry.server.storage.blobs import Stat
 from tests import services
+from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 BLOBS = int(os.environ.get("ADAPTER_BENCH_BLOBS") or 1_000_000)
 REQUESTS_LIMIT = 1000
@@ -64,10 +64,10 @@ class Transactions:
             self.seconds.append(time.perf_counter() - began)
 
 
-def fill(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    with world.session(write=True) as session:
+def fill(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    with harness.session(write=True) as session:
         version = session.exec(select(VersionRow.id)).one()
         for statement in (
             "INSERT INTO blob (digest, size_bytes, state, created_at)"
@@ -78,16 +78,16 @@ def fill(world: World) -> None:
         ):
             session.connection().execute(text("SET LOCAL statement_timeout = 0"))
             session.connection().execute(text(statement))
-    with world.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with harness.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
 
 
-def collect(world: World) -> tuple[GcReport, int, float]:
+def collect(harness: Harness) -> tuple[GcReport, int, float]:
     """The report of a whole run, its requests, and its seconds."""
     began, report, cursor = time.perf_counter(), GcReport(), ""
     for number in range(1, REQUESTS_LIMIT):
-        report += world.admin.collect(GcRequest(grace_seconds=0, cursor=cursor))
+        report += harness.admin.collect(GcRequest(grace_seconds=0, cursor=cursor))
         cursor = report.next_cursor
         if not cursor:
             return report, number, time.perf_counter() - began
@@ -96,15 +96,15 @@ def collect(world: World) -> tuple[GcReport, int, float]:
 
 def main() -> None:
     with services.postgres_url() as server, services.fresh_database(server) as url:
-        world = World(url, blobs=Bare())
+        harness = Harness(url, blobs=Bare())
         try:
-            fill(world)
-            transactions = Transactions(world.engine)
-            first, requests, seconds = collect(world)
-            second, _, again = collect(world)
+            fill(harness)
+            transactions = Transactions(harness.engine)
+            first, requests, seconds = collect(harness)
+            second, _, again = collect(harness)
         finally:
-            world.transport.close()
-            world.engine.dispose()
+            harness.transport.close()
+            harness.engine.dispose()
     if (first.blobs_deleted, second.blobs_deleted) != (BLOBS // 10, 0):
         raise RuntimeError(f"{first.blobs_deleted} were deleted, then {second.blobs_deleted}")
     figures = {

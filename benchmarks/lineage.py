@@ -30,7 +30,7 @@ from registry.server.actors import TRUSTED
 from registry.server.catalog import lineage
 from registry.server.database.models import AdapterRow, EdgeRow, VersionInputRow, VersionRow
 from tests import services
-from tests.world import World
+from tests.harness import Harness
 
 EDGES = int(os.environ.get("ADAPTER_BENCH_EDGES") or 100_000)
 FAMILY = 1000
@@ -56,11 +56,11 @@ def drawn() -> tuple[int, Edges]:
     return version, edges[:EDGES]
 
 
-def shelve(world: World, versions: int, edges: Edges) -> None:
-    world.add_base()
-    world.push("acme/a-pushed-one")
+def shelve(harness: Harness, versions: int, edges: Edges) -> None:
+    harness.add_base()
+    harness.push("acme/a-pushed-one")
     digests = [str(Digest.of(b"version %d" % n)) for n in range(versions)]
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
         families = range(-(-versions // FAMILY))
@@ -81,7 +81,7 @@ def shelve(world: World, versions: int, edges: Edges) -> None:
             for n in families
         ]  # fmt: skip
         connection.execute(insert(VersionInputRow), inputs)
-    with world.engine.connect() as connection:
+    with harness.engine.connect() as connection:
         connection.execute(text("ANALYZE"))
         connection.commit()
 
@@ -122,7 +122,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
     return statistics.median(wall_times), statistics.median(cpus), answer
 
 
-def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, int]]:
+def measured(harness: Harness, edges: Edges) -> Iterator[tuple[str, float, float, int]]:
     """(what, wall, CPU, edges found) of the peers and of the questions."""
     below: dict[int, list[int]] = {}
     above: dict[int, list[int]] = {}
@@ -130,7 +130,7 @@ def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, in
         below.setdefault(parent, []).append(child)
         above.setdefault(child, []).append(parent)
     root, leaf = 3 * FAMILY, 4 * FAMILY - 1
-    with world.session() as session:
+    with harness.session() as session:
 
         def look_up() -> Any:
             session.expunge_all()
@@ -147,8 +147,8 @@ def measured(world: World, edges: Edges) -> Iterator[tuple[str, float, float, in
         }
         for name, ask in questions.items():
             yield _figure(name, timed(ask), _links)
-    yield _figure("rest_descendants", timed(lambda: world.admin.lineage(f"{TREE}@1", down=True)), _links)
-    yield _figure("rest_ancestors", timed(lambda: world.admin.lineage(f"{TREE}@{FAMILY}")), _links)
+    yield _figure("rest_descendants", timed(lambda: harness.admin.lineage(f"{TREE}@1", down=True)), _links)
+    yield _figure("rest_ancestors", timed(lambda: harness.admin.lineage(f"{TREE}@{FAMILY}")), _links)
 
 
 def _figure(name: str, told: tuple[float, float, Any], count: Callable[[Any], int]) -> tuple[str, float, float, int]:
@@ -169,10 +169,10 @@ def main() -> None:
         services.fresh_database(server) as url,
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
-            with World(database) as world:
-                shelve(world, versions, edges)
+            with Harness(database) as harness:
+                shelve(harness, versions, edges)
                 wall: dict[str, float] = {}
-                for name, milliseconds, cpu, found in measured(world, edges):
+                for name, milliseconds, cpu, found in measured(harness, edges):
                     wall[name] = milliseconds
                     figures[f"{kind}_{name}_ms"] = round(milliseconds, 3)
                     figures[f"{kind}_{name}_cpu_ms"] = round(cpu, 3)

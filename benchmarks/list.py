@@ -23,7 +23,7 @@ from sqlmodel import select
 
 from registry.server.database.models import AdapterRow, VersionRow, VersionTagRow
 from tests import services
-from tests.world import World
+from tests.harness import Harness
 
 ADAPTERS = int(os.environ.get("ADAPTER_BENCH_ADAPTERS") or 100_000)
 PAGE = 100
@@ -41,11 +41,11 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def shelve(world: World) -> None:
+def shelve(harness: Harness) -> None:
     """The adapters as rows: `acme/shop-000001` … Every one matches every search, so that page 1,000 exists."""
-    world.add_base()
-    world.push("acme/a-pushed-one", annotations={"tier": "gold"})
-    with world.session(write=True) as session:
+    harness.add_base()
+    harness.push("acme/a-pushed-one", annotations={"tier": "gold"})
+    with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
         carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
@@ -60,12 +60,12 @@ def shelve(world: World) -> None:
             session.connection().execute(insert(VersionRow), versions)
             tags = [tag | {"version_id": id} for id in ids for tag in carried]
             session.connection().execute(insert(VersionTagRow), tags)
-    with world.engine.connect() as connection:
+    with harness.engine.connect() as connection:
         connection.execute(text("ANALYZE"))
         connection.commit()
 
 
-def measured(world: World) -> dict[str, dict[str, float]]:
+def measured(harness: Harness) -> dict[str, dict[str, float]]:
     """Search → milliseconds of page 1 and of page 1,000 (medians of alternating requests)."""
     last = f"acme/shop-{ADAPTERS - 1 - PAGE - 1:06d}"
     found = {}
@@ -75,7 +75,7 @@ def measured(world: World) -> dict[str, dict[str, float]]:
         for _ in range(ROUNDS):
             for cursor, into in (("", first), (last, thousandth)):
                 started = time.perf_counter()
-                page = world.admin.adapters(limit=PAGE, cursor=cursor, **search)
+                page = harness.admin.adapters(limit=PAGE, cursor=cursor, **search)
                 into.append(1000 * (time.perf_counter() - started))
                 assert len(page.items) == PAGE, (name, cursor, len(page.items))
         found[name] = {"page_1_ms": statistics.median(first), "page_1000_ms": statistics.median(thousandth)}
@@ -91,9 +91,9 @@ def main() -> None:
         services.fresh_database(server) as url,
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
-            with World(database) as world:
-                shelve(world)
-                for name, numbers in measured(world).items():
+            with Harness(database) as harness:
+                shelve(harness)
+                for name, numbers in measured(harness).items():
                     ratio = numbers["page_1000_ms"] / numbers["page_1_ms"]
                     print(f"{kind:9} {name:7} page 1 {numbers['page_1_ms']:7.1f} ms, page 1,000 "
                           f"{numbers['page_1000_ms']:7.1f} ms, ratio {ratio:.2f}")  # fmt: skip

@@ -22,8 +22,8 @@ import httpx
 
 from benchmarks import list as list_bench
 from tests.access.tenants import Shared
+from tests.harness import URL, Harness
 from tests.web.site import ENGINES, fill
-from tests.world import URL, World
 
 ROUNDS = 25
 API = "/api/v1"
@@ -78,25 +78,25 @@ def compare(client: httpx.Client, path: str, counterparts: tuple[str, ...]) -> t
 def search_seconds(adapters: int) -> float:
     """The median time of the search page over so many adapters."""
     list_bench.ADAPTERS = adapters
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{Path(folder)}/registry.db") as world:
-        list_bench.shelve(world)
-        with client_of(world) as client:
+    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{Path(folder)}/registry.db") as harness:
+        list_bench.shelve(harness)
+        with client_of(harness) as client:
             return statistics.median(seconds_of(lambda: client.get("/search")) for _ in range(ROUNDS))
 
 
-def client_of(world: World) -> httpx.Client:
+def client_of(harness: Harness) -> httpx.Client:
     """A client with the administrator's token."""
-    headers = {"Authorization": f"Bearer {world.secret}"}
-    return httpx.Client(transport=Shared(world), base_url=URL, headers=headers)
+    headers = {"Authorization": f"Bearer {harness.secret}"}
+    return httpx.Client(transport=Shared(harness), base_url=URL, headers=headers)
 
 
 def main() -> None:
     """Measure, print a line for each page, and the JSON object."""
     figures: dict[str, Any] = {}
     ratios: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{Path(folder)}/r.db", engines=ENGINES) as world:
-        fill(world)
-        with client_of(world) as client:
+    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{Path(folder)}/r.db", engines=ENGINES) as harness:
+        fill(harness)
+        with client_of(harness) as client:
             for name, (path, counterparts) in COUNTERPARTS.items():
                 page, rest, size_bytes = compare(client, path, counterparts)
                 ratios[f"{name}_page_time_vs_rest"] = round(page / rest, 3)

@@ -29,8 +29,8 @@ from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
 from tests import services
 from tests.engines.cases import CASES, facts_of
+from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 VERSIONS = int(os.environ.get("ADAPTER_BENCH_VERSIONS") or 10_000)
 ENGINES = "vllm==0.32.0,max_lora_rank=32 vllm==0.33.0,max_lora_rank=64 sglang==0.5.23"
@@ -51,12 +51,12 @@ class Shut(MemoryBlobs):
         return super().read(key, start, length)
 
 
-def shelve(world: World) -> None:
+def shelve(harness: Harness) -> None:
     """The versions, each with `compat` and, for every engine, a verdict that older rules made."""
-    world.add_base()
-    world.push("acme/pattern")
+    harness.add_base()
+    harness.push("acme/pattern")
     stored = [engine_facts.to_stored(facts_of(files)) for files in CASES.values()]
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one()
         version = session.exec(select(VersionRow)).one().model_dump()
         compat = session.exec(select(VerdictRow).where(VerdictRow.check == "compat")).one().model_dump(exclude={"id"})
@@ -75,11 +75,11 @@ def shelve(world: World) -> None:
             session.connection().execute(insert(VerdictRow), verdicts)
 
 
-def measured(kind: str, world: World, blobs: Shut) -> dict[str, Any]:
-    shelve(world)
+def measured(kind: str, harness: Harness, blobs: Shut) -> dict[str, Any]:
+    shelve(harness)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
-    done = reevaluate.evaluate_again(world.engine, blobs, engine_compat.parse_setting(ENGINES))
+    done = reevaluate.evaluate_again(harness.engine, blobs, engine_compat.parse_setting(ENGINES))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     if done.versions != VERSIONS:
         raise RuntimeError(f"{done.versions} of {VERSIONS} versions were checked")
@@ -98,8 +98,8 @@ def main() -> None:
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
             blobs = Shut()
-            with World(database, blobs=blobs) as world:
-                found = measured(kind, world, blobs)
+            with Harness(database, blobs=blobs) as harness:
+                found = measured(kind, harness, blobs)
             figures |= {f"{kind}_{name}": value for name, value in found.items()}
             figures["blobs_read"] += blobs.reads
             per_goal = found["seconds"] * 10_000 / VERSIONS / GOAL_SECONDS

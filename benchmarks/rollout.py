@@ -45,7 +45,7 @@ from registry.names import AdapterName
 from registry.serving.agent.reconciler import AT_ONCE
 from registry.serving.engines.openai import VLLM
 from registry.serving.store.local_store import LocalStore
-from tests.forge import WEIGHTS
+from tests.samples import WEIGHTS
 from tests.serving.fake_engines import VLLMServer, answers
 
 ADAPTERS = int(os.environ.get("BENCH_ADAPTERS", "20"))

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from tests import forge
+from tests import samples
 
 INVALID, LARGE, CONFIG = "TENSORS_INVALID", "SIZE_INVALID", "CONFIG_INVALID"
 BadFile = tuple[bytes, str, str]
@@ -29,12 +29,12 @@ def _entry(shape: list[Any], offsets: list[Any], dtype: Any = "F32") -> dict[str
 
 
 def _one(entry: Any, data: bytes = bytes(16), name: str = "a") -> bytes:
-    return forge.raw_safetensors({name: entry}, data)
+    return samples.raw_safetensors({name: entry}, data)
 
 
 def _two(first: list[int], second: list[int], data: bytes) -> bytes:
     size = [(second[1] - second[0]) // 4]
-    return forge.raw_safetensors({"a": _entry([2], first), "b": _entry(size, second)}, data)
+    return samples.raw_safetensors({"a": _entry([2], first), "b": _entry(size, second)}, data)
 
 
 def _zip() -> bytes:
@@ -51,7 +51,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 6
 
 def _many(count: int) -> bytes:
     """More tensors than allowed. They are counted before an entry is looked at, so the entries may be anything."""
-    return forge.raw_safetensors("{" + ",".join(f'"{i}":0' for i in range(count)) + "}")
+    return samples.raw_safetensors("{" + ",".join(f'"{i}":0' for i in range(count)) + "}")
 
 
 _MAKERS: dict[str, tuple[Callable[[], bytes] | bytes, str, str]] = {
@@ -62,20 +62,20 @@ _MAKERS: dict[str, tuple[Callable[[], bytes] | bytes, str, str]] = {
     "05-header-over-16-mib": (
         lambda: struct.pack("<Q", 2**24 + 8) + b"{}" + b" " * (2**24 + 6), LARGE, "safetensors.header_too_large"),
     "06-header-does-not-begin-with-a-brace": (
-        forge.raw_safetensors(b" " + _TEXT.encode() + b"}", bytes(16)), INVALID, "safetensors.header_invalid"),
+        samples.raw_safetensors(b" " + _TEXT.encode() + b"}", bytes(16)), INVALID, "safetensors.header_invalid"),
     "07-padded-with-nul": (
-        forge.raw_safetensors(_TEXT.encode() + b"}\0\0", bytes(16)), INVALID, "safetensors.header_invalid"),
+        samples.raw_safetensors(_TEXT.encode() + b"}\0\0", bytes(16)), INVALID, "safetensors.header_invalid"),
     "08-byte-order-mark": (
-        forge.raw_safetensors(b"\xef\xbb\xbf" + _TEXT.encode() + b"}", bytes(16)),
+        samples.raw_safetensors(b"\xef\xbb\xbf" + _TEXT.encode() + b"}", bytes(16)),
         INVALID, "safetensors.header_invalid"),
     "08-utf-16": (
-        forge.raw_safetensors((_TEXT + "}").encode("utf-16"), bytes(16)), INVALID, "safetensors.header_invalid"),
-    "08-not-utf-8": (forge.raw_safetensors(b'{"\xff":1}'), INVALID, "safetensors.header_invalid"),
+        samples.raw_safetensors((_TEXT + "}").encode("utf-16"), bytes(16)), INVALID, "safetensors.header_invalid"),
+    "08-not-utf-8": (samples.raw_safetensors(b'{"\xff":1}'), INVALID, "safetensors.header_invalid"),
     "09-a-tensor-twice": (
-        forge.raw_safetensors(_TEXT + ',"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(16)),
+        samples.raw_safetensors(_TEXT + ',"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(16)),
         INVALID, "safetensors.duplicate_key"),
     "10-a-metadata-key-twice": (
-        forge.raw_safetensors('{"__metadata__":{"x":"1","x":"2"},' + _TEXT[1:] + "}", bytes(16)),
+        samples.raw_safetensors('{"__metadata__":{"x":"1","x":"2"},' + _TEXT[1:] + "}", bytes(16)),
         INVALID, "safetensors.duplicate_key"),
     "11-entry-as-list": (_one(["F32", [4], [0, 16]]), INVALID, "safetensors.entry_invalid"),
     "12-unknown-field": (_one({**_entry([4], [0, 16]), "extra": 1}), INVALID, "safetensors.entry_invalid"),
@@ -105,29 +105,30 @@ _MAKERS: dict[str, tuple[Callable[[], bytes] | bytes, str, str]] = {
     "21-long-name": (_one(_entry([4], [0, 16]), name="a" * 513), INVALID, "safetensors.tensor_name_invalid"),
     "21-look-alike-name": (_one(_entry([4], [0, 16]), name="lоra_A"), INVALID, "safetensors.tensor_name_invalid"),
     "22-number-in-metadata": (
-        forge.raw_safetensors('{"__metadata__":{"x":1},' + _TEXT[1:] + "}", bytes(16)),
+        samples.raw_safetensors('{"__metadata__":{"x":1},' + _TEXT[1:] + "}", bytes(16)),
         INVALID, "safetensors.metadata_invalid"),
     "22-metadata-as-list": (
-        forge.raw_safetensors('{"__metadata__":[],' + _TEXT[1:] + "}", bytes(16)),
+        samples.raw_safetensors('{"__metadata__":[],' + _TEXT[1:] + "}", bytes(16)),
         INVALID, "safetensors.metadata_invalid"),
     "23-200001-tensors": (lambda: _many(200_001), LARGE, "safetensors.too_many_tensors"),
     "24-100000-deep": (
-        lambda: forge.raw_safetensors('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"), INVALID, "safetensors.too_deep"),
+        lambda: samples.raw_safetensors('{"a":' + "[" * 100_000 + "]" * 100_000 + "}"),
+        INVALID, "safetensors.too_deep"),
     "25-lfs-pointer": (_POINTER, INVALID, "safetensors.not_safetensors"),
     "25-html": (b"<!DOCTYPE html><html><body>403 Forbidden</body></html>", INVALID, "safetensors.not_safetensors"),
     "25-gzip": (lambda: gzip.compress(_GOOD * 9, mtime=0), INVALID, "safetensors.not_safetensors"),
     "25-zip": (_zip, INVALID, "safetensors.not_safetensors"),
     "25-pickle": (lambda: pickle.dumps({"a": 1}), INVALID, "safetensors.not_safetensors"),
     "25-gguf": (b"GGUF" + bytes(60), INVALID, "safetensors.not_safetensors"),
-    "26-no-tensors": (forge.raw_safetensors('{"__metadata__":{}}'), INVALID, "safetensors.empty"),
-    "99-nan-in-the-header": (forge.raw_safetensors('{"a":NaN}'), INVALID, "safetensors.not_finite"),
+    "26-no-tensors": (samples.raw_safetensors('{"__metadata__":{}}'), INVALID, "safetensors.empty"),
+    "99-nan-in-the-header": (samples.raw_safetensors('{"a":NaN}'), INVALID, "safetensors.not_finite"),
 }  # fmt: skip
 
 WEIGHTS: dict[str, BadFile] = {
     name: (make() if callable(make) else make, code, reason) for name, (make, code, reason) in _MAKERS.items()
 }
 
-_GOOD_CONFIG = json.loads(forge.lora(forge.llama())[forge.CONFIG])
+_GOOD_CONFIG = json.loads(samples.lora(samples.llama())[samples.CONFIG])
 _HANG = "(a+)+$"
 _CONFIGS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "41-not-an-object": (b"[]", "config.invalid"),

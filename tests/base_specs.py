@@ -1,4 +1,4 @@
-"""What `adapter base add` reads from a base that `tests.forge` made. It needs the domain only, no server."""
+"""What `adapter base add` reads from a base that `tests.samples` made. It needs the domain only, no server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from registry import bases
 from registry.adapters import safetensors
 from registry.bases import BaseSpec
-from tests.forge import Base
+from tests.samples import Base
 
 
 def reader_of(data: bytes) -> Callable[[int, int], bytes]:

@@ -1,4 +1,4 @@
-"""Fixtures: a database of its own for each test, on SQLite or PostgreSQL, and a World on it.
+"""Fixtures: a database of its own for each test, on SQLite or PostgreSQL, and a Harness on it.
 
 The schema is migrated once per process and then copied or emptied, so that a fresh database costs little. Tests
 get SQLite unless their folder's conftest.py asks for both (tests/server, tests/contract).
@@ -173,22 +173,22 @@ def _empty(postgres_url: str) -> None:
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[object]:
-    from tests.world import World
+def harness(database_url: str) -> Iterator[object]:
+    from tests.harness import Harness
 
-    with World(database_url) as made:
+    with Harness(database_url) as made:
         yield made
 
 
 @pytest.fixture
-def stored_world(database_kind: str, database_url: str, quick_path: Path) -> Iterator[object]:
-    """A World with a base. Each database has one of the stores, so that two runs see both of each: what is told
+def stored_harness(database_kind: str, database_url: str, quick_path: Path) -> Iterator[object]:
+    """A Harness with a base. Each database has one of the stores, so that two runs see both of each: what is told
     between the two does not depend on which ones they are."""
     from registry.server.storage.local import LocalBlobs
+    from tests.harness import Harness
     from tests.memory_blobs import MemoryBlobs
-    from tests.world import World
 
     blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(quick_path / "blobs")
-    with World(database_url, blobs=blobs) as made:
+    with Harness(database_url, blobs=blobs) as made:
         made.add_base()
         yield made

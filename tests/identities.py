@@ -1,4 +1,4 @@
-"""Identities of bases forged from a few numbers, without torch: enough for what compares and keeps them."""
+"""Sample identities of bases from a few numbers, without torch: enough to compare and store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def nudged(of: Values, share: float, *, only: str = "", seed: int = 99) -> dict[
     return {n: [v + share * random.gauss(0, 1) if only in n else v for v in numbers] for n, numbers in of.items()}
 
 
-def forge(
+def make_identity(
     of: Values, *, dtype: str = "F32", quantization: str = "", packed: str = "", rows: Mapping[str, int] | None = None
 ) -> Identity:
     """The identity of a base whose tensors are these numbers; those whose name holds `packed` are U8 if it is given."""

@@ -10,58 +10,58 @@ from registry.digest import Digest
 from registry.server.database import db
 from registry.server.database.models import BlobRow, PushRow
 from registry.server.storage.blobs import key_of
-from tests import forge
-from tests.world import World, rows, upload
+from tests import samples
+from tests.harness import Harness, rows, upload
 
 
-def collect(world: World, *, grace: int | None = 0, dry_run: bool = False) -> GcReport:
+def collect(harness: Harness, *, grace: int | None = 0, dry_run: bool = False) -> GcReport:
     """Run garbage collection to its end."""
     report = GcReport()
     cursor = ""
     while True:
-        report += world.admin.collect(GcRequest(grace_seconds=grace, dry_run=dry_run, cursor=cursor))
+        report += harness.admin.collect(GcRequest(grace_seconds=grace, dry_run=dry_run, cursor=cursor))
         cursor = report.next_cursor
         if not cursor:
             return report
 
 
-def check(world: World, *, deep: bool = True) -> list[FsckPage]:
+def check(harness: Harness, *, deep: bool = True) -> list[FsckPage]:
     """Run a check to its end."""
-    pages = [world.admin.fsck(FsckRequest(deep=deep))]
+    pages = [harness.admin.fsck(FsckRequest(deep=deep))]
     while pages[-1].next_cursor:
-        pages.append(world.admin.fsck(FsckRequest(deep=deep, cursor=pages[-1].next_cursor)))
+        pages.append(harness.admin.fsck(FsckRequest(deep=deep, cursor=pages[-1].next_cursor)))
     return pages
 
 
-def findings(world: World, *, deep: bool = True) -> list[str]:
+def findings(harness: Harness, *, deep: bool = True) -> list[str]:
     """Return the findings of a whole check, as code and location."""
-    return [f"{f.code} {f.location}" for page in check(world, deep=deep) for f in page.findings]
+    return [f"{f.code} {f.location}" for page in check(harness, deep=deep) for f in page.findings]
 
 
-def plan(world: World, files: forge.Files, name: str = "acme/support") -> PushPlan:
-    return world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
+def plan(harness: Harness, files: samples.Files, name: str = "acme/support") -> PushPlan:
+    return harness.admin.plan_push(name, PushRequest(manifest=harness.manifest(files)))
 
 
-def send(world: World, planned: PushPlan, files: forge.Files) -> None:
-    upload(world.admin, planned, files)
+def send(harness: Harness, planned: PushPlan, files: samples.Files) -> None:
+    upload(harness.admin, planned, files)
 
 
-def expire(world: World, planned: PushPlan) -> None:
-    with world.session(write=True) as session:
+def expire(harness: Harness, planned: PushPlan) -> None:
+    with harness.session(write=True) as session:
         row = session.get_one(PushRow, planned.push_id)
         row.expires_at = db.now() - timedelta(seconds=1)
         session.add(row)
 
 
-def states(world: World) -> dict[str, str]:
-    with world.session() as session:
+def states(harness: Harness) -> dict[str, str]:
+    with harness.session() as session:
         return {row.digest: row.state for row in rows(session, BlobRow)}
 
 
-def orphan(world: World, data: bytes = b"unreferenced") -> Digest:
+def orphan(harness: Harness, data: bytes = b"unreferenced") -> Digest:
     """Store a live blob that nothing refers to."""
     digest = Digest.of(data)
-    world.blobs.put(key_of(digest), [data], limit_bytes=len(data))
-    with world.session(write=True) as session:
+    harness.blobs.put(key_of(digest), [data], limit_bytes=len(data))
+    with harness.session(write=True) as session:
         session.add(BlobRow(digest=digest, size_bytes=len(data), created_at=db.now()))
     return digest

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests import forge
-from tests.forge import Base, Tensor
+from tests import samples
+from tests.samples import Base, Tensor
 
 GGUF_MAGIC = b"GGUF"
 _GGUF_TYPES = {"F32": 0, "F16": 1}
@@ -42,7 +42,7 @@ def gguf(
     )
     infos, data = b"", b""
     for seed, (name, (dtype, shape, given)) in enumerate(tensors.items()):
-        values = forge.values(dtype, shape, seed) if given is None else given
+        values = samples.values(dtype, shape, seed) if given is None else given
         data += b"\0" * (-len(data) % 32)
         sides = b"".join(struct.pack("<Q", side) for side in reversed(shape))
         infos += text(name) + struct.pack("<I", len(shape)) + sides
@@ -69,7 +69,7 @@ def pairs(base: Base, names: Mapping[str, str], prefix: str, ends: tuple[str, st
 def torchtune(base: Base) -> dict[str, bytes]:
     tensors = pairs(base, TORCHTUNE, "layers.", (".lora_a.weight", ".lora_b.weight"))
     config = {"r": 4, "lora_alpha": 8, "target_modules": sorted(TORCHTUNE)}
-    return {"adapter_0.safetensors": forge.safetensors(tensors), forge.CONFIG: json.dumps(config).encode()}
+    return {"adapter_0.safetensors": samples.safetensors(tensors), samples.CONFIG: json.dumps(config).encode()}
 
 
 def mlx(base: Base) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def mlx(base: Base) -> dict[str, bytes]:
     tensors = {name: (dtype, shape[::-1], None) for name, (dtype, shape, _) in straight.items()}
     config = {"fine_tune_type": "lora", "num_layers": 2, "model": base.name,
               "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0}}  # fmt: skip
-    return {"adapters.safetensors": forge.safetensors(tensors), forge.CONFIG: json.dumps(config).encode()}
+    return {"adapters.safetensors": samples.safetensors(tensors), samples.CONFIG: json.dumps(config).encode()}
 
 
 def gguf_adapter(base: Base) -> dict[str, bytes]:
@@ -94,7 +94,7 @@ def pipeline(folder: Path, width: int = 32) -> Path:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     config = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 24, "_diffusers_version": "0.42.1"}
     (folder / "unet" / "config.json").write_text(json.dumps(config))
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(forge.safetensors(tensors))
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(samples.safetensors(tensors))
     return folder
 
 
@@ -106,4 +106,4 @@ def kohya(width: int = 32, metadata: Mapping[str, str] | None = None) -> bytes:
         tensors[f"{at}{leaf}.lora_down.weight"] = ("F32", (4, columns), None)
         tensors[f"{at}{leaf}.lora_up.weight"] = ("F32", (width, 4), None)
         tensors[f"{at}{leaf}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
-    return forge.safetensors(tensors, metadata)
+    return samples.safetensors(tensors, metadata)

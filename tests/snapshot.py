@@ -16,12 +16,12 @@ from registry.server.database.models import (
     VersionInputRow,
     VersionRow,
 )
-from tests.world import World
+from tests.harness import Harness
 
 
-def snapshot(world: World) -> dict[str, list[dict[str, Any]]]:
+def snapshot(harness: Harness) -> dict[str, list[dict[str, Any]]]:
     """Bases, versions, files, edges and the blobs of versions, with names in place of numbers that a database gives."""
-    with world.session() as session:
+    with harness.session() as session:
         names = {a.id: f"{a.namespace}/{a.name}" for a in session.exec(select(AdapterRow)).all()}
         bases = {b.id: b.name for b in session.exec(select(BaseRow)).all()}
         refs = {v.id: f"{names[v.adapter_id]}@{v.number}" for v in session.exec(select(VersionRow)).all()}

@@ -14,7 +14,7 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
@@ -29,8 +29,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def run_python(page: str, server: Server, folder: Path) -> str:
     """Run the Python block of a page where an adapter lies in out/checkpoint-200; return what it prints."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    base = forge.llama(name="smollm2")
-    forge.write(forge.lora(base), folder / "out/checkpoint-200")
+    base = samples.llama(name="smollm2")
+    samples.write(samples.lora(base), folder / "out/checkpoint-200")
     with Registry(server.url, server.token) as registry:
         registry.add_base(BaseAdd(spec=spec_of(base)))
     environment = os.environ | {"ADAPTER_REGISTRY": server.url, "ADAPTER_TOKEN": server.token, "PYTHONPATH": str(ROOT)}
@@ -70,10 +70,10 @@ def shape_of(output: str) -> list[str]:
 
 def test_the_quick_start_of_the_readme_prints_what_it_shows(tmp_path: Path) -> None:
     (console,) = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    base = forge.llama("HuggingFaceTB/SmolLM2-135M-Instruct", tied=True, dtype="BF16")
-    forge.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
-    adapter = {path: data for path, data in forge.lora(base).items() if path != "README.md"}
-    forge.write(adapter, tmp_path / "out/checkpoint-200")
+    base = samples.llama("HuggingFaceTB/SmolLM2-135M-Instruct", tied=True, dtype="BF16")
+    samples.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
+    adapter = {path: data for path, data in samples.lora(base).items() if path != "README.md"}
+    samples.write(adapter, tmp_path / "out/checkpoint-200")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("ADAPTER_", "REGISTRY_"))}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "120"}

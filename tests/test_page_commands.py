@@ -19,7 +19,7 @@ from registry.attestations import keys
 from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner
 from tests.faults.servers import Server
 from tests.import_table import ROOT
@@ -52,8 +52,8 @@ def cli(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comm
     monkeypatch.setenv("ADAPTER_TOKEN", server.token)
     monkeypatch.chdir(tmp_path)
     cli = CommandRunner(tmp_path)
-    base = forge.llama("smollm2")
-    forge.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
+    base = samples.llama("smollm2")
+    samples.write(base.files, tmp_path / "models/SmolLM2-135M-Instruct")
     cli("base", "add", "smollm2", "models/SmolLM2-135M-Instruct")
     return cli
 
@@ -63,7 +63,7 @@ def private_key(folder: Path) -> keys.PrivateKey:
     data = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
-    forge.write({".ssh/id_ed25519": data}, folder)
+    samples.write({".ssh/id_ed25519": data}, folder)
     return keys.PrivateKey.parse(data)
 
 
@@ -96,7 +96,7 @@ def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> 
 
 
 def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: CommandRunner, server: Server) -> None:
-    forge.write(forge.lora(forge.llama("smollm2")), cli.folder / "out")
+    samples.write(samples.lora(samples.llama("smollm2")), cli.folder / "out")
     assert len(run_pages(cli, "access", replacements={"https://registry.example.org": server.url})) >= 6
 
 
@@ -104,7 +104,7 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     cli: CommandRunner, server: Server
 ) -> None:
     for seed in (1, 2, 3):
-        forge.write(forge.lora(forge.llama("smollm2"), seed=seed), cli.folder / "out")
+        samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / "out")
         cli("push", "out", "acme/support", "--base", "smollm2")
         pass_smoke_test(server)
     for number in (2, 3):

@@ -23,7 +23,7 @@ from registry.server import app
 from registry.server.database.models import JobRow
 from tests.access.tenants import Tenants, send
 from tests.bulk import answer_about, commit_body, push_body
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 ACTORS = ("nobody", "outsider", "reader", "pusher", "promoter", "owner", "admin")
 PLACES = {"acme": "support", "globex": "secret", "nowhere": "nothing"}
@@ -38,15 +38,15 @@ LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})
 
 
 class Matrix:
-    def __init__(self, world: World) -> None:
-        self.world, self.tenants = world, Tenants(world)
-        with world.session() as session:
+    def __init__(self, harness: Harness) -> None:
+        self.harness, self.tenants = harness, Tenants(harness)
+        with harness.session() as session:
             self.jobs = {row.namespace: row.id for row in rows(session, JobRow)}
         self.bodies = self._bodies()
 
     def _bodies(self) -> dict[str, Any]:
         """Route → a body that passes its first look. The words in braces are filled in."""
-        manifest = self.world.manifest(self.tenants.files).model_dump(mode="json")
+        manifest = self.harness.manifest(self.tenants.files).model_dump(mode="json")
         identity: dict[str, Any] = {}
         return {
             "POST /api/v1/pushes": push_body("{namespace}/{name}", manifest),
@@ -61,7 +61,7 @@ class Matrix:
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/unyank": {"reason": ""},
             "PUT /api/v1/adapters/{namespace}/{name}/aliases/{alias}": {"version": "1"},
             "POST /api/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": {"to": "1"},
-            "POST /api/v1/bases": {"spec": self.world.bases["tiny-llama"].model_dump(mode="json")},
+            "POST /api/v1/bases": {"spec": self.harness.bases["tiny-llama"].model_dump(mode="json")},
             "PUT /api/v1/bases/{base:path}/identity": identity,
             "PUT /api/v1/bases/{base:path}/modules": {"modules": {"library": "transformers 5.24.0"}},
             "PUT /api/v1/fleet/nodes/{node}/{engine}": {"base": "tiny-llama", "alias": "prod", "slots": []},
@@ -103,7 +103,7 @@ class Matrix:
         headers = {"If-Match": '"9"'} if method == "PUT" else {}
         body = _filled(self.bodies.get(f"{method} {path}", {}), words) if method in ("POST", "PUT", "PATCH") else None
         answer = send(
-            self.world, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
+            self.harness, method, url, self._secret(actor), json=body, params=QUERIES.get(path), headers=headers
         )
         return answer_about(answer) if path in BULK else answer
 
@@ -111,7 +111,7 @@ class Matrix:
         if actor == "nobody":
             return ""
         if actor == "admin":
-            return self.world.secret
+            return self.harness.secret
         return self.tenants.secret("outsider@elsewhere" if actor == "outsider" else actor)
 
     def _words(self, method: str, path: str, actor: str, location: str) -> dict[str, str]:
@@ -123,10 +123,10 @@ class Matrix:
         }  # fmt: skip
         if "{token_id}" in path and location != "nowhere":
             request = TokenCreate(name="victim", scopes=["pull"], namespaces=[location])
-            words["token_id"] = self.world.admin.create_token(request).token.id
+            words["token_id"] = self.harness.admin.create_token(request).token.id
         if method == "DELETE" and path.endswith("{name}") and location != "nowhere":
             words["name"] = f"going-{actor}"
-            self.world.push(f"{location}/going-{actor}")
+            self.harness.push(f"{location}/going-{actor}")
         return words
 
 
@@ -161,5 +161,5 @@ def indifferent(answer: httpx.Response, location: str) -> tuple[int, bytes]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
-        print(table(Matrix(world).answers()), end="")
+    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{folder}/registry.db") as harness:
+        print(table(Matrix(harness).answers()), end="")

@@ -28,8 +28,8 @@ from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, Ve
 from registry.server.promotion import deletion, removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
+from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
-from tests.world import URL, World
 
 pytestmark = pytest.mark.security
 
@@ -37,9 +37,9 @@ pytestmark = pytest.mark.security
 class Replica:
     """A second server on the same database and store, with its own caches."""
 
-    def __init__(self, world: World) -> None:
-        self.engine = open_database(world.settings)
-        self.transport = HttpxInProcess(app.create_app(world.settings, engine=self.engine, blobs=world.blobs))
+    def __init__(self, harness: Harness) -> None:
+        self.engine = open_database(harness.settings)
+        self.transport = HttpxInProcess(app.create_app(harness.settings, engine=self.engine, blobs=harness.blobs))
 
     def client(self, secret: str) -> Registry:
         return Registry(URL, secret, self.transport)
@@ -50,29 +50,29 @@ class Replica:
 
 
 @pytest.fixture
-def tenants(world: World) -> Tenants:
-    return Tenants(world)
+def tenants(harness: Harness) -> Tenants:
+    return Tenants(harness)
 
 
 def test_a_revocation_a_rotation_and_a_lost_role_take_effect_at_once_on_another_server(tenants: Tenants) -> None:
-    world, replica = tenants.world, Replica(tenants.world)
+    harness, replica = tenants.harness, Replica(tenants.harness)
     try:
-        token_id, revoked = world.issue("pull")
-        other_id, rotated = world.issue("pull")
-        subject = of_subject(world, "reader@acme")
+        token_id, revoked = harness.issue("pull")
+        other_id, rotated = harness.issue("pull")
+        subject = of_subject(harness, "reader@acme")
         clients = [replica.client(secret) for secret in (revoked, rotated, subject)]
         for client in clients:
             for _ in range(2):
                 assert client.resolve("acme/support").number == 1
-        world.admin.revoke_token(token_id)
-        world.admin.rotate_token(other_id)
-        world.admin.revoke_role("acme", "reader@acme")
+        harness.admin.revoke_token(token_id)
+        harness.admin.rotate_token(other_id)
+        harness.admin.revoke_role("acme", "reader@acme")
         for client, error in zip(clients, (Unauthenticated, Unauthenticated, NotFound), strict=True):
             with pytest.raises(error):
                 client.resolve("acme/support")
             with pytest.raises(error):
                 client.adapter("acme/support")
-        world.admin.grant_role("acme", "reader@acme", "reader")
+        harness.admin.grant_role("acme", "reader@acme", "reader")
         assert clients[2].resolve("acme/support").number == 1
     finally:
         replica.close()
@@ -80,30 +80,30 @@ def test_a_revocation_a_rotation_and_a_lost_role_take_effect_at_once_on_another_
 
 def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: Tenants) -> None:
     """Cached answers are not used again. By digest, actors that may promote can still read a quarantined version."""
-    world, replica = tenants.world, Replica(tenants.world)
+    harness, replica = tenants.harness, Replica(tenants.harness)
     try:
-        reader, admin = (replica.client(secret) for secret in (tenants.secret("reader"), world.secret))
-        digest = world.push("acme/alone").version.digest
+        reader, admin = (replica.client(secret) for secret in (tenants.secret("reader"), harness.secret))
+        digest = harness.push("acme/alone").version.digest
         by_digest = f"acme/alone@{digest}"
         for client in (reader, admin):
             for _ in range(2):
                 assert client.resolve("acme/alone").digest == client.resolve(by_digest).digest == digest
-        world.admin.quarantine(by_digest, "an alarm")
+        harness.admin.quarantine(by_digest, "an alarm")
         for client, ref in ((reader, "acme/alone"), (reader, by_digest), (admin, "acme/alone")):
             with pytest.raises(Refused) as refusal:
                 client.resolve(ref)
             assert refusal.value.code == "QUARANTINED"
         assert admin.resolve(by_digest).digest == digest
-        world.admin.unquarantine(by_digest, "a false alarm")
+        harness.admin.unquarantine(by_digest, "a false alarm")
         assert reader.resolve("acme/alone").digest == digest
-        world.admin.yank(by_digest, "wrong data")
+        harness.admin.yank(by_digest, "wrong data")
         with pytest.raises(Refused) as refusal:
             reader.resolve("acme/alone")
         assert refusal.value.code == "YANKED"
         assert reader.resolve(by_digest).yanked
-        world.admin.yank(by_digest, "it was the other run", undo=True)
+        harness.admin.yank(by_digest, "it was the other run", undo=True)
         assert reader.resolve("acme/alone").digest == digest
-        assert not world.admin.version("acme/alone").yank_reason
+        assert not harness.admin.version("acme/alone").yank_reason
     finally:
         replica.close()
 
@@ -111,20 +111,20 @@ def test_a_quarantine_and_a_yank_take_effect_at_once_on_another_server(tenants: 
 def test_resolving_takes_at_most_one_statement_and_signing_in_takes_one(tenants: Tenants) -> None:
     secret = tenants.secret("reader")
     headers = {"Authorization": f"Bearer {secret}"}
-    with httpx.Client(transport=tenants.world.transport, base_url=URL, headers=headers) as http:
+    with httpx.Client(transport=tenants.harness.transport, base_url=URL, headers=headers) as http:
         http.get("/api/v1/resolve/acme/support/main")
-        with tenants.world.statements() as sent:
+        with tenants.harness.statements() as sent:
             assert http.get("/api/v1/resolve/acme/support/main").status_code == 200
         assert len(sent) <= 1
-        with tenants.world.statements() as sent:
+        with tenants.harness.statements() as sent:
             assert http.get("/api/v1/whoami").status_code == 200
         assert len(sent) == 1
 
 
 def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> None:
-    _, secret = tenants.world.issue("pull", seconds=3600)
-    tenants.world.client(secret).whoami()
-    memory = tenants.world.app.state.actor_cache
+    _, secret = tenants.harness.issue("pull", seconds=3600)
+    tenants.harness.client(secret).whoami()
+    memory = tenants.harness.app.state.actor_cache
     actor = memory.get(secret)
     assert actor is not None
     memory.put(secret, dataclasses.replace(actor, expires_at=db.now()))
@@ -132,10 +132,10 @@ def test_an_expired_token_is_not_returned_from_the_cache(tenants: Tenants) -> No
 
 
 # ------------------------------------------------------------------ two at once: on SQLite writers take turns
-def waiting(world: World) -> None:
+def waiting(harness: Harness) -> None:
     """Return once a connection waits for a lock of the database."""
     for _ in range(200):
-        with world.session() as session:
+        with harness.session() as session:
             asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
             if session.connection().execute(asked).scalar_one():
                 return
@@ -146,15 +146,15 @@ def waiting(world: World) -> None:
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants) -> None:
     """A row that refers to the version and is written after the check must not break the deletion."""
-    world, done = tenants.world, list[DeleteResult]()
-    with world.session(write=True) as session:
+    harness, done = tenants.harness, list[DeleteResult]()
+    with harness.session(write=True) as session:
         first = session.exec(select(VersionRow.id).order_by(col(VersionRow.id))).first() or 0
         row = ApprovalRow(version_id=first, alias="prod", identity="bob", at=db.now(), token_id="", comment="")
         session.add(row)
         session.flush()
-        deletion = threading.Thread(target=lambda: done.append(tenants.world.admin.delete_adapter("acme/support")))
+        deletion = threading.Thread(target=lambda: done.append(tenants.harness.admin.delete_adapter("acme/support")))
         deletion.start()
-        waiting(world)
+        waiting(harness)
     deletion.join()
     assert [removed.versions for removed in done] == [1]
 
@@ -163,10 +163,10 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
 @pytest.mark.parametrize("how", ["approve", "gate"])
 def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(tenants: Tenants, how: str) -> None:
     """The client retries by itself if the error allows it."""
-    world, told = tenants.world, list[str]()
+    harness, told = tenants.harness, list[str]()
     acts: dict[str, Callable[[], object]] = {
-        "approve": lambda: world.admin.approve("acme/support@1", "prod"),
-        "gate": lambda: world.admin.set_gate("acme/support", "prod", Gate(approvals=1)),
+        "approve": lambda: harness.admin.approve("acme/support@1", "prod"),
+        "gate": lambda: harness.admin.set_gate("acme/support", "prod", Gate(approvals=1)),
     }
 
     def act() -> None:
@@ -174,12 +174,12 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
             acts[how]()
         told.append(refusal.value.code)
 
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         removal.delete_adapter(session, TRUSTED, AdapterName("acme", "support"))
         session.flush()
         writing = threading.Thread(target=act)
         writing.start()
-        waiting(world)
+        waiting(harness)
     writing.join()
     assert told == ["ADAPTER_UNKNOWN"]
 
@@ -187,15 +187,15 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("how", ["unquarantine", "quarantine", "promote"])
 def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenants: Tenants, how: str) -> None:
-    world, refused = tenants.world, list[str]()
-    world.push("acme/support")
+    harness, refused = tenants.harness, list[str]()
+    harness.push("acme/support")
     acts: dict[str, Callable[[], object]] = {
-        "unquarantine": lambda: world.admin.unquarantine("acme/support@1", "a false alarm"),
-        "quarantine": lambda: world.admin.quarantine("acme/support@1", "an alarm"),
-        "promote": lambda: world.admin.promote("acme/support", "canary", "1", generation=0),
+        "unquarantine": lambda: harness.admin.unquarantine("acme/support@1", "a false alarm"),
+        "quarantine": lambda: harness.admin.quarantine("acme/support@1", "an alarm"),
+        "promote": lambda: harness.admin.promote("acme/support", "canary", "1", generation=0),
     }
     if how == "unquarantine":
-        world.admin.quarantine("acme/support@1", "an alarm")
+        harness.admin.quarantine("acme/support@1", "an alarm")
 
     def act() -> None:
         with pytest.raises(NotFound) as refusal:
@@ -203,16 +203,16 @@ def test_a_version_that_was_just_deleted_stays_withheld_and_gets_no_alias(tenant
         refused.append(refusal.value.code)
 
     name = AdapterName("acme", "support")
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         version = versions.find(session, TRUSTED, name, 1)
         deletion.delete_version(session, TRUSTED, name, version, force=True)
         session.flush()
         writing = threading.Thread(target=act)
         writing.start()
-        waiting(world)
+        waiting(harness)
     writing.join()
     assert refused == ["VERSION_DELETED"]
-    deleted = world.admin.versions("acme/support", include_deleted=True).items[-1]
+    deleted = harness.admin.versions("acme/support", include_deleted=True).items[-1]
     assert (deleted.number, deleted.quarantined_at is not None, deleted.aliases) == (1, True, [])
 
 
@@ -220,18 +220,18 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     tenants: Tenants, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first statement sees the adapter's row; the second one, which locks it, does not."""
-    tenants.world.admin.rename("acme/support", "acme/helper")
+    tenants.harness.admin.rename("acme/support", "acme/helper")
     name, insert = AdapterName("acme", "support"), db.insert_new_rows
 
     def seen(session: Session, table: type[SQLModel], values: Any, **how: Any) -> list[Any]:
         return [] if table is AdapterRow else insert(session, table, values, **how)
 
     monkeypatch.setattr(db, "insert_new_rows", seen)
-    manifest = tenants.world.manifest(tenants.files)
+    manifest = tenants.harness.manifest(tenants.files)
     values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
     push = PushRow(**values, created_at=db.now(), expires_at=db.now())
     pushed = rows.Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
-    with tenants.world.session() as session, pytest.raises(rows.MemberFailed):
+    with tenants.harness.session() as session, pytest.raises(rows.MemberFailed):
         rows._lock_adapters(session, TRUSTED, [pushed])
     assert pushed.error is not None
     assert pushed.error.code == "NAME_TOMBSTONED"
@@ -245,8 +245,8 @@ def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, place: str)
     def put() -> None:
         start.wait()
         for _ in range(5):
-            seen.append(tenants.world.admin.set_gate(place, "prod", Gate(approvals=1)).set_on)
-            tenants.world.admin.remove_gate(place, "prod")
+            seen.append(tenants.harness.admin.set_gate(place, "prod", Gate(approvals=1)).set_on)
+            tenants.harness.admin.remove_gate(place, "prod")
 
     threads = [threading.Thread(target=put) for _ in range(6)]
     for thread in threads:

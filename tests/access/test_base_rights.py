@@ -20,173 +20,173 @@ from registry.jobs import Kind
 from registry.merging.recipes import Operation
 from registry.server.catalog import base_rows, bases, metadata_backup
 from registry.server.database.models import BaseRow, TakenNameRow
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url) as world:
-        yield world
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as harness:
+        yield harness
 
 
 def base(name: str, source: str = "") -> BaseAdd:
-    return BaseAdd(spec=spec_of(forge.llama(name)), source=source)
+    return BaseAdd(spec=spec_of(samples.llama(name)), source=source)
 
 
-def test_a_pusher_adds_bases_only_under_the_name_of_its_namespace(world: World) -> None:
-    pusher = world.actor("push", namespaces=["acme"])
+def test_a_pusher_adds_bases_only_under_the_name_of_its_namespace(harness: Harness) -> None:
+    pusher = harness.actor("push", namespaces=["acme"])
     for name in ("llama", "meta-llama/Llama-3.1-8B", "acmes/llama"):
         with pytest.raises(Denied, match="may not add the base"):
             pusher.add_base(base(name))
     added = pusher.add_base(base("Acme/Llama", source="/home/worker"))
     assert (added.name, added.source) == ("Acme/Llama", ""), "a worker would open its source"
-    assert world.admin.add_base(base("meta-llama/Llama-3.1-8B", source="/models/llama")).source == "/models/llama"
+    assert harness.admin.add_base(base("meta-llama/Llama-3.1-8B", source="/models/llama")).source == "/models/llama"
     assert pusher.add_base(base("meta-llama/Llama-3.1-8B")).name == "meta-llama/Llama-3.1-8B", (
         "it exists: nothing changes"
     )
 
 
-def test_a_fuse_needs_the_right_to_add_its_base(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    pusher = world.actor("push", namespaces=["acme"])
+def test_a_fuse_needs_the_right_to_add_its_base(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    pusher = harness.actor("push", namespaces=["acme"])
     payload = {"operation": Operation.FUSE, "sources": ["acme/support@1"]}
     with pytest.raises(Denied, match="may not add the base"):
         pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "fused"}))
     assert pusher.submit(JobSubmit(kind=Kind.FUSE, payload={**payload, "into": "acme/fused"})).kind is Kind.FUSE
 
 
-def test_bases_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bases_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "BASES_PER_ORG_LIMIT", 1)
-    pusher = world.actor("push", namespaces=["acme", "globex"])
+    pusher = harness.actor("push", namespaces=["acme", "globex"])
     pusher.add_base(base("acme/one"))
     with pytest.raises(TooLarge, match="'acme' has 1 bases"):
         pusher.add_base(base("acme/two"))
     pusher.add_base(base("globex/one"))
     monkeypatch.setattr(bases, "BASES_LIMIT", 2)
     with pytest.raises(TooLarge, match="this registry has 2 bases"):
-        world.admin.add_base(base("llama"))
+        harness.admin.add_base(base("llama"))
 
 
-def test_a_base_is_deleted_while_nothing_refers_to_it(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
+def test_a_base_is_deleted_while_nothing_refers_to_it(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
     with pytest.raises(Conflict) as refused:
-        world.admin.delete_base("tiny-llama")
+        harness.admin.delete_base("tiny-llama")
     assert refused.value.code == "BASE_IN_USE"
-    world.admin.add_base(base("mistaken"))
-    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
-    world.admin.add_base(base("acme/other"))
-    pusher, owner = world.actor("push", namespaces=["acme"]), world.actor("admin", namespaces=["acme"])
+    harness.admin.add_base(base("mistaken"))
+    metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
+    harness.admin.add_base(base("acme/other"))
+    pusher, owner = harness.actor("push", namespaces=["acme"]), harness.actor("admin", namespaces=["acme"])
     for actor, name in ((pusher, "mistaken"), (pusher, "acme/other"), (owner, "mistaken")):
         with pytest.raises(Denied):
             actor.delete_base(name)
     owner.delete_base("acme/other")
-    world.admin.delete_base("mistaken")
-    world.transport.settle()
+    harness.admin.delete_base("mistaken")
+    harness.transport.settle()
     with pytest.raises(NotFound):
-        world.admin.base("mistaken")
-    assert world.admin.reindex(ReindexRequest()).bases == 0, "its record is gone, too"
-    assert world.admin.add_base(BaseAdd(spec=spec_of(forge.llama("mistaken", hidden=128)))).name == "mistaken"
+        harness.admin.base("mistaken")
+    assert harness.admin.reindex(ReindexRequest()).bases == 0, "its record is gone, too"
+    assert harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama("mistaken", hidden=128)))).name == "mistaken"
 
 
-def test_an_alias_names_the_same_base_and_only_administrators_give_it(world: World) -> None:
-    world.add_base()
+def test_an_alias_names_the_same_base_and_only_administrators_give_it(harness: Harness) -> None:
+    harness.add_base()
     hub = "HuggingFaceTB/Tiny"
     with pytest.raises(Denied):
-        world.actor("admin", namespaces=["acme"]).set_base_aliases("tiny-llama", [hub])
-    assert world.admin.set_base_aliases("tiny-llama", [hub]).aliases == [hub]
-    assert world.admin.base(hub).name == "tiny-llama"
-    named = world.push("acme/support", forge.lora(dataclasses.replace(forge.llama(), name=hub)))
+        harness.actor("admin", namespaces=["acme"]).set_base_aliases("tiny-llama", [hub])
+    assert harness.admin.set_base_aliases("tiny-llama", [hub]).aliases == [hub]
+    assert harness.admin.base(hub).name == "tiny-llama"
+    named = harness.push("acme/support", samples.lora(dataclasses.replace(samples.llama(), name=hub)))
     assert {f.code for f in named.version.verdicts[0].findings if f.severity != "info"} == set()
     with pytest.raises(Conflict):
-        world.admin.add_base(base(hub))
-    other = world.admin.add_base(base("other")).name
+        harness.admin.add_base(base(hub))
+    other = harness.admin.add_base(base("other")).name
     for alias in (hub, "tiny-llama"):
         with pytest.raises(Conflict):
-            world.admin.set_base_aliases(other, [alias])
-    assert world.admin.set_base_aliases("tiny-llama", []).aliases == []
+            harness.admin.set_base_aliases(other, [alias])
+    assert harness.admin.set_base_aliases("tiny-llama", []).aliases == []
     with pytest.raises(NotFound):
-        world.admin.base(hub)
+        harness.admin.base(hub)
 
 
-def test_a_name_that_a_base_had_is_not_given_to_another_base_by_pushers(world: World) -> None:
-    world.add_base()
-    owner = world.actor("admin", "push", namespaces=["hub", "acme"])
-    world.admin.set_base_aliases("tiny-llama", ["Hub/Tiny", "hub/other"])
-    world.admin.set_base_aliases("tiny-llama", ["hub/other"])
+def test_a_name_that_a_base_had_is_not_given_to_another_base_by_pushers(harness: Harness) -> None:
+    harness.add_base()
+    owner = harness.actor("admin", "push", namespaces=["hub", "acme"])
+    harness.admin.set_base_aliases("tiny-llama", ["Hub/Tiny", "hub/other"])
+    harness.admin.set_base_aliases("tiny-llama", ["hub/other"])
     owner.add_base(base("acme/Mine"))
     owner.delete_base("acme/Mine")
     for name in ("Hub/Tiny", "hub/tiny", "Hub/T1ny", "acme/Mine"):
         with pytest.raises(Conflict, match="name or an alias of another base") as refused:
             owner.add_base(base(name))
         assert refused.value.code == "NAME_TOMBSTONED"
-    assert world.admin.set_base_aliases("tiny-llama", ["Hub/Tiny"]).aliases == ["Hub/Tiny"], "it names the same base"
-    world.admin.set_base_aliases("tiny-llama", [])
-    assert world.admin.add_base(base("Hub/Tiny")).name == "Hub/Tiny", "an administrator decides"
+    assert harness.admin.set_base_aliases("tiny-llama", ["Hub/Tiny"]).aliases == ["Hub/Tiny"], "it names the same base"
+    harness.admin.set_base_aliases("tiny-llama", [])
+    assert harness.admin.add_base(base("Hub/Tiny")).name == "Hub/Tiny", "an administrator decides"
 
 
-def test_a_name_that_a_base_had_is_in_the_backup(world: World) -> None:
-    world.add_base(forge.llama("hub/tiny"))
-    world.admin.delete_base("hub/tiny")
-    assert metadata_backup.write_missing(world.engine, world.blobs, limit=10) == 1
-    with world.session(write=True) as session:
+def test_a_name_that_a_base_had_is_in_the_backup(harness: Harness) -> None:
+    harness.add_base(samples.llama("hub/tiny"))
+    harness.admin.delete_base("hub/tiny")
+    assert metadata_backup.write_missing(harness.engine, harness.blobs, limit=10) == 1
+    with harness.session(write=True) as session:
         session.connection().execute(delete(TakenNameRow))
-    assert world.admin.reindex(ReindexRequest()).tombstones == 1
+    assert harness.admin.reindex(ReindexRequest()).tombstones == 1
     with pytest.raises(Conflict, match="name or an alias of another base"):
-        world.actor("push", namespaces=["hub"]).add_base(base("hub/tiny"))
+        harness.actor("push", namespaces=["hub"]).add_base(base("hub/tiny"))
 
 
-def test_a_manifest_names_its_base_by_its_own_name(world: World) -> None:
+def test_a_manifest_names_its_base_by_its_own_name(harness: Harness) -> None:
     """An alias may end and mean another base later; a version keeps its manifest."""
-    world.bases["hub/tiny"] = world.add_base().spec
-    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
-    manifest = world.manifest(world.files(), "hub/tiny")
+    harness.bases["hub/tiny"] = harness.add_base().spec
+    harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    manifest = harness.manifest(harness.files(), "hub/tiny")
     with pytest.raises(Invalid, match="is an alias of the base 'tiny-llama'") as refused:
-        world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+        harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
     assert (refused.value.code, refused.value.findings[0].code) == ("BASE_INVALID", "base.is_alias")
 
 
-def test_an_alias_that_is_given_to_another_base_changes_no_version(world: World) -> None:
+def test_an_alias_that_is_given_to_another_base_changes_no_version(harness: Harness) -> None:
     """Versions, nodes and lists go by the base itself; only who names the alias from now on means the other one."""
-    world.add_base()
-    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
-    world.push("acme/support", forge.lora(dataclasses.replace(forge.llama(), name="hub/tiny")))
-    before = world.admin.resolve("acme/support")
-    state = world.admin.desired_state("tiny-llama", "main")
-    world.admin.set_base_aliases("tiny-llama", [])
-    other = world.admin.add_base(base("other")).name
-    world.admin.set_base_aliases(other, ["hub/tiny"])
-    assert world.admin.resolve("acme/support") == before
-    assert world.admin.desired_state("tiny-llama", "main").adapters == state.adapters
+    harness.add_base()
+    harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    harness.push("acme/support", samples.lora(dataclasses.replace(samples.llama(), name="hub/tiny")))
+    before = harness.admin.resolve("acme/support")
+    state = harness.admin.desired_state("tiny-llama", "main")
+    harness.admin.set_base_aliases("tiny-llama", [])
+    other = harness.admin.add_base(base("other")).name
+    harness.admin.set_base_aliases(other, ["hub/tiny"])
+    assert harness.admin.resolve("acme/support") == before
+    assert harness.admin.desired_state("tiny-llama", "main").adapters == state.adapters
     assert len(state.adapters) == 1
-    assert world.admin.desired_state("hub/tiny", "main").adapters == []
+    assert harness.admin.desired_state("hub/tiny", "main").adapters == []
 
 
-def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(world: World) -> None:
-    world.add_base()
-    world.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
-    metadata_backup.write_missing(world.engine, world.blobs, limit=10)
-    world.admin.delete_base("hub/tiny")
-    world.transport.settle()
-    assert list(world.blobs.list(metadata_backup.BASES)) == []
+def test_a_base_that_is_deleted_by_its_alias_leaves_no_record(harness: Harness) -> None:
+    harness.add_base()
+    harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"])
+    metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
+    harness.admin.delete_base("hub/tiny")
+    harness.transport.settle()
+    assert list(harness.blobs.list(metadata_backup.BASES)) == []
 
 
 @pytest.mark.parametrize("first", ["alias", "add", "delete"])
 def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
-    world: World, monkeypatch: pytest.MonkeyPatch, first: str
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     """Each reads who has the name before it takes it. The second one reads what the first one wrote."""
-    world.add_base()
-    owner = world.actor("push", "admin", namespaces=["hub"])
+    harness.add_base()
+    owner = harness.actor("push", "admin", namespaces=["hub"])
     if first == "delete":
         owner.add_base(base("hub/tiny"))
     requests: dict[str, Callable[[], object]] = {
-        "alias": lambda: world.admin.set_base_aliases("tiny-llama", ["hub/tiny"]),
+        "alias": lambda: harness.admin.set_base_aliases("tiny-llama", ["hub/tiny"]),
         "add": lambda: owner.add_base(base("hub/tiny")),
         "delete": lambda: owner.delete_base("hub/tiny"),
     }
@@ -224,6 +224,6 @@ def test_of_two_requests_for_one_name_at_once_one_decides_after_the_other(
     assert outcomes == ["done", "NAME_TOMBSTONED" if first == "delete" else "BASE_EXISTS"]
     if first == "delete":
         with pytest.raises(NotFound):
-            world.admin.base("hub/tiny")
+            harness.admin.base("hub/tiny")
     else:
-        assert world.admin.base("hub/tiny").name == ("tiny-llama" if first == "alias" else "hub/tiny")
+        assert harness.admin.base("hub/tiny").name == ("tiny-llama" if first == "alias" else "hub/tiny")

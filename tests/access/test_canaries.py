@@ -22,7 +22,7 @@ from registry.attestations.keys import PrivateKey
 from registry.client.audit import Audit, export_log
 from registry.errors import RegistryError
 from tests.access.identity import ISSUER, Provider
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 pytestmark = pytest.mark.security
 
@@ -38,39 +38,39 @@ def provider(tmp_path: Path) -> Provider:
 
 
 @pytest.fixture
-def world(database_url: str, provider: Provider) -> Iterator[World]:
-    with World(database_url, issuers=provider.settings) as made:
+def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
+    with Harness(database_url, issuers=provider.settings) as made:
         made.add_base()
         yield made
 
 
-def plant(world: World, provider: Provider) -> dict[str, str]:
+def plant(harness: Harness, provider: Provider) -> dict[str, str]:
     """Name → secret. Each was used, rightly and wrongly, and each way of making one was gone twice with one key."""
-    audit = Audit(world.admin)
-    world.push("acme/support")
-    world.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
-    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
-    rotated = world.admin.rotate_token(made.token.id, keep_seconds=60)
+    audit = Audit(harness.admin)
+    harness.push("acme/support")
+    harness.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
+    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    rotated = harness.admin.rotate_token(made.token.id, keep_seconds=60)
     assertion = provider.sign()
-    exchanged = world.client("").exchange_token(assertion, adapter="acme/support")
+    exchanged = harness.client("").exchange_token(assertion, adapter="acme/support")
     hook = audit.create_webhook(WebhookCreate(url="https://93.184.216.34/in"))
     key = PrivateKey.of_seed(b"canary-of-a-private-signing-key!")
-    bundle = models.sign("x", world.admin.resolve("acme/support").manifest, key)
+    bundle = models.sign("x", harness.admin.resolve("acme/support").manifest, key)
     audit.sign("acme/support", SignRequest(bundle=bundle, public_key=key.public.pem))
-    world.push("acme/support", by=world.client(rotated.secret))
-    seed = world.app.state.audit_log.keys.signer.seed
+    harness.push("acme/support", by=harness.client(rotated.secret))
+    seed = harness.app.state.audit_log.keys.signer.seed
     return {
-        "administrator": world.secret, "token": made.secret, "rotated token": rotated.secret,
+        "administrator": harness.secret, "token": made.secret, "rotated token": rotated.secret,
         "exchanged token": exchanged.secret, "identity token": assertion, "webhook": hook.secret,
         "log key": base64.b64encode(seed).decode(), "log key, hex": seed.hex(),
         "signing key": "canary-of-a-private-signing-key!", "unknown token": f"lra_{'canary' * 6}ab",
     }  # fmt: skip
 
 
-def misuse(world: World, secrets: dict[str, str]) -> list[str]:
+def misuse(harness: Harness, secrets: dict[str, str]) -> list[str]:
     """Every answer to requests that carry a secret where none belongs."""
     heard = []
-    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+    with httpx.Client(transport=harness.transport, base_url=URL) as raw:
         for secret in secrets.values():
             for headers in (
                 {"Authorization": f"Bearer {secret}x"},
@@ -81,51 +81,51 @@ def misuse(world: World, secrets: dict[str, str]) -> list[str]:
             body = json.dumps({"assertion": f"{secret}x", "adapter": "acme/support"})
             heard.append(raw.post("/api/v1/tokens/exchange", content=body).text)
     for again in (
-        lambda: world.client("").exchange_token(secrets["identity token"], adapter="acme/support"),
-        world.client("x").whoami,
+        lambda: harness.client("").exchange_token(secrets["identity token"], adapter="acme/support"),
+        harness.client("x").whoami,
     ):
         with contextlib.suppress(RegistryError):
             heard.append(str(again()))
-    heard += [world.admin.whoami().model_dump_json(), *(t.model_dump_json() for t in world.admin.tokens().items)]
-    heard += [hook.model_dump_json() for hook in Audit(world.admin).webhooks().items]
-    heard += [event.model_dump_json() for event in Audit(world.admin).events()]
+    heard += [harness.admin.whoami().model_dump_json(), *(t.model_dump_json() for t in harness.admin.tokens().items)]
+    heard += [hook.model_dump_json() for hook in Audit(harness.admin).webhooks().items]
+    heard += [event.model_dump_json() for event in Audit(harness.admin).events()]
     return heard
 
 
-def mistake_for_ids(world: World, secrets: dict[str, str]) -> None:
+def mistake_for_ids(harness: Harness, secrets: dict[str, str]) -> None:
     """Whoever asks is told what they asked for, and nobody else is."""
     told = logging.getLogger("httpx")  # this test's own client tells which URLs it asks for
     told.disabled = True
     for name, path in itertools.product(ID_LIKE, ("tokens", "webhooks")):
         with contextlib.suppress(RegistryError):
-            world.admin.connection.send("DELETE", f"/{path}/{quote(secrets[name], safe='')}")
+            harness.admin.connection.send("DELETE", f"/{path}/{quote(secrets[name], safe='')}")
     told.disabled = False
 
 
-def at_rest(world: World) -> str:
+def at_rest(harness: Harness) -> str:
     """Every row of every table and every byte of the store."""
-    with world.session() as session:
+    with harness.session() as session:
         tables = SQLModel.metadata.sorted_tables
         held = [
             f"{table.name}: {tuple(row)}" for table in tables for row in session.connection().execute(table.select())
         ]
-    kept = [world.blobs.read(stat.key, 0, stat.size_bytes) for stat in world.blobs.list("")]
+    kept = [harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list("")]
     return "\n".join([*held, *(data.decode(errors="replace") for data in kept)])
 
 
 def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
-    world: World, provider: Provider, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    harness: Harness, provider: Provider, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    secrets = plant(world, provider)
-    mistake_for_ids(world, secrets)
-    heard = misuse(world, secrets)
-    world.transport.settle()
-    export_log(Audit(world.admin), tmp_path / "exported")
+    secrets = plant(harness, provider)
+    mistake_for_ids(harness, secrets)
+    heard = misuse(harness, secrets)
+    harness.transport.settle()
+    export_log(Audit(harness.admin), tmp_path / "exported")
     exported = "\n".join(
         path.read_text(errors="replace") for path in (tmp_path / "exported").rglob("*") if path.is_file()
     )
-    places = {"answers": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(world), "export": exported}
+    places = {"answers": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(harness), "export": exported}
     assert all(len(text) > 100 for text in places.values()), "each place was looked into"
     found = [(name, where) for name, secret in secrets.items() for where, text in places.items() if secret in text]
     assert found == []

@@ -19,7 +19,7 @@ from registry.api import PREFIX
 from registry.server.database.models import JobRow
 from registry.server.routes.openapi.document import document as openapi_document
 from tests.access.tenants import Tenants, send
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "200"))
 ENDLESS = frozenset({"/events", "/events/stream", "/gc", "/fsck", "/reindex", "/verdicts/recheck-engines"})
@@ -32,19 +32,19 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def tenants(world: World) -> Iterator[Tenants]:
-    made = Tenants(world)
+def tenants(harness: Harness) -> Iterator[Tenants]:
+    made = Tenants(harness)
     yield made
-    with world.session() as session:
-        world.give_back([row.id for row in rows(session, JobRow) if row.state == "running"])
+    with harness.session() as session:
+        harness.give_back([row.id for row in rows(session, JobRow) if row.state == "running"])
 
 
 def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocumented_status(tenants: Tenants) -> None:
-    document = openapi_document(tenants.world.app.routes)
+    document = openapi_document(tenants.harness.app.routes)
     schema = schemathesis.openapi.from_dict(document)
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     operations = [o for o in operations if o.path.removeprefix(PREFIX) not in ENDLESS]
-    secrets = [tenants.world.secret, tenants.secret("owner"), tenants.secret("reader"), ""]
+    secrets = [tenants.harness.secret, tenants.secret("owner"), tenants.secret("reader"), ""]
     known = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}
     wrong: list[tuple[str, int, str]] = []
     asked: set[str] = set()
@@ -73,7 +73,7 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
         if not isinstance(given["content"], bytes | str | None):
             given["content"] = None
         secret = data.draw(strategies.sampled_from(secrets))
-        answer = send(tenants.world, sent["method"], sent["url"], secret, headers=headers, **given)
+        answer = send(tenants.harness, sent["method"], sent["url"], secret, headers=headers, **given)
         asked.add(operation.label)
         told = document["paths"][operation.path][operation.method.lower()]["responses"]
         if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in told:
@@ -82,7 +82,7 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
     ask()
     assert wrong == []
     assert len(asked) >= min(len(operations), EXAMPLES // 10)
-    assert tenants.world.admin.namespace("acme").name == "acme"
+    assert tenants.harness.admin.namespace("acme").name == "acme"
 
 
 def _is_plain(value: str) -> bool:

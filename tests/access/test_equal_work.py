@@ -23,11 +23,11 @@ from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
+from tests import samples
 from tests.access.tenants import of_subject, send
+from tests.harness import Harness, send_blob
 from tests.hub.commits import Pusher, add
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World, send_blob
 
 pytestmark = pytest.mark.security
 
@@ -45,8 +45,8 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) ->
 
 
 @pytest.fixture
-def world(database_url: str, blobs: BlobStore) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as made:
+def harness(database_url: str, blobs: BlobStore) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as made:
         made.add_base()
         yield made
 
@@ -83,63 +83,63 @@ def make_folders(blobs: BlobStore) -> None:
             (blobs.root / "blobs" / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
 
 
-def work_of(world: World, stored: Calls, act: Callable[[], Any]) -> tuple[Calls, Calls]:
-    with world.statements() as sent:
+def work_of(harness: Harness, stored: Calls, act: Callable[[], Any]) -> tuple[Calls, Calls]:
+    with harness.statements() as sent:
         before = len(stored)
         act()
-        world.transport.settle()
+        harness.transport.settle()
     return list(sent), [call for call in stored[before:] if call != "delete_object"]  # those come after the answer
 
 
-def one_push(world: World, stored: Calls, who: Registry, files: forge.Files) -> list[tuple[Calls, Calls]]:
+def one_push(harness: Harness, stored: Calls, who: Registry, files: samples.Files) -> list[tuple[Calls, Calls]]:
     """The work of the plan, of each upload, and of the commit."""
     by_digest = {Digest.of(data): data for data in files.values()}
     plans: list[Any] = []
 
     def plan() -> None:
-        plans.append(who.plan_push("globex/own", PushRequest(manifest=world.manifest(files))))
+        plans.append(who.plan_push("globex/own", PushRequest(manifest=harness.manifest(files))))
 
-    done = [work_of(world, stored, plan)]
+    done = [work_of(harness, stored, plan)]
     for upload in plans[0].uploads:
-        done.append(work_of(world, stored, partial(send_blob, who, upload, by_digest[upload.digest])))
-    done.append(work_of(world, stored, lambda: who.commit_push(plans[0].push_id)))
+        done.append(work_of(harness, stored, partial(send_blob, who, upload, by_digest[upload.digest])))
+    done.append(work_of(harness, stored, lambda: who.commit_push(plans[0].push_id)))
     return done
 
 
-def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(world: World, stored: Calls) -> None:
-    make_folders(world.blobs)
-    mine = world.client(world.issue("push", "pull", namespaces=["globex"])[1])
-    same, other = world.files(), world.files()
-    weights = Digest.of(same[forge.WEIGHTS])
-    world.push("globex/own", by=mine)
-    world.push("acme/support", same)
-    assert world.blobs.stat(key_of(weights)) is not None
-    known, unknown = one_push(world, stored, mine, same), one_push(world, stored, mine, other)
+def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(harness: Harness, stored: Calls) -> None:
+    make_folders(harness.blobs)
+    mine = harness.client(harness.issue("push", "pull", namespaces=["globex"])[1])
+    same, other = harness.files(), harness.files()
+    weights = Digest.of(same[samples.WEIGHTS])
+    harness.push("globex/own", by=mine)
+    harness.push("acme/support", same)
+    assert harness.blobs.stat(key_of(weights)) is not None
+    known, unknown = one_push(harness, stored, mine, same), one_push(harness, stored, mine, other)
     assert len(known) == 4, "the plan, the weights, the card, the commit: the configuration is there already"
     assert known == unknown
     assert known[0][0], "a plan asks the database"
-    if not isinstance(world.blobs, MemoryBlobs):
-        if isinstance(world.blobs, LocalBlobs):
+    if not isinstance(harness.blobs, MemoryBlobs):
+        if isinstance(harness.blobs, LocalBlobs):
             assert "link" in known[-1][1], "the bytes are promoted, or something as long is done"
         else:
             assert all("put_object" in calls for _, calls in known[1:3]), "they are written under their final keys"
-        assert [stat.key for stat in world.blobs.list("staging/")] == []
+        assert [stat.key for stat in harness.blobs.list("staging/")] == []
 
 
 @pytest.fixture
-def blobs_in_memory(database_url: str) -> Iterator[World]:
-    with World(database_url) as made:
+def blobs_in_memory(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as made:
         made.add_base()
         yield made
 
 
-def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: World, stored: Calls) -> None:
-    world = blobs_in_memory
-    digest = world.push("acme/support").version.digest
-    world.admin.promote("acme/support", "canary", "1", generation=0)
-    world.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(world, "bob", namespaces=["globex"])
-    send(world, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: Harness, stored: Calls) -> None:
+    harness = blobs_in_memory
+    digest = harness.push("acme/support").version.digest
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    harness.admin.create_namespace("globex", owner="bob")
+    mine = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
     for method, rest in (
         ("GET", "/resolve/{}/canary"),
         ("GET", f"/resolve/{{}}/{digest}"),
@@ -162,27 +162,27 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
             asked = (method, "/api/v1" + rest.format(name))
 
             def ask(asked: tuple[str, str] = asked, body: dict[str, Any] = body) -> None:
-                assert send(world, *asked, mine, **body).status_code == 404, asked
+                assert send(harness, *asked, mine, **body).status_code == 404, asked
 
-            work += [work_of(world, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
+            work += [work_of(harness, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
         assert work[:2] == work[2:], rest
 
 
-def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(world: World, stored: Calls) -> None:
-    make_folders(world.blobs)
-    pusher = Pusher(world, world.issue("push", namespaces=["globex"])[1], "globex/own")
-    same, other = world.files(), world.files()
-    world.push("acme/support", same)
+def test_a_hub_client_pushes_the_bytes_of_another_tenant_with_the_same_calls(harness: Harness, stored: Calls) -> None:
+    make_folders(harness.blobs)
+    pusher = Pusher(harness, harness.issue("push", namespaces=["globex"])[1], "globex/own")
+    same, other = harness.files(), harness.files()
+    harness.push("acme/support", same)
     pusher.create()
-    assert pusher.push(world.files()).status_code == 200  # a first version: the configuration and the card are there
+    assert pusher.push(harness.files()).status_code == 200  # a first version: the configuration and the card are there
     work = []
     for files in (same, other):
         answers: list[int] = []
 
-        def push(files: forge.Files = files, answers: list[int] = answers) -> None:
-            answers.append(pusher.commit(add(forge.WEIGHTS, files[forge.WEIGHTS])).status_code)
+        def push(files: samples.Files = files, answers: list[int] = answers) -> None:
+            answers.append(pusher.commit(add(samples.WEIGHTS, files[samples.WEIGHTS])).status_code)
 
-        work.append(work_of(world, stored, push))
+        work.append(work_of(harness, stored, push))
         assert answers == [200]
     assert work[0] == work[1]
 
@@ -204,76 +204,76 @@ HUB_REQUESTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("route", HUB_REQUESTS)
 def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absent_one(
-    blobs_in_memory: World, stored: Calls, route: str
+    blobs_in_memory: Harness, stored: Calls, route: str
 ) -> None:
-    world = blobs_in_memory
-    world.push("acme/support")
-    world.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(world, "bob", namespaces=["globex"])
-    send(world, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
+    harness = blobs_in_memory
+    harness.push("acme/support")
+    harness.admin.create_namespace("globex", owner="bob")
+    mine = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", mine)  # a token's first use is noted
     method, path = route.split()
     work, answers = [], []
     for name in ("acme/support", "acme/nothing"):
 
         def ask(url: str = path.format(name)) -> None:
-            answers.append(send(world, method, url, mine, json=HUB_REQUESTS[route]))
+            answers.append(send(harness, method, url, mine, json=HUB_REQUESTS[route]))
 
-        work += [work_of(world, stored, ask) for _ in range(2)]
+        work += [work_of(harness, stored, ask) for _ in range(2)]
     assert work[:2] == work[2:]
     assert {answer.status_code for answer in answers} == {404}
     assert len({answer.headers["x-error-message"].replace("nothing", "support") for answer in answers}) == 1
 
 
-def test_planning_a_pull_of_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: World) -> None:
-    world = blobs_in_memory
-    world.push("acme/support")
-    world.admin.create_namespace("globex", owner="bob")
-    mine = of_subject(world, "bob", namespaces=["globex"])
-    send(world, "GET", "/api/v1/whoami", mine)
+def test_planning_a_pull_of_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: Harness) -> None:
+    harness = blobs_in_memory
+    harness.push("acme/support")
+    harness.admin.create_namespace("globex", owner="bob")
+    mine = of_subject(harness, "bob", namespaces=["globex"])
+    send(harness, "GET", "/api/v1/whoami", mine)
 
     def ask(ref: str) -> None:
-        answer = send(world, "POST", "/api/v1/pulls", mine, json={"refs": [ref]})
+        answer = send(harness, "POST", "/api/v1/pulls", mine, json={"refs": [ref]})
         assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
 
-    seen, absent = (work_of(world, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
+    seen, absent = (work_of(harness, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
     assert seen == absent
 
 
-def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: World) -> None:
-    world = blobs_in_memory
-    mine = world.issue("push", "pull", namespaces=["globex"])[1]
-    same, other = world.files(), world.files()
+def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: Harness) -> None:
+    harness = blobs_in_memory
+    mine = harness.issue("push", "pull", namespaces=["globex"])[1]
+    same, other = harness.files(), harness.files()
     for name, content in (("acme/support", same), ("globex/one", same), ("globex/two", other)):
-        world.push(name, content)
-    asked = [send(world, "HEAD", "/acme/support/resolve/main/README.md", world.secret)]
-    send(world, "GET", "/api/v1/whoami", mine)
+        harness.push(name, content)
+    asked = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
+    send(harness, "GET", "/api/v1/whoami", mine)
     work = []
 
     def look(path: str) -> None:
-        asked.append(send(world, "HEAD", path, mine))
+        asked.append(send(harness, "HEAD", path, mine))
 
     for name in ("one", "two"):
         path = f"/globex/{name}/resolve/main/README.md"
-        work.append(work_of(world, [], partial(look, path)))
+        work.append(work_of(harness, [], partial(look, path)))
     assert [answer.status_code for answer in asked] == [200, 200, 200]
     assert asked[0].headers["etag"] == asked[1].headers["etag"] != asked[2].headers["etag"]
     assert work[0] == work[1]
     assert any(statement.startswith("UPDATE version_file") for statement in work[0][0])
 
 
-def test_promoting_bytes_that_are_stored_leaves_nothing_in_staging(world: World) -> None:
+def test_promoting_bytes_that_are_stored_leaves_nothing_in_staging(harness: Harness) -> None:
     """Also where the staged bytes are gone by then: a commit may be repeated."""
     data = b"the same bytes" * 100
     digest = Digest.of(data)
     for push_id in ("psh_one", "psh_two"):
         key = f"staging/{push_id}/{digest.hex}"
-        world.blobs.put(key, [data], limit_bytes=len(data))
-        world.blobs.promote(key, digest)
-        world.blobs.promote(key, digest)
-        world.blobs.delete(key)
-        world.blobs.promote(key, digest)
-    assert list(world.blobs.list("staging/")) == []
-    assert [stat.key for stat in world.blobs.list("blobs/")] == [key_of(digest)]
-    world.blobs.delete(key_of(digest))
+        harness.blobs.put(key, [data], limit_bytes=len(data))
+        harness.blobs.promote(key, digest)
+        harness.blobs.promote(key, digest)
+        harness.blobs.delete(key)
+        harness.blobs.promote(key, digest)
+    assert list(harness.blobs.list("staging/")) == []
+    assert [stat.key for stat in harness.blobs.list("blobs/")] == [key_of(digest)]
+    harness.blobs.delete(key_of(digest))
     with pytest.raises(NotFound):
-        world.blobs.promote(key, digest)
+        harness.blobs.promote(key, digest)

@@ -28,7 +28,7 @@ from registry.server.database import db
 from registry.server.database.models import EventRow, PublisherRow, TokenRow, UsedAssertionRow
 from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
 from tests.access.tenants import of_subject, send
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 RULE = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train", "ref": "refs/heads/*"})
 
@@ -51,47 +51,49 @@ def people(tmp_path: Path, provider: Provider) -> Provider:
 
 
 @pytest.fixture
-def world(database_url: str, provider: Provider, people: Provider) -> Iterator[World]:
+def harness(database_url: str, provider: Provider, people: Provider) -> Iterator[Harness]:
     assert people.issuer != provider.issuer
-    with World(database_url, issuers=provider.settings, failures_per_minute=0) as made:
+    with Harness(database_url, issuers=provider.settings, failures_per_minute=0) as made:
         made.add_base()
         made.admin.add_publisher("acme/support", RULE)
         yield made
 
 
-def exchange(world: World, assertion: str, adapter: str = "acme/support") -> Any:
-    return world.client("").exchange_token(assertion, adapter=adapter)
+def exchange(harness: Harness, assertion: str, adapter: str = "acme/support") -> Any:
+    return harness.client("").exchange_token(assertion, adapter=adapter)
 
 
-def sign_in(world: World, assertion: str) -> Any:
-    return exchange(world, assertion, "")
+def sign_in(harness: Harness, assertion: str) -> Any:
+    return exchange(harness, assertion, "")
 
 
-def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(world: World, provider: Provider) -> None:
-    made = exchange(world, provider.sign())
+def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(
+    harness: Harness, provider: Provider
+) -> None:
+    made = exchange(harness, provider.sign())
     assert (made.token.scopes, made.token.adapters) == (["push"], ["acme/support"])
     assert made.token.expires_at - db.now() <= timedelta(minutes=15)
-    ci = world.client(made.secret)
-    assert world.push("acme/support", by=ci).created
+    ci = harness.client(made.secret)
+    assert harness.push("acme/support", by=ci).created
     with pytest.raises(NotFound):
-        world.push("acme/other", by=ci)
+        harness.push("acme/other", by=ci)
     with pytest.raises(Denied):
         ci.promote("acme/support", "canary", "1", generation=0)
 
 
-def test_a_token_lasts_no_longer_than_the_identity_token(world: World, provider: Provider) -> None:
+def test_a_token_lasts_no_longer_than_the_identity_token(harness: Harness, provider: Provider) -> None:
     ends = int(time.time()) + 600
-    assert exchange(world, provider.sign(exp=ends)).token.expires_at.timestamp() == ends
+    assert exchange(harness, provider.sign(exp=ends)).token.expires_at.timestamp() == ends
 
 
-def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(world: World, people: Provider) -> None:
-    world.push("acme/support")
-    made = sign_in(world, people.sign(sub="u1", email="alice@example.org", email_verified=True))
-    alice = world.client(made.secret)
+def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(harness: Harness, people: Provider) -> None:
+    harness.push("acme/support")
+    made = sign_in(harness, people.sign(sub="u1", email="alice@example.org", email_verified=True))
+    alice = harness.client(made.secret)
     assert alice.whoami().subject == "alice@example.org"
     with pytest.raises(NotFound):
         alice.resolve("acme/support")
-    world.admin.grant_role("acme", "alice@example.org", "reader")
+    harness.admin.grant_role("acme", "alice@example.org", "reader")
     assert alice.resolve("acme/support").number == 1
 
 
@@ -149,83 +151,83 @@ FORGED_PEOPLE: dict[str, dict[str, Any]] = {
 
 
 def test_every_forged_identity_token_gets_the_same_answer_and_stores_nothing(
-    world: World, provider: Provider, people: Provider
+    harness: Harness, provider: Provider, people: Provider
 ) -> None:
     forged = {what: make(provider) for what, make in FORGED.items()}
     forged |= {what: people.sign(**claims) for what, claims in FORGED_PEOPLE.items()}
     answers = {
-        what: send(world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
+        what: send(harness, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"})
         for what, assertion in forged.items()
     }
     nobodys = {"assertion": people.sign(email="a@example.org")}
-    answers["a person who names no adapter"] = send(world, "POST", "/api/v1/tokens/exchange", json=nobodys)
+    answers["a person who names no adapter"] = send(harness, "POST", "/api/v1/tokens/exchange", json=nobodys)
     assert {what: a.status_code for what, a in answers.items() if a.status_code != 401} == {}
     assert len({a.json()["detail"] for a in answers.values()}) == 1
-    with world.session() as session:
+    with harness.session() as session:
         assert rows(session, UsedAssertionRow) == []
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
 
 
 def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url: str, provider: Provider) -> None:
-    with World(database_url, issuers=provider.settings, failures_per_minute=3) as world:
-        world.admin.add_publisher("acme/support", RULE)
+    with Harness(database_url, issuers=provider.settings, failures_per_minute=3) as harness:
+        harness.admin.add_publisher("acme/support", RULE)
         forged = {"assertion": provider.sign(aud="https://elsewhere.example.org"), "adapter": "acme/support"}
-        asked = [send(world, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
+        asked = [send(harness, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
         assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
         assert asked[-1].headers["retry-after"].isdigit()
-        assert exchange(world, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
+        assert exchange(harness, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
 
 
-def test_an_adapter_that_does_not_trust_the_job_looks_like_an_absent_one(world: World, provider: Provider) -> None:
-    world.push("globex/secret")
+def test_an_adapter_that_does_not_trust_the_job_looks_like_an_absent_one(harness: Harness, provider: Provider) -> None:
+    harness.push("globex/secret")
     for adapter in ("globex/secret", "globex/nothing"):
         with pytest.raises(Unauthenticated):
-            exchange(world, provider.sign(), adapter)
-    assert exchange(world, provider.sign(), "acme/support").token.adapters == ["acme/support"]
+            exchange(harness, provider.sign(), adapter)
+    assert exchange(harness, provider.sign(), "acme/support").token.adapters == ["acme/support"]
 
 
 @pytest.mark.security
-def test_no_rule_of_an_owner_changes_what_a_person_gets(world: World, people: Provider) -> None:
-    world.admin.create_namespace("evil", owner="mallory@example.org")
-    mallory = world.client(of_subject(world, "mallory@example.org"))
+def test_no_rule_of_an_owner_changes_what_a_person_gets(harness: Harness, people: Provider) -> None:
+    harness.admin.create_namespace("evil", owner="mallory@example.org")
+    mallory = harness.client(of_subject(harness, "mallory@example.org"))
     trap = PublisherAdd(issuer=LOGIN_ISSUER, claims={"email": "*@example.org"})
     with pytest.raises(Invalid, match="is for sign-in"):
         mallory.add_publisher("evil/trap", trap)
-    with world.session(write=True) as session:  # as a registry stored it whose issuer had no login then
+    with harness.session(write=True) as session:  # as a registry stored it whose issuer had no login then
         now = db.now()
         rule: dict[str, Any] = {"issuer": LOGIN_ISSUER, "claims": trap.claims, "created_at": now, "created_by": "m"}
         session.add(PublisherRow(id="pub_1", namespace="evil", name="trap", **rule))
     person = people.sign(email="alice@example.org", email_verified=True)
-    made = sign_in(world, person).token
+    made = sign_in(harness, person).token
     assert (made.subject, made.adapters) == ("alice@example.org", [])
     with pytest.raises(Unauthenticated):
-        exchange(world, people.sign(email="alice@example.org", email_verified=True), "evil/trap")
+        exchange(harness, people.sign(email="alice@example.org", email_verified=True), "evil/trap")
 
 
 @pytest.mark.security
-def test_no_rules_of_other_adapters_change_what_a_job_gets(world: World, provider: Provider) -> None:
-    with world.session(write=True) as session:
+def test_no_rules_of_other_adapters_change_what_a_job_gets(harness: Harness, provider: Provider) -> None:
+    with harness.session(write=True) as session:
         for n in range(101):
             rule: dict[str, Any] = {"issuer": ISSUER, "claims": {"repository": "*/train"}, "created_by": "m"}
             session.add(PublisherRow(id=f"pub_{n}", namespace="aaa", name=f"trap-{n}", created_at=db.now(), **rule))
-    assert exchange(world, provider.sign()).token.adapters == ["acme/support"]
+    assert exchange(harness, provider.sign()).token.adapters == ["acme/support"]
 
 
 @pytest.mark.security
-def test_a_job_names_its_adapter_however_many_rules_match(world: World, provider: Provider) -> None:
+def test_a_job_names_its_adapter_however_many_rules_match(harness: Harness, provider: Provider) -> None:
     """The answer depends on the issuer alone, so it tells nobody which adapters trust the job."""
     for assertion in (provider.sign(), provider.sign(repository="globex/train")):
         with pytest.raises(Invalid, match="exchanged for one adapter") as refused:
-            exchange(world, assertion, "")
+            exchange(harness, assertion, "")
         assert "--adapter" in refused.value.next_step
 
 
 @pytest.mark.security
-def test_the_rules_of_a_namespace_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rules_of_a_namespace_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishers, "RULES_LIMIT", 2)
-    world.admin.add_publisher("acme/other", RULE)
+    harness.admin.add_publisher("acme/other", RULE)
     with pytest.raises(TooLarge, match="the limit"):
-        world.admin.add_publisher("acme/third", RULE)
+        harness.admin.add_publisher("acme/third", RULE)
 
 
 @pytest.mark.security
@@ -297,43 +299,43 @@ def test_strangers_who_name_unknown_keys_cause_one_download(
 
 @pytest.mark.security
 def test_an_identity_token_ends_by_the_clock_that_forgets_it(
-    world: World, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server whose clock is late would accept a token whose use is forgotten by the database's clock."""
     assertion = provider.sign()
-    exchange(world, assertion)
+    exchange(harness, assertion)
     monkeypatch.setattr(db, "_skew", timedelta(minutes=10))
     with pytest.raises(Unauthenticated):
-        exchange(world, assertion)
+        exchange(harness, assertion)
     with pytest.raises(Unauthenticated):
-        exchange(world, provider.sign(exp=int(NOW()) + 400))
+        exchange(harness, provider.sign(exp=int(NOW()) + 400))
 
 
-def test_an_identity_token_is_accepted_once_even_under_a_race(world: World, provider: Provider) -> None:
+def test_an_identity_token_is_accepted_once_even_under_a_race(harness: Harness, provider: Provider) -> None:
     def ask(assertion: str) -> int:
         return send(
-            world, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"}
+            harness, "POST", "/api/v1/tokens/exchange", json={"assertion": assertion, "adapter": "acme/support"}
         ).status_code
 
     with ThreadPoolExecutor(2) as pool:
         for _ in range(10):
             assertion = provider.sign()
             assert sorted(pool.map(ask, [assertion, assertion])) == [201, 401]
-    with world.session() as session:
+    with harness.session() as session:
         assert len(rows(session, UsedAssertionRow)) == 10
 
 
-def test_a_jti_is_stored_longer_than_its_token_is_valid(world: World, provider: Provider) -> None:
-    exchange(world, provider.sign(exp=int(NOW()) - 1, iat=int(NOW()) - 60))
-    with world.session() as session:
+def test_a_jti_is_stored_longer_than_its_token_is_valid(harness: Harness, provider: Provider) -> None:
+    exchange(harness, provider.sign(exp=int(NOW()) - 1, iat=int(NOW()) - 60))
+    with harness.session() as session:
         (kept,) = rows(session, UsedAssertionRow)
     assert (kept.expires_at - db.now()).total_seconds() > LEEWAY_SECONDS
 
 
-def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(world: World, provider: Provider) -> None:
+def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(harness: Harness, provider: Provider) -> None:
     assertion = provider.sign()
-    made = exchange(world, assertion)
-    with world.session() as session:
+    made = exchange(harness, assertion)
+    with harness.session() as session:
         events = [e.model_dump_json() for e in rows(session, EventRow)]
         assert [e.action for e in rows(session, EventRow)].count("token.exchange") == 1
         kept = "".join(events + [row.model_dump_json() for row in rows(session, TokenRow)])
@@ -341,28 +343,28 @@ def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(world: World, provi
     assert assertion not in kept
 
 
-def test_a_transfer_or_a_removal_ends_a_trusted_publisher(world: World, provider: Provider) -> None:
-    world.push("acme/support")
-    token = world.client(exchange(world, provider.sign()).secret)
-    world.admin.rename("acme/support", "acme/helpdesk")
+def test_a_transfer_or_a_removal_ends_a_trusted_publisher(harness: Harness, provider: Provider) -> None:
+    harness.push("acme/support")
+    token = harness.client(exchange(harness, provider.sign()).secret)
+    harness.admin.rename("acme/support", "acme/helpdesk")
     with pytest.raises(Unauthenticated):
-        exchange(world, provider.sign())
+        exchange(harness, provider.sign())
     with pytest.raises(NotFound):
-        world.push("acme/helpdesk", by=token)
-    made = world.admin.add_publisher("acme/helpdesk", RULE)
-    assert exchange(world, provider.sign(), "acme/helpdesk").token.adapters == ["acme/helpdesk"]
-    world.admin.remove_publisher("acme/helpdesk", made.id)
-    assert world.admin.publishers("acme/helpdesk").items == []
+        harness.push("acme/helpdesk", by=token)
+    made = harness.admin.add_publisher("acme/helpdesk", RULE)
+    assert exchange(harness, provider.sign(), "acme/helpdesk").token.adapters == ["acme/helpdesk"]
+    harness.admin.remove_publisher("acme/helpdesk", made.id)
+    assert harness.admin.publishers("acme/helpdesk").items == []
     with pytest.raises(Unauthenticated):
-        exchange(world, provider.sign(), "acme/helpdesk")
+        exchange(harness, provider.sign(), "acme/helpdesk")
 
 
 @pytest.mark.parametrize(
     "claims", [{"repository": "*"}, {"a": "*", "b": "**"}, {"": "x"}, {"a": "x" * 600}, {"a": "*" * 9}]
 )
-def test_a_rule_that_would_trust_everybody_is_refused(world: World, claims: dict[str, str]) -> None:
+def test_a_rule_that_would_trust_everybody_is_refused(harness: Harness, claims: dict[str, str]) -> None:
     with pytest.raises(Invalid):
-        world.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
+        harness.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims=claims))
 
 
 @pytest.mark.parametrize(

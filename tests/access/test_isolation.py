@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from registry.digest import Digest
-from tests import conftest, forge
+from tests import conftest, samples
 from tests.access.tenants import send
 from tests.bulk import answer_about, commit_body, push_body
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -35,20 +35,20 @@ VARIES = (
 )
 
 
-def files(seed: int) -> forge.Files:
-    return forge.lora(forge.llama(), seed=seed)
+def files(seed: int) -> samples.Files:
+    return samples.lora(samples.llama(), seed=seed)
 
 
 class Tenant:
     """Tenant B: asks everything that one can ask, and keeps the answers without what differs from run to run."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.secret = world.issue("admin", namespaces=["globex"], name="tenant-b")[1]
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.secret = harness.issue("admin", namespaces=["globex"], name="tenant-b")[1]
         self.heard: list[tuple[str, int, tuple[tuple[str, str], ...], bytes]] = []
 
     def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        answer = send(self.world, method, "/api/v1" + path, self.secret, **rest)
+        answer = send(self.harness, method, "/api/v1" + path, self.secret, **rest)
         body = answer.content
         for pattern, instead in VARIES:
             body = re.sub(pattern, instead, body)
@@ -58,8 +58,8 @@ class Tenant:
         self.heard.append((f"{method} {shown}", status, tuple(sorted(kept.items())), body))
         return answer
 
-    def push(self, name: str, content: forge.Files) -> None:
-        manifest = self.world.manifest(content)
+    def push(self, name: str, content: samples.Files) -> None:
+        manifest = self.harness.manifest(content)
         body = push_body(name, manifest.model_dump(mode="json"))
         plan = answer_about(self.ask("POST", "/pushes", json=body))
         if plan.status_code != 200:
@@ -75,7 +75,7 @@ class Tenant:
         self.push("globex/supp0rt", files(7))
         self.push("acme/support", files(8))
         self.uncommitted(files(9))
-        digests = [self.world.manifest(files(seed)).digest for seed in range(6)]
+        digests = [self.harness.manifest(files(seed)).digest for seed in range(6)]
         for adapter in ("globex/support", "acme/support", "acme/nothing", "globex/nothing"):
             self.look(adapter, digests)
         for path in (
@@ -128,9 +128,9 @@ class Tenant:
             self.ask("POST", f"/adapters/{adapter}/aliases/canary/rollback", json={"to": "1"})
             self.ask("POST", f"/adapters/{adapter}/versions/2/yank", json={"reason": "r"})
 
-    def uncommitted(self, content: forge.Files) -> None:
+    def uncommitted(self, content: samples.Files) -> None:
         """A commit that names digests whose bytes were never sent."""
-        manifest = self.world.manifest(content)
+        manifest = self.harness.manifest(content)
         body = push_body("globex/support", manifest.model_dump(mode="json"))
         plan = answer_about(self.ask("POST", "/pushes", json=body)).json()
         self.ask("POST", "/pushes/commit", json=commit_body(plan["push_id"]))
@@ -141,25 +141,25 @@ class Tenant:
             self.ask("PUT", link, content=b"x" * item["size_bytes"])
 
 
-def other_tenant(world: World) -> None:
+def other_tenant(harness: Harness) -> None:
     """Tenant A: the same bytes under the same and other names, promoted, yanked, with roles and tokens."""
-    world.admin.create_namespace("acme", owner="alice")
+    harness.admin.create_namespace("acme", owner="alice")
     for seed in range(4):
-        world.push("acme/support", files(seed))
-        world.push(f"acme/other-{seed}", files(seed))
-    world.admin.promote("acme/support", "canary", "1", generation=0)
-    world.admin.yank("acme/support@2", "no good")
-    world.issue("push", namespaces=["acme"])
+        harness.push("acme/support", files(seed))
+        harness.push(f"acme/other-{seed}", files(seed))
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    harness.admin.yank("acme/support@2", "no good")
+    harness.issue("push", namespaces=["acme"])
 
 
 def heard(url: str, *, with_other: bool) -> Tenant:
-    with World(url) as world:
-        world.add_base()
+    with Harness(url) as harness:
+        harness.add_base()
         if with_other:
-            other_tenant(world)
-        tenant = Tenant(world)
+            other_tenant(harness)
+        tenant = Tenant(harness)
         tenant.script()
-        world.give_back([job.id for job in world.admin.jobs(state="running").items])
+        harness.give_back([job.id for job in harness.admin.jobs(state="running").items])
     return tenant
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.access.matrix import Matrix, indifferent, table
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -20,8 +20,8 @@ def database_kind() -> str:
     return "sqlite"
 
 
-def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(world: World) -> None:
-    answers = list(Matrix(world).answers())
+def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(harness: Harness) -> None:
+    answers = list(Matrix(harness).answers())
     found, wanted = table(iter(answers)), COMMITTED.read_text()
     assert found == wanted, "if this is on purpose: python -m tests.access.matrix > tests/access/matrix.txt"
     # 501: a push in the Hub's dialect, which is refused with a sentence

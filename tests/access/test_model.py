@@ -21,9 +21,9 @@ from registry.api.access import NamespaceSet
 from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.roles import SCOPES_OF_ROLE, Role
-from tests import forge
+from tests import samples
 from tests.access.tenants import of_subject
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -209,16 +209,16 @@ class Oracle:
 class Pair:
     """The registry and the dictionary, taking the same steps in namespaces of their own."""
 
-    def __init__(self, world: World, contents: list[forge.Files], example: int) -> None:
-        self.world, self.contents, self.oracle = world, contents, Oracle()
+    def __init__(self, harness: Harness, contents: list[samples.Files], example: int) -> None:
+        self.harness, self.contents, self.oracle = harness, contents, Oracle()
         self.spaces = (f"a{example}x", f"b{example}x")
         self.subjects = {name: f"{name}-{example}" for name in SUBJECTS}
-        self.clients = {"admin": world.admin} | {name: self.token(name) for name in SUBJECTS}
+        self.clients = {"admin": harness.admin} | {name: self.token(name) for name in SUBJECTS}
         for space in self.spaces:
-            world.admin.create_namespace(space)
+            harness.admin.create_namespace(space)
 
     def token(self, name: str) -> Registry:
-        return self.world.client(of_subject(self.world, self.subjects[name]))
+        return self.harness.client(of_subject(self.harness, self.subjects[name]))
 
     def step(self, act: str, who: str, location: int, word: str, number: int, other: str) -> tuple[str, str]:
         """What the registry and what the dictionary say."""
@@ -228,7 +228,7 @@ class Pair:
         role, to = list(Role)[number], (self.spaces[number % 2], other)
         subject = SUBJECTS[number % 2]
         if act == "push":
-            real = _code(lambda: self.world.push(name, self.contents[number], by=client))
+            real = _code(lambda: self.harness.push(name, self.contents[number], by=client))
             return real, model.push(who, space, word, number)
         if act in ("promote", "stale"):
             line = model.lines.get((space, word), Line())
@@ -285,16 +285,16 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
+def harness(database_url: str) -> Iterator[Harness]:
     """So many tokens end in a minute that their last words would be told to wait."""
-    with World(database_url, failures_per_minute=0) as made:
+    with Harness(database_url, failures_per_minute=0) as made:
         yield made
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_the_registry_and_the_model_never_disagree(world: World, part: int) -> None:
-    world.add_base()
-    contents = [world.files() for _ in Role]
+def test_the_registry_and_the_model_never_disagree(harness: Harness, part: int) -> None:
+    harness.add_base()
+    contents = [harness.files() for _ in Role]
     examples = itertools.count(10)
     pick = strategies.sampled_from
     step = strategies.tuples(
@@ -316,7 +316,7 @@ def test_the_registry_and_the_model_never_disagree(world: World, part: int) -> N
     @hypothesis.seed(part)
     @hypothesis.given(strategies.lists(step, min_size=STEPS, max_size=STEPS))
     def agree(steps: list[tuple[str, str, int, str, int, str]]) -> None:
-        pair = Pair(world, contents, next(examples))
+        pair = Pair(harness, contents, next(examples))
         for number, taken in enumerate(steps):
             real, expected = pair.step(*taken)
             assert real == expected, (number, taken)

@@ -30,12 +30,12 @@ from registry.server.database.models import (
 )
 from tests.access.tenants import Tenants, send
 from tests.bulk import PUSHES, answer_about, push_body
-from tests.world import World, rows, upload
+from tests.harness import Harness, rows, upload
 
 
 @pytest.fixture
-def tenants(world: World) -> Tenants:
-    return Tenants(world)
+def tenants(harness: Harness) -> Tenants:
+    return Tenants(harness)
 
 
 @pytest.mark.parametrize(
@@ -57,91 +57,93 @@ def test_names_that_look_alike_have_one_skeleton(one: str, other: str, alike: bo
 
 def test_a_similar_name_is_refused_at_the_plan_and_the_other_name_is_shown(tenants: Tenants) -> None:
     with pytest.raises(Conflict) as caught:
-        tenants.world.push("acme/supp0rt", by=tenants.client("pusher"))
+        tenants.harness.push("acme/supp0rt", by=tenants.client("pusher"))
     assert caught.value.code == "NAME_TAKEN"
     assert "'support'" in caught.value.detail
     assert [reason.code for reason in caught.value.findings] == ["name.too_similar"]
-    tenants.world.push("globex/supp0rt")
-    with tenants.world.session() as session:
+    tenants.harness.push("globex/supp0rt")
+    with tenants.harness.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["support", "secret", "supp0rt"]
 
 
 def test_a_refusal_does_not_show_a_name_that_the_actor_may_not_see(tenants: Tenants) -> None:
     bound = TokenCreate(name="ci", scopes=["push"], namespaces=["acme"], adapters=["acme/supp0rt"])
     with pytest.raises(Conflict) as caught:
-        tenants.world.push("acme/supp0rt", by=tenants.world.client(tenants.world.admin.create_token(bound).secret))
+        tenants.harness.push(
+            "acme/supp0rt", by=tenants.harness.client(tenants.harness.admin.create_token(bound).secret)
+        )
     assert "'support'" not in caught.value.detail
-    elsewhere = tenants.world.actor("push", namespaces=["g1obex"])
+    elsewhere = tenants.harness.actor("push", namespaces=["g1obex"])
     with pytest.raises(Conflict) as caught:
-        tenants.world.push("g1obex/x", by=elsewhere)
+        tenants.harness.push("g1obex/x", by=elsewhere)
     assert "'globex'" not in caught.value.detail
 
 
 def test_of_two_similar_names_whose_plans_both_passed_one_is_created(tenants: Tenants) -> None:
     """The plan only checks; the primary key of the row decides."""
-    with tenants.world.session(write=True) as session:
+    with tenants.harness.session(write=True) as session:
         reserved_names.reserve_adapter(session, TRUSTED, AdapterName("acme", "helper"))
-    with pytest.raises(Conflict), tenants.world.session(write=True) as session:
+    with pytest.raises(Conflict), tenants.harness.session(write=True) as session:
         reserved_names.reserve_adapter(session, TRUSTED, AdapterName("acme", "he1per"))
 
 
 def test_the_first_push_creates_the_namespace_and_reserves_its_name(tenants: Tenants) -> None:
-    tenants.world.push("initech/x")
-    assert tenants.world.admin.namespace("initech").used_versions == 1
+    tenants.harness.push("initech/x")
+    assert tenants.harness.admin.namespace("initech").used_versions == 1
     with pytest.raises(Conflict):
-        tenants.world.admin.create_namespace("1nitech")
+        tenants.harness.admin.create_namespace("1nitech")
     with pytest.raises(Conflict):
-        tenants.world.admin.create_namespace("initech")
+        tenants.harness.admin.create_namespace("initech")
 
 
 # ------------------------------------------------------------------ what is gone
 def test_deleting_an_adapter_deletes_its_rows_and_reserves_its_name_forever(tenants: Tenants) -> None:
-    world = tenants.world
-    world.push("acme/support")
-    world.validate("acme/support@1")
-    world.admin.promote("acme/support", "canary", "1", generation=0)
-    with world.session(write=True) as session:  # a row that points at one that points at a version
+    harness = tenants.harness
+    harness.push("acme/support")
+    harness.validate("acme/support@1")
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    with harness.session(write=True) as session:  # a row that points at one that points at a version
         job = next(row for row in rows(session, JobRow) if row.namespace == "acme")
         session.add(JobStepRow(job_id=job.id, attempt=1, at=job.created_at, message="loads the base"))
     assert tenants.client("owner").delete_adapter("acme/support").versions == 2
     with pytest.raises(NotFound):
-        world.admin.resolve("acme/support")
+        harness.admin.resolve("acme/support")
     for name in ("acme/support", "acme/supp0rt"):
         with pytest.raises(Conflict) as caught:
-            world.push(name)
+            harness.push(name)
         assert caught.value.code == "NAME_TOMBSTONED"
-    with world.session() as session:
+    with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
         assert [e.action for e in rows(session, EventRow)].count("adapter.delete") == 1
-    assert [job.subject for job in world.admin.jobs().items] == ["globex/secret@1"]
+    assert [job.subject for job in harness.admin.jobs().items] == ["globex/secret@1"]
 
 
 def test_a_push_whose_adapter_is_deleted_before_the_commit_stores_nothing(tenants: Tenants) -> None:
-    world = tenants.world
-    files = world.files()
+    harness = tenants.harness
+    files = harness.files()
     client: Registry = tenants.client("pusher")
-    plan = client.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    tenants.world.admin.delete_adapter("acme/support")
+    plan = client.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    tenants.harness.admin.delete_adapter("acme/support")
     with pytest.raises(NotFound):
         client.commit_push(plan.push_id)
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.name for row in rows(session, AdapterRow)] == ["secret"]
 
 
 def test_a_transfer_keeps_versions_and_history_and_reserves_the_old_name(tenants: Tenants) -> None:
-    world = tenants.world
-    world.admin.promote("acme/support", "canary", "1", generation=0)
-    before = world.admin.resolve("acme/support@1").digest
-    moved = tenants.world.admin.rename("acme/support", "globex/helpdesk")
+    harness = tenants.harness
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    before = harness.admin.resolve("acme/support@1").digest
+    moved = tenants.harness.admin.rename("acme/support", "globex/helpdesk")
     assert (moved.name, moved.digest, moved.aliases) == ("globex/helpdesk", before, {"main": 1, "canary": 1})
-    assert len(world.admin.history("globex/helpdesk").moves) == 2
-    assert [job.subject for job in world.admin.jobs(ref="globex/helpdesk").items] == ["globex/helpdesk@1"]
+    assert len(harness.admin.history("globex/helpdesk").moves) == 2
+    assert [job.subject for job in harness.admin.jobs(ref="globex/helpdesk").items] == ["globex/helpdesk@1"]
     with pytest.raises(NotFound):
         tenants.client("owner").resolve("globex/helpdesk")
     with pytest.raises(Conflict):
-        world.push("acme/support")
+        harness.push("acme/support")
     with pytest.raises(Conflict):
-        tenants.world.admin.rename("globex/helpdesk", "globex/secret")
+        tenants.harness.admin.rename("globex/helpdesk", "globex/secret")
 
 
 def test_a_transfer_needs_rights_in_both_namespaces(tenants: Tenants) -> None:
@@ -154,10 +156,10 @@ def test_only_an_empty_namespace_can_be_deleted_and_its_roles_end_with_it(tenant
     with pytest.raises(Conflict) as caught:
         tenants.client("owner").delete_namespace("acme")
     assert caught.value.code == "NAMESPACE_IN_USE"
-    tenants.world.admin.delete_adapter("acme/support")
+    tenants.harness.admin.delete_adapter("acme/support")
     tenants.client("owner").delete_namespace("acme")
     assert tenants.client("owner").whoami().roles == {}
-    for make in (lambda: tenants.world.admin.create_namespace("acme"), lambda: tenants.world.push("acme/x")):
+    for make in (lambda: tenants.harness.admin.create_namespace("acme"), lambda: tenants.harness.push("acme/x")):
         with pytest.raises(Conflict) as caught:
             make()
         assert caught.value.code == "NAME_TOMBSTONED"
@@ -165,42 +167,42 @@ def test_only_an_empty_namespace_can_be_deleted_and_its_roles_end_with_it(tenant
 
 # ------------------------------------------------------------------ limits
 def test_a_quota_of_versions_is_checked_at_the_plan_and_again_at_the_commit(tenants: Tenants) -> None:
-    world = tenants.world
-    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=2))
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    world.push("acme/support")
+    harness = tenants.harness
+    tenants.harness.admin.change_namespace("acme", NamespaceSet(quota_versions=2))
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    harness.push("acme/support")
     with pytest.raises(TooLarge) as caught:
-        world.push("acme/support")
+        harness.push("acme/support")
     assert caught.value.code == "QUOTA_EXCEEDED"
-    upload(world.admin, plan, files)
+    upload(harness.admin, plan, files)
     with pytest.raises(TooLarge):
-        world.admin.commit_push(plan.push_id)
-    assert tenants.world.admin.namespace("acme").used_versions == 2
-    world.push("acme/support", tenants.files)  # what is there already is no new version
-    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=0))
-    world.admin.commit_push(plan.push_id)
-    assert tenants.world.admin.namespace("acme").used_versions == 3
+        harness.admin.commit_push(plan.push_id)
+    assert tenants.harness.admin.namespace("acme").used_versions == 2
+    harness.push("acme/support", tenants.files)  # what is there already is no new version
+    tenants.harness.admin.change_namespace("acme", NamespaceSet(quota_versions=0))
+    harness.admin.commit_push(plan.push_id)
+    assert tenants.harness.admin.namespace("acme").used_versions == 3
 
 
 def test_a_quota_of_bytes_counts_shared_bytes_in_full(tenants: Tenants) -> None:
-    world = tenants.world
-    used = tenants.world.admin.namespace("acme").used_bytes
-    world.push("globex/same", tenants.files)
-    assert tenants.world.admin.namespace("acme").used_bytes == used
-    tenants.world.admin.create_namespace("initech")
-    tenants.world.admin.change_namespace("initech", NamespaceSet(quota_bytes=used - 1))
+    harness = tenants.harness
+    used = tenants.harness.admin.namespace("acme").used_bytes
+    harness.push("globex/same", tenants.files)
+    assert tenants.harness.admin.namespace("acme").used_bytes == used
+    tenants.harness.admin.create_namespace("initech")
+    tenants.harness.admin.change_namespace("initech", NamespaceSet(quota_bytes=used - 1))
     with pytest.raises(TooLarge):
-        world.push("initech/same", tenants.files)
-    tenants.world.admin.change_namespace("initech", NamespaceSet(quota_bytes=used))
-    world.push("initech/same", tenants.files)
-    assert tenants.world.admin.namespace("initech").used_bytes == used
+        harness.push("initech/same", tenants.files)
+    tenants.harness.admin.change_namespace("initech", NamespaceSet(quota_bytes=used))
+    harness.push("initech/same", tenants.files)
+    assert tenants.harness.admin.namespace("initech").used_bytes == used
 
 
 @pytest.mark.security
 def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) -> None:
-    world, admin = tenants.world, tenants.world.admin
-    plans = [PushRequest(manifest=world.manifest(world.files(seed=seed))) for seed in (11, 12, 13)]
+    harness, admin = tenants.harness, tenants.harness.admin
+    plans = [PushRequest(manifest=harness.manifest(harness.files(seed=seed))) for seed in (11, 12, 13)]
     first = admin.plan_push("acme/one", plans[0])
     second = admin.plan_push("acme/two", plans[1])
     staged = sum(upload.size_bytes for upload in (*first.uploads, *second.uploads))
@@ -210,7 +212,7 @@ def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) 
         admin.plan_push("acme/three", plans[2])
     assert caught.value.code == "QUOTA_EXCEEDED"
     assert admin.plan_push("acme/one", plans[0]).push_id == first.push_id, "the same push again is resumed"
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         row = session.get_one(PushRow, first.push_id)
         row.expires_at = db.now()
         session.add(row)
@@ -221,12 +223,12 @@ def test_bytes_that_open_pushes_stage_count_against_the_quota(tenants: Tenants) 
 @pytest.mark.parametrize("limit", ["PUSHES_OF_TOKEN_LIMIT", "PUSHES_OF_NAMESPACE_LIMIT"])
 def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(quotas, limit, 2)
-    world, admin = tenants.world, tenants.world.admin
-    requests = [PushRequest(manifest=world.manifest(world.files(seed=seed))) for seed in (11, 12, 13)]
+    harness, admin = tenants.harness, tenants.harness.admin
+    requests = [PushRequest(manifest=harness.manifest(harness.files(seed=seed))) for seed in (11, 12, 13)]
     for request in requests[:2]:
         admin.plan_push("acme/support", request)
     body = push_body("acme/support", requests[2].manifest.model_dump(mode="json"))
-    answer = answer_about(send(world, "POST", PUSHES, world.secret, json=body))
+    answer = answer_about(send(harness, "POST", PUSHES, harness.secret, json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert "open pushes" in answer.json()["detail"]
     assert admin.plan_push("acme/support", requests[0]).uploads
@@ -235,76 +237,76 @@ def test_open_pushes_are_limited(tenants: Tenants, monkeypatch: pytest.MonkeyPat
 @pytest.mark.security
 @pytest.mark.parametrize("limiter", ["upload_limiter", "blob_limiter"])
 def test_uploads_in_progress_are_limited_for_a_token_and_for_a_blob(tenants: Tenants, limiter: str) -> None:
-    world = tenants.world
-    files = world.files(seed=11)
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+    harness = tenants.harness
+    files = harness.files(seed=11)
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
     target, data = plan.uploads[0], {Digest.of(data): data for data in files.values()}[plan.uploads[0].digest]
-    token_id = world.admin.whoami().token_id
-    with ExitStack() as held, world.session() as session:
+    token_id = harness.admin.whoami().token_id
+    with ExitStack() as held, harness.session() as session:
         row = session.get_one(PushBlobRow, (plan.push_id, target.digest))
         key = token_id if limiter == "upload_limiter" else row.staging_key
         count = rate_limits.UPLOADS_PER_TOKEN if limiter == "upload_limiter" else rate_limits.UPLOADS_PER_BLOB
         for _ in range(count):
-            held.enter_context(getattr(world.app.state, limiter).hold(key))
-        assert send(world, "PUT", target.url, world.secret, content=data).status_code == 429
-    assert send(world, "PUT", target.url, world.secret, content=data).status_code == 204
+            held.enter_context(getattr(harness.app.state, limiter).hold(key))
+        assert send(harness, "PUT", target.url, harness.secret, content=data).status_code == 429
+    assert send(harness, "PUT", target.url, harness.secret, content=data).status_code == 204
 
 
 def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenants) -> None:
     """Otherwise a second namespace would get around the quota."""
-    used = tenants.world.admin.namespace("globex").used_bytes
-    tenants.world.push("acme/support")
+    used = tenants.harness.admin.namespace("globex").used_bytes
+    tenants.harness.push("acme/support")
     for limit in (NamespaceSet(quota_versions=2), NamespaceSet(quota_versions=0, quota_bytes=used + 1)):
-        tenants.world.admin.change_namespace("globex", limit)
+        tenants.harness.admin.change_namespace("globex", limit)
         with pytest.raises(TooLarge) as caught:
-            tenants.world.admin.rename("acme/support", "globex/support")
+            tenants.harness.admin.rename("acme/support", "globex/support")
         assert caught.value.code == "QUOTA_EXCEEDED"
-        assert tenants.world.admin.adapter("acme/support").newest == 2, "it stays where it was"
-    tenants.world.admin.change_namespace("acme", NamespaceSet(quota_versions=1))
-    tenants.world.admin.rename("acme/support", "acme/helper")
-    tenants.world.admin.change_namespace("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
-    tenants.world.admin.rename("acme/helper", "globex/support")
-    assert tenants.world.admin.namespace("globex").used_versions == 3
+        assert tenants.harness.admin.adapter("acme/support").newest == 2, "it stays where it was"
+    tenants.harness.admin.change_namespace("acme", NamespaceSet(quota_versions=1))
+    tenants.harness.admin.rename("acme/support", "acme/helper")
+    tenants.harness.admin.change_namespace("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
+    tenants.harness.admin.rename("acme/helper", "globex/support")
+    assert tenants.harness.admin.namespace("globex").used_versions == 3
 
 
 def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: Tenants) -> None:
-    tenants.world.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
-    manifest = tenants.world.manifest(tenants.world.files()).model_dump(mode="json")
+    tenants.harness.admin.change_namespace("acme", NamespaceSet(pushes_per_hour=1))
+    manifest = tenants.harness.manifest(tenants.harness.files()).model_dump(mode="json")
     body = push_body("acme/x", manifest)
-    answer = answer_about(send(tenants.world, "POST", PUSHES, tenants.secret("pusher"), json=body))
+    answer = answer_about(send(tenants.harness, "POST", PUSHES, tenants.secret("pusher"), json=body))
     assert (answer.status_code, answer.json()["code"]) == (429, "RATE_LIMITED")
     assert 0 < int(answer.headers["retry-after"]) <= 3601
 
 
 def test_only_administrators_of_all_namespaces_set_limits(tenants: Tenants) -> None:
-    answer = send(tenants.world, "PATCH", "/api/v1/namespaces/acme", tenants.secret("owner"), json={"quota_bytes": 0})
+    answer = send(tenants.harness, "PATCH", "/api/v1/namespaces/acme", tenants.secret("owner"), json={"quota_bytes": 0})
     assert answer.status_code == 403
-    with tenants.world.session() as session:
+    with tenants.harness.session() as session:
         assert session.get(NamespaceRow, "acme").quota_bytes is None
 
 
 def test_requests_are_rate_limited_per_token(database_url: str) -> None:
-    with World(database_url, requests_per_minute=5) as world:
-        _, secret = world.issue("pull")
-        answers = [send(world, "GET", "/api/v1/whoami", secret) for _ in range(7)]
+    with Harness(database_url, requests_per_minute=5) as harness:
+        _, secret = harness.issue("pull")
+        answers = [send(harness, "GET", "/api/v1/whoami", secret) for _ in range(7)]
         assert [a.status_code for a in answers].count(429) >= 1
         assert answers[-1].headers["retry-after"].isdigit()
-        assert world.client(world.issue("pull")[1]).whoami().actor == "somebody"
+        assert harness.client(harness.issue("pull")[1]).whoami().actor == "somebody"
 
 
-def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(world: World) -> None:
-    wrong = [send(world, "GET", "/api/v1/whoami", f"lra_{n:08}{0:030}").status_code for n in range(12)]
+def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(harness: Harness) -> None:
+    wrong = [send(harness, "GET", "/api/v1/whoami", f"lra_{n:08}{0:030}").status_code for n in range(12)]
     assert wrong[:10] == [401] * 10
     assert wrong[10:] == [429, 429]
-    assert world.admin.whoami().actor == "admin"
-    world.app.state.audit_log.step()
-    denied = [event for event in Audit(world.admin).events() if event.action == "access.unknown"]
+    assert harness.admin.whoami().actor == "admin"
+    harness.app.state.audit_log.step()
+    denied = [event for event in Audit(harness.admin).events() if event.action == "access.unknown"]
     assert sum(event.detail["count"] for event in denied) == 12, "rate-limited sign-ins are counted as refused"
 
 
-def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(world: World) -> None:
+def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness: Harness) -> None:
     """An attacker may know the beginning of a token and guess the rest from many addresses."""
-    failures, known = world.app.state.failure_limiter, world.secret[:12]
+    failures, known = harness.app.state.failure_limiter, harness.secret[:12]
     for n in range(10):
         failures.record_failure(f"10.0.0.{n}", f"{known}{n:030}")
     with pytest.raises(Unavailable, match="wrong tokens that begin like this one: over the limit of 10") as caught:
@@ -313,16 +315,16 @@ def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(world: W
     for n in range(30):  # other prefixes and other texts are not limited
         failures.record_failure(f"10.0.2.{n}", f"lra_{n:08}{0:030}")
         failures.record_failure(f"10.0.3.{n}", "lra_")
-    assert send(world, "GET", "/api/v1/whoami", f"{known}{7:030}").status_code == 429
-    assert world.admin.whoami().actor == "admin", "it has this prefix and is valid"
+    assert send(harness, "GET", "/api/v1/whoami", f"{known}{7:030}").status_code == 429
+    assert harness.admin.whoami().actor == "admin", "it has this prefix and is valid"
     for n in range(failures.ENTRIES_LIMIT + 10):
         failures.record_failure(f"host {n}")
     assert len(failures._failures) == failures.ENTRIES_LIMIT
 
 
 def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
-    tenants.world.push("acme/support")
-    with tenants.world.session() as session:
+    tenants.harness.push("acme/support")
+    with tenants.harness.session() as session:
         found = [(row.owner, row.name) for row in rows(session, TakenNameRow)]
     assert found == [("", "acme"), ("", "globex"), ("acme", "support"), ("globex", "secret")]
 
@@ -331,6 +333,6 @@ def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
 def test_words_with_another_meaning_are_no_namespaces(tenants: Tenants) -> None:
     for name in ("v1", "v2", "login", "tree", "blob", "settings", "models", "null", "latest", "spaces"):
         with pytest.raises(Invalid, match=f"'{name}' is reserved"):
-            tenants.world.admin.create_namespace(name)
+            tenants.harness.admin.create_namespace(name)
         with pytest.raises(Invalid, match=f"'{name}' is reserved"):
-            tenants.world.push(f"{name}/support")
+            tenants.harness.push(f"{name}/support")

@@ -13,24 +13,24 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated
 from registry.server.database.models import EventRow, RoleRow, TokenRow
 from registry.server.secret import sha256_of
 from tests.access.tenants import Tenants, of_subject, send
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 pytestmark = pytest.mark.security
 
 
 @pytest.fixture
-def tenants(world: World) -> Tenants:
-    return Tenants(world)
+def tenants(harness: Harness) -> Tenants:
+    return Tenants(harness)
 
 
 def test_a_reader_pulls_and_does_not_push(tenants: Tenants) -> None:
     assert tenants.client("reader").resolve("acme/support").number == 1
     with pytest.raises(Denied):
-        tenants.world.push("acme/support", by=tenants.client("reader"))
+        tenants.harness.push("acme/support", by=tenants.client("reader"))
 
 
 def test_a_pusher_pushes_and_does_not_move_an_alias_not_even_latest(tenants: Tenants) -> None:
-    tenants.world.push("acme/support", by=tenants.client("pusher"))
+    tenants.harness.push("acme/support", by=tenants.client("pusher"))
     for alias in ("prod", "latest"):
         with pytest.raises(Denied):
             tenants.client("pusher").promote("acme/support", alias, "1", generation=0)
@@ -39,16 +39,16 @@ def test_a_pusher_pushes_and_does_not_move_an_alias_not_even_latest(tenants: Ten
 def test_a_promoter_moves_an_alias_and_does_not_push(tenants: Tenants) -> None:
     assert tenants.client("promoter").promote("acme/support", "canary", "1", generation=0).number == 1
     with pytest.raises(Denied):
-        tenants.world.push("acme/support", by=tenants.client("promoter"))
+        tenants.harness.push("acme/support", by=tenants.client("promoter"))
 
 
 def test_only_an_owner_gives_and_revokes_roles(tenants: Tenants) -> None:
     tenants.client("owner").grant_role("acme", "carol@acme", "pusher")
-    tenants.world.push("acme/support", by=tenants.client("carol"))
+    tenants.harness.push("acme/support", by=tenants.client("carol"))
     for who in ("reader", "pusher", "promoter"):
         with pytest.raises(Denied):
             tenants.client(who).grant_role("acme", f"{who}@acme", "owner")
-    with tenants.world.session() as session:
+    with tenants.harness.session() as session:
         assert session.get(RoleRow, ("acme", "pusher@acme")).role == "pusher"
 
 
@@ -56,9 +56,9 @@ def test_a_revoked_role_ends_the_rights_of_existing_tokens_and_of_tokens_they_cr
     owner = tenants.client("owner")
     child = owner.create_token(TokenCreate(name="deputy", scopes=["push"], namespaces=["acme"]))
     assert child.token.subject == "owner@acme"
-    tenants.world.push("acme/support", by=tenants.world.client(child.secret))
-    tenants.world.admin.revoke_role("acme", "owner@acme")
-    for client in (owner, tenants.world.client(child.secret)):
+    tenants.harness.push("acme/support", by=tenants.harness.client(child.secret))
+    tenants.harness.admin.revoke_role("acme", "owner@acme")
+    for client in (owner, tenants.harness.client(child.secret)):
         with pytest.raises(NotFound):
             client.resolve("acme/support")
     with pytest.raises(Denied):
@@ -67,17 +67,17 @@ def test_a_revoked_role_ends_the_rights_of_existing_tokens_and_of_tokens_they_cr
 
 def test_everybody_cannot_be_an_owner(tenants: Tenants) -> None:
     with pytest.raises(Invalid):
-        tenants.world.admin.create_namespace("open", owner="*")
+        tenants.harness.admin.create_namespace("open", owner="*")
     with pytest.raises(Invalid):
         tenants.client("owner").grant_role("acme", "*", "owner")
 
 
 def test_a_token_narrows_what_the_role_gives(tenants: Tenants) -> None:
-    narrow = tenants.world.client(of_subject(tenants.world, "owner@acme", ["pull"], ["acme"]))
+    narrow = tenants.harness.client(of_subject(tenants.harness, "owner@acme", ["pull"], ["acme"]))
     assert narrow.resolve("acme/support").number == 1
     with pytest.raises(Denied):
-        tenants.world.push("acme/support", by=narrow)
-    elsewhere = tenants.world.client(of_subject(tenants.world, "owner@acme", ["pull"], ["other"]))
+        tenants.harness.push("acme/support", by=narrow)
+    elsewhere = tenants.harness.client(of_subject(tenants.harness, "owner@acme", ["pull"], ["other"]))
     with pytest.raises(NotFound):
         elsewhere.resolve("acme/support")
 
@@ -86,7 +86,7 @@ def test_only_an_administrator_of_all_namespaces_creates_tokens_for_other_subjec
     request = TokenCreate(name="x", scopes=["push"], namespaces=["acme"], subject="pusher@acme")
     with pytest.raises(Denied):
         tenants.client("owner").create_token(request)
-    plain = tenants.world.actor("admin", namespaces=["acme"])
+    plain = tenants.harness.actor("admin", namespaces=["acme"])
     with pytest.raises(Denied):
         plain.create_token(request)
 
@@ -94,11 +94,11 @@ def test_only_an_administrator_of_all_namespaces_creates_tokens_for_other_subjec
 def test_a_role_in_the_namespace_star_applies_everywhere_and_only_administrators_give_it(tenants: Tenants) -> None:
     with pytest.raises(Denied):
         tenants.client("owner").grant_role("*", "owner@acme", "owner")
-    tenants.world.admin.grant_role("*", "auditor", "reader")
-    auditor = tenants.world.client(of_subject(tenants.world, "auditor"))
+    tenants.harness.admin.grant_role("*", "auditor", "reader")
+    auditor = tenants.harness.client(of_subject(tenants.harness, "auditor"))
     assert [a.name for a in auditor.adapters().items] == ["acme/support", "globex/secret"]
     with pytest.raises(Denied):
-        tenants.world.push("globex/secret", by=auditor)
+        tenants.harness.push("globex/secret", by=auditor)
 
 
 def test_a_namespace_is_private_until_its_owner_makes_it_public_for_pulling(tenants: Tenants) -> None:
@@ -110,7 +110,7 @@ def test_a_namespace_is_private_until_its_owner_makes_it_public_for_pulling(tena
     assert outsider.resolve("acme/support").number == 1
     assert [a.name for a in outsider.adapters().items] == ["acme/support"]
     with pytest.raises(Denied):
-        tenants.world.push("acme/support", by=outsider)
+        tenants.harness.push("acme/support", by=outsider)
     assert outsider.namespace("acme").roles is None
     tenants.client("owner").change_namespace("acme", NamespaceSet(public=False))
     with pytest.raises(NotFound):
@@ -119,22 +119,22 @@ def test_a_namespace_is_private_until_its_owner_makes_it_public_for_pulling(tena
 
 def test_a_public_namespace_gives_a_worker_no_job(tenants: Tenants) -> None:
     tenants.client("owner").change_namespace("acme", NamespaceSet(public=True))
-    _, secret = tenants.world.issue("work", namespaces=["globex"])
-    claimed = send(tenants.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"})
+    _, secret = tenants.harness.issue("work", namespaces=["globex"])
+    claimed = send(tenants.harness, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"})
     assert claimed.json()["job"]["subject"].startswith("globex/")
-    assert send(tenants.world, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"}).status_code == 204
-    tenants.world.give_back([claimed.json()["job"]["id"]])
+    assert send(tenants.harness, "POST", "/api/v1/jobs/claim", secret, json={"worker": "w"}).status_code == 204
+    tenants.harness.give_back([claimed.json()["job"]["id"]])
 
 
 def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(tenants: Tenants) -> None:
-    tenants.world.push("acme/other")
+    tenants.harness.push("acme/other")
     request = TokenCreate(name="ci", scopes=["push"], namespaces=["acme"], adapters=["acme/support"])
-    bound = tenants.world.client(tenants.world.admin.create_token(request).secret)
-    tenants.world.push("acme/support", by=bound)
+    bound = tenants.harness.client(tenants.harness.admin.create_token(request).secret)
+    tenants.harness.push("acme/support", by=bound)
     assert [a.name for a in bound.adapters().items] == ["acme/support"]
     assert {job.subject.partition("@")[0] for job in bound.jobs().items} == {"acme/support"}
     with pytest.raises(NotFound):
-        tenants.world.push("acme/other", by=bound)
+        tenants.harness.push("acme/other", by=bound)
     with pytest.raises(Denied):
         bound.grant_role("acme", "x", "owner")
     with pytest.raises(Denied):
@@ -143,24 +143,26 @@ def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(tenant
 
 # ------------------------------------------------------------------ tokens
 def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends_as_requested(tenants: Tenants) -> None:
-    token_id, old = tenants.world.issue("push", namespaces=["acme"])
-    made = tenants.world.client(old).rotate_token(token_id)
-    assert tenants.world.client(made.secret).whoami().scopes == ["push"]
+    token_id, old = tenants.harness.issue("push", namespaces=["acme"])
+    made = tenants.harness.client(old).rotate_token(token_id)
+    assert tenants.harness.client(made.secret).whoami().scopes == ["push"]
     with pytest.raises(Unauthenticated):
-        tenants.world.client(old).whoami()
-    newer = tenants.world.client(made.secret).rotate_token(token_id, keep_seconds=60)
-    assert tenants.world.client(made.secret).whoami().token_id == tenants.world.client(newer.secret).whoami().token_id
-    with tenants.world.session(write=True) as session:
+        tenants.harness.client(old).whoami()
+    newer = tenants.harness.client(made.secret).rotate_token(token_id, keep_seconds=60)
+    assert (
+        tenants.harness.client(made.secret).whoami().token_id == tenants.harness.client(newer.secret).whoami().token_id
+    )
+    with tenants.harness.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
         row.previous_until = row.created_at
         session.add(row)
     with pytest.raises(Unauthenticated):
-        tenants.world.client(made.secret).resolve("acme/support")
+        tenants.harness.client(made.secret).resolve("acme/support")
 
 
 def test_a_token_cannot_rotate_one_that_has_more_rights_or_lasts_longer(tenants: Tenants) -> None:
     """Of its own subject, too: a secret that was made to pull for a day must not become all that its owner has."""
-    admin = tenants.world.admin
+    admin = tenants.harness.admin
 
     def of_owner(scope: str, *, namespaces: list[str], seconds: int | None) -> TokenCreated:
         how = {"scopes": [scope], "namespaces": namespaces, "expires_in_seconds": seconds}
@@ -170,18 +172,18 @@ def test_a_token_cannot_rotate_one_that_has_more_rights_or_lasts_longer(tenants:
     for scope, namespaces, seconds in (("pull", ["*"], None), ("admin", ["acme"], None), ("admin", ["*"], 3600)):
         narrow = of_owner(scope, namespaces=namespaces, seconds=seconds)
         with pytest.raises(Denied):
-            tenants.world.client(narrow.secret).rotate_token(wide.token.id)
-        assert tenants.world.client(wide.secret).rotate_token(narrow.token.id).token.id == narrow.token.id
-    _, soon_over = tenants.world.issue("admin", namespaces=["acme"], seconds=60)
-    for_ever, _ = tenants.world.issue("pull", namespaces=["acme"])
+            tenants.harness.client(narrow.secret).rotate_token(wide.token.id)
+        assert tenants.harness.client(wide.secret).rotate_token(narrow.token.id).token.id == narrow.token.id
+    _, soon_over = tenants.harness.issue("admin", namespaces=["acme"], seconds=60)
+    for_ever, _ = tenants.harness.issue("pull", namespaces=["acme"])
     with pytest.raises(Denied):
-        tenants.world.client(soon_over).rotate_token(for_ever)
+        tenants.harness.client(soon_over).rotate_token(for_ever)
 
 
 def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenants) -> None:
     request = TokenCreate(name="promoter@acme", scopes=["admin"], namespaces=["acme"])
-    disguised = tenants.world.client(tenants.client("owner").create_token(request).secret)
-    tenants.world.push("acme/support", by=disguised)
+    disguised = tenants.harness.client(tenants.client("owner").create_token(request).secret)
+    tenants.harness.push("acme/support", by=disguised)
     disguised.promote("acme/support", "canary", "2", generation=0)
     assert disguised.version("acme/support@2").created_by == "owner@acme"
     [move] = disguised.history("acme/support", alias="canary").moves
@@ -193,24 +195,24 @@ def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenan
 
 
 def test_a_token_without_a_subject_cannot_have_the_name_of_a_subject_with_a_role(tenants: Tenants) -> None:
-    here = tenants.world.actor("admin", namespaces=["acme"])
+    here = tenants.harness.actor("admin", namespaces=["acme"])
     with pytest.raises(Invalid):
         here.create_token(TokenCreate(name="promoter@acme", scopes=["promote"], namespaces=["acme"]))
     with pytest.raises(Invalid):
-        tenants.world.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
+        tenants.harness.admin.create_token(TokenCreate(name="owner@globex", scopes=["pull"]))
     assert here.create_token(TokenCreate(name="owner@globex", scopes=["pull"], namespaces=["acme"])).secret
-    tenants.world.admin.grant_role("*", "everywhere@corp", "promoter")
+    tenants.harness.admin.grant_role("*", "everywhere@corp", "promoter")
     with pytest.raises(Invalid):
         here.create_token(TokenCreate(name="everywhere@corp", scopes=["promote"], namespaces=["acme"]))
     mine = TokenCreate(name="promoter@acme", scopes=["promote"], subject="promoter@acme")
-    assert tenants.world.admin.create_token(mine).secret
+    assert tenants.harness.admin.create_token(mine).secret
 
 
 def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -> None:
-    foreign, _ = tenants.world.issue("pull", namespaces=["globex"])
+    foreign, _ = tenants.harness.issue("pull", namespaces=["globex"])
     for method, path in (("DELETE", "/api/v1/tokens/{}"), ("POST", "/api/v1/tokens/{}/rotate")):
         answers = [
-            send(tenants.world, method, path.format(token_id), tenants.secret("owner"), json={})
+            send(tenants.harness, method, path.format(token_id), tenants.secret("owner"), json={})
             for token_id in (foreign, "tok_0000000000000000")
         ]
         assert {a.status_code for a in answers} == {404}
@@ -223,17 +225,17 @@ def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -
 
 
 def test_a_token_lasts_no_longer_than_the_one_that_made_it(tenants: Tenants) -> None:
-    _, short = tenants.world.issue("admin", namespaces=["acme"], seconds=60)
-    made = tenants.world.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
-    assert made.token.expires_at == tenants.world.client(short).whoami().expires_at
+    _, short = tenants.harness.issue("admin", namespaces=["acme"], seconds=60)
+    made = tenants.harness.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
+    assert made.token.expires_at == tenants.harness.client(short).whoami().expires_at
 
 
 def test_changes_of_roles_and_secrets_are_events_without_the_secret(tenants: Tenants) -> None:
-    made = tenants.world.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
-    secret = tenants.world.admin.rotate_token(made.token.id).secret
-    tenants.world.admin.revoke_role("acme", "pusher@acme")
-    tenants.world.admin.revoke_role("acme", "pusher@acme")
-    with tenants.world.session() as session:
+    made = tenants.harness.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
+    secret = tenants.harness.admin.rotate_token(made.token.id).secret
+    tenants.harness.admin.revoke_role("acme", "pusher@acme")
+    tenants.harness.admin.revoke_role("acme", "pusher@acme")
+    with tenants.harness.session() as session:
         told = rows(session, EventRow)
     assert [e.action for e in told][-3:] == ["token.issue", "token.rotate", "namespace.revoke"]
     assert all(secret not in e.model_dump_json() and sha256_of(secret) not in e.model_dump_json() for e in told)

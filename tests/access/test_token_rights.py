@@ -12,7 +12,7 @@ from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.errors import Denied, NotFound
 from registry.roles import SCOPES_OF_ROLE, Scope
 from tests.access.tenants import Tenants, of_subject, send
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 PULL_ACME = TokenCreate(name="left-over", scopes=["pull"], namespaces=["acme"])
@@ -20,13 +20,13 @@ PULL_ACME = TokenCreate(name="left-over", scopes=["pull"], namespaces=["acme"])
 
 @pytest.fixture
 def tenants(database_url: str) -> Iterator[Tenants]:
-    with World(database_url) as world:
-        yield Tenants(world)
+    with Harness(database_url) as harness:
+        yield Tenants(harness)
 
 
 def test_nobody_issues_a_token_for_a_namespace_that_is_only_public_now(tenants: Tenants) -> None:
-    tenants.world.admin.change_namespace("acme", NamespaceSet(public=True))
-    outsider = tenants.world.actor("admin", namespaces=["globex"])
+    tenants.harness.admin.change_namespace("acme", NamespaceSet(public=True))
+    outsider = tenants.harness.actor("admin", namespaces=["globex"])
     assert outsider.resolve("acme/support").number == 1
     with pytest.raises(Denied):
         outsider.create_token(PULL_ACME)
@@ -38,22 +38,22 @@ def test_nobody_issues_a_token_for_a_namespace_that_is_only_public_now(tenants: 
 def test_a_token_bound_to_an_adapter_lists_nothing_after_its_subject_lost_the_role(tenants: Tenants) -> None:
     rights = {"scopes": ["pull"], "namespaces": ["acme"], "adapters": ["acme/support"]}
     request = TokenCreate(name="bound", subject="reader@acme", **rights)
-    bound = tenants.world.client(tenants.world.admin.create_token(request).secret)
+    bound = tenants.harness.client(tenants.harness.admin.create_token(request).secret)
     assert [item.name for item in bound.adapters().items] == ["acme/support"]
-    tenants.world.admin.revoke_role("acme", "reader@acme")
+    tenants.harness.admin.revoke_role("acme", "reader@acme")
     assert bound.adapters().items == []
     with pytest.raises(NotFound):
         bound.resolve("acme/support")
 
 
 def test_a_rotated_secret_reads_and_pushes_but_changes_no_access(tenants: Tenants) -> None:
-    world = tenants.world
-    old_secret = of_subject(world, "owner@acme")
-    old = world.client(old_secret)
+    harness = tenants.harness
+    old_secret = of_subject(harness, "owner@acme")
+    old = harness.client(old_secret)
     token_id = old.whoami().token_id
-    new = world.client(old.rotate_token(token_id, keep_seconds=3600).secret)
+    new = harness.client(old.rotate_token(token_id, keep_seconds=3600).secret)
     assert old.resolve("acme/support").number == 1
-    assert world.push("acme/another", by=old).created
+    assert harness.push("acme/another", by=old).created
     rule = PublisherAdd(issuer="https://ci.example.org", claims={"sub": "x"})
     attempts = (
         lambda: old.rotate_token(token_id),
@@ -72,9 +72,9 @@ def test_a_rotated_secret_reads_and_pushes_but_changes_no_access(tenants: Tenant
 
 
 def test_a_rotated_secret_does_nothing_but_pull_and_push(tenants: Tenants) -> None:
-    world = tenants.world
-    token_id, old = world.issue(*Scope)
-    new = world.client(world.client(old).rotate_token(token_id, keep_seconds=3600).secret)
+    harness = tenants.harness
+    token_id, old = harness.issue(*Scope)
+    new = harness.client(harness.client(old).rotate_token(token_id, keep_seconds=3600).secret)
     hook = {"url": "https://93.184.216.34/in", "namespace": "acme"}
     support = "/adapters/acme/support"
     promotion = {"selector": "1", "expected_generation": 0}
@@ -94,13 +94,13 @@ def test_a_rotated_secret_does_nothing_but_pull_and_push(tenants: Tenants) -> No
         ("GET", "/metrics", None),
     )
     for method, path, body in requests:
-        answer = send(world, method, PREFIX + path, old, json=body)
+        answer = send(harness, method, PREFIX + path, old, json=body)
         assert (answer.status_code, answer.json()["code"]) == (403, "DENIED"), (path, answer.text)
         assert "was rotated" in answer.json()["detail"], (path, answer.text)
-    before = world.client(old)
+    before = harness.client(old)
     with pytest.raises(Denied):
-        world.push("acme/support", by=before, alias="canary")
-    assert world.push("acme/support", by=before).created
+        harness.push("acme/support", by=before, alias="canary")
+    assert harness.push("acme/support", by=before).created
     assert before.resolve("acme/support").number == 2
     assert before.whoami().scopes == ["pull", "push"]
     assert new.promote("acme/support", "canary", "2", generation=0)
@@ -108,18 +108,18 @@ def test_a_rotated_secret_does_nothing_but_pull_and_push(tenants: Tenants) -> No
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_token_of_a_subject_does_not_rotate_one_without_a_subject(tenants: Tenants, everywhere: bool) -> None:
-    admin = tenants.world.admin
+    admin = tenants.harness.admin
     if everywhere:
         admin.grant_role("*", "owner@acme", "owner")
     owner = tenants.client("owner")
     for scope in ("work", "pull", "admin"):
-        token_id, secret = tenants.world.issue(scope, namespaces=["acme"])
+        token_id, secret = tenants.harness.issue(scope, namespaces=["acme"])
         with pytest.raises(Denied, match="belongs to a subject"):
             owner.rotate_token(token_id)
-        assert tenants.world.client(secret).whoami().token_id == token_id
+        assert tenants.harness.client(secret).whoami().token_id == token_id
         assert owner.revoke_token(token_id).revoked_at is not None
-    token_id, _ = tenants.world.issue("pull", namespaces=["acme"])
-    assert tenants.world.actor("admin", namespaces=["acme"]).rotate_token(token_id).token.id == token_id
+    token_id, _ = tenants.harness.issue("pull", namespaces=["acme"])
+    assert tenants.harness.actor("admin", namespaces=["acme"]).rotate_token(token_id).token.id == token_id
 
 
 def test_no_role_in_a_namespace_gives_the_scope_work(tenants: Tenants) -> None:
@@ -127,17 +127,17 @@ def test_no_role_in_a_namespace_gives_the_scope_work(tenants: Tenants) -> None:
     owner = tenants.client("owner")
     with pytest.raises(Denied):
         owner.create_token(TokenCreate(name="worker", scopes=["work"], namespaces=["acme"]))
-    tenants.world.admin.grant_role("*", "administrator@corp", "owner")
+    tenants.harness.admin.grant_role("*", "administrator@corp", "owner")
     worker = TokenCreate(name="worker", scopes=["work"], namespaces=["*"])
     assert tenants.client("administrator@corp").create_token(worker).token.scopes == ["work"]
 
 
 def test_a_push_beyond_the_token_says_where_it_may_push_and_not_what_exists(tenants: Tenants) -> None:
-    trainer = tenants.world.actor("push", namespaces=["acme", "initech"], name="trainer")
+    trainer = tenants.harness.actor("push", namespaces=["acme", "initech"], name="trainer")
     refusals = []
     for namespace in ("globex", "nowhere"):
         with pytest.raises(NotFound) as refused:
-            tenants.world.push(f"{namespace}/secret", by=trainer)
+            tenants.harness.push(f"{namespace}/secret", by=trainer)
         assert refused.value.next_step == "token 'trainer' may push only in: acme, initech"
         refusals.append(refused.value.detail.replace(namespace, ""))
     assert refusals[0] == refusals[1]

@@ -9,29 +9,29 @@ from registry.events import EventType
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.tlog.replay import Replay, replay
-from tests.world import World
+from tests.harness import Harness
 
 
-def append(world: World, count: int, *, start: int = 0) -> None:
+def append(harness: Harness, count: int, *, start: int = 0) -> None:
     """Append events, and number and sign them."""
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for number in range(start, start + count):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, f"acme/a{number % 7}:prod", {"to": number})
-    world.app.state.audit_log.step()
+    harness.app.state.audit_log.step()
 
 
-def replayed(world: World) -> Replay:
-    """The whole log of a world, replayed through its API with its own keys."""
-    log = Audit(world.admin)
+def replayed(harness: Harness) -> Replay:
+    """The whole log of a harness, replayed through its API with its own keys."""
+    log = Audit(harness.admin)
     note = log.checkpoint()
-    return replay(ServerLog(log, note), *world.app.state.audit_log.keys.verifiers)
+    return replay(ServerLog(log, note), *harness.app.state.audit_log.keys.verifiers)
 
 
 class Held:
     """A log held in memory, to change one byte of it and put it back: a source of a replay."""
 
-    def __init__(self, world: World) -> None:
-        log = Audit(world.admin)
+    def __init__(self, harness: Harness) -> None:
+        log = Audit(harness.admin)
         self.note = log.checkpoint()
         self.lines = [event.entry() for event in log.events()]
         source = ServerLog(log, self.note)

@@ -29,7 +29,7 @@ from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.promotion.attestations import signed_by
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -45,8 +45,8 @@ def roots(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def world(database_url: str, roots: Path) -> Iterator[World]:
-    with World(database_url, trusted_roots=str(roots)) as made:
+def harness(database_url: str, roots: Path) -> Iterator[Harness]:
+    with Harness(database_url, trusted_roots=str(roots)) as made:
         made.add_base()
         made.push(NAME)
         yield made
@@ -57,64 +57,64 @@ def sigstore() -> Sigstore:
     return Sigstore()
 
 
-def manifest_of(world: World) -> Manifest:
-    return world.admin.resolve(NAME).manifest
+def manifest_of(harness: Harness) -> Manifest:
+    return harness.admin.resolve(NAME).manifest
 
 
-def bring(world: World, made: dict[str, Any]) -> AttestationView:
-    return Audit(world.admin).sign(NAME, SignRequest(bundle=json.dumps(made)))
+def bring(harness: Harness, made: dict[str, Any]) -> AttestationView:
+    return Audit(harness.admin).sign(NAME, SignRequest(bundle=json.dumps(made)))
 
 
-def counted(world: World) -> frozenset[str]:
+def counted(harness: Harness) -> frozenset[str]:
     """Whose signatures a gate sees."""
-    with world.session() as session:
+    with harness.session() as session:
         return signed_by(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
 
 
-def examined(world: World, trust: Trust) -> list[signing.Signed]:
-    lines = signing.examine(Audit(world.admin).attestations(NAME).items, world.admin.resolve(NAME), (), trust)
+def examined(harness: Harness, trust: Trust) -> list[signing.Signed]:
+    lines = signing.examine(Audit(harness.admin).attestations(NAME).items, harness.admin.resolve(NAME), (), trust)
     return [line for line in lines if line.kind in signing.ATTACHED]
 
 
-def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(world: World, roots: Path) -> None:
+def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(harness: Harness, roots: Path) -> None:
     root = Authority()
     between, signer = Authority("acme signing", root), key()
     (roots / "acme.pem").write_bytes(root.pem)
     leaf = between.leaf(signer.public_key())
-    kept = bring(world, bundle(manifest_of(world), signer, leaf, between.certificate))
+    kept = bring(harness, bundle(manifest_of(harness), signer, leaf, between.certificate))
     wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
     assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
-    assert counted(world) == {wanted}
-    world.admin.set_gate(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
-    world.admin.set_gate(NAME, "ours", Gate(signed_by=(wanted,)))
+    assert counted(harness) == {wanted}
+    harness.admin.set_gate(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
+    harness.admin.set_gate(NAME, "ours", Gate(signed_by=(wanted,)))
     with pytest.raises(Refused):
-        world.admin.promote(NAME, "theirs", "1", generation=0)
-    assert world.admin.promote(NAME, "ours", "1", generation=0).number == 1
-    assert [(line.ok, line.who) for line in examined(world, Trust.parse([root.pem]))] == [(True, wanted)]
-    (line,) = examined(world, Trust())
+        harness.admin.promote(NAME, "theirs", "1", generation=0)
+    assert harness.admin.promote(NAME, "ours", "1", generation=0).number == 1
+    assert [(line.ok, line.who) for line in examined(harness, Trust.parse([root.pem]))] == [(True, wanted)]
+    (line,) = examined(harness, Trust())
     assert (line.ok, line.unverified) == (False, True)
     assert line.problem == f"not verified: no root is configured that could vouch for {EMAIL}"
 
 
 def test_a_keyless_signature_is_verified_offline_including_its_log(
-    world: World, roots: Path, sigstore: Sigstore
+    harness: Harness, roots: Path, sigstore: Sigstore
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
-    kept = bring(world, sigstore.bundle(manifest_of(world)))
+    kept = bring(harness, sigstore.bundle(manifest_of(harness)))
     assert (kept.kind, kept.identity) == ("signature", f"sigstore:{ISSUER}/{EMAIL}")
-    assert counted(world) == {kept.identity}
-    (line,) = examined(world, Trust.parse([sigstore.trusted_root]))
+    assert counted(harness) == {kept.identity}
+    (line,) = examined(harness, Trust.parse([sigstore.trusted_root]))
     assert (line.ok, line.who) == (True, kept.identity)
 
 
 def test_a_signature_without_a_trusted_root_is_stored_as_unverified_and_passes_no_gate(
-    world: World, sigstore: Sigstore
+    harness: Harness, sigstore: Sigstore
 ) -> None:
-    kept = bring(world, sigstore.bundle(manifest_of(world)))
+    kept = bring(harness, sigstore.bundle(manifest_of(harness)))
     assert (kept.kind, kept.identity) == ("unverified", "not verified: no trusted root of Sigstore is configured")
-    assert bring(world, json.loads(kept.bundle)) == kept
-    assert counted(world) == frozenset()
-    assert [line.unverified for line in examined(world, Trust())] == [True]
+    assert bring(harness, json.loads(kept.bundle)) == kept
+    assert counted(harness) == frozenset()
+    assert [line.unverified for line in examined(harness, Trust())] == [True]
 
 
 Case = Callable[[Authority, Any], list[x509.Certificate]]
@@ -181,16 +181,16 @@ def other_payload(made: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [other_time, other_root, other_checkpoint, other_body, other_payload])
 def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
-    world: World, roots: Path, sigstore: Sigstore, change: Callable[..., None]
+    harness: Harness, roots: Path, sigstore: Sigstore, change: Callable[..., None]
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
-    made = copy.deepcopy(sigstore.bundle(manifest_of(world)))
+    made = copy.deepcopy(sigstore.bundle(manifest_of(harness)))
     change(made, sigstore) if change is other_body else change(made)
     with pytest.raises(Invalid) as refusal:
-        bring(world, made)
+        bring(harness, made)
     assert refusal.value.code == "SIGNATURE_INVALID"
-    assert counted(world) == frozenset()
-    assert examined(world, Trust()) == []
+    assert counted(harness) == frozenset()
+    assert examined(harness, Trust()) == []
 
 
 def test_a_certificate_that_cannot_be_read_is_refused(sigstore: Sigstore) -> None:
@@ -228,13 +228,13 @@ def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> N
     assert "no certificate log that is trusted" in problem(sigstore.bundle(manifest), Trust.parse([other.trusted_root]))
 
 
-def test_a_bundle_without_certificate_needs_its_key_and_bad_roots_are_a_setting(world: World, roots: Path) -> None:
-    made = bundle(manifest_of(world), key())
+def test_a_bundle_without_certificate_needs_its_key_and_bad_roots_are_a_setting(harness: Harness, roots: Path) -> None:
+    made = bundle(manifest_of(harness), key())
     made["verificationMaterial"] = {"publicKey": {"hint": "x"}}
     with pytest.raises(Invalid, match="give the public key"):
-        bring(world, made)
+        bring(harness, made)
     (roots / "broken.pem").write_bytes(b"no certificate")
     signer = key()
     with pytest.raises(Invalid) as refusal:
-        bring(world, bundle(manifest_of(world), signer, Authority().leaf(signer.public_key())))
+        bring(harness, bundle(manifest_of(harness), signer, Authority().leaf(signer.public_key())))
     assert refusal.value.code == "SETTING_INVALID"

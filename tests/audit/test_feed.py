@@ -21,7 +21,7 @@ from registry.server.audit import audit_log, sequencer
 from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
 from tests.audit import logs
-from tests.world import URL, World, rows
+from tests.harness import URL, Harness, rows
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -29,16 +29,16 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_an_actor_sees_the_events_of_what_it_may_see(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    world.push("globex/support")
+def test_an_actor_sees_the_events_of_what_it_may_see(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.push("globex/support")
     told = {
         name: {event.object for event in Audit(reader).events()}
         for name, reader in (
-            ("admin", world.admin),
-            ("acme", world.actor("pull", namespaces=["acme"])),
-            ("all", world.actor("pull")),
+            ("admin", harness.admin),
+            ("acme", harness.actor("pull", namespaces=["acme"])),
+            ("all", harness.actor("pull")),
         )
     }
     assert not any("globex" in object for object in told["acme"])
@@ -46,16 +46,16 @@ def test_an_actor_sees_the_events_of_what_it_may_see(world: World) -> None:
     assert {"acme/support@1", "globex/support@1"} <= told["all"]
     assert not any(object.startswith(("tok_", "first-admin")) for object in told["acme"] | told["all"])
     assert any(object.startswith("tok_") for object in told["admin"])
-    jobs = {event.object for event in Audit(world.actor("pull", namespaces=["acme"])).events(action=["job.enqueue"])}
+    jobs = {event.object for event in Audit(harness.actor("pull", namespaces=["acme"])).events(action=["job.enqueue"])}
     assert len(jobs) == 1
 
 
-def test_a_proof_is_only_for_actors_that_may_see_the_event(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    outsider = Audit(world.actor("pull", namespaces=["globex"]))
-    seq = next(event.seq for event in Audit(world.admin).events(action=["version.push"]))
-    assert Audit(world.actor("pull", namespaces=["acme"])).proof(seq).seq == seq
+def test_a_proof_is_only_for_actors_that_may_see_the_event(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    outsider = Audit(harness.actor("pull", namespaces=["globex"]))
+    seq = next(event.seq for event in Audit(harness.admin).events(action=["version.push"]))
+    assert Audit(harness.actor("pull", namespaces=["acme"])).proof(seq).seq == seq
     with pytest.raises(NotFound) as hidden:
         outsider.proof(seq)
     with pytest.raises(NotFound) as absent:
@@ -63,17 +63,17 @@ def test_a_proof_is_only_for_actors_that_may_see_the_event(world: World) -> None
     assert hidden.value.detail.replace(str(seq), "N") == absent.value.detail.replace(str(seq + 10_000), "N")
     with pytest.raises(Denied):
         outsider.entries(0, 1)
-    assert outsider.tile(0, 0, 1) == Audit(world.admin).tile(0, 0, 1)
+    assert outsider.tile(0, 0, 1) == Audit(harness.admin).tile(0, 0, 1)
 
 
-def test_pages_continue_where_the_last_one_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_continue_where_the_last_one_ended(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "SCAN_LIMIT", 7)
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for number in range(40):
             audit.append(
                 session, TRUSTED, EventType.ALIAS_MOVE, f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number}
             )
-    reader = Audit(world.actor("pull", namespaces=["globex"]))
+    reader = Audit(harness.actor("pull", namespaces=["globex"]))
     found, after = [], 0
     while page := reader.page(after, limit=2):
         found += [event.detail["to"] for event in page.items]
@@ -81,17 +81,17 @@ def test_pages_continue_where_the_last_one_ended(world: World, monkeypatch: pyte
         if not page.next_cursor:
             break
     assert found == [0, 9, 18, 27, 36]
-    assert [event.detail["to"] for event in Audit(world.admin).events(object="globex/a")] == found
+    assert [event.detail["to"] for event in Audit(harness.admin).events(object="globex/a")] == found
 
 
-def test_a_waiting_reader_gets_the_next_visible_event(world: World) -> None:
-    logs.append(world, 3)
-    reader = Audit(world.actor("pull", namespaces=["acme"]))
+def test_a_waiting_reader_gets_the_next_visible_event(harness: Harness) -> None:
+    logs.append(harness, 3)
+    reader = Audit(harness.actor("pull", namespaces=["acme"]))
     last = reader.page(0, limit=200).last
     answers = []
     waiting = threading.Thread(target=lambda: answers.append(reader.page(last, wait=30)))
     waiting.start()
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "globex/a:prod")
         audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod", {"to": 99})
     waiting.join()
@@ -99,9 +99,9 @@ def test_a_waiting_reader_gets_the_next_visible_event(world: World) -> None:
     assert reader.page(answers[0].last, wait=1).items == []
 
 
-def test_a_revoked_token_gets_no_event_even_while_it_waits(world: World) -> None:
-    token_id, secret = world.issue("pull", namespaces=["acme"])
-    reader = Audit(world.client(secret))
+def test_a_revoked_token_gets_no_event_even_while_it_waits(harness: Harness) -> None:
+    token_id, secret = harness.issue("pull", namespaces=["acme"])
+    reader = Audit(harness.client(secret))
     last = reader.page(0, limit=200).last
     failures: list[BaseException] = []
 
@@ -113,16 +113,16 @@ def test_a_revoked_token_gets_no_event_even_while_it_waits(world: World) -> None
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    world.admin.revoke_token(token_id)
-    logs.append(world, 1)
+    harness.admin.revoke_token(token_id)
+    logs.append(harness, 1)
     waiting.join()
     assert len(failures) == 1
 
 
-def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    reader = world.actor("pull", namespaces=["acme"], name="reader")
+def test_denials_and_reads_of_bytes_are_recorded_with_counts(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    reader = harness.actor("pull", namespaces=["acme"], name="reader")
     link = next(file for file in reader.resolve("acme/support").files if file.path == "adapter_config.json")
     for _ in range(3):
         with reader.read(link) as chunks:
@@ -132,10 +132,10 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> No
     with pytest.raises(NotFound):
         reader.version("globex/secret@1")
     with pytest.raises(Unauthenticated):
-        world.client("lra_wrong").whoami()
+        harness.client("lra_wrong").whoami()
     told = {
         (event.actor, event.action, event.object): event.detail["count"]
-        for event in Audit(world.admin).events(action=[*DENIAL_ACTIONS.values(), "bytes.read"])
+        for event in Audit(harness.admin).events(action=[*DENIAL_ACTIONS.values(), "bytes.read"])
     }
     digest = reader.resolve("acme/support").digest
     assert told == {
@@ -148,74 +148,76 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(world: World) -> No
     assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())
 
 
-def test_a_token_that_guesses_does_not_fill_the_log(world: World) -> None:
-    guesser, batch = world.actor("pull", namespaces=["acme"], name="guesser"), world.app.state.audit_log.batch
+def test_a_token_that_guesses_does_not_fill_the_log(harness: Harness) -> None:
+    guesser, batch = harness.actor("pull", namespaces=["acme"], name="guesser"), harness.app.state.audit_log.batch
     for number in range(PATHS_LIMIT + 30):
         with pytest.raises(NotFound):
             guesser.version(f"globex/guess{number}@1")
     assert len(batch._entries) == PATHS_LIMIT + 1
-    told = list(Audit(world.admin).events(action=["access.not_found"]))
+    told = list(Audit(harness.admin).events(action=["access.not_found"]))
     assert sum(event.detail["count"] for event in told) == PATHS_LIMIT + 30
     assert told[-1].object == "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}"
     with pytest.raises(NotFound):
         guesser.version("globex/later@1")
-    [later] = list(Audit(world.admin).events(told[-1].seq, action=["access.not_found"]))
+    [later] = list(Audit(harness.admin).events(told[-1].seq, action=["access.not_found"]))
     assert later.object.endswith("/globex/later/versions/1")
 
 
-def test_a_batch_is_bounded_and_survives_an_unavailable_database(world: World) -> None:
+def test_a_batch_is_bounded_and_survives_an_unavailable_database(harness: Harness) -> None:
     batch = EventBatch()
     for number in range(ENTRIES_LIMIT + 5):
         batch.add(TRUSTED, EventType.BYTES_READ, f"acme/a{number}@1")
     absent: Any = None
     with pytest.raises(AttributeError):
         batch.flush(absent)
-    assert batch.flush(world.engine) == ENTRIES_LIMIT + 1
-    assert batch.flush(world.engine) == 0
-    over = next(event for event in Audit(world.admin).events(action=["audit.overflow"]))
+    assert batch.flush(harness.engine) == ENTRIES_LIMIT + 1
+    assert batch.flush(harness.engine) == 0
+    over = next(event for event in Audit(harness.admin).events(action=["audit.overflow"]))
     assert over.detail == {"count": 5}
 
 
-def test_no_secret_is_in_events_tiles_errors_answers_or_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
-    world.add_base()
-    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
-    hook = Audit(world.admin).create_webhook(WebhookCreate(url="https://93.184.216.34/in?key=canary-in-a-query"))
-    client = world.client(made.secret)
-    world.push("acme/support", by=client)
+    harness.add_base()
+    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    hook = Audit(harness.admin).create_webhook(WebhookCreate(url="https://93.184.216.34/in?key=canary-in-a-query"))
+    client = harness.client(made.secret)
+    harness.push("acme/support", by=client)
     with pytest.raises(NotFound):
         client.version("acme/absent@1")
     answers = []
-    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+    with httpx.Client(transport=harness.transport, base_url=URL) as raw:
         for header in (f"Bearer {made.secret}x", f"Basic {made.secret}", made.secret):
             answers.append(raw.get("/api/v1/whoami", headers={"Authorization": header}).text)
-    with World(str(world.engine.url.render_as_string(hide_password=False)), blobs=world.blobs) as again:
-        admin = Audit(again.client(world.secret))
+    with Harness(str(harness.engine.url.render_as_string(hide_password=False)), blobs=harness.blobs) as again:
+        admin = Audit(again.client(harness.secret))
         events = [event.model_dump_json() for event in admin.events()]
         bundle = admin.entries(0, len(events)).decode(errors="replace")
-    seed = world.app.state.audit_log.keys.signer.text
-    with world.session() as session:
+    seed = harness.app.state.audit_log.keys.signer.text
+    with harness.session() as session:
         stored = str([row.model_dump() for row in rows(session, EventRow)])
     everything = "\n".join([*events, bundle, stored, *answers, caplog.text])
-    for canary in (world.secret, made.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
+    for canary in (harness.secret, made.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
         assert canary not in everything
 
 
 @pytest.mark.security
-def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_namespace(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    world.admin.change_namespace("acme", NamespaceSet(public=True))
-    with world.session(write=True) as session:
+def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_namespace(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.admin.change_namespace("acme", NamespaceSet(public=True))
+    with harness.session(write=True) as session:
         for event_type in ADMIN_TYPES:
             namespace = "acme" if event_type.about is ObjectKind.WEBHOOK else None
             audit.append(session, TRUSTED, event_type, "acme/support@1", {"subject": "ann"}, namespace=namespace)
     readers = {
-        "other tenant": world.actor("pull", namespaces=["globex"]),
-        "pusher": world.actor("push", namespaces=["acme"]),
-        "reader of all": world.actor("pull"),
+        "other tenant": harness.actor("pull", namespaces=["globex"]),
+        "pusher": harness.actor("push", namespaces=["acme"]),
+        "reader of all": harness.actor("pull"),
     }
-    private = {event.seq for event in Audit(world.admin).events(action=[str(kind) for kind in ADMIN_TYPES])}
+    private = {event.seq for event in Audit(harness.admin).events(action=[str(kind) for kind in ADMIN_TYPES])}
     assert len(private) == len(ADMIN_TYPES) + 1  # the grant that made the namespace public
     for name, reader in readers.items():
         shown = Audit(reader).events()
@@ -224,17 +226,17 @@ def test_events_about_people_webhooks_and_nodes_are_for_administrators_of_the_na
         for seq in private:
             with pytest.raises(NotFound):
                 Audit(reader).proof(seq)
-    owner = Audit(world.actor("admin", namespaces=["acme"]))
+    owner = Audit(harness.actor("admin", namespaces=["acme"]))
     assert private <= {event.seq for event in owner.events()}
     assert owner.proof(min(private)).seq == min(private)
 
 
 @pytest.mark.security
-def test_readers_do_not_wait_for_the_sequencer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs.append(world, 3)
-    reader = Audit(world.admin)
+def test_readers_do_not_wait_for_the_sequencer(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.append(harness, 3)
+    reader = Audit(harness.admin)
     last = reader.page(0, limit=200).last
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for _ in range(2):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
     begun, release = threading.Semaphore(0), threading.Event()

@@ -19,7 +19,7 @@ from registry.server.webhooks import dispatch
 from registry.tlog import notes, succession
 from registry.tlog.notes import Signer
 from tests.audit import logs
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 pytestmark = pytest.mark.security
 ORIGIN = "registry.example.org/1"
@@ -35,56 +35,56 @@ def trusted(tmp_path: Path) -> TrustedCheckpoints:
     return TrustedCheckpoints(tmp_path / "trusted")
 
 
-def current_note(world: World) -> str:
-    logs.append(world, 1)
-    world.app.state.audit_log.step()
-    return Audit(world.admin).checkpoint()
+def current_note(harness: Harness) -> str:
+    logs.append(harness, 1)
+    harness.app.state.audit_log.step()
+    return Audit(harness.admin).checkpoint()
 
 
-def rotate(world: World) -> Signer:
-    signer = keys.rotate_key(world.settings)
-    world.app.state.audit_log.reload_keys()
+def rotate(harness: Harness) -> Signer:
+    signer = keys.rotate_key(harness.settings)
+    harness.app.state.audit_log.reload_keys()
     return signer
 
 
-def replace(world: World, reason: str = "the disk is gone") -> Signer:
-    signer = keys.replace_key(world.settings, world.app.state.audit_log.keys.signer.name)
-    sequencer.record_replacement(world.engine, signer.verifier.text, reason)
-    world.app.state.audit_log.reload_keys()
+def replace(harness: Harness, reason: str = "the disk is gone") -> Signer:
+    signer = keys.replace_key(harness.settings, harness.app.state.audit_log.keys.signer.name)
+    sequencer.record_replacement(harness.engine, signer.verifier.text, reason)
+    harness.app.state.audit_log.reload_keys()
     return signer
 
 
-def test_clients_follow_two_rotations_that_they_have_missed(world: World, trusted: TrustedCheckpoints) -> None:
-    trusted.check(world.admin, current_note(world))
-    rotate(world)
-    current_note(world)
-    newest = rotate(world)
-    note = current_note(world)
-    trusted.check(world.admin, note)
-    remembered = trusted.known(world.admin, note)
+def test_clients_follow_two_rotations_that_they_have_missed(harness: Harness, trusted: TrustedCheckpoints) -> None:
+    trusted.check(harness.admin, current_note(harness))
+    rotate(harness)
+    current_note(harness)
+    newest = rotate(harness)
+    note = current_note(harness)
+    trusted.check(harness.admin, note)
+    remembered = trusted.known(harness.admin, note)
     assert remembered is not None
     assert remembered.keys[0] == newest.verifier.text
-    rotated = Audit(world.admin).events(action=[EventType.AUDIT_KEY_ROTATE])
+    rotated = Audit(harness.admin).events(action=[EventType.AUDIT_KEY_ROTATE])
     assert [event.detail["key"] for event in rotated][-1] == newest.verifier.text
-    assert logs.replayed(world).problems == []
+    assert logs.replayed(harness).problems == []
 
 
-def test_a_rotation_is_one_event_however_often_the_log_grows(world: World) -> None:
-    current_note(world)
-    rotate(world)
+def test_a_rotation_is_one_event_however_often_the_log_grows(harness: Harness) -> None:
+    current_note(harness)
+    rotate(harness)
     for _ in range(3):
-        current_note(world)
-    assert len(list(Audit(world.admin).events(action=[EventType.AUDIT_KEY_ROTATE]))) == 1
+        current_note(harness)
+    assert len(list(Audit(harness.admin).events(action=[EventType.AUDIT_KEY_ROTATE]))) == 1
 
 
-def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(world: World) -> None:
-    log = world.app.state.audit_log
+def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(harness: Harness) -> None:
+    log = harness.app.state.audit_log
     older = log.keys
     request = WebhookCreate(url="https://example.org/hook", namespace="acme")
-    first = Audit(world.admin).create_webhook(request)
-    rotate(world)
-    second = Audit(world.admin).create_webhook(request)
-    with world.session() as session:
+    first = Audit(harness.admin).create_webhook(request)
+    rotate(harness)
+    second = Audit(harness.admin).create_webhook(request)
+    with harness.session() as session:
         hooks = {row.id: row for row in rows(session, WebhookRow)}
     for made in (first, second):
         assert webhooks.secret_of(hooks[made.webhook.id], log.keys) == made.secret
@@ -94,112 +94,116 @@ def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(wo
     assert webhooks.secret_of(hooks[first.webhook.id], log.keys) == first.secret
 
 
-def test_a_webhook_whose_key_is_lost_is_called_with_no_other_secret(world: World) -> None:
-    made = Audit(world.admin).create_webhook(WebhookCreate(url="https://192.0.32.8/hook"))
-    replace(world)
-    log = world.app.state.audit_log
-    current_note(world)
-    assert dispatch.send_due(world.engine, world.settings, lambda: log.keys) > 0
-    errors = {delivery.error for delivery in Audit(world.admin).deliveries(made.webhook.id).items}
+def test_a_webhook_whose_key_is_lost_is_called_with_no_other_secret(harness: Harness) -> None:
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url="https://192.0.32.8/hook"))
+    replace(harness)
+    log = harness.app.state.audit_log
+    current_note(harness)
+    assert dispatch.send_due(harness.engine, harness.settings, lambda: log.keys) > 0
+    errors = {delivery.error for delivery in Audit(harness.admin).deliveries(made.webhook.id).items}
     assert errors == {"the key file has lost the key of its secret: create it again"}
 
 
 @pytest.mark.security
-def test_a_rotation_ends_what_an_older_key_can_forge(world: World) -> None:
-    log = world.app.state.audit_log
+def test_a_rotation_ends_what_an_older_key_can_forge(harness: Harness) -> None:
+    log = harness.app.state.audit_log
     before = log.keys.derive_current_secret("links")
-    rotate(world)
+    rotate(harness)
     assert log.keys.derive_current_secret("links") != before
 
 
-def test_a_replaced_key_is_explained_and_trusted_only_by_a_person(world: World, trusted: TrustedCheckpoints) -> None:
-    trusted.check(world.admin, current_note(world))
-    replaced = replace(world)
-    note = current_note(world)
+def test_a_replaced_key_is_explained_and_trusted_only_by_a_person(
+    harness: Harness, trusted: TrustedCheckpoints
+) -> None:
+    trusted.check(harness.admin, current_note(harness))
+    replaced = replace(harness)
+    note = current_note(harness)
     with pytest.raises(Corrupt) as caught:
-        trusted.check(world.admin, note)
+        trusted.check(harness.admin, note)
     assert caught.value.code == "LOG_KEY_REPLACED"
     assert "the disk is gone" in caught.value.detail
     assert "audit key --trust" in caught.value.next_step
-    trusted.trust(world.admin, tuple(world.admin.log_keys().keys), note)
-    trusted.check(world.admin, current_note(world))
-    assert world.admin.log_keys().replacements[0].key == replaced.verifier.text
+    trusted.trust(harness.admin, tuple(harness.admin.log_keys().keys), note)
+    trusted.check(harness.admin, current_note(harness))
+    assert harness.admin.log_keys().replacements[0].key == replaced.verifier.text
 
 
 def test_a_replacement_that_is_no_key_explains_nothing(
-    world: World, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trusted.check(world.admin, current_note(world))
-    replace(world)
-    note = current_note(world)
-    keys_of_log = world.admin.log_keys()
+    trusted.check(harness.admin, current_note(harness))
+    replace(harness)
+    note = current_note(harness)
+    keys_of_log = harness.admin.log_keys()
     replacement = keys_of_log.replacements[0].model_copy(update={"key": "no key"})
     lying = keys_of_log.model_copy(update={"replacements": [replacement]})
-    monkeypatch.setattr(world.admin, "log_keys", lambda: lying)
+    monkeypatch.setattr(harness.admin, "log_keys", lambda: lying)
     with pytest.raises(Corrupt) as caught:
-        trusted.check(world.admin, note)
+        trusted.check(harness.admin, note)
     assert caught.value.code == "LOG_INCONSISTENT"
 
 
-def test_a_key_that_the_log_does_not_record_stops_the_server(world: World) -> None:
-    current_note(world)
-    keys.replace_key(world.settings, world.app.state.audit_log.keys.signer.name)
+def test_a_key_that_the_log_does_not_record_stops_the_server(harness: Harness) -> None:
+    current_note(harness)
+    keys.replace_key(harness.settings, harness.app.state.audit_log.keys.signer.name)
     with pytest.raises(Invalid, match="none of its keys"):
-        world.app.state.audit_log.reload_keys()
+        harness.app.state.audit_log.reload_keys()
 
 
-def test_a_replacement_hides_no_rewritten_history(world: World, trusted: TrustedCheckpoints) -> None:
+def test_a_replacement_hides_no_rewritten_history(harness: Harness, trusted: TrustedCheckpoints) -> None:
     """A registry that forks its log and says that its key was lost is still told apart."""
-    note = current_note(world)
-    trusted.check(world.admin, note)
-    replace(world)
+    note = current_note(harness)
+    trusted.check(harness.admin, note)
+    replace(harness)
     forked = Signer.make(note.partition("\n")[0])
-    remembered = trusted.known(world.admin, note)
+    remembered = trusted.known(harness.admin, note)
     assert remembered is not None
     other = notes.Checkpoint(forked.name, 500, b"x" * 32)
-    trusted.trust(world.admin, remembered.keys, notes.sign_note(other.text, *world_signers(world)))
+    trusted.trust(harness.admin, remembered.keys, notes.sign_note(other.text, *harness_signers(harness)))
     with pytest.raises(Corrupt) as caught:
-        trusted.check(world.admin, current_note(world))
+        trusted.check(harness.admin, current_note(harness))
     assert caught.value.code == "LOG_INCONSISTENT"
 
 
-def world_signers(world: World) -> tuple[Signer, ...]:
-    """The key that the world's log began with: it is kept beside the one that replaced it."""
-    (path,) = keys.key_path(world.settings).parent.glob("*.replaced-*")
+def harness_signers(harness: Harness) -> tuple[Signer, ...]:
+    """The key that the harness's log began with: it is kept beside the one that replaced it."""
+    (path,) = keys.key_path(harness.settings).parent.glob("*.replaced-*")
     return tuple(Signer.parse(line) for line in path.read_text().splitlines())
 
 
 def test_a_retired_key_neither_grows_the_log_nor_names_another_successor(
-    world: World, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, trusted: TrustedCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key is rotated because it may be stolen: once a client has seen its successor, it is worth nothing."""
-    retired = world.app.state.audit_log.keys.signer
-    trusted.check(world.admin, current_note(world))
-    rotate(world)
-    trusted.check(world.admin, current_note(world))
-    text = notes.open_note(current_note(world), *world.app.state.audit_log.keys.verifiers)
+    retired = harness.app.state.audit_log.keys.signer
+    trusted.check(harness.admin, current_note(harness))
+    rotate(harness)
+    trusted.check(harness.admin, current_note(harness))
+    text = notes.open_note(current_note(harness), *harness.app.state.audit_log.keys.verifiers)
     assert text is not None
     thief = Signer.make(retired.name)
-    keys_of_log = world.admin.log_keys()
+    keys_of_log = harness.admin.log_keys()
     stolen = [succession.endorse(retired, thief)]
     for successions in (stolen, [*stolen, *keys_of_log.successions]):
         lying = keys_of_log.model_copy(update={"successions": successions})
-        monkeypatch.setattr(world.admin, "log_keys", lambda lying=lying: lying)
+        monkeypatch.setattr(harness.admin, "log_keys", lambda lying=lying: lying)
         for signers in ((retired,), (thief,), (retired, thief)):
             with pytest.raises(Corrupt) as caught:
-                trusted.check(world.admin, notes.sign_note(text, *signers))
+                trusted.check(harness.admin, notes.sign_note(text, *signers))
             assert caught.value.code == "LOG_INCONSISTENT"
     monkeypatch.undo()
-    trusted.check(world.admin, current_note(world))
+    trusted.check(harness.admin, current_note(harness))
 
 
-def test_an_older_checkpoint_by_the_key_of_its_time_is_still_read(world: World, trusted: TrustedCheckpoints) -> None:
+def test_an_older_checkpoint_by_the_key_of_its_time_is_still_read(
+    harness: Harness, trusted: TrustedCheckpoints
+) -> None:
     """A replica may answer with a checkpoint from before the rotation, and a client may see the new key first."""
-    older = current_note(world)
-    rotate(world)
-    newer = current_note(world)
-    trusted.check(world.admin, newer)
-    assert trusted.check(world.admin, older).size < trusted.check(world.admin, newer).size
+    older = current_note(harness)
+    rotate(harness)
+    newer = current_note(harness)
+    trusted.check(harness.admin, newer)
+    assert trusted.check(harness.admin, older).size < trusted.check(harness.admin, newer).size
 
 
 # ------------------------------------------------------------------ notes of succession

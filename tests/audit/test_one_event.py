@@ -41,13 +41,12 @@ from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
 from registry.server.storage.blobs import key_of
-from tests import forge
+from tests import samples
 from tests.access.identity import ISSUER, Provider
-from tests.identities import forge as forge_identity
-from tests.identities import values
+from tests.harness import Harness
+from tests.identities import make_identity, values
 from tests.maintenance import collect, findings
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 A = "/adapters/{namespace}/{name}"
 W = "/webhooks/{webhook_id}"
@@ -69,8 +68,8 @@ def provider(tmp_path: Path) -> Provider:
 
 
 @pytest.fixture
-def world(database_url: str, provider: Provider) -> Iterator[World]:
-    with World(database_url, issuers=provider.settings, engines="vllm==0.33.0") as made:
+def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
+    with Harness(database_url, issuers=provider.settings, engines="vllm==0.33.0") as made:
         yield made
 
 
@@ -80,13 +79,13 @@ Result = TypeVar("Result")
 class Drive:
     """Does one thing through the API and keeps what events it made."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
         self.seen: dict[str, Counter[str]] = {}
         self._last = self._events()[0]
 
     def _events(self, after: int = 0) -> tuple[int, list[str]]:
-        items = list(Audit(self.world.admin).events(after))
+        items = list(Audit(self.harness.admin).events(after))
         told = [f"{item.action} {item.object}" for item in items if not item.action.startswith(("access.", "bytes."))]
         return (items[-1].seq if items else after), told
 
@@ -98,21 +97,21 @@ class Drive:
         return result
 
 
-def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Provider) -> None:
-    admin, drive, audit = world.admin, Drive(world), Audit(world.admin)
-    drive("POST /bases", world.add_base)
+def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: Provider) -> None:
+    admin, drive, audit = harness.admin, Drive(harness), Audit(harness.admin)
+    drive("POST /bases", harness.add_base)
     drive("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
     drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
     drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
     drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
-    files = world.files()
-    drive("POST /pushes/commit", lambda: world.push("acme/support", files))
-    drive("POST /pushes/commit", lambda: world.push("acme/support", files))
-    drive("POST /pushes/commit", lambda: world.push("acme/support"))
+    files = harness.files()
+    drive("POST /pushes/commit", lambda: harness.push("acme/support", files))
+    drive("POST /pushes/commit", lambda: harness.push("acme/support", files))
+    drive("POST /pushes/commit", lambda: harness.push("acme/support"))
     held = _claimed(drive)
     token = held.lease.token
     drive("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
-    report = world.report(held.job.subject_digest or Digest.of(b""), held.job.base)
+    report = harness.report(held.job.subject_digest or Digest.of(b""), held.job.base)
     finish = FinishRequest(lease_token=token, report=report)
     for _ in range(2):
         drive("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
@@ -155,32 +154,32 @@ def test_each_mutating_route_adds_exactly_one_event(world: World, provider: Prov
     drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
     _about_tokens_and_webhooks(drive, audit)
     drive("POST /check", lambda: None)
-    drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=world.manifest(files))))
+    drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=harness.manifest(files))))
     _maintain(drive)
     _nothing_is_left_out(drive)
 
 
 def _claimed(drive: Drive) -> Claimed:
-    claimed = drive("POST /jobs/claim", lambda: drive.world.admin.claim(ClaimRequest(worker="w")))
+    claimed = drive("POST /jobs/claim", lambda: drive.harness.admin.claim(ClaimRequest(worker="w")))
     assert claimed is not None
     return claimed
 
 
 def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
-    world, admin = drive.world, drive.world.admin
+    harness, admin = drive.harness, drive.harness.admin
     issued = drive("POST /tokens", lambda: admin.create_token(TokenCreate(name="ci", scopes=["pull"])))
     drive("POST /tokens/{token_id}/rotate", lambda: admin.rotate_token(issued.token.id))
     for _ in range(2):
         drive("DELETE /tokens/{token_id}", lambda: admin.revoke_token(issued.token.id))
     hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
-    drive(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(world, hook.webhook.id)))
+    drive(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(harness, hook.webhook.id)))
     drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
 
 
 def _delete_versions(drive: Drive) -> None:
-    admin, route = drive.world.admin, f"{A}/versions/{{selector}}"
-    drive("POST /pushes/commit", lambda: drive.world.push("other/left"))
-    drive("POST /pushes/commit", lambda: drive.world.push("other/left"))
+    admin, route = drive.harness.admin, f"{A}/versions/{{selector}}"
+    drive("POST /pushes/commit", lambda: drive.harness.push("other/left"))
+    drive("POST /pushes/commit", lambda: drive.harness.push("other/left"))
     for _ in range(2):
         drive(f"DELETE {route}", lambda: admin.delete_version("other/left@1"))
     for _ in range(2):
@@ -188,7 +187,7 @@ def _delete_versions(drive: Drive) -> None:
 
 
 def _describe(drive: Drive) -> None:
-    admin, change = drive.world.admin, MetadataChange(description="answers", tags={"team": "nlp"})
+    admin, change = drive.harness.admin, MetadataChange(description="answers", tags={"team": "nlp"})
     for _ in range(2):
         drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
         drive(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
@@ -196,39 +195,39 @@ def _describe(drive: Drive) -> None:
 
 
 def _a_node_reports(drive: Drive) -> None:
-    version = drive.world.admin.version("acme/support@1")
+    version = drive.harness.admin.version("acme/support@1")
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
     said = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
-        drive("PUT /fleet/nodes/{node}/{engine}", lambda: drive.world.admin.report_node("gpu-1", "vllm", said))
+        drive("PUT /fleet/nodes/{node}/{engine}", lambda: drive.harness.admin.report_node("gpu-1", "vllm", said))
 
 
 def _about_the_base(drive: Drive) -> None:
-    admin = drive.world.admin
+    admin = drive.harness.admin
     built = LibraryModules(library="transformers 5.24.0")
     for _ in range(2):
-        drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", forge_identity(values())))
+        drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", make_identity(values())))
         drive("PUT /bases/{base:path}/modules", lambda: admin.set_base_modules("tiny-llama", built))
-    drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", forge_identity(values())))
+    drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", make_identity(values())))
     drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
     drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
-    drive("POST /bases", lambda: drive.world.add_base(forge.llama("unused")))
+    drive("POST /bases", lambda: drive.harness.add_base(samples.llama("unused")))
     drive("PUT /bases/{base:path}/aliases", lambda: admin.set_base_aliases("unused", ["hub/unused"]))
     drive("DELETE /bases/{base:path}", lambda: admin.delete_base("unused"))
 
 
 def _a_job_exchanges(drive: Drive, provider: Provider) -> None:
     """Once: the second time the identity token is used up."""
-    assertion, outsider = provider.sign(), drive.world.client("")
+    assertion, outsider = provider.sign(), drive.harness.client("")
     drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
     with pytest.raises(Unauthenticated):
         drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
 
 
-def dead_delivery(world: World, webhook_id: str) -> int:
+def dead_delivery(harness: Harness, webhook_id: str) -> int:
     """A delivery of this webhook that was given up."""
     moment = db.now()
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         row = DeliveryRow(webhook_id=webhook_id, position=1, state="dead", next_at=moment, created_at=moment)
         session.add(row)
         session.flush()
@@ -238,25 +237,25 @@ def dead_delivery(world: World, webhook_id: str) -> int:
 def _maintain(drive: Drive) -> None:
     """Old rules, a blob that rots and is mended, bytes that nobody needs, a tombstone that the database has lost."""
     _delete_versions(drive)
-    world = drive.world
-    files = world.files()
-    drive("POST /pushes/commit", lambda: world.push("other/left", files))
+    harness = drive.harness
+    files = harness.files()
+    drive("POST /pushes/commit", lambda: harness.push("other/left", files))
     good = files["adapter_model.safetensors"]
     blob = Digest.of(good)
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         old = update(VerdictRow).where(col(VerdictRow.check) == "engine").values(made_by={"rules": "older"})
         session.connection().execute(old)
         session.connection().execute(delete(TakenNameRow).where(col(TakenNameRow.name) == "helper"))
     for _ in range(2):
-        drive("POST /verdicts/recheck-engines", lambda: world.admin.recheck_engines(RecheckEnginesRequest()))
-        drive("POST /reindex", lambda: world.admin.reindex(ReindexRequest()))
+        drive("POST /verdicts/recheck-engines", lambda: harness.admin.recheck_engines(RecheckEnginesRequest()))
+        drive("POST /reindex", lambda: harness.admin.reindex(ReindexRequest()))
     for data in (good[:-1] + b"?", good):
-        assert isinstance(world.blobs, MemoryBlobs)
-        world.blobs.insert(key_of(blob), data)
+        assert isinstance(harness.blobs, MemoryBlobs)
+        harness.blobs.insert(key_of(blob), data)
         for _ in range(2):
-            drive("POST /fsck", lambda: findings(world))
-    drive("POST /gc", lambda: collect(world))
-    drive("POST /gc", lambda: collect(world))
+            drive("POST /fsck", lambda: findings(harness))
+    drive("POST /gc", lambda: collect(harness))
+    drive("POST /gc", lambda: collect(harness))
 
 
 def _nothing_is_left_out(drive: Drive) -> None:

@@ -26,24 +26,24 @@ from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
 from registry.server.promotion.attestations import Attester, signed_by
 from registry.tlog.notes import Signer, Verifier
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 pytestmark = pytest.mark.security
 
 NAME = "acme/support"
 
 
-def log_keys(world: World) -> tuple[Verifier, ...]:
+def log_keys(harness: Harness) -> tuple[Verifier, ...]:
     """The public keys of the audit log."""
-    keys: Keys = world.app.state.audit_log.keys
+    keys: Keys = harness.app.state.audit_log.keys
     return keys.verifiers
 
 
 @pytest.fixture
-def pushed(world: World) -> World:
-    world.add_base()
-    world.push(NAME, by=world.actor("push", name="ci"))
-    return world
+def pushed(harness: Harness) -> Harness:
+    harness.add_base()
+    harness.push(NAME, by=harness.actor("push", name="ci"))
+    return harness
 
 
 def pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
@@ -51,12 +51,12 @@ def pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def request(world: World, key: PrivateKey) -> SignRequest:
-    manifest = world.admin.resolve(NAME).manifest
+def request(harness: Harness, key: PrivateKey) -> SignRequest:
+    manifest = harness.admin.resolve(NAME).manifest
     return SignRequest(bundle=models.sign(NAME, manifest, key), public_key=key.public.pem)
 
 
-def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: World) -> None:
+def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: Harness) -> None:
     pushed.validate(f"{NAME}@1")
     key = PrivateKey.of_seed(pushed.app.state.audit_log.keys.signer.seed).public
     held = Audit(pushed.admin).attestations(f"{NAME}@1").items
@@ -77,7 +77,7 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert signing.included(Audit(pushed.admin).proof(seq), resolved, foreign) != ""
 
 
-def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:
+def test_attesting_again_gives_the_same_bytes(pushed: Harness) -> None:
     first = Audit(pushed.admin).attestations(NAME).items
     log = pushed.app.state.audit_log
     Attester(pushed.engine, pushed.blobs, lambda: log.keys).attest_until(log.latest.size)
@@ -85,7 +85,7 @@ def test_attesting_again_gives_the_same_bytes(pushed: World) -> None:
 
 
 def test_an_interrupted_attestation_is_finished_by_the_next_start(
-    pushed: World, monkeypatch: pytest.MonkeyPatch
+    pushed: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = pushed.app.state.audit_log
     with monkeypatch.context() as patch:
@@ -99,7 +99,7 @@ def test_an_interrupted_attestation_is_finished_by_the_next_start(
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "p256", "p384"])
-def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pushed: World, kind: str) -> None:
+def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pushed: Harness, kind: str) -> None:
     curve = {"p256": ec.SECP256R1, "p384": ec.SECP384R1}.get(kind)
     made = ec.generate_private_key(curve()) if curve else ed25519.Ed25519PrivateKey.generate()
     key = PrivateKey.parse(pem(made))
@@ -120,7 +120,7 @@ def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pu
     assert {(line.kind, line.ok) for line in lines} == {("push", True), ("signature", True)}
 
 
-def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: World) -> None:
+def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: Harness) -> None:
     """Written here as that tool does: indented JSON as payload, more files than were pushed, ECDSA, no key id."""
     made = ec.generate_private_key(ec.SECP256R1())
     public = PublicKey(made.public_key())
@@ -155,7 +155,7 @@ def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: World) -> None:
     assert signed.identity == public.identity
 
 
-def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: World) -> None:
+def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: Harness) -> None:
     key, other = (PrivateKey.of_seed(bytes([number]) * 32) for number in (1, 2))
     good = request(pushed, key)
     pushed.push("acme/other")
@@ -188,7 +188,7 @@ def test_a_signature_of_other_files_is_refused_and_not_stored(pushed: World) -> 
         Audit(pushed.actor("push", namespaces=["globex"])).sign(NAME, good)
 
 
-def test_garbage_collection_keeps_attestations(pushed: World) -> None:
+def test_garbage_collection_keeps_attestations(pushed: Harness) -> None:
     Audit(pushed.admin).sign(NAME, request(pushed, PrivateKey.of_seed(b"\1" * 32)))
     before = Audit(pushed.admin).attestations(NAME)
     cursor = ""

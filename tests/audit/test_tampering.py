@@ -10,16 +10,16 @@ from registry.tlog import HASH_BYTES
 from registry.tlog.replay import replay
 from registry.tlog.tiles import TILE_WIDTH
 from tests.audit import logs
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
 EVENTS = 10_000
 
 
-def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_found(world: World) -> None:
-    logs.append(world, EVENTS - 1)
-    held, verifier = logs.Held(world), world.app.state.audit_log.keys.signer.verifier
+def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_found(harness: Harness) -> None:
+    logs.append(harness, EVENTS - 1)
+    held, verifier = logs.Held(harness), harness.app.state.audit_log.keys.signer.verifier
     seen = replay(held, verifier)
     assert (seen.size, seen.problems) == (EVENTS, [])
     draw = random.Random(7)

@@ -10,27 +10,27 @@ from registry.client.audit import Audit
 from registry.errors import Refused
 from registry.evaluation.gates import Gate
 from registry.tlog.notes import Verifier
-from tests.world import World
+from tests.harness import Harness
 
 
 @pytest.fixture
-def moved(world: World) -> World:
+def moved(harness: Harness) -> Harness:
     """`acme/support`, pushed by ci, was `acme/helper` and is `globex/helper`; nobody had asked for its attestation."""
-    world.add_base()
-    world.push("acme/support", by=world.actor("push", name="ci"))
-    world.admin.rename("acme/support", "acme/helper")
-    world.admin.rename("acme/helper", "globex/helper")
-    return world
+    harness.add_base()
+    harness.push("acme/support", by=harness.actor("push", name="ci"))
+    harness.admin.rename("acme/support", "acme/helper")
+    harness.admin.rename("acme/helper", "globex/helper")
+    return harness
 
 
-def collected(world: World, name: str) -> tuple[bundle.Bundle, tuple[Verifier, ...]]:
+def collected(harness: Harness, name: str) -> tuple[bundle.Bundle, tuple[Verifier, ...]]:
     """What somebody sees who may pull from `globex` only, and the keys of the log."""
-    reader = world.actor("pull", namespaces=["globex"])
+    reader = harness.actor("pull", namespaces=["globex"])
     found = bundle.collect(Audit(reader), reader.resolve(name))
-    return found, world.app.state.audit_log.keys.verifiers
+    return found, harness.app.state.audit_log.keys.verifiers
 
 
-def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: World) -> None:
+def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Harness) -> None:
     found, keys = collected(moved, "globex/helper@1")
     seen = bundle.examined(bundle.Bundle.parse(found.to_bytes()), keys)
     assert [line.kind for line in seen.signed] == ["push"]
@@ -39,14 +39,14 @@ def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Wo
     assert (seen.problem, seen.seq) == ("", found.attestations[0].seq)
 
 
-def test_verdicts_under_the_new_name_are_attested(moved: World) -> None:
+def test_verdicts_under_the_new_name_are_attested(moved: Harness) -> None:
     moved.validate("globex/helper@1")
     found, keys = collected(moved, "globex/helper@1")
     seen = bundle.examined(found, keys)
     assert [(line.kind, line.ok) for line in seen.signed] == [("push", True), ("verdict", True)]
 
 
-def test_a_bundle_proves_only_names_that_the_log_has(moved: World) -> None:
+def test_a_bundle_proves_only_names_that_the_log_has(moved: Harness) -> None:
     """Somebody's own version under the name of a trusted one: the name is the only thing that is not true."""
     moved.push("globex/evil", by=moved.actor("push", name="mallory"))
     evil, keys = collected(moved, "globex/evil@1")
@@ -62,7 +62,7 @@ def test_a_bundle_proves_only_names_that_the_log_has(moved: World) -> None:
     assert not seen.signed[0].ok
 
 
-def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World) -> None:
+def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: Harness) -> None:
     old, new = (Audit(moved.actor("pull", namespaces=[namespace])) for namespace in ("acme", "globex"))
     assert [(e.action, e.detail) for e in new.events(object="globex/helper")] == [
         ("adapter.rename_from", {"from": "acme/helper", "names": ["acme/support", "acme/helper"]})
@@ -70,20 +70,20 @@ def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: World
     assert [e.action for e in old.events(object="acme/helper")] == ["adapter.rename_from", "adapter.rename"]
 
 
-def test_an_approval_in_one_namespace_does_not_count_in_another(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    world.admin.set_gate("globex", "prod", Gate(approvals=1))
-    world.actor("promote", namespaces=["acme"], name="bob").approve("acme/support@1", "prod")
-    world.admin.rename("acme/support", "acme/helper")
-    assert [a.identity for a in world.admin.approvals("acme/helper@1").items] == ["bob"]
-    world.admin.rename("acme/helper", "globex/helper")
-    assert world.admin.approvals("globex/helper@1").items == []
+def test_an_approval_in_one_namespace_does_not_count_in_another(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.admin.set_gate("globex", "prod", Gate(approvals=1))
+    harness.actor("promote", namespaces=["acme"], name="bob").approve("acme/support@1", "prod")
+    harness.admin.rename("acme/support", "acme/helper")
+    assert [a.identity for a in harness.admin.approvals("acme/helper@1").items] == ["bob"]
+    harness.admin.rename("acme/helper", "globex/helper")
+    assert harness.admin.approvals("globex/helper@1").items == []
     with pytest.raises(Refused):
-        world.admin.promote("globex/helper", "prod", "1", generation=0)
+        harness.admin.promote("globex/helper", "prod", "1", generation=0)
 
 
-def test_the_proof_of_a_push_is_visible_only_with_the_version(moved: World) -> None:
+def test_the_proof_of_a_push_is_visible_only_with_the_version(moved: Harness) -> None:
     pushed = collected(moved, "globex/helper@1")[0].attestations[0].seq or 0
     outsider = moved.actor("pull", namespaces=["initech"])
     assert not list(Audit(outsider).events())[1:], "the base alone"

@@ -25,7 +25,7 @@ from registry.server.database import db
 from registry.server.database.locks import ProcessLock
 from registry.server.database.models import DeliveryRow, WebhookRow
 from registry.server.webhooks import dispatch, target
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 LOOPBACK = "127.0.0.1/32"
 
@@ -71,32 +71,32 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url, webhook_private=LOOPBACK) as made:
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url, webhook_private=LOOPBACK) as made:
         made.add_base()
         yield made
 
 
-def step(world: World) -> int:
-    world.app.state.audit_log.step()
-    return dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys)
+def step(harness: Harness) -> int:
+    harness.app.state.audit_log.step()
+    return dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys)
 
 
-def end_pauses(world: World) -> None:
+def end_pauses(harness: Harness) -> None:
     """Make all deliveries due."""
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for row in rows(session, DeliveryRow):
             row.next_at = db.now() - timedelta(seconds=1)
             session.add(row)
 
 
-def test_events_are_sent_signed_and_once(world: World, receiver: Receiver) -> None:
-    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
-    world.push("acme/support")
-    world.push("globex/support")
-    world.admin.yank("acme/support@1", WithdrawRequest(reason="wrong data").reason)
-    assert step(world) == 3
-    assert step(world) == 0
+def test_events_are_sent_signed_and_once(harness: Harness, receiver: Receiver) -> None:
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
+    harness.push("acme/support")
+    harness.push("globex/support")
+    harness.admin.yank("acme/support@1", WithdrawRequest(reason="wrong data").reason)
+    assert step(harness) == 3
+    assert step(harness) == 0
     events = [json.loads(body) for _, _, body in receiver.got]
     told = {(event["type"], event["data"]["object"]) for event in events}
     assert told == {
@@ -110,69 +110,73 @@ def test_events_are_sent_signed_and_once(world: World, receiver: Receiver) -> No
         assert headers["webhook-signature"] == f"v1,{expected}"
     ids = {headers["webhook-id"] for _, headers, _ in receiver.got}
     assert len(ids) == 3
-    states = {(item.state, item.attempt, item.status) for item in Audit(world.admin).deliveries(made.webhook.id).items}
+    states = {
+        (item.state, item.attempt, item.status) for item in Audit(harness.admin).deliveries(made.webhook.id).items
+    }
     assert states == {("delivered", 1, 200)}
 
 
-def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(world: World, receiver: Receiver) -> None:
-    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
-    world.push("acme/support")
+def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(
+    harness: Harness, receiver: Receiver
+) -> None:
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    harness.push("acme/support")
     receiver.answer = 500
     for _ in range(len(dispatch.RETRY_SECONDS) + 1):
-        assert step(world) == 1
-        assert step(world) == 0, "not before its pause is over"
-        end_pauses(world)
-    dead = Audit(world.admin).deliveries(made.webhook.id, state="dead").items
+        assert step(harness) == 1
+        assert step(harness) == 0, "not before its pause is over"
+        end_pauses(harness)
+    dead = Audit(harness.admin).deliveries(made.webhook.id, state="dead").items
     assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it answered 500")]
     assert len({headers["webhook-id"] for _, headers, _ in receiver.got}) == 1
-    assert step(world) == 0
+    assert step(harness) == 0
     receiver.answer = 204
-    Audit(world.admin).retry_delivery(made.webhook.id, dead[0].id)
-    assert step(world) == 1
-    assert [item.state for item in Audit(world.admin).deliveries(made.webhook.id).items] == ["delivered"]
+    Audit(harness.admin).retry_delivery(made.webhook.id, dead[0].id)
+    assert step(harness) == 1
+    assert [item.state for item in Audit(harness.admin).deliveries(made.webhook.id).items] == ["delivered"]
 
 
-def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(world: World, receiver: Receiver) -> None:
-    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(harness: Harness, receiver: Receiver) -> None:
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     receiver.answer, receiver.headers = 307, {"Location": receiver.url.replace("/in", "/elsewhere")}
-    world.push("acme/support")
-    step(world)
+    harness.push("acme/support")
+    step(harness)
     assert len(receiver.got) == 1
-    assert "redirects" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
+    assert "redirects" in Audit(harness.admin).deliveries(made.webhook.id).items[0].error
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        gone = Audit(world.admin).create_webhook(
+        gone = Audit(harness.admin).create_webhook(
             WebhookCreate(url=f"http://127.0.0.1:{unused.getsockname()[1]}/secret-path", actions=["version.push"])
         )
-        world.push("acme/support")
-        step(world)
-        error = Audit(world.admin).deliveries(gone.webhook.id).items[0].error
+        harness.push("acme/support")
+        step(harness)
+        error = Audit(harness.admin).deliveries(gone.webhook.id).items[0].error
     assert "ConnectionRefused" in error
     assert "secret-path" not in error
 
 
-def test_an_event_becomes_one_delivery_despite_interruptions(world: World, receiver: Receiver) -> None:
-    Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+def test_an_event_becomes_one_delivery_despite_interruptions(harness: Harness, receiver: Receiver) -> None:
+    Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     for _ in range(3):
-        world.push("acme/support")
-    world.app.state.audit_log.step()
-    with world.session() as session:
+        harness.push("acme/support")
+    harness.app.state.audit_log.step()
+    with harness.session() as session:
         hook = rows(session, WebhookRow)[0]
-    dispatch._enqueue_deliveries(world.engine, hook.id, ProcessLock())
-    with world.session(write=True) as session:
+    dispatch._enqueue_deliveries(harness.engine, hook.id, ProcessLock())
+    with harness.session(write=True) as session:
         row = session.get_one(WebhookRow, hook.id)
         row.after = hook.after
         session.add(row)
-    dispatch._enqueue_deliveries(world.engine, hook.id, ProcessLock())
-    assert step(world) == 3
+    dispatch._enqueue_deliveries(harness.engine, hook.id, ProcessLock())
+    assert step(harness) == 3
     assert len(receiver.got) == 3
 
 
-def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(world: World, receiver: Receiver) -> None:
-    world.push("acme/support")
-    world.push("globex/support")
-    acme = Audit(world.actor("admin", namespaces=["acme"], name="acme-admin"))
-    globex = Audit(world.actor("admin", namespaces=["globex"], name="globex-admin"))
+def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(harness: Harness, receiver: Receiver) -> None:
+    harness.push("acme/support")
+    harness.push("globex/support")
+    acme = Audit(harness.actor("admin", namespaces=["acme"], name="acme-admin"))
+    globex = Audit(harness.actor("admin", namespaces=["globex"], name="globex-admin"))
     made = acme.create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
     assert [item.id for item in acme.webhooks().items] == [made.webhook.id]
     assert globex.webhooks().items == []
@@ -184,16 +188,16 @@ def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(world: Wor
         with pytest.raises((Denied, NotFound)):
             acme.create_webhook(WebhookCreate(url=receiver.url, namespace=namespace))
     acme.delete_webhook(made.webhook.id)
-    world.push("acme/support")
-    assert step(world) == 0
+    harness.push("acme/support")
+    assert step(harness) == 0
     assert acme.webhooks().items == []
 
 
-def test_a_secret_is_not_stored_and_events_do_not_show_the_path(world: World, receiver: Receiver) -> None:
-    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url))
-    with world.session() as session:
+def test_a_secret_is_not_stored_and_events_do_not_show_the_path(harness: Harness, receiver: Receiver) -> None:
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url))
+    with harness.session() as session:
         assert made.secret not in str([row.model_dump() for row in rows(session, WebhookRow)])
-    told = [event for event in Audit(world.admin).events() if event.action == "webhook.create"]
+    told = [event for event in Audit(harness.admin).events() if event.action == "webhook.create"]
     assert told[0].detail["to"] == receiver.url.partition("/in")[0]
 
 
@@ -228,7 +232,7 @@ def test_a_delivery_connects_to_the_address_that_was_checked() -> None:
 
 
 def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_effect(
-    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(*addresses: str) -> object:
         return lambda _host, port, **_how: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
@@ -237,29 +241,29 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
         patch.setattr("socket.getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
         with pytest.raises(Invalid):
             target.resolve_target("https://two.example/", "")
-    made = Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
-    world.push("acme/support")
-    world.app.state.audit_log.step()
+    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    harness.push("acme/support")
+    harness.app.state.audit_log.step()
     with monkeypatch.context() as patch:
         patch.setattr("socket.getaddrinfo", answers("169.254.169.254"))
-        assert dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys) == 1
+        assert dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys) == 1
     assert receiver.got == []
-    assert "169.254.169.254" in Audit(world.admin).deliveries(made.webhook.id).items[0].error
+    assert "169.254.169.254" in Audit(harness.admin).deliveries(made.webhook.id).items[0].error
 
 
 @pytest.mark.parametrize("url", ["https://169.254.169.254/", "https://167772161/", "https://[::1]/", "ftp://x/"])
-def test_the_api_refuses_such_a_url_with_422(world: World, url: str) -> None:
+def test_the_api_refuses_such_a_url_with_422(harness: Harness, url: str) -> None:
     with pytest.raises(Invalid) as caught:
-        Audit(world.admin).create_webhook(WebhookCreate(url=url))
+        Audit(harness.admin).create_webhook(WebhookCreate(url=url))
     assert caught.value.code == "URL_REFUSED"
-    assert Audit(world.admin).webhooks().items == []
+    assert Audit(harness.admin).webhooks().items == []
 
 
 @pytest.mark.security
-def test_no_request_waits_for_a_name_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_waits_for_a_name_server(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr("socket.getaddrinfo", lambda *host, **_: asked.append(host))
-    Audit(world.admin).create_webhook(WebhookCreate(url="https://hooks.example.org/in"))
+    Audit(harness.admin).create_webhook(WebhookCreate(url="https://hooks.example.org/in"))
     assert asked == []
 
 
@@ -302,27 +306,27 @@ class SilentReceiver:
 @pytest.mark.security
 @pytest.mark.parametrize("silent_hooks", [1, 12])
 def test_a_webhook_does_not_wait_for_others_that_never_answer(
-    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, silent_hooks: int
+    harness: Harness, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, silent_hooks: int
 ) -> None:
     monkeypatch.setattr(dispatch, "ANSWER_SECONDS", 60.0)
     silent, events = SilentReceiver(), 40
     try:
         ids = [
-            Audit(world.admin).create_webhook(WebhookCreate(url=silent.url, actions=["alias.move"])).webhook.id
+            Audit(harness.admin).create_webhook(WebhookCreate(url=silent.url, actions=["alias.move"])).webhook.id
             for _ in range(silent_hooks)
         ]
-        Audit(world.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["alias.move"]))
-        with world.session(write=True) as session:
+        Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["alias.move"]))
+        with harness.session(write=True) as session:
             for _ in range(events):
                 audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/support:prod")
-        world.app.state.audit_log.step()
+        harness.app.state.audit_log.step()
         for webhook_id in ids:
-            dispatch._enqueue_deliveries(world.engine, webhook_id, ProcessLock())
-        with world.session(write=True) as session:  # each has failed before
+            dispatch._enqueue_deliveries(harness.engine, webhook_id, ProcessLock())
+        with harness.session(write=True) as session:  # each has failed before
             for row in rows(session, DeliveryRow):
                 row.attempt = 1
                 session.add(row)
-        sender = threading.Thread(target=step, args=(world,))
+        sender = threading.Thread(target=step, args=(harness,))
         sender.start()
         receiver.wait_for(events)
         assert silent.connections <= min(silent_hooks * dispatch.PER_WEBHOOK, dispatch.FAILING_PARALLEL)
@@ -362,7 +366,7 @@ def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytes
 @pytest.mark.security
 @pytest.mark.parametrize("database_kind", ["sqlite", "postgres"])
 @pytest.mark.parametrize("line", [b"\0\x1b[2J no status\r\n\r\n", b"HTTP/9\0.9 200 OK\r\n\r\n"])
-def test_what_a_receiver_answers_ends_as_an_escaped_error_of_its_delivery(world: World, line: bytes) -> None:
+def test_what_a_receiver_answers_ends_as_an_escaped_error_of_its_delivery(harness: Harness, line: bytes) -> None:
     """Otherwise a database that stores no U+0000 would refuse the attempt, and all webhooks would stop."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -375,11 +379,11 @@ def test_what_a_receiver_answers_ends_as_an_escaped_error_of_its_delivery(world:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/in"
-        Audit(world.admin).create_webhook(WebhookCreate(url=url, namespace="acme", actions=[EventType.VERSION_PUSH]))
-        world.push("acme/support")
-        assert step(world) == 1
+        Audit(harness.admin).create_webhook(WebhookCreate(url=url, namespace="acme", actions=[EventType.VERSION_PUSH]))
+        harness.push("acme/support")
+        assert step(harness) == 1
         thread.join(10.0)
-    with world.session() as session:
+    with harness.session() as session:
         [row] = rows(session, DeliveryRow)
     assert (row.attempt, row.status) == (1, None)
     assert "\\x00" in row.error

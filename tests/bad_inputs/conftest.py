@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_inputs.raw_push import RawClient
-from tests.world import World
+from tests.harness import Harness
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,6 @@ def refusing(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """For tests that end with `assert_refused`, which finds what an earlier one left behind."""
     path = tmp_path_factory.mktemp("refusing") / "registry.db"
     shutil.copyfile(migrated_sqlite, path)
-    with World(f"sqlite:///{path}") as world:
-        world.add_base()
-        yield RawClient(world)
+    with Harness(f"sqlite:///{path}") as harness:
+        harness.add_base()
+        yield RawClient(harness)

@@ -11,7 +11,7 @@ from registry.digest import Digest
 from registry.server.database.models import AdapterRow, BlobRow, EdgeRow, VersionFileRow, VersionRow
 from registry.server.storage.references import BlobState
 from tests.bulk import COMMITS, PUSHES, answer_about, commit_body, push_body
-from tests.world import URL, World, media_type, rows
+from tests.harness import URL, Harness, media_type, rows
 
 NAME = "acme/support"
 
@@ -19,16 +19,16 @@ NAME = "acme/support"
 class RawClient:
     """Requests with the administrator's token; paths go out as they are written."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        headers = {"Authorization": f"Bearer {world.secret}"}
-        self._http = httpx.Client(transport=world.transport, base_url=URL, headers=headers)
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        headers = {"Authorization": f"Bearer {harness.secret}"}
+        self._http = httpx.Client(transport=harness.transport, base_url=URL, headers=headers)
 
     def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
         return self._http.request(method, path, **rest)
 
     def manifest(self, files: Mapping[str, bytes], **change: Any) -> dict[str, Any]:
-        base = self.world.bases["tiny-llama"]
+        base = self.harness.bases["tiny-llama"]
         described = [
             {"path": path, "media_type": media_type(path), "digest": Digest.of(data), "size_bytes": len(data)}
             for path, data in sorted(files.items())
@@ -63,7 +63,9 @@ def reasons(answer: httpx.Response) -> set[str]:
     return {finding["code"] for finding in answer.json()["findings"]}
 
 
-def assert_refused(world: World, answer: httpx.Response, status: int, codes: Sequence[str], reason: str = "") -> None:
+def assert_refused(
+    harness: Harness, answer: httpx.Response, status: int, codes: Sequence[str], reason: str = ""
+) -> None:
     """A whole problem document with this status, one of these codes and this reason; and nothing was stored."""
     problem = answer.json()
     assert (answer.status_code, problem["code"] in codes) == (status, True), answer.text
@@ -73,9 +75,9 @@ def assert_refused(world: World, answer: httpx.Response, status: int, codes: Seq
     assert problem["status"] == status
     if reason:
         assert reason in reasons(answer), answer.text
-    with world.session() as session:
+    with harness.session() as session:
         for table in (AdapterRow, VersionRow, VersionFileRow, EdgeRow):
             assert rows(session, table) == [], table
         # A pending row is the plan's: it stands before its bytes and promises nothing.
         assert [row.digest for row in rows(session, BlobRow) if row.state != BlobState.PENDING] == []
-    assert list(world.blobs.list("blobs/")) == []
+    assert list(harness.blobs.list("blobs/")) == []

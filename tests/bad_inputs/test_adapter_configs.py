@@ -8,7 +8,7 @@ import pytest
 
 from registry.adapters.peft import config
 from registry.errors import Invalid, TooLarge
-from tests import effort, forge
+from tests import effort, samples
 from tests.bad_files import CONFIGS
 
 pytestmark = pytest.mark.security
@@ -30,7 +30,7 @@ def test_every_rule_about_configurations_has_a_case() -> None:
 
 
 def test_a_trainers_local_folder_is_a_warning_and_is_shortened() -> None:
-    fields = json.loads(forge.lora(forge.llama())[forge.CONFIG])
+    fields = json.loads(samples.lora(samples.llama())[samples.CONFIG])
     for written, shown in (
         ("/home/ann/secret-project/models/llama-7b", "llama-7b"),
         ("./outputs/merged/llama-7b/", "llama-7b"),
@@ -45,14 +45,14 @@ def test_a_trainers_local_folder_is_a_warning_and_is_shortened() -> None:
 
 
 def test_unknown_fields_are_warned_about_and_not_kept() -> None:
-    fields = json.loads(forge.lora(forge.llama())[forge.CONFIG])
+    fields = json.loads(samples.lora(samples.llama())[samples.CONFIG])
     found = config.read_fields({**fields, "a_newer_field": [1, 2]})
     assert [(f.code, f.severity) for f in found.findings] == [("config.field_unknown", "warning")]
     assert "a_newer_field" not in found.other
 
 
 def test_all_broken_fields_are_reported_and_not_only_the_first() -> None:
-    fields = json.loads(forge.lora(forge.llama())[forge.CONFIG])
+    fields = json.loads(samples.lora(samples.llama())[samples.CONFIG])
     with pytest.raises(Invalid) as caught:
         config.read_fields({**fields, "r": 0, "lora_alpha": "x", "use_dora": 1, "auto_map": {}})
     assert len(caught.value.findings) == 4

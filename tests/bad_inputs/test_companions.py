@@ -12,9 +12,9 @@ import pytest
 from registry.adapters import templates
 from registry.client.local.folder import read_folder
 from registry.errors import Invalid
-from tests import forge, non_peft_files
+from tests import non_peft_files, samples
 from tests.bad_inputs.raw_push import RawClient, assert_refused
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -98,43 +98,43 @@ GOOD = """{{- bos_token }}{%- set ns = namespace(found=false) %}
 @pytest.mark.parametrize("name", COMPANIONS)
 def test_an_unsafe_companion_is_refused_at_push(refusing: RawClient, name: str) -> None:
     path, data, reason = COMPANIONS[name]
-    answer = refusing.push({**refusing.world.files(), path: data})
+    answer = refusing.push({**refusing.harness.files(), path: data})
     codes = ["CONFIG_INVALID", "FILE_REFUSED", "SIZE_INVALID"]
     status = 413 if reason.endswith("too_large") else 415 if reason.startswith("file.") else 422
-    assert_refused(refusing.world, answer, status, codes, reason)
+    assert_refused(refusing.harness, answer, status, codes, reason)
     assert path in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", NESTED_CONFIGS)
 def test_a_configuration_in_a_folder_is_refused(refusing: RawClient, name: str) -> None:
-    files = refusing.world.files()
-    for path in (f"sub/{forge.CONFIG}", f"a/b/{forge.CONFIG}"):
+    files = refusing.harness.files()
+    for path in (f"sub/{samples.CONFIG}", f"a/b/{samples.CONFIG}"):
         answer = refusing.push({**files, path: NESTED_CONFIGS[name]})
-        assert_refused(refusing.world, answer, 415, ["FILE_REFUSED"], "file.nested_config")
+        assert_refused(refusing.harness, answer, 415, ["FILE_REFUSED"], "file.nested_config")
         assert path in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["extra.gguf", "sub/extra.gguf"])
 @pytest.mark.parametrize("data", [pickle.dumps({"a": 1}), b"GGU", b""], ids=["a pickle", "cut off", "empty"])
 def test_a_second_weights_file_that_is_no_gguf_is_refused(refusing: RawClient, path: str, data: bytes) -> None:
-    answer = refusing.push({**refusing.world.files(), path: data})
-    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"])
+    answer = refusing.push({**refusing.harness.files(), path: data})
+    assert_refused(refusing.harness, answer, 422, ["TENSORS_INVALID"])
     assert path in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["training_args.yaml", "sub/training_args.yaml"])
 @pytest.mark.parametrize("name", TRAINING_ARGUMENTS)
 def test_yaml_that_is_not_plain_is_refused(refusing: RawClient, name: str, path: str) -> None:
-    answer = refusing.push({**refusing.world.files(), path: TRAINING_ARGUMENTS[name]})
-    assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], "config.yaml_refused")
+    answer = refusing.push({**refusing.harness.files(), path: TRAINING_ARGUMENTS[name]})
+    assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], "config.yaml_refused")
     assert path in answer.json()["detail"]
 
 
-def test_plain_training_arguments_and_a_second_gguf_are_accepted(world: World) -> None:
-    world.add_base()
+def test_plain_training_arguments_and_a_second_gguf_are_accepted(harness: Harness) -> None:
+    harness.add_base()
     arguments = b"a: &a [q_proj, v_proj]\nb: *a\nlearning_rate: 1.0e-4\nnone: null\ntext: 'x: !!python/name:y'\n"
-    files = {**world.files(), "training_args.yaml": arguments, **non_peft_files.gguf_adapter(forge.llama())}
-    answer = RawClient(world).push(files)
+    files = {**harness.files(), "training_args.yaml": arguments, **non_peft_files.gguf_adapter(samples.llama())}
+    answer = RawClient(harness).push(files)
     assert answer.json().get("created"), answer.text
 
 
@@ -148,38 +148,38 @@ def test_an_unsafe_template_is_refused_at_push_wherever_it_stands(refusing: RawC
     )  # fmt: skip
     for path, value in places:
         data = text.encode() if value is None else json.dumps({"chat_template": value}).encode()
-        answer = refusing.push({**refusing.world.files(), path: data})
+        answer = refusing.push({**refusing.harness.files(), path: data})
         if path == "chat_template.jinja" and reason == "template.too_large":
-            assert_refused(refusing.world, answer, 413, ["SIZE_INVALID"], "file.too_large")
+            assert_refused(refusing.harness, answer, 413, ["SIZE_INVALID"], "file.too_large")
         else:
-            assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], reason)
+            assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], reason)
         assert path in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("value", [7, [1], [{"name": "a"}], {"a": 1}, ["text"]], ids=str)
 def test_a_template_of_another_type_is_refused(refusing: RawClient, value: Any) -> None:
     data = json.dumps({"chat_template": value}).encode()
-    answer = refusing.push({**refusing.world.files(), "tokenizer_config.json": data})
-    assert_refused(refusing.world, answer, 422, ["CONFIG_INVALID"], "template.invalid")
+    answer = refusing.push({**refusing.harness.files(), "tokenizer_config.json": data})
+    assert_refused(refusing.harness, answer, 422, ["CONFIG_INVALID"], "template.invalid")
 
 
 def test_many_templates_and_many_files_have_a_limit_together(refusing: RawClient) -> None:
-    files = refusing.world.files()
+    files = refusing.harness.files()
     for number in range(5):
         files[f"{number}/chat_template.jinja"] = b"a" * (60_000 - number)
-    assert_refused(refusing.world, refusing.push(files), 422, ["CONFIG_INVALID"], "template.too_large")
+    assert_refused(refusing.harness, refusing.push(files), 422, ["CONFIG_INVALID"], "template.too_large")
     log = b'{"a": "' + b"x" * (6 * 2**20) + b'"}'
-    files = refusing.world.files() | {f"{number}/trainer_state.json": log for number in range(3)}
-    assert_refused(refusing.world, refusing.push(files), 413, ["SIZE_INVALID"], "config.too_large")
+    files = refusing.harness.files() | {f"{number}/trainer_state.json": log for number in range(3)}
+    assert_refused(refusing.harness, refusing.push(files), 413, ["SIZE_INVALID"], "config.too_large")
 
 
 def test_a_code_reference_beside_another_tools_weights_is_refused(refusing: RawClient) -> None:
-    files = {"style.safetensors": non_peft_files.kohya(), forge.CONFIG: json.dumps(AUTO_MAP).encode()}
-    assert_refused(refusing.world, refusing.push(files), 422, ["CONFIG_INVALID"], "config.code_reference")
+    files = {"style.safetensors": non_peft_files.kohya(), samples.CONFIG: json.dumps(AUTO_MAP).encode()}
+    assert_refused(refusing.harness, refusing.push(files), 422, ["CONFIG_INVALID"], "config.code_reference")
 
 
 def test_the_client_refuses_before_it_sends(tmp_path: Path) -> None:
-    forge.write({**forge.lora(forge.llama()), "tokenizer_config.json": json.dumps(AUTO_MAP).encode()}, tmp_path)
+    samples.write({**samples.lora(samples.llama()), "tokenizer_config.json": json.dumps(AUTO_MAP).encode()}, tmp_path)
     with pytest.raises(Invalid, match=r"tokenizer_config.json: auto_map makes a loader import code"):
         read_folder(tmp_path)
 
@@ -200,10 +200,10 @@ CARDS = {
 
 
 @pytest.mark.parametrize("name", [*CARDS, "good", "none"])
-def test_a_card_with_bad_front_matter_is_a_warning(world: World, name: str) -> None:
-    world.add_base()
+def test_a_card_with_bad_front_matter_is_a_warning(harness: Harness, name: str) -> None:
+    harness.add_base()
     card = CARDS.get(name) or {"good": b"---\ndatasets:\n- a/b\n---\n# Hi\n", "none": b"# Hi\n---\n"}[name]
-    answer = RawClient(world).push({**world.files(), "README.md": card})
+    answer = RawClient(harness).push({**harness.files(), "README.md": card})
     assert answer.json().get("created"), answer.text
     findings = [found["code"] for found in answer.json()["version"]["verdicts"][0]["findings"]]
     assert findings == (["card.front_matter_invalid"] if name in CARDS else [])

@@ -4,64 +4,64 @@ from __future__ import annotations
 
 import pytest
 
-from tests import forge
+from tests import samples
 from tests.bad_files import CONFIGS, WEIGHTS
 from tests.bad_inputs.raw_push import RawClient, assert_refused
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
 
 @pytest.fixture
-def client(world: World) -> RawClient:
-    world.add_base()
-    return RawClient(world)
+def client(harness: Harness) -> RawClient:
+    harness.add_base()
+    return RawClient(harness)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_malformed_weights_are_refused(refusing: RawClient, name: str) -> None:
     data, code, reason = WEIGHTS[name]
-    answer = refusing.push({**refusing.world.files(), forge.WEIGHTS: data})
-    assert_refused(refusing.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
-    assert forge.WEIGHTS in answer.json()["detail"]
+    answer = refusing.push({**refusing.harness.files(), samples.WEIGHTS: data})
+    assert_refused(refusing.harness, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    assert samples.WEIGHTS in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_malformed_configurations_are_refused(refusing: RawClient, name: str) -> None:
     data, code, reason = CONFIGS[name]
-    answer = refusing.push({**refusing.world.files(), forge.CONFIG: data})
+    answer = refusing.push({**refusing.harness.files(), samples.CONFIG: data})
     reason = "file.too_large" if reason == "config.too_large" else reason
-    assert_refused(refusing.world, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
-    assert forge.CONFIG in answer.json()["detail"]
+    assert_refused(refusing.harness, answer, 413 if code == "SIZE_INVALID" else 422, [code], reason)
+    assert samples.CONFIG in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
-    ("gone", "reason"), [(forge.WEIGHTS, "adapter.weights_missing"), (forge.CONFIG, "adapter.config_missing")]
+    ("gone", "reason"), [(samples.WEIGHTS, "adapter.weights_missing"), (samples.CONFIG, "adapter.config_missing")]
 )
 def test_a_version_without_weights_or_configuration_is_refused(refusing: RawClient, gone: str, reason: str) -> None:
-    files = {path: data for path, data in refusing.world.files().items() if path != gone}
-    assert_refused(refusing.world, refusing.push(files), 422, ["MANIFEST_INVALID"], reason)
+    files = {path: data for path, data in refusing.harness.files().items() if path != gone}
+    assert_refused(refusing.harness, refusing.push(files), 422, ["MANIFEST_INVALID"], reason)
 
 
 def test_a_trainers_folder_as_base_is_a_warning_and_is_not_repeated(client: RawClient) -> None:
     config = {"base_model_name_or_path": "/home/jane/secret-project/checkpoints/llama"}
-    answer = client.push(forge.lora(forge.llama(), config=config))
+    answer = client.push(samples.lora(samples.llama(), config=config))
     if not answer.is_error:
         verdicts = answer.json()["version"]["verdicts"]
         assert {v["check"]: v["outcome"] for v in verdicts} == {"compat": "warn", "weights": "pass"}
         assert "jane" not in answer.text
     else:
-        assert_refused(client.world, answer, 422, ["CONFIG_INVALID"], "config.base_model_invalid")
+        assert_refused(client.harness, answer, 422, ["CONFIG_INVALID"], "config.base_model_invalid")
 
 
 def test_unknown_fields_are_a_warning(client: RawClient) -> None:
-    answer = client.push(forge.lora(forge.llama(), config={"a_field_of_tomorrow": 1}))
+    answer = client.push(samples.lora(samples.llama(), config={"a_field_of_tomorrow": 1}))
     assert answer.json().get("created"), answer.text
     assert "a_field_of_tomorrow" in str(answer.json()["version"]["verdicts"][0]["findings"])
 
 
 def test_every_other_safetensors_file_is_read_as_strictly(refusing: RawClient) -> None:
-    files = {**refusing.world.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
+    files = {**refusing.harness.files(), "extra.safetensors": WEIGHTS["09-a-tensor-twice"][0]}
     answer = refusing.push(files)
-    assert_refused(refusing.world, answer, 422, ["TENSORS_INVALID"], "safetensors.duplicate_key")
+    assert_refused(refusing.harness, answer, 422, ["TENSORS_INVALID"], "safetensors.duplicate_key")
     assert "extra.safetensors" in answer.json()["detail"]

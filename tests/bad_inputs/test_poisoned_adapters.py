@@ -12,12 +12,12 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import config
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
-from tests import effort, forge
+from tests import effort, samples
 from tests.domain.specs import base_spec, judge
 
-BASE = forge.llama()
+BASE = samples.llama()
 AT = "base_model.model.model.layers.0.self_attn.q_proj"
-Change = Callable[[dict[str, forge.Tensor]], Mapping[str, forge.Tensor]]
+Change = Callable[[dict[str, samples.Tensor]], Mapping[str, samples.Tensor]]
 
 
 def _adding(name: str, shape: tuple[int, ...]) -> Change:
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Change, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
     change, fields, code = CASES[name]
-    findings = judge(forge.lora(BASE, change=change, config=fields), BASE)
+    findings = judge(samples.lora(BASE, change=change, config=fields), BASE)
     assert add_up(findings) is Outcome.FAIL
     assert code in {f.code for f in findings if f.severity == "error"}, [f.message for f in findings]
     finding = next(f for f in findings if f.code == code)
@@ -116,7 +116,7 @@ def test_a_poisoned_adapter_fails_with_its_finding(name: str) -> None:
 
 def test_ten_thousand_unexpected_tensors_are_a_few_findings() -> None:
     extra = {f"base_model.model.x{i}.weight": ("F32", (1,), bytes(4)) for i in range(10_000)}
-    findings: list[Finding] = judge(forge.lora(BASE, change=lambda t: {**t, **extra}), BASE)
+    findings: list[Finding] = judge(samples.lora(BASE, change=lambda t: {**t, **extra}), BASE)
     assert len(findings) < 20
     assert any("(10000 tensors)" in f.message for f in findings)
 
@@ -124,8 +124,8 @@ def test_ten_thousand_unexpected_tensors_are_a_few_findings() -> None:
 def test_a_finding_never_breaks_on_what_an_adapter_contains() -> None:
     name = "base_model.model." + "x" * 480 + ".lora_A.weight"
     spec = peft.describe(
-        config.read_config(forge.lora(BASE)[forge.CONFIG]),
-        safetensors.read_bytes(forge.safetensors({name: ("F32", (8, 64), None)}), file=forge.WEIGHTS),
+        config.read_config(samples.lora(BASE)[samples.CONFIG]),
+        safetensors.read_bytes(samples.safetensors({name: ("F32", (8, 64), None)}), file=samples.WEIGHTS),
     )
     assert add_up(spec.findings) is Outcome.FAIL
     assert compat.check_fit(spec, base_spec(BASE))
@@ -135,6 +135,6 @@ def test_many_announced_parameters_and_many_tensors_do_not_multiply() -> None:
     def judged(count: int) -> None:
         names = [f"own{n:04d}.w" for n in range(count)]
         pairs = {f"base_model.model.m{n}.x.lora_A.weight": ("F32", (8, 4), None) for n in range(count)}
-        judge(forge.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
+        judge(samples.lora(BASE, config={"target_parameters": names}, change=lambda t: {**t, **pairs}), BASE)
 
     assert effort.lines(lambda: judged(400)) < 3 * effort.lines(lambda: judged(200))

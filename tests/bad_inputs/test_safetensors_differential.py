@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from registry.adapters import safetensors as tensors
 from registry.errors import RegistryError
-from tests import forge
+from tests import samples
 from tests.bad_files import WEIGHTS
 
 pytestmark = pytest.mark.security
 
 safetensors = pytest.importorskip("safetensors")
 FILE = "adapter_model.safetensors"
-GOOD = forge.safetensors({
+GOOD = samples.safetensors({
     "base.a.lora_A.weight": ("F32", (2, 3), None), "base.b.lora_B.weight": ("F16", (4,), None),
     "c": ("I64", (), None), "d": ("BF16", (0, 4), b""), "e": ("U8", (5,), None),
 })  # fmt: skip
@@ -53,9 +53,9 @@ def test_the_library_and_we_read_a_good_file_alike() -> None:
     assert ours(GOOD) == theirs(GOOD) != {}
 
 
-def test_what_peft_and_our_forge_write_is_read_alike() -> None:
-    for files in (forge.lora(forge.llama(), dora=True), forge.lora(forge.gpt2(), targets=["c_attn"])):
-        assert ours(files[forge.WEIGHTS]) == theirs(files[forge.WEIGHTS])
+def test_files_by_peft_and_by_samples_are_read_alike() -> None:
+    for files in (samples.lora(samples.llama(), dora=True), samples.lora(samples.gpt2(), targets=["c_attn"])):
+        assert ours(files[samples.WEIGHTS]) == theirs(files[samples.WEIGHTS])
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -100,7 +100,7 @@ ENTRIES = st.fixed_dictionaries(
     st.integers(0, 24),
 )
 def test_made_up_headers_never_make_us_accept_what_the_library_refuses(header: dict[str, Any], size: int) -> None:
-    agree(forge.raw_safetensors(json.dumps(header), bytes(size)))
+    agree(samples.raw_safetensors(json.dumps(header), bytes(size)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -114,7 +114,7 @@ def test_made_up_headers_never_make_us_accept_what_the_library_refuses(header: d
 )
 def test_every_honest_file_is_accepted_by_both_with_equal_tensors(shapes: dict[str, tuple[str, list[int]]]) -> None:
     shapes.pop("__metadata__", None)
-    data = forge.safetensors({name: (dtype, tuple(shape), None) for name, (dtype, shape) in shapes.items()})
+    data = samples.safetensors({name: (dtype, tuple(shape), None) for name, (dtype, shape) in shapes.items()})
     if shapes:
         assert ours(data) == theirs(data)
         assert ours(data) is not None

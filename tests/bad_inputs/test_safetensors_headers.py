@@ -29,25 +29,25 @@ def test_every_rule_about_weights_has_a_case() -> None:
 
 
 def test_all_broken_entries_are_reported_and_not_only_the_first() -> None:
-    from tests import forge
+    from tests import samples
 
     header = {f"t{i}": {"dtype": "F31", "shape": [1], "data_offsets": [0, 4]} for i in range(5)}
     with pytest.raises(Invalid) as caught:
-        safetensors.read_bytes(forge.raw_safetensors(header, bytes(4)), file=FILE)
+        safetensors.read_bytes(samples.raw_safetensors(header, bytes(4)), file=FILE)
     assert [r.location for r in caught.value.findings] == ["t0", "t1", "t2", "t3", "t4"]
 
 
 def test_a_reader_that_returns_less_than_was_asked_is_an_answer_and_no_crash() -> None:
-    from tests import forge
+    from tests import samples
 
-    good = forge.safetensors({"a": ("F32", (4,), None)})
+    good = samples.safetensors({"a": ("F32", (4,), None)})
     with pytest.raises(Invalid, match="ended after"):
         safetensors.read_header(lambda at, n: good[at : at + n - 1], len(good), file=FILE)
 
 
 def test_many_quotes_do_not_make_the_depth_scan_endless() -> None:
-    from tests import forge
+    from tests import samples
 
     header = b'{"' + b'\\"' * 2_000_000
     with effort.ends(), pytest.raises(Invalid):
-        safetensors.read_bytes(forge.raw_safetensors(header + b"}"), file=FILE)
+        safetensors.read_bytes(samples.raw_safetensors(header + b"}"), file=FILE)

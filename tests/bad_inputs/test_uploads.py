@@ -12,11 +12,11 @@ import pytest
 from registry.digest import Digest
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
-from tests import forge
+from tests import samples
 from tests.bad_inputs.raw_push import RawClient, reasons
 from tests.bulk import PUSHES, push_body
+from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -27,22 +27,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 
 @pytest.fixture
-def world(database_url: str, store: BlobStore) -> Iterator[World]:
-    with World(database_url, blobs=store) as made:
+def harness(database_url: str, store: BlobStore) -> Iterator[Harness]:
+    with Harness(database_url, blobs=store) as made:
         made.add_base()
         yield made
 
 
 @pytest.fixture
-def client(world: World) -> RawClient:
-    return RawClient(world)
+def client(harness: Harness) -> RawClient:
+    return RawClient(harness)
 
 
 @pytest.fixture
 def planned(client: RawClient) -> dict[str, Any]:
-    files = client.world.files()
-    upload = next(u for u in client.plan(files).json()["uploads"] if u["digest"] == Digest.of(files[forge.WEIGHTS]))
-    return {"data": files[forge.WEIGHTS], "url": upload["url"], "files": files}
+    files = client.harness.files()
+    upload = next(u for u in client.plan(files).json()["uploads"] if u["digest"] == Digest.of(files[samples.WEIGHTS]))
+    return {"data": files[samples.WEIGHTS], "url": upload["url"], "files": files}
 
 
 def test_bytes_that_hash_to_something_else_are_refused(client: RawClient, planned: dict[str, Any]) -> None:
@@ -97,8 +97,8 @@ def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: di
 
 
 def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: RawClient) -> None:
-    client.world.push("acme/other", client.world.files())
-    files = client.world.files()
+    client.harness.push("acme/other", client.harness.files())
+    files = client.harness.files()
     manifest = client.manifest(files)
     manifest["files"][0]["size_bytes"] += 1
     planned = client.plan_manifest(manifest)
@@ -110,8 +110,8 @@ def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: Raw
 
 
 def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(client: RawClient) -> None:
-    files = client.world.files()
-    client.world.push("acme/other", files)
+    files = client.harness.files()
+    client.harness.push("acme/other", files)
     manifest = client.manifest(files)
     manifest["files"][-1]["size_bytes"] += 1
     planned = client.plan_manifest(manifest).json()
@@ -150,7 +150,7 @@ def test_a_plan_that_cannot_be_read_is_refused(refusing: RawClient, body: bytes,
     ],
 )
 def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change: dict[str, object]) -> None:
-    manifest = refusing.manifest(refusing.world.files()) | change
+    manifest = refusing.manifest(refusing.harness.files()) | change
     body = json.dumps(push_body("acme/support", manifest)).encode()
     answer = refusing.ask("POST", PUSHES, content=body, headers={"Content-Type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
@@ -158,7 +158,7 @@ def test_a_manifest_that_breaks_its_shape_is_refused(refusing: RawClient, change
 
 
 def assert_nothing_kept(client: RawClient) -> None:
-    store = client.world.blobs
+    store = client.harness.blobs
     assert list(store.list("staging/")) == []
     assert list(store.list("blobs/")) == []
     if isinstance(store, LocalBlobs):

@@ -28,7 +28,7 @@ from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 from tests.import_table import ROOT
 
 COMMAND = [sys.executable, "-m", "cli.main"]
@@ -82,17 +82,17 @@ class CommandRunner:
         assert command_result.exit_code == expect, f"{words}: {command_result}"
         return command_result
 
-    def add_base(self, base: forge.Base | None = None) -> str:
+    def add_base(self, base: samples.Base | None = None) -> str:
         """Register a generated base. Returns its name."""
-        base = base or forge.llama()
+        base = base or samples.llama()
         folder = base.write(self.folder / "bases" / base.name)
         self("base", "add", base.name, folder)
         return base.name
 
-    def make_adapter(self, name: str, base: forge.Base | None = None, **how: Any) -> Path:
+    def make_adapter(self, name: str, base: samples.Base | None = None, **how: Any) -> Path:
         """The folder of a new adapter with random weights."""
-        files = forge.lora(base or forge.llama(), **{"seed": next(self._seeds), **how})
-        return forge.write(files, self.folder / "adapters" / name)
+        files = samples.lora(base or samples.llama(), **{"seed": next(self._seeds), **how})
+        return samples.write(files, self.folder / "adapters" / name)
 
     def push(self, name: str, *words: object, **how: Any) -> Any:
         folder = self.make_adapter(f"{next(self._seeds)}-{name.replace('/', '-')}", **how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.worker.model import identify
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner
 
 needs_torch = pytest.mark.skipif(not identify.is_possible(), reason="the worker extra is not installed")
@@ -13,10 +13,10 @@ needs_torch = pytest.mark.skipif(not identify.is_possible(), reason="the worker 
 
 @needs_torch
 def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
-    first = forge.llama("first").write(cli.folder / "first")
+    first = samples.llama("first").write(cli.folder / "first")
     cli("base", "add", "first", first, "--identify")
-    cli("base", "add", "org/renamed", forge.llama("first", shards=2).write(cli.folder / "renamed"), "--identify")
-    cli("base", "add", "strange", forge.llama("strange", seed=2).write(cli.folder / "strange"))
+    cli("base", "add", "org/renamed", samples.llama("first", shards=2).write(cli.folder / "renamed"), "--identify")
+    cli("base", "add", "strange", samples.llama("strange", seed=2).write(cli.folder / "strange"))
     assert "exact" not in cli("base", "show", "strange").stdout
     cli("base", "identify", "strange", cli.folder / "strange")
     shown = cli("base", "show", "first").stdout
@@ -28,14 +28,14 @@ def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
 
 @needs_torch
 def test_other_weights_under_the_name_of_a_base_are_refused(cli: CommandRunner) -> None:
-    cli("base", "add", "first", forge.llama("first").write(cli.folder / "first"), "--identify")
-    other = forge.llama("first", seed=2).write(cli.folder / "other")
+    cli("base", "add", "first", samples.llama("first").write(cli.folder / "first"), "--identify")
+    other = samples.llama("first", seed=2).write(cli.folder / "other")
     for words in (("add", "first", other, "--identify"), ("identify", "first", other)):
         refused = cli("base", *words, "--json", expect=5).problem
         assert refused["code"] == "BASE_EXISTS"
         assert "exists with other weights" in refused["detail"]
         assert "has unrelated weights" in refused["detail"]
-    wide = forge.llama("first", hidden=128).write(cli.folder / "wide")
+    wide = samples.llama("first", hidden=128).write(cli.folder / "wide")
     assert "is not the base first" in cli("base", "identify", "first", wide, expect=2).stderr
 
 
@@ -43,7 +43,7 @@ def test_identify_without_the_worker_extra_says_what_to_install(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identify, "is_possible", lambda: False)
-    folder = forge.llama("first").write(cli.folder / "first")
+    folder = samples.llama("first").write(cli.folder / "first")
     assert "pip install '.[worker]'" in cli("base", "add", "first", folder, "--identify", expect=2).stderr
     cli("base", "add", "first", folder)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import forge, non_peft_files
+from tests import non_peft_files, samples
 from tests.cli.runner import CommandRunner
 
 
@@ -20,7 +20,7 @@ def cli(cli: CommandRunner) -> CommandRunner:
 def style(cli: CommandRunner) -> Path:
     metadata = {"modelspec.trigger_phrase": "toy style", "ss_tag_frequency": "a photo of Ann",
                 "note": "dots\x1b[2J"}  # fmt: skip
-    return forge.write({"toy.safetensors": non_peft_files.kohya(metadata=metadata)}, cli.folder / "style")
+    return samples.write({"toy.safetensors": non_peft_files.kohya(metadata=metadata)}, cli.folder / "style")
 
 
 def test_an_image_adapter_is_pushed_shown_listed_and_checked(cli: CommandRunner) -> None:
@@ -39,10 +39,10 @@ def test_an_image_adapter_is_pushed_shown_listed_and_checked(cli: CommandRunner)
 
 
 def test_names_are_repaired_locally(cli: CommandRunner) -> None:
-    def raw(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+    def raw(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
         return {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
 
-    folder = forge.write(forge.lora(forge.llama(), change=raw), cli.folder / "raw")
+    folder = samples.write(samples.lora(samples.llama(), change=raw), cli.folder / "raw")
     cli("push", folder, "acme/support")
     created = cli("convert", "acme/support", "--to", "peft", "--repair", "--json").json
     assert created["version"]["name"] == "acme/support-peft"
@@ -51,7 +51,7 @@ def test_names_are_repaired_locally(cli: CommandRunner) -> None:
 
 
 def test_conversions_of_values_are_queued_and_wrong_requests_refused(cli: CommandRunner) -> None:
-    cli("push", forge.write(forge.lora(forge.llama()), cli.folder / "plain"), "acme/support")
+    cli("push", samples.write(samples.lora(samples.llama()), cli.folder / "plain"), "acme/support")
     assert "adapter worker" in cli("convert", "acme/support", "--to", "canonical").stdout
     refused = cli("convert", "acme/support", "--to", "plain", expect=2)
     assert "PiSSA and OLoRA" in refused.stderr
@@ -60,7 +60,7 @@ def test_conversions_of_values_are_queued_and_wrong_requests_refused(cli: Comman
 
 def test_push_all_accepts_adapters_of_other_tools(cli: CommandRunner) -> None:
     fleet = cli.folder / "fleet"
-    forge.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "one")
-    forge.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "two")
+    samples.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "one")
+    samples.write({"toy.safetensors": non_peft_files.kohya()}, fleet / "two")
     (fleet / "notes").mkdir()
     assert len(cli("push-all", fleet, "art", "--base", "sd-tiny", "--json").json["items"]) == 2

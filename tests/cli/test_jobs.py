@@ -11,13 +11,13 @@ from cli import session
 from registry.api.jobs import ClaimRequest, FailRequest, RenewRequest
 from registry.client.registry import Registry
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner
 
 
 def test_check_evaluates_a_folder_and_a_version_and_stores_nothing(cli: CommandRunner) -> None:
     cli.add_base()
-    cli.add_base(forge.gpt2())
+    cli.add_base(samples.gpt2())
     folder = cli.make_adapter("mine")
     assert [item["outcome"] for item in cli("check", folder, "--json").json["items"]] == ["pass", "pass"]
     assert cli("list", "--json").json["items"] == []

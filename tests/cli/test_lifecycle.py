@@ -11,7 +11,7 @@ import pytest
 
 from registry.digest import Digest
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner, lines
 
 
@@ -189,7 +189,7 @@ def test_a_push_lists_skipped_files_and_finds_the_base(cli: CommandRunner) -> No
 
 def test_an_adapter_for_another_base_is_stored_and_its_gates_stay_closed(cli: CommandRunner) -> None:
     cli.add_base()
-    folder = cli.make_adapter("wrong", forge.llama(hidden=32))
+    folder = cli.make_adapter("wrong", samples.llama(hidden=32))
     result = cli("push", folder, "acme/wrong", "--base", "tiny-llama", "--strict", expect=6)
     assert "has shape [8, 32]; tiny-llama takes [8, 64]" in result.stdout
     assert "gates stay closed" in result.stdout
@@ -245,7 +245,7 @@ def test_a_yanked_version_is_refused_by_name_and_served_by_digest(released: Comm
 def test_push_all_continues_after_a_failure(cli: CommandRunner, tmp_path: Path) -> None:
     cli.add_base()
     cli.make_adapter("good")
-    cli.make_adapter("wrong", forge.llama(hidden=32))
+    cli.make_adapter("wrong", samples.llama(hidden=32))
     broken = cli.make_adapter("broken")
     (broken / "adapter_model.safetensors").write_bytes(b"not safetensors")
     result = cli("push-all", tmp_path / "adapters", "fleet", "--base", "tiny-llama", expect=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner
 
 pytestmark = pytest.mark.security
@@ -34,10 +34,10 @@ def pending(large: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> CommandRun
 
 
 def adapter(cli: CommandRunner, name: str, value: float = 0.25) -> Path:
-    def change(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+    def change(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
         first = next(iter(tensors))
         dtype, shape, _ = tensors[first]
-        return tensors | {first: (dtype, shape, forge.constant(dtype, shape, value))}
+        return tensors | {first: (dtype, shape, samples.constant(dtype, shape, value))}
 
     return cli.make_adapter(name, change=change)
 

@@ -14,7 +14,7 @@ from cli import output, session
 from registry.api.jobs import ClaimRequest, FailRequest
 from registry.api.serving import NodeReport, SlotReport
 from registry.client.registry import Registry
-from tests import forge
+from tests import samples
 from tests.cli.runner import CommandRunner
 from tests.import_table import ROOT
 
@@ -62,9 +62,9 @@ def test_commands_escape_what_others_wrote(cli: CommandRunner, tmp_path: Path) -
         connection.execute("UPDATE fleet_slot SET reason = ?", [HOSTILE])
         connection.execute("UPDATE job SET error = ?, worker = ?", [HOSTILE, HOSTILE])
         connection.execute("UPDATE version SET message = ?", [HOSTILE])
-    files = forge.lora(forge.llama())
+    files = samples.lora(samples.llama())
     config = json.loads(files["adapter_config.json"]) | {"x\x1b[2J": HOSTILE}
-    changed = forge.write(files | {"adapter_config.json": json.dumps(config).encode()}, tmp_path / "changed")
+    changed = samples.write(files | {"adapter_config.json": json.dumps(config).encode()}, tmp_path / "changed")
     for words in (
         ("base", "show", "tiny-llama"), ("base", "list"), ("fleet",), ("job", "list"), ("job", "show", job.id),
         ("show", "acme/support"), ("diff", "acme/support", changed),
@@ -77,7 +77,7 @@ def test_commands_escape_what_others_wrote(cli: CommandRunner, tmp_path: Path) -
 
 
 def test_control_characters_in_a_source_of_a_base_are_refused(cli: CommandRunner, tmp_path: Path) -> None:
-    folder = forge.llama().write(tmp_path / "base\x1b[2J")
+    folder = samples.llama().write(tmp_path / "base\x1b[2J")
     assert "control character" in cli("base", "add", "tiny-llama", folder, expect=2).stderr
 
 

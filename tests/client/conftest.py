@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from registry.client.local.cache import Cache
-from tests import forge
+from tests import samples
 from tests.client.counting import Counted
-from tests.world import World
+from tests.harness import Harness
 
 
 @pytest.fixture
-def counted(world: World) -> Counted:
-    world.add_base()
-    return Counted(world)
+def counted(harness: Harness) -> Counted:
+    harness.add_base()
+    return Counted(harness)
 
 
 @pytest.fixture
-def folder(world: World, tmp_path: Path) -> Path:
-    return forge.write(world.files(), tmp_path / "adapter")
+def folder(harness: Harness, tmp_path: Path) -> Path:
+    return samples.write(harness.files(), tmp_path / "adapter")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A client of a World that counts its requests and may bend the files that come down."""
+"""A client of a Harness that counts its requests and may bend the files that come down."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import httpx
 
 from registry.client.registry import Registry
 from registry.names import AdapterName, Ref
+from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxTransport
-from tests.world import URL, World
 
 NAME = AdapterName("acme", "support")
 REF = Ref.parse("acme/support")
@@ -21,11 +21,11 @@ REF = Ref.parse("acme/support")
 class Counted:
     """A transport that counts requests and may bend the bodies of answers."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, harness: Harness) -> None:
         self.requests: list[tuple[str, str]] = []
         self.contents: list[int] = []
         self.bend: Callable[[bytes], bytes] = lambda body: body
-        self._inner = world.transport
+        self._inner = harness.transport
         outer = self
 
         class Transport(HttpxTransport):
@@ -39,7 +39,7 @@ class Counted:
                 headers = [(k, v) for k, v in answer.headers.raw if k.lower() != b"content-length"]
                 return httpx.Response(answer.status_code, headers=headers, content=outer.bend(answer.content))
 
-        self.registry = Registry(URL, world.secret, Transport())
+        self.registry = Registry(URL, harness.secret, Transport())
 
     def methods(self, method: str) -> int:
         return sum(m == method for m, _ in self.requests)

@@ -16,8 +16,8 @@ from registry.client.registry import Registry
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unauthenticated, Unavailable
+from tests.harness import send_blob
 from tests.httpx_transports import MockTransport
-from tests.world import send_blob
 
 URL = "https://registry.test"
 TOKEN = "lra_secret"

@@ -10,23 +10,23 @@ from registry.api.transfer import BULK_LIMIT
 from registry.client import pull, push
 from registry.client.local.cache import Cache
 from registry.names import Ref
-from tests import forge
+from tests import samples
 from tests.client.counting import Counted
-from tests.world import World
+from tests.harness import Harness
 
 COUNT = 12
 FLEET = 200
 BATCHES = FLEET // BULK_LIMIT
 
 
-def folders(world: World, tmp_path: Path, count: int = COUNT) -> list[tuple[Path, str]]:
-    return [(forge.write(world.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(count)]
+def folders(harness: Harness, tmp_path: Path, count: int = COUNT) -> list[tuple[Path, str]]:
+    return [(samples.write(harness.files(), tmp_path / f"a{n}"), f"acme/a{n}") for n in range(count)]
 
 
 def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_and_one_for_the_bases(
-    counted: Counted, world: World, tmp_path: Path
+    counted: Counted, harness: Harness, tmp_path: Path
 ) -> None:
-    fleet = folders(world, tmp_path)
+    fleet = folders(harness, tmp_path)
     first = push.push_all(counted.registry, fleet)
     assert [(r.name, r.answer is not None and r.answer.created) for r in first] == [(n, True) for _, n in fleet]
     counted.requests.clear()
@@ -36,9 +36,11 @@ def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_and_one_for_t
     assert len(counted.requests) == 3
 
 
-def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted, world: World, tmp_path: Path) -> None:
-    fleet = folders(world, tmp_path)
-    (fleet[2][0] / forge.WEIGHTS).write_bytes(b"no weights")
+def test_one_failure_stops_nothing_and_results_keep_their_order(
+    counted: Counted, harness: Harness, tmp_path: Path
+) -> None:
+    fleet = folders(harness, tmp_path)
+    (fleet[2][0] / samples.WEIGHTS).write_bytes(b"no weights")
     fleet[5] = (fleet[5][0], "Not A Name")
     told: list[str] = []
     results = push.push_all(counted.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
@@ -48,16 +50,16 @@ def test_one_failure_stops_nothing_and_results_keep_their_order(counted: Counted
 
 
 def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
-    counted: Counted, world: World, tmp_path: Path
+    counted: Counted, harness: Harness, tmp_path: Path
 ) -> None:
     """Files that the commit carries do not make the second push wait for the first."""
-    first, other = ((forge.write(world.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
+    first, other = ((samples.write(harness.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
     results = push.push_all(counted.registry, [first, first, other])
     assert [result.answer is not None and result.answer.created for result in results] == [True, False, True]
 
 
-def test_progress_of_many_adds_up(counted: Counted, world: World, tmp_path: Path) -> None:
-    fleet = folders(world, tmp_path)
+def test_progress_of_many_adds_up(counted: Counted, harness: Harness, tmp_path: Path) -> None:
+    fleet = folders(harness, tmp_path)
     seen = [0, 0]
 
     class Watch:
@@ -69,13 +71,13 @@ def test_progress_of_many_adds_up(counted: Counted, world: World, tmp_path: Path
 
     push.push_all(counted.registry, fleet, progress=Watch())
     # They share their configuration, which is sent once or, by those that plan at the same time, a few times.
-    assert seen[0] == seen[1] >= sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
+    assert seen[0] == seen[1] >= sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
 
 
 def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
-    counted: Counted, world: World, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet = folders(world, tmp_path)
+    fleet = folders(harness, tmp_path)
     push.push_all(counted.registry, fleet)
     monkeypatch.setattr(pull, "PAGE_LIMIT", 5)
     found = [view.name for view in pull.adapters_of(counted.registry, "tiny-llama")]
@@ -87,7 +89,7 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
     assert [path for _, path in counted.requests if "/files/" in path] == []
     for folder, name in fleet:
-        assert (tmp_path / "out" / name / forge.WEIGHTS).read_bytes() == (folder / forge.WEIGHTS).read_bytes()
+        assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
 
 
 def test_each_base_is_asked_for_once(counted: Counted) -> None:
@@ -98,10 +100,10 @@ def test_each_base_is_asked_for_once(counted: Counted) -> None:
 
 
 def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_twice(
-    counted: Counted, world: World, tmp_path: Path, cache: Cache
+    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache
 ) -> None:
-    fleet = folders(world, tmp_path, FLEET)
-    held = sum((folder / forge.WEIGHTS).stat().st_size for folder, _ in fleet)
+    fleet = folders(harness, tmp_path, FLEET)
+    held = sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
     assert all(r.answer and r.answer.created for r in push.push_all(counted.registry, fleet))
     assert sum(counted.contents) >= held
     counted.requests.clear()
@@ -122,6 +124,6 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
     assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
     assert len(counted.requests) == BATCHES, "the names are resolved; no file is asked for"
     for folder, name in fleet:
-        assert (tmp_path / "out" / f"{name}-again" / forge.WEIGHTS).read_bytes() == (
-            folder / forge.WEIGHTS
+        assert (tmp_path / "out" / f"{name}-again" / samples.WEIGHTS).read_bytes() == (
+            folder / samples.WEIGHTS
         ).read_bytes()

@@ -12,9 +12,9 @@ from registry.client.local import base_folder
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref
-from tests import forge, non_peft_files
-from tests.forge import Tensor
-from tests.world import World
+from tests import non_peft_files, samples
+from tests.harness import Harness
+from tests.samples import Tensor
 
 REF = Ref.parse("acme/support")
 REPAIR = Conversion(to="peft", into="acme/mended", repair=True)
@@ -26,12 +26,12 @@ def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
 
 
 @pytest.fixture
-def studio(world: World, tmp_path: Path) -> World:
-    world.add_base()
+def studio(harness: Harness, tmp_path: Path) -> Harness:
+    harness.add_base()
     spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
-    world.bases["sd-tiny"] = spec
-    world.admin.add_base(BaseAdd(spec=spec))
-    return world
+    harness.bases["sd-tiny"] = spec
+    harness.admin.add_base(BaseAdd(spec=spec))
+    return harness
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def studio(world: World, tmp_path: Path) -> World:
     ],
 )
 def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
-    studio: World, tmp_path: Path, old: str, new: str
+    studio: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
-    base = forge.llama()
-    good = forge.lora(base, seed=9)
-    wrong = forge.lora(base, seed=9, change=lambda tensors: renamed(tensors, old, new))
+    base = samples.llama()
+    good = samples.lora(base, seed=9)
+    wrong = samples.lora(base, seed=9, change=lambda tensors: renamed(tensors, old, new))
     studio.push("acme/support", wrong)
     assert studio.admin.version("acme/support").verdicts[0].outcome == "fail"
     made = convert.convert(studio.admin, REF, REPAIR)
@@ -58,12 +58,14 @@ def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
     version = made.pushed.version
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
-    assert forge.tensors_of((tmp_path / "mended" / forge.WEIGHTS).read_bytes()) == forge.tensors_of(good[forge.WEIGHTS])
-    assert (tmp_path / "mended" / forge.CONFIG).read_bytes() == wrong[forge.CONFIG]
+    assert samples.tensors_of((tmp_path / "mended" / samples.WEIGHTS).read_bytes()) == samples.tensors_of(
+        good[samples.WEIGHTS]
+    )
+    assert (tmp_path / "mended" / samples.CONFIG).read_bytes() == wrong[samples.CONFIG]
 
 
-def test_the_result_says_what_it_came_from_and_the_original_is_untouched(studio: World) -> None:
-    wrong = forge.lora(forge.llama(), change=lambda tensors: renamed(tensors, ".weight", ".default.weight"))
+def test_the_result_says_what_it_came_from_and_the_original_is_untouched(studio: Harness) -> None:
+    wrong = samples.lora(samples.llama(), change=lambda tensors: renamed(tensors, ".weight", ".default.weight"))
     before = studio.push("acme/support", wrong).version
     made = convert.convert(studio.admin, REF, REPAIR)
     assert made.pushed is not None
@@ -78,26 +80,28 @@ def test_the_result_says_what_it_came_from_and_the_original_is_untouched(studio:
     assert [a.name for a in studio.admin.adapters().items] == ["acme/mended", "acme/support"]
 
 
-def test_converting_twice_is_one_version(studio: World) -> None:
-    studio.push("acme/support", forge.lora(forge.llama(), change=lambda t: renamed(t, ".weight", ".default.weight")))
+def test_converting_twice_is_one_version(studio: Harness) -> None:
+    studio.push(
+        "acme/support", samples.lora(samples.llama(), change=lambda t: renamed(t, ".weight", ".default.weight"))
+    )
     first, second = (convert.convert(studio.admin, REF, REPAIR).pushed for _ in range(2))
     assert first is not None
     assert second is not None
     assert (first.created, second.created, second.version.number) == (True, False, 1)
 
 
-def test_a_good_adapter_has_nothing_to_repair(studio: World) -> None:
+def test_a_good_adapter_has_nothing_to_repair(studio: Harness) -> None:
     studio.push("acme/support")
     with pytest.raises(Invalid) as refused:
         convert.convert(studio.admin, REF, REPAIR)
     assert refused.value.code == "CONVERSION_INVALID"
 
 
-def test_a_repair_never_makes_two_tensors_one(studio: World) -> None:
+def test_a_repair_never_makes_two_tensors_one(studio: Harness) -> None:
     def doubled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors | renamed(tensors, ".weight", ".default.weight")
 
-    studio.push("acme/support", forge.lora(forge.llama(), change=doubled))
+    studio.push("acme/support", samples.lora(samples.llama(), change=doubled))
     with pytest.raises(Invalid) as refused:
         convert.convert(studio.admin, REF, REPAIR)
     assert "would both be called" in refused.value.detail
@@ -105,49 +109,49 @@ def test_a_repair_never_makes_two_tensors_one(studio: World) -> None:
 
 @pytest.mark.parametrize(("old", "new"), [(".weight", ".default.weight"), ("unet.", "")])
 def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
-    studio: World, tmp_path: Path, old: str, new: str
+    studio: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
     good: dict[str, Tensor] = {
         f"{at}.lora_A.weight": ("F32", (4, 32), None),
         f"{at}.lora_B.weight": ("F32", (32, 4), None),
     }
-    wrong = forge.safetensors(renamed(forge.tensors_of(forge.safetensors(good)), old, new))
+    wrong = samples.safetensors(renamed(samples.tensors_of(samples.safetensors(good)), old, new))
     studio.push("acme/support", {"style.safetensors": wrong}, base="sd-tiny")
     made = convert.convert(studio.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
     assert made.pushed is not None
     assert made.pushed.version.verdicts[0].outcome == "pass"
     pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
-    assert set(forge.tensors_of(file.read_bytes())) == set(good)
+    assert set(samples.tensors_of(file.read_bytes())) == set(good)
     with pytest.raises(Invalid, match="found no name to fix"):
         convert.convert(
             studio.admin, Ref.parse("acme/mended"), Conversion(to="diffusers", into="acme/again", repair=True)
         )
 
 
-def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: World, tmp_path: Path) -> None:
+def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: Harness, tmp_path: Path) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     old: dict[str, Tensor] = {}
     for leaf, columns in (("to_q", 32), ("to_k", 24), ("to_out", 32)):
         old[f"{at}.processor.{leaf}_lora.down.weight"] = ("F32", (4, columns), None)
         old[f"{at}.processor.{leaf}_lora.up.weight"] = ("F32", (32, 4), None)
-    folder = forge.write({"old.safetensors": forge.safetensors(old)}, tmp_path / "old")
+    folder = samples.write({"old.safetensors": samples.safetensors(old)}, tmp_path / "old")
     push.push_folder(studio.admin, folder, AdapterName("art", "style"), base="sd-tiny")
     made = convert.convert(studio.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
     assert made.pushed is not None
     version = made.pushed.version
     assert (version.facts["format"], version.verdicts[0].outcome) == ("diffusers", "pass")
     pull.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
-    new = forge.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
-    given = forge.tensors_of((folder / "old.safetensors").read_bytes())
+    new = samples.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
+    given = samples.tensors_of((folder / "old.safetensors").read_bytes())
     assert new[f"{at}.to_out.0.lora_B.weight"] == given[f"{at}.processor.to_out_lora.up.weight"]
     assert sorted(new) == sorted(
         f"{at}.{leaf}.lora_{half}.weight" for leaf in ("to_q", "to_k", "to_out.0") for half in "AB"
     )
 
 
-def test_what_changes_values_is_queued_for_a_worker(studio: World) -> None:
+def test_what_changes_values_is_queued_for_a_worker(studio: Harness) -> None:
     studio.push("acme/support")
     made = convert.convert(studio.admin, REF, Conversion(to="canonical", into="acme/plain"))
     assert made.job is not None
@@ -158,7 +162,7 @@ def test_what_changes_values_is_queued_for_a_worker(studio: World) -> None:
     )
 
 
-def test_who_may_not_push_into_the_target_queues_nothing(studio: World) -> None:
+def test_who_may_not_push_into_the_target_queues_nothing(studio: Harness) -> None:
     studio.push("acme/support")
     reader = studio.actor("pull", "push", namespaces=["acme"])
     with pytest.raises(Exception, match="other"):
@@ -179,8 +183,8 @@ def test_who_may_not_push_into_the_target_queues_nothing(studio: World) -> None:
         ({"config": {"alora_invocation_tokens": [1, 2]}}, "gguf", "invocation tokens"),
     ],
 )
-def test_a_wrong_request_is_refused_with_its_reason(studio: World, how: dict[str, object], to: str, why: str) -> None:
-    studio.push("acme/support", forge.lora(forge.llama(), **how))  # type: ignore[arg-type]
+def test_a_wrong_request_is_refused_with_its_reason(studio: Harness, how: dict[str, object], to: str, why: str) -> None:
+    studio.push("acme/support", samples.lora(samples.llama(), **how))  # type: ignore[arg-type]
     with pytest.raises(Invalid, match=why) as refused:
         convert.convert(studio.admin, REF, Conversion(to=to, into="acme/other"))
     assert refused.value.code == "CONVERSION_INVALID"

@@ -13,7 +13,7 @@ import pytest
 from registry import files
 from registry.client.local import folder as folders
 from registry.client.local import hashing
-from tests import forge
+from tests import samples
 
 WEIGHTS = b"w" * (3 * hashing.EARLY_CHUNK_BYTES // 2)
 
@@ -82,7 +82,7 @@ def test_what_is_no_folder_is_for_the_command_to_refuse(typed: str) -> None:
 def test_a_folder_is_the_same_with_hashes_begun_early_and_its_weights_are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = forge.write(forge.lora(forge.llama()), tmp_path / "a")
+    folder = samples.write(samples.lora(samples.llama()), tmp_path / "a")
     plain = folders.read_folder(folder)
     read: list[str] = []
     inner = hashing.hash_of

@@ -19,9 +19,9 @@ from registry.client.local.destination import Destination
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError
 from registry.names import Ref
-from tests import forge
+from tests import samples
 from tests.client.counting import NAME, REF, Counted, contents
-from tests.world import World
+from tests.harness import Harness
 
 
 @pytest.fixture
@@ -54,12 +54,12 @@ def test_a_damaged_cache_is_noticed_and_mended(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
     pull.pull(counted.registry, REF, tmp_path / "one", cache=cache)
-    kept = cache.path_of(Digest.of(pushed[forge.WEIGHTS]))
+    kept = cache.path_of(Digest.of(pushed[samples.WEIGHTS]))
     kept.chmod(0o644)
-    kept.write_bytes(b"\0" * len(pushed[forge.WEIGHTS]))
+    kept.write_bytes(b"\0" * len(pushed[samples.WEIGHTS]))
     pull.pull(counted.registry, REF, tmp_path / "two", cache=cache)
     assert contents(tmp_path / "two") == pushed
-    assert kept.read_bytes() == pushed[forge.WEIGHTS]
+    assert kept.read_bytes() == pushed[samples.WEIGHTS]
 
 
 def test_a_cache_that_cannot_be_written_is_passed_over(
@@ -82,11 +82,17 @@ def test_a_cache_that_cannot_be_written_is_passed_over(
 )
 @pytest.mark.parametrize("cached", [True, False])
 def test_bent_bytes_are_refused_and_the_old_folder_stays(
-    counted: Counted, pushed: dict[str, bytes], world: World, tmp_path: Path, cache: Cache, bend: object, cached: bool
+    counted: Counted,
+    pushed: dict[str, bytes],
+    harness: Harness,
+    tmp_path: Path,
+    cache: Cache,
+    bend: object,
+    cached: bool,
 ) -> None:
     out = tmp_path / "out"
     pull.pull(counted.registry, REF, out, cache=None)
-    world.push("acme/support")
+    harness.push("acme/support")
     counted.bend = bend  # type: ignore[assignment]
     with pytest.raises(Corrupt):
         pull.pull(counted.registry, REF, out, cache=cache if cached else None)
@@ -98,7 +104,7 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
 @pytest.mark.usefixtures("pushed")
 def test_small_files_come_with_the_plan_and_the_weights_in_one_request(counted: Counted, tmp_path: Path) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pulls", forge.WEIGHTS]
+    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pulls", samples.WEIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +133,12 @@ def test_what_a_plan_brings_along_is_not_believed(
 
 @pytest.mark.usefixtures("pushed")
 def test_a_new_version_replaces_the_folder_as_a_whole(
-    counted: Counted, world: World, tmp_path: Path, cache: Cache
+    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache
 ) -> None:
     out = tmp_path / "out"
     pull.pull(counted.registry, REF, out, cache=cache)
-    files = {k: v for k, v in world.files().items() if k != "README.md"}
-    world.push("acme/support", files)
+    files = {k: v for k, v in harness.files().items() if k != "README.md"}
+    harness.push("acme/support", files)
     pull.pull(counted.registry, REF, out, cache=cache)
     assert contents(out) == files
 
@@ -178,19 +184,19 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
     pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
-    weights, config = pushed[forge.WEIGHTS], tmp_path / "out" / forge.CONFIG
+    weights, config = pushed[samples.WEIGHTS], tmp_path / "out" / samples.CONFIG
     kept = cache.path_of(Digest.of(weights))
-    for path in (tmp_path / "out" / forge.WEIGHTS, kept):
+    for path in (tmp_path / "out" / samples.WEIGHTS, kept):
         path.chmod(0o644)
         path.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     config.unlink()
     counted.requests.clear()
     _, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
     assert {(reason.code, reason.location) for reason in damaged} == {
-        ("pull.file_damaged", str(tmp_path / "out" / forge.WEIGHTS)),
+        ("pull.file_damaged", str(tmp_path / "out" / samples.WEIGHTS)),
         ("pull.cache_damaged", str(kept)),
     }
-    assert [path.rpartition("/")[2] for _, path in counted.requests if "/files/" in path] == [forge.WEIGHTS]
+    assert [path.rpartition("/")[2] for _, path in counted.requests if "/files/" in path] == [samples.WEIGHTS]
     assert contents(tmp_path / "out") == pushed
     assert kept.read_bytes() == weights
     assert pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
@@ -199,15 +205,15 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
 @pytest.mark.usefixtures("pushed")
 def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(counted: Counted, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / forge.WEIGHTS).write_text("years of work")
+    (tmp_path / "mine" / samples.WEIGHTS).write_text("years of work")
     with pytest.raises(Invalid, match="not created by a pull"):
         pull.verify(counted.registry, REF, tmp_path / "mine", cache=None)
-    assert (tmp_path / "mine" / forge.WEIGHTS).read_text() == "years of work"
+    assert (tmp_path / "mine" / samples.WEIGHTS).read_text() == "years of work"
 
 
 # ------------------------------------------------------------------ bases
 def test_a_base_is_read_without_its_weights(tmp_path: Path) -> None:
-    folder = forge.llama(hidden=256).write(tmp_path / "base")
+    folder = samples.llama(hidden=256).write(tmp_path / "base")
     spec, bytes_read = base_spec_from(folder, "tiny")
     assert (spec.name, spec.hidden) == ("tiny", 256)
     assert 0 < bytes_read * 100 < spec.weights_bytes, "under one percent of the weights"

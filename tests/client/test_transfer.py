@@ -14,9 +14,9 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.findings import Finding
 from registry.names import Ref
-from tests import forge
+from tests import samples
 from tests.client.counting import NAME, Counted, contents
-from tests.world import World
+from tests.harness import Harness
 
 
 def test_a_folder_is_pushed_and_the_second_time_no_byte_is_sent(counted: Counted, folder: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
     told: list[Finding] = []
     pushed = push.push_folder(counted.registry, folder, NAME, left_out=told.append)
     assert {r.location for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
-    assert {f.path for f in pushed.version.files} == {forge.CONFIG, forge.WEIGHTS, "README.md"}
+    assert {f.path for f in pushed.version.files} == {samples.CONFIG, samples.WEIGHTS, "README.md"}
 
 
 def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(counted: Counted, folder: Path, tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(counted: Counted, 
     assert Digest.of(golden.read_bytes()) in {f.digest for f in pushed.version.files if f.path == "golden.jsonl"}
 
 
-def test_parents_become_edges(counted: Counted, world: World, folder: Path) -> None:
-    parent = world.push("acme/parent").version
+def test_parents_become_edges(counted: Counted, harness: Harness, folder: Path) -> None:
+    parent = harness.push("acme/parent").version
     pushed = push.push_folder(counted.registry, folder, NAME, parents=[Ref.parse("acme/parent@1")])
     assert [(e.digest, e.name, e.relation) for e in pushed.version.parents] == [
         (parent.digest, "acme/parent@1", "continued")
@@ -70,8 +70,8 @@ def test_progress_ends_at_what_was_to_be_sent(counted: Counted, folder: Path) ->
 
 
 def test_a_base_that_nobody_registered_is_named_with_the_next_step(counted: Counted, tmp_path: Path) -> None:
-    strange = forge.lora(forge.llama(), config={"base_model_name_or_path": "nobody/knows"})
-    folder = forge.write(strange, tmp_path / "strange")
+    strange = samples.lora(samples.llama(), config={"base_model_name_or_path": "nobody/knows"})
+    folder = samples.write(strange, tmp_path / "strange")
     with pytest.raises(NotFound) as refusal:
         push.push_folder(counted.registry, folder, NAME)
     assert "nobody/knows" in refusal.value.detail
@@ -103,11 +103,11 @@ def code(folder: Path) -> None:
 
 
 def no_weights(folder: Path) -> None:
-    (folder / forge.WEIGHTS).unlink()
+    (folder / samples.WEIGHTS).unlink()
 
 
 def no_config(folder: Path) -> None:
-    (folder / forge.CONFIG).unlink()
+    (folder / samples.CONFIG).unlink()
 
 
 def large_card(folder: Path) -> None:
@@ -115,7 +115,7 @@ def large_card(folder: Path) -> None:
 
 
 def cut_weights(folder: Path) -> None:
-    (folder / forge.WEIGHTS).write_bytes((folder / forge.WEIGHTS).read_bytes()[:-1])
+    (folder / samples.WEIGHTS).write_bytes((folder / samples.WEIGHTS).read_bytes()[:-1])
 
 
 @pytest.mark.parametrize(

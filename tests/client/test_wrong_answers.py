@@ -21,9 +21,9 @@ from registry.serving.export import export
 from registry.serving.export.folder import FolderTarget
 from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
-from tests import forge
+from tests import samples
+from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxTransport, MockTransport
-from tests.world import URL, World
 
 pytestmark = pytest.mark.security
 NAME = AdapterName("acme", "support")
@@ -59,33 +59,33 @@ def in_first_item(change: Change) -> Change:
 
 
 class Liar:
-    def __init__(self, world: World) -> None:
-        self.transport = LyingTransport(world.transport)
-        self.registry = Registry(URL, world.secret, self.transport)
+    def __init__(self, harness: Harness) -> None:
+        self.transport = LyingTransport(harness.transport)
+        self.registry = Registry(URL, harness.secret, self.transport)
 
     def answers(self, suffix: str, change: Change) -> None:
         self.transport.suffix, self.transport.change = suffix, change
 
 
 @pytest.fixture
-def liar(world: World) -> Liar:
-    world.add_base()
-    world.push("acme/support")
-    world.push("acme/support")
-    world.push("acme/other")
-    return Liar(world)
+def liar(harness: Harness) -> Liar:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.push("acme/support")
+    harness.push("acme/other")
+    return Liar(harness)
 
 
-def other_version(world: World) -> dict[str, Any]:
-    document: dict[str, Any] = world.admin.resolve("acme/support@1").model_dump(mode="json")
+def other_version(harness: Harness) -> dict[str, Any]:
+    document: dict[str, Any] = harness.admin.resolve("acme/support@1").model_dump(mode="json")
     return document
 
 
 def test_another_version_than_the_requested_digest_is_never_signed_verified_pulled_or_served(
-    world: World, liar: Liar, tmp_path: Path
+    harness: Harness, liar: Liar, tmp_path: Path
 ) -> None:
-    ref = Ref(NAME, world.admin.version("acme/support@2").digest)
-    wrong = other_version(world)
+    ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
+    wrong = other_version(harness)
     liar.answers(f"/{ref.selector}", lambda _: wrong)
     with pytest.raises(Corrupt, match="digest"):
         liar.registry.resolve(ref)
@@ -157,9 +157,9 @@ def test_a_redirected_request_names_the_target() -> None:
             request()
 
 
-def test_another_version_as_the_result_of_a_push_is_refused(world: World, liar: Liar, tmp_path: Path) -> None:
-    folder = forge.write(world.files(), tmp_path / "adapter")
-    wrong = world.admin.version("acme/support@1").model_dump(mode="json")
+def test_another_version_as_the_result_of_a_push_is_refused(harness: Harness, liar: Liar, tmp_path: Path) -> None:
+    folder = samples.write(harness.files(), tmp_path / "adapter")
+    wrong = harness.admin.version("acme/support@1").model_dump(mode="json")
     liar.answers("/commit", in_first_item(lambda result: result | {"version": wrong}))
     with pytest.raises(Corrupt, match="digest"):
         push.push_folder(liar.registry, folder, NAME)
@@ -177,9 +177,9 @@ def test_another_version_as_the_result_of_a_push_is_refused(world: World, liar: 
     ],
 )
 def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
-    world: World, liar: Liar, tmp_path: Path, upload: dict[str, Any]
+    harness: Harness, liar: Liar, tmp_path: Path, upload: dict[str, Any]
 ) -> None:
-    folder = forge.write(world.files(), tmp_path / "adapter")
+    folder = samples.write(harness.files(), tmp_path / "adapter")
     liar.answers(
         "/pushes",
         in_first_item(lambda plan: plan | {"uploads": [plan["uploads"][0] | upload, *plan["uploads"][1:]]}),
@@ -188,11 +188,11 @@ def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
         push.push_folder(liar.registry, folder, NAME)
 
 
-def claim_changed(world: World, change: Change) -> None:
+def claim_changed(harness: Harness, change: Change) -> None:
     """Claim a job from a registry that answers with a real claim, changed."""
-    claimed = world.admin.claim(ClaimRequest(worker="w"))
+    claimed = harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
-    world.admin.cancel(claimed.job.id)
+    harness.admin.cancel(claimed.job.id)
     document = change(claimed.model_dump(mode="json"))
     with Registry(URL, "", MockTransport(lambda _: httpx.Response(200, json=document))) as registry:
         registry.claim(ClaimRequest(worker="w"))
@@ -202,32 +202,32 @@ def claim_changed(world: World, change: Change) -> None:
 @pytest.mark.parametrize(
     "job_id", ["/home/worker", "../../x", "job_0123456789abcdef0123\n", "job_0123456789ABCDEF0123"]
 )
-def test_a_job_id_from_a_registry_is_never_a_path(world: World, job_id: str) -> None:
+def test_a_job_id_from_a_registry_is_never_a_path(harness: Harness, job_id: str) -> None:
     with pytest.raises(Corrupt, match=r"job\.id"):
-        claim_changed(world, lambda document: document | {"job": document["job"] | {"id": job_id}})
+        claim_changed(harness, lambda document: document | {"job": document["job"] | {"id": job_id}})
 
 
 @pytest.mark.usefixtures("liar")
-def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(world: World) -> None:
-    wrong = other_version(world)
-    claim_changed(world, lambda document: document)
+def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(harness: Harness) -> None:
+    wrong = other_version(harness)
+    claim_changed(harness, lambda document: document)
     with pytest.raises(Corrupt, match="digest"):
-        claim_changed(world, lambda document: document | {"subject": wrong})
+        claim_changed(harness, lambda document: document | {"subject": wrong})
     with pytest.raises(Corrupt, match="not requested"):
-        claim_changed(world, lambda document: document | {"job": document["job"] | {"kind": "fuse"}})
+        claim_changed(harness, lambda document: document | {"job": document["job"] | {"kind": "fuse"}})
 
 
 @pytest.mark.usefixtures("liar")
-def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(world: World) -> None:
+def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(harness: Harness) -> None:
     wrong = {"fingerprint": "sha256:" + "0" * 64}
     with pytest.raises(Corrupt, match="fingerprint"):
-        claim_changed(world, lambda document: document | {"base": document["base"] | wrong})
+        claim_changed(harness, lambda document: document | {"base": document["base"] | wrong})
 
 
 @pytest.mark.parametrize("served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x"])
-def test_an_export_never_leaves_its_folder(world: World, liar: Liar, tmp_path: Path, served: str) -> None:
-    world.admin.promote("acme/support", "canary", "2", generation=0)
-    world.admin.promote("acme/other", "canary", "1", generation=0)
+def test_an_export_never_leaves_its_folder(harness: Harness, liar: Liar, tmp_path: Path, served: str) -> None:
+    harness.admin.promote("acme/support", "canary", "2", generation=0)
+    harness.admin.promote("acme/other", "canary", "1", generation=0)
 
     def rename(document: Any) -> Any:
         for entry in document["adapters"]:
@@ -247,11 +247,11 @@ def test_an_export_never_leaves_its_folder(world: World, liar: Liar, tmp_path: P
 
 
 def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
-    world: World, liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a key of this machine")
-    world.admin.promote("acme/support", "canary", "2", generation=0)
+    harness.admin.promote("acme/support", "canary", "2", generation=0)
 
     def add_file(document: Any) -> Any:
         entry = document["adapters"][0]
@@ -270,7 +270,7 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
 
     monkeypatch.setattr(location, "put", record)
     export.run(liar.registry, desired, location, cache=None)
-    assert sorted(uploaded) == sorted(file.path for file in world.admin.version("acme/support@2").files)
+    assert sorted(uploaded) == sorted(file.path for file in harness.admin.version("acme/support@2").files)
 
 
 def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> None:
@@ -280,8 +280,8 @@ def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> No
             liar.registry.desired_state("tiny-llama", "canary")
 
 
-def test_the_desired_state_of_a_base_is_requested_by_its_alias(world: World, liar: Liar) -> None:
-    world.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
+def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness, liar: Liar) -> None:
+    harness.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
     assert liar.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
     liar.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
     with pytest.raises(Corrupt, match="desired state"):
@@ -297,12 +297,12 @@ def test_the_desired_state_of_a_base_is_requested_by_its_alias(world: World, lia
     ],
 )
 def test_another_base_than_the_requested_one_is_refused(
-    world: World, liar: Liar, tmp_path: Path, change: dict[str, Any], named: str
+    harness: Harness, liar: Liar, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     liar.answers("/bases/tiny-llama", lambda document: document | change)
     with pytest.raises(Corrupt, match=named):
         liar.registry.base("tiny-llama")
-    folder = forge.write(world.files(), tmp_path / "adapter")
+    folder = samples.write(harness.files(), tmp_path / "adapter")
     with pytest.raises(Corrupt, match=named):
         push.push_folder(liar.registry, folder, NAME, base="tiny-llama")
 
@@ -314,8 +314,8 @@ def test_a_listed_base_has_the_fingerprint_of_its_spec(liar: Liar) -> None:
         liar.registry.bases()
 
 
-def test_another_adapter_or_alias_than_the_requested_one_is_refused(world: World, liar: Liar) -> None:
-    world.admin.promote("acme/support", "canary", "2", generation=0)
+def test_another_adapter_or_alias_than_the_requested_one_is_refused(harness: Harness, liar: Liar) -> None:
+    harness.admin.promote("acme/support", "canary", "2", generation=0)
     liar.answers("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
     with pytest.raises(Corrupt, match="name of acme/support"):
         liar.registry.adapter("acme/support")
@@ -326,9 +326,9 @@ def test_another_adapter_or_alias_than_the_requested_one_is_refused(world: World
         liar.registry.promote("acme/support", "canary", "1", generation=1)
 
 
-def test_the_norms_of_another_version_are_refused(world: World, liar: Liar) -> None:
-    ref = Ref(NAME, world.admin.version("acme/support@2").digest)
-    wrong = world.admin.norms("acme/support@1").model_dump(mode="json")
+def test_the_norms_of_another_version_are_refused(harness: Harness, liar: Liar) -> None:
+    ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
+    wrong = harness.admin.norms("acme/support@1").model_dump(mode="json")
     liar.answers("/norms", lambda _: wrong)
     for asked, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
         with pytest.raises(Corrupt, match=field):

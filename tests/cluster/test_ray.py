@@ -19,9 +19,9 @@ from registry.evaluation.verdicts import Outcome
 from registry.jobs import State
 from registry.worker.model_process.client import ProcessLimits
 from tests import processes
+from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
-from tests.world import World
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,10 +32,10 @@ PATIENCE_SECONDS = 300
 
 
 @pytest.fixture
-def served(world: World) -> Iterator[str]:
+def served(harness: Harness) -> Iterator[str]:
     """The registry of the test over HTTP, for processes elsewhere."""
     port = processes.free_port()
-    server = uvicorn.Server(uvicorn.Config(world.app, port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(harness.app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -74,13 +74,13 @@ def _patiently(start: Callable[[], Any], tries: int = 4) -> Any:
 
 
 def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
-    world: World, served: str, nodes: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, served: str, nodes: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from registry.worker.cluster import Cluster, ClusterPlan
 
     monkeypatch.setattr("registry.jobs.LEASE_SECONDS", 5)
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (0,))
-    setup = WorkerSetup(world, base_folder)
+    setup = WorkerSetup(harness, base_folder)
     other = models.base(tmp_path / "other", hidden=128)
     setup.add_base("other", other)
     names = [f"acme/{base}-{i}" for base in ("tiny", "other") for i in range(4)]
@@ -88,7 +88,7 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         base = "other" if "other" in name else "tiny"
         folder = other if base == "other" else base_folder
         setup.push(models.adapter(folder, tmp_path / str(i), seed=i), name, base=base)
-    _, secret = world.issue("work", "pull", name="cluster")
+    _, secret = harness.issue("work", "pull", name="cluster")
     plan = ClusterPlan(
         served, secret, {"tiny": None, "other": None}, limits=ProcessLimits(deadline_seconds=120, threads=1)
     )
@@ -98,21 +98,21 @@ def test_a_campaign_is_spread_and_a_killed_node_loses_no_job(
         working.start()
         places = {ray.get(actor.where.remote(), timeout=PATIENCE_SECONDS)[0] for actor in cluster.actors}
         assert len(places) == 2, "both workers are on one node"
-        _wait_until(lambda: len(_done(world)) >= 1)
+        _wait_until(lambda: len(_done(harness)) >= 1)
         victim = next(node for node in nodes.worker_nodes if node.node_id in places)
         nodes.remove_node(victim, allow_graceful=False)
         _patiently(lambda: nodes.add_node(num_cpus=1))
-        _wait_until(lambda: len(_done(world)) == len(names))
+        _wait_until(lambda: len(_done(harness)) == len(names))
         cluster.stop()
         working.join(PATIENCE_SECONDS)
-    assert not world.admin.jobs(state=State.FAILED).items
+    assert not harness.admin.jobs(state=State.FAILED).items
     verdicts = [setup.smoke(name) for name in names]
     assert {v.outcome for v in verdicts if v is not None} == {Outcome.PASS}
     assert len(verdicts) == len(names)
 
 
-def _done(world: World) -> list[Any]:
-    return world.admin.jobs(state=State.DONE).items
+def _done(harness: Harness) -> list[Any]:
+    return harness.admin.jobs(state=State.DONE).items
 
 
 def _wait_until(true: Any) -> None:

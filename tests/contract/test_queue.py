@@ -19,17 +19,17 @@ from registry.server import actors
 from registry.server.database import db
 from registry.server.database.models import EventRow, JobRow, VerdictRow, VersionRow
 from registry.server.jobs import queue
-from tests import forge
-from tests.world import World, rows
+from tests import samples
+from tests.harness import Harness, rows
 
 NAME = "acme/support"
 
 
 @pytest.fixture
-def stocked(world: World) -> World:
-    world.add_base()
-    world.push(NAME)
-    return world
+def stocked(harness: Harness) -> Harness:
+    harness.add_base()
+    harness.push(NAME)
+    return harness
 
 
 def claim(registry: Registry, *bases: str, worker: str = "w1") -> Claimed:
@@ -38,27 +38,27 @@ def claim(registry: Registry, *bases: str, worker: str = "w1") -> Claimed:
     return claimed
 
 
-def ended(world: World, claimed: Claimed, findings: tuple[Finding, ...] = ()) -> FinishRequest:
+def ended(harness: Harness, claimed: Claimed, findings: tuple[Finding, ...] = ()) -> FinishRequest:
     assert claimed.subject is not None
-    report = world.report(claimed.subject.digest, claimed.job.base, findings)
+    report = harness.report(claimed.subject.digest, claimed.job.base, findings)
     return FinishRequest(lease_token=claimed.lease.token, report=report)
 
 
-def let_the_lease_run_out(world: World, job_id: str) -> None:
-    with world.session(write=True) as session:
+def let_the_lease_run_out(harness: Harness, job_id: str) -> None:
+    with harness.session(write=True) as session:
         row = session.get_one(JobRow, job_id)
         row.lease_expires_at = db.now() - timedelta(seconds=1)
         session.add(row)
 
 
-def end_all(world: World) -> None:
+def end_all(harness: Harness) -> None:
     """Cancel what a test leaves, so that no job is left running."""
-    for job in world.admin.jobs().items:
+    for job in harness.admin.jobs().items:
         if job.state not in jobs.FINAL:
-            world.admin.cancel(job.id)
+            harness.admin.cancel(job.id)
 
 
-def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(stocked: World) -> None:
+def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     assert (claimed.job.kind, claimed.job.state, claimed.job.attempt) == (Kind.SMOKE_TEST, State.RUNNING, 1)
     assert claimed.job.subject == f"{NAME}@1"
@@ -70,7 +70,7 @@ def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(sto
     end_all(stocked)
 
 
-def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: World) -> None:
+def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     finding = Finding(code="smoke.no_effect", severity="error", location="logits", message="nothing changes")
     done = stocked.admin.finish(claimed.job.id, ended(stocked, claimed, (finding,)))
@@ -84,7 +84,7 @@ def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: Wo
     assert actions[-2:] == ["job.finish", "verdict.add"]
 
 
-def test_finishing_twice_is_finishing_once(stocked: World) -> None:
+def test_finishing_twice_is_finishing_once(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     request = ended(stocked, claimed)
     first = stocked.admin.finish(claimed.job.id, request)
@@ -93,7 +93,7 @@ def test_finishing_twice_is_finishing_once(stocked: World) -> None:
         assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
-def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: World) -> None:
+def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: Harness) -> None:
     old = claim(stocked.admin)
     let_the_lease_run_out(stocked, old.job.id)
     new = claim(stocked.admin, worker="w2")
@@ -111,7 +111,7 @@ def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: World) -> N
         assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
-def test_a_renewed_lease_is_not_taken_over(stocked: World) -> None:
+def test_a_renewed_lease_is_not_taken_over(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     let_the_lease_run_out(stocked, claimed.job.id)
     lease = stocked.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress="prompt 2 of 4"))
@@ -121,13 +121,13 @@ def test_a_renewed_lease_is_not_taken_over(stocked: World) -> None:
     end_all(stocked)
 
 
-def test_a_late_result_counts_while_nobody_else_took_the_job(stocked: World) -> None:
+def test_a_late_result_counts_while_nobody_else_took_the_job(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     let_the_lease_run_out(stocked, claimed.job.id)
     assert stocked.admin.finish(claimed.job.id, ended(stocked, claimed)).state is State.DONE
 
 
-def test_a_job_whose_workers_all_vanish_fails_with_a_reason(stocked: World) -> None:
+def test_a_job_whose_workers_all_vanish_fails_with_a_reason(stocked: Harness) -> None:
     job_id = ""
     for _ in range(jobs.ATTEMPTS_LIMIT):
         job_id = claim(stocked.admin).job.id
@@ -138,7 +138,7 @@ def test_a_job_whose_workers_all_vanish_fails_with_a_reason(stocked: World) -> N
     assert "did not renew its lease in attempt 3" in failed.error
 
 
-def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: World) -> None:
+def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: Harness) -> None:
     for attempt in range(1, jobs.ATTEMPTS_LIMIT + 1):
         claimed = claim(stocked.admin)
         assert claimed.job.attempt == attempt
@@ -154,13 +154,13 @@ def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: World) -> None
     assert (failed.state, failed.error) == (State.FAILED, "no memory")
 
 
-def test_a_final_failure_ends_the_job_at_once(stocked: World) -> None:
+def test_a_final_failure_ends_the_job_at_once(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     request = FailRequest(lease_token=claimed.lease.token, error="not a model", final=True)
     assert stocked.admin.fail(claimed.job.id, request).state is State.FAILED
 
 
-def test_every_job_goes_to_one_of_many_racing_workers(stocked: World) -> None:
+def test_every_job_goes_to_one_of_many_racing_workers(stocked: Harness) -> None:
     for _ in range(11):
         stocked.push(NAME)
     taken: list[str] = []
@@ -185,8 +185,8 @@ def test_every_job_goes_to_one_of_many_racing_workers(stocked: World) -> None:
     assert len(set(taken)) == 12
 
 
-def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(stocked: World) -> None:
-    other = forge.llama("other-llama", seed=9)
+def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(stocked: Harness) -> None:
+    other = samples.llama("other-llama", seed=9)
     stocked.add_base(other)
     stocked.push("acme/other", stocked.files(other), base=other.name)
     stocked.push(NAME)
@@ -196,7 +196,7 @@ def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(stocked: Wo
     end_all(stocked)
 
 
-def test_a_higher_priority_goes_first(stocked: World) -> None:
+def test_a_higher_priority_goes_first(stocked: Harness) -> None:
     stocked.push(NAME)
     with stocked.session(write=True) as session:
         row = next(r for r in rows(session, JobRow) if r.subject == f"{NAME}@2")
@@ -206,7 +206,7 @@ def test_a_higher_priority_goes_first(stocked: World) -> None:
     end_all(stocked)
 
 
-def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: World) -> None:
+def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: Harness) -> None:
     globex = stocked.actor("work", namespaces=["globex"])
     assert globex.claim(ClaimRequest(worker="w")) is None
     claimed = claim(stocked.actor("work", namespaces=["acme"]))
@@ -222,7 +222,7 @@ def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: World) -> None:
     end_all(stocked)
 
 
-def test_the_same_validation_is_not_queued_twice(stocked: World) -> None:
+def test_the_same_validation_is_not_queued_twice(stocked: Harness) -> None:
     first = stocked.admin.jobs().items[0]
     assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)) == first
     claimed = claim(stocked.admin)
@@ -231,7 +231,7 @@ def test_the_same_validation_is_not_queued_twice(stocked: World) -> None:
     assert (again.id != first.id, again.state) == (True, State.QUEUED)
 
 
-def test_a_canceled_job_stays_canceled_and_its_worker_is_told(stocked: World) -> None:
+def test_a_canceled_job_stays_canceled_and_its_worker_is_told(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
     assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
@@ -241,7 +241,7 @@ def test_a_canceled_job_stays_canceled_and_its_worker_is_told(stocked: World) ->
     assert stocked.admin.claim(ClaimRequest(worker="w")) is None
 
 
-def test_a_finished_job_cannot_be_cancelled(stocked: World) -> None:
+def test_a_finished_job_cannot_be_cancelled(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
     with pytest.raises(Conflict) as caught:
@@ -249,7 +249,7 @@ def test_a_finished_job_cannot_be_cancelled(stocked: World) -> None:
     assert caught.value.code == "JOB_STATE"
 
 
-def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocked: World) -> None:
+def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocked: Harness) -> None:
     stocked.push("acme/other")
     claimed = claim(stocked.admin)
     elsewhere = stocked.admin.version("acme/other").digest
@@ -262,14 +262,14 @@ def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocke
     end_all(stocked)
 
 
-def test_only_the_holder_of_a_lease_sees_its_token(stocked: World) -> None:
+def test_only_the_holder_of_a_lease_sees_its_token(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     assert claimed.lease.token not in stocked.admin.job(claimed.job.id).model_dump_json()
     assert claimed.lease.token not in stocked.admin.jobs().model_dump_json()
     end_all(stocked)
 
 
-def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: World) -> None:
+def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: Harness) -> None:
     stocked.push(NAME)
     stocked.push("acme/support2")
     claimed = claim(stocked.admin)
@@ -283,7 +283,7 @@ def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: World) 
     end_all(stocked)
 
 
-def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: World) -> None:
+def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: Harness) -> None:
     class Undone(Exception):
         pass
 

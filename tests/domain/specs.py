@@ -10,11 +10,11 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 
 
 @lru_cache(maxsize=32)
-def base_spec(base: forge.Base) -> BaseSpec:
+def base_spec(base: samples.Base) -> BaseSpec:
     """The spec of a forged base, from its configuration and headers."""
     headers = [
         safetensors.read_bytes(data, file=path) for path, data in base.files.items() if path.endswith(".safetensors")
@@ -31,10 +31,10 @@ def base_spec(base: forge.Base) -> BaseSpec:
 
 def lora_spec(files: Mapping[str, bytes]) -> LoraSpec:
     """The spec of a forged adapter."""
-    header = safetensors.read_bytes(files[forge.WEIGHTS], file=forge.WEIGHTS)
-    return peft.describe(config.read_config(files[forge.CONFIG]), header)
+    header = safetensors.read_bytes(files[samples.WEIGHTS], file=samples.WEIGHTS)
+    return peft.describe(config.read_config(files[samples.CONFIG]), header)
 
 
-def judge(files: Mapping[str, bytes], base: forge.Base) -> list[Finding]:
+def judge(files: Mapping[str, bytes], base: samples.Base) -> list[Finding]:
     """Everything that the registry finds about this adapter on this base."""
     return compat.check_fit(lora_spec(files), base_spec(base))

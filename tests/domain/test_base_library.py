@@ -6,7 +6,7 @@ import pytest
 
 from registry.bases.library import LibraryModules, is_newer
 from registry.bases.modules import ModuleShape
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec
 
 LINEAR = ModuleShape(kind="linear", in_features=64, out_features=64)
@@ -29,7 +29,7 @@ def test_a_newer_version_or_another_library_replaces_the_modules(library: str, o
 
 
 def test_its_modules_are_sure_and_experts_keep_the_names_of_the_files() -> None:
-    spec = base_spec(forge.llama()).model_copy(update={"names_known": False})
+    spec = base_spec(samples.llama()).model_copy(update={"names_known": False})
     starred = {"model.layers.0.mlp.experts.*.w1": ModuleShape(kind="linear", count=4)}
     spec = spec.model_copy(update={"modules": spec.modules | starred})
     built = LibraryModules(library="transformers 5.24.0", modules={"model.q": LINEAR}, vocab=700, tied=True)
@@ -40,6 +40,6 @@ def test_its_modules_are_sure_and_experts_keep_the_names_of_the_files() -> None:
 
 
 def test_a_base_that_it_cannot_build_keeps_what_its_headers_say() -> None:
-    spec = base_spec(forge.llama())
+    spec = base_spec(samples.llama())
     applied = LibraryModules(library="transformers 5.24.0", problem="KeyError: 'other'").apply(spec)
     assert (applied.modules, applied.library_problem) == (spec.modules, "KeyError: 'other'")

@@ -13,16 +13,16 @@ from registry.adapters import safetensors
 from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.errors import Invalid
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec
 
-LLAMA = forge.llama()
+LLAMA = samples.llama()
 
 
 def spec_of(shapes: Mapping[str, tuple[str, tuple[int, ...]]], **config: Any) -> BaseSpec:
     """The spec of a base with these tensors: name → (dtype, shape)."""
     header = safetensors.read_bytes(
-        forge.safetensors({name: (dtype, shape, None) for name, (dtype, shape) in shapes.items()}), file="m"
+        samples.safetensors({name: (dtype, shape, None) for name, (dtype, shape) in shapes.items()}), file="m"
     )
     fields = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "head_dim": 16,
               "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 512,
@@ -50,7 +50,7 @@ def test_a_spec_survives_json_and_has_a_digest() -> None:
 
 
 def test_a_tied_head_that_no_file_holds_is_a_module_all_the_same() -> None:
-    spec = base_spec(forge.llama(tied=True))
+    spec = base_spec(samples.llama(tied=True))
     head = spec.modules["lm_head"]
     assert (spec.tied, head.in_features, head.out_features) == (True, 64, 512)
     assert spec.parameters == 213568 - 512 * 64
@@ -58,11 +58,11 @@ def test_a_tied_head_that_no_file_holds_is_a_module_all_the_same() -> None:
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_gpt2_matrices_are_transposed_and_the_prefix_may_be_missing(prefix: bool) -> None:
-    spec = base_spec(forge.gpt2(prefix=prefix))
+    spec = base_spec(samples.gpt2(prefix=prefix))
     module = spec.modules["transformer.h.0.attn.c_attn"]
     assert (module.kind, module.in_features, module.out_features, module.bias) == ("conv1d", 64, 192, True)
     assert spec.modules["lm_head"].out_features == 512
-    assert spec.fingerprint == base_spec(forge.gpt2()).fingerprint
+    assert spec.fingerprint == base_spec(samples.gpt2()).fingerprint
 
 
 def test_experts_are_one_module_and_their_file_names_stay_beside_it() -> None:
@@ -128,7 +128,7 @@ def test_a_packed_matrix_counts_as_the_matrix_it_stands_for(
 # ---------------------------------------------------------------------- fingerprints
 def test_names_shards_types_and_values_do_not_change_the_architecture() -> None:
     first = base_spec(LLAMA).fingerprint
-    for other in (forge.llama("other"), forge.llama(shards=3), forge.llama(dtype="BF16"), forge.llama(seed=9)):
+    for other in (samples.llama("other"), samples.llama(shards=3), samples.llama(dtype="BF16"), samples.llama(seed=9)):
         assert base_spec(other).fingerprint == first
 
 
@@ -136,7 +136,7 @@ def test_names_shards_types_and_values_do_not_change_the_architecture() -> None:
     "change", [{"hidden": 96}, {"layers": 6}, {"kv_heads": 4}, {"tied": True}, {"vocab": 520}, {"intermediate": 96}]
 )
 def test_every_size_changes_the_architecture(change: dict[str, Any]) -> None:
-    assert base_spec(forge.llama(**change)).fingerprint != base_spec(LLAMA).fingerprint
+    assert base_spec(samples.llama(**change)).fingerprint != base_spec(LLAMA).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_mathematics_changes_the_architecture_and_housekeeping_does_not(
 
 
 def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
-    tokenizer = forge.tokenizer()
+    tokenizer = samples.tokenizer()
     used = {**tokenizer, "padding": {"strategy": "BatchLongest"}, "truncation": {"max_length": 8}}
     fingerprint = tokenizer_fingerprint(json.dumps(tokenizer).encode())
     assert fingerprint == tokenizer_fingerprint(json.dumps(used, indent=2).encode())
-    assert fingerprint != tokenizer_fingerprint(json.dumps(forge.tokenizer(600)).encode())
+    assert fingerprint != tokenizer_fingerprint(json.dumps(samples.tokenizer(600)).encode())
 
 
 def test_a_template_is_the_same_wherever_it_is_stored() -> None:
@@ -197,7 +197,7 @@ def test_an_index_names_weight_files_beside_it_and_nothing_else(path: str) -> No
 
 
 def test_an_index_is_read() -> None:
-    index = forge.llama(shards=2).files["model.safetensors.index.json"]
+    index = samples.llama(shards=2).files["model.safetensors.index.json"]
     assert bases.shards(index) == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     for broken in (b"", b"[]", b'{"weight_map": []}', b"{}"):
         with pytest.raises(Invalid):

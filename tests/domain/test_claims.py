@@ -14,10 +14,10 @@ from registry.digest import Digest
 from registry.evaluation.finding_collector import FindingCollector
 from registry.findings import Finding
 from registry.manifest import Descriptor
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec
 
-BASE = base_spec(forge.llama(name="acme/llama"))
+BASE = base_spec(samples.llama(name="acme/llama"))
 TOKENIZER = b'{"model": {"vocab": {"a": 0}}, "padding": null}'
 
 

@@ -14,10 +14,10 @@ from registry.bases import BaseSpec
 from registry.compat.files import check_file
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec, judge, lora_spec
 
-LLAMA = forge.llama()
+LLAMA = samples.llama()
 LAYER = "model.layers.0.self_attn"
 
 
@@ -29,64 +29,64 @@ def codes(findings: list[Finding], severity: str = "error") -> set[str]:
     "how",
     [
         {},
-        {"targets": forge.ALL_LINEAR, "rank": 16},
-        {"targets": forge.ALL_LINEAR, "dora": True},
+        {"targets": samples.ALL_LINEAR, "rank": 16},
+        {"targets": samples.ALL_LINEAR, "dora": True},
         {"rslora": True},
         {"targets": ["lm_head", "q_proj"]},
         {"config": {"target_modules": r".*self_attn\.(q|v)_proj"}},
         {"config": {"target_modules": r"^(?!.*(?:visual|lm_head)).*(?:q_proj|v_proj).*"}},
         {"config": {"target_modules": r"^(model(?=\.).*\.(q_proj|v_proj))$"}},
-        {"targets": forge.ALL_LINEAR, "config": {"target_modules": "all-linear"}},
-        {"targets": forge.ALL_LINEAR, "config": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"}},
+        {"targets": samples.ALL_LINEAR, "config": {"target_modules": "all-linear"}},
+        {"targets": samples.ALL_LINEAR, "config": {"lora_dropout": 0.1, "init_lora_weights": "gaussian"}},
     ],
 )
 def test_an_adapter_fits_the_base_it_was_made_for(how: dict[str, Any]) -> None:
-    assert judge(forge.lora(LLAMA, **how), LLAMA) == []
+    assert judge(samples.lora(LLAMA, **how), LLAMA) == []
 
 
 def test_gpt2_takes_its_adapter_with_a_and_b_the_ordinary_way() -> None:
-    for base in (forge.gpt2(), forge.gpt2(prefix=False)):
-        assert judge(forge.lora(base, targets=["c_attn", "c_proj", "c_fc"]), base) == []
+    for base in (samples.gpt2(), samples.gpt2(prefix=False)):
+        assert judge(samples.lora(base, targets=["c_attn", "c_proj", "c_fc"]), base) == []
 
 
 @pytest.mark.parametrize(
     ("base", "code"),
     [
-        (forge.llama("tiny-llama", hidden=96), "compat.shape"),
-        (forge.llama("tiny-llama", layers=6), "compat.module_missing"),
-        (forge.llama("tiny-llama", layers=2), "compat.module_unknown"),
-        (forge.llama("tiny-llama", kv_heads=4), "compat.shape"),
-        (forge.gpt2("tiny-llama"), "compat.module_unknown"),
+        (samples.llama("tiny-llama", hidden=96), "compat.shape"),
+        (samples.llama("tiny-llama", layers=6), "compat.module_missing"),
+        (samples.llama("tiny-llama", layers=2), "compat.module_unknown"),
+        (samples.llama("tiny-llama", kv_heads=4), "compat.shape"),
+        (samples.gpt2("tiny-llama"), "compat.module_unknown"),
     ],
 )
-def test_an_adapter_does_not_fit_a_base_of_another_shape(base: forge.Base, code: str) -> None:
-    findings = judge(forge.lora(LLAMA), base)
+def test_an_adapter_does_not_fit_a_base_of_another_shape(base: samples.Base, code: str) -> None:
+    findings = judge(samples.lora(LLAMA), base)
     assert add_up(findings) is Outcome.FAIL
     assert code in codes(findings)
 
 
 def test_a_finding_names_the_tensor_and_both_shapes() -> None:
-    finding = judge(forge.lora(LLAMA), forge.llama("tiny-llama", hidden=96))[0]
+    finding = judge(samples.lora(LLAMA), samples.llama("tiny-llama", hidden=96))[0]
     assert finding.location == "model.layers.0.self_attn.q_proj.lora_A"
     assert (finding.expected, finding.actual) == ("[8, 96]", "[8, 64]")
     assert "and 3 more like it" in finding.message
 
 
 def test_a_missing_layer_says_which_layers_the_base_has() -> None:
-    findings = judge(forge.lora(LLAMA), forge.llama("tiny-llama", layers=2))
+    findings = judge(samples.lora(LLAMA), samples.llama("tiny-llama", layers=2))
     assert any("its layers are 0 to 1" in f.message for f in findings)
 
 
 def test_the_same_shape_under_another_name_is_a_warning() -> None:
-    findings = judge(forge.lora(LLAMA), forge.llama("somebody/other"))
+    findings = judge(samples.lora(LLAMA), samples.llama("somebody/other"))
     assert [(f.code, f.severity) for f in findings] == [("compat.base_named_differently", "warning")]
 
 
 def test_a_fused_projection_never_takes_separate_ones() -> None:
     shapes = {"model.embed_tokens.weight": ("F32", (512, 64), None), "lm_head.weight": ("F32", (512, 64), None)}
     shapes |= {f"model.layers.{n}.self_attn.qkv_proj.weight": ("F32", (128, 64), None) for n in range(4)}
-    fused = forge.Base("tiny-llama", LLAMA.config, {**LLAMA.files, "model.safetensors": forge.safetensors(shapes)})
-    findings = judge(forge.lora(LLAMA), fused)
+    fused = samples.Base("tiny-llama", LLAMA.config, {**LLAMA.files, "model.safetensors": samples.safetensors(shapes)})
+    findings = judge(samples.lora(LLAMA), fused)
     assert any("it has the fused qkv_proj in its place" in f.message for f in findings)
     assert add_up(findings) is Outcome.FAIL
 
@@ -96,21 +96,21 @@ def test_a_packed_base_without_shapes_is_unknown_and_never_a_pass() -> None:
     hidden = {p: m.model_copy(update={"is_known": False, "in_features": 0, "out_features": 0})
               for p, m in spec.modules.items()}  # fmt: skip
     packed = spec.model_copy(update={"modules": hidden, "quantization": "bitsandbytes"})
-    findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), packed)
+    findings = compat.check_fit(lora_spec(samples.lora(LLAMA)), packed)
     assert add_up(findings) is Outcome.UNKNOWN
     assert codes(findings, "unknown") == {"compat.shape_unknown"}
 
 
 def test_where_names_are_only_assumed_a_missing_module_is_unknown() -> None:
-    unfamiliar: BaseSpec = base_spec(forge.llama("tiny-llama", layers=2)).model_copy(update={"names_known": False})
-    findings = compat.check_fit(lora_spec(forge.lora(LLAMA)), unfamiliar)
+    unfamiliar: BaseSpec = base_spec(samples.llama("tiny-llama", layers=2)).model_copy(update={"names_known": False})
+    findings = compat.check_fit(lora_spec(samples.lora(LLAMA)), unfamiliar)
     assert add_up(findings) is Outcome.UNKNOWN
     elsewhere = {"target_modules": r"model\.language_model\..*_proj", "modules_to_save": ["lm_head"]}
     renamed = {
         f"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_{half}.weight": ("F32", shape, None)
         for half, shape in (("A", (8, 64)), ("B", (64, 8)))
     }
-    findings = compat.check_fit(lora_spec(forge.lora(LLAMA, config=elsewhere, change=lambda _: renamed)), unfamiliar)
+    findings = compat.check_fit(lora_spec(samples.lora(LLAMA, config=elsewhere, change=lambda _: renamed)), unfamiliar)
     assert add_up(findings) is Outcome.UNKNOWN
 
 
@@ -120,7 +120,7 @@ def test_where_names_are_only_assumed_other_kinds_and_shapes_are_unknown_too() -
                               for path, module in spec.modules.items() if path.endswith("q_proj")}  # fmt: skip
     for names_known, outcome in ((True, Outcome.FAIL), (False, Outcome.UNKNOWN)):
         other = spec.model_copy(update={"modules": modules, "names_known": names_known})
-        assert add_up(compat.check_fit(lora_spec(forge.lora(LLAMA)), other)) is outcome
+        assert add_up(compat.check_fit(lora_spec(samples.lora(LLAMA)), other)) is outcome
 
 
 @pytest.mark.parametrize(("path", "width"), [(f"{LAYER}.q_proj", 96), (f"{LAYER}.query", 64)])
@@ -142,22 +142,22 @@ def test_where_names_are_only_assumed_a_file_of_another_tool_is_unknown_too(path
     ],
 )
 def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None:
-    findings = judge(forge.lora(LLAMA, config=fields), LLAMA)
+    findings = judge(samples.lora(LLAMA, config=fields), LLAMA)
     assert add_up(findings) is Outcome.WARN
     assert code in codes(findings, "warning")
 
 
 def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:
-    six = forge.lora(forge.llama("tiny-llama", layers=6), config={"layer_replication": [[0, 3], [1, 4]]})
+    six = samples.lora(samples.llama("tiny-llama", layers=6), config={"layer_replication": [[0, 3], [1, 4]]})
     findings = judge(six, LLAMA)
     assert [f.code for f in findings] == ["compat.changes_depth"]
-    assert add_up(judge(forge.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
+    assert add_up(judge(samples.lora(LLAMA, config={"layer_replication": [[0, 3], [1, 4]]}), LLAMA)) is Outcome.FAIL
 
 
 def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
-    base = forge.llama("tiny-tied", tied=True)
+    base = samples.llama("tiny-tied", tied=True)
     findings = judge(
-        forge.lora(
+        samples.lora(
             base, config={"modules_to_save": ["lm_head"]},
             change=lambda t: {**t, "base_model.model.lm_head.weight": ("F32", (512, 64), None)},
         ),
@@ -166,10 +166,10 @@ def test_replacing_one_end_of_a_tied_pair_is_a_warning() -> None:
     assert [f.code for f in findings] == ["compat.embeddings_untied"]
 
 
-def saving(names: list[str], held: Mapping[str, forge.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
+def saving(names: list[str], held: Mapping[str, samples.Shape], *, task: str = "CAUSAL_LM") -> list[Finding]:
     """Judge a LoRA that announces these saved modules and holds these whole tensors."""
     whole = {f"base_model.model.{name}": ("F32", shape, None) for name, shape in held.items()}
-    files = forge.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})
+    files = samples.lora(LLAMA, config={"modules_to_save": names, "task_type": task}, change=lambda t: {**t, **whole})
     return judge(files, LLAMA)
 
 
@@ -193,9 +193,9 @@ def test_a_saved_name_that_the_base_does_not_know_is_no_matter_and_one_that_it_k
 
 
 def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> None:
-    base = forge.gpt2()
+    base = samples.gpt2()
     rows = {"base_model.model.transformer.wte.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}
-    files = forge.lora(
+    files = samples.lora(
         base, targets=["c_attn"], config={"trainable_token_indices": [3, 4]}, change=lambda t: {**t, **rows}
     )
     assert codes(judge(files, base)) == set()
@@ -204,7 +204,7 @@ def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> 
 def test_block_diagonal_factors_are_not_judged() -> None:
     halved = {f"base_model.model.model.layers.{n}.self_attn.v_proj.lora_B.weight": ("F32", (32, 4), None)
               for n in range(4)}  # fmt: skip
-    files = forge.lora(
+    files = samples.lora(
         LLAMA, config={"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["v_proj"]}},
         change=lambda t: {**t, **halved},
     )  # fmt: skip
@@ -214,31 +214,31 @@ def test_block_diagonal_factors_are_not_judged() -> None:
 def test_a_module_named_by_its_whole_path_is_a_target_in_no_layer_and_patterns_have_no_layers() -> None:
     only = [path for path in LLAMA.linears if ".layers.1.self_attn.q_proj" in path or path == "lm_head"]
     fields = {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}
-    assert judge(forge.lora(LLAMA, targets=only, config=fields), LLAMA) == []
+    assert judge(samples.lora(LLAMA, targets=only, config=fields), LLAMA) == []
     fields = {"target_modules": r".*\.1\..*q_proj", "layers_to_transform": [1]}
-    assert codes(judge(forge.lora(LLAMA, targets=only[:1], config=fields), LLAMA)) == {"config.not_loadable"}
+    assert codes(judge(samples.lora(LLAMA, targets=only[:1], config=fields), LLAMA)) == {"config.not_loadable"}
 
 
 def test_targets_that_no_adapter_can_have_are_missed_and_so_are_biases_that_are_announced() -> None:
-    norms = judge(forge.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
+    norms = judge(samples.lora(LLAMA, config={"target_modules": ["q_proj", "v_proj", "input_layernorm"]}), LLAMA)
     assert codes(norms) == {"compat.module_missing"}
-    assert codes(judge(forge.lora(LLAMA, config={"lora_bias": True}), LLAMA)) == {"lora.bias_absent"}
+    assert codes(judge(samples.lora(LLAMA, config={"lora_bias": True}), LLAMA)) == {"lora.bias_absent"}
 
 
 def test_a_fault_of_every_layer_is_told_once_for_each_kind_of_module() -> None:
-    findings = judge(forge.lora(LLAMA, config={"r": 4}), LLAMA)
+    findings = judge(samples.lora(LLAMA, config={"r": 4}), LLAMA)
     assert [f.message.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
 
 
 def test_a_second_tensor_for_one_place_is_a_fault() -> None:
     extra = "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A"
-    files = forge.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
+    files = samples.lora(LLAMA, change=lambda t: {**t, extra: ("F32", (8, 64), None)})
     assert codes(judge(files, LLAMA)) == {"lora.tensor_unknown"}
 
 
 @pytest.mark.security
 def test_patterns_that_are_slow_on_many_modules_fail() -> None:
-    lora = lora_spec(forge.lora(LLAMA, config={"rank_pattern": {f".*q.*r.*s{n}": 8 for n in range(15)}}))
+    lora = lora_spec(samples.lora(LLAMA, config={"rank_pattern": {f".*q.*r.*s{n}": 8 for n in range(15)}}))
     spec = base_spec(LLAMA)
     shape = next(iter(spec.modules.values()))
     large = spec.model_copy(update={"modules": {**spec.modules, **{f"model.layers.{n}.x": shape for n in range(1100)}}})
@@ -252,7 +252,7 @@ def test_keys_that_are_compiled_again_for_every_module_fail(keys: int, is_slow: 
     """PEFT looks for the first key that matches, and `re` forgets the first ones before the last are compiled."""
     assert compat.MATCHER_CACHE == re._MAXCACHE  # type: ignore[attr-defined]
     patterns = {"rank_pattern": {f"layers.{n}.q": 8 for n in range(keys - 1)}, "alpha_pattern": {"layers.0.q": 8}}
-    lora = lora_spec(forge.lora(LLAMA, config=patterns))
+    lora = lora_spec(samples.lora(LLAMA, config=patterns))
     spec = base_spec(LLAMA)
     shape = next(iter(spec.modules.values()))
     modules = {f"model.layers.{n}.x": shape for n in range(compat.COMPILATIONS_LIMIT // compat.MATCHER_CACHE)}
@@ -262,11 +262,11 @@ def test_keys_that_are_compiled_again_for_every_module_fail(keys: int, is_slow: 
 
 
 def test_a_rank_over_the_width_of_a_module_is_a_warning() -> None:
-    assert codes(judge(forge.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
+    assert codes(judge(samples.lora(LLAMA, rank=64), LLAMA), "warning") == {"compat.rank_over_width"}
 
 
 def test_a_field_that_peft_ignores_is_a_warning() -> None:
-    findings = judge(forge.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA)
+    findings = judge(samples.lora(LLAMA, config={"runtime_config": {}, "peft_version": "0.18.1.dev0@UNKNOWN"}), LLAMA)
     assert [(f.severity, f.code) for f in findings] == [("warning", "config.field_ignored")]
 
 
@@ -281,11 +281,11 @@ def test_a_saved_module_needs_each_of_its_tensors_in_every_layer() -> None:
 
 
 def test_a_saved_module_needs_its_bias() -> None:
-    base = forge.gpt2()
+    base = samples.gpt2()
     weight = {"base_model.model.transformer.ln_f.weight": ("F32", (64,), None)}
     bias = {"base_model.model.transformer.ln_f.bias": ("F32", (64,), None)}
     config = {"modules_to_save": ["ln_f"]}
-    half = forge.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight})
-    whole = forge.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight, **bias})
+    half = samples.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight})
+    whole = samples.lora(base, targets=["c_attn"], config=config, change=lambda t: {**t, **weight, **bias})
     assert codes(judge(whole, base)) == set()
     assert codes(judge(half, base)) == {"compat.saved_module_absent"}

@@ -11,9 +11,9 @@ from registry.adapters import methods
 from registry.adapters.peft.config import AdapterConfig, BaseClaim, read_claim, read_config, read_fields
 from registry.adapters.peft.targets import Choice, Targets, endings
 from registry.errors import Invalid
-from tests import forge
+from tests import samples
 
-FIELDS: dict[str, Any] = json.loads(forge.lora(forge.llama())[forge.CONFIG])
+FIELDS: dict[str, Any] = json.loads(samples.lora(samples.llama())[samples.CONFIG])
 
 
 def config(**fields: Any) -> AdapterConfig:
@@ -21,7 +21,7 @@ def config(**fields: Any) -> AdapterConfig:
 
 
 def test_a_plain_configuration_is_read() -> None:
-    found = read_config(forge.lora(forge.llama(), rank=4, alpha=32, rslora=True)[forge.CONFIG])
+    found = read_config(samples.lora(samples.llama(), rank=4, alpha=32, rslora=True)[samples.CONFIG])
     assert (found.method, found.task, found.rank, found.alpha) == ("LORA", "CAUSAL_LM", 4, 32.0)
     assert (found.use_rslora, found.use_dora, found.targets) == (True, False, ("q_proj", "v_proj"))
     assert found.base == BaseClaim(name="tiny-llama")

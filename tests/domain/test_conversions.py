@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from registry.adapters import safetensors
 from registry.merging import renaming
-from tests import forge
+from tests import samples
 
 MODULE = "transformer_blocks.0.attn.to_out.0"
 
 
 def header(*ends: str) -> safetensors.Header:
-    data = forge.safetensors({f"{MODULE}{end}": ("F32", (4, 4), None) for end in ends})
+    data = samples.safetensors({f"{MODULE}{end}": ("F32", (4, 4), None) for end in ends})
     return safetensors.read_bytes(data, file="x.safetensors")
 
 

@@ -19,7 +19,7 @@ from registry.engines.rulebook import Condition, Rule
 from registry.engines.versions import version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
-from tests import effort, forge
+from tests import effort, samples
 from tests.engines.cases import CASES, facts_of
 
 ALL_TEXT = [e for e in rulebook.engines().values() if e.kind == "text"]
@@ -32,7 +32,7 @@ def codes(facts: EngineFacts | dict[str, Any], profile: str) -> list[str]:
 
 
 def base_spec() -> bases.BaseSpec:
-    files = forge.llama().files
+    files = samples.llama().files
     header = safetensors.read_bytes(files["model.safetensors"], file="model.safetensors")
     return bases.base_spec("tiny", json.loads(files["config.json"]), [header])
 

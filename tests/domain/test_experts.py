@@ -13,10 +13,10 @@ from registry.adapters.peft import LoraSpec, config
 from registry.bases import BaseSpec
 from registry.engines import facts as engine_facts
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 
 HIDDEN, INNER, COUNT, LAYERS = 32, 16, 4, 2
-SEVEN = [*forge.ATTENTION, "gate_proj", "up_proj", "down_proj"]
+SEVEN = [*samples.ATTENTION, "gate_proj", "up_proj", "down_proj"]
 FUSED = {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"],
          "rank_pattern": {".*\\.gate_up_proj": 8}, "alpha_pattern": {".*\\.gate_up_proj": 16}}  # fmt: skip
 """What PEFT 0.21 makes of the targets q_proj, gate_proj, up_proj, down_proj and gate: a rank for each fused half."""
@@ -29,7 +29,7 @@ def base(**config_fields: Any) -> BaseSpec:
     shapes: Shapes = {"model.embed_tokens.weight": (64, HIDDEN), "lm_head.weight": (64, HIDDEN)}
     for layer in range(LAYERS):
         at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{name}.weight": (HIDDEN, HIDDEN) for name in forge.ATTENTION}
+        shapes |= {f"{at}.self_attn.{name}.weight": (HIDDEN, HIDDEN) for name in samples.ATTENTION}
         shapes[f"{at}.mlp.gate.weight"] = (COUNT, HIDDEN)
         for expert in range(COUNT):
             shapes |= {f"{at}.mlp.experts.{expert}.{name}.weight": (INNER, HIDDEN) for name in ("gate_proj", "up_proj")}
@@ -40,8 +40,8 @@ def base(**config_fields: Any) -> BaseSpec:
 
 
 def header(shapes: Shapes) -> safetensors.Header:
-    weights = forge.safetensors({name: ("F32", shape, None) for name, shape in shapes.items()})
-    return safetensors.read_bytes(weights, file=forge.WEIGHTS)
+    weights = samples.safetensors({name: ("F32", shape, None) for name, shape in shapes.items()})
+    return safetensors.read_bytes(weights, file=samples.WEIGHTS)
 
 
 def adapter(sizes: dict[str, tuple[int, int, int]], **fields: Any) -> LoraSpec:
@@ -111,7 +111,7 @@ def test_a_parameter_that_is_announced_and_absent_is_missed(lost: str) -> None:
 
 
 def test_the_seven_projections_as_targets_mean_attention_where_the_experts_are_fused() -> None:
-    attention = {f"self_attn.{name}": (4, HIDDEN, HIDDEN) for name in forge.ATTENTION}
+    attention = {f"self_attn.{name}": (4, HIDDEN, HIDDEN) for name in samples.ATTENTION}
     assert errors(adapter(attention, target_modules=SEVEN)) == []
 
 

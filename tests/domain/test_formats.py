@@ -12,8 +12,8 @@ import pytest
 from registry.adapters import formats, safetensors
 from registry.adapters.formats import images as image_facts
 from registry.adapters.formats.facts import FileFacts
-from tests import forge
-from tests.forge import Tensor
+from tests import samples
+from tests.samples import Tensor
 
 R, D = 4, 32
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -115,7 +115,7 @@ FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
 
 
 def read(names: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[safetensors.Header, bytes]:
-    data = forge.safetensors(names, metadata)
+    data = samples.safetensors(names, metadata)
     return safetensors.read_bytes(data, file="x.safetensors"), data
 
 

@@ -9,10 +9,10 @@ from registry.bases import BaseMatch, identity
 from registry.bases.identity import Identity, Leaf, MatchThresholds, TensorMark, compare
 from registry.digest import Digest
 from tests import effort
-from tests.identities import forge, nudged, values
+from tests.identities import make_identity, nudged, values
 
 ONE = values()
-BASE = forge(ONE)
+BASE = make_identity(ONE)
 
 
 def leaves(count: int) -> list[Leaf]:
@@ -38,16 +38,17 @@ def test_the_exact_fingerprint_covers_name_dtype_shape_bytes_and_the_number_of_t
     ("other", "match"),
     [
         (BASE, BaseMatch.EXACT),
-        (forge(nudged(ONE, 0.001), dtype="BF16"), BaseMatch.OTHER_DTYPE),
-        (forge(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj"), BaseMatch.QUANTIZED),
-        (forge(nudged(ONE, 0.001), dtype="F32"), BaseMatch.DESCENDANT),
-        (forge(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), BaseMatch.DESCENDANT),
-        (forge(ONE, rows={"model.embed_tokens.weight": 9}), BaseMatch.DESCENDANT),
-        (forge(nudged(ONE, 0.08), quantization="bitsandbytes", packed="_proj"), BaseMatch.DESCENDANT),
-        (forge(values(1)), BaseMatch.UNRELATED),
-        (forge(values(1), dtype="BF16"), BaseMatch.UNRELATED),
-        (forge(values(1), quantization="bitsandbytes", packed="_proj"), BaseMatch.UNRELATED),
-        (forge({f"other.{name}": v for name, v in ONE.items()}), BaseMatch.UNRELATED),
+        (make_identity(nudged(ONE, 0.001), dtype="BF16"), BaseMatch.OTHER_DTYPE),
+        (make_identity(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj"),
+         BaseMatch.QUANTIZED),
+        (make_identity(nudged(ONE, 0.001), dtype="F32"), BaseMatch.DESCENDANT),
+        (make_identity(nudged(ONE, 0.05, only="down_proj"), dtype="BF16"), BaseMatch.DESCENDANT),
+        (make_identity(ONE, rows={"model.embed_tokens.weight": 9}), BaseMatch.DESCENDANT),
+        (make_identity(nudged(ONE, 0.08), quantization="bitsandbytes", packed="_proj"), BaseMatch.DESCENDANT),
+        (make_identity(values(1)), BaseMatch.UNRELATED),
+        (make_identity(values(1), dtype="BF16"), BaseMatch.UNRELATED),
+        (make_identity(values(1), quantization="bitsandbytes", packed="_proj"), BaseMatch.UNRELATED),
+        (make_identity({f"other.{name}": v for name, v in ONE.items()}), BaseMatch.UNRELATED),
     ],
     ids=["same", "cast", "packed", "same dtype", "tuned and cast", "resized", "tuned and packed", "other weights",
          "other weights cast", "other weights packed", "another model"],
@@ -58,33 +59,35 @@ def test_two_bases_have_the_expected_match_in_either_order(other: Identity, matc
 
 
 def test_a_similarity_says_which_modules_differ() -> None:
-    found = compare(BASE, forge(nudged(ONE, 0.05, only="down_proj")))
+    found = compare(BASE, make_identity(nudged(ONE, 0.05, only="down_proj")))
     assert (found.changed, found.compared, found.equal) == (("down_proj",), 5, 3)
     assert "only down_proj differ" in found.message
 
 
 def test_constant_tensors_are_not_compared() -> None:
     norm = TensorMark(dtype="F32", shape=(8,), digest=Digest.of(b"ones"), constant=True)
-    one, other = (of.model_copy(update={"marks": {**of.marks, "norm": norm}}) for of in (BASE, forge(values(1))))
+    one, other = (
+        of.model_copy(update={"marks": {**of.marks, "norm": norm}}) for of in (BASE, make_identity(values(1)))
+    )
     assert compare(one, other).compared == 5
     assert compare(one, other).equal == 0
 
 
 def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -> None:
-    packed = forge(ONE, quantization="gptq", packed="weight")
+    packed = make_identity(ONE, quantization="gptq", packed="weight")
     blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
     found = compare(BASE, packed.model_copy(update={"marks": blind}))
     assert (found.match, found.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
 
 
 def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
-    packed = forge(ONE, quantization="gptq", packed="_proj")
+    packed = make_identity(ONE, quantization="gptq", packed="_proj")
     blind = {n: m.model_copy(update={"sketch": ""}) if m.packed else m for n, m in packed.marks.items()}
     assert compare(BASE, packed.model_copy(update={"marks": blind})).match is BaseMatch.QUANTIZED
 
 
 def test_thresholds_can_be_set() -> None:
-    tuned = forge(nudged(ONE, 0.05))
+    tuned = make_identity(nudged(ONE, 0.05))
     assert compare(BASE, tuned).match is BaseMatch.DESCENDANT
     assert compare(BASE, tuned, MatchThresholds(descendant_mean=0.9999)).match is BaseMatch.UNRELATED
 
@@ -114,7 +117,7 @@ def test_comparing_identities_takes_time_linear_in_their_size() -> None:
 
 
 def large_pair(size: int) -> tuple[Identity, Identity]:
-    many = forge({f"model.layers.{i}.weight": ONE["model.embed_tokens.weight"] for i in range(size)})
+    many = make_identity({f"model.layers.{i}.weight": ONE["model.embed_tokens.weight"] for i in range(size)})
     other = many.model_copy(update={
         "exact": Digest.of(b"other"),
         "marks": {n: m.model_copy(update={"digest": Digest.of(n.encode())}) for n, m in many.marks.items()},

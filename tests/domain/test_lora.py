@@ -7,15 +7,15 @@ import math
 import pytest
 
 from registry.adapters.peft import LoraSpec
-from tests import forge
+from tests import samples
 from tests.domain.specs import lora_spec
 
-BASE = forge.llama()
+BASE = samples.llama()
 Q0 = "model.layers.0.self_attn.q_proj"
 
 
 def test_a_module_has_its_sizes_rank_and_scale() -> None:
-    spec = lora_spec(forge.lora(BASE, rank=8, alpha=16))
+    spec = lora_spec(samples.lora(BASE, rank=8, alpha=16))
     module = next(m for m in spec.modules if m.path == "model.layers.0.self_attn.v_proj")
     assert (module.kind, module.rank, module.scale) == ("linear", 8, 2.0)
     assert (module.in_features, module.out_features) == (64, 32)
@@ -27,7 +27,7 @@ def test_a_module_has_its_sizes_rank_and_scale() -> None:
 
 
 def test_rslora_divides_by_the_root_of_the_rank() -> None:
-    spec = lora_spec(forge.lora(BASE, rank=16, alpha=16, rslora=True))
+    spec = lora_spec(samples.lora(BASE, rank=16, alpha=16, rslora=True))
     assert {m.scale for m in spec.modules} == {16 / math.sqrt(16)}
 
 
@@ -36,7 +36,7 @@ def test_patterns_give_rank_and_alpha_by_module() -> None:
     def narrow(shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(4 if side == 8 else side for side in shape)
 
-    files = forge.lora(
+    files = samples.lora(
         BASE,
         config={"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"layers.0.self_attn.q_proj": 64}},
         change=lambda t: {
@@ -53,19 +53,19 @@ def test_patterns_give_rank_and_alpha_by_module() -> None:
 
 
 def test_an_absent_alpha_is_a_warning_and_pefts_default() -> None:
-    spec = lora_spec(forge.lora(BASE, alpha=None))
+    spec = lora_spec(samples.lora(BASE, alpha=None))
     assert [(f.code, f.severity) for f in spec.findings] == [("lora.alpha_absent", "warning")]
     assert {m.scale for m in spec.modules} == {1.0}
 
 
 def test_dora_magnitudes_belong_to_their_module() -> None:
-    spec = lora_spec(forge.lora(BASE, dora=True))
+    spec = lora_spec(samples.lora(BASE, dora=True))
     assert {m.magnitude_shape for m in spec.modules} == {(64,), (32,)}
     assert not spec.is_plain
 
 
 def test_old_files_write_the_magnitude_with_weight_behind_it() -> None:
-    renamed = forge.lora(
+    renamed = samples.lora(
         BASE, dora=True, change=lambda t: {k + ".weight" if k.endswith("vector") else k: v for k, v in t.items()}
     )
     assert {m.magnitude_shape for m in lora_spec(renamed).modules} == {(64,), (32,)}
@@ -73,7 +73,7 @@ def test_old_files_write_the_magnitude_with_weight_behind_it() -> None:
 
 def test_saved_modules_and_trained_biases_are_full_tensors() -> None:
     spec = lora_spec(
-        forge.lora(
+        samples.lora(
             BASE,
             config={"modules_to_save": ["lm_head"], "bias": "all"},
             change=lambda t: {
@@ -90,7 +90,7 @@ def test_saved_modules_and_trained_biases_are_full_tensors() -> None:
 def test_an_embedding_has_its_own_names_and_pefts_copy_beside_it() -> None:
     at = "base_model.model.model.embed_tokens"
     spec = lora_spec(
-        forge.lora(
+        samples.lora(
             BASE,
             targets=["q_proj", "embed_tokens"],
             change=lambda t: {
@@ -114,13 +114,13 @@ def test_an_embedding_has_its_own_names_and_pefts_copy_beside_it() -> None:
 ])  # fmt: skip
 def test_other_copies_of_base_tensors_are_refused(name: str) -> None:
     copy = {f"base_model.model.model.{name}": ("F32", (512, 64), None)}
-    spec = lora_spec(forge.lora(BASE, targets=["q_proj"], change=lambda t: {**t, **copy}))
+    spec = lora_spec(samples.lora(BASE, targets=["q_proj"], change=lambda t: {**t, **copy}))
     assert {finding.code for finding in spec.findings} == {"compat.overwrites_base"}
 
 
 def test_trained_tokens_are_rows_of_their_own() -> None:
     spec = lora_spec(
-        forge.lora(
+        samples.lora(
             BASE,
             config={"trainable_token_indices": {"embed_tokens": [5, 6]}},
             change=lambda t: {
@@ -133,14 +133,14 @@ def test_trained_tokens_are_rows_of_their_own() -> None:
 
 
 def test_a_spec_survives_json() -> None:
-    spec = lora_spec(forge.lora(BASE, dora=True, targets=forge.ALL_LINEAR))
+    spec = lora_spec(samples.lora(BASE, dora=True, targets=samples.ALL_LINEAR))
     assert LoraSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F64"])
 def test_floating_point_types_are_taken(dtype: str) -> None:
-    assert lora_spec(forge.lora(BASE, dtype=dtype)).dtypes == (dtype,)
+    assert lora_spec(samples.lora(BASE, dtype=dtype)).dtypes == (dtype,)
 
 
-def test_the_forge_makes_equal_bytes_from_equal_arguments() -> None:
-    assert forge.lora(BASE, seed=3) == forge.lora(BASE, seed=3) != forge.lora(BASE, seed=4)
+def test_samples_are_equal_bytes_from_equal_arguments() -> None:
+    assert samples.lora(BASE, seed=3) == samples.lora(BASE, seed=3) != samples.lora(BASE, seed=4)

@@ -16,10 +16,10 @@ from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec
 
-LLAMA = forge.llama()
+LLAMA = samples.llama()
 
 
 def codes(findings: list[Finding], severity: str = "error") -> set[str]:
@@ -32,7 +32,7 @@ def other(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -
 
 
 def spec_of(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any) -> peft.LoraSpec:
-    named: dict[str, forge.Tensor] = {}
+    named: dict[str, samples.Tensor] = {}
     for name, shape in tensors_.items():
         if name == "prompt_embeddings":
             named[name] = ("F32", shape, None)
@@ -44,7 +44,7 @@ def spec_of(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any)
                      "target_modules": ["q_proj"], **fields}  # fmt: skip
     return peft.describe(
         config.read_config(json.dumps(configuration).encode()),
-        safetensors.read_bytes(forge.safetensors(named), file=forge.WEIGHTS),
+        safetensors.read_bytes(samples.safetensors(named), file=samples.WEIGHTS),
     )
 
 
@@ -94,7 +94,7 @@ def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_bas
         held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}
         held |= dict.fromkeys(more, ("F32", (8,), None))
         written = {"peft_type": method, "base_model_name_or_path": "tiny-llama", "target_modules": ["q_proj"]}
-        header = safetensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+        header = safetensors.read_bytes(samples.safetensors(held), file=samples.WEIGHTS)
         return compat.check_fit(
             peft.describe(config.read_config(json.dumps(written).encode()), header), base_spec(LLAMA)
         )
@@ -117,12 +117,12 @@ def test_a_lost_an_extra_and_a_deeper_tensor_of_a_method_fail(shapes: dict[str, 
 
 
 def test_a_prompt_for_several_tasks_is_three_tensors() -> None:
-    held: dict[str, forge.Tensor] = {
+    held: dict[str, samples.Tensor] = {
         "prompt_embeddings": ("F32", (4, 64), None), "prefix_task_cols": ("F32", (1, 4, 1), None),
         "prefix_task_rows": ("F32", (1, 1, 64), None),
     }  # fmt: skip
     written = {"peft_type": "MULTITASK_PROMPT_TUNING", "base_model_name_or_path": "tiny-llama", "num_virtual_tokens": 4}
-    header = safetensors.read_bytes(forge.safetensors(held), file=forge.WEIGHTS)
+    header = safetensors.read_bytes(samples.safetensors(held), file=samples.WEIGHTS)
     spec = peft.describe(config.read_config(json.dumps(written).encode()), header)
     assert compat.check_fit(spec, base_spec(LLAMA)) == []
 
@@ -265,7 +265,7 @@ SCHEDULE = {"init_r": 4, "tinit": 1, "tfinal": 1, "total_step": 10}
 def test_the_schedule_and_the_masks_of_adalora_are_what_peft_takes(changes: dict[str, Any], field: str) -> None:
     written = {"peft_type": "ADALORA", "target_modules": ["q_proj"], **SCHEDULE, **changes}
     errors = [f.location for f in config.read_fields(written).findings if f.severity == "error"]
-    assert errors == ([f"{forge.CONFIG}: {field}"] if field else [])
+    assert errors == ([f"{samples.CONFIG}: {field}"] if field else [])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_the_schedule_and_the_masks_of_adalora_are_what_peft_takes(changes: dict
 def test_a_value_of_a_kind_that_peft_refuses_fails(changes: dict[str, Any]) -> None:
     written = {"peft_type": "LORA", "target_modules": ["q_proj"], **changes}
     (error,) = [finding for finding in config.read_fields(written).findings if finding.severity == "error"]
-    assert (error.code, error.location) == ("config.not_loadable", f"{forge.CONFIG}: {next(iter(changes))}")
+    assert (error.code, error.location) == ("config.not_loadable", f"{samples.CONFIG}: {next(iter(changes))}")
 
 
 def test_frod_without_sparse_entries_has_empty_tensors_and_others_have_none() -> None:

@@ -6,26 +6,26 @@ import pytest
 
 from registry.adapters import safetensors
 from registry.errors import TooLarge
-from tests import forge
+from tests import samples
 
 FILE = "adapter_model.safetensors"
 
 
 def test_a_header_tells_names_types_shapes_and_places() -> None:
-    data = forge.safetensors({"b": ("F16", (2, 3), None), "a": ("F32", (), None)}, {"format": "pt", "x": "é"})
+    data = samples.safetensors({"b": ("F16", (2, 3), None), "a": ("F32", (), None)}, {"format": "pt", "x": "é"})
     header = safetensors.read_bytes(data, file=FILE)
     a, b = header.tensors
     assert (a.name, a.dtype, a.shape, a.size_bytes, a.elements) == ("a", "F32", (), 4, 1)
     assert (b.name, b.dtype, b.shape, b.size_bytes, b.elements) == ("b", "F16", (2, 3), 12, 6)
     assert header.metadata == {"format": "pt", "x": "é"}
-    assert data[header.data_start + b.start : header.data_start + b.end] == forge.tensors_of(data)["b"][2]
+    assert data[header.data_start + b.start : header.data_start + b.end] == samples.tensors_of(data)["b"][2]
     assert header.size_bytes == len(data)
     assert header.get("b") is b
     assert header.get("c") is None
 
 
 def test_a_header_is_read_in_two_reads_whatever_the_size_of_the_file() -> None:
-    data = forge.llama().files["model.safetensors"]
+    data = samples.llama().files["model.safetensors"]
     asked: list[tuple[int, int]] = []
 
     def read(offset: int, length: int) -> bytes:
@@ -43,14 +43,14 @@ def test_tensors_come_in_the_order_of_their_bytes() -> None:
         "none": {"dtype": "F32", "shape": [0, 7], "data_offsets": [3, 3]},
         "early": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
     }
-    header = safetensors.read_bytes(forge.raw_safetensors(entries, b"abcde"), file=FILE)
+    header = safetensors.read_bytes(samples.raw_safetensors(entries, b"abcde"), file=FILE)
     assert [t.name for t in header] == ["early", "none", "late"]
 
 
 def test_a_header_of_more_tensors_than_the_limit_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors, "TENSORS_LIMIT", 2)
     with pytest.raises(TooLarge, match="3 tensors; the limit is 2"):
-        safetensors.read_bytes(forge.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)}), file=FILE)
+        safetensors.read_bytes(samples.safetensors({f"t{i}": ("F32", (1,), None) for i in range(3)}), file=FILE)
 
 
 @pytest.mark.parametrize(

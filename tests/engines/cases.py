@@ -12,11 +12,11 @@ from registry.adapters import peft, safetensors
 from registry.adapters.peft import config
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.forge import CONFIG, WEIGHTS, Files, Tensor
+from tests.samples import CONFIG, WEIGHTS, Files, Tensor
 
-BASE = forge.llama(heads=2, kv_heads=1)  # heads of 32: the smallest that engines have kernels for
+BASE = samples.llama(heads=2, kv_heads=1)  # heads of 32: the smallest that engines have kernels for
 _EMBEDDING = "base_model.model.model.embed_tokens"
 _AT = "base_model.model.model.layers.0.self_attn"
 
@@ -40,7 +40,7 @@ def _patterned(t: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lora(**fields: Any) -> Files:
-    return forge.lora(BASE, config=fields)
+    return samples.lora(BASE, config=fields)
 
 
 _BIASES: dict[str, Tensor] = {
@@ -50,16 +50,16 @@ _BIASES: dict[str, Tensor] = {
 }
 CASES: dict[str, Files] = {
     "plain": _lora(),
-    "all-linear": forge.lora(BASE, targets=forge.ALL_LINEAR),
-    "rank-16": forge.lora(BASE, rank=16),
-    "rank-64": forge.lora(BASE, rank=64),
-    "rslora": forge.lora(BASE, rslora=True),
-    "dora": forge.lora(BASE, dora=True),
+    "all-linear": samples.lora(BASE, targets=samples.ALL_LINEAR),
+    "rank-16": samples.lora(BASE, rank=16),
+    "rank-64": samples.lora(BASE, rank=64),
+    "rslora": samples.lora(BASE, rslora=True),
+    "dora": samples.lora(BASE, dora=True),
     "bias-all": _lora(bias="all"),
-    "lora-bias": forge.lora(
+    "lora-bias": samples.lora(
         BASE, config={"lora_bias": True}, change=_with(_BIASES)
     ),
-    "rank-pattern": forge.lora(BASE, config={"rank_pattern": {"v_proj": 4}}, change=_patterned),
+    "rank-pattern": samples.lora(BASE, config={"rank_pattern": {"v_proj": 4}}, change=_patterned),
     "alpha-pattern": _lora(alpha_pattern={"v_proj": 64}),
     "pissa": _lora(init_lora_weights="pissa"),
     "pissa-niter": _lora(init_lora_weights="pissa_niter_4"),
@@ -70,36 +70,36 @@ CASES: dict[str, Files] = {
     "layer-replication": _lora(layer_replication=[[0, 3], [1, 4]]),
     "alora": _lora(alora_invocation_tokens=[7, 8, 9]),
     "qalora": _lora(use_qalora=True),
-    "saved-lm-head": forge.lora(
+    "saved-lm-head": samples.lora(
         BASE, config={"modules_to_save": ["lm_head"]},
         change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)}),
     ),
-    "saved-score": forge.lora(
+    "saved-score": samples.lora(
         BASE, config={"modules_to_save": ["score"], "task_type": "SEQ_CLS"},
         change=_with({"base_model.model.score.weight": ("F32", (2, 64), None)}),
     ),
-    "trained-tokens": forge.lora(
+    "trained-tokens": samples.lora(
         BASE, config={"trainable_token_indices": {"embed_tokens": [5, 6]}},
         change=_with({f"{_EMBEDDING}.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)}),
     ),
-    "on-lm-head": forge.lora(BASE, targets=("q_proj", "v_proj", "lm_head")),
+    "on-lm-head": samples.lora(BASE, targets=("q_proj", "v_proj", "lm_head")),
     "targets-pattern": _lora(target_modules=r".*\.self_attn\.(q|v)_proj"),
     "absent-target": _lora(target_modules=["q_proj", "v_proj", "no_such_proj"]),
-    "q-only": forge.lora(BASE, targets=("q_proj",)),
-    "v-only": forge.lora(BASE, targets=("v_proj",)),
-    "up-only": forge.lora(BASE, targets=("up_proj",)),
-    "gate-only": forge.lora(BASE, targets=("gate_proj",)),
-    "some-layers": forge.lora(
+    "q-only": samples.lora(BASE, targets=("q_proj",)),
+    "v-only": samples.lora(BASE, targets=("v_proj",)),
+    "up-only": samples.lora(BASE, targets=("up_proj",)),
+    "gate-only": samples.lora(BASE, targets=("gate_proj",)),
+    "some-layers": samples.lora(
         BASE, config={"layers_to_transform": [1]}, change=lambda t: {n: v for n, v in t.items() if ".layers.1." in n}
     ),
-    "alpha-absent": forge.lora(BASE, alpha=None),
+    "alpha-absent": samples.lora(BASE, alpha=None),
     "rank-differs-from-config": _lora(r=4),
-    "wrong-prefix": forge.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
-    "adapter-name": forge.lora(BASE, change=_renamed(".weight", ".default.weight")),
-    "compiled": forge.lora(BASE, change=_renamed("base_model.model.", "base_model.model._orig_mod.")),
-    "no-b": forge.lora(BASE, change=lambda t: {n: v for n, v in t.items() if n != f"{_AT}.q_proj.lora_B.weight"}),
-    "overwrites": forge.lora(BASE, change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)})),
-    "float8": forge.lora(
+    "wrong-prefix": samples.lora(BASE, change=_renamed("base_model.model.model.", "transformer.")),
+    "adapter-name": samples.lora(BASE, change=_renamed(".weight", ".default.weight")),
+    "compiled": samples.lora(BASE, change=_renamed("base_model.model.", "base_model.model._orig_mod.")),
+    "no-b": samples.lora(BASE, change=lambda t: {n: v for n, v in t.items() if n != f"{_AT}.q_proj.lora_B.weight"}),
+    "overwrites": samples.lora(BASE, change=_with({"base_model.model.lm_head.weight": ("F32", (512, 64), None)})),
+    "float8": samples.lora(
         BASE, change=lambda t: {n: ("F8_E4M3", s, b"\x30" * (s[0] * s[1])) for n, (_, s, _) in t.items()}
     ),
 }  # fmt: skip

@@ -19,8 +19,8 @@ from registry.compat import files as compat_files
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
 from registry.evaluation.verdicts import add_up
-from tests import forge
-from tests.forge import Tensor
+from tests import samples
+from tests.samples import Tensor
 
 RANK, WIDTH = 4, 32
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -60,11 +60,11 @@ class Case:
     def pair(self, a: str, b: str, sizes: tuple[int, int] = (WIDTH, WIDTH), dtype: str = "F32") -> None:
         """Values of B are kept from zero by their size: an update is seen in the image."""
         for name, shape in ((a, (RANK, sizes[1])), (b, (sizes[0], RANK))):
-            self.tensors[name] = (dtype, shape, forge.values(dtype, shape, len(self.tensors), scale=0.5))
+            self.tensors[name] = (dtype, shape, samples.values(dtype, shape, len(self.tensors), scale=0.5))
 
     @property
     def file(self) -> bytes:
-        return forge.safetensors(self.tensors, self.metadata)
+        return samples.safetensors(self.tensors, self.metadata)
 
 
 def peft(
@@ -289,7 +289,7 @@ def bases() -> dict[str, BaseSpec]:
 
 def _header(modules: Iterable[str]) -> safetensors.Header:
     weights: dict[str, Tensor] = {f"{module}.weight": ("F32", (WIDTH, WIDTH), None) for module in modules}
-    return safetensors.read_bytes(forge.safetensors(weights), file="model.safetensors")
+    return safetensors.read_bytes(samples.safetensors(weights), file="model.safetensors")
 
 
 def facts_of(case: Case, base: BaseSpec) -> EngineFacts:

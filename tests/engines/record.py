@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from tests.engines import cases
 from tests.engines.cases import tensor_names
-from tests.forge import CONFIG, WEIGHTS, Files
+from tests.samples import CONFIG, WEIGHTS, Files
 
 CASES = {**cases.CASES, **cases.UNWRITTEN}
 RECORDED = Path(__file__).with_name("recorded.json")

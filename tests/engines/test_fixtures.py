@@ -18,7 +18,7 @@ from registry.engines.facts import EngineFacts
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import fixtures
-from tests.forge import CONFIG, WEIGHTS
+from tests.samples import CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.skipif(not fixtures.AVAILABLE, reason="the worker extra is not installed")
 

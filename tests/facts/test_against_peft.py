@@ -20,7 +20,7 @@ from registry.client.local.folder import read_folder
 from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
-from tests import fixtures, forge
+from tests import fixtures, samples
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,14 +102,17 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         rng = random.Random(case)
         name = rng.choice(ADAPTERS)
         base = bases / fixtures.manifest(zoo)[name]["base"]
-        written, tensors = json.loads((zoo / name / forge.CONFIG).read_bytes()), load_file(zoo / name / forge.WEIGHTS)
+        written, tensors = (
+            json.loads((zoo / name / samples.CONFIG).read_bytes()),
+            load_file(zoo / name / samples.WEIGHTS),
+        )
         changes = [rng.choice(CHANGES) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
         for change in changes:
             change(rng, written, tensors)
         folder = tmp_path / str(case)
         folder.mkdir()
-        (folder / forge.CONFIG).write_text(json.dumps(written))
-        save_file(tensors, folder / forge.WEIGHTS)
+        (folder / samples.CONFIG).write_text(json.dumps(written))
+        save_file(tensors, folder / samples.WEIGHTS)
         against = of_peft(base, folder, tensors)
         try:
             findings = check(read_folder(folder).contents, base_spec_from(base, base.name)[0])

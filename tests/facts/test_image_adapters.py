@@ -14,7 +14,7 @@ from registry.client.local import base_folder
 from registry.client.registry import Registry
 from registry.names import AdapterName
 from tests import fixtures
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,12 +24,12 @@ BASES = {"sd": "sd-tiny", "flux": "flux-tiny", "qwen-image": "qwen-image-tiny"}
 
 
 @pytest.fixture
-def pusher(world: World) -> Registry:
+def pusher(harness: Harness) -> Registry:
     for name in BASES.values():
         spec, read = base_folder.base_spec_from(fixtures.image_bases() / name, name)
         assert read < 100_000, "headers, not weights"
-        world.admin.add_base(BaseAdd(spec=spec))
-    return world.actor("push")
+        harness.admin.add_base(BaseAdd(spec=spec))
+    return harness.actor("push")
 
 
 def push(pusher: Registry, file: str, base: str, tmp_path: Path) -> VersionView:

@@ -26,7 +26,7 @@ from registry.client.local.base_folder import base_spec_from
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up
 from registry.findings import Finding
-from tests import fixtures, forge
+from tests import fixtures, samples
 
 pytestmark = pytest.mark.skipif(
     not fixtures.AVAILABLE, reason="the worker extra (torch, transformers, peft) is missing"
@@ -91,10 +91,10 @@ def saved_by_peft(method: str, changes: dict[str, Any]) -> tuple[dict[str, Any],
 def check(written: dict[str, Any], shapes: Shapes, dtypes: dict[str, str]) -> list[Finding]:
     tensors = {name: (dtypes.get(name, "F32"), shape, None) for name, shape in shapes.items()}
     try:
-        header = safetensors.read_bytes(forge.safetensors(tensors), file=forge.WEIGHTS)
+        header = safetensors.read_bytes(samples.safetensors(tensors), file=samples.WEIGHTS)
         return compat.check_fit(adapters.describe(read_config(json.dumps(written).encode()), header), base()[1])
     except RegistryError as e:
-        return [Finding.of("error", "test.refused", forge.CONFIG, str(e))]
+        return [Finding.of("error", "test.refused", samples.CONFIG, str(e))]
 
 
 def mutations(shapes: Shapes) -> Iterator[tuple[str, Shapes]]:

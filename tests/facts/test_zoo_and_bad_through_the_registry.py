@@ -15,7 +15,7 @@ from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 from tests import fixtures
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,11 +27,11 @@ LINKS = {"symlink-out-of-folder"}
 
 
 @pytest.fixture
-def pusher(world: World) -> Registry:
+def pusher(harness: Harness) -> Registry:
     for folder in sorted(path for path in fixtures.tiny_bases().iterdir() if path.is_dir()):
         spec, _ = base_folder.base_spec_from(folder, folder.name)
-        world.actor("admin").add_base(BaseAdd(spec=spec))
-    return world.actor("push")
+        harness.actor("admin").add_base(BaseAdd(spec=spec))
+    return harness.actor("push")
 
 
 def pushed(pusher: Registry, folder: Path, base: str) -> VersionView | RegistryError:

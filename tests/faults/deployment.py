@@ -43,13 +43,13 @@ from registry.server.settings import Settings
 from registry.server.storage.open import open_store
 from registry.tlog.notes import Verifier
 from registry.tlog.replay import replay
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults import hub_pushes
 from tests.faults.invariants import Invariants
 from tests.faults.servers import Server
 
-BASE = forge.llama(hidden=256, layers=6)
+BASE = samples.llama(hidden=256, layers=6)
 QUIET = AdapterName.parse("other/quiet")
 """The one adapter of a tenant that only reads, and that sees the same whatever happens to the others."""
 ATTESTATION_POLLS = 300
@@ -96,7 +96,7 @@ class Deployment:
         """Return a folder with an adapter whose weights are larger than one chunk of an upload. Never written twice."""
         folder = self.folder / f"{name.replace('/', '-')}-{seed}-{rank}"
         if not folder.exists():
-            written = forge.write(forge.lora(BASE, seed=seed, rank=rank), Path(tempfile.mkdtemp(dir=self.folder)))
+            written = samples.write(samples.lora(BASE, seed=seed, rank=rank), Path(tempfile.mkdtemp(dir=self.folder)))
             with contextlib.suppress(OSError):  # another thread was faster
                 written.rename(folder)
         return folder

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import httpx
 
-from tests import forge
+from tests import samples
 from tests.faults.servers import Server
 
 CARD = "README.md"
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 def push(server: Server, name: str, folder: Path) -> str:
     """Push a folder by two commits, a draft and a version; return the commit id of the version."""
     organization, word = name.split("/")
-    weights = (folder / forge.WEIGHTS).read_bytes()
+    weights = (folder / samples.WEIGHTS).read_bytes()
     oid = sha256(weights).hexdigest()
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
 
@@ -45,11 +45,11 @@ def push(server: Server, name: str, folder: Path) -> str:
             assert answer.status_code == 200, answer.text
             return str(answer.json()["commitOid"])
 
-        large = {"key": "lfsFile", "value": {"path": forge.WEIGHTS, "oid": oid, "size": len(weights)}}
+        large = {"key": "lfsFile", "value": {"path": samples.WEIGHTS, "oid": oid, "size": len(weights)}}
         _repeat(server, create)
         _repeat(server, lambda: commit(_file(folder, CARD)))
         _repeat(server, upload)
-        return _repeat(server, lambda: commit(_file(folder, forge.CONFIG), large))
+        return _repeat(server, lambda: commit(_file(folder, samples.CONFIG), large))
 
 
 def _file(folder: Path, path: str) -> dict[str, object]:

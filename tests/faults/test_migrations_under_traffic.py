@@ -16,7 +16,7 @@ from registry.errors import Unavailable
 from registry.server.database import db, schema
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
-from tests.world import World
+from tests.harness import Harness
 
 READS = [
     "SELECT namespace, name, newest_number FROM adapter ORDER BY namespace, name",
@@ -72,11 +72,11 @@ class Reader(threading.Thread):
 
 
 def test_each_revision_is_applied_and_reverted_while_clients_read(database_url: str, engine: Engine) -> None:
-    with World(database_url) as world:
-        world.add_base()
+    with Harness(database_url) as harness:
+        harness.add_base()
         for name in ("acme/one", "acme/two"):
-            world.push(name)
-            world.push(name)
+            harness.push(name)
+            harness.push(name)
     steps = schema.revisions()
     reader = Reader(engine)
     reader.start()

@@ -27,13 +27,13 @@ from registry.server.database.models import VersionRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3 import bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
+from tests import samples
 from tests.faults.proxy import FaultProxy
+from tests.harness import URL, Harness, rows
 from tests.maintenance import collect, findings
-from tests.world import URL, World, rows
 
 NAME = AdapterName("acme", "support")
-BASE = forge.llama(hidden=256, layers=6)
+BASE = samples.llama(hidden=256, layers=6)
 MIB = 2**20
 HANG_SECONDS = 1.5
 
@@ -74,21 +74,21 @@ def blobs(s3_url: str, proxy: FaultProxy) -> S3Blobs:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base(BASE)
+def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base(BASE)
         assert blobs.capabilities.links  # probed now, while the store works
-        yield world
+        yield harness
 
 
 @pytest.fixture
-def client(world: World) -> Registry:
+def client(harness: Harness) -> Registry:
     """Return a client that retries without pauses."""
-    return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
+    return Registry(URL, connection=Connection(URL, harness.secret, transport=harness.transport, wait=lambda _: None))
 
 
 def folder(tmp_path: Path, *, rank: int = 64) -> Path:
-    return forge.write(forge.lora(BASE, rank=rank), tmp_path / "adapter")
+    return samples.write(samples.lora(BASE, rank=rank), tmp_path / "adapter")
 
 
 def push(client: Registry, source: Path) -> PushResult:
@@ -105,12 +105,12 @@ def same(source: Path, target: Path) -> bool:
 
 @pytest.mark.parametrize(("operation", "act"), WHOLE)
 def test_a_push_survives_a_fault(
-    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+    harness: Harness, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
 ) -> None:
     source = folder(tmp_path)
     proxy.fail(operation, act, times=1)
     push_until_done(client, source)
-    check_pushed(world, client, source, tmp_path)
+    check_pushed(harness, client, source, tmp_path)
     assert proxy.happened(operation) == 1
 
 
@@ -124,19 +124,19 @@ def staging(blobs: S3Blobs) -> None:
 @pytest.mark.usefixtures("staging")
 @pytest.mark.parametrize(("operation", "act"), STAGED)
 def test_a_push_of_staged_blobs_survives_a_fault(
-    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+    harness: Harness, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
 ) -> None:
-    test_a_push_survives_a_fault(world, client, proxy, tmp_path, operation, act)
+    test_a_push_survives_a_fault(harness, client, proxy, tmp_path, operation, act)
 
 
 @pytest.mark.parametrize(("operation", "act"), PARTS)
 def test_a_push_in_parts_survives_a_fault(
-    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
+    harness: Harness, client: Registry, proxy: FaultProxy, tmp_path: Path, operation: str, act: str
 ) -> None:
     source = folder(tmp_path, rank=256)
     proxy.fail(operation, act, times=1)
     push_until_done(client, source)
-    check_pushed(world, client, source, tmp_path)
+    check_pushed(harness, client, source, tmp_path)
     assert proxy.happened(operation) == 1
 
 
@@ -151,13 +151,13 @@ def push_until_done(client: Registry, source: Path) -> None:
     push(client, source)
 
 
-def check_pushed(world: World, client: Registry, source: Path, tmp_path: Path) -> None:
+def check_pushed(harness: Harness, client: Registry, source: Path, tmp_path: Path) -> None:
     pull(client, tmp_path / "out")
     assert same(source, tmp_path / "out")
-    collect(world)
-    assert findings(world) == []
-    assert list(world.blobs.list("staging/")) == []
-    with world.session() as session:
+    collect(harness)
+    assert findings(harness) == []
+    assert list(harness.blobs.list("staging/")) == []
+    with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
 
 
@@ -253,7 +253,12 @@ def test_the_server_finds_a_flipped_bit_in_a_small_file_and_the_client_asks_agai
 
 @pytest.mark.parametrize("operation", ["put", "copy"])
 def test_a_store_that_stays_away_fails_the_push_and_the_next_one_succeeds(
-    world: World, client: Registry, proxy: FaultProxy, tmp_path: Path, request: pytest.FixtureRequest, operation: str
+    harness: Harness,
+    client: Registry,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    operation: str,
 ) -> None:
     if operation == "copy":
         request.getfixturevalue("staging")
@@ -263,11 +268,11 @@ def test_a_store_that_stays_away_fails_the_push_and_the_next_one_succeeds(
         push(client, source)
     assert caught.value.code in ("STORE_UNAVAILABLE", "SERVER_UNREACHABLE")
     assert client.adapters().items == []
-    with world.session() as session:
+    with harness.session() as session:
         assert rows(session, VersionRow) == []
     proxy.heal()
     assert push(client, source).created
-    check_pushed(world, client, source, tmp_path)
+    check_pushed(harness, client, source, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from tests import fixtures
+from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
-from tests.world import World
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture
-def setup(world: World, base_folder: Path, adapters: dict[str, Path]) -> Iterator[WorkerSetup]:
-    setup = WorkerSetup(world, base_folder)
+def setup(harness: Harness, base_folder: Path, adapters: dict[str, Path]) -> Iterator[WorkerSetup]:
+    setup = WorkerSetup(harness, base_folder)
     for name, folder in adapters.items():
         setup.push(folder, f"acme/{name}")
     yield setup
-    for job in world.admin.jobs(state="queued").items:
-        world.admin.cancel(job.id)
+    for job in harness.admin.jobs(state="queued").items:
+        harness.admin.cancel(job.id)
 
 
 def test_a_merge_is_a_version_whose_parents_are_its_sources(setup: WorkerSetup, pool: Pool, tmp_path: Path) -> None:
-    admin = setup.world.admin
+    admin = setup.harness.admin
     job = _submit(setup, weights=(0.7, 0.3), rank=6)
     assert (job.state, job.kind, job.payload["sources"]) == (State.QUEUED, Kind.MERGE, ["acme/one@1", "acme/other@1"])
 
@@ -94,7 +94,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     setup: WorkerSetup, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folder: Path
 ) -> None:
     monkeypatch.setenv("ADAPTER_BASES", str(tmp_path / "bases"))
-    admin = setup.world.admin
+    admin = setup.harness.admin
     setup.add_base("tiny-second", base_folder)
     job = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="tiny-dora")
     onto = _submit(setup, operation=Operation.FUSE, sources=("acme/dora",), into="second-dora", onto="tiny-second")
@@ -114,7 +114,7 @@ def test_a_fuse_is_a_new_base_whose_weights_hold_the_adapter(
     assert ("base:tiny-dora", admin.version("acme/dora").digest, "fused") in {
         (edge.child, edge.parent, edge.relation) for edge in down.edges
     }
-    outsider = setup.world.actor("pull", namespaces=["other"])
+    outsider = setup.harness.actor("pull", namespaces=["other"])
     assert [edge.name for edge in outsider.base("tiny-dora").parents] == [""]
     old, new = load_file(base_folder / "model.safetensors"), load_file(Path(view.source) / "model.safetensors")
     assert {name for name in old if not old[name].equal(new[name])} == {
@@ -136,10 +136,10 @@ def test_a_lying_registry_cannot_name_a_folder_to_delete(
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("x")
-    for smoke_test in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
-        setup.world.admin.cancel(smoke_test.id)
+    for smoke_test in setup.harness.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.harness.admin.cancel(smoke_test.id)
     job = _submit(setup, operation=Operation.FUSE, sources=("acme/one",), into="fused")
-    registry = setup.world.actor("work", "pull", name="gpu-1")
+    registry = setup.harness.actor("work", "pull", name="gpu-1")
     answer = registry.claim
     lie = {"absolute": str(victim), "relative": "../../victim", "link": job.id}[outside]
     if outside == "link":
@@ -158,15 +158,15 @@ def test_a_lying_registry_cannot_name_a_folder_to_delete(
     Worker(registry, Sources(), say=lines.append, limits=ProcessLimits(threads=1), pool=pool).run(once=True)
     assert any("is not the id of a job" in line or "is a link out of" in line for line in lines), lines
     assert (victim / "file").read_text() == "x"
-    if setup.world.admin.job(job.id).state is State.RUNNING:
-        setup.world.admin.cancel(job.id)
+    if setup.harness.admin.job(job.id).state is State.RUNNING:
+        setup.harness.admin.cancel(job.id)
 
 
 def test_a_merge_whose_source_was_deleted_fails_with_the_reason(setup: WorkerSetup, pool: Pool) -> None:
     job = _submit(setup)
-    setup.world.admin.delete_adapter("acme/other")
+    setup.harness.admin.delete_adapter("acme/other")
     _work(setup, pool, done=0)
-    found = setup.world.admin.job(job.id)
+    found = setup.harness.admin.job(job.id)
     assert (found.state, found.attempt) == (State.FAILED, 1)
     assert "there is no adapter 'acme/other'" in found.error
 
@@ -205,8 +205,8 @@ def test_an_invalid_recipe_is_refused_before_a_job_is_queued(
         _submit(setup, sources=("acme/one", "acme/nan"))
     for payload in ({"operation": "combine", "weights": ["NaN", 1]}, {"operation": "melt"}, {"sources": "acme/one"}):
         with pytest.raises(Invalid):
-            setup.world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
-    assert setup.world.admin.jobs(kind="merge").items == []
+            setup.harness.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload))
+    assert setup.harness.admin.jobs(kind="merge").items == []
 
 
 def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: WorkerSetup) -> None:
@@ -222,10 +222,10 @@ def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: W
 def test_a_merge_needs_visible_sources_and_a_target_that_one_may_push(setup: WorkerSetup) -> None:
     with pytest.raises(NotFound):
         _submit(setup, sources=("acme/one", "acme/missing"))
-    outsider = setup.world.actor("push", "pull", namespaces=["other"])
+    outsider = setup.harness.actor("push", "pull", namespaces=["other"])
     with pytest.raises(NotFound):
         _submit(setup, by=outsider, into="other/both")
-    reader = setup.world.actor("pull", namespaces=["acme"])
+    reader = setup.harness.actor("pull", namespaces=["acme"])
     with pytest.raises(Denied):
         _submit(setup, by=reader)
 
@@ -236,27 +236,27 @@ def _submit(setup: WorkerSetup, *, by: Any = None, **changes: Any) -> Job:
     recipe = Recipe(**given)
     kind = Kind.FUSE if recipe.operation is Operation.FUSE else Kind.MERGE
     request = JobSubmit(kind=kind, payload=recipe.model_dump(mode="json"))
-    job: Job = (by or setup.world.admin).submit(request)
+    job: Job = (by or setup.harness.admin).submit(request)
     return job
 
 
 def _work(setup: WorkerSetup, pool: Pool, *, done: int = 1) -> None:
     """Let a worker do what is queued; the validations of the sources wait for somebody else."""
-    for job in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
-        setup.world.admin.cancel(job.id)
-    registry = setup.world.actor("work", "pull", "push", name="gpu-1")
+    for job in setup.harness.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.harness.admin.cancel(job.id)
+    registry = setup.harness.actor("work", "pull", "push", name="gpu-1")
     limits = ProcessLimits(deadline_seconds=120, threads=1)
     worker = Worker(registry, Sources(), say=setup.lines.append, pool=pool, name="gpu-1", limits=limits)
     assert worker.run(once=True).done >= done, setup.lines
-    for job in setup.world.admin.jobs(state="queued", kind="smoke-test").items:
-        setup.world.admin.cancel(job.id)
+    for job in setup.harness.admin.jobs(state="queued", kind="smoke-test").items:
+        setup.harness.admin.cancel(job.id)
 
 
 def _error(made: Path, setup: WorkerSetup, scratch: Path) -> float:
     """The relative error of what was pushed against 0.7 * one + 0.3 * other, with dense matrices."""
     deltas = []
     for name in ("one", "other"):
-        pull.pull(setup.world.admin, f"acme/{name}", scratch / name, cache=None)
+        pull.pull(setup.harness.admin, f"acme/{name}", scratch / name, cache=None)
         deltas.append(_deltas(scratch / name))
     lost = wanted = 0.0
     for path, found in _deltas(made).items():

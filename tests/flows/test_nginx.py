@@ -20,7 +20,7 @@ from registry.client.pull import pull
 from registry.client.push import push_folder
 from registry.client.registry import Registry
 from registry.names import AdapterName
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.import_table import ROOT
@@ -76,9 +76,9 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[str]:
 def test_pushes_pulls_and_events_pass_through_the_proxy_of_the_page(
     path: str, proxy: str, server: Server, tmp_path: Path
 ) -> None:
-    base = forge.llama("smollm2", hidden=512)
-    files = forge.lora(base, rank=64)
-    folder = forge.write(files, tmp_path / "out")
+    base = samples.llama("smollm2", hidden=512)
+    files = samples.lora(base, rank=64)
+    folder = samples.write(files, tmp_path / "out")
     assert sum(len(data) for data in files.values()) > 2**20, "nginx forwards 1 MiB by default"
     with Registry(proxy + path, server.token) as registry:
         registry.add_base(BaseAdd(spec=spec_of(base)))

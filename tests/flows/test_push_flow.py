@@ -16,8 +16,8 @@ from registry.names import AdapterName, Ref
 from registry.server.database.models import AliasRow, EventRow, JobRow, VersionRow
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.local import LocalBlobs
-from tests import forge
-from tests.world import World, rows
+from tests import samples
+from tests.harness import Harness, rows
 
 NAME = AdapterName("acme", "support")
 
@@ -28,33 +28,33 @@ def store(tmp_path: Path) -> BlobStore:
 
 
 @pytest.fixture
-def world(database_url: str, store: BlobStore) -> Iterator[World]:
-    with World(database_url, blobs=store) as made:
+def harness(database_url: str, store: BlobStore) -> Iterator[Harness]:
+    with Harness(database_url, blobs=store) as made:
         made.add_base()
         yield made
 
 
 @pytest.fixture
-def folder(world: World, tmp_path: Path) -> Path:
-    return forge.write(world.files(), tmp_path / "adapter")
+def folder(harness: Harness, tmp_path: Path) -> Path:
+    return samples.write(harness.files(), tmp_path / "adapter")
 
 
-def test_a_push_is_a_plan_the_bytes_and_a_commit(world: World, folder: Path, tmp_path: Path) -> None:
-    pushed = push.push_folder(world.admin, folder, NAME, base="tiny-llama")
+def test_a_push_is_a_plan_the_bytes_and_a_commit(harness: Harness, folder: Path, tmp_path: Path) -> None:
+    pushed = push.push_folder(harness.admin, folder, NAME, base="tiny-llama")
     assert (pushed.version.number, pushed.created) == (1, True)
-    with world.session() as session:
+    with harness.session() as session:
         assert [v.digest for v in rows(session, VersionRow)] == [pushed.version.digest]
         assert [(a.alias, a.generation) for a in rows(session, AliasRow)] == [("main", 1)]
         assert [j.state for j in rows(session, JobRow)] == ["queued"]
         actions = [e.action for e in rows(session, EventRow)]
         assert actions[-4:] == ["adapter.create", "version.push", "alias.move", "job.enqueue"]
-    pull.pull(world.admin, Ref(NAME), tmp_path / "out", cache=None)
+    pull.pull(harness.admin, Ref(NAME), tmp_path / "out", cache=None)
     for path in folder.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(world: World, folder: Path) -> None:
-    store, told = world.blobs, []
+def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(harness: Harness, folder: Path) -> None:
+    store, told = harness.blobs, []
 
     class Told:
         def __getattr__(self, verb: str) -> object:
@@ -68,15 +68,15 @@ def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(world: World, 
     def end(_c: object) -> None:
         told.append("commit")
 
-    world.app.state.blobs = Told()
-    event.listen(world.engine, "before_cursor_execute", note)
-    event.listen(world.engine, "commit", end)
+    harness.app.state.blobs = Told()
+    event.listen(harness.engine, "before_cursor_execute", note)
+    event.listen(harness.engine, "commit", end)
     try:
-        push.push_folder(world.admin, folder, NAME, base="tiny-llama")
+        push.push_folder(harness.admin, folder, NAME, base="tiny-llama")
     finally:
-        event.remove(world.engine, "before_cursor_execute", note)
-        event.remove(world.engine, "commit", end)
-        world.app.state.blobs = store
+        event.remove(harness.engine, "before_cursor_execute", note)
+        event.remove(harness.engine, "commit", end)
+        harness.app.state.blobs = store
     last_promotion = len(told) - 1 - told[::-1].index("blobs.promote")
     after = told[last_promotion + 1 :]
     first = after.index("row")
@@ -91,14 +91,14 @@ class Broken(Exception):
 
 @pytest.mark.parametrize("point", ["open_writer", "finish", "stat", "read", "promote", "commit", "rows"])
 def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
-    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, point: str
+    harness: Harness, folder: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     def crash(*_: object, **__: object) -> None:
         raise Broken
 
     with monkeypatch.context() as patch:
         if point == "commit":
-            patch.setattr(Session, "commit", crash_after_judging(world, crash))
+            patch.setattr(Session, "commit", crash_after_judging(harness, crash))
         elif point == "rows":
             patch.setattr("registry.server.push.rows.add_contents", crash)
         elif point == "finish":
@@ -106,19 +106,19 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
         else:
             patch.setattr(LocalBlobs, point, crash)
         with pytest.raises(RegistryError):
-            push.push_folder(world.admin, folder, NAME, base="tiny-llama")
-    with world.session() as session:
+            push.push_folder(harness.admin, folder, NAME, base="tiny-llama")
+    with harness.session() as session:
         assert rows(session, VersionRow) == []
         assert rows(session, JobRow) == []
-    assert isinstance(world.blobs, LocalBlobs)
-    assert not list((world.blobs.root / "tmp").glob("*"))
-    pushed = push.push_folder(world.admin, folder, NAME, base="tiny-llama")
+    assert isinstance(harness.blobs, LocalBlobs)
+    assert not list((harness.blobs.root / "tmp").glob("*"))
+    pushed = push.push_folder(harness.admin, folder, NAME, base="tiny-llama")
     assert (pushed.created, pushed.version.number) == (True, 1)
-    weights = Digest.of((folder / forge.WEIGHTS).read_bytes())
+    weights = Digest.of((folder / samples.WEIGHTS).read_bytes())
     assert weights in {f.digest for f in pushed.version.files}
 
 
-def crash_after_judging(world: World, crash: Callable[..., None]) -> Callable[[Session], None]:
+def crash_after_judging(harness: Harness, crash: Callable[..., None]) -> Callable[[Session], None]:
     """A commit that fails once a version's row is in the transaction."""
     whole, written = Session.commit, []
 
@@ -128,10 +128,10 @@ def crash_after_judging(world: World, crash: Callable[..., None]) -> Callable[[S
 
     def commit(session: Session) -> None:
         if written:
-            event.remove(world.engine, "before_cursor_execute", note)
+            event.remove(harness.engine, "before_cursor_execute", note)
             written.clear()
             crash()
         whole(session)
 
-    event.listen(world.engine, "before_cursor_execute", note)
+    event.listen(harness.engine, "before_cursor_execute", note)
     return commit

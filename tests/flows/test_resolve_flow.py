@@ -6,23 +6,25 @@ import httpx
 
 from registry.api.catalog import Resolved
 from registry.digest import Digest
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 NAME = "acme/support"
 
 
-def client(world: World) -> httpx.Client:
-    return httpx.Client(transport=world.transport, base_url=URL, headers={"Authorization": f"Bearer {world.secret}"})
+def client(harness: Harness) -> httpx.Client:
+    return httpx.Client(
+        transport=harness.transport, base_url=URL, headers={"Authorization": f"Bearer {harness.secret}"}
+    )
 
 
-def test_a_look_up_is_one_statement_whatever_selects_the_version(world: World) -> None:
-    world.add_base()
-    pushed = world.push(NAME).version
-    world.validate(f"{NAME}@1")
-    http = client(world)
+def test_a_look_up_is_one_statement_whatever_selects_the_version(harness: Harness) -> None:
+    harness.add_base()
+    pushed = harness.push(NAME).version
+    harness.validate(f"{NAME}@1")
+    http = client(harness)
     http.get("/api/v1/whoami")  # the token is remembered for a second
     for selector in ("main", "1", pushed.digest):
-        with world.statements() as sent:
+        with harness.statements() as sent:
             answer = http.get(f"/api/v1/resolve/{NAME}/{selector}")
         assert answer.status_code == 200
         found = Resolved.model_validate_json(answer.content)
@@ -32,36 +34,36 @@ def test_a_look_up_is_one_statement_whatever_selects_the_version(world: World) -
         assert len(sent) <= 2
 
 
-def test_an_answer_is_revalidated_without_a_body_until_it_changes(world: World) -> None:
-    world.add_base()
-    world.push(NAME)
-    http = client(world)
+def test_an_answer_is_revalidated_without_a_body_until_it_changes(harness: Harness) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    http = client(harness)
     path = f"/api/v1/resolve/{NAME}/main"
     first = http.get(path)
     assert first.headers["cache-control"] == "private, no-cache"
     again = http.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
-    world.validate(f"{NAME}@1")
+    harness.validate(f"{NAME}@1")
     changed = http.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert changed.status_code == 200
     assert changed.json()["verdicts"]["smoke"] == "pass"
-    world.push(NAME)
+    harness.push(NAME)
     assert http.get(path, headers={"If-None-Match": changed.headers["etag"]}).json()["number"] == 2
 
 
-def test_answers_by_number_or_digest_may_be_cached_without_limit(world: World) -> None:
-    world.add_base()
-    digest = world.push(NAME).version.digest
-    http = client(world)
+def test_answers_by_number_or_digest_may_be_cached_without_limit(harness: Harness) -> None:
+    harness.add_base()
+    digest = harness.push(NAME).version.digest
+    http = client(harness)
     for selector in ("1", digest):
         assert "immutable" in http.get(f"/api/v1/resolve/{NAME}/{selector}").headers["cache-control"]
 
 
-def test_every_file_of_the_answer_can_be_fetched_from_its_url(world: World) -> None:
-    world.add_base()
-    files = world.files()
-    world.push(NAME, files)
-    http = client(world)
+def test_every_file_of_the_answer_can_be_fetched_from_its_url(harness: Harness) -> None:
+    harness.add_base()
+    files = harness.files()
+    harness.push(NAME, files)
+    http = client(harness)
     found = Resolved.model_validate_json(http.get(f"/api/v1/resolve/{NAME}/main").content)
     assert {f.path for f in found.files} == set(files)
     for file in found.files:
@@ -70,12 +72,12 @@ def test_every_file_of_the_answer_can_be_fetched_from_its_url(world: World) -> N
         assert Digest.of(data) == file.digest
 
 
-def test_a_moved_alias_is_resolved_with_its_generation(world: World) -> None:
-    world.add_base()
+def test_a_moved_alias_is_resolved_with_its_generation(harness: Harness) -> None:
+    harness.add_base()
     for _ in range(2):
-        world.push(NAME)
-    world.admin.promote(NAME, "canary", "1", generation=0)
-    assert world.admin.resolve(f"{NAME}:canary").generation == 1
-    world.admin.promote(NAME, "canary", "2", generation=1)
-    found = world.admin.resolve(f"{NAME}:canary")
+        harness.push(NAME)
+    harness.admin.promote(NAME, "canary", "1", generation=0)
+    assert harness.admin.resolve(f"{NAME}:canary").generation == 1
+    harness.admin.promote(NAME, "canary", "2", generation=1)
+    found = harness.admin.resolve(f"{NAME}:canary")
     assert (found.number, found.generation, found.selector) == (2, 2, "canary")

@@ -12,9 +12,9 @@ from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
-from tests.world import World
 
 NAME = "acme/support"
 
@@ -27,36 +27,36 @@ def loads(pool: Pool) -> int:
 
 @pytest.mark.usefixtures("loads")
 def test_the_gate_of_prod_opens_for_an_adapter_that_passes_smoke(
-    world: World, base_folder: Path, pool: Pool, tmp_path: Path
+    harness: Harness, base_folder: Path, pool: Pool, tmp_path: Path
 ) -> None:
-    setup = WorkerSetup(world, base_folder)
+    setup = WorkerSetup(harness, base_folder)
     pushed = setup.push(models.adapter(base_folder, tmp_path / "good"), NAME)
-    assert world.admin.job(pushed.job_id).state is State.QUEUED
+    assert harness.admin.job(pushed.job_id).state is State.QUEUED
     with pytest.raises(Refused) as refused:
-        world.admin.promote(NAME, "prod", "1", generation=0)
+        harness.admin.promote(NAME, "prod", "1", generation=0)
     assert "no verdict for the check 'smoke' yet" in str(refused.value.findings or refused.value)
 
     assert _work(setup, pool) == 1
 
-    job = world.admin.job(pushed.job_id)
+    job = harness.admin.job(pushed.job_id)
     assert (job.state, job.worker, job.attempt) == (State.DONE, "gpu-1", 1)
-    assert world.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
-    assert world.admin.promote(NAME, "prod", "1", generation=0).number == 1
-    evidence = world.admin.history(NAME, alias="prod").moves[0].evidence
+    assert harness.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
+    assert harness.admin.promote(NAME, "prod", "1", generation=0).number == 1
+    evidence = harness.admin.history(NAME, alias="prod").moves[0].evidence
     assert {"compat", "smoke"} <= {verdict["check"] for verdict in evidence}
 
 
 def test_the_gate_of_prod_stays_closed_for_nan_without_a_smoke_test(
-    world: World, base_folder: Path, pool: Pool, tmp_path: Path
+    harness: Harness, base_folder: Path, pool: Pool, tmp_path: Path
 ) -> None:
-    setup = WorkerSetup(world, base_folder)
+    setup = WorkerSetup(harness, base_folder)
     setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), NAME)
 
     assert _work(setup, pool) == 0
 
-    assert world.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "fail"}
+    assert harness.admin.resolve(NAME).verdicts == {"compat": "pass", "weights": "fail"}
     with pytest.raises(Refused) as refused:
-        world.admin.promote(NAME, "prod", "1", generation=0)
+        harness.admin.promote(NAME, "prod", "1", generation=0)
     assert refused.value.code == "GATE_CLOSED"
     assert "NaN or infinite values" in str([reason.message for reason in refused.value.findings])
 
@@ -66,7 +66,7 @@ def test_all_tests_of_this_file_load_the_base_once(pool: Pool, loads: int) -> No
 
 
 def _work(setup: WorkerSetup, pool: Pool) -> int:
-    registry = setup.world.actor("work", "pull", name="gpu-1")
+    registry = setup.harness.actor("work", "pull", name="gpu-1")
     worker = Worker(
         registry, Sources(), say=setup.lines.append, pool=pool, name="gpu-1",
         limits=ProcessLimits(deadline_seconds=120, threads=1),

@@ -14,9 +14,9 @@ from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint
-from tests import forge, non_peft_files
+from tests import non_peft_files, samples
 from tests.bad_inputs.test_companions import GOOD as TEMPLATE
-from tests.world import World
+from tests.harness import Harness
 
 CORPUS = Path(__file__).parent / "corpus"
 PAIR = {"blk.0.attn_q.weight.lora_a": ("F32", (4, 32), None), "blk.0.attn_q.weight.lora_b": ("F32", (32, 4), None)}
@@ -30,13 +30,13 @@ def write(parser: str, name: str, data: bytes) -> None:
 
 def main() -> None:
     """Write all of them."""
-    adapter = forge.lora(forge.llama(layers=1))
-    write("safetensors", "lora", adapter[forge.WEIGHTS])
+    adapter = samples.lora(samples.llama(layers=1))
+    write("safetensors", "lora", adapter[samples.WEIGHTS])
     write("safetensors", "kohya", non_peft_files.kohya())
     write("gguf", "lora", non_peft_files.gguf(PAIR))
-    write("peft_config", "lora", adapter[forge.CONFIG])
+    write("peft_config", "lora", adapter[samples.CONFIG])
     patterns = {"target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"layers\.[01]\.q_proj": 4}, "use_dora": True}
-    write("peft_config", "patterns", json.dumps(json.loads(adapter[forge.CONFIG]) | patterns).encode())
+    write("peft_config", "patterns", json.dumps(json.loads(adapter[samples.CONFIG]) | patterns).encode())
     write("strict_json", "values", b'{"a": [1, -2.5e3, "\\u00e9", true, null, {"b": {}}], "c": ""}')
     write("companions", "tokenizer", b'{"chat_template": "{{ a }}", "added_tokens_decoder": {"1": {"content": "<s>"}}}')
     write("companions", "added", b'{"<s>": 1, "</s>": 2}')
@@ -55,7 +55,7 @@ def main() -> None:
         BaseRef(name="acme/base", fingerprint=Digest.of(b"")),
         [
             Descriptor(
-                path=forge.WEIGHTS, media_type="application/vnd.safetensors", digest=Digest.of(b"x"), size_bytes=1
+                path=samples.WEIGHTS, media_type="application/vnd.safetensors", digest=Digest.of(b"x"), size_bytes=1
             )
         ],
         annotations={"a": "b"},
@@ -69,12 +69,12 @@ def main() -> None:
     write("entry_bundles", "three", tiles.bundle([b"one", b"", b"three" * 50]))
     key = PrivateKey.of_seed(bytes(32))
     write("signatures", "key", models.sign("acme/support", manifest, key).encode())
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
-        world.add_base()
-        world.push("acme/support")
-        world.app.state.audit_log.step()
-        resolved = world.admin.resolve("acme/support")
-        write("attestations", "bundle", bundle.collect(Audit(world.admin), resolved).to_bytes())
+    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{folder}/registry.db") as harness:
+        harness.add_base()
+        harness.push("acme/support")
+        harness.app.state.audit_log.step()
+        resolved = harness.admin.resolve("acme/support")
+        write("attestations", "bundle", bundle.collect(Audit(harness.admin), resolved).to_bytes())
 
 
 if __name__ == "__main__":

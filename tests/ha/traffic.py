@@ -20,11 +20,11 @@ from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Conflict, RegistryError
 from registry.names import AdapterName
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.ha.cluster import Cluster
 
-BASE = forge.llama()
+BASE = samples.llama()
 NAME = "acme/support"
 ALIAS = "canary"
 PROMOTERS = 3
@@ -52,7 +52,7 @@ class Traffic:
     def push(self, name: str, seed: int) -> None:
         """Push an adapter through the proxy."""
         folder = self.folder / f"{name.replace('/', '-')}-{seed}"
-        forge.write(forge.lora(BASE, seed=seed), folder)
+        samples.write(samples.lora(BASE, seed=seed), folder)
         with self.cluster.client() as client:
             result = pushing.push_folder(client, folder, AdapterName.parse(name), base=BASE.name)
         self.pushed.append(f"{result.version.name}@{result.version.number}")

@@ -10,17 +10,23 @@ from typing import Any
 from registry import hub
 from registry.digest import Digest
 from registry.manifest import Descriptor
-from tests import forge
+from tests import samples
+from tests.harness import media_type
 from tests.hub import live as lives
 from tests.hub.live import NAME, NESTED, Live
-from tests.world import media_type
 
 PYTHON = Path(__file__).with_name("_python_client.py")
 
 
 def order(live: Live) -> str:
     """What a client is to ask for."""
-    told = {"name": NAME, "weights": forge.WEIGHTS, "commit": live.commits[0], "nested": NESTED, "base": live.base.name}
+    told = {
+        "name": NAME,
+        "weights": samples.WEIGHTS,
+        "commit": live.commits[0],
+        "nested": NESTED,
+        "base": live.base.name,
+    }
     return json.dumps(told)
 
 
@@ -41,7 +47,7 @@ def check_python(live: Live, python: Path, folder: Path, **environment: str) -> 
     """All that a huggingface_hub reads and is refused, by the Python that has it."""
     found = lives.last_line(live.run([python, PYTHON, order(live)], folder, **environment))
     first, second = live.files
-    weights = sha256(first[forge.WEIGHTS]).hexdigest()
+    weights = sha256(first[samples.WEIGHTS]).hexdigest()
     assert found["snapshot"] == sums(first)
     assert found["plain"] == sums(second)
     assert found["commits"] == [live.commits[0]] * 3
@@ -57,7 +63,7 @@ def _check_words(live: Live, words: dict[str, Any], weights: str) -> None:
     name, sha, tags, sizes = words["info"]
     assert (name, sha, sizes) == (NAME, live.commits[0], {path: len(data) for path, data in first.items()})
     assert {f"base_model:{base}", f"base_model:adapter:{base}", "peft", "safetensors", "lora"} <= set(tags)
-    assert words["lfs"] == {forge.WEIGHTS: weights}
+    assert words["lfs"] == {samples.WEIGHTS: weights}
     assert words["branches"] == {"main": live.commits[1], "canary": live.commits[0]}
     assert words["tags"] == {"v1": live.commits[0], "v2": live.commits[1]}
     assert (words["files"], words["folders"]) == (sorted(first), ["part", "part/one"])

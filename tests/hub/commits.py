@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.access.tenants import send
-from tests.world import World
+from tests.harness import Harness
 
 Line = dict[str, Any]
 
@@ -35,11 +35,11 @@ def delete(path: str) -> Line:
 class Pusher:
     """Somebody who pushes to one repository with one token."""
 
-    def __init__(self, world: World, secret: str, name: str = "acme/support") -> None:
-        self.world, self.secret, self.name = world, secret, name
+    def __init__(self, harness: Harness, secret: str, name: str = "acme/support") -> None:
+        self.harness, self.secret, self.name = harness, secret, name
 
     def send(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        return send(self.world, method, path, self.secret, **rest)
+        return send(self.harness, method, path, self.secret, **rest)
 
     def create(self) -> httpx.Response:
         organization, name = self.name.split("/")

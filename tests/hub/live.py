@@ -10,7 +10,7 @@ Invariants
 
 Example
     with live.running(object_store, bucket, folder) as made:
-        made.push("acme/support", forge.lora(forge.llama()))
+        made.push("acme/support", samples.lora(samples.llama()))
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
+from tests.harness import media_type, upload
 from tests.relay import Relay
-from tests.world import media_type, upload
 
 NAME = "acme/support"
 CARD = b"# An adapter\n"
@@ -78,7 +78,7 @@ class Live:
 
     def push_support(self) -> None:
         """One more version of `NAME`, with a file in a folder."""
-        made = {**forge.lora(forge.llama(), seed=len(self.files) + 70), "README.md": CARD, NESTED: CARD * 2}
+        made = {**samples.lora(samples.llama(), seed=len(self.files) + 70), "README.md": CARD, NESTED: CARD * 2}
         self.digests.append(self.push(NAME, made))
         self.files.append(made)
 
@@ -123,7 +123,7 @@ def running(object_store: str, bucket: str, folder: Path) -> Iterator[Live]:
         }  # fmt: skip
         with Server(environment).running() as server, Registry(server.url, server.token) as registry:
             relay.watch(server.token)
-            made = Live(server, relay, registry, spec_of(forge.llama()))
+            made = Live(server, relay, registry, spec_of(samples.llama()))
             registry.add_base(BaseAdd(spec=made.base))
             made.push_support()
             made.push_support()

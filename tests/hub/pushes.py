@@ -8,18 +8,18 @@ from typing import Any
 
 from registry.hub import commit_id
 from registry.names import AdapterName, Ref
-from tests import forge
+from tests import samples
 from tests.hub import live as lives
 from tests.hub.live import Live
 
 PUSHING = Path(__file__).with_name("_pushing_client.py")
 CARD = "README.md"
-WHOLE = [CARD, forge.CONFIG, forge.WEIGHTS]
+WHOLE = [CARD, samples.CONFIG, samples.WEIGHTS]
 
 
 def adapter_folder(folder: Path, seed: int = 900) -> Path:
     """A folder as a trainer leaves it, with a pickle."""
-    forge.write({**forge.lora(forge.llama(), seed=seed), CARD: b"# Trained\n"}, folder / "adapter")
+    samples.write({**samples.lora(samples.llama(), seed=seed), CARD: b"# Trained\n"}, folder / "adapter")
     (folder / "adapter" / "training_args.bin").write_bytes(b"a pickle")
     return folder / "adapter"
 
@@ -48,10 +48,10 @@ def _check_push(live: Live, name: str, answers: dict[str, Any]) -> None:
     assert (first, answers["unchanged"], files) == (newest, first, WHOLE)
     second, url, files = answers["second"]
     assert url == f"{live.server.url}/{name}/commit/{second}"
-    assert files == ["LICENSE", *WHOLE, f"copy/{forge.WEIGHTS}"]
+    assert files == ["LICENSE", *WHOLE, f"copy/{samples.WEIGHTS}"]
     assert (answers["stale"][0], "another commit" in answers["stale"][1]) == ("HfHubHTTPError", True)
     assert answers["third"][1] == ["LICENSE", *WHOLE]
-    assert answers["drafts"]["parts"] == [True, [forge.WEIGHTS], True]
+    assert answers["drafts"]["parts"] == [True, [samples.WEIGHTS], True]
     commit, tags = answers["drafts"]["whole"]
     assert (tags, answers["drafts"]["gone"]) == ([commit], False)
     if answers["warnings"] or not answers["version"].startswith("0."):

@@ -9,7 +9,7 @@ import pytest
 
 from registry.digest import Digest
 from registry.names import AdapterName, Ref
-from tests import forge
+from tests import samples
 from tests.hub import clients
 from tests.hub.live import CARD, NAME, NESTED, Live
 
@@ -21,8 +21,8 @@ GET_REDIRECTS = {OLD: 302, NEW: 302, "unknown; hf_hub/2.4.0": 302, RUST: 200, "n
 
 @pytest.mark.parametrize("agent", HEAD_REDIRECTS)
 def test_a_client_is_redirected_only_if_it_drops_its_token(live: Live, agent: str) -> None:
-    path = f"/{NAME}/resolve/canary/{forge.WEIGHTS}"
-    data = live.files[0][forge.WEIGHTS]
+    path = f"/{NAME}/resolve/canary/{samples.WEIGHTS}"
+    data = live.files[0][samples.WEIGHTS]
     with live.http(agent) as client:
         head, got = client.head(path), client.get(path)
         assert (head.status_code, got.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
@@ -47,8 +47,8 @@ def test_ranges_are_answered_here_and_at_the_store(live: Live) -> None:
         assert card.headers["content-range"] == f"bytes 2-3/{len(CARD)}"
         beyond = client.get(f"/{NAME}/resolve/v1/README.md", headers={"Range": "bytes=900-"})
         assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(CARD)}")
-        data = live.files[0][forge.WEIGHTS]
-        path = f"/{NAME}/resolve/v1/{forge.WEIGHTS}"
+        data = live.files[0][samples.WEIGHTS]
+        path = f"/{NAME}/resolve/v1/{samples.WEIGHTS}"
         look = client.get(path, headers={"Range": "bytes=0-0"})
         assert (look.status_code, look.headers["content-range"]) == (206, f"bytes 0-0/{len(data)}")
         assert look.headers["etag"] == f'"{Digest.of(data).hex}"'
@@ -63,14 +63,14 @@ def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: Live
         small = client.head(f"/{NAME}/resolve/canary/README.md")
         assert small.headers["etag"] == f'"{ids["README.md"]}"'
         etags = {
-            revision: client.head(f"/{NAME}/resolve/{revision}/{forge.WEIGHTS}").headers["etag"]
+            revision: client.head(f"/{NAME}/resolve/{revision}/{samples.WEIGHTS}").headers["etag"]
             for revision in ("main", "v2", "2", live.commits[1], live.commits[1][:12], "canary", "v1", live.commits[0])
         }
-        pointer = client.get(f"/{NAME}/raw/v1/{forge.WEIGHTS}")
-        assert pointer.headers["etag"] == f'"{ids[forge.WEIGHTS]}"'
+        pointer = client.get(f"/{NAME}/raw/v1/{samples.WEIGHTS}")
+        assert pointer.headers["etag"] == f'"{ids[samples.WEIGHTS]}"'
         assert pointer.text.startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
         assert client.get(f"/{NAME}/raw/v1/README.md").content == CARD
-    newest, oldest = (f'"{Digest.of(files[forge.WEIGHTS]).hex}"' for files in reversed(live.files))
+    newest, oldest = (f'"{Digest.of(files[samples.WEIGHTS]).hex}"' for files in reversed(live.files))
     assert list(etags.values()) == [newest] * 5 + [oldest] * 3
 
 
@@ -112,7 +112,7 @@ def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: Live) -
 
 
 def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> None:
-    live.push("acme/sums", forge.lora(forge.llama(), config={"peft_type": "ADALORA"}))
+    live.push("acme/sums", samples.lora(samples.llama(), config={"peft_type": "ADALORA"}))
     with live.http(NEW) as client:
 
         def listed(*tags: str) -> set[str]:
@@ -131,7 +131,7 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> No
 def test_the_last_change_of_a_branch_moves_with_its_alias(live: Live) -> None:
     name = AdapterName("acme", "moved")
     for seed in (1, 2):
-        live.push(str(name), forge.lora(forge.llama(), seed=seed))
+        live.push(str(name), samples.lora(samples.llama(), seed=seed))
     created = [live.registry.version(Ref(name, number)).created_at for number in (1, 2)]
     with live.http(NEW) as client:
         for generation, number in enumerate((1, 2)):

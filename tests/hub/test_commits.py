@@ -16,49 +16,49 @@ from registry.hub import commit_id
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
 from registry.server.hub import drafts
-from tests import forge, raw_asgi
+from tests import raw_asgi, samples
 from tests.access.tenants import of_subject
+from tests.harness import Harness, rows
 from tests.hub.commits import Pusher, add, add_large, delete, header, warning
 from tests.maintenance import collect
-from tests.world import World, rows
 
 CARD = "README.md"
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url) as made:
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as made:
         made.add_base()
         yield made
 
 
 @pytest.fixture
-def pusher(world: World) -> Pusher:
-    return Pusher(world, world.issue("push", namespaces=["acme"])[1])
+def pusher(harness: Harness) -> Pusher:
+    return Pusher(harness, harness.issue("push", namespaces=["acme"])[1])
 
 
-def drafts_of(world: World) -> tuple[int, int]:
-    with world.session() as session:
+def drafts_of(harness: Harness) -> tuple[int, int]:
+    with harness.session() as session:
         return len(rows(session, DraftRow)), len(rows(session, DraftFileRow))
 
 
-def staged(world: World) -> list[str]:
-    return [stat.key for stat in world.blobs.list("staging/")]
+def staged(harness: Harness) -> list[str]:
+    return [stat.key for stat in harness.blobs.list("staging/")]
 
 
 # ------------------------------------------------------------------ versions
-def test_a_whole_adapter_is_a_version_like_any_other(world: World, pusher: Pusher) -> None:
+def test_a_whole_adapter_is_a_version_like_any_other(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    files = world.files()
+    files = harness.files()
     answer = pusher.push(files, summary="Train")
     assert answer.status_code == 200, answer.text
-    version = world.admin.version("acme/support@1")
+    version = harness.admin.version("acme/support@1")
     assert answer.json()["commitOid"] == commit_id(version.digest) == pusher.info().json()["sha"]
     assert answer.json()["success"] is True
     assert warning(answer).endswith("acme/support@1 on tiny-llama: compat pass; weights pass; smoke test queued")
     assert (version.message, version.parents, version.base) == ("Train", [], "tiny-llama")
-    world.transport.settle()
-    assert (drafts_of(world), staged(world)) == ((0, 0), [])
+    harness.transport.settle()
+    assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
     [location] = {
         pusher.send("GET", f"/acme/support/commit/{revision}").headers["location"]
         for revision in (answer.json()["commitOid"], "main", "v1")
@@ -66,123 +66,123 @@ def test_a_whole_adapter_is_a_version_like_any_other(world: World, pusher: Pushe
     assert pusher.send("GET", location).json()["digest"] == version.digest
 
 
-def test_the_parent_of_a_version_is_the_version_at_the_branch(world: World, pusher: Pusher) -> None:
-    digests = [world.push("acme/support").version.digest]
+def test_the_parent_of_a_version_is_the_version_at_the_branch(harness: Harness, pusher: Pusher) -> None:
+    digests = [harness.push("acme/support").version.digest]
     first = pusher.commit(add(CARD, b"# New\n"), parentCommit=commit_id(digests[0]))
     second = pusher.commit(delete(CARD))
-    versions = [world.admin.version(f"acme/support@{number}") for number in (1, 2, 3)]
+    versions = [harness.admin.version(f"acme/support@{number}") for number in (1, 2, 3)]
     assert [commit_id(v.digest) for v in versions[1:]] == [a.json()["commitOid"] for a in (first, second)]
     parents = [(edge.relation, edge.digest) for version in versions[1:] for edge in version.parents]
     assert parents == [("continued", versions[0].digest), ("continued", versions[1].digest)]
-    assert [file.path for file in versions[2].files] == [forge.CONFIG, forge.WEIGHTS]
+    assert [file.path for file in versions[2].files] == [samples.CONFIG, samples.WEIGHTS]
 
 
-def test_a_repeated_commit_returns_the_version_that_it_made(world: World, pusher: Pusher) -> None:
+def test_a_repeated_commit_returns_the_version_that_it_made(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    files = world.files()
+    files = harness.files()
     commits = {pusher.push(files).json()["commitOid"] for _ in range(2)}
-    assert len(commits) == world.admin.adapter("acme/support").versions == 1
+    assert len(commits) == harness.admin.adapter("acme/support").versions == 1
 
 
-def test_of_two_commits_on_one_parent_one_is_refused(world: World, pusher: Pusher) -> None:
-    parent = commit_id(world.push("acme/support").version.digest)
+def test_of_two_commits_on_one_parent_one_is_refused(harness: Harness, pusher: Pusher) -> None:
+    parent = commit_id(harness.push("acme/support").version.digest)
     answers = [pusher.commit(add(CARD, text), parentCommit=parent) for text in (b"one", b"two")]
     assert [answer.status_code for answer in answers] == [200, 412]
     assert "another commit" in answers[1].headers["x-error-message"]
-    assert world.admin.adapter("acme/support").newest == 2
+    assert harness.admin.adapter("acme/support").newest == 2
 
 
-def test_a_branch_is_an_alias_that_needs_the_right_to_promote(world: World, pusher: Pusher) -> None:
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "1", generation=0)
+def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, pusher: Pusher) -> None:
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
     assert pusher.commit(add(CARD, b"no"), revision="canary").status_code == 403
-    promoter = Pusher(world, world.issue("push", "promote", namespaces=["acme"])[1])
+    promoter = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1])
     answer = promoter.commit(add(CARD, b"yes"), revision="canary")
-    aliases = world.admin.adapter("acme/support").aliases
+    aliases = harness.admin.adapter("acme/support").aliases
     assert (answer.status_code, aliases) == (200, {"main": 2, "canary": 2})
     created = promoter.send("POST", "/api/models/acme/support/branch/next", json={"startingPoint": "v1"})
-    assert (created.status_code, world.admin.adapter("acme/support").aliases["next"]) == (200, 1)
+    assert (created.status_code, harness.admin.adapter("acme/support").aliases["next"]) == (200, 1)
     assert promoter.send("POST", "/api/models/acme/support/branch/next", json={}).status_code == 409
     assert pusher.send("POST", "/api/models/acme/support/branch/other", json={}).status_code == 403
 
 
 # ------------------------------------------------------------------ the base
-def test_an_unknown_base_is_answered_with_how_to_add_it(world: World, pusher: Pusher) -> None:
+def test_an_unknown_base_is_answered_with_how_to_add_it(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     config = {"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}
-    answer = pusher.push(world.files(config=config))
+    answer = pusher.push(harness.files(config=config))
     assert answer.status_code == 404
     assert "`adapter base add meta-llama/Llama-3.1-8B DIR`" in answer.headers["x-error-message"]
     assert "x-error-code" not in answer.headers
-    world.admin.set_base_aliases("tiny-llama", ["meta-llama/Llama-3.1-8B"])
-    assert pusher.push(world.files(config=config)).status_code == 200
-    assert world.admin.version("acme/support@1").base == "tiny-llama"
+    harness.admin.set_base_aliases("tiny-llama", ["meta-llama/Llama-3.1-8B"])
+    assert pusher.push(harness.files(config=config)).status_code == 200
+    assert harness.admin.version("acme/support@1").base == "tiny-llama"
 
 
-def test_a_base_that_is_a_folder_is_taken_from_the_readme_or_the_parent(world: World, pusher: Pusher) -> None:
+def test_a_base_that_is_a_folder_is_taken_from_the_readme_or_the_parent(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    files = world.files(config={"base_model_name_or_path": "/home/trainer/base"})
+    files = harness.files(config={"base_model_name_or_path": "/home/trainer/base"})
     assert pusher.push({**files, CARD: b"# No base\n"}).status_code == 404
     assert pusher.push({**files, CARD: b"---\nbase_model: tiny-llama\n---\n"}).status_code == 200
     assert pusher.commit(add(CARD, b"# No base\n")).status_code == 200
-    assert world.admin.version("acme/support@2").base == "tiny-llama"
+    assert harness.admin.version("acme/support@2").base == "tiny-llama"
 
 
-def test_a_strict_namespace_refuses_what_does_not_fit(world: World, pusher: Pusher) -> None:
-    world.admin.create_namespace("acme", owner="owner@acme")
+def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: Pusher) -> None:
+    harness.admin.create_namespace("acme", owner="owner@acme")
     pusher.create()
-    wide = forge.lora(dataclasses.replace(forge.llama(hidden=128), name="tiny-llama"))
-    world.admin.change_namespace("acme", NamespaceSet(strict=True))
+    wide = samples.lora(dataclasses.replace(samples.llama(hidden=128), name="tiny-llama"))
+    harness.admin.change_namespace("acme", NamespaceSet(strict=True))
     answer = pusher.push(wide)
     message = answer.headers["x-error-message"]
     assert (answer.status_code, "does not fit its base 'tiny-llama'" in message) == (422, True)
     assert ("q_proj" in message, "expected" in message, "actual" in message) == (True, True, True)
-    with world.session() as session:
+    with harness.session() as session:
         assert rows(session, VersionRow) == []
-    world.admin.change_namespace("acme", NamespaceSet(strict=False))
+    harness.admin.change_namespace("acme", NamespaceSet(strict=False))
     stored = pusher.push(wide)
     assert (stored.status_code, "compat fail (" in warning(stored), "q_proj" in warning(stored)) == (200, True, True)
 
 
 # ------------------------------------------------------------------ drafts
-def test_files_become_a_version_one_at_a_time(world: World, pusher: Pusher) -> None:
+def test_files_become_a_version_one_at_a_time(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    files = world.files()
+    files = harness.files()
     seen = []
-    for path in (CARD, forge.CONFIG, forge.WEIGHTS):
+    for path in (CARD, samples.CONFIG, samples.WEIGHTS):
         answer = pusher.commit(add(path, files[path]))
         seen.append((answer.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
-    assert seen == [(True, [CARD]), (True, [CARD, forge.CONFIG]), (True, [CARD, forge.CONFIG, forge.WEIGHTS])]
-    world.transport.settle()
-    assert world.admin.adapter("acme/support").versions == 1
-    assert (drafts_of(world), staged(world)) == ((0, 0), [])
+    assert seen == [(True, [CARD]), (True, [CARD, samples.CONFIG]), (True, [CARD, samples.CONFIG, samples.WEIGHTS])]
+    harness.transport.settle()
+    assert harness.admin.adapter("acme/support").versions == 1
+    assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
 
 
 @pytest.mark.security
 @pytest.mark.parametrize("how", ["delete", "quarantine"])
-def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(world: World, how: str) -> None:
-    pusher = Pusher(world, world.issue("push", "pull", namespaces=["acme"])[1])
-    files = world.files()
-    world.push("acme/support")
-    world.push("acme/support", files)
-    draft = pusher.commit(delete(forge.CONFIG), add(CARD, b"# Mine\n")).json()["commitOid"]
+def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(harness: Harness, how: str) -> None:
+    pusher = Pusher(harness, harness.issue("push", "pull", namespaces=["acme"])[1])
+    files = harness.files()
+    harness.push("acme/support")
+    harness.push("acme/support", files)
+    draft = pusher.commit(delete(samples.CONFIG), add(CARD, b"# Mine\n")).json()["commitOid"]
 
     def read(path: str) -> int:
         return pusher.send("GET", f"/acme/support/resolve/{draft}/{path}").status_code
 
-    assert (read(forge.WEIGHTS), read(CARD)) == (200, 200)
-    withdraw = {"delete": world.admin.delete_version, "quarantine": world.admin.quarantine}[how]
+    assert (read(samples.WEIGHTS), read(CARD)) == (200, 200)
+    withdraw = {"delete": harness.admin.delete_version, "quarantine": harness.admin.quarantine}[how]
     withdraw("acme/support@2", "private data")
-    assert (read(forge.WEIGHTS), read(CARD)) == (404, 200)
+    assert (read(samples.WEIGHTS), read(CARD)) == (404, 200)
 
 
 @pytest.mark.security
-def test_nobody_but_its_pusher_sees_a_draft(world: World, pusher: Pusher) -> None:
+def test_nobody_but_its_pusher_sees_a_draft(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     commit = pusher.commit(add(CARD, b"# Secret\n")).json()["commitOid"]
     others = [
-        Pusher(world, world.issue("push", namespaces=["acme"])[1]), Pusher(world, world.secret),
-        Pusher(world, world.issue("pull", namespaces=["acme"])[1]),
+        Pusher(harness, harness.issue("push", namespaces=["acme"])[1]), Pusher(harness, harness.secret),
+        Pusher(harness, harness.issue("pull", namespaces=["acme"])[1]),
     ]  # fmt: skip
     for other in others:
         for revision in ("main", commit):
@@ -193,55 +193,59 @@ def test_nobody_but_its_pusher_sees_a_draft(world: World, pusher: Pusher) -> Non
     assert pusher.send("GET", f"/acme/support/resolve/main/{CARD}").content == b"# Secret\n"
     assert pusher.send("GET", "/api/models").json() == []
     assert pusher.send("GET", "/api/v1/resolve/acme/support/main").status_code == 404
-    world.push("acme/support")
+    harness.push("acme/support")
     assert others[0].info(commit).headers["x-error-code"] == "RevisionNotFound"
-    assert others[0].files() == [CARD, forge.CONFIG, forge.WEIGHTS] == pusher.files()
+    assert others[0].files() == [CARD, samples.CONFIG, samples.WEIGHTS] == pusher.files()
 
 
-def test_a_draft_ends_with_its_time(world: World, pusher: Pusher) -> None:
+def test_a_draft_ends_with_its_time(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     pusher.commit(add(CARD, b"# Draft\n"))
-    assert (drafts_of(world), len(staged(world))) == ((1, 1), 1)
-    collect(world)
-    assert (drafts_of(world), len(staged(world))) == ((1, 1), 1)
-    with world.session(write=True) as session:
+    assert (drafts_of(harness), len(staged(harness))) == ((1, 1), 1)
+    collect(harness)
+    assert (drafts_of(harness), len(staged(harness))) == ((1, 1), 1)
+    with harness.session(write=True) as session:
         session.execute(update(PushRow).values(expires_at=db.now()))
     assert pusher.info().headers["x-error-code"] == "RepoNotFound"
-    collect(world)
-    assert (drafts_of(world), staged(world)) == ((0, 0), [])
-    with world.session() as session:
+    collect(harness)
+    assert (drafts_of(harness), staged(harness)) == ((0, 0), [])
+    with harness.session() as session:
         assert [row.state for row in rows(session, PushRow)] == ["expired"]
     assert pusher.create().status_code == 200
 
 
-def test_a_draft_does_not_undo_a_version_that_came_meanwhile(world: World, pusher: Pusher) -> None:
-    world.push("acme/support")
-    pusher.commit(delete(forge.WEIGHTS))
-    assert pusher.files() == [CARD, forge.CONFIG]
-    assert world.admin.adapter("acme/support").versions == 1
-    world.push("acme/support")
-    assert pusher.files() == [CARD, forge.CONFIG, forge.WEIGHTS], "the branch is at the new version"
+def test_a_draft_does_not_undo_a_version_that_came_meanwhile(harness: Harness, pusher: Pusher) -> None:
+    harness.push("acme/support")
+    pusher.commit(delete(samples.WEIGHTS))
+    assert pusher.files() == [CARD, samples.CONFIG]
+    assert harness.admin.adapter("acme/support").versions == 1
+    harness.push("acme/support")
+    assert pusher.files() == [CARD, samples.CONFIG, samples.WEIGHTS], "the branch is at the new version"
     assert [pusher.commit(add(CARD, b"# Mine\n")).status_code for _ in range(2)] == [412, 200]
-    assert [file.path for file in world.admin.version("acme/support@3").files] == [CARD, forge.CONFIG, forge.WEIGHTS]
+    assert [file.path for file in harness.admin.version("acme/support@3").files] == [
+        CARD,
+        samples.CONFIG,
+        samples.WEIGHTS,
+    ]
 
 
-def test_a_version_needs_nothing_of_its_draft(world: World, pusher: Pusher) -> None:
+def test_a_version_needs_nothing_of_its_draft(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    for path, data in world.files().items():
+    for path, data in harness.files().items():
         pusher.commit(add(path, data))
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         session.execute(update(PushRow).values(expires_at=db.now()))
-    collect(world)
-    with world.session() as session:
+    collect(harness)
+    with harness.session() as session:
         assert [row for row in rows(session, PushBlobRow) if row.push_id.startswith("hub_")] == []
-    for path in (CARD, forge.CONFIG, forge.WEIGHTS):
+    for path in (CARD, samples.CONFIG, samples.WEIGHTS):
         assert pusher.send("GET", f"/acme/support/resolve/main/{path}").status_code == 200
 
 
 # ------------------------------------------------------------------ refusals
-def test_staged_bytes_count_towards_the_quota(world: World, pusher: Pusher) -> None:
-    world.admin.create_namespace("acme", owner="owner@acme")
-    world.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
+def test_staged_bytes_count_towards_the_quota(harness: Harness, pusher: Pusher) -> None:
+    harness.admin.create_namespace("acme", owner="owner@acme")
+    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
     pusher.create()
     assert pusher.commit(add(CARD, b"x" * 900)).status_code == 200
     refused = pusher.commit(add("LICENSE", b"x" * 200))
@@ -255,9 +259,9 @@ def ask_for_links(pusher: Pusher, oid: str, size: int) -> httpx.Response:
 
 
 @pytest.mark.security
-def test_a_large_file_counts_with_the_size_of_its_newest_link(world: World, pusher: Pusher) -> None:
-    world.admin.create_namespace("acme", owner="owner@acme")
-    world.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
+def test_a_large_file_counts_with_the_size_of_its_newest_link(harness: Harness, pusher: Pusher) -> None:
+    harness.admin.create_namespace("acme", owner="owner@acme")
+    harness.admin.change_namespace("acme", NamespaceSet(quota_bytes=1000))
     pusher.create()
     assert ask_for_links(pusher, "0" * 64, 1).status_code == 200
     refused = ask_for_links(pusher, "0" * 64, 5000)
@@ -267,18 +271,18 @@ def test_a_large_file_counts_with_the_size_of_its_newest_link(world: World, push
 
 
 @pytest.mark.security
-def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(world: World) -> None:
-    world.push("acme/support")
-    token_id, secret = world.issue("push", namespaces=["acme"])
+def test_a_token_that_ends_while_its_commit_arrives_commits_nothing(harness: Harness) -> None:
+    harness.push("acme/support")
+    token_id, secret = harness.issue("push", namespaces=["acme"])
 
     def body() -> Iterator[bytes]:
         yield json.dumps(header()).encode() + b"\n"
-        world.admin.revoke_token(token_id)
+        harness.admin.revoke_token(token_id)
         yield json.dumps(add(CARD)).encode()
 
     bearer = [("Authorization", f"Bearer {secret}")]
-    answer = raw_asgi.call(world.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
-    assert (answer.status, world.admin.adapter("acme/support").versions) == (401, 1)
+    answer = raw_asgi.call(harness.app, "POST", "/api/models/acme/support/commit/main", bearer, body())
+    assert (answer.status, harness.admin.adapter("acme/support").versions) == (401, 1)
 
 
 @pytest.mark.security
@@ -303,13 +307,13 @@ BAD_PATHS = {
 
 @pytest.mark.security
 @pytest.mark.parametrize("path", BAD_PATHS)
-def test_a_bad_path_is_refused_and_nothing_is_kept(world: World, pusher: Pusher, path: str) -> None:
+def test_a_bad_path_is_refused_and_nothing_is_kept(harness: Harness, pusher: Pusher, path: str) -> None:
     pusher.create()
     before = pusher.info().json()["sha"]
     answer = pusher.commit(add(CARD, b"# Card\n"), add(path))
     assert answer.status_code in (400, 415, 422), answer.text
     assert BAD_PATHS[path] in answer.headers["x-error-message"]
-    assert (pusher.info().json()["sha"], pusher.files(), staged(world)) == (before, [], [])
+    assert (pusher.info().json()["sha"], pusher.files(), staged(harness)) == (before, [], [])
 
 
 BAD_BODIES: dict[str, tuple[Any, int, str]] = {
@@ -343,10 +347,10 @@ def test_a_malformed_commit_says_where_it_is_wrong(pusher: Pusher, what: str) ->
     ("message", "problem"), [("\x1b[31m", "U+001B"), ("\u202e", "U+202E"), ("\0", "U+0000"), ("x" * 2001, "2000")]
 )
 def test_the_message_of_a_commit_has_the_rules_of_a_push(
-    world: World, pusher: Pusher, message: str, problem: str
+    harness: Harness, pusher: Pusher, message: str, problem: str
 ) -> None:
     pusher.create()
-    answer = pusher.push(world.files(), summary=message)
+    answer = pusher.push(harness.files(), summary=message)
     assert (answer.status_code, problem in answer.headers["x-error-message"]) == (400, True)
     assert pusher.files() == []
 
@@ -365,23 +369,23 @@ def test_a_text_that_cannot_be_stored_is_refused(pusher: Pusher, text: str) -> N
     assert {answer.status_code for answer in answers} <= {400, 415, 422}
 
 
-def test_bytes_that_never_arrived_are_named(world: World, pusher: Pusher) -> None:
+def test_bytes_that_never_arrived_are_named(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
-    files = world.files()
-    answer = pusher.commit(add(forge.CONFIG, files[forge.CONFIG]), add_large(forge.WEIGHTS, "0" * 64, 500))
-    assert (answer.status_code, forge.WEIGHTS in answer.headers["x-error-message"]) == (422, True)
+    files = harness.files()
+    answer = pusher.commit(add(samples.CONFIG, files[samples.CONFIG]), add_large(samples.WEIGHTS, "0" * 64, 500))
+    assert (answer.status_code, samples.WEIGHTS in answer.headers["x-error-message"]) == (422, True)
     assert "was not uploaded" in answer.headers["x-error-message"]
     assert pusher.files() == []
 
 
 @pytest.mark.security
-def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(world: World, pusher: Pusher) -> None:
-    files = world.files()
-    weights = world.push("globex/secret", files).version.files[-1]
+def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(harness: Harness, pusher: Pusher) -> None:
+    files = harness.files()
+    weights = harness.push("globex/secret", files).version.files[-1]
     pusher.create()
-    lines = [add(forge.CONFIG, files[forge.CONFIG])]
+    lines = [add(samples.CONFIG, files[samples.CONFIG])]
     for size in ({"size": weights.size_bytes}, {}):
-        line = add_large(forge.WEIGHTS, weights.digest.hex, 0)
+        line = add_large(samples.WEIGHTS, weights.digest.hex, 0)
         line["value"] = {key: value for key, value in line["value"].items() if key != "size"} | size
         answer = pusher.commit(*lines, line)
         absent = pusher.commit(*lines, {**line, "value": {**line["value"], "oid": "0" * 64}})
@@ -392,42 +396,42 @@ def test_the_bytes_of_another_tenant_are_not_committed_by_their_digest(world: Wo
 
 
 @pytest.mark.security
-def test_a_draft_gives_no_version_bytes_that_its_pusher_may_not_read_any_more(world: World) -> None:
-    files = world.files()
-    weights = world.push("globex/secret", files).version.files[-1]
-    world.admin.create_namespace("acme", owner="ann")
-    world.admin.grant_role("globex", "ann", "reader")
-    pusher = Pusher(world, of_subject(world, "ann"))
+def test_a_draft_gives_no_version_bytes_that_its_pusher_may_not_read_any_more(harness: Harness) -> None:
+    files = harness.files()
+    weights = harness.push("globex/secret", files).version.files[-1]
+    harness.admin.create_namespace("acme", owner="ann")
+    harness.admin.grant_role("globex", "ann", "reader")
+    pusher = Pusher(harness, of_subject(harness, "ann"))
     pusher.create()
-    assert pusher.commit(add_large(forge.WEIGHTS, weights.digest.hex, weights.size_bytes)).status_code == 200
-    world.admin.revoke_role("globex", "ann")
-    refused = pusher.commit(add(forge.CONFIG, files[forge.CONFIG]))
+    assert pusher.commit(add_large(samples.WEIGHTS, weights.digest.hex, weights.size_bytes)).status_code == 200
+    harness.admin.revoke_role("globex", "ann")
+    refused = pusher.commit(add(samples.CONFIG, files[samples.CONFIG]))
     assert (refused.status_code, "was not uploaded" in refused.headers["x-error-message"]) == (422, True)
     [item] = ask_for_links(pusher, weights.digest.hex, weights.size_bytes).json()["objects"]
     assert "upload" in item["actions"], "its pusher has to send the bytes"
     assert pusher.push(files).status_code == 200
 
 
-def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(world: World) -> None:
-    secret = of_subject(world, "ann", namespaces=["acme"])
-    world.admin.create_namespace("acme", owner="ann")
-    pusher = Pusher(world, secret)
+def test_a_token_that_ends_in_the_middle_is_answered_as_the_hub_does(harness: Harness) -> None:
+    secret = of_subject(harness, "ann", namespaces=["acme"])
+    harness.admin.create_namespace("acme", owner="ann")
+    pusher = Pusher(harness, secret)
     pusher.create()
     pusher.commit(add(CARD))
-    world.admin.revoke_role("acme", "ann")
+    harness.admin.revoke_role("acme", "ann")
     assert pusher.commit(add(CARD, b"y")).status_code in (403, 404)
-    [token] = [item for item in world.admin.tokens().items if item.subject == "ann"]
-    world.admin.revoke_token(token.id)
+    [token] = [item for item in harness.admin.tokens().items if item.subject == "ann"]
+    harness.admin.revoke_token(token.id)
     answer = pusher.commit(add(CARD, b"z"))
     expected = (401, "Invalid credentials in Authorization header")
     assert (answer.status_code, answer.headers["x-error-message"]) == expected
 
 
-def test_expired_draft_rows_are_replaced(world: World, pusher: Pusher) -> None:
+def test_expired_draft_rows_are_replaced(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     pusher.commit(add(CARD, b"# Old\n"))
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         session.execute(update(PushRow).where(col(PushRow.state) == "open").values(expires_at=db.now()))
     pusher.create()
     assert pusher.files() == []
-    assert drafts_of(world) == (1, 0)
+    assert drafts_of(harness) == (1, 0)

@@ -10,7 +10,7 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
-from tests import fixtures, forge
+from tests import fixtures, samples
 from tests.hub import clients
 from tests.hub.live import NAME, Live
 
@@ -76,8 +76,8 @@ found["images by name"] = weights(IMAGE_ADAPTER, revision="canary", weight_name=
 
 @pytest.mark.slow
 def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live, tmp_path: Path) -> None:
-    forge.llama().write(tmp_path / "base")
-    forge.write(live.files[0], tmp_path / "local")
+    samples.llama().write(tmp_path / "base")
+    samples.write(live.files[0], tmp_path / "local")
     script = TEXT
     if fixtures.IMAGES_AVAILABLE:
         _push_images(live, tmp_path)
@@ -87,7 +87,7 @@ def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live,
     )
     assert found["peft"] == found["transformers"] == found["local"] != found["base"]
     assert found["peft newest"] not in (found["peft"], found["base"])
-    assert found["config"] == json.loads(live.files[0][forge.CONFIG])["r"]
+    assert found["config"] == json.loads(live.files[0][samples.CONFIG])["r"]
     if fixtures.IMAGES_AVAILABLE:
         assert len(found["images local"]) > 0
         assert found["images"] == found["images by name"] == found["images local"]
@@ -96,7 +96,7 @@ def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live,
 def _push_images(live: Live, folder: Path) -> None:
     pipeline, file = fixtures.image_bases() / "sd-tiny", fixtures.images() / "kohya-sd.safetensors"
     (folder / "pipeline").symlink_to(pipeline)
-    forge.write({file.name: file.read_bytes()}, folder / "images")
+    samples.write({file.name: file.read_bytes()}, folder / "images")
     spec, _ = base_spec_from(pipeline, "sd-tiny")
     live.registry.add_base(BaseAdd(spec=spec))
     live.push(IMAGE_ADAPTER, {file.name: file.read_bytes()}, spec)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import forge
+from tests import samples
 from tests.hub import clients, venvs
 from tests.hub import live as lives
 from tests.hub.live import NAME, NESTED, Live
@@ -53,16 +53,16 @@ def test_the_javascript_client_reads_everything(live: Live, tmp_path: Path) -> N
     (tmp_path / "node_modules").symlink_to(folder / "node_modules")
     found = lives.last_line(live.run(["node", SCRIPT, clients.order(live)], tmp_path))
     first, second = live.files
-    weights = sha256(first[forge.WEIGHTS]).hexdigest()
+    weights = sha256(first[samples.WEIGHTS]).hexdigest()
     assert found["weights"] == weights == found["cached"][0]
     assert found["cached"][1] == live.commits[0] == found["sha"]
-    assert found["weights at main"] == sha256(second[forge.WEIGHTS]).hexdigest()
-    assert (found["nested"], found["slice"]) == (sha256(first[NESTED]).hexdigest(), first[forge.WEIGHTS][8:24].hex())
-    assert found["about"]["size"] == len(first[forge.WEIGHTS])
+    assert found["weights at main"] == sha256(second[samples.WEIGHTS]).hexdigest()
+    assert (found["nested"], found["slice"]) == (sha256(first[NESTED]).hexdigest(), first[samples.WEIGHTS][8:24].hex())
+    assert found["about"]["size"] == len(first[samples.WEIGHTS])
     assert found["about"]["etag"].strip('"') == weights
     ids = clients.blob_ids(first)
     files = {path: (size, oid, lfs) for path, kind, size, oid, lfs in found["files"] if kind == "file"}
-    assert files == {p: (len(d), ids[p], weights if p == forge.WEIGHTS else "") for p, d in first.items()}
+    assert files == {p: (len(d), ids[p], weights if p == samples.WEIGHTS else "") for p, d in first.items()}
     assert (found["below"], sorted(found["paths"])) == ([NESTED], sorted(["README.md", NESTED]))
     assert (found["commits"], found["who"]) == (live.commits[::-1], "user")
     assert NAME in found["of base"]
@@ -77,7 +77,7 @@ tries = 0
 while True:  # those of old go on where they stopped when they are asked again, others by themselves
     tries += 1
     try:
-        at = hf_hub_download({LARGE!r}, {forge.WEIGHTS!r})
+        at = hf_hub_download({LARGE!r}, {samples.WEIGHTS!r})
         break
     except Exception:
         if tries == 3:
@@ -96,20 +96,20 @@ def test_an_interrupted_download_resumes(live: Live, tmp_path: Path, version: st
     python = _python(version) if version else sys.executable
     found = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
     assert live.relay.cut_after is None
-    assert found == sha256(files[forge.WEIGHTS]).hexdigest()
+    assert found == sha256(files[samples.WEIGHTS]).hexdigest()
     ranges = re.findall(r"(?i)\nrange: bytes=([1-9][0-9]*)-", "".join(live.relay.heads[before:]))
     assert ranges, "the second request asked for everything again"
     live.no_token_left_home()
 
 
 @functools.cache
-def _large() -> forge.Files:
+def _large() -> samples.Files:
     """28 MiB of weights: enough for clients to keep what they have of them."""
 
-    def full(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
-        return {name: (kind, shape, forge.constant(kind, shape, 0.01)) for name, (kind, shape, _) in tensors.items()}
+    def full(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+        return {name: (kind, shape, samples.constant(kind, shape, 0.01)) for name, (kind, shape, _) in tensors.items()}
 
-    return forge.lora(forge.llama(), rank=4096, targets=forge.ATTENTION, change=full)
+    return samples.lora(samples.llama(), rank=4096, targets=samples.ATTENTION, change=full)
 
 
 def _python(version: str) -> Path:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from registry.names import AdapterName, Ref
-from tests import forge
+from tests import samples
 from tests.hub import pushes
 from tests.hub.commits import add, add_large, header
 from tests.hub.live import Live
@@ -51,38 +51,38 @@ class Uploader:
         actions: dict[str, Any] = item.get("actions", {})
         return actions
 
-    def commit(self, files: forge.Files) -> httpx.Response:
-        weights = files[forge.WEIGHTS]
-        lines = [header(), add(forge.CONFIG, files[forge.CONFIG])]
-        lines += [add_large(forge.WEIGHTS, sha256(weights).hexdigest(), len(weights))]
+    def commit(self, files: samples.Files) -> httpx.Response:
+        weights = files[samples.WEIGHTS]
+        lines = [header(), add(samples.CONFIG, files[samples.CONFIG])]
+        lines += [add_large(samples.WEIGHTS, sha256(weights).hexdigest(), len(weights))]
         body = "".join(json.dumps(line) + "\n" for line in lines)
         return self.client.post(f"/api/models/{self.name}/commit/main", content=body)
 
 
 def test_a_large_file_goes_to_the_store_by_a_link_without_headers(live: Live) -> None:
-    files = forge.lora(forge.llama(), seed=910)
+    files = samples.lora(samples.llama(), seed=910)
     with live.http("unknown; hf_hub/0.34.4") as client:
         uploader = Uploader(client, "acme/large-file")
-        actions = uploader.actions(files[forge.WEIGHTS])
-        verify = {"oid": sha256(files[forge.WEIGHTS]).hexdigest(), "size": len(files[forge.WEIGHTS])}
+        actions = uploader.actions(files[samples.WEIGHTS])
+        verify = {"oid": sha256(files[samples.WEIGHTS]).hexdigest(), "size": len(files[samples.WEIGHTS])}
         early = client.post(actions["verify"]["href"], json=verify)
         assert (early.status_code, "was not uploaded" in early.headers["x-error-message"]) == (422, True)
-        assert httpx.put(actions["upload"]["href"], content=files[forge.WEIGHTS]).status_code == 200
+        assert httpx.put(actions["upload"]["href"], content=files[samples.WEIGHTS]).status_code == 200
         assert client.post(actions["verify"]["href"], json=verify).status_code == 200
-        assert uploader.actions(files[forge.WEIGHTS]) == {}, "it has arrived"
+        assert uploader.actions(files[samples.WEIGHTS]) == {}, "it has arrived"
         assert uploader.commit(files).status_code == 200
-        assert uploader.actions(files[forge.WEIGHTS]) == {}, "a version has it"
+        assert uploader.actions(files[samples.WEIGHTS]) == {}, "a version has it"
         assert (
-            client.get(f"/{uploader.name}/resolve/main/{forge.WEIGHTS}", follow_redirects=True).content
-            == files[forge.WEIGHTS]
+            client.get(f"/{uploader.name}/resolve/main/{samples.WEIGHTS}", follow_redirects=True).content
+            == files[samples.WEIGHTS]
         )
     live.no_token_left_home()
 
 
 @pytest.mark.security
 def test_wrong_bytes_by_a_link_are_never_committed(live: Live) -> None:
-    files = forge.lora(forge.llama(), seed=911)
-    weights = files[forge.WEIGHTS]
+    files = samples.lora(samples.llama(), seed=911)
+    weights = files[samples.WEIGHTS]
     wrong = weights[:-1] + bytes([weights[-1] ^ 1])
     with live.http("unknown; hf_hub/0.34.4") as client:
         uploader = Uploader(client, "acme/wrong-bytes")
@@ -96,4 +96,4 @@ def test_wrong_bytes_by_a_link_are_never_committed(live: Live) -> None:
         assert httpx.put(link, content=weights).status_code == 200
         assert uploader.commit(files).status_code == 200
         httpx.put(link, content=wrong)
-        assert client.get(f"/{uploader.name}/resolve/main/{forge.WEIGHTS}", follow_redirects=True).content == weights
+        assert client.get(f"/{uploader.name}/resolve/main/{samples.WEIGHTS}", follow_redirects=True).content == weights

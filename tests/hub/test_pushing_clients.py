@@ -13,7 +13,7 @@ from registry.api.bases import BaseAdd
 from registry.client.registry import Registry
 from registry.hub import commit_id
 from registry.names import AdapterName, Ref
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.hub import live as lives
@@ -34,7 +34,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterat
     folder = tmp_path_factory.mktemp("local")
     server = Server({"REGISTRY_DATA": str(folder)})
     with Relay(object_store) as relay, server.running(), Registry(server.url, server.token) as registry:
-        made = Live(server, relay, registry, spec_of(forge.llama()))
+        made = Live(server, relay, registry, spec_of(samples.llama()))
         registry.add_base(BaseAdd(spec=made.base))
         yield made
 
@@ -101,7 +101,7 @@ def test_the_javascript_client_pushes(store: Live, tmp_path: Path) -> None:
     digests = [store.registry.version(Ref(AdapterName("acme", "javascript"), number)).digest for number in (1, 2)]
     assert [answers["pushed"], answers["deleted"]] == [commit_id(digest) for digest in digests]
     assert (answers["url"], answers["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
-    assert answers["files"] == [forge.CONFIG, forge.WEIGHTS]
+    assert answers["files"] == [samples.CONFIG, samples.WEIGHTS]
     assert (answers["pickle"][0], "may be a pickle" in answers["pickle"][1]) == ("415", True)
     assert (answers["model"][0], "a whole model" in answers["model"][1]) == ("415", True)
 
@@ -131,7 +131,7 @@ print(json.dumps("done"))
 
 
 def test_peft_and_the_trainer_push_versions(live: Live, tmp_path: Path) -> None:
-    forge.llama().write(tmp_path / "tiny-llama")
+    samples.llama().write(tmp_path / "tiny-llama")
     order = json.dumps({"name": "acme/trained", "base": str(tmp_path / "tiny-llama")})
     done = live.run([sys.executable, "-c", TRAIN, order], tmp_path)
     assert lives.last_line(done) == "done"
@@ -140,4 +140,4 @@ def test_peft_and_the_trainer_push_versions(live: Live, tmp_path: Path) -> None:
     assert newest >= 2, done.stderr[-2000:]
     version = live.registry.version(Ref(AdapterName("acme", "trained-trainer"), newest))
     assert (version.base, version.parents[0].name) == (live.base.name, f"acme/trained-trainer@{newest - 1}")
-    assert {file.path for file in version.files} >= {forge.CONFIG, forge.WEIGHTS, pushes.CARD}
+    assert {file.path for file in version.files} >= {samples.CONFIG, samples.WEIGHTS, pushes.CARD}

@@ -15,7 +15,7 @@ import pytest
 
 from registry.errors import Invalid, Unavailable
 from registry.server.hub import upstream as relays
-from tests import forge
+from tests import samples
 from tests.faults.servers import Server
 from tests.hub import clients, venvs
 from tests.hub.live import CARD, NAME, NESTED, Live
@@ -73,7 +73,7 @@ api = HfApi()
 at = snapshot_download({NAME!r}, revision="canary")
 print(json.dumps({{
     "snapshot": bytes_of(at), "commit": pathlib.Path(at).name,
-    "tag": pathlib.Path(hf_hub_download({NAME!r}, {forge.WEIGHTS!r}, revision="v2")).parent.name,
+    "tag": pathlib.Path(hf_hub_download({NAME!r}, {samples.WEIGHTS!r}, revision="v2")).parent.name,
     "paths": [p.path for p in api.get_paths_info({NAME!r}, ["README.md"], revision="v1")],
     "file": said(lambda: hf_hub_download({NAME!r}, "nothing.json")),
     "repository": said(lambda: hf_hub_download("acme/nothing", "x.json")),
@@ -104,16 +104,16 @@ def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: R
         assert client.get(f"/{NAME}/resolve/refs%2Fheads%2Fcanary/{NESTED}").content == CARD * 2
         assert "sandbox" in part.headers["content-security-policy"]
         assert (part.headers["x-content-type-options"], part.headers["cache-control"]) == ("nosniff", "no-store")
-        head = client.head(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+        head = client.head(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
         assert (head.status_code, head.headers["x-repo-commit"]) == (200, relaying.live.commits[0])
-        got = client.get(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+        got = client.get(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
     assert got.status_code == 302
-    assert httpx.get(got.headers["location"]).content == relaying.live.files[0][forge.WEIGHTS]
+    assert httpx.get(got.headers["location"]).content == relaying.live.files[0][samples.WEIGHTS]
 
 
 def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(relaying: Relaying) -> None:
     with relaying.http(RUST) as client:
-        refused = client.get(f"/{NAME}/resolve/canary/{forge.WEIGHTS}")
+        refused = client.get(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
         assert (refused.status_code, "location" in refused.headers) == (501, False)
         assert "token" in refused.headers["x-error-message"]
         assert client.get(f"/{NAME}/resolve/canary/README.md").content == CARD

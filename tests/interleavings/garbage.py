@@ -32,10 +32,10 @@ from registry.server.push import commit, plan
 from registry.server.push.group import only
 from registry.server.serving import reports
 from registry.server.storage.blobs import Bytes, Stat, digest_of, key_of
-from tests import forge
+from tests import samples
+from tests.harness import Harness
 from tests.interleavings.scheduler import Scheduler
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 SERIES = 250
 """Interleavings in one registry, before an empty one: what they leave behind would make later ones slower."""
@@ -92,12 +92,12 @@ class PausingBlobs(MemoryBlobs):
 class Garbage:
     """One registry, a few files that all adapters share, and what was acknowledged so far."""
 
-    def __init__(self, world: World, scheduler: Scheduler, blobs: PausingBlobs) -> None:
-        self.world, self.scheduler, self.blobs = world, scheduler, blobs
+    def __init__(self, harness: Harness, scheduler: Scheduler, blobs: PausingBlobs) -> None:
+        self.harness, self.scheduler, self.blobs = harness, scheduler, blobs
         self.acknowledged: dict[str, dict[str, bytes]] = {}
         self.deleted = 0
         self._number = 0
-        weights = [world.files(forge.llama()) for _ in range(3)]
+        weights = [harness.files(samples.llama()) for _ in range(3)]
         self._contents = [{**files, "README.md": b"%d" % n} for files in weights for n in range(2)]
         digests = [Digest.of(data) for files in self._contents for data in files.values()]
         blobs.shards = {key_of(digest).rpartition("/")[0] + "/" for digest in digests}
@@ -148,11 +148,11 @@ class Garbage:
         for _ in range(RETRIES):
             try:
                 planned = self._send(name, files)
-                with db.session(self.world.engine, write=False) as session:
+                with db.session(self.harness.engine, write=False) as session:
                     item = CommitItem(push_id=planned.push_id)
                     only(commit.commit_pushes(session, TRUSTED, [item], blobs=self.blobs))
                 self.acknowledged[name] = files
-                commit.clean_up(self.world.engine, [planned.push_id], blobs=self.blobs)
+                commit.clean_up(self.harness.engine, [planned.push_id], blobs=self.blobs)
                 return
             except RegistryError as error:
                 if error.code not in RETRIED:
@@ -161,12 +161,12 @@ class Garbage:
         raise AssertionError(f"the push of {name} was refused {RETRIES} times")
 
     def _send(self, name: str, files: dict[str, bytes]) -> PushPlan:
-        item = PushItem(name=name, manifest=self.world.manifest(files))
-        with db.session(self.world.engine, write=False) as session:
-            planned = only(plan.plan_pushes(session, TRUSTED, [item], blobs=self.blobs, settings=self.world.settings))
+        item = PushItem(name=name, manifest=self.harness.manifest(files))
+        with db.session(self.harness.engine, write=False) as session:
+            planned = only(plan.plan_pushes(session, TRUSTED, [item], blobs=self.blobs, settings=self.harness.settings))
         by_digest = {Digest.of(data): data for data in files.values()}
         for upload in planned.uploads:
-            with db.session(self.world.engine, write=False) as session:
+            with db.session(self.harness.engine, write=False) as session:
                 expected = commit.find_upload(session, TRUSTED.token_id, planned.push_id, upload.digest)
             if expected.needed:
                 data = by_digest[upload.digest]
@@ -182,19 +182,19 @@ class Garbage:
                 if error.code not in RETRIED:
                     raise
                 self.scheduler.wait()
-        with db.session(self.world.engine) as session:
+        with db.session(self.harness.engine) as session:
             row = session.get_one(PushRow, planned.push_id)
             row.expires_at = db.now() - timedelta(seconds=1)
             session.add(row)
 
     def _delete(self, name: str) -> None:
-        with db.session(self.world.engine) as session:
+        with db.session(self.harness.engine) as session:
             removal.delete_adapter(session, TRUSTED, AdapterName.parse(name))
         self.deleted += 1
 
     def _read(self, name: str) -> None:
         files = self.acknowledged[name]
-        with db.session(self.world.engine, write=False) as session:
+        with db.session(self.harness.engine, write=False) as session:
             versions.find_adapter(session, TRUSTED, AdapterName.parse(name))
         for data in files.values():
             stored = b"".join(self.blobs.open(key_of(Digest.of(data))))
@@ -205,9 +205,9 @@ class Garbage:
         while True:
             try:
                 report = gc.collect_garbage(
-                    self.world.engine,
+                    self.harness.engine,
                     self.blobs,
-                    self.world.settings,
+                    self.harness.settings,
                     TRUSTED,
                     GcRequest(grace_seconds=0, cursor=cursor),
                 )
@@ -223,7 +223,7 @@ class Garbage:
     def check(self) -> None:
         """Every acknowledged version has its rows and bytes, and every stored blob has a row."""
         stored = self.blobs.stored()
-        with db.session(self.world.engine, write=False) as session:
+        with db.session(self.harness.engine, write=False) as session:
             rows = {row.digest: row for row in session.exec(select(BlobRow)).all()}
             files = session.exec(select(VersionFileRow.digest)).all()
             versions_stored = len(session.exec(select(VersionRow.id)).all())
@@ -240,7 +240,7 @@ class Garbage:
         self._collect()
         self._collect()
         self.check()
-        with db.session(self.world.engine, write=False) as session:
+        with db.session(self.harness.engine, write=False) as session:
             states = {row.state for row in session.exec(select(BlobRow)).all()}
         assert states <= {"live"}, f"blobs are left {states}"
         assert [key for key in self.blobs.stored() if key.startswith("staging/")] == []
@@ -251,19 +251,21 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
     """A registry whose transactions, failpoints and blob operations are points where the scheduler may switch."""
     scheduler = Scheduler()
     blobs = PausingBlobs(scheduler)
-    with World(database_url, blobs=blobs) as world, pytest.MonkeyPatch.context() as patch:
-        world.add_base()
+    with Harness(database_url, blobs=blobs) as harness, pytest.MonkeyPatch.context() as patch:
+        harness.add_base()
         patch.setattr(failpoints, "reach", scheduler.pause)
         # What ends after days, of which these registries have nothing, is a third of a collection's transactions.
         patch.setattr(ended_rows, "delete_batch", lambda _engine: {"pushes_deleted": 0})
         patch.setattr(reports, "delete_silent", lambda _session: None)
-        if world.engine.dialect.name == "sqlite":  # no run ends in a power cut
-            event.listen(world.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
-            world.engine.dispose()
-        event.listen(world.engine, "checkout", lambda *_: scheduler.pause("checkout"))
-        event.listen(world.engine, "begin", lambda connection: _begin(scheduler, connection))
-        event.listen(world.engine, "checkin", lambda driver_connection, _: scheduler.end_transaction(driver_connection))
-        yield Garbage(world, scheduler, blobs)
+        if harness.engine.dialect.name == "sqlite":  # no run ends in a power cut
+            event.listen(harness.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+            harness.engine.dispose()
+        event.listen(harness.engine, "checkout", lambda *_: scheduler.pause("checkout"))
+        event.listen(harness.engine, "begin", lambda connection: _begin(scheduler, connection))
+        event.listen(
+            harness.engine, "checkin", lambda driver_connection, _: scheduler.end_transaction(driver_connection)
+        )
+        yield Garbage(harness, scheduler, blobs)
 
 
 def _begin(scheduler: Scheduler, connection: Connection) -> None:
@@ -282,7 +284,7 @@ def explore(database_url: str, count: int, first_seed: int = 0) -> tuple[int, in
                 steps += _run(garbage, seed, first)
                 different.add(hash(tuple(garbage.scheduler.trace)))
             assert garbage.deleted or count < SERIES, "nothing was deleted"
-        _empty(garbage.world)
+        _empty(garbage.harness)
     return len(different), steps
 
 
@@ -298,9 +300,9 @@ def _run(garbage: Garbage, seed: int, first: int) -> int:
     return len(garbage.scheduler.trace)
 
 
-def _empty(world: World) -> None:
+def _empty(harness: Harness) -> None:
     """Forget everything, so that no interleaving is slower than the first, and a seed is repeated by its series."""
-    with world.engine.begin() as connection:
+    with harness.engine.begin() as connection:
         for table in reversed(models.metadata.sorted_tables):
             connection.execute(delete(table))
-    world.engine.dispose()
+    harness.engine.dispose()

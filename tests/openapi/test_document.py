@@ -16,7 +16,7 @@ from registry.server import app
 from registry.server.routes.openapi.descriptions import PARAMETERS
 from registry.server.routes.openapi.document import TAGS
 from tests.access.tenants import send
-from tests.world import World
+from tests.harness import Harness
 
 VERBS = {
     "add", "approve", "cancel", "change", "check", "claim", "collect", "commit", "compare", "create", "delete",
@@ -33,8 +33,8 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def document(world: World) -> dict[str, Any]:
-    content: dict[str, Any] = send(world, "GET", "/openapi.json").json()
+def document(harness: Harness) -> dict[str, Any]:
+    content: dict[str, Any] = send(harness, "GET", "/openapi.json").json()
     return content
 
 
@@ -104,8 +104,8 @@ def test_bodies_that_are_not_json_have_their_media_type(document: dict[str, Any]
     }  # fmt: skip
 
 
-def test_every_json_body_has_an_example_that_its_route_accepts(world: World, document: dict[str, Any]) -> None:
-    api = [route for route in world.app.routes if isinstance(route, APIRoute)]
+def test_every_json_body_has_an_example_that_its_route_accepts(harness: Harness, document: dict[str, Any]) -> None:
+    api = [route for route in harness.app.routes if isinstance(route, APIRoute)]
     routes = {(method, route.path_format): route for route in api for method in route.methods or ()}
     without = set()
     for method, path, operation in operations(document):
@@ -120,8 +120,8 @@ def test_every_json_body_has_an_example_that_its_route_accepts(world: World, doc
     assert without == {"add_base"}
 
 
-def test_an_error_is_the_problem_that_the_document_describes(world: World, document: dict[str, Any]) -> None:
-    answer = send(world, "GET", f"{PREFIX}/adapters/acme/nothing", world.secret)
+def test_an_error_is_the_problem_that_the_document_describes(harness: Harness, document: dict[str, Any]) -> None:
+    answer = send(harness, "GET", f"{PREFIX}/adapters/acme/nothing", harness.secret)
     Problem.model_validate(answer.json())
     described = document["components"]["schemas"]["Problem"]["properties"]
     assert set(answer.json()) <= set(described)
@@ -130,25 +130,27 @@ def test_an_error_is_the_problem_that_the_document_describes(world: World, docum
     assert "`ADAPTER_UNKNOWN`" in document["components"]["responses"]["NotFound"]["description"]
 
 
-def test_the_document_is_built_on_request_and_does_not_describe_this_server(world: World) -> None:
-    assert "content" not in vars(world.app.state.api_document)
-    world.add_base()
-    world.push("acme/canary-of-the-document")
-    text = send(world, "GET", "/openapi.json").text + send(world, "GET", "/docs").text
-    assert "content" in vars(world.app.state.api_document)
-    for own in ("canary-of-the-document", "tiny-llama", str(world.settings.data), world.settings.database_url):
+def test_the_document_is_built_on_request_and_does_not_describe_this_server(harness: Harness) -> None:
+    assert "content" not in vars(harness.app.state.api_document)
+    harness.add_base()
+    harness.push("acme/canary-of-the-document")
+    text = send(harness, "GET", "/openapi.json").text + send(harness, "GET", "/docs").text
+    assert "content" in vars(harness.app.state.api_document)
+    for own in ("canary-of-the-document", "tiny-llama", str(harness.settings.data), harness.settings.database_url):
         assert own not in text
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-def test_an_unchanged_document_is_not_sent_twice(world: World, path: str) -> None:
-    first = send(world, "GET", path)
-    again = send(world, "GET", path, headers={"If-None-Match": first.headers["etag"]})
+def test_an_unchanged_document_is_not_sent_twice(harness: Harness, path: str) -> None:
+    first = send(harness, "GET", path)
+    again = send(harness, "GET", path, headers={"If-None-Match": first.headers["etag"]})
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
 
 
-def test_the_page_shows_every_operation_and_schema_without_other_hosts(world: World, document: dict[str, Any]) -> None:
-    answer: httpx.Response = send(world, "GET", "/docs")
+def test_the_page_shows_every_operation_and_schema_without_other_hosts(
+    harness: Harness, document: dict[str, Any]
+) -> None:
+    answer: httpx.Response = send(harness, "GET", "/docs")
     page, policy = answer.text, answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert not re.search(

@@ -17,12 +17,12 @@ import pytest
 
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import commit_body, push_body
 from tests.faults.servers import Server
+from tests.harness import media_type
 from tests.import_table import ROOT
-from tests.world import media_type
 
 PACKAGE = "generated_registry_client"
 
@@ -61,9 +61,9 @@ def test_a_generated_client_pushes_promotes_resolves_and_pulls(server: Server) -
     client = importlib.import_module(PACKAGE).AuthenticatedClient(
         base_url=server.url, token=server.token, raise_on_unexpected_status=True
     )
-    base = forge.llama()
+    base = samples.llama()
     spec = spec_of(base)
-    files = forge.lora(base)
+    files = samples.lora(base)
     add = model("BaseAdd").from_dict({"spec": spec.model_dump(mode="json")})
     assert operation("bases", "add_base").sync(client=client, body=add).name == base.name
 

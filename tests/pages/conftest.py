@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.access.tenants import Shared
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 ENGINES = "vllm==0.33.0,max_lora_rank=32"
 
@@ -20,8 +20,8 @@ ENGINES = "vllm==0.33.0,max_lora_rank=32"
 class Browser(httpx.Client):
     """Sends forms as a browser does: with the hidden fields of the page, and with its origin."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(transport=Shared(world), base_url=URL)
+    def __init__(self, harness: Harness) -> None:
+        super().__init__(transport=Shared(harness), base_url=URL)
 
     def submit(self, path: str, action: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
         """Fill in and send the form with this action of the page at `path`."""
@@ -37,23 +37,23 @@ class Browser(httpx.Client):
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     path: Path = tmp_path_factory.mktemp("pages") / "registry.db"
-    with World(f"sqlite:///{path}", engines=ENGINES) as world:
-        world.add_base()
-        world.admin.create_namespace("acme", owner="alice")
-        world.admin.create_namespace("library", owner="carol")
-        yield world
+    with Harness(f"sqlite:///{path}", engines=ENGINES) as harness:
+        harness.add_base()
+        harness.admin.create_namespace("acme", owner="alice")
+        harness.admin.create_namespace("library", owner="carol")
+        yield harness
 
 
 @pytest.fixture
-def browser(registry: World) -> Iterator[Browser]:
+def browser(registry: Harness) -> Iterator[Browser]:
     with Browser(registry) as client:
         yield client
 
 
 @pytest.fixture
-def signed_in(registry: World, browser: Browser) -> Browser:
+def signed_in(registry: Harness, browser: Browser) -> Browser:
     """A browser with the administrator's rights."""
     assert browser.sign_in(registry.secret).status_code == 303
     return browser

@@ -12,8 +12,8 @@ from registry.errors import Invalid
 from registry.server.app import PAGES_CHOICES, create_app
 from registry.server.settings import Settings
 from tests.access.tenants import Tenants
+from tests.harness import Harness
 from tests.pages.conftest import Browser
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -21,7 +21,7 @@ PAGES = ("", "/versions/1", "/versions/main", "/versions/1/lineage", "/nothing")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def filled(registry: World) -> World:
+def filled(registry: Harness) -> Harness:
     registry.push("acme/support", message="words of acme")
     registry.push("library/hello")
     registry.admin.change_namespace("library", NamespaceSet(public=True))
@@ -39,7 +39,7 @@ def test_nobody_sees_public_namespaces_only(browser: Browser) -> None:
     assert browser.get("/adapters/acme/support").status_code == 404
 
 
-def test_a_private_adapter_is_answered_like_an_absent_one(filled: World, browser: Browser) -> None:
+def test_a_private_adapter_is_answered_like_an_absent_one(filled: Harness, browser: Browser) -> None:
     outsider = filled.issue("pull", namespaces=["library"])[1]
     for sign_in in (False, True):
         if sign_in:
@@ -58,13 +58,13 @@ def _without_names(text: str) -> str:
     return re.sub(r"[0-9a-f]{24}", "", text)
 
 
-def test_a_search_shows_no_other_tenant(filled: World, browser: Browser) -> None:
+def test_a_search_shows_no_other_tenant(filled: Harness, browser: Browser) -> None:
     browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
     for query in ("text=acme", "text=support", "base=tiny-llama", "owner=admin", "alias=main", "check=compat"):
         assert "acme/<b>support" not in browser.get(f"/search?{query}").text, query
 
 
-def test_pages_can_be_private_or_off(filled: World) -> None:
+def test_pages_can_be_private_or_off(filled: Harness) -> None:
     settings = filled.app.state.settings
     with Browser(filled) as browser:
         object.__setattr__(settings, "pages", "private")
@@ -86,10 +86,10 @@ def _changed(settings: Settings, pages: str) -> Settings:
 
 
 def test_each_role_sees_its_own_namespace_and_no_other(database_url: str) -> None:
-    with World(database_url) as world:
-        tenants = Tenants(world)
+    with Harness(database_url) as harness:
+        tenants = Tenants(harness)
         for who in ("reader", "owner"):
-            with Browser(world) as browser:
+            with Browser(harness) as browser:
                 browser.sign_in(tenants.secret(who))
                 assert browser.get("/adapters/acme/support").status_code == 200
                 assert browser.get("/adapters/globex/secret").status_code == 404

@@ -11,9 +11,9 @@ import pytest
 
 from registry.server.pages import readme
 from tests import effort
+from tests.harness import Harness
 from tests.pages.conftest import ENGINES, Browser
 from tests.web import hostile
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -66,17 +66,17 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def hostile_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def hostile_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     path: Path = tmp_path_factory.mktemp("hostile") / "registry.db"
-    with World(f"sqlite:///{path}", engines=ENGINES) as world:
-        hostile.fill(world)
-        yield world
+    with Harness(f"sqlite:///{path}", engines=ENGINES) as harness:
+        hostile.fill(harness)
+        yield harness
 
 
 @pytest.mark.parametrize("path", hostile.PATHS)
-def test_no_page_contains_markup_of_others(hostile_world: World, path: str) -> None:
-    with Browser(hostile_world) as browser:
-        browser.sign_in(hostile_world.secret)
+def test_no_page_contains_markup_of_others(hostile_harness: Harness, path: str) -> None:
+    with Browser(hostile_harness) as browser:
+        browser.sign_in(hostile_harness.secret)
         answer = browser.get(path)
     assert answer.status_code < 500
     if answer.headers["content-type"] == "application/problem+json":  # the path leads to no page
@@ -90,11 +90,11 @@ def test_no_page_contains_markup_of_others(hostile_world: World, path: str) -> N
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_an_image_of_a_report_is_a_png_or_does_not_exist(hostile_world: World) -> None:
-    verdicts = hostile_world.admin.version(f"{hostile.REF}@2").verdicts
+def test_an_image_of_a_report_is_a_png_or_does_not_exist(hostile_harness: Harness) -> None:
+    verdicts = hostile_harness.admin.version(f"{hostile.REF}@2").verdicts
     report = next(verdict.report for verdict in verdicts if verdict.report)
-    with Browser(hostile_world) as browser:
-        browser.sign_in(hostile_world.secret)
+    with Browser(hostile_harness) as browser:
+        browser.sign_in(hostile_harness.secret)
         for image in ("before", "after"):
             path = f"/adapters/{hostile.REF}/versions/2/reports/{report}/{image}.png"
             assert browser.get(path).status_code == 404

@@ -7,14 +7,14 @@ import pytest
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from tests.access.tenants import send
+from tests.harness import URL, Harness
 from tests.pages.conftest import Browser
-from tests.world import URL, World
 
 PAGE = "/adapters/acme/shop/aliases/prod"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def filled(registry: World) -> World:
+def filled(registry: Harness) -> Harness:
     for _ in range(3):
         registry.push("acme/shop")
     for number in (1, 2):
@@ -23,11 +23,11 @@ def filled(registry: World) -> World:
     return registry
 
 
-def generation(world: World) -> int:
-    return world.admin.alias("acme/shop", "prod").generation
+def generation(harness: Harness) -> int:
+    return harness.admin.alias("acme/shop", "prod").generation
 
 
-def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: World, signed_in: Browser) -> None:
+def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Harness, signed_in: Browser) -> None:
     filled.admin.set_gate("acme/shop", "prod", Gate(requires=(Check.COMPAT, Check.SMOKE)))
     closed = signed_in.get(f"{PAGE}?version=3").text
     assert "the gate is closed" in closed
@@ -39,7 +39,7 @@ def test_a_page_says_what_a_version_lacks_and_what_served_at_a_moment(filled: Wo
 
 
 def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_reasons(
-    filled: World, signed_in: Browser
+    filled: Harness, signed_in: Browser
 ) -> None:
     answer = signed_in.submit(f"{PAGE}?version=2", f"{PAGE}/promote", reason="<b>asked</b> for")
     assert (answer.status_code, answer.headers["location"]) == (303, PAGE)
@@ -53,7 +53,7 @@ def test_promote_and_rollback_move_the_alias_and_are_in_the_history_with_their_r
     assert event["request_id"]
 
 
-def test_a_closed_gate_and_an_old_page_move_nothing(filled: World, signed_in: Browser) -> None:
+def test_a_closed_gate_and_an_old_page_move_nothing(filled: Harness, signed_in: Browser) -> None:
     before = generation(filled)
     closed = signed_in.submit(f"{PAGE}?version=3", f"{PAGE}/promote")
     assert closed.status_code == 422
@@ -68,7 +68,7 @@ def test_a_closed_gate_and_an_old_page_move_nothing(filled: World, signed_in: Br
 
 @pytest.mark.security
 def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_session(
-    filled: World, browser: Browser
+    filled: Harness, browser: Browser
 ) -> None:
     before = generation(filled)
     browser.sign_in(filled.issue("pull", namespaces=["acme"])[1])
@@ -92,7 +92,7 @@ def test_only_those_who_may_promote_move_an_alias_and_only_by_a_form_of_their_se
 
 
 @pytest.mark.security
-def test_a_rotated_secret_promotes_nothing(filled: World, browser: Browser) -> None:
+def test_a_rotated_secret_promotes_nothing(filled: Harness, browser: Browser) -> None:
     token_id, secret = filled.issue("promote", namespaces=["acme"])
     browser.sign_in(secret)
     assert "Promote</h2>" in browser.get(PAGE).text
@@ -100,7 +100,7 @@ def test_a_rotated_secret_promotes_nothing(filled: World, browser: Browser) -> N
     assert "Promote</h2>" not in browser.get(PAGE).text
 
 
-def test_a_namespace_lists_its_aliases_and_an_empty_one_does_not_exist(filled: World, signed_in: Browser) -> None:
+def test_a_namespace_lists_its_aliases_and_an_empty_one_does_not_exist(filled: Harness, signed_in: Browser) -> None:
     assert "prod → 1" in signed_in.get("/namespaces/acme").text
     assert signed_in.get("/namespaces/nowhere").status_code == 404
     with Browser(filled) as nobody:

@@ -18,13 +18,13 @@ from registry.server.pages import visitors
 from registry.server.pages.sign_in import INVALID_TOKEN
 from registry.server.secret import new_secret
 from tests import raw_asgi
+from tests.harness import URL, Harness, rows
 from tests.pages.conftest import Browser
-from tests.world import URL, World, rows
 
 pytestmark = pytest.mark.security
 
 
-def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: World, browser: Browser) -> None:
+def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: Harness, browser: Browser) -> None:
     answer = browser.sign_in(registry.secret, next="/search?text=a")
     assert (answer.status_code, answer.headers["location"]) == (303, "/search?text=a")
     session = answer.cookies["adapter-session"]
@@ -34,7 +34,7 @@ def test_a_token_signs_in_and_the_sign_out_ends_the_session(registry: World, bro
     assert "Sign out" not in browser.get("/").text, "the server has ended it, whatever the browser still sends"
 
 
-def test_the_database_holds_neither_the_id_of_a_session_nor_a_secret(registry: World, browser: Browser) -> None:
+def test_the_database_holds_neither_the_id_of_a_session_nor_a_secret(registry: Harness, browser: Browser) -> None:
     browser.sign_in(registry.secret)
     with registry.session() as session:
         text = "".join(row.model_dump_json() for row in rows(session, PageSessionRow))
@@ -42,7 +42,7 @@ def test_the_database_holds_neither_the_id_of_a_session_nor_a_secret(registry: W
     assert registry.secret not in text
 
 
-def test_cookies_are_out_of_reach_for_scripts_other_sites_and_plain_http(registry: World) -> None:
+def test_cookies_are_out_of_reach_for_scripts_other_sites_and_plain_http(registry: Harness) -> None:
     settings = registry.app.state.settings
     with Browser(registry) as plain:
         cookies = plain.sign_in(registry.secret).headers.get_list("set-cookie")
@@ -60,7 +60,7 @@ def test_cookies_are_out_of_reach_for_scripts_other_sites_and_plain_http(registr
     assert all(cookie.startswith("__Host-adapter-") and "Secure" in cookie for cookie in cookies)
 
 
-def test_every_wrong_token_gets_the_same_answer(registry: World, browser: Browser) -> None:
+def test_every_wrong_token_gets_the_same_answer(registry: Harness, browser: Browser) -> None:
     revoked_id, revoked = registry.issue("pull")
     registry.admin.revoke_token(revoked_id)
     _, expired = registry.issue("pull", seconds=1)
@@ -78,19 +78,19 @@ def test_every_wrong_token_gets_the_same_answer(registry: World, browser: Browse
 
 
 def test_wrong_tokens_are_rate_limited(database_url: str) -> None:
-    with World(database_url, failures_per_minute=3) as world, Browser(world) as browser:
+    with Harness(database_url, failures_per_minute=3) as harness, Browser(harness) as browser:
         statuses = [browser.sign_in(new_secret()).status_code for _ in range(5)]
         assert statuses == [403, 403, 403, 429, 429]
-        assert browser.sign_in(world.secret).status_code == 303, "a valid token is never limited by it"
+        assert browser.sign_in(harness.secret).status_code == 303, "a valid token is never limited by it"
 
 
 def test_sign_ins_count_as_requests_of_their_token(database_url: str) -> None:
-    with World(database_url, requests_per_minute=5) as world, Browser(world) as browser:
-        _, secret = world.issue("pull")
+    with Harness(database_url, requests_per_minute=5) as harness, Browser(harness) as browser:
+        _, secret = harness.issue("pull")
         fields = {"token": secret, "form_token": visitors.form_token("x")}
         answers = [browser.post("/sign-in", data=fields, headers={"Cookie": "adapter-form=x"}) for _ in range(7)]
         assert [answer.status_code for answer in answers] == [303] * 5 + [429] * 2
-        with world.session() as session:
+        with harness.session() as session:
             assert len(rows(session, PageSessionRow)) == 5
 
 
@@ -98,15 +98,15 @@ def test_visitors_are_limited_by_network_and_end_no_limit_of_a_token(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RequestLimiter, "TOKENS_LIMIT", 2)
-    with World(database_url, requests_per_minute=5) as world:
-        bearer = [("Authorization", f"Bearer {world.issue('pull')[1]}")]
-        statuses = [raw_asgi.call(world.app, "GET", "/api/v1/bases", bearer).status for _ in range(6)]
+    with Harness(database_url, requests_per_minute=5) as harness:
+        bearer = [("Authorization", f"Bearer {harness.issue('pull')[1]}")]
+        statuses = [raw_asgi.call(harness.app, "GET", "/api/v1/bases", bearer).status for _ in range(6)]
         assert statuses == [200] * 5 + [429]
         networks = [f"2001:db8:{number}::1" for number in range(4)]
-        assert {raw_asgi.call(world.app, "GET", "/", address=address).status for address in networks} == {200}
-        assert raw_asgi.call(world.app, "GET", "/api/v1/bases", bearer).status == 429
+        assert {raw_asgi.call(harness.app, "GET", "/", address=address).status for address in networks} == {200}
+        assert raw_asgi.call(harness.app, "GET", "/api/v1/bases", bearer).status == 429
         hosts = [f"2001:db8::{number}" for number in range(6)]
-        statuses = [raw_asgi.call(world.app, "GET", "/", address=address).status for address in hosts]
+        statuses = [raw_asgi.call(harness.app, "GET", "/", address=address).status for address in hosts]
         assert statuses == [200] * 5 + [429]
 
 
@@ -116,7 +116,7 @@ def test_a_page_with_a_long_path_leads_to_the_form(browser: Browser) -> None:
     assert browser.get(html.unescape(link)).status_code == 200
 
 
-def test_a_session_ends_with_its_token(registry: World, browser: Browser) -> None:
+def test_a_session_ends_with_its_token(registry: Harness, browser: Browser) -> None:
     token_id, secret = registry.issue("pull", seconds=3600)
     browser.sign_in(secret)
     assert "Sign out" in browser.get("/").text
@@ -130,14 +130,14 @@ def test_a_session_ends_with_its_token(registry: World, browser: Browser) -> Non
         assert "Sign out" not in browser.get("/").text
 
 
-def test_a_session_ends_when_its_secret_is_rotated(registry: World, browser: Browser) -> None:
+def test_a_session_ends_when_its_secret_is_rotated(registry: Harness, browser: Browser) -> None:
     token_id, secret = registry.issue("pull")
     browser.sign_in(secret)
     registry.admin.rotate_token(token_id)
     assert "Sign out" not in browser.get("/").text
 
 
-def test_a_planted_session_id_never_becomes_signed_in(registry: World, browser: Browser) -> None:
+def test_a_planted_session_id_never_becomes_signed_in(registry: Harness, browser: Browser) -> None:
     browser.cookies.set("adapter-session", "planted-by-somebody-else", domain="registry.test")
     answer = browser.sign_in(registry.secret)
     assert answer.cookies["adapter-session"] != "planted-by-somebody-else"
@@ -151,7 +151,7 @@ def test_a_planted_session_id_never_becomes_signed_in(registry: World, browser: 
     ["https://evil.example", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/\t/evil.example",
      "/a\r\nX: y", "evil", "/" + "a" * 600],
 )  # fmt: skip
-def test_a_sign_in_never_leads_to_another_site(registry: World, path: str) -> None:
+def test_a_sign_in_never_leads_to_another_site(registry: Harness, path: str) -> None:
     with Browser(registry) as browser:
         assert browser.sign_in(registry.secret, next=path).headers["location"] == "/"
 
@@ -161,13 +161,13 @@ def test_a_sign_in_never_leads_to_another_site(registry: World, path: str) -> No
     [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
      {"Sec-Fetch-Site": "same-site"}],
 )  # fmt: skip
-def test_a_form_of_another_site_is_refused(registry: World, headers: dict[str, str]) -> None:
+def test_a_form_of_another_site_is_refused(registry: Harness, headers: dict[str, str]) -> None:
     with Browser(registry) as browser:
         assert browser.sign_in(registry.secret, headers=headers).status_code == 403
         assert "adapter-session" not in browser.cookies
 
 
-def test_a_form_needs_the_value_of_its_own_session(registry: World, signed_in: Browser) -> None:
+def test_a_form_needs_the_value_of_its_own_session(registry: Harness, signed_in: Browser) -> None:
     with Browser(registry) as other:
         other.sign_in(registry.secret)
         stolen = other.submit("/", "/sign-out", headers={"Sec-Fetch-Site": "cross-site"}).request.content.decode()
@@ -185,7 +185,7 @@ def test_a_form_that_cannot_be_read_is_refused(signed_in: Browser, body: bytes) 
     assert signed_in.post("/sign-out", content=body, headers=headers).status_code in (400, 403)
 
 
-def test_the_link_of_serve_signs_in_once(registry: World, browser: Browser) -> None:
+def test_the_link_of_serve_signs_in_once(registry: Harness, browser: Browser) -> None:
     links = registry.app.state.sign_in_links
     path = f"/sign-in/{links.create()}"
     assert browser.head(path).status_code == 405, "a look at the link does not use it up"
@@ -196,7 +196,7 @@ def test_the_link_of_serve_signs_in_once(registry: World, browser: Browser) -> N
         assert "adapter-session" not in second.cookies
 
 
-def test_the_link_of_serve_ends_soon(registry: World, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_link_of_serve_ends_soon(registry: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     path = f"/sign-in/{registry.app.state.sign_in_links.create()}"
     later = time.monotonic() + one_time_links.LINK_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
@@ -204,10 +204,10 @@ def test_the_link_of_serve_ends_soon(registry: World, browser: Browser, monkeypa
 
 
 def test_garbage_collection_deletes_ended_sessions(database_url: str) -> None:
-    with World(database_url) as world, Browser(world) as browser:
-        browser.sign_in(world.secret)
-        with world.session(write=True) as session:
+    with Harness(database_url) as harness, Browser(harness) as browser:
+        browser.sign_in(harness.secret)
+        with harness.session(write=True) as session:
             for row in rows(session, PageSessionRow):
                 row.expires_at = db.now() - timedelta(seconds=page_sessions.SESSION_SECONDS)
                 session.add(row)
-        assert world.admin.collect(GcRequest()).sessions_deleted == 1
+        assert harness.admin.collect(GcRequest()).sessions_deleted == 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.harness import Harness
 from tests.pages.conftest import Browser
-from tests.world import World
 
 STATEMENTS = {
     "/search": 6,
@@ -21,7 +21,7 @@ STATEMENTS = {
 """Path → how many statements it sends at most, two of them for the session."""
 
 
-def test_a_page_sends_few_statements_and_no_more_for_many_rows(registry: World, signed_in: Browser) -> None:
+def test_a_page_sends_few_statements_and_no_more_for_many_rows(registry: Harness, signed_in: Browser) -> None:
     registry.push("acme/counted", alias="canary")
     few = {path: count(registry, signed_in, path) for path in STATEMENTS}
     for number in range(3):
@@ -31,9 +31,9 @@ def test_a_page_sends_few_statements_and_no_more_for_many_rows(registry: World, 
     assert {path: sent for path, sent in few.items() if sent > STATEMENTS[path]} == {}
 
 
-def count(world: World, browser: Browser, path: str) -> int:
+def count(harness: Harness, browser: Browser, path: str) -> int:
     """The statements of a page, without what a process reads once."""
     browser.get(path)
-    with world.statements() as sent:
+    with harness.statements() as sent:
         assert browser.get(path).status_code == 200
     return len(sent)

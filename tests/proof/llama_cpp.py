@@ -29,7 +29,7 @@ from registry.merging import conversions
 from registry.merging.conversions import Conversion, TargetFormat
 from registry.worker.conversions import to_gguf
 from registry.worker.conversions.request import ConversionRequest
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.engines.cases import BASE, CASES
 from tests.proof import reference, venvs, vllm_http
@@ -53,7 +53,7 @@ def base_file(folder: Path) -> Path:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    words = forge.tokenizer(config["vocab_size"])["model"]["vocab"]
+    words = samples.tokenizer(config["vocab_size"])["model"]["vocab"]
     writer.add_tokenizer_model("llama")
     writer.add_token_list(list(words))
     writer.add_token_scores([0.0] * len(words))
@@ -62,7 +62,7 @@ def base_file(folder: Path) -> Path:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(3)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, (_, shape, body) in forge.tensors_of(BASE.files["model.safetensors"]).items():
+    for name, (_, shape, body) in samples.tensors_of(BASE.files["model.safetensors"]).items():
         tensor = torch.from_numpy(np.frombuffer(body or b"", "<f4").reshape(shape).copy())
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         leaf = name.removesuffix(".weight").rpartition(".")[2]

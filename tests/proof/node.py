@@ -28,7 +28,7 @@ from registry.api.bases import BaseAdd
 from registry.client import push as pushing
 from registry.client.registry import Registry
 from registry.names import AdapterName
-from tests import forge, import_table, processes
+from tests import import_table, processes, samples
 from tests.base_specs import spec_of
 from tests.engines.cases import BASE
 from tests.faults.servers import Server
@@ -52,7 +52,7 @@ class Node:
     # ------------------------------------------------------------ the registry's side
     def push(self, name: str, seed: int, change: Callable[..., Any] | None = None) -> str:
         source = self.folder / "sources" / f"{name.replace('/', '-')}-{seed}"
-        forge.write(vllm_http.louder(forge.lora(BASE, seed=seed, change=change)), source)
+        samples.write(vllm_http.louder(samples.lora(BASE, seed=seed, change=change)), source)
         pushed = pushing.push_folder(self.registry, source, AdapterName.parse(name), base=BASE.name)
         ref = f"{name}@{pushed.version.number}"
         self.folders[ref] = source

@@ -20,10 +20,10 @@ from registry.serving.agent.agent import Agent
 from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.store.local_store import LocalStore
-from tests import forge
+from tests import samples
 from tests.engines.cases import BASE, CASES
+from tests.harness import Harness
 from tests.proof import venvs
-from tests.world import World
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,43 +54,43 @@ def served(base: Path, files: list[Path]) -> Iterator[str]:
         process.wait(60)
 
 
-def fill(world: World, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]:
+def fill(harness: Harness, folder: Path) -> dict[str, tuple[str, tuple[float, ...]]]:
     """A GGUF version of each case, from one whose reference is PEFT's answers: name → its digest, and those."""
     from tests.proof import llama_cpp, reference  # imports torch
 
-    world.add_base(BASE)
-    sources = {name: forge.write(CASES[name], folder / name) for name in NAMES}
+    harness.add_base(BASE)
+    sources = {name: samples.write(CASES[name], folder / name) for name in NAMES}
     asked = reference.answers(BASE.write(folder / "base"), sources)
     found = {}
     for name, source in sources.items():
         answers = asked[name]
         assert not isinstance(answers, str), answers
-        version = world.push(f"originals/{name}", CASES[name], base=BASE.name).version
-        claimed = world.admin.claim(ClaimRequest(worker="test"))
+        version = harness.push(f"originals/{name}", CASES[name], base=BASE.name).version
+        claimed = harness.admin.claim(ClaimRequest(worker="test"))
         assert claimed is not None
         prompt = Prompt(tokens=reference.PROMPT, adapter=answers, base=asked[""])
-        report = world.report(version.digest, version.base)
+        report = harness.report(version.digest, version.base)
         report = report.model_copy(update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))})
-        world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-        made = llama_cpp.converted(folder / "gguf" / name, source, world.bases[BASE.name])
+        harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        made = llama_cpp.converted(folder / "gguf" / name, source, harness.bases[BASE.name])
         assert isinstance(made, Path), made
         edge = Edge(relation=Relation.CONVERTED, digest=version.digest, name=f"originals/{name}@1")
-        pushed = world.push(f"acme/{name}", {made.name: made.read_bytes()}, base=BASE.name, parents=[edge])
-        world.admin.promote(f"acme/{name}", "canary", "1", generation=0)
+        pushed = harness.push(f"acme/{name}", {made.name: made.read_bytes()}, base=BASE.name, parents=[edge])
+        harness.admin.promote(f"acme/{name}", "canary", "1", generation=0)
         found[name] = (pushed.version.digest.hex, answers)
     return found
 
 
-def test_a_real_server_is_verified_switched_and_given_its_start_options(world: World, tmp_path: Path) -> None:
+def test_a_real_server_is_verified_switched_and_given_its_start_options(harness: Harness, tmp_path: Path) -> None:
     from tests.proof import llama_cpp, reference  # imports torch
 
-    filled = fill(world, tmp_path)
+    filled = fill(harness, tmp_path)
     base, store = llama_cpp.base_file(tmp_path), LocalStore(tmp_path / "store")
     said: list[str] = []
 
     def passed(url: str) -> dict[str, tuple[str, bool]]:
-        reconciler = Reconciler(LlamaCpp(url), world.admin, store)
-        agent = Agent(world.admin, reconciler, store, base=BASE.name, alias="canary", say=said.append)
+        reconciler = Reconciler(LlamaCpp(url), harness.admin, store)
+        agent = Agent(harness.admin, reconciler, store, base=BASE.name, alias="canary", say=said.append)
         agent.fetch()
         return {slot.name: (slot.state, slot.verified) for slot in agent.step()}
 
@@ -107,6 +107,6 @@ def test_a_real_server_is_verified_switched_and_given_its_start_options(world: W
             told = driver.logprobs(name, reference.PROMPT)
             assert told is not None
             assert max(abs((a or 0) - b) for a, b in zip(told, filled[name][1], strict=True)) < 2e-2
-        world.admin.yank("acme/rslora@1", "only one is left")
+        harness.admin.yank("acme/rslora@1", "only one is left")
         assert passed(url) == {"acme/plain": ("ready", True)}
         assert [row["scale"] for row in driver._rows()] == [1.0, 0.0]

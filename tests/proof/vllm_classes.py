@@ -27,9 +27,9 @@ from registry import bases
 from registry.adapters import safetensors
 from registry.adapters.peft import config, describe
 from registry.engines import facts as engine_facts
-from tests import forge
-from tests.forge import CONFIG, WEIGHTS
+from tests import samples
 from tests.proof import venvs
+from tests.samples import CONFIG, WEIGHTS
 
 RECORDED = Path(__file__).resolve().parents[1] / "engines" / "recorded_classes.json"
 SIZES: dict[str, Any] = {
@@ -81,7 +81,7 @@ def make(architecture: str, folder: Path) -> dict[str, Path]:
     torch.manual_seed(1)
     model = getattr(transformers, architecture)(getattr(transformers, kind)(**fields)).float().eval()
     model.save_pretrained(folder / "base")
-    words = forge.tokenizer(SIZES["vocab_size"])
+    words = samples.tokenizer(SIZES["vocab_size"])
     (folder / "base" / "tokenizer.json").write_text(json.dumps(words))
     (folder / "base" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     adapters: dict[str, Path] = {}

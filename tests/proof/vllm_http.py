@@ -28,10 +28,10 @@ from typing import Any
 import httpx
 import numpy as np
 
-from tests import forge
+from tests import samples
 from tests.engines.cases import BASE, CASES
-from tests.forge import WEIGHTS, Files
 from tests.proof import reference, venvs
+from tests.samples import WEIGHTS, Files
 
 RECORDED = Path(__file__).resolve().parents[1] / "engines" / "recorded_http.json"
 MAX_LORA_RANK = 16
@@ -43,32 +43,34 @@ START_SECONDS = 600
 
 def cases() -> dict[str, Files]:
     """The questions of `tests/engines`, and as the last one numbers that are none."""
-    return {**CASES, "nan": forge.lora(BASE, change=without_numbers)}
+    return {**CASES, "nan": samples.lora(BASE, change=without_numbers)}
 
 
 def write(folder: Path) -> dict[str, Path]:
     """The base in `folder/base` and each case in a folder of its own."""
     BASE.write(folder / "base")
-    return {name: forge.write(louder(files), folder / "adapters" / name) for name, files in cases().items()}
+    return {name: samples.write(louder(files), folder / "adapters" / name) for name, files in cases().items()}
 
 
-def without_numbers(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
-    return {name: (dtype, shape, forge.constant(dtype, shape, math.nan)) for name, (dtype, shape, _) in tensors.items()}
+def without_numbers(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
+    return {
+        name: (dtype, shape, samples.constant(dtype, shape, math.nan)) for name, (dtype, shape, _) in tensors.items()
+    }
 
 
-def overflowing(tensors: dict[str, forge.Tensor]) -> dict[str, forge.Tensor]:
+def overflowing(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]:
     """Every number is finite, and no product of two is."""
-    return {name: (dtype, shape, forge.constant(dtype, shape, 1e30)) for name, (dtype, shape, _) in tensors.items()}
+    return {name: (dtype, shape, samples.constant(dtype, shape, 1e30)) for name, (dtype, shape, _) in tensors.items()}
 
 
 def louder(files: Files) -> Files:
-    tensors = forge.tensors_of(files[WEIGHTS])
+    tensors = samples.tensors_of(files[WEIGHTS])
     made = {
         name: (dtype, shape, (np.frombuffer(body or b"", "<f4") * LOUDER).astype("<f4").tobytes())
         if "lora_B" in name and dtype == "F32" else (dtype, shape, body)
         for name, (dtype, shape, body) in tensors.items()
     }  # fmt: skip
-    return {**files, WEIGHTS: forge.safetensors(made)}
+    return {**files, WEIGHTS: samples.safetensors(made)}
 
 
 class Engine:

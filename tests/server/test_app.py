@@ -27,14 +27,14 @@ from registry.server.http.request_body import BODY_LIMIT_BYTES
 from registry.server.http.routing import SingleThreadRoute
 from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
 from registry.server.settings import Settings
+from tests.harness import URL, Harness, rows
 from tests.raw_asgi import call
-from tests.world import URL, World, rows
 
 
 @pytest.fixture
-def http(world: World) -> httpx.Client:
+def http(harness: Harness) -> httpx.Client:
     return httpx.Client(
-        transport=world.transport, base_url=f"{URL}/api/v1", headers={"Authorization": f"Bearer {world.secret}"}
+        transport=harness.transport, base_url=f"{URL}/api/v1", headers={"Authorization": f"Bearer {harness.secret}"}
     )
 
 
@@ -168,7 +168,7 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
     assert waiting == {"/livez", "/readyz", commit, *(f"{PREFIX}/{path}" for path in paths)}
 
 
-def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: httpx.Client) -> None:
+def test_a_commit_that_fails_is_never_answered_with_success(harness: Harness, http: httpx.Client) -> None:
     def broken(_session: Session) -> None:
         raise RuntimeError("the disk is full")
 
@@ -180,19 +180,19 @@ def test_a_commit_that_fails_is_never_answered_with_success(world: World, http: 
     assert (answer.status_code, answer.json()["code"]) == (500, "INTERNAL")
     assert "disk" not in answer.text
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.name for row in rows(session, TokenRow)] == ["admin"]
 
 
-def test_an_unreachable_database_gives_503_with_retry_after(world: World, http: httpx.Client) -> None:
+def test_an_unreachable_database_gives_503_with_retry_after(harness: Harness, http: httpx.Client) -> None:
     http.get("/whoami")
     gone = open_database(Settings(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
-    world.app.state.engine = gone
+    harness.app.state.engine = gone
     try:
         answer = http.get("/adapters")
         health = http.get("/health")
     finally:
-        world.app.state.engine = world.engine
+        harness.app.state.engine = harness.engine
     assert (answer.status_code, answer.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
     assert int(answer.headers["retry-after"]) >= 1
     assert (health.status_code, health.json()["status"]) == (503, "unavailable")
@@ -215,8 +215,8 @@ def test_a_damaged_database_file_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"])
-def test_a_read_only_database_is_reported_and_its_connections_are_dropped(world: World) -> None:
-    url = world.engine.url.set(drivername="postgresql")
+def test_a_read_only_database_is_reported_and_its_connections_are_dropped(harness: Harness) -> None:
+    url = harness.engine.url.set(drivername="postgresql")
 
     def only_reads(value: str) -> None:
         options = "-c default_transaction_read_only=off"
@@ -224,36 +224,38 @@ def test_a_read_only_database_is_reported_and_its_connections_are_dropped(world:
             connection.execute(f'ALTER DATABASE "{url.database}" SET default_transaction_read_only = {value}')
 
     only_reads("on")
-    world.engine.dispose()  # as a failover ends connections
+    harness.engine.dispose()  # as a failover ends connections
     with pytest.raises(Unavailable, match="the database is read-only"):
-        world.add_base()
+        harness.add_base()
     only_reads("off")
-    world.add_base()  # though the connections that were kept still only read
+    harness.add_base()  # though the connections that were kept still only read
 
 
-def test_an_invalid_second_copy_stops_the_start(world: World) -> None:
+def test_an_invalid_second_copy_stops_the_start(harness: Harness) -> None:
     with pytest.raises(Invalid, match="REGISTRY_SECOND_COPY: 'gs://copy' is neither"):
-        app.create_app(Settings(second_copy="gs://copy"), engine=world.engine, blobs=world.blobs)
+        app.create_app(Settings(second_copy="gs://copy"), engine=harness.engine, blobs=harness.blobs)
 
 
-def test_health_queries_the_store_on_request(world: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_queries_the_store_on_request(
+    harness: Harness, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(_key: str) -> None:
         raise Unavailable("STORE_UNAVAILABLE", "bucket 'adapters' cannot serve head_object now: NoSuchBucket")
 
-    monkeypatch.setattr(world.blobs, "stat", away)
+    monkeypatch.setattr(harness.blobs, "stat", away)
     assert http.get("/health").status_code == 200
     answer = http.get("/health", params={"store": "true"})
     assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
     with pytest.raises(Unavailable, match="503: bucket 'adapters' cannot serve"):
-        world.admin.health(store=True)
+        harness.admin.health(store=True)
 
 
-def test_health_describes_the_server_to_tokens_only(world: World) -> None:
-    health = world.admin.health()
+def test_health_describes_the_server_to_tokens_only(harness: Harness) -> None:
+    health = harness.admin.health()
     assert (health.status, health.blobs, health.version) == ("ok", "memory", __version__)
-    assert health.database == world.engine.dialect.name
+    assert health.database == harness.engine.dialect.name
     assert health.schema_revision == schema.newest_revision()
-    with httpx.Client(transport=world.transport, base_url=URL) as outsider:
+    with httpx.Client(transport=harness.transport, base_url=URL) as outsider:
         shown = outsider.get("/api/v1/health").json()
         assert {name: value for name, value in shown.items() if value} == {"status": "ok"}
         assert outsider.get("/api/v1/health?store=true").status_code == 401
@@ -261,41 +263,43 @@ def test_health_describes_the_server_to_tokens_only(world: World) -> None:
         assert wrong.status_code == 401
 
 
-def test_a_server_stays_ready_while_it_can_answer_from_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_stays_ready_while_it_can_answer_from_memory(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def probe(path: str) -> tuple[int, str]:
-        answer = call(world.app, "GET", path)
+        answer = call(harness.app, "GET", path)
         return answer.status, answer.body.decode().strip()
 
     def away() -> None:
         raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached")
 
     assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (200, "ok"))
-    monkeypatch.setattr(world.app.state.freshness, "stamp", away)
+    monkeypatch.setattr(harness.app.state.freshness, "stamp", away)
     assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (200, "stale"))
-    world.app.state.database_reached_at -= STALE_LIMIT_SECONDS
+    harness.app.state.database_reached_at -= STALE_LIMIT_SECONDS
     assert probe("/readyz") == (503, "the database cannot be reached")
     monkeypatch.undo()
     assert probe("/readyz") == (200, "ok")
-    world.app.state.audit_log.closing.set()
+    harness.app.state.audit_log.closing.set()
     assert (probe("/livez"), probe("/readyz")) == ((200, "ok"), (503, "stopping"))
 
 
-def test_without_a_trusted_actor_every_request_needs_a_token(world: World) -> None:
-    assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").status_code == 401
-    world.app.state.trusted = TRUSTED
-    assert httpx.Client(transport=world.transport, base_url=URL).get("/api/v1/whoami").json()["actor"] == "owner"
-    wrong = httpx.Client(transport=world.transport, base_url=URL).get(
+def test_without_a_trusted_actor_every_request_needs_a_token(harness: Harness) -> None:
+    assert httpx.Client(transport=harness.transport, base_url=URL).get("/api/v1/whoami").status_code == 401
+    harness.app.state.trusted = TRUSTED
+    assert httpx.Client(transport=harness.transport, base_url=URL).get("/api/v1/whoami").json()["actor"] == "owner"
+    wrong = httpx.Client(transport=harness.transport, base_url=URL).get(
         "/api/v1/whoami", headers={"Authorization": "Bearer lra_wrong"}
     )
     assert wrong.status_code == 401, "a wrong token is not excused by trust"
 
 
-def test_a_problem_travels_to_the_client_and_becomes_the_same_error(world: World) -> None:
+def test_a_problem_travels_to_the_client_and_becomes_the_same_error(harness: Harness) -> None:
     with pytest.raises(errors.NotFound) as caught:
-        world.admin.adapter("acme/nothing")
+        harness.admin.adapter("acme/nothing")
     problem = json.loads(
-        httpx.Client(transport=world.transport, base_url=URL)
-        .get("/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {world.secret}"})
+        httpx.Client(transport=harness.transport, base_url=URL)
+        .get("/api/v1/adapters/acme/nothing", headers={"Authorization": f"Bearer {harness.secret}"})
         .text
     )
     assert caught.value.detail.startswith(problem["detail"])

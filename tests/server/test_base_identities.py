@@ -11,48 +11,47 @@ from registry.client.audit import Audit
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.identities import forge as forge_identity
-from tests.identities import nudged, values
-from tests.world import World
+from tests.harness import Harness
+from tests.identities import make_identity, nudged, values
 
 ONE = values()
-SAME = forge_identity(ONE)
-CAST = forge_identity(nudged(ONE, 0.0005), dtype="BF16")
-TUNED = forge_identity(nudged(ONE, 0.05))
-PACKED = forge_identity(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj")
-OTHER = forge_identity(values(1))
+SAME = make_identity(ONE)
+CAST = make_identity(nudged(ONE, 0.0005), dtype="BF16")
+TUNED = make_identity(nudged(ONE, 0.05))
+PACKED = make_identity(nudged(ONE, 0.08, only="_proj"), quantization="bitsandbytes", packed="_proj")
+OTHER = make_identity(values(1))
 
 
 @pytest.fixture
-def family(world: World) -> World:
+def family(harness: Harness) -> Harness:
     """`tiny-llama` and its relatives, all with their weights told, and one base whose weights nobody knows."""
     members = {"tiny-llama": SAME, "cast": CAST, "tuned": TUNED, "packed-4bit": PACKED, "org/other": OTHER}
     for name, identity in members.items():
-        spec = spec_of(forge.llama(name))
-        world.bases[name] = spec
-        world.admin.add_base(BaseAdd(spec=spec, identity=identity))
-    world.add_base(forge.llama("unknown"))
-    return world
+        spec = spec_of(samples.llama(name))
+        harness.bases[name] = spec
+        harness.admin.add_base(BaseAdd(spec=spec, identity=identity))
+    harness.add_base(samples.llama("unknown"))
+    return harness
 
 
-def compat_findings(world: World, files: forge.Files, base: str = "tiny-llama") -> list[Finding]:
-    pushed = world.push("acme/a", files, base=base)
-    version = world.admin.version(f"acme/a@{pushed.version.number}")
+def compat_findings(harness: Harness, files: samples.Files, base: str = "tiny-llama") -> list[Finding]:
+    pushed = harness.push("acme/a", files, base=base)
+    version = harness.admin.version(f"acme/a@{pushed.version.number}")
     return [f for v in version.verdicts if v.check is Check.COMPAT for f in v.findings]
 
 
-def of_base(world: World, claim: str) -> list[tuple[str, str]]:
-    files = world.files(config={"base_model_name_or_path": claim})
+def of_base(harness: Harness, claim: str) -> list[tuple[str, str]]:
+    files = harness.files(config={"base_model_name_or_path": claim})
     return [
         (f.severity, f.code)
-        for f in compat_findings(world, files)
+        for f in compat_findings(harness, files)
         if f.code.startswith(("compat.base_", "compat.trained"))
     ]
 
 
-def test_a_base_shows_how_other_bases_are_related_to_it(family: World) -> None:
+def test_a_base_shows_how_other_bases_are_related_to_it(family: Harness) -> None:
     found = {one.other: one.match for one in family.admin.base("tiny-llama").relatives}
     assert found == {
         "cast": BaseMatch.OTHER_DTYPE, "tuned": BaseMatch.DESCENDANT, "packed-4bit": BaseMatch.QUANTIZED,
@@ -62,22 +61,22 @@ def test_a_base_shows_how_other_bases_are_related_to_it(family: World) -> None:
     assert family.admin.base("unknown").relatives == []
 
 
-def test_similarities_are_read_and_not_computed_again(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarities_are_read_and_not_computed_again(family: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.bases.identity.compare", lambda *_: pytest.fail("it was compared again"))
     with family.statements() as statements:
         assert len(family.admin.base("tiny-llama").relatives) == 4
     assert len(statements) <= 8
 
 
-def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: World) -> None:
+def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: Harness) -> None:
     found = {base.name: base for base in family.admin.bases().items}
     assert found["cast"].spec.fingerprints.exact == CAST.exact
     assert found["unknown"].spec.fingerprints.exact is None
     assert not any(base.relatives for base in found.values())
 
 
-def test_other_weights_under_the_name_of_a_base_are_refused_with_the_match(family: World) -> None:
-    spec = spec_of(forge.llama("tiny-llama"))
+def test_other_weights_under_the_name_of_a_base_are_refused_with_the_match(family: Harness) -> None:
+    spec = spec_of(samples.llama("tiny-llama"))
     assert family.admin.add_base(BaseAdd(spec=spec, identity=SAME)).spec.fingerprints.exact == SAME.exact
     refused = r"exists with other weights.*descends from the same weights"
     with pytest.raises(Conflict, match=refused) as caught:
@@ -88,9 +87,9 @@ def test_other_weights_under_the_name_of_a_base_are_refused_with_the_match(famil
     assert family.admin.base("tiny-llama").spec.fingerprints.exact == SAME.exact
 
 
-def test_a_spec_that_claims_other_weights_is_refused_and_a_claim_alone_is_not_kept(family: World) -> None:
+def test_a_spec_that_claims_other_weights_is_refused_and_a_claim_alone_is_not_kept(family: Harness) -> None:
     def claiming(name: str) -> BaseAdd:
-        spec = spec_of(forge.llama(name))
+        spec = spec_of(samples.llama(name))
         prints = spec.fingerprints.model_copy(update={"exact": OTHER.exact})
         return BaseAdd(spec=spec.model_copy(update={"fingerprints": prints}))
 
@@ -99,7 +98,7 @@ def test_a_spec_that_claims_other_weights_is_refused_and_a_claim_alone_is_not_ke
     assert family.admin.add_base(claiming("unknown")).spec.fingerprints.exact is None
 
 
-def test_a_worker_identifies_the_weights_of_a_base_once(family: World) -> None:
+def test_a_worker_identifies_the_weights_of_a_base_once(family: Harness) -> None:
     worker = family.actor("work")
     first = worker.identify_base("unknown", OTHER)
     assert first.spec.fingerprints.exact == OTHER.exact
@@ -111,7 +110,7 @@ def test_a_worker_identifies_the_weights_of_a_base_once(family: World) -> None:
         worker.identify_base("nothing", OTHER)
 
 
-def test_identifying_needs_the_scope_work_and_comparing_the_scope_pull(family: World) -> None:
+def test_identifying_needs_the_scope_work_and_comparing_the_scope_pull(family: Harness) -> None:
     with pytest.raises(Denied):
         family.actor("push").identify_base("unknown", OTHER)
     found = family.actor("pull").similarity("tiny-llama", TUNED)
@@ -119,19 +118,19 @@ def test_identifying_needs_the_scope_work_and_comparing_the_scope_pull(family: W
     assert family.actor("pull").similarity("unknown", TUNED).match is BaseMatch.UNKNOWN
 
 
-def test_an_owner_of_one_namespace_cannot_identify_the_weights_of_a_base(family: World) -> None:
+def test_an_owner_of_one_namespace_cannot_identify_the_weights_of_a_base(family: Harness) -> None:
     """Once told it cannot be taken back, and workers everywhere would refuse the true weights."""
     owner = family.actor("admin", namespaces=["acme"])
     with pytest.raises(Denied):
         owner.identify_base("unknown", OTHER)
     with pytest.raises(Denied):
-        owner.add_base(BaseAdd(spec=spec_of(forge.llama("unknown")), identity=OTHER))
+        owner.add_base(BaseAdd(spec=spec_of(samples.llama("unknown")), identity=OTHER))
     assert family.admin.base("unknown").spec.fingerprints.exact is None
-    own = spec_of(forge.llama("acme/my-own", hidden=32, heads=2, kv_heads=1, intermediate=64))
+    own = spec_of(samples.llama("acme/my-own", hidden=32, heads=2, kv_heads=1, intermediate=64))
     assert owner.add_base(BaseAdd(spec=own, identity=OTHER)).spec.fingerprints.exact == OTHER.exact
 
 
-def test_an_invalid_identity_is_refused(family: World) -> None:
+def test_an_invalid_identity_is_refused(family: Harness) -> None:
     broken = SAME.model_dump(mode="json") | {"exact": "sha256:1"}
     with pytest.raises(Invalid) as caught:
         family.admin.connection.send("PUT", "/bases/unknown/identity", json={"identity": broken})
@@ -151,18 +150,18 @@ def test_an_invalid_identity_is_refused(family: World) -> None:
     ],
 )
 def test_compat_of_an_adapter_for_another_base_names_the_match(
-    family: World, claim: str, expected: tuple[str, str]
+    family: Harness, claim: str, expected: tuple[str, str]
 ) -> None:
     assert of_base(family, claim) == [expected]
 
 
-def test_an_adapter_for_unrelated_weights_is_stored_and_never_smoke_tested(family: World) -> None:
+def test_an_adapter_for_unrelated_weights_is_stored_and_never_smoke_tested(family: Harness) -> None:
     assert of_base(family, "org/other") == [("error", "compat.base_unrelated")]
     assert family.admin.jobs().items == []
 
 
-def test_an_own_tokenizer_or_chat_template_is_a_warning(family: World) -> None:
-    base = forge.llama("with-template")
+def test_an_own_tokenizer_or_chat_template_is_a_warning(family: Harness) -> None:
+    base = samples.llama("with-template")
     base.files.update({"tokenizer.json": b'{"model": 1}', "chat_template.jinja": b"{{ x }}"})
     family.add_base(base)
     claim = {"base_model_name_or_path": "with-template"}
@@ -178,7 +177,7 @@ def test_an_own_tokenizer_or_chat_template_is_a_warning(family: World) -> None:
     ]
 
 
-def test_a_check_without_a_push_names_the_match_too(family: World) -> None:
+def test_a_check_without_a_push_names_the_match_too(family: Harness) -> None:
     files = family.files(config={"base_model_name_or_path": "tuned"})
     data = files["adapter_model.safetensors"]
     header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode()

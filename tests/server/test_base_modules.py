@@ -8,63 +8,67 @@ from registry.api.bases import BaseAdd
 from registry.bases.library import LibraryModules
 from registry.errors import Denied
 from registry.evaluation.verdicts import Check, Outcome
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.world import World
+from tests.harness import Harness
 
 LIBRARY = "transformers 5.24.0"
 
 
 @pytest.fixture
-def unfamiliar(world: World) -> World:
+def unfamiliar(harness: Harness) -> Harness:
     """The base `wrapped`: its files call `language_model.model.…` what the library calls `model.…`."""
-    spec = spec_of(forge.llama("wrapped"))
+    spec = spec_of(samples.llama("wrapped"))
     renamed = {f"language_model.{path}": module for path, module in spec.modules.items()}
-    world.bases["wrapped"] = spec.model_copy(update={"modules": renamed, "names_known": False})
-    world.admin.add_base(BaseAdd(spec=world.bases["wrapped"]))
-    return world
+    harness.bases["wrapped"] = spec.model_copy(update={"modules": renamed, "names_known": False})
+    harness.admin.add_base(BaseAdd(spec=harness.bases["wrapped"]))
+    return harness
 
 
 def built(library: str = LIBRARY, **changes: object) -> LibraryModules:
-    return LibraryModules.model_validate({"library": library, "modules": spec_of(forge.llama("x")).modules} | changes)
+    return LibraryModules.model_validate({"library": library, "modules": spec_of(samples.llama("x")).modules} | changes)
 
 
-def compat(world: World, files: forge.Files) -> Outcome:
-    pushed = world.push("acme/a", files, base="wrapped")
-    verdicts = world.admin.version(f"acme/a@{pushed.version.number}").verdicts
+def compat(harness: Harness, files: samples.Files) -> Outcome:
+    pushed = harness.push("acme/a", files, base="wrapped")
+    verdicts = harness.admin.version(f"acme/a@{pushed.version.number}").verdicts
     return next(verdict.outcome for verdict in verdicts if verdict.check is Check.COMPAT)
 
 
-def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamiliar: World) -> None:
-    world, good, wide = unfamiliar, forge.lora(forge.llama("wrapped")), forge.lora(forge.llama("wide", hidden=128))
-    assert compat(world, good) is Outcome.UNKNOWN
-    view = world.admin.set_base_modules("wrapped", built())
+def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamiliar: Harness) -> None:
+    harness, good, wide = (
+        unfamiliar,
+        samples.lora(samples.llama("wrapped")),
+        samples.lora(samples.llama("wide", hidden=128)),
+    )
+    assert compat(harness, good) is Outcome.UNKNOWN
+    view = harness.admin.set_base_modules("wrapped", built())
     assert (view.spec.library, view.spec.names_known, view.fingerprint) == (LIBRARY, True, view.spec.fingerprint)
-    assert compat(world, forge.lora(forge.llama("wrapped"), rank=4)) is Outcome.PASS
-    assert compat(world, wide) is Outcome.FAIL
+    assert compat(harness, samples.lora(samples.llama("wrapped"), rank=4)) is Outcome.PASS
+    assert compat(harness, wide) is Outcome.FAIL
 
 
-def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: World) -> None:
+def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: Harness) -> None:
     admin = unfamiliar.admin
     for library, stored in ((LIBRARY, LIBRARY), ("transformers 5.9.0", LIBRARY), ("transformers 5.25.0",) * 2):
         assert admin.set_base_modules("wrapped", built(library)).spec.library == stored
         assert admin.base("wrapped").spec.library == stored
 
 
-def test_what_the_library_cannot_build_is_told_and_the_headers_stay(unfamiliar: World) -> None:
+def test_what_the_library_cannot_build_is_told_and_the_headers_stay(unfamiliar: Harness) -> None:
     spec = unfamiliar.bases["wrapped"]
     view = unfamiliar.admin.set_base_modules("wrapped", built(modules={}, problem="KeyError: 'x'"))
     assert (view.spec.library_problem, view.spec.modules) == ("KeyError: 'x'", spec.modules)
     assert not view.spec.names_known
 
 
-def test_the_base_can_be_added_again_after_its_modules_are_recorded(unfamiliar: World) -> None:
+def test_the_base_can_be_added_again_after_its_modules_are_recorded(unfamiliar: Harness) -> None:
     unfamiliar.admin.set_base_modules("wrapped", built())
     assert unfamiliar.admin.add_base(BaseAdd(spec=unfamiliar.bases["wrapped"])).spec.library == LIBRARY
 
 
 @pytest.mark.security
-def test_only_workers_of_all_namespaces_record_them(unfamiliar: World) -> None:
+def test_only_workers_of_all_namespaces_record_them(unfamiliar: Harness) -> None:
     with pytest.raises(Denied):
         unfamiliar.actor("work", "push", namespaces=["acme"], name="tenant").set_base_modules("wrapped", built())
     claimed = unfamiliar.bases["wrapped"].model_copy(update={"name": "other", "library": LIBRARY})

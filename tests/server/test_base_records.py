@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 
 from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord
-from tests import forge
+from tests import samples
 from tests.domain.specs import base_spec
 from tests.domain.test_provenance import manifest
-from tests.identities import forge as forge_identity
-from tests.identities import values
+from tests.identities import make_identity, values
 
 
 def test_a_record_of_version_1_reads_with_the_field_names_of_today() -> None:
-    spec = base_spec(forge.llama("b"))
+    spec = base_spec(samples.llama("b"))
     today = BaseRecord(
-        created_at="2026-01-01T00:00:00Z", created_by="ann", spec=spec, source="", identity=forge_identity(values())
+        created_at="2026-01-01T00:00:00Z", created_by="ann", spec=spec, source="", identity=make_identity(values())
     )
     old = json.loads(today.to_bytes()) | {"schema_version": 1}
     for field in ("spec", "identity"):

@@ -10,8 +10,8 @@ from registry.client.registry import Registry
 from registry.client.transport.connection import Connection
 from registry.server.evaluation.norms import INLINE_BYTES
 from registry.server.push import inspect
+from tests.harness import URL, Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import URL, World
 
 NAME = "acme/support"
 
@@ -35,25 +35,29 @@ def blobs() -> FlippingBlobs:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: FlippingBlobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: FlippingBlobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
-def client(world: World) -> Registry:
+def client(harness: Harness) -> Registry:
     """Return a client that retries without pauses."""
-    return Registry(URL, connection=Connection(URL, world.secret, transport=world.transport, wait=lambda _: None))
+    return Registry(URL, connection=Connection(URL, harness.secret, transport=harness.transport, wait=lambda _: None))
 
 
 @pytest.mark.parametrize("read_whole_up_to_bytes", [0, INLINE_BYTES])
 def test_a_header_with_a_flipped_bit_is_read_again_and_never_stored(
-    world: World, blobs: FlippingBlobs, client: Registry, monkeypatch: pytest.MonkeyPatch, read_whole_up_to_bytes: int
+    harness: Harness,
+    blobs: FlippingBlobs,
+    client: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    read_whole_up_to_bytes: int,
 ) -> None:
     monkeypatch.setattr(inspect, "INLINE_BYTES", read_whole_up_to_bytes)
     blobs.flips = 1
-    pushed = world.push(NAME, by=client).version
+    pushed = harness.push(NAME, by=client).version
     assert blobs.flips == 0
     assert "q_proj" in pushed.facts["targets"]
     assert [verdict.outcome for verdict in pushed.verdicts if verdict.check == "compat"] == ["pass"]

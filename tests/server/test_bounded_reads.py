@@ -16,20 +16,20 @@ from registry.server.actors import TRUSTED
 from registry.server.database import db
 from registry.server.database.models import RoleRow, TokenRow
 from registry.server.storage.blobs import attachment
+from tests.harness import Harness
 from tests.raw_asgi import RawAnswer, call
-from tests.world import World
 
 pytestmark = pytest.mark.security
 TOKENS = 130
 
 
-def get(world: World, path: str, *headers: tuple[str, str], secret: str = "") -> RawAnswer:
-    return call(world.app, "GET", path, [("authorization", f"Bearer {secret or world.secret}"), *headers])
+def get(harness: Harness, path: str, *headers: tuple[str, str], secret: str = "") -> RawAnswer:
+    return call(harness.app, "GET", path, [("authorization", f"Bearer {secret or harness.secret}"), *headers])
 
 
 @pytest.fixture
-def tokens(world: World) -> World:
-    with world.session(write=True) as session:
+def tokens(harness: Harness) -> Harness:
+    with harness.session(write=True) as session:
         for n in range(TOKENS):
             namespaces = [["acme"], ["globex"], ["acme", "globex"]][n % 3]
             row = TokenRow(
@@ -37,19 +37,19 @@ def tokens(world: World) -> World:
                 created_at=db.now(), created_by="ann",
             )  # fmt: skip
             session.add(row)
-    return world
+    return harness
 
 
-def pages(world: World, path: str, secret: str = "") -> list[list[Any]]:
+def pages(harness: Harness, path: str, secret: str = "") -> list[list[Any]]:
     result, cursor = [], ""
     while True:
-        page = get(world, f"{path}?cursor={cursor}", secret=secret).json()
+        page = get(harness, f"{path}?cursor={cursor}", secret=secret).json()
         result.append([item.get("id") or item["name"] for item in page["items"]])
         if not (cursor := page["next_cursor"]):
             return result
 
 
-def test_tokens_are_paged_and_each_actor_pages_through_its_own(tokens: World) -> None:
+def test_tokens_are_paged_and_each_actor_pages_through_its_own(tokens: Harness) -> None:
     every = pages(tokens, "/api/v1/tokens")
     assert max(map(len, every)) == PAGE_DEFAULT
     assert len({token for page in every for token in page}) == sum(map(len, every)) == TOKENS + 1
@@ -64,7 +64,7 @@ def test_tokens_are_paged_and_each_actor_pages_through_its_own(tokens: World) ->
         assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID"), cursor
 
 
-def test_a_reader_loads_no_tokens_of_others(tokens: World) -> None:
+def test_a_reader_loads_no_tokens_of_others(tokens: Harness) -> None:
     _, reader = tokens.issue("pull", namespaces=["acme"])
     loaded: list[object] = []
 
@@ -79,21 +79,21 @@ def test_a_reader_loads_no_tokens_of_others(tokens: World) -> None:
     assert len(loaded) <= 3
 
 
-def test_bases_are_paged(world: World) -> None:
-    names = [world.add_base(base).name for base in (None,)]
-    assert pages(world, "/api/v1/bases") == [names]
-    first = get(world, "/api/v1/bases?limit=1").json()
+def test_bases_are_paged(harness: Harness) -> None:
+    names = [harness.add_base(base).name for base in (None,)]
+    assert pages(harness, "/api/v1/bases") == [names]
+    first = get(harness, "/api/v1/bases?limit=1").json()
     assert [base["name"] for base in first["items"]] == names[:1]
 
 
-def test_events_about_an_object_are_read_in_bounded_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_about_an_object_are_read_in_bounded_steps(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "OBJECT_SCAN_LIMIT", 5)
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for n in range(40):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod" if n in (3, 37) else "acme/b:prod")
     path, found, steps, after = "/api/v1/events?object=acme/a&limit=2", 0, 0, 0
     while True:
-        page = get(world, f"{path}&after={after}").json()
+        page = get(harness, f"{path}&after={after}").json()
         found, steps, after = found + len(page["items"]), steps + 1, page["last"]
         if not page["next_cursor"]:
             break
@@ -101,20 +101,20 @@ def test_events_about_an_object_are_read_in_bounded_steps(world: World, monkeypa
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "9" * 16, "-1", "1e3", "²"])
-def test_an_impossible_last_event_id_is_refused(world: World, value: str) -> None:
+def test_an_impossible_last_event_id_is_refused(harness: Harness, value: str) -> None:
     answer = call(
-        world.app, "GET", "/api/v1/events/stream",
-        [("authorization", f"Bearer {world.secret}"), ("last-event-id", value.encode().decode("latin-1"))],
+        harness.app, "GET", "/api/v1/events/stream",
+        [("authorization", f"Bearer {harness.secret}"), ("last-event-id", value.encode().decode("latin-1"))],
     )  # fmt: skip
     assert (answer.status, answer.json()["code"]) == (400, "REQUEST_INVALID")
 
 
-def test_the_hub_list_takes_a_limited_number_of_filters_however_they_are_written(world: World) -> None:
+def test_the_hub_list_takes_a_limited_number_of_filters_however_they_are_written(harness: Harness) -> None:
     words = ",".join(f"w{n}" for n in range(33))
-    answer = get(world, f"/api/models?filter={words}")
+    answer = get(harness, f"/api/models?filter={words}")
     assert answer.status == 400
     assert "at most 32" in answer.json()["detail"]
-    assert get(world, "/api/models?filter=" + ",".join(["lora"] * 32)).status == 200
+    assert get(harness, "/api/models?filter=" + ",".join(["lora"] * 32)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_a_file_name_stays_within_its_quotes(path: str, expected: str) -> None:
     assert header.count('"') == 2
 
 
-def test_create_token_still_lists_it_first(world: World) -> None:
-    made = world.admin.create_token(TokenCreate(name="ci", scopes=["pull"]))
-    assert world.admin.tokens().items[0].id == made.token.id
+def test_create_token_still_lists_it_first(harness: Harness) -> None:
+    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["pull"]))
+    assert harness.admin.tokens().items[0].id == made.token.id
 
 
 READS = (
@@ -148,11 +148,13 @@ READS = (
 )  # fmt: skip
 
 
-def test_statements_do_not_grow_with_the_number_of_public_namespaces(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    secrets = [world.issue("pull", namespaces=["acme"])[1], world.issue("pull", namespaces=["globex"])[1]]
-    secrets.append(world.admin.create_token(TokenCreate(name="one", scopes=["pull"], adapters=["acme/support"])).secret)
+def test_statements_do_not_grow_with_the_number_of_public_namespaces(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    secrets = [harness.issue("pull", namespaces=["acme"])[1], harness.issue("pull", namespaces=["globex"])[1]]
+    secrets.append(
+        harness.admin.create_token(TokenCreate(name="one", scopes=["pull"], adapters=["acme/support"])).secret
+    )
 
     def measure() -> dict[str, list[tuple[int, int]]]:
         """Path → statements and parameters of each actor's request."""
@@ -166,17 +168,17 @@ def test_statements_do_not_grow_with_the_number_of_public_namespaces(world: Worl
                 ) -> None:
                     sent.append(len(parameters))
 
-                world.transport.settle()
-                event.listen(world.engine, "before_cursor_execute", note)
-                assert get(world, f"/api/v1{path}", secret=secret).status in (200, 404), path
-                event.remove(world.engine, "before_cursor_execute", note)
+                harness.transport.settle()
+                event.listen(harness.engine, "before_cursor_execute", note)
+                assert get(harness, f"/api/v1{path}", secret=secret).status in (200, 404), path
+                event.remove(harness.engine, "before_cursor_execute", note)
                 counts.setdefault(path, []).append((len(sent), sum(sent)))
         return counts
 
-    world.admin.change_namespace("acme", NamespaceSet(public=True))
+    harness.admin.change_namespace("acme", NamespaceSet(public=True))
     measure()  # warms caches
     one = measure()
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for n in range(100):
             role: dict[str, Any] = {"role": "reader", "granted_at": db.now(), "granted_by": "ann"}
             session.add(RoleRow(namespace=f"public-{n}", subject="*", **role))

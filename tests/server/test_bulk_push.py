@@ -18,9 +18,9 @@ from registry.manifest import MANIFEST_LIMIT_BYTES
 from registry.server.catalog import downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
-from tests import forge
+from tests import samples
 from tests.bulk import PULLS
-from tests.world import URL, World, rows, upload
+from tests.harness import URL, Harness, rows, upload
 
 Result = TypeVar("Result")
 PLAN_STATEMENTS = 10
@@ -29,20 +29,20 @@ PULL_STATEMENTS = 5
 
 
 @pytest.fixture
-def based(database_url: str) -> Iterator[World]:
-    with World(database_url) as world:
-        world.add_base()
-        yield world
+def based(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
-def items_of(world: World, adapters: dict[str, forge.Files]) -> list[PushItem]:
-    return [PushItem(name=name, manifest=world.manifest(files)) for name, files in adapters.items()]
+def items_of(harness: Harness, adapters: dict[str, samples.Files]) -> list[PushItem]:
+    return [PushItem(name=name, manifest=harness.manifest(files)) for name, files in adapters.items()]
 
 
-def planned(world: World, adapters: dict[str, forge.Files], by: Registry | None = None) -> list[PushPlan]:
+def planned(harness: Harness, adapters: dict[str, samples.Files], by: Registry | None = None) -> list[PushPlan]:
     """Plan and upload; every item must have a plan."""
-    registry = by or world.admin
-    plans = of_type(PushPlan, registry.plan_pushes(items_of(world, adapters)))
+    registry = by or harness.admin
+    plans = of_type(PushPlan, registry.plan_pushes(items_of(harness, adapters)))
     for plan, files in zip(plans, adapters.values(), strict=True):
         upload(registry, plan, files)
     return plans
@@ -58,12 +58,12 @@ def codes(outcomes: Sequence[object]) -> list[str]:
     return [outcome.code if isinstance(outcome, RegistryError) else "" for outcome in outcomes]
 
 
-def new_adapters(world: World, count: int, prefix: str = "acme/a") -> dict[str, forge.Files]:
-    return {f"{prefix}{number}": world.files() for number in range(count)}
+def new_adapters(harness: Harness, count: int, prefix: str = "acme/a") -> dict[str, samples.Files]:
+    return {f"{prefix}{number}": harness.files() for number in range(count)}
 
 
 def test_any_number_of_pushes_and_pulls_costs_the_same_statements(
-    based: World, monkeypatch: pytest.MonkeyPatch
+    based: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "run_pending", lambda *_: None)
     based.push("acme/first")
@@ -88,7 +88,7 @@ def test_any_number_of_pushes_and_pulls_costs_the_same_statements(
     assert pull_count <= PULL_STATEMENTS
 
 
-def test_one_bad_adapter_does_not_undo_the_others(based: World) -> None:
+def test_one_bad_adapter_does_not_undo_the_others(based: Harness) -> None:
     ci = based.client(based.issue("push", namespaces=["acme"])[1])
     files = {"acme/good": based.files(), "globex/other": based.files(), "not a name": based.files()}
     items = items_of(based, files)
@@ -99,7 +99,7 @@ def test_one_bad_adapter_does_not_undo_the_others(based: World) -> None:
     assert codes(outcomes) == ["", "ADAPTER_UNKNOWN", "NAME_INVALID", "BASE_UNKNOWN"]
 
     bent = based.files()
-    bent[forge.WEIGHTS] = b"\0" * len(bent[forge.WEIGHTS])
+    bent[samples.WEIGHTS] = b"\0" * len(bent[samples.WEIGHTS])
     plans = planned(based, {"acme/good": files["acme/good"], "acme/bent": bent, "acme/late": based.files()}, ci)
     missing = of_type(PushPlan, ci.plan_pushes(items_of(based, {"acme/missing": based.files()})))
     ids = [*(plan.push_id for plan in plans), missing[0].push_id, "psh_of_nobody"]
@@ -112,7 +112,7 @@ def test_one_bad_adapter_does_not_undo_the_others(based: World) -> None:
 
 
 @pytest.mark.security
-def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(based: World) -> None:
+def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(based: Harness) -> None:
     """Else rows of open pushes, which are not counted in bytes, could fill the database."""
     large, good = items_of(based, new_adapters(based, 2))
     manifest = large.manifest.model_copy(update={"annotations": {"note": "x" * MANIFEST_LIMIT_BYTES}})
@@ -122,7 +122,7 @@ def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(based: World) -> None
         assert [row.name for row in rows(session, PushRow)] == ["a1"]
 
 
-def test_an_atomic_commit_creates_all_versions_or_none(based: World) -> None:
+def test_an_atomic_commit_creates_all_versions_or_none(based: Harness) -> None:
     adapters = new_adapters(based, 3)
     plans = planned(based, adapters)
     items = [CommitItem(push_id=plan.push_id) for plan in plans]
@@ -140,7 +140,7 @@ def test_an_atomic_commit_creates_all_versions_or_none(based: World) -> None:
     assert [result.created for result in repeated] == [False] * 3
 
 
-def test_a_refused_alias_does_not_undo_the_version(based: World) -> None:
+def test_a_refused_alias_does_not_undo_the_version(based: Harness) -> None:
     plans = planned(based, new_adapters(based, 2))
     first, second = of_type(
         PushResult,
@@ -153,7 +153,7 @@ def test_a_refused_alias_does_not_undo_the_version(based: World) -> None:
     assert not second.alias_refused
 
 
-def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_order(based: World) -> None:
+def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_order(based: Harness) -> None:
     files = [based.files() for _ in range(3)]
     items = [PushItem(name="acme/support", manifest=based.manifest(content)) for content in (*files, files[0])]
     plans = of_type(PushPlan, based.admin.plan_pushes(items))
@@ -173,7 +173,7 @@ def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_or
     assert events == [f"acme/support@{number}" for number in (1, 2, 3)]
 
 
-def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(based: World) -> None:
+def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(based: Harness) -> None:
     contents = sorted((based.files() for _ in range(4)), key=lambda files: based.manifest(files).digest, reverse=True)
     items = [PushItem(name="acme/support", manifest=based.manifest(files)) for files in contents]
     plans = of_type(PushPlan, based.admin.plan_pushes(items))
@@ -188,7 +188,7 @@ def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(based: W
 
 
 @pytest.mark.security
-def test_names_that_look_alike_in_one_group_are_one_name(based: World) -> None:
+def test_names_that_look_alike_in_one_group_are_one_name(based: Harness) -> None:
     adapters = {"acme/helper": based.files(), "acme/he1per": based.files(), "acme/other": based.files()}
     plans = planned(based, adapters)
     outcomes = based.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
@@ -197,7 +197,7 @@ def test_names_that_look_alike_in_one_group_are_one_name(based: World) -> None:
         assert sorted(row.name for row in rows(session, AdapterRow)) == ["he1per", "other"]
 
 
-def test_pushes_of_one_group_count_each_other_in_a_quota(based: World) -> None:
+def test_pushes_of_one_group_count_each_other_in_a_quota(based: Harness) -> None:
     based.push("acme/first")
     based.admin.change_namespace("acme", NamespaceSet(quota_versions=3))
     plans = planned(based, {**new_adapters(based, 4), "globex/free": based.files()})
@@ -208,7 +208,7 @@ def test_pushes_of_one_group_count_each_other_in_a_quota(based: World) -> None:
     assert codes(limited) == ["", "", "RATE_LIMITED"]
 
 
-def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: World) -> None:
+def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: Harness) -> None:
     adapters = new_adapters(based, 6)
     plans = planned(based, adapters)
     start, results = threading.Barrier(3), list[PushResult]()
@@ -230,7 +230,7 @@ def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: Wor
 
 
 @pytest.mark.security
-def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: World) -> None:
+def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: Harness) -> None:
     files = based.files()
     based.push("acme/support", files)
     digest = based.push("globex/secret", files).version.digest
@@ -242,12 +242,12 @@ def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: World) -> Non
     hidden = based.client(based.issue("pull", namespaces=["other"])[1]).plan_pulls(refs[:2])
     assert codes(hidden[0]) == ["ADAPTER_UNKNOWN"] * 2
     assert hidden[1] == {}
-    assert set(small) == {Digest.of(data) for path, data in files.items() if path != forge.WEIGHTS}
+    assert set(small) == {Digest.of(data) for path, data in files.items() if path != samples.WEIGHTS}
 
 
 @pytest.mark.security
 def test_large_manifests_do_not_fill_an_answer_and_the_others_are_requested_again(
-    based: World, monkeypatch: pytest.MonkeyPatch
+    based: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["acme/a0", "acme/a1", "acme/a2"]
     sizes = [len(based.admin.resolve(based.push(name).version.name).manifest.canonical) for name in names]

@@ -13,36 +13,36 @@ from registry.findings import Finding
 from registry.jobs import State
 from registry.names import Ref
 from registry.server.database.models import BaseRow, VerdictRow
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 BAD = Finding(code="smoke.no_effect", severity="error", location="logits", message="it answers as the base does")
 
 
 @pytest.fixture
-def judged(world: World) -> World:
+def judged(harness: Harness) -> Harness:
     """Three adapters of one base, each judged well; the third by another torch."""
-    world.add_base()
+    harness.add_base()
     for name in ("one", "two", "three"):
-        world.push(f"acme/{name}")
-        world.validate(f"acme/{name}@1")
-    with world.session(write=True) as session:
+        harness.push(f"acme/{name}")
+        harness.validate(f"acme/{name}@1")
+    with harness.session(write=True) as session:
         row = [row for row in rows(session, VerdictRow) if row.check == "smoke"][-1]
         row.made_by = {"torch": "2.13.0+cpu"}
         session.add(row)
-    return world
+    return harness
 
 
-def begin(world: World, **how: Any) -> Any:
-    return world.admin.start_campaign(CampaignRequest(base="tiny-llama", **how))
+def begin(harness: Harness, **how: Any) -> Any:
+    return harness.admin.start_campaign(CampaignRequest(base="tiny-llama", **how))
 
 
-def end(world: World) -> None:
+def end(harness: Harness) -> None:
     for state in ("queued", "running"):
-        for job in world.admin.jobs(state=state).items:
-            world.admin.cancel(job.id)
+        for job in harness.admin.jobs(state=state).items:
+            harness.admin.cancel(job.id)
 
 
-def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World) -> None:
+def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: Harness) -> None:
     view = begin(judged)
     assert (view.total, view.states, view.finished) == (3, {State.QUEUED: 3}, False)
     judged.validate("acme/one@1")
@@ -59,7 +59,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: World)
     }
 
 
-def test_only_versions_judged_by_another_tool_version_are_affected(judged: World) -> None:
+def test_only_versions_judged_by_another_tool_version_are_affected(judged: Harness) -> None:
     view = begin(judged, made_by={"torch": "2.13.0"})
     assert {job.subject for job in judged.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
     assert view.total == 2
@@ -69,7 +69,7 @@ def test_only_versions_judged_by_another_tool_version_are_affected(judged: World
         end(judged)
 
 
-def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: World) -> None:
+def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: Harness) -> None:
     assert begin(judged, outdated=True).total == 0
     with judged.session(write=True) as session:
         base = rows(session, BaseRow)[0]
@@ -79,7 +79,7 @@ def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: Wor
     end(judged)
 
 
-def test_yanked_and_incompatible_versions_are_not_affected(judged: World) -> None:
+def test_yanked_and_incompatible_versions_are_not_affected(judged: Harness) -> None:
     judged.admin.yank("acme/one@1", reason="wrong data")
     with judged.session(write=True) as session:
         compat = [row for row in rows(session, VerdictRow) if row.check == "compat"][1]
@@ -90,7 +90,7 @@ def test_yanked_and_incompatible_versions_are_not_affected(judged: World) -> Non
     end(judged)
 
 
-def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_may_see(judged: World) -> None:
+def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_may_see(judged: Harness) -> None:
     judged.push("other/four")
     judged.validate("other/four@1")
     mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
@@ -106,7 +106,7 @@ def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_
     end(judged)
 
 
-def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(judged: World) -> None:
+def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(judged: Harness) -> None:
     waiting = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/two@1"))
     urgent = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
     view = begin(judged)
@@ -119,7 +119,7 @@ def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(judged: Wor
     end(judged)
 
 
-def test_progress_messages_of_a_worker_are_stored_as_steps(judged: World) -> None:
+def test_progress_messages_of_a_worker_are_stored_as_steps(judged: Harness) -> None:
     job = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
     claimed = judged.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
@@ -130,7 +130,7 @@ def test_progress_messages_of_a_worker_are_stored_as_steps(judged: World) -> Non
     end(judged)
 
 
-def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> None:
+def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: Harness) -> None:
     view = judged.admin.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5})
     assert view.thresholds == {"drift_warn_kl_nats": 1.5}
     judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
@@ -147,7 +147,7 @@ def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: World) -> Non
     end(judged)
 
 
-def test_reference_logprobs_come_from_the_newest_report_that_has_them(judged: World) -> None:
+def test_reference_logprobs_come_from_the_newest_report_that_has_them(judged: Harness) -> None:
     ref = Ref.parse("acme/one@1")
     with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
         judged.admin.reference_logprobs(ref)

@@ -15,9 +15,9 @@ from registry.errors import Conflict, Invalid, NotFound
 from registry.manifest import Edge, Relation
 from registry.server.database import db
 from registry.server.database.models import VerdictRow, VersionRow
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 NAME = "acme/support"
 
@@ -26,18 +26,18 @@ def continued(*parents: VersionView) -> list[Edge]:
     return [Edge(relation=Relation.CONTINUED, digest=p.digest, name=f"{p.name}@{p.number}") for p in parents]
 
 
-def raw(world: World, registry: Registry, path: str) -> httpx.Response:
-    return httpx.Client(transport=world.transport, base_url=URL).get(
+def raw(harness: Harness, registry: Registry, path: str) -> httpx.Response:
+    return httpx.Client(transport=harness.transport, base_url=URL).get(
         f"/api/v1{path}", headers={"Authorization": registry.connection._own_headers(None)["Authorization"]}
     )
 
 
-def test_the_view_of_a_version_has_all_its_fields(world: World) -> None:
-    world.add_base()
-    files = world.files(rank=4)
-    pushed = world.push(NAME, files, message="first try").version
-    world.validate(f"{NAME}@1")
-    seen = world.admin.version(NAME)
+def test_the_view_of_a_version_has_all_its_fields(harness: Harness) -> None:
+    harness.add_base()
+    files = harness.files(rank=4)
+    pushed = harness.push(NAME, files, message="first try").version
+    harness.validate(f"{NAME}@1")
+    seen = harness.admin.version(NAME)
     assert (seen.name, seen.number, seen.digest, seen.base) == (NAME, 1, pushed.digest, "tiny-llama")
     assert seen.message == "first try"
     assert seen.created_by == "admin"
@@ -50,30 +50,30 @@ def test_the_view_of_a_version_has_all_its_fields(world: World) -> None:
         ("smoke", "pass", pushed.digest),
     ]
     for ref in (f"{NAME}:main", f"{NAME}@1", f"{NAME}@{pushed.digest}"):
-        assert world.admin.version(ref) == seen
+        assert harness.admin.version(ref) == seen
 
 
-def test_verdicts_of_checks_that_a_newer_release_added_are_skipped(world: World) -> None:
-    world.add_base()
-    world.push(NAME)
-    known = world.admin.version(NAME)
-    with db.session(world.engine) as session:
+def test_verdicts_of_checks_that_a_newer_release_added_are_skipped(harness: Harness) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    known = harness.admin.version(NAME)
+    with db.session(harness.engine) as session:
         newer = session.exec(select(VerdictRow)).first()
         assert newer is not None
         session.add(VerdictRow(**newer.model_dump(exclude={"id"}) | {"check": "smells"}))
-    assert world.admin.version(NAME) == known
-    assert [view.name for view in world.admin.adapters().items] == [NAME]
-    assert world.admin.resolve(NAME).digest == known.digest
-    assert world.push(NAME, world.files(seed=2)).version.number == 2
+    assert harness.admin.version(NAME) == known
+    assert [view.name for view in harness.admin.adapters().items] == [NAME]
+    assert harness.admin.resolve(NAME).digest == known.digest
+    assert harness.push(NAME, harness.files(seed=2)).version.number == 2
 
 
-def test_versions_come_newest_first_in_pages(world: World) -> None:
-    world.add_base()
+def test_versions_come_newest_first_in_pages(harness: Harness) -> None:
+    harness.add_base()
     for _ in range(5):
-        world.push(NAME)
+        harness.push(NAME)
     numbers, cursor = [], ""
     while True:
-        page = world.admin.versions(NAME, cursor=cursor, limit=2)
+        page = harness.admin.versions(NAME, cursor=cursor, limit=2)
         numbers += [v.number for v in page.items]
         cursor = page.next_cursor
         if not cursor:
@@ -81,18 +81,18 @@ def test_versions_come_newest_first_in_pages(world: World) -> None:
     assert numbers == [5, 4, 3, 2, 1]
 
 
-def test_the_list_is_searched_and_paged_and_costs_four_statements(world: World) -> None:
-    world.add_base()
-    world.add_base(forge.gpt2())
+def test_the_list_is_searched_and_paged_and_costs_four_statements(harness: Harness) -> None:
+    harness.add_base()
+    harness.add_base(samples.gpt2())
     for name in ("acme/alpha", "acme/beta", "globex/alpha"):
-        world.push(name)
-    gpt2 = forge.gpt2()
-    world.push("globex/gpt", world.files(gpt2, targets=("c_attn",)), base=gpt2.name)
-    world.push("acme/alpha")
-    world.admin.promote("acme/beta", "canary", "1", generation=0)
+        harness.push(name)
+    gpt2 = samples.gpt2()
+    harness.push("globex/gpt", harness.files(gpt2, targets=("c_attn",)), base=gpt2.name)
+    harness.push("acme/alpha")
+    harness.admin.promote("acme/beta", "canary", "1", generation=0)
 
     def listed(**search: Any) -> list[str]:
-        return [item.name for item in world.admin.adapters(**search).items]
+        return [item.name for item in harness.admin.adapters(**search).items]
 
     assert listed() == ["acme/alpha", "acme/beta", "globex/alpha", "globex/gpt"]
     assert listed(namespace="acme") == ["acme/alpha", "acme/beta"]
@@ -102,39 +102,39 @@ def test_the_list_is_searched_and_paged_and_costs_four_statements(world: World) 
     assert listed(text="x/a") == ["globex/alpha"]
     assert listed(text="%") == []
     assert listed(alias="canary") == ["acme/beta"]
-    first = world.admin.adapters(limit=3)
-    rest = world.admin.adapters(cursor=first.next_cursor, limit=3)
+    first = harness.admin.adapters(limit=3)
+    rest = harness.admin.adapters(cursor=first.next_cursor, limit=3)
     assert [i.name for i in (*first.items, *rest.items)] == listed()
     assert rest.next_cursor == ""
-    one = world.admin.adapter("acme/alpha")
+    one = harness.admin.adapter("acme/alpha")
     assert one == first.items[0]
     assert (one.versions, one.newest, one.aliases) == (2, 2, {"main": 2})
     assert one.verdicts == {"compat": "pass", "weights": "pass"}
-    with world.statements() as sent:
-        world.admin.adapters()
+    with harness.statements() as sent:
+        harness.admin.adapters()
     assert len([s for s in sent if "FROM token" not in s]) == 4
 
 
-def test_a_page_has_at_most_the_largest_page_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_has_at_most_the_largest_page_size(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.server.http.dependencies.PAGE_LIMIT", 3)
-    world.add_base()
+    harness.add_base()
     for number in range(4):
-        world.push(f"acme/{'abcd'[number]}{number + 2}")
-    page = world.admin.adapters(limit=10**9)
+        harness.push(f"acme/{'abcd'[number]}{number + 2}")
+    page = harness.admin.adapters(limit=10**9)
     assert (len(page.items), bool(page.next_cursor)) == (3, True)
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_a_page_has_a_limit(world: World, limit: int) -> None:
+def test_a_page_has_a_limit(harness: Harness, limit: int) -> None:
     with pytest.raises(Invalid) as caught:
-        world.admin.adapters(limit=limit)
+        harness.admin.adapters(limit=limit)
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(world: World) -> None:
-    world.add_base()
-    hidden = world.push("globex/secret").version
-    acme = world.actor("push", "promote", "pull", namespaces=["acme"])
+def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(harness: Harness) -> None:
+    harness.add_base()
+    hidden = harness.push("globex/secret").version
+    acme = harness.actor("push", "promote", "pull", namespaces=["acme"])
     for path in (
         "/adapters/globex/{}",
         "/adapters/globex/{}/versions",
@@ -148,7 +148,7 @@ def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(world: World)
         "/resolve/globex/{}/main",
         "/resolve/globex/{}/1",
     ):
-        there, absent = raw(world, acme, path.format("secret")), raw(world, acme, path.format("absent"))
+        there, absent = raw(harness, acme, path.format("secret")), raw(harness, acme, path.format("absent"))
         assert there.status_code == absent.status_code == 404, (path, there.text)
         without_id = [{k: v for k, v in answer.json().items() if k != "request_id"} for answer in (there, absent)]
         assert str(without_id[0]).replace("secret", "absent") == str(without_id[1])
@@ -157,77 +157,77 @@ def test_an_invisible_adapter_gets_the_same_bytes_as_an_absent_one(world: World)
     assert [job.subject for job in acme.jobs().items] == []
 
 
-def test_kinds_of_absence_are_distinguished_for_those_who_may_look(world: World) -> None:
-    world.add_base()
-    world.push(NAME)
+def test_kinds_of_absence_are_distinguished_for_those_who_may_look(harness: Harness) -> None:
+    harness.add_base()
+    harness.push(NAME)
     for ref, code in (
         ("acme/nothing", "ADAPTER_UNKNOWN"),
         (f"{NAME}:prod", "ALIAS_UNKNOWN"),
         (f"{NAME}@7", "VERSION_UNKNOWN"),
         (f"{NAME}@sha256:{'0' * 64}", "VERSION_UNKNOWN"),
     ):
-        for ask in (world.admin.resolve, world.admin.version):
+        for ask in (harness.admin.resolve, harness.admin.version):
             with pytest.raises(NotFound) as caught:
                 ask(ref)
             assert caught.value.code == code
 
 
-def give_digest(world: World, digest: str, ref: str) -> None:
+def give_digest(harness: Harness, digest: str, ref: str) -> None:
     """Change the digest in the row of a version."""
-    with world.session(write=True) as session:
-        row = session.exec(select(VersionRow).where(VersionRow.digest == world.admin.version(ref).digest)).one()
+    with harness.session(write=True) as session:
+        row = session.exec(select(VersionRow).where(VersionRow.digest == harness.admin.version(ref).digest)).one()
         row.digest = digest
         session.add(row)
 
 
-def test_a_short_digest_names_the_one_version_that_begins_with_it(world: World) -> None:
-    world.add_base()
-    first, other = world.push(NAME).version, world.push("acme/other").version
+def test_a_short_digest_names_the_one_version_that_begins_with_it(harness: Harness) -> None:
+    harness.add_base()
+    first, other = harness.push(NAME).version, harness.push("acme/other").version
     short = f"{NAME}@{first.digest[:15]}"
-    assert world.admin.resolve(short).number == world.admin.version(short).number == 1
-    assert world.admin.plan_pull(short).resolved.digest == first.digest
-    assert [job.subject for job in world.admin.jobs(ref=short).items] == [f"{NAME}@1"]
+    assert harness.admin.resolve(short).number == harness.admin.version(short).number == 1
+    assert harness.admin.plan_pull(short).resolved.digest == first.digest
+    assert [job.subject for job in harness.admin.jobs(ref=short).items] == [f"{NAME}@1"]
     for ref in (f"{NAME}@{other.digest[:15]}", f"{NAME}@sha256:{'0' * 8}"):
-        for ask in (world.admin.resolve, world.admin.version, world.admin.plan_pull):
+        for ask in (harness.admin.resolve, harness.admin.version, harness.admin.plan_pull):
             with pytest.raises(NotFound, match="has no version"):
                 ask(ref)
 
-    world.push(NAME)
-    give_digest(world, first.digest[:15] + "0" * 56, f"{NAME}@2")
-    for ask in (world.admin.resolve, world.admin.version, world.admin.plan_pull):
+    harness.push(NAME)
+    give_digest(harness, first.digest[:15] + "0" * 56, f"{NAME}@2")
+    for ask in (harness.admin.resolve, harness.admin.version, harness.admin.plan_pull):
         with pytest.raises(NotFound, match=f"has 2 versions whose digest begins with {first.digest[:15]}") as caught:
             ask(short)
         assert caught.value.code == "VERSION_UNKNOWN"
         assert "more of its digits" in caught.value.next_step
 
 
-def test_only_pulls_of_short_digests_cost_a_statement_more(world: World) -> None:
-    world.add_base()
-    digest = world.push(NAME).version.digest
-    world.admin.plan_pull(NAME)  # a token's first use is recorded
+def test_only_pulls_of_short_digests_cost_a_statement_more(harness: Harness) -> None:
+    harness.add_base()
+    digest = harness.push(NAME).version.digest
+    harness.admin.plan_pull(NAME)  # a token's first use is recorded
 
     def count(*refs: str) -> int:
-        with world.statements() as sent:
-            world.admin.plan_pulls(refs)
+        with harness.statements() as sent:
+            harness.admin.plan_pulls(refs)
         return len(sent)
 
     whole, short = f"{NAME}@{digest}", f"{NAME}@{digest[:15]}"
     assert count(whole) == count(short) == count(short, f"{NAME}@{digest[:16]}") == count(whole, short) - 1
-    for ask in (world.admin.version, world.admin.resolve):
-        with world.statements() as by_digest:
+    for ask in (harness.admin.version, harness.admin.resolve):
+        with harness.statements() as by_digest:
             ask(whole)
-        with world.statements() as by_prefix:
+        with harness.statements() as by_prefix:
             ask(short)
         assert len(by_digest) == len(by_prefix)
 
 
 # ------------------------------------------------------------------ lineage
-def test_lineage_goes_up_to_the_bases_and_down_to_the_children(world: World) -> None:
-    world.add_base()
-    first = world.push("acme/first").version
-    second = world.push("acme/second", parents=continued(first)).version
-    third = world.push("acme/third", parents=continued(second, first)).version
-    up = world.admin.lineage("acme/third")
+def test_lineage_goes_up_to_the_bases_and_down_to_the_children(harness: Harness) -> None:
+    harness.add_base()
+    first = harness.push("acme/first").version
+    second = harness.push("acme/second", parents=continued(first)).version
+    third = harness.push("acme/third", parents=continued(second, first)).version
+    up = harness.admin.lineage("acme/third")
     assert up.root == third.digest
     assert {(e.child, e.parent, e.relation) for e in up.edges if e.relation != "adapter"} == {
         (third.digest, second.digest, "continued"),
@@ -235,17 +235,17 @@ def test_lineage_goes_up_to_the_bases_and_down_to_the_children(world: World) -> 
         (second.digest, first.digest, "continued"),
     }
     assert {n.name for n in up.nodes} == {"acme/first", "acme/second", "acme/third", "tiny-llama"}
-    down = world.admin.lineage("acme/first", down=True)
+    down = harness.admin.lineage("acme/first", down=True)
     assert {e.child for e in down.edges if e.relation == "continued"} == {second.digest, third.digest}
-    assert world.admin.lineage("acme/first").edges == [e for e in up.edges if e.child == first.digest]
+    assert harness.admin.lineage("acme/first").edges == [e for e in up.edges if e.child == first.digest]
 
 
-def test_an_invisible_parent_is_shown_by_its_digest_alone(world: World) -> None:
-    world.add_base()
-    grandparent = world.push("globex/old").version
-    parent = world.push("globex/secret", parents=continued(grandparent)).version
-    child = world.push("acme/child", parents=continued(parent)).version
-    acme = world.actor("pull", namespaces=["acme"])
+def test_an_invisible_parent_is_shown_by_its_digest_alone(harness: Harness) -> None:
+    harness.add_base()
+    grandparent = harness.push("globex/old").version
+    parent = harness.push("globex/secret", parents=continued(grandparent)).version
+    child = harness.push("acme/child", parents=continued(parent)).version
+    acme = harness.actor("pull", namespaces=["acme"])
     up = acme.lineage("acme/child")
     nodes = {n.id: n for n in up.nodes}
     assert nodes[parent.digest].model_dump() == {
@@ -254,57 +254,57 @@ def test_an_invisible_parent_is_shown_by_its_digest_alone(world: World) -> None:
     }  # fmt: skip
     assert grandparent.digest not in nodes
     assert nodes[child.digest].name == "acme/child"
-    globex = world.actor("pull", namespaces=["globex"])
+    globex = harness.actor("pull", namespaces=["globex"])
     assert [e.child for e in globex.lineage("globex/old", down=True).edges if e.relation == "continued"] == [
         parent.digest
     ]
 
 
-def test_a_digest_under_two_names_is_shown_under_the_requested_name(world: World) -> None:
-    world.add_base()
-    files = world.files()
-    first = world.push("acme/a", files).version
-    second = world.push("acme/b", files).version
+def test_a_digest_under_two_names_is_shown_under_the_requested_name(harness: Harness) -> None:
+    harness.add_base()
+    files = harness.files()
+    first = harness.push("acme/a", files).version
+    second = harness.push("acme/b", files).version
     assert first.digest == second.digest
-    up = world.admin.lineage("acme/b")
+    up = harness.admin.lineage("acme/b")
     assert next(n for n in up.nodes if n.id == first.digest).name == "acme/b"
 
 
-def test_a_long_line_of_descent_is_walked_to_its_end(world: World) -> None:
-    world.add_base()
-    version = world.push(NAME).version
+def test_a_long_line_of_descent_is_walked_to_its_end(harness: Harness) -> None:
+    harness.add_base()
+    version = harness.push(NAME).version
     for _ in range(12):
-        version = world.push(NAME, parents=continued(version)).version
-    assert len([n for n in world.admin.lineage(NAME).nodes if n.kind == "version"]) == 13
-    assert len(world.admin.lineage(f"{NAME}@1", down=True).edges) == 12 + 13
+        version = harness.push(NAME, parents=continued(version)).version
+    assert len([n for n in harness.admin.lineage(NAME).nodes if n.kind == "version"]) == 13
+    assert len(harness.admin.lineage(f"{NAME}@1", down=True).edges) == 12 + 13
 
 
 # ------------------------------------------------------------------ bases
-def test_a_base_is_added_once_and_never_changed(world: World) -> None:
-    spec = spec_of(forge.llama())
-    view = world.admin.add_base(BaseAdd(spec=spec, source="/models/tiny"))
-    assert world.admin.add_base(BaseAdd(spec=spec)) == view
-    other = spec_of(forge.llama(hidden=32))
+def test_a_base_is_added_once_and_never_changed(harness: Harness) -> None:
+    spec = spec_of(samples.llama())
+    view = harness.admin.add_base(BaseAdd(spec=spec, source="/models/tiny"))
+    assert harness.admin.add_base(BaseAdd(spec=spec)) == view
+    other = spec_of(samples.llama(hidden=32))
     with pytest.raises(Conflict) as caught:
-        world.admin.add_base(BaseAdd(spec=other))
+        harness.admin.add_base(BaseAdd(spec=other))
     assert caught.value.code == "BASE_EXISTS"
-    assert world.admin.base(spec.name).spec == spec
-    assert [b.name for b in world.admin.bases().items] == [spec.name]
+    assert harness.admin.base(spec.name).spec == spec
+    assert [b.name for b in harness.admin.bases().items] == [spec.name]
 
 
-def test_a_base_counts_the_visible_adapters(world: World) -> None:
-    world.add_base()
-    world.push("acme/a")
-    world.push("acme/a")
-    world.push("globex/b")
-    assert world.admin.base("tiny-llama").adapters == 2
-    assert world.actor("pull", namespaces=["acme"]).base("tiny-llama").adapters == 1
+def test_a_base_counts_the_visible_adapters(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/a")
+    harness.push("acme/a")
+    harness.push("globex/b")
+    assert harness.admin.base("tiny-llama").adapters == 2
+    assert harness.actor("pull", namespaces=["acme"]).base("tiny-llama").adapters == 1
 
 
-def test_a_base_name_may_have_an_organization(world: World) -> None:
-    base = forge.llama("meta/Tiny-1B")
-    world.add_base(base)
-    assert world.admin.base("meta/Tiny-1B").name == "meta/Tiny-1B"
+def test_a_base_name_may_have_an_organization(harness: Harness) -> None:
+    base = samples.llama("meta/Tiny-1B")
+    harness.add_base(base)
+    assert harness.admin.base("meta/Tiny-1B").name == "meta/Tiny-1B"
     with pytest.raises(NotFound) as caught:
-        world.admin.base("meta/other")
+        harness.admin.base("meta/other")
     assert caught.value.code == "BASE_UNKNOWN"

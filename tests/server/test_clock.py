@@ -15,7 +15,7 @@ from registry.jobs import LEASE_SECONDS
 from registry.server.database import db
 from registry.server.database import engine as engines
 from registry.server.database.models import TokenRow
-from tests.world import World
+from tests.harness import Harness
 
 pytestmark = pytest.mark.security
 
@@ -28,42 +28,44 @@ def database_kind() -> str:
 
 
 @pytest.fixture(params=[-600, 600])
-def skewed_world(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def skewed_harness(
+    request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Harness]:
     """A server on a machine whose clock is ten minutes wrong."""
     skew = timedelta(seconds=request.param)
     monkeypatch.setattr(db, "_skew", timedelta(0))
     monkeypatch.setattr(db, "_read_clock", lambda: datetime.now(UTC) + skew)
     monkeypatch.setattr(engines, "CLOCK_SECONDS", 0.0)
-    with World(database_url) as world:
-        world.add_base()
-        yield world
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
-def read_database_time(world: World) -> datetime:
-    with world.engine.connect() as connection:
+def read_database_time(harness: Harness) -> datetime:
+    with harness.engine.connect() as connection:
         moment: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return moment
 
 
-def test_the_server_goes_by_the_clock_of_the_database(skewed_world: World) -> None:
-    assert abs(db.now() - read_database_time(skewed_world)) < TOLERANCE
+def test_the_server_goes_by_the_clock_of_the_database(skewed_harness: Harness) -> None:
+    assert abs(db.now() - read_database_time(skewed_harness)) < TOLERANCE
 
 
-def test_a_lease_and_a_token_end_by_the_clock_of_the_database(skewed_world: World) -> None:
-    token = skewed_world.admin.create_token(TokenCreate(name="short", scopes=["pull"], expires_in_seconds=90))
+def test_a_lease_and_a_token_end_by_the_clock_of_the_database(skewed_harness: Harness) -> None:
+    token = skewed_harness.admin.create_token(TokenCreate(name="short", scopes=["pull"], expires_in_seconds=90))
     expires_at = token.token.expires_at
     assert expires_at is not None
-    assert abs(expires_at - timedelta(seconds=90) - read_database_time(skewed_world)) < TOLERANCE
-    assert skewed_world.client(token.secret).bases()
-    with skewed_world.session(write=True) as session:
+    assert abs(expires_at - timedelta(seconds=90) - read_database_time(skewed_harness)) < TOLERANCE
+    assert skewed_harness.client(token.secret).bases()
+    with skewed_harness.session(write=True) as session:
         row = session.get_one(TokenRow, token.token.id)
-        row.expires_at = read_database_time(skewed_world) - timedelta(seconds=60)
+        row.expires_at = read_database_time(skewed_harness) - timedelta(seconds=60)
         session.add(row)
     with pytest.raises(Unauthenticated):
-        skewed_world.client(token.secret).bases()
-    skewed_world.push("acme/support")
-    claimed = skewed_world.admin.claim(ClaimRequest(worker="w1"))
+        skewed_harness.client(token.secret).bases()
+    skewed_harness.push("acme/support")
+    claimed = skewed_harness.admin.claim(ClaimRequest(worker="w1"))
     assert claimed is not None
     lease = timedelta(seconds=LEASE_SECONDS)
-    assert abs(claimed.lease.expires_at - lease - read_database_time(skewed_world)) < TOLERANCE
-    skewed_world.give_back([claimed.job.id])
+    assert abs(claimed.lease.expires_at - lease - read_database_time(skewed_harness)) < TOLERANCE
+    skewed_harness.give_back([claimed.job.id])

@@ -20,15 +20,15 @@ from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.resolve_cache.freshness import ChangeCounter
 from registry.server.serving import desired as desired_states
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 BASE = "tiny-llama"
 DESIRED_STATE = f"/api/v1/bases/{BASE}/adapters"
 
 
-def http(world: World, secret: str = "") -> httpx.Client:
-    authorization = {"Authorization": f"Bearer {secret or world.secret}"}
-    return httpx.Client(transport=world.transport, base_url=URL, headers=authorization, timeout=90)
+def http(harness: Harness, secret: str = "") -> httpx.Client:
+    authorization = {"Authorization": f"Bearer {secret or harness.secret}"}
+    return httpx.Client(transport=harness.transport, base_url=URL, headers=authorization, timeout=90)
 
 
 def desired(client: httpx.Client, **asked: str | int) -> DesiredState:
@@ -39,18 +39,18 @@ def desired(client: httpx.Client, **asked: str | int) -> DesiredState:
     return found
 
 
-def fill(world: World, *names: str) -> None:
-    world.add_base()
+def fill(harness: Harness, *names: str) -> None:
+    harness.add_base()
     for name in names:
-        world.push(name)
-        world.admin.promote(name, "canary", "1", generation=0)
+        harness.push(name)
+        harness.admin.promote(name, "canary", "1", generation=0)
 
 
-def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(world: World) -> None:
-    fill(world, "acme/support", "bolt/sales")
-    world.push("acme/other")  # on no alias
-    world.push("acme/support")
-    found = desired(http(world), engine="vllm==0.33.0,max_lora_rank=16")
+def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(harness: Harness) -> None:
+    fill(harness, "acme/support", "bolt/sales")
+    harness.push("acme/other")  # on no alias
+    harness.push("acme/support")
+    found = desired(http(harness), engine="vllm==0.33.0,max_lora_rank=16")
     assert [(e.name, e.served_name, e.number) for e in found.adapters] == [
         ("acme/support", "acme-support-v1", 1),
         ("bolt/sales", "bolt-sales-v1", 1),
@@ -63,18 +63,18 @@ def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(worl
     assert found.settings is not None
     assert found.settings.bytes_per_slot > 0
     for file in first.files:
-        assert len(http(world).get(file.url, follow_redirects=True).content) == file.size_bytes
+        assert len(http(harness).get(file.url, follow_redirects=True).content) == file.size_bytes
 
 
-def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(world: World) -> None:
-    fill(world, "acme/a0", "acme/a1")
-    client = http(world)
-    with world.statements() as few:
+def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(harness: Harness) -> None:
+    fill(harness, "acme/a0", "acme/a1")
+    client = http(harness)
+    with harness.statements() as few:
         desired(client)
     for number in range(2, 10):
-        world.push(f"acme/a{number}")
-        world.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
-    with world.statements() as many:
+        harness.push(f"acme/a{number}")
+        harness.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
+    with harness.statements() as many:
         assert len(desired(client).adapters) == 10
     ours = [
         [s for s in sent if "FROM adapter" in s or "version_file" in s or "FROM verdict" in s] for sent in (few, many)
@@ -82,9 +82,9 @@ def test_the_desired_state_takes_as_many_statements_for_two_adapters_as_for_ten(
     assert len(ours[0]) == len(ours[1]) <= 4, ours
 
 
-def test_the_cursor_changes_with_the_rules_of_the_engine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(world, "acme/support")
-    client = http(world)
+def test_the_cursor_changes_with_the_rules_of_the_engine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(harness, "acme/support")
+    client = http(harness)
     before = [desired(client, engine=engine).cursor for engine in ("vllm==0.33.0", "sglang==0.5.23")]
     digest = rulebook.digest
     monkeypatch.setattr(rulebook, "digest", lambda name: Digest.of(b"new") if name == "vllm" else digest(name))
@@ -92,104 +92,104 @@ def test_the_cursor_changes_with_the_rules_of_the_engine(world: World, monkeypat
     assert (after[0] != before[0], after[1]) == (True, before[1])
 
 
-def test_the_cursor_changes_with_moves_verdicts_and_yanks_only(world: World) -> None:
-    fill(world, "acme/support")
-    client = http(world)
+def test_the_cursor_changes_with_moves_verdicts_and_yanks_only(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    client = http(harness)
     cursors = [desired(client).cursor]
-    world.push("acme/support")
+    harness.push("acme/support")
     assert desired(client).cursor == cursors[0]
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     cursors.append(desired(client).cursor)
-    world.validate("acme/support@2")
+    harness.validate("acme/support@2")
     cursors.append(desired(client).cursor)
-    world.admin.yank("acme/support@2", "bad data")
+    harness.admin.yank("acme/support@2", "bad data")
     last = desired(client)
     assert (last.adapters, len({*cursors, last.cursor})) == ([], 4)
 
 
-def test_a_matching_cursor_gives_304_without_a_body(world: World) -> None:
-    fill(world, "acme/support")
-    client = http(world)
+def test_a_matching_cursor_gives_304_without_a_body(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    client = http(harness)
     asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{desired(client).cursor}"'}}
     same = client.get(DESIRED_STATE, **asked)  # type: ignore[arg-type]
     assert (same.status_code, same.content) == (304, b"")
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     assert client.get(DESIRED_STATE, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
 
 
-def test_a_waiting_request_is_answered_after_a_promotion(world: World) -> None:
-    fill(world, "acme/support")
-    client = http(world)
+def test_a_waiting_request_is_answered_after_a_promotion(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    client = http(harness)
     cursor = desired(client).cursor
     told: list[DesiredState] = []
-    waiting = threading.Thread(target=lambda: told.append(desired(http(world), since=cursor, wait=60)))
+    waiting = threading.Thread(target=lambda: told.append(desired(http(harness), since=cursor, wait=60)))
     waiting.start()
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     waiting.join(60)
     assert [entry.number for entry in told[0].adapters] == [2]
     assert desired(client, since="of another time", wait=60).cursor == told[0].cursor
 
 
 @pytest.mark.security
-def test_a_waiting_request_ends_when_its_token_is_revoked(world: World) -> None:
-    fill(world, "acme/support")
-    token_id, secret = world.issue("pull", namespaces=["acme"])
-    cursor = desired(http(world, secret)).cursor
+def test_a_waiting_request_ends_when_its_token_is_revoked(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    token_id, secret = harness.issue("pull", namespaces=["acme"])
+    cursor = desired(http(harness, secret)).cursor
     waiting_query = {"alias": "canary", "since": cursor, "wait": 60}
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(http(world, secret).get, DESIRED_STATE, params=waiting_query)  # type: ignore[arg-type]
-        world.admin.revoke_token(token_id)
+        waiting = pool.submit(http(harness, secret).get, DESIRED_STATE, params=waiting_query)  # type: ignore[arg-type]
+        harness.admin.revoke_token(token_id)
         assert waiting.result(50).status_code == 401
 
 
-def test_the_change_counter_moves_with_events_and_not_with_leases(world: World) -> None:
-    fill(world, "acme/support")
-    counter, stamps = ChangeCounter(world.engine), itertools.count()
-    digest = world.admin.version("acme/support").digest
+def test_the_change_counter_moves_with_events_and_not_with_leases(harness: Harness) -> None:
+    fill(harness, "acme/support")
+    counter, stamps = ChangeCounter(harness.engine), itertools.count()
+    digest = harness.admin.version("acme/support").digest
     slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
     said = NodeReport(base=BASE, alias="canary", slots=[slot])
     reading = counter.read(next(stamps))
     for _ in range(3):
-        world.admin.report_node("gpu-1", "vllm", said)
+        harness.admin.report_node("gpu-1", "vllm", said)
     assert counter.read(next(stamps)) == reading
     readings = [reading]
-    world.push("acme/support")
+    harness.push("acme/support")
     readings.append(counter.read(next(stamps)))
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     readings.append(counter.read(next(stamps)))
-    world.validate("acme/support@2")
+    harness.validate("acme/support@2")
     readings.append(counter.read(next(stamps)))
-    world.admin.quarantine("acme/support@2", "an alarm")
+    harness.admin.quarantine("acme/support@2", "an alarm")
     readings.append(counter.read(next(stamps)))
     assert readings == sorted(set(readings))
-    with world.statements() as sent:
+    with harness.statements() as sent:
         assert counter.read("a") == counter.read("a") == counter.peek("a") == readings[-1]
     assert (len(sent), counter.peek("b"), counter.peek(None)) == (1, None, None)
 
 
-def test_a_desired_state_shows_only_what_the_actor_may_see(world: World) -> None:
-    fill(world, "acme/support", "bolt/sales")
-    _, secret = world.issue("pull", namespaces=["bolt"])
-    assert [entry.name for entry in desired(http(world, secret)).adapters] == ["bolt/sales"]
-    assert http(world).get("/api/v1/bases/none/adapters").json()["code"] == "BASE_UNKNOWN"
+def test_a_desired_state_shows_only_what_the_actor_may_see(harness: Harness) -> None:
+    fill(harness, "acme/support", "bolt/sales")
+    _, secret = harness.issue("pull", namespaces=["bolt"])
+    assert [entry.name for entry in desired(http(harness, secret)).adapters] == ["bolt/sales"]
+    assert http(harness).get("/api/v1/bases/none/adapters").json()["code"] == "BASE_UNKNOWN"
 
 
-def test_equal_served_names_are_made_unique(world: World) -> None:
-    fill(world, "a-b/c", "a/b-c")
-    served = [entry.served_name for entry in desired(http(world)).adapters]
+def test_equal_served_names_are_made_unique(harness: Harness) -> None:
+    fill(harness, "a-b/c", "a/b-c")
+    served = [entry.served_name for entry in desired(http(harness)).adapters]
     assert len(set(served)) == 2
     assert all(name.startswith("a-b-c-v1-") for name in served)
     assert len(served_name(AdapterName("a" * 64, "b" * 64), 10**8)) <= 100
 
 
 @pytest.mark.security
-def test_many_waiting_nodes_cost_one_read_for_each_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(world, "acme/support")
-    secrets = [world.issue("pull", namespaces=["acme"])[1] for _ in range(2)]
-    cursor = desired(http(world, secrets[0])).cursor
-    counter, state_cursor = world.app.state.change_counter, desired_states.state_cursor
+def test_many_waiting_nodes_cost_one_read_for_each_change(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(harness, "acme/support")
+    secrets = [harness.issue("pull", namespaces=["acme"])[1] for _ in range(2)]
+    cursor = desired(http(harness, secrets[0])).cursor
+    counter, state_cursor = harness.app.state.change_counter, desired_states.state_cursor
     query, counts, read = counter._query, set(), threading.Semaphore(0)
     load, calls = desired_states.load, Counter[str]()
 
@@ -210,13 +210,13 @@ def test_many_waiting_nodes_cost_one_read_for_each_change(world: World, monkeypa
     monkeypatch.setattr(desired_states, "load", count_loads)
     monkeypatch.setattr(counter, "_query", record_counts)
     with ThreadPoolExecutor(20) as pool:
-        waiting = [pool.submit(desired, http(world, secrets[n % 2]), since=cursor, wait=60) for n in range(20)]
+        waiting = [pool.submit(desired, http(harness, secrets[n % 2]), since=cursor, wait=60) for n in range(20)]
         assert read.acquire(timeout=60)
-        with world.session(write=True) as session:
+        with harness.session(write=True) as session:
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "globex/other:prod")
         assert read.acquire(timeout=60)
-        world.push("acme/support")
-        world.admin.promote("acme/support", "canary", "2", generation=1)
+        harness.push("acme/support")
+        harness.admin.promote("acme/support", "canary", "2", generation=1)
         states = [future.result(60) for future in waiting]
     assert {state.adapters[0].number for state in states} == {2}
     assert 2 <= calls["cursor"] - calls["load"] <= len(counts)

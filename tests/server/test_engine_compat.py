@@ -17,10 +17,10 @@ from registry.errors import Denied, Invalid, NotFound
 from registry.server.database.models import FACT, AdapterRow, VerdictRow, VersionRow, VersionTagRow
 from registry.server.evaluation import engine_compat
 from registry.server.maintenance import reevaluate
-from tests import forge
+from tests import samples
 from tests.engines import image_cases
+from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 VLLM, WIDE, SGLANG = "vllm==0.33.0", "vllm==0.33.0,max_lora_rank=64", "sglang==0.5.23"
 
@@ -35,31 +35,31 @@ class NoReads(MemoryBlobs):
         return super().read(key, start, length)
 
 
-def close(world: World) -> None:
+def close(harness: Harness) -> None:
     """From now on a read fails the test."""
-    assert isinstance(world.blobs, NoReads)
-    world.blobs.closed = True
+    assert isinstance(harness.blobs, NoReads)
+    harness.blobs.closed = True
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as made:
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as made:
         made.add_base()
         yield made
 
 
-def stored(world: World, ref: str = "acme/support") -> dict[str, str]:
-    return {v.profile: v.outcome for v in world.admin.version(ref).verdicts if v.check == "engine"}
+def stored(harness: Harness, ref: str = "acme/support") -> dict[str, str]:
+    return {v.profile: v.outcome for v in harness.admin.version(ref).verdicts if v.check == "engine"}
 
 
-def rows(world: World) -> list[VerdictRow]:
-    with world.session() as session:
+def rows(harness: Harness) -> list[VerdictRow]:
+    with harness.session() as session:
         return list(session.exec(select(VerdictRow).where(VerdictRow.check == "engine")).all())
 
 
-def many(world: World, count: int) -> None:
+def many(harness: Harness, count: int) -> None:
     """More versions of the first adapter's facts, as rows alone."""
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         pattern = session.exec(select(VersionRow)).first()
         adapter = session.exec(select(AdapterRow)).first()
         values = pattern.model_dump() | {"adapter_id": adapter.id}
@@ -69,33 +69,33 @@ def many(world: World, count: int) -> None:
 
 
 # ------------------------------------------------------------------ at push
-def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(world: World) -> None:
-    world.push("acme/support", world.files(rank=64))
-    assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
-    made_by = {row.profile: row.made_by["rules"] for row in rows(world)}
+def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(harness: Harness) -> None:
+    harness.push("acme/support", harness.files(rank=64))
+    assert stored(harness) == {VLLM: "fail", SGLANG: "pass"}
+    made_by = {row.profile: row.made_by["rules"] for row in rows(harness)}
     assert made_by == {VLLM: rulebook.digest("vllm"), SGLANG: rulebook.digest("sglang")}
-    line = world.admin.adapter("acme/support")
+    line = harness.admin.adapter("acme/support")
     assert line.verdicts[f"engine {VLLM}"] == "fail"
 
 
 def test_a_server_with_an_unknown_engine_in_its_settings_does_not_start(database_url: str) -> None:
     with pytest.raises(Invalid, match="REGISTRY_ENGINES: engine 'vlm' is unknown"):
-        World(database_url, engines="vlm==0.33.0")
+        Harness(database_url, engines="vlm==0.33.0")
 
 
 # ------------------------------------------------------------------ asked
-def test_engine_verdicts_are_computed_without_reading_a_blob(world: World) -> None:
-    world.push("acme/support", world.files(rank=64))
-    close(world)
-    items = world.admin.verdicts("acme/support", [VLLM, WIDE]).items
+def test_engine_verdicts_are_computed_without_reading_a_blob(harness: Harness) -> None:
+    harness.push("acme/support", harness.files(rank=64))
+    close(harness)
+    items = harness.admin.verdicts("acme/support", [VLLM, WIDE]).items
     assert [(v.profile, v.outcome) for v in items] == [(VLLM, "fail"), (WIDE, "pass")]
     assert "max_lora_rank" in items[0].findings[0].message
-    assert len(rows(world)) == 2
+    assert len(rows(harness)) == 2
 
 
-def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> None:
-    world.push("acme/support")
-    assert [str(v.check) for v in world.admin.verdicts("acme/support").items] == [
+def test_without_an_engine_the_stored_verdicts_are_the_answer(harness: Harness) -> None:
+    harness.push("acme/support")
+    assert [str(v.check) for v in harness.admin.verdicts("acme/support").items] == [
         "compat",
         "weights",
         "engine",
@@ -104,43 +104,43 @@ def test_without_an_engine_the_stored_verdicts_are_the_answer(world: World) -> N
 
 
 @pytest.mark.parametrize("profile", ["vllm", "vlm==1.0", "vllm==0.33.0,max_lora_rank=33"])
-def test_an_invalid_profile_is_a_bad_request(world: World, profile: str) -> None:
-    world.push("acme/support")
+def test_an_invalid_profile_is_a_bad_request(harness: Harness, profile: str) -> None:
+    harness.push("acme/support")
     with pytest.raises(Invalid) as caught:
-        world.admin.verdicts("acme/support", [profile])
+        harness.admin.verdicts("acme/support", [profile])
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def test_an_invisible_version_has_no_verdicts(world: World) -> None:
-    world.push("acme/support")
+def test_an_invisible_version_has_no_verdicts(harness: Harness) -> None:
+    harness.push("acme/support")
     with pytest.raises(NotFound):
-        world.actor("pull", namespaces=["other"]).verdicts("acme/support", [VLLM])
+        harness.actor("pull", namespaces=["other"]).verdicts("acme/support", [VLLM])
 
 
-def test_an_incompatible_adapter_fails_on_every_engine(world: World) -> None:
-    world.push("acme/support", forge.lora(forge.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
-    assert world.admin.version("acme/support").verdicts[0].outcome == "fail"
-    assert set(stored(world).values()) == {"fail"}
+def test_an_incompatible_adapter_fails_on_every_engine(harness: Harness) -> None:
+    harness.push("acme/support", samples.lora(samples.llama(hidden=32, heads=2, kv_heads=1, intermediate=64), seed=1))
+    assert harness.admin.version("acme/support").verdicts[0].outcome == "fail"
+    assert set(stored(harness).values()) == {"fail"}
 
 
-def test_a_header_is_judged_before_it_is_pushed(world: World) -> None:
-    files = world.files(rank=64)
-    weights = files[forge.WEIGHTS]
+def test_a_header_is_judged_before_it_is_pushed(harness: Harness) -> None:
+    files = harness.files(rank=64)
+    weights = files[samples.WEIGHTS]
     length = int.from_bytes(weights[:8], "little")
     request = CheckRequest(
-        base="tiny-llama", config=files[forge.CONFIG].decode(), header=weights[8 : 8 + length].decode(),
+        base="tiny-llama", config=files[samples.CONFIG].decode(), header=weights[8 : 8 + length].decode(),
         size_bytes=len(weights), engines=[VLLM, WIDE],
     )  # fmt: skip
-    items = world.admin.check(request).items
+    items = harness.admin.check(request).items
     assert [(str(v.check), v.outcome) for v in items] == [("compat", "warn"), ("engine", "fail"), ("engine", "pass")]
-    assert rows(world) == []
+    assert rows(harness) == []
     with pytest.raises(Invalid) as caught:
-        world.admin.check(request.model_copy(update={"header": json.dumps({"x": 1})}))
+        harness.admin.check(request.model_copy(update={"header": json.dumps({"x": 1})}))
     assert caught.value.code == "TENSORS_INVALID"
 
 
-def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> None:
-    world.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
+def test_another_tools_header_is_judged_before_it_is_pushed(harness: Harness) -> None:
+    harness.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
     for case, format_name in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
         data = image_cases.CASES[case].file
         length = int.from_bytes(data[:8], "little")
@@ -148,61 +148,61 @@ def test_another_tools_header_is_judged_before_it_is_pushed(world: World) -> Non
             base="flux-tiny", file="style.safetensors", header=data[8 : 8 + length].decode(), size_bytes=len(data),
             engines=["diffusers==0.42.1"],
         )  # fmt: skip
-        compat, loaded = world.admin.check(request).items
+        compat, loaded = harness.admin.check(request).items
         assert compat.outcome == format_name
         assert loaded.outcome == ("pass" if case == "flux-kohya" else "fail")
 
 
 # ------------------------------------------------------------------ fleets
-def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(world: World) -> None:
-    world.push("acme/small", world.files(rank=8))
-    world.push("acme/large", world.files(rank=64))
-    world.push("acme/gone", world.files(rank=128))
-    world.admin.yank("acme/gone@1", "wrong data")
-    close(world)
-    found = world.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
+def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness: Harness) -> None:
+    harness.push("acme/small", harness.files(rank=8))
+    harness.push("acme/large", harness.files(rank=64))
+    harness.push("acme/gone", harness.files(rank=128))
+    harness.admin.yank("acme/gone@1", "wrong data")
+    close(harness)
+    found = harness.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
     assert (found.base, found.adapters) == ("tiny-llama", 2)
     vllm = found.items[0]
     assert (vllm.rank_limit, vllm.raised_by) == (64, ("acme/large",))
     assert "--max-lora-rank 64" in vllm.flags
-    assert world.actor("pull", namespaces=["other"]).engine_settings("tiny-llama", [VLLM]).adapters == 0
+    assert harness.actor("pull", namespaces=["other"]).engine_settings("tiny-llama", [VLLM]).adapters == 0
 
 
 # ------------------------------------------------------------------ renewal
-def renewed(world: World, setting: str) -> tuple[int, int]:
-    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(setting))
+def renewed(harness: Harness, setting: str) -> tuple[int, int]:
+    done = reevaluate.evaluate_again(harness.engine, harness.blobs, engine_compat.parse_setting(setting))
     return done.versions, done.verdicts
 
 
-def test_only_verdicts_older_than_the_rules_are_renewed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.push("acme/support")
-    world.push("acme/other")
-    setting = world.settings.engines
-    assert renewed(world, setting) == (2, 0)
+def test_only_verdicts_older_than_the_rules_are_renewed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.push("acme/support")
+    harness.push("acme/other")
+    setting = harness.settings.engines
+    assert renewed(harness, setting) == (2, 0)
     before = rulebook.digest
     monkeypatch.setattr(rulebook, "digest", lambda name: "sha256:new" if name == "vllm" else before(name))
-    assert renewed(world, setting) == (2, 2)
-    assert renewed(world, setting) == (2, 0)
-    assert len(rows(world)) == 6
-    assert {row.made_by["rules"] for row in sorted(rows(world), key=lambda row: row.id or 0)[-2:]} == {"sha256:new"}
+    assert renewed(harness, setting) == (2, 2)
+    assert renewed(harness, setting) == (2, 0)
+    assert len(rows(harness)) == 6
+    assert {row.made_by["rules"] for row in sorted(rows(harness), key=lambda row: row.id or 0)[-2:]} == {"sha256:new"}
 
 
-def test_an_engine_added_to_the_settings_gets_its_verdicts_without_reading_blobs(world: World) -> None:
-    world.push("acme/support", world.files(rank=64))
-    close(world)
-    assert renewed(world, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
-    assert stored(world) == {VLLM: "fail", SGLANG: "pass", WIDE: "pass"}
+def test_an_engine_added_to_the_settings_gets_its_verdicts_without_reading_blobs(harness: Harness) -> None:
+    harness.push("acme/support", harness.files(rank=64))
+    close(harness)
+    assert renewed(harness, f"{VLLM} {SGLANG} {WIDE}") == (1, 1)
+    assert stored(harness) == {VLLM: "fail", SGLANG: "pass", WIDE: "pass"}
 
 
 def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.push("acme/support")
-    many(world, 250)
+    harness.push("acme/support")
+    many(harness, 250)
     monkeypatch.setattr(reevaluate, "BATCH", 100)
-    close(world)
-    with world.statements() as sent:
-        assert renewed(world, f"{VLLM} {SGLANG}") == (251, 500)
+    close(harness)
+    with harness.statements() as sent:
+        assert renewed(harness, f"{VLLM} {SGLANG}") == (251, 500)
     # Three batches: each reads the versions' facts and their verdicts, and writes its rows. The push before may still
     # be writing its record, so only these are counted.
     facts = "SELECT version.id, version.digest, version.base_id, version.facts"
@@ -211,15 +211,17 @@ def test_a_batch_costs_the_same_few_statements_however_many_versions_it_holds(
     assert len([s for s in sent if s.startswith("INSERT INTO verdict")]) <= 3
 
 
-def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.push("acme/support")
-    many(world, 5)
+def test_a_run_is_cut_into_requests_and_is_for_administrators(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.push("acme/support")
+    many(harness, 5)
     monkeypatch.setattr(reevaluate, "BATCH", 2)
     monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
     counts: list[Any] = []
     cursor = ""
     while True:
-        page = world.admin.recheck_engines(RecheckEnginesRequest(cursor=cursor))
+        page = harness.admin.recheck_engines(RecheckEnginesRequest(cursor=cursor))
         counts.append((page.versions, page.verdicts))
         cursor = page.next_cursor
         if not cursor:
@@ -228,13 +230,13 @@ def test_a_run_is_cut_into_requests_and_is_for_administrators(world: World, monk
     assert sum(written for _, written in counts) == 10
     assert len(counts) >= 3
     with pytest.raises(Denied):
-        world.actor("push").recheck_engines(RecheckEnginesRequest())
+        harness.actor("push").recheck_engines(RecheckEnginesRequest())
 
 
 # ------------------------------------------------------------------ headers that are read again
-def as_an_older_release_kept_it(world: World) -> None:
+def as_an_older_release_kept_it(harness: Harness) -> None:
     """The only version's row with facts and tags of a release that knew other ones, and with verdicts of those."""
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
         row.facts = {"format": "unknown", "card": {"datasets": ["d"]}, "engine": {"facts_version": 0, "format": "peft"}}
         row.method, row.rank = "", None
@@ -247,51 +249,57 @@ def as_an_older_release_kept_it(world: World) -> None:
         session.add(VersionTagRow(version_id=row.id or 0, key=f"{FACT}format:unknown", value=""))
 
 
-def test_facts_of_an_older_release_are_read_from_the_header_again_once(world: World) -> None:
-    before = world.push("acme/support", world.files(rank=64), annotations={"team": "search"}).version
-    as_an_older_release_kept_it(world)
-    assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
-    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
+def test_facts_of_an_older_release_are_read_from_the_header_again_once(harness: Harness) -> None:
+    before = harness.push("acme/support", harness.files(rank=64), annotations={"team": "search"}).version
+    as_an_older_release_kept_it(harness)
+    assert harness.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "unknown"
+    done = reevaluate.evaluate_again(
+        harness.engine, harness.blobs, engine_compat.parse_setting(harness.settings.engines)
+    )
     assert (done.versions, done.headers, done.verdicts) == (1, 1, 2)
-    after = world.admin.version("acme/support")
+    after = harness.admin.version("acme/support")
     assert (after.digest, after.number) == (before.digest, before.number)
     assert after.facts == before.facts | {"card": {"datasets": ["d"]}}
-    assert (line := world.admin.adapter("acme/support")).method == "LORA"
+    assert (line := harness.admin.adapter("acme/support")).method == "LORA"
     assert line.rank == 64
-    assert stored(world) == {VLLM: "fail", SGLANG: "pass"}
+    assert stored(harness) == {VLLM: "fail", SGLANG: "pass"}
     assert [str(v.outcome) for v in after.verdicts if v.check == "compat"] == ["warn"]  # rank over width
     for search in ({"format": "peft"}, {"target": ["q_proj"]}, {"annotation": ["team=search"]}, {"rank_min": 64}):
-        assert [item.name for item in world.admin.adapters(**search).items] == ["acme/support"], search
-    assert world.admin.adapters(format="unknown").items == []
-    close(world)
-    assert renewed(world, world.settings.engines) == (1, 0)
+        assert [item.name for item in harness.admin.adapters(**search).items] == ["acme/support"], search
+    assert harness.admin.adapters(format="unknown").items == []
+    close(harness)
+    assert renewed(harness, harness.settings.engines) == (1, 0)
 
 
-def test_old_headers_are_read_again_without_engines_in_the_settings(world: World) -> None:
-    world.push("acme/support")
-    as_an_older_release_kept_it(world)
-    done = reevaluate.evaluate_again(world.engine, world.blobs, ())
+def test_old_headers_are_read_again_without_engines_in_the_settings(harness: Harness) -> None:
+    harness.push("acme/support")
+    as_an_older_release_kept_it(harness)
+    done = reevaluate.evaluate_again(harness.engine, harness.blobs, ())
     assert (done.versions, done.headers, done.verdicts) == (1, 1, 0)
-    assert world.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
+    assert harness.admin.verdicts("acme/support", [WIDE]).items[0].outcome == "pass"
 
 
-def test_many_old_headers_are_read_some_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.push("acme/support")
-    as_an_older_release_kept_it(world)
-    many(world, 6)
+def test_many_old_headers_are_read_some_at_a_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.push("acme/support")
+    as_an_older_release_kept_it(harness)
+    many(harness, 6)
     monkeypatch.setattr(reevaluate, "HEADERS", 2)
     monkeypatch.setattr(reevaluate, "SECONDS", 0.0)
-    page = world.admin.recheck_engines(RecheckEnginesRequest())
+    page = harness.admin.recheck_engines(RecheckEnginesRequest())
     assert (page.versions, page.headers, bool(page.next_cursor)) == (2, 2, True)
-    done = reevaluate.evaluate_again(world.engine, world.blobs, engine_compat.parse_setting(world.settings.engines))
+    done = reevaluate.evaluate_again(
+        harness.engine, harness.blobs, engine_compat.parse_setting(harness.settings.engines)
+    )
     assert (done.versions, done.headers) == (7, 5)
 
 
-def test_an_unreadable_header_stays_unknown_and_stops_nothing(world: World) -> None:
-    world.push("acme/support")
-    as_an_older_release_kept_it(world)
-    before = world.admin.version("acme/support").facts
-    done = reevaluate.evaluate_again(world.engine, MemoryBlobs(), engine_compat.parse_setting(world.settings.engines))
+def test_an_unreadable_header_stays_unknown_and_stops_nothing(harness: Harness) -> None:
+    harness.push("acme/support")
+    as_an_older_release_kept_it(harness)
+    before = harness.admin.version("acme/support").facts
+    done = reevaluate.evaluate_again(
+        harness.engine, MemoryBlobs(), engine_compat.parse_setting(harness.settings.engines)
+    )
     assert (done.versions, done.headers, done.verdicts) == (1, 0, 2)
-    assert world.admin.version("acme/support").facts == before
-    assert stored(world) == {VLLM: "unknown", SGLANG: "unknown"}
+    assert harness.admin.version("acme/support").facts == before
+    assert stored(harness) == {VLLM: "unknown", SGLANG: "unknown"}

@@ -15,18 +15,18 @@ from registry.errors import Invalid, TooLarge
 from registry.server.database import db
 from registry.server.database.models import FleetBlobRow, FleetNodeRow, FleetSlotRow
 from registry.server.serving import reports
+from tests.harness import Harness, rows
 from tests.maintenance import collect
-from tests.world import World, rows
 
 
 class Nodes:
     """Nodes of one token that report over the API."""
 
-    def __init__(self, world: World, namespaces: tuple[str, ...] = ("*",)) -> None:
-        self.world, self.fleet = world, world.client(world.issue("pull", namespaces=namespaces)[1])
+    def __init__(self, harness: Harness, namespaces: tuple[str, ...] = ("*",)) -> None:
+        self.harness, self.fleet = harness, harness.client(harness.issue("pull", namespaces=namespaces)[1])
 
     def slot(self, ref: str, state: str = "serving", **how: Any) -> SlotReport:
-        version = self.world.admin.version(ref)
+        version = self.harness.admin.version(ref)
         served = f"{version.name.replace('/', '-')}-v{version.number}"
         return SlotReport(adapter=version.name, digest=version.digest, served_name=served, state=state, **how)
 
@@ -36,36 +36,36 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(world: World) -> Nodes:
-    world.add_base()
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "1", generation=0)
-    return Nodes(world)
+def nodes(harness: Harness) -> Nodes:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    return Nodes(harness)
 
 
-def seen(world: World, secret: str = "", **asked: str) -> FleetNodes:
-    return world.client(secret or world.secret).all_nodes(**asked)
+def seen(harness: Harness, secret: str = "", **asked: str) -> FleetNodes:
+    return harness.client(secret or harness.secret).all_nodes(**asked)
 
 
-def told(world: World) -> list[str]:
-    return [f"{e.action} {e.object} {e.detail['node']}" for e in Audit(world.admin).events() if "node" in e.detail]
+def told(harness: Harness) -> list[str]:
+    return [f"{e.action} {e.object} {e.detail['node']}" for e in Audit(harness.admin).events() if "node" in e.detail]
 
 
-def lapse(world: World, by: timedelta = timedelta(0)) -> None:
+def lapse(harness: Harness, by: timedelta = timedelta(0)) -> None:
     """All leases end, as time would end them."""
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for row in rows(session, FleetNodeRow):
             row.expires_at = db.now() - by
             session.add(row)
 
 
-def test_a_report_is_shown_with_the_version_that_the_alias_points_at(world: World, nodes: Nodes) -> None:
+def test_a_report_is_shown_with_the_version_that_the_alias_points_at(harness: Harness, nodes: Nodes) -> None:
     assert nodes.says("gpu-1", nodes.slot("acme/support@1", verified=True), profile="vllm==0.33.0") == []
     assert nodes.says("gpu-2") == []
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     nodes.says("gpu-3", nodes.slot("acme/support@1", "draining"), nodes.slot("acme/support@2"))
-    found = seen(world)
+    found = seen(harness)
     by_node = {(view.node, slot.number): slot for view in found.items for slot in view.slots}
     assert {key: (slot.state, slot.desired_number) for key, slot in by_node.items()} == {
         ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
@@ -74,110 +74,112 @@ def test_a_report_is_shown_with_the_version_that_the_alias_points_at(world: Worl
     assert [(c.adapter, c.number, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
     assert by_node["gpu-1", 1].verified
     assert all(view.live for view in found.items)
-    assert [view.node for view in seen(world, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], "my own nodes"
-    assert [view.node for view in seen(world, node="gpu-2").items] == ["gpu-2"]
-    lapse(world)
-    assert (seen(world).convergence, {view.live for view in seen(world).items}) == ([], {False})
+    assert [view.node for view in seen(harness, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], (
+        "my own nodes"
+    )
+    assert [view.node for view in seen(harness, node="gpu-2").items] == ["gpu-2"]
+    lapse(harness)
+    assert (seen(harness).convergence, {view.live for view in seen(harness).items}) == ([], {False})
 
 
-def test_an_unchanged_report_writes_one_row_and_no_event(world: World, nodes: Nodes) -> None:
+def test_an_unchanged_report_writes_one_row_and_no_event(harness: Harness, nodes: Nodes) -> None:
     slot = nodes.slot("acme/support@1")
     nodes.says("gpu-1", slot)
-    before = seen(world).items[0]
-    with world.statements() as sent:
+    before = seen(harness).items[0]
+    with harness.statements() as sent:
         nodes.says("gpu-1", slot)
     assert [s.split()[0] for s in sent if "fleet" in s] == ["SELECT", "UPDATE"]
-    after = seen(world).items[0]
+    after = seen(harness).items[0]
     assert after.reported_at > before.reported_at
     assert after.slots == before.slots
-    assert told(world) == ["version.serve acme/support@1 gpu-1"]
+    assert told(harness) == ["version.serve acme/support@1 gpu-1"]
 
 
-def test_starting_and_stopping_to_serve_a_version_are_events(world: World, nodes: Nodes) -> None:
-    world.push("acme/support")
+def test_starting_and_stopping_to_serve_a_version_are_events(harness: Harness, nodes: Nodes) -> None:
+    harness.push("acme/support")
     one, two = nodes.slot("acme/support@1"), nodes.slot("acme/support@2")
     nodes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
     nodes.says("gpu-1", one.model_copy(update={"state": SlotState.DRAINING}), two)
     nodes.says("gpu-1", two)
-    assert told(world) == [
+    assert told(harness) == [
         "version.serve acme/support@1 gpu-1", "version.unserve acme/support@1 gpu-1",
         "version.serve acme/support@2 gpu-1",
     ]  # fmt: skip
 
 
-def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_until_it_ends(stored_world: World) -> None:
-    stored_world.push("acme/support")
-    nodes = Nodes(stored_world)
+def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_until_it_ends(stored_harness: Harness) -> None:
+    stored_harness.push("acme/support")
+    nodes = Nodes(stored_harness)
     slot, failed = nodes.slot("acme/support@1"), nodes.slot("acme/support@1", "failed")
     nodes.says("gpu-1", slot)
-    gone = stored_world.admin.delete_adapter("acme/support")
+    gone = stored_harness.admin.delete_adapter("acme/support")
     assert [(on.node, on.number, on.state) for on in gone.served_on] == [("gpu-1", 1, "serving")]
-    assert collect(stored_world).blobs_deleted == 0
+    assert collect(stored_harness).blobs_deleted == 0
     assert nodes.says("gpu-1", slot) == []
     assert nodes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
-    shown = seen(stored_world).items[0].slots
+    shown = seen(stored_harness).items[0].slots
     assert [(s.adapter, s.number, s.desired_number) for s in shown] == [("acme/support", 1, None)]
-    assert collect(stored_world).blobs_deleted == 0
-    lapse(stored_world)
-    assert collect(stored_world).blobs_deleted > 0
+    assert collect(stored_harness).blobs_deleted == 0
+    lapse(stored_harness)
+    assert collect(stored_harness).blobs_deleted > 0
     assert nodes.says("gpu-1", failed) == []
-    lapse(stored_world, by=timedelta(days=2))
-    collect(stored_world)
-    with stored_world.session() as session:
+    lapse(stored_harness, by=timedelta(days=2))
+    collect(stored_harness)
+    with stored_harness.session() as session:
         assert [rows(session, table) for table in (FleetNodeRow, FleetSlotRow, FleetBlobRow)] == [[], [], []]
     assert nodes.says("gpu-1", slot) == [slot.served_name]
 
 
-def test_withdrawing_a_version_lists_the_nodes_that_serve_it(world: World, nodes: Nodes) -> None:
+def test_withdrawing_a_version_lists_the_nodes_that_serve_it(harness: Harness, nodes: Nodes) -> None:
     nodes.says("gpu-1", nodes.slot("acme/support@1"))
     nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
-    assert [on.node for on in world.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
-    assert [slot.desired_number for slot in seen(world, node="gpu-1").items[0].slots] == [None]
-    world.admin.unquarantine("acme/support@1", "a false one")
-    lapse(world)
-    assert world.admin.yank("acme/support@1", "bad data").served_on == []
+    assert [on.node for on in harness.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
+    assert [slot.desired_number for slot in seen(harness, node="gpu-1").items[0].slots] == [None]
+    harness.admin.unquarantine("acme/support@1", "a false one")
+    lapse(harness)
+    assert harness.admin.yank("acme/support@1", "bad data").served_on == []
     nodes.says("gpu-1", nodes.slot("acme/support@1"), lease_seconds=61)
-    assert [on.engine for on in world.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
+    assert [on.engine for on in harness.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
 
 
-def test_nobody_sees_or_reports_beyond_their_own_rights(world: World, nodes: Nodes) -> None:
-    world.push("bolt/sales")
-    world.admin.promote("bolt/sales", "canary", "1", generation=0)
+def test_nobody_sees_or_reports_beyond_their_own_rights(harness: Harness, nodes: Nodes) -> None:
+    harness.push("bolt/sales")
+    harness.admin.promote("bolt/sales", "canary", "1", generation=0)
     nodes.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1"))
     nodes.says("gpu-2", nodes.slot("bolt/sales@1"))
     nodes.says("gpu-3")
-    _, acme = world.issue("pull", namespaces=["acme"])
-    found = seen(world, acme)
+    _, acme = harness.issue("pull", namespaces=["acme"])
+    found = seen(harness, acme)
     shown = [(view.node, slot.adapter, slot.state) for view in found.items for slot in view.slots]
     assert shown == [(f"gpu-{n}", "acme/support", state) for n, state in ((1, "serving"), (2, "absent"), (3, "absent"))]
     assert [(c.adapter, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 1, 3)]
-    _, other = world.issue("pull", namespaces=["other"])
-    assert seen(world, other) == FleetNodes(items=[])
-    narrow = Nodes(world, ("bolt",))
+    _, other = harness.issue("pull", namespaces=["other"])
+    assert seen(harness, other) == FleetNodes(items=[])
+    narrow = Nodes(harness, ("bolt",))
     assert narrow.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1")) == ["acme-support-v1"]
-    assert len(seen(world, node="gpu-1").items) == 2, "another token's node of the same name is another node"
-    assert [c.nodes for c in seen(world).convergence] == [3, 4]
+    assert len(seen(harness, node="gpu-1").items) == 2, "another token's node of the same name is another node"
+    assert [c.nodes for c in seen(harness).convergence] == [3, 4]
 
 
-def test_a_public_namespace_gives_no_lease_in_it(world: World, nodes: Nodes) -> None:
-    world.admin.create_namespace("open", owner="user:ann")
-    world.admin.change_namespace("open", NamespaceSet(public=True))
-    world.push("open/art")
-    outsider = Nodes(world, ("elsewhere",))
+def test_a_public_namespace_gives_no_lease_in_it(harness: Harness, nodes: Nodes) -> None:
+    harness.admin.create_namespace("open", owner="user:ann")
+    harness.admin.change_namespace("open", NamespaceSet(public=True))
+    harness.push("open/art")
+    outsider = Nodes(harness, ("elsewhere",))
     assert outsider.says("mine", nodes.slot("open/art@1")) == ["open-art-v1"]
-    assert world.admin.quarantine("open/art@1", "an alarm").served_on == []
+    assert harness.admin.quarantine("open/art@1", "an alarm").served_on == []
 
 
-def test_nodes_that_load_on_demand_are_shown_and_not_counted(world: World, nodes: Nodes) -> None:
+def test_nodes_that_load_on_demand_are_shown_and_not_counted(harness: Harness, nodes: Nodes) -> None:
     nodes.says("plugin", nodes.slot("acme/support@1"), on_demand=True)
     nodes.says("idle", on_demand=True)
-    found = seen(world)
+    found = seen(harness)
     assert [(view.node, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
     assert found.convergence == []
 
 
 def test_invalid_reports_are_rejected_with_a_reason(
-    world: World, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Invalid, match="node or engine"):
         nodes.says("../etc")
@@ -190,13 +192,13 @@ def test_invalid_reports_are_rejected_with_a_reason(
     with pytest.raises(TooLarge, match="has 1 nodes already"):
         nodes.says("gpu-2")
     with pytest.raises(Invalid, match="cursor"):
-        world.admin.nodes(cursor="x")
+        harness.admin.nodes(cursor="x")
 
 
-def test_pages_hold_at_most_limit_nodes_and_all_of_them_together(world: World, nodes: Nodes) -> None:
+def test_pages_hold_at_most_limit_nodes_and_all_of_them_together(harness: Harness, nodes: Nodes) -> None:
     for number in range(7):
         nodes.says(f"gpu-{number}", nodes.slot("acme/support@1"))
-    first = world.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3}).json()
+    first = harness.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3}).json()
     assert [len(first["items"]), bool(first["next_cursor"]), first["convergence"][0]["nodes"]] == [3, True, 7]
-    second = world.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3, "cursor": first["next_cursor"]})
+    second = harness.admin.connection.send("GET", "/fleet/nodes", query={"limit": 3, "cursor": first["next_cursor"]})
     assert (len(second.json()["items"]), second.json()["convergence"]) == (3, [])

@@ -31,9 +31,9 @@ from registry.server.database.models import (
 )
 from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
-from tests import forge
+from tests import samples
+from tests.harness import Harness
 from tests.maintenance import check, collect, findings, plan, states
-from tests.world import World
 
 BLOBS = 100
 
@@ -41,25 +41,25 @@ BLOBS = 100
 @pytest.fixture
 def local(database_url: str, tmp_path: Path) -> object:
     second = tmp_path / "second"
-    with World(database_url, blobs=LocalBlobs(tmp_path / "blobs"), second_copy=second.as_uri()) as world:
-        world.add_base()
-        yield world
+    with Harness(database_url, blobs=LocalBlobs(tmp_path / "blobs"), second_copy=second.as_uri()) as harness:
+        harness.add_base()
+        yield harness
 
 
-def fill(world: World) -> None:
+def fill(harness: Harness) -> None:
     """Push, validate, promote, roll back and yank."""
-    first = world.push("acme/support", alias="canary")
-    world.validate("acme/support@1")
-    world.push("acme/support")
-    world.admin.promote("acme/support", "canary", "2", generation=1)
-    world.admin.rollback("acme/support", "canary")
-    world.push("acme/other")
-    world.admin.yank("acme/other@1", "for the test")
+    first = harness.push("acme/support", alias="canary")
+    harness.validate("acme/support@1")
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.admin.rollback("acme/support", "canary")
+    harness.push("acme/other")
+    harness.admin.yank("acme/other@1", "for the test")
     assert first.created
 
 
-def file_of(world: World, digest: str) -> Path:
-    path = world.blobs.local_path(key_of(Digest(digest)))
+def file_of(harness: Harness, digest: str) -> Path:
+    path = harness.blobs.local_path(key_of(Digest(digest)))
     assert path is not None
     return path
 
@@ -71,31 +71,31 @@ def flip(path: Path, where: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_healthy_registry_has_no_findings(stored_world: World) -> None:
-    fill(stored_world)
-    collect(stored_world)
-    pages = check(stored_world, deep=True)
+def test_a_healthy_registry_has_no_findings(stored_harness: Harness) -> None:
+    fill(stored_harness)
+    collect(stored_harness)
+    pages = check(stored_harness, deep=True)
     assert [f for page in pages for f in page.findings] == []
     counted: dict[str, int] = {}
     for page in pages:
         for what, number in page.checked.items():
             counted[what] = counted.get(what, 0) + number
     assert (counted["adapters"], counted["versions"], counted["records"]) == (2, 3, 3)
-    assert counted["hashed"] == counted["blobs"] == len(states(stored_world))
+    assert counted["hashed"] == counted["blobs"] == len(states(stored_harness))
     assert sorted(page.share for page in pages)[-1] == 1.0
 
 
-def test_a_renamed_adapter_has_no_findings(world: World) -> None:
-    world.add_base()
+def test_a_renamed_adapter_has_no_findings(harness: Harness) -> None:
+    harness.add_base()
     for _ in range(2):
-        world.push("acme/support", alias="canary")
-    world.admin.rollback("acme/support", "canary", reason="again")
-    world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
+        harness.push("acme/support", alias="canary")
+    harness.admin.rollback("acme/support", "canary", reason="again")
+    harness.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
     for old, new in (("acme/support", "acme/helper"), ("acme/helper", "globex/helper")):
-        world.admin.rename(old, new)
-        world.push(new, alias="canary")
-    collect(world)
-    assert findings(world, deep=False) == []
+        harness.admin.rename(old, new)
+        harness.push(new, alias="canary")
+    collect(harness)
+    assert findings(harness, deep=False) == []
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def test_a_renamed_adapter_has_no_findings(world: World) -> None:
     [{"reason": "all was well"}, {"at": datetime(2026, 1, 1, tzinfo=UTC)}, {"evidence": []}, {"actor": "mallory"}],
     ids=["reason", "at", "evidence", "actor"],
 )
-def test_an_edited_alias_history_differs_from_its_events(world: World, edit: dict[str, object]) -> None:
+def test_an_edited_alias_history_differs_from_its_events(harness: Harness, edit: dict[str, object]) -> None:
     """`adapter history` reads rows that the audit log does not protect; it protects their events."""
-    world.add_base()
-    world.push("acme/support")
-    world.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
-    collect(world)
-    with world.session(write=True) as session:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "prod", "1", generation=0, reason="it burns", break_glass=True)
+    collect(harness)
+    with harness.session(write=True) as session:
         _change(AliasMoveRow, **edit)(session)
-    assert "alias.event_differs" in {finding.partition(" ")[0] for finding in findings(world, deep=False)}
+    assert "alias.event_differs" in {finding.partition(" ")[0] for finding in findings(harness, deep=False)}
 
 
 def _change(table: type[SQLModel], **values: object) -> Callable[[Session], None]:
@@ -155,29 +155,29 @@ DAMAGES: dict[str, Callable[[Session], object]] = {
 
 
 @pytest.mark.parametrize(("code", "database_kind"), zip(DAMAGES, itertools.cycle(["sqlite", "postgres"]), strict=False))
-def test_damaged_rows_are_found(world: World, code: str) -> None:
-    world.add_base()
-    world.push("acme/support", alias="canary")
-    world.push("acme/support", alias="canary")
-    collect(world)
-    with world.session(write=True) as session:
+def test_damaged_rows_are_found(harness: Harness, code: str) -> None:
+    harness.add_base()
+    harness.push("acme/support", alias="canary")
+    harness.push("acme/support", alias="canary")
+    collect(harness)
+    with harness.session(write=True) as session:
         DAMAGES[code](session)
-    assert code in {finding.partition(" ")[0] for finding in findings(world, deep=False)}
-    with world.session(write=True) as session:  # so that World.check accepts the rest
+    assert code in {finding.partition(" ")[0] for finding in findings(harness, deep=False)}
+    with harness.session(write=True) as session:  # so that Harness.check accepts the rest
         session.connection().execute(delete(BlobRow))
-    for stat in list(world.blobs.list("blobs/")):
-        world.blobs.delete(stat.key)
+    for stat in list(harness.blobs.list("blobs/")):
+        harness.blobs.delete(stat.key)
 
 
-def test_a_version_whose_manifest_has_another_digest_is_found(world: World) -> None:
-    world.add_base()
-    world.push("acme/support")
-    with world.session(write=True) as session:
+def test_a_version_whose_manifest_has_another_digest_is_found(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    with harness.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(digest=Digest.of(b"another")))
-    assert [f for f in findings(world, deep=False) if f.startswith("version.manifest_differs acme/support@1")]
+    assert [f for f in findings(harness, deep=False) if f.startswith("version.manifest_differs acme/support@1")]
 
 
-def test_missing_and_truncated_bytes_are_found_without_reading_them(local: World) -> None:
+def test_missing_and_truncated_bytes_are_found_without_reading_them(local: Harness) -> None:
     local.push("acme/support")
     digests = sorted(states(local))
     file_of(local, digests[0]).unlink()
@@ -188,7 +188,7 @@ def test_missing_and_truncated_bytes_are_found_without_reading_them(local: World
     file_of(local, digests[1]).unlink()
 
 
-def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local: World) -> None:
+def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local: Harness) -> None:
     dice = random.Random(24)
     expected = []
     with local.session(write=True) as session:
@@ -203,34 +203,34 @@ def test_a_hundred_flipped_bits_in_a_hundred_blobs_are_a_hundred_findings(local:
     assert set(states(local).values()) == {"corrupt"}
 
 
-def test_a_push_of_the_same_bytes_repairs_a_damaged_version(local: World) -> None:
+def test_a_push_of_the_same_bytes_repairs_a_damaged_version(local: Harness) -> None:
     files = local.files()
     local.push("acme/support", files)
-    weights = Digest.of(files[forge.WEIGHTS])
+    weights = Digest.of(files[samples.WEIGHTS])
     flip(file_of(local, weights), 4000)
     assert findings(local) == [f"blob.damaged {weights}"]
-    assert local.admin.version("acme/support").damaged == [forge.WEIGHTS]
-    link = next(f for f in local.admin.resolve("acme/support").files if f.path == forge.WEIGHTS)
+    assert local.admin.version("acme/support").damaged == [samples.WEIGHTS]
+    link = next(f for f in local.admin.resolve("acme/support").files if f.path == samples.WEIGHTS)
     with pytest.raises(Corrupt) as refusal, local.admin.read(link) as chunks:
         b"".join(chunks)
     assert refusal.value.code == "DIGEST_MISMATCH"
-    other = next(f for f in local.admin.resolve("acme/support").files if f.path == forge.CONFIG)
+    other = next(f for f in local.admin.resolve("acme/support").files if f.path == samples.CONFIG)
     with local.admin.read(other) as chunks:
-        assert b"".join(chunks) == files[forge.CONFIG]
+        assert b"".join(chunks) == files[samples.CONFIG]
     mended = local.push("acme/support", files)
     assert (mended.created, mended.version.number, mended.version.damaged) == (False, 1, [])
     with local.admin.read(link) as chunks:
-        assert b"".join(chunks) == files[forge.WEIGHTS]
+        assert b"".join(chunks) == files[samples.WEIGHTS]
     assert findings(local) == []
 
 
-def test_a_push_that_was_open_before_the_damage_repairs_it(local: World) -> None:
+def test_a_push_that_was_open_before_the_damage_repairs_it(local: Harness) -> None:
     files = local.files()
     local.push("acme/support", files)
     changed = {**files, "README.md": b"# another\n"}
     first = plan(local, changed)
     assert len(first.uploads) == 1
-    weights = Digest.of(files[forge.WEIGHTS])
+    weights = Digest.of(files[samples.WEIGHTS])
     flip(file_of(local, weights), 77)
     findings(local)
     pushed = local.push("acme/support", changed)
@@ -238,20 +238,20 @@ def test_a_push_that_was_open_before_the_damage_repairs_it(local: World) -> None
     assert findings(local) == []
 
 
-def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path: Path) -> None:
+def test_damaged_blobs_are_restored_from_the_second_copy(local: Harness, tmp_path: Path) -> None:
     files = local.files()
     local.push("acme/support", files)
     second = LocalBlobs(tmp_path / "second")
     for data in files.values():
         second.put(key_of(Digest.of(data)), [data], limit_bytes=len(data))
-    weights, config = Digest.of(files[forge.WEIGHTS]), Digest.of(files[forge.CONFIG])
+    weights, config = Digest.of(files[samples.WEIGHTS]), Digest.of(files[samples.CONFIG])
     flip(file_of(local, weights), 1)
     file_of(local, config).unlink()
     second_config = second.local_path(key_of(config))
     assert second_config is not None
     flip(second_config, 9)
     assert sorted(findings(local)) == sorted([f"blob.restored {weights}", f"blob.damaged {config}"])
-    assert file_of(local, weights).read_bytes() == files[forge.WEIGHTS]
+    assert file_of(local, weights).read_bytes() == files[samples.WEIGHTS]
     assert states(local)[weights] == "live"
     flip(second_config, 9)
     assert findings(local) == [f"blob.restored {config}"]
@@ -259,7 +259,7 @@ def test_damaged_blobs_are_restored_from_the_second_copy(local: World, tmp_path:
 
 
 def test_an_unreadable_blob_is_a_finding_and_the_check_continues(
-    local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = local.files()
     local.push("acme/support", files)
@@ -282,10 +282,10 @@ def test_an_unreadable_blob_is_a_finding_and_the_check_continues(
     assert file_of(local, bad).read_bytes() == data
 
 
-def test_bytes_repaired_by_hand_are_accepted_again(local: World) -> None:
+def test_bytes_repaired_by_hand_are_accepted_again(local: Harness) -> None:
     files = local.files()
     local.push("acme/support", files)
-    weights = Digest.of(files[forge.WEIGHTS])
+    weights = Digest.of(files[samples.WEIGHTS])
     flip(file_of(local, weights), 5)
     findings(local)
     flip(file_of(local, weights), 5)
@@ -293,7 +293,7 @@ def test_bytes_repaired_by_hand_are_accepted_again(local: World) -> None:
     assert findings(local) == []
 
 
-def test_a_deep_check_continues_at_its_cursor(local: World) -> None:
+def test_a_deep_check_continues_at_its_cursor(local: Harness) -> None:
     local.push("acme/support")
     digests = sorted(states(local))
     page = local.admin.fsck(FsckRequest(deep=True, cursor=f"deep:{digests[0]}"))

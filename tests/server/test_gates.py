@@ -17,24 +17,24 @@ from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.server.database import db
 from registry.server.database.models import AliasMoveRow, EventRow
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 NAME = "acme/support"
 ENGINE = "vllm==0.33.0"
 
 
 @pytest.fixture
-def stocked(world: World) -> World:
+def stocked(harness: Harness) -> Harness:
     """Two versions, both pushed by the token `ci`."""
-    world.add_base()
-    ci = world.actor("push", namespaces=["acme"], name="ci")
-    world.push(NAME, by=ci)
-    world.push(NAME, by=ci)
-    return world
+    harness.add_base()
+    ci = harness.actor("push", namespaces=["acme"], name="ci")
+    harness.push(NAME, by=ci)
+    harness.push(NAME, by=ci)
+    return harness
 
 
-def promoter(world: World, name: str) -> Registry:
-    return world.actor("promote", namespaces=["acme"], name=name)
+def promoter(harness: Harness, name: str) -> Registry:
+    return harness.actor("promote", namespaces=["acme"], name=name)
 
 
 def code_of(act: Callable[[], object]) -> str:
@@ -50,7 +50,7 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
     return [reason.code for reason in caught.value.findings]
 
 
-def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
+def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: Harness) -> None:
     assert stocked.admin.gate(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
     stocked.admin.set_gate("acme", "prod", Gate(approvals=1))
     shown, closed = stocked.admin.gate(NAME, "prod"), stocked.admin.check_gate(f"{NAME}@1", "prod")
@@ -70,7 +70,7 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: World) -> None:
     assert told == list(zip(["gate.set"] * 2 + ["gate.remove"] * 2, objects, strict=True))
 
 
-def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
+def test_only_owners_set_gates_and_main_has_none(stocked: Harness) -> None:
     bob = promoter(stocked, "bob")
     outsider = stocked.actor("admin", namespaces=["globex"])
     for location in ("acme", NAME):
@@ -85,7 +85,7 @@ def test_only_owners_set_gates_and_main_has_none(stocked: World) -> None:
 
 
 @pytest.mark.security
-def test_with_two_person_nobody_approves_and_promotes_alone(stocked: World) -> None:
+def test_with_two_person_nobody_approves_and_promotes_alone(stocked: Harness) -> None:
     stocked.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
     bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
     bob.approve(f"{NAME}@1", "prod")
@@ -94,7 +94,7 @@ def test_with_two_person_nobody_approves_and_promotes_alone(stocked: World) -> N
     assert eve.promote(NAME, "prod", "1", generation=0).number == 1
 
 
-def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> None:
+def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: Harness) -> None:
     stocked.admin.set_gate("acme", "prod", Gate(approvals=2))
     bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
     ci = stocked.actor("push", "promote", namespaces=["acme"], name="ci")
@@ -117,7 +117,7 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: World) -> Non
         stocked.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
 
 
-def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(stocked: World) -> None:
+def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(stocked: Harness) -> None:
     gate = Gate(engines=(ENGINE,), soak_in="canary", soak_seconds=60)
     stocked.admin.set_gate(NAME, "prod", gate)
     assert missing(stocked.admin) == ["gate.soak_short"]
@@ -131,7 +131,7 @@ def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(stocked: World) -
     assert checks == {"engine", "soak"}
 
 
-def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocked: World) -> None:
+def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocked: Harness) -> None:
     stocked.admin.set_gate("acme", "prod", Gate(approvals=2, golden=True))
 
     def smash(by: Registry, reason: str = "the site is down") -> object:
@@ -155,7 +155,7 @@ def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocke
         stocked.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
 
 
-def test_history_at_a_time_is_one_statement(stocked: World) -> None:
+def test_history_at_a_time_is_one_statement(stocked: Harness) -> None:
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     moved = stocked.admin.promote(NAME, "canary", "2", generation=1)
     with stocked.statements() as sent:
@@ -165,7 +165,7 @@ def test_history_at_a_time_is_one_statement(stocked: World) -> None:
 
 
 # ------------------------------------------------------------------ quarantine
-def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(stocked: World) -> None:
+def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(stocked: Harness) -> None:
     reader, bob = stocked.actor("pull", namespaces=["acme"], name="reader"), promoter(stocked, "bob")
     digest = stocked.admin.version(f"{NAME}@1").digest
     stocked.admin.promote(NAME, "canary", "1", generation=0)
@@ -182,7 +182,7 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     assert stocked.admin.desired_state("tiny-llama", "canary").adapters == []
 
 
-def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(stocked: World) -> None:
+def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(stocked: Harness) -> None:
     """Whoever sees a version's manifest knows what its files hash to; their bytes must come from the pusher then."""
     ci = stocked.actor("push", namespaces=["acme"], name="ci")
     wanted = PushRequest(manifest=stocked.admin.resolve(f"{NAME}@1").manifest)
@@ -195,7 +195,7 @@ def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantin
     assert ci.plan_push("acme/later", wanted).uploads == []
 
 
-def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(stocked: World) -> None:
+def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(stocked: Harness) -> None:
     stocked.admin.promote(NAME, "canary", "1", generation=0)
     stocked.admin.promote(NAME, "canary", "2", generation=1)
     stocked.admin.quarantine(f"{NAME}@1", "reported")
@@ -219,7 +219,7 @@ def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(stocked: 
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_the_newest_record_of_a_quarantine_is_in_the_bucket(stocked: World, released: bool) -> None:
+def test_the_newest_record_of_a_quarantine_is_in_the_bucket(stocked: Harness, released: bool) -> None:
     stocked.admin.collect(GcRequest())
     stocked.admin.quarantine(f"{NAME}@1", "reported")
     stocked.admin.collect(GcRequest())

@@ -29,168 +29,170 @@ from registry.server.database.models import (
 from registry.server.maintenance import ended_rows, gc
 from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
-from tests import forge
+from tests import samples
+from tests.harness import Harness, rows
 from tests.maintenance import collect, expire, findings, orphan, plan, send, states
-from tests.world import World, rows
 
 
-def test_blobs_of_versions_and_verdicts_stay_without_a_grace_period(stored_world: World) -> None:
-    stored_world.push("acme/support")
-    stored_world.validate("acme/support@1")
-    before = states(stored_world)
-    report = collect(stored_world)
+def test_blobs_of_versions_and_verdicts_stay_without_a_grace_period(stored_harness: Harness) -> None:
+    stored_harness.push("acme/support")
+    stored_harness.validate("acme/support@1")
+    before = states(stored_harness)
+    report = collect(stored_harness)
     assert (report.blobs_marked, report.blobs_deleted, report.orphans_deleted) == (0, 0, 0)
-    assert states(stored_world) == before
+    assert states(stored_harness) == before
     assert set(before.values()) == {"live"}
-    assert findings(stored_world) == []
+    assert findings(stored_harness) == []
 
 
-def test_blobs_of_an_open_push_stay_and_the_push_succeeds(stored_world: World) -> None:
-    files = stored_world.files()
-    planned = plan(stored_world, files)
-    collect(stored_world)
-    send(stored_world, planned, files)
-    report = collect(stored_world)
+def test_blobs_of_an_open_push_stay_and_the_push_succeeds(stored_harness: Harness) -> None:
+    files = stored_harness.files()
+    planned = plan(stored_harness, files)
+    collect(stored_harness)
+    send(stored_harness, planned, files)
+    report = collect(stored_harness)
     assert (report.blobs_deleted, report.staged_deleted) == (0, 0)
-    assert set(states(stored_world).values()) == {"pending"}
-    assert stored_world.admin.commit_push(planned.push_id).created
-    collect(stored_world)
-    assert findings(stored_world) == []
+    assert set(states(stored_harness).values()) == {"pending"}
+    assert stored_harness.admin.commit_push(planned.push_id).created
+    collect(stored_harness)
+    assert findings(stored_harness) == []
 
 
-def test_an_expired_push_references_nothing_and_leaves_nothing(stored_world: World) -> None:
-    files = stored_world.files()
-    planned = plan(stored_world, files)
-    send(stored_world, planned, files)
-    expire(stored_world, planned)
-    report = collect(stored_world)
+def test_an_expired_push_references_nothing_and_leaves_nothing(stored_harness: Harness) -> None:
+    files = stored_harness.files()
+    planned = plan(stored_harness, files)
+    send(stored_harness, planned, files)
+    expire(stored_harness, planned)
+    report = collect(stored_harness)
     assert (report.pushes_expired, report.staged_deleted, report.blobs_deleted) == (1, len(files), len(files))
-    assert states(stored_world) == {}
-    assert list(stored_world.blobs.list("staging/")) == []
+    assert states(stored_harness) == {}
+    assert list(stored_harness.blobs.list("staging/")) == []
     with pytest.raises(NotFound, match="no open push"):
-        stored_world.admin.commit_push(planned.push_id)
-    assert stored_world.push("acme/support", files).created
-    assert findings(stored_world) == []
+        stored_harness.admin.commit_push(planned.push_id)
+    assert stored_harness.push("acme/support", files).created
+    assert findings(stored_harness) == []
 
 
-def test_an_unreferenced_blob_is_deleted_after_the_grace_period(stored_world: World) -> None:
-    digest = orphan(stored_world)
-    first = collect(stored_world, grace=3600)
+def test_an_unreferenced_blob_is_deleted_after_the_grace_period(stored_harness: Harness) -> None:
+    digest = orphan(stored_harness)
+    first = collect(stored_harness, grace=3600)
     assert (first.blobs_marked, first.blobs_deleted) == (1, 0)
-    assert states(stored_world) == {digest: "dead"}
-    assert stored_world.blobs.stat(key_of(digest)) is not None
-    second = collect(stored_world, grace=0)
+    assert states(stored_harness) == {digest: "dead"}
+    assert stored_harness.blobs.stat(key_of(digest)) is not None
+    second = collect(stored_harness, grace=0)
     assert (second.blobs_marked, second.blobs_deleted, second.bytes_deleted) == (0, 1, len(b"unreferenced"))
-    assert states(stored_world) == {}
-    assert stored_world.blobs.stat(key_of(digest)) is None
+    assert states(stored_harness) == {}
+    assert stored_harness.blobs.stat(key_of(digest)) is None
 
 
-def test_a_new_push_revives_a_dead_blob(stored_world: World) -> None:
-    files = stored_world.files()
-    weights = orphan(stored_world, files[forge.WEIGHTS])
-    collect(stored_world, grace=3600)
-    assert states(stored_world)[weights] == "dead"
-    planned = plan(stored_world, files)
+def test_a_new_push_revives_a_dead_blob(stored_harness: Harness) -> None:
+    files = stored_harness.files()
+    weights = orphan(stored_harness, files[samples.WEIGHTS])
+    collect(stored_harness, grace=3600)
+    assert states(stored_harness)[weights] == "dead"
+    planned = plan(stored_harness, files)
     assert weights in {upload.digest for upload in planned.uploads}, "no version that the caller can read has it"
-    assert states(stored_world)[weights] == "pending"
-    collect(stored_world)
-    send(stored_world, planned, files)
-    stored_world.admin.commit_push(planned.push_id)
-    assert states(stored_world)[weights] == "live"
+    assert states(stored_harness)[weights] == "pending"
+    collect(stored_harness)
+    send(stored_harness, planned, files)
+    stored_harness.admin.commit_push(planned.push_id)
+    assert states(stored_harness)[weights] == "live"
 
 
-def test_a_push_of_a_blob_that_is_being_deleted_is_told_to_retry(stored_world: World) -> None:
-    files = stored_world.files()
-    weights = orphan(stored_world, files[forge.WEIGHTS])
-    with stored_world.session(write=True) as session:
+def test_a_push_of_a_blob_that_is_being_deleted_is_told_to_retry(stored_harness: Harness) -> None:
+    files = stored_harness.files()
+    weights = orphan(stored_harness, files[samples.WEIGHTS])
+    with stored_harness.session(write=True) as session:
         row = session.get_one(BlobRow, weights)
         row.state = "deleting"
         session.add(row)
-    client = stored_world.client(stored_world.secret)
+    client = stored_harness.client(stored_harness.secret)
     client.connection._wait = lambda _seconds: None
     with pytest.raises(Unavailable) as refusal:
-        client.plan_push("acme/support", PushRequest(manifest=stored_world.manifest(files)))
+        client.plan_push("acme/support", PushRequest(manifest=stored_harness.manifest(files)))
     assert (refusal.value.code, refusal.value.retry_after_seconds) == ("TRY_LATER", 1)
-    collect(stored_world)
-    assert stored_world.push("acme/support", files).created
+    collect(stored_harness)
+    assert stored_harness.push("acme/support", files).created
 
 
 @pytest.mark.parametrize("step", ["before the bytes", "after the bytes"])
-def test_a_run_that_died_is_finished_by_the_next_one(stored_world: World, step: str) -> None:
-    digest = orphan(stored_world)
-    with stored_world.session(write=True) as session:
+def test_a_run_that_died_is_finished_by_the_next_one(stored_harness: Harness, step: str) -> None:
+    digest = orphan(stored_harness)
+    with stored_harness.session(write=True) as session:
         row = session.get_one(BlobRow, digest)
         row.state = "deleting"
         session.add(row)
     if step == "after the bytes":
-        stored_world.blobs.delete(key_of(digest))
-    assert collect(stored_world).blobs_deleted == 1
-    assert states(stored_world) == {}
-    assert stored_world.blobs.stat(key_of(digest)) is None
+        stored_harness.blobs.delete(key_of(digest))
+    assert collect(stored_harness).blobs_deleted == 1
+    assert states(stored_harness) == {}
+    assert stored_harness.blobs.stat(key_of(digest)) is None
 
 
-def test_a_final_key_without_a_row_is_a_finding_and_is_deleted_after_the_grace_period(stored_world: World) -> None:
+def test_a_final_key_without_a_row_is_a_finding_and_is_deleted_after_the_grace_period(stored_harness: Harness) -> None:
     data = b"left by a server that went on too long"
     key = key_of(Digest.of(data))
-    stored_world.blobs.put(key, [data], limit_bytes=len(data))
-    assert findings(stored_world) == [f"blob.orphan {Digest.of(data)}"]
-    assert collect(stored_world, grace=3600).orphans_kept == 1
-    assert collect(stored_world).orphans_deleted == 1
-    assert stored_world.blobs.stat(key) is None
+    stored_harness.blobs.put(key, [data], limit_bytes=len(data))
+    assert findings(stored_harness) == [f"blob.orphan {Digest.of(data)}"]
+    assert collect(stored_harness, grace=3600).orphans_kept == 1
+    assert collect(stored_harness).orphans_deleted == 1
+    assert stored_harness.blobs.stat(key) is None
 
 
-def test_stray_blobs_stay_while_records_have_versions_that_the_database_lacks(stored_world: World) -> None:
-    stored_world.push("acme/support")
-    collect(stored_world)
-    record = next(iter(stored_world.blobs.list("records/version/"))).key
-    data = stored_world.blobs.read(record, 0, 2**20)
+def test_stray_blobs_stay_while_records_have_versions_that_the_database_lacks(stored_harness: Harness) -> None:
+    stored_harness.push("acme/support")
+    collect(stored_harness)
+    record = next(iter(stored_harness.blobs.list("records/version/"))).key
+    data = stored_harness.blobs.read(record, 0, 2**20)
     other = f"records/version/acme/support/2/{digest_of(record).hex}"
-    stored_world.blobs.put(other, [data], limit_bytes=len(data))
+    stored_harness.blobs.put(other, [data], limit_bytes=len(data))
     stray = b"of version 2"
-    stored_world.blobs.put(key_of(Digest.of(stray)), [stray], limit_bytes=100)
-    report = collect(stored_world)
+    stored_harness.blobs.put(key_of(Digest.of(stray)), [stray], limit_bytes=100)
+    report = collect(stored_harness)
     assert (report.orphans_kept, report.orphans_deleted) == (1, 0)
-    stored_world.blobs.delete(other)
-    assert collect(stored_world).orphans_deleted == 1
+    stored_harness.blobs.delete(other)
+    assert collect(stored_harness).orphans_deleted == 1
 
 
-def test_a_dry_run_counts_the_same_and_changes_nothing(stored_world: World) -> None:
-    orphan(stored_world)
-    files = stored_world.files()
-    planned = plan(stored_world, files)
-    send(stored_world, planned, files)
-    expire(stored_world, planned)
-    before, staged = states(stored_world), list(stored_world.blobs.list("staging/"))
-    expected = collect(stored_world, dry_run=True)
-    assert (states(stored_world), list(stored_world.blobs.list("staging/"))) == (before, staged)
+def test_a_dry_run_counts_the_same_and_changes_nothing(stored_harness: Harness) -> None:
+    orphan(stored_harness)
+    files = stored_harness.files()
+    planned = plan(stored_harness, files)
+    send(stored_harness, planned, files)
+    expire(stored_harness, planned)
+    before, staged = states(stored_harness), list(stored_harness.blobs.list("staging/"))
+    expected = collect(stored_harness, dry_run=True)
+    assert (states(stored_harness), list(stored_harness.blobs.list("staging/"))) == (before, staged)
     assert expected.dry_run
-    done = collect(stored_world)
+    done = collect(stored_harness)
     for count in ("pushes_expired", "blobs_marked", "blobs_deleted", "bytes_deleted"):
         assert getattr(expected, count) == getattr(done, count), count
 
 
-def test_ended_pushes_and_old_responses_are_deleted(stored_world: World) -> None:
-    stored_world.push("acme/support")
+def test_ended_pushes_and_old_responses_are_deleted(stored_harness: Harness) -> None:
+    stored_harness.push("acme/support")
     long_ago = db.now() - timedelta(days=40)
-    with stored_world.session(write=True) as session:
+    with stored_harness.session(write=True) as session:
         for row in rows(session, PushRow):
             row.expires_at = long_ago
             session.add(row)
         answer = {"request_sha256": "", "status": 200, "answer": "{}"}
         session.add(IdempotencyRow.model_validate({"token_id": "t", "key": "old", "created_at": long_ago} | answer))
-    report = collect(stored_world)
+    report = collect(stored_harness)
     assert (report.pushes_deleted, report.responses_deleted) == (1, 1)
-    with stored_world.session() as session:
+    with stored_harness.session() as session:
         assert rows(session, PushRow) == []
-    assert findings(stored_world) == []
+    assert findings(stored_harness) == []
 
 
-def test_rows_that_ended_long_ago_are_deleted_in_batches(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_ended_long_ago_are_deleted_in_batches(
+    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exchanged tokens, used identity tokens, deliveries. Tokens that people made stay: the first one is made once."""
     monkeypatch.setattr(ended_rows, "BATCH", 2)
     long_ago, now = db.now() - timedelta(days=40), db.now()
-    hook = Audit(stored_world.admin).create_webhook(WebhookCreate(url="https://hooks.example/x"))
-    with stored_world.session(write=True) as session:
+    hook = Audit(stored_harness.admin).create_webhook(WebhookCreate(url="https://hooks.example/x"))
+    with stored_harness.session(write=True) as session:
         for n in range(5):
             token: dict[str, Any] = {
                 "scopes": ["push"],
@@ -215,45 +217,45 @@ def test_rows_that_ended_long_ago_are_deleted_in_batches(stored_world: World, mo
         )
         session.add(UsedAssertionRow(issuer="ci", jti="new", expires_at=now + timedelta(minutes=5)))
         session.add(DeliveryRow(position=6, state="waiting", **delivery | {"ended_at": None}))
-    expected = collect(stored_world, dry_run=True)
-    with stored_world.statements() as sent:
-        report = collect(stored_world)
+    expected = collect(stored_harness, dry_run=True)
+    with stored_harness.statements() as sent:
+        report = collect(stored_harness)
     for counts in (expected, report):
         assert (counts.tokens_deleted, counts.assertions_deleted, counts.deliveries_deleted) == (5, 5, 5)
     assert len([statement for statement in sent if "DELETE FROM token " in statement]) == 3
-    with stored_world.session() as session:
+    with stored_harness.session() as session:
         assert {"tok_new", "tok_made"} < {row.id for row in rows(session, TokenRow)}
         assert [row.jti for row in rows(session, UsedAssertionRow)] == ["new"]
         assert [row.position for row in rows(session, DeliveryRow)] == [6]
 
 
-def test_one_process_collects_at_a_time(stored_world: World) -> None:
+def test_one_process_collects_at_a_time(stored_harness: Harness) -> None:
     with (
-        locks.acquire(stored_world.engine, "gc"),
+        locks.acquire(stored_harness.engine, "gc"),
         pytest.raises(Unavailable) as refusal,
-        locks.acquire(stored_world.engine, "gc"),
+        locks.acquire(stored_harness.engine, "gc"),
     ):
         pass
     assert refusal.value.code == "TRY_LATER"
-    with locks.acquire(stored_world.engine, "gc") as lock:
+    with locks.acquire(stored_harness.engine, "gc") as lock:
         lock.check()
 
 
-def test_only_an_administrator_of_everything_collects(stored_world: World) -> None:
-    for actor in (stored_world.actor("push"), stored_world.actor("admin", namespaces=["acme"])):
+def test_only_an_administrator_of_everything_collects(stored_harness: Harness) -> None:
+    for actor in (stored_harness.actor("push"), stored_harness.actor("admin", namespaces=["acme"])):
         for call in (partial(actor.collect, GcRequest()), partial(actor.fsck, FsckRequest())):
             with pytest.raises(Denied):
                 call()
 
 
 def test_a_commit_after_gc_ended_its_push_creates_no_version(
-    stored_world: World, monkeypatch: pytest.MonkeyPatch
+    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GC ends and collects the push while its commit is between its bytes and its rows."""
-    files = stored_world.files()
-    planned = plan(stored_world, files)
-    send(stored_world, planned, files)
-    promote = type(stored_world.blobs).promote
+    files = stored_harness.files()
+    planned = plan(stored_harness, files)
+    send(stored_harness, planned, files)
+    promote = type(stored_harness.blobs).promote
     remaining = len(files)
 
     def slow(store: BlobStore, staging_key: str, digest: Digest, *, replace: bool = False) -> None:
@@ -261,58 +263,60 @@ def test_a_commit_after_gc_ended_its_push_creates_no_version(
         promote(store, staging_key, digest, replace=replace)
         remaining -= 1
         if remaining == 0:
-            expire(stored_world, planned)
-            collect(stored_world)
+            expire(stored_harness, planned)
+            collect(stored_harness)
 
-    monkeypatch.setattr(type(stored_world.blobs), "promote", slow)
+    monkeypatch.setattr(type(stored_harness.blobs), "promote", slow)
     with pytest.raises(RegistryError) as refusal:
-        stored_world.admin.commit_push(planned.push_id)
+        stored_harness.admin.commit_push(planned.push_id)
     assert refusal.value.code == "PUSH_UNKNOWN"
     monkeypatch.undo()
-    with stored_world.session() as session:
+    with stored_harness.session() as session:
         assert rows(session, VersionRow) == []
-    collect(stored_world)
-    assert states(stored_world) == {}
-    assert stored_world.push("acme/support", files).created
-    assert findings(stored_world) == []
+    collect(stored_harness)
+    assert states(stored_harness) == {}
+    assert stored_harness.push("acme/support", files).created
+    assert findings(stored_harness) == []
 
 
-def test_a_push_between_mark_and_claim_keeps_its_blobs(stored_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_between_mark_and_claim_keeps_its_blobs(
+    stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A push begins between the mark and the claim of blobs that it names."""
-    files = stored_world.files()
+    files = stored_harness.files()
     for data in files.values():
-        orphan(stored_world, data)
+        orphan(stored_harness, data)
     planned: list[PushPlan] = []
     read = Session.exec
 
     def interfere(session: Session, statement: object, **how: object) -> object:
         result = read(session, statement, **how)  # type: ignore[call-overload]
         if "blob.marked_at <=" in str(statement) and not planned:
-            planned.append(plan(stored_world, files))
+            planned.append(plan(stored_harness, files))
         return result
 
-    if stored_world.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this thread
+    if stored_harness.engine.dialect.name == "postgresql":  # on SQLite the writer would wait for this thread
         monkeypatch.setattr(Session, "exec", interfere)
-        collect(stored_world)
+        collect(stored_harness)
         monkeypatch.undo()
         assert planned
-        send(stored_world, planned[0], files)
-        assert stored_world.admin.commit_push(planned[0].push_id).created
-        assert findings(stored_world) == []
+        send(stored_harness, planned[0], files)
+        assert stored_harness.admin.commit_push(planned[0].push_id).created
+        assert findings(stored_harness) == []
 
 
-def test_a_staging_key_without_a_push_is_deleted(stored_world: World) -> None:
+def test_a_staging_key_without_a_push_is_deleted(stored_harness: Harness) -> None:
     data = b"sent after the end"
-    stored_world.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
-    assert collect(stored_world).staged_deleted == 1
+    stored_harness.blobs.put(staging_key_of("psh_gone", Digest.of(data)), [data], limit_bytes=100)
+    assert collect(stored_harness).staged_deleted == 1
 
 
-def test_a_run_of_many_short_requests_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_many_short_requests_ends(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request scans a few blobs and continues where the previous one stopped."""
-    world.add_base()
+    harness.add_base()
     for _ in range(4):
-        world.push("acme/support")
-    unreferenced = orphan(world)
+        harness.push("acme/support")
+    unreferenced = orphan(harness)
     calls = Counter[int]()
 
     def is_over(run: GcRun) -> bool:
@@ -323,11 +327,11 @@ def test_a_run_of_many_short_requests_ends(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(GcRun, "is_over", property(is_over))
     cursors = [""]
     while len(cursors) < 300:
-        next_cursor = world.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
+        next_cursor = harness.admin.collect(GcRequest(grace_seconds=0, cursor=cursors[-1])).next_cursor
         if not next_cursor:
             break
         cursors.append(next_cursor)
         calls.clear()
     assert len(cursors) == len(set(cursors)) < 300
-    assert unreferenced not in states(world)
-    assert set(states(world).values()) == {"live"}
+    assert unreferenced not in states(harness)
+    assert set(states(harness).values()) == {"live"}

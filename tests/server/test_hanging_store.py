@@ -14,8 +14,8 @@ from registry.digest import Digest
 from registry.server.http.routing import STORE_THREADS
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
+from tests.harness import Harness, send_blob, upload
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World, send_blob, upload
 
 WAIT_SECONDS = 60
 """More than anything here takes; a blocked server would never respond."""
@@ -64,61 +64,67 @@ def blobs() -> Iterator[HangingBlobs]:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: HangingBlobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: HangingBlobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
-def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(world: World, blobs: HangingBlobs) -> None:
-    manifests = [world.manifest(world.files()) for _ in range(STORE_THREADS + 20)]
-    pushes = [world.admin.plan_push(f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
+def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
+    harness: Harness, blobs: HangingBlobs
+) -> None:
+    manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS + 20)]
+    pushes = [harness.admin.plan_push(f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
     blobs.hangs.set()
     with ThreadPoolExecutor(len(pushes) + 1) as pool:
         again = [
-            pool.submit(world.admin.plan_push, f"acme/a{i}", PushRequest(manifest=manifest))
+            pool.submit(harness.admin.plan_push, f"acme/a{i}", PushRequest(manifest=manifest))
             for i, manifest in enumerate(manifests)
         ]
         for _ in range(STORE_THREADS):
             assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
-            assert pool.submit(world.admin.adapters).result(WAIT_SECONDS).items == []
-            assert pool.submit(world.admin.health).result(WAIT_SECONDS).status == "ok"
+            assert pool.submit(harness.admin.adapters).result(WAIT_SECONDS).items == []
+            assert pool.submit(harness.admin.health).result(WAIT_SECONDS).status == "ok"
         finally:
             blobs.resumes.set()
         assert [future.result().push_id for future in again] == [push.push_id for push in pushes]
 
 
-def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(world: World, blobs: HangingBlobs) -> None:
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(harness: Harness, blobs: HangingBlobs) -> None:
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
     upload = max(plan.uploads, key=lambda upload: upload.size_bytes)
     data = next(data for data in files.values() if Digest.of(data) == upload.digest)
     blobs.hangs.set()
     with ThreadPoolExecutor(2) as pool:
-        sent = pool.submit(send_blob, world.admin, upload, data)
+        sent = pool.submit(send_blob, harness.admin, upload, data)
         assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
-            assert pool.submit(world.admin.adapters).result(WAIT_SECONDS).items == []
+            assert pool.submit(harness.admin.adapters).result(WAIT_SECONDS).items == []
         finally:
             blobs.resumes.set()
         sent.result()
 
 
-def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(world: World, blobs: HangingBlobs) -> None:
+def test_a_plan_holds_no_database_connection_while_it_waits_for_the_store(
+    harness: Harness, blobs: HangingBlobs
+) -> None:
     connections: list[int] = []
-    blobs.on_presign = lambda: connections.append(world.engine.pool.checkedout())  # type: ignore[attr-defined]
-    manifest = world.manifest(world.files())
-    first = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
-    assert world.admin.plan_push("acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
+    blobs.on_presign = lambda: connections.append(harness.engine.pool.checkedout())  # type: ignore[attr-defined]
+    manifest = harness.manifest(harness.files())
+    first = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    assert harness.admin.plan_push("acme/support", PushRequest(manifest=manifest)).push_id == first.push_id
     assert connections == [0] * 2 * len(first.uploads)
 
 
-def test_a_commit_that_is_repeated_while_it_runs_is_done_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A commit takes long if the store is slow; reading everything twice at once would make it slower."""
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    upload(world.admin, plan, files)
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, plan, files)
     arrived = threading.Semaphore(0)
     reads: list[Any] = []
     turn, verified = background.commit_lock, inspect.verified_blobs
@@ -136,6 +142,6 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(world: World, monk
     monkeypatch.setattr(background, "commit_lock", announce)
     monkeypatch.setattr(inspect, "verified_blobs", wait_for_both)
     with ThreadPoolExecutor(2) as pool:
-        pushed = [pool.submit(world.admin.commit_push, plan.push_id) for _ in range(2)]
+        pushed = [pool.submit(harness.admin.commit_push, plan.push_id) for _ in range(2)]
         assert sorted(future.result().created for future in pushed) == [False, True]
     assert reads == [1]

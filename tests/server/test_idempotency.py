@@ -23,10 +23,10 @@ from registry.jobs import Kind
 from registry.server import app as server_app
 from registry.server.database.models import AliasMoveRow, EventRow, IdempotencyRow, TokenRow, VersionRow
 from registry.server.http import dependencies
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
+from tests.harness import URL, Harness, rows, upload
 from tests.httpx_transports import HttpxTransport
-from tests.world import URL, World, rows, upload
 
 
 class Losing(HttpxTransport):
@@ -49,77 +49,77 @@ class Losing(HttpxTransport):
 
 
 @pytest.fixture
-def losing(world: World) -> Losing:
-    return Losing(world.transport)
+def losing(harness: Harness) -> Losing:
+    return Losing(harness.transport)
 
 
 @pytest.fixture
-def client(world: World, losing: Losing) -> Registry:
-    return Registry(URL, connection=Connection(URL, world.secret, transport=losing, wait=lambda _: None))
+def client(harness: Harness, losing: Losing) -> Registry:
+    return Registry(URL, connection=Connection(URL, harness.secret, transport=losing, wait=lambda _: None))
 
 
-def events(world: World) -> list[str]:
-    with world.session() as session:
+def events(harness: Harness) -> list[str]:
+    with harness.session() as session:
         return [row.action for row in rows(session, EventRow)]
 
 
-def promote(world: World, client: Registry) -> Any:
-    world.push("acme/support")
-    world.validate("acme/support@1")
+def promote(harness: Harness, client: Registry) -> Any:
+    harness.push("acme/support")
+    harness.validate("acme/support@1")
     return lambda: client.promote("acme/support", "prod", "1", generation=0)
 
 
-def roll_back(world: World, client: Registry) -> Any:
+def roll_back(harness: Harness, client: Registry) -> Any:
     for number in (1, 2):
-        world.push("acme/support")
-        world.validate(f"acme/support@{number}")
-        world.admin.promote("acme/support", "prod", str(number), generation=number - 1)
+        harness.push("acme/support")
+        harness.validate(f"acme/support@{number}")
+        harness.admin.promote("acme/support", "prod", str(number), generation=number - 1)
     return lambda: client.rollback("acme/support", "prod")
 
 
-def yank(world: World, client: Registry) -> Any:
-    world.push("acme/support")
+def yank(harness: Harness, client: Registry) -> Any:
+    harness.push("acme/support")
     return lambda: client.yank("acme/support@1", "broken")
 
 
-def claim(world: World, client: Registry) -> Any:
-    world.push("acme/support")
+def claim(harness: Harness, client: Registry) -> Any:
+    harness.push("acme/support")
     return lambda: client.claim(ClaimRequest(worker="w"))
 
 
-def fail(world: World, client: Registry) -> Any:
-    world.push("acme/support")
-    claimed = world.admin.claim(ClaimRequest(worker="w"))
+def fail(harness: Harness, client: Registry) -> Any:
+    harness.push("acme/support")
+    claimed = harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     request = FailRequest(lease_token=claimed.lease.token, error="no memory")
     return lambda: client.fail(claimed.job.id, request)
 
 
-def submit(world: World, client: Registry) -> Any:
-    world.push("acme/support")
-    world.validate("acme/support@1")
+def submit(harness: Harness, client: Registry) -> Any:
+    harness.push("acme/support")
+    harness.validate("acme/support@1")
     return lambda: client.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1"))
 
 
-def cancel(world: World, client: Registry) -> Any:
-    job_id = world.push("acme/support").job_id
+def cancel(harness: Harness, client: Registry) -> Any:
+    job_id = harness.push("acme/support").job_id
     return lambda: client.cancel(job_id)
 
 
-def add_base(_world: World, client: Registry) -> Any:
-    spec = spec_of(forge.llama(name="another"))
+def add_base(_harness: Harness, client: Registry) -> Any:
+    spec = spec_of(samples.llama(name="another"))
     return lambda: client.add_base(BaseAdd(spec=spec, source=""))
 
 
-def revoke(world: World, client: Registry) -> Any:
-    token_id, _ = world.issue("pull")
+def revoke(harness: Harness, client: Registry) -> Any:
+    token_id, _ = harness.issue("pull")
     return lambda: client.revoke_token(token_id)
 
 
-def commit(world: World, client: Registry) -> Any:
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    upload(world.admin, plan, files)
+def commit(harness: Harness, client: Registry) -> Any:
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, plan, files)
     return lambda: client.commit_push(plan.push_id)
 
 
@@ -128,11 +128,11 @@ MUTATIONS = [promote, roll_back, yank, claim, fail, submit, cancel, add_base, re
 
 @pytest.mark.parametrize("prepare", MUTATIONS, ids=lambda f: f.__name__)
 def test_a_repeated_mutation_acts_once_and_gets_the_same_answer(
-    world: World, client: Registry, losing: Losing, prepare: Callable[[World, Registry], Any]
+    harness: Harness, client: Registry, losing: Losing, prepare: Callable[[Harness, Registry], Any]
 ) -> None:
-    world.add_base()
-    act = prepare(world, client)
-    before = len(events(world))
+    harness.add_base()
+    act = prepare(harness, client)
+    before = len(events(harness))
     losing.lose = 2
     answer = act()
     first, *again = losing.answers
@@ -144,27 +144,27 @@ def test_a_repeated_mutation_acts_once_and_gets_the_same_answer(
         assert answer_again.headers["idempotency-replayed"] == "true"
     assert answer is not None
     if isinstance(answer, Claimed):
-        world.give_back([answer.job.id])
-    told = events(world)[before:]
+        harness.give_back([answer.job.id])
+    told = events(harness)[before:]
     assert len(told) == len(set(told))
 
 
-def test_a_repeated_commit_is_still_answered_as_created(world: World, client: Registry, losing: Losing) -> None:
-    world.add_base()
-    act = commit(world, client)
+def test_a_repeated_commit_is_still_answered_as_created(harness: Harness, client: Registry, losing: Losing) -> None:
+    harness.add_base()
+    act = commit(harness, client)
     losing.lose = 1
     pushed = act()
     assert (pushed.created, pushed.version.number, bool(pushed.job_id)) == (True, 1, True)
-    with world.session() as session:
+    with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
 
 
-def test_one_key_with_two_requests_is_a_conflict_and_acts_once(world: World) -> None:
-    world.add_base()
-    promote(world, world.admin)
-    key = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}", "If-Match": '"0"'}
+def test_one_key_with_two_requests_is_a_conflict_and_acts_once(harness: Harness) -> None:
+    harness.add_base()
+    promote(harness, harness.admin)
+    key = {"Idempotency-Key": "k1", "Authorization": f"Bearer {harness.secret}", "If-Match": '"0"'}
     path = "/api/v1/adapters/acme/support/aliases/{}"
-    with httpx.Client(transport=world.transport, base_url=URL, headers=key) as raw:
+    with httpx.Client(transport=harness.transport, base_url=URL, headers=key) as raw:
         body = PromoteRequest(version="1").model_dump()
         assert raw.put(path.format("prod"), json=body).status_code == 200
         for other in (
@@ -174,57 +174,59 @@ def test_one_key_with_two_requests_is_a_conflict_and_acts_once(world: World) -> 
         ):
             assert (other.status_code, other.json()["code"]) == (409, "IDEMPOTENCY_REUSED")
         assert raw.put(path.format("prod"), json=body).json()["generation"] == 1
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.alias for row in rows(session, AliasMoveRow)] == ["main", "prod"]
 
 
-def test_a_key_belongs_to_its_token(world: World) -> None:
-    world.add_base()
+def test_a_key_belongs_to_its_token(harness: Harness) -> None:
+    harness.add_base()
     key = {"Idempotency-Key": "k1"}
-    with httpx.Client(transport=world.transport, base_url=URL, headers=key) as raw:
+    with httpx.Client(transport=harness.transport, base_url=URL, headers=key) as raw:
         for name in ("one", "two"):
-            token = {"Authorization": f"Bearer {world.issue('admin', name=name)[1]}"}
+            token = {"Authorization": f"Bearer {harness.issue('admin', name=name)[1]}"}
             body = TokenCreate(name=f"by-{name}", scopes=["pull"]).model_dump(mode="json")
             assert raw.post("/api/v1/tokens", json=body, headers=token).status_code == 201
 
 
-def test_an_answer_with_a_secret_is_not_stored_and_not_repeated(world: World, client: Registry, losing: Losing) -> None:
+def test_an_answer_with_a_secret_is_not_stored_and_not_repeated(
+    harness: Harness, client: Registry, losing: Losing
+) -> None:
     losing.lose = 1
     with pytest.raises(Conflict, match="secret that is shown once"):
         client.create_token(TokenCreate(name="ci", scopes=["push"]))
     secret = losing.answers[0].json()["secret"]
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.name for row in rows(session, TokenRow)] == ["admin", "ci"]
         assert all(secret not in row.answer for row in rows(session, IdempotencyRow))
 
 
-def test_a_failed_mutation_frees_its_key(world: World) -> None:
-    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}"}
-    with httpx.Client(transport=world.transport, base_url=URL, headers=headers) as raw:
+def test_a_failed_mutation_frees_its_key(harness: Harness) -> None:
+    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {harness.secret}"}
+    with httpx.Client(transport=harness.transport, base_url=URL, headers=headers) as raw:
         assert raw.post("/api/v1/jobs/none/cancel").status_code == 404
         assert raw.post("/api/v1/jobs/claim", json={"worker": "w"}).status_code == 204
-    with world.session() as session:
+    with harness.session() as session:
         assert rows(session, IdempotencyRow) == []
 
 
 @pytest.mark.parametrize("key", ["", "two words", "é", "x" * 201])
-def test_an_invalid_key_is_rejected(world: World, key: str) -> None:
-    headers = {b"Idempotency-Key": key.encode(), b"Authorization": f"Bearer {world.secret}".encode()}
-    with httpx.Client(transport=world.transport, base_url=URL) as raw:
+def test_an_invalid_key_is_rejected(harness: Harness, key: str) -> None:
+    headers = {b"Idempotency-Key": key.encode(), b"Authorization": f"Bearer {harness.secret}".encode()}
+    with httpx.Client(transport=harness.transport, base_url=URL) as raw:
         answer = raw.post("/api/v1/jobs/claim", json={"worker": "w"}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, Invalid("REQUEST_INVALID", "").code)
 
 
-def test_equal_requests_with_one_key_that_race_act_once_and_have_one_answer(world: World) -> None:
-    world.add_base()
-    promote(world, world.admin)
-    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {world.secret}", "If-Match": '"0"'}
+def test_equal_requests_with_one_key_that_race_act_once_and_have_one_answer(harness: Harness) -> None:
+    harness.add_base()
+    promote(harness, harness.admin)
+    headers = {"Idempotency-Key": "k1", "Authorization": f"Bearer {harness.secret}", "If-Match": '"0"'}
     path, body = "/api/v1/adapters/acme/support/aliases/prod", {"version": "1"}
-    with httpx.Client(transport=world.transport, base_url=URL, headers=headers) as raw, ThreadPoolExecutor(8) as pool:
+    with httpx.Client(transport=harness.transport, base_url=URL, headers=headers) as raw, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: raw.put(path, json=body), range(16)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.generation for row in rows(session, AliasMoveRow) if row.alias == "prod"] == [1]
 
 

@@ -19,19 +19,19 @@ from registry.manifest import Edge, Relation
 from registry.provenance import Provenance
 from registry.server.catalog import lineage
 from registry.server.database.models import BaseRow, EdgeRow, VersionRow
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import PUSHES, answer_about, push_body
-from tests.world import World, rows
+from tests.harness import Harness, rows
 
 D = Digest.of(b"tickets")
 URI = "s3://data/tickets.jsonl"
 
 
 @pytest.fixture
-def made(world: World) -> World:
-    world.add_base()
-    return world
+def made(harness: Harness) -> Harness:
+    harness.add_base()
+    return harness
 
 
 def edges(*parents: VersionView, relation: Relation = Relation.CONTINUED) -> list[Edge]:
@@ -55,17 +55,17 @@ def drawn(found: Lineage) -> set[tuple[str, str, str]]:
     return {(names[e.child], e.relation, names[e.parent]) for e in found.edges}
 
 
-def fused_world(world: World) -> None:
+def fused_harness(harness: Harness) -> None:
     """acme/x on the first base is fused into a second one, on which acme/y is trained, from which acme/z goes on."""
-    x = world.push("acme/x", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
-    other = forge.llama("tiny-fused", seed=2)
-    world.bases[other.name] = spec_of(other)
-    world.admin.add_base(BaseAdd(spec=spec_of(other), parents=edges(x, relation=Relation.FUSED)))
-    y = world.push("acme/y", world.files(other), base=other.name).version
-    world.push("acme/z", world.files(other), base=other.name, parents=edges(y))
+    x = harness.push("acme/x", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
+    other = samples.llama("tiny-fused", seed=2)
+    harness.bases[other.name] = spec_of(other)
+    harness.admin.add_base(BaseAdd(spec=spec_of(other), parents=edges(x, relation=Relation.FUSED)))
+    y = harness.push("acme/y", harness.files(other), base=other.name).version
+    harness.push("acme/z", harness.files(other), base=other.name, parents=edges(y))
 
 
-def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: World) -> None:
+def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: Harness) -> None:
     card = b"---\ndatasets: [acme/chats]\n---\n"
     given = declared(
         datasets=[{"name": "tickets", "uri": URI, "digest": D, "split": "train"}],
@@ -91,7 +91,7 @@ def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: World) -> 
     assert made.push("acme/a", {**made.files(), "README.md": card}).version.provenance is None
 
 
-def test_the_server_refuses_invalid_provenance_too(made: World) -> None:
+def test_the_server_refuses_invalid_provenance_too(made: Harness) -> None:
     plain = made.manifest(made.files()).model_dump(mode="json")
     for wrong, status, told in (
         ({"datasets": [{"uri": "https://me:pw@h/x"}]}, 422, "provenance.datasets.0.uri holds a user"),
@@ -102,14 +102,14 @@ def test_the_server_refuses_invalid_provenance_too(made: World) -> None:
         assert (answer[0], told in answer[1]) == (status, True), answer
 
 
-def _sent(world: World, manifest: dict[str, Any]) -> tuple[int, str]:
-    with httpx.Client(transport=world.transport, base_url="http://registry.test") as client:
-        headers = {"Authorization": f"Bearer {world.secret}"}
+def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
+    with httpx.Client(transport=harness.transport, base_url="http://registry.test") as client:
+        headers = {"Authorization": f"Bearer {harness.secret}"}
         answer = answer_about(client.post(PUSHES, json=push_body("acme/a", manifest), headers=headers))
     return answer.status_code, answer.json()["detail"]
 
 
-def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(made: World) -> None:
+def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(made: Harness) -> None:
     one = made.push("acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
     made.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
     made.push("acme/three", parents=edges(one))
@@ -129,8 +129,8 @@ def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(made: World) -
     )
 
 
-def test_lineage_continues_through_fused_bases(made: World) -> None:
-    fused_world(made)
+def test_lineage_continues_through_fused_bases(made: Harness) -> None:
+    fused_harness(made)
     line = {
         ("acme/x@1", "adapter", "tiny-llama"),
         ("tiny-fused", "fused", "acme/x@1"),
@@ -149,7 +149,7 @@ def test_lineage_continues_through_fused_bases(made: World) -> None:
     assert made.admin.lineage_of(base="tiny-llama", down=False).edges == []
 
 
-def test_invisible_versions_leave_no_trace_in_lineage(made: World) -> None:
+def test_invisible_versions_leave_no_trace_in_lineage(made: Harness) -> None:
     acme = made.actor("pull", namespaces=["acme"])
     given = declared(datasets=[{"uri": URI, "digest": D}])
     seen = made.push("acme/seen", provenance=given).version
@@ -172,7 +172,7 @@ def test_invisible_versions_leave_no_trace_in_lineage(made: World) -> None:
     assert visible.digest in {n.id for n in made.admin.lineage("acme/seen", down=True).nodes}
 
 
-def test_a_withdrawn_version_is_marked(made: World) -> None:
+def test_a_withdrawn_version_is_marked(made: Harness) -> None:
     first = made.push("acme/a").version
     made.push("acme/b", parents=edges(first))
     made.admin.yank("acme/b@1", "diverged")
@@ -184,14 +184,14 @@ def test_a_withdrawn_version_is_marked(made: World) -> None:
     "asked",
     [{}, {"dataset": URI, "base": "tiny-llama"}, {"dataset": "sha256:1"}, {"dataset": URI, "down": False}],
 )
-def test_a_lineage_request_names_exactly_one_root(made: World, asked: dict[str, Any]) -> None:
+def test_a_lineage_request_names_exactly_one_root(made: Harness, asked: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         made.admin.lineage_of(**asked)
     with pytest.raises(NotFound):
         made.admin.lineage_of(base="nobody/knows")
 
 
-def test_a_truncated_answer_says_so(made: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_answer_says_so(made: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     first = made.push("acme/a").version
     for _ in range(4):
         made.push("acme/b", parents=edges(first))
@@ -203,12 +203,12 @@ def test_a_truncated_answer_says_so(made: World, monkeypatch: pytest.MonkeyPatch
 
 
 # ------------------------------------------------------------------ how it is asked
-def shelve(world: World, count: int) -> None:
+def shelve(harness: Harness, count: int) -> None:
     """Versions of one adapter, each going on from an earlier one: version n from n/2, a tree of two branches each."""
-    world.push("acme/tree", provenance=declared(datasets=[{"uri": URI}]))
+    harness.push("acme/tree", provenance=declared(datasets=[{"uri": URI}]))
     for number in range(2, 10):
-        world.admin.add_base(BaseAdd(spec=spec_of(forge.llama(f"other-{number}"))))
-    with world.session(write=True) as session:
+        harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama(f"other-{number}"))))
+    with harness.session(write=True) as session:
         version = rows(session, VersionRow)[0].model_dump()
         bases = [base.id for base in rows(session, BaseRow)]
         digests = [version["digest"], *(str(Digest.of(b"%d" % n)) for n in range(2, count + 1))]
@@ -222,12 +222,12 @@ def shelve(world: World, count: int) -> None:
             for n in range(2, count + 1)
         ]
         session.connection().execute(insert(EdgeRow), links)
-    with world.engine.connect() as connection:
+    with harness.engine.connect() as connection:
         connection.execute(text("ANALYZE"))
         connection.commit()
 
 
-def test_lineage_is_one_indexed_statement_of_any_size(made: World, database_kind: str) -> None:
+def test_lineage_is_one_indexed_statement_of_any_size(made: Harness, database_kind: str) -> None:
     shelve(made, 3000)
     reader = made.actor("pull", namespaces=["acme", "globex"])
     questions: dict[str, Callable[[], Any]] = {

@@ -24,130 +24,130 @@ from registry.server.storage.blobs import key_of
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.references import PushState
 from registry.server.storage.signed_links import LinkSigner
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
+from tests.harness import URL, Harness, upload
 from tests.raw_asgi import call
-from tests.world import URL, World, upload
 
 
 @pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+def harness(database_url: str, tmp_path: Path) -> Iterator[Harness]:
     blobs = LocalBlobs(tmp_path / "blobs")
     blobs.links = LinkSigner(lambda: "secret")
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
-def ask(world: World, method: str, link: str, body: bytes | Iterator[bytes] | None = None) -> httpx.Response:
+def ask(harness: Harness, method: str, link: str, body: bytes | Iterator[bytes] | None = None) -> httpx.Response:
     request = httpx.Request(method, URL + link, content=body)
-    answer = world.transport.handle_request(request)
+    answer = harness.transport.handle_request(request)
     answer.read()
     return answer
 
 
-def test_a_push_and_a_pull_go_by_links_without_a_token(world: World) -> None:
-    files = world.files()
-    manifest = world.manifest(files)
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+def test_a_push_and_a_pull_go_by_links_without_a_token(harness: Harness) -> None:
+    files = harness.files()
+    manifest = harness.manifest(files)
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
     by_digest = {Digest.of(data): data for data in files.values()}
     for item in plan.uploads:
         assert item.url.startswith("/api/v1/links/staging/" + plan.push_id)
-        assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204
-    world.admin.commit_push(plan.push_id)
-    (pulled,), small = world.admin.plan_pulls(["acme/support@1"])
+        assert ask(harness, "PUT", item.url, by_digest[item.digest]).status_code == 204
+    harness.admin.commit_push(plan.push_id)
+    (pulled,), small = harness.admin.plan_pulls(["acme/support@1"])
     assert isinstance(pulled, PullPlan)
     inlined = set(small)
     assert set(pulled.direct) == {file.path for file in pulled.resolved.files if file.digest not in inlined}
     for path, link in pulled.direct.items():
-        answer = ask(world, "GET", link)
+        answer = ask(harness, "GET", link)
         assert (answer.status_code, answer.content) == (200, files[path])
     assert pulled.direct_seconds == 15 * 60
 
 
-def test_our_client_uses_the_links_of_the_plan(world: World) -> None:
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    upload(world.admin, plan, files)
-    assert world.admin.commit_push(plan.push_id).created
+def test_our_client_uses_the_links_of_the_plan(harness: Harness) -> None:
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, plan, files)
+    assert harness.admin.commit_push(plan.push_id).created
 
 
-def planned_link(world: World, data: bytes) -> str:
+def planned_link(harness: Harness, data: bytes) -> str:
     """The link of a plan for a file with these bytes."""
-    manifest = world.manifest({**world.files(), "README.md": data})
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=manifest))
+    manifest = harness.manifest({**harness.files(), "README.md": data})
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=manifest))
     return next(item.url for item in plan.uploads if item.digest == Digest.of(data))
 
 
 @pytest.mark.security
-def test_what_a_link_does_not_allow_is_refused(world: World) -> None:
+def test_what_a_link_does_not_allow_is_refused(harness: Harness) -> None:
     data = b"x" * 100
     digest = Digest.of(data)
-    world.blobs.put(key_of(digest), [data], limit_bytes=100)
-    signer = world.blobs.links
+    harness.blobs.put(key_of(digest), [data], limit_bytes=100)
+    signer = harness.blobs.links
     assert signer is not None
     read = signer.sign("GET", key_of(digest), 100, seconds=60, owner="tok_1")
-    write = planned_link(world, data)
+    write = planned_link(harness, data)
     expired = signer.sign("GET", key_of(digest), 100, seconds=0, owner="tok_1")
     refused = [("GET", expired, None), ("PUT", read, data), ("GET", write, None), ("GET", read + "0", None)]
     refused += [("PUT", write.replace("/psh_", "/psh_0"), data), ("GET", read.replace("owner=tok_1", "owner="), None)]
     for method, link, body in refused:
-        answer = ask(world, method, link, body)
+        answer = ask(harness, method, link, body)
         assert (answer.status_code, answer.json()["code"]) == (403, "LINK_INVALID"), link
-    longer, chunked = ask(world, "PUT", write, data + b"y"), ask(world, "PUT", write, iter([data]))
+    longer, chunked = ask(harness, "PUT", write, data + b"y"), ask(harness, "PUT", write, iter([data]))
     assert (longer.status_code, longer.json()["code"]) == (422, "BLOB_MISMATCH")
     assert (chunked.status_code, chunked.json()["code"]) == (411, "LENGTH_REQUIRED")
-    wrong = ask(world, "PUT", write, data[:-1] + b"y")
+    wrong = ask(harness, "PUT", write, data[:-1] + b"y")
     assert (wrong.status_code, wrong.json()["code"]) == (422, "BLOB_MISMATCH")
-    assert list(world.blobs.list("staging/")) == []
-    assert ask(world, "DELETE", read).status_code == 405
-    world.blobs.delete(key_of(digest))
-    assert ask(world, "GET", read).json()["code"] == "BLOB_UNKNOWN"
+    assert list(harness.blobs.list("staging/")) == []
+    assert ask(harness, "DELETE", read).status_code == 405
+    harness.blobs.delete(key_of(digest))
+    assert ask(harness, "GET", read).json()["code"] == "BLOB_UNKNOWN"
 
 
 @pytest.mark.security
-def test_a_link_of_an_ended_push_writes_nothing(world: World) -> None:
-    files = world.files()
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
-    upload(world.admin, plan, files)
-    world.admin.commit_push(plan.push_id)
+def test_a_link_of_an_ended_push_writes_nothing(harness: Harness) -> None:
+    files = harness.files()
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
+    upload(harness.admin, plan, files)
+    harness.admin.commit_push(plan.push_id)
     by_digest = {Digest.of(data): data for data in files.values()}
-    context = world.app.state.link_context
+    context = harness.app.state.link_context
     for item in plan.uploads:
-        assert ask(world, "PUT", item.url, by_digest[item.digest]).status_code == 204, "a repeated PUT is no error"
-        assert world.blobs.links is not None
-        link = world.blobs.links.check("PUT", item.url)
+        assert ask(harness, "PUT", item.url, by_digest[item.digest]).status_code == 204, "a repeated PUT is no error"
+        assert harness.blobs.links is not None
+        link = harness.blobs.links.check("PUT", item.url)
         with context.open_upload(link) as writer:
             assert writer is None
-    assert list(world.blobs.list("staging/")) == []
+    assert list(harness.blobs.list("staging/")) == []
 
 
 @pytest.mark.security
-def test_a_link_of_an_expired_push_writes_nothing(world: World) -> None:
-    link = planned_link(world, b"data")
-    with db.session(world.app.state.engine) as session:
+def test_a_link_of_an_expired_push_writes_nothing(harness: Harness) -> None:
+    link = planned_link(harness, b"data")
+    with db.session(harness.app.state.engine) as session:
         session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
-    assert ask(world, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN"
-    assert list(world.blobs.list("staging/")) == []
+    assert ask(harness, "PUT", link, b"data").json()["code"] == "PUSH_UNKNOWN"
+    assert list(harness.blobs.list("staging/")) == []
 
 
 @pytest.mark.security
-def test_only_who_may_read_gets_links(world: World) -> None:
-    world.push("acme/support")
+def test_only_who_may_read_gets_links(harness: Harness) -> None:
+    harness.push("acme/support")
     with pytest.raises(NotFound):
-        world.actor("pull", namespaces=["other"]).plan_pull("acme/support@1")
-    reader = world.actor("pull", namespaces=["acme"])
+        harness.actor("pull", namespaces=["other"]).plan_pull("acme/support@1")
+    reader = harness.actor("pull", namespaces=["acme"])
     links = reader.plan_pull("acme/support@1").direct.values()
     assert links
     assert all("owner=tok_" in link for link in links)
 
 
 @pytest.mark.security
-def test_the_application_writes_nothing_and_says_what_is_wrong_or_that_it_is_busy(world: World) -> None:
+def test_the_application_writes_nothing_and_says_what_is_wrong_or_that_it_is_busy(harness: Harness) -> None:
     """It gets only what no thread takes."""
     data = b"x" * 100
-    write = planned_link(world, data)
+    write = planned_link(harness, data)
     length = ("content-length", str(len(data)))
     for target, headers, status, code in (
         (write, [length], 503, "TRY_LATER"),
@@ -155,28 +155,28 @@ def test_the_application_writes_nothing_and_says_what_is_wrong_or_that_it_is_bus
         (write, [("content-length", "99")], 422, "BLOB_MISMATCH"),
         (write[:-1] + ("0" if write[-1] != "0" else "1"), [length], 403, "LINK_INVALID"),
     ):
-        answer = call(world.app, "PUT", target, headers, [data])
+        answer = call(harness.app, "PUT", target, headers, [data])
         assert (answer.status, answer.json()["code"], answer.bytes_read) == (status, code, 0), target
         assert answer.headers["connection"] == "close"
         assert ("retry-after" in answer.headers) is (code == "TRY_LATER")
-    assert list(world.blobs.list("staging/")) == []
+    assert list(harness.blobs.list("staging/")) == []
 
 
 def test_a_store_without_links_of_its_own_is_reached_by_those_of_the_server(database_url: str) -> None:
-    with World(database_url) as world:
-        world.add_base()
-        files = world.files()
-        plan = world.admin.plan_push("acme/x", PushRequest(manifest=world.manifest(files)))
+    with Harness(database_url) as harness:
+        harness.add_base()
+        files = harness.files()
+        plan = harness.admin.plan_push("acme/x", PushRequest(manifest=harness.manifest(files)))
         assert all(item.url.startswith(f"/api/v1/links/staging/{plan.push_id}/") for item in plan.uploads)
-        upload(world.admin, plan, files)
-        assert world.admin.commit_push(plan.push_id).created
+        upload(harness.admin, plan, files)
+        assert harness.admin.commit_push(plan.push_id).created
 
 
 # ------------------------------------------------------------------ a real server
 def test_servers_of_one_registry_agree_on_links_and_restarts_keep_them(tmp_path: Path) -> None:
-    base = forge.llama("smollm2", hidden=512)
-    files = forge.lora(base, rank=64)
-    folder = forge.write(files, tmp_path / "out")
+    base = samples.llama("smollm2", hidden=512)
+    files = samples.lora(base, rank=64)
+    folder = samples.write(files, tmp_path / "out")
     environment = {"REGISTRY_DATA": str(tmp_path / "data")}
     with Server(environment).running() as server:
         with Registry(server.url, server.token) as registry:
@@ -191,4 +191,4 @@ def test_servers_of_one_registry_agree_on_links_and_restarts_keep_them(tmp_path:
         assert 'registry_requests_total{method="PUT",status="204"} 1.0' in metrics
     (weights,) = links.values()
     with Server(environment).running() as restarted:
-        assert httpx.get(restarted.url + weights).content == files[forge.WEIGHTS]
+        assert httpx.get(restarted.url + weights).content == files[samples.WEIGHTS]

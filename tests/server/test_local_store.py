@@ -16,9 +16,9 @@ from registry.digest import Digest
 from registry.errors import Conflict, NotFound, Unavailable
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.local import LocalBlobs
-from tests import forge
+from tests import samples
+from tests.harness import Harness
 from tests.maintenance import collect, findings
-from tests.world import World
 
 DATA = random.Random(7).randbytes(300_000)
 DIGEST = Digest.of(DATA)
@@ -31,14 +31,14 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def local(database_url: str, tmp_path: Path) -> Iterator[World]:
-    with World(database_url, blobs=LocalBlobs(tmp_path / "blobs")) as world:
-        world.add_base()
-        yield world
+def local(database_url: str, tmp_path: Path) -> Iterator[Harness]:
+    with Harness(database_url, blobs=LocalBlobs(tmp_path / "blobs")) as harness:
+        harness.add_base()
+        yield harness
 
 
-def file_of(world: World, digest: Digest) -> Path:
-    path = world.blobs.local_path(key_of(digest))
+def file_of(harness: Harness, digest: Digest) -> Path:
+    path = harness.blobs.local_path(key_of(digest))
     assert path is not None
     return path
 
@@ -91,10 +91,10 @@ def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path, monkeypa
     assert list(store.list("records/")) == [], "a missing folder is empty"
 
 
-def test_a_folder_under_a_key_is_damage_that_a_push_repairs(local: World) -> None:
+def test_a_folder_under_a_key_is_damage_that_a_push_repairs(local: Harness) -> None:
     files = local.files()
     local.push("acme/support", files)
-    weights = Digest.of(files[forge.WEIGHTS])
+    weights = Digest.of(files[samples.WEIGHTS])
     file_of(local, weights).unlink()
     file_of(local, weights).mkdir()
     with pytest.raises(Conflict) as refusal:  # the plan asks for no blob that has a live row
@@ -103,12 +103,12 @@ def test_a_folder_under_a_key_is_damage_that_a_push_repairs(local: World) -> Non
     assert findings(local, deep=False) == [f"blob.bytes_missing {weights}"]
     assert findings(local) == [f"blob.damaged {weights}"]
     assert not local.push("acme/support", files).created
-    assert file_of(local, weights).read_bytes() == files[forge.WEIGHTS]
+    assert file_of(local, weights).read_bytes() == files[samples.WEIGHTS]
     assert findings(local) == []
 
 
 def test_an_unreadable_folder_is_a_finding_and_the_check_continues(
-    local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = local.files()
     local.push("acme/support", files)
@@ -128,7 +128,7 @@ def test_an_unreadable_folder_is_a_finding_and_the_check_continues(
     away.rename(file_of(local, lost))
 
 
-def test_gc_reports_what_the_disk_refuses(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_reports_what_the_disk_refuses(local: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     local.push("acme/support")
     root = file_of(local, DIGEST).parents[3]
     (root / "tmp" / "a folder").mkdir()

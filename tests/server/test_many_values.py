@@ -13,8 +13,8 @@ from sqlmodel import col, select
 from registry.server.database import db
 from registry.server.database.any_of import any_of
 from registry.server.database.models import BaseRow, BlobRow
+from tests.harness import Harness
 from tests.server.test_desired_state import desired, fill, http
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -22,9 +22,9 @@ MANY = 70_000
 """More than a statement on PostgreSQL may have parameters."""
 
 
-def test_a_condition_takes_very_many_numbers_or_texts(world: World) -> None:
-    world.add_base()
-    with world.session() as session:
+def test_a_condition_takes_very_many_numbers_or_texts(harness: Harness) -> None:
+    harness.add_base()
+    with harness.session() as session:
         ids = session.exec(select(BaseRow.id).where(any_of(col(BaseRow.id), range(MANY)))).all()
         texts = [f"sha256:{number:064}" for number in range(MANY)]
         assert len(ids) == 1
@@ -32,31 +32,33 @@ def test_a_condition_takes_very_many_numbers_or_texts(world: World) -> None:
         assert session.exec(select(BaseRow.id).where(any_of(col(BaseRow.id), []))).all() == []
 
 
-def test_the_desired_state_has_as_many_parameters_for_any_number_of_adapters(world: World) -> None:
+def test_the_desired_state_has_as_many_parameters_for_any_number_of_adapters(harness: Harness) -> None:
     counts: list[int] = []
 
     def count(_c: Any, _cursor: Any, _statement: str, parameters: Sequence[Any], *_: Any) -> None:
         counts.append(len(parameters))
 
-    fill(world, "acme/a0")
-    client = http(world)
+    fill(harness, "acme/a0")
+    client = http(harness)
     desired(client)
-    event.listen(world.engine, "before_cursor_execute", count)
+    event.listen(harness.engine, "before_cursor_execute", count)
     assert len(desired(client, engine="vllm==0.33.0").adapters) == 1
     few = counts.copy()
-    event.remove(world.engine, "before_cursor_execute", count)
+    event.remove(harness.engine, "before_cursor_execute", count)
     for number in range(1, 4):
-        world.push(f"acme/a{number}")
-        world.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
+        harness.push(f"acme/a{number}")
+        harness.admin.promote(f"acme/a{number}", "canary", "1", generation=0)
     desired(client)
     counts.clear()
-    event.listen(world.engine, "before_cursor_execute", count)
+    event.listen(harness.engine, "before_cursor_execute", count)
     assert len(desired(client, engine="vllm==0.33.0").adapters) == 4
-    event.remove(world.engine, "before_cursor_execute", count)
+    event.remove(harness.engine, "before_cursor_execute", count)
     assert counts == few
 
 
-def test_a_statement_that_no_database_could_execute_is_not_called_an_outage(world: World, database_kind: str) -> None:
+def test_a_statement_that_no_database_could_execute_is_not_called_an_outage(
+    harness: Harness, database_kind: str
+) -> None:
     limit = MANY if database_kind == "postgres" else 300_000
-    with pytest.raises(OperationalError), db.session(world.engine, write=False) as session:
+    with pytest.raises(OperationalError), db.session(harness.engine, write=False) as session:
         session.exec(select(BaseRow.id).where(col(BaseRow.id).in_(range(limit))))

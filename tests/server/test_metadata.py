@@ -10,79 +10,79 @@ from registry.api.catalog import TAGS_LIMIT, MetadataChange
 from registry.client.audit import Audit
 from registry.errors import Denied, Invalid, NotFound, Refused, TooLarge
 from tests.access.tenants import send
-from tests.world import World
+from tests.harness import Harness
 
 URL = "https://wandb.example/acme/run-7"
 
 
 @pytest.fixture
-def world(world: World) -> World:
-    world.add_base()
-    return world
+def harness(harness: Harness) -> Harness:
+    harness.add_base()
+    return harness
 
 
-def names(world: World, **query: Any) -> list[str]:
-    return [item.name for item in world.admin.adapters(**query).items]
+def names(harness: Harness, **query: Any) -> list[str]:
+    return [item.name for item in harness.admin.adapters(**query).items]
 
 
-def test_metadata_of_a_version_changes_without_its_digest(world: World) -> None:
-    pushed = world.push("acme/support", annotations={"seed": "7"}).version
+def test_metadata_of_a_version_changes_without_its_digest(harness: Harness) -> None:
+    pushed = harness.push("acme/support", annotations={"seed": "7"}).version
     change = MetadataChange(description="Answers about returns", tags={"team": "nlp", "tier": "1"}, links={"run": URL})
-    world.admin.describe("acme/support@1", change)
-    world.admin.describe("acme/support@1", MetadataChange(tags={"tier": None, "reviewed": ""}))
-    view = world.admin.version("acme/support@1")
+    harness.admin.describe("acme/support@1", change)
+    harness.admin.describe("acme/support@1", MetadataChange(tags={"tier": None, "reviewed": ""}))
+    view = harness.admin.version("acme/support@1")
     assert (view.digest, view.annotations) == (pushed.digest, {"seed": "7"})
     assert (view.description, view.tags) == ("Answers about returns", {"team": "nlp", "reviewed": ""})
     assert view.links == {"run": URL}
-    cleared = world.admin.describe("acme/support@1", MetadataChange(description="", links={"run": None}))
+    cleared = harness.admin.describe("acme/support@1", MetadataChange(description="", links={"run": None}))
     assert (cleared.description, cleared.links) == ("", {})
-    events = [event for event in Audit(world.admin).events(0) if event.action == "version.describe"]
+    events = [event for event in Audit(harness.admin).events(0) if event.action == "version.describe"]
     assert [event.detail.get("removed") for event in events] == [None, ["tag tier"], ["description", "link run"]]
     assert events[0].detail["tags"] == {"team": "nlp", "tier": "1"}
 
 
-def test_metadata_of_an_adapter_outlives_versions_and_names(world: World) -> None:
-    world.push("acme/support")
+def test_metadata_of_an_adapter_outlives_versions_and_names(harness: Harness) -> None:
+    harness.push("acme/support")
     change = MetadataChange(description="Support of ACME", tags={"team": "nlp"}, links={"owner": URL})
-    view = world.admin.describe_adapter("acme/support", change)
+    view = harness.admin.describe_adapter("acme/support", change)
     assert (view.description, view.tags, view.links) == ("Support of ACME", {"team": "nlp"}, {"owner": URL})
-    world.push("acme/support")
-    assert world.admin.rename("acme/support", "acme/helper").tags == {"team": "nlp"}
-    assert world.admin.adapters().items[0].description == "Support of ACME"
-    assert world.admin.version("acme/helper").tags == {}
-    world.admin.delete_adapter("acme/helper")
+    harness.push("acme/support")
+    assert harness.admin.rename("acme/support", "acme/helper").tags == {"team": "nlp"}
+    assert harness.admin.adapters().items[0].description == "Support of ACME"
+    assert harness.admin.version("acme/helper").tags == {}
+    harness.admin.delete_adapter("acme/helper")
 
 
-def test_search_finds_tags_of_adapters_and_newest_versions_and_words_of_descriptions(world: World) -> None:
+def test_search_finds_tags_of_adapters_and_newest_versions_and_words_of_descriptions(harness: Harness) -> None:
     for name in ("acme/a", "acme/b", "acme/c"):
-        world.push(name, annotations={"team": "sealed"})
-    world.admin.describe_adapter("acme/a", MetadataChange(tags={"team": "nlp"}, description="About Returns_100%"))
-    world.admin.describe("acme/b@1", MetadataChange(tags={"team": "vision"}))
-    assert names(world, tag=["team"]) == ["acme/a", "acme/b"]
-    assert names(world, tag=["team=vision"]) == ["acme/b"]
-    assert names(world, tag=["team=sealed"]) == []
-    assert names(world, annotation=["team=sealed"], tag=["team=nlp"]) == ["acme/a"]
-    assert names(world, text="returns_") == ["acme/a"]
-    assert names(world, text="returns-") == []
-    world.push("acme/b")
-    assert names(world, tag=["team=vision"]) == []
+        harness.push(name, annotations={"team": "sealed"})
+    harness.admin.describe_adapter("acme/a", MetadataChange(tags={"team": "nlp"}, description="About Returns_100%"))
+    harness.admin.describe("acme/b@1", MetadataChange(tags={"team": "vision"}))
+    assert names(harness, tag=["team"]) == ["acme/a", "acme/b"]
+    assert names(harness, tag=["team=vision"]) == ["acme/b"]
+    assert names(harness, tag=["team=sealed"]) == []
+    assert names(harness, annotation=["team=sealed"], tag=["team=nlp"]) == ["acme/a"]
+    assert names(harness, text="returns_") == ["acme/a"]
+    assert names(harness, text="returns-") == []
+    harness.push("acme/b")
+    assert names(harness, tag=["team=vision"]) == []
 
 
-def test_who_may_push_may_describe(world: World) -> None:
-    world.push("acme/support")
+def test_who_may_push_may_describe(harness: Harness) -> None:
+    harness.push("acme/support")
     change = MetadataChange(tags={"team": "nlp"})
-    assert world.actor("push", "pull", name="trainer").describe("acme/support@1", change).tags == {"team": "nlp"}
+    assert harness.actor("push", "pull", name="trainer").describe("acme/support@1", change).tags == {"team": "nlp"}
     with pytest.raises(Denied):
-        world.actor("pull", name="reader").describe("acme/support@1", change)
+        harness.actor("pull", name="reader").describe("acme/support@1", change)
     with pytest.raises(NotFound):
-        world.actor("push", "pull", namespaces=["globex"], name="other").describe_adapter("acme/support", change)
+        harness.actor("push", "pull", namespaces=["globex"], name="other").describe_adapter("acme/support", change)
 
 
-def test_a_version_in_quarantine_keeps_its_metadata(world: World) -> None:
-    world.push("acme/support")
-    world.admin.quarantine("acme/support@1", "an alarm")
+def test_a_version_in_quarantine_keeps_its_metadata(harness: Harness) -> None:
+    harness.push("acme/support")
+    harness.admin.quarantine("acme/support@1", "an alarm")
     with pytest.raises(Refused, match="quarantine"):
-        world.admin.describe("acme/support@1", MetadataChange(tags={"team": "nlp"}))
+        harness.admin.describe("acme/support@1", MetadataChange(tags={"team": "nlp"}))
 
 
 @pytest.mark.security
@@ -95,18 +95,18 @@ def test_a_version_in_quarantine_keeps_its_metadata(world: World) -> None:
         {"tags": {"x": "y" * 201}}, {"description": "x" * 2001}, {"description": "a\u0000"}, {"unknown": 1},
     ],
 )  # fmt: skip
-def test_metadata_that_could_mislead_is_refused(world: World, body: dict[str, object]) -> None:
-    world.push("acme/support")
-    answer = send(world, "PATCH", "/api/v1/adapters/acme/support/metadata", world.secret, json=body)
+def test_metadata_that_could_mislead_is_refused(harness: Harness, body: dict[str, object]) -> None:
+    harness.push("acme/support")
+    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/metadata", harness.secret, json=body)
     assert answer.status_code == 422 or answer.status_code == 400, answer.text
 
 
-def test_tags_are_limited(world: World) -> None:
-    world.push("acme/support")
+def test_tags_are_limited(harness: Harness) -> None:
+    harness.push("acme/support")
     for start in (0, TAGS_LIMIT // 2):
         tags: dict[str, str | None] = {f"t{n}": "" for n in range(start, start + TAGS_LIMIT // 2)}
-        world.admin.describe_adapter("acme/support", MetadataChange(tags=tags))
+        harness.admin.describe_adapter("acme/support", MetadataChange(tags=tags))
     with pytest.raises(TooLarge, match=f"tags: {TAGS_LIMIT + 1} are over the limit of {TAGS_LIMIT}"):
-        world.admin.describe_adapter("acme/support", MetadataChange(tags={"more": ""}))
+        harness.admin.describe_adapter("acme/support", MetadataChange(tags={"more": ""}))
     with pytest.raises((Invalid, ValueError)):
         MetadataChange(tags={f"t{n}": "" for n in range(TAGS_LIMIT + 1)})

@@ -7,12 +7,12 @@ import re
 import httpx
 
 from registry.api.serving import NodeReport, SlotReport, SlotState
-from tests.world import URL, World
+from tests.harness import URL, Harness
 
 
-def scrape(world: World, secret: str = "") -> httpx.Response:
-    headers = {"Authorization": f"Bearer {secret or world.secret}"}
-    return httpx.Client(transport=world.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
+def scrape(harness: Harness, secret: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {secret or harness.secret}"}
+    return httpx.Client(transport=harness.transport, base_url=URL, headers=headers).get("/api/v1/metrics")
 
 
 def values(answer: httpx.Response) -> dict[str, float]:
@@ -21,15 +21,15 @@ def values(answer: httpx.Response) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^(registry_\S+) (\S+)$", answer.text, re.MULTILINE)}
 
 
-def test_metrics_count_stored_waiting_and_served_objects(world: World) -> None:
-    world.add_base()
-    before = values(scrape(world))
+def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> None:
+    harness.add_base()
+    before = values(scrape(harness))
     assert (before["registry_adapters"], before['registry_jobs{state="queued"}']) == (0, 0)
-    version = world.push("acme/support").version
-    world.push("acme/support")
+    version = harness.push("acme/support").version
+    harness.push("acme/support")
     slot = SlotReport(adapter="acme/support", digest=version.digest, served_name="s", state=SlotState.SERVING)
-    world.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
-    answer = scrape(world)
+    harness.admin.report_node("gpu-1", "vllm", NodeReport(base="tiny-llama", alias="prod", slots=[slot]))
+    answer = scrape(harness)
     after = values(answer)
     states = ("jobs", "queued", 2), ("fleet_nodes", "live", 1), ("fleet_slots", "serving", 1)
     assert [after[f'registry_{name}{{state="{state}"}}'] for name, state, _ in states] == [n for *_, n in states]
@@ -43,10 +43,10 @@ def test_metrics_count_stored_waiting_and_served_objects(world: World) -> None:
     assert len(typed) == len(set(typed)) == len(re.findall(r"^# HELP", answer.text, re.MULTILINE))
 
 
-def test_metrics_are_for_administrators_and_unknown_methods_share_a_series(world: World) -> None:
-    assert scrape(world, world.issue("pull")[1]).status_code == 403
-    assert scrape(world, world.issue("admin", namespaces=["acme"])[1]).status_code == 403
-    client = httpx.Client(transport=world.transport, base_url=URL)
+def test_metrics_are_for_administrators_and_unknown_methods_share_a_series(harness: Harness) -> None:
+    assert scrape(harness, harness.issue("pull")[1]).status_code == 403
+    assert scrape(harness, harness.issue("admin", namespaces=["acme"])[1]).status_code == 403
+    client = httpx.Client(transport=harness.transport, base_url=URL)
     for word in ("BREW", "GRIND"):
         assert client.request(word, "/api/v1/health").status_code == 405
-    assert values(scrape(world))['registry_requests_total{method="other",status="405"}'] == 2
+    assert values(scrape(harness))['registry_requests_total{method="other",status="405"}'] == 2

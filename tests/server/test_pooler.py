@@ -15,8 +15,8 @@ from registry.server.database import locks, schema
 from registry.server.database.engine import SESSION_SETTINGS, open_database
 from registry.server.settings import Settings
 from tests import processes, services
+from tests.harness import Harness
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 pytestmark = [
@@ -102,7 +102,7 @@ def test_a_pooler_that_drops_the_options_is_refused_until_the_role_has_them(
     direct.dispose()
     url = pooled("ignore_startup_parameters = options")  # the sessions of the first pooler began without them
     blobs = MemoryBlobs()
-    with World(url, blobs=blobs) as first, World(url, blobs=blobs) as second:
+    with Harness(url, blobs=blobs) as first, Harness(url, blobs=blobs) as second:
         first.add_base()
         for number in range(8):  # enough for prepared statements
             first.push("acme/support", first.files(seed=number))

@@ -21,10 +21,10 @@ from registry.server.database import db, locks
 from registry.server.maintenance import gc
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.webhooks import dispatch
-from tests import forge
+from tests import samples
+from tests.harness import Harness
 from tests.import_table import ROOT
 from tests.maintenance import collect, findings, orphan, states
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -62,15 +62,15 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
-def engine(world: World) -> Engine:
-    return world.engine
+def engine(harness: Harness) -> Engine:
+    return harness.engine
 
 
 @contextlib.contextmanager
@@ -89,13 +89,13 @@ def read(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def number_all_events(world: World) -> None:
+def number_all_events(harness: Harness) -> None:
     """Run the sequencer as a server does: again whenever another process has its lock."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(Unavailable):
-            sequencer.run_sequencer(world.engine, world.blobs, lambda: world.app.state.audit_log.keys)
-            with world.session() as session:
+            sequencer.run_sequencer(harness.engine, harness.blobs, lambda: harness.app.state.audit_log.keys)
+            with harness.session() as session:
                 assert not sequencer.has_pending(session)
             return
         time.sleep(0.1)
@@ -103,13 +103,13 @@ def number_all_events(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["between transactions", "in a transaction"])
-def test_a_frozen_process_stops_no_other_and_writes_nothing_when_it_wakes_up(world: World, moment: str) -> None:
-    url = world.engine.url.render_as_string(hide_password=False)
+def test_a_frozen_process_stops_no_other_and_writes_nothing_when_it_wakes_up(harness: Harness, moment: str) -> None:
+    url = harness.engine.url.render_as_string(hide_password=False)
     with hold(url, moment, lease_seconds=1) as holder:
         assert read(holder) == "holding"
         holder.send_signal(signal.SIGSTOP)
-        world.push("acme/support")
-        number_all_events(world)
+        harness.push("acme/support")
+        number_all_events(harness)
         holder.send_signal(signal.SIGCONT)
         assert holder.stdin is not None
         holder.stdin.write("\n")
@@ -117,15 +117,15 @@ def test_a_frozen_process_stops_no_other_and_writes_nothing_when_it_wakes_up(wor
         assert read(holder) in ("TRY_LATER", "DATABASE_UNAVAILABLE")
 
 
-def test_a_killed_process_of_this_machine_has_lost_its_lock_at_once(world: World) -> None:
-    url = world.engine.url.render_as_string(hide_password=False)
+def test_a_killed_process_of_this_machine_has_lost_its_lock_at_once(harness: Harness) -> None:
+    url = harness.engine.url.render_as_string(hide_password=False)
     with hold(url, "in a transaction", lease_seconds=1000) as holder:
         assert read(holder) == "holding"
-        with pytest.raises(Unavailable, match="another audit is running"), locks.acquire(world.engine, "audit"):
+        with pytest.raises(Unavailable, match="another audit is running"), locks.acquire(harness.engine, "audit"):
             pass
         holder.kill()
         holder.wait()
-        with locks.acquire(world.engine, "audit"):
+        with locks.acquire(harness.engine, "audit"):
             pass
 
 
@@ -153,47 +153,47 @@ def test_a_lock_is_renewed_while_it_is_held_and_has_a_higher_number_next_time(
 
 
 def test_bytes_deleted_by_a_collector_that_lost_its_lock_are_known_to_be_missing(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It freezes before it deletes the bytes; another one takes over, and the same bytes are pushed again."""
-    files = world.files()
-    weights = orphan(world, files[forge.WEIGHTS])
-    delete = type(world.blobs).delete
+    files = harness.files()
+    weights = orphan(harness, files[samples.WEIGHTS])
+    delete = type(harness.blobs).delete
 
     def freeze_and_delete(blobs: BlobStore, key: str) -> None:
         if key == key_of(weights):
-            monkeypatch.setattr(type(world.blobs), "delete", delete)
-            with world.engine.begin() as connection:
+            monkeypatch.setattr(type(harness.blobs), "delete", delete)
+            with harness.engine.begin() as connection:
                 connection.execute(text("UPDATE process_lock SET expires_at = clock_timestamp()"))
-            assert collect(world).blobs_deleted == 1
-            assert world.push("acme/support", files).created
+            assert collect(harness).blobs_deleted == 1
+            assert harness.push("acme/support", files).created
         delete(blobs, key)
 
-    monkeypatch.setattr(type(world.blobs), "delete", freeze_and_delete)
-    with locks.acquire(world.engine, gc.LOCK) as lock:
+    monkeypatch.setattr(type(harness.blobs), "delete", freeze_and_delete)
+    with locks.acquire(harness.engine, gc.LOCK) as lock:
         no = timedelta(0)
-        run = gc.GcRun(world.engine, world.blobs, lock, no, no, no, no, dry_run=False)
+        run = gc.GcRun(harness.engine, harness.blobs, lock, no, no, no, no, dry_run=False)
         with pytest.raises(Unavailable, match="took over"):
             gc.collect_blobs(run)
-    assert states(world)[weights] == "corrupt"
-    assert not world.push("acme/support", files).created
-    assert set(states(world).values()) == {"live"}
-    assert findings(world) == []
+    assert states(harness)[weights] == "corrupt"
+    assert not harness.push("acme/support", files).created
+    assert set(states(harness).values()) == {"live"}
+    assert findings(harness) == []
 
 
-def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(world: World) -> None:
+def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(harness: Harness) -> None:
     """Taking one is a write, after which every cache of answers would read again, each second."""
-    Audit(world.admin).create_webhook(WebhookCreate(url="https://hooks.example/x", actions=["version.yank"]))
+    Audit(harness.admin).create_webhook(WebhookCreate(url="https://hooks.example/x", actions=["version.yank"]))
 
     def send_and_count_locks() -> int:
-        dispatch.send_due(world.engine, world.settings, lambda: world.app.state.audit_log.keys)
-        with world.engine.connect() as connection:
+        dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys)
+        with harness.engine.connect() as connection:
             return connection.execute(text("SELECT number FROM process_lock WHERE name = 'webhooks'")).scalar() or 0
 
     counts = []
     for _ in range(2):
-        world.push("acme/support")
-        world.app.state.audit_log.step()
+        harness.push("acme/support")
+        harness.app.state.audit_log.step()
         counts += [send_and_count_locks(), send_and_count_locks()]
     assert counts == [1, 1, 2, 2]
 

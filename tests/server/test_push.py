@@ -18,30 +18,30 @@ from registry.manifest import BaseRef, Edge, Relation
 from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
-from tests import forge
+from tests import samples
 from tests.access.tenants import of_subject
 from tests.bulk import COMMITS, commit_body
-from tests.world import World, rows, send_blob, upload
+from tests.harness import Harness, rows, send_blob, upload
 
 STATEMENTS_LIMIT = 52
 """Of a push of three files: sign-in for each request, the plan, the bytes, the commit, the record."""
 
 
 @pytest.fixture
-def based(world: World) -> World:
-    world.add_base()
-    return world
+def based(harness: Harness) -> Harness:
+    harness.add_base()
+    return harness
 
 
-def plan(world: World, files: forge.Files, name: str = "acme/support", by: Registry | None = None) -> PushPlan:
-    return (by or world.admin).plan_push(name, PushRequest(manifest=world.manifest(files)))
+def plan(harness: Harness, files: samples.Files, name: str = "acme/support", by: Registry | None = None) -> PushPlan:
+    return (by or harness.admin).plan_push(name, PushRequest(manifest=harness.manifest(files)))
 
 
-def send(world: World, plan: PushPlan, files: forge.Files) -> None:
-    upload(world.admin, plan, files)
+def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
+    upload(harness.admin, plan, files)
 
 
-def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(based: World) -> None:
+def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(based: Harness) -> None:
     pushed = based.push("acme/support", message="first try")
     version = pushed.version
     assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
@@ -56,7 +56,7 @@ def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(based: 
         assert all(e.request_id for e in told)
 
 
-def test_the_same_bytes_again_are_the_same_version_and_send_nothing(based: World) -> None:
+def test_the_same_bytes_again_are_the_same_version_and_send_nothing(based: Harness) -> None:
     files = based.files()
     first = based.push("acme/support", files)
     again = plan(based, files)
@@ -68,7 +68,7 @@ def test_the_same_bytes_again_are_the_same_version_and_send_nothing(based: World
         assert len(rows(session, JobRow)) == 1
 
 
-def test_committing_twice_is_committing_once(based: World) -> None:
+def test_committing_twice_is_committing_once(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     send(based, planned, files)
@@ -76,7 +76,7 @@ def test_committing_twice_is_committing_once(based: World) -> None:
     assert based.admin.commit_push(planned.push_id).created is False
 
 
-def test_a_file_of_a_visible_version_is_not_requested_again(based: World) -> None:
+def test_a_file_of_a_visible_version_is_not_requested_again(based: Harness) -> None:
     files = based.files()
     based.push("acme/support", files)
     changed = {**files, "README.md": b"# another card\n"}
@@ -85,25 +85,25 @@ def test_a_file_of_a_visible_version_is_not_requested_again(based: World) -> Non
     assert pushed.version.number == 2
 
 
-def test_a_file_of_another_tenant_is_requested_again(based: World) -> None:
+def test_a_file_of_another_tenant_is_requested_again(based: Harness) -> None:
     files = based.files()
     based.push("acme/support", files)
     other = based.actor("push", namespaces=["initech"], name="other")
     assert len(plan(based, files, "initech/copy", other).uploads) == len(files)
 
 
-def test_an_interrupted_push_is_resumed(based: World) -> None:
+def test_an_interrupted_push_is_resumed(based: Harness) -> None:
     files = based.files()
     first = plan(based, files)
-    weights = Digest.of(files[forge.WEIGHTS])
+    weights = Digest.of(files[samples.WEIGHTS])
     upload = next(u for u in first.uploads if u.digest == weights)
-    send_blob(based.admin, upload, files[forge.WEIGHTS])
+    send_blob(based.admin, upload, files[samples.WEIGHTS])
     second = plan(based, files)
     assert second.push_id == first.push_id
     assert weights not in [u.digest for u in second.uploads]
 
 
-def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(based: World) -> None:
+def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     with pytest.raises(Conflict) as refusal:
@@ -115,7 +115,7 @@ def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(base
         assert {row.state for row in rows(session, BlobRow)} == {"pending"}
 
 
-def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: World) -> None:
+def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: Harness) -> None:
     files = based.files()
     based.push("acme/support", files)
     other = based.actor("push", namespaces=["initech"], name="other")
@@ -129,7 +129,7 @@ def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: Wo
     assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
 
 
-def test_the_push_of_another_token_does_not_exist(based: World) -> None:
+def test_the_push_of_another_token_does_not_exist(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     other = based.actor("push", name="other")
@@ -139,7 +139,7 @@ def test_the_push_of_another_token_does_not_exist(based: World) -> None:
         assert refusal.value.code == "PUSH_UNKNOWN"
 
 
-def test_an_expired_push_is_gone(based: World) -> None:
+def test_an_expired_push_is_gone(based: Harness) -> None:
     planned = plan(based, based.files())
     with based.session(write=True) as session:
         row = session.get_one(PushRow, planned.push_id)
@@ -149,7 +149,7 @@ def test_an_expired_push_is_gone(based: World) -> None:
         based.admin.commit_push(planned.push_id)
 
 
-def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: World) -> None:
+def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     send(based, planned, files)
@@ -163,7 +163,7 @@ def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: World) ->
     assert row.expires_at > db.now() + timedelta(seconds=commit.COMMIT_SECONDS / 2)
 
 
-def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(based: World) -> None:
+def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(based: Harness) -> None:
     counts = []
     for seed in range(4):
         with based.statements() as sent:
@@ -173,8 +173,8 @@ def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_ar
     assert counts[-1] == counts[-2] <= STATEMENTS_LIMIT
 
 
-def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(based: World) -> None:
-    wide = forge.lora(forge.llama(hidden=128))
+def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(based: Harness) -> None:
+    wide = samples.lora(samples.llama(hidden=128))
     pushed = based.push("acme/support", wide, alias="canary")
     verdict = pushed.version.verdicts[0]
     assert (verdict.outcome, pushed.job_id) == (Outcome.FAIL, "")
@@ -183,12 +183,12 @@ def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(ba
     assert based.admin.version("acme/support").aliases == ["main"]
 
 
-def test_an_alias_moves_with_the_push_when_its_gate_is_open(based: World) -> None:
+def test_an_alias_moves_with_the_push_when_its_gate_is_open(based: Harness) -> None:
     pushed = based.push("acme/support", alias="canary")
     assert (pushed.version.aliases, pushed.alias_refused) == (["canary", "main"], "")
 
 
-def test_an_alias_needs_the_scope_to_promote(based: World) -> None:
+def test_an_alias_needs_the_scope_to_promote(based: Harness) -> None:
     pusher = based.actor("push", name="pusher")
     with pytest.raises(Denied):
         based.push("acme/support", alias="canary", by=pusher)
@@ -197,7 +197,7 @@ def test_an_alias_needs_the_scope_to_promote(based: World) -> None:
     assert based.push("acme/support", by=pusher).created
 
 
-def test_an_unknown_base_is_refused_before_any_byte(based: World) -> None:
+def test_an_unknown_base_is_refused_before_any_byte(based: Harness) -> None:
     manifest = based.manifest(based.files())
     strange = manifest.model_copy(update={"base": BaseRef(name="nobody/knows", fingerprint=manifest.base.fingerprint)})
     with pytest.raises(NotFound) as refusal:
@@ -205,7 +205,7 @@ def test_an_unknown_base_is_refused_before_any_byte(based: World) -> None:
     assert refusal.value.code == "BASE_UNKNOWN"
 
 
-def test_another_fingerprint_of_the_base_is_refused(based: World) -> None:
+def test_another_fingerprint_of_the_base_is_refused(based: Harness) -> None:
     manifest = based.manifest(based.files())
     other = BaseRef(name=manifest.base.name, fingerprint=Digest.of(b"other"))
     with pytest.raises(Invalid) as refusal:
@@ -213,7 +213,7 @@ def test_another_fingerprint_of_the_base_is_refused(based: World) -> None:
     assert (refusal.value.code, refusal.value.findings[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
 
 
-def test_a_namespace_that_the_token_does_not_have_is_refused(based: World) -> None:
+def test_a_namespace_that_the_token_does_not_have_is_refused(based: Harness) -> None:
     pusher = based.actor("push", namespaces=["acme"], name="pusher")
     with pytest.raises(NotFound):
         based.push("initech/support", by=pusher)
@@ -222,7 +222,7 @@ def test_a_namespace_that_the_token_does_not_have_is_refused(based: World) -> No
         based.push("acme/support", by=reader)
 
 
-def test_one_digest_with_two_sizes_is_refused(based: World) -> None:
+def test_one_digest_with_two_sizes_is_refused(based: Harness) -> None:
     manifest = json.loads(based.manifest(based.files()).to_bytes())
     same = manifest["files"][0] | {"path": "LICENSE", "media_type": "text/plain", "size_bytes": 3}
     manifest["files"] = sorted([*manifest["files"], same], key=lambda f: f["path"])
@@ -231,7 +231,7 @@ def test_one_digest_with_two_sizes_is_refused(based: World) -> None:
     assert refusal.value.findings[0].code == "manifest.sizes_differ"
 
 
-def test_parents_are_edges_whether_they_are_here_or_not(based: World) -> None:
+def test_parents_are_edges_whether_they_are_here_or_not(based: Harness) -> None:
     parent = based.push("acme/support").version
     edges = [
         Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1"),
@@ -244,7 +244,7 @@ def test_parents_are_edges_whether_they_are_here_or_not(based: World) -> None:
 
 
 @pytest.mark.parametrize("same_token", [True, False])
-def test_racing_equal_pushes_create_exactly_one_version(based: World, same_token: bool) -> None:
+def test_racing_equal_pushes_create_exactly_one_version(based: Harness, same_token: bool) -> None:
     files, racers = based.files(), 16
     clients = [based.admin if same_token else based.actor("push", name=f"r{i}") for i in range(racers)]
     results: list[object] = []
@@ -270,7 +270,7 @@ def test_racing_equal_pushes_create_exactly_one_version(based: World, same_token
         assert len([e for e in rows(session, EventRow) if e.action == "version.push"]) == 1
 
 
-def test_racing_different_pushes_get_numbers_without_gaps(based: World) -> None:
+def test_racing_different_pushes_get_numbers_without_gaps(based: Harness) -> None:
     results: list[int] = []
     all_files = [based.files() for _ in range(8)]
     threads = [
@@ -285,7 +285,7 @@ def test_racing_different_pushes_get_numbers_without_gaps(based: World) -> None:
     assert based.admin.version("acme/support").number == 8
 
 
-def test_nothing_staged_is_left_after_a_commit(based: World) -> None:
+def test_nothing_staged_is_left_after_a_commit(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     send(based, planned, files)
@@ -297,7 +297,7 @@ def test_nothing_staged_is_left_after_a_commit(based: World) -> None:
 
 
 @pytest.mark.security
-def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(based: World) -> None:
+def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(based: Harness) -> None:
     files = based.files()
     based.push("globex/secret", files)
     based.admin.create_namespace("acme", owner="ann")

@@ -10,20 +10,20 @@ from sqlmodel import col, select
 
 from registry.server.database.models import VersionRow
 from registry.server.push import background
-from tests.world import World
+from tests.harness import Harness
 
 LONG_SECONDS = 600.0
 
 
-def unrecorded(world: World) -> int:
-    with world.session() as session:
+def unrecorded(harness: Harness) -> int:
+    with harness.session() as session:
         return len(session.exec(select(VersionRow.id).where(col(VersionRow.recorded_at).is_(None))).all())
 
 
 @pytest.fixture
-def stocked(world: World) -> World:
-    world.add_base()
-    return world
+def stocked(harness: Harness) -> Harness:
+    harness.add_base()
+    return harness
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_push_alone_is_recorded_at_once(stocked: World) -> None:
+def test_a_push_alone_is_recorded_at_once(stocked: Harness) -> None:
     stocked.push("acme/support")
     stocked.transport.settle()
     assert unrecorded(stocked) == 0
 
 
 @pytest.mark.usefixtures("patient")
-def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: World) -> None:
+def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: Harness) -> None:
     background.expect_commits(stocked.engine, ["psh_of_somebody_else"])
     stocked.push("acme/one")
     stocked.push("acme/two")
@@ -53,7 +53,7 @@ def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: W
 
 
 def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
-    stocked: World, monkeypatch: pytest.MonkeyPatch
+    stocked: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
     monkeypatch.setattr(background, "RECORDS_DELAY_SECONDS", 0.05)

@@ -12,26 +12,26 @@ from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.server.database.models import BlobRow, VersionRow
 from registry.server.storage import references
-from tests import forge
+from tests import samples
 from tests.bulk import commit_body
-from tests.world import World, rows, upload
+from tests.harness import Harness, rows, upload
 
 
 @pytest.fixture
-def based(world: World) -> World:
-    world.add_base()
-    return world
+def based(harness: Harness) -> Harness:
+    harness.add_base()
+    return harness
 
 
-def plan(world: World, files: forge.Files) -> PushPlan:
-    return world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(files)))
+def plan(harness: Harness, files: samples.Files) -> PushPlan:
+    return harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(files)))
 
 
-def send(world: World, plan: PushPlan, files: forge.Files) -> None:
-    upload(world.admin, plan, files)
+def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
+    upload(harness.admin, plan, files)
 
 
-def small_of(plan: PushPlan, files: forge.Files) -> list[SmallBlob]:
+def small_of(plan: PushPlan, files: samples.Files) -> list[SmallBlob]:
     by_digest = {Digest.of(data): data for data in files.values()}
     return [
         SmallBlob(digest=u.digest, data=base64.b64encode(by_digest[u.digest]).decode())
@@ -40,7 +40,7 @@ def small_of(plan: PushPlan, files: forge.Files) -> list[SmallBlob]:
     ]
 
 
-def test_a_commit_may_carry_small_blobs(based: World) -> None:
+def test_a_commit_may_carry_small_blobs(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     small = small_of(planned, files)
@@ -61,7 +61,7 @@ def test_a_commit_may_carry_small_blobs(based: World) -> None:
         (lambda _: {"digest": Digest.of(b"never asked for")}, "BLOB_UNKNOWN"),
     ],
 )
-def test_small_blobs_follow_the_rules_of_uploads(based: World, change: Any, code: str) -> None:
+def test_small_blobs_follow_the_rules_of_uploads(based: Harness, change: Any, code: str) -> None:
     files = based.files()
     planned = plan(based, files)
     first, *others = small_of(planned, files)
@@ -72,7 +72,7 @@ def test_small_blobs_follow_the_rules_of_uploads(based: World, change: Any, code
         assert rows(session, VersionRow) == []
 
 
-def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
+def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: Harness) -> None:
     files = based.files()
     planned = plan(based, files)
     small = [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]
@@ -81,7 +81,7 @@ def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: World) -> None:
     assert refusal.value.code == "REQUEST_INVALID"
 
 
-def test_the_size_of_a_blob_is_what_its_commit_measured(based: World) -> None:
+def test_the_size_of_a_blob_is_what_its_commit_measured(based: Harness) -> None:
     files = based.files()
     sizes = {Digest.of(data): len(data) for data in files.values()}
     with based.session(write=True) as session:

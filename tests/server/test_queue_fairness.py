@@ -15,30 +15,30 @@ from registry.merging.recipes import Operation
 from registry.server.database import db
 from registry.server.database.models import JobRow
 from registry.server.jobs import queue, requests
-from tests import forge
-from tests.world import World, rows
+from tests import samples
+from tests.harness import Harness, rows
 
 pytestmark = pytest.mark.security
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
-def claim(world: World, request: ClaimRequest | None = None) -> str:
-    claimed = world.admin.claim(request or ClaimRequest(worker="w"))
+def claim(harness: Harness, request: ClaimRequest | None = None) -> str:
+    claimed = harness.admin.claim(request or ClaimRequest(worker="w"))
     assert claimed is not None
-    world.admin.cancel(claimed.job.id)
+    harness.admin.cancel(claimed.job.id)
     return claimed.job.subject
 
 
-def test_a_priority_over_zero_needs_an_administrator(world: World) -> None:
-    world.push("acme/support")
-    pusher = world.actor("push", namespaces=["acme"])
-    claim(world)
+def test_a_priority_over_zero_needs_an_administrator(harness: Harness) -> None:
+    harness.push("acme/support")
+    pusher = harness.actor("push", namespaces=["acme"])
+    claim(harness)
     urgent = JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1", priority=1)
     with pytest.raises(Denied):
         pusher.submit(urgent)
@@ -48,51 +48,51 @@ def test_a_priority_over_zero_needs_an_administrator(world: World) -> None:
     assert pusher.start_campaign(CampaignRequest(base="tiny-llama", priority=0)).total == 1
 
 
-def test_namespaces_take_turns(world: World) -> None:
+def test_namespaces_take_turns(harness: Harness) -> None:
     for name in ("acme/a", "acme/b", "acme/c", "globex/a", "initech/a", "globex/b"):
-        world.push(name)
-    order = [claim(world).partition("@")[0] for _ in range(6)]
+        harness.push(name)
+    order = [claim(harness).partition("@")[0] for _ in range(6)]
     assert order == ["acme/a", "globex/a", "initech/a", "acme/b", "globex/b", "acme/c"]
 
 
-def test_a_loaded_base_delays_the_jobs_of_others_for_a_bounded_time(world: World) -> None:
+def test_a_loaded_base_delays_the_jobs_of_others_for_a_bounded_time(harness: Harness) -> None:
     """A worker prefers jobs for its loaded base, but those that have waited for long take turns first."""
-    world.add_base(forge.llama("other"))
+    harness.add_base(samples.llama("other"))
     for name in ("acme/a", "acme/b", "acme/c", "acme/d"):
-        world.push(name)
+        harness.push(name)
     for name in ("globex/a", "globex/b"):
-        world.push(name, base="other")
+        harness.push(name, base="other")
     loaded_first = ClaimRequest(worker="w", bases=["tiny-llama", "other"])
-    assert [claim(world, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/a", "acme/b"]
-    with world.session(write=True) as session:
+    assert [claim(harness, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/a", "acme/b"]
+    with harness.session(write=True) as session:
         for row in rows(session, JobRow):
             row.run_after = db.now() - timedelta(seconds=queue.AFFINITY_SECONDS)
             session.add(row)
-    order = [claim(world, loaded_first).partition("@")[0] for _ in range(4)]
+    order = [claim(harness, loaded_first).partition("@")[0] for _ in range(4)]
     assert order == ["globex/a", "acme/c", "globex/b", "acme/d"]
 
 
-def test_within_the_turn_of_a_namespace_the_loaded_base_goes_first(world: World) -> None:
-    world.add_base(forge.llama("other"))
-    world.push("acme/a", base="other")
-    world.push("acme/b")
-    with world.session(write=True) as session:
+def test_within_the_turn_of_a_namespace_the_loaded_base_goes_first(harness: Harness) -> None:
+    harness.add_base(samples.llama("other"))
+    harness.push("acme/a", base="other")
+    harness.push("acme/b")
+    with harness.session(write=True) as session:
         for row in rows(session, JobRow):
             row.run_after = db.now() - timedelta(seconds=queue.AFFINITY_SECONDS)
             session.add(row)
     loaded_first = ClaimRequest(worker="w", bases=["tiny-llama", "other"])
-    assert [claim(world, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/b", "acme/a"]
+    assert [claim(harness, loaded_first).partition("@")[0] for _ in range(2)] == ["acme/b", "acme/a"]
 
 
-def test_waiting_merges_into_a_namespace_are_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_merges_into_a_namespace_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "WAITING_LIMIT", 2)
-    world.push("acme/a")
-    world.push("acme/b")
+    harness.push("acme/a")
+    harness.push("acme/b")
 
     def merge(weight: float, into: str = "acme/merged") -> str:
         payload: dict[str, Any] = {"operation": Operation.COMBINE, "sources": ["acme/a@1", "acme/b@1"], "into": into}
         payload |= {"weights": [weight, 1.0], "method": "linear"}
-        return world.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload)).id
+        return harness.admin.submit(JobSubmit(kind=Kind.MERGE, payload=payload)).id
 
     first = merge(0.1)
     merge(0.2)
@@ -100,5 +100,5 @@ def test_waiting_merges_into_a_namespace_are_limited(world: World, monkeypatch: 
         merge(0.3)
     assert refused.value.code == "RATE_LIMITED"
     assert merge(0.3, into="globex/merged")
-    world.admin.cancel(first)
+    harness.admin.cancel(first)
     assert merge(0.3)

@@ -18,17 +18,17 @@ from registry.names import AdapterName
 from registry.server import actors
 from registry.server.database.models import VersionRow
 from registry.server.jobs import queue
-from tests.world import URL, World, rows
+from tests.harness import URL, Harness, rows
 
 NAME = "acme/support"
 KINDS = [Kind.MERGE, Kind.CONVERT]
 
 
 @pytest.fixture
-def stocked(world: World) -> World:
-    world.add_base()
-    world.push(NAME)
-    return world
+def stocked(harness: Harness) -> Harness:
+    harness.add_base()
+    harness.push(NAME)
+    return harness
 
 
 def claim(registry: Registry) -> Claimed:
@@ -37,27 +37,27 @@ def claim(registry: Registry) -> Claimed:
     return claimed
 
 
-def cancel_all(world: World) -> None:
-    for job in world.admin.jobs().items:
+def cancel_all(harness: Harness) -> None:
+    for job in harness.admin.jobs().items:
         if job.state not in jobs.FINAL:
-            world.admin.cancel(job.id)
+            harness.admin.cancel(job.id)
 
 
-def test_a_payload_over_its_limit_is_refused(stocked: World) -> None:
+def test_a_payload_over_its_limit_is_refused(stocked: Harness) -> None:
     name, payload = AdapterName("acme", "support"), {"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}
     with stocked.session(write=True) as session, pytest.raises(TooLarge):
         version = rows(session, VersionRow)[0]
         queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
 
 
-def test_a_smoke_test_takes_no_payload_so_it_is_not_queued_twice(stocked: World) -> None:
+def test_a_smoke_test_takes_no_payload_so_it_is_not_queued_twice(stocked: Harness) -> None:
     with pytest.raises(Invalid):
         stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME, payload={"again": 1}))
     [job] = stocked.admin.jobs().items
     assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id == job.id
 
 
-def test_a_quarantined_version_does_not_block_other_jobs(stocked: World) -> None:
+def test_a_quarantined_version_does_not_block_other_jobs(stocked: Harness) -> None:
     stocked.push("acme/next")
     worker = stocked.actor("work", namespaces=["acme"])
     stocked.admin.quarantine(NAME + "@1", "reported as poisoned")
@@ -69,7 +69,7 @@ def test_a_quarantined_version_does_not_block_other_jobs(stocked: World) -> None
 
 
 @pytest.mark.parametrize("result", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '{"a": ' + "[" * 900 + "]" * 900 + "}", None])
-def test_invalid_worker_input_is_refused_and_never_a_server_error(stocked: World, result: str | None) -> None:
+def test_invalid_worker_input_is_refused_and_never_a_server_error(stocked: Harness, result: str | None) -> None:
     claimed = claim(stocked.admin)
     token = claimed.lease.token if result else "\N{SNOWMAN}"
     body = f'{{"lease_token": "{token}", "result": {result or "{}"}}}'.encode()
@@ -82,7 +82,7 @@ def test_invalid_worker_input_is_refused_and_never_a_server_error(stocked: World
 
 
 @pytest.fixture
-def shared(stocked: World) -> World:
+def shared(stocked: Harness) -> Harness:
     """A merge of beta's own adapter with one of a public namespace, which is where its job belongs."""
     stocked.admin.change_namespace("acme", NamespaceSet(public=True))
     stocked.push("beta/unheard-of")
@@ -93,7 +93,7 @@ def shared(stocked: World) -> World:
     return stocked
 
 
-def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shared: World) -> None:
+def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shared: Harness) -> None:
     """Neither readers, nor those who may cancel it there, nor that namespace's workers, nor the log."""
     reader = shared.actor("pull", namespaces=["gamma"])
     found = [job for job in reader.jobs().items if job.kind is not Kind.SMOKE_TEST]
@@ -116,7 +116,7 @@ def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shar
     cancel_all(shared)
 
 
-def test_the_bases_of_a_claim_are_limited(stocked: World) -> None:
+def test_the_bases_of_a_claim_are_limited(stocked: Harness) -> None:
     """Tens of thousands held the queue, and with SQLite everybody, for as long as the statement took."""
     with pytest.raises(ValidationError):
         ClaimRequest(worker="w", bases=["base"] * (BASES_LIMIT + 1))
@@ -127,7 +127,7 @@ def test_the_bases_of_a_claim_are_limited(stocked: World) -> None:
     cancel_all(stocked)
 
 
-def test_made_by_of_a_report_is_limited(stocked: World) -> None:
+def test_made_by_of_a_report_is_limited(stocked: Harness) -> None:
     claimed = claim(stocked.admin)
     assert claimed.subject is not None
     report = stocked.report(claimed.subject.digest, claimed.job.base, ())

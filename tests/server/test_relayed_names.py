@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import pytest
 
+from tests.harness import Harness
 from tests.raw_asgi import RawAnswer, call
-from tests.world import World
 
 pytestmark = pytest.mark.security
 
@@ -33,42 +33,42 @@ class AnyRepository(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
+def harness(database_url: str) -> Iterator[Harness]:
     hub = ThreadingHTTPServer(("127.0.0.1", 0), AnyRepository)
     AnyRepository.paths.clear()
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
     try:
-        with World(database_url, hub_upstream=f"http://127.0.0.1:{hub.server_address[1]}") as world:
-            yield world
+        with Harness(database_url, hub_upstream=f"http://127.0.0.1:{hub.server_address[1]}") as harness:
+            yield harness
     finally:
         hub.shutdown()
         thread.join()
         hub.server_close()
 
 
-def get(world: World, path: str) -> RawAnswer:
-    return call(world.app, "GET", path, [("authorization", f"Bearer {world.secret}")])
+def get(harness: Harness, path: str) -> RawAnswer:
+    return call(harness.app, "GET", path, [("authorization", f"Bearer {harness.secret}")])
 
 
-def ask(world: World, name: str) -> RawAnswer:
-    return get(world, f"/api/models/{name}")
+def ask(harness: Harness, name: str) -> RawAnswer:
+    return get(harness, f"/api/models/{name}")
 
 
-def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_it(world: World) -> None:
-    world.add_base()
-    world.push("gone/support")
-    world.push("renamed/support")
-    assert ask(world, "other/support").json() == {"id": "upstream"}
-    world.admin.delete_adapter("gone/support")
-    world.admin.rename("renamed/support", "elsewhere/support")
+def test_a_namespace_that_was_ours_is_never_relayed_even_if_it_only_looks_like_it(harness: Harness) -> None:
+    harness.add_base()
+    harness.push("gone/support")
+    harness.push("renamed/support")
+    assert ask(harness, "other/support").json() == {"id": "upstream"}
+    harness.admin.delete_adapter("gone/support")
+    harness.admin.rename("renamed/support", "elsewhere/support")
     for namespace in ("gone", "renamed"):
-        assert ask(world, f"{namespace}/support").status == 404
-        world.admin.delete_namespace(namespace)
+        assert ask(harness, f"{namespace}/support").status == 404
+        harness.admin.delete_namespace(namespace)
     for name in ("gone/support", "Gone/other", "g0ne/support", "go_ne/x", "renamed/support", "elsewhere/absent"):
-        answer = ask(world, name)
+        answer = ask(harness, name)
         assert (answer.status, answer.headers["x-error-code"]) == (404, "RepoNotFound"), name
-    assert ask(world, "other/support").status == 200
+    assert ask(harness, "other/support").status == 200
 
 
 NAMES = [
@@ -91,30 +91,30 @@ REVISIONS_AND_PATHS = ["..", "%2e%2e", "..%2F..", "main/../x", "main/%2e%2e/x", 
 
 
 @pytest.fixture
-def ours(world: World) -> World:
-    world.add_base()
-    world.push("acme/support")
-    world.push("gone/support")
-    world.admin.delete_adapter("gone/support")
-    world.admin.delete_namespace("gone")
-    return world
+def ours(harness: Harness) -> Harness:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.push("gone/support")
+    harness.admin.delete_adapter("gone/support")
+    harness.admin.delete_namespace("gone")
+    return harness
 
 
-def test_a_name_that_is_none_of_the_hub_or_is_ours_is_never_relayed(ours: World) -> None:
+def test_a_name_that_is_none_of_the_hub_or_is_ours_is_never_relayed(ours: Harness) -> None:
     for name in NAMES:
         for path in (f"/api/models/{name}", f"/api/models/{name}/revision/main", f"/{name}/resolve/main/config.json"):
             assert get(ours, path).status == 404, path
     assert AnyRepository.paths == []
 
 
-def test_a_path_with_dots_is_never_relayed(ours: World) -> None:
+def test_a_path_with_dots_is_never_relayed(ours: Harness) -> None:
     for rest in REVISIONS_AND_PATHS:
         for path in (f"/gpt2/resolve/{rest}/f", f"/other/a/resolve/{rest}/f", f"/api/models/other/a/tree/{rest}/f"):
             assert get(ours, path).status == 404, path
     assert AnyRepository.paths == []
 
 
-def test_names_of_the_hub_are_relayed(ours: World) -> None:
+def test_names_of_the_hub_are_relayed(ours: Harness) -> None:
     paths = [
         *("/api/models/gpt2", "/gpt2/resolve/main/config.json", "/api/models/Org_1/Model-3.5_b"),
         *("/api/models/other/a/tree/refs%2Fpr%2F1/folder", "/other/a/resolve/main/part%2Fone/..a..b"),

@@ -19,29 +19,31 @@ from registry.server.actors import TRUSTED
 from registry.server.http import routing
 from registry.server.http.request_body import UNTRUSTED_BYTES, VALUES_LIMIT, BodyBudget
 from registry.server.http.routing import LARGE_BODIES, SingleThreadRoute
+from tests.harness import Harness
 from tests.raw_asgi import RawAnswer, call, call_in_loop
-from tests.world import World
 
 pytestmark = pytest.mark.security
 CHUNK = b" " * 2**14
 LARGE = [CHUNK] * 128
 
 
-def post(world: World, path: str, chunks: Iterable[bytes], *headers: tuple[str, str], secret: str = "") -> RawAnswer:
+def post(
+    harness: Harness, path: str, chunks: Iterable[bytes], *headers: tuple[str, str], secret: str = ""
+) -> RawAnswer:
     token = [("authorization", f"Bearer {secret}")] if secret else []
-    return call(world.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
+    return call(harness.app, "POST", f"/api/v1{path}", [("content-type", "application/json"), *token, *headers], chunks)
 
 
 @pytest.fixture
-def closed(world: World) -> World:
+def closed(harness: Harness) -> Harness:
     """An application without a trusted actor, as `adapter serve` has it."""
-    world.app.state.trusted = None
-    return world
+    harness.app.state.trusted = None
+    return harness
 
 
 @pytest.mark.parametrize("secret", ["", "lra_" + "0" * 38])
 @pytest.mark.parametrize("path", ["/check", "/pushes/commit", "/bases", "/fleet/nodes/n/e"])
-def test_without_a_valid_token_no_large_body_is_read(closed: World, path: str, secret: str) -> None:
+def test_without_a_valid_token_no_large_body_is_read(closed: Harness, path: str, secret: str) -> None:
     declared = post(closed, path, LARGE, ("content-length", str(len(LARGE) * len(CHUNK))), secret=secret)
     chunked = post(closed, path, LARGE, secret=secret)
     if path.startswith("/fleet"):
@@ -66,12 +68,12 @@ def test_every_route_without_a_token_takes_small_bodies_only() -> None:
     assert all(limit is not None and limit <= UNTRUSTED_BYTES for limit in limits.values()), limits
 
 
-def test_an_invalid_secret_with_a_large_body_counts_as_a_failed_sign_in(closed: World) -> None:
+def test_an_invalid_secret_with_a_large_body_counts_as_a_failed_sign_in(closed: Harness) -> None:
     answers = [post(closed, "/check", LARGE, secret="lra_" + "0" * 38) for _ in range(12)]
     assert [answer.status for answer in answers] == [401] * 10 + [429] * 2
 
 
-def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed: World) -> None:
+def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed: Harness) -> None:
     body = json.dumps({f"field{n}": 0 for n in range(4000)}).encode()
     answers = [post(closed, "/tokens/exchange", [body]) for _ in range(12)]
     assert [answer.status for answer in answers] == [400] * 10 + [429] * 2
@@ -79,14 +81,14 @@ def test_many_unknown_fields_give_one_error_and_count_as_failed_sign_ins(closed:
     assert "4001 errors" in answers[0].json()["detail"]
 
 
-def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: World) -> None:
+def test_unreadable_requests_of_a_valid_token_are_no_failed_sign_ins(closed: Harness) -> None:
     secret = closed.issue("admin")[1]
     assert [post(closed, "/namespaces", [b"{"], secret=secret).status for _ in range(12)] == [400] * 12
     assert [post(closed, "/tokens/exchange", [b"{"]).status for _ in range(12)] == [400] * 10 + [429] * 2
 
 
-def test_few_unknown_fields_are_named(world: World) -> None:
-    answer = post(world, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=world.issue("admin")[1])
+def test_few_unknown_fields_are_named(harness: Harness) -> None:
+    answer = post(harness, "/namespaces", [b'{"name": "acme", "a": 1, "b": 2}'], secret=harness.issue("admin")[1])
     assert [finding["location"] for finding in answer.json()["findings"]] == ["body.a", "body.b"]
 
 
@@ -117,18 +119,18 @@ def test_owners_of_one_group_share_a_budget() -> None:
     budget.require_space(("b", "acme"), 60)
 
 
-def test_a_request_beyond_the_budget_is_answered_503_and_not_read(world: World) -> None:
-    secret = world.issue("admin")[1]
-    world.app.state.body_budget.owner_bytes = 2**20
-    answer = post(world, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
+def test_a_request_beyond_the_budget_is_answered_503_and_not_read(harness: Harness) -> None:
+    secret = harness.issue("admin")[1]
+    harness.app.state.body_budget.owner_bytes = 2**20
+    answer = post(harness, "/check", LARGE, ("content-length", str(2**21)), secret=secret)
     assert (answer.status, answer.json()["code"], answer.bytes_read) == (503, "TRY_LATER", 0)
     assert int(answer.headers["retry-after"]) >= 1
-    assert post(world, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
+    assert post(harness, "/check", [b"{}"], ("content-length", "2"), secret=secret).status == 400
 
 
-def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(world: World) -> None:
-    budget: BodyBudget = world.app.state.body_budget
-    secrets = [issue_to(world, "alice") for _ in range(2)]
+def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(harness: Harness) -> None:
+    budget: BodyBudget = harness.app.state.body_budget
+    secrets = [issue_to(harness, "alice") for _ in range(2)]
     used: list[int] = []
 
     def chunks() -> Iterator[bytes]:
@@ -137,71 +139,73 @@ def test_a_declared_size_reserves_nothing_and_what_arrived_counts_by_subject(wor
         yield b" " * (2**17 - 1)
         used.append(budget.used_bytes)
         budget.owner_bytes = 2**18
-        other = chunked_in_another_loop(world, secrets[1])
+        other = chunked_in_another_loop(harness, secrets[1])
         assert (other.status, other.json()["code"]) == (503, "TRY_LATER")
         assert 2**17 <= other.bytes_read <= 2**17 + len(CHUNK)
 
-    answer = post(world, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
+    answer = post(harness, "/check", chunks(), ("content-length", str(2**24)), secret=secrets[0])
     assert used == [1, 2**17]
     assert (answer.status, budget.used_bytes) == (400, 0)
 
 
-def test_many_tokens_of_one_namespace_leave_memory_to_others(world: World) -> None:
+def test_many_tokens_of_one_namespace_leave_memory_to_others(harness: Harness) -> None:
     """Who administers a namespace can issue tokens of any subject."""
-    budget: BodyBudget = world.app.state.body_budget
-    first, second = (issue_to(world, name, "acme") for name in ("alice", "bob"))
-    other = world.issue("pull", namespaces=["bolt"])[1]
+    budget: BodyBudget = harness.app.state.body_budget
+    first, second = (issue_to(harness, name, "acme") for name in ("alice", "bob"))
+    other = harness.issue("pull", namespaces=["bolt"])[1]
 
     def chunks() -> Iterator[bytes]:
         yield b" " * 2**18
         budget.group_bytes = 2**18
-        assert chunked_in_another_loop(world, second).status == 503
-        assert chunked_in_another_loop(world, other, LARGE[:8]).status == 400
+        assert chunked_in_another_loop(harness, second).status == 503
+        assert chunked_in_another_loop(harness, other, LARGE[:8]).status == 400
 
-    assert post(world, "/check", chunks(), secret=first).status == 400
+    assert post(harness, "/check", chunks(), secret=first).status == 400
     assert budget.used_bytes == 0
 
 
 @pytest.mark.parametrize("path", ["/check", "/bases", "/tokens/exchange"])
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("size_bytes", [10, 2**17])
-def test_a_connection_that_breaks_gives_its_bytes_back(world: World, path: str, known: bool, size_bytes: int) -> None:
-    secret = world.issue("admin")[1] if known else "lra_" + "0" * 38
+def test_a_connection_that_breaks_gives_its_bytes_back(
+    harness: Harness, path: str, known: bool, size_bytes: int
+) -> None:
+    secret = harness.issue("admin")[1] if known else "lra_" + "0" * 38
 
     def chunks() -> Iterator[bytes]:
         yield b" " * size_bytes
         raise ConnectionResetError
 
     with contextlib.suppress(ConnectionResetError):
-        post(world, path, chunks(), secret=secret)
-    for budget in (world.app.state.body_budget, world.app.state.unchecked_budget):
+        post(harness, path, chunks(), secret=secret)
+    for budget in (harness.app.state.body_budget, harness.app.state.unchecked_budget):
         assert (budget.used_bytes, dict(budget._bytes_by_owner)) == (0, {})
 
 
-def issue_to(world: World, subject: str, namespace: str = "*") -> str:
+def issue_to(harness: Harness, subject: str, namespace: str = "*") -> str:
     """Issue a token of its own to a subject that may pull there."""
     request = TokenCreate(name="laptop", scopes=["pull"], namespaces=[namespace], subject=subject)
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         return tokens.issue(session, TRUSTED, request)[1]
 
 
-def chunked_in_another_loop(world: World, secret: str, chunks: Iterable[bytes] = LARGE) -> RawAnswer:
+def chunked_in_another_loop(harness: Harness, secret: str, chunks: Iterable[bytes] = LARGE) -> RawAnswer:
     """Send a large body while another request is under way."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(post, world, "/check", chunks, secret=secret).result()
+        return pool.submit(post, harness, "/check", chunks, secret=secret).result()
 
 
-def test_without_the_scope_of_the_route_a_large_body_is_not_read(world: World) -> None:
-    answer = post(world, "/bases", LARGE, ("content-length", str(2**21)), secret=world.issue("pull")[1])
+def test_without_the_scope_of_the_route_a_large_body_is_not_read(harness: Harness) -> None:
+    answer = post(harness, "/bases", LARGE, ("content-length", str(2**21)), secret=harness.issue("pull")[1])
     assert (answer.status, answer.json()["code"], answer.bytes_read) == (403, "DENIED", 0)
 
 
-def test_without_a_token_no_body_is_read_by_a_route_that_needs_one(closed: World) -> None:
+def test_without_a_token_no_body_is_read_by_a_route_that_needs_one(closed: Harness) -> None:
     answer = post(closed, "/check", [b"{}"])
     assert (answer.status, answer.bytes_read) == (401, 0)
 
 
-def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_need_it(closed: World) -> None:
+def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_need_it(closed: Harness) -> None:
     budget: BodyBudget = closed.app.state.unchecked_budget
     budget.owner_bytes = 100
     small = [b" " * 101]
@@ -215,14 +219,14 @@ def test_small_bodies_of_unchecked_tokens_have_a_budget_and_valid_tokens_do_not_
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
-def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(world: World, encoding: str) -> None:
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(harness: Harness, encoding: str) -> None:
     body = ('{"a\u2200": [' + "{}," * (VALUES_LIMIT // 2) + "{}]}").encode(encoding)
-    answer = post(world, "/check", [body], secret=world.issue("pull")[1])
+    answer = post(harness, "/check", [body], secret=harness.issue("pull")[1])
     assert (answer.status, answer.json()["code"]) == (413, "SIZE_INVALID")
     assert str(VALUES_LIMIT) in answer.json()["detail"]
 
 
-def test_few_large_bodies_are_parsed_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_large_bodies_are_parsed_at_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, turn = threading.Lock(), threading.Barrier(LARGE_BODIES)
     running: list[int] = [0]
     most: list[int] = []
@@ -236,21 +240,21 @@ def test_few_large_bodies_are_parsed_at_once(world: World, monkeypatch: pytest.M
             running[0] -= 1
 
     monkeypatch.setattr(routing, "check_values", count)
-    headers = [("content-type", "application/json"), *authorization(f"Bearer {world.issue('pull')[1]}")]
+    headers = [("content-type", "application/json"), *authorization(f"Bearer {harness.issue('pull')[1]}")]
 
     async def send_all() -> None:
         async with anyio.create_task_group() as group:
             for _ in range(3 * LARGE_BODIES):
-                group.start_soon(call_in_loop, world.app, "POST", "/api/v1/check", headers, LARGE)
+                group.start_soon(call_in_loop, harness.app, "POST", "/api/v1/check", headers, LARGE)
 
     anyio.run(send_all)
     assert len(most) == 3 * LARGE_BODIES
     assert max(most) == LARGE_BODIES
 
 
-def test_commas_in_texts_are_not_values(world: World) -> None:
+def test_commas_in_texts_are_not_values(harness: Harness) -> None:
     body = json.dumps({"base": "tiny", "header": "{,[" * VALUES_LIMIT, "size_bytes": 1}).encode()
-    assert post(world, "/check", [body], secret=world.issue("pull")[1]).json()["code"] != "SIZE_INVALID"
+    assert post(harness, "/check", [body], secret=harness.issue("pull")[1]).json()["code"] != "SIZE_INVALID"
 
 
 @pytest.mark.parametrize(
@@ -260,16 +264,16 @@ def test_commas_in_texts_are_not_values(world: World) -> None:
         ("DELETE", "/api/v1/namespaces/n/roles/pushes/x/blobs/y"),
     ],
 )
-def test_a_path_that_looks_like_an_upload_has_its_body_read(world: World, method: str, path: str) -> None:
-    headers = [("authorization", f"Bearer {world.issue('admin')[1]}"), ("idempotency-key", "k1")]
-    assert call(world.app, method, path, headers).status in (404, 422)
+def test_a_path_that_looks_like_an_upload_has_its_body_read(harness: Harness, method: str, path: str) -> None:
+    headers = [("authorization", f"Bearer {harness.issue('admin')[1]}"), ("idempotency-key", "k1")]
+    assert call(harness.app, method, path, headers).status in (404, 422)
 
 
 def authorization(*values: str) -> list[tuple[str, str]]:
     return [("authorization", value) for value in values]
 
 
-def test_several_authorization_headers_are_rejected_everywhere(closed: World) -> None:
+def test_several_authorization_headers_are_rejected_everywhere(closed: Harness) -> None:
     closed.add_base()
     closed.push("acme/support")
     secret = closed.issue("pull", namespaces=["acme"])[1]
@@ -283,22 +287,22 @@ def test_several_authorization_headers_are_rejected_everywhere(closed: World) ->
     assert call(closed.app, "GET", path, authorization("")).status == 401
 
 
-def test_a_body_under_way_does_not_stop_answers_from_the_cache(world: World) -> None:
-    freshness, writes = world.app.state.freshness, []
+def test_a_body_under_way_does_not_stop_answers_from_the_cache(harness: Harness) -> None:
+    freshness, writes = harness.app.state.freshness, []
 
     def chunks() -> Iterator[bytes]:
         for _ in range(3):
             writes.append(freshness._writes)
             yield b" "
 
-    headers = [("authorization", f"Bearer {world.issue('admin')[1]}")]
-    assert call(world.app, "POST", "/api/v1/namespaces", headers, chunks()).status == 400
+    headers = [("authorization", f"Bearer {harness.issue('admin')[1]}")]
+    assert call(harness.app, "POST", "/api/v1/namespaces", headers, chunks()).status == 400
     assert writes == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("chunk_bytes", "is_refused"), [(2**14 - 1, True), (2**14, False)])
 def test_a_body_has_a_deadline_that_grows_with_its_size_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, is_refused: bool
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, is_refused: bool
 ) -> None:
     """A burst at the beginning buys no time for the rest. A chunk takes a second here, except in the burst."""
     seconds = 0.0
@@ -307,12 +311,12 @@ def test_a_body_has_a_deadline_that_grows_with_its_size_alone(
     def chunks() -> Iterator[bytes]:
         nonlocal seconds
         yield b"{" + b" " * 2**20
-        for _ in range(world.settings.stall_seconds):
+        for _ in range(harness.settings.stall_seconds):
             seconds += 1
             yield b" " * chunk_bytes
         yield b"}"
 
-    answer = post(world, "/check", chunks(), secret=world.issue("admin")[1])
+    answer = post(harness, "/check", chunks(), secret=harness.issue("admin")[1])
     assert answer.status == (408 if is_refused else 400)
     assert (answer.json()["code"] == "BODY_STALLED") is is_refused
     assert (answer.headers.get("connection") == "close") is is_refused

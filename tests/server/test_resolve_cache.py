@@ -22,22 +22,22 @@ from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.webhooks import dispatch
 from tests.faults.servers import Server
+from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxInProcess
-from tests.world import URL, World
 
 NAME = "acme/support"
 PATH = f"/api/v1/resolve/{NAME}"
 
 
-def client(world: World, secret: str = "", transport: httpx.BaseTransport | None = None) -> httpx.Client:
-    authorization = {"Authorization": f"Bearer {secret or world.secret}"}
-    return httpx.Client(transport=transport or world.transport, base_url=URL, headers=authorization)
+def client(harness: Harness, secret: str = "", transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    authorization = {"Authorization": f"Bearer {secret or harness.secret}"}
+    return httpx.Client(transport=transport or harness.transport, base_url=URL, headers=authorization)
 
 
 @contextmanager
-def replica(world: World) -> Iterator[HttpxInProcess]:
+def replica(harness: Harness) -> Iterator[HttpxInProcess]:
     """Another server on the same data, which has answered nothing yet."""
-    other = HttpxInProcess(app.create_app(world.settings, engine=world.engine, blobs=world.blobs))
+    other = HttpxInProcess(app.create_app(harness.settings, engine=harness.engine, blobs=harness.blobs))
     try:
         yield other
     finally:
@@ -52,59 +52,59 @@ def told(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]
     return answer.status_code, body, {k: v for k, v in sorted(answer.headers.items()) if k not in own}
 
 
-def test_after_every_change_a_cached_answer_equals_an_uncached_one(world: World) -> None:
-    world.add_base()
-    reader_id, reader = world.issue("pull", namespaces=["acme"])
-    _, outsider = world.issue("pull", namespaces=["other"])
-    first = world.push(NAME).version
+def test_after_every_change_a_cached_answer_equals_an_uncached_one(harness: Harness) -> None:
+    harness.add_base()
+    reader_id, reader = harness.issue("pull", namespaces=["acme"])
+    _, outsider = harness.issue("pull", namespaces=["other"])
+    first = harness.push(NAME).version
 
     def withdraw() -> None:
-        with world.session(write=True) as session:
+        with harness.session(write=True) as session:
             revoke(session, TRUSTED, reader_id)
 
     changes: list[Callable[[], object]] = [
-        lambda: world.admin.promote(NAME, "canary", "1", generation=0),
-        lambda: world.validate(f"{NAME}@1"),
-        lambda: world.push(NAME),
-        lambda: world.admin.promote(NAME, "canary", "2", generation=1),
-        lambda: world.admin.rollback(NAME, "canary"),
-        lambda: world.admin.quarantine(f"{NAME}@1", "reported"),
-        lambda: world.admin.unquarantine(f"{NAME}@1", "looked at"),
-        lambda: world.admin.quarantine(f"{NAME}@1", "reported again"),
-        lambda: world.admin.yank(f"{NAME}@2", "bad data"),
+        lambda: harness.admin.promote(NAME, "canary", "1", generation=0),
+        lambda: harness.validate(f"{NAME}@1"),
+        lambda: harness.push(NAME),
+        lambda: harness.admin.promote(NAME, "canary", "2", generation=1),
+        lambda: harness.admin.rollback(NAME, "canary"),
+        lambda: harness.admin.quarantine(f"{NAME}@1", "reported"),
+        lambda: harness.admin.unquarantine(f"{NAME}@1", "looked at"),
+        lambda: harness.admin.quarantine(f"{NAME}@1", "reported again"),
+        lambda: harness.admin.yank(f"{NAME}@2", "bad data"),
         withdraw,
     ]
     for number, change in enumerate(changes):
         change()
-        with replica(world) as fresh:
-            for secret in (world.secret, reader, outsider):
+        with replica(harness) as fresh:
+            for secret in (harness.secret, reader, outsider):
                 for selector in ("canary", "main", "1", "v2", first.digest, first.digest[:15], "nowhere"):
-                    expected = told(client(world, secret, fresh), selector)
+                    expected = told(client(harness, secret, fresh), selector)
                     for _ in range(2):
-                        assert told(client(world, secret), selector) == expected, (number, selector)
+                        assert told(client(harness, secret), selector) == expected, (number, selector)
 
 
-def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(world: World) -> None:
-    world.add_base()
-    first = world.push(NAME).version.digest
-    second = world.push(NAME).version.digest
+def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(harness: Harness) -> None:
+    harness.add_base()
+    first = harness.push(NAME).version.digest
+    second = harness.push(NAME).version.digest
     short = first[:15]
     for selector, cache_control in ((short, "no-cache"), (first, "immutable")):
-        assert [told(client(world), selector)[0] for _ in range(2)] == [200, 200]
-        assert cache_control in told(client(world), selector)[2]["cache-control"]
-    with world.session(write=True) as session:
+        assert [told(client(harness), selector)[0] for _ in range(2)] == [200, 200]
+        assert cache_control in told(client(harness), selector)[2]["cache-control"]
+    with harness.session(write=True) as session:
         row = session.exec(select(VersionRow).where(VersionRow.digest == second)).one()
         row.digest = short + "0" * 56
         session.add(row)
-    assert [told(client(world), selector)[0] for selector in (short, first)] == [404, 200]
+    assert [told(client(harness), selector)[0] for selector in (short, first)] == [404, 200]
 
 
-def test_an_unchanged_answer_needs_no_statement(world: World, database_kind: str) -> None:
-    world.add_base()
-    world.push(NAME)
-    http = client(world)
+def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind: str) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    http = client(harness)
     first = http.get(f"{PATH}/main")
-    with world.statements() as sent:
+    with harness.statements() as sent:
         again = http.get(f"{PATH}/main", headers={"If-None-Match": first.headers["etag"]})
         whole = http.get(f"{PATH}/main")
     assert (again.status_code, again.content, whole.content) == (304, b"", first.content)
@@ -113,26 +113,26 @@ def test_an_unchanged_answer_needs_no_statement(world: World, database_kind: str
     assert len(asked) == (0 if database_kind == "sqlite" else 2), sent
 
 
-def test_polled_snapshots_save_the_statement_and_show_commits_of_others(world: World) -> None:
-    world.add_base()
-    world.push(NAME)
-    http, closing = client(world), threading.Event()
-    freshness = world.app.state.freshness
+def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness: Harness) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    http, closing = client(harness), threading.Event()
+    freshness = harness.app.state.freshness
     follower = threading.Thread(target=freshness.run, args=(closing,))
     follower.start()
     try:
         http.get(f"{PATH}/main")
 
         def quiet() -> bool:
-            with world.statements() as sent:
+            with harness.statements() as sent:
                 http.get(f"{PATH}/main")
             return not [statement for statement in sent if "adapter.namespace" in statement]
 
         until(quiet)
-        with replica(world) as other:  # what it writes is no write of ours
+        with replica(harness) as other:  # what it writes is no write of ours
             yank = {"reason": "bad data"}
             assert (
-                client(world, transport=other)
+                client(harness, transport=other)
                 .post(f"/api/v1/adapters/{NAME}/versions/1/yank", json=yank, headers={"Idempotency-Key": "k" * 20})
                 .is_success
             )
@@ -143,13 +143,13 @@ def test_polled_snapshots_save_the_statement_and_show_commits_of_others(world: W
 
 
 def test_background_threads_send_no_statement_while_nothing_is_committed(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.add_base()
-    world.push(NAME)
+    harness.add_base()
+    harness.push(NAME)
     monkeypatch.setattr(audit_log, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(dispatch, "STEP_SECONDS", 0.01)
-    state, turns = world.app.state, [0, 0]
+    state, turns = harness.app.state, [0, 0]
 
     def counted(at: int) -> Callable[[], object]:
         stamp = state.freshness.for_thread().stamp
@@ -165,14 +165,14 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
         threading.Thread(target=state.audit_log.run, args=(counted(0),)),
         threading.Thread(
             target=dispatch.run,
-            args=(world.engine, world.settings, lambda: state.audit_log.keys, state.audit_log.closing, counted(1)),
+            args=(harness.engine, harness.settings, lambda: state.audit_log.keys, state.audit_log.closing, counted(1)),
         ),
     ]
     for thread in threads:
         thread.start()
 
     def quiet() -> bool:
-        with world.statements() as sent:
+        with harness.statements() as sent:
             before = list(turns)
             until(lambda: all(now >= then + 5 for now, then in zip(turns, before, strict=True)))
         return all("pg_current_snapshot" in statement for statement in sent)
@@ -180,7 +180,7 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
     try:
         until(quiet)
         size = state.audit_log.latest.size
-        world.push(NAME)
+        harness.push(NAME)
         until(lambda: state.audit_log.latest.size > size)
         until(quiet)
         state.audit_log.batch.add(TRUSTED, EventType.BYTES_READ, NAME)
@@ -192,13 +192,13 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
             thread.join()
 
 
-def test_a_cached_answer_ends_with_its_token_to_the_second(world: World) -> None:
-    world.add_base()
-    world.push(NAME)
+def test_a_cached_answer_ends_with_its_token_to_the_second(harness: Harness) -> None:
+    harness.add_base()
+    harness.push(NAME)
     found = 0
     for seconds in (2, 10, 40):  # on a busy machine a token may end before its first use
-        _, secret = world.issue("pull", namespaces=["acme"], seconds=seconds)
-        http = client(world, secret)
+        _, secret = harness.issue("pull", namespaces=["acme"], seconds=seconds)
+        http = client(harness, secret)
         found = http.get(f"{PATH}/main").status_code
         if found == 200:
             break
@@ -207,17 +207,17 @@ def test_a_cached_answer_ends_with_its_token_to_the_second(world: World) -> None
 
 
 def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
-    world: World, database_kind: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, database_kind: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":
         pytest.skip("a SQLite file is never away")
-    world.add_base()
-    world.push(NAME)
-    _, other = world.issue("pull", namespaces=["acme"])
-    _, short = world.issue("pull", namespaces=["acme"], seconds=60)
-    http = client(world)
+    harness.add_base()
+    harness.push(NAME)
+    _, other = harness.issue("pull", namespaces=["acme"])
+    _, short = harness.issue("pull", namespaces=["acme"], seconds=60)
+    http = client(harness)
     before = http.get(f"{PATH}/main")
-    assert client(world, short).get(f"{PATH}/main").content == before.content
+    assert client(harness, short).get(f"{PATH}/main").content == before.content
     with away(database_url):
         stale = http.get(f"{PATH}/main")
         assert (stale.status_code, stale.content) == (200, before.content)
@@ -225,17 +225,19 @@ def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
         assert int(stale.headers["x-registry-stale"]) >= 0
         assert http.get(f"{PATH}/main", headers={"If-None-Match": before.headers["etag"]}).status_code == 304
         # Nothing is told to whom it was not told before, and nothing that was not asked before.
-        assert client(world, other).get(f"{PATH}/main").status_code == 503
+        assert client(harness, other).get(f"{PATH}/main").status_code == 503
         assert http.get(f"{PATH}/1").status_code == 503
-        world.app.state.freshness._poll()  # as the server's follower does, which has found out then
-        refused = client(world, other).get(f"{PATH}/main")
+        harness.app.state.freshness._poll()  # as the server's follower does, which has found out then
+        refused = client(harness, other).get(f"{PATH}/main")
         assert (refused.status_code, refused.json()["code"]) == (503, "DATABASE_UNAVAILABLE")
         assert (http.get(f"{PATH}/1").status_code, http.get(f"{PATH}/main").status_code) == (503, 200)
         later = datetime.now(UTC) + timedelta(seconds=120)
         monkeypatch.setattr(db, "_read_clock", lambda: later)
-        assert client(world, short).get(f"{PATH}/main").status_code == 503, "an expired token is told nothing any more"
+        assert client(harness, short).get(f"{PATH}/main").status_code == 503, (
+            "an expired token is told nothing any more"
+        )
         assert http.get(f"{PATH}/main").status_code == 200
-    world.app.state.freshness._poll()
+    harness.app.state.freshness._poll()
     fresh = http.get(f"{PATH}/main")
     assert (fresh.status_code, "x-registry-stale" in fresh.headers) == (200, False)
 
@@ -253,16 +255,16 @@ def away(url: str) -> Iterator[None]:
             other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
-def test_a_promotion_is_seen_by_another_server_process(world: World, database_url: str) -> None:
-    world.add_base()
-    world.push(NAME)
-    world.push(NAME)
-    world.admin.promote(NAME, "canary", "1", generation=0)
-    server = Server({"REGISTRY_DATA": str(world.settings.data), "REGISTRY_DATABASE_URL": database_url})
+def test_a_promotion_is_seen_by_another_server_process(harness: Harness, database_url: str) -> None:
+    harness.add_base()
+    harness.push(NAME)
+    harness.push(NAME)
+    harness.admin.promote(NAME, "canary", "1", generation=0)
+    server = Server({"REGISTRY_DATA": str(harness.settings.data), "REGISTRY_DATABASE_URL": database_url})
     with server.running():
-        http = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {world.secret}"})
+        http = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {harness.secret}"})
         until(lambda: http.get(f"{PATH}/canary").json()["number"] == 1)
-        world.admin.promote(NAME, "canary", "2", generation=1)
+        harness.admin.promote(NAME, "canary", "2", generation=1)
         until(lambda: http.get(f"{PATH}/canary").json()["number"] == 2)
 
 
@@ -275,13 +277,13 @@ def until(seen: Callable[[], bool]) -> None:
 
 
 def test_a_hanging_database_counts_as_unreachable(
-    world: World, database_kind: str, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, database_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if database_kind == "sqlite":
         pytest.skip("a SQLite file is never away")
-    world.add_base()
-    world.push(NAME)
-    http, freshness = client(world), world.app.state.freshness
+    harness.add_base()
+    harness.push(NAME)
+    http, freshness = client(harness), harness.app.state.freshness
     http.get(f"{PATH}/main")
     asked, answered = threading.Event(), threading.Event()
 

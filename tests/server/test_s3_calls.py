@@ -29,9 +29,9 @@ from registry.server.storage.references import BlobState
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
+from tests import samples
+from tests.harness import URL, Harness, rows, send_blob, upload
 from tests.httpx_transports import HttpxInProcess
-from tests.world import URL, World, rows, send_blob, upload
 
 DATA = bytes(range(256)) * 64
 DIGEST = Digest.of(DATA)
@@ -67,19 +67,21 @@ def calls(blobs: S3Blobs) -> list[str]:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
-def test_a_push_makes_few_calls_besides_those_that_move_bytes(world: World, calls: list[str], tmp_path: Path) -> None:
-    push.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
-    world.transport.settle()
+def test_a_push_makes_few_calls_besides_those_that_move_bytes(
+    harness: Harness, calls: list[str], tmp_path: Path
+) -> None:
+    push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
+    harness.transport.settle()
     calls.clear()
-    files = {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
-    push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
-    world.transport.settle()
+    files = {name: data for name, data in harness.files(rank=16).items() if name in (samples.CONFIG, samples.WEIGHTS)}
+    push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
+    harness.transport.settle()
     # The weights: begin and marker; list, marker and complete; the inspection reads them. The configuration: put.
     # Afterwards: list the staged keys, delete the marker, write a record.
     assert Counter(calls) == Counter(
@@ -89,16 +91,16 @@ def test_a_push_makes_few_calls_besides_those_that_move_bytes(world: World, call
 
 
 def test_a_push_of_a_small_adapter_writes_each_blob_once(
-    world: World, blobs: S3Blobs, calls: list[str], tmp_path: Path
+    harness: Harness, blobs: S3Blobs, calls: list[str], tmp_path: Path
 ) -> None:
     blobs._direct_from_bytes = direct_upload.FROM_BYTES
-    push.push_folder(world.admin, forge.write(world.files(), tmp_path / "first"), AdapterName("acme", "first"))
-    world.transport.settle()
+    push.push_folder(harness.admin, samples.write(harness.files(), tmp_path / "first"), AdapterName("acme", "first"))
+    harness.transport.settle()
     calls.clear()
-    files = {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
-    assert len(files[forge.WEIGHTS]) > SMALL_BLOB_BYTES
-    push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
-    world.transport.settle()
+    files = {name: data for name, data in harness.files(rank=16).items() if name in (samples.CONFIG, samples.WEIGHTS)}
+    assert len(files[samples.WEIGHTS]) > SMALL_BLOB_BYTES
+    push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), AdapterName("acme", "support"))
+    harness.transport.settle()
     # Weights, configuration and record are put; the inspection reads the weights; the staged keys are listed.
     assert Counter(calls) == Counter(PutObject=3, GetObject=1, ListObjectsV2=1)
     assert all(b"".join(blobs.open(key_of(Digest.of(data)))) == data for data in files.values())
@@ -180,27 +182,31 @@ def test_a_marker_whose_response_was_lost_is_found_and_its_upload_used(
 
 # ------------------------------------------------------------------ small blobs
 @pytest.fixture
-def small(world: World, blobs: S3Blobs) -> forge.Files:
+def small(harness: Harness, blobs: S3Blobs) -> samples.Files:
     """An adapter whose weights pass through the server."""
     blobs._direct_from_bytes = direct_upload.FROM_BYTES
-    return {name: data for name, data in world.files(rank=16).items() if name in (forge.CONFIG, forge.WEIGHTS)}
+    return {name: data for name, data in harness.files(rank=16).items() if name in (samples.CONFIG, samples.WEIGHTS)}
 
 
-def test_another_server_commits_what_this_one_has_received(world: World, blobs: S3Blobs, small: forge.Files) -> None:
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
-    upload(world.admin, plan, small)
-    assert world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small))).uploads == []
-    other = HttpxInProcess(create_app(world.settings, engine=world.engine, blobs=S3Blobs(blobs.bucket)))
-    with contextlib.closing(other), Registry(URL, world.secret, other) as registry:
+def test_another_server_commits_what_this_one_has_received(
+    harness: Harness, blobs: S3Blobs, small: samples.Files
+) -> None:
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    upload(harness.admin, plan, small)
+    assert harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small))).uploads == []
+    other = HttpxInProcess(create_app(harness.settings, engine=harness.engine, blobs=S3Blobs(blobs.bucket)))
+    with contextlib.closing(other), Registry(URL, harness.secret, other) as registry:
         assert registry.commit_push(plan.push_id).created
         other.settle()
 
 
 @pytest.mark.security
-def test_stored_bytes_count_only_for_the_push_that_sent_them(world: World, blobs: S3Blobs, small: forge.Files) -> None:
+def test_stored_bytes_count_only_for_the_push_that_sent_them(
+    harness: Harness, blobs: S3Blobs, small: samples.Files
+) -> None:
     """Neither before nor after the commit of the other: the plan requests them all the same."""
-    request = PushRequest(manifest=world.manifest(small))
-    owner, thief = (world.actor("push", "pull", namespaces=[name], name=name) for name in ("acme", "evil"))
+    request = PushRequest(manifest=harness.manifest(small))
+    owner, thief = (harness.actor("push", "pull", namespaces=[name], name=name) for name in ("acme", "evil"))
     plan, stolen = owner.plan_push("acme/support", request), thief.plan_push("evil/copy", request)
     upload(owner, plan, small)
     for _ in range(2):
@@ -215,72 +221,72 @@ def test_stored_bytes_count_only_for_the_push_that_sent_them(world: World, blobs
 
 
 @pytest.mark.security
-def test_wrong_bytes_never_reach_the_final_key(world: World, blobs: S3Blobs, small: forge.Files) -> None:
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
+def test_wrong_bytes_never_reach_the_final_key(harness: Harness, blobs: S3Blobs, small: samples.Files) -> None:
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
     for item in plan.uploads:
         for wrong in (b"x" * item.size_bytes, b"x" * (item.size_bytes - 1)):
             with pytest.raises(Invalid):
-                send_blob(world.admin, item, wrong)
+                send_blob(harness.admin, item, wrong)
     assert list(blobs.list("blobs/")) == list(blobs.list("staging/")) == []
 
 
 def test_stored_bytes_of_a_push_that_was_never_committed_are_collected(
-    world: World, blobs: S3Blobs, small: forge.Files
+    harness: Harness, blobs: S3Blobs, small: samples.Files
 ) -> None:
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
-    upload(world.admin, plan, small)
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    upload(harness.admin, plan, small)
     assert {stat.key for stat in blobs.list("blobs/")} == {key_of(item.digest) for item in plan.uploads}
-    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
         pass
     assert len(list(blobs.list("blobs/"))) == len(plan.uploads)
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         session.connection().execute(update(PushRow).values(expires_at=db.now()))
-    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
         pass
     assert list(blobs.list("blobs/")) == []
 
 
 def test_a_push_replaces_damaged_bytes_and_notices_when_they_are_lost_again(
-    world: World, blobs: S3Blobs, small: forge.Files
+    harness: Harness, blobs: S3Blobs, small: samples.Files
 ) -> None:
-    world.push("acme/support", small)
-    weights = key_of(Digest.of(small[forge.WEIGHTS]))
+    harness.push("acme/support", small)
+    weights = key_of(Digest.of(small[samples.WEIGHTS]))
     blobs.bucket.put(weights, b"rotten")
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         session.connection().execute(
             update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
         )
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
-    upload(world.admin, plan, small)
-    assert b"".join(blobs.open(weights)) == small[forge.WEIGHTS]
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    upload(harness.admin, plan, small)
+    assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]
     blobs.delete(weights)
-    assert not world.admin.commit_push(plan.push_id).created
-    again = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
+    assert not harness.admin.commit_push(plan.push_id).created
+    again = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
     assert [item.digest for item in again.uploads] == [digest_of(weights)]
-    upload(world.admin, again, small)
-    assert not world.admin.commit_push(again.push_id).created
-    with world.session() as session:
+    upload(harness.admin, again, small)
+    assert not harness.admin.commit_push(again.push_id).created
+    with harness.session() as session:
         assert {row.state for row in rows(session, BlobRow)} == {"live"}
-    assert b"".join(blobs.open(weights)) == small[forge.WEIGHTS]
+    assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]
 
 
 @pytest.mark.security
 def test_bytes_that_rot_again_before_the_commit_are_not_taken_for_repaired(
-    world: World, blobs: S3Blobs, small: forge.Files
+    harness: Harness, blobs: S3Blobs, small: samples.Files
 ) -> None:
-    world.push("acme/support", small)
-    weights = key_of(Digest.of(small[forge.WEIGHTS]))
-    with world.session(write=True) as session:
+    harness.push("acme/support", small)
+    weights = key_of(Digest.of(small[samples.WEIGHTS]))
+    with harness.session(write=True) as session:
         session.connection().execute(
             update(BlobRow).where(col(BlobRow.digest) == digest_of(weights)).values(state=BlobState.CORRUPT)
         )
-    plan = world.admin.plan_push("acme/support", PushRequest(manifest=world.manifest(small)))
-    upload(world.admin, plan, small)
-    blobs.bucket.put(weights, bytes(len(small[forge.WEIGHTS])))
+    plan = harness.admin.plan_push("acme/support", PushRequest(manifest=harness.manifest(small)))
+    upload(harness.admin, plan, small)
+    blobs.bucket.put(weights, bytes(len(small[samples.WEIGHTS])))
     with pytest.raises(Invalid) as mismatch:
-        world.admin.commit_push(plan.push_id)
+        harness.admin.commit_push(plan.push_id)
     assert mismatch.value.code == "BLOB_MISMATCH"
-    with world.session() as session:
+    with harness.session() as session:
         assert [row.digest for row in rows(session, BlobRow) if row.state == "corrupt"] == [digest_of(weights)]
-    assert not world.push("acme/support", small).created
-    assert b"".join(blobs.open(weights)) == small[forge.WEIGHTS]
+    assert not harness.push("acme/support", small).created
+    assert b"".join(blobs.open(weights)) == small[samples.WEIGHTS]

@@ -21,8 +21,8 @@ from registry.server.database.models import PushRow
 from registry.server.storage.blobs import key_of, staging_key_of
 from registry.server.storage.s3.bucket import Bucket
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
-from tests.world import World, rows, send_blob
+from tests import samples
+from tests.harness import Harness, rows, send_blob
 
 NAME = AdapterName("acme", "support")
 SMALL_BYTES = 2**10
@@ -46,10 +46,10 @@ def blobs(s3_url: str, object_store: str) -> S3Blobs:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def put(upload: Any, body: bytes) -> int:
     return httpx.put(upload.url, content=body, headers=upload.headers).status_code
 
 
-def plan(world: World, files: forge.Files, name: AdapterName = NAME) -> tuple[PushPlan, Upload]:
+def plan(harness: Harness, files: samples.Files, name: AdapterName = NAME) -> tuple[PushPlan, Upload]:
     """Return the plan and its upload of the weights."""
-    push_plan = world.admin.plan_push(name, PushRequest(manifest=world.manifest(files)))
-    return push_plan, next(u for u in push_plan.uploads if u.digest == Digest.of(files[forge.WEIGHTS]))
+    push_plan = harness.admin.plan_push(name, PushRequest(manifest=harness.manifest(files)))
+    return push_plan, next(u for u in push_plan.uploads if u.digest == Digest.of(files[samples.WEIGHTS]))
 
 
 def open_uploads(blobs: S3Blobs) -> list[str]:
@@ -82,36 +82,38 @@ def open_uploads(blobs: S3Blobs) -> list[str]:
 
 
 def test_weights_become_a_blob_without_a_copy(
-    world: World, blobs: S3Blobs, tmp_path: Path, operations: list[str]
+    harness: Harness, blobs: S3Blobs, tmp_path: Path, operations: list[str]
 ) -> None:
-    files = world.files()
-    weights = Digest.of(files[forge.WEIGHTS])
-    pushed = push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    files = harness.files()
+    weights = Digest.of(files[samples.WEIGHTS])
+    pushed = push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), NAME)
     assert pushed.created
     assert not [line for line in operations if line.startswith("copy_object")]
-    assert b"".join(blobs.open(key_of(weights))) == files[forge.WEIGHTS]
+    assert b"".join(blobs.open(key_of(weights))) == files[samples.WEIGHTS]
     assert open_uploads(blobs) == []
-    pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
-    assert (tmp_path / "out" / forge.WEIGHTS).read_bytes() == files[forge.WEIGHTS]
+    pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
+    assert (tmp_path / "out" / samples.WEIGHTS).read_bytes() == files[samples.WEIGHTS]
 
 
-def test_a_direct_upload_takes_only_its_bytes_and_is_invisible_before_the_commit(world: World, blobs: S3Blobs) -> None:
-    files = world.files()
-    push_plan, upload = plan(world, files)
-    right = files[forge.WEIGHTS]
+def test_a_direct_upload_takes_only_its_bytes_and_is_invisible_before_the_commit(
+    harness: Harness, blobs: S3Blobs
+) -> None:
+    files = harness.files()
+    push_plan, upload = plan(harness, files)
+    right = files[samples.WEIGHTS]
     assert put(upload, right[:-1] + b"?") in (400, 403)
     assert httpx.put(upload.url, content=right).status_code == 403
     with pytest.raises(Conflict) as incomplete:
-        world.admin.commit_push(push_plan.push_id)
+        harness.admin.commit_push(push_plan.push_id)
     assert incomplete.value.code == "UPLOAD_INCOMPLETE"
     assert put(upload, right) == 200
     assert blobs.stat(key_of(upload.digest)) is None
 
 
-def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
-    files = world.files()
-    _, upload = plan(world, files)
-    push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME)
+def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(harness: Harness, blobs: S3Blobs, tmp_path: Path) -> None:
+    files = harness.files()
+    _, upload = plan(harness, files)
+    push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), NAME)
     other = staging_key_of("psh_other", upload.digest)
     link = blobs.presign_upload(other, upload.size_bytes, seconds=60)
     assert link is not None
@@ -123,7 +125,7 @@ def test_a_push_that_sent_nothing_cannot_use_an_existing_blob(world: World, blob
     assert blobs.stat(other) is None
     blobs.delete(other)
     assert blobs.stat(other) is None
-    assert b"".join(blobs.open(key_of(upload.digest))) == files[forge.WEIGHTS]
+    assert b"".join(blobs.open(key_of(upload.digest))) == files[samples.WEIGHTS]
 
 
 def test_a_commit_that_died_between_marker_and_completion_continues(
@@ -160,55 +162,55 @@ def test_a_direct_upload_repairs_a_damaged_blob(blobs: S3Blobs) -> None:
     assert b"".join(blobs.open(key_of(DIGEST))) == DATA
 
 
-def test_planning_again_continues_the_same_upload_and_asks_only_for_missing_bytes(world: World) -> None:
-    files = world.files()
-    first, upload = plan(world, files)
-    again, same = plan(world, files)
+def test_planning_again_continues_the_same_upload_and_asks_only_for_missing_bytes(harness: Harness) -> None:
+    files = harness.files()
+    first, upload = plan(harness, files)
+    again, same = plan(harness, files)
     assert (again.push_id, httpx.URL(same.url).params["uploadId"]) == (
         first.push_id,
         httpx.URL(upload.url).params["uploadId"],
     )
-    assert put(same, files[forge.WEIGHTS]) == 200
-    third = world.admin.plan_push(NAME, PushRequest(manifest=world.manifest(files)))
+    assert put(same, files[samples.WEIGHTS]) == 200
+    third = harness.admin.plan_push(NAME, PushRequest(manifest=harness.manifest(files)))
     assert upload.digest not in [u.digest for u in third.uploads]
 
 
-def test_gc_aborts_an_abandoned_direct_upload(world: World, blobs: S3Blobs) -> None:
-    files = world.files()
-    _, upload = plan(world, files)
+def test_gc_aborts_an_abandoned_direct_upload(harness: Harness, blobs: S3Blobs) -> None:
+    files = harness.files()
+    _, upload = plan(harness, files)
     assert len(open_uploads(blobs)) == 1
-    with world.session(write=True) as session:
+    with harness.session(write=True) as session:
         for row in rows(session, PushRow):
             row.expires_at -= timedelta(days=30)
             session.add(row)
         session.commit()
-    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
         pass
     assert (list(blobs.list("staging/")), open_uploads(blobs)) == ([], [])
-    assert put(upload, files[forge.WEIGHTS]) == 404
+    assert put(upload, files[samples.WEIGHTS]) == 404
 
 
-def test_without_the_capability_bytes_are_staged_and_copied(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+def test_without_the_capability_bytes_are_staged_and_copied(harness: Harness, blobs: S3Blobs, tmp_path: Path) -> None:
     blobs._capabilities = dataclasses.replace(blobs.capabilities, checksum_parts=False)
-    files = world.files()
-    _, upload = plan(world, files)
+    files = harness.files()
+    _, upload = plan(harness, files)
     assert "/staging/" in upload.url
-    assert push.push_folder(world.admin, forge.write(files, tmp_path / "adapter"), NAME).created
+    assert push.push_folder(harness.admin, samples.write(files, tmp_path / "adapter"), NAME).created
 
 
-def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(world: World, blobs: S3Blobs) -> None:
-    files = {**world.files(), forge.WEIGHTS: b"\xff" * (2 * SMALL_BYTES)}
-    push_plan, upload = plan(world, files)
+def test_a_malformed_adapter_sent_by_direct_upload_is_rejected_and_collected(harness: Harness, blobs: S3Blobs) -> None:
+    files = {**harness.files(), samples.WEIGHTS: b"\xff" * (2 * SMALL_BYTES)}
+    push_plan, upload = plan(harness, files)
     for each in push_plan.uploads:
         body = next(data for data in files.values() if Digest.of(data) == each.digest)
-        send_blob(world.admin, each, body)
+        send_blob(harness.admin, each, body)
     with pytest.raises(Invalid):
-        world.admin.commit_push(push_plan.push_id)
-    with world.session(write=True) as session:
+        harness.admin.commit_push(push_plan.push_id)
+    with harness.session(write=True) as session:
         for row in rows(session, PushRow):
             row.expires_at -= timedelta(days=30)
             session.add(row)
         session.commit()
-    while world.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
+    while harness.admin.collect(GcRequest(grace_seconds=0)).next_cursor:
         pass
     assert blobs.stat(key_of(upload.digest)) is None

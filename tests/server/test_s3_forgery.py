@@ -26,9 +26,9 @@ from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
-from tests import forge
+from tests import samples
+from tests.harness import Harness, send_blob
 from tests.stub_bucket import StoredObject, StubBucket
-from tests.world import World, send_blob
 
 pytestmark = pytest.mark.security
 
@@ -54,10 +54,10 @@ def stub() -> S3Blobs:
 
 
 @pytest.fixture
-def stub_world(database_url: str, stub: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=stub) as world:
-        world.add_base()
-        yield world
+def stub_harness(database_url: str, stub: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=stub) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def real(s3_url: str, object_store: str) -> S3Blobs:
 
 
 @pytest.fixture
-def real_world(database_url: str, real: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=real) as world:
-        world.add_base()
-        yield world
+def real_harness(database_url: str, real: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=real) as harness:
+        harness.add_base()
+        yield harness
 
 
 def send(url: str, data: bytes, headers: dict[str, str]) -> int:
@@ -79,14 +79,14 @@ def send(url: str, data: bytes, headers: dict[str, str]) -> int:
 
 
 def forge_markers(
-    world: World, store: S3Blobs, capabilities: Capabilities, put: Callable[[str, bytes, dict[str, str]], int]
+    harness: Harness, store: S3Blobs, capabilities: Capabilities, put: Callable[[str, bytes, dict[str, str]], int]
 ) -> PushPlan:
     """Plan a push of bytes that only another tenant has, and send zeros with forged metadata through each link."""
     store._capabilities = dataclasses.replace(capabilities, links=False, signed_headers=False)
-    world.push("acme/support", files := world.files())
+    harness.push("acme/support", files := harness.files())
     store._capabilities = capabilities
-    thief = world.actor("push", "pull", namespaces=["evil"])
-    plan = thief.plan_push("evil/copy", PushRequest(manifest=world.manifest(files)))
+    thief = harness.actor("push", "pull", namespaces=["evil"])
+    plan = thief.plan_push("evil/copy", PushRequest(manifest=harness.manifest(files)))
     assert len(plan.uploads) == len(files)
     for upload in plan.uploads:
         if not upload.url.startswith("http"):
@@ -102,24 +102,26 @@ def forge_markers(
     return plan
 
 
-def test_a_forged_marker_is_not_read_by_a_store_that_keeps_unsigned_metadata(stub_world: World, stub: S3Blobs) -> None:
+def test_a_forged_marker_is_not_read_by_a_store_that_keeps_unsigned_metadata(
+    stub_harness: Harness, stub: S3Blobs
+) -> None:
     bucket: Any = stub.bucket
-    plan = forge_markers(stub_world, stub, dataclasses.replace(CEPH, signed_headers=True), bucket.send)
+    plan = forge_markers(stub_harness, stub, dataclasses.replace(CEPH, signed_headers=True), bucket.send)
     assert {upload.url.split("/")[2] for upload in plan.uploads} == {"store.invalid"}
 
 
-def test_no_link_to_write_is_given_where_unsigned_headers_are_kept(stub_world: World, stub: S3Blobs) -> None:
+def test_no_link_to_write_is_given_where_unsigned_headers_are_kept(stub_harness: Harness, stub: S3Blobs) -> None:
     bucket: Any = stub.bucket
-    plan = forge_markers(stub_world, stub, CEPH, bucket.send)
+    plan = forge_markers(stub_harness, stub, CEPH, bucket.send)
     assert all(upload.url.startswith("/api/") for upload in plan.uploads)
     assert stub.presign_parts(staging_key_of(plan.push_id, plan.digest), 2**30, seconds=60) is None
 
 
-def test_a_forged_marker_is_not_read_by_a_real_store(real_world: World, real: S3Blobs) -> None:
+def test_a_forged_marker_is_not_read_by_a_real_store(real_harness: Harness, real: S3Blobs) -> None:
     capabilities = dataclasses.replace(
         real.capabilities, signed_headers=True, checksums=False, checksum_links=False, checksum_parts=False
     )
-    forge_markers(real_world, real, capabilities, send)
+    forge_markers(real_harness, real, capabilities, send)
 
 
 def test_the_probe_sees_whether_unsigned_headers_are_refused(real: S3Blobs) -> None:
@@ -149,7 +151,7 @@ def test_no_link_leads_to_the_key_of_a_marker(real: S3Blobs) -> None:
 
 @pytest.mark.parametrize("ranges", [False, True])
 def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
-    real_world: World, real: S3Blobs, monkeypatch: pytest.MonkeyPatch, ranges: bool
+    real_harness: Harness, real: S3Blobs, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
     """A client has written again between the hash of its bytes and their promotion."""
     if ranges:
@@ -158,18 +160,18 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
     real._capabilities = dataclasses.replace(
         real.capabilities, checksums=False, checksum_parts=False, signed_headers=True
     )
-    base = forge.llama()
-    rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
-    files = forge.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)
-    weights = files[forge.WEIGHTS]
+    base = samples.llama()
+    rank_1_bytes, rank_2_bytes = (len(samples.lora(base, rank=rank)[samples.WEIGHTS]) for rank in (1, 2))
+    files = samples.lora(base, rank=6 * MIB // (rank_2_bytes - rank_1_bytes), seed=7)
+    weights = files[samples.WEIGHTS]
     by_digest = {Digest.of(data): data for data in files.values()}
-    plan = real_world.admin.plan_push("acme/support", PushRequest(manifest=real_world.manifest(files)))
+    plan = real_harness.admin.plan_push("acme/support", PushRequest(manifest=real_harness.manifest(files)))
     for upload in plan.uploads:
         data = by_digest[upload.digest]
         for part in upload.parts:
             assert send(part.url, data[part.start : part.start + part.size_bytes], {}) == 200
         if not upload.parts:
-            send_blob(real_world.admin, upload, data)
+            send_blob(real_harness.admin, upload, data)
     staged = staging_key_of(plan.push_id, Digest.of(weights))
     inspect_files = inspect.inspect_files
 
@@ -180,40 +182,40 @@ def test_bytes_that_replace_the_hashed_ones_are_not_promoted(
 
     with monkeypatch.context() as patch:
         patch.setattr(inspect, "inspect_files", replace_first)
-        assert real_world.admin.commit_push(plan.push_id).created
+        assert real_harness.admin.commit_push(plan.push_id).created
     assert b"".join(real.open(key_of(Digest.of(weights)))) == weights
-    real_world.transport.settle()
+    real_harness.transport.settle()
     assert {stat.size_bytes for stat in real.list("staging/")} <= {0}, "what keeps links from writing again"
 
 
 @pytest.mark.parametrize("operation", ["copy_object", "get_object"])
 def test_bytes_with_the_same_etag_do_not_take_the_place_of_the_hashed_ones(
-    stub_world: World, stub: S3Blobs, monkeypatch: pytest.MonkeyPatch, operation: str
+    stub_harness: Harness, stub: S3Blobs, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """Others are staged before the commit copies what it hashes, or afterwards. ETags are MD5: they can collide."""
     stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
     monkeypatch.setattr(StoredObject, "etag", '"equal"')
     bucket: Any = stub.bucket
-    files = stub_world.files()
+    files = stub_harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    plan = stub_world.admin.plan_push("acme/support", PushRequest(manifest=stub_world.manifest(files)))
+    plan = stub_harness.admin.plan_push("acme/support", PushRequest(manifest=stub_harness.manifest(files)))
     for upload in plan.uploads:
         assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
-    staged = staging_key_of(plan.push_id, Digest.of(files[forge.WEIGHTS]))
+    staged = staging_key_of(plan.push_id, Digest.of(files[samples.WEIGHTS]))
 
     def replace_staged(called: str, key: str) -> None:
         if called == operation and key.startswith("staging/") and key.endswith(staged[-64:]):
-            bucket.objects[staged] = StoredObject(bytes(len(files[forge.WEIGHTS])))
+            bucket.objects[staged] = StoredObject(bytes(len(files[samples.WEIGHTS])))
 
     bucket.on_call = replace_staged
     if operation == "get_object":
-        assert stub_world.admin.commit_push(plan.push_id).created
-        assert b"".join(stub.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
+        assert stub_harness.admin.commit_push(plan.push_id).created
+        assert b"".join(stub.open(key_of(Digest.of(files[samples.WEIGHTS])))) == files[samples.WEIGHTS]
     else:
         with pytest.raises(Invalid) as refusal:
-            stub_world.admin.commit_push(plan.push_id)
+            stub_harness.admin.commit_push(plan.push_id)
         assert refusal.value.code == "BLOB_MISMATCH"
-        assert stub.stat(key_of(Digest.of(files[forge.WEIGHTS]))) is None
+        assert stub.stat(key_of(Digest.of(files[samples.WEIGHTS]))) is None
     assert [stat.key for stat in stub.list("staging/") if stat.key.count("/") > 2] == []
 
 
@@ -235,71 +237,71 @@ def test_completing_an_upload_aborts_the_others_to_its_key(real: S3Blobs) -> Non
 
 # ------------------------------------------------------------------ links after the end of their push
 def check_that_links_end_with_their_push(
-    world: World, store: S3Blobs, put: Callable[[str, bytes, dict[str, str]], int]
+    harness: Harness, store: S3Blobs, put: Callable[[str, bytes, dict[str, str]], int]
 ) -> None:
     """Neither a link that was used nor one that was not writes after the commit; the keys go when the links have."""
-    files = world.files()
+    files = harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    request = PushRequest(manifest=world.manifest(files))
-    other = world.actor("push", "pull", name="other")
-    plan, unused = world.admin.plan_push("acme/support", request), other.plan_push("acme/support", request)
+    request = PushRequest(manifest=harness.manifest(files))
+    other = harness.actor("push", "pull", name="other")
+    plan, unused = harness.admin.plan_push("acme/support", request), other.plan_push("acme/support", request)
     for upload in plan.uploads:
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-    version = world.admin.commit_push(plan.push_id).version
+    version = harness.admin.commit_push(plan.push_id).version
     assert other.commit_push(unused.push_id).version.digest == version.digest
-    world.transport.settle()
+    harness.transport.settle()
     for _ in range(2):
         links = (*plan.uploads, *unused.uploads)
         assert {put(u.url, by_digest[u.digest], u.headers) for u in links} == {412}
         assert {put(u.url, bytes(u.size_bytes), u.headers) for u in links} <= {412, 400}
         assert {stat.size_bytes for stat in store.list("staging/")} == {0}
-        assert world.admin.collect(GcRequest()).staged_deleted == 0
-    assert world.admin.commit_push(plan.push_id).version.digest == version.digest
-    world.transport.settle()
-    with world.session(write=True) as session:
+        assert harness.admin.collect(GcRequest()).staged_deleted == 0
+    assert harness.admin.commit_push(plan.push_id).version.digest == version.digest
+    harness.transport.settle()
+    with harness.session(write=True) as session:
         session.connection().execute(update(PushRow).values(state=PushState.EXPIRED))
     store.bucket.put(staging_key_of(plan.push_id, plan.digest), b"a PUT that ended late")
-    assert world.admin.collect(GcRequest()).staged_deleted == 1
+    assert harness.admin.collect(GcRequest()).staged_deleted == 1
     assert {stat.size_bytes for stat in store.list("staging/")} == {0}
 
 
-def test_links_end_with_their_push_at_a_store_with_conditional_links(stub_world: World, stub: S3Blobs) -> None:
+def test_links_end_with_their_push_at_a_store_with_conditional_links(stub_harness: Harness, stub: S3Blobs) -> None:
     stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
     bucket: Any = stub.bucket
-    check_that_links_end_with_their_push(stub_world, stub, bucket.send)
+    check_that_links_end_with_their_push(stub_harness, stub, bucket.send)
     bucket.age(timedelta(hours=2))
-    assert stub_world.admin.collect(GcRequest()).staged_deleted > 0
+    assert stub_harness.admin.collect(GcRequest()).staged_deleted > 0
     assert list(stub.list("staging/")) == []
 
 
 @pytest.mark.parametrize("checksums", [False, True])
-def test_links_end_with_their_push_at_a_real_store(real_world: World, real: S3Blobs, checksums: bool) -> None:
+def test_links_end_with_their_push_at_a_real_store(real_harness: Harness, real: S3Blobs, checksums: bool) -> None:
     """Also links that are bound to a SHA-256, which could stage the same bytes again."""
     able = real.capabilities
     if not able.conditional_links or (checksums and not able.checksum_links):
         pytest.skip("this store has no such links")
     without = {} if checksums else {"checksums": False, "checksum_links": False}
     real._capabilities = dataclasses.replace(able, signed_headers=True, checksum_parts=False, **without)
-    check_that_links_end_with_their_push(real_world, real, send)
+    check_that_links_end_with_their_push(real_harness, real, send)
 
 
-def test_nothing_is_read_from_the_staging_keys_of_an_ended_push(stub_world: World, stub: S3Blobs) -> None:
+def test_nothing_is_read_from_the_staging_keys_of_an_ended_push(stub_harness: Harness, stub: S3Blobs) -> None:
     """Not even for a damaged blob, nor for a version that was deleted since."""
     stub._capabilities = dataclasses.replace(CEPH, signed_headers=True)
     bucket: Any = stub.bucket
-    files = stub_world.files()
-    plan = stub_world.admin.plan_push("acme/support", PushRequest(manifest=stub_world.manifest(files)))
+    files = stub_harness.files()
+    plan = stub_harness.admin.plan_push("acme/support", PushRequest(manifest=stub_harness.manifest(files)))
     by_digest = {Digest.of(data): data for data in files.values()}
     for upload in plan.uploads:
         assert bucket.send(upload.url, by_digest[upload.digest], upload.headers) == 200
-    stub_world.admin.commit_push(plan.push_id)
-    stub_world.transport.settle()
-    with stub_world.session(write=True) as session:
+    stub_harness.admin.commit_push(plan.push_id)
+    stub_harness.transport.settle()
+    with stub_harness.session(write=True) as session:
         session.connection().execute(update(BlobRow).values(state=BlobState.CORRUPT))
     reads: list[str] = []
     bucket.on_call = lambda operation, key: reads.append(key) if operation in ("head_object", "get_object") else None
-    assert not stub_world.admin.commit_push(plan.push_id).created
-    stub_world.admin.delete_adapter("acme/support")
+    assert not stub_harness.admin.commit_push(plan.push_id).created
+    stub_harness.admin.delete_adapter("acme/support")
     with pytest.raises(NotFound):
-        stub_world.admin.commit_push(plan.push_id)
+        stub_harness.admin.commit_push(plan.push_id)
     assert [key for key in reads if key.startswith("staging/")] == []

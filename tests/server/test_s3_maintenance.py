@@ -13,11 +13,11 @@ from registry.digest import Digest
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3 import uploads
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
+from tests import samples
 from tests.flows.test_restore import fill, lose_the_database
+from tests.harness import Harness
 from tests.maintenance import collect, expire, findings, plan, states
 from tests.snapshot import snapshot
-from tests.world import World
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def blobs(s3_url: str, object_store: str) -> S3Blobs:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
 def open_uploads(blobs: S3Blobs) -> list[str]:
@@ -44,38 +44,38 @@ def open_uploads(blobs: S3Blobs) -> list[str]:
     return [upload["UploadId"] for page in pages for upload in page.get("Uploads", ())]
 
 
-def test_an_abandoned_push_leaves_no_staged_bytes_and_no_upload(world: World, blobs: S3Blobs) -> None:
-    files = world.files()
+def test_an_abandoned_push_leaves_no_staged_bytes_and_no_upload(harness: Harness, blobs: S3Blobs) -> None:
+    files = harness.files()
     big = {**files, "tokenizer.json": b"[" + b" " * (uploads.PART_BYTES + 5) + b"]"}
-    planned = plan(world, big)
+    planned = plan(harness, big)
     in_parts = next(upload for upload in planned.uploads if upload.parts)
     httpx.put(in_parts.parts[0].url, content=big["tokenizer.json"][: in_parts.parts[0].size_bytes]).raise_for_status()
-    collect(world)
+    collect(harness)
     assert len(open_uploads(blobs)) == 1
-    expire(world, planned)
-    report = collect(world)
+    expire(harness, planned)
+    report = collect(harness)
     assert (report.pushes_expired, report.uploads_aborted, report.blobs_deleted) == (1, 1, len(big))
     assert list(blobs.list("staging/")) == []
     assert open_uploads(blobs) == []
-    assert states(world) == {}
+    assert states(harness) == {}
 
 
-def test_damage_in_the_bucket_is_found_and_repaired_by_a_push(world: World, blobs: S3Blobs) -> None:
-    files = world.files()
-    world.push("acme/support", files)
-    weights = Digest.of(files[forge.WEIGHTS])
-    blobs.bucket.put(key_of(weights), files[forge.WEIGHTS][:-1] + b"!")
-    assert findings(world, deep=False) == []
-    assert findings(world) == [f"blob.damaged {weights}"]
-    assert world.push("acme/support", files).version.damaged == []
-    assert findings(world) == []
+def test_damage_in_the_bucket_is_found_and_repaired_by_a_push(harness: Harness, blobs: S3Blobs) -> None:
+    files = harness.files()
+    harness.push("acme/support", files)
+    weights = Digest.of(files[samples.WEIGHTS])
+    blobs.bucket.put(key_of(weights), files[samples.WEIGHTS][:-1] + b"!")
+    assert findings(harness, deep=False) == []
+    assert findings(harness) == [f"blob.damaged {weights}"]
+    assert harness.push("acme/support", files).version.damaged == []
+    assert findings(harness) == []
 
 
-def test_versions_are_restored_from_the_bucket_alone(world: World) -> None:
-    fill(world)
-    before = snapshot(world)
-    lose_the_database(world)
-    assert world.admin.reindex(ReindexRequest()).versions == 4
-    assert snapshot(world) == before
-    collect(world)
-    assert findings(world) == []
+def test_versions_are_restored_from_the_bucket_alone(harness: Harness) -> None:
+    fill(harness)
+    before = snapshot(harness)
+    lose_the_database(harness)
+    assert harness.admin.reindex(ReindexRequest()).versions == 4
+    assert snapshot(harness) == before
+    collect(harness)
+    assert findings(harness) == []

@@ -19,9 +19,9 @@ from registry.names import AdapterName
 from registry.server.database.models import PushRow, VersionRow
 from registry.server.storage.blobs import key_of
 from registry.server.storage.s3.store import S3Blobs
-from tests import forge
+from tests import samples
+from tests.harness import Harness, rows
 from tests.relay import Relay
-from tests.world import World, rows
 
 NAME = AdapterName("acme", "support")
 MIB = 2**20
@@ -48,10 +48,10 @@ def blobs(s3_url: str, object_store: str, relay: Relay) -> S3Blobs:
 
 
 @pytest.fixture
-def world(database_url: str, blobs: S3Blobs) -> Iterator[World]:
-    with World(database_url, blobs=blobs) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str, blobs: S3Blobs) -> Iterator[Harness]:
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
 def set_capabilities(blobs: S3Blobs, **capabilities: bool) -> None:
@@ -59,59 +59,61 @@ def set_capabilities(blobs: S3Blobs, **capabilities: bool) -> None:
     blobs._capabilities = dataclasses.replace(blobs.capabilities, **capabilities)
 
 
-def plan(world: World, files: forge.Files) -> PushPlan:
-    return world.admin.plan_push(NAME, PushRequest(manifest=world.manifest(files)))
+def plan(harness: Harness, files: samples.Files) -> PushPlan:
+    return harness.admin.plan_push(NAME, PushRequest(manifest=harness.manifest(files)))
 
 
 def put(url: str, body: bytes, headers: dict[str, str]) -> int:
     return httpx.put(url, content=body, headers=headers).status_code
 
 
-def big_files() -> forge.Files:
+def big_files() -> samples.Files:
     """An adapter of about 12 MiB."""
-    base = forge.llama()
-    rank_1_bytes, rank_2_bytes = (len(forge.lora(base, rank=rank)[forge.WEIGHTS]) for rank in (1, 2))
-    return forge.lora(base, rank=12 * MIB // (rank_2_bytes - rank_1_bytes), seed=77)
+    base = samples.llama()
+    rank_1_bytes, rank_2_bytes = (len(samples.lora(base, rank=rank)[samples.WEIGHTS]) for rank in (1, 2))
+    return samples.lora(base, rank=12 * MIB // (rank_2_bytes - rank_1_bytes), seed=77)
 
 
-def test_bytes_go_directly_to_the_store_and_back_without_the_token(world: World, relay: Relay, tmp_path: Path) -> None:
-    files = world.files()
-    folder = forge.write(files, tmp_path / "adapter")
-    pushed = push.push_folder(world.admin, folder, NAME)
-    resolved = pull.pull(world.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
+def test_bytes_go_directly_to_the_store_and_back_without_the_token(
+    harness: Harness, relay: Relay, tmp_path: Path
+) -> None:
+    files = harness.files()
+    folder = samples.write(files, tmp_path / "adapter")
+    pushed = push.push_folder(harness.admin, folder, NAME)
+    resolved = pull.pull(harness.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
     # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
     assert (len(relay.asked("PUT")), len(relay.asked("GET"))) == (1, 1)
     assert all("uploadId=" in target for target in relay.asked("PUT"))
-    assert not [head for head in relay.heads if "authorization:" in head.lower() or world.secret in head]
+    assert not [head for head in relay.heads if "authorization:" in head.lower() or harness.secret in head]
 
 
-def test_a_second_push_of_the_same_bytes_sends_none_of_them(world: World, relay: Relay, tmp_path: Path) -> None:
-    folder = forge.write(world.files(), tmp_path / "adapter")
-    push.push_folder(world.admin, folder, NAME)
+def test_a_second_push_of_the_same_bytes_sends_none_of_them(harness: Harness, relay: Relay, tmp_path: Path) -> None:
+    folder = samples.write(harness.files(), tmp_path / "adapter")
+    push.push_folder(harness.admin, folder, NAME)
     sent = len(relay.heads)
-    again = push.push_folder(world.admin, folder, NAME)
-    other = push.push_folder(world.admin, folder, AdapterName("acme", "other"))
+    again = push.push_folder(harness.admin, folder, NAME)
+    other = push.push_folder(harness.admin, folder, AdapterName("acme", "other"))
     assert (again.created, other.created, len(relay.heads)) == (False, True, sent)
 
 
-def test_a_link_accepts_only_the_planned_bytes(world: World, blobs: S3Blobs) -> None:
+def test_a_link_accepts_only_the_planned_bytes(harness: Harness, blobs: S3Blobs) -> None:
     if not blobs.capabilities.checksum_links:
         pytest.skip("this store has no checksum links: the next test shows the fallback")
     set_capabilities(blobs, checksum_parts=False)
-    files = world.files()
-    for upload in plan(world, files).uploads:
+    files = harness.files()
+    for upload in plan(harness, files).uploads:
         wrong = b"x" * upload.size_bytes
         assert put(upload.url, wrong, upload.headers) in (400, 403)
         assert put(upload.url, wrong, {}) == 403
         assert put(upload.url, b"short", upload.headers) in (400, 403)
 
 
-def test_without_checksums_a_link_writes_once_and_the_server_hashes(world: World, blobs: S3Blobs) -> None:
+def test_without_checksums_a_link_writes_once_and_the_server_hashes(harness: Harness, blobs: S3Blobs) -> None:
     set_capabilities(blobs, checksums=False, checksum_links=False, checksum_parts=False)
-    files = world.files()
+    files = harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    first = plan(world, files)
+    first = plan(harness, files)
     for upload in first.uploads:
         wrong = b"x" * upload.size_bytes
         assert put(upload.url, wrong, upload.headers) == 200
@@ -119,64 +121,66 @@ def test_without_checksums_a_link_writes_once_and_the_server_hashes(world: World
     # Each commit finds one wrong file and deletes it, so that the right one can be sent.
     for _ in first.uploads:
         with pytest.raises(Invalid) as refusal:
-            world.admin.commit_push(first.push_id)
+            harness.admin.commit_push(first.push_id)
         assert refusal.value.code == "BLOB_MISMATCH"
-        (upload,) = plan(world, files).uploads
+        (upload,) = plan(harness, files).uploads
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
-    assert world.admin.commit_push(first.push_id).created
-    with world.session() as session:
+    assert harness.admin.commit_push(first.push_id).created
+    with harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
 
 
 def test_without_bound_links_bytes_pass_through_the_server(
-    world: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
+    harness: Harness, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
     set_capabilities(blobs, checksum_links=False, conditional_links=False, checksum_parts=False, parts=False)
-    folder = forge.write(world.files(), tmp_path / "adapter")
-    assert push.push_folder(world.admin, folder, NAME).created
+    folder = samples.write(harness.files(), tmp_path / "adapter")
+    assert push.push_folder(harness.admin, folder, NAME).created
     assert relay.asked("PUT") == []
     set_capabilities(blobs, links=False)
-    pull.pull(world.admin, str(NAME), tmp_path / "out", cache=None)
+    pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
     assert relay.asked("GET") == []
 
 
-def test_a_lost_response_does_not_make_a_conditional_link_fail(world: World, blobs: S3Blobs, tmp_path: Path) -> None:
+def test_a_lost_response_does_not_make_a_conditional_link_fail(
+    harness: Harness, blobs: S3Blobs, tmp_path: Path
+) -> None:
     set_capabilities(blobs, checksums=False, checksum_links=False, checksum_parts=False)
-    files = world.files()
+    files = harness.files()
     by_digest = {Digest.of(data): data for data in files.values()}
-    links = plan(world, files).uploads
+    links = plan(harness, files).uploads
     for upload in links:
         assert put(upload.url, by_digest[upload.digest], upload.headers) == 200
         source = tmp_path / upload.digest.hex
         source.write_bytes(by_digest[upload.digest])
         with open(source, "rb", buffering=0) as file:  # a client whose first attempt arrived
-            sent = world.admin.connection.send_file(upload.url, file, 0, upload.size_bytes, headers=upload.headers)
+            sent = harness.admin.connection.send_file(upload.url, file, 0, upload.size_bytes, headers=upload.headers)
         assert sent.status == 200
 
 
 @pytest.fixture
-def in_parts(world: World, blobs: S3Blobs) -> World:
+def in_parts(harness: Harness, blobs: S3Blobs) -> Harness:
     blobs._parts_from_bytes = blobs._part_bytes = 5 * MIB
-    return world
+    return harness
 
 
 def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
-    in_parts: World, blobs: S3Blobs, relay: Relay, tmp_path: Path
+    in_parts: Harness, blobs: S3Blobs, relay: Relay, tmp_path: Path
 ) -> None:
     files = big_files()
-    pushed = push.push_folder(in_parts.admin, forge.write(files, tmp_path / "adapter"), NAME)
+    pushed = push.push_folder(in_parts.admin, samples.write(files, tmp_path / "adapter"), NAME)
     parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
     assert len(parts) == 3
-    assert b"".join(blobs.open(key_of(Digest.of(files[forge.WEIGHTS])))) == files[forge.WEIGHTS]
+    assert b"".join(blobs.open(key_of(Digest.of(files[samples.WEIGHTS])))) == files[samples.WEIGHTS]
     assert pushed.version.verdicts[0].outcome == "warn"  # its rank is over the width
     in_parts.transport.settle()
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
-def test_a_killed_client_sends_only_the_missing_parts(in_parts: World, relay: Relay, tmp_path: Path) -> None:
+def test_a_killed_client_sends_only_the_missing_parts(in_parts: Harness, relay: Relay, tmp_path: Path) -> None:
     files = big_files()
-    folder = forge.write(files, tmp_path / "adapter")
-    weights = files[forge.WEIGHTS]
+    folder = samples.write(files, tmp_path / "adapter")
+    weights = files[samples.WEIGHTS]
     (upload,) = [upload for upload in plan(in_parts, files).uploads if upload.parts]
     part = upload.parts[1]
     assert put(part.url, weights[part.start : part.start + part.size_bytes], {}) == 200
@@ -186,7 +190,7 @@ def test_a_killed_client_sends_only_the_missing_parts(in_parts: World, relay: Re
     assert sorted(numbers) == ["1", "3"]
 
 
-def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: World) -> None:
+def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: Harness) -> None:
     files = big_files()
     by_digest = {Digest.of(data): data for data in files.values()}
     first = plan(in_parts, files)
@@ -211,15 +215,15 @@ def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: World)
         assert [row.state for row in rows(session, PushRow)] == ["open"]
 
 
-def test_unfinished_uploads_are_aborted(in_parts: World, blobs: S3Blobs) -> None:
+def test_unfinished_uploads_are_aborted(in_parts: Harness, blobs: S3Blobs) -> None:
     uploads = plan(in_parts, big_files()).uploads
     assert blobs.delete_unfinished(timedelta(hours=1)) == 0
     assert blobs.delete_unfinished(timedelta(hours=-1)) == len(uploads)
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
-def test_health_shows_the_capabilities_of_the_store(world: World) -> None:
-    health = world.admin.health()
+def test_health_shows_the_capabilities_of_the_store(harness: Harness) -> None:
+    health = harness.admin.health()
     assert health.blobs == "s3"
     assert health.capabilities["parts"] is True
 
@@ -237,7 +241,7 @@ def test_an_unreachable_store_is_probed_again_after_a_pause(s3_url: str, object_
 
 
 def test_health_shows_that_the_store_is_away(database_url: str, s3_url: str) -> None:
-    with World(database_url, blobs=S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")) as world:
+    with Harness(database_url, blobs=S3Blobs.from_url(s3_url, endpoint="http://127.0.0.1:9")) as harness:
         with pytest.raises(Unavailable):
-            world.admin.health()
-        world.check = lambda: None  # type: ignore[method-assign]
+            harness.admin.health()
+        harness.check = lambda: None  # type: ignore[method-assign]

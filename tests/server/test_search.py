@@ -12,105 +12,104 @@ from sqlmodel import select
 from registry.api.catalog import AdapterPage, MetadataChange
 from registry.errors import Invalid
 from registry.server.database.models import AdapterRow, AliasRow, VersionMetadataRow, VersionRow, VersionTagRow
-from tests import forge
-from tests.identities import forge as forge_identity
-from tests.identities import nudged, values
-from tests.world import World
+from tests import samples
+from tests.harness import Harness
+from tests.identities import make_identity, nudged, values
 
 VLLM = "vllm==0.33.0"
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url, engines=VLLM) as made:
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url, engines=VLLM) as made:
         made.add_base()
-        made.add_base(forge.gpt2())
+        made.add_base(samples.gpt2())
         yield made
 
 
-def found(world: World, **search: Any) -> list[str]:
-    return [item.name for item in world.admin.adapters(**search).items]
+def found(harness: Harness, **search: Any) -> list[str]:
+    return [item.name for item in harness.admin.adapters(**search).items]
 
 
-def test_each_filter_finds_what_it_names_and_nothing_else(world: World) -> None:
-    world.push("acme/attention", world.files(rank=4, targets=("q_proj", "v_proj")))
-    world.push("acme/everything", world.files(rank=64, targets=("q_proj", "v_proj", "down_proj")))
-    fused = forge.lora(forge.gpt2(), seed=9, targets=("c_attn",))
-    world.push("lab/conv1d", fused, base="tiny-gpt2", by=world.actor("push", name="lea"))
-    assert found(world, base="tiny-gpt2") == ["lab/conv1d"]
-    assert found(world, owner="lea") == ["lab/conv1d"]
-    assert found(world, namespace="acme", method="lora") == ["acme/attention", "acme/everything"]
-    assert found(world, rank_min=8, namespace="acme") == ["acme/everything"]
-    assert found(world, rank_max=4, namespace="acme") == ["acme/attention"]
-    assert found(world, rank_min=4, rank_max=64, text="every") == ["acme/everything"]
-    assert found(world, target=["q_proj"]) == ["acme/attention", "acme/everything"]
-    assert found(world, target=["q_proj", "down_proj"]) == ["acme/everything"]
-    assert found(world, target=["proj"]) == []
-    assert found(world, target=["%"]) == []
-    assert found(world, format="peft", namespace="lab") == ["lab/conv1d"]
-    assert found(world, format="kohya") == []
-    assert found(world, engine=VLLM, namespace="acme") == ["acme/attention"]
-    assert found(world, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
+def test_each_filter_finds_what_it_names_and_nothing_else(harness: Harness) -> None:
+    harness.push("acme/attention", harness.files(rank=4, targets=("q_proj", "v_proj")))
+    harness.push("acme/everything", harness.files(rank=64, targets=("q_proj", "v_proj", "down_proj")))
+    fused = samples.lora(samples.gpt2(), seed=9, targets=("c_attn",))
+    harness.push("lab/conv1d", fused, base="tiny-gpt2", by=harness.actor("push", name="lea"))
+    assert found(harness, base="tiny-gpt2") == ["lab/conv1d"]
+    assert found(harness, owner="lea") == ["lab/conv1d"]
+    assert found(harness, namespace="acme", method="lora") == ["acme/attention", "acme/everything"]
+    assert found(harness, rank_min=8, namespace="acme") == ["acme/everything"]
+    assert found(harness, rank_max=4, namespace="acme") == ["acme/attention"]
+    assert found(harness, rank_min=4, rank_max=64, text="every") == ["acme/everything"]
+    assert found(harness, target=["q_proj"]) == ["acme/attention", "acme/everything"]
+    assert found(harness, target=["q_proj", "down_proj"]) == ["acme/everything"]
+    assert found(harness, target=["proj"]) == []
+    assert found(harness, target=["%"]) == []
+    assert found(harness, format="peft", namespace="lab") == ["lab/conv1d"]
+    assert found(harness, format="kohya") == []
+    assert found(harness, engine=VLLM, namespace="acme") == ["acme/attention"]
+    assert found(harness, engine=VLLM, outcome="fail", namespace="acme") == ["acme/everything"]
 
 
-def test_search_by_base_match_finds_adapters_of_related_bases(world: World) -> None:
+def test_search_by_base_match_finds_adapters_of_related_bases(harness: Harness) -> None:
     one = values()
     told = {
-        "tiny-llama": forge_identity(one), "cast": forge_identity(nudged(one, 0.0005), dtype="BF16"),
-        "tuned": forge_identity(nudged(one, 0.05)), "outsider": forge_identity(values(1)),
+        "tiny-llama": make_identity(one), "cast": make_identity(nudged(one, 0.0005), dtype="BF16"),
+        "tuned": make_identity(nudged(one, 0.05)), "outsider": make_identity(values(1)),
     }  # fmt: skip
     for name, identity in told.items():
         if name != "tiny-llama":
-            world.add_base(forge.llama(name))
-        world.admin.identify_base(name, identity)
-        world.push(f"acme/for-{name}", world.files(), base=name)
-    assert found(world, base="tiny-llama") == ["acme/for-tiny-llama"]
-    assert found(world, base="tiny-llama", base_match="exact") == ["acme/for-tiny-llama"]
-    assert found(world, base="tiny-llama", base_match="other-dtype") == ["acme/for-cast", "acme/for-tiny-llama"]
+            harness.add_base(samples.llama(name))
+        harness.admin.identify_base(name, identity)
+        harness.push(f"acme/for-{name}", harness.files(), base=name)
+    assert found(harness, base="tiny-llama") == ["acme/for-tiny-llama"]
+    assert found(harness, base="tiny-llama", base_match="exact") == ["acme/for-tiny-llama"]
+    assert found(harness, base="tiny-llama", base_match="other-dtype") == ["acme/for-cast", "acme/for-tiny-llama"]
     everything = ["acme/for-cast", "acme/for-tiny-llama", "acme/for-tuned"]
-    assert found(world, base="tiny-llama", base_match="descendant") == everything
-    assert found(world, base="cast", base_match="descendant") == everything
+    assert found(harness, base="tiny-llama", base_match="descendant") == everything
+    assert found(harness, base="cast", base_match="descendant") == everything
     with pytest.raises(Invalid, match="base_match: needs `base`"):
-        found(world, base_match="exact")
+        found(harness, base_match="exact")
 
 
-def test_annotations_are_found_by_key_and_by_value_and_belong_to_the_newest_version(world: World) -> None:
-    world.push("acme/a", annotations={"team": "search", "tier": "gold"})
-    world.push("acme/b", annotations={"team": "support"})
-    world.push("acme/c", annotations={"report": "x" * 1000})
-    assert found(world, annotation=["team"]) == ["acme/a", "acme/b"]
-    assert found(world, annotation=["team=search"]) == ["acme/a"]
-    assert found(world, annotation=["team", "tier=gold"]) == ["acme/a"]
-    assert found(world, annotation=["team=search", "tier=silver"]) == []
-    assert found(world, annotation=["report"]) == []  # too long for an index; it stays in the manifest
-    world.push("acme/a", annotations={"tier": "gold"})
-    assert found(world, annotation=["team"]) == ["acme/b"]
+def test_annotations_are_found_by_key_and_by_value_and_belong_to_the_newest_version(harness: Harness) -> None:
+    harness.push("acme/a", annotations={"team": "search", "tier": "gold"})
+    harness.push("acme/b", annotations={"team": "support"})
+    harness.push("acme/c", annotations={"report": "x" * 1000})
+    assert found(harness, annotation=["team"]) == ["acme/a", "acme/b"]
+    assert found(harness, annotation=["team=search"]) == ["acme/a"]
+    assert found(harness, annotation=["team", "tier=gold"]) == ["acme/a"]
+    assert found(harness, annotation=["team=search", "tier=silver"]) == []
+    assert found(harness, annotation=["report"]) == []  # too long for an index; it stays in the manifest
+    harness.push("acme/a", annotations={"tier": "gold"})
+    assert found(harness, annotation=["team"]) == ["acme/b"]
 
 
-def test_search_by_an_engine_without_stored_verdicts_is_an_error(world: World) -> None:
+def test_search_by_an_engine_without_stored_verdicts_is_an_error(harness: Harness) -> None:
     with pytest.raises(Invalid, match=r"stores no verdicts of .*, only of: vllm"):
-        world.admin.adapters(engine="vllm==0.32.0")
+        harness.admin.adapters(engine="vllm==0.32.0")
 
 
-def test_only_the_newest_version_and_its_newest_verdict_count(world: World) -> None:
-    world.push("acme/support", world.files(rank=64))
-    assert found(world, engine=VLLM) == []
-    world.push("acme/support", world.files(rank=8))
-    assert found(world, engine=VLLM) == ["acme/support"]
-    assert found(world, rank_min=64) == []
+def test_only_the_newest_version_and_its_newest_verdict_count(harness: Harness) -> None:
+    harness.push("acme/support", harness.files(rank=64))
+    assert found(harness, engine=VLLM) == []
+    harness.push("acme/support", harness.files(rank=8))
+    assert found(harness, engine=VLLM) == ["acme/support"]
+    assert found(harness, rank_min=64) == []
 
 
-def test_an_invalid_rank_is_a_bad_request(world: World) -> None:
+def test_an_invalid_rank_is_a_bad_request(harness: Harness) -> None:
     with pytest.raises(Invalid) as caught:
-        world.admin.adapters(rank_min=-1)
+        harness.admin.adapters(rank_min=-1)
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def shelve(world: World, count: int) -> None:
+def shelve(harness: Harness, count: int) -> None:
     """Adapters like the first one, as rows alone."""
-    world.push("acme/a", annotations={"team": "search"})
-    world.admin.describe("acme/a@1", MetadataChange(tags={"team": "search"}))
-    with world.session(write=True) as session:
+    harness.push("acme/a", annotations={"team": "search"})
+    harness.admin.describe("acme/a@1", MetadataChange(tags={"team": "search"}))
+    with harness.session(write=True) as session:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
         for name in ("id", "created_at", "updated_at"):
@@ -131,23 +130,23 @@ def shelve(world: World, count: int) -> None:
             session.connection().execute(insert(table), tags)
 
 
-def counted(world: World, cursor: str) -> tuple[AdapterPage, int]:
+def counted(harness: Harness, cursor: str) -> tuple[AdapterPage, int]:
     """A page and its statements: the fewest of some tries, since what follows a push may still be at work beside it."""
     counts = []
     for _ in range(8):
-        with world.statements() as sent:
-            page = world.admin.adapters(limit=20, cursor=cursor)
+        with harness.statements() as sent:
+            page = harness.admin.adapters(limit=20, cursor=cursor)
         counts.append(len(sent))
     return page, min(counts)
 
 
-def test_a_later_page_continues_and_costs_no_more_statements(world: World) -> None:
-    shelve(world, 300)
-    first, sent = counted(world, "")
+def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -> None:
+    shelve(harness, 300)
+    first, sent = counted(harness, "")
     assert first.next_cursor == "acme/b00018"
     seen, cursor = list(first.items), first.next_cursor
     while cursor:
-        page, later = counted(world, cursor)
+        page, later = counted(harness, cursor)
         seen, cursor = seen + page.items, page.next_cursor
         assert later <= sent
     assert [item.name for item in seen] == ["acme/a", *(f"acme/b{i:05d}" for i in range(300))]
@@ -169,12 +168,12 @@ def test_a_later_page_continues_and_costs_no_more_statements(world: World) -> No
     ids=lambda search: ",".join(search) or "all",
 )
 def test_no_page_reads_the_adapters_before_it_or_all_versions(
-    world: World, database_kind: str, search: dict[str, Any]
+    harness: Harness, database_kind: str, search: dict[str, Any]
 ) -> None:
-    shelve(world, 3000)
-    with world.session(write=True) as session:
+    shelve(harness, 3000)
+    with harness.session(write=True) as session:
         session.connection().execute(text("ANALYZE"))
-    plan = explained(world, "acme/b01500", search)
+    plan = explained(harness, "acme/b01500", search)
     if database_kind == "sqlite":
         assert any("SEARCH adapter USING INDEX" in line and "namespace" in line for line in plan), plan
         assert not any("TEMP B-TREE" in line or line.startswith(("SCAN adapter", "SCAN version")) for line in plan), (
@@ -186,19 +185,19 @@ def test_no_page_reads_the_adapters_before_it_or_all_versions(
         assert not any("Sort Key" in line for line in plan), plan
 
 
-def explained(world: World, cursor: str, search: dict[str, Any]) -> list[str]:
+def explained(harness: Harness, cursor: str, search: dict[str, Any]) -> list[str]:
     """The plan of the statement that finds a page's adapters, as the database says it."""
     sent: list[tuple[str, Any]] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
-    event.listen(world.engine, "before_cursor_execute", keep)
+    event.listen(harness.engine, "before_cursor_execute", keep)
     try:
-        assert len(world.admin.adapters(limit=20, cursor=cursor, **search).items) == 20
+        assert len(harness.admin.adapters(limit=20, cursor=cursor, **search).items) == 20
     finally:
-        event.remove(world.engine, "before_cursor_execute", keep)
+        event.remove(harness.engine, "before_cursor_execute", keep)
     statement, parameters = next(item for item in sent if "LIMIT" in item[0] and "FROM adapter" in item[0])
-    explain = "EXPLAIN QUERY PLAN " if world.engine.dialect.name == "sqlite" else "EXPLAIN "
-    with world.engine.connect() as connection:
+    explain = "EXPLAIN QUERY PLAN " if harness.engine.dialect.name == "sqlite" else "EXPLAIN "
+    with harness.engine.connect() as connection:
         return [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters)]

@@ -21,9 +21,9 @@ from registry.errors import NotFound
 from registry.server.storage.blobs import BlobStore
 from tests.access.matrix import Matrix
 from tests.access.tenants import send
+from tests.harness import Harness
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
-from tests.world import World
 
 pytestmark = pytest.mark.security
 CALLS = ("stat", "open", "open_writer", "promote", "delete", "list")
@@ -66,54 +66,54 @@ def watched(blobs: BlobStore, watch: Watch) -> BlobStore:
 
 
 @contextmanager
-def watched_world(database_url: str) -> Iterator[tuple[World, Watch]]:
+def watched_harness(database_url: str) -> Iterator[tuple[Harness, Watch]]:
     watch = Watch()
-    with World(database_url, blobs=watched(MemoryBlobs(), watch)) as world:
-        world.transport.close()
-        app = world.app
+    with Harness(database_url, blobs=watched(MemoryBlobs(), watch)) as harness:
+        harness.transport.close()
+        app = harness.app
 
         async def number_requests(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":
                 REQUEST.set(f"{scope['method']} {scope['path']}#{next(watch.numbers)}")
             await app(scope, receive, send)
 
-        world.transport = HttpxInProcess(number_requests, app.state.link_context)
-        world.admin = world.client(world.secret)
+        harness.transport = HttpxInProcess(number_requests, app.state.link_context)
+        harness.admin = harness.client(harness.secret)
         event.listen(Session, "after_begin", watch.begin)
         event.listen(Session, "after_transaction_end", watch.end)
         try:
-            yield world, watch
+            yield harness, watch
         finally:
             event.remove(Session, "after_begin", watch.begin)
             event.remove(Session, "after_transaction_end", watch.end)
 
 
 def test_no_route_calls_the_store_while_its_transaction_is_open(database_url: str) -> None:
-    with watched_world(database_url) as (world, watch):
-        for _ in Matrix(world).answers():
+    with watched_harness(database_url) as (harness, watch):
+        for _ in Matrix(harness).answers():
             pass
-        world.transport.settle()
+        harness.transport.settle()
         assert watch.problems == set()
 
 
 def test_reads_of_bytes_call_the_store_after_their_transaction(database_url: str) -> None:
-    with watched_world(database_url) as (world, watch):
-        world.add_base()
-        world.push("acme/support")
-        world.validate("acme/support@1")
-        world.app.state.audit_log.step()
-        report = next(v.report for v in world.admin.version("acme/support").verdicts if v.report is not None)
+    with watched_harness(database_url) as (harness, watch):
+        harness.add_base()
+        harness.push("acme/support")
+        harness.validate("acme/support@1")
+        harness.app.state.audit_log.step()
+        report = next(v.report for v in harness.admin.version("acme/support").verdicts if v.report is not None)
         version = "/api/v1/adapters/acme/support/versions/1"
         for path in (
             f"{version}/files/adapter_config.json", f"{version}/reports/{report}",
             f"{version}/attestations", "/api/v1/audit/tile/entries/000.p/3", "/api/v1/audit/tile/0/000.p/3?stored=true",
             "/acme/support/resolve/main/adapter_config.json", "/acme/support/raw/main/adapter_config.json",
         ):  # fmt: skip
-            status = send(world, "GET", path, world.secret).status_code
+            status = send(harness, "GET", path, harness.secret).status_code
             assert status == 200 or (status == 500 and "tile" in path), path  # a partial tile is not in the store yet
-        world.admin.plan_pull("acme/support@1")
+        harness.admin.plan_pull("acme/support@1")
         with suppress(NotFound):
-            world.admin.reference_logprobs("acme/support")
-        assert Audit(world.admin).checkpoint()
-        world.transport.settle()
+            harness.admin.reference_logprobs("acme/support")
+        assert Audit(harness.admin).checkpoint()
+        harness.transport.settle()
         assert watch.problems == set()

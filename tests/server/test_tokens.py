@@ -16,23 +16,23 @@ from registry.server.access import tokens
 from registry.server.access.rate_limits import FailureLimiter
 from registry.server.database import db
 from registry.server.database.models import EventRow, TokenRow
-from tests.world import URL, World, rows
+from tests.harness import URL, Harness, rows
 
 
-def request(world: World, method: str, path: str, *, secret: str = "", **rest: object) -> httpx.Response:
+def request(harness: Harness, method: str, path: str, *, secret: str = "", **rest: object) -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-    with httpx.Client(transport=_Shared(world), base_url=URL) as client:
+    with httpx.Client(transport=_Shared(harness), base_url=URL) as client:
         return client.request(method, path, headers=headers, **rest)  # type: ignore[arg-type]
 
 
 class _Shared(httpx.BaseTransport):
-    """The world's transport, which stays open when one client closes."""
+    """The harness's transport, which stays open when one client closes."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
 
     def handle_request(self, sent: httpx.Request) -> httpx.Response:
-        return self._world.transport.handle_request(sent)
+        return self._harness.transport.handle_request(sent)
 
 
 def filled(path: str) -> str:
@@ -84,52 +84,54 @@ def test_every_route_declares_a_scope_and_only_health_the_exchange_links_and_the
     assert {route for route, scope in scopes.items() if scope == "open"} == set(OPEN)
 
 
-def test_every_route_but_the_open_ones_answers_401_without_a_token(world: World) -> None:
+def test_every_route_but_the_open_ones_answers_401_without_a_token(harness: Harness) -> None:
     for method, path in app.declared_scopes():
-        answer = request(world, method, filled(path.replace(":path", "")))
+        answer = request(harness, method, filled(path.replace(":path", "")))
         assert answer.status_code == OPEN.get((method, path), 401), (method, path, answer.text)
 
 
-def test_every_route_answers_403_to_a_token_without_its_scope(world: World) -> None:
-    _, puller = world.issue("pull")
-    _, worker = world.issue("work")
+def test_every_route_answers_403_to_a_token_without_its_scope(harness: Harness) -> None:
+    _, puller = harness.issue("pull")
+    _, worker = harness.issue("work")
     for (method, path), scope in app.declared_scopes().items():
         if scope in ("open", "", "pull"):
             continue
-        answer = request(world, method, filled(path.replace(":path", "")), secret=worker if scope == "push" else puller)
+        answer = request(
+            harness, method, filled(path.replace(":path", "")), secret=worker if scope == "push" else puller
+        )
         assert answer.status_code == 403, (method, path, answer.text)
 
 
-def test_a_token_is_stored_as_a_hash_and_works(world: World) -> None:
-    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
+def test_a_token_is_stored_as_a_hash_and_works(harness: Harness) -> None:
+    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
     assert token_secret.is_well_formed(made.secret)
-    with world.session() as session:
+    with harness.session() as session:
         stored = session.get(TokenRow, made.token.id)
     assert made.secret not in stored.model_dump_json()
     assert stored.secret_sha256 == token_secret.sha256_of(made.secret)
-    who = world.client(made.secret).whoami()
+    who = harness.client(made.secret).whoami()
     assert (who.actor, who.scopes, who.namespaces) == ("ci", ["push"], ["acme"])
 
 
-def test_a_revoked_token_is_refused_at_once(world: World) -> None:
-    token_id, secret = world.issue("pull")
-    client = world.client(secret)
+def test_a_revoked_token_is_refused_at_once(harness: Harness) -> None:
+    token_id, secret = harness.issue("pull")
+    client = harness.client(secret)
     client.whoami()
-    assert world.admin.revoke_token(token_id).revoked_at is not None
+    assert harness.admin.revoke_token(token_id).revoked_at is not None
     with pytest.raises(Unauthenticated):
         client.whoami()
-    first = world.admin.revoke_token(token_id).revoked_at
-    assert world.admin.revoke_token(token_id).revoked_at == first
+    first = harness.admin.revoke_token(token_id).revoked_at
+    assert harness.admin.revoke_token(token_id).revoked_at == first
 
 
-def test_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -> None:
-    token_id, expired = world.issue("pull", seconds=1)
-    with world.session(write=True) as session:
+def test_unknown_and_mistyped_tokens_get_the_same_answer(harness: Harness) -> None:
+    token_id, expired = harness.issue("pull", seconds=1)
+    with harness.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
         row.expires_at = row.created_at
         session.add(row)
     answers = [
-        request(world, "GET", "/api/v1/whoami", secret=secret)
+        request(harness, "GET", "/api/v1/whoami", secret=secret)
         for secret in (token_secret.new_secret(), expired[:-1] + "!", "x")
     ]
     assert {answer.status_code for answer in answers} == {401}
@@ -137,8 +139,8 @@ def test_unknown_and_mistyped_tokens_get_the_same_answer(world: World) -> None:
     assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
 
 
-def test_a_token_cannot_give_a_right_that_it_does_not_hold(world: World) -> None:
-    narrow = world.actor("admin", namespaces=["acme"])
+def test_a_token_cannot_give_a_right_that_it_does_not_hold(harness: Harness) -> None:
+    narrow = harness.actor("admin", namespaces=["acme"])
     made = narrow.create_token(TokenCreate(name="mine", scopes=["push"], namespaces=["acme"]))
     assert made.token.namespaces == ["acme"]
     with pytest.raises(Denied):
@@ -156,63 +158,63 @@ def test_a_token_cannot_give_a_right_that_it_does_not_hold(world: World) -> None
         {"scopes": ["pull"], "namespaces": ["../x"]},
     ],
 )
-def test_a_token_with_unknown_rights_is_refused(world: World, wrong: dict[str, list[str]]) -> None:
+def test_a_token_with_unknown_rights_is_refused(harness: Harness, wrong: dict[str, list[str]]) -> None:
     with pytest.raises(Invalid):
-        world.admin.create_token(TokenCreate(name="x", **wrong))
+        harness.admin.create_token(TokenCreate(name="x", **wrong))
 
 
-def test_the_last_use_of_a_token_is_recorded(world: World) -> None:
-    token_id, secret = world.issue("pull")
-    world.client(secret).whoami()
-    used = next(token for token in world.admin.tokens().items if token.id == token_id).last_used_at
+def test_the_last_use_of_a_token_is_recorded(harness: Harness) -> None:
+    token_id, secret = harness.issue("pull")
+    harness.client(secret).whoami()
+    used = next(token for token in harness.admin.tokens().items if token.id == token_id).last_used_at
     assert used is not None
-    world.client(secret).whoami()
-    assert next(token for token in world.admin.tokens().items if token.id == token_id).last_used_at == used
+    harness.client(secret).whoami()
+    assert next(token for token in harness.admin.tokens().items if token.id == token_id).last_used_at == used
 
 
-def test_revoking_an_absent_token_is_not_found(world: World) -> None:
+def test_revoking_an_absent_token_is_not_found(harness: Harness) -> None:
     with pytest.raises(NotFound) as caught:
-        world.admin.revoke_token("tok_nothing")
+        harness.admin.revoke_token("tok_nothing")
     assert caught.value.code == "TOKEN_UNKNOWN"
 
 
-def test_the_first_token_is_created_once(world: World) -> None:
-    assert not tokens.create_first_token(world.engine, "0" * 64)
-    with world.session() as session:
+def test_the_first_token_is_created_once(harness: Harness) -> None:
+    assert not tokens.create_first_token(harness.engine, "0" * 64)
+    with harness.session() as session:
         assert [row.id for row in rows(session, TokenRow)] == [tokens.FIRST_TOKEN]
 
 
-def test_every_change_of_a_token_is_an_event_without_its_secret(world: World) -> None:
-    made = world.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
-    world.admin.revoke_token(made.token.id)
-    with world.session() as session:
+def test_every_change_of_a_token_is_an_event_without_its_secret(harness: Harness) -> None:
+    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
+    harness.admin.revoke_token(made.token.id)
+    with harness.session() as session:
         events = [row for row in rows(session, EventRow) if row.object == made.token.id]
     assert [row.action for row in events] == ["token.issue", "token.revoke"]
     assert all(row.request_id for row in events)
     assert all(made.secret not in row.model_dump_json() for row in events)
-    page = Audit(world.admin).page(limit=1)
+    page = Audit(harness.admin).page(limit=1)
     assert page.next_cursor == str(page.items[0].seq)
 
 
 @pytest.mark.security
-def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(world: World) -> None:
-    world.app.state.trusted = None
-    world.app.state.failure_limiter = FailureLimiter(0)
+def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(harness: Harness) -> None:
+    harness.app.state.trusted = None
+    harness.app.state.failure_limiter = FailureLimiter(0)
     secrets = {}
     for name, seconds in (("expired", 60), ("revoked", None), ("rotated", None)):
-        token_id, secrets[name] = world.issue("pull", name=name, seconds=seconds)
+        token_id, secrets[name] = harness.issue("pull", name=name, seconds=seconds)
         if name == "expired":
-            with world.session(write=True) as session:
+            with harness.session(write=True) as session:
                 session.get_one(TokenRow, token_id).expires_at = db.now() - timedelta(seconds=1)
         elif name == "revoked":
-            world.admin.revoke_token(token_id)
+            harness.admin.revoke_token(token_id)
         else:
-            world.admin.rotate_token(token_id)
-            world.admin.rotate_token(token_id, keep_seconds=1)
+            harness.admin.rotate_token(token_id)
+            harness.admin.rotate_token(token_id, keep_seconds=1)
 
     def told(secret: str) -> str:
         with pytest.raises(Unauthenticated) as refused:
-            world.client(secret).whoami()
+            harness.client(secret).whoami()
         return refused.value.detail
 
     assert told(secrets["expired"]) == "this token has expired"
@@ -223,12 +225,12 @@ def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(world:
 
 
 @pytest.mark.security
-def test_a_rotated_secret_is_told_apart_after_its_days_of_grace(world: World) -> None:
-    world.app.state.trusted = None
-    token_id, secret = world.issue("pull")
-    world.admin.rotate_token(token_id, keep_seconds=60)
-    assert world.client(secret).whoami().token_id == token_id
-    with world.session(write=True) as session:
+def test_a_rotated_secret_is_told_apart_after_its_days_of_grace(harness: Harness) -> None:
+    harness.app.state.trusted = None
+    token_id, secret = harness.issue("pull")
+    harness.admin.rotate_token(token_id, keep_seconds=60)
+    assert harness.client(secret).whoami().token_id == token_id
+    with harness.session(write=True) as session:
         session.get_one(TokenRow, token_id).previous_until = db.now() - timedelta(seconds=1)
     with pytest.raises(Unauthenticated, match="was rotated"):
-        world.client(secret).whoami()
+        harness.client(secret).whoami()

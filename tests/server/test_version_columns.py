@@ -10,9 +10,9 @@ from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
 from registry.server.push import rows
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
-from tests.world import media_type
+from tests.harness import media_type
 
 NOW = datetime(2026, 5, 3, 14, 5, tzinfo=UTC)
 RECORDED = {
@@ -36,9 +36,9 @@ def test_a_row_is_restored_from_its_record() -> None:
     base = BaseRow(id=9, name="tiny-llama", fingerprint="", spec={}, created_at=NOW, created_by="alice")
     files = [
         Descriptor(path=path, media_type=media_type(path), digest=Digest.of(data), size_bytes=len(data))
-        for path, data in forge.lora(forge.llama()).items()
+        for path, data in samples.lora(samples.llama()).items()
     ]
-    manifest = Manifest.build(BaseRef(name="tiny-llama", fingerprint=spec_of(forge.llama()).fingerprint), files, ())
+    manifest = Manifest.build(BaseRef(name="tiny-llama", fingerprint=spec_of(samples.llama()).fingerprint), files, ())
     row = rows.version_row(adapter, base, manifest, **RECORDED)
     record = VersionRecord.parse(metadata_backup.version_record(adapter, row).to_bytes())
     restored = rows.version_row(adapter, base, record.manifest, **metadata_backup.recorded_columns(record))

@@ -28,19 +28,19 @@ from registry.server.evaluation import norms, weights
 from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.evaluation.norms import Window
 from registry.server.push import background
-from tests import forge, non_peft_files
-from tests.forge import CONFIG, WEIGHTS, Files
-from tests.world import World
+from tests import non_peft_files, samples
+from tests.harness import Harness
+from tests.samples import CONFIG, WEIGHTS, Files
 
 VLLM = "vllm==0.33.0"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
-def world(database_url: str) -> Iterator[World]:
-    with World(database_url, engines=VLLM) as world:
-        world.add_base()
-        yield world
+def harness(database_url: str) -> Iterator[Harness]:
+    with Harness(database_url, engines=VLLM) as harness:
+        harness.add_base()
+        yield harness
 
 
 def filled(**values: float) -> Files:
@@ -56,21 +56,21 @@ def filled(**values: float) -> Files:
             changed[name] = ("F32", shape, data.tobytes())
         return changed
 
-    return forge.lora(forge.llama(), change=change)
+    return samples.lora(samples.llama(), change=change)
 
 
-def outcome(world: World, ref: str) -> tuple[str, list[str]]:
-    verdict = next(v for v in world.admin.version(ref).verdicts if v.check == "weights")
+def outcome(harness: Harness, ref: str) -> tuple[str, list[str]]:
+    verdict = next(v for v in harness.admin.version(ref).verdicts if v.check == "weights")
     return str(verdict.outcome), [f.code for f in verdict.findings]
 
 
 # ------------------------------------------------------------------ at the commit
-def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world: World) -> None:
+def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(harness: Harness) -> None:
     files = filled(a=0.02, b=0.01)
-    world.push("acme/support", files)
-    assert outcome(world, "acme/support") == ("pass", [])
+    harness.push("acme/support", files)
+    assert outcome(harness, "acme/support") == ("pass", [])
     spec = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    measured = world.admin.norms("acme/support")
+    measured = harness.admin.norms("acme/support")
     assert set(measured.modules) == {module.path for module in spec.modules}
     assert measured.measured_at is not None
     for module in spec.modules:
@@ -84,44 +84,46 @@ def test_a_healthy_adapter_passes_and_its_norms_are_known_without_a_worker(world
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_one_nan_or_infinity_fails_weights_and_every_engine_and_queues_no_smoke_test(world: World, odd: float) -> None:
-    pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
-    assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
+def test_one_nan_or_infinity_fails_weights_and_every_engine_and_queues_no_smoke_test(
+    harness: Harness, odd: float
+) -> None:
+    pushed = harness.push("acme/support", filled(a=0.02, b=0.01, odd=odd))
+    assert outcome(harness, "acme/support") == ("fail", ["weights.not_finite"])
     judged = {str(v.check): v for v in pushed.version.verdicts}
     assert judged["compat"].outcome == "pass"
     assert judged["weights"].findings[0].location == f"{Q}.lora_A.weight"
     assert judged["engine"].outcome == "fail"
     assert pushed.job_id == ""
-    assert world.admin.norms("acme/support").modules == {}
-    assert world.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"
+    assert harness.admin.norms("acme/support").modules == {}
+    assert harness.admin.verdicts("acme/support", ["vllm==0.31.0"]).items[0].outcome == "fail"
 
 
-def test_zeros_and_huge_updates_are_warnings(world: World) -> None:
-    world.push("acme/untrained", filled(a=0.02, b=0.0))
-    world.push("acme/diverged", filled(a=10.0, b=10.0))
-    world.push("acme/beyond", filled(a=1e30, b=1e30))
-    assert outcome(world, "acme/untrained") == ("warn", ["weights.zero_b"])
-    assert outcome(world, "acme/diverged") == ("warn", ["weights.huge"])
-    assert outcome(world, "acme/beyond") == ("warn", ["weights.huge"])
-    assert {size.update for size in world.admin.norms("acme/beyond").modules.values()} == {None}
+def test_zeros_and_huge_updates_are_warnings(harness: Harness) -> None:
+    harness.push("acme/untrained", filled(a=0.02, b=0.0))
+    harness.push("acme/diverged", filled(a=10.0, b=10.0))
+    harness.push("acme/beyond", filled(a=1e30, b=1e30))
+    assert outcome(harness, "acme/untrained") == ("warn", ["weights.zero_b"])
+    assert outcome(harness, "acme/diverged") == ("warn", ["weights.huge"])
+    assert outcome(harness, "acme/beyond") == ("warn", ["weights.huge"])
+    assert {size.update for size in harness.admin.norms("acme/beyond").modules.values()} == {None}
 
 
 # ------------------------------------------------------------------ the base's weights
-def identity_of(world: World, size: float | None, base: str = "tiny-llama") -> Identity:
+def identity_of(harness: Harness, size: float | None, base: str = "tiny-llama") -> Identity:
     """An identity of the base whose weights all have this norm."""
-    names = [f"{path}.weight" for path in world.bases[base].modules]
+    names = [f"{path}.weight" for path in harness.bases[base].modules]
     marks = {name: TensorMark(dtype="F32", shape=(1,), digest=Digest.of(name.encode()), norm=size) for name in names}
     return Identity(exact=Digest.of(b"weights"), tensors=len(marks), marks=marks)
 
 
-def test_updates_are_compared_with_the_base_once_its_weights_are_known(world: World) -> None:
+def test_updates_are_compared_with_the_base_once_its_weights_are_known(harness: Harness) -> None:
     files = filled(a=0.02, b=0.01)
-    world.push("acme/support", files)
-    before = world.admin.norms("acme/support")
+    harness.push("acme/support", files)
+    before = harness.admin.norms("acme/support")
     assert (before.base, before.base_measured) == ("tiny-llama", False)
     assert {(one.weight, one.share) for one in before.modules.values()} == {(None, None)}
-    world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
-    after = world.admin.norms("acme/support")
+    harness.admin.identify_base("tiny-llama", identity_of(harness, 8.0))
+    after = harness.admin.norms("acme/support")
     assert after.base_measured
     for path, module in after.modules.items():
         update = before.modules[path].update
@@ -130,33 +132,33 @@ def test_updates_are_compared_with_the_base_once_its_weights_are_known(world: Wo
         assert module.share == pytest.approx(update / 8.0, rel=1e-2)
 
 
-def test_a_push_warns_of_an_update_larger_than_the_weight_that_it_changes(world: World) -> None:
-    world.push("acme/before", filled(a=0.05, b=0.05))
-    assert outcome(world, "acme/before") == ("pass", [])
-    world.admin.identify_base("tiny-llama", identity_of(world, 0.5))
-    world.push("acme/support", filled(a=0.05, b=0.051))
-    verdict = next(v for v in world.admin.version("acme/support").verdicts if v.check == "weights")
+def test_a_push_warns_of_an_update_larger_than_the_weight_that_it_changes(harness: Harness) -> None:
+    harness.push("acme/before", filled(a=0.05, b=0.05))
+    assert outcome(harness, "acme/before") == ("pass", [])
+    harness.admin.identify_base("tiny-llama", identity_of(harness, 0.5))
+    harness.push("acme/support", filled(a=0.05, b=0.051))
+    verdict = next(v for v in harness.admin.version("acme/support").verdicts if v.check == "weights")
     assert (verdict.outcome, [f.code for f in verdict.findings]) == ("warn", ["weights.beyond_base"])
     assert "times as large as the weight of tiny-llama" in verdict.findings[0].message
-    world.admin.set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
-    world.push("acme/allowed", filled(a=0.05, b=0.052))
-    assert outcome(world, "acme/allowed") == ("pass", [])
+    harness.admin.set_thresholds("tiny-llama", {"update_share_warn": 1000.0})
+    harness.push("acme/allowed", filled(a=0.05, b=0.052))
+    assert outcome(harness, "acme/allowed") == ("pass", [])
 
 
-def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_again(world: World) -> None:
-    world.push("acme/support", filled(a=0.02, b=0.01))
-    world.admin.identify_base("tiny-llama", identity_of(world, None))
-    assert not world.admin.norms("acme/support").base_measured
-    world.admin.identify_base("tiny-llama", identity_of(world, 8.0))
-    assert {one.weight for one in world.admin.norms("acme/support").modules.values()} == {8.0}
+def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_again(harness: Harness) -> None:
+    harness.push("acme/support", filled(a=0.02, b=0.01))
+    harness.admin.identify_base("tiny-llama", identity_of(harness, None))
+    assert not harness.admin.norms("acme/support").base_measured
+    harness.admin.identify_base("tiny-llama", identity_of(harness, 8.0))
+    assert {one.weight for one in harness.admin.norms("acme/support").modules.values()} == {8.0}
 
 
-def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(world: World, tmp_path: Path) -> None:
+def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(harness: Harness, tmp_path: Path) -> None:
     spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
-    world.bases["sd-tiny"] = spec
-    world.admin.add_base(BaseAdd(spec=spec, identity=identity_of(world, 3.0, "sd-tiny")))
-    world.push("art/style", {"style.safetensors": non_peft_files.kohya()}, base="sd-tiny")
-    modules = world.admin.norms("art/style").modules
+    harness.bases["sd-tiny"] = spec
+    harness.admin.add_base(BaseAdd(spec=spec, identity=identity_of(harness, 3.0, "sd-tiny")))
+    harness.push("art/style", {"style.safetensors": non_peft_files.kohya()}, base="sd-tiny")
+    modules = harness.admin.norms("art/style").modules
     assert {path.rpartition("_to_")[2] for path in modules} == {"q", "k"}
     for module in modules.values():
         assert module.weight == 3.0
@@ -170,7 +172,7 @@ def test_norms_of_transposed_factors(turned: bool) -> None:
     b: Any = np.full((5, 2), 0.5, "<f4")
     stored = {"x.a": a.T if turned else a, "x.b": b.T if turned else b, "y.a": a, "y.b": b}
     kinds = dict.fromkeys(stored, "F32") | {"y.b": "I32"}
-    body = forge.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
+    body = samples.safetensors({n: (kinds[n], t.shape, np.ascontiguousarray(t).tobytes()) for n, t in stored.items()})
     header = safetensors.read_bytes(body, file=WEIGHTS)
     pairs = [Pair("x", 2, 0.5, "x.a", "x.b", turned), Pair("y", 2, 1.0, "y.a", "y.b"), Pair("z", 2, 1.0, "z.a", "z.b")]
     measured = norms.compute_norms(lambda start, n: body[start : start + n], header, pairs)
@@ -204,65 +206,65 @@ def test_a_tied_head_is_compared_with_the_embedding() -> None:
 
 
 # ------------------------------------------------------------------ after the push
-def test_large_weights_are_measured_once_after_the_push(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_measured_once_after_the_push(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
-    pushed = world.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
+    pushed = harness.push("acme/support", filled(a=0.02, b=0.01, odd=math.nan))
     assert [str(v.check) for v in pushed.version.verdicts] == ["compat", "engine"]
     assert pushed.version.verdicts[1].outcome == "pass"  # the NaN is not known yet
-    while weights.measure_newest(world.engine, world.blobs):  # as after every push
+    while weights.measure_newest(harness.engine, harness.blobs):  # as after every push
         pass
-    assert outcome(world, "acme/support") == ("fail", ["weights.not_finite"])
-    newest = {str(v.check): v.outcome for v in world.admin.version("acme/support").verdicts}
+    assert outcome(harness, "acme/support") == ("fail", ["weights.not_finite"])
+    newest = {str(v.check): v.outcome for v in harness.admin.version("acme/support").verdicts}
     assert newest == {"compat": "pass", "weights": "fail", "engine": "fail"}
-    assert world.admin.collect(GcRequest()).versions_measured == 0
+    assert harness.admin.collect(GcRequest()).versions_measured == 0
 
 
-def test_measuring_waits_until_no_push_is_in_progress(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_waits_until_no_push_is_in_progress(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", 0.05)
-    world.push("acme/support")
-    world.transport.settle()  # the background work of the push
-    with world.session(write=True) as session:
+    harness.push("acme/support")
+    harness.transport.settle()  # the background work of the push
+    with harness.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
     with ThreadPoolExecutor(1) as pool:
-        with background.push_in_progress(world.engine):
-            measuring = pool.submit(background.run_pending, world.engine, world.blobs)
+        with background.push_in_progress(harness.engine):
+            measuring = pool.submit(background.run_pending, harness.engine, harness.blobs)
             with pytest.raises(TimeoutError):
                 measuring.result(3 * background.QUIET_SECONDS)
-            assert world.admin.norms("acme/support").measured_at is None
+            assert harness.admin.norms("acme/support").measured_at is None
         measuring.result(60)
-    assert world.admin.norms("acme/support").measured_at is not None
+    assert harness.admin.norms("acme/support").measured_at is not None
 
 
-def test_a_push_that_never_ends_does_not_stop_measuring(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_that_never_ends_does_not_stop_measuring(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MEASURE_DELAY_SECONDS", 0.01)
-    world.push("acme/support")
-    world.transport.settle()  # the background work of the push
-    with world.session(write=True) as session:
+    harness.push("acme/support")
+    harness.transport.settle()  # the background work of the push
+    with harness.session(write=True) as session:
         session.connection().execute(update(VersionRow).values(measured_at=None))
         session.connection().execute(delete(VersionNormsRow))
-    with background.push_in_progress(world.engine):
-        background.run_pending(world.engine, world.blobs)
-        assert world.admin.norms("acme/support").measured_at is not None
+    with background.push_in_progress(harness.engine):
+        background.run_pending(harness.engine, harness.blobs)
+        assert harness.admin.norms("acme/support").measured_at is not None
 
 
-def test_gc_measures_versions_that_were_never_measured(world: World) -> None:
-    world.push("acme/support")
-    world.transport.settle()  # the background work of the push
-    with world.session(write=True) as session:
+def test_gc_measures_versions_that_were_never_measured(harness: Harness) -> None:
+    harness.push("acme/support")
+    harness.transport.settle()  # the background work of the push
+    with harness.session(write=True) as session:
         row = session.exec(select(VersionRow)).one()
         row.measured_at = None
         session.connection().execute(delete(VersionNormsRow))
         session.add(row)
-    world.admin.collect(GcRequest())  # unless the background work of the push was faster
-    assert world.admin.norms("acme/support").modules
-    assert outcome(world, "acme/support") == ("pass", [])
-    assert world.admin.collect(GcRequest()).versions_measured == 0
+    harness.admin.collect(GcRequest())  # unless the background work of the push was faster
+    assert harness.admin.norms("acme/support").modules
+    assert outcome(harness, "acme/support") == ("pass", [])
+    assert harness.admin.collect(GcRequest()).versions_measured == 0
 
 
 # ------------------------------------------------------------------ numbers
 def tensor_of(dtype: str, data: bytes, count: int) -> tuple[Any, safetensors.Header]:
-    body = forge.safetensors({"x": (dtype, (count,), data)})
+    body = samples.safetensors({"x": (dtype, (count,), data)})
     return (lambda start, n: body[start : start + n]), safetensors.read_bytes(body, file=WEIGHTS)
 
 

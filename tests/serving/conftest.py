@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from registry.serving.store.local_store import LocalStore
+from tests.harness import Harness
 from tests.serving.node import Clock, Line, Node
-from tests.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +18,9 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def line(world: World) -> Line:
-    world.add_base()
-    return Line(world.transport)
+def line(harness: Harness) -> Line:
+    harness.add_base()
+    return Line(harness.transport)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def node(world: World, line: Line, store: LocalStore, clock: Clock) -> Iterator[Node]:
-    made = Node(world, line, store, clock)
+def node(harness: Harness, line: Line, store: LocalStore, clock: Clock) -> Iterator[Node]:
+    made = Node(harness, line, store, clock)
     yield made
     made.engine.stop()

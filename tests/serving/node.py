@@ -17,10 +17,10 @@ from registry.serving.agent.metrics import Metrics
 from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.openai import VLLM, EngineDriver
 from registry.serving.store.local_store import LocalStore
-from tests.forge import WEIGHTS, Files
+from tests.harness import URL, Harness
 from tests.httpx_transports import HttpxTransport
+from tests.samples import WEIGHTS, Files
 from tests.serving.fake_engines import VLLMServer, answers
-from tests.world import URL, World
 
 TOKENS = (1, 2, 3, 4)
 
@@ -58,12 +58,12 @@ class Node:
     profile = "vllm==0.33.0,max_lora_rank=16"
 
     def __init__(
-        self, world: World, line: Line, store: LocalStore, clock: Clock, driver: EngineDriver | None = None
+        self, harness: Harness, line: Line, store: LocalStore, clock: Clock, driver: EngineDriver | None = None
     ) -> None:
-        self.world, self.line, self.store, self.clock = world, line, store, clock
+        self.harness, self.line, self.store, self.clock = harness, line, store, clock
         self.engine, self.said = VLLMServer(), list[str]()
         self.driver: EngineDriver = driver or VLLM(self.engine.url)
-        self.registry = Registry(URL, world.issue("pull")[1], line)
+        self.registry = Registry(URL, harness.issue("pull")[1], line)
         self.start()
 
     def start(self) -> None:
@@ -83,29 +83,29 @@ class Node:
 
     def push(self, name: str, files: Files | None = None, *, tried: bool = True, **how: Any) -> Files:
         """A version that was smoke-tested (or not), and the canary pointing at it."""
-        files = self.world.files() if files is None else files
+        files = self.harness.files() if files is None else files
         self.make(name, files, tried=tried, **how)
-        self.promote(name, self.world.admin.version(name).number)
+        self.promote(name, self.harness.admin.version(name).number)
         return files
 
     def make(
         self, name: str, files: Files, *, tried: bool = True, like: bytes | None = None, **how: Any
     ) -> VersionView:
         """A version that nothing points at. `like`: in its smoke test it answered as these weights do."""
-        version = self.world.push(name, files, **how).version
+        version = self.harness.push(name, files, **how).version
         if tried:
-            claimed = self.world.admin.claim(ClaimRequest(worker="test"))
+            claimed = self.harness.admin.claim(ClaimRequest(worker="test"))
             assert claimed is not None
             as_weights = answers(like if like is not None else files[WEIGHTS])
             prompt = Prompt(tokens=TOKENS, adapter=tuple(as_weights), base=tuple(answers(b"")))
-            report = self.world.report(version.digest, version.base)
+            report = self.harness.report(version.digest, version.base)
             report = report.model_copy(update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))})
-            self.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+            self.harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
         return version
 
     def promote(self, name: str, number: int) -> None:
-        there = {alias.alias: alias.generation for alias in self.world.admin.aliases(name).items}
-        self.world.admin.promote(name, "canary", str(number), generation=there.get("canary", 0))
+        there = {alias.alias: alias.generation for alias in self.harness.admin.aliases(name).items}
+        self.harness.admin.promote(name, "canary", str(number), generation=there.get("canary", 0))
 
     def states(self) -> dict[str, str]:
         self.agent.fetch()
@@ -114,7 +114,7 @@ class Node:
     def reported(self) -> Mapping[str, Any]:
         """Served name → state, as the registry shows this node after a report."""
         self.agent.send_heartbeat()
-        views = self.world.admin.all_nodes(node="gpu-1").items
+        views = self.harness.admin.all_nodes(node="gpu-1").items
         return {slot.served_name: str(slot.state) for view in views for slot in view.slots}
 
     @property

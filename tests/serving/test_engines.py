@@ -15,21 +15,21 @@ from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.engines.openai import SGLang
 from registry.serving.store.local_store import LocalStore
-from tests import forge, non_peft_files
-from tests.forge import WEIGHTS
+from tests import non_peft_files, samples
+from tests.harness import Harness
+from tests.samples import WEIGHTS
 from tests.serving.fake_engines import LlamaServer, SGLangServer
 from tests.serving.node import Clock, Line, Node
-from tests.world import World
 
 GGUF = "adapter.gguf"
 
 
 # ------------------------------------------------------------------ SGLang
 def test_sglang_is_loaded_proved_and_unloaded_in_its_own_words(
-    world: World, line: Line, store: LocalStore, clock: Clock
+    harness: Harness, line: Line, store: LocalStore, clock: Clock
 ) -> None:
     with SGLangServer() as server:
-        node = Node(world, line, store, clock, SGLang(server.url))
+        node = Node(harness, line, store, clock, SGLang(server.url))
         node.push("acme/support")
         assert node.states() == {"acme-support-v1": "ready"}
         node.push("acme/support")
@@ -52,8 +52,8 @@ def llama() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def llama_node(world: World, line: Line, store: LocalStore, clock: Clock, llama: LlamaServer) -> Node:
-    node = Node(world, line, store, clock, LlamaCpp(llama.url))
+def llama_node(harness: Harness, line: Line, store: LocalStore, clock: Clock, llama: LlamaServer) -> Node:
+    node = Node(harness, line, store, clock, LlamaCpp(llama.url))
     node.profile = ""
     node.start()
     return node
@@ -61,14 +61,14 @@ def llama_node(world: World, line: Line, store: LocalStore, clock: Clock, llama:
 
 def push_gguf(node: Node, name: str, alpha: float) -> Path:
     """A version that is one GGUF file, converted from one that was smoke-tested; where it will lie on the store."""
-    base = forge.llama()
+    base = samples.llama()
     tensors = non_peft_files.pairs(base, non_peft_files.LLAMA_CPP, "blk.", (".weight.lora_a", ".weight.lora_b"))
     fields = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": alpha}
     data = non_peft_files.gguf(tensors, fields)
-    original = node.make("originals/peft", node.world.files(), like=data)
+    original = node.make("originals/peft", node.harness.files(), like=data)
     edge = Edge(relation=Relation.CONVERTED, digest=original.digest, name=f"originals/peft@{original.number}")
     node.push(name, {GGUF: data}, tried=False, parents=[edge])
-    return node.store.versions / node.world.admin.resolve(f"{name}:canary").digest.hex / GGUF
+    return node.store.versions / node.harness.admin.resolve(f"{name}:canary").digest.hex / GGUF
 
 
 def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_what_to_start_it_again(
@@ -161,14 +161,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store" / "nim"
 
 
-def folder_node(world: World, line: Line, store: LocalStore, clock: Clock, folder: Path, *, current: bool) -> Node:
-    return Node(world, line, store, clock, FolderEngine(folder, current=current))
+def folder_node(harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path, *, current: bool) -> Node:
+    return Node(harness, line, store, clock, FolderEngine(folder, current=current))
 
 
 def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
-    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, store, clock, folder, current=False)
+    node = folder_node(harness, line, store, clock, folder, current=False)
     first = node.push("acme/support")
     assert [(slot.state, slot.verified) for slot in (node.agent.fetch(), node.agent.step())[1]] == [("ready", False)]
     link = folder / "acme-support-v1"
@@ -188,24 +188,24 @@ def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
 
 
 def test_a_plain_directory_also_says_what_an_alias_means_now(
-    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, store, clock, folder, current=True)
+    node = folder_node(harness, line, store, clock, folder, current=True)
     node.push("acme/support")
     node.push("bolt/sales")
     node.states()
     second = node.push("acme/support")
     node.states()
     assert (folder / "current" / "acme--support" / WEIGHTS).read_bytes() == second[WEIGHTS]
-    node.world.admin.yank("bolt/sales@1", "bad data")
+    node.harness.admin.yank("bolt/sales@1", "bad data")
     node.states()
     assert [path.name for path in (folder / "current").iterdir()] == ["acme--support"]
 
 
 def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
-    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
+    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
 ) -> None:
-    node = folder_node(world, line, store, clock, folder, current=False)
+    node = folder_node(harness, line, store, clock, folder, current=False)
     node.push("acme/support")
     node.push("acme/other")
     (folder / "acme-support-v1").mkdir(parents=True)
@@ -222,9 +222,9 @@ def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
 
 
 def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
-    world: World, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(world, line, store, clock, folder, current=False)
+    node = folder_node(harness, line, store, clock, folder, current=False)
     node.push("acme/support")
     folder.parent.mkdir()
     folder.write_text("a file")

@@ -24,10 +24,10 @@ from registry.serving import vllm
 from registry.serving.store import eviction
 from registry.serving.store.eviction import Evicted, EvictionLimits
 from registry.serving.store.local_store import LocalStore
-from tests.forge import WEIGHTS
+from tests.harness import URL, Harness
+from tests.samples import WEIGHTS
 from tests.serving.node import Line, Node
 from tests.serving.vllm_frontend import LoRARequest
-from tests.world import URL, World
 
 NAME = AdapterName("acme", "support")
 LONG = 100 * eviction.DAY_SECONDS
@@ -50,14 +50,14 @@ def evicted(
 
 
 @pytest.fixture
-def registry(world: World, line: Line) -> Iterator[Registry]:
-    with Registry(URL, world.secret, line) as opened:
+def registry(harness: Harness, line: Line) -> Iterator[Registry]:
+    with Registry(URL, harness.secret, line) as opened:
         yield opened
 
 
-def stored(world: World, registry: Registry, store: LocalStore, count: int = 1) -> list[Digest]:
+def stored(harness: Harness, registry: Registry, store: LocalStore, count: int = 1) -> list[Digest]:
     """New versions on the store, the first the longest unused; nobody uses them any more."""
-    digests = [world.push(str(NAME)).version.digest for _ in range(count)]
+    digests = [harness.push(str(NAME)).version.digest for _ in range(count)]
     for number, digest in enumerate(digests):
         assert store.fetch(registry, NAME, digest).is_dir()
         store.note_use(digest, time.time() - count + number)
@@ -70,9 +70,9 @@ def on(store: LocalStore) -> set[str]:
 
 
 def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_it(
-    world: World, registry: Registry, store: LocalStore
+    harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = stored(world, registry, store)
+    (digest,) = stored(harness, registry, store)
     (store.versions / f"{digest.hex}-2").mkdir()
     for folder, text in ((store.reference_logprobs, "{}"), (store.answers, json.dumps({"digest": digest}))):
         folder.mkdir()
@@ -89,9 +89,9 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
 
 
 def test_what_a_living_process_was_given_stays_until_the_process_ends(
-    world: World, registry: Registry, store: LocalStore
+    harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    kept, gone = stored(world, registry, store, 2)
+    kept, gone = stored(harness, registry, store, 2)
     command = [sys.executable, "-c", READER, str(store.root), str(kept)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
@@ -112,7 +112,7 @@ def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_ar
     node.states()
     node.push("acme/support")
     node.states()
-    old, new = (node.world.admin.version(f"acme/support@{number}").digest for number in (1, 2))
+    old, new = (node.harness.admin.version(f"acme/support@{number}").digest for number in (1, 2))
     assert node.loaded == ["acme-support-v1", "acme-support-v2"]
     node.store.in_use.close()  # the agent ends; its engine serves on
     assert evicted(node.store).removed == []
@@ -134,9 +134,9 @@ def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_ar
 
 
 def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
-    world: World, registry: Registry, line: Line, store: LocalStore
+    harness: Harness, registry: Registry, line: Line, store: LocalStore
 ) -> None:
-    leased, silent = stored(world, registry, store, 2)
+    leased, silent = stored(harness, registry, store, 2)
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
     report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     registry.report_node("gpu-1", "vllm-8000", report)
@@ -151,9 +151,9 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
 
 
 def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_within_the_hour(
-    world: World, registry: Registry, store: LocalStore
+    harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    first, second, third = stored(world, registry, store, 3)
+    first, second, third = stored(harness, registry, store, 3)
     size = sum(path.stat().st_size for path in store.versions.rglob("*") if path.is_file())
     two_thirds = EvictionLimits(size_bytes=size * 2 // 3 + 1000)
     assert evicted(store, two_thirds, later=3000).removed == []
@@ -162,9 +162,9 @@ def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_
 
 
 def test_a_record_that_cannot_be_read_is_a_use_of_everything(
-    world: World, registry: Registry, store: LocalStore
+    harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = stored(world, registry, store)
+    (digest,) = stored(harness, registry, store)
     record = store.root / "uses" / "gpu-1.json"
     record.parent.mkdir()
     record.write_text('["sha256:')
@@ -176,12 +176,12 @@ def test_a_record_that_cannot_be_read_is_a_use_of_everything(
 
 
 def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wrong(
-    world: World, registry: Registry, line: Line, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, registry: Registry, line: Line, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, gone = stored(world, registry, store, 2)
+    given, gone = stored(harness, registry, store, 2)
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     environment = {
-        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.secret, "ADAPTER_PLUGIN_DIR": str(store.root),
+        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": harness.secret, "ADAPTER_PLUGIN_DIR": str(store.root),
         "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0", "ADAPTER_PLUGIN_NODE": "off", "ADAPTER_PLUGIN_KEEP_DAYS": "two weeks",
     }  # fmt: skip
     resolver = vllm.RegistryResolver(environment, [], open_registry=lambda url, token: Registry(url, token, line))
@@ -196,9 +196,9 @@ def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wr
 
 
 def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
-    world: World, registry: Registry, store: LocalStore
+    harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    (digest,) = stored(world, registry, store)
+    (digest,) = stored(harness, registry, store)
     (store.versions / "my-own").mkdir()
     (store.versions / ("ab" * 32)).symlink_to("my-own")
     for left in (store.incoming / "pull-that-died", store.evicted / f"{digest.hex}.11"):
@@ -212,10 +212,10 @@ def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
 
 
 def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_versions(
-    world: World, registry: Registry, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, registry: Registry, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)
-    digests = stored(world, registry, store, 2)
+    digests = stored(harness, registry, store, 2)
     stop, taken, wrong, found = threading.Event(), list[Digest](), list[str](), [0, 0]
 
     def evict_repeatedly() -> None:

@@ -16,7 +16,7 @@ from registry.serving.export import export
 from registry.serving.export.export import Exported, ExportTarget
 from registry.serving.export.folder import FolderTarget
 from registry.serving.export.s3 import BucketTarget
-from tests.world import World
+from tests.harness import Harness
 
 BASE = "tiny-llama"
 
@@ -34,18 +34,18 @@ def location(
 
 
 @pytest.fixture
-def shop(world: World) -> World:
+def shop(harness: Harness) -> Harness:
     """Two adapters that canary points at."""
-    world.add_base()
+    harness.add_base()
     for name in ("acme/support", "bolt/sales"):
-        world.push(name)
-        world.admin.promote(name, "canary", "1", generation=0)
-    return world
+        harness.push(name)
+        harness.admin.promote(name, "canary", "1", generation=0)
+    return harness
 
 
-def run(world: World, location: ExportTarget, **how: object) -> Exported:
-    desired = world.admin.desired_state(BASE, "canary", engine=str(how.pop("engine", "")))
-    return export.run(world.admin, desired, location, cache=None, **how)  # type: ignore[arg-type]
+def run(harness: Harness, location: ExportTarget, **how: object) -> Exported:
+    desired = harness.admin.desired_state(BASE, "canary", engine=str(how.pop("engine", "")))
+    return export.run(harness.admin, desired, location, cache=None, **how)  # type: ignore[arg-type]
 
 
 def states(done: Exported) -> dict[str, str]:
@@ -62,7 +62,7 @@ def read(location: ExportTarget, key: str) -> bytes:
 
 
 def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
-    shop: World, location: Callable[[], ExportTarget]
+    shop: Harness, location: Callable[[], ExportTarget]
 ) -> None:
     assert states(run(shop, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
     index = json.loads(read(location(), "index.json"))
@@ -81,7 +81,7 @@ def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
 
 
 def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
-    shop: World, location: Callable[[], ExportTarget]
+    shop: Harness, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location())
     index = read(location(), "index.json")
@@ -94,7 +94,7 @@ def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
 
 
 def test_pruning_removes_what_is_off_the_desired_state_and_only_what_an_export_made(
-    shop: World, location: Callable[[], ExportTarget], tmp_path: Path
+    shop: Harness, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     run(shop, location())
     mine = tmp_path / "mine"
@@ -109,7 +109,7 @@ def test_pruning_removes_what_is_off_the_desired_state_and_only_what_an_export_m
 
 
 def test_the_model_is_written_into_the_configuration_and_the_original_is_remembered(
-    shop: World, location: Callable[[], ExportTarget]
+    shop: Harness, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location(), model="/models/tiny")
     config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
@@ -123,7 +123,7 @@ def test_the_model_is_written_into_the_configuration_and_the_original_is_remembe
 
 
 def test_another_model_or_another_base_never_rewrites_what_is_there(
-    shop: World, location: Callable[[], ExportTarget]
+    shop: Harness, location: Callable[[], ExportTarget]
 ) -> None:
     run(shop, location())
     before = read(location(), "acme-support-v1/adapter_config.json")
@@ -136,7 +136,7 @@ def test_another_model_or_another_base_never_rewrites_what_is_there(
         export.run(shop.admin, shop.admin.desired_state(BASE, "beta"), location(), cache=None)
 
 
-def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_path: Path) -> None:
+def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: Harness, tmp_path: Path) -> None:
     location = FolderTarget(tmp_path / "models")
     run(shop, location)
     (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
@@ -147,7 +147,7 @@ def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: World, tmp_
 
 
 def test_an_upload_that_was_cut_short_is_completed(
-    shop: World, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    shop: Harness, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
     run(shop, BucketTarget(s3_url))
@@ -163,7 +163,7 @@ def test_an_upload_that_was_cut_short_is_completed(
     assert "already exists with other bytes" in done.items[1].reason
 
 
-def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World, tmp_path: Path) -> None:
+def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: Harness, tmp_path: Path) -> None:
     desired = shop.admin.desired_state(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
     serve, reasons = export.chosen(desired)
     assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
@@ -179,7 +179,7 @@ def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: World,
 
 
 def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
-    shop: World, location: Callable[[], ExportTarget], tmp_path: Path
+    shop: Harness, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lorax"
     if isinstance(location(), FolderTarget):

@@ -27,9 +27,9 @@ def full(*_: object, **__: object) -> None:
 def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_from_what_was_kept(node: Node) -> None:
     node.push("acme/support")
     node.states()
-    for token in node.world.admin.tokens().items:
+    for token in node.harness.admin.tokens().items:
         if token.name == "somebody":
-            node.world.admin.revoke_token(token.id)
+            node.harness.admin.revoke_token(token.id)
     with pytest.raises(Unauthenticated, match="token"):
         node.agent.fetch(wait=1)
     assert node.agent.step()[0].state == "ready"

@@ -17,14 +17,14 @@ from registry.errors import Invalid, Unavailable
 from registry.serving import vllm
 from registry.serving.agent import heartbeat, metrics
 from registry.serving.agent.metrics import COUNTERS, GAUGES, PREFIX
+from tests.harness import URL, Harness
 from tests.serving.node import Line, Node
 from tests.serving.vllm_frontend import LoRARequest
-from tests.world import URL, World
 
 
 def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
     node.push("acme/support")
-    node.push("acme/large", node.world.files(rank=32))
+    node.push("acme/large", node.harness.files(rank=32))
     node.states()
     assert node.reported() == {"acme-support-v1": "serving", "acme-large-v1": "refused"}
     node.push("acme/support")
@@ -38,7 +38,7 @@ def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
     node.clock.now += 11
     node.states()
     assert node.reported() == {"acme-support-v2": "serving", "acme-large-v1": "refused"}
-    view = node.world.admin.all_nodes(node="gpu-1")
+    view = node.harness.admin.all_nodes(node="gpu-1")
     assert [slot.verified for slot in view.items[0].slots if slot.state == "serving"] == [True]
     assert {(c.adapter, c.serving, c.nodes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
 
@@ -90,12 +90,12 @@ def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
         node.reconciler.slots.changed.set()
         running.join(60)
     assert not running.is_alive()
-    assert node.world.admin.all_nodes(node="gpu-1").items[0].live
+    assert node.harness.admin.all_nodes(node="gpu-1").items[0].live
 
 
 def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     node.push("acme/support")
-    node.push("acme/large", node.world.files(rank=32))
+    node.push("acme/large", node.harness.files(rank=32))
     node.states()
     with metrics.served({"vllm-8000": node.metrics}, "0") as address:
         text = urllib.request.urlopen(address, timeout=60).read().decode()
@@ -112,7 +112,7 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
     }
     assert counted == {"passes_total": 1, "pulls_total": 1, "loads_total": 1, "load_checks_total": 1, "desired": 2}
     assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == (1, 1, 0, 1)
-    assert int(found["pulled_bytes_total"]) == node.world.admin.version("acme/support").size_bytes
+    assert int(found["pulled_bytes_total"]) == node.harness.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):
         with pytest.raises(Invalid, match="HOST"), metrics.served({}, wrong):
@@ -120,15 +120,15 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
 
 
 def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
-    world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     monkeypatch.setattr(heartbeat.Heartbeat, "run", lambda _self, _stop: None)
     environment = {
-        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": world.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
+        "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": harness.issue("pull")[1], "ADAPTER_PLUGIN_DIR": str(tmp_path),
         "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0,max_lora_rank=16", "ADAPTER_PLUGIN_NODE": "gpu-9",
     }  # fmt: skip
-    world.push("acme/support")
+    harness.push("acme/support")
     arguments = ["serve", "tiny-llama", "--port", "8123"]
     resolver = vllm.RegistryResolver(
         environment, arguments, open_registry=lambda url, token: Registry(url, token, line)
@@ -138,7 +138,7 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     telling = resolver.heartbeat("tiny-llama")
     assert telling is not None
     assert telling.send()
-    view = world.admin.all_nodes(node="gpu-9")
+    view = harness.admin.all_nodes(node="gpu-9")
     assert [(on.engine, on.on_demand, [s.served_name for s in on.slots]) for on in view.items] == [
         ("vllm-plugin-8123", True, ["acme/support@1"])
     ]

@@ -41,7 +41,7 @@ class RandomEvents:
 
     def yank(self) -> None:
         name = self.chance.choice(NAMES)
-        self.node.world.admin.yank(f"{name}@{self.chance.randint(1, max(1, self.pushed[name]))}", "bad data")
+        self.node.harness.admin.yank(f"{name}@{self.chance.randint(1, max(1, self.pushed[name]))}", "bad data")
 
     def wait(self) -> None:
         self.node.clock.now += self.chance.choice((1, 11, 40))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Unavailable
-from tests.forge import WEIGHTS
+from tests.samples import WEIGHTS
 from tests.serving.node import Node
 
 
@@ -18,7 +18,7 @@ def test_twenty_adapters_are_loaded_from_their_own_folders_and_proved(node: Node
     assert node.states() == {f"acme-m{n}-v1": "ready" for n in range(20)}
     for name, given in files.items():
         root, weights = node.engine.loaded[node.reconciler.aliases[name]]
-        assert (Path(root).name, weights) == (node.world.admin.version(name).digest.hex, given[WEIGHTS])
+        assert (Path(root).name, weights) == (node.harness.admin.version(name).digest.hex, given[WEIGHTS])
     assert json.loads((node.store.root / "aliases.json").read_text()) == node.reconciler.aliases
     assert node.states()
     assert node.engine.loads == 20
@@ -36,7 +36,7 @@ def test_a_promote_loads_the_new_one_switches_drains_and_unloads_the_old_one(nod
     node.clock.now += 11
     node.states()
     assert (node.loaded, node.reconciler.due_seconds()) == (["acme-support-v2"], None)
-    node.world.admin.rollback("acme/support", "canary")
+    node.harness.admin.rollback("acme/support", "canary")
     assert node.states() == {"acme-support-v1": "ready"}
     assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
 
@@ -57,7 +57,7 @@ def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_on
 
 
 def test_what_the_engine_would_refuse_is_not_fetched_and_blocks_nobody(node: Node) -> None:
-    node.push("acme/large", node.world.files(rank=32))
+    node.push("acme/large", node.harness.files(rank=32))
     node.push("acme/support")
     assert node.states() == {"acme-large-v1": "refused", "acme-support-v1": "ready"}
     assert len(list(node.store.versions.iterdir())) == 1
@@ -106,7 +106,7 @@ def test_what_another_store_gave_the_engine_serves_until_this_one_has_it(node: N
 def test_a_yanked_version_leaves_after_the_drain_and_its_folder_stays(node: Node) -> None:
     node.push("acme/support")
     node.states()
-    node.world.admin.yank("acme/support@1", "leaks addresses")
+    node.harness.admin.yank("acme/support@1", "leaks addresses")
     assert node.states() == {}
     assert node.reconciler.aliases == {}
     node.start()  # in the middle of the drain

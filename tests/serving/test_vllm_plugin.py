@@ -16,23 +16,23 @@ from registry.serving import vllm
 from registry.serving.store import resolver as finders
 from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
-from tests.forge import WEIGHTS
+from tests.harness import URL, Harness
+from tests.samples import WEIGHTS
 from tests.serving.node import Clock, Line
 from tests.serving.vllm_frontend import Front, LoRARequest, ResolverRegistry
-from tests.world import URL, World
 
 BASE = "tiny-llama"
 ENGINE = "vllm==0.33.0,max_lora_rank=16"
 
 
 @pytest.fixture
-def resolver(world: World, line: Line, store: LocalStore, clock: Clock) -> Iterator[Resolver]:
-    with Registry(URL, world.issue("pull")[1], line) as registry:
+def resolver(harness: Harness, line: Line, store: LocalStore, clock: Clock) -> Iterator[Resolver]:
+    with Registry(URL, harness.issue("pull")[1], line) as registry:
         yield Resolver(registry, store, engine=ENGINE, base=BASE, clock=clock)
 
 
 @pytest.fixture
-def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Front:
+def front(harness: Harness, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Front:
     """vLLM with our plugin registered as its entry point does it."""
     known = ResolverRegistry()
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
@@ -41,7 +41,7 @@ def front(world: World, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         vllm.RegistryResolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, line)}
     )
     monkeypatch.setenv("ADAPTER_REGISTRY", URL)
-    monkeypatch.setenv("ADAPTER_TOKEN", world.issue("pull")[1])
+    monkeypatch.setenv("ADAPTER_TOKEN", harness.issue("pull")[1])
     monkeypatch.setenv("ADAPTER_PLUGIN_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
     monkeypatch.setenv("ADAPTER_PLUGIN_NODE", "off")
@@ -53,24 +53,26 @@ def ask(front: Front, model: str) -> int:
     return asyncio.run(front.ask(model))
 
 
-def test_a_bare_name_an_alias_and_a_number_are_resolved_to_their_own_bytes(front: Front, world: World) -> None:
-    first, second = world.files(), world.files()
-    world.push("acme/support", first, alias="canary")
-    world.push("acme/support", second)
+def test_a_bare_name_an_alias_and_a_number_are_resolved_to_their_own_bytes(front: Front, harness: Harness) -> None:
+    first, second = harness.files(), harness.files()
+    harness.push("acme/support", first, alias="canary")
+    harness.push("acme/support", second)
     assert [ask(front, name) for name in ("acme/support", "acme/support:canary", "acme/support@1")] == [200, 200, 200]
     assert front.weights["acme/support"] == second[WEIGHTS]
     assert front.weights["acme/support:canary"] == front.weights["acme/support@1"] == first[WEIGHTS]
     folder = Path(front.loaded["acme/support@1"].lora_path)
-    assert folder.name == world.admin.version("acme/support@1").digest.hex
+    assert folder.name == harness.admin.version("acme/support@1").digest.hex
 
 
-def test_a_promote_is_served_after_the_name_was_unloaded_and_nothing_was_rewritten(front: Front, world: World) -> None:
-    first, second = world.files(), world.files()
-    world.push("acme/support", first, alias="canary")
+def test_a_promote_is_served_after_the_name_was_unloaded_and_nothing_was_rewritten(
+    front: Front, harness: Harness
+) -> None:
+    first, second = harness.files(), harness.files()
+    harness.push("acme/support", first, alias="canary")
     assert ask(front, "acme/support:canary") == 200
     before = front.loaded["acme/support:canary"].lora_path
-    world.push("acme/support", second)
-    world.admin.promote("acme/support", "canary", "2", generation=1)
+    harness.push("acme/support", second)
+    harness.admin.promote("acme/support", "canary", "2", generation=1)
     front.unload("acme/support:canary")
     assert ask(front, "acme/support:canary") == 200
     assert front.weights["acme/support:canary"] == second[WEIGHTS]
@@ -89,12 +91,12 @@ def test_what_is_no_name_is_refused_without_a_request_and_without_a_folder(
 
 
 def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
-    resolver: Resolver, line: Line, clock: Clock, world: World
+    resolver: Resolver, line: Line, clock: Clock, harness: Harness
 ) -> None:
     for _ in range(5):
         assert resolver.find("acme/nothing").folder is None
     assert len(line.paths) == 1
-    world.push("acme/nothing")
+    harness.push("acme/nothing")
     clock.now += finders.REFUSED_SECONDS + 1
     assert resolver.find("acme/nothing").folder is not None
 
@@ -110,18 +112,18 @@ def test_many_unknown_names_are_not_all_asked_for(
 
 
 def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(
-    front: Front, line: Line, world: World, caplog: pytest.LogCaptureFixture
+    front: Front, line: Line, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.push("acme/large", world.files(rank=32))
+    harness.push("acme/large", harness.files(rank=32))
     assert ask(front, "acme/large") == 404
     assert "max_lora_rank=16" in caplog.text
     assert not [path for path in line.paths if "/files/" in path]
 
 
-def test_what_failed_its_smoke_test_never_reaches_the_engine(resolver: Resolver, line: Line, world: World) -> None:
-    world.push("acme/poison")
+def test_what_failed_its_smoke_test_never_reaches_the_engine(resolver: Resolver, line: Line, harness: Harness) -> None:
+    harness.push("acme/poison")
     message = "logits are not finite"
-    world.validate(
+    harness.validate(
         "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", location="logits", message=message)]
     )
     assert "'smoke' says fail" in resolver.find("acme/poison").reason
@@ -129,17 +131,17 @@ def test_what_failed_its_smoke_test_never_reaches_the_engine(resolver: Resolver,
 
 
 def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
-    front: Front, line: Line, world: World, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    front: Front, line: Line, harness: Harness, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.push("acme/support")
-    with Registry(URL, world.secret, line) as registry:
+    harness.push("acme/support")
+    with Registry(URL, harness.secret, line) as registry:
         careful = Resolver(registry, store, engine=ENGINE, base=BASE, checks=frozenset({Check.SMOKE}), clock=clock)
         assert "'smoke' has not run yet" in careful.find("acme/support").reason
         assert not [path for path in line.paths if "/files/" in path]
-        world.validate("acme/support@1")
+        harness.validate("acme/support@1")
         clock.now += finders.REFUSED_SECONDS + 1
         assert careful.find("acme/support").folder is not None
-    world.push("acme/other")
+    harness.push("acme/other")
     assert ask(front, "acme/other") == 200
     monkeypatch.setenv("ADAPTER_PLUGIN_CHECKS", "weights, smoke")
     vllm.register()
@@ -147,22 +149,22 @@ def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
 
 
 def test_a_yanked_version_and_another_base_are_refused(
-    resolver: Resolver, world: World, line: Line, store: LocalStore
+    resolver: Resolver, harness: Harness, line: Line, store: LocalStore
 ) -> None:
-    world.push("acme/support")
-    world.admin.yank("acme/support@1", "leaks addresses")
+    harness.push("acme/support")
+    harness.admin.yank("acme/support@1", "leaks addresses")
     assert "yanked" in resolver.find("acme/support@1").reason
-    world.push("acme/other")
-    with Registry(URL, world.secret, line) as registry:
+    harness.push("acme/other")
+    with Registry(URL, harness.secret, line) as registry:
         found = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
     assert found.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
 
 
 def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
-    world: World, line: Line, store: LocalStore
+    harness: Harness, line: Line, store: LocalStore
 ) -> None:
-    world.push("acme/support")
-    with Registry(URL, world.issue("pull", namespaces=["bolt"])[1], line) as registry:
+    harness.push("acme/support")
+    with Registry(URL, harness.issue("pull", namespaces=["bolt"])[1], line) as registry:
         assert Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").folder is None
     with Registry(URL, "wrong", line) as registry:
         assert "token" in Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").reason
@@ -171,10 +173,10 @@ def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
 
 
 def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
-    resolver: Resolver, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, harness: Harness, clock: Clock
 ) -> None:
-    world.push("acme/support")
-    world.push("acme/other")
+    harness.push("acme/support")
+    harness.push("acme/other")
     before = resolver.find("acme/support").folder
     line.cut = True
     assert resolver.find("acme/support").folder == before is not None
@@ -186,11 +188,11 @@ def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
 
 
 def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
-    resolver: Resolver, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, harness: Harness, clock: Clock
 ) -> None:
-    world.push("acme/support")
+    harness.push("acme/support")
     assert resolver.find("acme/support@1").folder
-    world.admin.yank("acme/support@1", "leaks addresses")
+    harness.admin.yank("acme/support@1", "leaks addresses")
     assert "yanked" in resolver.find("acme/support@1").reason
     line.cut = True
     clock.now += finders.REFUSED_SECONDS + 1
@@ -199,11 +201,11 @@ def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
 
 
 def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(
-    resolver: Resolver, line: Line, world: World, clock: Clock
+    resolver: Resolver, line: Line, harness: Harness, clock: Clock
 ) -> None:
     names = [f"acme/m{number}" for number in range(5)]
     for name in names:
-        world.push(name)
+        harness.push(name)
         assert resolver.find(name).folder
     line.cut, line.cuts = True, 0
     assert all(resolver.find(name).folder for name in names)
@@ -217,21 +219,21 @@ def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_i
 
 
 def test_a_yes_for_one_engine_is_none_for_another_when_the_registry_is_away(
-    resolver: Resolver, line: Line, world: World, store: LocalStore
+    resolver: Resolver, line: Line, harness: Harness, store: LocalStore
 ) -> None:
-    world.push("acme/support")
+    harness.push("acme/support")
     assert resolver.find("acme/support").folder
     line.cut = True
-    with Registry(URL, world.secret, line) as registry:
+    with Registry(URL, harness.secret, line) as registry:
         other = Resolver(registry, store, engine="vllm==0.31.0", base=BASE)
         assert other.find("acme/support").folder is None
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])
 def test_truncated_and_changed_bytes_are_refused_and_the_next_try_succeeds(
-    resolver: Resolver, line: Line, world: World, clock: Clock, store: LocalStore, spoil: Callable[[bytes], bytes]
+    resolver: Resolver, line: Line, harness: Harness, clock: Clock, store: LocalStore, spoil: Callable[[bytes], bytes]
 ) -> None:
-    world.push("acme/support")
+    harness.push("acme/support")
     line.spoil = spoil
     assert resolver.find("acme/support").folder is None
     assert list(store.versions.iterdir()) == []
@@ -241,9 +243,9 @@ def test_truncated_and_changed_bytes_are_refused_and_the_next_try_succeeds(
 
 
 def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
-    resolver: Resolver, world: World, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    resolver: Resolver, harness: Harness, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.push("acme/support")
+    harness.push("acme/support")
     with monkeypatch.context() as full:
 
         def no_space(*_: Any, **__: Any) -> None:

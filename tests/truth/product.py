@@ -30,8 +30,8 @@ from registry.worker.model.sources import Sources
 from registry.worker.model.weights import Weights
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+from tests.harness import Harness
 from tests.truth.cases import Base
-from tests.world import World
 
 Said = dict[str, tuple[str, str]]
 """Stage → (word, message)."""
@@ -58,18 +58,18 @@ class Product:
         folder.mkdir(parents=True, exist_ok=True)
         blobs = LocalBlobs(folder / "blobs")
         self._base = base.spec.name
-        self._world = World(f"sqlite:///{folder}/registry.db", blobs=blobs, engines=f"peft=={peft.__version__}")
+        self._harness = Harness(f"sqlite:///{folder}/registry.db", blobs=blobs, engines=f"peft=={peft.__version__}")
         identity = fingerprints.identify(Weights.of(base.folder))
-        self._world.admin.add_base(BaseAdd(spec=base.spec, identity=identity, source=str(base.folder)))
+        self._harness.admin.add_base(BaseAdd(spec=base.spec, identity=identity, source=str(base.folder)))
         self._pool = Pool()
-        self._worker = Worker(self._world.admin, Sources(), say=lambda _line: None, limits=LIMITS, pool=self._pool)
+        self._worker = Worker(self._harness.admin, Sources(), say=lambda _line: None, limits=LIMITS, pool=self._pool)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._pool.close()
-        self._world.__exit__(*error)
+        self._harness.__exit__(*error)
 
     def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
         """The stages after `check` of these adapters (id → folder): all are pushed, then the worker runs."""
@@ -79,7 +79,7 @@ class Product:
             name = "truth/" + "".join(c if c.isalnum() else "-" for c in case.rpartition("/")[0].lower())
             try:
                 version = pushing.push_folder(
-                    self._world.admin, folder, AdapterName.parse(name), base=self._base
+                    self._harness.admin, folder, AdapterName.parse(name), base=self._base
                 ).version
                 refs[case] = f"{name}@{version.number}"
             except RegistryError as e:
@@ -91,10 +91,10 @@ class Product:
         return said | {case: self._stored(ref) for case, ref in refs.items()}
 
     def _stored(self, ref: str) -> Said:
-        version = self._world.admin.version(ref)
+        version = self._harness.admin.version(ref)
         said = {str(v.check): (str(v.outcome), v.summary[:TEXT]) for v in version.verdicts}
         if "smoke" not in said:
-            errors = [f"{job.state}: {job.error}" for job in self._world.admin.jobs(ref=ref).items if job.error]
+            errors = [f"{job.state}: {job.error}" for job in self._harness.admin.jobs(ref=ref).items if job.error]
             if errors:
                 said["smoke"] = ("crash", errors[0][:TEXT])
         return said

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.harness import Harness
 from tests.web import browser
 from tests.web.site import ENGINES, Site, fill, serve
-from tests.world import World
 
 REASON = "" if os.environ.get("WEB_TESTS") else "the browser tier runs with `make test-web`"
 if not REASON and not browser.CHROMIUM:
@@ -26,7 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     """The registry of the screenshots."""
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db", engines=ENGINES) as world:
-        fill(world)
-        with serve(world) as running:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Harness(f"sqlite:///{folder}/registry.db", engines=ENGINES) as harness,
+    ):
+        fill(harness)
+        with serve(harness) as running:
             yield running

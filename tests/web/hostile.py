@@ -17,8 +17,8 @@ from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from registry.provenance import Code, Dataset, Provenance, Run
-from tests import forge
-from tests.world import World
+from tests import samples
+from tests.harness import Harness
 
 MARKUP = (
     "\"'><script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)></title></textarea></pre>"
@@ -69,14 +69,14 @@ PATHS = (
 )  # fmt: skip
 
 
-def fill(world: World) -> None:
+def fill(harness: Harness) -> None:
     """An adapter with two versions and everything that a pusher, a promoter, a worker and an owner write."""
-    base = forge.llama()
-    world.add_base(base, source=MARKUP)
-    registry = world.admin
+    base = samples.llama()
+    harness.add_base(base, source=MARKUP)
+    registry = harness.admin
     registry.create_namespace("evil", owner="evil@evil.example")
     name = MARKUP[:100].replace("\n", " ")
-    pusher = world.client(registry.create_token(TokenCreate(name=name, scopes=["admin"], namespaces=["*"])).secret)
+    pusher = harness.client(registry.create_token(TokenCreate(name=name, scopes=["admin"], namespaces=["*"])).secret)
     provenance = Provenance(
         datasets=(Dataset(name=MARKUP[:200], uri="https://evil.example/d", digest=Digest.of(b"d")),),
         run=Run(tool="mlflow", id="run", url="https://evil.example/run"),
@@ -85,10 +85,10 @@ def fill(world: World) -> None:
     )
     golden = json.dumps({"prompt": MARKUP, "expected": f"</td></table>{MARKUP}"}).encode() + b"\n"
     for number in (1, 2):
-        files = dict(world.files(base)) | {"README.md": README, "golden.jsonl": golden}
+        files = dict(harness.files(base)) | {"README.md": README, "golden.jsonl": golden}
         annotations = {"note": MARKUP[:200]}
-        world.push(REF, files, by=pusher, message=f"{MARKUP}\n{LONG}", provenance=provenance, annotations=annotations)
-        _finish_smoke_test(world, f"{REF}@{number}")
+        harness.push(REF, files, by=pusher, message=f"{MARKUP}\n{LONG}", provenance=provenance, annotations=annotations)
+        _finish_smoke_test(harness, f"{REF}@{number}")
     change = MetadataChange(
         description=MARKUP,
         tags={"note": MARKUP[:200]},
@@ -101,10 +101,10 @@ def fill(world: World) -> None:
     pusher.quarantine(f"{REF}@1", reason=MARKUP + LONG)
 
 
-def _finish_smoke_test(world: World, ref: str) -> None:
+def _finish_smoke_test(harness: Harness, ref: str) -> None:
     """A report by a worker whose child process was taken over: it writes what it likes into every text."""
-    version = world.admin.version(ref)
-    claimed = world.admin.claim(ClaimRequest(worker="test"))
+    version = harness.admin.version(ref)
+    claimed = harness.admin.claim(ClaimRequest(worker="test"))
     assert claimed is not None
     findings = (Finding.of("warning", "smoke.drift", MARKUP, MARKUP), Finding.of("warning", "smoke.drift", LONG, LONG))
     image = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
@@ -116,4 +116,4 @@ def _finish_smoke_test(world: World, ref: str) -> None:
         check=Check.SMOKE, subject=version.digest, base=version.base, base_fingerprint=version.base_fingerprint,
         findings=findings, **values,
     )  # fmt: skip
-    world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from tests.harness import Harness
 from tests.web.browser import Scheme, chromium
 from tests.web.site import ENGINES, LONG, Site, fill, serve
-from tests.world import World
 
 WIDTHS = (390, 1280, 1920)
 PAGES = {
@@ -55,9 +55,9 @@ def main() -> None:
     """Fill a registry, and take the images."""
     folder, part = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as data, World(f"sqlite:///{data}/registry.db", engines=ENGINES) as world:
-        fill(world)
-        with serve(world) as site:
+    with tempfile.TemporaryDirectory() as data, Harness(f"sqlite:///{data}/registry.db", engines=ENGINES) as harness:
+        fill(harness)
+        with serve(harness) as site:
             take(site, folder, part)
 
 

@@ -21,10 +21,10 @@ from registry.evaluation.verdicts import Check
 from registry.findings import Finding
 from registry.manifest import Edge, Relation
 from registry.provenance import Code, Dataset, Provenance, Run
-from tests import forge
+from tests import samples
 from tests.access.tenants import send
+from tests.harness import Harness
 from tests.processes import free_port
-from tests.world import World
 
 ENGINES = "vllm==0.33.0,max_lora_rank=32 sglang==0.5.23"
 README = """---
@@ -64,22 +64,22 @@ class Site:
     """A running registry. `secret` is the administrator's token."""
 
     url: str
-    world: World
+    harness: Harness
 
     @property
     def secret(self) -> str:
-        return self.world.secret
+        return self.harness.secret
 
     def sign_in_link(self) -> str:
         """A link that signs a browser in, once."""
-        return f"{self.url}/sign-in/{self.world.app.state.sign_in_links.create()}"
+        return f"{self.url}/sign-in/{self.harness.app.state.sign_in_links.create()}"
 
 
 @contextmanager
-def serve(world: World) -> Iterator[Site]:
-    """Serve the application of a world on a free port."""
+def serve(harness: Harness) -> Iterator[Site]:
+    """Serve the application of a harness on a free port."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(world.app, port=port, log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(harness.app, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     started = threading.Event()
     startup = server.startup
@@ -92,20 +92,20 @@ def serve(world: World) -> Iterator[Site]:
     thread.start()
     started.wait(60)
     try:
-        yield Site(f"http://127.0.0.1:{port}", world)
+        yield Site(f"http://127.0.0.1:{port}", harness)
     finally:
         server.should_exit = True
         thread.join(30)
 
 
-def fill(world: World) -> None:
+def fill(harness: Harness) -> None:
     """Namespaces, bases, adapters with many versions, verdicts of every kind, aliases, gates and lineage."""
-    base = forge.llama()
-    world.add_base(base, source="hf://example/tiny-llama")
-    world.admin.create_namespace("acme", owner="alice@acme.example")
-    world.admin.create_namespace("globex", owner="bob@globex.example")
-    world.admin.create_namespace("library", owner="carol@library.example")
-    world.admin.change_namespace("library", NamespaceSet(public=True))
+    base = samples.llama()
+    harness.add_base(base, source="hf://example/tiny-llama")
+    harness.admin.create_namespace("acme", owner="alice@acme.example")
+    harness.admin.create_namespace("globex", owner="bob@globex.example")
+    harness.admin.create_namespace("library", owner="carol@library.example")
+    harness.admin.change_namespace("library", NamespaceSet(public=True))
     provenance = Provenance(
         datasets=(Dataset(name="support-chats", uri="s3://acme/support-chats", digest=Digest.of(b"chats")),),
         run=Run(tool="mlflow", id="run-481", url="https://mlflow.example.org/runs/481"),
@@ -114,13 +114,13 @@ def fill(world: World) -> None:
     )
     messages = ("first try", "more German conversations", "shorter answers", "retrained on data of October")
     for message, rank in zip(messages, (8, 8, 16, 8), strict=True):
-        files = dict(world.files(base, rank=rank)) | {"README.md": README.encode()}
-        world.push("acme/support", files, message=message, provenance=provenance)
-    world.validate("acme/support@1")
-    world.validate("acme/support@2", [_warning()])
-    world.validate("acme/support@3")
-    world.validate("acme/support@4", [_failure()])
-    registry = world.admin
+        files = dict(harness.files(base, rank=rank)) | {"README.md": README.encode()}
+        harness.push("acme/support", files, message=message, provenance=provenance)
+    harness.validate("acme/support@1")
+    harness.validate("acme/support@2", [_warning()])
+    harness.validate("acme/support@3")
+    harness.validate("acme/support@4", [_failure()])
+    registry = harness.admin
     registry.promote("acme/support", "prod", "1", generation=0, reason="first release")
     registry.promote("acme/support", "canary", "3", generation=0, reason="for 5 % of the shops")
     registry.promote("acme/support", "prod", "2", generation=1, reason="German shops asked for it")
@@ -128,17 +128,17 @@ def fill(world: World) -> None:
     registry.yank("acme/support@1", reason="answers about prices were invented")
     parent = registry.version("acme/support@3")
     edge = Edge(relation=Relation.MERGED, digest=parent.digest, name="acme/support@3")
-    world.push("acme/support-de", parents=[edge], message="German only")
+    harness.push("acme/support-de", parents=[edge], message="German only")
     child = registry.version("acme/support-de@1")
-    world.push(
+    harness.push(
         "acme/invoices", parents=[Edge(relation=Relation.MERGED, digest=child.digest, name="acme/support-de@1"), edge]
     )
-    world.push("library/hello", dict(world.files(base)) | {"README.md": b"# Hello\n\nA public example.\n"})
-    world.push("globex/secret", provenance=provenance)
-    world.push(f"globex/{LONG[:64]}")
+    harness.push("library/hello", dict(harness.files(base)) | {"README.md": b"# Hello\n\nA public example.\n"})
+    harness.push("globex/secret", provenance=provenance)
+    harness.push(f"globex/{LONG[:64]}")
     for number in range(24):
-        world.push(f"acme/merchant-{number:03}")
-    send(world, "GET", "/api/v1/events", world.secret)  # numbers and signs the events
+        harness.push(f"acme/merchant-{number:03}")
+    send(harness, "GET", "/api/v1/events", harness.secret)  # numbers and signs the events
 
 
 def _warning() -> Finding:
@@ -151,9 +151,12 @@ def _failure() -> Finding:
 
 def main() -> None:
     """Serve the site until Ctrl-C."""
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db", engines=ENGINES) as world:
-        fill(world)
-        with serve(world) as site:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Harness(f"sqlite:///{folder}/registry.db", engines=ENGINES) as harness,
+    ):
+        fill(harness)
+        with serve(harness) as site:
             print(json.dumps({"url": site.url, "token": site.secret, "link": site.sign_in_link()}), flush=True)
             threading.Event().wait()
 

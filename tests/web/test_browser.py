@@ -15,11 +15,11 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page
 
+from tests.harness import Harness
 from tests.import_table import ROOT
 from tests.web import hostile, screenshots
 from tests.web.browser import Scheme, chromium, watch
 from tests.web.site import Site, serve
-from tests.world import World
 
 AXE = "axe-core@4.14.1"
 AXE_FOLDER = ROOT / ".cache" / "web"
@@ -28,9 +28,9 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @pytest.fixture(scope="module")
 def hostile_site() -> Iterator[Site]:
-    with tempfile.TemporaryDirectory() as folder, World(f"sqlite:///{folder}/registry.db") as world:
-        hostile.fill(world)
-        with serve(world) as running:
+    with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{folder}/registry.db") as harness:
+        hostile.fill(harness)
+        with serve(harness) as running:
             yield running
 
 

@@ -1,4 +1,4 @@
-"""A tiny real base and a good adapter for it, made once; a World that knows the base, and workers on it."""
+"""A tiny real base and a good adapter for it, made once; a Harness that knows the base, and workers on it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
+from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
-from tests.world import World
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +23,8 @@ def good(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def setup(world: World, base_folder: Path) -> WorkerSetup:
-    return WorkerSetup(world, base_folder)
+def setup(harness: Harness, base_folder: Path) -> WorkerSetup:
+    return WorkerSetup(harness, base_folder)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def worker(setup: WorkerSetup, pool: Pool) -> Callable[..., Worker]:
     """Makes workers with a token of their own, on the warm pool unless another is given."""
 
     def make(sources: Sources | None = None, **how: Any) -> Worker:
-        registry = setup.world.actor("work", "pull", name="gpu-1")
+        registry = setup.harness.actor("work", "pull", name="gpu-1")
         how = {"limits": ProcessLimits(deadline_seconds=120, threads=1), "pool": pool, **how}
         return Worker(registry, sources or Sources(), say=setup.lines.append, **how)
 

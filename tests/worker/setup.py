@@ -1,4 +1,4 @@
-"""`WorkerSetup`: a World with a real tiny base, into which real folders are pushed, and what its workers said."""
+"""`WorkerSetup`: a Harness with a real tiny base, into which real folders are pushed, and what its workers said."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
 from registry.worker.model import fingerprints, library
 from registry.worker.model.weights import Weights
-from tests.world import World
+from tests.harness import Harness
 
 BASE = "tiny"
 
 
 class WorkerSetup:
-    def __init__(self, world: World, base_folder: Path) -> None:
-        self.world = world
+    def __init__(self, harness: Harness, base_folder: Path) -> None:
+        self.harness = harness
         self.lines: list[str] = []
         self.add_base(BASE, base_folder)
 
@@ -27,13 +27,13 @@ class WorkerSetup:
         spec, _ = base_spec_from(folder, name)
         identity = fingerprints.identify(Weights.of(folder))
         where = str(folder) if source is None else source
-        self.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
-        self.world.admin.set_base_modules(name, library.modules_of(folder))
+        self.harness.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
+        self.harness.admin.set_base_modules(name, library.modules_of(folder))
 
     def push(self, folder: Path, name: str = "acme/support", base: str = BASE) -> PushResult:
-        return pushing.push_folder(self.world.admin, folder, AdapterName.parse(name), base=base)
+        return pushing.push_folder(self.harness.admin, folder, AdapterName.parse(name), base=base)
 
     def smoke(self, ref: str = "acme/support") -> Verdict | None:
         """The verdict of the check *smoke* on this version, if there is one."""
-        found = [v for v in self.world.admin.version(ref).verdicts if v.check is Check.SMOKE]
+        found = [v for v in self.harness.admin.version(ref).verdicts if v.check is Check.SMOKE]
         return found[-1] if found else None

@@ -98,9 +98,11 @@ def test_honest_adapters_pass_on_this_kind_and_wrong_ones_never(
         setup.push(bad, f"acme/{edit.__name__.replace('_', '-')}", base="kind")
     summary = worker().run(once=True)
     assert (summary.failed, re.findall("IndexError", str(setup.lines))) == (0, [])
-    verdicts = {v.check: v for v in setup.world.admin.version("acme/honest").verdicts}
+    verdicts = {v.check: v for v in setup.harness.admin.version("acme/honest").verdicts}
     assert {c: (verdicts[c].outcome, verdicts[c].summary) for c in (Check.COMPAT, Check.SMOKE)} == {
         Check.COMPAT: (Outcome.PASS, ""), Check.SMOKE: (Outcome.PASS, ""),
     }  # fmt: skip
     for wrong in ("acme/wrong-shape", "acme/other-size"):
-        assert Outcome.FAIL in {v.outcome for v in setup.world.admin.version(wrong).verdicts if v.check is Check.COMPAT}
+        assert Outcome.FAIL in {
+            v.outcome for v in setup.harness.admin.version(wrong).verdicts if v.check is Check.COMPAT
+        }

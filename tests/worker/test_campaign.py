@@ -45,23 +45,23 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     loud = {f"acme/shop-{number}@1" for number in range(0, ADAPTERS, LOUD_EVERY)}
     silent = f"acme/shop-{SILENT}@1"
     with Pool() as pool:
-        view = setup.world.admin.base(BASE)
+        view = setup.harness.admin.base(BASE)
         source = BaseSource(BASE, base_folder.resolve(), str(view.fingerprint), dtype=view.spec.dtype)
         far, near = (_kl(pool, source, pushed[f"acme/shop-{number}@1"]) for number in (0, 1))
         assert far > 9 * near
-        setup.world.admin.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
+        setup.harness.admin.set_thresholds(BASE, {"drift_warn_kl_nats": (far * near) ** 0.5})
         for version, folder in pushed.items():
             setup.push(folder, version.removesuffix("@1"))
-        campaign = setup.world.admin.start_campaign(CampaignRequest(base=BASE))
+        campaign = setup.harness.admin.start_campaign(CampaignRequest(base=BASE))
         assert (campaign.total, campaign.finished) == (ADAPTERS, False)
         tally = worker(pool=pool).run(once=True)
     assert (tally.done, tally.failed, tally.base_loads) == (ADAPTERS, 0, 1)
-    campaign = setup.world.admin.campaign(campaign.id)
+    campaign = setup.harness.admin.campaign(campaign.id)
     assert (campaign.finished, campaign.states, campaign.changed) == (True, {State.DONE: ADAPTERS}, ADAPTERS)
     wanted = dict.fromkeys(pushed, "pass") | dict.fromkeys(loud, "warn") | {silent: "fail"}
     assert {item.version: item.after for item in campaign.items} == wanted
     assert {item.before for item in campaign.items} == {""}
-    assert setup.world.admin.start_campaign(CampaignRequest(base=BASE, outdated=True)).total == 0
+    assert setup.harness.admin.start_campaign(CampaignRequest(base=BASE, outdated=True)).total == 0
 
 
 def _kl(pool: Pool, source: BaseSource, folder: Path) -> float:

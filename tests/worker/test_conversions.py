@@ -201,21 +201,21 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
 @pytest.fixture
 def converter(setup: WorkerSetup, pool: Pool) -> Worker:
     """A worker whose token may push, with nothing else to do."""
-    registry = setup.world.actor("work", "pull", "push", name="gpu-1")
+    registry = setup.harness.actor("work", "pull", "push", name="gpu-1")
     return Worker(registry, Sources(), say=setup.lines.append, limits=ProcessLimits(threads=1), pool=pool)
 
 
 def pushed(setup: WorkerSetup, folder: Path) -> VersionView:
     """The version, with its validation called off."""
     made = setup.push(folder)
-    setup.world.admin.cancel(made.job_id)
+    setup.harness.admin.cancel(made.job_id)
     return made.version
 
 
 def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
     setup: WorkerSetup, converter: Worker, good: Path
 ) -> None:
-    registry, first = setup.world.admin, pushed(setup, good)
+    registry, first = setup.harness.admin, pushed(setup, good)
     asked = Conversion(to="canonical", into="acme/plain")
     job = client_convert.convert(registry, Ref.parse("acme/support@1"), asked).job
     assert job is not None
@@ -232,7 +232,7 @@ def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
 def test_a_conversion_that_the_bytes_do_not_allow_fails_with_the_reason(
     setup: WorkerSetup, converter: Worker, good: Path
 ) -> None:
-    registry, _ = setup.world.admin, pushed(setup, good)
+    registry, _ = setup.harness.admin, pushed(setup, good)
     payload = Conversion(to="plain", into="acme/plain").model_dump(mode="json")
     job = registry.submit(JobSubmit(kind="convert-on-base", ref="acme/support@1", payload=payload))
     converter.run(once=True)

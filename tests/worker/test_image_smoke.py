@@ -37,7 +37,7 @@ def test_image_adapters_are_rendered_and_the_report_holds_both_images(
     adapters, pipelines = fixtures.images(), fixtures.image_bases()
     for base in ("sd-tiny", "flux-tiny"):
         spec, _ = base_spec_from(pipelines / base, base)
-        setup.world.admin.add_base(BaseAdd(spec=spec, source=str(pipelines / base)))
+        setup.harness.admin.add_base(BaseAdd(spec=spec, source=str(pipelines / base)))
     for name, (base, _, _) in EXPECTED.items():
         (tmp_path / name).mkdir()
         shutil.copy(adapters / f"{name}.safetensors", tmp_path / name)
@@ -50,7 +50,7 @@ def test_image_adapters_are_rendered_and_the_report_holds_both_images(
     verdict = verdicts["kohya-sd"]
     assert verdict is not None
     assert verdict.report is not None
-    report = setup.world.admin.report("acme/kohya-sd", verdict.report)
+    report = setup.harness.admin.report("acme/kohya-sd", verdict.report)
     assert (report.measurements["mean_pixel_delta"] or 0) > 1e-6
     images = {name: base64.b64decode(image) for name, image in report.images.items()}
     assert {name: _size(image) for name, image in images.items()} == {"before": (128, 128), "after": (128, 128)}

@@ -41,7 +41,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def add_without_library(setup: WorkerSetup, name: str, folder: Path) -> None:
     spec, _ = base_spec_from(folder, name)
     identity = fingerprints.identify(Weights.of(folder))
-    setup.world.admin.add_base(BaseAdd(spec=spec, identity=identity, source=str(folder)))
+    setup.harness.admin.add_base(BaseAdd(spec=spec, identity=identity, source=str(folder)))
 
 
 def test_a_worker_builds_a_base_once_for_each_version_of_its_library(
@@ -53,7 +53,7 @@ def test_a_worker_builds_a_base_once_for_each_version_of_its_library(
     for _ in range(2):
         worker().run(once=True)
     assert builds == [base_folder]
-    assert setup.world.admin.base("other").spec == setup.world.admin.base(BASE).spec.model_copy(
+    assert setup.harness.admin.base("other").spec == setup.harness.admin.base(BASE).spec.model_copy(
         update={"name": "other", "library": f"transformers {transformers.__version__}"}
     )
 

@@ -27,9 +27,9 @@ from registry.worker.model_process.client import ProcessLimits
 from registry.worker.model_process.pool import Pool
 from registry.worker.sandbox import namespaces
 from registry.worker.task import Done, Failed, Task
+from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
-from tests.world import World
 
 Make = Callable[..., Worker]
 
@@ -40,9 +40,9 @@ def test_a_pushed_adapter_is_proven_on_its_base(setup: WorkerSetup, good: Path, 
     verdict = setup.smoke()
     assert verdict is not None
     assert verdict.outcome is Outcome.PASS
-    assert setup.world.admin.job(job_id).result["message"].startswith("smoke: pass (logits move by up to ")
+    assert setup.harness.admin.job(job_id).result["message"].startswith("smoke: pass (logits move by up to ")
     assert verdict.report is not None
-    report = setup.world.admin.report("acme/support", verdict.report)
+    report = setup.harness.admin.report("acme/support", verdict.report)
     assert (report.measurements["base_loads"] or 0) >= 1
     assert (report.measurements["max_logit_delta"] or 0) > 1e-3
     assert (report.measurements["cpu_seconds"] or 0) > 0
@@ -64,7 +64,7 @@ def test_an_adapter_with_nan_fails_and_the_next_one_passes(
     setup: WorkerSetup, good: Path, base_folder: Path, worker: Make, tmp_path: Path
 ) -> None:
     setup.push(models.adapter(base_folder, tmp_path / "nan", change=models.with_nan), "acme/nan")
-    setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
+    setup.harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/nan"))  # its values failed: none was queued
     setup.push(good, "acme/good")
     assert worker().run(once=True).done == 2
     verdicts = {name: setup.smoke(f"acme/{name}") for name in ("nan", "good")}
@@ -77,7 +77,7 @@ def test_an_adapter_that_does_not_fit_never_reaches_the_model(
 ) -> None:
     """The names that may reach a model are those that the header check allows, whoever asked for the validation."""
     setup.push(models.adapter(base_folder, tmp_path / "p", change=models.poisoned))
-    setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
+    setup.harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support"))
     assert worker().run(once=True).done == 1
     verdict = setup.smoke()
     assert verdict is not None
@@ -96,7 +96,7 @@ def test_a_child_that_never_ends_costs_three_attempts_and_the_verdict_is_unknown
     loads, whole = pool.base_loads + ("tiny" not in pool.warm), pool.try_adapter
     monkeypatch.setattr(pool, "try_adapter", lambda source, _, limits, **how: whole(source, tmp_path, limits, **how))
     tally = worker(limits=ProcessLimits(deadline_seconds=0.1, threads=1)).run(once=True)
-    job = setup.world.admin.job(job_id)
+    job = setup.harness.admin.job(job_id)
     assert (tally.failed, tally.done, job.state, job.attempt, tally.base_loads) == (2, 1, State.DONE, 3, loads)
     verdict = setup.smoke()
     assert verdict is not None
@@ -110,7 +110,7 @@ def test_an_adapter_for_which_the_memory_does_not_suffice_gets_a_verdict_at_once
     large = models.adapter(base_folder, tmp_path / "large", r=512, target_modules="all-linear")
     job_id = setup.push(large, "acme/large").job_id
     tally = worker(limits=ProcessLimits(deadline_seconds=120, threads=1, memory_bytes=2**19)).run(once=True)
-    job, verdict = setup.world.admin.job(job_id), setup.smoke("acme/large")
+    job, verdict = setup.harness.admin.job(job_id), setup.smoke("acme/large")
     assert (tally.failed, job.state, job.attempt) == (0, State.DONE, 1)
     assert verdict is not None
     assert (verdict.outcome, verdict.findings[0].code) == (Outcome.UNKNOWN, "smoke.limit_exceeded")
@@ -134,7 +134,7 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
     job_id = setup.push(good).job_id
     monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: fail})
     assert worker().run(once=True).failed == 1
-    job = setup.world.admin.job(job_id)
+    job = setup.harness.admin.job(job_id)
     assert job.state is State.FAILED
     for text in (job.error, job.progress, *(step.message for step in job.steps)):
         assert text.isprintable()
@@ -147,10 +147,10 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
         )
         return Done(hostile * 1000, report)
 
-    job_id = setup.world.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support")).id
+    job_id = setup.harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/support")).id
     monkeypatch.setattr("registry.worker.loop.RUNNERS", {Kind.SMOKE_TEST: finish})
     assert worker().run(once=True).done == 1
-    message = setup.world.admin.job(job_id).result["message"]
+    message = setup.harness.admin.job(job_id).result["message"]
     assert message.isprintable()
     assert 1000 < len(message) <= 2000
 
@@ -160,11 +160,11 @@ def test_a_cancelled_job_is_dropped_and_files_nothing(
 ) -> None:
     monkeypatch.setattr("registry.worker.lease.RENEWALS_PER_LEASE", 100)
     job_id = setup.push(good).job_id
-    frozen.then = lambda: setup.world.admin.cancel(job_id)
+    frozen.then = lambda: setup.harness.admin.cancel(job_id)
     tally = worker().run(once=True)
     assert (tally.done, tally.failed) == (0, 0)
     assert setup.smoke() is None
-    assert setup.world.admin.job(job_id).state is State.CANCELLED
+    assert setup.harness.admin.job(job_id).state is State.CANCELLED
     assert "the lease is lost" in setup.lines[-1]
 
 
@@ -175,7 +175,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(
     one = worker(grace_seconds=0.1)
     frozen.then = one.stop
     one.run()
-    job = setup.world.admin.job(job_id)
+    job = setup.harness.admin.job(job_id)
     assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker stopped the job")
 
 
@@ -212,7 +212,7 @@ def test_a_run_with_once_says_what_is_left(
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     summary = worker().run(once=True)
     assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 1)
-    assert setup.world.admin.job(job_id).state is State.QUEUED
+    assert setup.harness.admin.job(job_id).state is State.QUEUED
 
 
 def test_a_retry_that_was_cancelled_is_not_waited_for(
@@ -222,7 +222,7 @@ def test_a_retry_that_was_cancelled_is_not_waited_for(
     job_id = setup.push(good).job_id
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
     one = worker()
-    monkeypatch.setattr(one._stopping, "wait", lambda _seconds: setup.world.admin.cancel(job_id))
+    monkeypatch.setattr(one._stopping, "wait", lambda _seconds: setup.harness.admin.cancel(job_id))
     summary = one.run(once=True)
     assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 0)
 
@@ -303,13 +303,13 @@ def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_match(
 
 
 def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
-    world: World, setup: WorkerSetup, base_folder: Path, worker: Make
+    harness: Harness, setup: WorkerSetup, base_folder: Path, worker: Make
 ) -> None:
     spec, _ = base_spec_from(base_folder, "copy")
-    world.admin.add_base(BaseAdd(spec=spec, source=str(base_folder)))
+    harness.admin.add_base(BaseAdd(spec=spec, source=str(base_folder)))
     assert worker().run(once=True).done == 0
-    found = world.admin.base("copy")
-    assert found.spec.fingerprints.exact == world.admin.base("tiny").spec.fingerprints.exact
+    found = harness.admin.base("copy")
+    assert found.spec.fingerprints.exact == harness.admin.base("tiny").spec.fingerprints.exact
     assert [(one.other, one.match) for one in found.relatives] == [("tiny", "exact")]
     assert [line.partition(" once")[0] for line in setup.lines] == [
         "reading the weights of copy",

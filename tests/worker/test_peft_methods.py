@@ -118,10 +118,10 @@ def test_an_adapter_that_lost_tensors_gets_no_yes_from_push_and_worker(
     except Refused:
         return
     worker().run(once=True)
-    outcomes = {v.check: v.outcome for v in setup.world.admin.version("acme/support").verdicts}
+    outcomes = {v.check: v.outcome for v in setup.harness.admin.version("acme/support").verdicts}
     assert Outcome.FAIL in (outcomes.get(Check.COMPAT), outcomes.get(Check.SMOKE)), outcomes
     with pytest.raises(Refused):
-        setup.world.admin.promote("acme/support", "prod", "1", generation=0)
+        setup.harness.admin.promote("acme/support", "prod", "1", generation=0)
 
 
 @pytest.mark.parametrize(("method", "variant"), [("FROD", "plain"), ("UNILORA", "plain"), ("POLY", "plain"),
@@ -134,7 +134,7 @@ def test_honest_adapters_of_methods_that_need_values_or_tasks_pass(
     methods.make(transformers.AutoModelForCausalLM.from_pretrained(base), method, variant, tmp_path / "adapter")
     setup.push(tmp_path / "adapter", base="base")
     assert worker().run(once=True).done == 1
-    verdicts: dict[Any, Any] = {v.check: v for v in setup.world.admin.version("acme/support").verdicts}
+    verdicts: dict[Any, Any] = {v.check: v for v in setup.harness.admin.version("acme/support").verdicts}
     compat = Outcome.WARN if variant == "montecarlo" else Outcome.PASS  # a runtime for plain LoRA samples no factors
     assert {check: verdicts[check].outcome for check in (Check.COMPAT, Check.SMOKE)} == {
         Check.COMPAT: compat, Check.SMOKE: Outcome.PASS,

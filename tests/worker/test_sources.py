@@ -26,15 +26,15 @@ def test_an_unpinned_worker_never_opens_a_source_that_a_pusher_named(
 ) -> None:
     spec, _ = base_spec_from(base_folder, "acme/strange")
     request = BaseAdd(spec=spec, source=str(base_folder))
-    pusher = setup.world.actor("push", "pull", namespaces=["acme"])
+    pusher = setup.harness.actor("push", "pull", namespaces=["acme"])
     assert pusher.add_base(request).source == ""
     worker().run(once=True)
     assert any("the base acme/strange has no source" in line for line in setup.lines)
-    assert setup.world.admin.base("acme/strange").spec.fingerprints.exact is None, "the worker read its weights"
-    assert setup.world.admin.add_base(request).source == str(base_folder)
+    assert setup.harness.admin.base("acme/strange").spec.fingerprints.exact is None, "the worker read its weights"
+    assert setup.harness.admin.add_base(request).source == str(base_folder)
     assert pusher.add_base(BaseAdd(spec=spec, source="/elsewhere")).source == str(base_folder)
     worker().run(once=True)
-    assert setup.world.admin.base("acme/strange").spec.fingerprints.exact is not None
+    assert setup.harness.admin.base("acme/strange").spec.fingerprints.exact is not None
 
 
 def test_each_round_lists_only_the_folders_of_the_models(
@@ -43,7 +43,7 @@ def test_each_round_lists_only_the_folders_of_the_models(
     (tmp_path / "models").symlink_to(base_folder)
     deep = tmp_path.joinpath(*["sub"] * 30)
     deep.mkdir(parents=True)
-    view = setup.world.admin.base("tiny")
+    view = setup.harness.admin.base("tiny")
     found, listed = Sources({"tiny": base_folder}), []
     assert [source.name for source in found.usable([view])] == ["tiny"]
     scandir = os.scandir

@@ -28,7 +28,7 @@ def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def compat(setup: WorkerSetup) -> list[tuple[Outcome, list[str]]]:
-    found = [v for v in setup.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
+    found = [v for v in setup.harness.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in found]
 
 
@@ -38,14 +38,14 @@ def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
     setup.push(unusual)
     assert compat(setup) == [(Outcome.UNKNOWN, ["compat.method_not_judged"])]
     with pytest.raises(Refused):
-        setup.world.admin.promote(NAME, "prod", "1", generation=0)
+        setup.harness.admin.promote(NAME, "prod", "1", generation=0)
     assert worker().run(once=True).done == 1
     assert compat(setup) == [(Outcome.PASS, ["compat.peft_expects"])]
-    (verdict,) = [v for v in setup.world.admin.version(NAME).verdicts if v.check is Check.COMPAT]
+    (verdict,) = [v for v in setup.harness.admin.version(NAME).verdicts if v.check is Check.COMPAT]
     assert "peft" in verdict.made_by
     assert verdict.report is not None
-    assert setup.world.admin.report(NAME, verdict.report).compat
-    assert setup.world.admin.promote(NAME, "prod", "1", generation=0).number == 1
+    assert setup.harness.admin.report(NAME, verdict.report).compat
+    assert setup.harness.admin.promote(NAME, "prod", "1", generation=0).number == 1
 
 
 def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tm
 
 def test_a_workers_word_never_overrules_what_the_header_says(setup: WorkerSetup, good: Path) -> None:
     setup.push(good)
-    claimed = setup.world.admin.claim(ClaimRequest(worker="liar"))
+    claimed = setup.harness.admin.claim(ClaimRequest(worker="liar"))
     assert claimed is not None
-    known = setup.world.admin.version(NAME).verdicts[0]
+    known = setup.harness.admin.version(NAME).verdicts[0]
     no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, a worker says")
     report = Report(
         check=Check.SMOKE, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, compat=(no,)
     )
-    setup.world.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    setup.harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
     assert compat(setup) == [(Outcome.PASS, [])]

@@ -12,21 +12,21 @@ from safetensors.torch import load_file, save_file
 from registry.client.local.folder import read_folder
 from registry.server.evaluation import norms as weight_norms
 from registry.worker.model import updates
-from tests import forge
+from tests import samples
 
 PREFIX = "base_model.model."
 
 
 def dense(folder: Path, scale: float) -> dict[str, torch.Tensor]:
     """scale * B @ A of each module of a forged adapter."""
-    found = load_file(folder / forge.WEIGHTS)
+    found = load_file(folder / samples.WEIGHTS)
     paths = [name[len(PREFIX) : -len(".lora_A.weight")] for name in found if name.endswith(".lora_A.weight")]
     halves = {p: (found[f"{PREFIX}{p}.lora_A.weight"], found[f"{PREFIX}{p}.lora_B.weight"]) for p in paths}
     return {path: scale * b.float() @ a.float() for path, (a, b) in halves.items()}
 
 
 def adapter(folder: Path, seed: int, *, rank: int = 4, alpha: int = 8) -> Path:
-    return forge.write(forge.lora(forge.llama(), seed=seed, rank=rank, alpha=alpha), folder)
+    return samples.write(samples.lora(samples.llama(), seed=seed, rank=rank, alpha=alpha), folder)
 
 
 def norms_of(folder: Path) -> dict[str, updates.UpdateNorms]:
@@ -57,8 +57,8 @@ def test_cosines_compare_adapters_of_different_rank_and_scale(tmp_path: Path) ->
 
 def test_an_update_of_zero_has_a_norm_of_zero_and_no_cosine(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", 1)
-    weights = load_file(folder / forge.WEIGHTS)
-    save_file({n: t * 0 if "lora_B" in n else t for n, t in weights.items()}, folder / forge.WEIGHTS)
+    weights = load_file(folder / samples.WEIGHTS)
+    save_file({n: t * 0 if "lora_B" in n else t for n, t in weights.items()}, folder / samples.WEIGHTS)
     assert {norms.update for norms in norms_of(folder).values()} == {0.0}
     assert set(updates.compare(folder, folder).values()) == {(None, None)}
 
@@ -73,17 +73,17 @@ def experts(folder: Path, seed: int) -> Path:
         f"{at}.base_layer.lora_B.weight": torch.randn(10, 4 * 3),
         f"{at}.lora_A.weight": torch.randn(3 * 2, 5), f"{at}.lora_B.weight": torch.randn(8, 2 * 3),
     }  # fmt: skip
-    save_file(halves, folder / forge.WEIGHTS)
+    save_file(halves, folder / samples.WEIGHTS)
     written = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"],
                "target_parameters": ["gate_up_proj", "down_proj"], "rank_pattern": {".*\\.gate_up_proj": 4},
                "alpha_pattern": {".*\\.gate_up_proj": 8}}  # fmt: skip
-    (folder / forge.CONFIG).write_text(json.dumps(written))
+    (folder / samples.CONFIG).write_text(json.dumps(written))
     return folder
 
 
 def blocks(folder: Path) -> dict[str, torch.Tensor]:
     """What PEFT adds to each parameter of the block: [experts, out, in]."""
-    found, at = load_file(folder / forge.WEIGHTS), f"{PREFIX}model.layers.0.mlp.experts"
+    found, at = load_file(folder / samples.WEIGHTS), f"{PREFIX}model.layers.0.mlp.experts"
     made = {}
     for name, inner, rank, scale in (("gate_up_proj", ".base_layer", 4, 2.0), ("down_proj", "", 2, 3.0)):
         a, b = (found[f"{at}{inner}.lora_{half}.weight"] for half in "AB")
@@ -104,7 +104,7 @@ def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: P
 
 def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:
     folder = experts(tmp_path / "a", 1)
-    contents, weights = read_folder(folder).peft, (folder / forge.WEIGHTS).read_bytes()
+    contents, weights = read_folder(folder).peft, (folder / samples.WEIGHTS).read_bytes()
     measured = weight_norms.compute_norms(lambda at, n: weights[at : at + n], contents.header, contents.pairs)
     assert measured.keys() == norms_of(folder).keys()
     for path, norms in norms_of(folder).items():

@@ -1,10 +1,10 @@
 """Makes tiny bases and adapters as bytes, without torch or numpy, the same ones on every machine.
 
-    base = forge.llama()                      a folder of files: config, weights, tokenizer, template
-    files = forge.lora(base, rank=8)          an adapter for it: path → bytes
-    forge.write(files, folder)                put either on the disk
-    forge.safetensors({"a": ("F32", (2, 3), None)})        any weights file, good values by themselves
-    forge.raw_safetensors(header_text, data)  any weights file, however wrong (see tests/bad_files.py)
+    base = samples.llama()                             a folder of files: config, weights, tokenizer, template
+    files = samples.lora(base, rank=8)                 an adapter for it: path → bytes
+    samples.write(files, folder)                       write either to disk
+    samples.safetensors({"a": ("F32", (2, 3), None)})  a weights file with random values
+    samples.raw_safetensors(header_text, data)         a weights file, valid or not (see tests/bad_files.py)
 
 Invariants
 - Equal arguments make equal bytes; other seeds make other bytes.

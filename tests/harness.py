@@ -1,10 +1,11 @@
-"""`World`: a registry in this process, with a real database, blobs in memory and our own client in front of it.
+"""`Harness`: a registry in this process, with a real database, blobs in memory and our own client in front of it.
 
-    world.admin                                   a client that may do everything
-    world.actor("push", namespaces=["acme"])      a client with a token of its own
-    world.add_base(), world.push("acme/support")  the usual things, by forged files
-    world.validate("acme/support@1")              what a worker would answer, without one
-    world.statements()                            the SQL that a block sends
+    harness.admin                               a client with every right
+    harness.actor("push", namespaces=["acme"])  a client with its own token
+    harness.add_base()                          register a tiny base
+    harness.push("acme/support")                push a sample adapter
+    harness.validate("acme/support@1")          finish the smoke test as a worker would
+    harness.statements()                        record the SQL that a block sends
 
 Invariants
 - Nothing is mocked: requests go through the application, its routes and the database.
@@ -12,9 +13,9 @@ Invariants
   no job running.
 
 Example
-    with World(f"sqlite:///{tmp_path}/registry.db") as world:
-        world.add_base()
-        assert world.push("acme/support").version.number == 1
+    with Harness(f"sqlite:///{tmp_path}/registry.db") as harness:
+        harness.add_base()
+        assert harness.push("acme/support").version.number == 1
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from registry.server.database.models import BlobRow, JobRow
 from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
-from tests import forge
+from tests import samples
 from tests.base_specs import spec_of
 from tests.httpx_transports import HttpxInProcess
 from tests.memory_blobs import MemoryBlobs
@@ -60,9 +61,9 @@ URL = "http://registry.test"
 WEIGHTS_TYPE = "application/octet-stream"
 
 
-class World:
+class Harness:
     def __init__(self, database_url: str, *, blobs: BlobStore | None = None, **settings: Any) -> None:
-        self._data = tempfile.TemporaryDirectory(prefix="world-")
+        self._data = tempfile.TemporaryDirectory(prefix="harness-")
         self.settings = Settings(database_url=database_url, **{"data": self._data.name, **settings}).filled()
         self.engine = open_database(self.settings)
         self.blobs = blobs if blobs is not None else MemoryBlobs()
@@ -75,7 +76,7 @@ class World:
         self.bases: dict[str, BaseSpec] = {}
         self._seeds = itertools.count(1)
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Harness:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -123,15 +124,15 @@ class World:
         return view.id, secret
 
     # ------------------------------------------------------------ bases and versions
-    def add_base(self, base: forge.Base | None = None, *, source: str = "") -> BaseView:
-        base = base or forge.llama()
+    def add_base(self, base: samples.Base | None = None, *, source: str = "") -> BaseView:
+        base = base or samples.llama()
         spec = spec_of(base)
         self.bases[base.name] = spec
         return self.admin.add_base(BaseAdd(spec=spec, source=source))
 
-    def files(self, base: forge.Base | None = None, **how: Any) -> forge.Files:
+    def files(self, base: samples.Base | None = None, **how: Any) -> samples.Files:
         """A good adapter that no test has had before."""
-        return forge.lora(base or forge.llama(), **{"seed": next(self._seeds), **how})
+        return samples.lora(base or samples.llama(), **{"seed": next(self._seeds), **how})
 
     def push(
         self,
