@@ -36,6 +36,8 @@ PRIORITY_LIMIT = 100
 
 
 class Kind(StrEnum):
+    """Kind of a job. `fuse` merges an adapter into its base; `convert-on-base` needs the base's weights."""
+
     SMOKE_TEST = "smoke-test"
     MERGE = "merge"
     FUSE = "fuse"
@@ -44,6 +46,8 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
+    """State of a job. `failed`: no attempt is left."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"

@@ -43,6 +43,8 @@ class Relation(StrEnum):
 
 
 class Descriptor(FrozenModel):
+    """A file of a version."""
+
     path: str
     media_type: str
     digest: Digest
@@ -58,6 +60,8 @@ class Edge(FrozenModel):
 
 
 class BaseRef(FrozenModel):
+    """The base model of a version: its name and the digest of its architecture."""
+
     name: str
     fingerprint: Digest
 
@@ -68,6 +72,8 @@ class BaseRef(FrozenModel):
 
 
 class Manifest(FrozenModel):
+    """What a version is: base, files, parents and what its pusher declares."""
+
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
     base: BaseRef

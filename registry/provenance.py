@@ -81,6 +81,8 @@ class Code(FrozenModel):
 
 
 class Provenance(FrozenModel):
+    """What the pusher declares a version was made from. Declared, not proven."""
+
     datasets: tuple[Dataset, ...] = ()
     run: Run | None = None
     code: Code | None = None

@@ -13,7 +13,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
     ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
@@ -101,10 +100,7 @@ class Answer(BaseModel):
 
 
 class Problem(Answer):
-    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people.
-
-    `findings` lists every broken rule. `retry_after_seconds` is the header Retry-After.
-    """
+    """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
 
     type: str = "about:blank"
     title: str
@@ -124,7 +120,7 @@ class ItemList(Answer, Generic[Item]):
 
 
 class ItemPage(ItemList[Item]):
-    """One page of items. `next_cursor` is empty on the last one."""
+    """One page of items."""
 
     next_cursor: str = ""
 
@@ -140,7 +136,7 @@ class KeyReplacement(Answer):
     key: str
     reason: str
     at: datetime
-    seq: int = Field(description="The event that records the replacement.")
+    seq: int
 
 
 class LogKeys(Answer):
@@ -148,8 +144,8 @@ class LogKeys(Answer):
 
     origin: str
     keys: list[str]
-    successions: list[str] = Field(default=[], description="Notes in which an older key names the one that follows it.")
-    replacements: list[KeyReplacement] = Field(default=[], description="Keys that were made after a loss.")
+    successions: list[str] = []
+    replacements: list[KeyReplacement] = []
 
 
 class Consistency(Answer):

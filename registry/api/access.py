@@ -22,12 +22,10 @@ class TokenCreate(Request):
 
     name: PrintableText = Field(min_length=1, max_length=100, pattern=r"^[^\n\t]*$")
     scopes: list[str]
-    namespaces: list[str] = Field(default=["*"], description="`*` for all namespaces.")
+    namespaces: list[str] = ["*"]
     expires_in_seconds: int | None = Field(default=None, ge=1, le=LIFETIME_LIMIT_SECONDS)
     subject: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
-    """The subject whose roles limit the token. Empty: the token stands for itself."""
     adapters: list[str] = Field(default=[], max_length=100)
-    """The only adapters that the token gives access to, as `namespace/name`. Empty: all of its namespaces."""
 
 
 class TokenView(Answer):
@@ -57,13 +55,13 @@ class TokenCreated(Answer):
 
 
 class TokenRotate(Request):
-    """`keep_seconds`: how long the old secret stays valid."""
+    """Replace the secret of a token."""
 
     keep_seconds: int = Field(default=0, ge=0, le=86400)
 
 
 class Whoami(Answer):
-    """The token of the request and its rights. `roles`: namespace → role of its subject."""
+    """The token of the request and its rights."""
 
     actor: str
     token_id: str
@@ -83,17 +81,14 @@ CLAIM_LIMIT = 512
 
 
 class NamespaceCreate(Request):
-    """A new namespace. `owner`: its subject; empty for the subject of the token, if it has one."""
+    """A new namespace."""
 
     name: str
     owner: str = Field(default="", max_length=SUBJECT_LIMIT, pattern=SUBJECT)
 
 
 class NamespaceSet(Request):
-    """Fields that are absent do not change. A limit of 0 removes the limit.
-
-    `strict`: refuse adapters that are incompatible with their base instead of storing them with a failed verdict.
-    """
+    """Changes of a namespace. Fields that are absent do not change."""
 
     public: bool | None = None
     quota_bytes: int | None = Field(default=None, ge=0, le=QUOTA_LIMIT_BYTES)
@@ -103,7 +98,7 @@ class NamespaceSet(Request):
 
 
 class NamespaceView(Answer):
-    """`used_bytes` counts every version in full, even if others hold the same bytes. `roles`: subject → role."""
+    """A namespace, its limits, and how much of them is used."""
 
     name: str
     public: bool = False
@@ -119,7 +114,7 @@ class NamespaceView(Answer):
 
 
 class NamespacePage(ItemPage[NamespaceView]):
-    """A page of namespaces."""
+    """A page of the namespaces that the caller may see, by name."""
 
 
 class RoleGrant(Request):
@@ -129,14 +124,14 @@ class RoleGrant(Request):
 
 
 class RenameRequest(Request):
-    """`to`: the new name, `namespace/name`."""
+    """Rename an adapter."""
 
     to: str = Field(max_length=200)
 
 
 # ------------------------------------------------------------------ trusted publishers
 class PublisherAdd(Request):
-    """Identity tokens of `issuer` may push if all of `claims` match; `*` in a value matches any text."""
+    """Identity tokens of `issuer` may push if all of `claims` match."""
 
     issuer: str = Field(min_length=1, max_length=500)
     claims: dict[str, str] = Field(min_length=1, max_length=CLAIMS_LIMIT)
@@ -158,7 +153,7 @@ class PublisherList(ItemList[PublisherView]):
 
 
 class ExchangeRequest(Request):
-    """`assertion` is the identity token. A CI job names the `adapter` that it pushes; a person names none."""
+    """An identity token, in exchange for a token of the registry."""
 
     assertion: str = Field(min_length=1, max_length=16_384)
     adapter: str = Field(default="", max_length=200)

@@ -22,7 +22,7 @@ class AliasView(Answer):
     alias: str
     number: int
     digest: Digest
-    generation: int = Field(description="Number of moves. Send it as `If-Match` to move the alias.")
+    generation: int
     moved_at: datetime
     moved_by: str
     reason: str = ""
@@ -43,7 +43,7 @@ class AliasMove(Answer):
     at: datetime
     actor: str
     reason: str
-    evidence: list[dict[str, Any]] = Field(default=[], description="What the gate found when the alias moved.")
+    evidence: list[dict[str, Any]] = []
     token_id: str = ""
 
     @property
@@ -63,13 +63,13 @@ class History(Answer):
 class PromoteRequest(Request):
     """Point an alias at a version. The request needs If-Match with the alias's generation, 0 for a new alias."""
 
-    version: str = Field(description="Number, digest or another alias.")
+    version: str
     reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
-    break_glass: bool = Field(default=False, description="Move the alias although its gate is closed. Needs a reason.")
+    break_glass: bool = False
 
 
 class RollbackRequest(Request):
-    """Move an alias back. An empty `to` means the version before the current one."""
+    """Move an alias back to a version that it pointed at."""
 
     to: str = ""
     reason: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
@@ -89,7 +89,7 @@ class GateSet(Request):
 
 
 class GateView(Answer):
-    """A gate. `set_on`: the adapter or namespace that it was set for; empty if no gate is set."""
+    """The gate of an alias, and where it was set."""
 
     alias: str
     gate: Gate
@@ -103,7 +103,7 @@ class GateList(ItemList[GateView]):
 
 
 class GateCheck(Answer):
-    """What a version is missing for an alias now; `open` if nothing. `next_step`: what helps first."""
+    """What a version is missing for an alias now."""
 
     alias: str
     number: int

@@ -41,7 +41,7 @@ def moment(at: datetime) -> str:
 class EventPage(ItemPage[EventView]):
     """A page of events, oldest first."""
 
-    last: int = Field(default=0, description="The last event that was read, whether or not the caller may see it.")
+    last: int = 0
 
 
 class EventProof(Answer):
@@ -56,10 +56,8 @@ class EventProof(Answer):
 class AttestationView(Answer):
     """A signed statement about a version. It says who signed, not that the version is good."""
 
-    kind: str = Field(
-        description="`push` and `verdict` are the registry's own. `signature` and `unverified` were sent by a client."
-    )
-    identity: str = Field(description="Whose key signed. If `unverified`: why the signer is unknown.")
+    kind: str
+    identity: str
     digest: Digest
     size_bytes: int
     public_key: str = ""
@@ -74,10 +72,7 @@ class AttestationList(ItemList[AttestationView]):
 
 
 class SignRequest(Request):
-    """A signature for a version: a sigstore bundle or DSSE envelope as text, and its public key (PEM).
-
-    Without the key the bundle brings a certificate.
-    """
+    """A signature for a version, and the public key unless the bundle brings a certificate."""
 
     bundle: str = Field(min_length=2, max_length=512 * 2**10)
     public_key: str = Field(default="", max_length=4096)
@@ -88,7 +83,7 @@ class WebhookCreate(Request):
     """A new webhook."""
 
     url: str = Field(min_length=1, max_length=2000)
-    namespace: str = Field(default="*", max_length=100, description="`*` for events of all namespaces.")
+    namespace: str = Field(default="*", max_length=100)
     actions: list[str] = Field(default=list(WEBHOOK_DEFAULT), min_length=1, max_length=32)
 
 
@@ -107,7 +102,7 @@ class WebhookCreated(Answer):
     """A webhook and its secret, which is shown once."""
 
     webhook: WebhookView
-    secret: str = Field(description="Key of the signatures (Standard Webhooks: `whsec_` and base64).")
+    secret: str
 
 
 class WebhookList(ItemList[WebhookView]):
@@ -122,7 +117,7 @@ class DeliveryView(Answer):
     state: DeliveryState
     attempt: int
     next_at: datetime
-    status: int | None = Field(default=None, description="HTTP status of the last attempt, if there was an answer.")
+    status: int | None = None
     error: str = ""
     created_at: datetime
     ended_at: datetime | None = None

@@ -12,7 +12,7 @@ from registry.manifest import Edge
 
 
 class BaseAdd(Request):
-    """`identity`: which weights the base has, once all were read. `parents`: the fused adapters."""
+    """A new base."""
 
     spec: BaseSpec
     identity: Identity | None = None
@@ -33,12 +33,12 @@ class IdentityRequest(Request):
 
 
 class BaseAliases(Request):
-    """All other names of a base; empty for none."""
+    """All other names of a base, in place of the former ones."""
 
     aliases: list[str] = Field(max_length=32)
 
 
 class ThresholdsRequest(Request):
-    """What smoke tests on a base use instead of the defaults; empty for the defaults."""
+    """What smoke tests on a base use instead of the defaults."""
 
     thresholds: dict[str, float] = Field(max_length=50)

@@ -32,7 +32,7 @@ LinkUrl = Annotated[PrintableText, Field(max_length=URI_LIMIT), AfterValidator(_
 
 
 class ServedOn(Answer):
-    """A node with a live lease that has a version; `state` is a `SlotState`."""
+    """A node with a live lease that has a version."""
 
     node: str
     engine: str
@@ -43,7 +43,7 @@ class ServedOn(Answer):
 
 
 class DeleteResult(Answer):
-    """What was deleted; its name stays reserved. `served_on`: live nodes that still have versions of it."""
+    """What was deleted. Its name stays reserved."""
 
     name: str
     versions: int = 0
@@ -61,11 +61,9 @@ class MetadataChange(Request):
 
 
 class VersionView(Answer):
-    """One version. `damaged`: files whose stored bytes are wrong or lost. `provenance`: what its push declared.
+    """One version.
 
     `annotations` are sealed in the manifest; `description`, `tags` and `links` can change and are not in the digest.
-
-    `served_on`: nodes that still have it, in answers that withdraw it.
     """
 
     name: str
@@ -89,7 +87,7 @@ class VersionView(Answer):
     deleted_at: datetime | None = None
     deleted_by: str = ""
     delete_reason: str = ""
-    purged_at: datetime | None = Field(default=None, description="When the files of a deleted version were erased.")
+    purged_at: datetime | None = None
     damaged: list[str] = []
     served_on: list[ServedOn] = []
     provenance: Provenance | None = None
@@ -106,7 +104,7 @@ class VersionPage(ItemPage[VersionView]):
 class AdapterView(Answer):
     """An adapter and a summary of its newest version that is available, where `main` points.
 
-    `versions` counts all, deleted ones included. `description`, `tags` and `links` are those of the adapter.
+    `description`, `tags` and `links` are those of the adapter.
     """
 
     name: str
@@ -126,11 +124,11 @@ class AdapterView(Answer):
 
 
 class AdapterPage(ItemPage[AdapterView]):
-    """A page of adapters."""
+    """A page of adapters that match a search."""
 
 
 class FileLink(Answer):
-    """A file and where its bytes are. `url` is relative (send the token) or presigned (send no token)."""
+    """A file and where its bytes are."""
 
     path: str
     media_type: str
@@ -148,15 +146,13 @@ class Resolved(Answer):
     digest: Digest
     manifest: Manifest
     files: list[FileLink]
-    verdicts: dict[str, str] = Field(description="Check → outcome; for engines, `engine:PROFILE` → outcome.")
+    verdicts: dict[str, str]
     yanked: bool = False
-    generation: int | None = Field(default=None, description="Generation of the alias, if `selector` is one.")
+    generation: int | None = None
 
 
 class BaseView(Answer):
-    """A base. `relatives`: other bases with known weights and how they are related. `thresholds`: what smoke tests on
-    this base use instead of the defaults. A list leaves both out.
-    """
+    """A base. A list leaves out `relatives` and `thresholds`."""
 
     name: str
     fingerprint: Digest
@@ -167,7 +163,7 @@ class BaseView(Answer):
     created_by: str
     relatives: list[Similarity] = []
     parents: list[Edge] = []
-    aliases: list[str] = Field(default=[], description="Other names of the same model.")
+    aliases: list[str] = []
     thresholds: dict[str, float] = {}
 
 

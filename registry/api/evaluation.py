@@ -25,12 +25,7 @@ EngineText = Annotated[str, Field(max_length=PROFILE_LIMIT)]
 
 
 class CheckRequest(Request):
-    """Files to check without pushing them.
-
-    `config` and `header` are the texts of `adapter_config.json` and of the JSON header of the weights, without its
-    length prefix. `size_bytes` is the size of the weights file and `file` its name: other tools use any name that ends
-    in `.safetensors`, and often have no configuration.
-    """
+    """Files to check without pushing them. Other tools than PEFT often have no configuration."""
 
     base: str
     file: str = Field(default=WEIGHTS, max_length=PATH_LIMIT_BYTES)
@@ -62,7 +57,7 @@ class RecheckEnginesRequest(Request):
 
 
 class RecheckEnginesPage(Answer):
-    """What one request did: versions checked, headers read again, verdicts written. Continue with `next_cursor`."""
+    """What one request did."""
 
     versions: int = 0
     headers: int = 0
@@ -83,11 +78,7 @@ class ReferenceLogprobsView(Answer):
 
 
 class ModuleNorms(Answer):
-    """Frobenius norms of A, of B and of scale · BA, and the root mean square of the elements of scale · BA.
-
-    None: too large for 32-bit floats. `weight` is the norm of the base's own weight W, `share` = update / weight. They
-    are None if the base's weights were never read (`adapter base identify`) or W could not be unpacked.
-    """
+    """Norms of one module: of A, B and scale · BA, and of the base's own weight (`adapter base identify` reads it)."""
 
     a: float | None
     b: float | None
@@ -98,11 +89,7 @@ class ModuleNorms(Answer):
 
 
 class NormsView(Answer):
-    """How large the updates of a version's modules are.
-
-    `measured_at` is null until the weights were read. `modules` is empty until then, for methods other than LoRA, and
-    for weights that hold NaN. `base_measured`: whether the norms of the base's own weights are known.
-    """
+    """How large the updates of a version's modules are."""
 
     name: str
     number: int

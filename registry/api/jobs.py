@@ -24,13 +24,13 @@ class JobSubmit(Request):
     """A new job."""
 
     kind: Kind
-    ref: str = Field(default="", description="Adapter or version, such as `acme/support@3`.")
-    payload: dict[str, Any] = Field(default={}, description="Options of this kind of job.")
+    ref: str = ""
+    payload: dict[str, Any] = {}
     priority: int = Field(default=0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
 
 
 class ClaimRequest(Request):
-    """What a worker can do. `bases`: what it can load, those in memory first; empty for any."""
+    """What a worker can do."""
 
     worker: EscapedText = Field(min_length=1, max_length=200)
     kinds: list[Kind] = Field(default=[Kind.SMOKE_TEST], max_length=len(Kind))
@@ -62,7 +62,7 @@ class FinishRequest(Request):
 
 
 class FailRequest(Request):
-    """Why an attempt failed. `final`: do not try again."""
+    """Why an attempt failed."""
 
     lease_token: LeaseToken
     error: EscapedText = Field(max_length=4000)
@@ -74,11 +74,7 @@ class JobPage(ItemPage[Job]):
 
 
 class CampaignRequest(Request):
-    """Test the versions of a base again.
-
-    `outdated`: leave out those whose newest verdict is about the base's current fingerprint. `made_by` (tool → version,
-    such as torch → 2.13.0): leave out those whose verdict was made with exactly these versions.
-    """
+    """Test the versions of a base again."""
 
     base: str
     outdated: bool = False
@@ -87,7 +83,7 @@ class CampaignRequest(Request):
 
 
 class CampaignItem(Answer):
-    """A version whose outcome has changed. `before` is empty if there was none."""
+    """A version whose outcome has changed."""
 
     version: str
     job: str
@@ -98,7 +94,7 @@ class CampaignItem(Answer):
 
 
 class CampaignView(Answer):
-    """A campaign. `states`: state → number of jobs. `changed`: number of changed outcomes; `items` names up to 1000."""
+    """A campaign: smoke tests of all versions of a base, and which outcomes changed."""
 
     id: str
     base: str

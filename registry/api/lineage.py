@@ -6,10 +6,7 @@ from registry.api import Answer
 
 
 class LineageNode(Answer):
-    """A node of the lineage graph: a version, base, dataset, run or code.
-
-    `hidden`: a parent that the actor may not see; only its digest is shown. `withdrawn`: yanked or quarantined.
-    """
+    """A node of the lineage graph: a version, base, data set, run or code."""
 
     id: str
     kind: str
@@ -30,7 +27,7 @@ class LineageEdge(Answer):
 
 
 class Lineage(Answer):
-    """The lineage graph from `root`. `truncated`: it has more nodes than one answer holds."""
+    """The lineage graph from `root`."""
 
     root: str
     nodes: list[LineageNode]

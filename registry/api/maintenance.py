@@ -16,7 +16,7 @@ YEAR_SECONDS = 366 * 86400
 class Health(Answer):
     """The state of the server. Details require a token."""
 
-    status: str = Field(description="`ok` or `unavailable`.")
+    status: str
     reason: str = ""
     version: str = ""
     database: str = ""
@@ -26,7 +26,7 @@ class Health(Answer):
 
 
 class GcRequest(Request):
-    """`grace_seconds`: how long unreferenced blobs are kept. Default: the server's setting."""
+    """Collect garbage: delete what nothing references, after a grace time."""
 
     dry_run: bool = False
     grace_seconds: int | None = Field(default=None, ge=0, le=YEAR_SECONDS)
@@ -40,13 +40,10 @@ class GcReport(Answer):
     pushes_expired: int = 0
     pushes_deleted: int = 0
     versions_purged: int = 0
-    """Deleted versions whose files were erased, because their grace time is over."""
     responses_deleted: int = 0
     tokens_deleted: int = 0
-    """Exchanged tokens that expired long ago."""
     assertions_deleted: int = 0
     sessions_deleted: int = 0
-    """Records of identity tokens that cannot be exchanged any more."""
     deliveries_deleted: int = 0
     blobs_marked: int = 0
     blobs_deleted: int = 0
@@ -54,11 +51,8 @@ class GcReport(Answer):
     staged_deleted: int = 0
     uploads_aborted: int = 0
     orphans_deleted: int = 0
-    """Final keys without a row. There should be none: find out why."""
     orphans_kept: int = 0
-    """Final keys without a row that were kept: too young, or the store has records that the database lacks."""
     keys_refused: int = 0
-    """Keys that the store did not delete. The next run tries again."""
     records_written: int = 0
     versions_measured: int = 0
     next_cursor: str = ""
@@ -74,14 +68,14 @@ class GcReport(Answer):
 
 
 class FsckRequest(Request):
-    """`deep`: read and hash every blob too. Damaged ones are marked and, if possible, restored."""
+    """Check database and store against each other."""
 
     deep: bool = False
     cursor: str = Field(default="", max_length=100)
 
 
 class FsckPage(Answer):
-    """What one request of a check found. `share` is how far the run has come, from 0 to 1."""
+    """What one request of a check found."""
 
     findings: list[Finding] = []
     checked: dict[str, int] = {}
@@ -98,7 +92,7 @@ class ReindexRequest(Request):
 
 
 class ReindexPage(Answer):
-    """What one request of a re-index did. `findings`: records that are unreadable or contradict rows."""
+    """What one request of a re-index did."""
 
     bases: int = 0
     versions: int = 0

@@ -41,7 +41,7 @@ STATES_WITH_BYTES = (SlotState.LOADING, SlotState.SERVING, SlotState.DOWNLOADED,
 
 
 class SlotReport(Request):
-    """One version on one engine. `verified`: its answers matched the reference log-probabilities after loading."""
+    """One version on one engine."""
 
     adapter: str = Field(max_length=200)
     digest: Digest
@@ -52,7 +52,7 @@ class SlotReport(Request):
 
 
 class NodeReport(Request):
-    """`on_demand`: the node loads adapters on request, so nothing is missing there. `cursor`: of its desired state."""
+    """The complete state of one engine on one node."""
 
     base: str = Field(max_length=300)
     alias: str = Field(max_length=128)
@@ -64,14 +64,14 @@ class NodeReport(Request):
 
 
 class ReportAccepted(Answer):
-    """`unknown`: served names of versions that this token may not see. Their bytes are not kept."""
+    """A report that was stored, and how long it holds."""
 
     expires_at: datetime
     unknown: list[str] = []
 
 
 class SlotView(Answer):
-    """`desired_*`: what the node's alias points at now; empty if that may not be served."""
+    """A version on a node, and what the node should have in its place."""
 
     adapter: str
     served_name: str
@@ -114,7 +114,7 @@ class Convergence(Answer):
 
 
 class FleetNodes(ItemPage[NodeView]):
-    """`convergence` covers the whole fleet and is on the first page only."""
+    """A page of nodes, and how far each version has come."""
 
     convergence: list[Convergence] = []
 
@@ -124,7 +124,7 @@ class DesiredAdapter(Answer):
     """One adapter of a desired state: the version that the alias points at.
 
     `served_name` is unique in the desired state and belongs to the version, not to the adapter: an engine never gets
-    other weights under a name that it knows. `engine_outcome` and `findings` are for the engine of the request, if any.
+    other weights under a name that it knows.
     """
 
     name: str
@@ -142,10 +142,7 @@ class DesiredAdapter(Answer):
 
 
 class DesiredState(Answer):
-    """The versions that an alias of each adapter of a base points at, without yanked ones.
-
-    `ranks`: rank → number of adapters. `settings`: what to set on the engine of the request.
-    """
+    """The versions that an alias of each adapter of a base points at, without yanked ones."""
 
     base: str
     base_fingerprint: str

@@ -28,6 +28,8 @@ class _FiniteModel(FrozenModel):
 
 
 class Prompt(_FiniteModel):
+    """A prompt of n tokens, and the log-probabilities of the n - 1 tokens after the first."""
+
     tokens: tuple[int, ...] = Field(min_length=2, max_length=4096)
     adapter: tuple[float, ...]
     base: tuple[float, ...]

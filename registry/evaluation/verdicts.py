@@ -39,6 +39,8 @@ class Check(StrEnum):
 
 
 class Outcome(StrEnum):
+    """Outcome of a check. `unknown`: the evidence is not enough, and a gate that requires the check stays closed."""
+
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     WARN = "warn"
     FAIL = "fail"

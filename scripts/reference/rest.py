@@ -26,6 +26,7 @@ SCHEMAS = """\
 # REST schemas
 
 The bodies of requests and answers of the [REST API](rest.md). Requests reject unknown fields; answers may gain fields.
+Times are UTC (RFC 3339), digests are `sha256:` and 64 hexadecimal digits.
 """
 
 
@@ -59,9 +60,7 @@ def schemas() -> str:
     for name, schema in sorted(document()["components"]["schemas"].items()):
         parts += [f"## {name}\n", *([_text(schema["description"]) + "\n"] if "description" in schema else [])]
         if "properties" in schema:
-            rows = list(_fields(schema))
-            heads = ["field", "type", "meaning"] if any(row[2] for row in rows) else ["field", "type"]
-            parts.append(table(heads, (row[: len(heads)] for row in rows)))
+            parts.append(table(["field", "type", "meaning"], _fields(schema)))
         else:
             parts.append(f"{_type(schema)}\n")
     return "\n".join(parts)
@@ -101,7 +100,24 @@ def _fields(schema: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, field in schema["properties"].items():
         default = field.get("default")
         hint = f"Default: `{default}`." if default not in (None, "", [], {}) else ""
-        yield f"`{name}`", _type(field), " ".join(filter(None, (_text(field.get("description", "")), hint)))
+        yield f"`{name}`", _type(field), " ".join(filter(None, (_text(field["description"]), _limits(field), hint)))
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    """The limits of a field's own value, not of what it contains."""
+    limits = {key: value for part in (schema, *schema.get("anyOf", ())) for key, value in part.items()}
+    spans = {
+        "": ("minimum", "maximum"), " characters": ("minLength", "maxLength"), " items": ("minItems", "maxItems"),
+        " entries": ("minProperties", "maxProperties"),
+    }  # fmt: skip
+    texts = []
+    for unit, (lower, upper) in spans.items():
+        least, most = limits.get(lower), limits.get(upper)
+        if least and most is not None:
+            texts.append(f"From {least:,} to {most:,}{unit}.")
+        elif least or most is not None:
+            texts.append(f"At most {most:,}{unit}." if most is not None else f"At least {least:,}{unit}.")
+    return " ".join(texts)
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 
 from registry.api import PREFIX, Problem
 from registry.server import app
-from registry.server.routes.openapi.descriptions import PARAMETERS
+from registry.server.routes.openapi.descriptions import PARAMETERS, read_fields
 from registry.server.routes.openapi.document import TAGS
 from tests.access.tenants import send
 from tests.harness import Harness
@@ -74,6 +74,41 @@ def test_every_described_parameter_exists(document: dict[str, Any]) -> None:
             own = f"{operation['operationId']}.{parameter.get('name')}"
             names.add(own if own in PARAMETERS else parameter.get("name"))
     assert set(PARAMETERS) - names == set()
+
+
+def words(text: str) -> set[str]:
+    """The words of a name or a description, without those that say nothing."""
+    filler = {"a", "an", "and", "by", "for", "in", "its", "of", "on", "the", "this", "to", "whether", "with"}
+    return {word.removesuffix("s") for word in re.findall("[a-z]+", text.lower())} - filler
+
+
+def test_every_schema_and_field_is_described_and_no_description_repeats_the_name(document: dict[str, Any]) -> None:
+    described = {f"operation {o['summary']}": o["description"] for *_, o in operations(document)}
+    for name, schema in document["components"]["schemas"].items():
+        described[f"schema {name}"] = schema["description"]
+        described |= {
+            f"{name} {field}": content["description"] for field, content in schema.get("properties", {}).items()
+        }
+    assert len(described) > 850
+    for name, text in described.items():
+        assert text.rstrip().endswith((".", ":", "…")), name
+        assert words(text) - words(re.sub("(?<=[a-z])(?=[A-Z])", " ", name)), f"{name} is only repeated: {text}"
+
+
+def test_every_described_field_exists_and_shared_ones_are_in_several_schemas(document: dict[str, Any]) -> None:
+    described = read_fields()
+    shared = described.pop("shared")
+    fields = {name: set(schema.get("properties", {})) for name, schema in document["components"]["schemas"].items()}
+    assert {(name, field) for name, own in described.items() for field in own if field not in fields[name]} == set()
+    uses = [field for name, own in fields.items() for field in own - set(described.get(name, {}))]
+    assert {field: uses.count(field) for field in shared if uses.count(field) < 2} == {}
+
+
+def test_every_error_names_its_codes_and_every_security_scheme_says_how_it_is_used(document: dict[str, Any]) -> None:
+    for name, response in document["components"]["responses"].items():
+        assert re.search(r"Codes: `[A-Z_]+`", response["description"]), name
+    for name, scheme in document["components"]["securitySchemes"].items():
+        assert len(scheme["description"]) > 80, name
 
 
 def test_every_reference_of_the_document_is_in_it_and_every_component_is_used(document: dict[str, Any]) -> None:

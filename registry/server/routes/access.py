@@ -82,7 +82,7 @@ def rotate_token(
 
 @router.delete("/tokens/{token_id}")
 def revoke_token(session: SessionDep, actor: AnyActor, token_id: str) -> access.TokenView:
-    """Revoke a token."""
+    """Revoke a token: it ends for the next request on every server."""
     return tokens.revoke(session, actor, token_id)
 
 
@@ -153,7 +153,7 @@ def grant_role(
 
 @namespace_router.delete(ROLE)
 def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> access.NamespaceView:
-    """Take a role away."""
+    """Take away the role of a subject in a namespace. Its tokens lose it at once."""
     return namespaces.revoke_role(session, actor, namespace, subject)
 
 
@@ -188,7 +188,7 @@ def rename_adapter(
 # ------------------------------------------------------------------ trusted publishers
 @namespace_router.get(ADAPTER + "/publishers")
 def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> access.PublisherList:
-    """List the trusted publishers of an adapter."""
+    """List who may push to an adapter with an identity token: issuers and claims."""
     return publishers.list_publishers(session, actor, name)
 
 
@@ -202,5 +202,5 @@ def add_publisher(
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
 def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> access.PublisherView:
-    """Remove a trusted publisher."""
+    """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
     return publishers.remove(session, actor, name, publisher_id)

@@ -62,7 +62,7 @@ GateOwner = AdapterName | str
 
 @router.get(ADAPTER + "/aliases")
 def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
-    """List the aliases of an adapter."""
+    """List the aliases of an adapter, each with its version and generation."""
     return aliases.list_aliases(session, actor, name)
 
 
@@ -181,7 +181,7 @@ for _kind, _path, _owner in (
     def set_gate(
         session: SessionDep, actor: Admin, alias: str, request: GateSet, owner: GateOwner = _owner
     ) -> GateView:
-        """Set the gate of an alias."""
+        """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
 
     @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
@@ -199,7 +199,7 @@ def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: Sele
 
 @gate_router.get(VERSION + "/approvals")
 def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
-    """List the approvals of a version."""
+    """List the approvals of a version, and whether each counts."""
     return gates.list_approvals(session, actor, name, selector)
 
 
@@ -207,7 +207,7 @@ def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: 
 def approve_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: ApproveRequest
 ) -> ApprovalView:
-    """Approve a version for an alias."""
+    """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
     return gates.approve(session, actor, name, selector, request.alias, request.comment)
 
 
@@ -226,7 +226,7 @@ def yank_version(
 def unyank_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
-    """Undo a yank."""
+    """Undo a yank: aliases resolve to the version again."""
     actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unyank(session, actor, name, version, reason=request.reason)
@@ -261,7 +261,7 @@ def undelete_version(
 def quarantine_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
-    """Quarantine a version: no one can read its files."""
+    """Quarantine a version: its bytes are withheld from everyone who may not promote."""
     actor.require(Scope.PROMOTE, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.quarantine(session, actor, name, version, reason=request.reason)
@@ -271,7 +271,7 @@ def quarantine_version(
 def unquarantine_version(
     session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
 ) -> VersionView:
-    """End a quarantine."""
+    """End a quarantine: everyone who may read the version can pull it again. For owners."""
     actor.require(Scope.ADMIN, name)
     version = versions.find(session, actor, name, selector)
     return withdraw.unquarantine(session, actor, name, version, reason=request.reason)

@@ -267,13 +267,13 @@ def create_webhook(
 
 @webhook_router.get("/webhooks")
 def list_webhooks(session: SessionDep, actor: Admin) -> WebhookList:
-    """List webhooks."""
+    """List the webhooks of the namespaces that the caller administers."""
     return WebhookList(items=webhooks.list_webhooks(session, actor))
 
 
 @webhook_router.delete("/webhooks/{webhook_id}")
 def delete_webhook(session: SessionDep, actor: Admin, webhook_id: str) -> WebhookView:
-    """Delete a webhook."""
+    """Delete a webhook. Events that wait for it are not sent any more."""
     return webhooks.delete_webhook(session, actor, webhook_id)
 
 
@@ -291,5 +291,5 @@ def list_deliveries(
 
 @webhook_router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
 def retry_delivery(session: SessionDep, actor: Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
-    """Send a delivery again."""
+    """Send a delivery again, now and with all its attempts."""
     return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

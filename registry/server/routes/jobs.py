@@ -96,7 +96,7 @@ def show_job(session: SessionDep, actor: Puller, job_id: str) -> Job:
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(session: SessionDep, actor: Pusher, job_id: str) -> Job:
-    """Cancel a job."""
+    """Cancel a job. A worker that runs it learns so when it renews its lease."""
     return requests.cancel_job(session, actor, job_id)
 
 

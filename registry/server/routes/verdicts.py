@@ -76,7 +76,7 @@ def recommend_engine_settings(
 async def list_attestations(
     actor: PullerInThread, engine: EngineDep, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: AuditLogDep
 ) -> AttestationList:
-    """List the attestations of a version."""
+    """List the attestations of a version, oldest first, each with its bundle."""
 
     def read() -> AttestationList:
         with db.session(engine, write=False) as session:

@@ -1,11 +1,14 @@
-"""Descriptions and examples of parameters, and examples of JSON bodies by operation.
+"""Descriptions and examples of parameters, descriptions of fields, and examples of JSON bodies by operation.
 
 Parameters of the same name mean the same in every route, so each stands here once. Where one route differs, its
 operation stands before the name: `list_jobs.state`. A test validates the bodies against the models of their routes.
+Fields are described in fields.toml in the same manner.
 """
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from registry.events import EventType
@@ -111,6 +114,20 @@ def describe(operation: dict[str, Any]) -> None:
         parameter.setdefault("description", description)
         if example != "":
             parameter.setdefault("example", example)
+
+
+def read_fields() -> dict[str, dict[str, str]]:
+    """fields.toml: schema → field → description; `shared` for fields that mean the same in every schema."""
+    return tomllib.loads(Path(__file__).with_name("fields.toml").read_text("utf-8"))
+
+
+def describe_fields(schemas: dict[str, Any]) -> None:
+    """Add its description to every field of these schemas. `KeyError` for a field that fields.toml lacks."""
+    described = read_fields()
+    for schema, content in schemas.items():
+        descriptions = described["shared"] | described.get(schema, {})
+        for field, declared in content.get("properties", {}).items():
+            declared["description"] = descriptions[field]
 
 
 _DIGEST = "sha256:" + "3f9a" * 16

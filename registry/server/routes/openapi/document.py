@@ -18,7 +18,7 @@ from registry import __version__
 from registry.api import Problem
 from registry.server.http import dependencies, idempotency, routing
 from registry.server.http.problems import codes_by_status
-from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe
+from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe, describe_fields
 
 PROBLEMS = {
     400: ("BadRequest", "The request cannot be read."),
@@ -61,6 +61,10 @@ Send `Authorization: Bearer TOKEN`; each operation names the scope that the toke
 `X-Request-Id`.
 
 The API for Hugging Face clients is not part of this document: it follows their protocol."""
+BEARER = """A secret that begins with `lra_`, from `POST /tokens`, or from `POST /tokens/exchange`
+for an identity token.
+
+Each operation names the scope that the token needs; `admin` includes every scope, and every scope includes `pull`."""
 _FILE_OPERATIONS = frozenset({"plan_pushes", "commit_pushes", "check_adapter"})
 """Operations that read file names from their body."""
 
@@ -105,6 +109,7 @@ def _add_components(components: dict[str, Any]) -> None:
     schemas |= problem.pop("$defs") | {"Problem": problem}
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route answers with
         schemas.pop(name, None)
+    describe_fields(schemas)
     codes = codes_by_status()
     components["responses"] = {
         name: _problem(f"{description} Codes: {', '.join(f'`{code}`' for code in codes.get(status, ['INTERNAL']))}.")
@@ -121,7 +126,7 @@ def _add_components(components: dict[str, Any]) -> None:
             "example": example,
         }
     }
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "A token."}}
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": BEARER}}
 
 
 def _problem(description: str) -> dict[str, Any]:
