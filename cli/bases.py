@@ -22,7 +22,7 @@ from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
 from . import main, output, session
-from .progress import ProgressLine
+from .output import ProgressLine
 
 UNRELATED_SHOWN = 10
 

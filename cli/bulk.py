@@ -24,7 +24,7 @@ from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 
 from . import output, session, versions
-from .progress import ProgressLine
+from .output import ProgressLine
 from .push import provenance_of
 
 

@@ -19,7 +19,7 @@ from registry.findings import Finding
 from registry.names import Ref
 
 from . import arguments, output, session
-from .progress import ProgressLine
+from .output import ProgressLine
 
 
 @click.command()

@@ -17,7 +17,7 @@ from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
 from . import arguments, main, output, session, versions
-from .progress import ProgressLine
+from .output import ProgressLine
 
 
 @click.command()

@@ -142,7 +142,7 @@ INTERNAL_LIMITS = {
     "what is shown of a longer text or list": [
         "registry.adapters.formats.images.TEXT_LIMIT", "registry.adapters.safetensors.FINDINGS_LIMIT",
         "registry.adapters.trainer.NUMBER_LIMIT", "registry.engines.version_facts.LINES_LIMIT",
-        "registry.engines.version_facts.TARGETS_LIMIT", "registry.evaluation.finding_collector.ERRORS_LIMIT",
+        "registry.engines.version_facts.TARGETS_LIMIT", "registry.findings.ERRORS_LIMIT",
         "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",
         "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
@@ -152,8 +152,8 @@ INTERNAL_LIMITS = {
         "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",
     ],
     "forms of the server's own pages, and links that it prints": [
-        "registry.server.pages.visitors.FIELDS_LIMIT", "registry.server.pages.visitors.NEXT_LIMIT",
-        "registry.server.access.one_time_links.LINKS_LIMIT",
+        "registry.server.sessions.visitors.FIELDS_LIMIT", "registry.server.sessions.visitors.NEXT_LIMIT",
+        "registry.server.sessions.one_time_links.LINKS_LIMIT",
     ],
     "sizes of the table of files, which the page shows": [
         "registry.files.CONFIG_LIMIT_BYTES", "registry.files.FILE_LIMIT_BYTES",

@@ -21,7 +21,7 @@ from registry.api import LogKeys
 from registry.client.core import Versions
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.filesystem import replace_file
-from registry.tlog import succession, verify_consistency
+from registry.tlog import notes, verify_consistency
 from registry.tlog.notes import Checkpoint, Verifier
 
 
@@ -150,7 +150,7 @@ class TrustedCheckpoints:
 
 
 def _follow(verifiers: Sequence[Verifier], successions: Sequence[str]) -> tuple[str, ...]:
-    return tuple(key.text for key in succession.follow(verifiers, successions))
+    return tuple(key.text for key in notes.follow(verifiers, successions))
 
 
 def _is_consistent(registry: Versions, old: Checkpoint, new: Checkpoint) -> bool:

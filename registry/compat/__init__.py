@@ -21,10 +21,9 @@ from registry.compat.tensors import check_tensors
 from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
-from registry.evaluation.finding_collector import FindingCollector
 from registry.evaluation.verdicts import Check, Verdict
 from registry.files import CONFIG
-from registry.findings import Finding
+from registry.findings import Finding, FindingCollector
 
 OF_MODULES = frozenset(
     f"compat.{code}"

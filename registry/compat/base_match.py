@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
-from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CONFIG
+from registry.findings import FindingCollector
 
 LOCATION = f"{CONFIG}: base_model_name_or_path"
 PACKED_NAME = re.compile(

@@ -11,8 +11,7 @@ from registry.adapters.formats.facts import FileFacts, FileModule
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.paths import Paths
-from registry.evaluation.finding_collector import FindingCollector
-from registry.findings import Finding
+from registry.findings import Finding, FindingCollector
 
 _KERNELS = (1, 4, 9, 16, 25, 49)
 """Areas of square kernels: what a convolution's channels are multiplied by where a format stores them flat."""

@@ -14,9 +14,8 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.targets import Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
-from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CONFIG
-from registry.findings import Severity
+from registry.findings import FindingCollector, Severity
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")

@@ -11,9 +11,8 @@ from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
-from registry.findings import Finding
+from registry.findings import Finding, FindingCollector
 from registry.manifest import Descriptor
 
 TOKENIZER_LIMIT_BYTES = 16 * 2**20

@@ -26,7 +26,7 @@ from registry.engines.rulebook import (
     engine,
     properties,
 )
-from registry.engines.versions import Version, version_of
+from registry.engines.source_facts import Version, version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict
 from registry.findings import Finding

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from registry.digest import Digest
 from registry.engines import source_facts
 from registry.engines.facts import FACTS_VERSION, EngineFacts
-from registry.engines.versions import Version, version_of
+from registry.engines.source_facts import Version, version_of
 from registry.errors import Invalid
 from registry.findings import Severity
 from registry.model import FrozenModel

@@ -15,8 +15,28 @@ from importlib import resources
 from typing import Any
 
 from registry.digest import Digest
-from registry.engines import versions
-from registry.engines.versions import Version
+from registry.errors import Invalid
+
+Version = tuple[int, ...]
+
+
+def version_of(text: str) -> Version:
+    """`0.32.0.post1` → (0, 32, 0): the leading numbers. `Invalid` (SETTING_INVALID) if there are none."""
+    numbers: list[int] = []
+    for part in text.split("."):
+        if not part.isascii() or not part.isdigit() or len(part) > 9:
+            break
+        numbers.append(int(part))
+    if not numbers:
+        raise Invalid("SETTING_INVALID", f"version {text[:40]!r} begins with no number", next_step="write 0.32.0")
+    return tuple(numbers)
+
+
+def at(spans: Mapping[str, Any], version: Version) -> Any:
+    """The value that holds at a version, of values by the first version that has them; None before the first."""
+    covering = [(since, value) for text, value in spans.items() if (since := version_of(text)) <= version]
+    return max(covering, key=lambda pair: pair[0])[1] if covering else None
+
 
 FIELDS: Mapping[str, str] = {
     "source_registered": "whether this version registers a class for the base's architecture",
@@ -54,7 +74,7 @@ def architectures(engine: str) -> tuple[str, ...]:
 
 def value(engine: str, name: str, version: Version) -> Any:
     """One fact of a version that is not about a class (`ranks`, `refused_fields`); None if there is none."""
-    return versions.at(_document(engine).get(name, {}), version)
+    return at(_document(engine).get(name, {}), version)
 
 
 def of(engine: str, version: Version, architecture: str, inner: str = "") -> dict[str, Any]:
@@ -70,13 +90,13 @@ def of(engine: str, version: Version, architecture: str, inner: str = "") -> dic
         return fields
     name = _class_name(document, version, architecture)
     fields["source_registered"] = name is not None
-    row = versions.at(document["classes"].get(name, {}), version)
+    row = at(document["classes"].get(name, {}), version)
     if name is None or not row or row["lora"] is None:
         return fields
     fields |= {"source_class": name, "source_lora": row["lora"]}
     if row["lora"]:
         if row.get("inner"):
-            chosen = versions.at(document["classes"].get(_class_name(document, version, inner), {}), version)
+            chosen = at(document["classes"].get(_class_name(document, version, inner), {}), version)
             row = _with_inner(row, chosen or {})
         fields["source_open"] = bool(row.get("inner"))
         embeddings, modules = _accepted(row)
@@ -91,12 +111,12 @@ def _class_name(document: Mapping[str, Any], version: Version, architecture: str
     """The class for an architecture: its own, or that of the generating model which this one is converted from."""
 
     def registered(name: str) -> str | None:
-        class_name: str | None = versions.at(document["architectures"].get(name, {}), version)
+        class_name: str | None = at(document["architectures"].get(name, {}), version)
         return class_name
 
     if own := registered(architecture):
         return own
-    suffixes = versions.at(document["suffixes"], version) or ()
+    suffixes = at(document["suffixes"], version) or ()
     suffix = next((s for s, converted in suffixes if architecture.endswith(s) and converted != "none"), None)
     candidates = (architecture.replace(suffix, other) for other, _ in suffixes) if suffix else ()
     return next((name for candidate in candidates if (name := registered(candidate))), None)

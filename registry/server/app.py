@@ -20,7 +20,6 @@ from registry import __version__
 from registry.errors import Invalid
 from registry.server import failpoints
 from registry.server.access.issuers import Issuers
-from registry.server.access.one_time_links import OneTimeLinks
 from registry.server.access.rate_limits import (
     UPLOADS_PER_BLOB,
     UPLOADS_PER_TOKEN,
@@ -67,6 +66,7 @@ from registry.server.routes import (
 )
 from registry.server.routes.openapi import routes as openapi
 from registry.server.routes.openapi.document import scope_of
+from registry.server.sessions.one_time_links import OneTimeLinks
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.open import open_second_copy, open_store

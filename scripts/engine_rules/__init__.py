@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.engines import versions as engine_versions
+from registry.engines import source_facts as engine_versions
 from scripts.engine_rules import sglang, vllm
 from scripts.engine_rules.syntax import Library
 from scripts.engine_rules.tree import opened

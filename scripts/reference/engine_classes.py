@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from registry.engines import source_facts
-from registry.engines.versions import version_of
+from registry.engines.source_facts import version_of
 
 _INTRODUCTION = """\
 # Model classes of engines

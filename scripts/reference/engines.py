@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from registry.engines.rulebook import EngineRules, Property, Rule, Works, engines, properties
-from registry.engines.versions import version_of
+from registry.engines.source_facts import version_of
 
 _INTRODUCTION = """\
 # Engine rules

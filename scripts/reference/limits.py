@@ -165,7 +165,7 @@ LIMITS = {
             "PIPELINED_LIMIT": "requests of a connection that wait for a response",
         },
         "registry.errors": {"RETRY_AFTER_LIMIT_SECONDS": "`Retry-After` that a client obeys"},
-        "registry.server.http.ranges": {"RANGES_LIMIT": "ranges of a request for a file"},
+        "registry.server.http.conditional": {"RANGES_LIMIT": "ranges of a request for a file"},
         "registry.api": {
             "PAGE_LIMIT": "items of a page",
             "DEPTH_LIMIT": "nesting of a body",
@@ -272,8 +272,11 @@ LIMITS = {
         "registry.attestations.keys": {"KEY_LIMIT_BYTES": "file of a public key"},
         "registry.attestations.certificates": {"CHAIN_LIMIT": "certificates of a chain"},
         "registry.server.promotion.attestations": {"SHOWN_LIMIT": "signatures shown of a version"},
-        "registry.tlog.notes": {"NOTE_LIMIT_BYTES": "signed checkpoint", "HASHES_LIMIT": "hashes of a proof"},
-        "registry.tlog.succession": {"NOTES_LIMIT": "keys that an audit log has had"},
+        "registry.tlog.notes": {
+            "NOTE_LIMIT_BYTES": "signed checkpoint",
+            "HASHES_LIMIT": "hashes of a proof",
+            "NOTES_LIMIT": "keys that an audit log has had",
+        },
         "registry.tlog.tiles": {"ENTRY_LIMIT_BYTES": "entry of the audit log"},
     },
 }

@@ -16,7 +16,7 @@ from registry.server import webhooks
 from registry.server.audit import keys, sequencer
 from registry.server.database.models import WebhookRow
 from registry.server.webhooks import dispatch
-from registry.tlog import notes, succession
+from registry.tlog import notes
 from registry.tlog.notes import Signer
 from tests.audit import logs
 from tests.harness import Harness, rows
@@ -183,7 +183,7 @@ def test_a_retired_key_neither_grows_the_log_nor_names_another_successor(
     assert text is not None
     thief = Signer.make(retired.name)
     keys_of_log = harness.admin.log_keys()
-    stolen = [succession.endorse(retired, thief)]
+    stolen = [notes.endorse(retired, thief)]
     for successions in (stolen, [*stolen, *keys_of_log.successions]):
         lying = keys_of_log.model_copy(update={"successions": successions})
         monkeypatch.setattr(harness.admin, "log_keys", lambda lying=lying: lying)
@@ -209,33 +209,33 @@ def test_an_older_checkpoint_by_the_key_of_its_time_is_still_read(
 # ------------------------------------------------------------------ notes of succession
 def test_a_chain_of_successions_is_followed_in_any_order() -> None:
     signers = [Signer.make(ORIGIN) for _ in range(4)]
-    chain = [succession.endorse(old, new) for old, new in pairwise(signers)]
+    chain = [notes.endorse(old, new) for old, new in pairwise(signers)]
     for order in (chain, chain[::-1]):
-        followed = succession.follow([signers[0].verifier], order)
+        followed = notes.follow([signers[0].verifier], order)
         assert set(followed) == {signer.verifier for signer in signers}
-    assert succession.follow([signers[1].verifier], chain)[0] == signers[3].verifier
+    assert notes.follow([signers[1].verifier], chain)[0] == signers[3].verifier
 
 
 @pytest.mark.parametrize("change", ["another signer", "another log", "only the old key", "another title", "two keys"])
 def test_a_note_that_no_trusted_key_signed_names_no_successor(change: str) -> None:
     old, new, outsider = Signer.make(ORIGIN), Signer.make(ORIGIN), Signer.make(ORIGIN)
-    text = f"{succession.TITLE}\n{ORIGIN}\n{new.verifier.text}\n"
+    text = f"{notes.TITLE}\n{ORIGIN}\n{new.verifier.text}\n"
     sign = notes.sign_note
     changed = {
         "another signer": sign(text, outsider, new),
-        "another log": succession.endorse(old, Signer.make("registry.example.org/2")),
+        "another log": notes.endorse(old, Signer.make("registry.example.org/2")),
         "only the old key": sign(text, old),
         "another title": sign(text.replace("v1", "v2"), old, new),
         "two keys": sign(f"{text}{outsider.verifier.text}\n", old, new),
     }
-    assert succession.successor(succession.endorse(old, new), old.verifier) == new.verifier
-    assert succession.successor(changed[change], old.verifier) is None
+    assert notes.successor(notes.endorse(old, new), old.verifier) == new.verifier
+    assert notes.successor(changed[change], old.verifier) is None
 
 
 def test_of_a_key_that_names_two_successors_none_is_followed() -> None:
     old, first, second = (Signer.make(ORIGIN) for _ in range(3))
-    fork = [succession.endorse(old, first), succession.endorse(old, second)]
-    assert succession.follow([old.verifier], fork) == (old.verifier,)
+    fork = [notes.endorse(old, first), notes.endorse(old, second)]
+    assert notes.follow([old.verifier], fork) == (old.verifier,)
     retired_first = (first.verifier, old.verifier)
-    assert succession.follow(retired_first, fork) == retired_first
-    assert succession.follow(retired_first, [*fork, succession.endorse(first, old)]) == retired_first
+    assert notes.follow(retired_first, fork) == retired_first
+    assert notes.follow(retired_first, [*fork, notes.endorse(first, old)]) == retired_first

@@ -11,8 +11,7 @@ from registry.bases import BaseMatch, BaseSpec, Similarity
 from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
-from registry.evaluation.finding_collector import FindingCollector
-from registry.findings import Finding
+from registry.findings import Finding, FindingCollector
 from registry.manifest import Descriptor
 from tests import samples
 from tests.domain.specs import base_spec

@@ -9,7 +9,7 @@ import pytest
 
 from registry.adapters.peft import fields
 from registry.adapters.peft.config import read_config
-from registry.adapters.peft.costs import COST_LIMITS
+from registry.adapters.peft.fields import COST_LIMITS
 
 ENDLESS: list[dict[str, Any]] = [
     {"peft_type": "OFT", "use_cayley_neumann": True, "num_cayley_neumann_terms": 10**9},

@@ -16,7 +16,7 @@ from registry.engines import rulebook, source_facts
 from registry.engines import settings as engine_settings
 from registry.engines.facts import EngineFacts
 from registry.engines.rulebook import Condition, Rule
-from registry.engines.versions import version_of
+from registry.engines.source_facts import version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up
 from tests import effort, samples

@@ -11,7 +11,7 @@ import pytest
 from registry import engines
 from registry.engines import rulebook, source_facts
 from registry.engines.facts import EngineFacts
-from registry.engines.versions import version_of
+from registry.engines.source_facts import version_of
 from registry.evaluation.verdicts import Outcome, add_up
 from scripts.engine_rules import FOLDER, compressed, generated, read, rendered
 

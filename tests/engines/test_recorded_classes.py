@@ -13,7 +13,7 @@ import pytest
 from registry import engines
 from registry.engines import source_facts
 from registry.engines.facts import FACTS_VERSION
-from registry.engines.versions import version_of
+from registry.engines.source_facts import version_of
 from registry.evaluation.verdicts import Outcome, add_up
 from scripts.engine_rules import generated
 

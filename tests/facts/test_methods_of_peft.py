@@ -19,7 +19,7 @@ from registry.adapters import safetensors
 from registry.adapters.methods import METHODS
 from registry.adapters.peft import fields
 from registry.adapters.peft.config import read_config
-from registry.adapters.peft.costs import COST_LIMITS
+from registry.adapters.peft.fields import COST_LIMITS
 from registry.adapters.peft.formulas import evaluate
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from

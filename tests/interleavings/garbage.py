@@ -26,7 +26,7 @@ from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.database import db, models
 from registry.server.database.models import BlobRow, PushRow, VersionFileRow, VersionRow
-from registry.server.maintenance import ended_rows, gc
+from registry.server.maintenance import gc
 from registry.server.promotion import removal
 from registry.server.push import commit, plan
 from registry.server.push.group import only
@@ -255,7 +255,7 @@ def scheduled_registry(database_url: str) -> Iterator[Garbage]:
         harness.add_base()
         patch.setattr(failpoints, "reach", scheduler.pause)
         # What ends after days, of which these registries have nothing, is a third of a collection's transactions.
-        patch.setattr(ended_rows, "delete_batch", lambda _engine: {"pushes_deleted": 0})
+        patch.setattr(gc, "delete_batch", lambda _engine: {"pushes_deleted": 0})
         patch.setattr(reports, "delete_silent", lambda _session: None)
         if harness.engine.dialect.name == "sqlite":  # no run ends in a power cut
             event.listen(harness.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))

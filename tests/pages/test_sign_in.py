@@ -10,13 +10,12 @@ from datetime import timedelta
 import pytest
 
 from registry.api.maintenance import GcRequest
-from registry.server.access import one_time_links, page_sessions
 from registry.server.access.rate_limits import RequestLimiter
 from registry.server.database import db
 from registry.server.database.models import PageSessionRow
-from registry.server.pages import visitors
 from registry.server.pages.sign_in import INVALID_TOKEN
 from registry.server.secret import new_secret
+from registry.server.sessions import one_time_links, page_sessions, visitors
 from tests import raw_asgi
 from tests.harness import URL, Harness, rows
 from tests.pages.conftest import Browser

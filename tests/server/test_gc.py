@@ -26,7 +26,7 @@ from registry.server.database.models import (
     UsedAssertionRow,
     VersionRow,
 )
-from registry.server.maintenance import ended_rows, gc
+from registry.server.maintenance import gc
 from registry.server.maintenance.gc import GcRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of
 from tests import samples
@@ -189,7 +189,7 @@ def test_rows_that_ended_long_ago_are_deleted_in_batches(
     stored_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exchanged tokens, used identity tokens, deliveries. Tokens that people made stay: the first one is made once."""
-    monkeypatch.setattr(ended_rows, "BATCH", 2)
+    monkeypatch.setattr(gc, "BATCH", 2)
     long_ago, now = db.now() - timedelta(days=40), db.now()
     hook = Audit(stored_harness.admin).create_webhook(WebhookCreate(url="https://hooks.example/x"))
     with stored_harness.session(write=True) as session:

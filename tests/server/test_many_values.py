@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select
 
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, BlobRow
 from tests.harness import Harness
 from tests.server.test_desired_state import desired, fill, http

@@ -17,9 +17,8 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
-from registry.evaluation.finding_collector import FindingCollector
 from registry.files import CONFIG, WEIGHTS
-from registry.findings import Finding
+from registry.findings import Finding, FindingCollector
 from registry.model import FrozenModel
 
 Shape = tuple[int, ...]

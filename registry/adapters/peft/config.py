@@ -16,7 +16,7 @@ from pydantic import Field
 from registry.adapters import methods
 from registry.adapters.peft import combinations
 from registry.adapters.peft import fields as peft_fields
-from registry.adapters.peft.costs import check_costs
+from registry.adapters.peft.fields import check_costs
 from registry.errors import Invalid, TooLarge
 from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.findings import Finding

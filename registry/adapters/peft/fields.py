@@ -11,6 +11,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from registry.files import CONFIG
+from registry.findings import Finding
+from registry.strict.fields import walk
+
 OTHERS = frozenset({"base_model_class", "enable_lora", "merge_weights", "parent_library", "runtime_config"})
 """Fields of older versions, of nested objects, and of the running process."""
 
@@ -66,3 +70,37 @@ def refused(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         if (kind := kind_of(value)) in row.get("refuses", ()):
             choices = row.get("choices", ()) if kind == "text" else ()
             yield field, f"must be one of {', '.join(choices)}" if choices else f"must not be {kind}"
+
+
+# ------------------------------------------------------------------ limits of cost
+_STEPS, _LAYERS, _SUBMODULES = 100, 256, 8
+_COUNT, _WIDTH, _VALUES = 2**12, 2**18, 2**27
+COST_LIMITS: Mapping[str, int] = {
+    **dict.fromkeys(("loftq_iter", "num_cayley_neumann_terms", "psoft_svd_lowrank_niter"), _STEPS),
+    **dict.fromkeys(("depth", "encoder_num_layers", "shadow_num_hidden_layers", "xlora_depth"), _LAYERS),
+    "num_transformer_submodules": _SUBMODULES,
+    **dict.fromkeys(
+        ("adapter_layers", "asa_target_subspaces", "boft_n_butterfly_factor", "gralora_k", "hybrid_r", "init_r",
+         "mini_r", "n_skills", "n_splits", "nblocks", "num_B", "num_layers", "num_ranks", "num_subspaces", "r",
+         "shadow_num_attention_heads", "stride_A", "subspace_rank", "target_r", "topk"), _COUNT,
+    ),
+    **dict.fromkeys(
+        ("adapter_len", "block_size", "boft_block_num", "boft_block_size", "encoder_hidden_size", "group_size",
+         "hidden_size", "n_tasks", "num_attention_heads", "num_tasks", "num_vectors", "num_virtual_tokens",
+         "oft_block_size", "shadow_hidden_size", "shadow_intermediate_size", "token_dim", "u", "update_hidden_size",
+         "vector_length", "xlora_size"), _WIDTH,
+    ),
+    **dict.fromkeys(("n_frequency", "theta_d_length"), _VALUES),
+}  # fmt: skip
+"""Field at any depth → the limit, of PEFT's configuration classes."""
+
+
+def check_costs(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """A failing finding for each field over its limit."""
+    for location, field, value in walk(dict(values)):
+        limit = COST_LIMITS.get(field)
+        if limit is not None and isinstance(value, int | float) and value > limit:
+            message = f"{location} is {str(value)[:40]}; the limit is {limit}, because time or memory grow with it"
+            yield Finding.of(
+                "error", "config.value_excessive", f"{CONFIG}: {location}", message, f"at most {limit}", str(value)[:40]
+            )

@@ -23,7 +23,7 @@ from registry.server.access import reserved_names
 from registry.server.access.rate_limits import rate_limited
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRow, PushRow, VersionRow
 from registry.server.storage.references import PushState
 

@@ -24,7 +24,7 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import NamespaceRow, TakenNameRow
 
 NAMESPACES = ""

@@ -2,7 +2,7 @@
 
     PRIVATE+KEY+registry.example.org/3f9c61d2+1a2b3c4d+AYEK…      the first line signs, older keys below only verify
 
-An older key also vouches for the one above it (`registry.tlog.succession`), so clients follow a rotation.
+An older key also vouches for the one above it (`registry.tlog.notes`), so clients follow a rotation.
 A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
 from registry.server.settings import Settings
-from registry.tlog import succession
+from registry.tlog import notes
 from registry.tlog.notes import Signer, Verifier
 
 FILE_NAME = "audit.key"
@@ -51,7 +51,7 @@ class Keys:
     def successions(self) -> list[str]:
         """The notes in which each older key names the one that followed it, newest first."""
         pairs = zip(self.signers[1:], self.signers, strict=False)
-        return [succession.endorse(old, new) for old, new in pairs if old.name == new.name]
+        return [notes.endorse(old, new) for old, new in pairs if old.name == new.name]
 
     def derive_secret(self, purpose: str, key: str) -> str:
         """Derive a secret of 256 bits in hex from a key of the file, the oldest if `key` is empty.
@@ -101,7 +101,7 @@ def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
 def rotate_key(settings: Settings) -> Signer:
     """Put a new key of the same log on top of the key file, and return it. Servers sign with it once they read it."""
     keys = load_keys(settings, may_create=False)
-    if len(keys.signers) >= succession.NOTES_LIMIT:
+    if len(keys.signers) >= notes.NOTES_LIMIT:
         raise Invalid("SETTING_INVALID", f"{key_path(settings)} holds {len(keys.signers)} keys, and that is the limit")
     new = Signer.make(keys.signer.name)
     _write(key_path(settings), (new, *keys.signers))

@@ -13,7 +13,7 @@ from registry.bases import BaseSpec
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
 from registry.errors import NotFound
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow
 
 CACHED_SPECS = 64

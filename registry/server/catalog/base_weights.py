@@ -27,7 +27,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseIdentityRow, BaseRow, BaseSimilarityRow
 
 # Built once: every push executes it. The identity itself is large and rarely needed.

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, text
@@ -16,11 +16,11 @@ from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.catalog import BasePage, BaseView
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
-from registry.errors import Conflict, Denied, TooLarge
+from registry.errors import Conflict, Denied, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
 from registry.jobs import State
@@ -29,9 +29,11 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_views, base_weights
+from registry.server.catalog import base_rows, base_weights, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
+    AdapterRow,
     BaseEdgeRow,
     BaseIdentityRow,
     BaseRow,
@@ -70,7 +72,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         "source": source, "parents": [edge.model_dump(mode="json") for edge in request.parents] or None,
         "created_at": db.now(), "created_by": actor.identity,
     }  # fmt: skip
-    base_views.require_visible(session, actor, {edge.digest for edge in request.parents})
+    require_visible(session, actor, {edge.digest for edge in request.parents})
     created = db.insert_new(session, BaseRow, values)
     base = base_rows.find(session, name)
     if created:
@@ -90,7 +92,7 @@ def add(session: Session, actor: Actor, request: BaseAdd) -> tuple[BaseView, boo
         base_weights.store_identity(session, actor, base, request.identity, new=created)
     elif claimed is not None:
         base_weights.require_same_weights(session, base, claimed)
-    return base_views.view(session, actor, base), created
+    return view(session, actor, base), created
 
 
 def lock_names(session: Session) -> None:
@@ -179,14 +181,14 @@ def set_aliases(session: Session, actor: Actor, name: str, aliases: Sequence[str
     session.add(base)
     audit.append(session, actor, EventType.BASE_ALIASES, base.name, {"aliases": others})
     session.flush()
-    return base_views.view(session, actor, base)
+    return view(session, actor, base)
 
 
 def identify(session: Session, actor: Actor, name: str, identity: Identity) -> BaseView:
     """Store which weights the base has. `Conflict` (BASE_EXISTS) if it is known to have others."""
     base = base_rows.find(session, names.base_name(name))
     base_weights.store_identity(session, actor, base, identity)
-    return base_views.view(session, actor, base)
+    return view(session, actor, base)
 
 
 def set_modules(session: Session, actor: Actor, name: str, built: LibraryModules) -> BaseView:
@@ -199,7 +201,7 @@ def set_modules(session: Session, actor: Actor, name: str, built: LibraryModules
         session.add(base)
         audit.append(session, actor, EventType.BASE_MODULES, base.name, {"library": built.library})
         session.flush()
-    return base_views.view(session, actor, base)
+    return view(session, actor, base)
 
 
 def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[str, float]) -> BaseView:
@@ -211,10 +213,82 @@ def set_thresholds(session: Session, actor: Actor, name: str, thresholds: dict[s
     detail = {field: f"{value:g}" for field, value in thresholds.items()}
     audit.append(session, actor, EventType.BASE_THRESHOLDS, base.name, detail)
     session.flush()
-    return base_views.view(session, actor, base)
+    return view(session, actor, base)
 
 
 def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> None:
     """Write the rows of what was fused into a base, for lineage. Repeating it changes nothing."""
     for digest, relation in sorted({(edge.digest, str(edge.relation)) for edge in parents}):
         session.merge(BaseEdgeRow(base_id=base.id or 0, parent_digest=digest, relation=relation))
+
+
+# ------------------------------------------------------------------ answers
+def show(session: Session, actor: Actor, name: str) -> BaseView:
+    """One base with its relatives and thresholds, which `list_bases` leaves out."""
+    return view(session, actor, base_rows.find(session, names.base_name(name)))
+
+
+def list_bases(session: Session, actor: Actor, *, cursor: str = "", limit: int) -> BasePage:
+    """Bases by name, from the one that follows `cursor`."""
+    statement = select(BaseRow).where(col(BaseRow.name) > cursor).order_by(col(BaseRow.name))
+    rows = session.exec(statement.limit(limit + 1)).all()
+    items = _views(session, actor, rows[:limit])
+    return BasePage(items=items, next_cursor=items[-1].name if len(rows) > limit else "")
+
+
+def view(session: Session, actor: Actor, base: BaseRow) -> BaseView:
+    """One base as an answer, with its relatives and thresholds."""
+    view = _views(session, actor, [base])[0]
+    row = session.get(BaseThresholdsRow, base.id)
+    thresholds = dict(row.thresholds) if row is not None else {}
+    relatives = [
+        relative for relative in base_weights.find_relatives(session, base) if relative.other not in view.aliases
+    ]
+    return view.model_copy(update={"relatives": relatives, "thresholds": thresholds})
+
+
+def _views(session: Session, actor: Actor, rows: Sequence[BaseRow]) -> list[BaseView]:
+    counting = (
+        select(VersionRow.base_id, func.count(func.distinct(VersionRow.adapter_id)))
+        .join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+        .where(any_of(col(VersionRow.base_id), [row.id for row in rows]), versions.visible(actor))
+        .where(col(VersionRow.deleted_at).is_(None))
+        .group_by(col(VersionRow.base_id))
+    )
+    adapters = dict(session.exec(counting).all())
+    exacts = base_weights.exact_fingerprints(session, rows)
+    parents = _parents_by_name(session, actor, rows)
+    return [
+        db.to_answer(
+            row,
+            BaseView,
+            spec=base_rows.with_exact_fingerprint(base_rows.load_spec(row), exacts.get(row.id or 0)),
+            parents=parents[row.name],
+            adapters=adapters.get(row.id or 0, 0),
+            aliases=row.aliases or [],
+        )
+        for row in rows
+    ]
+
+
+def _parents_by_name(session: Session, actor: Actor, bases: Sequence[BaseRow]) -> dict[str, list[Edge]]:
+    """Base's name → what was fused into it. A parent that the actor may not see keeps its digest, without a name."""
+    parents = {base.name: [Edge.model_validate(edge) for edge in base.parents or ()] for base in bases}
+    visible = _visible_digests(session, actor, {edge.digest for edges in parents.values() for edge in edges})
+    return {
+        name: [edge if edge.digest in visible else edge.model_copy(update={"name": ""}) for edge in edges]
+        for name, edges in parents.items()
+    }
+
+
+def require_visible(session: Session, actor: Actor, digests: Set[str]) -> None:
+    """`NotFound` (VERSION_UNKNOWN) for a parent that does not exist or that the actor may not see."""
+    for digest in sorted(digests - _visible_digests(session, actor, digests)):
+        raise NotFound("VERSION_UNKNOWN", f"parents: there is no version {digest}, or you may not see it")
+
+
+def _visible_digests(session: Session, actor: Actor, digests: Set[str]) -> set[str]:
+    if not digests:
+        return set()
+    statement = select(VersionRow.digest).join(AdapterRow, col(AdapterRow.id) == col(VersionRow.adapter_id))
+    return set(session.exec(statement.where(col(VersionRow.digest).in_(digests), versions.visible(actor))).all())

@@ -21,8 +21,8 @@ from registry.lineage import BASE, CLAIMED, DATASET, kind_of
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, versions
+from registry.server.database.expressions import RecursiveStep, build_recursive_cte, join_in_order
 from registry.server.database.models import AdapterRow, BaseEdgeRow, BaseRow, EdgeRow, VersionInputRow, VersionRow
-from registry.server.database.recursive_cte import RecursiveStep, build_recursive_cte, join_in_order
 
 EDGES_LIMIT = 5000
 """Edges in one answer, between versions, bases, data sets, runs and code."""

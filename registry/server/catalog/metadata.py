@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, exists, func, literal_column, or_
 from sqlmodel import Session, col, select
 
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     DESCRIPTION,
     LINK,

@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from registry.evaluation.verdicts import Check, Verdict
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BaseRow, VerdictRow, VersionRow
 
 _SHARED_COLUMNS = sorted(set(Verdict.model_fields) - {"subject", "base"})

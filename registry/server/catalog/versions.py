@@ -27,7 +27,7 @@ from registry.server.access import epoch
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, metadata, verdicts
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     AdapterRow,
     AliasRow,

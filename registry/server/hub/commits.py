@@ -38,9 +38,8 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, DraftRow, PushBlobRow, VersionRow
 from registry.server.evaluation import engine_compat
 from registry.server.hub import drafts, refusals, repositories, revisions, version_push
-from registry.server.hub.base_choice import choose_base
 from registry.server.hub.drafts import DraftCommit
-from registry.server.hub.version_push import VersionPush
+from registry.server.hub.version_push import VersionPush, choose_base
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
 

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
+from registry.adapters.card import read as read_card
+from registry.adapters.peft.config import BaseClaim
 from registry.api.transfer import CommitItem, PushResult
 from registry.digest import Digest
 from registry.engines import EngineProfile
-from registry.errors import Conflict, RegistryError
+from registry.errors import Conflict, NotFound, RegistryError
 from registry.findings import Finding
-from registry.manifest import Descriptor, Manifest
+from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import Actor
+from registry.server.catalog import base_rows
 from registry.server.database import db
-from registry.server.database.models import PushBlobRow, PushRow
+from registry.server.database.models import BaseRow, PushBlobRow, PushRow, VersionRow
 from registry.server.push import commit, plan
 from registry.server.settings import Settings
 from registry.server.storage import references
@@ -104,3 +107,42 @@ def not_uploaded(files: Sequence[Descriptor]) -> Conflict:
         "UPLOAD_INCOMPLETE", f"{findings[0].location} {findings[0].message}{more}", findings=findings,
         next_step="upload again: what has arrived is not sent again",
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------ base
+def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: VersionRow | None) -> BaseRef:
+    """The base that the files name: the configuration, else the README, else that of the parent version.
+
+    `NotFound` (BASE_UNKNOWN) if what they name is not registered.
+    """
+    claims = [claim, *(BaseClaim(name=name) for name in read_card(card).bases)]
+    named = [each for each in claims if each.name]
+    for each in named:
+        base = _find(session, each)
+        if base is not None:
+            return BaseRef(name=base.name, fingerprint=base.fingerprint)
+    if parent is not None and (not named or claim.is_local):
+        return Manifest.model_validate_json(parent.manifest).base
+    if not named:
+        raise NotFound(
+            "BASE_UNKNOWN", "neither the configuration nor README.md names the base of this adapter",
+            next_step="set `base_model` in README.md to the name of a registered base",
+        )  # fmt: skip
+    raise NotFound(
+        "BASE_UNKNOWN",
+        f"the base {named[0].name[:200]!r} is not registered here",
+        next_step=f"an administrator registers it with `adapter base add {named[0].name[:200]} DIR`; then push again",
+    )
+
+
+def _find(session: Session, claim: BaseClaim) -> BaseRow | None:
+    """The base of this name or alias, else the only one of this last part without an organization."""
+    base = base_rows.find_named(session, claim.name)
+    if base is not None:
+        return base
+    matching = _select(claim, session.exec(select(BaseRow.name).order_by(col(BaseRow.name))).all())
+    return base_rows.find_named(session, matching[0]) if len(matching) == 1 else None
+
+
+def _select(claim: BaseClaim, bases: Iterable[str]) -> list[str]:
+    return [name for name in bases if claim.selects(name)]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
 from registry.server import failpoints
+from registry.server.http.conditional import LINK_HEADERS, Part, select_part
 from registry.server.http.problems import status_of
-from registry.server.http.ranges import LINK_HEADERS, Part, select_part
 from registry.server.storage.blobs import BlobStore, BlobWriter, Bytes, digest_of, raise_unknown
 from registry.server.storage.signed_links import SignedLink
 

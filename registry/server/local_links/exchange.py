@@ -20,8 +20,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from registry.errors import RegistryError, Unavailable
+from registry.server.http.conditional import Part
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND, choose_request_id
-from registry.server.http.ranges import Part
 from registry.server.local_links.answers import Context, problem_of
 from registry.server.local_links.request import LinkRequest
 from registry.server.storage.blobs import raise_unknown

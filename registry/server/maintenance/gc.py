@@ -29,21 +29,31 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, update
-from sqlmodel import col, select
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, tuple_, update
+from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.maintenance import GcReport, GcRequest
 from registry.digest import Digest
 from registry.errors import Unavailable, invalid_cursor
-from registry.events import EventType
+from registry.events import DeliveryState, EventType
 from registry.server import audit, failpoints
+from registry.server.access.token_exchange import EXCHANGE
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import metadata_backup
 from registry.server.database import db, locks
 from registry.server.database.locks import ProcessLock
-from registry.server.database.models import BlobRow, DraftRow, PushRow
+from registry.server.database.models import (
+    BlobRow,
+    DeliveryRow,
+    DraftRow,
+    IdempotencyRow,
+    PageSessionRow,
+    PushRow,
+    TokenRow,
+    UsedAssertionRow,
+)
 from registry.server.evaluation import weights
-from registry.server.maintenance import ended_rows, reindex
+from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
 from registry.server.serving import reports
 from registry.server.settings import Settings
@@ -211,7 +221,7 @@ def _count_collectable(run: GcRun) -> None:
         ):
             run.count(name, session.exec(select(func.count()).select_from(table).where(condition)).one())
         run.count("versions_purged", deletion.count_expired(session, run.delete_grace))
-        for name, number in ended_rows.count(session).items():
+        for name, number in count(session).items():
             run.count(name, number)
     run.count("blobs_deleted", blobs)
     run.count("bytes_deleted", int(size_bytes))
@@ -315,10 +325,10 @@ def _delete_ended_rows(run: GcRun) -> None:
         reports.delete_silent(session)
     more = True
     while more and not run.is_over:
-        counts = ended_rows.delete_batch(run.engine)
+        counts = delete_batch(run.engine)
         for name, number in counts.items():
             run.count(name, number)
-        more = max(counts.values()) >= ended_rows.BATCH
+        more = max(counts.values()) >= BATCH
 
 
 # ------------------------------------------------------------------ from the keys of the store
@@ -385,3 +395,48 @@ def _batches(stats: Iterable[Stat]) -> Iterator[list[Stat]]:
     iterator = iter(stats)
     while batch := list(islice(iterator, BATCH)):
         yield batch
+
+
+# ------------------------------------------------------------------ ended rows
+KEEP_ENDED = timedelta(days=7)
+"""How long ended pushes, responses to mutations and exchanged tokens are kept, for clients that retry."""
+KEEP_DELIVERIES = timedelta(days=30)
+
+
+def _conditions() -> dict[str, tuple[type[SQLModel], ColumnElement[bool]]]:
+    """Return the count in the report → the table, and which of its rows may be deleted."""
+    now = db.now()
+    old = now - KEEP_ENDED
+    exchanged = and_(col(TokenRow.created_by) == EXCHANGE, col(TokenRow.expires_at) < old)
+    delivered = and_(col(DeliveryRow.state) != DeliveryState.WAITING, col(DeliveryRow.ended_at) < now - KEEP_DELIVERIES)
+    return {
+        "pushes_deleted": (PushRow, and_(col(PushRow.state) != PushState.OPEN, col(PushRow.expires_at) < old)),
+        "responses_deleted": (IdempotencyRow, col(IdempotencyRow.created_at) < old),
+        "tokens_deleted": (TokenRow, exchanged),
+        "assertions_deleted": (UsedAssertionRow, col(UsedAssertionRow.expires_at) < now),
+        "sessions_deleted": (PageSessionRow, col(PageSessionRow.expires_at) < now),
+        "deliveries_deleted": (DeliveryRow, delivered),
+    }
+
+
+def count(session: Session) -> dict[str, int]:
+    """Return how many rows of each kind may be deleted."""
+    return {
+        name: session.exec(select(func.count()).select_from(table).where(condition)).one()
+        for name, (table, condition) in _conditions().items()
+    }
+
+
+def delete_batch(engine: Engine) -> dict[str, int]:
+    """Delete up to `BATCH` rows of each kind; return how many.
+
+    The rows are picked in a common table expression: PostgreSQL may run a plain subquery again for each row.
+    """
+    counts = {}
+    for name, (table, condition) in _conditions().items():
+        keys = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
+        picked = select(*keys).where(condition).limit(BATCH).with_for_update(skip_locked=True).cte("picked")
+        statement = delete(table).where(tuple_(*keys).in_(select(*picked.c)))
+        with db.session(engine) as session:
+            counts[name] = session.connection().execute(statement).rowcount
+    return counts

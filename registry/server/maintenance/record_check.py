@@ -17,7 +17,7 @@ from registry.names import AdapterName
 from registry.server.catalog import metadata_backup, versions
 from registry.server.catalog.metadata_backup import BaseRecord, VersionRecord, revision
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore, Stat
 

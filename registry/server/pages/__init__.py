@@ -15,20 +15,8 @@ from registry.server.pages import (
     rendering,
     search,
     sign_in,
-    status,
     versions,
 )
 
-ROUTERS = (
-    search.router,
-    adapters.router,
-    lineage.router,
-    versions.router,
-    aliases.router,
-    compare.router,
-    bases.router,
-    audit.router,
-    status.router,
-    sign_in.router,
-    rendering.router,
-)
+PAGES = (search, adapters, lineage, versions, aliases, compare, bases, audit, sign_in, rendering)
+ROUTERS = tuple(page.router for page in PAGES)

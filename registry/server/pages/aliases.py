@@ -23,12 +23,12 @@ from registry.server.catalog import versions
 from registry.server.catalog.search import Search
 from registry.server.http.dependencies import ADAPTER, NAMESPACE, CursorDep, NameDep, SessionDep
 from registry.server.http.request_body import limit_body
-from registry.server.pages import visitors
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.pages.sign_in import FORM_BYTES
-from registry.server.pages.visitors import SESSION, Visitor, VisitorDep
 from registry.server.promotion import aliases, gates
+from registry.server.sessions import visitors
+from registry.server.sessions.visitors import SESSION, Visitor, VisitorDep
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"

@@ -1,4 +1,4 @@
-"""The pages of the audit log: events with filters, and one event with the proof that the log holds it."""
+"""The pages for operators: the events of the audit log with filters, and the state of the server."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Annotated
 
 from fastapi import Query, Request, Response
 
+from registry import __version__
 from registry.api.audit import EventView
+from registry.api.maintenance import Health
 from registry.errors import invalid_cursor
 from registry.events import EventText, EventType, describe
 from registry.server import audit
-from registry.server.http.dependencies import CursorDep, SessionDep, Text
+from registry.server.database import schema
+from registry.server.http.dependencies import AuditLogDep, BlobsHandleDep, CursorDep, EngineDep, SessionDep, Text
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.visitors import SignedInDep
+from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_EVENTS = 100
@@ -57,3 +60,18 @@ def _position(cursor: str) -> int:
     if cursor and not (cursor.isascii() and cursor.isdigit() and len(cursor) <= CURSOR_DIGITS):
         raise invalid_cursor()
     return int(cursor or 0)
+
+
+# ------------------------------------------------------------------ status
+@router.get("/status")
+def show_status(
+    request: Request, _visitor: SignedInDep, engine: EngineDep, blobs: BlobsHandleDep, log: AuditLogDep
+) -> Response:
+    """Show what `/api/v1/health` describes, and how far the audit log is signed."""
+    health = Health(
+        status="ok", version=__version__, database=engine.dialect.name, blobs=blobs.kind,
+        schema_revision=schema.revision_of(engine), capabilities=blobs.describe(),
+    )  # fmt: skip
+    return render(
+        request, "status.html", title="Status", health=health, log_size=log.latest.size, log=log.describe_keys()
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from registry.server.catalog import base_views
+from registry.server.catalog import bases
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.visitors import SignedInDep
+from registry.server.sessions.visitors import SignedInDep
 
 router = create_router()
 PAGE_BASES = 50
@@ -21,7 +21,7 @@ MODULES_SHOWN = 200
 @router.get("/bases")
 def show_bases(request: Request, session: SessionDep, visitor: SignedInDep, cursor: CursorDep) -> Response:
     """Show the base models by name."""
-    page = base_views.list_bases(session, visitor.actor, cursor=cursor, limit=PAGE_BASES)
+    page = bases.list_bases(session, visitor.actor, cursor=cursor, limit=PAGE_BASES)
     return render(request, "bases.html", title="Base models", bases=page, cursor=cursor)
 
 
@@ -30,7 +30,7 @@ def show_base(
     request: Request, session: SessionDep, visitor: SignedInDep, settings: SettingsDep, base: str
 ) -> Response:
     """Show one base model."""
-    view = base_views.show(session, visitor.actor, base)
+    view = bases.show(session, visitor.actor, base)
     page = adapters.search_adapters(session, visitor.actor, Search(base=view.name), limit=ADAPTERS_SHOWN)
     profiles = [str(profile) for profile in engine_compat.parse_setting(settings.engines)]
     engines = engine_compat.settings_for_base(session, visitor.actor, view.name, profiles, None) if profiles else None

@@ -20,7 +20,7 @@ from registry.server.evaluation import weights
 from registry.server.http.dependencies import SessionDep, SettingsDep
 from registry.server.pages.rendering import create_router, render
 from registry.server.pages.versions import judge_engines
-from registry.server.pages.visitors import Visitor, VisitorDep
+from registry.server.sessions.visitors import Visitor, VisitorDep
 
 router = create_router()
 ROWS_SHOWN = 200

@@ -13,7 +13,7 @@ from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.server.catalog import lineage, versions
 from registry.server.http.dependencies import VERSION, NameDep, SelectorDep, SessionDep
 from registry.server.pages.rendering import adapter_path, base_path, create_router, render
-from registry.server.pages.visitors import VisitorDep
+from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
 NODES_SHOWN = 120

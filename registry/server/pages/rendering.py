@@ -21,7 +21,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, RegistryError
 from registry.server.http import routing
 from registry.server.http.dependencies import NO_TOKEN
-from registry.server.pages.visitors import Visitor
+from registry.server.sessions.visitors import Visitor
 
 FOLDER = Path(__file__).parent
 SECURITY_HEADERS = {

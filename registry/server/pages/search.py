@@ -18,7 +18,7 @@ from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat
 from registry.server.http.dependencies import CursorDep, SessionDep, SettingsDep, Text
 from registry.server.pages.rendering import create_router, render
-from registry.server.pages.visitors import VisitorDep
+from registry.server.sessions.visitors import VisitorDep
 
 router = create_router()
 PAGE_ADAPTERS = 25

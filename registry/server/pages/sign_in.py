@@ -7,14 +7,13 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from registry.errors import Unauthenticated
-from registry.server.access import page_sessions
 from registry.server.database import db
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import limit_body
-from registry.server.pages import visitors
 from registry.server.pages.rendering import create_router, redirect, render
-from registry.server.pages.visitors import FORM, SESSION, VisitorDep
+from registry.server.sessions import page_sessions, visitors
+from registry.server.sessions.visitors import FORM, SESSION, VisitorDep
 
 router = create_router()
 FORM_BYTES = 16 * 2**10

@@ -36,10 +36,10 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
 )
+from registry.server.pages.adapters import usage_examples
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
-from registry.server.pages.usage import usage_examples
-from registry.server.pages.visitors import VisitorDep
 from registry.server.promotion import attestations
+from registry.server.sessions.visitors import VisitorDep
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
 

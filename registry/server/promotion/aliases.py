@@ -29,7 +29,7 @@ from registry.server import audit, failpoints
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasMoveRow, AliasRow, EventRow, VersionRow
 from registry.server.promotion import gates
 

@@ -34,7 +34,7 @@ from registry.server import failpoints
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
 from registry.server.push import background, inspect, plan, rows
 from registry.server.push.group import without_error

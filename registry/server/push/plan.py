@@ -28,7 +28,7 @@ from registry.server.access import quotas
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, versions
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     AdapterRow,
     BaseRow,

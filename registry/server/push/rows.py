@@ -33,7 +33,7 @@ from registry.server.access import namespaces, quotas, reserved_names
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, verdicts, versions
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     FACT,
     AdapterRow,

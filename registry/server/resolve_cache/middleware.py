@@ -25,7 +25,7 @@ from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.catalog.versions import Pointer
 from registry.server.database import db
-from registry.server.http.caching import etag_matches
+from registry.server.http.conditional import etag_matches
 from registry.server.http.middleware import choose_request_id, has_several_tokens
 from registry.server.resolve_cache.freshness import Freshness
 from registry.server.resolve_cache.pointers import Pointers

@@ -22,7 +22,7 @@ from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.evaluation import engine_compat
 from registry.server.http import routing
-from registry.server.http.caching import cache_control, etag_matches
+from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.dependencies import (
     ADAPTER,
     PAGE,

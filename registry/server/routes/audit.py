@@ -38,7 +38,7 @@ from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
 from registry.server.http import routing
-from registry.server.http.caching import IMMUTABLE
+from registry.server.http.conditional import IMMUTABLE
 from registry.server.http.dependencies import (
     PAGE,
     Admin,

@@ -8,7 +8,7 @@ from registry.api.bases import BaseAdd, BaseAliases, IdentityRequest, ModulesReq
 from registry.api.catalog import BasePage, BaseView, DeleteResult
 from registry.bases import Similarity
 from registry.roles import Scope
-from registry.server.catalog import base_views, base_weights, bases, metadata_backup
+from registry.server.catalog import base_weights, bases, metadata_backup
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     PAGE,
@@ -39,13 +39,13 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 @router.get("/bases")
 def list_bases(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> BasePage:
     """List base models by name."""
-    return base_views.list_bases(session, actor, cursor=cursor, limit=limit)
+    return bases.list_bases(session, actor, cursor=cursor, limit=limit)
 
 
 @router.get("/bases/{base:path}")
 def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
     """Show one base model and its relatives."""
-    return base_views.show(session, actor, base)
+    return bases.show(session, actor, base)
 
 
 @router.delete("/bases/{base:path}")

@@ -18,7 +18,7 @@ from registry.api.jobs import (
 from registry.digest import Digest
 from registry.jobs import Job, Lease
 from registry.names import AdapterName
-from registry.server.catalog import base_views, versions
+from registry.server.catalog import bases, versions
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     PAGE,
@@ -72,7 +72,7 @@ def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Clai
         job=queue.to_job(row),
         lease=lease,
         subject=versions.resolve(session, actor, name, Digest(row.subject_digest)),
-        base=base_views.show(session, actor, row.base),
+        base=bases.show(session, actor, row.base),
     )
 
 

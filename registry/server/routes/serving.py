@@ -26,7 +26,7 @@ from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import routing
-from registry.server.http.caching import REVALIDATE, etag_matches
+from registry.server.http.conditional import REVALIDATE, etag_matches
 from registry.server.http.dependencies import (
     PAGE,
     CursorDep,

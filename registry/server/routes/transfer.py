@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
+from starlette.types import Receive, Scope, Send
 
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.api.transfer import (
@@ -38,8 +42,8 @@ from registry.names import AdapterName, Ref, Selector, is_alias
 from registry.server.catalog import downloads, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import bodies, idempotency, routing
-from registry.server.http.caching import cache_control, etag_matches
+from registry.server.http import idempotency, routing
+from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
 from registry.server.http.dependencies import (
     NO_TOKEN,
     VERSION,
@@ -55,7 +59,6 @@ from registry.server.http.dependencies import (
     SettingsDep,
 )
 from registry.server.http.problems import problem_of_item
-from registry.server.http.ranges import BYTES_HEADERS, select_part
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
@@ -276,7 +279,7 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
         return Response(status_code=part.status, headers=headers, media_type=declarations.OCTETS)
     path = blobs.local_path(key)
     if path is not None:
-        return bodies.FileRangeResponse(path, part.start, part.length, part.status, headers)
+        return FileRangeResponse(path, part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
     return StreamingResponse(chunks, part.status, headers, media_type=declarations.OCTETS)
 
@@ -303,3 +306,33 @@ def _refused_link(request: Request) -> Unavailable:
     target = b"?".join((scope["raw_path"], scope["query_string"])).decode("latin-1")
     request.app.state.link_context.check(request.method, target, request.headers)
     return Unavailable("TRY_LATER", "too many transfers are in progress", retry_after_seconds=1)
+
+
+# ------------------------------------------------------------------ files of a local store
+READ_BYTES = 2**18
+"""How much of a file is in memory for each client."""
+
+
+class FileRangeResponse(Response):
+    """Sends a range of a file."""
+
+    def __init__(self, path: Path, start: int, length: int, status_code: int, headers: dict[str, str]) -> None:
+        super().__init__(None, status_code, {**headers, "Content-Length": str(length)}, "application/octet-stream")
+        self._path = path
+        self._start = start
+        self._length = length
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the interface of ASGI
+        descriptor = await run_in_threadpool(os.open, self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            start, end = self._start, self._start + self._length
+            while start < end:
+                chunk = await run_in_threadpool(os.pread, descriptor, min(READ_BYTES, end - start), start)
+                if not chunk:
+                    raise EOFError(f"{self._path} became shorter while it was sent")
+                start += len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            os.close(descriptor)

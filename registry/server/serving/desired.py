@@ -25,7 +25,7 @@ from registry.evaluation.verdicts import Verdict
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, verdicts, versions
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, VerdictRow, VersionFileRow, VersionRow
 from registry.server.evaluation import engine_compat
 

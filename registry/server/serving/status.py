@@ -24,7 +24,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.catalog.versions import parse_cursor
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AliasRow, BaseRow, FleetNodeRow, FleetSlotRow, VersionRow
 from registry.server.serving.reports import lease_is_live
 

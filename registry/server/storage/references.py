@@ -26,7 +26,7 @@ from registry.digest import Digest
 from registry.errors import NotFound, Unavailable
 from registry.jobs import State
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     AttestationRow,
     BlobRow,

@@ -43,6 +43,8 @@ from registry.server.database.models.content import (
     BaseRow,
     BaseSimilarityRow,
     BlobRow,
+    DraftFileRow,
+    DraftRow,
     EdgeRow,
     NamespaceGateRow,
     PushBlobRow,
@@ -55,7 +57,6 @@ from registry.server.database.models.content import (
     VersionRow,
     VersionTagRow,
 )
-from registry.server.database.models.drafts import DraftFileRow, DraftRow
 from registry.server.database.models.jobs import (
     BaseThresholdsRow,
     CampaignJobRow,

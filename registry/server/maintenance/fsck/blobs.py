@@ -24,7 +24,7 @@ from registry.errors import Invalid, NotFound, TooLarge, Unavailable, invalid_cu
 from registry.events import EventType
 from registry.server import audit
 from registry.server.database import db
-from registry.server.database.any_of import any_of
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AttestationRow, BlobRow, PushRow, VerdictRow, VersionFileRow
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_key_of

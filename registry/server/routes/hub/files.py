@@ -19,9 +19,8 @@ from registry.hub.shapes import File
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.http.caching import IMMUTABLE, REVALIDATE
+from registry.server.http.conditional import BYTES_HEADERS, IMMUTABLE, REVALIDATE
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
-from registry.server.http.ranges import BYTES_HEADERS
 from registry.server.hub import repositories, revisions
 from registry.server.hub.revisions import Revision
 from registry.server.routes import transfer

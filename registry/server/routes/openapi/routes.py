@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute
 from registry.api import PREFIX
 from registry.digest import Digest
 from registry.server.http import routing
-from registry.server.http.caching import etag_matches
+from registry.server.http.conditional import etag_matches
 from registry.server.http.dependencies import NO_TOKEN
 from registry.server.routes.openapi.document import document
 

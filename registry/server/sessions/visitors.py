@@ -20,12 +20,13 @@ from sqlmodel import Session, select
 
 from registry.errors import Denied, Invalid, Unauthenticated
 from registry.roles import Scope
-from registry.server.access import epoch, page_sessions
+from registry.server.access import epoch
 from registry.server.access.rate_limits import network_of
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
 from registry.server.http.request_actor import current_actor
+from registry.server.sessions import page_sessions
 
 FIELDS_LIMIT = 20
 NEXT_LIMIT = 500

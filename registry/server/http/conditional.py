@@ -1,9 +1,31 @@
-"""Range requests (RFC 9110): which part of a file an answer holds."""
+"""Conditional and range requests (RFC 9110): `Cache-Control`, ETags, and which part of a file an answer holds."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from registry.digest import Digest
+from registry.names import Selector
+
+IMMUTABLE = "private, max-age=31536000, immutable"
+"""For what never changes: a version by number or digest, a full tile."""
+REVALIDATE = "private, no-cache"
+
+
+def cache_control(selector: Selector) -> str:
+    """Return `Cache-Control` of an answer about a version. Only an alias can move."""
+    return IMMUTABLE if isinstance(selector, int | Digest) else REVALIDATE
+
+
+def etag_matches(if_none_match: str, etag: str) -> bool:
+    """Whether the header holds this ETag, weak or strong.
+
+    >>> etag_matches('W/"b", "a"', '"a"')
+    True
+    """
+    return etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
+
 
 BYTES_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
 """Headers of every answer with bytes that someone pushed: a browser must not run them."""

@@ -1,0 +1,128 @@
+"""Expressions that SQLAlchemy lacks: a column with one of many values, and recursive statements.
+
+A parameter a value breaks beyond 65,535 values on PostgreSQL, and makes another statement of each number of values. So
+`any_of` passes them as one parameter.
+
+The planners know nothing about how many rows a recursion yields, and would scan the joined tables for each of them. So
+the order of the joins is fixed: the recursion's row first, then the tables of a step in the order that the step names.
+SQLite obeys CROSS JOIN and takes several recursive parts. PostgreSQL takes one: there the steps are one LATERAL, whose
+parts each use their index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    JSON,
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Join,
+    Select,
+    String,
+    TypeDecorator,
+    bindparam,
+    inspect,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel import Session, SQLModel
+
+from registry.server.database import db
+
+
+@dataclass(frozen=True, slots=True)
+class RecursiveStep:
+    """How a row leads to more rows: the columns of a new row, and the tables to join, in this order."""
+
+    columns: Sequence[ColumnElement[Any]]
+    tables: Sequence[type[SQLModel]]
+    where: Sequence[ColumnElement[bool]]
+
+
+class OrderedJoin(Join):
+    """A join without a condition, executed from left to right whatever the planner prefers."""
+
+    inherit_cache = True
+
+
+@compiles(OrderedJoin)
+def _compile_ordered_join(join: OrderedJoin, compiler: Any, **options: Any) -> str:
+    options |= {"asfrom": True, "from_linter": None}  # the conditions are in WHERE, so the linter sees none
+    return " CROSS JOIN ".join(compiler.process(side, **options) for side in (join.left, join.right))
+
+
+def build_recursive_cte(session: Session, seed: Select[Any], steps: Callable[[CTE], Sequence[RecursiveStep]]) -> CTE:
+    """Build the CTE of the rows of `seed` and of every row that a step reaches from them, each once."""
+    cte = seed.cte("walk", recursive=True)
+    selects = [(step.tables, select(*step.columns).where(*step.where)) for step in steps(cte)]
+    if db.is_sqlite(session):
+        return cte.union(*(statement.select_from(join_in_order(cte, *tables)) for tables, statement in selects))
+    parts = (statement.select_from(join_in_order(*tables)).correlate(cte) for tables, statement in selects)
+    step = union_all(*parts).lateral("step")
+    return cte.union(select(*step.c).select_from(cte.join(step, true())))
+
+
+def join_in_order(*tables: CTE | type[SQLModel]) -> FromClause:
+    """Join tables from left to right; the conditions belong into the statement's WHERE."""
+    first, *others = (table if isinstance(table, CTE) else inspect(table).local_table for table in tables)
+    joined: FromClause = first
+    for other in others:
+        joined = OrderedJoin(joined, other, true())
+    return joined
+
+
+# ------------------------------------------------------------------ any of many values
+class _ValueList(TypeDecorator[list[Any]]):
+    """A list as one parameter: an array on PostgreSQL, JSON on SQLite."""
+
+    impl = JSON
+    cache_ok = True
+
+    def __init__(self, is_text: bool) -> None:
+        super().__init__()
+        self.is_text = is_text
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """Return the type of the parameter on this database."""
+        array = postgresql.ARRAY(String() if self.is_text else Integer())
+        return dialect.type_descriptor(array if dialect.name == "postgresql" else JSON())
+
+
+class _AnyOf(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+    name = "any_of"
+    _is_implicitly_boolean = True  # else SQLite gets `… IN (…) = 1`, for which it uses no index
+
+
+@compiles(_AnyOf)
+def _compile_array(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} = ANY ({compiler.process(values, **options)})"
+
+
+@compiles(_AnyOf, "sqlite")
+def _compile_json(element: _AnyOf, compiler: Any, **options: Any) -> str:
+    column, values = element.clauses
+    each = f"json_each({compiler.process(values, **options)})"
+    return f"{compiler.process(column, **options)} IN (SELECT value FROM {each})"  # noqa: S608  # no values
+
+
+def any_of(column: Any, values: Iterable[Any] = (), *, parameter: str | None = None) -> ColumnElement[bool]:
+    """Condition that a column of integers or texts has one of these values, or of those that `parameter` will have."""
+    value_type = _ValueList(not isinstance(column.type, Integer))
+    name = {"key": None, "value": list(values)} if parameter is None else {"key": parameter, "required": True}
+    bound: BindParameter[Any] = bindparam(**name, type_=value_type)
+    return _AnyOf(column, bound)
