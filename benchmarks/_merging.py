@@ -53,7 +53,7 @@ print(json.dumps({"seconds": took, "peak_mb": int(peak.split()[1]) / 1024, "cpu"
 """
 
 
-class Ran(NamedTuple):
+class ProcessResult(NamedTuple):
     """A process: its wall time with the start, what it timed itself, its peak memory in MB, its seconds of CPU."""
 
     process_seconds: float
@@ -62,7 +62,7 @@ class Ran(NamedTuple):
     cpu_seconds: float
 
 
-def run(script: str, *arguments: Path) -> Ran:
+def run(script: str, *arguments: Path) -> ProcessResult:
     """Run a script with these arguments in a Python of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     began = time.perf_counter()
@@ -75,7 +75,7 @@ def run(script: str, *arguments: Path) -> Ran:
     if process.returncode:
         raise SystemExit(f"a process of the benchmark ended with {process.returncode}")
     told = json.loads(output.splitlines()[-1])
-    return Ran(took, told["seconds"], told["peak_mb"], told["cpu"])
+    return ProcessResult(took, told["seconds"], told["peak_mb"], told["cpu"])
 
 
 def llama(layers: int) -> Path:

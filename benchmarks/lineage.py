@@ -56,7 +56,7 @@ def drawn() -> tuple[int, Edges]:
     return version, edges[:EDGES]
 
 
-def shelve(harness: Harness, versions: int, edges: Edges) -> None:
+def insert_versions(harness: Harness, versions: int, edges: Edges) -> None:
     harness.add_base()
     harness.push("acme/a-pushed-one")
     digests = [str(Digest.of(b"version %d" % n)) for n in range(versions)]
@@ -96,7 +96,7 @@ def _batches(count: int) -> Iterator[range]:
         yield range(start, min(start + BATCH, count))
 
 
-def breadth(near: dict[int, list[int]], root: int) -> int:
+def count_edges(near: dict[int, list[int]], root: int) -> int:
     """How many edges a search in breadth finds from here."""
     seen, waiting, found = {root}, [root], 0
     while waiting:
@@ -137,8 +137,8 @@ def measured(harness: Harness, edges: Edges) -> Iterator[tuple[str, float, float
             return session.get(VersionRow, 10_000 + leaf)
 
         yield _figure("lookup", timed(look_up), lambda _: 1)
-        yield _figure("bfs_descendants", timed(lambda: breadth(below, root)), int)
-        yield _figure("bfs_ancestors", timed(lambda: breadth(above, leaf)), int)
+        yield _figure("bfs_descendants", timed(lambda: count_edges(below, root)), int)
+        yield _figure("bfs_ancestors", timed(lambda: count_edges(above, leaf)), int)
         questions: dict[str, Callable[[], Any]] = {
             "descendants": lambda: lineage.descendants(session, TRUSTED, TREE, 1),
             "ancestors": lambda: lineage.ancestors(session, TRUSTED, TREE, FAMILY),
@@ -170,7 +170,7 @@ def main() -> None:
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
             with Harness(database) as harness:
-                shelve(harness, versions, edges)
+                insert_versions(harness, versions, edges)
                 wall: dict[str, float] = {}
                 for name, milliseconds, cpu, found in measured(harness, edges):
                     wall[name] = milliseconds

@@ -41,7 +41,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def shelve(harness: Harness) -> None:
+def insert_rows(harness: Harness) -> None:
     """The adapters as rows: `acme/shop-000001` … Every one matches every search, so that page 1,000 exists."""
     harness.add_base()
     harness.push("acme/a-pushed-one", annotations={"tier": "gold"})
@@ -92,7 +92,7 @@ def main() -> None:
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
             with Harness(database) as harness:
-                shelve(harness)
+                insert_rows(harness)
                 for name, numbers in measured(harness).items():
                     ratio = numbers["page_1000_ms"] / numbers["page_1_ms"]
                     print(f"{kind:9} {name:7} page 1 {numbers['page_1_ms']:7.1f} ms, page 1,000 "

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from benchmarks import list as list_bench
-from tests.access.tenants import Shared
+from tests.access.tenants import UnclosedTransport
 from tests.harness import URL, Harness
 from tests.web.site import ENGINES, fill
 
@@ -79,7 +79,7 @@ def search_seconds(adapters: int) -> float:
     """The median time of the search page over so many adapters."""
     list_bench.ADAPTERS = adapters
     with tempfile.TemporaryDirectory() as folder, Harness(f"sqlite:///{Path(folder)}/registry.db") as harness:
-        list_bench.shelve(harness)
+        list_bench.insert_rows(harness)
         with client_of(harness) as client:
             return statistics.median(seconds_of(lambda: client.get("/search")) for _ in range(ROUNDS))
 
@@ -87,7 +87,7 @@ def search_seconds(adapters: int) -> float:
 def client_of(harness: Harness) -> httpx.Client:
     """A client with the administrator's token."""
     headers = {"Authorization": f"Bearer {harness.secret}"}
-    return httpx.Client(transport=Shared(harness), base_url=URL, headers=headers)
+    return httpx.Client(transport=UnclosedTransport(harness), base_url=URL, headers=headers)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ GOAL_SECONDS = 60.0
 BATCH = 2000
 
 
-class Shut(MemoryBlobs):
+class CountingBlobs(MemoryBlobs):
     """A store that counts reads once it is shut."""
 
     shut = False
@@ -51,7 +51,7 @@ class Shut(MemoryBlobs):
         return super().read(key, start, length)
 
 
-def shelve(harness: Harness) -> None:
+def insert_rows(harness: Harness) -> None:
     """The versions, each with `compat` and, for every engine, a verdict that older rules made."""
     harness.add_base()
     harness.push("acme/pattern")
@@ -75,8 +75,8 @@ def shelve(harness: Harness) -> None:
             session.connection().execute(insert(VerdictRow), verdicts)
 
 
-def measured(kind: str, harness: Harness, blobs: Shut) -> dict[str, Any]:
-    shelve(harness)
+def measured(kind: str, harness: Harness, blobs: CountingBlobs) -> dict[str, Any]:
+    insert_rows(harness)
     blobs.shut = True
     started, worked = time.perf_counter(), time.process_time()
     done = reevaluate.evaluate_again(harness.engine, blobs, engine_compat.parse_setting(ENGINES))
@@ -97,7 +97,7 @@ def main() -> None:
         services.fresh_database(server) as url,
     ):
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
-            blobs = Shut()
+            blobs = CountingBlobs()
             with Harness(database, blobs=blobs) as harness:
                 found = measured(kind, harness, blobs)
             figures |= {f"{kind}_{name}": value for name, value in found.items()}

@@ -59,7 +59,7 @@ TOKENS = (1, 2, 3, 4)
 NAMES = [f"bench/m{number}" for number in range(ADAPTERS)]
 
 
-class Shop:
+class FilledRegistry:
     """The registry, filled; `versions[n]` are the digests of all adapters at number n + 1."""
 
     def __init__(self, registry: Registry, scratch: Path) -> None:
@@ -174,26 +174,26 @@ def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[floa
     return spent[0], spent[1]
 
 
-def measure(shop: Shop, engine: VLLMServer, scratch: Path, agent: int) -> dict[str, list[float]]:
+def measure(filled: FilledRegistry, engine: VLLMServer, scratch: Path, agent: int) -> dict[str, list[float]]:
     seen: dict[str, list[float]] = {
         key: []
         for key in ("promote", "rollback", "promote_moves", "rollback_moves", "pull_and_load", "load", "agent_cpu")
     }
     for number in range(2, ROUNDS + 2):
         before = _contenders.cpu_of([agent])
-        for what, act, wanted in (("promote", lambda n=number: shop.promote(n), number),
-                                  ("rollback", shop.rollback, number - 1),
-                                  ("", lambda n=number: shop.promote(n), number)):  # fmt: skip
+        for what, act, wanted in (("promote", lambda n=number: filled.promote(n), number),
+                                  ("rollback", filled.rollback, number - 1),
+                                  ("", lambda n=number: filled.promote(n), number)):  # fmt: skip
             began = time.perf_counter()
             act()
             moved = time.perf_counter() - began
-            shop.wait_until_converged(wanted)
+            filled.wait_until_converged(wanted)
             if what:
                 seen[what].append(time.perf_counter() - began)
                 seen[f"{what}_moves"].append(moved)
             wait_until_drained(engine)
         seen["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
-        pull_and_load, load = floor(shop.registry, shop.versions[number - 1], scratch / f"floor-{number}")
+        pull_and_load, load = floor(filled.registry, filled.versions[number - 1], scratch / f"floor-{number}")
         seen["pull_and_load"].append(pull_and_load)
         seen["load"].append(load)
         print(
@@ -207,12 +207,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, VLLMServer(load_seconds=LOAD_SECONDS) as engine:
         scratch = Path(folder)
         with serving(scratch / "data") as (registry, token, server):
-            shop = Shop(registry, scratch)
-            shop.promote(1)
+            filled = FilledRegistry(registry, scratch)
+            filled.promote(1)
             with running_agent(registry, token, engine, scratch / "store") as agent:
-                shop.wait_until_converged(1)
+                filled.wait_until_converged(1)
                 served = _contenders.cpu_of([server])
-                seen = measure(shop, engine, scratch, agent)
+                seen = measure(filled, engine, scratch, agent)
                 served = _contenders.cpu_of([server]) - served
     middle = {key: statistics.median(values) for key, values in seen.items()}
     ratios = {

@@ -91,7 +91,7 @@ def seconds(act: Callable[[], Any]) -> tuple[float, float]:
     return perf_counter() - started, process_time() - cpu
 
 
-def yardsticks(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[Path], Any]], int]:
+def reference_timings(folder: Path, adapters: list[Path]) -> tuple[dict[str, Callable[[Path], Any]], int]:
     """What a turn is compared with, by name; each is given the turn's adapter. And the tokens of one smoke test."""
     import peft
     from safetensors.torch import load_file
@@ -138,7 +138,7 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
 
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
-    beside, tokens = yardsticks(folder, adapters)
+    beside, tokens = reference_timings(folder, adapters)
     for name in ("forward", "bare"):
         beside[name](adapters[0])
     limits = ProcessLimits(deadline_seconds=300, threads=threads)

@@ -152,7 +152,7 @@ def table(answers: Iterator[tuple[str, str, str, httpx.Response]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def indifferent(answer: httpx.Response, location: str) -> tuple[int, bytes]:
+def without_ids(answer: httpx.Response, location: str) -> tuple[int, bytes]:
     """Status and body without the names that were asked for, and without the request's id."""
     body = answer.content.replace(answer.headers["x-request-id"].encode(), b"ID")
     for name in (PLACES[location], location):

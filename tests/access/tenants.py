@@ -14,7 +14,7 @@ ROLES = ("reader", "pusher", "promoter", "owner")
 EVERY_SCOPE = ["admin", "promote", "pull", "push", "work"]
 
 
-class Shared(httpx.BaseTransport):
+class UnclosedTransport(httpx.BaseTransport):
     """The harness's transport, which stays open when one client closes."""
 
     def __init__(self, harness: Harness) -> None:
@@ -28,7 +28,7 @@ def send(harness: Harness, method: str, path: str, secret: str = "", **rest: Any
     """Send a request without the retries and errors of the registry's client."""
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     headers |= rest.pop("headers", {})
-    with httpx.Client(transport=Shared(harness), base_url=URL) as client:
+    with httpx.Client(transport=UnclosedTransport(harness), base_url=URL) as client:
         return client.request(method, path, headers=headers, **rest)
 
 

@@ -44,7 +44,7 @@ def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
         yield made
 
 
-def plant(harness: Harness, provider: Provider) -> dict[str, str]:
+def use_secrets(harness: Harness, provider: Provider) -> dict[str, str]:
     """Name → secret. Each was used, rightly and wrongly, and each way of making one was gone twice with one key."""
     audit = Audit(harness.admin)
     harness.push("acme/support")
@@ -67,7 +67,7 @@ def plant(harness: Harness, provider: Provider) -> dict[str, str]:
     }  # fmt: skip
 
 
-def misuse(harness: Harness, secrets: dict[str, str]) -> list[str]:
+def send_in_wrong_places(harness: Harness, secrets: dict[str, str]) -> list[str]:
     """Every answer to requests that carry a secret where none belongs."""
     heard = []
     with httpx.Client(transport=harness.transport, base_url=URL) as raw:
@@ -92,7 +92,7 @@ def misuse(harness: Harness, secrets: dict[str, str]) -> list[str]:
     return heard
 
 
-def mistake_for_ids(harness: Harness, secrets: dict[str, str]) -> None:
+def send_as_ids(harness: Harness, secrets: dict[str, str]) -> None:
     """Whoever asks is told what they asked for, and nobody else is."""
     told = logging.getLogger("httpx")  # this test's own client tells which URLs it asks for
     told.disabled = True
@@ -117,9 +117,9 @@ def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
     harness: Harness, provider: Provider, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    secrets = plant(harness, provider)
-    mistake_for_ids(harness, secrets)
-    heard = misuse(harness, secrets)
+    secrets = use_secrets(harness, provider)
+    send_as_ids(harness, secrets)
+    heard = send_in_wrong_places(harness, secrets)
     harness.transport.settle()
     export_log(Audit(harness.admin), tmp_path / "exported")
     exported = "\n".join(

@@ -152,7 +152,7 @@ def other_tenant(harness: Harness) -> None:
     harness.issue("push", namespaces=["acme"])
 
 
-def heard(url: str, *, with_other: bool) -> Tenant:
+def run_script(url: str, *, with_other: bool) -> Tenant:
     with Harness(url) as harness:
         harness.add_base()
         if with_other:
@@ -178,8 +178,8 @@ def two_urls(database_kind: str, database_url: str, tmp_path: Path, migrated_sql
 
 
 def test_a_tenants_answers_are_byte_equal_with_and_without_another_tenants_data(two_urls: Any) -> None:
-    alone = heard(next(two_urls)(), with_other=False)
-    beside = heard(next(two_urls)(), with_other=True)
+    alone = run_script(next(two_urls)(), with_other=False)
+    beside = run_script(next(two_urls)(), with_other=True)
     assert len(alone.heard) >= REQUESTS_MINIMUM
     assert [one[0] for one in alone.heard] == [other[0] for other in beside.heard]
     different = [(one, other) for one, other in zip(alone.heard, beside.heard, strict=True) if one != other]

@@ -39,7 +39,7 @@ ACTS = ("push", "push", "push", "promote", "promote", "stale", "rollback", "yank
 
 
 @dataclass
-class Line:
+class AdapterModel:
     """One adapter: its versions' contents by number, what is yanked or deleted, and the moves of its alias."""
 
     contents: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Oracle:
     """The dictionary. Every act answers with the code that the registry should answer with."""
 
     def __init__(self) -> None:
-        self.lines: dict[tuple[str, str], Line] = {}
+        self.lines: dict[tuple[str, str], AdapterModel] = {}
         self.taken: dict[tuple[str, str], str] = {}
         self.buried: set[tuple[str, str]] = set()
         self.roles: dict[tuple[str, str], str] = {}
@@ -108,7 +108,7 @@ class Oracle:
         if wrong:
             return wrong
         self.taken[space, names.skeleton(word)] = word
-        line = self.lines.setdefault((space, word), Line())
+        line = self.lines.setdefault((space, word), AdapterModel())
         if content not in line.contents:
             line.contents.append(content)
         return "VERSION_TOMBSTONED" if line.contents.index(content) + 1 in line.dropped else DONE
@@ -231,7 +231,7 @@ class Pair:
             real = _code(lambda: self.harness.push(name, self.contents[number], by=client))
             return real, model.push(who, space, word, number)
         if act in ("promote", "stale"):
-            line = model.lines.get((space, word), Line())
+            line = model.lines.get((space, word), AdapterModel())
             at = len(line.moves) + (act == "stale")
             real = _code(lambda: client.promote(name, ALIAS, str(version), generation=at))
             return real, model.promote(who, space, word, version, stale=act == "stale")

@@ -60,7 +60,7 @@ def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(
     assert harness.admin.adapter("globex/renamed").versions == 1
 
 
-class Meanwhile(MemoryBlobs):
+class ActBeforeBackup(MemoryBlobs):
     """Does something once, before the record of a version is kept."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Meanwhile(MemoryBlobs):
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_record_written_during_a_rename_is_written_again(database_url: str, ends: bool) -> None:
-    blobs = Meanwhile()
+    blobs = ActBeforeBackup()
     with Harness(database_url, blobs=blobs) as harness:
         tenants = Tenants(harness)
         harness.transport.settle()

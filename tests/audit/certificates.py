@@ -38,7 +38,9 @@ class Authority:
     def __init__(self, name: str = "acme root", by: Authority | None = None, *, ca: bool = True) -> None:
         self.key = key()
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = begun(self.name, by.name if by else self.name, self.key.public_key(), timedelta(days=3650))
+        builder = certificate_builder(
+            self.name, by.name if by else self.name, self.key.public_key(), timedelta(days=3650)
+        )
         usage = x509.KeyUsage(False, False, False, False, False, ca, False, False, False)
         builder = builder.add_extension(x509.BasicConstraints(ca, None), True).add_extension(usage, True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), False)
@@ -59,7 +61,7 @@ class Authority:
         lasts: timedelta = timedelta(minutes=45),
         begins: datetime = NOW,
     ) -> x509.CertificateBuilder:
-        builder = begun(x509.Name([]), self.name, public, lasts, begins)
+        builder = certificate_builder(x509.Name([]), self.name, public, lasts, begins)
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
         builder = builder.add_extension(usage, True).add_extension(x509.ExtendedKeyUsage([purpose]), False)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(EMAIL)]), True)
@@ -70,7 +72,7 @@ class Authority:
         return builder
 
 
-def begun(
+def certificate_builder(
     subject: x509.Name, issuer: x509.Name, public: Any, lasts: timedelta, begins: datetime = NOW
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)

@@ -27,7 +27,7 @@ def replayed(harness: Harness) -> Replay:
     return replay(ServerLog(log, note), *harness.app.state.audit_log.keys.verifiers)
 
 
-class Held:
+class LogCopy:
     """A log held in memory, to change one byte of it and put it back: a source of a replay."""
 
     def __init__(self, harness: Harness) -> None:

@@ -61,11 +61,11 @@ def manifest_of(harness: Harness) -> Manifest:
     return harness.admin.resolve(NAME).manifest
 
 
-def bring(harness: Harness, made: dict[str, Any]) -> AttestationView:
+def attach_bundle(harness: Harness, made: dict[str, Any]) -> AttestationView:
     return Audit(harness.admin).sign(NAME, SignRequest(bundle=json.dumps(made)))
 
 
-def counted(harness: Harness) -> frozenset[str]:
+def counted_signers(harness: Harness) -> frozenset[str]:
     """Whose signatures a gate sees."""
     with harness.session() as session:
         return signed_by(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
@@ -81,10 +81,10 @@ def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(harness: Ha
     between, signer = Authority("acme signing", root), key()
     (roots / "acme.pem").write_bytes(root.pem)
     leaf = between.leaf(signer.public_key())
-    kept = bring(harness, bundle(manifest_of(harness), signer, leaf, between.certificate))
+    kept = attach_bundle(harness, bundle(manifest_of(harness), signer, leaf, between.certificate))
     wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
     assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
-    assert counted(harness) == {wanted}
+    assert counted_signers(harness) == {wanted}
     harness.admin.set_gate(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
     harness.admin.set_gate(NAME, "ours", Gate(signed_by=(wanted,)))
     with pytest.raises(Refused):
@@ -100,9 +100,9 @@ def test_a_keyless_signature_is_verified_offline_including_its_log(
     harness: Harness, roots: Path, sigstore: Sigstore
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
-    kept = bring(harness, sigstore.bundle(manifest_of(harness)))
+    kept = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
     assert (kept.kind, kept.identity) == ("signature", f"sigstore:{ISSUER}/{EMAIL}")
-    assert counted(harness) == {kept.identity}
+    assert counted_signers(harness) == {kept.identity}
     (line,) = examined(harness, Trust.parse([sigstore.trusted_root]))
     assert (line.ok, line.who) == (True, kept.identity)
 
@@ -110,10 +110,10 @@ def test_a_keyless_signature_is_verified_offline_including_its_log(
 def test_a_signature_without_a_trusted_root_is_stored_as_unverified_and_passes_no_gate(
     harness: Harness, sigstore: Sigstore
 ) -> None:
-    kept = bring(harness, sigstore.bundle(manifest_of(harness)))
+    kept = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
     assert (kept.kind, kept.identity) == ("unverified", "not verified: no trusted root of Sigstore is configured")
-    assert bring(harness, json.loads(kept.bundle)) == kept
-    assert counted(harness) == frozenset()
+    assert attach_bundle(harness, json.loads(kept.bundle)) == kept
+    assert counted_signers(harness) == frozenset()
     assert [line.unverified for line in examined(harness, Trust())] == [True]
 
 
@@ -187,9 +187,9 @@ def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
     made = copy.deepcopy(sigstore.bundle(manifest_of(harness)))
     change(made, sigstore) if change is other_body else change(made)
     with pytest.raises(Invalid) as refusal:
-        bring(harness, made)
+        attach_bundle(harness, made)
     assert refusal.value.code == "SIGNATURE_INVALID"
-    assert counted(harness) == frozenset()
+    assert counted_signers(harness) == frozenset()
     assert examined(harness, Trust()) == []
 
 
@@ -232,9 +232,9 @@ def test_a_bundle_without_certificate_needs_its_key_and_bad_roots_are_a_setting(
     made = bundle(manifest_of(harness), key())
     made["verificationMaterial"] = {"publicKey": {"hint": "x"}}
     with pytest.raises(Invalid, match="give the public key"):
-        bring(harness, made)
+        attach_bundle(harness, made)
     (roots / "broken.pem").write_bytes(b"no certificate")
     signer = key()
     with pytest.raises(Invalid) as refusal:
-        bring(harness, bundle(manifest_of(harness), signer, Authority().leaf(signer.public_key())))
+        attach_bundle(harness, bundle(manifest_of(harness), signer, Authority().leaf(signer.public_key())))
     assert refusal.value.code == "SETTING_INVALID"

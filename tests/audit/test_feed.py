@@ -239,10 +239,10 @@ def test_readers_do_not_wait_for_the_sequencer(harness: Harness, monkeypatch: py
     with harness.session(write=True) as session:
         for _ in range(2):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod")
-    begun, release = threading.Semaphore(0), threading.Event()
+    certificate_builder, release = threading.Semaphore(0), threading.Event()
 
     def blocked(*_: object) -> int:
-        begun.release()
+        certificate_builder.release()
         release.wait(60)
         return 0
 
@@ -251,8 +251,8 @@ def test_readers_do_not_wait_for_the_sequencer(harness: Harness, monkeypatch: py
     try:
         with ThreadPoolExecutor(60) as pool:
             pages = [future.result(60) for future in [pool.submit(reader.page, 0, limit=200) for _ in range(60)]]
-        assert begun.acquire(timeout=60)
-        assert not begun.acquire(blocking=False), "one step for all readers"
+        assert certificate_builder.acquire(timeout=60)
+        assert not certificate_builder.acquire(blocking=False), "one step for all readers"
         assert {page.last for page in pages} == {last}
         assert reader.checkpoint()
     finally:

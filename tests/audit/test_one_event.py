@@ -76,7 +76,7 @@ def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
 Result = TypeVar("Result")
 
 
-class Drive:
+class EventRecorder:
     """Does one thing through the API and keeps what events it made."""
 
     def __init__(self, harness: Harness) -> None:
@@ -98,130 +98,130 @@ class Drive:
 
 
 def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: Provider) -> None:
-    admin, drive, audit = harness.admin, Drive(harness), Audit(harness.admin)
-    drive("POST /bases", harness.add_base)
-    drive("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
-    drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
-    drive("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
-    drive("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
+    admin, call, audit = harness.admin, EventRecorder(harness), Audit(harness.admin)
+    call("POST /bases", harness.add_base)
+    call("POST /namespaces", lambda: admin.create_namespace("acme", owner="user:ann"))
+    call("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(public=True)))
+    call("PUT /namespaces/{namespace}/roles/{subject:path}", lambda: admin.grant_role("acme", "user:bob", "reader"))
+    call("DELETE /namespaces/{namespace}/roles/{subject:path}", lambda: admin.revoke_role("acme", "user:bob"))
     files = harness.files()
-    drive("POST /pushes/commit", lambda: harness.push("acme/support", files))
-    drive("POST /pushes/commit", lambda: harness.push("acme/support", files))
-    drive("POST /pushes/commit", lambda: harness.push("acme/support"))
-    held = _claimed(drive)
+    call("POST /pushes/commit", lambda: harness.push("acme/support", files))
+    call("POST /pushes/commit", lambda: harness.push("acme/support", files))
+    call("POST /pushes/commit", lambda: harness.push("acme/support"))
+    held = _claimed(call)
     token = held.lease.token
-    drive("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
+    call("POST /jobs/{job_id}/renew", lambda: admin.renew(held.job.id, RenewRequest(lease_token=token)))
     report = harness.report(held.job.subject_digest or Digest.of(b""), held.job.base)
     finish = FinishRequest(lease_token=token, report=report)
     for _ in range(2):
-        drive("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
-    other = _claimed(drive)
+        call("POST /jobs/{job_id}/finish", lambda: admin.finish(held.job.id, finish))
+    other = _claimed(call)
     fail = FailRequest(lease_token=other.lease.token, error="no", final=True)
-    drive("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
-    job = drive("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")))
+    call("POST /jobs/{job_id}/fail", lambda: admin.fail(other.job.id, fail))
+    job = call("POST /jobs", lambda: admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")))
     for _ in range(2):
-        drive("POST /jobs/{job_id}/cancel", lambda: admin.cancel(job.id))
-    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "prod", "1", generation=0))
-    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
-    drive(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
-    drive(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
-    _a_node_reports(drive)
-    _about_the_base(drive)
+        call("POST /jobs/{job_id}/cancel", lambda: admin.cancel(job.id))
+    call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "prod", "1", generation=0))
+    call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "1", generation=0))
+    call(f"PUT {A}/aliases/{{alias}}", lambda: admin.promote("acme/support", "canary", "2", generation=1))
+    call(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
+    _a_node_reports(call)
+    _about_the_base(call)
     rule_of = {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
     for route, place in rule_of.items():
-        drive(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, place, "beta", Gate(approvals=1)))
-    drive(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
+        call(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, place, "beta", Gate(approvals=1)))
+    call(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
     for route, place in rule_of.items():
-        drive(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, place, "beta"))
-    drive(f"POST {A}/versions/{{selector}}/quarantine", lambda: admin.quarantine("acme/support@1", "an alarm"))
-    drive(f"POST {A}/versions/{{selector}}/unquarantine", lambda: admin.unquarantine("acme/support@1", "a false alarm"))
+        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, place, "beta"))
+    call(f"POST {A}/versions/{{selector}}/quarantine", lambda: admin.quarantine("acme/support@1", "an alarm"))
+    call(f"POST {A}/versions/{{selector}}/unquarantine", lambda: admin.unquarantine("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
     signed = models.sign("x", admin.resolve("acme/support@1").manifest, key)
     wanted = SignRequest(bundle=signed, public_key=key.public.pem)
     for _ in range(2):
-        drive(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
+        call(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
     for _ in range(2):
-        drive(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
+        call(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
     for _ in range(2):
-        drive(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
-    _describe(drive)
+        call(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
+    _describe(call)
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
-    made = drive(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
-    _a_job_exchanges(drive, provider)
-    drive(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", made.id))
-    drive(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
-    drive(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
-    drive("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
-    _about_tokens_and_webhooks(drive, audit)
-    drive("POST /check", lambda: None)
-    drive("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=harness.manifest(files))))
-    _maintain(drive)
-    _nothing_is_left_out(drive)
+    made = call(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
+    _a_job_exchanges(call, provider)
+    call(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", made.id))
+    call(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
+    call(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
+    call("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
+    _about_tokens_and_webhooks(call, audit)
+    call("POST /check", lambda: None)
+    call("POST /pushes", lambda: admin.plan_push("fresh/one", PushRequest(manifest=harness.manifest(files))))
+    _maintain(call)
+    _nothing_is_left_out(call)
 
 
-def _claimed(drive: Drive) -> Claimed:
-    claimed = drive("POST /jobs/claim", lambda: drive.harness.admin.claim(ClaimRequest(worker="w")))
+def _claimed(call: EventRecorder) -> Claimed:
+    claimed = call("POST /jobs/claim", lambda: call.harness.admin.claim(ClaimRequest(worker="w")))
     assert claimed is not None
     return claimed
 
 
-def _about_tokens_and_webhooks(drive: Drive, audit: Audit) -> None:
-    harness, admin = drive.harness, drive.harness.admin
-    issued = drive("POST /tokens", lambda: admin.create_token(TokenCreate(name="ci", scopes=["pull"])))
-    drive("POST /tokens/{token_id}/rotate", lambda: admin.rotate_token(issued.token.id))
+def _about_tokens_and_webhooks(call: EventRecorder, audit: Audit) -> None:
+    harness, admin = call.harness, call.harness.admin
+    issued = call("POST /tokens", lambda: admin.create_token(TokenCreate(name="ci", scopes=["pull"])))
+    call("POST /tokens/{token_id}/rotate", lambda: admin.rotate_token(issued.token.id))
     for _ in range(2):
-        drive("DELETE /tokens/{token_id}", lambda: admin.revoke_token(issued.token.id))
-    hook = drive("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
-    drive(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(harness, hook.webhook.id)))
-    drive(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
+        call("DELETE /tokens/{token_id}", lambda: admin.revoke_token(issued.token.id))
+    hook = call("POST /webhooks", lambda: audit.create_webhook(WebhookCreate(url="https://93.184.216.34/")))
+    call(RETRY, lambda: audit.retry_delivery(hook.webhook.id, dead_delivery(harness, hook.webhook.id)))
+    call(f"DELETE {W}", lambda: audit.delete_webhook(hook.webhook.id))
 
 
-def _delete_versions(drive: Drive) -> None:
-    admin, route = drive.harness.admin, f"{A}/versions/{{selector}}"
-    drive("POST /pushes/commit", lambda: drive.harness.push("other/left"))
-    drive("POST /pushes/commit", lambda: drive.harness.push("other/left"))
+def _delete_versions(call: EventRecorder) -> None:
+    admin, route = call.harness.admin, f"{A}/versions/{{selector}}"
+    call("POST /pushes/commit", lambda: call.harness.push("other/left"))
+    call("POST /pushes/commit", lambda: call.harness.push("other/left"))
     for _ in range(2):
-        drive(f"DELETE {route}", lambda: admin.delete_version("other/left@1"))
+        call(f"DELETE {route}", lambda: admin.delete_version("other/left@1"))
     for _ in range(2):
-        drive(f"POST {route}/undelete", lambda: admin.undelete_version("other/left@1", "needed"))
+        call(f"POST {route}/undelete", lambda: admin.undelete_version("other/left@1", "needed"))
 
 
-def _describe(drive: Drive) -> None:
-    admin, change = drive.harness.admin, MetadataChange(description="answers", tags={"team": "nlp"})
+def _describe(call: EventRecorder) -> None:
+    admin, change = call.harness.admin, MetadataChange(description="answers", tags={"team": "nlp"})
     for _ in range(2):
-        drive("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
-        drive(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
-        drive(f"PATCH {A}/versions/{{selector}}/metadata", lambda: admin.describe("acme/support@1", change))
+        call("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))
+        call(f"PATCH {A}/metadata", lambda: admin.describe_adapter("acme/support", change))
+        call(f"PATCH {A}/versions/{{selector}}/metadata", lambda: admin.describe("acme/support@1", change))
 
 
-def _a_node_reports(drive: Drive) -> None:
-    version = drive.harness.admin.version("acme/support@1")
+def _a_node_reports(call: EventRecorder) -> None:
+    version = call.harness.admin.version("acme/support@1")
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
     said = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
-        drive("PUT /fleet/nodes/{node}/{engine}", lambda: drive.harness.admin.report_node("gpu-1", "vllm", said))
+        call("PUT /fleet/nodes/{node}/{engine}", lambda: call.harness.admin.report_node("gpu-1", "vllm", said))
 
 
-def _about_the_base(drive: Drive) -> None:
-    admin = drive.harness.admin
+def _about_the_base(call: EventRecorder) -> None:
+    admin = call.harness.admin
     built = LibraryModules(library="transformers 5.24.0")
     for _ in range(2):
-        drive("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", make_identity(values())))
-        drive("PUT /bases/{base:path}/modules", lambda: admin.set_base_modules("tiny-llama", built))
-    drive("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", make_identity(values())))
-    drive("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
-    drive("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
-    drive("POST /bases", lambda: drive.harness.add_base(samples.llama("unused")))
-    drive("PUT /bases/{base:path}/aliases", lambda: admin.set_base_aliases("unused", ["hub/unused"]))
-    drive("DELETE /bases/{base:path}", lambda: admin.delete_base("unused"))
+        call("PUT /bases/{base:path}/identity", lambda: admin.identify_base("tiny-llama", make_identity(values())))
+        call("PUT /bases/{base:path}/modules", lambda: admin.set_base_modules("tiny-llama", built))
+    call("POST /bases/{base:path}/similarity", lambda: admin.similarity("tiny-llama", make_identity(values())))
+    call("PUT /bases/{base:path}/thresholds", lambda: admin.set_thresholds("tiny-llama", {"golden_margin_nats": 0.5}))
+    call("POST /campaigns", lambda: admin.start_campaign(CampaignRequest(base="tiny-llama")))
+    call("POST /bases", lambda: call.harness.add_base(samples.llama("unused")))
+    call("PUT /bases/{base:path}/aliases", lambda: admin.set_base_aliases("unused", ["hub/unused"]))
+    call("DELETE /bases/{base:path}", lambda: admin.delete_base("unused"))
 
 
-def _a_job_exchanges(drive: Drive, provider: Provider) -> None:
+def _a_job_exchanges(call: EventRecorder, provider: Provider) -> None:
     """Once: the second time the identity token is used up."""
-    assertion, outsider = provider.sign(), drive.harness.client("")
-    drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
+    assertion, outsider = provider.sign(), call.harness.client("")
+    call("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
     with pytest.raises(Unauthenticated):
-        drive("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
+        call("POST /tokens/exchange", lambda: outsider.exchange_token(assertion, adapter="acme/support"))
 
 
 def dead_delivery(harness: Harness, webhook_id: str) -> int:
@@ -234,12 +234,12 @@ def dead_delivery(harness: Harness, webhook_id: str) -> int:
         return row.id or 0
 
 
-def _maintain(drive: Drive) -> None:
+def _maintain(call: EventRecorder) -> None:
     """Old rules, a blob that rots and is mended, bytes that nobody needs, a tombstone that the database has lost."""
-    _delete_versions(drive)
-    harness = drive.harness
+    _delete_versions(call)
+    harness = call.harness
     files = harness.files()
-    drive("POST /pushes/commit", lambda: harness.push("other/left", files))
+    call("POST /pushes/commit", lambda: harness.push("other/left", files))
     good = files["adapter_model.safetensors"]
     blob = Digest.of(good)
     with harness.session(write=True) as session:
@@ -247,27 +247,27 @@ def _maintain(drive: Drive) -> None:
         session.connection().execute(old)
         session.connection().execute(delete(TakenNameRow).where(col(TakenNameRow.name) == "helper"))
     for _ in range(2):
-        drive("POST /verdicts/recheck-engines", lambda: harness.admin.recheck_engines(RecheckEnginesRequest()))
-        drive("POST /reindex", lambda: harness.admin.reindex(ReindexRequest()))
+        call("POST /verdicts/recheck-engines", lambda: harness.admin.recheck_engines(RecheckEnginesRequest()))
+        call("POST /reindex", lambda: harness.admin.reindex(ReindexRequest()))
     for data in (good[:-1] + b"?", good):
         assert isinstance(harness.blobs, MemoryBlobs)
         harness.blobs.insert(key_of(blob), data)
         for _ in range(2):
-            drive("POST /fsck", lambda: findings(harness))
-    drive("POST /gc", lambda: collect(harness))
-    drive("POST /gc", lambda: collect(harness))
+            call("POST /fsck", lambda: findings(harness))
+    call("POST /gc", lambda: collect(harness))
+    call("POST /gc", lambda: collect(harness))
 
 
-def _nothing_is_left_out(drive: Drive) -> None:
+def _nothing_is_left_out(call: EventRecorder) -> None:
     ours = [
         (method, path) for method, path in app.declared_scopes() if path.startswith("/api/v1/")
     ]  # the Hub's only read
     routes = {f"{method} {path.removeprefix('/api/v1')}" for method, path in ours}
     mutating = {route for route in routes if not route.startswith(("GET", "HEAD"))}
-    assert mutating - set(drive.seen) - set(NOT_CHANGES) == set()
-    for route, told in drive.seen.items():
+    assert mutating - set(call.seen) - set(NOT_CHANGES) == set()
+    for route, told in call.seen.items():
         assert bool(told) == (route not in NOT_CHANGES), (route, told)
-    pushed = drive.seen["POST /pushes/commit"]
+    pushed = call.seen["POST /pushes/commit"]
     versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
     assert versions == dict.fromkeys(
         [
@@ -276,7 +276,7 @@ def _nothing_is_left_out(drive: Drive) -> None:
         ],
         1,
     )
-    assert drive.seen["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
+    assert call.seen["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
     twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {
@@ -287,9 +287,9 @@ def _nothing_is_left_out(drive: Drive) -> None:
         "POST /gc": {"gc.run blobs"},
     }
     for route, events in once.items():
-        assert drive.seen[route] == dict.fromkeys(events, 1), route
-    assert [told.split()[0] for told in drive.seen["POST /fsck"]] == ["blob.damage", "blob.repair"]
+        assert call.seen[route] == dict.fromkeys(events, 1), route
+    assert [told.split()[0] for told in call.seen["POST /fsck"]] == ["blob.damage", "blob.repair"]
     for route, what in twice.items():
-        assert [count for told, count in drive.seen[route].items() if told.startswith(what)] == [1], "twice means once"
-    actions = {told.split()[0] for seen in drive.seen.values() for told in seen}
+        assert [count for told, count in call.seen[route].items() if told.startswith(what)] == [1], "twice means once"
+    actions = {told.split()[0] for seen in call.seen.values() for told in seen}
     assert actions - set(EventType) == set()

@@ -19,7 +19,7 @@ EVENTS = 10_000
 
 def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_found(harness: Harness) -> None:
     logs.append(harness, EVENTS - 1)
-    held, verifier = logs.Held(harness), harness.app.state.audit_log.keys.signer.verifier
+    held, verifier = logs.LogCopy(harness), harness.app.state.audit_log.keys.signer.verifier
     seen = replay(held, verifier)
     assert (seen.size, seen.problems) == (EVENTS, [])
     draw = random.Random(7)

@@ -1,4 +1,4 @@
-"""A counted client, a folder to push, a cache of one's own; nobody's real cache."""
+"""A client that counts requests, a folder to push, and a private cache."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from registry.client.local.cache import Cache
 from tests import samples
-from tests.client.counting import Counted
+from tests.client.counting import CountingClient
 from tests.harness import Harness
 
 
 @pytest.fixture
-def counted(harness: Harness) -> Counted:
+def counting_client(harness: Harness) -> CountingClient:
     harness.add_base()
-    return Counted(harness)
+    return CountingClient(harness)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ NAME = AdapterName("acme", "support")
 REF = Ref.parse("acme/support")
 
 
-class Counted:
+class CountingClient:
     """A transport that counts requests and may bend the bodies of answers."""
 
     def __init__(self, harness: Harness) -> None:

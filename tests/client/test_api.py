@@ -25,7 +25,7 @@ WHO = {"actor": "ci", "token_id": "t1", "scopes": ["push"], "namespaces": ["acme
 Answerer = Callable[[httpx.Request], httpx.Response]
 
 
-class Wire:
+class ScriptedServer:
     """A registry and a store made of one function; keeps every request that reached it."""
 
     def __init__(self, answer: Answerer) -> None:
@@ -66,7 +66,7 @@ def script(*answers: httpx.Response | Exception) -> Answerer:
 
 def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
     findings = [{"code": "gate.smoke_absent", "location": "smoke", "message": "no verdict yet"}]
-    wire = Wire(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
+    wire = ScriptedServer(script(problem(404, "VERSION_UNKNOWN", next_step="look at adapter show", findings=findings)))
     with pytest.raises(NotFound) as caught:
         wire.registry().resolve("acme/support:prod")
     assert caught.value.code == "VERSION_UNKNOWN"
@@ -75,32 +75,32 @@ def test_an_error_answer_raises_the_class_that_the_server_raised() -> None:
 
 
 def test_a_code_of_a_newer_server_is_still_an_error_with_its_sentence_and_request() -> None:
-    wire = Wire(script(problem(418, "TEAPOT", request_id="r-77")))
+    wire = ScriptedServer(script(problem(418, "TEAPOT", request_id="r-77")))
     with pytest.raises(RegistryError, match=r"because.*TEAPOT.*r-77"):
         wire.registry().whoami()
 
 
 def test_a_404_that_is_not_ours_says_that_this_may_be_no_registry() -> None:
     with pytest.raises(NotFound, match="is it an adapter registry"):
-        Wire(script(httpx.Response(404, text="<html>"))).registry().whoami()
+        ScriptedServer(script(httpx.Response(404, text="<html>"))).registry().whoami()
 
 
 def test_a_401_without_a_reason_asks_to_sign_in() -> None:
     with pytest.raises(Unauthenticated):
-        Wire(script(httpx.Response(401))).registry().whoami()
+        ScriptedServer(script(httpx.Response(401))).registry().whoami()
 
 
 def test_an_answer_that_does_not_parse_names_the_field() -> None:
     with pytest.raises(RegistryError, match="actor"):
-        Wire(script(httpx.Response(200, json={"token_id": "t"}))).registry().whoami()
+        ScriptedServer(script(httpx.Response(200, json={"token_id": "t"}))).registry().whoami()
 
 
 def test_an_answer_may_have_fields_that_this_client_does_not_know() -> None:
-    assert Wire(script(httpx.Response(200, json=WHO | {"new": 1}))).registry().whoami().actor == "ci"
+    assert ScriptedServer(script(httpx.Response(200, json=WHO | {"new": 1}))).registry().whoami().actor == "ci"
 
 
 def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> None:
-    wire = Wire(
+    wire = ScriptedServer(
         script(
             httpx.ReadError("reset"), problem(503, "TRY_LATER", retry_after_seconds=1), httpx.Response(200, json=WHO)
         )
@@ -112,7 +112,7 @@ def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> N
 def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> None:
     made: dict[str, Any] = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
     made["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
-    wire = Wire(script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=made)))
+    wire = ScriptedServer(script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=made)))
     registry = wire.registry()
     assert registry.create_token(TokenCreate(name="ci", scopes=["push"])).secret == "s"
     keys = [request.headers["idempotency-key"] for request in wire.requests]
@@ -121,7 +121,7 @@ def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> Non
 
 
 def test_each_write_has_a_key_of_its_own_and_a_read_has_none() -> None:
-    wire = Wire(lambda _: problem(404, "JOB_UNKNOWN"))
+    wire = ScriptedServer(lambda _: problem(404, "JOB_UNKNOWN"))
     for ask in (Registry.cancel, Registry.cancel, Registry.job):
         with pytest.raises(NotFound):
             ask(wire.registry(), "job_1")
@@ -131,7 +131,7 @@ def test_each_write_has_a_key_of_its_own_and_a_read_has_none() -> None:
 
 
 def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
-    wire = Wire(script(*[httpx.ConnectError("refused")] * ATTEMPTS_LIMIT))
+    wire = ScriptedServer(script(*[httpx.ConnectError("refused")] * ATTEMPTS_LIMIT))
     with pytest.raises(Unavailable, match=r"registry\.test is unreachable: refused"):
         wire.registry().create_token(TokenCreate(name="ci", scopes=["push"]))
     assert len(wire.requests) == ATTEMPTS_LIMIT
@@ -140,21 +140,21 @@ def test_a_registry_that_stays_away_is_given_up_after_a_few_attempts() -> None:
 def test_a_push_waits_for_a_registry_that_is_starting_again_and_for_no_other() -> None:
     """How long one takes to start is more than a few attempts; one that has never answered may not be one."""
     away = [httpx.ConnectError("refused")] * 7
-    wire = Wire(
+    wire = ScriptedServer(
         script(httpx.Response(200, json=WHO), httpx.ReadError("reset"), *away[1:], problem(404, "PUSH_UNKNOWN"))
     )
     registry = wire.registry()
     registry.whoami()
     with pytest.raises(NotFound):
         registry.commit_push("psh_one")
-    fresh = Wire(script(*away))
+    fresh = ScriptedServer(script(*away))
     with pytest.raises(Unavailable):
         fresh.registry().commit_push("psh_one")
     assert (len(wire.requests), len(fresh.requests)) == (len(away) + 2, ATTEMPTS_LIMIT)
 
 
 def test_a_conflict_is_never_repeated() -> None:
-    wire = Wire(script(problem(412, "ALIAS_MOVED")))
+    wire = ScriptedServer(script(problem(412, "ALIAS_MOVED")))
     with pytest.raises(Conflict):
         wire.registry().promote("acme/support", "prod", "3", generation=4)
     assert wire.requests[0].headers["if-match"] == '"4"'
@@ -167,7 +167,7 @@ def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to(
             return httpx.Response(307, headers={"location": "https://store.test/blob?signature=s"})
         return httpx.Response(200, content=b"weights")
 
-    wire = Wire(answer)
+    wire = ScriptedServer(answer)
     with wire.registry().read(link_to("/api/v1/adapters/a/b/versions/1/files/x", 7)) as chunks:
         assert b"".join(chunks) == b"weights"
     assert [(r.url.host, r.headers.get("authorization")) for r in wire.requests] == [
@@ -178,14 +178,14 @@ def test_the_token_goes_to_the_registry_and_not_to_a_store_that_it_redirects_to(
 
 @pytest.mark.parametrize("url", ["https://registry.test:444/x", "https://registry.test.evil/x"])
 def test_the_token_goes_to_no_other_origin_that_resembles_ours(url: str) -> None:
-    wire = Wire(lambda _: httpx.Response(200, content=b""))
+    wire = ScriptedServer(lambda _: httpx.Response(200, content=b""))
     with wire.registry().read(link_to(url, 0)) as chunks:
         assert b"".join(chunks) == b""
     assert "authorization" not in wire.requests[0].headers
 
 
 def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
-    wire = Wire(script(httpx.Response(503), httpx.Response(204)))
+    wire = ScriptedServer(script(httpx.Response(503), httpx.Response(204)))
     upload = Upload(digest=Digest.of(b"abc"), size_bytes=3, url="https://store.test/staging/x", headers={"x-sum": "s"})
     send_blob(wire.registry(), upload, b"abc")
     assert [r.content for r in wire.requests] == [b"abc", b"abc"]
@@ -195,7 +195,7 @@ def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
 
 
 def test_a_range_is_asked_for_by_its_first_and_last_byte() -> None:
-    wire = Wire(lambda _: httpx.Response(206, content=b"cd"))
+    wire = ScriptedServer(lambda _: httpx.Response(206, content=b"cd"))
     with wire.registry().read(link_to("/x", 10), start=2, length=2) as chunks:
         assert b"".join(chunks) == b"cd"
     assert wire.requests[0].headers["range"] == "bytes=2-3"
@@ -203,7 +203,7 @@ def test_a_range_is_asked_for_by_its_first_and_last_byte() -> None:
 
 @pytest.mark.parametrize("name", ["Acme/support", "acme", "acme/../x", "acme/su pport", "api/x"])
 def test_what_is_not_a_name_is_refused_without_a_request(name: str) -> None:
-    wire = Wire(script())
+    wire = ScriptedServer(script())
     with pytest.raises(Invalid) as caught:
         wire.registry().adapter(name)
     assert caught.value.code == "NAME_INVALID"
@@ -219,7 +219,7 @@ def test_what_is_not_the_url_of_a_registry_is_refused(url: str) -> None:
 
 
 def test_every_method_of_the_client_has_its_route_below_the_prefix() -> None:
-    wire = Wire(lambda _: httpx.Response(200, json={"items": [], "moves": [], "name": "a/b"}))
+    wire = ScriptedServer(lambda _: httpx.Response(200, json={"items": [], "moves": [], "name": "a/b"}))
     registry = wire.registry()
     registry.adapters(namespace="acme", limit=3)
     registry.history("acme/support", alias="prod")

@@ -11,7 +11,7 @@ from registry.client import pull, push
 from registry.client.local.cache import Cache
 from registry.names import Ref
 from tests import samples
-from tests.client.counting import Counted
+from tests.client.counting import CountingClient
 from tests.harness import Harness
 
 COUNT = 12
@@ -24,41 +24,41 @@ def folders(harness: Harness, tmp_path: Path, count: int = COUNT) -> list[tuple[
 
 
 def test_a_second_push_of_a_fleet_sends_no_content_in_two_requests_and_one_for_the_bases(
-    counted: Counted, harness: Harness, tmp_path: Path
+    counting_client: CountingClient, harness: Harness, tmp_path: Path
 ) -> None:
     fleet = folders(harness, tmp_path)
-    first = push.push_all(counted.registry, fleet)
+    first = push.push_all(counting_client.registry, fleet)
     assert [(r.name, r.answer is not None and r.answer.created) for r in first] == [(n, True) for _, n in fleet]
-    counted.requests.clear()
-    second = push.push_all(counted.registry, fleet)
+    counting_client.requests.clear()
+    second = push.push_all(counting_client.registry, fleet)
     assert [r.answer is not None and r.answer.created for r in second] == [False] * COUNT
-    assert counted.methods("PUT") == 0
-    assert len(counted.requests) == 3
+    assert counting_client.methods("PUT") == 0
+    assert len(counting_client.requests) == 3
 
 
 def test_one_failure_stops_nothing_and_results_keep_their_order(
-    counted: Counted, harness: Harness, tmp_path: Path
+    counting_client: CountingClient, harness: Harness, tmp_path: Path
 ) -> None:
     fleet = folders(harness, tmp_path)
     (fleet[2][0] / samples.WEIGHTS).write_bytes(b"no weights")
     fleet[5] = (fleet[5][0], "Not A Name")
     told: list[str] = []
-    results = push.push_all(counted.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
+    results = push.push_all(counting_client.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
     codes = {n: r.error.code for n, r in enumerate(results) if r.error}
     assert codes == {2: "TENSORS_INVALID", 5: "NAME_INVALID"}
     assert sorted(told) == sorted(name for _, name in fleet)
 
 
 def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
-    counted: Counted, harness: Harness, tmp_path: Path
+    counting_client: CountingClient, harness: Harness, tmp_path: Path
 ) -> None:
     """Files that the commit carries do not make the second push wait for the first."""
     first, other = ((samples.write(harness.files(rank=1), tmp_path / name), f"acme/{name}") for name in ("a", "b"))
-    results = push.push_all(counted.registry, [first, first, other])
+    results = push.push_all(counting_client.registry, [first, first, other])
     assert [result.answer is not None and result.answer.created for result in results] == [True, False, True]
 
 
-def test_progress_of_many_adds_up(counted: Counted, harness: Harness, tmp_path: Path) -> None:
+def test_progress_of_many_adds_up(counting_client: CountingClient, harness: Harness, tmp_path: Path) -> None:
     fleet = folders(harness, tmp_path)
     seen = [0, 0]
 
@@ -69,60 +69,60 @@ def test_progress_of_many_adds_up(counted: Counted, harness: Harness, tmp_path: 
         def advance(self, count: int) -> None:
             seen[1] += count
 
-    push.push_all(counted.registry, fleet, progress=Watch())
+    push.push_all(counting_client.registry, fleet, progress=Watch())
     # They share their configuration, which is sent once or, by those that plan at the same time, a few times.
     assert seen[0] == seen[1] >= sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
 
 
 def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
-    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    counting_client: CountingClient, harness: Harness, tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = folders(harness, tmp_path)
-    push.push_all(counted.registry, fleet)
+    push.push_all(counting_client.registry, fleet)
     monkeypatch.setattr(pull, "PAGE_LIMIT", 5)
-    found = [view.name for view in pull.adapters_of(counted.registry, "tiny-llama")]
+    found = [view.name for view in pull.adapters_of(counting_client.registry, "tiny-llama")]
     assert sorted(found) == sorted(name for _, name in fleet)
     wanted = [(Ref.parse(name), tmp_path / "out" / name) for name in found]
-    assert all(r.answer for r in pull.pull_all(counted.registry, wanted, cache=cache))
-    counted.requests.clear()
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, wanted, cache=cache))
+    counting_client.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
-    assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
-    assert [path for _, path in counted.requests if "/files/" in path] == []
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
+    assert [path for _, path in counting_client.requests if "/files/" in path] == []
     for folder, name in fleet:
         assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
 
 
-def test_each_base_is_asked_for_once(counted: Counted) -> None:
-    known = push.Bases(counted.registry)
+def test_each_base_is_asked_for_once(counting_client: CountingClient) -> None:
+    known = push.Bases(counting_client.registry)
     for _ in range(3):
         assert known._by_name("tiny-llama").name == "tiny-llama"
-    assert len(counted.requests) == 1
+    assert len(counting_client.requests) == 1
 
 
 def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_twice(
-    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache
+    counting_client: CountingClient, harness: Harness, tmp_path: Path, cache: Cache
 ) -> None:
     fleet = folders(harness, tmp_path, FLEET)
     held = sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
-    assert all(r.answer and r.answer.created for r in push.push_all(counted.registry, fleet))
-    assert sum(counted.contents) >= held
-    counted.requests.clear()
-    counted.contents.clear()
-    assert [r.answer is not None and r.answer.created for r in push.push_all(counted.registry, fleet)] == [
+    assert all(r.answer and r.answer.created for r in push.push_all(counting_client.registry, fleet))
+    assert sum(counting_client.contents) >= held
+    counting_client.requests.clear()
+    counting_client.contents.clear()
+    assert [r.answer is not None and r.answer.created for r in push.push_all(counting_client.registry, fleet)] == [
         False
     ] * FLEET
-    assert sum(counted.contents) == 0
-    assert len(counted.requests) == 2 * BATCHES + 1
+    assert sum(counting_client.contents) == 0
+    assert len(counting_client.requests) == 2 * BATCHES + 1
     wanted = [
         (Ref.parse(view.name), tmp_path / "out" / view.name)
-        for view in pull.adapters_of(counted.registry, "tiny-llama")
+        for view in pull.adapters_of(counting_client.registry, "tiny-llama")
     ]
     assert len(wanted) == FLEET
-    assert all(r.answer for r in pull.pull_all(counted.registry, wanted, cache=cache))
-    counted.requests.clear()
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, wanted, cache=cache))
+    counting_client.requests.clear()
     again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
-    assert all(r.answer for r in pull.pull_all(counted.registry, again, cache=cache))
-    assert len(counted.requests) == BATCHES, "the names are resolved; no file is asked for"
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
+    assert len(counting_client.requests) == BATCHES, "the names are resolved; no file is asked for"
     for folder, name in fleet:
         assert (tmp_path / "out" / f"{name}-again" / samples.WEIGHTS).read_bytes() == (
             folder / samples.WEIGHTS

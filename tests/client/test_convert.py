@@ -26,7 +26,7 @@ def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
 
 
 @pytest.fixture
-def studio(harness: Harness, tmp_path: Path) -> Harness:
+def filled_harness(harness: Harness, tmp_path: Path) -> Harness:
     harness.add_base()
     spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
     harness.bases["sd-tiny"] = spec
@@ -46,70 +46,70 @@ def studio(harness: Harness, tmp_path: Path) -> Harness:
     ],
 )
 def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
-    studio: Harness, tmp_path: Path, old: str, new: str
+    filled_harness: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
     base = samples.llama()
     good = samples.lora(base, seed=9)
     wrong = samples.lora(base, seed=9, change=lambda tensors: renamed(tensors, old, new))
-    studio.push("acme/support", wrong)
-    assert studio.admin.version("acme/support").verdicts[0].outcome == "fail"
-    made = convert.convert(studio.admin, REF, REPAIR)
+    filled_harness.push("acme/support", wrong)
+    assert filled_harness.admin.version("acme/support").verdicts[0].outcome == "fail"
+    made = convert.convert(filled_harness.admin, REF, REPAIR)
     assert made.pushed is not None
     version = made.pushed.version
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
-    pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    pull.pull(filled_harness.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     assert samples.tensors_of((tmp_path / "mended" / samples.WEIGHTS).read_bytes()) == samples.tensors_of(
         good[samples.WEIGHTS]
     )
     assert (tmp_path / "mended" / samples.CONFIG).read_bytes() == wrong[samples.CONFIG]
 
 
-def test_the_result_says_what_it_came_from_and_the_original_is_untouched(studio: Harness) -> None:
+def test_the_result_says_what_it_came_from_and_the_original_is_untouched(filled_harness: Harness) -> None:
     wrong = samples.lora(samples.llama(), change=lambda tensors: renamed(tensors, ".weight", ".default.weight"))
-    before = studio.push("acme/support", wrong).version
-    made = convert.convert(studio.admin, REF, REPAIR)
+    before = filled_harness.push("acme/support", wrong).version
+    made = convert.convert(filled_harness.admin, REF, REPAIR)
     assert made.pushed is not None
     version = made.pushed.version
     assert [(str(edge.relation), edge.digest, edge.name) for edge in version.parents] == [
         ("converted", before.digest, "acme/support@1")
     ]
-    annotations = studio.admin.resolve("acme/mended").manifest.annotations
+    annotations = filled_harness.admin.resolve("acme/mended").manifest.annotations
     assert annotations["conversion.to"] == "peft"
     assert annotations["conversion.done"].startswith("16 of 16 tensors renamed")
-    assert studio.admin.version("acme/support").digest == before.digest
-    assert [a.name for a in studio.admin.adapters().items] == ["acme/mended", "acme/support"]
+    assert filled_harness.admin.version("acme/support").digest == before.digest
+    assert [a.name for a in filled_harness.admin.adapters().items] == ["acme/mended", "acme/support"]
 
 
-def test_converting_twice_is_one_version(studio: Harness) -> None:
-    studio.push(
+def test_converting_twice_is_one_version(filled_harness: Harness) -> None:
+    filled_harness.push(
         "acme/support", samples.lora(samples.llama(), change=lambda t: renamed(t, ".weight", ".default.weight"))
     )
-    first, second = (convert.convert(studio.admin, REF, REPAIR).pushed for _ in range(2))
+    first, second = (convert.convert(filled_harness.admin, REF, REPAIR).pushed for _ in range(2))
     assert first is not None
     assert second is not None
     assert (first.created, second.created, second.version.number) == (True, False, 1)
 
 
-def test_a_good_adapter_has_nothing_to_repair(studio: Harness) -> None:
-    studio.push("acme/support")
+def test_a_good_adapter_has_nothing_to_repair(filled_harness: Harness) -> None:
+    filled_harness.push("acme/support")
     with pytest.raises(Invalid) as refused:
-        convert.convert(studio.admin, REF, REPAIR)
+        convert.convert(filled_harness.admin, REF, REPAIR)
     assert refused.value.code == "CONVERSION_INVALID"
 
 
-def test_a_repair_never_makes_two_tensors_one(studio: Harness) -> None:
+def test_a_repair_never_makes_two_tensors_one(filled_harness: Harness) -> None:
     def doubled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors | renamed(tensors, ".weight", ".default.weight")
 
-    studio.push("acme/support", samples.lora(samples.llama(), change=doubled))
+    filled_harness.push("acme/support", samples.lora(samples.llama(), change=doubled))
     with pytest.raises(Invalid) as refused:
-        convert.convert(studio.admin, REF, REPAIR)
+        convert.convert(filled_harness.admin, REF, REPAIR)
     assert "would both be called" in refused.value.detail
 
 
 @pytest.mark.parametrize(("old", "new"), [(".weight", ".default.weight"), ("unet.", "")])
 def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
-    studio: Harness, tmp_path: Path, old: str, new: str
+    filled_harness: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
     good: dict[str, Tensor] = {
@@ -117,32 +117,32 @@ def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
         f"{at}.lora_B.weight": ("F32", (32, 4), None),
     }
     wrong = samples.safetensors(renamed(samples.tensors_of(samples.safetensors(good)), old, new))
-    studio.push("acme/support", {"style.safetensors": wrong}, base="sd-tiny")
-    made = convert.convert(studio.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
+    filled_harness.push("acme/support", {"style.safetensors": wrong}, base="sd-tiny")
+    made = convert.convert(filled_harness.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
     assert made.pushed is not None
     assert made.pushed.version.verdicts[0].outcome == "pass"
-    pull.pull(studio.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    pull.pull(filled_harness.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
     assert set(samples.tensors_of(file.read_bytes())) == set(good)
     with pytest.raises(Invalid, match="found no name to fix"):
         convert.convert(
-            studio.admin, Ref.parse("acme/mended"), Conversion(to="diffusers", into="acme/again", repair=True)
+            filled_harness.admin, Ref.parse("acme/mended"), Conversion(to="diffusers", into="acme/again", repair=True)
         )
 
 
-def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: Harness, tmp_path: Path) -> None:
+def test_diffusers_names_of_2023_become_todays_without_a_worker(filled_harness: Harness, tmp_path: Path) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     old: dict[str, Tensor] = {}
     for leaf, columns in (("to_q", 32), ("to_k", 24), ("to_out", 32)):
         old[f"{at}.processor.{leaf}_lora.down.weight"] = ("F32", (4, columns), None)
         old[f"{at}.processor.{leaf}_lora.up.weight"] = ("F32", (32, 4), None)
     folder = samples.write({"old.safetensors": samples.safetensors(old)}, tmp_path / "old")
-    push.push_folder(studio.admin, folder, AdapterName("art", "style"), base="sd-tiny")
-    made = convert.convert(studio.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
+    push.push_folder(filled_harness.admin, folder, AdapterName("art", "style"), base="sd-tiny")
+    made = convert.convert(filled_harness.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
     assert made.pushed is not None
     version = made.pushed.version
     assert (version.facts["format"], version.verdicts[0].outcome) == ("diffusers", "pass")
-    pull.pull(studio.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
+    pull.pull(filled_harness.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
     new = samples.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
     given = samples.tensors_of((folder / "old.safetensors").read_bytes())
     assert new[f"{at}.to_out.0.lora_B.weight"] == given[f"{at}.processor.to_out_lora.up.weight"]
@@ -151,9 +151,9 @@ def test_diffusers_names_of_2023_become_todays_without_a_worker(studio: Harness,
     )
 
 
-def test_what_changes_values_is_queued_for_a_worker(studio: Harness) -> None:
-    studio.push("acme/support")
-    made = convert.convert(studio.admin, REF, Conversion(to="canonical", into="acme/plain"))
+def test_what_changes_values_is_queued_for_a_worker(filled_harness: Harness) -> None:
+    filled_harness.push("acme/support")
+    made = convert.convert(filled_harness.admin, REF, Conversion(to="canonical", into="acme/plain"))
     assert made.job is not None
     assert (str(made.job.kind), made.job.subject, made.job.payload["into"]) == (
         "convert",
@@ -162,12 +162,12 @@ def test_what_changes_values_is_queued_for_a_worker(studio: Harness) -> None:
     )
 
 
-def test_who_may_not_push_into_the_target_queues_nothing(studio: Harness) -> None:
-    studio.push("acme/support")
-    reader = studio.actor("pull", "push", namespaces=["acme"])
+def test_who_may_not_push_into_the_target_queues_nothing(filled_harness: Harness) -> None:
+    filled_harness.push("acme/support")
+    reader = filled_harness.actor("pull", "push", namespaces=["acme"])
     with pytest.raises(Exception, match="other"):
         convert.convert(reader, REF, Conversion(to="canonical", into="other/plain"))
-    assert [str(job.kind) for job in studio.admin.jobs().items] == ["smoke-test"]
+    assert [str(job.kind) for job in filled_harness.admin.jobs().items] == ["smoke-test"]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,10 @@ def test_who_may_not_push_into_the_target_queues_nothing(studio: Harness) -> Non
         ({"config": {"alora_invocation_tokens": [1, 2]}}, "gguf", "invocation tokens"),
     ],
 )
-def test_a_wrong_request_is_refused_with_its_reason(studio: Harness, how: dict[str, object], to: str, why: str) -> None:
-    studio.push("acme/support", samples.lora(samples.llama(), **how))  # type: ignore[arg-type]
+def test_a_wrong_request_is_refused_with_its_reason(
+    filled_harness: Harness, how: dict[str, object], to: str, why: str
+) -> None:
+    filled_harness.push("acme/support", samples.lora(samples.llama(), **how))  # type: ignore[arg-type]
     with pytest.raises(Invalid, match=why) as refused:
-        convert.convert(studio.admin, REF, Conversion(to=to, into="acme/other"))
+        convert.convert(filled_harness.admin, REF, Conversion(to=to, into="acme/other"))
     assert refused.value.code == "CONVERSION_INVALID"

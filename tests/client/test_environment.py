@@ -111,7 +111,7 @@ def test_a_destination_that_appeared_while_another_was_moved_in_is_replaced(
     assert os.listdir(tmp_path) == ["dest"]
 
 
-class Dripping(HttpxTransport):
+class SlowTransport(HttpxTransport):
     """Sends or takes a byte at a time, each of which takes a second; how often it was asked."""
 
     def __init__(self, clock: list[float]) -> None:
@@ -130,30 +130,33 @@ class Dripping(HttpxTransport):
 
 
 @pytest.fixture
-def drip(monkeypatch: pytest.MonkeyPatch) -> Dripping:
+def slow_transport(monkeypatch: pytest.MonkeyPatch) -> SlowTransport:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    return Dripping(clock)
+    return SlowTransport(clock)
 
 
-def test_a_side_that_sends_a_byte_a_second_is_given_up(drip: Dripping) -> None:
+def test_a_side_that_sends_a_byte_a_second_is_given_up(slow_transport: SlowTransport) -> None:
     came = bytearray()
-    with Connection("http://registry.test", transport=drip) as connection, pytest.raises(Unavailable, match="seconds"):
+    with (
+        Connection("http://registry.test", transport=slow_transport) as connection,
+        pytest.raises(Unavailable, match="seconds"),
+    ):
         connection.receive("/blob", came.extend)
     assert 0 < len(came) < 1000
 
 
-def test_a_side_that_takes_next_to_nothing_is_given_up(drip: Dripping, tmp_path: Path) -> None:
+def test_a_side_that_takes_next_to_nothing_is_given_up(slow_transport: SlowTransport, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(3 * 2**20))
     told: list[int] = []
     with (
-        Connection("http://registry.test", transport=drip, wait=lambda _: None) as connection,
+        Connection("http://registry.test", transport=slow_transport, wait=lambda _: None) as connection,
         open(file, "rb", 0) as source,
         pytest.raises(Unavailable, match="seconds"),
     ):
         connection.send_file("/blob", source, 0, 3 * 2**20, advance=told.append)
-    assert drip.asked == ATTEMPTS_LIMIT
+    assert slow_transport.asked == ATTEMPTS_LIMIT
     assert 0 < sum(told) < 3 * 2**20
 
 

@@ -27,7 +27,7 @@ PRIVATE = {
 
 
 @pytest.fixture
-def studio(harness: Harness, tmp_path: Path) -> Harness:
+def filled_harness(harness: Harness, tmp_path: Path) -> Harness:
     """A registry with a language model and an image model."""
     harness.add_base()
     spec, _ = base_folder.base_spec_from(non_peft_files.pipeline(tmp_path / "sd"), "sd-tiny")
@@ -50,31 +50,33 @@ def push(harness: Harness, files: dict[str, bytes], tmp_path: Path, base: str, n
     ],
 )
 def test_text_adapters_of_other_trainers_fit_by_their_own_names(
-    studio: Harness, tmp_path: Path, make: object, format_name: str, scales: list[float]
+    filled_harness: Harness, tmp_path: Path, make: object, format_name: str, scales: list[float]
 ) -> None:
     files = make(samples.llama())  # type: ignore[operator]
-    version = push(studio, files, tmp_path, "tiny-llama")
+    version = push(filled_harness, files, tmp_path, "tiny-llama")
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     facts = version.facts
     assert (facts["format"], facts["rank"], facts["scales"]) == (format_name, 4, scales)
-    assert [a.name for a in studio.admin.adapters(format=format_name).items] == ["acme/support"]
-    assert studio.admin.adapters(format="peft").items == []
-    pull.pull(studio.admin, Ref(NAME), tmp_path / "back", cache=None)
+    assert [a.name for a in filled_harness.admin.adapters(format=format_name).items] == ["acme/support"]
+    assert filled_harness.admin.adapters(format="peft").items == []
+    pull.pull(filled_harness.admin, Ref(NAME), tmp_path / "back", cache=None)
     assert {path: (tmp_path / "back" / path).read_bytes() for path in files} == files
 
 
-def test_no_worker_is_asked_to_try_what_peft_cannot_load(studio: Harness, tmp_path: Path) -> None:
-    push(studio, non_peft_files.mlx(samples.llama()), tmp_path, "tiny-llama")
-    assert studio.admin.jobs().items == []
+def test_no_worker_is_asked_to_try_what_peft_cannot_load(filled_harness: Harness, tmp_path: Path) -> None:
+    push(filled_harness, non_peft_files.mlx(samples.llama()), tmp_path, "tiny-llama")
+    assert filled_harness.admin.jobs().items == []
 
 
-def test_an_mlx_configuration_names_its_base(studio: Harness, tmp_path: Path) -> None:
-    assert push(studio, non_peft_files.mlx(samples.llama()), tmp_path, "").base == "tiny-llama"
+def test_an_mlx_configuration_names_its_base(filled_harness: Harness, tmp_path: Path) -> None:
+    assert push(filled_harness, non_peft_files.mlx(samples.llama()), tmp_path, "").base == "tiny-llama"
 
 
-def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(studio: Harness, tmp_path: Path) -> None:
+def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(
+    filled_harness: Harness, tmp_path: Path
+) -> None:
     files = {"toy_style.safetensors": non_peft_files.kohya(metadata=PRIVATE)}
-    version = push(studio, files, tmp_path, "sd-tiny")
+    version = push(filled_harness, files, tmp_path, "sd-tiny")
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     facts = version.facts
     assert (facts["format"], facts["method"], facts["family"], facts["scales"]) == ("kohya", "LORA", "sd", [0.5])
@@ -84,29 +86,29 @@ def test_an_image_adapter_keeps_training_facts_and_leaves_private_captions_out(s
     assert "Ann" not in version.model_dump_json()
 
 
-def test_an_image_adapter_of_another_width_fails_with_the_sizes(studio: Harness, tmp_path: Path) -> None:
-    version = push(studio, {"x.safetensors": non_peft_files.kohya(width=64)}, tmp_path, "sd-tiny")
+def test_an_image_adapter_of_another_width_fails_with_the_sizes(filled_harness: Harness, tmp_path: Path) -> None:
+    version = push(filled_harness, {"x.safetensors": non_peft_files.kohya(width=64)}, tmp_path, "sd-tiny")
     (finding, *_) = version.verdicts[0].findings
     assert (version.verdicts[0].outcome, finding.code, finding.actual) == ("fail", "compat.shape", "[64, 24]")
 
 
-def test_an_image_adapter_does_not_fit_a_language_model(studio: Harness, tmp_path: Path) -> None:
-    version = push(studio, {"x.safetensors": non_peft_files.kohya()}, tmp_path, "tiny-llama")
+def test_an_image_adapter_does_not_fit_a_language_model(filled_harness: Harness, tmp_path: Path) -> None:
+    version = push(filled_harness, {"x.safetensors": non_peft_files.kohya()}, tmp_path, "tiny-llama")
     assert [f.code for f in version.verdicts[0].findings] == ["compat.kind"]
 
 
-def test_names_of_no_tool_are_a_finding_and_never_a_guess(studio: Harness, tmp_path: Path) -> None:
+def test_names_of_no_tool_are_a_finding_and_never_a_guess(filled_harness: Harness, tmp_path: Path) -> None:
     files = {"x.safetensors": samples.safetensors({"some.where.matrix": ("F32", (4, 4), None)})}
-    version = push(studio, files, tmp_path, "tiny-llama")
+    version = push(filled_harness, files, tmp_path, "tiny-llama")
     assert (version.facts["format"], version.verdicts[0].outcome) == ("unknown", "fail")
     assert [f.code for f in version.verdicts[0].findings] == ["format.unknown"]
 
 
-def test_an_adapter_of_nemo_is_refused_with_advice(studio: Harness, tmp_path: Path) -> None:
+def test_an_adapter_of_nemo_is_refused_with_advice(filled_harness: Harness, tmp_path: Path) -> None:
     names = [f"decoder.layers.0.self_attention.linear_qkv.adapter.linear_{side}.weight" for side in ("in", "out")]
     files = {"x.safetensors": samples.safetensors(dict.fromkeys(names, ("F32", (4, 4), None)))}
     with pytest.raises(Invalid) as refused:
-        push(studio, files, tmp_path, "tiny-llama")
+        push(filled_harness, files, tmp_path, "tiny-llama")
     assert [r.code for r in refused.value.findings] == ["format.convert_first"]
     assert "Megatron-Bridge" in refused.value.detail
 
@@ -116,50 +118,52 @@ def test_an_adapter_of_nemo_is_refused_with_advice(studio: Harness, tmp_path: Pa
     [("x.nemo", "Megatron-Bridge"), ("__0_0.distcp", "Megatron-Bridge"), ("adapter_model.tensors", "PEFT adapter")],
 )
 def test_what_must_be_exported_first_is_refused_with_advice(
-    studio: Harness, tmp_path: Path, name: str, advice: str
+    filled_harness: Harness, tmp_path: Path, name: str, advice: str
 ) -> None:
     with pytest.raises(Invalid) as refused:
-        push(studio, {name: b"x"}, tmp_path, "tiny-llama")
+        push(filled_harness, {name: b"x"}, tmp_path, "tiny-llama")
     assert advice in refused.value.detail
     assert "adapter_model.safetensors" in refused.value.next_step
 
 
-def test_a_gguf_model_is_no_adapter(studio: Harness, tmp_path: Path) -> None:
+def test_a_gguf_model_is_no_adapter(filled_harness: Harness, tmp_path: Path) -> None:
     model = non_peft_files.gguf({"blk.0.attn_q.weight": ("F32", (4, 4), None)}, {"general.type": "model"})
-    version = push(studio, {"model.gguf": model}, tmp_path, "tiny-llama")
+    version = push(filled_harness, {"model.gguf": model}, tmp_path, "tiny-llama")
     assert [f.code for f in version.verdicts[0].findings] == ["format.gguf_not_adapter"]
 
 
-def test_two_weights_files_of_which_none_is_pefts_are_refused(studio: Harness, tmp_path: Path) -> None:
+def test_two_weights_files_of_which_none_is_pefts_are_refused(filled_harness: Harness, tmp_path: Path) -> None:
     files = {"a.safetensors": non_peft_files.kohya(), "b.safetensors": non_peft_files.kohya(64)}
     with pytest.raises(Invalid) as refused:
-        push(studio, files, tmp_path, "sd-tiny")
+        push(filled_harness, files, tmp_path, "sd-tiny")
     assert [r.code for r in refused.value.findings] == ["adapter.weights_ambiguous"]
 
 
-def test_pefts_names_without_its_configuration_are_refused(studio: Harness, tmp_path: Path) -> None:
+def test_pefts_names_without_its_configuration_are_refused(filled_harness: Harness, tmp_path: Path) -> None:
     files = {"lora.safetensors": samples.lora(samples.llama())[samples.WEIGHTS]}
     with pytest.raises(Invalid) as refused:
-        push(studio, files, tmp_path, "tiny-llama")
+        push(filled_harness, files, tmp_path, "tiny-llama")
     assert "adapter.config_missing" in [r.code for r in refused.value.findings]
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0, -1.0])
 def test_an_alpha_that_leaves_no_effect_is_a_no_and_every_view_of_it_can_be_told(
-    studio: Harness, tmp_path: Path, alpha: float
+    filled_harness: Harness, tmp_path: Path, alpha: float
 ) -> None:
     at = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
     tensors = {
         f"{at}.lora_down.weight": ("F32", (4, 32), None), f"{at}.lora_up.weight": ("F32", (32, 4), None),
         f"{at}.alpha": ("F32", (), struct.pack("<f", alpha)),
     }  # fmt: skip
-    version = push(studio, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, "sd-tiny")
+    version = push(filled_harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, "sd-tiny")
     failing = {v.check for v in version.verdicts if v.outcome == "fail"}
     assert failing == ({"compat"} if math.isfinite(alpha) else {"weights"})
     assert version.facts["scales"] == ([alpha / 4] if math.isfinite(alpha) else [])
 
 
-def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(studio: Harness, tmp_path: Path) -> None:
+def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(
+    filled_harness: Harness, tmp_path: Path
+) -> None:
     files = non_peft_files.torchtune(samples.llama())
     written = json.loads(files["adapter_config.json"])
     other = {**files, "adapter_config.json": json.dumps({**written, "r": 3}).encode()}
@@ -171,16 +175,18 @@ def test_factors_of_two_ranks_or_of_another_rank_than_announced_are_a_no(studio:
     codes = [
         [
             f.code
-            for f in push(studio, each, tmp_path, "tiny-llama", AdapterName.parse(f"acme/x{n}")).verdicts[0].findings
+            for f in push(filled_harness, each, tmp_path, "tiny-llama", AdapterName.parse(f"acme/x{n}"))
+            .verdicts[0]
+            .findings
         ]
         for n, each in enumerate((other, silent, broken))
     ]
     assert codes == [["lora.rank_differs_from_config"], ["format.alpha_absent"], ["lora.shape_invalid"]]
 
 
-def test_numbers_that_are_not_finite_are_found_in_every_format(studio: Harness, tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_found_in_every_format(filled_harness: Harness, tmp_path: Path) -> None:
     nan = b"\0\0\xc0\x7f" * 16
     at = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
     tensors = {f"{at}.lora_down.weight": ("F32", (4, 32), None), f"{at}.lora_up.weight": ("F32", (32, 4), nan * 8)}
-    version = push(studio, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, "sd-tiny")
+    version = push(filled_harness, {"x.safetensors": samples.safetensors(tensors)}, tmp_path, "sd-tiny")
     assert "fail" in [v.outcome for v in version.verdicts if v.check == "weights"]

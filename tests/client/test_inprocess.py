@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 
-class Told:
+class Observations:
     """What the application saw."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Told:
         return PlainTextResponse("done", background=BackgroundTask(tidy))
 
 
-def application(told: Told) -> Starlette:
+def application(observations: Observations) -> Starlette:
     async def echo(request: Request) -> Response:
         return Response(await request.body(), headers={"x-query": request.url.query})
 
@@ -50,7 +50,7 @@ def application(told: Told) -> Starlette:
     async def flood(_request: Request) -> Response:
         async def chunks() -> AsyncIterator[bytes]:
             for _ in range(1000):
-                told.produced += 1
+                observations.produced += 1
                 yield b"x" * 1000
 
         class Flood(StreamingResponse):
@@ -58,7 +58,7 @@ def application(told: Told) -> Starlette:
                 try:
                     await super().__call__(scope, receive, send)
                 finally:
-                    told.flood_ended.set()
+                    observations.flood_ended.set()
 
         return Flood(chunks())
 
@@ -77,9 +77,9 @@ def application(told: Told) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[dict[str, str]]:
-        told.events.append("start")
+        observations.events.append("start")
         yield {"word": "kept"}
-        told.events.append("stop")
+        observations.events.append("stop")
 
     def state(request: Request) -> Response:
         return PlainTextResponse(request.state.word)
@@ -92,7 +92,7 @@ def application(told: Told) -> Starlette:
             Route("/breaks", breaks),
             Route("/fails", fails),
             Route("/state", state),
-            Route("/tidies", told.tidies),
+            Route("/tidies", observations.tidies),
             Route("/path/{rest:path}", path),
         ],
         lifespan=lifespan,
@@ -100,13 +100,15 @@ def application(told: Told) -> Starlette:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def observations() -> Observations:
+    return Observations()
 
 
 @pytest.fixture
-def client(told: Told) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test", timeout=120) as client:
+def client(observations: Observations) -> Iterator[httpx.Client]:
+    with httpx.Client(
+        transport=HttpxInProcess(application(observations)), base_url="http://app.test", timeout=120
+    ) as client:
         yield client
 
 
@@ -124,20 +126,20 @@ def test_a_request_body_is_streamed_chunk_by_chunk(client: httpx.Client) -> None
     assert answer.json() == {"chunks": 50, "bytes": 500}
 
 
-def test_a_slow_reader_holds_the_application_back(client: httpx.Client, told: Told) -> None:
+def test_a_slow_reader_holds_the_application_back(client: httpx.Client, observations: Observations) -> None:
     with client.stream("GET", "/flood") as answer:
         chunks = answer.iter_raw()
         next(chunks)
-        assert told.produced <= CHUNKS_AHEAD + 3
+        assert observations.produced <= CHUNKS_AHEAD + 3
         assert sum(len(chunk) for chunk in chunks) == 999 * 1000
-    assert told.produced == 1000
+    assert observations.produced == 1000
 
 
-def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, told: Told) -> None:
+def test_an_application_learns_that_the_caller_has_left(client: httpx.Client, observations: Observations) -> None:
     with client.stream("GET", "/flood") as answer:
         next(answer.iter_raw())
-    assert told.flood_ended.wait(60)
-    assert told.produced < 1000
+    assert observations.flood_ended.wait(60)
+    assert observations.produced < 1000
 
 
 def test_a_failing_application_looks_like_a_server_error(client: httpx.Client) -> None:
@@ -158,20 +160,20 @@ def test_a_body_that_fails_on_the_callers_side_raises_there(client: httpx.Client
         client.put("/count", content=body())
 
 
-def test_the_lifespan_begins_once_and_ends_with_close(told: Told) -> None:
-    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test") as client:
-        assert told.events == []
+def test_the_lifespan_begins_once_and_ends_with_close(observations: Observations) -> None:
+    with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
+        assert observations.events == []
         assert client.get("/state").text == "kept"
         client.get("/state")
-        assert told.events == ["start"]
-    assert told.events == ["start", "stop"]
+        assert observations.events == ["start"]
+    assert observations.events == ["start", "stop"]
 
 
-def test_close_waits_for_what_is_done_after_an_answer(told: Told) -> None:
-    with httpx.Client(transport=HttpxInProcess(application(told)), base_url="http://app.test") as client:
+def test_close_waits_for_what_is_done_after_an_answer(observations: Observations) -> None:
+    with httpx.Client(transport=HttpxInProcess(application(observations)), base_url="http://app.test") as client:
         assert client.get("/tidies").text == "done"
-        threading.Timer(0.1, told.answered.set).start()
-    assert told.events == ["start", "tidied", "stop"]
+        threading.Timer(0.1, observations.answered.set).start()
+    assert observations.events == ["start", "tidied", "stop"]
 
 
 def test_what_the_start_of_an_application_raises_reaches_the_caller() -> None:

@@ -16,7 +16,7 @@ from registry.client.registry import Registry
 from registry.client.transport import connection, http_transport
 from registry.client.transport.connection import Connection
 from registry.errors import Corrupt, Invalid, RegistryError, TooLarge, Unavailable
-from tests.client.test_api import URL, WHO, Wire, link_to, problem, script
+from tests.client.test_api import URL, WHO, ScriptedServer, link_to, problem, script
 from tests.httpx_transports import MockTransport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -99,7 +99,7 @@ def test_an_endless_answer_through_a_proxy_or_transport_ends_at_the_limit() -> N
             sent.append(2**16)
             yield b" " * 2**16
 
-    wire = Wire(lambda _: httpx.Response(200, content=body()))
+    wire = ScriptedServer(lambda _: httpx.Response(200, content=body()))
     with pytest.raises(Corrupt, match="over 1000000 bytes"):
         wire.registry().connection.send("GET", "/whoami", limit_bytes=1_000_000)
     assert sum(sent) < 2_000_000
@@ -122,7 +122,7 @@ def test_a_dripping_answer_ends(head: bytes, piece: bytes, monkeypatch: pytest.M
 @pytest.mark.security
 @pytest.mark.parametrize("name", ["files", "uploads"])
 def test_a_longer_file_than_requested_ends_at_its_length(name: str) -> None:
-    wire = Wire(lambda _: httpx.Response(206, content=iter([b"x" * 100] * 100)))
+    wire = ScriptedServer(lambda _: httpx.Response(206, content=iter([b"x" * 100] * 100)))
     with (
         pytest.raises(Corrupt, match="more than the 10 bytes"),
         wire.registry().read(link_to(f"/{name}", 1000), start=0, length=10) as chunks,
@@ -150,11 +150,11 @@ def test_a_timeout_that_is_not_a_number_of_seconds_is_a_setting(text: str, monke
         Registry(URL)
 
 
-class Patience:
+class ScriptedRegistry:
     """A registry that answers by a script, and the pauses that its client makes."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
-        self.wire, self.pauses, self.lines = Wire(script(*answers)), list[float](), list[str]()
+        self.wire, self.pauses, self.lines = ScriptedServer(script(*answers)), list[float](), list[str]()
         transport = MockTransport(self.wire)
         opened = Connection(URL, "t", transport=transport, wait=self.pauses.append)
         opened.on_wait = self.lines.append
@@ -163,29 +163,29 @@ class Patience:
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_proxy_whose_registry_restarts_is_waited_for(status: int) -> None:
-    patience = Patience(*[httpx.Response(status)] * 8, httpx.Response(200, json=WHO))
-    assert patience.registry.whoami().actor == "ci"
-    assert len(patience.pauses) == 8
-    assert f"answered {status}" in patience.lines[0]
-    assert "trying again" in patience.lines[0]
+    scripted = ScriptedRegistry(*[httpx.Response(status)] * 8, httpx.Response(200, json=WHO))
+    assert scripted.registry.whoami().actor == "ci"
+    assert len(scripted.pauses) == 8
+    assert f"answered {status}" in scripted.lines[0]
+    assert "trying again" in scripted.lines[0]
 
 
 def test_the_client_gives_up_after_a_minute() -> None:
-    patience = Patience(*[problem(503, "DATABASE_UNAVAILABLE")] * 100)
+    scripted = ScriptedRegistry(*[problem(503, "DATABASE_UNAVAILABLE")] * 100)
     with pytest.raises(Unavailable):
-        patience.registry.whoami()
-    assert 20 < sum(patience.pauses) <= 60
+        scripted.registry.whoami()
+    assert 20 < sum(scripted.pauses) <= 60
 
 
 def test_a_pause_is_as_long_as_the_other_side_asks_for_and_never_over_the_patience() -> None:
     asked = httpx.Response(503, headers={"retry-after": "20"})
-    patience = Patience(asked, httpx.Response(200, json=WHO))
-    patience.registry.whoami()
-    assert 20 <= patience.pauses[0] <= 24
-    patience = Patience(httpx.Response(503, headers={"retry-after": "600"}))
+    scripted = ScriptedRegistry(asked, httpx.Response(200, json=WHO))
+    scripted.registry.whoami()
+    assert 20 <= scripted.pauses[0] <= 24
+    scripted = ScriptedRegistry(httpx.Response(503, headers={"retry-after": "600"}))
     with pytest.raises(Unavailable):
-        patience.registry.whoami()
-    assert patience.pauses == []
+        scripted.registry.whoami()
+    assert scripted.pauses == []
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_pause_is_as_long_as_the_other_side_asks_for_and_never_over_the_patien
     [(413, TooLarge, "client_max_body_size"), (502, Unavailable, "proxy"), (504, Unavailable, "proxy")],
 )
 def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryError], words: str) -> None:
-    patience = Patience(*[httpx.Response(status, text="<html>nginx</html>")] * 100)
+    scripted = ScriptedRegistry(*[httpx.Response(status, text="<html>nginx</html>")] * 100)
     with pytest.raises(kind) as caught:
-        patience.registry.whoami()
+        scripted.registry.whoami()
     assert "proxy" in caught.value.detail
     assert str(status) in caught.value.detail
     assert words in caught.value.detail + caught.value.next_step
@@ -203,6 +203,6 @@ def test_an_answer_of_a_proxy_is_named_as_such(status: int, kind: type[RegistryE
 
 def test_a_conflict_of_the_registry_is_no_answer_of_a_proxy() -> None:
     document: dict[str, Any] = {"reason": "the database is away"}
-    patience = Patience(*[httpx.Response(503, json=document)] * 100)
+    scripted = ScriptedRegistry(*[httpx.Response(503, json=document)] * 100)
     with pytest.raises(Unavailable, match="answered 503: the database is away"):
-        patience.registry.health()
+        scripted.registry.health()

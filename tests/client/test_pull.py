@@ -20,53 +20,53 @@ from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError
 from registry.names import Ref
 from tests import samples
-from tests.client.counting import NAME, REF, Counted, contents
+from tests.client.counting import NAME, REF, CountingClient, contents
 from tests.harness import Harness
 
 
 @pytest.fixture
-def pushed(counted: Counted, folder: Path) -> dict[str, bytes]:
-    push.push_folder(counted.registry, folder, NAME)
-    counted.requests.clear()
+def pushed(counting_client: CountingClient, folder: Path) -> dict[str, bytes]:
+    push.push_folder(counting_client.registry, folder, NAME)
+    counting_client.requests.clear()
     return contents(folder)
 
 
 def test_what_is_pulled_is_what_was_pushed(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    resolved = pull.pull(counted.registry, REF, tmp_path / "deep" / "out", cache=cache)
+    resolved = pull.pull(counting_client.registry, REF, tmp_path / "deep" / "out", cache=cache)
     assert contents(tmp_path / "deep" / "out") == pushed
     assert resolved.number == 1
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["out"]
 
 
 def test_a_second_pull_fetches_nothing(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "one", cache=cache)
-    counted.requests.clear()
-    pull.pull(counted.registry, REF, tmp_path / "two", cache=cache)
-    assert [path for _, path in counted.requests if "/files/" in path] == []
+    pull.pull(counting_client.registry, REF, tmp_path / "one", cache=cache)
+    counting_client.requests.clear()
+    pull.pull(counting_client.registry, REF, tmp_path / "two", cache=cache)
+    assert [path for _, path in counting_client.requests if "/files/" in path] == []
     assert contents(tmp_path / "two") == pushed
 
 
 def test_a_damaged_cache_is_noticed_and_mended(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "one", cache=cache)
+    pull.pull(counting_client.registry, REF, tmp_path / "one", cache=cache)
     kept = cache.path_of(Digest.of(pushed[samples.WEIGHTS]))
     kept.chmod(0o644)
     kept.write_bytes(b"\0" * len(pushed[samples.WEIGHTS]))
-    pull.pull(counted.registry, REF, tmp_path / "two", cache=cache)
+    pull.pull(counting_client.registry, REF, tmp_path / "two", cache=cache)
     assert contents(tmp_path / "two") == pushed
     assert kept.read_bytes() == pushed[samples.WEIGHTS]
 
 
 def test_a_cache_that_cannot_be_written_is_passed_over(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=Cache(tmp_path / "file" / "cache"))
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=Cache(tmp_path / "file" / "cache"))
     assert contents(tmp_path / "out") == pushed
 
 
@@ -82,7 +82,7 @@ def test_a_cache_that_cannot_be_written_is_passed_over(
 )
 @pytest.mark.parametrize("cached", [True, False])
 def test_bent_bytes_are_refused_and_the_old_folder_stays(
-    counted: Counted,
+    counting_client: CountingClient,
     pushed: dict[str, bytes],
     harness: Harness,
     tmp_path: Path,
@@ -91,20 +91,22 @@ def test_bent_bytes_are_refused_and_the_old_folder_stays(
     cached: bool,
 ) -> None:
     out = tmp_path / "out"
-    pull.pull(counted.registry, REF, out, cache=None)
+    pull.pull(counting_client.registry, REF, out, cache=None)
     harness.push("acme/support")
-    counted.bend = bend  # type: ignore[assignment]
+    counting_client.bend = bend  # type: ignore[assignment]
     with pytest.raises(Corrupt):
-        pull.pull(counted.registry, REF, out, cache=cache if cached else None)
+        pull.pull(counting_client.registry, REF, out, cache=cache if cached else None)
     assert contents(out) == pushed
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
     assert all(Digest.of(p.read_bytes()).hex == p.name for p in cache.root.rglob("*") if p.is_file())
 
 
 @pytest.mark.usefixtures("pushed")
-def test_small_files_come_with_the_plan_and_the_weights_in_one_request(counted: Counted, tmp_path: Path) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert [path.rsplit("/", 1)[-1] for _, path in counted.requests] == ["pulls", samples.WEIGHTS]
+def test_small_files_come_with_the_plan_and_the_weights_in_one_request(
+    counting_client: CountingClient, tmp_path: Path
+) -> None:
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=None)
+    assert [path.rsplit("/", 1)[-1] for _, path in counting_client.requests] == ["pulls", samples.WEIGHTS]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +117,9 @@ def test_small_files_come_with_the_plan_and_the_weights_in_one_request(counted: 
     ],
 )  # fmt: skip
 def test_what_a_plan_brings_along_is_not_believed(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str, gone: str
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, lie: str, gone: str
 ) -> None:
-    honest = counted.registry.plan_pulls
+    honest = counting_client.registry.plan_pulls
 
     def lying(refs: Sequence[Ref | str]) -> tuple[list[PullPlan | RegistryError], dict[Digest, str]]:
         (plan,), small = honest(refs)
@@ -125,89 +127,95 @@ def test_what_a_plan_brings_along_is_not_believed(
         direct = {file.path: gone for file in plan.resolved.files}
         return [plan.model_copy(update={"direct": direct, "direct_seconds": 10**400})], dict.fromkeys(small, lie)
 
-    counted.registry.plan_pulls = lying  # type: ignore[method-assign]
-    counted.registry.connection._wait = lambda _seconds: None
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    counting_client.registry.plan_pulls = lying  # type: ignore[method-assign]
+    counting_client.registry.connection._wait = lambda _seconds: None
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=cache)
     assert contents(tmp_path / "out") == pushed
 
 
 @pytest.mark.usefixtures("pushed")
 def test_a_new_version_replaces_the_folder_as_a_whole(
-    counted: Counted, harness: Harness, tmp_path: Path, cache: Cache
+    counting_client: CountingClient, harness: Harness, tmp_path: Path, cache: Cache
 ) -> None:
     out = tmp_path / "out"
-    pull.pull(counted.registry, REF, out, cache=cache)
+    pull.pull(counting_client.registry, REF, out, cache=cache)
     files = {k: v for k, v in harness.files().items() if k != "README.md"}
     harness.push("acme/support", files)
-    pull.pull(counted.registry, REF, out, cache=cache)
+    pull.pull(counting_client.registry, REF, out, cache=cache)
     assert contents(out) == files
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "README.md"])
 @pytest.mark.usefixtures("pushed")
-def test_a_folder_that_no_pull_made_is_never_replaced(counted: Counted, tmp_path: Path, name: str) -> None:
+def test_a_folder_that_no_pull_made_is_never_replaced(
+    counting_client: CountingClient, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("years of work")
     with pytest.raises(Invalid, match="not created by a pull"):
-        pull.pull(counted.registry, REF, tmp_path / "mine", cache=None)
+        pull.pull(counting_client.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 
 @pytest.mark.usefixtures("pushed")
-def test_files_that_were_added_to_a_pulled_folder_keep_it(counted: Counted, tmp_path: Path) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
+def test_files_that_were_added_to_a_pulled_folder_keep_it(counting_client: CountingClient, tmp_path: Path) -> None:
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=None)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(Invalid, match=r"notes\.txt"):
-        pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
+        pull.pull(counting_client.registry, REF, tmp_path / "out", cache=None)
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(counted: Counted, tmp_path: Path) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=None)
-    assert push.push_folder(counted.registry, tmp_path / "out", NAME).created is False
+def test_a_pulled_folder_can_be_pushed_again_as_the_same_version(
+    counting_client: CountingClient, tmp_path: Path
+) -> None:
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=None)
+    assert push.push_folder(counting_client.registry, tmp_path / "out", NAME).created is False
 
 
 # ------------------------------------------------------------------ hashed again
 @pytest.mark.usefixtures("pushed")
 def test_a_pulled_folder_that_is_right_is_hashed_again_and_stays(
-    counted: Counted, tmp_path: Path, cache: Cache
+    counting_client: CountingClient, tmp_path: Path, cache: Cache
 ) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=cache)
     was = (tmp_path / "out").stat().st_ino
-    counted.requests.clear()
-    resolved, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
-    assert (resolved.number, damaged, len(counted.requests)) == (1, [], 1)
+    counting_client.requests.clear()
+    resolved, damaged = pull.verify(counting_client.registry, REF, tmp_path / "out", cache=cache)
+    assert (resolved.number, damaged, len(counting_client.requests)) == (1, [], 1)
     assert (tmp_path / "out").stat().st_ino == was
 
 
 def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
+    counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=cache)
     weights, config = pushed[samples.WEIGHTS], tmp_path / "out" / samples.CONFIG
     kept = cache.path_of(Digest.of(weights))
     for path in (tmp_path / "out" / samples.WEIGHTS, kept):
         path.chmod(0o644)
         path.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     config.unlink()
-    counted.requests.clear()
-    _, damaged = pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)
+    counting_client.requests.clear()
+    _, damaged = pull.verify(counting_client.registry, REF, tmp_path / "out", cache=cache)
     assert {(reason.code, reason.location) for reason in damaged} == {
         ("pull.file_damaged", str(tmp_path / "out" / samples.WEIGHTS)),
         ("pull.cache_damaged", str(kept)),
     }
-    assert [path.rpartition("/")[2] for _, path in counted.requests if "/files/" in path] == [samples.WEIGHTS]
+    assert [path.rpartition("/")[2] for _, path in counting_client.requests if "/files/" in path] == [samples.WEIGHTS]
     assert contents(tmp_path / "out") == pushed
     assert kept.read_bytes() == weights
-    assert pull.verify(counted.registry, REF, tmp_path / "out", cache=cache)[1] == []
+    assert pull.verify(counting_client.registry, REF, tmp_path / "out", cache=cache)[1] == []
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(counted: Counted, tmp_path: Path) -> None:
+def test_a_folder_that_no_pull_made_is_not_replaced_by_verifying_it(
+    counting_client: CountingClient, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / samples.WEIGHTS).write_text("years of work")
     with pytest.raises(Invalid, match="not created by a pull"):
-        pull.verify(counted.registry, REF, tmp_path / "mine", cache=None)
+        pull.verify(counting_client.registry, REF, tmp_path / "mine", cache=None)
     assert (tmp_path / "mine" / samples.WEIGHTS).read_text() == "years of work"
 
 
@@ -230,7 +238,11 @@ def test_a_folder_that_is_no_base_is_said(tmp_path: Path) -> None:
 
 
 def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_file_is_not_waited_for(
-    counted: Counted, pushed: dict[str, bytes], tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    counting_client: CountingClient,
+    pushed: dict[str, bytes],
+    tmp_path: Path,
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert max(len(data) for data in pushed.values()) < LINK_FROM_BYTES
     forced: list[Path] = []
@@ -241,7 +253,7 @@ def test_what_is_put_into_the_destination_is_forced_to_disk_and_a_small_cached_f
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    pull.pull(counted.registry, REF, tmp_path / "out", cache=cache)
+    pull.pull(counting_client.registry, REF, tmp_path / "out", cache=cache)
     assert set(pushed) <= {path.name for path in forced}
     assert [path for path in forced if cache.root in path.parents] == []
 

@@ -15,47 +15,49 @@ from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.findings import Finding
 from registry.names import Ref
 from tests import samples
-from tests.client.counting import NAME, Counted, contents
+from tests.client.counting import NAME, CountingClient, contents
 from tests.harness import Harness
 
 
-def test_a_folder_is_pushed_and_the_second_time_no_byte_is_sent(counted: Counted, folder: Path) -> None:
-    first = push.push_folder(counted.registry, folder, NAME)
+def test_a_folder_is_pushed_and_the_second_time_no_byte_is_sent(counting_client: CountingClient, folder: Path) -> None:
+    first = push.push_folder(counting_client.registry, folder, NAME)
     assert (first.created, first.version.number) == (True, 1)
-    counted.requests.clear()
-    second = push.push_folder(counted.registry, folder, NAME, base="tiny-llama")
+    counting_client.requests.clear()
+    second = push.push_folder(counting_client.registry, folder, NAME, base="tiny-llama")
     assert (second.created, second.version.number) == (False, 1)
-    assert counted.methods("PUT") == 0
-    assert len(counted.requests) == 3
+    assert counting_client.methods("PUT") == 0
+    assert len(counting_client.requests) == 3
 
 
-def test_what_is_left_out_is_said(counted: Counted, folder: Path) -> None:
+def test_what_is_left_out_is_said(counting_client: CountingClient, folder: Path) -> None:
     (folder / "checkpoint-10").mkdir()
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "notes.docx").write_bytes(b"x")
     (folder / ".env").write_text("SECRET=1")
     told: list[Finding] = []
-    pushed = push.push_folder(counted.registry, folder, NAME, left_out=told.append)
+    pushed = push.push_folder(counting_client.registry, folder, NAME, left_out=told.append)
     assert {r.location for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
     assert {f.path for f in pushed.version.files} == {samples.CONFIG, samples.WEIGHTS, "README.md"}
 
 
-def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(counted: Counted, folder: Path, tmp_path: Path) -> None:
+def test_a_golden_file_from_elsewhere_is_kept_as_golden_jsonl(
+    counting_client: CountingClient, folder: Path, tmp_path: Path
+) -> None:
     golden = tmp_path / "cases.txt"
     golden.write_text('{"prompt": "hi", "expected": "ahoy"}\n')
-    pushed = push.push_folder(counted.registry, folder, NAME, golden=golden)
+    pushed = push.push_folder(counting_client.registry, folder, NAME, golden=golden)
     assert Digest.of(golden.read_bytes()) in {f.digest for f in pushed.version.files if f.path == "golden.jsonl"}
 
 
-def test_parents_become_edges(counted: Counted, harness: Harness, folder: Path) -> None:
+def test_parents_become_edges(counting_client: CountingClient, harness: Harness, folder: Path) -> None:
     parent = harness.push("acme/parent").version
-    pushed = push.push_folder(counted.registry, folder, NAME, parents=[Ref.parse("acme/parent@1")])
+    pushed = push.push_folder(counting_client.registry, folder, NAME, parents=[Ref.parse("acme/parent@1")])
     assert [(e.digest, e.name, e.relation) for e in pushed.version.parents] == [
         (parent.digest, "acme/parent@1", "continued")
     ]
 
 
-def test_progress_ends_at_what_was_to_be_sent(counted: Counted, folder: Path) -> None:
+def test_progress_ends_at_what_was_to_be_sent(counting_client: CountingClient, folder: Path) -> None:
     seen = [0, 0]
 
     class Watch:
@@ -65,18 +67,20 @@ def test_progress_ends_at_what_was_to_be_sent(counted: Counted, folder: Path) ->
         def advance(self, count: int) -> None:
             seen[1] += count
 
-    push.push_folder(counted.registry, folder, NAME, progress=Watch())
+    push.push_folder(counting_client.registry, folder, NAME, progress=Watch())
     assert seen[0] == seen[1] == sum(len(data) for data in contents(folder).values())
 
 
-def test_a_base_that_nobody_registered_is_named_with_the_next_step(counted: Counted, tmp_path: Path) -> None:
+def test_a_base_that_nobody_registered_is_named_with_the_next_step(
+    counting_client: CountingClient, tmp_path: Path
+) -> None:
     strange = samples.lora(samples.llama(), config={"base_model_name_or_path": "nobody/knows"})
     folder = samples.write(strange, tmp_path / "strange")
     with pytest.raises(NotFound) as refusal:
-        push.push_folder(counted.registry, folder, NAME)
+        push.push_folder(counting_client.registry, folder, NAME)
     assert "nobody/knows" in refusal.value.detail
     assert "--base" in refusal.value.next_step
-    assert push.push_folder(counted.registry, folder, NAME, base="tiny-llama").created
+    assert push.push_folder(counting_client.registry, folder, NAME, base="tiny-llama").created
 
 
 # ------------------------------------------------------------------ folders that are refused before a byte is sent
@@ -133,13 +137,13 @@ def cut_weights(folder: Path) -> None:
     ],
 )
 def test_a_folder_that_breaks_a_rule_is_refused_before_a_byte_is_sent(
-    counted: Counted, folder: Path, spoil: object, kind: type[RegistryError], reason: str
+    counting_client: CountingClient, folder: Path, spoil: object, kind: type[RegistryError], reason: str
 ) -> None:
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(kind) as refusal:
-        push.push_folder(counted.registry, folder, NAME)
+        push.push_folder(counting_client.registry, folder, NAME)
     assert reason in {r.code for r in refusal.value.findings}
-    assert counted.requests == []
+    assert counting_client.requests == []
 
 
 def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None:
@@ -149,7 +153,9 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None
         assert refusal.value.code == "FOLDER_INVALID"
 
 
-def test_a_program_pushes_and_pulls_without_the_command(counted: Counted, folder: Path, tmp_path: Path) -> None:
-    made = push.push_folder(counted.registry, folder, NAME).version
-    assert pull.pull(counted.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
+def test_a_program_pushes_and_pulls_without_the_command(
+    counting_client: CountingClient, folder: Path, tmp_path: Path
+) -> None:
+    made = push.push_folder(counting_client.registry, folder, NAME).version
+    assert pull.pull(counting_client.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
     assert contents(tmp_path / "out") == contents(folder)

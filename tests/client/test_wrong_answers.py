@@ -30,7 +30,7 @@ NAME = AdapterName("acme", "support")
 Change = Callable[[Any], Any]
 
 
-class LyingTransport(HttpxTransport):
+class TamperingTransport(HttpxTransport):
     """Changes the JSON of answers whose path ends in a suffix."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
@@ -58,9 +58,9 @@ def in_first_item(change: Change) -> Change:
     return changed
 
 
-class Liar:
+class TamperedRegistry:
     def __init__(self, harness: Harness) -> None:
-        self.transport = LyingTransport(harness.transport)
+        self.transport = TamperingTransport(harness.transport)
         self.registry = Registry(URL, harness.secret, self.transport)
 
     def answers(self, suffix: str, change: Change) -> None:
@@ -68,12 +68,12 @@ class Liar:
 
 
 @pytest.fixture
-def liar(harness: Harness) -> Liar:
+def tampered(harness: Harness) -> TamperedRegistry:
     harness.add_base()
     harness.push("acme/support")
     harness.push("acme/support")
     harness.push("acme/other")
-    return Liar(harness)
+    return TamperedRegistry(harness)
 
 
 def other_version(harness: Harness) -> dict[str, Any]:
@@ -82,20 +82,20 @@ def other_version(harness: Harness) -> dict[str, Any]:
 
 
 def test_another_version_than_the_requested_digest_is_never_signed_verified_pulled_or_served(
-    harness: Harness, liar: Liar, tmp_path: Path
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path
 ) -> None:
     ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
     wrong = other_version(harness)
-    liar.answers(f"/{ref.selector}", lambda _: wrong)
+    tampered.answers(f"/{ref.selector}", lambda _: wrong)
     with pytest.raises(Corrupt, match="digest"):
-        liar.registry.resolve(ref)
-    liar.answers("/pulls", in_first_item(lambda _: {"resolved": wrong}))
+        tampered.registry.resolve(ref)
+    tampered.answers("/pulls", in_first_item(lambda _: {"resolved": wrong}))
     with pytest.raises(Corrupt, match="digest"):
-        pull.pull(liar.registry, ref, tmp_path / "out", cache=None)
+        pull.pull(tampered.registry, ref, tmp_path / "out", cache=None)
     assert not (tmp_path / "out").exists()
-    liar.answers(f"/{ref.selector}", lambda _: wrong)
+    tampered.answers(f"/{ref.selector}", lambda _: wrong)
     store = LocalStore(tmp_path / "store")
-    resolver = Resolver(liar.registry, store, engine="vllm==0.33.0", base="tiny-llama")
+    resolver = Resolver(tampered.registry, store, engine="vllm==0.33.0", base="tiny-llama")
     answer = resolver.find(f"acme/support@{ref.selector}")
     assert (answer.folder, "digest" in answer.reason) == (None, True)
     assert not store.versions.exists()
@@ -112,40 +112,44 @@ def test_another_version_than_the_requested_digest_is_never_signed_verified_pull
         ("number", "many", "ANSWER_INVALID"),
     ],
 )
-def test_a_field_that_does_not_fit_the_question_is_named(liar: Liar, field: str, value: object, code: str) -> None:
-    liar.answers("/resolve/acme/support/2", lambda document: document | {field: value})
+def test_a_field_that_does_not_fit_the_question_is_named(
+    tampered: TamperedRegistry, field: str, value: object, code: str
+) -> None:
+    tampered.answers("/resolve/acme/support/2", lambda document: document | {field: value})
     with pytest.raises(Corrupt) as caught:
-        liar.registry.resolve("acme/support@2")
+        tampered.registry.resolve("acme/support@2")
     assert caught.value.code == code
     assert field.rstrip("s") in caught.value.detail or code == "DIGEST_MISMATCH"
 
 
 @pytest.mark.parametrize("change", [{"size_bytes": -1}, {"size_bytes": 7}, {"digest": "sha256:" + "0" * 64}])
-def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(liar: Liar, change: dict[str, Any]) -> None:
-    liar.answers(
+def test_a_link_with_another_size_or_digest_than_the_manifest_is_refused(
+    tampered: TamperedRegistry, change: dict[str, Any]
+) -> None:
+    tampered.answers(
         "/resolve/acme/support/2",
         lambda document: document | {"files": [document["files"][0] | change, *document["files"][1:]]},
     )
     with pytest.raises(Corrupt, match="not those of its manifest"):
-        liar.registry.resolve("acme/support@2")
+        tampered.registry.resolve("acme/support@2")
 
 
-def test_a_manifest_that_breaks_a_rule_is_a_wrong_answer_and_not_the_users_mistake(liar: Liar) -> None:
+def test_a_manifest_that_breaks_a_rule_is_a_wrong_answer_and_not_the_users_mistake(tampered: TamperedRegistry) -> None:
     def with_pickle(document: Any) -> Any:
         document["manifest"]["files"][0]["path"] = "../evil.bin"
         return document
 
-    liar.answers("/resolve/acme/support/2", with_pickle)
+    tampered.answers("/resolve/acme/support/2", with_pickle)
     with pytest.raises(Corrupt):
-        liar.registry.resolve("acme/support@2")
+        tampered.registry.resolve("acme/support@2")
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>please sign in</html>", b'{"name": ', b"[" * 100_000])
-def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(liar: Liar, raw: bytes) -> None:
-    liar.answers("/resolve/acme/support/2", lambda document: document)
-    liar.transport.raw = raw
+def test_a_page_or_broken_json_is_a_wrong_answer_and_no_internal_error(tampered: TamperedRegistry, raw: bytes) -> None:
+    tampered.answers("/resolve/acme/support/2", lambda document: document)
+    tampered.transport.raw = raw
     with pytest.raises(Corrupt) as caught:
-        liar.registry.resolve("acme/support@2")
+        tampered.registry.resolve("acme/support@2")
     assert caught.value.code == "ANSWER_INVALID"
 
 
@@ -157,12 +161,14 @@ def test_a_redirected_request_names_the_target() -> None:
             request()
 
 
-def test_another_version_as_the_result_of_a_push_is_refused(harness: Harness, liar: Liar, tmp_path: Path) -> None:
+def test_another_version_as_the_result_of_a_push_is_refused(
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path
+) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
     wrong = harness.admin.version("acme/support@1").model_dump(mode="json")
-    liar.answers("/commit", in_first_item(lambda result: result | {"version": wrong}))
+    tampered.answers("/commit", in_first_item(lambda result: result | {"version": wrong}))
     with pytest.raises(Corrupt, match="digest"):
-        push.push_folder(liar.registry, folder, NAME)
+        push.push_folder(tampered.registry, folder, NAME)
 
 
 @pytest.mark.parametrize(
@@ -177,15 +183,15 @@ def test_another_version_as_the_result_of_a_push_is_refused(harness: Harness, li
     ],
 )
 def test_a_push_plan_for_other_bytes_than_those_of_the_folder_is_refused(
-    harness: Harness, liar: Liar, tmp_path: Path, upload: dict[str, Any]
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, upload: dict[str, Any]
 ) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
-    liar.answers(
+    tampered.answers(
         "/pushes",
         in_first_item(lambda plan: plan | {"uploads": [plan["uploads"][0] | upload, *plan["uploads"][1:]]}),
     )
     with pytest.raises(Corrupt):
-        push.push_folder(liar.registry, folder, NAME)
+        push.push_folder(tampered.registry, folder, NAME)
 
 
 def claim_changed(harness: Harness, change: Change) -> None:
@@ -198,7 +204,7 @@ def claim_changed(harness: Harness, change: Change) -> None:
         registry.claim(ClaimRequest(worker="w"))
 
 
-@pytest.mark.usefixtures("liar")
+@pytest.mark.usefixtures("tampered")
 @pytest.mark.parametrize(
     "job_id", ["/home/worker", "../../x", "job_0123456789abcdef0123\n", "job_0123456789ABCDEF0123"]
 )
@@ -207,7 +213,7 @@ def test_a_job_id_from_a_registry_is_never_a_path(harness: Harness, job_id: str)
         claim_changed(harness, lambda document: document | {"job": document["job"] | {"id": job_id}})
 
 
-@pytest.mark.usefixtures("liar")
+@pytest.mark.usefixtures("tampered")
 def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(harness: Harness) -> None:
     wrong = other_version(harness)
     claim_changed(harness, lambda document: document)
@@ -217,7 +223,7 @@ def test_a_claimed_job_is_of_a_requested_kind_and_about_its_own_version(harness:
         claim_changed(harness, lambda document: document | {"job": document["job"] | {"kind": "fuse"}})
 
 
-@pytest.mark.usefixtures("liar")
+@pytest.mark.usefixtures("tampered")
 def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(harness: Harness) -> None:
     wrong = {"fingerprint": "sha256:" + "0" * 64}
     with pytest.raises(Corrupt, match="fingerprint"):
@@ -225,7 +231,9 @@ def test_the_base_of_a_claimed_job_has_the_fingerprint_of_its_spec(harness: Harn
 
 
 @pytest.mark.parametrize("served", ["../../outside/model", "../acme-support-v1", "/abs", "a/b", "", "A", ".incoming-x"])
-def test_an_export_never_leaves_its_folder(harness: Harness, liar: Liar, tmp_path: Path, served: str) -> None:
+def test_an_export_never_leaves_its_folder(
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, served: str
+) -> None:
     harness.admin.promote("acme/support", "canary", "2", generation=0)
     harness.admin.promote("acme/other", "canary", "1", generation=0)
 
@@ -235,10 +243,10 @@ def test_an_export_never_leaves_its_folder(harness: Harness, liar: Liar, tmp_pat
                 entry["served_name"] = served
         return document
 
-    liar.answers("/bases/tiny-llama/adapters", rename)
+    tampered.answers("/bases/tiny-llama/adapters", rename)
     root = tmp_path / "deep" / "exports"
-    desired = liar.registry.desired_state("tiny-llama", "canary")
-    done = export.run(liar.registry, desired, FolderTarget(root), cache=None)
+    desired = tampered.registry.desired_state("tiny-llama", "canary")
+    done = export.run(tampered.registry, desired, FolderTarget(root), cache=None)
     states = {item.name: item.state for item in done.items}
     assert states == {"acme/other": "new", "acme/support": "failed"}
     assert {item.error["code"] for item in done.items if item.error} == {"ANSWER_INVALID"}
@@ -247,7 +255,7 @@ def test_an_export_never_leaves_its_folder(harness: Harness, liar: Liar, tmp_pat
 
 
 def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
-    harness: Harness, liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("a key of this machine")
@@ -258,8 +266,8 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
         entry["files"].append(entry["files"][0] | {"path": f"../../../../../..{secret}"})
         return document
 
-    liar.answers("/bases/tiny-llama/adapters", add_file)
-    desired = liar.registry.desired_state("tiny-llama", "canary")
+    tampered.answers("/bases/tiny-llama/adapters", add_file)
+    desired = tampered.registry.desired_state("tiny-llama", "canary")
     location = FolderTarget(tmp_path / "exports")
     uploaded = list[str]()
     put = location.put
@@ -269,23 +277,23 @@ def test_an_export_uploads_the_files_of_the_manifest_and_no_others(
         put(name, staged, digests)
 
     monkeypatch.setattr(location, "put", record)
-    export.run(liar.registry, desired, location, cache=None)
+    export.run(tampered.registry, desired, location, cache=None)
     assert sorted(uploaded) == sorted(file.path for file in harness.admin.version("acme/support@2").files)
 
 
-def test_the_desired_state_of_another_base_or_alias_is_refused(liar: Liar) -> None:
+def test_the_desired_state_of_another_base_or_alias_is_refused(tampered: TamperedRegistry) -> None:
     for field in ("base", "alias"):
-        liar.answers("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
+        tampered.answers("/bases/tiny-llama/adapters", partial(dict[str, Any], **{field: "other"}))
         with pytest.raises(Corrupt, match="desired state"):
-            liar.registry.desired_state("tiny-llama", "canary")
+            tampered.registry.desired_state("tiny-llama", "canary")
 
 
-def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness, liar: Liar) -> None:
+def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness, tampered: TamperedRegistry) -> None:
     harness.admin.set_base_aliases("tiny-llama", ["hf-org/Tiny"])
-    assert liar.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
-    liar.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
+    assert tampered.registry.desired_state("hf-org/Tiny", "canary").base == "tiny-llama"
+    tampered.answers("/bases/hf-org/Tiny/adapters", lambda document: document | {"base": "other"})
     with pytest.raises(Corrupt, match="desired state"):
-        liar.registry.desired_state("hf-org/Tiny", "canary")
+        tampered.registry.desired_state("hf-org/Tiny", "canary")
 
 
 @pytest.mark.parametrize(
@@ -297,59 +305,61 @@ def test_the_desired_state_of_a_base_is_requested_by_its_alias(harness: Harness,
     ],
 )
 def test_another_base_than_the_requested_one_is_refused(
-    harness: Harness, liar: Liar, tmp_path: Path, change: dict[str, Any], named: str
+    harness: Harness, tampered: TamperedRegistry, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    liar.answers("/bases/tiny-llama", lambda document: document | change)
+    tampered.answers("/bases/tiny-llama", lambda document: document | change)
     with pytest.raises(Corrupt, match=named):
-        liar.registry.base("tiny-llama")
+        tampered.registry.base("tiny-llama")
     folder = samples.write(harness.files(), tmp_path / "adapter")
     with pytest.raises(Corrupt, match=named):
-        push.push_folder(liar.registry, folder, NAME, base="tiny-llama")
+        push.push_folder(tampered.registry, folder, NAME, base="tiny-llama")
 
 
-def test_a_listed_base_has_the_fingerprint_of_its_spec(liar: Liar) -> None:
+def test_a_listed_base_has_the_fingerprint_of_its_spec(tampered: TamperedRegistry) -> None:
     wrong = {"fingerprint": "sha256:" + "0" * 64}
-    liar.answers("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
+    tampered.answers("/bases", lambda document: document | {"items": [document["items"][0] | wrong]})
     with pytest.raises(Corrupt, match="fingerprint"):
-        liar.registry.bases()
+        tampered.registry.bases()
 
 
-def test_another_adapter_or_alias_than_the_requested_one_is_refused(harness: Harness, liar: Liar) -> None:
+def test_another_adapter_or_alias_than_the_requested_one_is_refused(
+    harness: Harness, tampered: TamperedRegistry
+) -> None:
     harness.admin.promote("acme/support", "canary", "2", generation=0)
-    liar.answers("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
+    tampered.answers("/adapters/acme/support", lambda document: document | {"name": "acme/other"})
     with pytest.raises(Corrupt, match="name of acme/support"):
-        liar.registry.adapter("acme/support")
-    liar.answers("/aliases/canary", lambda document: document | {"alias": "prod"})
+        tampered.registry.adapter("acme/support")
+    tampered.answers("/aliases/canary", lambda document: document | {"alias": "prod"})
     with pytest.raises(Corrupt, match="name of the alias"):
-        liar.registry.alias("acme/support", "canary")
+        tampered.registry.alias("acme/support", "canary")
     with pytest.raises(Corrupt, match="name of the alias"):
-        liar.registry.promote("acme/support", "canary", "1", generation=1)
+        tampered.registry.promote("acme/support", "canary", "1", generation=1)
 
 
-def test_the_norms_of_another_version_are_refused(harness: Harness, liar: Liar) -> None:
+def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: TamperedRegistry) -> None:
     ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
     wrong = harness.admin.norms("acme/support@1").model_dump(mode="json")
-    liar.answers("/norms", lambda _: wrong)
+    tampered.answers("/norms", lambda _: wrong)
     for asked, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
         with pytest.raises(Corrupt, match=field):
-            liar.registry.norms(asked)
+            tampered.registry.norms(asked)
 
 
-def test_a_list_ends(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     cursors = iter(range(1000))
-    liar.answers("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
+    tampered.answers("/bases", lambda document: document | {"next_cursor": "tiny-llama"})
     with pytest.raises(Corrupt, match="its own cursor"):
-        liar.registry.bases()
+        tampered.registry.bases()
     monkeypatch.setattr(answers, "PAGES_LIMIT", 20)
-    liar.answers("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
+    tampered.answers("/bases", lambda document: document | {"next_cursor": f"b{next(cursors)}"})
     with pytest.raises(Corrupt, match="over 20 pages"):
-        liar.registry.bases()
+        tampered.registry.bases()
 
 
-def test_the_events_of_the_log_only_go_forward(liar: Liar) -> None:
-    liar.answers("/events", lambda document: document | {"next_cursor": "1", "last": 1})
+def test_the_events_of_the_log_only_go_forward(tampered: TamperedRegistry) -> None:
+    tampered.answers("/events", lambda document: document | {"next_cursor": "1", "last": 1})
     with pytest.raises(Corrupt, match="continues after 1"):
-        list(Audit(liar.registry).events())
+        list(Audit(tampered.registry).events())
 
 
 def test_a_list_without_an_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ NAME = "acme/support"
 
 
 @pytest.fixture
-def stocked(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     harness.push(NAME)
     return harness
@@ -58,95 +58,99 @@ def end_all(harness: Harness) -> None:
             harness.admin.cancel(job.id)
 
 
-def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
+def test_a_push_enqueues_one_validation_and_a_claim_brings_all_that_it_needs(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
     assert (claimed.job.kind, claimed.job.state, claimed.job.attempt) == (Kind.SMOKE_TEST, State.RUNNING, 1)
     assert claimed.job.subject == f"{NAME}@1"
     assert claimed.subject is not None
     assert claimed.subject.digest == claimed.job.subject_digest
     assert claimed.base is not None
     assert claimed.base.name == "tiny-llama"
-    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
-    end_all(stocked)
+    assert filled_harness.admin.claim(ClaimRequest(worker="w2")) is None
+    end_all(filled_harness)
 
 
-def test_a_finished_validation_leaves_verdict_report_event_and_state(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
+def test_a_finished_validation_leaves_verdict_report_event_and_state(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
     finding = Finding(code="smoke.no_effect", severity="error", location="logits", message="nothing changes")
-    done = stocked.admin.finish(claimed.job.id, ended(stocked, claimed, (finding,)))
+    done = filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed, (finding,)))
     assert done.state is State.DONE
-    smoke = stocked.admin.version(NAME).verdicts[-1]
+    smoke = filled_harness.admin.version(NAME).verdicts[-1]
     assert (smoke.check, smoke.outcome, smoke.summary) == ("smoke", "fail", "nothing changes")
     assert smoke.report is not None
-    assert stocked.admin.report(NAME, smoke.report).findings == (finding,)
-    with stocked.session() as session:
+    assert filled_harness.admin.report(NAME, smoke.report).findings == (finding,)
+    with filled_harness.session() as session:
         actions = [row.action for row in rows(session, EventRow)]
     assert actions[-2:] == ["job.finish", "verdict.add"]
 
 
-def test_finishing_twice_is_finishing_once(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    request = ended(stocked, claimed)
-    first = stocked.admin.finish(claimed.job.id, request)
-    assert stocked.admin.finish(claimed.job.id, request) == first
-    with stocked.session() as session:
+def test_finishing_twice_is_finishing_once(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    request = ended(filled_harness, claimed)
+    first = filled_harness.admin.finish(claimed.job.id, request)
+    assert filled_harness.admin.finish(claimed.job.id, request) == first
+    with filled_harness.session() as session:
         assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
-def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(stocked: Harness) -> None:
-    old = claim(stocked.admin)
-    let_the_lease_run_out(stocked, old.job.id)
-    new = claim(stocked.admin, worker="w2")
+def test_a_lost_lease_can_neither_renew_nor_finish_nor_fail(filled_harness: Harness) -> None:
+    old = claim(filled_harness.admin)
+    let_the_lease_run_out(filled_harness, old.job.id)
+    new = claim(filled_harness.admin, worker="w2")
     assert (new.job.id, new.job.attempt) == (old.job.id, 2)
     for act in (
-        lambda: stocked.admin.renew(old.job.id, RenewRequest(lease_token=old.lease.token)),
-        lambda: stocked.admin.finish(old.job.id, ended(stocked, old)),
-        lambda: stocked.admin.fail(old.job.id, FailRequest(lease_token=old.lease.token, error="late")),
+        lambda: filled_harness.admin.renew(old.job.id, RenewRequest(lease_token=old.lease.token)),
+        lambda: filled_harness.admin.finish(old.job.id, ended(filled_harness, old)),
+        lambda: filled_harness.admin.fail(old.job.id, FailRequest(lease_token=old.lease.token, error="late")),
     ):
         with pytest.raises(Conflict) as caught:
             act()
         assert caught.value.code == "LEASE_LOST"
-    stocked.admin.finish(new.job.id, ended(stocked, new))
-    with stocked.session() as session:
+    filled_harness.admin.finish(new.job.id, ended(filled_harness, new))
+    with filled_harness.session() as session:
         assert len([v for v in rows(session, VerdictRow) if v.check == "smoke"]) == 1
 
 
-def test_a_renewed_lease_is_not_taken_over(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    let_the_lease_run_out(stocked, claimed.job.id)
-    lease = stocked.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress="prompt 2 of 4"))
+def test_a_renewed_lease_is_not_taken_over(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    let_the_lease_run_out(filled_harness, claimed.job.id)
+    lease = filled_harness.admin.renew(
+        claimed.job.id, RenewRequest(lease_token=claimed.lease.token, progress="prompt 2 of 4")
+    )
     assert lease.token == claimed.lease.token
-    assert stocked.admin.job(claimed.job.id).progress == "prompt 2 of 4"
-    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
-    end_all(stocked)
+    assert filled_harness.admin.job(claimed.job.id).progress == "prompt 2 of 4"
+    assert filled_harness.admin.claim(ClaimRequest(worker="w2")) is None
+    end_all(filled_harness)
 
 
-def test_a_late_result_counts_while_nobody_else_took_the_job(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    let_the_lease_run_out(stocked, claimed.job.id)
-    assert stocked.admin.finish(claimed.job.id, ended(stocked, claimed)).state is State.DONE
+def test_a_late_result_counts_while_nobody_else_took_the_job(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    let_the_lease_run_out(filled_harness, claimed.job.id)
+    assert filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed)).state is State.DONE
 
 
-def test_a_job_whose_workers_all_vanish_fails_with_a_reason(stocked: Harness) -> None:
+def test_a_job_whose_workers_all_vanish_fails_with_a_reason(filled_harness: Harness) -> None:
     job_id = ""
     for _ in range(jobs.ATTEMPTS_LIMIT):
-        job_id = claim(stocked.admin).job.id
-        let_the_lease_run_out(stocked, job_id)
-    assert stocked.admin.claim(ClaimRequest(worker="w2")) is None
-    failed = stocked.admin.job(job_id)
+        job_id = claim(filled_harness.admin).job.id
+        let_the_lease_run_out(filled_harness, job_id)
+    assert filled_harness.admin.claim(ClaimRequest(worker="w2")) is None
+    failed = filled_harness.admin.job(job_id)
     assert failed.state is State.FAILED
     assert "did not renew its lease in attempt 3" in failed.error
 
 
-def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: Harness) -> None:
+def test_a_failed_attempt_is_retried_until_the_job_fails(filled_harness: Harness) -> None:
     for attempt in range(1, jobs.ATTEMPTS_LIMIT + 1):
-        claimed = claim(stocked.admin)
+        claimed = claim(filled_harness.admin)
         assert claimed.job.attempt == attempt
-        failed = stocked.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory"))
+        failed = filled_harness.admin.fail(
+            claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="no memory")
+        )
         if attempt < jobs.ATTEMPTS_LIMIT:
             assert failed.state is State.QUEUED
-            assert stocked.admin.claim(ClaimRequest(worker="w1")) is None, "it waits before the next attempt"
-            with stocked.session(write=True) as session:
+            assert filled_harness.admin.claim(ClaimRequest(worker="w1")) is None, "it waits before the next attempt"
+            with filled_harness.session(write=True) as session:
                 row = session.get_one(JobRow, claimed.job.id)
                 assert row.run_after - db.now() <= timedelta(seconds=jobs.backoff_seconds(attempt))
                 row.run_after = db.now()
@@ -154,23 +158,23 @@ def test_a_failed_attempt_is_retried_until_the_job_fails(stocked: Harness) -> No
     assert (failed.state, failed.error) == (State.FAILED, "no memory")
 
 
-def test_a_final_failure_ends_the_job_at_once(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
+def test_a_final_failure_ends_the_job_at_once(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
     request = FailRequest(lease_token=claimed.lease.token, error="not a model", final=True)
-    assert stocked.admin.fail(claimed.job.id, request).state is State.FAILED
+    assert filled_harness.admin.fail(claimed.job.id, request).state is State.FAILED
 
 
-def test_every_job_goes_to_one_of_many_racing_workers(stocked: Harness) -> None:
+def test_every_job_goes_to_one_of_many_racing_workers(filled_harness: Harness) -> None:
     for _ in range(11):
-        stocked.push(NAME)
+        filled_harness.push(NAME)
     taken: list[str] = []
     start = threading.Barrier(6)
 
     def work(worker: str) -> None:
         start.wait()
-        while (claimed := stocked.admin.claim(ClaimRequest(worker=worker))) is not None:
+        while (claimed := filled_harness.admin.claim(ClaimRequest(worker=worker))) is not None:
             taken.append(claimed.job.id)
-            stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+            filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
 
     threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(6)]
     for thread in threads:
@@ -179,119 +183,119 @@ def test_every_job_goes_to_one_of_many_racing_workers(stocked: Harness) -> None:
         thread.join()
     assert Counter(taken).most_common(1)[0][1] == 1
     # A claim may pass over a job that another is just taking, so the last ones can be left to a later claim.
-    while (claimed := stocked.admin.claim(ClaimRequest(worker="last"))) is not None:
+    while (claimed := filled_harness.admin.claim(ClaimRequest(worker="last"))) is not None:
         taken.append(claimed.job.id)
-        stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+        filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
     assert len(set(taken)) == 12
 
 
-def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(stocked: Harness) -> None:
+def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(filled_harness: Harness) -> None:
     other = samples.llama("other-llama", seed=9)
-    stocked.add_base(other)
-    stocked.push("acme/other", stocked.files(other), base=other.name)
-    stocked.push(NAME)
-    order = [claim(stocked.admin, "other-llama", "tiny-llama").job.subject for _ in range(3)]
+    filled_harness.add_base(other)
+    filled_harness.push("acme/other", filled_harness.files(other), base=other.name)
+    filled_harness.push(NAME)
+    order = [claim(filled_harness.admin, "other-llama", "tiny-llama").job.subject for _ in range(3)]
     assert order == ["acme/other@1", f"{NAME}@1", f"{NAME}@2"]
-    assert stocked.admin.claim(ClaimRequest(worker="w", bases=["unheard-of"])) is None
-    end_all(stocked)
+    assert filled_harness.admin.claim(ClaimRequest(worker="w", bases=["unheard-of"])) is None
+    end_all(filled_harness)
 
 
-def test_a_higher_priority_goes_first(stocked: Harness) -> None:
-    stocked.push(NAME)
-    with stocked.session(write=True) as session:
+def test_a_higher_priority_goes_first(filled_harness: Harness) -> None:
+    filled_harness.push(NAME)
+    with filled_harness.session(write=True) as session:
         row = next(r for r in rows(session, JobRow) if r.subject == f"{NAME}@2")
         row.priority = 5
         session.add(row)
-    assert claim(stocked.admin).job.subject == f"{NAME}@2"
-    end_all(stocked)
+    assert claim(filled_harness.admin).job.subject == f"{NAME}@2"
+    end_all(filled_harness)
 
 
-def test_a_worker_sees_the_jobs_of_its_namespaces_only(stocked: Harness) -> None:
-    globex = stocked.actor("work", namespaces=["globex"])
+def test_a_worker_sees_the_jobs_of_its_namespaces_only(filled_harness: Harness) -> None:
+    globex = filled_harness.actor("work", namespaces=["globex"])
     assert globex.claim(ClaimRequest(worker="w")) is None
-    claimed = claim(stocked.actor("work", namespaces=["acme"]))
+    claimed = claim(filled_harness.actor("work", namespaces=["acme"]))
     for act in (
         lambda: globex.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token)),
-        lambda: globex.finish(claimed.job.id, ended(stocked, claimed)),
+        lambda: globex.finish(claimed.job.id, ended(filled_harness, claimed)),
         lambda: globex.job(claimed.job.id),
     ):
         with pytest.raises(NotFound):
             act()
     with pytest.raises(Denied):
-        stocked.actor("push").claim(ClaimRequest(worker="w"))
-    end_all(stocked)
+        filled_harness.actor("push").claim(ClaimRequest(worker="w"))
+    end_all(filled_harness)
 
 
-def test_the_same_validation_is_not_queued_twice(stocked: Harness) -> None:
-    first = stocked.admin.jobs().items[0]
-    assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)) == first
-    claimed = claim(stocked.admin)
-    stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
-    again = stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@1"))
+def test_the_same_validation_is_not_queued_twice(filled_harness: Harness) -> None:
+    first = filled_harness.admin.jobs().items[0]
+    assert filled_harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)) == first
+    claimed = claim(filled_harness.admin)
+    filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
+    again = filled_harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@1"))
     assert (again.id != first.id, again.state) == (True, State.QUEUED)
 
 
-def test_a_canceled_job_stays_canceled_and_its_worker_is_told(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
-    assert stocked.admin.cancel(claimed.job.id).state is State.CANCELLED
+def test_a_canceled_job_stays_canceled_and_its_worker_is_told(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    assert filled_harness.admin.cancel(claimed.job.id).state is State.CANCELLED
+    assert filled_harness.admin.cancel(claimed.job.id).state is State.CANCELLED
     with pytest.raises(Conflict) as caught:
-        stocked.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token))
+        filled_harness.admin.renew(claimed.job.id, RenewRequest(lease_token=claimed.lease.token))
     assert caught.value.code == "LEASE_LOST"
-    assert stocked.admin.claim(ClaimRequest(worker="w")) is None
+    assert filled_harness.admin.claim(ClaimRequest(worker="w")) is None
 
 
-def test_a_finished_job_cannot_be_cancelled(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    stocked.admin.finish(claimed.job.id, ended(stocked, claimed))
+def test_a_finished_job_cannot_be_cancelled(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
     with pytest.raises(Conflict) as caught:
-        stocked.admin.cancel(claimed.job.id)
+        filled_harness.admin.cancel(claimed.job.id)
     assert caught.value.code == "JOB_STATE"
 
 
-def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(stocked: Harness) -> None:
-    stocked.push("acme/other")
-    claimed = claim(stocked.admin)
-    elsewhere = stocked.admin.version("acme/other").digest
-    wrong = FinishRequest(lease_token=claimed.lease.token, report=stocked.report(elsewhere, "tiny-llama"))
+def test_a_report_about_something_else_is_refused_and_leaves_the_job_held(filled_harness: Harness) -> None:
+    filled_harness.push("acme/other")
+    claimed = claim(filled_harness.admin)
+    elsewhere = filled_harness.admin.version("acme/other").digest
+    wrong = FinishRequest(lease_token=claimed.lease.token, report=filled_harness.report(elsewhere, "tiny-llama"))
     for request in (wrong, FinishRequest(lease_token=claimed.lease.token)):
         with pytest.raises(Invalid):
-            stocked.admin.finish(claimed.job.id, request)
-    assert stocked.admin.job(claimed.job.id).state is State.RUNNING
-    assert [verdict.check for verdict in stocked.admin.version(NAME).verdicts] == ["compat", "weights"]
-    end_all(stocked)
+            filled_harness.admin.finish(claimed.job.id, request)
+    assert filled_harness.admin.job(claimed.job.id).state is State.RUNNING
+    assert [verdict.check for verdict in filled_harness.admin.version(NAME).verdicts] == ["compat", "weights"]
+    end_all(filled_harness)
 
 
-def test_only_the_holder_of_a_lease_sees_its_token(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
-    assert claimed.lease.token not in stocked.admin.job(claimed.job.id).model_dump_json()
-    assert claimed.lease.token not in stocked.admin.jobs().model_dump_json()
-    end_all(stocked)
+def test_only_the_holder_of_a_lease_sees_its_token(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
+    assert claimed.lease.token not in filled_harness.admin.job(claimed.job.id).model_dump_json()
+    assert claimed.lease.token not in filled_harness.admin.jobs().model_dump_json()
+    end_all(filled_harness)
 
 
-def test_jobs_are_listed_newest_first_by_state_kind_and_subject(stocked: Harness) -> None:
-    stocked.push(NAME)
-    stocked.push("acme/support2")
-    claimed = claim(stocked.admin)
-    subjects = [job.subject for job in stocked.admin.jobs().items]
+def test_jobs_are_listed_newest_first_by_state_kind_and_subject(filled_harness: Harness) -> None:
+    filled_harness.push(NAME)
+    filled_harness.push("acme/support2")
+    claimed = claim(filled_harness.admin)
+    subjects = [job.subject for job in filled_harness.admin.jobs().items]
     assert subjects == ["acme/support2@1", f"{NAME}@2", f"{NAME}@1"]
-    assert [job.id for job in stocked.admin.jobs(state="running").items] == [claimed.job.id]
-    assert [job.subject for job in stocked.admin.jobs(ref=NAME).items] == [f"{NAME}@2", f"{NAME}@1"]
-    assert [job.subject for job in stocked.admin.jobs(ref=f"{NAME}@2").items] == [f"{NAME}@2"]
+    assert [job.id for job in filled_harness.admin.jobs(state="running").items] == [claimed.job.id]
+    assert [job.subject for job in filled_harness.admin.jobs(ref=NAME).items] == [f"{NAME}@2", f"{NAME}@1"]
+    assert [job.subject for job in filled_harness.admin.jobs(ref=f"{NAME}@2").items] == [f"{NAME}@2"]
     with pytest.raises(Invalid):
-        stocked.admin.jobs(state="sleeping")
-    end_all(stocked)
+        filled_harness.admin.jobs(state="sleeping")
+    end_all(filled_harness)
 
 
-def test_enqueueing_is_undone_with_the_transaction_that_caused_it(stocked: Harness) -> None:
+def test_enqueueing_is_undone_with_the_transaction_that_caused_it(filled_harness: Harness) -> None:
     class Undone(Exception):
         pass
 
-    before = len(stocked.admin.jobs().items)
-    with pytest.raises(Undone), stocked.session(write=True) as session:
+    before = len(filled_harness.admin.jobs().items)
+    with pytest.raises(Undone), filled_harness.session(write=True) as session:
         version = rows(session, VersionRow)[0]
         name = AdapterName("acme", "support")
         queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama")
         session.flush()
         raise Undone
-    assert len(stocked.admin.jobs().items) == before
+    assert len(filled_harness.admin.jobs().items) == before

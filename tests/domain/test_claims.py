@@ -87,7 +87,7 @@ def test_names_that_only_look_like_a_packing_are_none(name: str) -> None:
 
 
 # ------------------------------------------------------------------ tokenizer and template
-def brought(base: BaseSpec, **files: bytes) -> list[Finding]:
+def companion_findings(base: BaseSpec, **files: bytes) -> list[Finding]:
     paths = {"tokenizer": "tokenizer.json", "config": "tokenizer_config.json", "template": "chat_template.jinja"}
     by_path = {paths[name]: data for name, data in files.items()}
     described = [
@@ -108,25 +108,25 @@ def with_prints(template: str | None = "{{ x }}") -> BaseSpec:
 def test_the_bases_own_tokenizer_and_template_are_no_finding() -> None:
     used = json.dumps(json.loads(TOKENIZER) | {"padding": {"length": 8}, "truncation": {"max_length": 4}}).encode()
     in_config = json.dumps({"chat_template": "{{ x }}\r\n"}).encode()
-    assert brought(with_prints(), tokenizer=used, template=b"{{ x }}\n") == []
-    assert brought(with_prints(), config=in_config) == []
-    assert brought(with_prints(), config=b'{"chat_template": "old"}', template=b"{{ x }}") == []
-    assert brought(with_prints()) == []
+    assert companion_findings(with_prints(), tokenizer=used, template=b"{{ x }}\n") == []
+    assert companion_findings(with_prints(), config=in_config) == []
+    assert companion_findings(with_prints(), config=b'{"chat_template": "old"}', template=b"{{ x }}") == []
+    assert companion_findings(with_prints()) == []
 
 
 def test_tokenizer_and_template_are_told_apart() -> None:
     other = b'{"model": {"vocab": {"b": 0}}}'
-    assert [f.code for f in brought(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
-    found = brought(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
+    assert [f.code for f in companion_findings(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
+    found = companion_findings(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
     assert [(f.severity, f.code, f.location) for f in found] == [
         ("warning", "compat.template_differs", "chat_template.jinja")
     ]
-    assert [f.code for f in brought(with_prints(None), template=b"{{ y }}")] == ["compat.template_added"]
+    assert [f.code for f in companion_findings(with_prints(None), template=b"{{ y }}")] == ["compat.template_added"]
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"[" * 200_000, b"\xff\xfe"])
 def test_a_tokenizer_that_is_none_is_a_warning(data: bytes) -> None:
-    assert [f.code for f in brought(with_prints(), tokenizer=data)] == ["compat.tokenizer_unreadable"]
+    assert [f.code for f in companion_findings(with_prints(), tokenizer=data)] == ["compat.tokenizer_unreadable"]
 
 
 def test_a_tokenizer_over_the_limit_is_not_read() -> None:
@@ -140,4 +140,4 @@ def test_a_tokenizer_over_the_limit_is_not_read() -> None:
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"nonsense", b'{"chat_template": 7}', b'{"chat_template": "\\ud800"}'])
 def test_an_odd_tokenizer_configuration_breaks_nothing(config: bytes) -> None:
-    assert all(finding.severity != "error" for finding in brought(with_prints(), config=config))
+    assert all(finding.severity != "error" for finding in companion_findings(with_prints(), config=config))

@@ -31,7 +31,7 @@ DECLARED = Provenance.read(
 )
 
 
-def drawn() -> Lineage:
+def sample_graph() -> Lineage:
     nodes = [
         LineageNode(id=ROOT, kind="version", name="acme/support", number=3, digest=ROOT),
         LineageNode(id=PARENT, kind="version", name="acme/support", number=2, digest=PARENT, withdrawn="yanked"),
@@ -86,7 +86,7 @@ def rectangles(text: str) -> dict[str, tuple[float, float, float, float]]:
 
 
 def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_children() -> None:
-    text = "\n".join(svg(drawn()))
+    text = "\n".join(svg(sample_graph()))
     tree = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
     assert tags == {"svg", "title", "style", "defs", "marker", "path", "rect", "text"}
@@ -97,7 +97,7 @@ def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_childr
     assert "yanked" in text
 
 
-@pytest.mark.parametrize("found", [drawn(), chain(30), chain(1)], ids=["all kinds", "chain", "alone"])
+@pytest.mark.parametrize("found", [sample_graph(), chain(30), chain(1)], ids=["all kinds", "chain", "alone"])
 def test_no_rectangle_covers_another(found: Lineage) -> None:
     places = list(rectangles("\n".join(svg(found))).values())
     assert len(places) == len(found.nodes)
@@ -107,13 +107,13 @@ def test_no_rectangle_covers_another(found: Lineage) -> None:
 
 
 def test_hostile_text_is_quoted_by_the_rules_of_each_format() -> None:
-    dot = "\n".join(diagrams.dot(drawn()))
+    dot = "\n".join(diagrams.dot(sample_graph()))
     for line in dot.splitlines():
         unescaped = line.replace("\\\\", "").replace('\\"', "")
         assert unescaped.count('"') % 2 == 0, line
     label = next(line for line in dot.splitlines() if "script" in line)
     assert label.split('label="', 1)[1].count('"') == 3, "the end of the label, and the tooltip"
-    mermaid = "\n".join(diagrams.mermaid(drawn()))
+    mermaid = "\n".join(diagrams.mermaid(sample_graph()))
     assert "<" not in mermaid.replace("-->", "").replace("-.->", "")
     assert "#60;script#62;" in mermaid
     node = next(line for line in mermaid.splitlines() if "script" in line)
@@ -125,13 +125,13 @@ def test_a_label_is_one_short_line() -> None:
     shown = diagrams.label(long)
     assert len(shown) <= 61
     assert shown.isprintable()
-    assert diagrams.label(drawn().nodes[2]) == f"(not visible to you) {UNSEEN.short}"
+    assert diagrams.label(sample_graph().nodes[2]) == f"(not visible to you) {UNSEEN.short}"
 
 
 # ------------------------------------------------------------------ exports
 def test_a_bill_of_materials_names_files_data_base_and_ancestors() -> None:
-    bom = cyclonedx.bom(version(), drawn())
-    assert bom == cyclonedx.bom(version(), drawn()), "the same again"
+    bom = cyclonedx.bom(version(), sample_graph())
+    assert bom == cyclonedx.bom(version(), sample_graph()), "the same again"
     subject = bom["metadata"]["component"]
     assert (subject["type"], subject["name"], subject["version"]) == ("machine-learning-model", "acme/support", "3")
     assert subject["components"][0]["hashes"] == [{"alg": "SHA-256", "content": FILE.hex}]
@@ -163,7 +163,7 @@ def facets(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_a_run_event_has_inputs_an_output_and_facets_that_say_whose_they_are() -> None:
-    event = openlineage.event(version(), drawn())
+    event = openlineage.event(version(), sample_graph())
     assert {"eventType", "eventTime", "run", "job", "inputs", "outputs", "producer", "schemaURL"} == set(event)
     assert datetime.fromisoformat(event["eventTime"]) == version().created_at
     assert all({"_producer", "_schemaURL"} <= set(facet) for facet in facets(event))
@@ -177,7 +177,7 @@ def test_a_run_event_has_inputs_an_output_and_facets_that_say_whose_they_are() -
 
 
 def test_a_statement_has_the_files_as_subjects_and_what_was_declared_as_dependencies() -> None:
-    told = slsa.statement(version(), drawn())
+    told = slsa.statement(version(), sample_graph())
     assert (told["_type"], told["predicateType"]) == (
         "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1",
     )  # fmt: skip
@@ -196,7 +196,7 @@ def test_a_statement_has_the_files_as_subjects_and_what_was_declared_as_dependen
 
 def test_a_version_that_declares_nothing_is_exported_too() -> None:
     plain = version(provenance=None, facts={})
-    alone = Lineage(root=ROOT, nodes=[drawn().nodes[0]], edges=[])
+    alone = Lineage(root=ROOT, nodes=[sample_graph().nodes[0]], edges=[])
     assert cyclonedx.bom(plain, alone)["components"] == []
     assert openlineage.event(plain, alone)["inputs"] == []
     assert slsa.statement(plain, alone)["predicate"]["buildDefinition"]["resolvedDependencies"] == []

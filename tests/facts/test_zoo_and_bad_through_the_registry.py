@@ -60,7 +60,7 @@ def test_what_is_pulled_is_what_was_pushed_for_every_adapter_of_the_zoo(pusher: 
     assert wrong == []
 
 
-def said(version: VersionView | RegistryError) -> str:
+def push_outcome(version: VersionView | RegistryError) -> str:
     """What a push said: refused, or the worst of `compat` and `weights`."""
     if isinstance(version, RegistryError):
         return "refused"
@@ -73,7 +73,7 @@ def test_the_table_has_no_false_yes_and_no_false_no(pusher: Registry) -> None:
     false_yes, false_no, undecided = [], [], []
     for folder in (fixtures.zoo(), fixtures.bad()):
         for name, entry in fixtures.manifest(folder).items():
-            answer = said(pushed(pusher, folder / name, entry["base"]))
+            answer = push_outcome(pushed(pusher, folder / name, entry["base"]))
             print(f"{folder.name[:4]} {name:34} {entry['base']:22} {entry['fits']:15} {answer}")
             if entry["fits"] == "no" and answer in ("pass", "warn"):
                 false_yes.append(name)

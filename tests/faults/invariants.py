@@ -41,7 +41,7 @@ Row = tuple[Any, ...]
 
 
 @dataclass
-class Memory:
+class Observations:
     """What earlier checks saw; it must not change, or only in one direction."""
 
     digests: dict[tuple[str, str, int], str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Invariants:
 
     def __init__(self, engine: Callable[[], Engine], log: Path, secrets: Sequence[str]) -> None:
         self._open, self._log, self._secrets = engine, log, secrets
-        self._memory = Memory()
+        self._memory = Observations()
         self.checked: Counter[str] = Counter()
 
     def violations(self, client: Registry, other_tenant: str, *secrets: str) -> list[str]:

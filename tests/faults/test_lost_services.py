@@ -150,7 +150,7 @@ def test_a_full_disk_under_the_database_damages_nothing(deployment: Deployment, 
 
 # ------------------------------------------------------------------ a sender stalls
 @pytest.fixture
-def hurried(environments: Environments, tmp_path: Path) -> Iterator[Deployment]:
+def short_deadlines(environments: Environments, tmp_path: Path) -> Iterator[Deployment]:
     deployment = Deployment(environments.environment("sqlite", "local") | {"REGISTRY_STALL_SECONDS": "1"}, tmp_path)
     with deployment.server.running():
         yield deployment
@@ -187,25 +187,25 @@ def send_slowly(deployment: Deployment, method: str, path: str, size_bytes: int,
             dripping.join()
 
 
-def test_a_json_body_that_stalls_ends_with_408(hurried: Deployment) -> None:
-    answer = send_slowly(hurried, "POST", "/api/v1/pushes", 1000, b'{"items": ')
+def test_a_json_body_that_stalls_ends_with_408(short_deadlines: Deployment) -> None:
+    answer = send_slowly(short_deadlines, "POST", "/api/v1/pushes", 1000, b'{"items": ')
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"BODY_STALLED" in answer
     assert b"connection: close" in answer.lower()
 
 
 @pytest.mark.parametrize("first", [10, 300 * 1024])
-def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(hurried: Deployment, first: int) -> None:
-    with hurried.client() as client:
-        folder = hurried.adapter("acme/slow", 1)
+def test_an_upload_that_stalls_ends_with_408_and_leaves_nothing(short_deadlines: Deployment, first: int) -> None:
+    with short_deadlines.client() as client:
+        folder = short_deadlines.adapter("acme/slow", 1)
         base = client.base(BASE.name)
         manifest = read_folder(folder).manifest(BaseRef(name=base.name, fingerprint=base.fingerprint))
         plan = client.plan_push("acme/slow", PushRequest(manifest=manifest))
         largest = max(plan.uploads, key=lambda upload: upload.size_bytes)
-        answer = send_slowly(hurried, "PUT", largest.url, largest.size_bytes, b"x" * first)
+        answer = send_slowly(short_deadlines, "PUT", largest.url, largest.size_bytes, b"x" * first)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"BODY_STALLED" in answer
-        hurried.push(client, folder, "acme/slow")
-        assert hurried.violations(client) == []
-    unfinished = Path(hurried.environment["REGISTRY_DATA"]) / "blobs/tmp"  # records may be written at any time
+        short_deadlines.push(client, folder, "acme/slow")
+        assert short_deadlines.violations(client) == []
+    unfinished = Path(short_deadlines.environment["REGISTRY_DATA"]) / "blobs/tmp"  # records may be written at any time
     assert list(unfinished.glob(f"{largest.digest.short}-*")) == []

@@ -55,7 +55,7 @@ PULL = [("get", "503"), ("get", "reset_before"), ("get", "cut")]
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "READ_SECONDS", 1)
     monkeypatch.setattr(bucket, "LONG_READ_SECONDS", 1)
     monkeypatch.setattr(connection, "READ_SECONDS", 1.0)  # of links; the registry's own answers may take longer
@@ -184,7 +184,7 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
 
     monkeypatch.setattr(transfer, "_send_part", sending)
     monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
-    bar = Bar()
+    bar = ProgressBar()
     source = folder(tmp_path, rank=512)
     assert pushing.push_folder(client, source, NAME, base=BASE.name, progress=bar).created
     assert sorted(sent) == [1, 2, 3]
@@ -207,7 +207,7 @@ def test_a_push_whose_links_are_all_rejected_fails(
     assert part_numbers.count(1) == 1
 
 
-class Bar:
+class ProgressBar:
     total = moved = 0
 
     def start(self, total_bytes: int) -> None:

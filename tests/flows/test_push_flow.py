@@ -85,7 +85,7 @@ def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(harness: Harne
     assert set(rows_of_the_version) == {"row"}
 
 
-class Broken(Exception):
+class PowerFailure(Exception):
     """The server's power fails."""
 
 
@@ -94,11 +94,11 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
     harness: Harness, folder: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     def crash(*_: object, **__: object) -> None:
-        raise Broken
+        raise PowerFailure
 
     with monkeypatch.context() as patch:
         if point == "commit":
-            patch.setattr(Session, "commit", crash_after_judging(harness, crash))
+            patch.setattr(Session, "commit", crash_after_evaluation(harness, crash))
         elif point == "rows":
             patch.setattr("registry.server.push.rows.add_contents", crash)
         elif point == "finish":
@@ -118,7 +118,7 @@ def test_a_crash_at_any_point_leaves_no_version_and_the_next_push_succeeds(
     assert weights in {f.digest for f in pushed.version.files}
 
 
-def crash_after_judging(harness: Harness, crash: Callable[..., None]) -> Callable[[Session], None]:
+def crash_after_evaluation(harness: Harness, crash: Callable[..., None]) -> Callable[[Session], None]:
     """A commit that fails once a version's row is in the transaction."""
     whole, written = Session.commit, []
 

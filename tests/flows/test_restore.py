@@ -167,10 +167,10 @@ def test_a_damaged_record_is_a_finding_and_the_others_are_restored(stored_harnes
     assert ([f.code for f in page.findings], page.versions) == (["record.damaged"], 1)
     assert stored_harness.admin.version("acme/support").number == 2
     assert any(f.startswith("version.numbers_broken") for f in findings(stored_harness, deep=False))
-    forget_strays(stored_harness)
+    delete_unreferenced_blobs(stored_harness)
 
 
-def forget_strays(harness: Harness) -> None:
+def delete_unreferenced_blobs(harness: Harness) -> None:
     digests = states(harness)
     for stat in list(harness.blobs.list("blobs/")):
         if str(digest_of(stat.key)) not in digests:
@@ -186,7 +186,7 @@ def test_a_version_number_that_was_reused_is_a_finding_and_is_not_changed(stored
     page = reindex(stored_harness)
     assert page.versions == 0
     assert stored_harness.admin.version("acme/support@1").digest == other.version.digest
-    forget_strays(stored_harness)
+    delete_unreferenced_blobs(stored_harness)
 
 
 def test_a_late_backup_deletes_no_newer_record(stored_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def bytes_of(folder: str) -> "dict[str, str]":
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def said(call: "Callable[[], Any]") -> "list[str]":
+def error_of(call: "Callable[[], Any]") -> "list[str]":
     """The class and the text of what this call raises."""
     try:
         return ["", str(call())]
@@ -73,12 +73,12 @@ def answers(api: HfApi) -> "dict[str, Any]":
         "absent": [
             api.repo_exists("acme/nothing"), api.revision_exists(NAME, "nothing"), api.file_exists(NAME, "nothing"),
         ],
-        "no repository": said(lambda: hf_hub_download("acme/nothing", WEIGHTS)),
-        "no revision": said(lambda: hf_hub_download(NAME, WEIGHTS, revision="nothing")),
-        "no file": said(lambda: hf_hub_download(NAME, "nothing.json")),
-        "base model": said(lambda: hf_hub_download("gpt2", "config.json")),
-        "wrong token": said(lambda: HfApi(token="hf_wrong").whoami()),
-        "no token": said(lambda: HfApi(token=False).model_info(NAME)),
+        "no repository": error_of(lambda: hf_hub_download("acme/nothing", WEIGHTS)),
+        "no revision": error_of(lambda: hf_hub_download(NAME, WEIGHTS, revision="nothing")),
+        "no file": error_of(lambda: hf_hub_download(NAME, "nothing.json")),
+        "base model": error_of(lambda: hf_hub_download("gpt2", "config.json")),
+        "wrong token": error_of(lambda: HfApi(token="hf_wrong").whoami()),
+        "no token": error_of(lambda: HfApi(token=False).model_info(NAME)),
     }  # fmt: skip
 
 

@@ -13,12 +13,12 @@ from registry.manifest import Descriptor
 from tests import samples
 from tests.harness import media_type
 from tests.hub import live as lives
-from tests.hub.live import NAME, NESTED, Live
+from tests.hub.live import NAME, NESTED, LiveServer
 
 PYTHON = Path(__file__).with_name("_python_client.py")
 
 
-def order(live: Live) -> str:
+def client_request(live: LiveServer) -> str:
     """What a client is to ask for."""
     told = {
         "name": NAME,
@@ -30,7 +30,7 @@ def order(live: Live) -> str:
     return json.dumps(told)
 
 
-def sums(files: dict[str, bytes]) -> dict[str, str]:
+def checksums(files: dict[str, bytes]) -> dict[str, str]:
     return {path: sha256(data).hexdigest() for path, data in files.items()}
 
 
@@ -43,13 +43,13 @@ def blob_ids(files: dict[str, bytes]) -> dict[str, str]:
     return found
 
 
-def check_python(live: Live, python: Path, folder: Path, **environment: str) -> None:
+def check_python(live: LiveServer, python: Path, folder: Path, **environment: str) -> None:
     """All that a huggingface_hub reads and is refused, by the Python that has it."""
-    found = lives.last_line(live.run([python, PYTHON, order(live)], folder, **environment))
+    found = lives.last_line(live.run([python, PYTHON, client_request(live)], folder, **environment))
     first, second = live.files
     weights = sha256(first[samples.WEIGHTS]).hexdigest()
-    assert found["snapshot"] == sums(first)
-    assert found["plain"] == sums(second)
+    assert found["snapshot"] == checksums(first)
+    assert found["plain"] == checksums(second)
     assert found["commits"] == [live.commits[0]] * 3
     assert found["branch is cached under its commit"] is True
     assert (found["nested"], found["etag"]) == (sha256(first[NESTED]).hexdigest(), weights)
@@ -58,7 +58,7 @@ def check_python(live: Live, python: Path, folder: Path, **environment: str) -> 
     live.no_token_left_home()
 
 
-def _check_words(live: Live, words: dict[str, Any], weights: str) -> None:
+def _check_words(live: LiveServer, words: dict[str, Any], weights: str) -> None:
     first, base = live.files[0], live.base.name
     name, sha, tags, sizes = words["info"]
     assert (name, sha, sizes) == (NAME, live.commits[0], {path: len(data) for path, data in first.items()})

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hub import live as lives
-from tests.hub.live import Live
+from tests.hub.live import LiveServer
 
 
 @pytest.fixture(scope="session")
-def live(object_store: str, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(object_store: str, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with lives.running(object_store, bucket, tmp_path_factory.mktemp("hub")) as made:
         yield made

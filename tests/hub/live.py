@@ -1,11 +1,11 @@
-"""`Live`: a server in a process of its own, its S3 store on the same host name behind a relay, and what was pushed.
+"""`LiveServer`: a server process, its S3 store on the same host name behind a proxy, and what was pushed.
 
     live.push("acme/support", files)              a version, through the API
     live.python(script, folder)                   the output of a fresh Python with HF_ENDPOINT and HF_TOKEN set
     live.http("unknown; hf_hub/1.33.0")           a client of our own that says to be another one
 
 Invariants
-- Clients reach the store only through the relay; `end` fails when it ever saw a token of ours.
+- Clients reach the store only through the proxy; `end` fails when it ever saw a token of ours.
 - Clients start without what this machine's own settings and caches would give them.
 
 Example
@@ -39,7 +39,7 @@ from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.harness import media_type, upload
-from tests.relay import Relay
+from tests.recording_proxy import RecordingProxy
 
 NAME = "acme/support"
 CARD = b"# An adapter\n"
@@ -48,9 +48,9 @@ CLIENT_SECONDS = 300
 
 
 @dataclass
-class Live:
+class LiveServer:
     server: Server
-    relay: Relay
+    proxy: RecordingProxy
     registry: Registry
     base: BaseSpec
     files: list[dict[str, bytes]] = field(default_factory=list)
@@ -102,9 +102,9 @@ class Live:
 
     def no_token_left_home(self) -> None:
         """Fails when the store ever saw a token of ours, in a header or in a target."""
-        told = [head for head in self.relay.heads if "authorization:" in head.lower()]
+        told = [head for head in self.proxy.heads if "authorization:" in head.lower()]
         assert not told, f"{len(told)} requests carried a token to the store, such as:\n{told[0]}"
-        assert self.relay.sightings == 0
+        assert self.proxy.sightings == 0
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Any:
@@ -113,17 +113,17 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 @contextlib.contextmanager
-def running(object_store: str, bucket: str, folder: Path) -> Iterator[Live]:
+def running(object_store: str, bucket: str, folder: Path) -> Iterator[LiveServer]:
     """A server with two versions of `NAME`: `canary` is the first, `main` the second."""
-    with Relay(object_store) as relay:
+    with RecordingProxy(object_store) as proxy:
         environment = {
             "REGISTRY_DATA": str(folder), "REGISTRY_S3_ENDPOINT": object_store,
-            "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}", "REGISTRY_S3_PUBLIC_ENDPOINT": relay.endpoint,
+            "REGISTRY_BLOBS": f"s3://{bucket}/{uuid.uuid4().hex}", "REGISTRY_S3_PUBLIC_ENDPOINT": proxy.endpoint,
             **{key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")},
         }  # fmt: skip
         with Server(environment).running() as server, Registry(server.url, server.token) as registry:
-            relay.watch(server.token)
-            made = Live(server, relay, registry, spec_of(samples.llama()))
+            proxy.watch(server.token)
+            made = LiveServer(server, proxy, registry, spec_of(samples.llama()))
             registry.add_base(BaseAdd(spec=made.base))
             made.push_support()
             made.push_support()

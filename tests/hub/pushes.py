@@ -10,7 +10,7 @@ from registry.hub import commit_id
 from registry.names import AdapterName, Ref
 from tests import samples
 from tests.hub import live as lives
-from tests.hub.live import Live
+from tests.hub.live import LiveServer
 
 PUSHING = Path(__file__).with_name("_pushing_client.py")
 CARD = "README.md"
@@ -24,10 +24,10 @@ def adapter_folder(folder: Path, seed: int = 900) -> Path:
     return folder / "adapter"
 
 
-def check_python(live: Live, python: Path, folder: Path, name: str, **environment: str) -> None:
+def check_python(live: LiveServer, python: Path, folder: Path, name: str, **environment: str) -> None:
     """All that a huggingface_hub pushes and is refused, by the Python that has it."""
-    order = json.dumps({"name": name, "folder": str(adapter_folder(folder))})
-    answers = lives.last_line(live.run([python, PUSHING, order], folder, **environment))
+    client_request = json.dumps({"name": name, "folder": str(adapter_folder(folder))})
+    answers = lives.last_line(live.run([python, PUSHING, client_request], folder, **environment))
     _check_push(live, name, answers)
     _check_refusals(answers["refusals"])
     versions = [live.registry.version(Ref(AdapterName.parse(name), number)) for number in (1, 2, 3, 4)]
@@ -40,7 +40,7 @@ def check_python(live: Live, python: Path, folder: Path, name: str, **environmen
     live.no_token_left_home()
 
 
-def _check_push(live: Live, name: str, answers: dict[str, Any]) -> None:
+def _check_push(live: LiveServer, name: str, answers: dict[str, Any]) -> None:
     assert (answers["urls"], answers["empty"]) == ([f"{live.server.url}/{name}"] * 2, [])
     draft, newest, files = answers["draft"]
     assert (draft, files) == (newest, [CARD])

@@ -11,7 +11,7 @@ from registry.digest import Digest
 from registry.names import AdapterName, Ref
 from tests import samples
 from tests.hub import clients
-from tests.hub.live import CARD, NAME, NESTED, Live
+from tests.hub.live import CARD, NAME, NESTED, LiveServer
 
 OLD, NEW = "unknown; hf_hub/0.34.4; python/3.11", "unknown; hf_hub/1.33.0"
 RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
@@ -20,7 +20,7 @@ GET_REDIRECTS = {OLD: 302, NEW: 302, "unknown; hf_hub/2.4.0": 302, RUST: 200, "n
 
 
 @pytest.mark.parametrize("agent", HEAD_REDIRECTS)
-def test_a_client_is_redirected_only_if_it_drops_its_token(live: Live, agent: str) -> None:
+def test_a_client_is_redirected_only_if_it_drops_its_token(live: LiveServer, agent: str) -> None:
     path = f"/{NAME}/resolve/canary/{samples.WEIGHTS}"
     data = live.files[0][samples.WEIGHTS]
     with live.http(agent) as client:
@@ -40,7 +40,7 @@ def test_a_client_is_redirected_only_if_it_drops_its_token(live: Live, agent: st
         assert (head.headers["etag"], head.headers["content-length"]) == (f'"{Digest.of(data).hex}"', str(len(data)))
 
 
-def test_ranges_are_answered_here_and_at_the_store(live: Live) -> None:
+def test_ranges_are_answered_here_and_at_the_store(live: LiveServer) -> None:
     with live.http(NEW) as client:
         card = client.get(f"/{NAME}/resolve/v1/README.md", headers={"Range": "bytes=2-3"})
         assert (card.status_code, card.content) == (206, CARD[2:4])
@@ -57,7 +57,7 @@ def test_ranges_are_answered_here_and_at_the_store(live: Live) -> None:
     assert (answer.status_code, answer.content) == (206, data[5:])
 
 
-def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: Live) -> None:
+def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: LiveServer) -> None:
     ids = clients.blob_ids(live.files[0])
     with live.http(NEW) as client:
         small = client.head(f"/{NAME}/resolve/canary/README.md")
@@ -76,7 +76,7 @@ def test_an_etag_is_of_one_revision_exactly_and_a_small_files_is_gits(live: Live
 
 @pytest.mark.parametrize("revision", ["refs%2Fheads%2Fcanary", "refs/heads/canary", "refs%2ftags%2fv1", "refs/tags/v1"])
 @pytest.mark.parametrize("path", [NESTED, NESTED.replace("/", "%2F"), "part%2fone/README%2Emd"])
-def test_a_revision_and_a_path_may_be_encoded_as_one_segment(live: Live, revision: str, path: str) -> None:
+def test_a_revision_and_a_path_may_be_encoded_as_one_segment(live: LiveServer, revision: str, path: str) -> None:
     with live.http(NEW) as client:
         assert client.get(f"/{NAME}/resolve/{revision}/{path}").content == CARD * 2
         below = client.get(f"/api/models/{NAME}/tree/{revision}/part%2Fone").json()
@@ -84,7 +84,7 @@ def test_a_revision_and_a_path_may_be_encoded_as_one_segment(live: Live, revisio
         assert client.get(f"/api/models/{NAME}/revision/{revision}").json()["sha"] == live.commits[0]
 
 
-def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: Live) -> None:
+def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: LiveServer) -> None:
     with live.http(NEW) as client:
 
         def code(path: str) -> tuple[int, str]:
@@ -111,7 +111,7 @@ def test_errors_are_in_headers_and_a_missing_file_names_the_commit(live: Live) -
     assert wrong.headers["x-error-message"] == "Invalid credentials in Authorization header"
 
 
-def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> None:
+def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: LiveServer) -> None:
     live.push("acme/sums", samples.lora(samples.llama(), config={"peft_type": "ADALORA"}))
     with live.http(NEW) as client:
 
@@ -128,7 +128,7 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: Live) -> No
         assert listed("adalora") == {"acme/sums"}
 
 
-def test_the_last_change_of_a_branch_moves_with_its_alias(live: Live) -> None:
+def test_the_last_change_of_a_branch_moves_with_its_alias(live: LiveServer) -> None:
     name = AdapterName("acme", "moved")
     for seed in (1, 2):
         live.push(str(name), samples.lora(samples.llama(), seed=seed))
@@ -150,6 +150,6 @@ def to_milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-def test_a_token_may_have_the_prefix_that_javascript_requires(live: Live) -> None:
+def test_a_token_may_have_the_prefix_that_javascript_requires(live: LiveServer) -> None:
     sent = {"Authorization": f"Bearer hf_{live.server.token}"}
     assert httpx.get(f"{live.server.url}/api/whoami-v2", headers=sent).json()["type"] == "user"

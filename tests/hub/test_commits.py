@@ -254,8 +254,8 @@ def test_staged_bytes_count_towards_the_quota(harness: Harness, pusher: Pusher) 
 
 
 def ask_for_links(pusher: Pusher, oid: str, size: int) -> httpx.Response:
-    order = {"operation": "upload", "objects": [{"oid": oid, "size": size}]}
-    return pusher.send("POST", f"/{pusher.name}.git/info/lfs/objects/batch", json=order)
+    client_request = {"operation": "upload", "objects": [{"oid": oid, "size": size}]}
+    return pusher.send("POST", f"/{pusher.name}.git/info/lfs/objects/batch", json=client_request)
 
 
 @pytest.mark.security

@@ -12,16 +12,16 @@ from registry.api.bases import BaseAdd
 from registry.client.local.base_folder import base_spec_from
 from tests import fixtures, samples
 from tests.hub import clients
-from tests.hub.live import NAME, Live
+from tests.hub.live import NAME, LiveServer
 
 IMAGE_ADAPTER = "acme/images"
 
 
-def test_the_newest_client_reads_everything_and_reports_denials(live: Live, tmp_path: Path) -> None:
+def test_the_newest_client_reads_everything_and_reports_denials(live: LiveServer, tmp_path: Path) -> None:
     clients.check_python(live, Path(sys.executable), tmp_path)
 
 
-def test_the_command_hf_downloads_an_alias(live: Live, tmp_path: Path) -> None:
+def test_the_command_hf_downloads_an_alias(live: LiveServer, tmp_path: Path) -> None:
     command: list[str | Path] = [Path(sys.executable).with_name("hf"), "download", NAME]
     command += ["--revision", "canary", "--local-dir", "here"]
     done = live.run(command, tmp_path)
@@ -75,7 +75,7 @@ found["images by name"] = weights(IMAGE_ADAPTER, revision="canary", weight_name=
 
 
 @pytest.mark.slow
-def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live, tmp_path: Path) -> None:
+def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: LiveServer, tmp_path: Path) -> None:
     samples.llama().write(tmp_path / "base")
     samples.write(live.files[0], tmp_path / "local")
     script = TEXT
@@ -93,7 +93,7 @@ def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: Live,
         assert found["images"] == found["images by name"] == found["images local"]
 
 
-def _push_images(live: Live, folder: Path) -> None:
+def _push_images(live: LiveServer, folder: Path) -> None:
     pipeline, file = fixtures.image_bases() / "sd-tiny", fixtures.images() / "kohya-sd.safetensors"
     (folder / "pipeline").symlink_to(pipeline)
     samples.write({file.name: file.read_bytes()}, folder / "images")

@@ -13,7 +13,7 @@ import pytest
 from tests import samples
 from tests.hub import clients, venvs
 from tests.hub import live as lives
-from tests.hub.live import NAME, NESTED, Live
+from tests.hub.live import NAME, NESTED, LiveServer
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,34 +24,34 @@ SCRIPT = Path(__file__).with_name("_javascript_client.mjs")
 
 
 @pytest.mark.parametrize("version", venvs.HUBS)
-def test_each_generation_of_huggingface_hub_reads_everything(live: Live, tmp_path: Path, version: str) -> None:
+def test_each_generation_of_huggingface_hub_reads_everything(live: LiveServer, tmp_path: Path, version: str) -> None:
     clients.check_python(live, _python(version), tmp_path)
 
 
-def test_hf_transfer_sends_no_token_to_the_store(live: Live, tmp_path: Path) -> None:
+def test_hf_transfer_sends_no_token_to_the_store(live: LiveServer, tmp_path: Path) -> None:
     """hf_transfer sends the token wherever a GET is redirected to: it must be sent there at HEAD."""
-    before = len(live.relay.asked("GET"))
+    before = len(live.proxy.asked("GET"))
     clients.check_python(live, _python("0.34.4"), tmp_path, HF_HUB_ENABLE_HF_TRANSFER="1")
-    assert len(live.relay.asked("GET")) > before
+    assert len(live.proxy.asked("GET")) > before
 
 
 @pytest.mark.parametrize(
     ("version", "command"),
     [("0.34.4", "huggingface-cli"), ("0.34.4", "hf"), ("1.10.1", "hf"), ("1.33.0", "hf"), ("2.1.1", "hf")],
 )
-def test_each_commands_download_of_an_alias(live: Live, tmp_path: Path, version: str, command: str) -> None:
+def test_each_commands_download_of_an_alias(live: LiveServer, tmp_path: Path, version: str, command: str) -> None:
     program = _python(version).with_name(command)
     done = live.run([program, "download", NAME, "--revision", "canary", "--local-dir", "here"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path: (tmp_path / "here" / path).read_bytes() for path in live.files[0]} == live.files[0]
 
 
-def test_the_javascript_client_reads_everything(live: Live, tmp_path: Path) -> None:
+def test_the_javascript_client_reads_everything(live: LiveServer, tmp_path: Path) -> None:
     folder = venvs.javascript()
     if folder is None:
         pytest.skip("there is no node and npm here")
     (tmp_path / "node_modules").symlink_to(folder / "node_modules")
-    found = lives.last_line(live.run(["node", SCRIPT, clients.order(live)], tmp_path))
+    found = lives.last_line(live.run(["node", SCRIPT, clients.client_request(live)], tmp_path))
     first, second = live.files
     weights = sha256(first[samples.WEIGHTS]).hexdigest()
     assert found["weights"] == weights == found["cached"][0]
@@ -87,17 +87,17 @@ print(json.dumps(hashlib.sha256(pathlib.Path(at).read_bytes()).hexdigest()))
 
 
 @pytest.mark.parametrize("version", [*venvs.HUBS, ""])
-def test_an_interrupted_download_resumes(live: Live, tmp_path: Path, version: str) -> None:
+def test_an_interrupted_download_resumes(live: LiveServer, tmp_path: Path, version: str) -> None:
     files = _large()
     if LARGE not in live.digest_of:
         live.digest_of[LARGE] = live.push(LARGE, files)
-    before = len(live.relay.heads)
-    live.relay.cut(after=14 * 2**20)
+    before = len(live.proxy.heads)
+    live.proxy.cut(after=14 * 2**20)
     python = _python(version) if version else sys.executable
     found = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
-    assert live.relay.cut_after is None
+    assert live.proxy.cut_after is None
     assert found == sha256(files[samples.WEIGHTS]).hexdigest()
-    ranges = re.findall(r"(?i)\nrange: bytes=([1-9][0-9]*)-", "".join(live.relay.heads[before:]))
+    ranges = re.findall(r"(?i)\nrange: bytes=([1-9][0-9]*)-", "".join(live.proxy.heads[before:]))
     assert ranges, "the second request asked for everything again"
     live.no_token_left_home()
 

@@ -16,17 +16,17 @@ from registry.names import AdapterName, Ref
 from tests import samples
 from tests.hub import pushes
 from tests.hub.commits import add, add_large, header
-from tests.hub.live import Live
+from tests.hub.live import LiveServer
 from tests.import_table import ROOT
 
 BLOCK = re.compile(r"^    (hf upload .*)$", re.MULTILINE)
 
 
-def test_the_newest_client_pushes_drafts_and_versions(live: Live, tmp_path: Path) -> None:
+def test_the_newest_client_pushes_drafts_and_versions(live: LiveServer, tmp_path: Path) -> None:
     pushes.check_python(live, Path(sys.executable), tmp_path, "acme/newest")
 
 
-def test_the_command_of_the_page_pushes_a_folder(live: Live, tmp_path: Path) -> None:
+def test_the_command_of_the_page_pushes_a_folder(live: LiveServer, tmp_path: Path) -> None:
     pushes.adapter_folder(tmp_path)
     [command] = BLOCK.findall((ROOT / "docs" / "hub.md").read_text())
     words = command.replace("acme/support", "acme/typed").split()
@@ -46,8 +46,8 @@ class Uploader:
         client.post("/api/repos/create", json={"organization": organization, "name": word})
 
     def actions(self, data: bytes) -> dict[str, Any]:
-        order = {"operation": "upload", "objects": [{"oid": sha256(data).hexdigest(), "size": len(data)}]}
-        [item] = self.client.post(f"/{self.name}.git/info/lfs/objects/batch", json=order).json()["objects"]
+        client_request = {"operation": "upload", "objects": [{"oid": sha256(data).hexdigest(), "size": len(data)}]}
+        [item] = self.client.post(f"/{self.name}.git/info/lfs/objects/batch", json=client_request).json()["objects"]
         actions: dict[str, Any] = item.get("actions", {})
         return actions
 
@@ -59,7 +59,7 @@ class Uploader:
         return self.client.post(f"/api/models/{self.name}/commit/main", content=body)
 
 
-def test_a_large_file_goes_to_the_store_by_a_link_without_headers(live: Live) -> None:
+def test_a_large_file_goes_to_the_store_by_a_link_without_headers(live: LiveServer) -> None:
     files = samples.lora(samples.llama(), seed=910)
     with live.http("unknown; hf_hub/0.34.4") as client:
         uploader = Uploader(client, "acme/large-file")
@@ -80,7 +80,7 @@ def test_a_large_file_goes_to_the_store_by_a_link_without_headers(live: Live) ->
 
 
 @pytest.mark.security
-def test_wrong_bytes_by_a_link_are_never_committed(live: Live) -> None:
+def test_wrong_bytes_by_a_link_are_never_committed(live: LiveServer) -> None:
     files = samples.lora(samples.llama(), seed=911)
     weights = files[samples.WEIGHTS]
     wrong = weights[:-1] + bytes([weights[-1] ^ 1])

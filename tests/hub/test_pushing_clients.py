@@ -18,8 +18,8 @@ from tests.base_specs import spec_of
 from tests.faults.servers import Server
 from tests.hub import live as lives
 from tests.hub import pushes, venvs
-from tests.hub.live import Live
-from tests.relay import Relay
+from tests.hub.live import LiveServer
+from tests.recording_proxy import RecordingProxy
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,19 +29,19 @@ SCRIPT = Path(__file__).with_name("_javascript_push.mjs")
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[Live]:
-    """A server whose store is a folder. Nothing is sent to the relay."""
+def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterator[LiveServer]:
+    """A server whose store is a folder. Nothing is sent through the proxy."""
     folder = tmp_path_factory.mktemp("local")
     server = Server({"REGISTRY_DATA": str(folder)})
-    with Relay(object_store) as relay, server.running(), Registry(server.url, server.token) as registry:
-        made = Live(server, relay, registry, spec_of(samples.llama()))
+    with RecordingProxy(object_store) as proxy, server.running(), Registry(server.url, server.token) as registry:
+        made = LiveServer(server, proxy, registry, spec_of(samples.llama()))
         registry.add_base(BaseAdd(spec=made.base))
         yield made
 
 
 @pytest.fixture(params=["s3", "folder"])
-def store(request: pytest.FixtureRequest) -> Live:
-    served: Live = request.getfixturevalue("live" if request.param == "s3" else "local")
+def store(request: pytest.FixtureRequest) -> LiveServer:
+    served: LiveServer = request.getfixturevalue("live" if request.param == "s3" else "local")
     return served
 
 
@@ -53,11 +53,11 @@ def _python(version: str) -> Path:
 
 
 @pytest.mark.parametrize("version", venvs.HUBS)
-def test_each_generation_of_huggingface_hub_pushes(store: Live, tmp_path: Path, version: str) -> None:
+def test_each_generation_of_huggingface_hub_pushes(store: LiveServer, tmp_path: Path, version: str) -> None:
     pushes.check_python(store, _python(version), tmp_path, f"acme/hub-{version}")
 
 
-def test_the_newest_pushes_to_a_folder(local: Live, tmp_path: Path) -> None:
+def test_the_newest_pushes_to_a_folder(local: LiveServer, tmp_path: Path) -> None:
     pushes.check_python(local, Path(sys.executable), tmp_path, "acme/newest")
 
 
@@ -79,25 +79,25 @@ print(json.dumps([commit.commit_id for commit in api.list_repo_commits(order["na
 
 
 @pytest.mark.parametrize("version", ["0.34.4", "1.33.0", ""])
-def test_large_folders_and_scheduled_commits(live: Live, tmp_path: Path, version: str) -> None:
+def test_large_folders_and_scheduled_commits(live: LiveServer, tmp_path: Path, version: str) -> None:
     name = f"acme/many-{version or 'newest'}"
-    order = json.dumps({"name": name, "folder": str(pushes.adapter_folder(tmp_path))})
+    client_request = json.dumps({"name": name, "folder": str(pushes.adapter_folder(tmp_path))})
     python = _python(version) if version else Path(sys.executable)
-    commits = lives.last_line(live.run([python, "-c", MANY, order], tmp_path))
+    commits = lives.last_line(live.run([python, "-c", MANY, client_request], tmp_path))
     adapter = live.registry.adapter(AdapterName.parse(name))
     assert commits[0] == commit_id(adapter.digest)
     assert live.registry.version(Ref(AdapterName.parse(name), adapter.newest)).parents[0].name == f"{name}@1"
 
 
-def test_the_javascript_client_pushes(store: Live, tmp_path: Path) -> None:
+def test_the_javascript_client_pushes(store: LiveServer, tmp_path: Path) -> None:
     folder = venvs.javascript()
     if folder is None:
         pytest.skip("there is no node and npm here")
     (tmp_path / "node_modules").symlink_to(folder / "node_modules")
     script = tmp_path / SCRIPT.name
     script.write_text(SCRIPT.read_text())
-    order = json.dumps({"name": "acme/javascript", "folder": str(pushes.adapter_folder(tmp_path))})
-    answers = lives.last_line(store.run(["node", script, order], tmp_path))
+    client_request = json.dumps({"name": "acme/javascript", "folder": str(pushes.adapter_folder(tmp_path))})
+    answers = lives.last_line(store.run(["node", script, client_request], tmp_path))
     digests = [store.registry.version(Ref(AdapterName("acme", "javascript"), number)).digest for number in (1, 2)]
     assert [answers["pushed"], answers["deleted"]] == [commit_id(digest) for digest in digests]
     assert (answers["url"], answers["drafted"]) == (f"{store.server.url}/acme/javascript", [pushes.CARD])
@@ -130,10 +130,10 @@ print(json.dumps("done"))
 """
 
 
-def test_peft_and_the_trainer_push_versions(live: Live, tmp_path: Path) -> None:
+def test_peft_and_the_trainer_push_versions(live: LiveServer, tmp_path: Path) -> None:
     samples.llama().write(tmp_path / "tiny-llama")
-    order = json.dumps({"name": "acme/trained", "base": str(tmp_path / "tiny-llama")})
-    done = live.run([sys.executable, "-c", TRAIN, order], tmp_path)
+    client_request = json.dumps({"name": "acme/trained", "base": str(tmp_path / "tiny-llama")})
+    done = live.run([sys.executable, "-c", TRAIN, client_request], tmp_path)
     assert lives.last_line(done) == "done"
     assert live.registry.adapter(AdapterName("acme", "trained-peft")).versions == 1
     newest = live.registry.adapter(AdapterName("acme", "trained-trainer")).newest

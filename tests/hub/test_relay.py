@@ -18,19 +18,19 @@ from registry.server.hub import upstream as relays
 from tests import samples
 from tests.faults.servers import Server
 from tests.hub import clients, venvs
-from tests.hub.live import CARD, NAME, NESTED, Live
+from tests.hub.live import CARD, NAME, NESTED, LiveServer
 from tests.hub.upstreams import Answer, Upstream
 
 RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
 
 
 @dataclass
-class Relaying:
+class RelayingServer:
     """A server that holds nothing, and relays what it does not hold."""
 
     server: Server
     upstream: Upstream
-    live: Live
+    live: LiveServer
 
     def http(self, agent: str = "unknown; hf_hub/2.4.0") -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent}
@@ -45,16 +45,16 @@ class Relaying:
 
 
 @pytest.fixture(scope="module")
-def relaying(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relaying]:
+def relaying(live: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayingServer]:
     with Upstream(live.server) as upstream:
         environment = {"REGISTRY_DATA": str(tmp_path_factory.mktemp("relay")), "REGISTRY_HUB_UPSTREAM": upstream.url}
         with Server(environment).running() as server:
-            yield Relaying(server, upstream, live)
+            yield RelayingServer(server, upstream, live)
             sent = [asked for asked in upstream.asked if "Authorization" in asked.headers or "Cookie" in asked.headers]
             assert sent == []
             assert server.token not in str(upstream.asked)
             live.no_token_left_home()
-            assert server.token not in str(live.relay.heads)
+            assert server.token not in str(live.proxy.heads)
 
 
 SCRIPT = f"""
@@ -87,17 +87,17 @@ PYTHONS = [pytest.param("", id="newest"), *[
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_a_client_gets_repositories_of_the_upstream(relaying: Relaying, tmp_path: Path, version: str) -> None:
+def test_a_client_gets_repositories_of_the_upstream(relaying: RelayingServer, tmp_path: Path, version: str) -> None:
     python = venvs.hub_python(version) if version else Path(sys.executable)
     assert python is not None, "make test-hub brings it"
     found, live = relaying.python(python, SCRIPT, tmp_path), relaying.live
-    assert found["snapshot"] == clients.sums(live.files[0])
+    assert found["snapshot"] == clients.checksums(live.files[0])
     assert (found["commit"], found["tag"], found["paths"]) == (*live.commits, ["README.md"])
     assert (found["repository"], found["revision"]) == ("RepositoryNotFoundError", "RevisionNotFoundError")
     assert found["file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
 
 
-def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: Relaying) -> None:
+def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: RelayingServer) -> None:
     with relaying.http() as client:
         part = client.get(f"/{NAME}/resolve/canary/part%2Fone/README.md", headers={"Range": "bytes=2-5"})
         assert (part.status_code, part.content) == (206, (CARD * 2)[2:6])
@@ -111,7 +111,7 @@ def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: R
     assert httpx.get(got.headers["location"]).content == relaying.live.files[0][samples.WEIGHTS]
 
 
-def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(relaying: Relaying) -> None:
+def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(relaying: RelayingServer) -> None:
     with relaying.http(RUST) as client:
         refused = client.get(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
         assert (refused.status_code, "location" in refused.headers) == (501, False)
@@ -119,7 +119,7 @@ def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(
         assert client.get(f"/{NAME}/resolve/canary/README.md").content == CARD
 
 
-def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(relaying: Relaying) -> None:
+def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(relaying: RelayingServer) -> None:
     before = len(relaying.upstream.asked)
     registry = httpx.Client(base_url=relaying.server.url, headers={"Authorization": f"Bearer {relaying.server.token}"})
     nobody = httpx.get(f"{relaying.server.url}/api/models/{NAME}")
@@ -141,7 +141,7 @@ def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(rela
     assert len(relaying.upstream.asked) == before
 
 
-def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relaying) -> None:
+def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: RelayingServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as inside, relaying.http() as client:
         address = f"127.0.0.1:{inside.getsockname()[1]}"
         away = f"http://{address}/latest/meta-data"
@@ -165,7 +165,7 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
     assert not any("Cookie" in asked.headers for asked in relaying.upstream.asked)
 
 
-def test_relays_and_redirects_that_loop_end(relaying: Relaying, tmp_path: Path) -> None:
+def test_relays_and_redirects_that_loop_end(relaying: RelayingServer, tmp_path: Path) -> None:
     path = "/org/circle/resolve/main/x"
     relaying.upstream.answers[path] = Answer(302, b"", {"Location": path})
     before = len(relaying.upstream.asked)
@@ -181,7 +181,7 @@ def test_relays_and_redirects_that_loop_end(relaying: Relaying, tmp_path: Path) 
     assert (found.status_code, found.headers["x-error-code"]) == (404, "RepoNotFound")
 
 
-def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: Relaying) -> None:
+def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: RelayingServer) -> None:
     big = itertools.repeat(b" " * 2**20, relays.ANSWER_LIMIT_BYTES // 2**20 + 4)
     relaying.upstream.answers |= {
         "/api/models/org/big": Answer(200, big),

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.access.tenants import Shared
+from tests.access.tenants import UnclosedTransport
 from tests.harness import URL, Harness
 
 ENGINES = "vllm==0.33.0,max_lora_rank=32"
@@ -21,7 +21,7 @@ class Browser(httpx.Client):
     """Sends forms as a browser does: with the hidden fields of the page, and with its origin."""
 
     def __init__(self, harness: Harness) -> None:
-        super().__init__(transport=Shared(harness), base_url=URL)
+        super().__init__(transport=UnclosedTransport(harness), base_url=URL)
 
     def submit(self, path: str, action: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
         """Fill in and send the form with this action of the page at `path`."""

@@ -134,7 +134,7 @@ def aliases(store: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def standing(folder: Path) -> Iterator[Node]:
+def node_with_base(folder: Path) -> Iterator[Node]:
     """A registry with the base, and an engine that is not started yet."""
     python = venvs.vllm_python()
     assert python is not None

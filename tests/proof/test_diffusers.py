@@ -23,7 +23,9 @@ def test_diffusers_answers_as_recorded(tmp_path: Path) -> None:
 
     recorded = json.loads(diffusers_images.RECORDED.read_text())[diffusers_images.NAME]
     asked = diffusers_images.run(tmp_path)
-    assert {name: told(name, row) for name, row in asked.items()} == {n: told(n, row) for n, row in recorded.items()}
+    assert {name: comparable(name, row) for name, row in asked.items()} == {
+        n: comparable(n, row) for n, row in recorded.items()
+    }
 
 
 ROUNDING = 1e-5
@@ -32,7 +34,7 @@ UNINITIALISED = {"sd-adapter-name", "flux-adapter-name", "sd-half-a-pair"}
 """What these compute with is whatever their memory held, zeros too."""
 
 
-def told(name: str, row: dict[str, object]) -> tuple[object, ...]:
+def comparable(name: str, row: dict[str, object]) -> tuple[object, ...]:
     """The answer's class (sets in its text have no order), and what was seen, where it does not depend on memory."""
     answer, modules = str(row["answer"]).partition(":")[0], row.get("modules")
     if name in UNINITIALISED:

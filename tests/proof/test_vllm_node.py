@@ -38,7 +38,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     from tests.proof import node as nodes  # imports torch
     from tests.proof import reference, vllm_http
 
-    with nodes.standing(tmp_path_factory.mktemp("node")) as made:
+    with nodes.node_with_base(tmp_path_factory.mktemp("node")) as made:
         for number, name in enumerate(NAMES):
             made.push(name, seed=100 + number)
         made.push(NAMES[0], seed=200)

@@ -140,9 +140,9 @@ def test_a_body_over_its_limit_is_refused_before_it_is_read(http: httpx.Client) 
     assert declared.status_code == 413
 
 
-def asked_for(dependant: Dependant) -> list[Any]:
+def dependencies_of(dependant: Dependant) -> list[Any]:
     return [inner.call for inner in dependant.dependencies] + [
-        call for inner in dependant.dependencies for call in asked_for(inner)
+        call for inner in dependant.dependencies for call in dependencies_of(inner)
     ]
 
 
@@ -151,7 +151,7 @@ def test_dependencies_of_plain_routes_await_nothing_and_async_routes_sign_in_in_
     for router in app.ROUTERS:
         for route in router.routes:
             assert isinstance(route, SingleThreadRoute)
-            calls = asked_for(route.dependant)
+            calls = dependencies_of(route.dependant)
             if route.is_async:
                 waiting.add(route.path)
                 assert not {dependencies.open_read_session, *dependencies.KEYED_SESSIONS} & set(calls), route.path

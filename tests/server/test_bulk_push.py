@@ -29,7 +29,7 @@ PULL_STATEMENTS = 5
 
 
 @pytest.fixture
-def based(database_url: str) -> Iterator[Harness]:
+def filled_harness(database_url: str) -> Iterator[Harness]:
     with Harness(database_url) as harness:
         harness.add_base()
         yield harness
@@ -63,23 +63,23 @@ def new_adapters(harness: Harness, count: int, prefix: str = "acme/a") -> dict[s
 
 
 def test_any_number_of_pushes_and_pulls_costs_the_same_statements(
-    based: Harness, monkeypatch: pytest.MonkeyPatch
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "run_pending", lambda *_: None)
-    based.push("acme/first")
+    filled_harness.push("acme/first")
     counts = []
     for number, count in enumerate((2, 12)):
-        adapters = new_adapters(based, count, f"acme/g{number}-")
-        with based.statements() as plan_statements:
-            plans = of_type(PushPlan, based.admin.plan_pushes(items_of(based, adapters)))
+        adapters = new_adapters(filled_harness, count, f"acme/g{number}-")
+        with filled_harness.statements() as plan_statements:
+            plans = of_type(PushPlan, filled_harness.admin.plan_pushes(items_of(filled_harness, adapters)))
         for plan, files in zip(plans, adapters.values(), strict=True):
-            upload(based.admin, plan, files)
-        with based.statements() as commit_statements:
+            upload(filled_harness.admin, plan, files)
+        with filled_harness.statements() as commit_statements:
             commits = [CommitItem(push_id=plan.push_id) for plan in plans]
-            versions = of_type(PushResult, based.admin.commit_pushes(commits))
+            versions = of_type(PushResult, filled_harness.admin.commit_pushes(commits))
         assert [result.version.name for result in versions] == list(adapters)
-        with based.statements() as pull_statements:
-            of_type(PullPlan, based.admin.plan_pulls([f"{name}@1" for name in adapters])[0])
+        with filled_harness.statements() as pull_statements:
+            of_type(PullPlan, filled_harness.admin.plan_pulls([f"{name}@1" for name in adapters])[0])
         counts.append((len(plan_statements), len(commit_statements), len(pull_statements)))
     assert counts[0] == counts[1]
     plan_count, commit_count, pull_count = counts[0]
@@ -88,63 +88,69 @@ def test_any_number_of_pushes_and_pulls_costs_the_same_statements(
     assert pull_count <= PULL_STATEMENTS
 
 
-def test_one_bad_adapter_does_not_undo_the_others(based: Harness) -> None:
-    ci = based.client(based.issue("push", namespaces=["acme"])[1])
-    files = {"acme/good": based.files(), "globex/other": based.files(), "not a name": based.files()}
-    items = items_of(based, files)
+def test_one_bad_adapter_does_not_undo_the_others(filled_harness: Harness) -> None:
+    ci = filled_harness.client(filled_harness.issue("push", namespaces=["acme"])[1])
+    files = {
+        "acme/good": filled_harness.files(),
+        "globex/other": filled_harness.files(),
+        "not a name": filled_harness.files(),
+    }
+    items = items_of(filled_harness, files)
     unknown = items[0].manifest.model_copy(
         update={"base": items[0].manifest.base.model_copy(update={"name": "nobody/knows"})}
     )
     outcomes = ci.plan_pushes([*items, PushItem(name="acme/baseless", manifest=unknown)])
     assert codes(outcomes) == ["", "ADAPTER_UNKNOWN", "NAME_INVALID", "BASE_UNKNOWN"]
 
-    bent = based.files()
+    bent = filled_harness.files()
     bent[samples.WEIGHTS] = b"\0" * len(bent[samples.WEIGHTS])
-    plans = planned(based, {"acme/good": files["acme/good"], "acme/bent": bent, "acme/late": based.files()}, ci)
-    missing = of_type(PushPlan, ci.plan_pushes(items_of(based, {"acme/missing": based.files()})))
+    plans = planned(
+        filled_harness, {"acme/good": files["acme/good"], "acme/bent": bent, "acme/late": filled_harness.files()}, ci
+    )
+    missing = of_type(PushPlan, ci.plan_pushes(items_of(filled_harness, {"acme/missing": filled_harness.files()})))
     ids = [*(plan.push_id for plan in plans), missing[0].push_id, "psh_of_nobody"]
     committed = ci.commit_pushes([CommitItem(push_id=push_id) for push_id in ids])
     assert codes(committed) == ["", "TENSORS_INVALID", "", "UPLOAD_INCOMPLETE", "PUSH_UNKNOWN"]
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert sorted(row.name for row in rows(session, AdapterRow)) == ["good", "late"]
         states = {row.name: row.state for row in rows(session, PushRow)}
     assert states == {"good": "committed", "late": "committed", "bent": "open", "missing": "open"}
 
 
 @pytest.mark.security
-def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(based: Harness) -> None:
+def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(filled_harness: Harness) -> None:
     """Else rows of open pushes, which are not counted in bytes, could fill the database."""
-    large, good = items_of(based, new_adapters(based, 2))
+    large, good = items_of(filled_harness, new_adapters(filled_harness, 2))
     manifest = large.manifest.model_copy(update={"annotations": {"note": "x" * MANIFEST_LIMIT_BYTES}})
-    outcomes = based.admin.plan_pushes([large.model_copy(update={"manifest": manifest}), good])
+    outcomes = filled_harness.admin.plan_pushes([large.model_copy(update={"manifest": manifest}), good])
     assert codes(outcomes) == ["SIZE_INVALID", ""]
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert [row.name for row in rows(session, PushRow)] == ["a1"]
 
 
-def test_an_atomic_commit_creates_all_versions_or_none(based: Harness) -> None:
-    adapters = new_adapters(based, 3)
-    plans = planned(based, adapters)
+def test_an_atomic_commit_creates_all_versions_or_none(filled_harness: Harness) -> None:
+    adapters = new_adapters(filled_harness, 3)
+    plans = planned(filled_harness, adapters)
     items = [CommitItem(push_id=plan.push_id) for plan in plans]
-    refused = based.admin.commit_pushes([*items, CommitItem(push_id="psh_of_nobody")], atomic=True)
+    refused = filled_harness.admin.commit_pushes([*items, CommitItem(push_id="psh_of_nobody")], atomic=True)
     assert codes(refused) == ["COMMIT_INCOMPLETE"] * 3 + ["PUSH_UNKNOWN"]
     closed = [*items[:2], CommitItem(push_id=items[2].push_id, alias="prod")]
-    refused = based.admin.commit_pushes(closed, atomic=True)
+    refused = filled_harness.admin.commit_pushes(closed, atomic=True)
     assert codes(refused) == ["COMMIT_INCOMPLETE"] * 2 + ["GATE_CLOSED"]
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert rows(session, VersionRow) == []
         assert rows(session, AdapterRow) == []
-    versions = of_type(PushResult, based.admin.commit_pushes(items, atomic=True))
+    versions = of_type(PushResult, filled_harness.admin.commit_pushes(items, atomic=True))
     assert [(result.version.number, result.created) for result in versions] == [(1, True)] * 3
-    repeated = of_type(PushResult, based.admin.commit_pushes(items, atomic=True))
+    repeated = of_type(PushResult, filled_harness.admin.commit_pushes(items, atomic=True))
     assert [result.created for result in repeated] == [False] * 3
 
 
-def test_a_refused_alias_does_not_undo_the_version(based: Harness) -> None:
-    plans = planned(based, new_adapters(based, 2))
+def test_a_refused_alias_does_not_undo_the_version(filled_harness: Harness) -> None:
+    plans = planned(filled_harness, new_adapters(filled_harness, 2))
     first, second = of_type(
         PushResult,
-        based.admin.commit_pushes(
+        filled_harness.admin.commit_pushes(
             [CommitItem(push_id=plans[0].push_id, alias="prod"), CommitItem(push_id=plans[1].push_id, alias="canary")]
         ),
     )
@@ -153,69 +159,77 @@ def test_a_refused_alias_does_not_undo_the_version(based: Harness) -> None:
     assert not second.alias_refused
 
 
-def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_order(based: Harness) -> None:
-    files = [based.files() for _ in range(3)]
-    items = [PushItem(name="acme/support", manifest=based.manifest(content)) for content in (*files, files[0])]
-    plans = of_type(PushPlan, based.admin.plan_pushes(items))
+def test_equal_items_are_one_push_and_versions_of_one_adapter_are_numbered_in_order(filled_harness: Harness) -> None:
+    files = [filled_harness.files() for _ in range(3)]
+    items = [PushItem(name="acme/support", manifest=filled_harness.manifest(content)) for content in (*files, files[0])]
+    plans = of_type(PushPlan, filled_harness.admin.plan_pushes(items))
     assert [plan.push_id for plan in plans[:1]] == [plans[3].push_id]
     for plan, content in zip(plans[:3], files, strict=True):
-        upload(based.admin, plan, content)
+        upload(filled_harness.admin, plan, content)
     commits = [CommitItem(push_id=plan.push_id) for plan in plans[:3]]
     with pytest.raises(Invalid, match="named twice"):
-        based.admin.commit_pushes([*commits, commits[0]])
-    versions = of_type(PushResult, based.admin.commit_pushes(commits))
+        filled_harness.admin.commit_pushes([*commits, commits[0]])
+    versions = of_type(PushResult, filled_harness.admin.commit_pushes(commits))
     assert [result.version.number for result in versions] == [1, 2, 3]
-    assert based.admin.resolve("acme/support").digest == items[2].manifest.digest
-    moves = based.admin.history("acme/support", alias="main").moves
+    assert filled_harness.admin.resolve("acme/support").digest == items[2].manifest.digest
+    moves = filled_harness.admin.history("acme/support", alias="main").moves
     assert [(move.generation, move.number) for move in moves] == [(3, 3), (2, 2), (1, 1)]
-    with based.session() as session:
+    with filled_harness.session() as session:
         events = [row.object for row in rows(session, EventRow) if row.action == "version.push"]
     assert events == [f"acme/support@{number}" for number in (1, 2, 3)]
 
 
-def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(based: Harness) -> None:
-    contents = sorted((based.files() for _ in range(4)), key=lambda files: based.manifest(files).digest, reverse=True)
-    items = [PushItem(name="acme/support", manifest=based.manifest(files)) for files in contents]
-    plans = of_type(PushPlan, based.admin.plan_pushes(items))
+def test_the_last_version_of_a_group_has_the_alias_that_several_ask_for(filled_harness: Harness) -> None:
+    contents = sorted(
+        (filled_harness.files() for _ in range(4)),
+        key=lambda files: filled_harness.manifest(files).digest,
+        reverse=True,
+    )
+    items = [PushItem(name="acme/support", manifest=filled_harness.manifest(files)) for files in contents]
+    plans = of_type(PushPlan, filled_harness.admin.plan_pushes(items))
     for plan, files in zip(plans, contents, strict=True):
-        upload(based.admin, plan, files)
+        upload(filled_harness.admin, plan, files)
     commits = [CommitItem(push_id=plan.push_id, alias="canary") for plan in plans]
-    versions = of_type(PushResult, based.admin.commit_pushes(commits))
+    versions = of_type(PushResult, filled_harness.admin.commit_pushes(commits))
     assert [result.version.aliases for result in versions] == [[], [], [], ["canary", "main"]]
-    assert based.admin.alias("acme/support", "canary").number == 4
-    moves = based.admin.history("acme/support", alias="canary").moves
+    assert filled_harness.admin.alias("acme/support", "canary").number == 4
+    moves = filled_harness.admin.history("acme/support", alias="canary").moves
     assert [(move.generation, move.number) for move in moves] == [(4, 4), (3, 3), (2, 2), (1, 1)]
 
 
 @pytest.mark.security
-def test_names_that_look_alike_in_one_group_are_one_name(based: Harness) -> None:
-    adapters = {"acme/helper": based.files(), "acme/he1per": based.files(), "acme/other": based.files()}
-    plans = planned(based, adapters)
-    outcomes = based.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
+def test_names_that_look_alike_in_one_group_are_one_name(filled_harness: Harness) -> None:
+    adapters = {
+        "acme/helper": filled_harness.files(),
+        "acme/he1per": filled_harness.files(),
+        "acme/other": filled_harness.files(),
+    }
+    plans = planned(filled_harness, adapters)
+    outcomes = filled_harness.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
     assert codes(outcomes) == ["NAME_TAKEN", "", ""], "names are reserved in their order"
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert sorted(row.name for row in rows(session, AdapterRow)) == ["he1per", "other"]
 
 
-def test_pushes_of_one_group_count_each_other_in_a_quota(based: Harness) -> None:
-    based.push("acme/first")
-    based.admin.change_namespace("acme", NamespaceSet(quota_versions=3))
-    plans = planned(based, {**new_adapters(based, 4), "globex/free": based.files()})
-    outcomes = based.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
+def test_pushes_of_one_group_count_each_other_in_a_quota(filled_harness: Harness) -> None:
+    filled_harness.push("acme/first")
+    filled_harness.admin.change_namespace("acme", NamespaceSet(quota_versions=3))
+    plans = planned(filled_harness, {**new_adapters(filled_harness, 4), "globex/free": filled_harness.files()})
+    outcomes = filled_harness.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
     assert codes(outcomes) == ["", "", "QUOTA_EXCEEDED", "QUOTA_EXCEEDED", ""]
-    based.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=3))
-    limited = based.admin.plan_pushes(items_of(based, new_adapters(based, 3, "globex/b")))
+    filled_harness.admin.change_namespace("globex", NamespaceSet(pushes_per_hour=3))
+    limited = filled_harness.admin.plan_pushes(items_of(filled_harness, new_adapters(filled_harness, 3, "globex/b")))
     assert codes(limited) == ["", "", "RATE_LIMITED"]
 
 
-def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: Harness) -> None:
-    adapters = new_adapters(based, 6)
-    plans = planned(based, adapters)
+def test_racing_commits_of_groups_that_overlap_make_each_version_once(filled_harness: Harness) -> None:
+    adapters = new_adapters(filled_harness, 6)
+    plans = planned(filled_harness, adapters)
     start, results = threading.Barrier(3), list[PushResult]()
 
     def commit(items: list[CommitItem]) -> None:
         start.wait()
-        results.extend(of_type(PushResult, based.admin.commit_pushes(items)))
+        results.extend(of_type(PushResult, filled_harness.admin.commit_pushes(items)))
 
     orders = (plans, plans[::-1], plans[1:4])
     groups = [[CommitItem(push_id=plan.push_id) for plan in order] for order in orders]
@@ -230,16 +244,16 @@ def test_racing_commits_of_groups_that_overlap_make_each_version_once(based: Har
 
 
 @pytest.mark.security
-def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: Harness) -> None:
-    files = based.files()
-    based.push("acme/support", files)
-    digest = based.push("globex/secret", files).version.digest
-    reader = based.client(based.issue("pull", namespaces=["acme"])[1])
+def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    filled_harness.push("acme/support", files)
+    digest = filled_harness.push("globex/secret", files).version.digest
+    reader = filled_harness.client(filled_harness.issue("pull", namespaces=["acme"])[1])
     refs = ["acme/support", "globex/secret@1", f"globex/nothing@{digest}", "acme/support:prod", "acme/support@2", "x"]
     outcomes, small = reader.plan_pulls(refs[:5])
     expected = ["", "ADAPTER_UNKNOWN", "ADAPTER_UNKNOWN", "ALIAS_UNKNOWN", "VERSION_UNKNOWN"]
     assert codes(outcomes) == expected
-    hidden = based.client(based.issue("pull", namespaces=["other"])[1]).plan_pulls(refs[:2])
+    hidden = filled_harness.client(filled_harness.issue("pull", namespaces=["other"])[1]).plan_pulls(refs[:2])
     assert codes(hidden[0]) == ["ADAPTER_UNKNOWN"] * 2
     assert hidden[1] == {}
     assert set(small) == {Digest.of(data) for path, data in files.items() if path != samples.WEIGHTS}
@@ -247,13 +261,15 @@ def test_a_pull_tells_nothing_of_what_the_actor_may_not_see(based: Harness) -> N
 
 @pytest.mark.security
 def test_large_manifests_do_not_fill_an_answer_and_the_others_are_requested_again(
-    based: Harness, monkeypatch: pytest.MonkeyPatch
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ["acme/a0", "acme/a1", "acme/a2"]
-    sizes = [len(based.admin.resolve(based.push(name).version.name).manifest.canonical) for name in names]
+    sizes = [
+        len(filled_harness.admin.resolve(filled_harness.push(name).version.name).manifest.canonical) for name in names
+    ]
     monkeypatch.setattr(downloads, "BULK_MANIFESTS_BYTES", sum(sizes[:2]))
-    headers = {"Authorization": f"Bearer {based.secret}"}
-    with httpx.Client(transport=based.transport, base_url=URL, headers=headers) as http:
+    headers = {"Authorization": f"Bearer {filled_harness.secret}"}
+    with httpx.Client(transport=filled_harness.transport, base_url=URL, headers=headers) as http:
         for refs, expected in (
             (names, ["", "", "TRY_LATER"]),
             (["acme/a0"] * 3, ["TRY_LATER"] * 3),
@@ -261,4 +277,4 @@ def test_large_manifests_do_not_fill_an_answer_and_the_others_are_requested_agai
         ):
             items = http.post(PULLS, json={"refs": refs}).json()["items"]
             assert [(item["problem"] or {"code": ""})["code"] for item in items] == expected
-    assert codes(based.admin.plan_pulls(names)[0]) == ["", "", ""]
+    assert codes(filled_harness.admin.plan_pulls(names)[0]) == ["", "", ""]

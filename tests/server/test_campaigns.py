@@ -19,7 +19,7 @@ BAD = Finding(code="smoke.no_effect", severity="error", location="logits", messa
 
 
 @pytest.fixture
-def judged(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     """Three adapters of one base, each judged well; the third by another torch."""
     harness.add_base()
     for name in ("one", "two", "three"):
@@ -42,15 +42,17 @@ def end(harness: Harness) -> None:
             harness.admin.cancel(job.id)
 
 
-def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: Harness) -> None:
-    view = begin(judged)
+def test_a_campaign_queues_every_version_and_ends_in_what_changed(filled_harness: Harness) -> None:
+    view = begin(filled_harness)
     assert (view.total, view.states, view.finished) == (3, {State.QUEUED: 3}, False)
-    judged.validate("acme/one@1")
-    judged.validate("acme/two@1", [BAD])
-    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    filled_harness.validate("acme/one@1")
+    filled_harness.validate("acme/two@1", [BAD])
+    claimed = filled_harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
-    judged.admin.fail(claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="out of memory", final=True))
-    view = judged.admin.campaign(view.id)
+    filled_harness.admin.fail(
+        claimed.job.id, FailRequest(lease_token=claimed.lease.token, error="out of memory", final=True)
+    )
+    view = filled_harness.admin.campaign(view.id)
     assert (view.finished, view.states) == (True, {State.DONE: 2, State.FAILED: 1})
     told = {item.version: (item.before, item.after, item.summary) for item in view.items}
     assert told == {
@@ -59,104 +61,106 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(judged: Harnes
     }
 
 
-def test_only_versions_judged_by_another_tool_version_are_affected(judged: Harness) -> None:
-    view = begin(judged, made_by={"torch": "2.13.0"})
-    assert {job.subject for job in judged.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
+def test_only_versions_judged_by_another_tool_version_are_affected(filled_harness: Harness) -> None:
+    view = begin(filled_harness, made_by={"torch": "2.13.0"})
+    assert {job.subject for job in filled_harness.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
     assert view.total == 2
-    end(judged)
+    end(filled_harness)
     for version, total in (("2.13.0+cpu", 2), ("2.13.0+cu130", 3), ("2.13", 3)):
-        assert begin(judged, made_by={"torch": version}).total == total
-        end(judged)
+        assert begin(filled_harness, made_by={"torch": version}).total == total
+        end(filled_harness)
 
 
-def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(judged: Harness) -> None:
-    assert begin(judged, outdated=True).total == 0
-    with judged.session(write=True) as session:
+def test_a_base_with_another_fingerprint_makes_its_verdicts_outdated(filled_harness: Harness) -> None:
+    assert begin(filled_harness, outdated=True).total == 0
+    with filled_harness.session(write=True) as session:
         base = rows(session, BaseRow)[0]
         base.fingerprint = "sha256:" + "1" * 64
         session.add(base)
-    assert begin(judged, outdated=True).total == 3
-    end(judged)
+    assert begin(filled_harness, outdated=True).total == 3
+    end(filled_harness)
 
 
-def test_yanked_and_incompatible_versions_are_not_affected(judged: Harness) -> None:
-    judged.admin.yank("acme/one@1", reason="wrong data")
-    with judged.session(write=True) as session:
+def test_yanked_and_incompatible_versions_are_not_affected(filled_harness: Harness) -> None:
+    filled_harness.admin.yank("acme/one@1", reason="wrong data")
+    with filled_harness.session(write=True) as session:
         compat = [row for row in rows(session, VerdictRow) if row.check == "compat"][1]
         compat.outcome = "fail"
         session.add(compat)
-    begin(judged)
-    assert [job.subject for job in judged.admin.jobs(state="queued").items] == ["acme/three@1"]
-    end(judged)
+    begin(filled_harness)
+    assert [job.subject for job in filled_harness.admin.jobs(state="queued").items] == ["acme/three@1"]
+    end(filled_harness)
 
 
-def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_may_see(judged: Harness) -> None:
-    judged.push("other/four")
-    judged.validate("other/four@1")
-    mine = judged.actor("push", "pull", namespaces=["other"], name="tenant")
+def test_a_campaign_affects_what_its_creator_may_push_and_shows_what_the_reader_may_see(
+    filled_harness: Harness,
+) -> None:
+    filled_harness.push("other/four")
+    filled_harness.validate("other/four@1")
+    mine = filled_harness.actor("push", "pull", namespaces=["other"], name="tenant")
     view = mine.start_campaign(CampaignRequest(base="tiny-llama"))
     assert view.total == 1
-    everything = begin(judged)
+    everything = begin(filled_harness)
     assert everything.total == 4
     assert mine.campaign(everything.id).total == 1
     with pytest.raises(NotFound, match="no campaign"):
         mine.campaign("cam_unknown")
     with pytest.raises(NotFound, match="no campaign"):
-        judged.actor("pull", "push", namespaces=["initech"]).campaign(everything.id)
-    end(judged)
+        filled_harness.actor("pull", "push", namespaces=["initech"]).campaign(everything.id)
+    end(filled_harness)
 
 
-def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(judged: Harness) -> None:
-    waiting = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/two@1"))
-    urgent = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
-    view = begin(judged)
-    assert (view.total, len(judged.admin.jobs(state="queued").items)) == (3, 3)
+def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(filled_harness: Harness) -> None:
+    waiting = filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/two@1"))
+    urgent = filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
+    view = begin(filled_harness)
+    assert (view.total, len(filled_harness.admin.jobs(state="queued").items)) == (3, 3)
     taken = []
-    while (claimed := judged.admin.claim(ClaimRequest(worker="w"))) is not None:
+    while (claimed := filled_harness.admin.claim(ClaimRequest(worker="w"))) is not None:
         taken.append(claimed.job)
     assert [job.id for job in taken[:2]] == [urgent.id, waiting.id]
     assert [job.priority for job in taken] == [5, 0, -10]
-    end(judged)
+    end(filled_harness)
 
 
-def test_progress_messages_of_a_worker_are_stored_as_steps(judged: Harness) -> None:
-    job = judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
-    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+def test_progress_messages_of_a_worker_are_stored_as_steps(filled_harness: Harness) -> None:
+    job = filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
+    claimed = filled_harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     for says in ("pulling", "pulling", "asking 3 golden samples"):
-        judged.admin.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress=says))
-    found = judged.admin.job(job.id)
+        filled_harness.admin.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress=says))
+    found = filled_harness.admin.job(job.id)
     assert [(step.attempt, step.message) for step in found.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
-    end(judged)
+    end(filled_harness)
 
 
-def test_thresholds_belong_to_a_base_and_go_to_its_workers(judged: Harness) -> None:
-    view = judged.admin.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5})
+def test_thresholds_belong_to_a_base_and_go_to_its_workers(filled_harness: Harness) -> None:
+    view = filled_harness.admin.set_thresholds("tiny-llama", {"drift_warn_kl_nats": 1.5})
     assert view.thresholds == {"drift_warn_kl_nats": 1.5}
-    judged.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
-    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+    filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/one@1"))
+    claimed = filled_harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     assert claimed.base is not None
     assert claimed.base.thresholds == {"drift_warn_kl_nats": 1.5}
-    assert judged.admin.set_thresholds("tiny-llama", {}).thresholds == {}
+    assert filled_harness.admin.set_thresholds("tiny-llama", {}).thresholds == {}
     for wrong in ({"drift": 1.0}, {"drift_warn_kl_nats": -1.0}):
         with pytest.raises(Invalid, match="thresholds: drift"):
-            judged.admin.set_thresholds("tiny-llama", wrong)
+            filled_harness.admin.set_thresholds("tiny-llama", wrong)
     with pytest.raises(Denied):
-        judged.actor("push", "pull").set_thresholds("tiny-llama", {})
-    end(judged)
+        filled_harness.actor("push", "pull").set_thresholds("tiny-llama", {})
+    end(filled_harness)
 
 
-def test_reference_logprobs_come_from_the_newest_report_that_has_them(judged: Harness) -> None:
+def test_reference_logprobs_come_from_the_newest_report_that_has_them(filled_harness: Harness) -> None:
     ref = Ref.parse("acme/one@1")
     with pytest.raises(NotFound, match="has recorded reference log-probabilities yet"):
-        judged.admin.reference_logprobs(ref)
-    job = judged.admin.submit(JobSubmit(kind="smoke-test", ref=str(ref)))
-    claimed = judged.admin.claim(ClaimRequest(worker="w"))
+        filled_harness.admin.reference_logprobs(ref)
+    job = filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref=str(ref)))
+    claimed = filled_harness.admin.claim(ClaimRequest(worker="w"))
     assert claimed is not None
     print_ = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0), base=(-3.0, -2.0)),))
-    version = judged.admin.version(ref)
-    report = judged.report(version.digest, version.base).model_copy(update={"reference_logprobs": print_})
-    judged.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    found = judged.admin.reference_logprobs(ref)
+    version = filled_harness.admin.version(ref)
+    report = filled_harness.report(version.digest, version.base).model_copy(update={"reference_logprobs": print_})
+    filled_harness.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    found = filled_harness.admin.reference_logprobs(ref)
     assert (found.reference_logprobs, found.version, found.digest) == (print_, "acme/one@1", version.digest)

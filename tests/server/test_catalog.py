@@ -172,7 +172,7 @@ def test_kinds_of_absence_are_distinguished_for_those_who_may_look(harness: Harn
             assert caught.value.code == code
 
 
-def give_digest(harness: Harness, digest: str, ref: str) -> None:
+def set_digest(harness: Harness, digest: str, ref: str) -> None:
     """Change the digest in the row of a version."""
     with harness.session(write=True) as session:
         row = session.exec(select(VersionRow).where(VersionRow.digest == harness.admin.version(ref).digest)).one()
@@ -193,7 +193,7 @@ def test_a_short_digest_names_the_one_version_that_begins_with_it(harness: Harne
                 ask(ref)
 
     harness.push(NAME)
-    give_digest(harness, first.digest[:15] + "0" * 56, f"{NAME}@2")
+    set_digest(harness, first.digest[:15] + "0" * 56, f"{NAME}@2")
     for ask in (harness.admin.resolve, harness.admin.version, harness.admin.plan_pull):
         with pytest.raises(NotFound, match=f"has 2 versions whose digest begins with {first.digest[:15]}") as caught:
             ask(short)

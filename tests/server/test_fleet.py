@@ -43,15 +43,15 @@ def nodes(harness: Harness) -> Nodes:
     return Nodes(harness)
 
 
-def seen(harness: Harness, secret: str = "", **asked: str) -> FleetNodes:
+def fleet_nodes(harness: Harness, secret: str = "", **asked: str) -> FleetNodes:
     return harness.client(secret or harness.secret).all_nodes(**asked)
 
 
-def told(harness: Harness) -> list[str]:
+def fleet_events(harness: Harness) -> list[str]:
     return [f"{e.action} {e.object} {e.detail['node']}" for e in Audit(harness.admin).events() if "node" in e.detail]
 
 
-def lapse(harness: Harness, by: timedelta = timedelta(0)) -> None:
+def expire_leases(harness: Harness, by: timedelta = timedelta(0)) -> None:
     """All leases end, as time would end them."""
     with harness.session(write=True) as session:
         for row in rows(session, FleetNodeRow):
@@ -65,7 +65,7 @@ def test_a_report_is_shown_with_the_version_that_the_alias_points_at(harness: Ha
     harness.push("acme/support")
     harness.admin.promote("acme/support", "canary", "2", generation=1)
     nodes.says("gpu-3", nodes.slot("acme/support@1", "draining"), nodes.slot("acme/support@2"))
-    found = seen(harness)
+    found = fleet_nodes(harness)
     by_node = {(view.node, slot.number): slot for view in found.items for slot in view.slots}
     assert {key: (slot.state, slot.desired_number) for key, slot in by_node.items()} == {
         ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
@@ -74,25 +74,25 @@ def test_a_report_is_shown_with_the_version_that_the_alias_points_at(harness: Ha
     assert [(c.adapter, c.number, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
     assert by_node["gpu-1", 1].verified
     assert all(view.live for view in found.items)
-    assert [view.node for view in seen(harness, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], (
+    assert [view.node for view in fleet_nodes(harness, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], (
         "my own nodes"
     )
-    assert [view.node for view in seen(harness, node="gpu-2").items] == ["gpu-2"]
-    lapse(harness)
-    assert (seen(harness).convergence, {view.live for view in seen(harness).items}) == ([], {False})
+    assert [view.node for view in fleet_nodes(harness, node="gpu-2").items] == ["gpu-2"]
+    expire_leases(harness)
+    assert (fleet_nodes(harness).convergence, {view.live for view in fleet_nodes(harness).items}) == ([], {False})
 
 
 def test_an_unchanged_report_writes_one_row_and_no_event(harness: Harness, nodes: Nodes) -> None:
     slot = nodes.slot("acme/support@1")
     nodes.says("gpu-1", slot)
-    before = seen(harness).items[0]
+    before = fleet_nodes(harness).items[0]
     with harness.statements() as sent:
         nodes.says("gpu-1", slot)
     assert [s.split()[0] for s in sent if "fleet" in s] == ["SELECT", "UPDATE"]
-    after = seen(harness).items[0]
+    after = fleet_nodes(harness).items[0]
     assert after.reported_at > before.reported_at
     assert after.slots == before.slots
-    assert told(harness) == ["version.serve acme/support@1 gpu-1"]
+    assert fleet_events(harness) == ["version.serve acme/support@1 gpu-1"]
 
 
 def test_starting_and_stopping_to_serve_a_version_are_events(harness: Harness, nodes: Nodes) -> None:
@@ -101,7 +101,7 @@ def test_starting_and_stopping_to_serve_a_version_are_events(harness: Harness, n
     nodes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
     nodes.says("gpu-1", one.model_copy(update={"state": SlotState.DRAINING}), two)
     nodes.says("gpu-1", two)
-    assert told(harness) == [
+    assert fleet_events(harness) == [
         "version.serve acme/support@1 gpu-1", "version.unserve acme/support@1 gpu-1",
         "version.serve acme/support@2 gpu-1",
     ]  # fmt: skip
@@ -117,13 +117,13 @@ def test_a_lease_keeps_the_bytes_of_a_deleted_adapter_until_it_ends(stored_harne
     assert collect(stored_harness).blobs_deleted == 0
     assert nodes.says("gpu-1", slot) == []
     assert nodes.says("gpu-1", slot, lease_seconds=90) == [], "it goes on serving what is not here any more"
-    shown = seen(stored_harness).items[0].slots
+    shown = fleet_nodes(stored_harness).items[0].slots
     assert [(s.adapter, s.number, s.desired_number) for s in shown] == [("acme/support", 1, None)]
     assert collect(stored_harness).blobs_deleted == 0
-    lapse(stored_harness)
+    expire_leases(stored_harness)
     assert collect(stored_harness).blobs_deleted > 0
     assert nodes.says("gpu-1", failed) == []
-    lapse(stored_harness, by=timedelta(days=2))
+    expire_leases(stored_harness, by=timedelta(days=2))
     collect(stored_harness)
     with stored_harness.session() as session:
         assert [rows(session, table) for table in (FleetNodeRow, FleetSlotRow, FleetBlobRow)] == [[], [], []]
@@ -134,9 +134,9 @@ def test_withdrawing_a_version_lists_the_nodes_that_serve_it(harness: Harness, n
     nodes.says("gpu-1", nodes.slot("acme/support@1"))
     nodes.says("gpu-2", nodes.slot("acme/support@1", "refused"))
     assert [on.node for on in harness.admin.quarantine("acme/support@1", "an alarm").served_on] == ["gpu-1"]
-    assert [slot.desired_number for slot in seen(harness, node="gpu-1").items[0].slots] == [None]
+    assert [slot.desired_number for slot in fleet_nodes(harness, node="gpu-1").items[0].slots] == [None]
     harness.admin.unquarantine("acme/support@1", "a false one")
-    lapse(harness)
+    expire_leases(harness)
     assert harness.admin.yank("acme/support@1", "bad data").served_on == []
     nodes.says("gpu-1", nodes.slot("acme/support@1"), lease_seconds=61)
     assert [on.engine for on in harness.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
@@ -149,16 +149,16 @@ def test_nobody_sees_or_reports_beyond_their_own_rights(harness: Harness, nodes:
     nodes.says("gpu-2", nodes.slot("bolt/sales@1"))
     nodes.says("gpu-3")
     _, acme = harness.issue("pull", namespaces=["acme"])
-    found = seen(harness, acme)
+    found = fleet_nodes(harness, acme)
     shown = [(view.node, slot.adapter, slot.state) for view in found.items for slot in view.slots]
     assert shown == [(f"gpu-{n}", "acme/support", state) for n, state in ((1, "serving"), (2, "absent"), (3, "absent"))]
     assert [(c.adapter, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 1, 3)]
     _, other = harness.issue("pull", namespaces=["other"])
-    assert seen(harness, other) == FleetNodes(items=[])
+    assert fleet_nodes(harness, other) == FleetNodes(items=[])
     narrow = Nodes(harness, ("bolt",))
     assert narrow.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1")) == ["acme-support-v1"]
-    assert len(seen(harness, node="gpu-1").items) == 2, "another token's node of the same name is another node"
-    assert [c.nodes for c in seen(harness).convergence] == [3, 4]
+    assert len(fleet_nodes(harness, node="gpu-1").items) == 2, "another token's node of the same name is another node"
+    assert [c.nodes for c in fleet_nodes(harness).convergence] == [3, 4]
 
 
 def test_a_public_namespace_gives_no_lease_in_it(harness: Harness, nodes: Nodes) -> None:
@@ -173,7 +173,7 @@ def test_a_public_namespace_gives_no_lease_in_it(harness: Harness, nodes: Nodes)
 def test_nodes_that_load_on_demand_are_shown_and_not_counted(harness: Harness, nodes: Nodes) -> None:
     nodes.says("plugin", nodes.slot("acme/support@1"), on_demand=True)
     nodes.says("idle", on_demand=True)
-    found = seen(harness)
+    found = fleet_nodes(harness)
     assert [(view.node, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
     assert found.convergence == []
 

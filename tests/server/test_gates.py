@@ -24,7 +24,7 @@ ENGINE = "vllm==0.33.0"
 
 
 @pytest.fixture
-def stocked(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     """Two versions, both pushed by the token `ci`."""
     harness.add_base()
     ci = harness.actor("push", namespaces=["acme"], name="ci")
@@ -50,29 +50,29 @@ def missing(registry: Registry, alias: str = "prod", version: str = "1") -> list
     return [reason.code for reason in caught.value.findings]
 
 
-def test_a_namespace_sets_a_gate_and_an_adapter_its_own(stocked: Harness) -> None:
-    assert stocked.admin.gate(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
-    stocked.admin.set_gate("acme", "prod", Gate(approvals=1))
-    shown, closed = stocked.admin.gate(NAME, "prod"), stocked.admin.check_gate(f"{NAME}@1", "prod")
+def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness) -> None:
+    assert filled_harness.admin.gate(NAME, "prod").gate == Gate(requires=(Check.COMPAT, Check.SMOKE))
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1))
+    shown, closed = filled_harness.admin.gate(NAME, "prod"), filled_harness.admin.check_gate(f"{NAME}@1", "prod")
     assert (closed.open, closed.next_step) == (False, f"run `adapter approve {NAME}@1 prod`")
     assert (shown.set_on, shown.gate.approvals, shown.set_by) == ("acme", 1, "admin")
-    stocked.admin.set_gate(NAME, "prod", Gate(requires=(Check.COMPAT,)))
-    assert stocked.admin.gate(NAME, "prod").set_on == NAME
-    assert [view.alias for view in stocked.admin.gates(NAME).items] == ["prod"]
-    assert stocked.admin.check_gate(f"{NAME}@1", "prod").open
-    assert stocked.admin.promote(NAME, "prod", "1", generation=0).generation == 1
-    assert stocked.admin.remove_gate(NAME, "prod").set_on == "acme"
+    filled_harness.admin.set_gate(NAME, "prod", Gate(requires=(Check.COMPAT,)))
+    assert filled_harness.admin.gate(NAME, "prod").set_on == NAME
+    assert [view.alias for view in filled_harness.admin.gates(NAME).items] == ["prod"]
+    assert filled_harness.admin.check_gate(f"{NAME}@1", "prod").open
+    assert filled_harness.admin.promote(NAME, "prod", "1", generation=0).generation == 1
+    assert filled_harness.admin.remove_gate(NAME, "prod").set_on == "acme"
     for _ in range(2):
-        assert stocked.admin.remove_gate("acme", "prod").set_on == ""
-    with stocked.session() as session:
+        assert filled_harness.admin.remove_gate("acme", "prod").set_on == ""
+    with filled_harness.session() as session:
         told = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
     objects = ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]
     assert told == list(zip(["gate.set"] * 2 + ["gate.remove"] * 2, objects, strict=True))
 
 
-def test_only_owners_set_gates_and_main_has_none(stocked: Harness) -> None:
-    bob = promoter(stocked, "bob")
-    outsider = stocked.actor("admin", namespaces=["globex"])
+def test_only_owners_set_gates_and_main_has_none(filled_harness: Harness) -> None:
+    bob = promoter(filled_harness, "bob")
+    outsider = filled_harness.actor("admin", namespaces=["globex"])
     for location in ("acme", NAME):
         with pytest.raises(Denied):
             bob.set_gate(location, "prod", Gate())
@@ -80,24 +80,27 @@ def test_only_owners_set_gates_and_main_has_none(stocked: Harness) -> None:
             outsider.set_gate(location, "prod", Gate())
         with pytest.raises(NotFound):
             outsider.gate(location, "prod")
-    assert code_of(lambda: stocked.admin.set_gate("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
-    assert code_of(lambda: stocked.admin.set_gate("acme", "prod", Gate(engines=("what is this",)))) == "REQUEST_INVALID"
+    assert code_of(lambda: filled_harness.admin.set_gate("acme", "main", Gate(approvals=1))) == "GATE_CLOSED"
+    assert (
+        code_of(lambda: filled_harness.admin.set_gate("acme", "prod", Gate(engines=("what is this",))))
+        == "REQUEST_INVALID"
+    )
 
 
 @pytest.mark.security
-def test_with_two_person_nobody_approves_and_promotes_alone(stocked: Harness) -> None:
-    stocked.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
-    bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
+def test_with_two_person_nobody_approves_and_promotes_alone(filled_harness: Harness) -> None:
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
+    bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
     bob.approve(f"{NAME}@1", "prod")
     assert code_of(lambda: bob.promote(NAME, "prod", "1", generation=0)) == "GATE_CLOSED"
     assert missing(bob) == ["gate.approvals_missing"]
     assert eve.promote(NAME, "prod", "1", generation=0).number == 1
 
 
-def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: Harness) -> None:
-    stocked.admin.set_gate("acme", "prod", Gate(approvals=2))
-    bob, eve = promoter(stocked, "bob"), promoter(stocked, "eve")
-    ci = stocked.actor("push", "promote", namespaces=["acme"], name="ci")
+def test_approvals_open_a_gate_and_are_kept_with_the_move(filled_harness: Harness) -> None:
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=2))
+    bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
+    ci = filled_harness.actor("push", "promote", namespaces=["acme"], name="ci")
     assert ci.approve(f"{NAME}@1", "prod").counts is False, "whoever pushed it"
     assert bob.approve(f"{NAME}@1", "prod", "looks good").counts
     bob.approve(f"{NAME}@1", "prod")
@@ -106,69 +109,71 @@ def test_approvals_open_a_gate_and_are_kept_with_the_move(stocked: Harness) -> N
     assert missing(bob) == ["gate.approvals_missing"]
     eve.approve(f"{NAME}@1", "prod")
     bob.promote(NAME, "prod", "1", generation=0)
-    move = stocked.admin.history(NAME, alias="prod").moves[0]
+    move = filled_harness.admin.history(NAME, alias="prod").moves[0]
     assert {e["by"] for e in move.evidence if e["check"] == "approval"} == {"bob", "eve"}
-    stocked.admin.set_gate("acme", "prod", Gate(approvals=1, approvers=("eve",)))
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, approvers=("eve",)))
     listed = {a.identity: a.counts for a in bob.approvals(f"{NAME}@1").items if a.alias == "prod"}
     assert listed == {"ci": False, "bob": False, "eve": True}, "bob is not asked any more"
     assert bob.approve(f"{NAME}@1", "prod").counts is False
     assert (move.actor, bool(move.token_id), move.broke_glass) == ("bob", True, [])
     with pytest.raises(Denied):
-        stocked.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
+        filled_harness.actor("push", namespaces=["acme"]).approve(f"{NAME}@1", "prod")
 
 
-def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(stocked: Harness) -> None:
+def test_a_gate_on_an_engine_and_on_soak_time_in_another_alias(filled_harness: Harness) -> None:
     gate = Gate(engines=(ENGINE,), soak_in="canary", soak_seconds=60)
-    stocked.admin.set_gate(NAME, "prod", gate)
-    assert missing(stocked.admin) == ["gate.soak_short"]
-    stocked.admin.promote(NAME, "canary", "1", generation=0)
-    with stocked.session(write=True) as session:
+    filled_harness.admin.set_gate(NAME, "prod", gate)
+    assert missing(filled_harness.admin) == ["gate.soak_short"]
+    filled_harness.admin.promote(NAME, "canary", "1", generation=0)
+    with filled_harness.session(write=True) as session:
         [move] = [row for row in rows(session, AliasMoveRow) if row.alias == "canary"]
         move.at = db.now() - timedelta(seconds=61)
         session.add(move)
-    stocked.admin.promote(NAME, "prod", "1", generation=0)
-    checks = {e["check"] for e in stocked.admin.history(NAME, alias="prod").moves[0].evidence}
+    filled_harness.admin.promote(NAME, "prod", "1", generation=0)
+    checks = {e["check"] for e in filled_harness.admin.history(NAME, alias="prod").moves[0].evidence}
     assert checks == {"engine", "soak"}
 
 
-def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(stocked: Harness) -> None:
-    stocked.admin.set_gate("acme", "prod", Gate(approvals=2, golden=True))
+def test_break_glass_needs_an_owner_and_a_reason_and_is_marked_in_history(filled_harness: Harness) -> None:
+    filled_harness.admin.set_gate("acme", "prod", Gate(approvals=2, golden=True))
 
     def smash(by: Registry, reason: str = "the site is down") -> object:
         return by.promote(NAME, "prod", "1", generation=0, reason=reason, break_glass=True)
 
     with pytest.raises(Denied):
-        smash(promoter(stocked, "bob"))
+        smash(promoter(filled_harness, "bob"))
     with pytest.raises(Invalid):
-        smash(stocked.admin, " ")
-    smash(stocked.admin)
-    [move] = stocked.admin.history(NAME, alias="prod").moves
+        smash(filled_harness.admin, " ")
+    smash(filled_harness.admin)
+    [move] = filled_harness.admin.history(NAME, alias="prod").moves
     assert move.broke_glass == ["gate.smoke_absent", "gate.golden_absent", "gate.approvals_missing"]
     assert "golden" not in [item["check"] for item in move.evidence], "what was not there is no evidence"
-    with stocked.session() as session:
+    with filled_harness.session() as session:
         [event] = [
             row for row in rows(session, EventRow) if row.object == f"{NAME}:prod" and row.action == "alias.move"
         ]
     assert event.detail["break_glass"] == move.broke_glass
-    stocked.admin.yank(f"{NAME}@2", "leaks")
+    filled_harness.admin.yank(f"{NAME}@2", "leaks")
     with pytest.raises(Refused):
-        stocked.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
+        filled_harness.admin.promote(NAME, "prod", "2", generation=1, reason="still down", break_glass=True)
 
 
-def test_history_at_a_time_is_one_statement(stocked: Harness) -> None:
-    stocked.admin.promote(NAME, "canary", "1", generation=0)
-    moved = stocked.admin.promote(NAME, "canary", "2", generation=1)
-    with stocked.statements() as sent:
-        held = stocked.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
+def test_history_at_a_time_is_one_statement(filled_harness: Harness) -> None:
+    filled_harness.admin.promote(NAME, "canary", "1", generation=0)
+    moved = filled_harness.admin.promote(NAME, "canary", "2", generation=1)
+    with filled_harness.statements() as sent:
+        held = filled_harness.admin.history(NAME, alias="canary", at=moved.moved_at - timedelta(microseconds=1)).moves
     assert [move.number for move in held] == [1]
     assert len([statement for statement in sent if "alias_move" in statement or "FROM adapter" in statement]) == 1
 
 
 # ------------------------------------------------------------------ quarantine
-def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(stocked: Harness) -> None:
-    reader, bob = stocked.actor("pull", namespaces=["acme"], name="reader"), promoter(stocked, "bob")
-    digest = stocked.admin.version(f"{NAME}@1").digest
-    stocked.admin.promote(NAME, "canary", "1", generation=0)
+def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(
+    filled_harness: Harness,
+) -> None:
+    reader, bob = filled_harness.actor("pull", namespaces=["acme"], name="reader"), promoter(filled_harness, "bob")
+    digest = filled_harness.admin.version(f"{NAME}@1").digest
+    filled_harness.admin.promote(NAME, "canary", "1", generation=0)
     file = f"/adapters/{NAME}/versions/{{}}/files/adapter_config.json"
     view = bob.quarantine(f"{NAME}@1", "poisoned")
     assert (view.quarantine_reason, bob.quarantine(f"{NAME}@1", "again").quarantine_reason) == ("poisoned",) * 2
@@ -179,59 +184,61 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
     assert bob.connection.send("GET", f"/resolve/{NAME}/{digest}").status == 200
     assert bob.connection.send("GET", file.format(digest)).status == 200
     assert reader.version(f"{NAME}@1").quarantined_at is not None, "that it is withdrawn is seen"
-    assert stocked.admin.desired_state("tiny-llama", "canary").adapters == []
+    assert filled_harness.admin.desired_state("tiny-llama", "canary").adapters == []
 
 
-def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(stocked: Harness) -> None:
+def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(filled_harness: Harness) -> None:
     """Whoever sees a version's manifest knows what its files hash to; their bytes must come from the pusher then."""
-    ci = stocked.actor("push", namespaces=["acme"], name="ci")
-    wanted = PushRequest(manifest=stocked.admin.resolve(f"{NAME}@1").manifest)
+    ci = filled_harness.actor("push", namespaces=["acme"], name="ci")
+    wanted = PushRequest(manifest=filled_harness.admin.resolve(f"{NAME}@1").manifest)
     assert ci.plan_push("acme/copy", wanted).uploads == []
-    stocked.admin.quarantine(f"{NAME}@1", "poisoned")
-    both = {file.digest for version in ("1", "2") for file in stocked.admin.version(f"{NAME}@{version}").files}
+    filled_harness.admin.quarantine(f"{NAME}@1", "poisoned")
+    both = {file.digest for version in ("1", "2") for file in filled_harness.admin.version(f"{NAME}@{version}").files}
     asked = ci.plan_push("acme/around", wanted).uploads
-    assert {upload.digest for upload in asked} == both - {f.digest for f in stocked.admin.version(f"{NAME}@2").files}
-    stocked.admin.unquarantine(f"{NAME}@1", "a false alarm")
+    assert {upload.digest for upload in asked} == both - {
+        f.digest for f in filled_harness.admin.version(f"{NAME}@2").files
+    }
+    filled_harness.admin.unquarantine(f"{NAME}@1", "a false alarm")
     assert ci.plan_push("acme/later", wanted).uploads == []
 
 
-def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(stocked: Harness) -> None:
-    stocked.admin.promote(NAME, "canary", "1", generation=0)
-    stocked.admin.promote(NAME, "canary", "2", generation=1)
-    stocked.admin.quarantine(f"{NAME}@1", "reported")
+def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(filled_harness: Harness) -> None:
+    filled_harness.admin.promote(NAME, "canary", "1", generation=0)
+    filled_harness.admin.promote(NAME, "canary", "2", generation=1)
+    filled_harness.admin.quarantine(f"{NAME}@1", "reported")
     for act in (
-        lambda: stocked.admin.promote(NAME, "beta", "1", generation=0),
-        lambda: stocked.admin.promote(NAME, "beta", "1", generation=0, reason="x", break_glass=True),
-        lambda: stocked.admin.yank(f"{NAME}@1", "x"),
-        lambda: stocked.admin.approve(f"{NAME}@1", "prod"),
-        lambda: stocked.admin.rollback(NAME, "canary", to="1"),
+        lambda: filled_harness.admin.promote(NAME, "beta", "1", generation=0),
+        lambda: filled_harness.admin.promote(NAME, "beta", "1", generation=0, reason="x", break_glass=True),
+        lambda: filled_harness.admin.yank(f"{NAME}@1", "x"),
+        lambda: filled_harness.admin.approve(f"{NAME}@1", "prod"),
+        lambda: filled_harness.admin.rollback(NAME, "canary", to="1"),
     ):
         assert code_of(act) == "QUARANTINED"
-    assert code_of(lambda: stocked.admin.rollback(NAME, "canary")) == "VERSION_UNKNOWN"
+    assert code_of(lambda: filled_harness.admin.rollback(NAME, "canary")) == "VERSION_UNKNOWN"
     with pytest.raises(Denied):
-        promoter(stocked, "bob").unquarantine(f"{NAME}@1", "fine")
-    assert stocked.admin.unquarantine(f"{NAME}@1", "looked at").quarantined_at is None
-    assert stocked.admin.rollback(NAME, "canary").number == 1
-    assert stocked.admin.resolve(f"{NAME}:canary").number == 1
-    with stocked.session() as session:
+        promoter(filled_harness, "bob").unquarantine(f"{NAME}@1", "fine")
+    assert filled_harness.admin.unquarantine(f"{NAME}@1", "looked at").quarantined_at is None
+    assert filled_harness.admin.rollback(NAME, "canary").number == 1
+    assert filled_harness.admin.resolve(f"{NAME}:canary").number == 1
+    with filled_harness.session() as session:
         told = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
     assert told.count("version.quarantine") == told.count("version.unquarantine") == 1
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_the_newest_record_of_a_quarantine_is_in_the_bucket(stocked: Harness, released: bool) -> None:
-    stocked.admin.collect(GcRequest())
-    stocked.admin.quarantine(f"{NAME}@1", "reported")
-    stocked.admin.collect(GcRequest())
+def test_the_newest_record_of_a_quarantine_is_in_the_bucket(filled_harness: Harness, released: bool) -> None:
+    filled_harness.admin.collect(GcRequest())
+    filled_harness.admin.quarantine(f"{NAME}@1", "reported")
+    filled_harness.admin.collect(GcRequest())
     if released:
-        stocked.admin.unquarantine(f"{NAME}@1", "looked at")
-        stocked.admin.collect(GcRequest())
-    records = [stat.key for stat in stocked.blobs.list(f"records/version/{NAME}/1/")]
+        filled_harness.admin.unquarantine(f"{NAME}@1", "looked at")
+        filled_harness.admin.collect(GcRequest())
+    records = [stat.key for stat in filled_harness.blobs.list(f"records/version/{NAME}/1/")]
     assert len(records) == (3 if released else 2)
-    with stocked.session(write=True) as session:
+    with filled_harness.session(write=True) as session:
         for table in ("approval", "alias_move", "alias", "job", "verdict", "version_norms", "version_tag", "edge",
                       "version_file", "attestation", "version", "adapter", "taken_name"):  # fmt: skip
             session.connection().execute(text(f"DELETE FROM {table}"))
-    stocked.admin.reindex(ReindexRequest())
-    view = stocked.admin.version(f"{NAME}@1")
+    filled_harness.admin.reindex(ReindexRequest())
+    view = filled_harness.admin.version(f"{NAME}@1")
     assert (view.quarantined_at is None, view.quarantine_reason) == (released, "" if released else "reported")

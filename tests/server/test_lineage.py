@@ -29,7 +29,7 @@ URI = "s3://data/tickets.jsonl"
 
 
 @pytest.fixture
-def made(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     return harness
 
@@ -44,7 +44,7 @@ def declared(**values: Any) -> Provenance:
     return found
 
 
-def drawn(found: Lineage) -> set[tuple[str, str, str]]:
+def edges_by_name(found: Lineage) -> set[tuple[str, str, str]]:
     """Edges by names: child, relation, parent."""
     names = {n.id: f"{n.name}@{n.number}" if n.number else n.name or n.id for n in found.nodes}
     assert {n.id for n in found.nodes} >= {
@@ -65,7 +65,7 @@ def fused_harness(harness: Harness) -> None:
     harness.push("acme/z", harness.files(other), base=other.name, parents=edges(y))
 
 
-def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: Harness) -> None:
+def test_what_was_declared_and_what_the_readme_claims_are_nodes(filled_harness: Harness) -> None:
     card = b"---\ndatasets: [acme/chats]\n---\n"
     given = declared(
         datasets=[{"name": "tickets", "uri": URI, "digest": D, "split": "train"}],
@@ -73,12 +73,12 @@ def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: Harness) -
         code={"repository": "https://git.example.org/acme/train", "commit": "9c4f" * 10},
         parameters={"lr": 2e-4},
     )
-    version = made.push("acme/a", {**made.files(), "README.md": card}, provenance=given).version
+    version = filled_harness.push("acme/a", {**filled_harness.files(), "README.md": card}, provenance=given).version
     assert version.provenance == given
     assert version.facts["card"] == {"datasets": ["acme/chats"]}
-    assert made.admin.resolve("acme/a").manifest.provenance == given
-    found = made.admin.lineage("acme/a")
-    assert drawn(found) == {
+    assert filled_harness.admin.resolve("acme/a").manifest.provenance == given
+    found = filled_harness.admin.lineage("acme/a")
+    assert edges_by_name(found) == {
         ("acme/a@1", "adapter", "tiny-llama"),
         ("acme/a@1", "dataset", "tickets"),
         ("acme/a@1", "claimed", "acme/chats"),
@@ -88,17 +88,17 @@ def test_what_was_declared_and_what_the_readme_claims_are_nodes(made: Harness) -
     nodes = {n.kind: n for n in found.nodes if n.name != "acme/chats"}
     assert (nodes["dataset"].uri, nodes["dataset"].digest) == (URI, D)
     assert nodes["run"].uri == "https://mlflow.example.org/4f"
-    assert made.push("acme/a", {**made.files(), "README.md": card}).version.provenance is None
+    assert filled_harness.push("acme/a", {**filled_harness.files(), "README.md": card}).version.provenance is None
 
 
-def test_the_server_refuses_invalid_provenance_too(made: Harness) -> None:
-    plain = made.manifest(made.files()).model_dump(mode="json")
+def test_the_server_refuses_invalid_provenance_too(filled_harness: Harness) -> None:
+    plain = filled_harness.manifest(filled_harness.files()).model_dump(mode="json")
     for wrong, status, told in (
         ({"datasets": [{"uri": "https://me:pw@h/x"}]}, 422, "provenance.datasets.0.uri holds a user"),
         ({"run": {"tool": "x", "id": "1", "token": "y"}}, 400, "provenance.run.token"),
         ({}, 422, "declares nothing"),
     ):
-        answer = _sent(made, plain | {"provenance": wrong})
+        answer = _sent(filled_harness, plain | {"provenance": wrong})
         assert (answer[0], told in answer[1]) == (status, True), answer
 
 
@@ -109,28 +109,35 @@ def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
     return answer.status_code, answer.json()["detail"]
 
 
-def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(made: Harness) -> None:
-    one = made.push("acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])).version
-    made.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
-    made.push("acme/three", parents=edges(one))
-    made.push("acme/none", provenance=declared(datasets=[{"uri": URI + ".other"}], run={"tool": "w", "id": "1"}))
+def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(filled_harness: Harness) -> None:
+    one = filled_harness.push(
+        "acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])
+    ).version
+    filled_harness.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
+    filled_harness.push("acme/three", parents=edges(one))
+    filled_harness.push(
+        "acme/none", provenance=declared(datasets=[{"uri": URI + ".other"}], run={"tool": "w", "id": "1"})
+    )
     below = {("acme/three@1", "continued", "acme/one@1"), ("acme/three@1", "adapter", "tiny-llama")}
-    found = made.admin.lineage_of(dataset=D)
-    assert drawn(found) == below | {("acme/one@1", "dataset", D), ("acme/one@1", "adapter", "tiny-llama")}
+    found = filled_harness.admin.lineage_of(dataset=D)
+    assert edges_by_name(found) == below | {("acme/one@1", "dataset", D), ("acme/one@1", "adapter", "tiny-llama")}
     assert found.root == f"dataset:{D}"
-    found = made.admin.lineage_of(dataset=URI)
-    assert {(c, r) for c, r, p in drawn(found) if p == URI} == {("acme/one@1", "dataset"), ("acme/two@1", "dataset")}
-    assert drawn(found) >= below
-    assert made.admin.lineage_of(dataset="s3://nobody/knows").edges == []
-    files = {**made.files(), "README.md": b"---\ndatasets:\n- acme/chats\n---\n"}
-    made.push("acme/claims", files)
-    assert ("acme/claims@1", "claimed", "hf://datasets/acme/chats") in drawn(
-        made.admin.lineage_of(dataset="hf://datasets/acme/chats")
+    found = filled_harness.admin.lineage_of(dataset=URI)
+    assert {(c, r) for c, r, p in edges_by_name(found) if p == URI} == {
+        ("acme/one@1", "dataset"),
+        ("acme/two@1", "dataset"),
+    }
+    assert edges_by_name(found) >= below
+    assert filled_harness.admin.lineage_of(dataset="s3://nobody/knows").edges == []
+    files = {**filled_harness.files(), "README.md": b"---\ndatasets:\n- acme/chats\n---\n"}
+    filled_harness.push("acme/claims", files)
+    assert ("acme/claims@1", "claimed", "hf://datasets/acme/chats") in edges_by_name(
+        filled_harness.admin.lineage_of(dataset="hf://datasets/acme/chats")
     )
 
 
-def test_lineage_continues_through_fused_bases(made: Harness) -> None:
-    fused_harness(made)
+def test_lineage_continues_through_fused_bases(filled_harness: Harness) -> None:
+    fused_harness(filled_harness)
     line = {
         ("acme/x@1", "adapter", "tiny-llama"),
         ("tiny-fused", "fused", "acme/x@1"),
@@ -138,45 +145,45 @@ def test_lineage_continues_through_fused_bases(made: Harness) -> None:
         ("acme/z@1", "adapter", "tiny-fused"),
         ("acme/z@1", "continued", "acme/y@1"),
     }
-    assert drawn(made.admin.lineage_of(base="tiny-llama")) == line
-    assert drawn(made.admin.lineage("acme/x", down=True)) == line
-    assert drawn(made.admin.lineage_of(dataset=D)) == line | {("acme/x@1", "dataset", D)}
+    assert edges_by_name(filled_harness.admin.lineage_of(base="tiny-llama")) == line
+    assert edges_by_name(filled_harness.admin.lineage("acme/x", down=True)) == line
+    assert edges_by_name(filled_harness.admin.lineage_of(dataset=D)) == line | {("acme/x@1", "dataset", D)}
     upwards = line | {("acme/x@1", "dataset", "tickets")}
-    assert drawn(made.admin.lineage("acme/z")) == upwards
-    assert drawn(made.admin.lineage_of(base="tiny-fused", down=False)) == {
+    assert edges_by_name(filled_harness.admin.lineage("acme/z")) == upwards
+    assert edges_by_name(filled_harness.admin.lineage_of(base="tiny-fused", down=False)) == {
         edge for edge in upwards if edge[0] in ("tiny-fused", "acme/x@1")
     }
-    assert made.admin.lineage_of(base="tiny-llama", down=False).edges == []
+    assert filled_harness.admin.lineage_of(base="tiny-llama", down=False).edges == []
 
 
-def test_invisible_versions_leave_no_trace_in_lineage(made: Harness) -> None:
-    acme = made.actor("pull", namespaces=["acme"])
+def test_invisible_versions_leave_no_trace_in_lineage(filled_harness: Harness) -> None:
+    acme = filled_harness.actor("pull", namespaces=["acme"])
     given = declared(datasets=[{"uri": URI, "digest": D}])
-    seen = made.push("acme/seen", provenance=given).version
+    seen = filled_harness.push("acme/seen", provenance=given).version
 
     def everything() -> list[Lineage]:
         asked = [acme.lineage_of(dataset=URI), acme.lineage_of(dataset=D), acme.lineage_of(base="tiny-llama")]
         return [*asked, acme.lineage("acme/seen"), acme.lineage("acme/seen", down=True)]
 
     before = everything()
-    hidden = made.push("globex/secret", provenance=given, parents=edges(seen)).version
-    below = made.push("globex/deeper", parents=edges(hidden)).version
+    hidden = filled_harness.push("globex/secret", provenance=given, parents=edges(seen)).version
+    below = filled_harness.push("globex/deeper", parents=edges(hidden)).version
     assert everything() == before
-    visible = made.push("acme/again", parents=edges(below)).version
+    visible = filled_harness.push("acme/again", parents=edges(below)).version
     found = acme.lineage("acme/again")
     assert [n.model_dump(exclude_defaults=True) for n in found.nodes if n.hidden] == [
         {"id": below.digest, "kind": "version", "digest": below.digest, "hidden": True}
     ]
     assert hidden.digest not in {n.id for n in found.nodes}
     assert visible.digest not in {n.id for n in acme.lineage("acme/seen", down=True).nodes}, "only through the unseen"
-    assert visible.digest in {n.id for n in made.admin.lineage("acme/seen", down=True).nodes}
+    assert visible.digest in {n.id for n in filled_harness.admin.lineage("acme/seen", down=True).nodes}
 
 
-def test_a_withdrawn_version_is_marked(made: Harness) -> None:
-    first = made.push("acme/a").version
-    made.push("acme/b", parents=edges(first))
-    made.admin.yank("acme/b@1", "diverged")
-    states = {n.name: n.withdrawn for n in made.admin.lineage("acme/a", down=True).nodes}
+def test_a_withdrawn_version_is_marked(filled_harness: Harness) -> None:
+    first = filled_harness.push("acme/a").version
+    filled_harness.push("acme/b", parents=edges(first))
+    filled_harness.admin.yank("acme/b@1", "diverged")
+    states = {n.name: n.withdrawn for n in filled_harness.admin.lineage("acme/a", down=True).nodes}
     assert states == {"acme/a": "", "acme/b": "yanked", "tiny-llama": ""}
 
 
@@ -184,26 +191,26 @@ def test_a_withdrawn_version_is_marked(made: Harness) -> None:
     "asked",
     [{}, {"dataset": URI, "base": "tiny-llama"}, {"dataset": "sha256:1"}, {"dataset": URI, "down": False}],
 )
-def test_a_lineage_request_names_exactly_one_root(made: Harness, asked: dict[str, Any]) -> None:
+def test_a_lineage_request_names_exactly_one_root(filled_harness: Harness, asked: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
-        made.admin.lineage_of(**asked)
+        filled_harness.admin.lineage_of(**asked)
     with pytest.raises(NotFound):
-        made.admin.lineage_of(base="nobody/knows")
+        filled_harness.admin.lineage_of(base="nobody/knows")
 
 
-def test_a_truncated_answer_says_so(made: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = made.push("acme/a").version
+def test_a_truncated_answer_says_so(filled_harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = filled_harness.push("acme/a").version
     for _ in range(4):
-        made.push("acme/b", parents=edges(first))
-    assert not made.admin.lineage("acme/a@1", down=True).truncated
+        filled_harness.push("acme/b", parents=edges(first))
+    assert not filled_harness.admin.lineage("acme/a@1", down=True).truncated
     monkeypatch.setattr(lineage, "EDGES_LIMIT", 3)
-    found = made.admin.lineage("acme/a@1", down=True)
+    found = filled_harness.admin.lineage("acme/a@1", down=True)
     assert found.truncated
     assert 1 <= len([e for e in found.edges if e.relation == "continued"]) <= 4
 
 
 # ------------------------------------------------------------------ how it is asked
-def shelve(harness: Harness, count: int) -> None:
+def insert_versions(harness: Harness, count: int) -> None:
     """Versions of one adapter, each going on from an earlier one: version n from n/2, a tree of two branches each."""
     harness.push("acme/tree", provenance=declared(datasets=[{"uri": URI}]))
     for number in range(2, 10):
@@ -212,11 +219,11 @@ def shelve(harness: Harness, count: int) -> None:
         version = rows(session, VersionRow)[0].model_dump()
         bases = [base.id for base in rows(session, BaseRow)]
         digests = [version["digest"], *(str(Digest.of(b"%d" % n)) for n in range(2, count + 1))]
-        made = [
+        filled_harness = [
             version | {"id": 1000 + n, "number": n, "digest": digests[n - 1], "base_id": bases[n % 9]}
             for n in range(2, count + 1)
         ]
-        session.connection().execute(insert(VersionRow), made)
+        session.connection().execute(insert(VersionRow), filled_harness)
         links = [
             {"child_id": 1000 + n, "parent_digest": digests[n // 2 - 1], "relation": "continued", "parent_name": ""}
             for n in range(2, count + 1)
@@ -227,14 +234,14 @@ def shelve(harness: Harness, count: int) -> None:
         connection.commit()
 
 
-def test_lineage_is_one_indexed_statement_of_any_size(made: Harness, database_kind: str) -> None:
-    shelve(made, 3000)
-    reader = made.actor("pull", namespaces=["acme", "globex"])
+def test_lineage_is_one_indexed_statement_of_any_size(filled_harness: Harness, database_kind: str) -> None:
+    insert_versions(filled_harness, 3000)
+    reader = filled_harness.actor("pull", namespaces=["acme", "globex"])
     questions: dict[str, Callable[[], Any]] = {
-        "down": lambda: made.admin.lineage("acme/tree@5", down=True),
+        "down": lambda: filled_harness.admin.lineage("acme/tree@5", down=True),
         "reader": lambda: reader.lineage("acme/tree@5", down=True),
-        "up": lambda: made.admin.lineage("acme/tree@2047"),
-        "dataset": lambda: made.admin.lineage_of(dataset=URI),
+        "up": lambda: filled_harness.admin.lineage("acme/tree@2047"),
+        "dataset": lambda: filled_harness.admin.lineage_of(dataset=URI),
     }
     for name, ask in questions.items():
         sent: list[tuple[str, Any]] = []
@@ -243,18 +250,18 @@ def test_lineage_is_one_indexed_statement_of_any_size(made: Harness, database_ki
             if "walk" in statement:
                 sent.append((statement, parameters))
 
-        event.listen(made.engine, "before_cursor_execute", keep)
+        event.listen(filled_harness.engine, "before_cursor_execute", keep)
         try:
             found = ask()
         finally:
-            event.remove(made.engine, "before_cursor_execute", keep)
+            event.remove(filled_harness.engine, "before_cursor_execute", keep)
         assert len(sent) == 1, name
         assert (
             len([n for n in found.nodes if n.kind == "version"])
             == {"down": 952, "reader": 952, "up": 11, "dataset": 3000}[name]
         )
         explain = "EXPLAIN QUERY PLAN " if database_kind == "sqlite" else "EXPLAIN "
-        with made.engine.connect() as connection:
+        with filled_harness.engine.connect() as connection:
             plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + sent[0][0], sent[0][1])]
         whole = re.compile(r"(SCAN|Seq Scan on) (edge|version)( |$)")
         assert not [line for line in plan if whole.search(line)], "\n".join(plan)

@@ -28,7 +28,7 @@ STATEMENTS_LIMIT = 52
 
 
 @pytest.fixture
-def based(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     return harness
 
@@ -41,219 +41,223 @@ def send(harness: Harness, plan: PushPlan, files: samples.Files) -> None:
     upload(harness.admin, plan, files)
 
 
-def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(based: Harness) -> None:
-    pushed = based.push("acme/support", message="first try")
+def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(filled_harness: Harness) -> None:
+    pushed = filled_harness.push("acme/support", message="first try")
     version = pushed.version
     assert (version.number, version.name, version.message, pushed.created) == (1, "acme/support", "first try", True)
     assert version.facts["rank"] == 8
     assert version.facts["targets"] == ["q_proj", "v_proj"]
     assert [(v.check, v.outcome) for v in version.verdicts] == [("compat", Outcome.PASS), ("weights", Outcome.PASS)]
     assert version.aliases == ["main"]
-    assert based.admin.job(pushed.job_id).subject == "acme/support@1"
-    with based.session() as session:
+    assert filled_harness.admin.job(pushed.job_id).subject == "acme/support@1"
+    with filled_harness.session() as session:
         told = [e for e in rows(session, EventRow) if e.action == "version.push"]
         assert [(e.object, e.actor, e.detail["compat"]) for e in told] == [("acme/support@1", "admin", "pass")]
         assert all(e.request_id for e in told)
 
 
-def test_the_same_bytes_again_are_the_same_version_and_send_nothing(based: Harness) -> None:
-    files = based.files()
-    first = based.push("acme/support", files)
-    again = plan(based, files)
+def test_the_same_bytes_again_are_the_same_version_and_send_nothing(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    first = filled_harness.push("acme/support", files)
+    again = plan(filled_harness, files)
     assert again.uploads == []
-    second = based.admin.commit_push(again.push_id)
+    second = filled_harness.admin.commit_push(again.push_id)
     assert (second.created, second.version.number, second.version.digest) == (False, 1, first.version.digest)
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
         assert len(rows(session, JobRow)) == 1
 
 
-def test_committing_twice_is_committing_once(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
-    send(based, planned, files)
-    assert based.admin.commit_push(planned.push_id).created is True
-    assert based.admin.commit_push(planned.push_id).created is False
+def test_committing_twice_is_committing_once(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
+    send(filled_harness, planned, files)
+    assert filled_harness.admin.commit_push(planned.push_id).created is True
+    assert filled_harness.admin.commit_push(planned.push_id).created is False
 
 
-def test_a_file_of_a_visible_version_is_not_requested_again(based: Harness) -> None:
-    files = based.files()
-    based.push("acme/support", files)
+def test_a_file_of_a_visible_version_is_not_requested_again(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    filled_harness.push("acme/support", files)
     changed = {**files, "README.md": b"# another card\n"}
-    assert [u.digest for u in plan(based, changed).uploads] == [Digest.of(b"# another card\n")]
-    pushed = based.push("acme/support", changed)
+    assert [u.digest for u in plan(filled_harness, changed).uploads] == [Digest.of(b"# another card\n")]
+    pushed = filled_harness.push("acme/support", changed)
     assert pushed.version.number == 2
 
 
-def test_a_file_of_another_tenant_is_requested_again(based: Harness) -> None:
-    files = based.files()
-    based.push("acme/support", files)
-    other = based.actor("push", namespaces=["initech"], name="other")
-    assert len(plan(based, files, "initech/copy", other).uploads) == len(files)
+def test_a_file_of_another_tenant_is_requested_again(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    filled_harness.push("acme/support", files)
+    other = filled_harness.actor("push", namespaces=["initech"], name="other")
+    assert len(plan(filled_harness, files, "initech/copy", other).uploads) == len(files)
 
 
-def test_an_interrupted_push_is_resumed(based: Harness) -> None:
-    files = based.files()
-    first = plan(based, files)
+def test_an_interrupted_push_is_resumed(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    first = plan(filled_harness, files)
     weights = Digest.of(files[samples.WEIGHTS])
     upload = next(u for u in first.uploads if u.digest == weights)
-    send_blob(based.admin, upload, files[samples.WEIGHTS])
-    second = plan(based, files)
+    send_blob(filled_harness.admin, upload, files[samples.WEIGHTS])
+    second = plan(filled_harness, files)
     assert second.push_id == first.push_id
     assert weights not in [u.digest for u in second.uploads]
 
 
-def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
+def test_a_commit_without_its_bytes_says_what_is_missing_and_stores_nothing(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
     with pytest.raises(Conflict) as refusal:
-        based.admin.commit_push(planned.push_id)
+        filled_harness.admin.commit_push(planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
     assert {r.location for r in refusal.value.findings} == set(files)
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert rows(session, VersionRow) == []
         assert {row.state for row in rows(session, BlobRow)} == {"pending"}
 
 
-def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(based: Harness) -> None:
-    files = based.files()
-    based.push("acme/support", files)
-    other = based.actor("push", namespaces=["initech"], name="other")
-    planned = plan(based, files, "initech/copy", other)
+def test_another_tenants_blob_cannot_be_committed_by_naming_its_digest(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    filled_harness.push("acme/support", files)
+    other = filled_harness.actor("push", namespaces=["initech"], name="other")
+    planned = plan(filled_harness, files, "initech/copy", other)
     with pytest.raises(Conflict) as theirs:
         other.commit_push(planned.push_id)
-    nobodys = based.files()
-    unknown = plan(based, nobodys, "initech/new", other)
+    nobodys = filled_harness.files()
+    unknown = plan(filled_harness, nobodys, "initech/new", other)
     with pytest.raises(Conflict) as absent:
         other.commit_push(unknown.push_id)
     assert theirs.value.code == absent.value.code == "UPLOAD_INCOMPLETE"
 
 
-def test_the_push_of_another_token_does_not_exist(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
-    other = based.actor("push", name="other")
+def test_the_push_of_another_token_does_not_exist(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
+    other = filled_harness.actor("push", name="other")
     for push_id in (planned.push_id, "psh_000000000000000000000000"):
         with pytest.raises(RegistryError) as refusal:
             other.commit_push(push_id)
         assert refusal.value.code == "PUSH_UNKNOWN"
 
 
-def test_an_expired_push_is_gone(based: Harness) -> None:
-    planned = plan(based, based.files())
-    with based.session(write=True) as session:
+def test_an_expired_push_is_gone(filled_harness: Harness) -> None:
+    planned = plan(filled_harness, filled_harness.files())
+    with filled_harness.session(write=True) as session:
         row = session.get_one(PushRow, planned.push_id)
         row.expires_at = db.now() - timedelta(seconds=1)
         session.add(row)
     with pytest.raises(NotFound, match="no open push"):
-        based.admin.commit_push(planned.push_id)
+        filled_harness.admin.commit_push(planned.push_id)
 
 
-def test_a_push_near_its_end_is_kept_open_while_it_is_committed(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
-    send(based, planned, files)
-    with based.session(write=True) as session:
+def test_a_push_near_its_end_is_kept_open_while_it_is_committed(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
+    send(filled_harness, planned, files)
+    with filled_harness.session(write=True) as session:
         row = session.get_one(PushRow, planned.push_id)
         row.expires_at = db.now() + timedelta(minutes=1)
         session.add(row)
-    based.admin.commit_push(planned.push_id)
-    with based.session() as session:
+    filled_harness.admin.commit_push(planned.push_id)
+    with filled_harness.session() as session:
         row = session.get_one(PushRow, planned.push_id)
     assert row.expires_at > db.now() + timedelta(seconds=commit.COMMIT_SECONDS / 2)
 
 
-def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(based: Harness) -> None:
+def test_a_push_costs_few_statements_and_the_same_however_many_versions_there_are(filled_harness: Harness) -> None:
     counts = []
     for seed in range(4):
-        with based.statements() as sent:
-            based.push("acme/support", based.files(seed=seed))
-            based.transport.settle()  # what follows the answer counts, too
+        with filled_harness.statements() as sent:
+            filled_harness.push("acme/support", filled_harness.files(seed=seed))
+            filled_harness.transport.settle()  # what follows the answer counts, too
         counts.append(len(sent))
     assert counts[-1] == counts[-2] <= STATEMENTS_LIMIT
 
 
-def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(based: Harness) -> None:
+def test_an_incompatible_adapter_is_stored_with_its_verdict_and_without_a_job(filled_harness: Harness) -> None:
     wide = samples.lora(samples.llama(hidden=128))
-    pushed = based.push("acme/support", wide, alias="canary")
+    pushed = filled_harness.push("acme/support", wide, alias="canary")
     verdict = pushed.version.verdicts[0]
     assert (verdict.outcome, pushed.job_id) == (Outcome.FAIL, "")
     assert any(f.code == "compat.shape" and f.expected and f.actual for f in verdict.findings)
     assert "compat" in pushed.alias_refused
-    assert based.admin.version("acme/support").aliases == ["main"]
+    assert filled_harness.admin.version("acme/support").aliases == ["main"]
 
 
-def test_an_alias_moves_with_the_push_when_its_gate_is_open(based: Harness) -> None:
-    pushed = based.push("acme/support", alias="canary")
+def test_an_alias_moves_with_the_push_when_its_gate_is_open(filled_harness: Harness) -> None:
+    pushed = filled_harness.push("acme/support", alias="canary")
     assert (pushed.version.aliases, pushed.alias_refused) == (["canary", "main"], "")
 
 
-def test_an_alias_needs_the_scope_to_promote(based: Harness) -> None:
-    pusher = based.actor("push", name="pusher")
+def test_an_alias_needs_the_scope_to_promote(filled_harness: Harness) -> None:
+    pusher = filled_harness.actor("push", name="pusher")
     with pytest.raises(Denied):
-        based.push("acme/support", alias="canary", by=pusher)
-    with based.session() as session:
+        filled_harness.push("acme/support", alias="canary", by=pusher)
+    with filled_harness.session() as session:
         assert rows(session, VersionRow) == []
-    assert based.push("acme/support", by=pusher).created
+    assert filled_harness.push("acme/support", by=pusher).created
 
 
-def test_an_unknown_base_is_refused_before_any_byte(based: Harness) -> None:
-    manifest = based.manifest(based.files())
+def test_an_unknown_base_is_refused_before_any_byte(filled_harness: Harness) -> None:
+    manifest = filled_harness.manifest(filled_harness.files())
     strange = manifest.model_copy(update={"base": BaseRef(name="nobody/knows", fingerprint=manifest.base.fingerprint)})
     with pytest.raises(NotFound) as refusal:
-        based.admin.plan_push("acme/support", PushRequest(manifest=strange))
+        filled_harness.admin.plan_push("acme/support", PushRequest(manifest=strange))
     assert refusal.value.code == "BASE_UNKNOWN"
 
 
-def test_another_fingerprint_of_the_base_is_refused(based: Harness) -> None:
-    manifest = based.manifest(based.files())
+def test_another_fingerprint_of_the_base_is_refused(filled_harness: Harness) -> None:
+    manifest = filled_harness.manifest(filled_harness.files())
     other = BaseRef(name=manifest.base.name, fingerprint=Digest.of(b"other"))
     with pytest.raises(Invalid) as refusal:
-        based.admin.plan_push("acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other})))
+        filled_harness.admin.plan_push(
+            "acme/support", PushRequest(manifest=manifest.model_copy(update={"base": other}))
+        )
     assert (refusal.value.code, refusal.value.findings[0].code) == ("BASE_INVALID", "base.fingerprint_differs")
 
 
-def test_a_namespace_that_the_token_does_not_have_is_refused(based: Harness) -> None:
-    pusher = based.actor("push", namespaces=["acme"], name="pusher")
+def test_a_namespace_that_the_token_does_not_have_is_refused(filled_harness: Harness) -> None:
+    pusher = filled_harness.actor("push", namespaces=["acme"], name="pusher")
     with pytest.raises(NotFound):
-        based.push("initech/support", by=pusher)
-    reader = based.actor("pull", name="reader")
+        filled_harness.push("initech/support", by=pusher)
+    reader = filled_harness.actor("pull", name="reader")
     with pytest.raises(Denied):
-        based.push("acme/support", by=reader)
+        filled_harness.push("acme/support", by=reader)
 
 
-def test_one_digest_with_two_sizes_is_refused(based: Harness) -> None:
-    manifest = json.loads(based.manifest(based.files()).to_bytes())
+def test_one_digest_with_two_sizes_is_refused(filled_harness: Harness) -> None:
+    manifest = json.loads(filled_harness.manifest(filled_harness.files()).to_bytes())
     same = manifest["files"][0] | {"path": "LICENSE", "media_type": "text/plain", "size_bytes": 3}
     manifest["files"] = sorted([*manifest["files"], same], key=lambda f: f["path"])
     with pytest.raises(Invalid) as refusal:
-        based.admin.plan_push("acme/support", PushRequest.model_validate({"manifest": manifest}))
+        filled_harness.admin.plan_push("acme/support", PushRequest.model_validate({"manifest": manifest}))
     assert refusal.value.findings[0].code == "manifest.sizes_differ"
 
 
-def test_parents_are_edges_whether_they_are_here_or_not(based: Harness) -> None:
-    parent = based.push("acme/support").version
+def test_parents_are_edges_whether_they_are_here_or_not(filled_harness: Harness) -> None:
+    parent = filled_harness.push("acme/support").version
     edges = [
         Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1"),
         Edge(relation=Relation.MERGED, digest=Digest.of(b"somewhere else")),
     ]
-    child = based.push("acme/support", parents=edges)
+    child = filled_harness.push("acme/support", parents=edges)
     assert {e.digest for e in child.version.parents} == {e.digest for e in edges}
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert len(rows(session, EdgeRow)) == 2
 
 
 @pytest.mark.parametrize("same_token", [True, False])
-def test_racing_equal_pushes_create_exactly_one_version(based: Harness, same_token: bool) -> None:
-    files, racers = based.files(), 16
-    clients = [based.admin if same_token else based.actor("push", name=f"r{i}") for i in range(racers)]
+def test_racing_equal_pushes_create_exactly_one_version(filled_harness: Harness, same_token: bool) -> None:
+    files, racers = filled_harness.files(), 16
+    clients = [
+        filled_harness.admin if same_token else filled_harness.actor("push", name=f"r{i}") for i in range(racers)
+    ]
     results: list[object] = []
     start = threading.Barrier(racers)
 
     def push(client: object) -> None:
         start.wait()
         try:
-            results.append(based.push("acme/support", files, by=client))  # type: ignore[arg-type]
+            results.append(filled_harness.push("acme/support", files, by=client))  # type: ignore[arg-type]
         except Exception as e:
             results.append(e)
 
@@ -265,16 +269,16 @@ def test_racing_equal_pushes_create_exactly_one_version(based: Harness, same_tok
     assert [r for r in results if isinstance(r, Exception)] == []
     assert sorted(r.created for r in results) == [False] * (racers - 1) + [True]  # type: ignore[attr-defined]
     assert {r.version.number for r in results} == {1}  # type: ignore[attr-defined]
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert len(rows(session, VersionRow)) == 1
         assert len([e for e in rows(session, EventRow) if e.action == "version.push"]) == 1
 
 
-def test_racing_different_pushes_get_numbers_without_gaps(based: Harness) -> None:
+def test_racing_different_pushes_get_numbers_without_gaps(filled_harness: Harness) -> None:
     results: list[int] = []
-    all_files = [based.files() for _ in range(8)]
+    all_files = [filled_harness.files() for _ in range(8)]
     threads = [
-        threading.Thread(target=lambda f=files: results.append(based.push("acme/support", f).version.number))
+        threading.Thread(target=lambda f=files: results.append(filled_harness.push("acme/support", f).version.number))
         for files in all_files
     ]
     for thread in threads:
@@ -282,33 +286,35 @@ def test_racing_different_pushes_get_numbers_without_gaps(based: Harness) -> Non
     for thread in threads:
         thread.join()
     assert sorted(results) == list(range(1, 9))
-    assert based.admin.version("acme/support").number == 8
+    assert filled_harness.admin.version("acme/support").number == 8
 
 
-def test_nothing_staged_is_left_after_a_commit(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
-    send(based, planned, files)
-    assert len(list(based.blobs.list("staging/"))) == len(files)
-    whole = TestClient(based.app)  # its answers come when the work after the answer is done, too
-    answer = whole.post(COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {based.secret}"})
+def test_nothing_staged_is_left_after_a_commit(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
+    send(filled_harness, planned, files)
+    assert len(list(filled_harness.blobs.list("staging/"))) == len(files)
+    whole = TestClient(filled_harness.app)  # its answers come when the work after the answer is done, too
+    answer = whole.post(
+        COMMITS, json=commit_body(planned.push_id), headers={"Authorization": f"Bearer {filled_harness.secret}"}
+    )
     assert answer.json()["items"][0]["result"]["created"]
-    assert list(based.blobs.list("staging/")) == []
+    assert list(filled_harness.blobs.list("staging/")) == []
 
 
 @pytest.mark.security
-def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(based: Harness) -> None:
-    files = based.files()
-    based.push("globex/secret", files)
-    based.admin.create_namespace("acme", owner="ann")
-    based.admin.grant_role("globex", "ann", "reader")
-    pusher = based.client(of_subject(based, "ann"))
-    planned = plan(based, files, "acme/copy", pusher)
+def test_a_push_takes_over_no_bytes_that_its_pusher_may_not_read_any_more(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    filled_harness.push("globex/secret", files)
+    filled_harness.admin.create_namespace("acme", owner="ann")
+    filled_harness.admin.grant_role("globex", "ann", "reader")
+    pusher = filled_harness.client(of_subject(filled_harness, "ann"))
+    planned = plan(filled_harness, files, "acme/copy", pusher)
     assert planned.uploads == []
-    based.admin.revoke_role("globex", "ann")
+    filled_harness.admin.revoke_role("globex", "ann")
     with pytest.raises(Conflict) as refusal:
         pusher.commit_push(planned.push_id)
     assert refusal.value.code == "UPLOAD_INCOMPLETE"
     assert {finding.location for finding in refusal.value.findings} == set(files)
-    again = plan(based, files, "acme/copy", pusher)
+    again = plan(filled_harness, files, "acme/copy", pusher)
     assert {upload.digest for upload in again.uploads} == {Digest.of(data) for data in files.values()}

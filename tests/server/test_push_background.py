@@ -21,46 +21,46 @@ def unrecorded(harness: Harness) -> int:
 
 
 @pytest.fixture
-def stocked(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     return harness
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's patience ends during a test."""
     for name in ("QUIET_SECONDS", "RECORDS_DELAY_SECONDS", "MEASURE_DELAY_SECONDS"):
         monkeypatch.setattr(background, name, LONG_SECONDS)
 
 
-@pytest.mark.usefixtures("patient")
-def test_a_push_alone_is_recorded_at_once(stocked: Harness) -> None:
-    stocked.push("acme/support")
-    stocked.transport.settle()
-    assert unrecorded(stocked) == 0
+@pytest.mark.usefixtures("long_timeouts")
+def test_a_push_alone_is_recorded_at_once(filled_harness: Harness) -> None:
+    filled_harness.push("acme/support")
+    filled_harness.transport.settle()
+    assert unrecorded(filled_harness) == 0
 
 
-@pytest.mark.usefixtures("patient")
-def test_records_wait_for_pushes_in_progress_and_are_written_together(stocked: Harness) -> None:
-    background.expect_commits(stocked.engine, ["psh_of_somebody_else"])
-    stocked.push("acme/one")
-    stocked.push("acme/two")
-    assert unrecorded(stocked) == 2
-    with background.push_in_progress(stocked.engine, ["psh_of_somebody_else"]):
-        assert unrecorded(stocked) == 2  # its commit may bring one more
-    stocked.transport.settle()
-    assert unrecorded(stocked) == 0
+@pytest.mark.usefixtures("long_timeouts")
+def test_records_wait_for_pushes_in_progress_and_are_written_together(filled_harness: Harness) -> None:
+    background.expect_commits(filled_harness.engine, ["psh_of_somebody_else"])
+    filled_harness.push("acme/one")
+    filled_harness.push("acme/two")
+    assert unrecorded(filled_harness) == 2
+    with background.push_in_progress(filled_harness.engine, ["psh_of_somebody_else"]):
+        assert unrecorded(filled_harness) == 2  # its commit may bring one more
+    filled_harness.transport.settle()
+    assert unrecorded(filled_harness) == 0
 
 
 def test_a_push_that_is_never_committed_delays_records_but_does_not_stop_them(
-    stocked: Harness, monkeypatch: pytest.MonkeyPatch
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "QUIET_SECONDS", LONG_SECONDS)
     monkeypatch.setattr(background, "RECORDS_DELAY_SECONDS", 0.05)
-    background.expect_commits(stocked.engine, ["psh_of_somebody_who_left"])
-    stocked.push("acme/support")
-    stocked.transport.settle()
-    assert unrecorded(stocked) == 0
+    background.expect_commits(filled_harness.engine, ["psh_of_somebody_who_left"])
+    filled_harness.push("acme/support")
+    filled_harness.transport.settle()
+    assert unrecorded(filled_harness) == 0
 
 
 def test_measuring_waits_for_a_push_that_uploads_straight_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

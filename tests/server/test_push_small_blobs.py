@@ -18,7 +18,7 @@ from tests.harness import Harness, rows, upload
 
 
 @pytest.fixture
-def based(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     return harness
 
@@ -40,16 +40,16 @@ def small_of(plan: PushPlan, files: samples.Files) -> list[SmallBlob]:
     ]
 
 
-def test_a_commit_may_carry_small_blobs(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
+def test_a_commit_may_carry_small_blobs(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
     small = small_of(planned, files)
     assert {len(small), len(planned.uploads)} == {2, 3}
     sent = {item.digest for item in small}
     big = planned.model_copy(update={"uploads": [u for u in planned.uploads if u.digest not in sent]})
-    send(based, big, files)
-    assert based.admin.commit_push(planned.push_id, small=small).created
-    assert not based.admin.commit_push(planned.push_id, small=small).created
+    send(filled_harness, big, files)
+    assert filled_harness.admin.commit_push(planned.push_id, small=small).created
+    assert not filled_harness.admin.commit_push(planned.push_id, small=small).created
 
 
 @pytest.mark.parametrize(
@@ -61,32 +61,32 @@ def test_a_commit_may_carry_small_blobs(based: Harness) -> None:
         (lambda _: {"digest": Digest.of(b"never asked for")}, "BLOB_UNKNOWN"),
     ],
 )
-def test_small_blobs_follow_the_rules_of_uploads(based: Harness, change: Any, code: str) -> None:
-    files = based.files()
-    planned = plan(based, files)
+def test_small_blobs_follow_the_rules_of_uploads(filled_harness: Harness, change: Any, code: str) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
     first, *others = small_of(planned, files)
     with pytest.raises(RegistryError) as refusal:
-        based.admin.commit_push(planned.push_id, small=[first.model_copy(update=change(first)), *others])
+        filled_harness.admin.commit_push(planned.push_id, small=[first.model_copy(update=change(first)), *others])
     assert refusal.value.code == code
-    with based.session() as session:
+    with filled_harness.session() as session:
         assert rows(session, VersionRow) == []
 
 
-def test_a_blob_that_is_not_small_is_refused_in_a_commit(based: Harness) -> None:
-    files = based.files()
-    planned = plan(based, files)
+def test_a_blob_that_is_not_small_is_refused_in_a_commit(filled_harness: Harness) -> None:
+    files = filled_harness.files()
+    planned = plan(filled_harness, files)
     small = [{"digest": planned.uploads[0].digest, "data": "A" * (2 * SMALL_BLOB_BYTES)}]
     with pytest.raises(Invalid) as refusal:
-        based.admin.connection.send("POST", "/pushes/commit", json=commit_body(planned.push_id, small=small))
+        filled_harness.admin.connection.send("POST", "/pushes/commit", json=commit_body(planned.push_id, small=small))
     assert refusal.value.code == "REQUEST_INVALID"
 
 
-def test_the_size_of_a_blob_is_what_its_commit_measured(based: Harness) -> None:
-    files = based.files()
+def test_the_size_of_a_blob_is_what_its_commit_measured(filled_harness: Harness) -> None:
+    files = filled_harness.files()
     sizes = {Digest.of(data): len(data) for data in files.values()}
-    with based.session(write=True) as session:
+    with filled_harness.session(write=True) as session:
         references.reserve(session, dict.fromkeys(sizes, 1))
-    based.push("acme/support", files)
-    with based.session() as session:
+    filled_harness.push("acme/support", files)
+    with filled_harness.session() as session:
         found = {row.digest: row.size_bytes for row in rows(session, BlobRow)}
     assert sizes.items() <= found.items()

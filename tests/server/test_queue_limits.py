@@ -25,7 +25,7 @@ KINDS = [Kind.MERGE, Kind.CONVERT]
 
 
 @pytest.fixture
-def stocked(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     harness.push(NAME)
     return harness
@@ -43,54 +43,54 @@ def cancel_all(harness: Harness) -> None:
             harness.admin.cancel(job.id)
 
 
-def test_a_payload_over_its_limit_is_refused(stocked: Harness) -> None:
+def test_a_payload_over_its_limit_is_refused(filled_harness: Harness) -> None:
     name, payload = AdapterName("acme", "support"), {"x": "y" * jobs.PAYLOAD_LIMIT_BYTES}
-    with stocked.session(write=True) as session, pytest.raises(TooLarge):
+    with filled_harness.session(write=True) as session, pytest.raises(TooLarge):
         version = rows(session, VersionRow)[0]
         queue.enqueue(session, actors.SYSTEM, Kind.MERGE, version, name=name, base="tiny-llama", payload=payload)
 
 
-def test_a_smoke_test_takes_no_payload_so_it_is_not_queued_twice(stocked: Harness) -> None:
+def test_a_smoke_test_takes_no_payload_so_it_is_not_queued_twice(filled_harness: Harness) -> None:
     with pytest.raises(Invalid):
-        stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME, payload={"again": 1}))
-    [job] = stocked.admin.jobs().items
-    assert stocked.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id == job.id
+        filled_harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME, payload={"again": 1}))
+    [job] = filled_harness.admin.jobs().items
+    assert filled_harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=NAME)).id == job.id
 
 
-def test_a_quarantined_version_does_not_block_other_jobs(stocked: Harness) -> None:
-    stocked.push("acme/next")
-    worker = stocked.actor("work", namespaces=["acme"])
-    stocked.admin.quarantine(NAME + "@1", "reported as poisoned")
+def test_a_quarantined_version_does_not_block_other_jobs(filled_harness: Harness) -> None:
+    filled_harness.push("acme/next")
+    worker = filled_harness.actor("work", namespaces=["acme"])
+    filled_harness.admin.quarantine(NAME + "@1", "reported as poisoned")
     assert claim(worker).job.subject == "acme/next@1"
     assert worker.claim(ClaimRequest(worker="w2")) is None
-    stocked.admin.unquarantine(NAME + "@1", "looked at")
+    filled_harness.admin.unquarantine(NAME + "@1", "looked at")
     assert claim(worker).job.subject == NAME + "@1"
-    cancel_all(stocked)
+    cancel_all(filled_harness)
 
 
 @pytest.mark.parametrize("result", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '{"a": ' + "[" * 900 + "]" * 900 + "}", None])
-def test_invalid_worker_input_is_refused_and_never_a_server_error(stocked: Harness, result: str | None) -> None:
-    claimed = claim(stocked.admin)
+def test_invalid_worker_input_is_refused_and_never_a_server_error(filled_harness: Harness, result: str | None) -> None:
+    claimed = claim(filled_harness.admin)
     token = claimed.lease.token if result else "\N{SNOWMAN}"
     body = f'{{"lease_token": "{token}", "result": {result or "{}"}}}'.encode()
-    headers = {"Authorization": f"Bearer {stocked.secret}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {filled_harness.secret}", "Content-Type": "application/json"}
     url = f"{URL}/api/v1/jobs/{claimed.job.id}/finish"
-    answer = stocked.transport.handle_request(httpx.Request("POST", url, headers=headers, content=body))
+    answer = filled_harness.transport.handle_request(httpx.Request("POST", url, headers=headers, content=body))
     answer.read()
     assert (answer.status_code, answer.json()["code"]) == (400, "REQUEST_INVALID")
-    cancel_all(stocked)
+    cancel_all(filled_harness)
 
 
 @pytest.fixture
-def shared(stocked: Harness) -> Harness:
+def shared(filled_harness: Harness) -> Harness:
     """A merge of beta's own adapter with one of a public namespace, which is where its job belongs."""
-    stocked.admin.change_namespace("acme", NamespaceSet(public=True))
-    stocked.push("beta/unheard-of")
+    filled_harness.admin.change_namespace("acme", NamespaceSet(public=True))
+    filled_harness.push("beta/unheard-of")
     recipe = {"operation": "combine", "sources": [NAME, "beta/unheard-of"], "weights": [0.5, 0.5]}
-    pusher = stocked.actor("push", namespaces=["beta"])
+    pusher = filled_harness.actor("push", namespaces=["beta"])
     pusher.submit(JobSubmit(kind=Kind.MERGE, payload={**recipe, "method": "linear", "into": "beta/still-to-come"}))
     pusher.submit(JobSubmit(kind=Kind.CONVERT, ref=NAME, payload={"to": "gguf", "into": "beta/still-to-come"}))
-    return stocked
+    return filled_harness
 
 
 def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shared: Harness) -> None:
@@ -116,23 +116,23 @@ def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shar
     cancel_all(shared)
 
 
-def test_the_bases_of_a_claim_are_limited(stocked: Harness) -> None:
+def test_the_bases_of_a_claim_are_limited(filled_harness: Harness) -> None:
     """Tens of thousands held the queue, and with SQLite everybody, for as long as the statement took."""
     with pytest.raises(ValidationError):
         ClaimRequest(worker="w", bases=["base"] * (BASES_LIMIT + 1))
     with pytest.raises(ValidationError):
         ClaimRequest(worker="w", kinds=[Kind.SMOKE_TEST] * (len(Kind) + 1))
     most = ["tiny-llama", *(f"base-{i}" for i in range(BASES_LIMIT - 1))]
-    assert stocked.admin.claim(ClaimRequest(worker="w", bases=most)) is not None
-    cancel_all(stocked)
+    assert filled_harness.admin.claim(ClaimRequest(worker="w", bases=most)) is not None
+    cancel_all(filled_harness)
 
 
-def test_made_by_of_a_report_is_limited(stocked: Harness) -> None:
-    claimed = claim(stocked.admin)
+def test_made_by_of_a_report_is_limited(filled_harness: Harness) -> None:
+    claimed = claim(filled_harness.admin)
     assert claimed.subject is not None
-    report = stocked.report(claimed.subject.digest, claimed.job.base, ())
+    report = filled_harness.report(claimed.subject.digest, claimed.job.base, ())
     for made_by in ({"torch": "2" * 301}, {"t" * 101: "2"}, {f"tool-{i}": "2" for i in range(TOOLS_LIMIT + 1)}):
         lying = report.model_copy(update={"made_by": made_by})
         with pytest.raises(Invalid):
-            stocked.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=lying))
-    cancel_all(stocked)
+            filled_harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=lying))
+    cancel_all(filled_harness)

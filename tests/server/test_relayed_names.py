@@ -91,7 +91,7 @@ REVISIONS_AND_PATHS = ["..", "%2e%2e", "..%2F..", "main/../x", "main/%2e%2e/x", 
 
 
 @pytest.fixture
-def ours(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     harness.add_base()
     harness.push("acme/support")
     harness.push("gone/support")
@@ -100,25 +100,25 @@ def ours(harness: Harness) -> Harness:
     return harness
 
 
-def test_a_name_that_is_none_of_the_hub_or_is_ours_is_never_relayed(ours: Harness) -> None:
+def test_a_name_that_is_none_of_the_hub_or_is_ours_is_never_relayed(filled_harness: Harness) -> None:
     for name in NAMES:
         for path in (f"/api/models/{name}", f"/api/models/{name}/revision/main", f"/{name}/resolve/main/config.json"):
-            assert get(ours, path).status == 404, path
+            assert get(filled_harness, path).status == 404, path
     assert AnyRepository.paths == []
 
 
-def test_a_path_with_dots_is_never_relayed(ours: Harness) -> None:
+def test_a_path_with_dots_is_never_relayed(filled_harness: Harness) -> None:
     for rest in REVISIONS_AND_PATHS:
         for path in (f"/gpt2/resolve/{rest}/f", f"/other/a/resolve/{rest}/f", f"/api/models/other/a/tree/{rest}/f"):
-            assert get(ours, path).status == 404, path
+            assert get(filled_harness, path).status == 404, path
     assert AnyRepository.paths == []
 
 
-def test_names_of_the_hub_are_relayed(ours: Harness) -> None:
+def test_names_of_the_hub_are_relayed(filled_harness: Harness) -> None:
     paths = [
         *("/api/models/gpt2", "/gpt2/resolve/main/config.json", "/api/models/Org_1/Model-3.5_b"),
         *("/api/models/other/a/tree/refs%2Fpr%2F1/folder", "/other/a/resolve/main/part%2Fone/..a..b"),
     ]
     for path in paths:
-        assert get(ours, path).status == 200, path
+        assert get(filled_harness, path).status == 200, path
     assert AnyRepository.paths == paths

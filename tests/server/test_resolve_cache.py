@@ -44,7 +44,7 @@ def replica(harness: Harness) -> Iterator[HttpxInProcess]:
         other.close()
 
 
-def told(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]:
+def comparable(http: httpx.Client, selector: str) -> tuple[int, bytes, dict[str, str]]:
     """An answer, without what is different each time."""
     answer = http.get(f"{PATH}/{selector}")
     own = {"x-request-id", "audit-checkpoint"}
@@ -79,9 +79,9 @@ def test_after_every_change_a_cached_answer_equals_an_uncached_one(harness: Harn
         with replica(harness) as fresh:
             for secret in (harness.secret, reader, outsider):
                 for selector in ("canary", "main", "1", "v2", first.digest, first.digest[:15], "nowhere"):
-                    expected = told(client(harness, secret, fresh), selector)
+                    expected = comparable(client(harness, secret, fresh), selector)
                     for _ in range(2):
-                        assert told(client(harness, secret), selector) == expected, (number, selector)
+                        assert comparable(client(harness, secret), selector) == expected, (number, selector)
 
 
 def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(harness: Harness) -> None:
@@ -90,13 +90,13 @@ def test_a_short_digest_that_became_ambiguous_is_not_answered_from_the_cache(har
     second = harness.push(NAME).version.digest
     short = first[:15]
     for selector, cache_control in ((short, "no-cache"), (first, "immutable")):
-        assert [told(client(harness), selector)[0] for _ in range(2)] == [200, 200]
-        assert cache_control in told(client(harness), selector)[2]["cache-control"]
+        assert [comparable(client(harness), selector)[0] for _ in range(2)] == [200, 200]
+        assert cache_control in comparable(client(harness), selector)[2]["cache-control"]
     with harness.session(write=True) as session:
         row = session.exec(select(VersionRow).where(VersionRow.digest == second)).one()
         row.digest = short + "0" * 56
         session.add(row)
-    assert [told(client(harness), selector)[0] for selector in (short, first)] == [404, 200]
+    assert [comparable(client(harness), selector)[0] for selector in (short, first)] == [404, 200]
 
 
 def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind: str) -> None:
@@ -128,7 +128,7 @@ def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness:
                 http.get(f"{PATH}/main")
             return not [statement for statement in sent if "adapter.namespace" in statement]
 
-        until(quiet)
+        ask_until(quiet)
         with replica(harness) as other:  # what it writes is no write of ours
             yank = {"reason": "bad data"}
             assert (
@@ -136,7 +136,7 @@ def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness:
                 .post(f"/api/v1/adapters/{NAME}/versions/1/yank", json=yank, headers={"Idempotency-Key": "k" * 20})
                 .is_success
             )
-        until(lambda: http.get(f"{PATH}/main").status_code == 422)
+        ask_until(lambda: http.get(f"{PATH}/main").status_code == 422)
     finally:
         closing.set()
         follower.join()
@@ -174,18 +174,18 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
     def quiet() -> bool:
         with harness.statements() as sent:
             before = list(turns)
-            until(lambda: all(now >= then + 5 for now, then in zip(turns, before, strict=True)))
+            ask_until(lambda: all(now >= then + 5 for now, then in zip(turns, before, strict=True)))
         return all("pg_current_snapshot" in statement for statement in sent)
 
     try:
-        until(quiet)
+        ask_until(quiet)
         size = state.audit_log.latest.size
         harness.push(NAME)
-        until(lambda: state.audit_log.latest.size > size)
-        until(quiet)
+        ask_until(lambda: state.audit_log.latest.size > size)
+        ask_until(quiet)
         state.audit_log.batch.add(TRUSTED, EventType.BYTES_READ, NAME)
         size = state.audit_log.latest.size
-        until(lambda: state.audit_log.latest.size > size)
+        ask_until(lambda: state.audit_log.latest.size > size)
     finally:
         state.audit_log.closing.set()
         for thread in threads:
@@ -203,7 +203,7 @@ def test_a_cached_answer_ends_with_its_token_to_the_second(harness: Harness) -> 
         if found == 200:
             break
     assert found == 200
-    until(lambda: http.get(f"{PATH}/main").status_code == 401)
+    ask_until(lambda: http.get(f"{PATH}/main").status_code == 401)
 
 
 def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
@@ -218,7 +218,7 @@ def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
     http = client(harness)
     before = http.get(f"{PATH}/main")
     assert client(harness, short).get(f"{PATH}/main").content == before.content
-    with away(database_url):
+    with database_unavailable(database_url):
         stale = http.get(f"{PATH}/main")
         assert (stale.status_code, stale.content) == (200, before.content)
         assert stale.headers["warning"].startswith("110")
@@ -243,7 +243,7 @@ def test_an_unreachable_database_gives_the_last_answer_marked_as_stale(
 
 
 @contextmanager
-def away(url: str) -> Iterator[None]:
+def database_unavailable(url: str) -> Iterator[None]:
     """PostgreSQL takes no connection to this database, and ends those that are."""
     server, _, name = url.replace("postgresql+psycopg://", "postgresql://", 1).rpartition("/")
     with psycopg.connect(f"{server}/postgres", autocommit=True) as other:
@@ -263,12 +263,12 @@ def test_a_promotion_is_seen_by_another_server_process(harness: Harness, databas
     server = Server({"REGISTRY_DATA": str(harness.settings.data), "REGISTRY_DATABASE_URL": database_url})
     with server.running():
         http = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {harness.secret}"})
-        until(lambda: http.get(f"{PATH}/canary").json()["number"] == 1)
+        ask_until(lambda: http.get(f"{PATH}/canary").json()["number"] == 1)
         harness.admin.promote(NAME, "canary", "2", generation=1)
-        until(lambda: http.get(f"{PATH}/canary").json()["number"] == 2)
+        ask_until(lambda: http.get(f"{PATH}/canary").json()["number"] == 2)
 
 
-def until(seen: Callable[[], bool]) -> None:
+def ask_until(seen: Callable[[], bool]) -> None:
     """Ask as serving systems do, until it is so; a machine under load may be slow."""
     deadline = time.monotonic() + 120
     while not seen():

@@ -21,7 +21,7 @@ from registry.server.storage.blobs import key_of
 from registry.server.storage.s3.store import S3Blobs
 from tests import samples
 from tests.harness import Harness, rows
-from tests.relay import Relay
+from tests.recording_proxy import RecordingProxy
 
 NAME = AdapterName("acme", "support")
 MIB = 2**20
@@ -33,15 +33,15 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def relay(object_store: str) -> Iterator[Relay]:
+def proxy(object_store: str) -> Iterator[RecordingProxy]:
     """Clients reach the store here; the server reaches it directly."""
-    with Relay(object_store) as relay:
-        yield relay
+    with RecordingProxy(object_store) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def blobs(s3_url: str, object_store: str, relay: Relay) -> S3Blobs:
-    store = S3Blobs.from_url(s3_url, endpoint=object_store, public_endpoint=relay.endpoint)
+def blobs(s3_url: str, object_store: str, proxy: RecordingProxy) -> S3Blobs:
+    store = S3Blobs.from_url(s3_url, endpoint=object_store, public_endpoint=proxy.endpoint)
     set_capabilities(store, signed_headers=True)  # Ceph does not have it, and would get no links
     store._direct_from_bytes = 1
     return store
@@ -75,7 +75,7 @@ def big_files() -> samples.Files:
 
 
 def test_bytes_go_directly_to_the_store_and_back_without_the_token(
-    harness: Harness, relay: Relay, tmp_path: Path
+    harness: Harness, proxy: RecordingProxy, tmp_path: Path
 ) -> None:
     files = harness.files()
     folder = samples.write(files, tmp_path / "adapter")
@@ -83,18 +83,20 @@ def test_bytes_go_directly_to_the_store_and_back_without_the_token(
     resolved = pull.pull(harness.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
     # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
-    assert (len(relay.asked("PUT")), len(relay.asked("GET"))) == (1, 1)
-    assert all("uploadId=" in target for target in relay.asked("PUT"))
-    assert not [head for head in relay.heads if "authorization:" in head.lower() or harness.secret in head]
+    assert (len(proxy.asked("PUT")), len(proxy.asked("GET"))) == (1, 1)
+    assert all("uploadId=" in target for target in proxy.asked("PUT"))
+    assert not [head for head in proxy.heads if "authorization:" in head.lower() or harness.secret in head]
 
 
-def test_a_second_push_of_the_same_bytes_sends_none_of_them(harness: Harness, relay: Relay, tmp_path: Path) -> None:
+def test_a_second_push_of_the_same_bytes_sends_none_of_them(
+    harness: Harness, proxy: RecordingProxy, tmp_path: Path
+) -> None:
     folder = samples.write(harness.files(), tmp_path / "adapter")
     push.push_folder(harness.admin, folder, NAME)
-    sent = len(relay.heads)
+    sent = len(proxy.heads)
     again = push.push_folder(harness.admin, folder, NAME)
     other = push.push_folder(harness.admin, folder, AdapterName("acme", "other"))
-    assert (again.created, other.created, len(relay.heads)) == (False, True, sent)
+    assert (again.created, other.created, len(proxy.heads)) == (False, True, sent)
 
 
 def test_a_link_accepts_only_the_planned_bytes(harness: Harness, blobs: S3Blobs) -> None:
@@ -131,15 +133,15 @@ def test_without_checksums_a_link_writes_once_and_the_server_hashes(harness: Har
 
 
 def test_without_bound_links_bytes_pass_through_the_server(
-    harness: Harness, blobs: S3Blobs, relay: Relay, tmp_path: Path
+    harness: Harness, blobs: S3Blobs, proxy: RecordingProxy, tmp_path: Path
 ) -> None:
     set_capabilities(blobs, checksum_links=False, conditional_links=False, checksum_parts=False, parts=False)
     folder = samples.write(harness.files(), tmp_path / "adapter")
     assert push.push_folder(harness.admin, folder, NAME).created
-    assert relay.asked("PUT") == []
+    assert proxy.asked("PUT") == []
     set_capabilities(blobs, links=False)
     pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
-    assert relay.asked("GET") == []
+    assert proxy.asked("GET") == []
 
 
 def test_a_lost_response_does_not_make_a_conditional_link_fail(
@@ -165,11 +167,11 @@ def in_parts(harness: Harness, blobs: S3Blobs) -> Harness:
 
 
 def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
-    in_parts: Harness, blobs: S3Blobs, relay: Relay, tmp_path: Path
+    in_parts: Harness, blobs: S3Blobs, proxy: RecordingProxy, tmp_path: Path
 ) -> None:
     files = big_files()
     pushed = push.push_folder(in_parts.admin, samples.write(files, tmp_path / "adapter"), NAME)
-    parts = sorted(target for target in relay.asked("PUT") if "partNumber=" in target)
+    parts = sorted(target for target in proxy.asked("PUT") if "partNumber=" in target)
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[samples.WEIGHTS])))) == files[samples.WEIGHTS]
     assert pushed.version.verdicts[0].outcome == "warn"  # its rank is over the width
@@ -177,16 +179,16 @@ def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
-def test_a_killed_client_sends_only_the_missing_parts(in_parts: Harness, relay: Relay, tmp_path: Path) -> None:
+def test_a_killed_client_sends_only_the_missing_parts(in_parts: Harness, proxy: RecordingProxy, tmp_path: Path) -> None:
     files = big_files()
     folder = samples.write(files, tmp_path / "adapter")
     weights = files[samples.WEIGHTS]
     (upload,) = [upload for upload in plan(in_parts, files).uploads if upload.parts]
     part = upload.parts[1]
     assert put(part.url, weights[part.start : part.start + part.size_bytes], {}) == 200
-    relay.heads.clear()
+    proxy.heads.clear()
     push.push_folder(in_parts.admin, folder, NAME)
-    numbers = [part.split("partNumber=")[1].split("&")[0] for part in relay.asked("PUT") if "partNumber=" in part]
+    numbers = [part.split("partNumber=")[1].split("&")[0] for part in proxy.asked("PUT") if "partNumber=" in part]
     assert sorted(numbers) == ["1", "3"]
 
 

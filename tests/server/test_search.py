@@ -105,7 +105,7 @@ def test_an_invalid_rank_is_a_bad_request(harness: Harness) -> None:
     assert caught.value.code == "REQUEST_INVALID"
 
 
-def shelve(harness: Harness, count: int) -> None:
+def insert_adapters(harness: Harness, count: int) -> None:
     """Adapters like the first one, as rows alone."""
     harness.push("acme/a", annotations={"team": "search"})
     harness.admin.describe("acme/a@1", MetadataChange(tags={"team": "search"}))
@@ -141,7 +141,7 @@ def counted(harness: Harness, cursor: str) -> tuple[AdapterPage, int]:
 
 
 def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -> None:
-    shelve(harness, 300)
+    insert_adapters(harness, 300)
     first, sent = counted(harness, "")
     assert first.next_cursor == "acme/b00018"
     seen, cursor = list(first.items), first.next_cursor
@@ -170,7 +170,7 @@ def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -
 def test_no_page_reads_the_adapters_before_it_or_all_versions(
     harness: Harness, database_kind: str, search: dict[str, Any]
 ) -> None:
-    shelve(harness, 3000)
+    insert_adapters(harness, 3000)
     with harness.session(write=True) as session:
         session.connection().execute(text("ANALYZE"))
     plan = explained(harness, "acme/b01500", search)

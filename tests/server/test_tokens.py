@@ -21,11 +21,11 @@ from tests.harness import URL, Harness, rows
 
 def request(harness: Harness, method: str, path: str, *, secret: str = "", **rest: object) -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-    with httpx.Client(transport=_Shared(harness), base_url=URL) as client:
+    with httpx.Client(transport=_UnclosedTransport(harness), base_url=URL) as client:
         return client.request(method, path, headers=headers, **rest)  # type: ignore[arg-type]
 
 
-class _Shared(httpx.BaseTransport):
+class _UnclosedTransport(httpx.BaseTransport):
     """The harness's transport, which stays open when one client closes."""
 
     def __init__(self, harness: Harness) -> None:

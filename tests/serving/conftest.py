@@ -9,7 +9,7 @@ import pytest
 
 from registry.serving.store.local_store import LocalStore
 from tests.harness import Harness
-from tests.serving.node import Clock, Line, Node
+from tests.serving.node import Clock, FaultyTransport, Node
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +18,9 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def line(harness: Harness) -> Line:
+def transport(harness: Harness) -> FaultyTransport:
     harness.add_base()
-    return Line(harness.transport)
+    return FaultyTransport(harness.transport)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def node(harness: Harness, line: Line, store: LocalStore, clock: Clock) -> Iterator[Node]:
-    made = Node(harness, line, store, clock)
+def node(harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock) -> Iterator[Node]:
+    made = Node(harness, transport, store, clock)
     yield made
     made.engine.stop()

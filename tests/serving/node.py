@@ -25,7 +25,7 @@ from tests.serving.fake_engines import VLLMServer, answers
 TOKENS = (1, 2, 3, 4)
 
 
-class Line(HttpxTransport):
+class FaultyTransport(HttpxTransport):
     """The way to the registry: counts requests, can be cut, can spoil the bytes of files."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
@@ -58,12 +58,17 @@ class Node:
     profile = "vllm==0.33.0,max_lora_rank=16"
 
     def __init__(
-        self, harness: Harness, line: Line, store: LocalStore, clock: Clock, driver: EngineDriver | None = None
+        self,
+        harness: Harness,
+        transport: FaultyTransport,
+        store: LocalStore,
+        clock: Clock,
+        driver: EngineDriver | None = None,
     ) -> None:
-        self.harness, self.line, self.store, self.clock = harness, line, store, clock
+        self.harness, self.transport, self.store, self.clock = harness, transport, store, clock
         self.engine, self.said = VLLMServer(), list[str]()
         self.driver: EngineDriver = driver or VLLM(self.engine.url)
-        self.registry = Registry(URL, harness.issue("pull")[1], line)
+        self.registry = Registry(URL, harness.issue("pull")[1], transport)
         self.start()
 
     def start(self) -> None:

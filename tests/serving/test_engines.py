@@ -19,17 +19,17 @@ from tests import non_peft_files, samples
 from tests.harness import Harness
 from tests.samples import WEIGHTS
 from tests.serving.fake_engines import LlamaServer, SGLangServer
-from tests.serving.node import Clock, Line, Node
+from tests.serving.node import Clock, FaultyTransport, Node
 
 GGUF = "adapter.gguf"
 
 
 # ------------------------------------------------------------------ SGLang
 def test_sglang_is_loaded_proved_and_unloaded_in_its_own_words(
-    harness: Harness, line: Line, store: LocalStore, clock: Clock
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock
 ) -> None:
     with SGLangServer() as server:
-        node = Node(harness, line, store, clock, SGLang(server.url))
+        node = Node(harness, transport, store, clock, SGLang(server.url))
         node.push("acme/support")
         assert node.states() == {"acme-support-v1": "ready"}
         node.push("acme/support")
@@ -52,8 +52,10 @@ def llama() -> Iterator[LlamaServer]:
 
 
 @pytest.fixture
-def llama_node(harness: Harness, line: Line, store: LocalStore, clock: Clock, llama: LlamaServer) -> Node:
-    node = Node(harness, line, store, clock, LlamaCpp(llama.url))
+def llama_node(
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, llama: LlamaServer
+) -> Node:
+    node = Node(harness, transport, store, clock, LlamaCpp(llama.url))
     node.profile = ""
     node.start()
     return node
@@ -76,7 +78,7 @@ def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_wha
 ) -> None:
     file = push_gguf(llama_node, "acme/support", 16.0)
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any(f"restart it with --lora {file}" in line for line in llama_node.said)
+    assert any(f"restart it with --lora {file}" in transport for transport in llama_node.said)
     assert file.is_file(), "it is there for the next start"
     llama.restart([file])
     llama_node.clock.now += 31
@@ -116,7 +118,7 @@ def test_llama_cpp_with_several_adapters_has_all_at_nought_and_requests_name_the
     llama.deaf = True
     llama_node.start()
     assert set(llama_node.states().values()) == {"failed"}
-    assert any("answers like base" in line for line in llama_node.said)
+    assert any("answers like base" in transport for transport in llama_node.said)
 
 
 def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched_on(
@@ -152,7 +154,7 @@ def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired
 def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_node: Node) -> None:
     llama_node.push("acme/support")
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any("adapter convert REF --to gguf" in line for line in llama_node.said)
+    assert any("adapter convert REF --to gguf" in transport for transport in llama_node.said)
 
 
 # ------------------------------------------------------------------ directories
@@ -161,14 +163,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store" / "nim"
 
 
-def folder_node(harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path, *, current: bool) -> Node:
-    return Node(harness, line, store, clock, FolderEngine(folder, current=current))
+def folder_node(
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path, *, current: bool
+) -> Node:
+    return Node(harness, transport, store, clock, FolderEngine(folder, current=current))
 
 
 def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
-    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(harness, line, store, clock, folder, current=False)
+    node = folder_node(harness, transport, store, clock, folder, current=False)
     first = node.push("acme/support")
     assert [(slot.state, slot.verified) for slot in (node.agent.fetch(), node.agent.step())[1]] == [("ready", False)]
     link = folder / "acme-support-v1"
@@ -188,9 +192,9 @@ def test_a_directory_has_a_link_for_each_version_and_is_called_unproven(
 
 
 def test_a_plain_directory_also_says_what_an_alias_means_now(
-    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(harness, line, store, clock, folder, current=True)
+    node = folder_node(harness, transport, store, clock, folder, current=True)
     node.push("acme/support")
     node.push("bolt/sales")
     node.states()
@@ -203,16 +207,16 @@ def test_a_plain_directory_also_says_what_an_alias_means_now(
 
 
 def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
-    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
 ) -> None:
-    node = folder_node(harness, line, store, clock, folder, current=False)
+    node = folder_node(harness, transport, store, clock, folder, current=False)
     node.push("acme/support")
     node.push("acme/other")
     (folder / "acme-support-v1").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
     (folder / "other").symlink_to(tmp_path / "theirs")
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
-    assert any("not our link" in line for line in node.said)
+    assert any("not our link" in transport for transport in node.said)
     clock.now += 60
     node.states()
     assert (folder / "other").is_symlink()
@@ -222,9 +226,9 @@ def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
 
 
 def test_a_directory_that_cannot_be_made_is_an_engine_that_is_away(
-    harness: Harness, line: Line, store: LocalStore, clock: Clock, folder: Path
+    harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path
 ) -> None:
-    node = folder_node(harness, line, store, clock, folder, current=False)
+    node = folder_node(harness, transport, store, clock, folder, current=False)
     node.push("acme/support")
     folder.parent.mkdir()
     folder.write_text("a file")

@@ -26,7 +26,7 @@ from registry.serving.store.eviction import Evicted, EvictionLimits
 from registry.serving.store.local_store import LocalStore
 from tests.harness import URL, Harness
 from tests.samples import WEIGHTS
-from tests.serving.node import Line, Node
+from tests.serving.node import FaultyTransport, Node
 from tests.serving.vllm_frontend import LoRARequest
 
 NAME = AdapterName("acme", "support")
@@ -50,8 +50,8 @@ def evicted(
 
 
 @pytest.fixture
-def registry(harness: Harness, line: Line) -> Iterator[Registry]:
-    with Registry(URL, harness.secret, line) as opened:
+def registry(harness: Harness, transport: FaultyTransport) -> Iterator[Registry]:
+    with Registry(URL, harness.secret, transport) as opened:
         yield opened
 
 
@@ -65,7 +65,7 @@ def stored(harness: Harness, registry: Registry, store: LocalStore, count: int =
     return digests
 
 
-def on(store: LocalStore) -> set[str]:
+def versions_in(store: LocalStore) -> set[str]:
     return {path.name for path in store.versions.iterdir()}
 
 
@@ -130,11 +130,11 @@ def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_ar
     assert node.loaded == ["acme-support-v2"]
     node.store.in_use.close()
     assert evicted(node.store).removed == [old]
-    assert on(node.store) == {new.hex}
+    assert versions_in(node.store) == {new.hex}
 
 
 def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
-    harness: Harness, registry: Registry, line: Line, store: LocalStore
+    harness: Harness, registry: Registry, transport: FaultyTransport, store: LocalStore
 ) -> None:
     leased, silent = stored(harness, registry, store, 2)
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
@@ -142,12 +142,12 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     registry.report_node("gpu-1", "vllm-8000", report)
     asked = eviction.leases_of(registry, "gpu-1")
     assert evicted(store, leases=asked()).removed == [silent]
-    assert on(store) == {leased.hex}
+    assert versions_in(store) == {leased.hex}
     said = list[str]()
-    line.cut = True
+    transport.cut = True
     eviction.Evictor(store, EvictionLimits(keep_days=0), asked, said.append).once()
     assert "no version was evicted" in said[0]
-    assert on(store) == {leased.hex}
+    assert versions_in(store) == {leased.hex}
 
 
 def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_within_the_hour(
@@ -158,7 +158,7 @@ def test_above_its_size_the_store_gives_up_the_longest_unused_first_and_nothing_
     two_thirds = EvictionLimits(size_bytes=size * 2 // 3 + 1000)
     assert evicted(store, two_thirds, later=3000).removed == []
     assert evicted(store, two_thirds, later=4000).removed == [first]
-    assert on(store) == {second.hex, third.hex}
+    assert versions_in(store) == {second.hex, third.hex}
 
 
 def test_a_record_that_cannot_be_read_is_a_use_of_everything(
@@ -176,7 +176,7 @@ def test_a_record_that_cannot_be_read_is_a_use_of_everything(
 
 
 def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wrong(
-    harness: Harness, registry: Registry, line: Line, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, registry: Registry, transport: FaultyTransport, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, gone = stored(harness, registry, store, 2)
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
@@ -184,7 +184,7 @@ def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wr
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": harness.secret, "ADAPTER_PLUGIN_DIR": str(store.root),
         "ADAPTER_PLUGIN_ENGINE": "vllm==0.33.0", "ADAPTER_PLUGIN_NODE": "off", "ADAPTER_PLUGIN_KEEP_DAYS": "two weeks",
     }  # fmt: skip
-    resolver = vllm.RegistryResolver(environment, [], open_registry=lambda url, token: Registry(url, token, line))
+    resolver = vllm.RegistryResolver(environment, [], open_registry=lambda url, token: Registry(url, token, transport))
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
     with pytest.raises(Invalid, match="ADAPTER_PLUGIN_KEEP_DAYS: 'two weeks'"):
         resolver.evictor()
@@ -192,7 +192,7 @@ def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wr
         store.note_use(digest, time.time() - eviction.DAY_SECONDS)
     for days, left in (("2", {given.hex, gone.hex}), ("0.5", {given.hex})):
         vllm.RegistryResolver(environment | {"ADAPTER_PLUGIN_KEEP_DAYS": days}, []).evictor().once()
-        assert on(store) == left
+        assert versions_in(store) == left
 
 
 def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
@@ -207,7 +207,7 @@ def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
     assert evicted(store, EvictionLimits(keep_days=math.inf), later=0).removed == []
     assert (list(store.evicted.iterdir()), len(list(store.incoming.iterdir()))) == ([], 1)  # a pull may still run
     assert evicted(store).removed == [digest]
-    assert on(store) == {"my-own", "ab" * 32}
+    assert versions_in(store) == {"my-own", "ab" * 32}
     assert list(store.incoming.iterdir()) == []
 
 

@@ -34,7 +34,7 @@ def location(
 
 
 @pytest.fixture
-def shop(harness: Harness) -> Harness:
+def filled_harness(harness: Harness) -> Harness:
     """Two adapters that canary points at."""
     harness.add_base()
     for name in ("acme/support", "bolt/sales"):
@@ -62,9 +62,9 @@ def read(location: ExportTarget, key: str) -> bytes:
 
 
 def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
-    shop: Harness, location: Callable[[], ExportTarget]
+    filled_harness: Harness, location: Callable[[], ExportTarget]
 ) -> None:
-    assert states(run(shop, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
+    assert states(run(filled_harness, location())) == {"acme-support-v1": "new", "bolt-sales-v1": "new"}
     index = json.loads(read(location(), "index.json"))
     assert [(a["served_name"], a["name"], a["number"]) for a in index["adapters"]] == [
         ("acme-support-v1", "acme/support", 1),
@@ -81,119 +81,122 @@ def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
 
 
 def test_a_second_export_changes_nothing_and_a_promotion_adds_a_folder(
-    shop: Harness, location: Callable[[], ExportTarget]
+    filled_harness: Harness, location: Callable[[], ExportTarget]
 ) -> None:
-    run(shop, location())
+    run(filled_harness, location())
     index = read(location(), "index.json")
-    assert set(states(run(shop, location())).values()) == {"unchanged"}
+    assert set(states(run(filled_harness, location())).values()) == {"unchanged"}
     assert read(location(), "index.json") == index
-    shop.push("acme/support")
-    shop.admin.promote("acme/support", "canary", "2", generation=1)
-    assert states(run(shop, location())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
+    filled_harness.push("acme/support")
+    filled_harness.admin.promote("acme/support", "canary", "2", generation=1)
+    assert states(run(filled_harness, location())) == {"acme-support-v2": "new", "bolt-sales-v1": "unchanged"}
     assert location().names() == ["acme-support-v1", "acme-support-v2", "bolt-sales-v1"]
 
 
 def test_pruning_removes_what_is_off_the_desired_state_and_only_what_an_export_made(
-    shop: Harness, location: Callable[[], ExportTarget], tmp_path: Path
+    filled_harness: Harness, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
-    run(shop, location())
+    run(filled_harness, location())
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / ".adapter.json").write_text('{"name": "somebody/else"}')
     location().put("mine", mine, {})
-    shop.admin.yank("bolt/sales@1", "bad data")
-    assert states(run(shop, location())) == {"acme-support-v1": "unchanged"}
+    filled_harness.admin.yank("bolt/sales@1", "bad data")
+    assert states(run(filled_harness, location())) == {"acme-support-v1": "unchanged"}
     assert "bolt-sales-v1" in location().names()
-    assert states(run(shop, location(), prune=True)) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "removed"}
+    assert states(run(filled_harness, location(), prune=True)) == {
+        "acme-support-v1": "unchanged",
+        "bolt-sales-v1": "removed",
+    }
     assert location().names() == ["acme-support-v1", "mine"]
 
 
 def test_the_model_is_written_into_the_configuration_and_the_original_is_remembered(
-    shop: Harness, location: Callable[[], ExportTarget]
+    filled_harness: Harness, location: Callable[[], ExportTarget]
 ) -> None:
-    run(shop, location(), model="/models/tiny")
+    run(filled_harness, location(), model="/models/tiny")
     config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
     assert config["base_model_name_or_path"] == "/models/tiny"
-    stored = {file.path: file for file in shop.admin.version("acme/support@1").files}
+    stored = {file.path: file for file in filled_harness.admin.version("acme/support@1").files}
     told = {f["path"]: f for f in json.loads(read(location(), "index.json"))["adapters"][0]["files"]}
     assert told["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
     assert told["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
     assert told["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
-    assert set(states(run(shop, location(), model="/models/tiny")).values()) == {"unchanged"}
+    assert set(states(run(filled_harness, location(), model="/models/tiny")).values()) == {"unchanged"}
 
 
 def test_another_model_or_another_base_never_rewrites_what_is_there(
-    shop: Harness, location: Callable[[], ExportTarget]
+    filled_harness: Harness, location: Callable[[], ExportTarget]
 ) -> None:
-    run(shop, location())
+    run(filled_harness, location())
     before = read(location(), "acme-support-v1/adapter_config.json")
-    refused = run(shop, location(), model="other", prune=True)
+    refused = run(filled_harness, location(), model="other", prune=True)
     assert set(states(refused).values()) == {"failed"}
     assert "already exists and holds acme/support@1" in refused.items[0].reason
     assert read(location(), "acme-support-v1/adapter_config.json") == before
-    shop.admin.promote("acme/support", "beta", "1", generation=0)
+    filled_harness.admin.promote("acme/support", "beta", "1", generation=0)
     with pytest.raises(Invalid, match="alias 'canary' of base 'tiny-llama'"):
-        export.run(shop.admin, shop.admin.desired_state(BASE, "beta"), location(), cache=None)
+        export.run(filled_harness.admin, filled_harness.admin.desired_state(BASE, "beta"), location(), cache=None)
 
 
-def test_a_file_that_was_lost_is_named_and_not_mended_in_place(shop: Harness, tmp_path: Path) -> None:
+def test_a_file_that_was_lost_is_named_and_not_mended_in_place(filled_harness: Harness, tmp_path: Path) -> None:
     location = FolderTarget(tmp_path / "models")
-    run(shop, location)
+    run(filled_harness, location)
     (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")
-    done = run(shop, location)
+    done = run(filled_harness, location)
     assert states(done) == {"acme-support-v1": "failed", "bolt-sales-v1": "unchanged"}
     assert "adapter_model.safetensors is missing or has another size" in done.items[0].reason
     assert [a["name"] for a in json.loads(read(location, "index.json"))["adapters"]] == ["bolt/sales"]
 
 
 def test_an_upload_that_was_cut_short_is_completed(
-    shop: Harness, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    filled_harness: Harness, object_store: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store)
-    run(shop, BucketTarget(s3_url))
+    run(filled_harness, BucketTarget(s3_url))
     bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
     client = boto3.session.Session().client("s3", endpoint_url=object_store)
     for path in (".adapter.json", "adapter_config.json"):
         client.delete_object(Bucket=bucket, Key=f"{prefix}/acme-support-v1/{path}")
-    assert states(run(shop, BucketTarget(s3_url))) == {"acme-support-v1": "new", "bolt-sales-v1": "unchanged"}
+    assert states(run(filled_harness, BucketTarget(s3_url))) == {"acme-support-v1": "new", "bolt-sales-v1": "unchanged"}
     client.put_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/adapter_model.safetensors", Body=b"other")
     client.delete_object(Bucket=bucket, Key=f"{prefix}/bolt-sales-v1/.adapter.json")
-    done = run(shop, BucketTarget(s3_url))
+    done = run(filled_harness, BucketTarget(s3_url))
     assert states(done) == {"acme-support-v1": "unchanged", "bolt-sales-v1": "failed"}
     assert "already exists with other bytes" in done.items[1].reason
 
 
-def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(shop: Harness, tmp_path: Path) -> None:
-    desired = shop.admin.desired_state(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
+def test_what_fails_for_the_engine_or_a_check_is_left_out_and_named(filled_harness: Harness, tmp_path: Path) -> None:
+    desired = filled_harness.admin.desired_state(BASE, "canary", engine="vllm==0.33.0,max_lora_rank=1")
     serve, reasons = export.chosen(desired)
     assert (serve, sorted(reasons)) == ([], ["acme-support-v1", "bolt-sales-v1"])
     assert all("would not serve it as trained" in reason for reason in reasons.values())
-    good = shop.admin.desired_state(BASE, "canary")
+    good = filled_harness.admin.desired_state(BASE, "canary")
     bad = good.adapters[0].model_copy(update={"verdicts": {"smoke": Outcome.FAIL}, "engine_outcome": None})
     other = good.adapters[1].model_copy(update={"verdicts": {"engine sglang==0.5.23": Outcome.FAIL}})
     serve, reasons = export.chosen(good.model_copy(update={"adapters": [bad, other]}))
     assert ([e.name for e in serve], reasons) == (["bolt/sales"], {"acme-support-v1": "its check 'smoke' says fail"})
-    done = run(shop, FolderTarget(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
+    done = run(filled_harness, FolderTarget(tmp_path / "m"), engine="vllm==0.33.0,max_lora_rank=1")
     assert set(states(done).values()) == {"left out"}
     assert set(json.loads((tmp_path / "m" / "index.json").read_text())["left_out"]) == set(states(done))
 
 
 def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
-    shop: Harness, location: Callable[[], ExportTarget], tmp_path: Path
+    filled_harness: Harness, location: Callable[[], ExportTarget], tmp_path: Path
 ) -> None:
     folder = tmp_path / "lorax"
     if isinstance(location(), FolderTarget):
         with pytest.raises(Invalid, match="buckets only"):
-            export.write_lorax_lookups(folder, run(shop, location()))
+            export.write_lorax_lookups(folder, run(filled_harness, location()))
         return
-    done = run(shop, location())
+    done = run(filled_harness, location())
     assert export.write_lorax_lookups(folder, done) == 2
     said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
     assert (said["adapterPath"], said["status"]) == (f"{done.location}acme-support-v1/", "completed")
     bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
-    shop.admin.yank("acme/support@1", "bad data")
-    assert export.write_lorax_lookups(folder, run(shop, location(), prune=True)) == 1
+    filled_harness.admin.yank("acme/support@1", "bad data")
+    assert export.write_lorax_lookups(folder, run(filled_harness, location(), prune=True)) == 1
     assert not (folder / "v2/repos/acme-support/version/1").exists()
     assert (folder / "v2/repos/bolt-sales/version/1").exists()

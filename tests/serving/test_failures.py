@@ -19,7 +19,7 @@ from registry.serving.store import local_store
 from tests.serving.node import Node
 
 
-def full(*_: object, **__: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     """A disk that takes nothing."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -37,7 +37,7 @@ def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_
     node.start()
     assert node.states() == {"acme-support-v1": "ready"}
     assert node.loaded == ["acme-support-v1"]
-    assert any("using the stored desired state" in line for line in node.said)
+    assert any("using the stored desired state" in transport for transport in node.said)
 
 
 def test_an_unknown_base_is_said_and_loads_nothing(node: Node) -> None:
@@ -50,11 +50,11 @@ def test_an_unknown_base_is_said_and_loads_nothing(node: Node) -> None:
 def test_a_served_name_that_would_leave_the_folder_is_refused_and_reaches_nothing(node: Node) -> None:
     node.push("acme/support")
     node.push("acme/other")
-    node.line.spoils = "/bases/"
-    node.line.spoil = lambda data: data.replace(b'"acme-support-v1"', b'"../../etc/evil"')
+    node.transport.spoils = "/bases/"
+    node.transport.spoil = lambda data: data.replace(b'"acme-support-v1"', b'"../../etc/evil"')
     assert node.states() == {"../../etc/evil": "refused", "acme-other-v1": "ready"}
     assert node.loaded == ["acme-other-v1"]
-    node.line.spoil = None
+    node.transport.spoil = None
     node.push("acme/support")  # the desired state that was spoilt is the one that is known until it changes
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v2": "ready"}
 
@@ -68,10 +68,12 @@ def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
     node.push("acme/support")
 
     with monkeypatch.context() as patch:
-        patch.setattr("registry.client.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file", full)
+        patch.setattr(
+            "registry.client.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file", full_disk
+        )
         assert node.states() == {"acme-support-v2": "failed"}
         assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
-        assert any("No space left" in line and "cannot be stored" in line for line in node.said)
+        assert any("No space left" in transport and "cannot be stored" in transport for transport in node.said)
         assert node.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed"}
     assert not list((node.store.root / "incoming").iterdir()), "nothing half lies there"
     assert node.states() == {"acme-support-v2": "ready"}
@@ -85,7 +87,7 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     node.push("acme/support")
     told = node.store.root / "aliases.json"
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.reconciler.replace_file", full)
+        patched.setattr("registry.serving.agent.reconciler.replace_file", full_disk)
         for _ in range(2):
             with pytest.raises(Unavailable, match="cannot be written: No space left"):
                 node.states()
@@ -106,12 +108,12 @@ def test_a_desired_state_that_a_full_disk_did_not_take_is_stored_when_there_is_s
     node.states()
     node.push("acme/support")
     with monkeypatch.context() as patched:
-        patched.setattr("registry.serving.agent.agent.replace_file", full)
+        patched.setattr("registry.serving.agent.agent.replace_file", full_disk)
         for _ in range(2):
             assert node.states() == {"acme-support-v2": "ready"}
-    assert len([line for line in node.said if "cannot store the desired state" in line]) == 1
+    assert len([transport for transport in node.said if "cannot store the desired state" in transport]) == 1
     node.states()
-    node.line.cut = True
+    node.transport.cut = True
     node.start()
     assert node.states() == {"acme-support-v2": "ready"}
 
@@ -149,12 +151,12 @@ def test_what_was_served_stays_when_agent_and_successor_fail_together(node: Node
     node.states()
     node.push("acme/support")
     node.start()
-    node.line.spoil = lambda data: data[:-7]
+    node.transport.spoil = lambda data: data[:-7]
     for _ in range(2):
         assert node.states() == {"acme-support-v2": "failed"}
         node.clock.now += 60
     assert (node.loaded, node.reconciler.aliases) == (["acme-support-v1"], {"acme/support": "acme-support-v1"})
-    node.line.spoil = None
+    node.transport.spoil = None
     node.clock.now += 60
     assert node.states() == {"acme-support-v2": "ready"}
 
@@ -203,7 +205,7 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
 
     def wait_for(words: str) -> None:
         with said:
-            assert said.wait_for(lambda: any(words in line for line in node.said), 60), node.said
+            assert said.wait_for(lambda: any(words in transport for transport in node.said), 60), node.said
 
     node.push("acme/support")
     node.agent._say = say
@@ -212,20 +214,20 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
     running.start()
     try:
         wait_for("acme-support-v1  ready")
-        node.line.cut = True
+        node.transport.cut = True
         wait_for("cannot fetch the desired state")
         node.engine.stop()
         wait_for("the engine at")
         node.push("acme/support")
         node.engine.start()
-        node.line.cut = False
+        node.transport.cut = False
         wait_for("acme-support-v2  ready")
     finally:
         stop.set()
         node.agent.wake()
         running.join(60)
     assert not running.is_alive()
-    assert sum("cannot fetch the desired state" in line for line in node.said) == 1
+    assert sum("cannot fetch the desired state" in transport for transport in node.said) == 1
 
 
 def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +246,7 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
     monkeypatch.setattr(node.agent, "fetch", lambda **_: False)
     node.agent.run(stop)
     assert len(passes) == 3
-    assert [line for line in node.said if "bug" in line] == [
+    assert [transport for transport in node.said if "bug" in transport] == [
         "a pass failed because of a bug: ZeroDivisionError('nobody thought of it')"
     ]
 
@@ -252,12 +254,12 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
 def test_a_registry_that_knows_no_fleet_is_said_once_and_harms_nothing(node: Node) -> None:
     node.push("acme/support")
     node.states()
-    node.line.cut = True
+    node.transport.cut = True
     for _ in range(3):
         node.agent.send_heartbeat()
-    assert sum("does not accept reports" in line for line in node.said) == 1
+    assert sum("does not accept reports" in transport for transport in node.said) == 1
     assert (node.metrics.value("reports"), node.metrics.value("reports_failed")) == (0, 3)
-    node.line.cut = False
+    node.transport.cut = False
     assert node.reported() == {"acme-support-v1": "serving"}
 
 

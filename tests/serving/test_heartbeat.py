@@ -18,7 +18,7 @@ from registry.serving import vllm
 from registry.serving.agent import heartbeat, metrics
 from registry.serving.agent.metrics import COUNTERS, GAUGES, PREFIX
 from tests.harness import URL, Harness
-from tests.serving.node import Line, Node
+from tests.serving.node import FaultyTransport, Node
 from tests.serving.vllm_frontend import LoRARequest
 
 
@@ -120,7 +120,7 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
 
 
 def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
-    harness: Harness, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, transport: FaultyTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     monkeypatch.setattr(heartbeat.Heartbeat, "run", lambda _self, _stop: None)
@@ -131,7 +131,7 @@ def test_the_plugin_of_vllm_reports_what_it_gave_away_and_is_not_counted(
     harness.push("acme/support")
     arguments = ["serve", "tiny-llama", "--port", "8123"]
     resolver = vllm.RegistryResolver(
-        environment, arguments, open_registry=lambda url, token: Registry(url, token, line)
+        environment, arguments, open_registry=lambda url, token: Registry(url, token, transport)
     )
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/none")) is None

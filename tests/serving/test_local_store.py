@@ -15,13 +15,15 @@ from registry.names import AdapterName
 from registry.serving.store.local_store import LocalStore
 from tests.harness import URL, Harness
 from tests.samples import WEIGHTS
-from tests.serving.node import Line
+from tests.serving.node import FaultyTransport
 
 
-def test_a_damaged_folder_is_left_alone_and_a_second_one_is_made(harness: Harness, line: Line, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_left_alone_and_a_second_one_is_made(
+    harness: Harness, transport: FaultyTransport, tmp_path: Path
+) -> None:
     good = harness.files()
     version = harness.push("acme/support", good).version
-    with Registry(URL, harness.secret, line) as registry:
+    with Registry(URL, harness.secret, transport) as registry:
         first = LocalStore(tmp_path).fetch(registry, AdapterName.parse("acme/support"), version.digest)
         (first / WEIGHTS).chmod(0o600)
         (first / WEIGHTS).write_bytes(b"edited")
@@ -35,11 +37,11 @@ def test_a_damaged_folder_is_left_alone_and_a_second_one_is_made(harness: Harnes
 
 
 def test_two_processes_that_bring_the_same_version_share_one_folder(
-    harness: Harness, line: Line, tmp_path: Path
+    harness: Harness, transport: FaultyTransport, tmp_path: Path
 ) -> None:
     version = harness.push("acme/support").version
     one, other = LocalStore(tmp_path), LocalStore(tmp_path)
-    with Registry(URL, harness.secret, line) as registry:
+    with Registry(URL, harness.secret, transport) as registry:
         brought = one.fetch(registry, AdapterName.parse("acme/support"), version.digest)
         scratch = tmp_path / "incoming" / "late"
         resolved = pull.pull(registry, f"acme/support@{version.digest}", scratch, cache=None)
@@ -47,20 +49,24 @@ def test_two_processes_that_bring_the_same_version_share_one_folder(
     assert [path.name for path in one.versions.iterdir()] == [version.digest.hex]
 
 
-def test_more_damaged_copies_than_anybody_needs_are_an_error(tmp_path: Path, harness: Harness, line: Line) -> None:
+def test_more_damaged_copies_than_anybody_needs_are_an_error(
+    tmp_path: Path, harness: Harness, transport: FaultyTransport
+) -> None:
     version = harness.push("acme/support").version
     for number in range(1, 10):
         location = tmp_path / "versions" / (version.digest.hex + ("" if number == 1 else f"-{number}"))
         location.mkdir(parents=True)
         (location / "x").touch()
-    with Registry(URL, harness.secret, line) as registry, pytest.raises(Corrupt, match="damaged copies"):
+    with Registry(URL, harness.secret, transport) as registry, pytest.raises(Corrupt, match="damaged copies"):
         LocalStore(tmp_path).fetch(registry, AdapterName.parse("acme/support"), Digest(version.digest))
 
 
-def test_a_store_that_lost_a_folder_brings_it_again(harness: Harness, line: Line, tmp_path: Path) -> None:
+def test_a_store_that_lost_a_folder_brings_it_again(
+    harness: Harness, transport: FaultyTransport, tmp_path: Path
+) -> None:
     version = harness.push("acme/support").version
     store = LocalStore(tmp_path)
-    with Registry(URL, harness.secret, line) as registry:
+    with Registry(URL, harness.secret, transport) as registry:
         folder = store.fetch(registry, AdapterName.parse("acme/support"), version.digest)
         shutil.rmtree(folder)
         assert store.find(version.digest) is None

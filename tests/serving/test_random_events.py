@@ -26,7 +26,8 @@ class RandomEvents:
         usual = (self.push, self.push, self.promote, self.promote, self.yank, self.wait, self.wait, self.heal)
         self.acts: tuple[Callable[[], object], ...] = (
             *usual, self.unload, self.replace, self.kill, node.start,
-            lambda: setattr(node.line, "spoil", lambda data: data[:-3]), lambda: setattr(node.line, "cut", True),
+            lambda: setattr(node.transport, "spoil", lambda data: data[:-3]),
+            lambda: setattr(node.transport, "cut", True),
             lambda: setattr(node.engine, "deaf", True),
         )  # fmt: skip
 
@@ -60,7 +61,7 @@ class RandomEvents:
         self.node.engine.start()
 
     def heal(self) -> None:
-        self.node.line.cut, self.node.line.spoil, self.node.engine.deaf = False, None, False
+        self.node.transport.cut, self.node.transport.spoil, self.node.engine.deaf = False, None, False
 
 
 @pytest.mark.parametrize("seed", SEEDS)

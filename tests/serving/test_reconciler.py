@@ -94,11 +94,11 @@ def test_what_another_store_gave_the_engine_serves_until_this_one_has_it(node: N
     root = str(elsewhere / next(elsewhere.iterdir()).name)
     node.engine.loaded = {"acme-support-v1": (root, node.engine.loaded["acme-support-v1"][1])}
     node.start()
-    node.line.spoil = lambda data: data[:-7]
+    node.transport.spoil = lambda data: data[:-7]
     assert node.states() == {"acme-support-v1": "failed"}
     assert node.engine.loaded["acme-support-v1"][0] == root
     assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
-    node.line.spoil = None
+    node.transport.spoil = None
     assert node.states() == {"acme-support-v1": "ready"}
     assert Path(node.engine.loaded["acme-support-v1"][0]).parent == node.store.versions
 
@@ -123,17 +123,17 @@ def test_bad_bytes_never_reach_the_engine_and_the_next_pass_mends_it(
     node: Node, spoil: Callable[[bytes], bytes]
 ) -> None:
     node.push("acme/support")
-    node.line.spoil = spoil
+    node.transport.spoil = spoil
     assert node.states() == {"acme-support-v1": "failed"}
     assert node.loaded == []
-    node.line.spoil = None
+    node.transport.spoil = None
     assert node.states() == {"acme-support-v1": "ready"}
 
 
 def test_without_the_registry_a_new_agent_fills_a_new_engine_from_what_it_kept(node: Node) -> None:
     node.push("acme/support")
     node.states()
-    node.line.cut = True
+    node.transport.cut = True
     node.engine.loaded.clear()
     node.start()
     assert node.states() == {"acme-support-v1": "ready"}

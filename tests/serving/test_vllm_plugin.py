@@ -18,27 +18,27 @@ from registry.serving.store.local_store import LocalStore
 from registry.serving.store.resolver import Resolver
 from tests.harness import URL, Harness
 from tests.samples import WEIGHTS
-from tests.serving.node import Clock, Line
-from tests.serving.vllm_frontend import Front, LoRARequest, ResolverRegistry
+from tests.serving.node import Clock, FaultyTransport
+from tests.serving.vllm_frontend import Frontend, LoRARequest, ResolverRegistry
 
 BASE = "tiny-llama"
 ENGINE = "vllm==0.33.0,max_lora_rank=16"
 
 
 @pytest.fixture
-def resolver(harness: Harness, line: Line, store: LocalStore, clock: Clock) -> Iterator[Resolver]:
-    with Registry(URL, harness.issue("pull")[1], line) as registry:
+def resolver(harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock) -> Iterator[Resolver]:
+    with Registry(URL, harness.issue("pull")[1], transport) as registry:
         yield Resolver(registry, store, engine=ENGINE, base=BASE, clock=clock)
 
 
 @pytest.fixture
-def front(harness: Harness, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Front:
+def frontend(harness: Harness, transport: FaultyTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Frontend:
     """vLLM with our plugin registered as its entry point does it."""
     known = ResolverRegistry()
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     monkeypatch.setattr(vllm, "LoRAResolverRegistry", known)
     monkeypatch.setattr(
-        vllm.RegistryResolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, line)}
+        vllm.RegistryResolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, transport)}
     )
     monkeypatch.setenv("ADAPTER_REGISTRY", URL)
     monkeypatch.setenv("ADAPTER_TOKEN", harness.issue("pull")[1])
@@ -46,36 +46,42 @@ def front(harness: Harness, line: Line, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
     monkeypatch.setenv("ADAPTER_PLUGIN_NODE", "off")
     vllm.register()
-    return Front(known, f"/models/{BASE}")
+    return Frontend(known, f"/models/{BASE}")
 
 
-def ask(front: Front, model: str) -> int:
-    return asyncio.run(front.ask(model))
+def ask(frontend: Frontend, model: str) -> int:
+    return asyncio.run(frontend.ask(model))
 
 
-def test_a_bare_name_an_alias_and_a_number_are_resolved_to_their_own_bytes(front: Front, harness: Harness) -> None:
+def test_a_bare_name_an_alias_and_a_number_are_resolved_to_their_own_bytes(
+    frontend: Frontend, harness: Harness
+) -> None:
     first, second = harness.files(), harness.files()
     harness.push("acme/support", first, alias="canary")
     harness.push("acme/support", second)
-    assert [ask(front, name) for name in ("acme/support", "acme/support:canary", "acme/support@1")] == [200, 200, 200]
-    assert front.weights["acme/support"] == second[WEIGHTS]
-    assert front.weights["acme/support:canary"] == front.weights["acme/support@1"] == first[WEIGHTS]
-    folder = Path(front.loaded["acme/support@1"].lora_path)
+    assert [ask(frontend, name) for name in ("acme/support", "acme/support:canary", "acme/support@1")] == [
+        200,
+        200,
+        200,
+    ]
+    assert frontend.weights["acme/support"] == second[WEIGHTS]
+    assert frontend.weights["acme/support:canary"] == frontend.weights["acme/support@1"] == first[WEIGHTS]
+    folder = Path(frontend.loaded["acme/support@1"].lora_path)
     assert folder.name == harness.admin.version("acme/support@1").digest.hex
 
 
 def test_a_promote_is_served_after_the_name_was_unloaded_and_nothing_was_rewritten(
-    front: Front, harness: Harness
+    frontend: Frontend, harness: Harness
 ) -> None:
     first, second = harness.files(), harness.files()
     harness.push("acme/support", first, alias="canary")
-    assert ask(front, "acme/support:canary") == 200
-    before = front.loaded["acme/support:canary"].lora_path
+    assert ask(frontend, "acme/support:canary") == 200
+    before = frontend.loaded["acme/support:canary"].lora_path
     harness.push("acme/support", second)
     harness.admin.promote("acme/support", "canary", "2", generation=1)
-    front.unload("acme/support:canary")
-    assert ask(front, "acme/support:canary") == 200
-    assert front.weights["acme/support:canary"] == second[WEIGHTS]
+    frontend.unload("acme/support:canary")
+    assert ask(frontend, "acme/support:canary") == 200
+    assert frontend.weights["acme/support:canary"] == second[WEIGHTS]
     assert (Path(before) / WEIGHTS).read_bytes() == first[WEIGHTS]
 
 
@@ -83,161 +89,173 @@ def test_a_promote_is_served_after_the_name_was_unloaded_and_nothing_was_rewritt
     "name", ["../etc", "acme/../../etc", "/etc/passwd", "acme", "Acme/Support", "acme/support:", "a/b@../c", "x" * 5000]
 )
 def test_what_is_no_name_is_refused_without_a_request_and_without_a_folder(
-    front: Front, line: Line, tmp_path: Path, name: str
+    frontend: Frontend, transport: FaultyTransport, tmp_path: Path, name: str
 ) -> None:
-    assert ask(front, name) == 404
-    assert line.paths == []
+    assert ask(frontend, name) == 404
+    assert transport.paths == []
     assert not (tmp_path / "store").exists()
 
 
 def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
-    resolver: Resolver, line: Line, clock: Clock, harness: Harness
+    resolver: Resolver, transport: FaultyTransport, clock: Clock, harness: Harness
 ) -> None:
     for _ in range(5):
         assert resolver.find("acme/nothing").folder is None
-    assert len(line.paths) == 1
+    assert len(transport.paths) == 1
     harness.push("acme/nothing")
     clock.now += finders.REFUSED_SECONDS + 1
     assert resolver.find("acme/nothing").folder is not None
 
 
 def test_many_unknown_names_are_not_all_asked_for(
-    resolver: Resolver, line: Line, monkeypatch: pytest.MonkeyPatch
+    resolver: Resolver, transport: FaultyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finders, "LOOKUPS_PER_MINUTE", 5)
     monkeypatch.setattr(finders, "REMEMBERED_LIMIT", 3)
     reasons = [resolver.find(f"acme/n{number}").reason for number in range(9)]
-    assert len(line.paths) == 5
+    assert len(transport.paths) == 5
     assert "over 5 unknown names per minute" in reasons[-1]
 
 
 def test_a_rank_over_the_engines_limit_is_refused_before_a_byte_is_fetched(
-    front: Front, line: Line, harness: Harness, caplog: pytest.LogCaptureFixture
+    frontend: Frontend, transport: FaultyTransport, harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     harness.push("acme/large", harness.files(rank=32))
-    assert ask(front, "acme/large") == 404
+    assert ask(frontend, "acme/large") == 404
     assert "max_lora_rank=16" in caplog.text
-    assert not [path for path in line.paths if "/files/" in path]
+    assert not [path for path in transport.paths if "/files/" in path]
 
 
-def test_what_failed_its_smoke_test_never_reaches_the_engine(resolver: Resolver, line: Line, harness: Harness) -> None:
+def test_what_failed_its_smoke_test_never_reaches_the_engine(
+    resolver: Resolver, transport: FaultyTransport, harness: Harness
+) -> None:
     harness.push("acme/poison")
     message = "logits are not finite"
     harness.validate(
         "acme/poison@1", [Finding(code="smoke.not_finite", severity="error", location="logits", message=message)]
     )
     assert "'smoke' says fail" in resolver.find("acme/poison").reason
-    assert not [path for path in line.paths if "/files/" in path]
+    assert not [path for path in transport.paths if "/files/" in path]
 
 
 def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
-    front: Front, line: Line, harness: Harness, clock: Clock, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    frontend: Frontend,
+    transport: FaultyTransport,
+    harness: Harness,
+    clock: Clock,
+    store: LocalStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness.push("acme/support")
-    with Registry(URL, harness.secret, line) as registry:
+    with Registry(URL, harness.secret, transport) as registry:
         careful = Resolver(registry, store, engine=ENGINE, base=BASE, checks=frozenset({Check.SMOKE}), clock=clock)
         assert "'smoke' has not run yet" in careful.find("acme/support").reason
-        assert not [path for path in line.paths if "/files/" in path]
+        assert not [path for path in transport.paths if "/files/" in path]
         harness.validate("acme/support@1")
         clock.now += finders.REFUSED_SECONDS + 1
         assert careful.find("acme/support").folder is not None
     harness.push("acme/other")
-    assert ask(front, "acme/other") == 200
+    assert ask(frontend, "acme/other") == 200
     monkeypatch.setenv("ADAPTER_PLUGIN_CHECKS", "weights, smoke")
     vllm.register()
-    assert ask(front, "acme/other@1") == 404
+    assert ask(frontend, "acme/other@1") == 404
 
 
 def test_a_yanked_version_and_another_base_are_refused(
-    resolver: Resolver, harness: Harness, line: Line, store: LocalStore
+    resolver: Resolver, harness: Harness, transport: FaultyTransport, store: LocalStore
 ) -> None:
     harness.push("acme/support")
     harness.admin.yank("acme/support@1", "leaks addresses")
     assert "yanked" in resolver.find("acme/support@1").reason
     harness.push("acme/other")
-    with Registry(URL, harness.secret, line) as registry:
+    with Registry(URL, harness.secret, transport) as registry:
         found = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
     assert found.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
 
 
 def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
-    harness: Harness, line: Line, store: LocalStore
+    harness: Harness, transport: FaultyTransport, store: LocalStore
 ) -> None:
     harness.push("acme/support")
-    with Registry(URL, harness.issue("pull", namespaces=["bolt"])[1], line) as registry:
+    with Registry(URL, harness.issue("pull", namespaces=["bolt"])[1], transport) as registry:
         assert Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").folder is None
-    with Registry(URL, "wrong", line) as registry:
+    with Registry(URL, "wrong", transport) as registry:
         assert "token" in Resolver(registry, store, engine=ENGINE, base=BASE).find("acme/support").reason
         only = Resolver(registry, store, engine=ENGINE, base=BASE, namespaces=frozenset({"bolt"}))
         assert "namespace" in only.find("acme/support").reason
 
 
 def test_without_the_registry_the_last_yes_holds_and_a_new_name_is_a_short_no(
-    resolver: Resolver, line: Line, harness: Harness, clock: Clock
+    resolver: Resolver, transport: FaultyTransport, harness: Harness, clock: Clock
 ) -> None:
     harness.push("acme/support")
     harness.push("acme/other")
     before = resolver.find("acme/support").folder
-    line.cut = True
+    transport.cut = True
     assert resolver.find("acme/support").folder == before is not None
     assert "is unreachable" in resolver.find("acme/other").reason
-    line.cut = False
+    transport.cut = False
     assert resolver.find("acme/other").folder is None
     clock.now += finders.UNREACHABLE_SECONDS + 1
     assert resolver.find("acme/other").folder is not None
 
 
 def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
-    resolver: Resolver, line: Line, harness: Harness, clock: Clock
+    resolver: Resolver, transport: FaultyTransport, harness: Harness, clock: Clock
 ) -> None:
     harness.push("acme/support")
     assert resolver.find("acme/support@1").folder
     harness.admin.yank("acme/support@1", "leaks addresses")
     assert "yanked" in resolver.find("acme/support@1").reason
-    line.cut = True
+    transport.cut = True
     clock.now += finders.REFUSED_SECONDS + 1
     found = resolver.find("acme/support@1")
     assert (found.folder, "yanked" in found.reason) == (None, False)
 
 
 def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(
-    resolver: Resolver, line: Line, harness: Harness, clock: Clock
+    resolver: Resolver, transport: FaultyTransport, harness: Harness, clock: Clock
 ) -> None:
     names = [f"acme/m{number}" for number in range(5)]
     for name in names:
         harness.push(name)
         assert resolver.find(name).folder
-    line.cut, line.cuts = True, 0
+    transport.cut, transport.cuts = True, 0
     assert all(resolver.find(name).folder for name in names)
-    tries_for_one = line.cuts
+    tries_for_one = transport.cuts
     clock.now += finders.UNREACHABLE_SECONDS + 1
     assert resolver.find(names[0]).folder
-    assert line.cuts == 2 * tries_for_one
-    line.cut = False
+    assert transport.cuts == 2 * tries_for_one
+    transport.cut = False
     clock.now += finders.UNREACHABLE_SECONDS + 1
     assert resolver.find(names[0]).reason == ""
 
 
 def test_a_yes_for_one_engine_is_none_for_another_when_the_registry_is_away(
-    resolver: Resolver, line: Line, harness: Harness, store: LocalStore
+    resolver: Resolver, transport: FaultyTransport, harness: Harness, store: LocalStore
 ) -> None:
     harness.push("acme/support")
     assert resolver.find("acme/support").folder
-    line.cut = True
-    with Registry(URL, harness.secret, line) as registry:
+    transport.cut = True
+    with Registry(URL, harness.secret, transport) as registry:
         other = Resolver(registry, store, engine="vllm==0.31.0", base=BASE)
         assert other.find("acme/support").folder is None
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-7], lambda data: bytes([data[0] ^ 1]) + data[1:]])
 def test_truncated_and_changed_bytes_are_refused_and_the_next_try_succeeds(
-    resolver: Resolver, line: Line, harness: Harness, clock: Clock, store: LocalStore, spoil: Callable[[bytes], bytes]
+    resolver: Resolver,
+    transport: FaultyTransport,
+    harness: Harness,
+    clock: Clock,
+    store: LocalStore,
+    spoil: Callable[[bytes], bytes],
 ) -> None:
     harness.push("acme/support")
-    line.spoil = spoil
+    transport.spoil = spoil
     assert resolver.find("acme/support").folder is None
     assert list(store.versions.iterdir()) == []
-    line.spoil = None
+    transport.spoil = None
     clock.now += finders.REFUSED_SECONDS + 1
     assert resolver.find("acme/support").folder is not None
 
@@ -258,12 +276,14 @@ def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
     assert resolver.find("acme/support").folder is not None
 
 
-def test_registering_never_raises_and_asks_nobody(front: Front, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert line.paths == []
+def test_registering_never_raises_and_asks_nobody(
+    frontend: Frontend, transport: FaultyTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert transport.paths == []
     monkeypatch.setenv("ADAPTER_REGISTRY", "not a url")
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", "vllm=wrong")
     vllm.register()
-    assert ask(front, "acme/support") == 404
+    assert ask(frontend, "acme/support") == 404
 
     def broken(*_: Any) -> None:
         raise RuntimeError("another vLLM")

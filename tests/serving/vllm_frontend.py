@@ -30,7 +30,7 @@ class ResolverRegistry:
         self.resolvers[resolver_name] = resolver
 
 
-class Front:
+class Frontend:
     """Asks each resolver for an unknown name, loads what it gives, and never asks again for what is loaded."""
 
     def __init__(self, registry: ResolverRegistry, model: str) -> None:

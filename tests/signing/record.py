@@ -9,7 +9,7 @@ from typing import Any
 
 from registry.digest import Digest
 from tests.signing import tool
-from tests.signing.stand import LEFT_OUT, RECORDED, Stand
+from tests.signing.setup import LEFT_OUT, RECORDED, SigningSetup
 from tests.worker import models
 
 
@@ -28,7 +28,7 @@ def main() -> None:
         files = {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
         told: dict[str, Any] = {"tool": f"model-signing {tool.VERSION}", "files": {}, "signed": {}}
         told["files"] = {name: [str(Digest.of(data)), len(data)] for name, data in files.items()}
-        for one in Stand(folder / "stand").signed(tool.Tool(), trained):
+        for one in SigningSetup(folder / "stand").signed(tool.Tool(), trained):
             with_what = {"public_key": one.public_key.decode()} if one.public_key else {"root": one.root.decode()}
             told["signed"][one.way] = {"bundle": one.bundle.read_text(), **with_what}
     RECORDED.write_text(json.dumps(told, indent=1) + "\n")

@@ -20,12 +20,12 @@ pytestmark = [
 
 
 def test_a_bundle_of_model_signing_is_pushed_and_verified(cli: CommandRunner) -> None:
-    from tests.signing import record, stand  # imports torch
+    from tests.signing import record, setup  # imports torch
 
     trained = record.adapter(cli.folder)
     cli("base", "add", "tiny", cli.folder / "tiny")
     signer = tool.Tool()
-    for number, one in enumerate(stand.Stand(cli.folder / "stand").signed(signer, trained)):
+    for number, one in enumerate(setup.SigningSetup(cli.folder / "stand").signed(signer, trained)):
         name, given = f"acme/signed-{number}", ["--bundle", one.bundle]
         if one.public_key:
             public = cli.folder / f"{number}.pub"
@@ -46,12 +46,12 @@ def test_a_bundle_of_model_signing_is_pushed_and_verified(cli: CommandRunner) ->
 
 
 def test_model_signing_verifies_our_signatures(cli: CommandRunner) -> None:
-    from tests.signing import record, stand  # imports torch
+    from tests.signing import record, setup  # imports torch
 
     trained = record.adapter(cli.folder)
-    (trained / stand.LEFT_OUT).unlink()
+    (trained / setup.LEFT_OUT).unlink()
     cli("base", "add", "tiny", cli.folder / "tiny")
-    key, public = stand.Stand(cli.folder / "stand").key("signer", stand.CURVES["p256"])
+    key, public = setup.SigningSetup(cli.folder / "stand").key("signer", setup.CURVES["p256"])
     pem = cli.folder / "signer.pub"
     pem.write_bytes(public.public_bytes(PEM, SPKI))
     cli("push", trained, "acme/ours", "--base", "tiny", "--sign", key)

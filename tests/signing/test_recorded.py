@@ -18,7 +18,7 @@ from registry.digest import Digest
 from registry.errors import Invalid
 from registry.files import kind_of
 from registry.manifest import BaseRef, Descriptor, Manifest
-from tests.signing.stand import LEFT_OUT, RECORDED
+from tests.signing.setup import LEFT_OUT, RECORDED
 
 TOLD: dict[str, Any] = json.loads(RECORDED.read_text())
 KEYS = [way for way, one in TOLD["signed"].items() if "public_key" in one]

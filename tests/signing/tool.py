@@ -1,6 +1,6 @@
 """OpenSSF's model_signing under `.cache/signing`, brought once (100 MB), and what it is asked here.
 
-    python -m tests.signing.tool        bring it
+    python -m tests.signing.tool        install it
 
 Invariants
 - An environment that is whole holds a file `.ready`; what is cut off is made again.
@@ -51,7 +51,7 @@ def is_wanted() -> bool:
     return bool(os.environ.get("MODEL_SIGNING")) and (FOLDER / ".ready").exists()
 
 
-def bring() -> None:
+def install() -> None:
     if (FOLDER / ".ready").exists():
         return
     python = FOLDER / "bin" / "python"
@@ -97,4 +97,4 @@ class Tool:
 
 
 if __name__ == "__main__":
-    bring()
+    install()

@@ -23,7 +23,7 @@ LOUD_EVERY, SILENT = 10, 7
 """Each tenth moves the base twenty times as far as the others; one has no effect at all."""
 
 
-def fleet(pattern: Path, folder: Path) -> dict[str, Path]:
+def make_adapters(pattern: Path, folder: Path) -> dict[str, Path]:
     """Adapters of one layout by the names of their versions, each with numbers of its own."""
     tensors, made = load_file(pattern / models.WEIGHTS), {}
     for number in range(ADAPTERS):
@@ -41,7 +41,7 @@ def fleet(pattern: Path, folder: Path) -> dict[str, Path]:
 def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_table_that_is_right(
     setup: WorkerSetup, good: Path, worker: Callable[..., Worker], tmp_path: Path, base_folder: Path
 ) -> None:
-    pushed = fleet(good, tmp_path)
+    pushed = make_adapters(good, tmp_path)
     loud = {f"acme/shop-{number}@1" for number in range(0, ADAPTERS, LOUD_EVERY)}
     silent = f"acme/shop-{SILENT}@1"
     with Pool() as pool:

@@ -45,8 +45,8 @@ def logits(base: Path, adapter: Path) -> torch.Tensor:
     return found
 
 
-def order(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
-    """The order that a worker would give, after the judgment that it would make."""
+def conversion_request(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
+    """The request that a worker would send, after the checks that it would make."""
     spec, _ = base_spec_from(base, base.name)
     asked = Conversion(to=to, into="acme/made")
     conversions.runs_on(read_folder(source).contents, asked, spec)
@@ -66,7 +66,7 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
             continue
         base, out = bases / entry["base"], tmp_path / name
         try:
-            to_canonical.convert(order("canonical", base, zoo / name, out))
+            to_canonical.convert(conversion_request("canonical", base, zoo / name, out))
         except RegistryError as e:
             refused[name] = e.detail
             continue
@@ -98,7 +98,7 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     name: str, tmp_path: Path
 ) -> None:
     base, source = fixtures.tiny_bases() / "llama-a", fixtures.zoo() / name
-    report = to_plain.convert(order("plain", base, source, tmp_path / "made"))
+    report = to_plain.convert(conversion_request("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
     made = read_folder(tmp_path / "made").peft
@@ -155,7 +155,7 @@ def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
     heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}
     written = tmp_path / tool
     source = as_mlx(attention, written) if tool == "mlx" else as_torchtune(attention, written, heads)
-    report = to_peft.convert(order("peft", base_folder, source, tmp_path / "made"))
+    report = to_peft.convert(conversion_request("peft", base_folder, source, tmp_path / "made"))
     assert difference(base_folder, attention, tmp_path / "made") == 0
     assert report.error == 0
     made, given = load_file(tmp_path / "made" / WEIGHTS), load_file(attention / WEIGHTS)
@@ -168,7 +168,7 @@ def test_layers_that_were_not_trained_are_not_announced(base_folder: Path, atten
     tensors = load_file(source / "adapters.safetensors")
     kept = {name: t for name, t in tensors.items() if ".layers.0." not in name}
     save_file(kept, source / "adapters.safetensors")
-    to_peft.convert(order("peft", base_folder, source, tmp_path / "made"))
+    to_peft.convert(conversion_request("peft", base_folder, source, tmp_path / "made"))
     targets = json.loads((tmp_path / "made" / CONFIG).read_bytes())["target_modules"]
     assert targets
     assert not [path for path in targets if ".layers.0." in path or "." not in path]
@@ -178,7 +178,7 @@ def test_layers_that_were_not_trained_are_not_announced(base_folder: Path, atten
 def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_order(
     base_folder: Path, attention: Path, tmp_path: Path
 ) -> None:
-    to_gguf.convert(order("gguf", base_folder, attention, tmp_path / "made"))
+    to_gguf.convert(conversion_request("gguf", base_folder, attention, tmp_path / "made"))
     reader = GGUFReader(tmp_path / "made" / to_gguf.FILE)
     found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
     given = load_file(attention / WEIGHTS)

@@ -41,35 +41,35 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def of_family() -> Callable[[str], Identity]:
+def identity_of() -> Callable[[str], Identity]:
     return lambda name: fingerprints.identify(Weights.of(fixtures.tiny_bases() / name))
 
 
 @pytest.fixture(scope="module")
-def middle(of_family: Callable[[str], Identity]) -> Identity:
-    return of_family("llama-a")
+def llama_a(identity_of: Callable[[str], Identity]) -> Identity:
+    return identity_of("llama-a")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_of_the_tiny_family_has_its_match(
-    of_family: Callable[[str], Identity], middle: Identity, name: str
+    identity_of: Callable[[str], Identity], llama_a: Identity, name: str
 ) -> None:
-    found = compare(middle, of_family(name))
+    found = compare(llama_a, identity_of(name))
     assert found.match is EXPECTED[name], found
-    assert Weights.of(fixtures.tiny_bases() / name).exact() == of_family(name).exact
+    assert Weights.of(fixtures.tiny_bases() / name).exact() == identity_of(name).exact
 
 
-def test_the_descendants_say_what_differs(of_family: Callable[[str], Identity], middle: Identity) -> None:
-    assert compare(middle, of_family("llama-a-finetuned")).changed == ("down_proj",)
-    assert compare(middle, of_family("llama-a-vocab520")).changed == ("embed_tokens", "lm_head")
+def test_the_descendants_say_what_differs(identity_of: Callable[[str], Identity], llama_a: Identity) -> None:
+    assert compare(llama_a, identity_of("llama-a-finetuned")).changed == ("down_proj",)
+    assert compare(llama_a, identity_of("llama-a-vocab520")).changed == ("embed_tokens", "lm_head")
 
 
 def test_a_base_that_bitsandbytes_packed_is_a_quantized_variant(
-    of_family: Callable[[str], Identity], middle: Identity
+    identity_of: Callable[[str], Identity], llama_a: Identity
 ) -> None:
     if not (fixtures.tiny_bases() / "llama-a-nf4").is_dir():
         pytest.skip("bitsandbytes is not installed: the family has no NF4 base")
-    assert compare(middle, of_family("llama-a-nf4")).match is BaseMatch.QUANTIZED
+    assert compare(llama_a, identity_of("llama-a-nf4")).match is BaseMatch.QUANTIZED
 
 
 # ------------------------------------------------------------------ packings, written by hand

@@ -166,7 +166,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def painted(base: Path, source: Path | None) -> torch.Tensor:
+def latents(base: Path, source: Path | None) -> torch.Tensor:
     """The latent picture of SDXL's own pipeline after two steps, with the LoRA in this folder."""
     encoders = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
     one, two = (kind.from_pretrained(base / part) for kind, part in zip(encoders, ENCODERS, strict=True))
@@ -214,7 +214,7 @@ def test_sdxl_paints_with_a_converted_kohya_adapter_what_it_paints_with_the_orig
     paths = {path for path, _ in unet.named_modules()}
     assert {name.split(".lora_")[0].removeprefix("unet.") for name in made if name.startswith("unet.")} <= paths
     with torch.no_grad():
-        plain, kohya, ours, again = (painted(sdxl, tmp_path / name if name else None)
+        plain, kohya, ours, again = (latents(sdxl, tmp_path / name if name else None)
                                      for name in ("", "kohya", "made", "made"))  # fmt: skip
     assert torch.equal(ours, again)
     assert (ours - plain).abs().max() > 1e-3

@@ -45,7 +45,7 @@ def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[P
     return [models.adapter(base_folder, folder / str(i), seed=i, **how) for i, how in enumerate(made)]
 
 
-def seen(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimits = LIMITS) -> dict[str, Any]:
+def smoke_test(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimits = LIMITS) -> dict[str, Any]:
     answer = pool.try_adapter(source, folder, limits)
     assert "result" in answer, answer
     return dict(answer["result"])
@@ -58,16 +58,16 @@ def codes(found: dict[str, Any]) -> dict[str, str]:
 def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone(
     pool: Pool, source: BaseSource, fleet: list[Path], good: Path
 ) -> None:
-    seen(pool, source, good)
+    smoke_test(pool, source, good)
     loads, ways, apart = pool.base_loads, [], []
     for folder in [*fleet, *reversed(fleet)]:
-        found = seen(pool, source, folder)
+        found = smoke_test(pool, source, folder)
         numbers = found["measurements"]
         ways.append(found["execution"]["mode"])
         assert "isolated_because" not in found["execution"], found["execution"]
         apart.append(numbers["mixed_delta"])
         assert codes(found) == {}
-        by_itself = seen(pool, source, folder, ISOLATED)
+        by_itself = smoke_test(pool, source, folder, ISOLATED)
         known = ReferenceLogprobs.model_validate(by_itself["reference_logprobs"])
         swapped = ReferenceLogprobs.model_validate(found["reference_logprobs"])
         assert compare(known, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
@@ -122,7 +122,7 @@ def test_a_verdict_does_not_depend_on_the_adapters_tested_before(
 def test_what_could_change_the_base_gets_a_process_of_its_own(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    found = seen(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
+    found = smoke_test(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
     assert found["execution"]["mode"] == "isolated"
     assert found["execution"]["isolated_because"]
 
@@ -130,13 +130,13 @@ def test_what_could_change_the_base_gets_a_process_of_its_own(
 def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_next_ones_are_right(
     pool: Pool, source: BaseSource, base_folder: Path, good: Path, tmp_path: Path
 ) -> None:
-    before = seen(pool, source, good)
+    before = smoke_test(pool, source, good)
     loads = pool.base_loads
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
-    found = seen(pool, source, poison, replace(LIMITS, any_name=True))
+    found = smoke_test(pool, source, poison, replace(LIMITS, any_name=True))
     assert codes(found)["smoke.base_changed"] == "error"
     assert "the shared process was discarded" in found["execution"]["isolated_because"]
-    after = seen(pool, source, good)
+    after = smoke_test(pool, source, good)
     assert after["reference_logprobs"] == before["reference_logprobs"]
     assert pool.base_loads == loads, "the base was loaded again"
 
@@ -150,7 +150,7 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
         os.mkfifo(tmp_path / name)
     answer = pool.try_adapter(source, tmp_path, replace(LIMITS, deadline_seconds=0.5))
     assert answer["failed"] == "the child was killed: it reached its deadline of 0.5 seconds"
-    assert codes(seen(pool, source, good)) == {}
+    assert codes(smoke_test(pool, source, good)) == {}
     assert pool.base_loads == max(loads, 1)
 
 
@@ -162,9 +162,11 @@ def test_a_child_reports_its_progress(pool: Pool, source: BaseSource, good: Path
 
 def test_thresholds_of_the_base_decide(pool: Pool, source: BaseSource, good: Path) -> None:
     strict = replace(source, thresholds={"drift_warn_kl_nats": 1e-6})
-    assert codes(seen(pool, strict, good)) == {"smoke.drift": "warning"}
-    assert codes(seen(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {"smoke.drift": "error"}
-    assert codes(seen(pool, source, good)) == {}
+    assert codes(smoke_test(pool, strict, good)) == {"smoke.drift": "warning"}
+    assert codes(smoke_test(pool, replace(source, thresholds={"drift_fail_kl_nats": 1e-6}), good)) == {
+        "smoke.drift": "error"
+    }
+    assert codes(smoke_test(pool, source, good)) == {}
 
 
 def with_golden(folder: Path, target: Path, *lines: dict[str, Any]) -> Path:
@@ -177,7 +179,7 @@ def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
     pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
     sample = {"prompt": "2 + 2 =", "expected": " 4"}
-    found = seen(pool, source, with_golden(good, tmp_path / "golden", sample))
+    found = smoke_test(pool, source, with_golden(good, tmp_path / "golden", sample))
     assert codes(found) == {"smoke.golden_skipped": "unknown"}
 
 
@@ -253,11 +255,11 @@ def test_a_child_sees_no_home_folder_and_cannot_uncover_it(tmp_path: Path) -> No
     environment = os.environ | variables | {confine.HIDDEN_PLACES: os.pathsep.join(hidden)}
     command = [sys.executable, "-c", ESCAPES, str(home), str(netrc), str(base)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=home, env=environment)
-    seen = json.loads(done.stdout)
-    if "no home folder" not in seen["layers"]:
+    smoke_test = json.loads(done.stdout)
+    if "no home folder" not in smoke_test["layers"]:
         pytest.skip("this machine allows no user namespaces")
-    assert seen["hidden"] == [None] * 5
-    assert (seen["file"], seen["base"], seen["kept"]) == ("", "{}", True)
+    assert smoke_test["hidden"] == [None] * 5
+    assert (smoke_test["file"], smoke_test["base"], smoke_test["kept"]) == ("", "{}", True)
 
 
 @pytest.mark.security
@@ -358,7 +360,7 @@ def test_in_bubblewrap_there_is_no_network_no_device_and_one_small_folder_to_wri
     assert json.loads(done.stdout) == {
         "file": False, "read": True, "network": False, "scratch": True, "disks": False
     }  # fmt: skip
-    assert seen(pool, source, good)["execution"]["confined_by"][0] == "bubblewrap"
+    assert smoke_test(pool, source, good)["execution"]["confined_by"][0] == "bubblewrap"
 
 
 def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path: Path) -> None:
@@ -371,12 +373,12 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
     ]
     loads, ways = pool.base_loads, []
     for folder in made:
-        found = seen(pool, packed, folder)
+        found = smoke_test(pool, packed, folder)
         assert codes(found) == {}
         assert found["measurements"]["max_logit_delta"] > 0.01
         ways.append(found["execution"]["mode"])
     assert ways == ["loaded", "loaded", "swapped"]
-    by_itself = seen(pool, packed, made[2], ISOLATED)
+    by_itself = smoke_test(pool, packed, made[2], ISOLATED)
     assert codes(by_itself) == {}
     assert by_itself["measurements"]["base_logits_equal_after"] is True
     assert by_itself["measurements"]["max_logit_delta"] == pytest.approx(

@@ -1,11 +1,11 @@
-"""`Relay`: stands between a client and a server, passes everything on and remembers the heads of the requests.
+"""`RecordingProxy`: forwards everything between a client and a server and records the heads of the requests.
 
 - What must never pass is said with `watch`: it is found wherever it stands in the stream, also across two reads.
 
 Example
-    with Relay(store.endpoint) as relay:
-        ...                                  # talk to relay.endpoint
-        assert all("authorization" not in head.lower() for head in relay.heads)
+    with RecordingProxy(store.endpoint) as proxy:
+        ...                                  # talk to proxy.endpoint
+        assert all("authorization" not in head.lower() for head in proxy.heads)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 _HEAD = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) [^\r\n]+ HTTP/1\.1\r\n.*?\r\n\r\n", re.DOTALL)
 
 
-class Relay:
+class RecordingProxy:
     """One thread for each direction of each connection."""
 
     def __init__(self, endpoint: str) -> None:
@@ -38,7 +38,7 @@ class Relay:
         """Cut the next answer that brings more than `after` bytes."""
         self.cut_after = after
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> RecordingProxy:
         return self
 
     def __exit__(self, *_: object) -> None:

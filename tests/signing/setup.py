@@ -1,7 +1,7 @@
-"""Who signs in these tests: keys on each curve and chains of certificates, as files; and what was recorded of it.
+"""Signers for these tests: keys on each curve and certificate chains, as files, and the recorded signatures.
 
-`Stand(folder).signed(tool, adapter)` has the real tool sign a folder in each way that works without a network, and
-yields the name of the way, the bundle and what it verifies with.
+`SigningSetup(folder).signed(tool, adapter)` lets the real tool sign a folder in every way that works offline. It yields
+the name of the way, the bundle, and the key or root that verifies it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.audit.certificates import NOW, PEM, SPKI, Authority, begun
+from tests.audit.certificates import NOW, PEM, SPKI, Authority, certificate_builder
 from tests.signing.tool import Tool
 
 CURVES: dict[str, ec.EllipticCurve] = {"p256": ec.SECP256R1(), "p384": ec.SECP384R1(), "p521": ec.SECP521R1()}
@@ -36,7 +36,7 @@ class Signed:
     root: bytes = b""
 
 
-class Stand:
+class SigningSetup:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,5 +71,5 @@ def _plain(by: Authority, public: ec.EllipticCurvePublicKey) -> x509.Certificate
     """A certificate that signs and lists no extended use, with a subject in place of an address."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "acme release")])
     usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-    builder = begun(name, by.name, public, LASTS, NOW).add_extension(usage, True)
+    builder = certificate_builder(name, by.name, public, LASTS, NOW).add_extension(usage, True)
     return builder.sign(by.key, hashes.SHA256())
