@@ -105,11 +105,11 @@ def wait_until_idle(servers: Sequence[int]) -> Timed:
     A server that goes on with work after its answers would slow the next contender. A figure of its own.
     """
     started, used = time.perf_counter(), cpu_of(servers)
-    seen, still = used, started
+    last_cpu, still = used, started
     while (now := time.perf_counter()) - still < IDLE_SECONDS and now - started < IDLE_LIMIT_SECONDS:
         time.sleep(IDLE_SECONDS / 10)
-        if (spent := cpu_of(servers)) > seen + IDLE_SHARE * IDLE_SECONDS:
-            seen, still = spent, time.perf_counter()
+        if (spent := cpu_of(servers)) > last_cpu + IDLE_SHARE * IDLE_SECONDS:
+            last_cpu, still = spent, time.perf_counter()
     return Timed(still - started, server_cpu_seconds=cpu_of(servers) - used)
 
 
@@ -180,12 +180,12 @@ def ours(scratch: Path, env: Mapping[str, str], store: Sequence[int] = ()) -> It
     try:
         if server.stdout is None:
             raise RuntimeError("the server has no output")
-        told = json.loads(server.stdout.readline())
+        announced = json.loads(server.stdout.readline())
         folder = _adapters.write_base(scratch / f"base-{data.name}")
-        with Registry(told["url"], told["token"]) as registry:
+        with Registry(announced["url"], announced["token"]) as registry:
             spec = base_folder.base_spec_from(folder, _adapters.BASE)
             registry.add_base(BaseAdd(spec=spec[0] if isinstance(spec, tuple) else spec))
-        yield Ours(told["url"], told["token"], server.pid, scratch, (server.pid, *store))
+        yield Ours(announced["url"], announced["token"], server.pid, scratch, (server.pid, *store))
     finally:
         _end(server)
         shutil.rmtree(data, ignore_errors=True)

@@ -60,18 +60,18 @@ def receive(line: socket.socket, path: Path, size: int, *, sync: bool) -> bytes:
 
 
 def serve(folder: Path, sync: bool) -> None:
-    known: dict[str, tuple[bytes, int]] = {}
+    files: dict[str, tuple[bytes, int]] = {}
 
     def answer(line: socket.socket) -> None:
         while head := line.recv(HEAD_BYTES, socket.MSG_WAITALL):
             verb, name, size = head.decode().split()
             path = folder / name.replace("/", "_")
             if verb == "put":
-                known[name] = (receive(line, path, int(size), sync=sync), int(size))
-                line.sendall(known[name][0])
+                files[name] = (receive(line, path, int(size), sync=sync), int(size))
+                line.sendall(files[name][0])
             else:
-                line.sendall(known[name][0] + known[name][1].to_bytes(8, "big"))
-                send(line, path, known[name][1])
+                line.sendall(files[name][0] + files[name][1].to_bytes(8, "big"))
+                send(line, path, files[name][1])
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
@@ -116,15 +116,15 @@ def get(port: int, dest: Path, sync: bool, names: list[str]) -> None:
         head = line.recv(DIGEST_BYTES + 8, socket.MSG_WAITALL)
         path = dest / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = receive(line, path, int.from_bytes(head[DIGEST_BYTES:], "big"), sync=sync)
-        same(found, head[:DIGEST_BYTES], path)
+        digest = receive(line, path, int.from_bytes(head[DIGEST_BYTES:], "big"), sync=sync)
+        same(digest, head[:DIGEST_BYTES], path)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, names))
 
 
-def same(one: bytes, other: bytes, path: Path) -> None:
-    if one != other:
+def same(actual: bytes, other: bytes, path: Path) -> None:
+    if actual != other:
         raise ValueError(f"{path} arrived as other bytes")
 
 

@@ -74,8 +74,8 @@ def run(script: str, *arguments: Path) -> ProcessResult:
     took = time.perf_counter() - began
     if process.returncode:
         raise SystemExit(f"a process of the benchmark ended with {process.returncode}")
-    told = json.loads(output.splitlines()[-1])
-    return ProcessResult(took, told["seconds"], told["peak_mb"], told["cpu"])
+    figures = json.loads(output.splitlines()[-1])
+    return ProcessResult(took, figures["seconds"], figures["peak_mb"], figures["cpu"])
 
 
 def llama(layers: int) -> Path:

@@ -65,8 +65,8 @@ def _wait(server: subprocess.Popen[bytes], url: str) -> None:
         time.sleep(0.2)  # another program: there is no event to wait for
 
 
-def _ask(method: str, url: str, **said: Any) -> None:
+def _ask(method: str, url: str, **payload: Any) -> None:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, data=json.dumps(said).encode(), method=method, headers=headers)
+    request = urllib.request.Request(url, data=json.dumps(payload).encode(), method=method, headers=headers)
     with urllib.request.urlopen(request) as answer:
         answer.read()

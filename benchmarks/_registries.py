@@ -99,32 +99,34 @@ def _copies(connection: Connection, numbers: range) -> None:
     }
 
     def copy(table: str, keyed: bool, where: str, **own: str) -> None:
-        kept = [c["name"] for c in columns[table]]
-        values = [own.get(name, f'"{name}"') for name in kept]
-        into = ", ".join([*(["id"] if keyed else []), *(f'"{name}"' for name in kept)])
+        column_names = [c["name"] for c in columns[table]]
+        values = [own.get(name, f'"{name}"') for name in column_names]
+        into = ", ".join([*(["id"] if keyed else []), *(f'"{name}"' for name in column_names)])
         chosen = ", ".join([*([":id"] if keyed else []), *values])
         connection.execute(text(f'INSERT INTO "{table}" ({into}) SELECT {chosen} FROM "{table}" WHERE {where}'), names)
 
     copy("adapter", True, f"namespace = '{NAMESPACE}' AND name = 'a0'", name=":name")
     copy("version", True, "id = 1", adapter_id=":id", digest=":digest", recorded_at="created_at")
-    kept = ", ".join(f'"{c["name"]}"' for c in columns["verdict"])
-    chosen = kept.replace('"version_id"', ":id")
-    connection.execute(text(f"INSERT INTO verdict ({kept}) SELECT {chosen} FROM verdict WHERE version_id = 1"), names)
+    column_names = ", ".join(f'"{c["name"]}"' for c in columns["verdict"])
+    chosen = column_names.replace('"version_id"', ":id")
+    connection.execute(
+        text(f"INSERT INTO verdict ({column_names}) SELECT {chosen} FROM verdict WHERE version_id = 1"), names
+    )
     copy("alias", False, "alias = 'prod' AND version_id = 1", adapter_id=":id", version_id=":id")
 
 
 @contextlib.contextmanager
 def distribution(scratch: Path) -> Iterator[Target | None]:
     """The distribution registry with one small image under one tag; None where it is not installed."""
-    with _contenders.distribution(scratch) as found:
-        if found is None:
+    with _contenders.distribution(scratch) as running:
+        if running is None:
             yield None
             return
-        url = f"http://{found[0]}"
+        url = f"http://{running[0]}"
         config = b"{}"
         digest = "sha256:" + hashlib.sha256(config).hexdigest()
-        place = _request("POST", f"{url}/v2/bench/a0/blobs/uploads/")
-        _request("PUT", f"{place}&digest={digest}", config, "application/octet-stream")
+        upload_url = _request("POST", f"{url}/v2/bench/a0/blobs/uploads/")
+        _request("PUT", f"{upload_url}&digest={digest}", config, "application/octet-stream")
         described = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(config)}
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": described, "layers": []}
         _request("PUT", f"{url}/v2/bench/a0/manifests/prod", json.dumps(manifest).encode(), MANIFEST_TYPE)

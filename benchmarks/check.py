@@ -68,8 +68,8 @@ def check(folder: Path, base: BaseSpec) -> int:
         counted += len(data)
         return data
 
-    found = contents.read_contents(described, read)
-    compat.check_fit(found.lora, base)
+    read_adapter = contents.read_contents(described, read)
+    compat.check_fit(read_adapter.lora, base)
     return counted
 
 
@@ -136,14 +136,14 @@ def main() -> None:
     child = subprocess.run(
         [sys.executable, "-m", HERE, "--measure"], input=json.dumps(listing), text=True, capture_output=True, check=True
     )
-    found = json.loads(child.stdout)
+    figures = json.loads(child.stdout)
     peft = peft_ms(listing)
-    found["peft_ms"] = round(peft, 3)
-    ratios = {"time_vs_peft_load": round(found["ms_per_adapter"] / peft, 4)}
-    for name, value in {**found, **ratios}.items():
+    figures["peft_ms"] = round(peft, 3)
+    ratios = {"time_vs_peft_load": round(figures["ms_per_adapter"] / peft, 4)}
+    for name, value in {**figures, **ratios}.items():
         print(f"{name:22} {value}")
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
-    print(json.dumps({"bench": "check", "ratios": ratios, "figures": found, "machine": machine}))
+    print(json.dumps({"bench": "check", "ratios": ratios, "figures": figures, "machine": machine}))
 
 
 if __name__ == "__main__":

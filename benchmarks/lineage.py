@@ -47,11 +47,11 @@ def drawn() -> tuple[int, Edges]:
     version = 0
     while len(edges) < EDGES:
         first = version - version % FAMILY
-        place = version - first
-        if place:
-            edges.append((version, first + (place + 1) // 2 - 1))
-        if place and place % 10 == 0:
-            edges.append((version, first + place - 1))
+        index = version - first
+        if index:
+            edges.append((version, first + (index + 1) // 2 - 1))
+        if index and index % 10 == 0:
+            edges.append((version, first + index - 1))
         version += 1
     return version, edges[:EDGES]
 
@@ -87,8 +87,8 @@ def insert_versions(harness: Harness, versions: int, edges: Edges) -> None:
 
 
 def _version(number: int, digest: str) -> dict[str, Any]:
-    adapter, place = divmod(number, FAMILY)
-    return {"id": 10_000 + number, "adapter_id": 1000 + adapter, "number": place + 1, "digest": digest}
+    adapter, index = divmod(number, FAMILY)
+    return {"id": 10_000 + number, "adapter_id": 1000 + adapter, "number": index + 1, "digest": digest}
 
 
 def _batches(count: int) -> Iterator[range]:
@@ -98,17 +98,17 @@ def _batches(count: int) -> Iterator[range]:
 
 def count_edges(near: dict[int, list[int]], root: int) -> int:
     """How many edges a search in breadth finds from here."""
-    seen, waiting, found = {root}, [root], 0
+    visited, waiting, count = {root}, [root], 0
     while waiting:
         following = []
-        for one in waiting:
-            for other in near.get(one, ()):
-                found += 1
-                if other not in seen:
-                    seen.add(other)
+        for node in waiting:
+            for other in near.get(node, ()):
+                count += 1
+                if other not in visited:
+                    visited.add(other)
                     following.append(other)
         waiting = following
-    return found
+    return count
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -151,12 +151,12 @@ def measured(harness: Harness, edges: Edges) -> Iterator[tuple[str, float, float
     yield _figure("rest_ancestors", timed(lambda: harness.admin.lineage(f"{TREE}@{FAMILY}")), _links)
 
 
-def _figure(name: str, told: tuple[float, float, Any], count: Callable[[Any], int]) -> tuple[str, float, float, int]:
-    return name, told[0], told[1], count(told[2])
+def _figure(name: str, timing: tuple[float, float, Any], count: Callable[[Any], int]) -> tuple[str, float, float, int]:
+    return name, timing[0], timing[1], count(timing[2])
 
 
-def _links(found: Any) -> int:
-    return sum(edge.relation == "continued" for edge in found.edges)
+def _links(lineage: Any) -> int:
+    return sum(edge.relation == "continued" for edge in lineage.edges)
 
 
 def main() -> None:
@@ -172,12 +172,12 @@ def main() -> None:
             with Harness(database) as harness:
                 insert_versions(harness, versions, edges)
                 wall: dict[str, float] = {}
-                for name, milliseconds, cpu, found in measured(harness, edges):
+                for name, milliseconds, cpu, edge_count in measured(harness, edges):
                     wall[name] = milliseconds
                     figures[f"{kind}_{name}_ms"] = round(milliseconds, 3)
                     figures[f"{kind}_{name}_cpu_ms"] = round(cpu, 3)
-                    figures[f"{kind}_{name}_edges"] = found
-                    print(f"{kind:9} {name:17} {milliseconds:9.3f} ms, {cpu:9.3f} ms of CPU here, {found:6} edges")
+                    figures[f"{kind}_{name}_edges"] = edge_count
+                    print(f"{kind:9} {name:17} {milliseconds:9.3f} ms, {cpu:9.3f} ms of CPU here, {edge_count:6} edges")
             for name in ("descendants", "ancestors"):
                 if figures[f"{kind}_{name}_edges"] != figures[f"{kind}_bfs_{name}_edges"]:
                     raise SystemExit(f"{kind}: {name} and the search in memory found different edges")

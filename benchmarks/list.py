@@ -49,9 +49,9 @@ def insert_rows(harness: Harness) -> None:
         adapter = session.exec(select(AdapterRow)).one().model_dump()
         version = session.exec(select(VersionRow)).one().model_dump()
         carried = [tag.model_dump() for tag in session.exec(select(VersionTagRow)).all()]
-        known = len(session.exec(select(AdapterRow.id)).all())
-        for start in range(0, ADAPTERS - known, BATCH):
-            numbers = range(start, min(start + BATCH, ADAPTERS - known))
+        existing = len(session.exec(select(AdapterRow.id)).all())
+        for start in range(0, ADAPTERS - existing, BATCH):
+            numbers = range(start, min(start + BATCH, ADAPTERS - existing))
             ids = [1000 + number for number in numbers]
             names = [f"shop-{number:06d}" for number in numbers]
             rows = [adapter | {"id": id, "name": name} for id, name in zip(ids, names, strict=True)]
@@ -68,7 +68,7 @@ def insert_rows(harness: Harness) -> None:
 def measured(harness: Harness) -> dict[str, dict[str, float]]:
     """Search → milliseconds of page 1 and of page 1,000 (medians of alternating requests)."""
     last = f"acme/shop-{ADAPTERS - 1 - PAGE - 1:06d}"
-    found = {}
+    figures = {}
     for name, search in SEARCHES.items():
         first: list[float] = []
         thousandth: list[float] = []
@@ -78,8 +78,8 @@ def measured(harness: Harness) -> dict[str, dict[str, float]]:
                 page = harness.admin.adapters(limit=PAGE, cursor=cursor, **search)
                 into.append(1000 * (time.perf_counter() - started))
                 assert len(page.items) == PAGE, (name, cursor, len(page.items))
-        found[name] = {"page_1_ms": statistics.median(first), "page_1000_ms": statistics.median(thousandth)}
-    return found
+        figures[name] = {"page_1_ms": statistics.median(first), "page_1000_ms": statistics.median(thousandth)}
+    return figures
 
 
 def main() -> None:

@@ -57,12 +57,12 @@ def fusing(scratch: Path) -> tuple[dict[str, float], dict[str, Any]]:
     copy, merging, process, peft, cpu, peft_cpu = (
         statistics.median(values)
         for values in (
-            copies, [one.seconds for one in fused], [one.process_seconds for one in fused],
-            [one.process_seconds for one in merged], [one.cpu_seconds for one in fused],
-            [one.cpu_seconds for one in merged],
+            copies, [run.seconds for run in fused], [run.process_seconds for run in fused],
+            [run.process_seconds for run in merged], [run.cpu_seconds for run in fused],
+            [run.cpu_seconds for run in merged],
         )
     )  # fmt: skip
-    peak, peft_peak = max(one.peak_mb for one in fused), max(one.peak_mb for one in merged)
+    peak, peft_peak = max(run.peak_mb for run in fused), max(run.peak_mb for run in merged)
     ratios = {
         "fuse_merge_time_vs_cp": merging / copy, "fuse_process_time_vs_peft": process / peft,
         "fuse_process_cpu_vs_peft": cpu / peft_cpu,
@@ -94,9 +94,9 @@ def _faithful(adapter: Path, base: Path, fused: Path) -> dict[str, Any]:
             delta = (
                 lora.get_tensor(f"{head}.lora_B.weight").double() @ lora.get_tensor(f"{head}.lora_A.weight").double()
             )
-            wanted = (old.get_tensor(name).double() + 2 * delta).bfloat16()
-            equal += int((wanted == new.get_tensor(name)).sum())
-            total += wanted.numel()
+            expected = (old.get_tensor(name).double() + 2 * delta).bfloat16()
+            equal += int((expected == new.get_tensor(name)).sum())
+            total += expected.numel()
         rest = set(old.keys()) - set(targets)
         untouched &= all(torch.equal(old.get_tensor(name), new.get_tensor(name)) for name in rest)
     return {"fused_elements_equal": equal / total, "untouched_tensors_equal": untouched}
@@ -142,18 +142,18 @@ def combining(scratch: Path) -> tuple[dict[str, float], dict[str, Any]]:
 def _against_dense(wrapped: Any, errors: dict[str, float], torch: Any) -> dict[str, float]:
     """The errors beside those of the dense SVD, and PEFT's own, on some modules."""
     lost = dict.fromkeys(("linear", "svd"), 0.0)
-    wanted, apart = 0.0, 0.0
+    expected, apart = 0.0, 0.0
     for path in sorted(errors)[:: max(1, len(errors) // SAMPLED)]:
         module = wrapped.base_model.model.get_submodule(path)
         delta = {name: module.get_delta_weight(name).detach().double() for name in ("a", "b", "linear", "svd")}
         exact = 0.7 * delta["a"] + 0.3 * delta["b"]
         values = torch.linalg.svdvals(exact)
         apart = max(apart, abs(errors[path] - float(values[8:].norm() / values.norm())))
-        wanted += float(exact.square().sum())
+        expected += float(exact.square().sum())
         for name in lost:
             lost[name] += float((delta[name] - exact).square().sum())
-    found = {f"peft_{name}_error": (value / wanted) ** 0.5 for name, value in lost.items()}
-    return {"combine_error_differs_from_dense_svd": apart, **found}
+    combine_errors = {f"peft_{name}_error": (value / expected) ** 0.5 for name, value in lost.items()}
+    return {"combine_error_differs_from_dense_svd": apart, **combine_errors}
 
 
 def main() -> None:

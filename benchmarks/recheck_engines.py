@@ -61,8 +61,8 @@ def insert_rows(harness: Harness) -> None:
         version = session.exec(select(VersionRow)).one().model_dump()
         compat = session.exec(select(VerdictRow).where(VerdictRow.check == "compat")).one().model_dump(exclude={"id"})
         old = [
-            compat | {"check": "engine", "profile": str(asked), "made_by": {"rules": "sha256:old"}}
-            for asked in engine_compat.parse_setting(ENGINES)
+            compat | {"check": "engine", "profile": str(profile), "made_by": {"rules": "sha256:old"}}
+            for profile in engine_compat.parse_setting(ENGINES)
         ]
         for start in range(0, VERSIONS - 1, BATCH):
             numbers = range(start, min(start + BATCH, VERSIONS - 1))
@@ -99,10 +99,10 @@ def main() -> None:
         for kind, database in (("sqlite", f"sqlite:///{Path(folder)}/registry.db"), ("postgres", url)):
             blobs = CountingBlobs()
             with Harness(database, blobs=blobs) as harness:
-                found = measured(kind, harness, blobs)
-            figures |= {f"{kind}_{name}": value for name, value in found.items()}
+                measurements = measured(kind, harness, blobs)
+            figures |= {f"{kind}_{name}": value for name, value in measurements.items()}
             figures["blobs_read"] += blobs.reads
-            per_goal = found["seconds"] * 10_000 / VERSIONS / GOAL_SECONDS
+            per_goal = measurements["seconds"] * 10_000 / VERSIONS / GOAL_SECONDS
             ratios[f"{kind}_time_vs_a_minute"] = round(per_goal, 4)
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
     print(json.dumps({"bench": "recheck_engines", "ratios": ratios, "figures": figures, "machine": machine}))

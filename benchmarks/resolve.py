@@ -67,10 +67,10 @@ def ask(scratch: Path, target: Target, connections: int) -> Run:
     headers = [word for name, value in target.headers.items() for word in ("-H", f"{name}: {value}")]
     command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "-s", str(script), *headers, target.url]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.rpartition("JSON ")[2])
-    if found.pop("wrong"):
+    result = json.loads(done.stdout.rpartition("JSON ")[2])
+    if result.pop("wrong"):
         raise RuntimeError(f"wrong answers from {target.url}: {done.stdout}")
-    return Run(**found)
+    return Run(**result)
 
 
 def measure(scratch: Path, targets: dict[str, Target], connections: int) -> dict[str, Run]:
@@ -85,9 +85,9 @@ def measure(scratch: Path, targets: dict[str, Target], connections: int) -> dict
             runs[name].append(ask(scratch, target, connections))
     return {
         name: Run(
-            *(statistics.median(getattr(run, field) for run in found) for field in ("rate", "median_us", "p99_us"))
+            *(statistics.median(getattr(run, field) for run in rounds) for field in ("rate", "median_us", "p99_us"))
         )
-        for name, found in runs.items()
+        for name, rounds in runs.items()
     }
 
 
@@ -152,8 +152,8 @@ def main() -> None:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-resolve-")))
             started = {"distribution": distribution, "mlflow": mlflow}
-            found = {name: stack.enter_context(start(folder)) for name, start in started.items()}
-            peers = {name: target for name, target in found.items() if target is not None}
+            targets = {name: stack.enter_context(start(folder)) for name, start in started.items()}
+            peers = {name: target for name, target in targets.items() if target is not None}
             if "distribution" not in peers:
                 say("docker-registry is not installed: the ratios against it are null")
             for database in ("sqlite", "postgres"):

@@ -69,15 +69,15 @@ class FilledRegistry:
         self.versions = [self._fill(scratch / f"v{number}", number) for number in range(ROUNDS + 1)]
 
     def _fill(self, folder: Path, number: int) -> list[Digest]:
-        found = []
+        digests = []
         for seed, name in enumerate(NAMES):
-            place = folder / name
-            _adapters.make(place, SIZE_BYTES, seed=1000 * number + seed)
-            _make_finite(place / WEIGHTS)
-            version = push.push_folder(self.registry, place, AdapterName.parse(name), base=_adapters.BASE).version
-            self._try(version.digest, (place / WEIGHTS).read_bytes(), self.base)
-            found.append(version.digest)
-        return found
+            target = folder / name
+            _adapters.make(target, SIZE_BYTES, seed=1000 * number + seed)
+            _make_finite(target / WEIGHTS)
+            version = push.push_folder(self.registry, target, AdapterName.parse(name), base=_adapters.BASE).version
+            self._try(version.digest, (target / WEIGHTS).read_bytes(), self.base)
+            digests.append(version.digest)
+        return digests
 
     def _try(self, digest: Digest, weights: bytes, base: BaseView) -> None:
         """What a worker's smoke test leaves behind."""
@@ -108,12 +108,12 @@ class FilledRegistry:
         """The registry shows every adapter served in this version by every node."""
         until = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < until:
-            seen = self.fleet.nodes(base=_adapters.BASE).convergence
-            done = [c for c in seen if c.number == number and c.serving == c.nodes == 1]
-            if len(done) == len(seen) == ADAPTERS:
+            convergence = self.fleet.nodes(base=_adapters.BASE).convergence
+            done = [c for c in convergence if c.number == number and c.serving == c.nodes == 1]
+            if len(done) == len(convergence) == ADAPTERS:
                 return
             time.sleep(LOOK_SECONDS)
-        raise RuntimeError(f"not converged at version {number} after {LIMIT_SECONDS} s: {seen}")
+        raise RuntimeError(f"not converged at version {number} after {LIMIT_SECONDS} s: {convergence}")
 
 
 def _make_finite(file: Path) -> None:
@@ -129,9 +129,9 @@ def serving(folder: Path) -> Iterator[tuple[Registry, str, int]]:
     environment = os.environ | {"REGISTRY_DATA": str(folder)}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        said = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-        with Registry(said["url"], said["token"]) as registry:
-            yield registry, said["token"], server.pid
+        announced = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+        with Registry(announced["url"], announced["token"]) as registry:
+            yield registry, announced["token"], server.pid
     finally:
         _contenders._end(server)
 
@@ -175,32 +175,32 @@ def floor(registry: Registry, digests: list[Digest], folder: Path) -> tuple[floa
 
 
 def measure(filled: FilledRegistry, engine: VLLMServer, scratch: Path, agent: int) -> dict[str, list[float]]:
-    seen: dict[str, list[float]] = {
+    timings: dict[str, list[float]] = {
         key: []
         for key in ("promote", "rollback", "promote_moves", "rollback_moves", "pull_and_load", "load", "agent_cpu")
     }
     for number in range(2, ROUNDS + 2):
         before = _contenders.cpu_of([agent])
-        for what, act, wanted in (("promote", lambda n=number: filled.promote(n), number),
+        for what, act, final_number in (("promote", lambda n=number: filled.promote(n), number),
                                   ("rollback", filled.rollback, number - 1),
                                   ("", lambda n=number: filled.promote(n), number)):  # fmt: skip
             began = time.perf_counter()
             act()
             moved = time.perf_counter() - began
-            filled.wait_until_converged(wanted)
+            filled.wait_until_converged(final_number)
             if what:
-                seen[what].append(time.perf_counter() - began)
-                seen[f"{what}_moves"].append(moved)
+                timings[what].append(time.perf_counter() - began)
+                timings[f"{what}_moves"].append(moved)
             wait_until_drained(engine)
-        seen["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
+        timings["agent_cpu"].append(_contenders.cpu_of([agent]) - before)
         pull_and_load, load = floor(filled.registry, filled.versions[number - 1], scratch / f"floor-{number}")
-        seen["pull_and_load"].append(pull_and_load)
-        seen["load"].append(load)
+        timings["pull_and_load"].append(pull_and_load)
+        timings["load"].append(load)
         print(
-            f"round {number - 1}: " + ", ".join(f"{key} {values[-1]:.2f} s" for key, values in seen.items()),
+            f"round {number - 1}: " + ", ".join(f"{key} {values[-1]:.2f} s" for key, values in timings.items()),
             file=sys.stderr,
         )
-    return seen
+    return timings
 
 
 def main() -> None:
@@ -212,9 +212,9 @@ def main() -> None:
             with running_agent(registry, token, engine, scratch / "store") as agent:
                 filled.wait_until_converged(1)
                 served = _contenders.cpu_of([server])
-                seen = measure(filled, engine, scratch, agent)
+                timings = measure(filled, engine, scratch, agent)
                 served = _contenders.cpu_of([server]) - served
-    middle = {key: statistics.median(values) for key, values in seen.items()}
+    middle = {key: statistics.median(values) for key, values in timings.items()}
     ratios = {
         "promote_time_vs_floor": round(middle["promote"] / middle["pull_and_load"], 3),
         "rollback_time_vs_floor": round(middle["rollback"] / middle["load"], 3),
@@ -227,7 +227,7 @@ def main() -> None:
         "rollback_seconds_until_the_last_alias_was_moved": round(middle["rollback_moves"], 3),
         "floor_pull_and_load_seconds": round(middle["pull_and_load"], 3),
         "floor_load_seconds": round(middle["load"], 3),
-        "slowest_promote_seconds": round(max(seen["promote"]), 3),
+        "slowest_promote_seconds": round(max(timings["promote"]), 3),
         "agent_cpu_seconds_a_round": round(middle["agent_cpu"], 3), "server_cpu_seconds": round(served, 3),
     }  # fmt: skip
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

@@ -57,8 +57,8 @@ def fleet(folder: Path, count: int) -> list[Path]:
     import torch
     import transformers
 
-    made = [CACHE / f"smoke-{folder.name}-{i}" for i in range(count)]
-    for i, target in enumerate(made):
+    folders = [CACHE / f"smoke-{folder.name}-{i}" for i in range(count)]
+    for i, target in enumerate(folders):
         if (target / "adapter_config.json").is_file():
             continue
         torch.manual_seed(i)
@@ -75,7 +75,7 @@ def fleet(folder: Path, count: int) -> list[Path]:
         target.mkdir(parents=True, exist_ok=True)
         wrapped.peft_config["default"].save_pretrained(str(target))
         fixtures_save(state, target / "adapter_model.safetensors")
-    return made
+    return folders
 
 
 def fixtures_save(state: dict[str, Any], path: Path) -> None:
@@ -155,15 +155,15 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
                 answers.append(pool.try_adapter(source, adapter, limits))
 
             cost, cpu = seconds(smoke)
-            seen = answers[0]["result"]
-            if seen["execution"]["mode"] != "swapped" or seen["findings"]:
+            result = answers[0]["result"]
+            if result["execution"]["mode"] != "swapped" or result["findings"]:
                 raise SystemExit(f"{adapter.name} was not swapped, or is not well: {answers[0]}")
-            turn = {"cost": cost, "cpu_cost": cpu + seen["measurements"]["cpu_seconds"]}
+            turn = {"cost": cost, "cpu_cost": cpu + result["measurements"]["cpu_seconds"]}
             for name, act in beside.items():
                 if name not in SELDOM or number % SELDOM_EVERY == 0:
                     turn[name], turn[f"cpu_{name}"] = seconds(partial(act, adapter))
             turns.append(turn)
-            for name, value in seen["measurements"].items():
+            for name, value in result["measurements"].items():
                 if name.endswith("_seconds"):
                     parts.setdefault(name, []).append(value)
         loads = pool.base_loads
@@ -177,8 +177,8 @@ def summary(turns: list[dict[str, float]], parts: dict[str, list[float]]) -> tup
 
     def against(name: str, cpu: str = "") -> float:
         """The median of cost over this and reading."""
-        found = [t for t in turns if name in t]
-        return statistics.median(t[f"{cpu}cost"] / (t[f"{cpu}{name}"] + t[f"{cpu}read"]) for t in found)
+        timed_turns = [t for t in turns if name in t]
+        return statistics.median(t[f"{cpu}cost"] / (t[f"{cpu}{name}"] + t[f"{cpu}read"]) for t in timed_turns)
 
     ratios = {
         "cost_vs_forward_plus_read": against("forward"),

@@ -111,23 +111,23 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.fleet = [root / "fleet" / f"a{n}" for n in range(FLEET)]
-        self.one, self.small = root / "big" / "one", root / "big" / "small"
+        self.large_file, self.small = root / "big" / "one", root / "big" / "small"
         self.merchants = [root / "merchants" / f"m{n}" for n in range(MERCHANTS)]
         for n, folder in enumerate(self.fleet):
             _adapters.make(folder, FLEET_BYTES, seed=n)
         for n, folder in enumerate(self.merchants):
             _adapters.make(folder, MERCHANT_BYTES, seed=1000 + n, revision="main")
-        _adapters.make(self.one, ONE_BYTES, seed=100)
+        _adapters.make(self.large_file, ONE_BYTES, seed=100)
         _adapters.make(self.small, SMALL_BYTES, seed=101)
 
     def change(self) -> None:
-        for folder in (*self.fleet, *self.merchants, self.one, self.small):
+        for folder in (*self.fleet, *self.merchants, self.large_file, self.small):
             _adapters.stamp(folder)
         os.sync()
 
     def of(self, step: str) -> list[Path]:
         """The adapters that a step moves."""
-        return {"many": self.merchants, "one": [self.one]}.get(step.partition("_")[2], self.fleet)
+        return {"many": self.merchants, "one": [self.large_file]}.get(step.partition("_")[2], self.fleet)
 
     def sizes(self) -> dict[str, int]:
         """Step → bytes that it moves."""
@@ -142,7 +142,7 @@ def measure(times: Times, contenders: list[tuple[str, Any]], files: Files, scrat
             _contenders.settle(scratch, 2 * sum(p.stat().st_size for folder in folders for p in folder.iterdir()))
             verb = step.partition("_")[0]
             is_one = step.endswith("one")
-            took = getattr(contender, verb if is_one else f"{verb}_fleet")(files.one if is_one else folders)
+            took = getattr(contender, verb if is_one else f"{verb}_fleet")(files.large_file if is_one else folders)
             times[f"{name}.{step}"].append(took)
             later = _contenders.wait_until_idle(contender.servers)
             times[f"{name}.{step}{AFTERWARDS}"].append(later)
@@ -209,12 +209,12 @@ def on_s3(scratch: Path, files: Files, times: Times) -> list[str]:
 
 def processes(name: str) -> set[int]:
     """The numbers of the processes that run a program of this name."""
-    found = set()
+    pids = set()
     for path in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
             if path.read_text().strip() == name:
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids
 
 
 @contextlib.contextmanager
@@ -233,13 +233,13 @@ def object_store() -> Iterator[tuple[services.ObjectStore, str, dict[str, str]]]
 
 def memory(scratch: Path, files: Files) -> dict[str, int]:
     """Largest resident sizes for 100 MB and for 1 GB, each with a server of its own."""
-    found = {}
-    for size, folder in (("100mb", files.small), ("1gb", files.one)):
+    peaks = {}
+    for size, folder in (("100mb", files.small), ("1gb", files.large_file)):
         files.change()
         with _contenders.ours(scratch, {}) as ours:
-            found[f"client_{size}"] = max(ours.push(folder).peak_bytes, ours.pull(folder).peak_bytes)
-            found[f"server_{size}"] = ours.server_peak_bytes()
-    return found
+            peaks[f"client_{size}"] = max(ours.push(folder).peak_bytes, ours.pull(folder).peak_bytes)
+            peaks[f"server_{size}"] = ours.server_peak_bytes()
+    return peaks
 
 
 def main() -> None:
@@ -276,16 +276,18 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
             ratios[f"{verb}_fleet_speed_vs_oras_parallel_{fleet}_local"] = against("local", parallel, step)
             ratios[f"{verb}_fleet_cpu_vs_least_{fleet}_s3"] = against("s3", plain, step, spent)
     for step in ("push", "pull", "push_one", "pull_one"):
-        where, one = step.partition("_")[0], "_one" if step.endswith("one") else ""
-        ratios[f"{where}{one}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
-        ratios[f"{where}{one}_local_speed_vs_oras_at_once"] = against("local", ["oras_at_once"] if oras else [], step)
-        ratios[f"{where}{one}_s3_speed_vs_fastest"] = against("s3", plain, step)
-        if not one:
+        where, suffix = step.partition("_")[0], "_one" if step.endswith("one") else ""
+        ratios[f"{where}{suffix}_local_speed_vs_oras"] = against("local", ["oras"] if oras else [], step)
+        ratios[f"{where}{suffix}_local_speed_vs_oras_at_once"] = against(
+            "local", ["oras_at_once"] if oras else [], step
+        )
+        ratios[f"{where}{suffix}_s3_speed_vs_fastest"] = against("s3", plain, step)
+        if not suffix:
             ratios[f"{where}_local_speed_vs_floor"] = against("local", ["floor"], step)
             for kind in ("floor", "floor_nosync"):
                 ratios[f"{kind}_{where}_speed_vs_oras"] = against(kind, ["oras"] if oras else [], step)
-        ratios[f"{where}{one}_local_cpu_vs_oras"] = against("local", ["oras"] if oras else [], step, spent)
-        ratios[f"{where}{one}_s3_cpu_vs_least"] = against("s3", plain, step, spent)
+        ratios[f"{where}{suffix}_local_cpu_vs_oras"] = against("local", ["oras"] if oras else [], step, spent)
+        ratios[f"{where}{suffix}_s3_cpu_vs_least"] = against("s3", plain, step, spent)
     ratios["push_local_speed_vs_cp"] = against("local", ["cp"], "push")
     ratios["push_local_speed_vs_sha256"] = against("local", ["sha256"], "push")
     for side in ("server", "client"):
@@ -297,7 +299,7 @@ def result(times: Times, peaks: dict[str, int], oras: bool, plain: list[str], si
     figures |= {f"{name}_s": round(seconds, 2) for name, seconds in later.items()}
     figures |= {f"{name}_cpu_s": round(s, 2) for name, s in spent.items() if s and (name in moved or name in later)}
     for name in moved:
-        took = [one.seconds for one in times[name]]
+        took = [run.seconds for run in times[name]]
         figures[f"{name}_spread"] = round(max(took) / min(took), 2)
     absent = [] if oras else ["oras or docker-registry is not installed: its ratios are null"]
     absent += [f"{kind} is not installed" for kind in PLAIN if kind not in plain]

@@ -65,15 +65,15 @@ def _run(demo: Demonstration) -> None:
 # ------------------------------------------------------------------ 1
 def _train_adapters(demo: Demonstration) -> Path:
     demo.print_title("1. Three merchants train an adapter each, on one real base")
-    made = demo.folder / f"trained-{fixtures.key()}"
-    if not made.is_dir():
+    trained = demo.folder / f"trained-{fixtures.key()}"
+    if not trained.is_dir():
         demo.print_text("  (about three minutes the first time, then kept in .demo/)")
         unfinished = demo.folder / "trained-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         demo.python("demo.adapters", str(unfinished))
-        unfinished.rename(made)
-    for name, entry in json.loads((made / "manifest.json").read_text()).items():
+        unfinished.rename(trained)
+    for name, entry in json.loads((trained / "manifest.json").read_text()).items():
         demo.print_text(
             f"  {name:7} {entry['kind']:7} {entry['steps']} steps, {entry['bytes'] / 1e6:5.1f} MB, "
             f"loss {entry['first_loss']} → {entry['last_loss']}"
@@ -81,7 +81,7 @@ def _train_adapters(demo: Demonstration) -> Path:
     for name in ("home", "data", "served"):
         shutil.rmtree(demo.folder / name, ignore_errors=True)
     (demo.folder / "train").unlink(missing_ok=True)
-    (demo.folder / "train").symlink_to(made.name)
+    (demo.folder / "train").symlink_to(trained.name)
     return demo.folder / "train"
 
 
@@ -206,10 +206,10 @@ def _close(demo: Demonstration, worker: subprocess.Popen[str]) -> None:
     demo.print_title("8. The worker goes home")
     began = time.monotonic()
     worker.terminate()
-    said = worker.stdout.read() if worker.stdout else ""
+    output = worker.stdout.read() if worker.stdout else ""
     demo.expect(worker.wait(timeout=30) == 0, "the worker did not end in order")
-    demo.print_text(textwrap.indent(said.strip(), "  ") + "\n")
-    demo.expect("5 jobs done" in said and "1 base load" in said, "the worker's tally is not the expected one")
+    demo.print_text(textwrap.indent(output.strip(), "  ") + "\n")
+    demo.expect("5 jobs done" in output and "1 base load" in output, "the worker's tally is not the expected one")
     demo.print_result(f"five adapters were tried with one load of the base; the worker stopped in {_seconds(began)}")
     demo.print_title("What was shown")
     for message in demo.results:

@@ -1,7 +1,7 @@
 """Print figures about the code as one line of JSON (`make facts`).
 
-`python -m scripts.facts NAME` lists where they come from: vague_names, vague_names_in_loops, metaphors, arrows_back,
-repeated_blocks, undocumented_public_functions.
+`python -m scripts.facts NAME` lists where they come from: vague_names, vague_names_in_loops, vague_names_in_tests,
+metaphors, arrows_back, repeated_blocks, undocumented_public_functions.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def places(figure: str) -> Iterator[str]:
         for name, source in sources.items():
             names = vocabulary.vague_names(ast.parse(source), in_loops=figure == "vague_names_in_loops")
             yield from (f"{paths[name].relative_to(ROOT)}:{line} {word}" for line, word in names)
+    elif figure == "vague_names_in_tests":
+        for path, names in measures.vague_names_in_tests(ROOT).items():
+            yield from (f"{path}:{line} {name}" for line, name in names)
     elif figure == "arrows_back":
         yield from measures.arrows_back(import_table.graph(sources))
     elif figure == "repeated_blocks":

@@ -184,13 +184,13 @@ def entry(method: str, name: str, default: Any, annotation: Any, wrap: Any = Non
     if method in NOT_BUILT or name in COMMON | NOT_SAMPLED:
         return row
     change = wrap or (lambda value: {name: value})
-    taken = {} if isinstance(default, str) else {kind_of(default): True}
+    accepted = {} if isinstance(default, str) else {kind_of(default): True}
     right = annotated_kinds(annotation)
     foreign = (sample for kind, samples in FOREIGN_SAMPLES.items() if kind not in right for sample in samples)
     for sample in (*SAMPLES, *foreign):
         kind = kind_of(sample)
-        taken[kind] = taken.get(kind) or not is_refused(method, change(sample))
-    refused = sorted(kind for kind, is_taken in taken.items() if not is_taken)
+        accepted[kind] = accepted.get(kind) or not is_refused(method, change(sample))
+    refused = sorted(kind for kind, is_taken in accepted.items() if not is_taken)
     if "text" in refused and "text" in right:
         choices = sorted({text for text in candidates(method) if not is_refused(method, change(text))})
         row |= {"choices": choices} if choices else {}
@@ -227,13 +227,13 @@ def _inside(holder: str, inner: str, sample: Any) -> dict[str, Any]:
     return {holder: {inner: sample}}
 
 
-def main(asked: list[str]) -> None:
+def main(method_names: list[str]) -> None:
     """Write the rows of the given methods, or of all, and keep the others of the file."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     methods = sorted(member.value for member in PeftType)
     rows = {method: row for method, row in table().items() if method in methods}
-    for method in asked or methods:
+    for method in method_names or methods:
         rows[method] = rows_of(method)
         write(rows)
         print(method, file=sys.stderr)

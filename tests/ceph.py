@@ -148,13 +148,13 @@ def main(arguments: list[str]) -> int:
         print(f"skipped {len(SUITES)} test files: not installed: {', '.join(missing)} (apt-get install {packages})")
         return 0
     with ceph() as store:
-        given = {
+        environment = {
             "TEST_S3_ENDPOINT": store.endpoint,
             "AWS_ACCESS_KEY_ID": store.access_key,
             "AWS_SECRET_ACCESS_KEY": store.secret_key,
         }
         command = [sys.executable, "-m", "pytest", "-q", "-rs", *SUITES, *arguments]
-        return subprocess.run(command, env=os.environ | given, check=False).returncode
+        return subprocess.run(command, env=os.environ | environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -176,8 +176,8 @@ def _empty(postgres_url: str) -> None:
 def harness(database_url: str) -> Iterator[object]:
     from tests.harness import Harness
 
-    with Harness(database_url) as made:
-        yield made
+    with Harness(database_url) as harness:
+        yield harness
 
 
 @pytest.fixture
@@ -189,6 +189,6 @@ def stored_harness(database_kind: str, database_url: str, quick_path: Path) -> I
     from tests.memory_blobs import MemoryBlobs
 
     blobs = MemoryBlobs() if database_kind == "postgres" else LocalBlobs(quick_path / "blobs")
-    with Harness(database_url, blobs=blobs) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness

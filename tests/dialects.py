@@ -30,8 +30,8 @@ def share(engine: Engine) -> None:
 
 
 def _create_engine(*args: Any, **options: Any) -> Engine:
-    made = _plain(*args, **options)
-    if made.dialect.name in _shared:
-        made.dialect, compiled = _shared[made.dialect.name]
-        made.update_execution_options(compiled_cache=compiled)
-    return made
+    engine = _plain(*args, **options)
+    if engine.dialect.name in _shared:
+        engine.dialect, compiled = _shared[engine.dialect.name]
+        engine.update_execution_options(compiled_cache=compiled)
+    return engine

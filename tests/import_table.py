@@ -106,15 +106,15 @@ def row_of(module: str) -> Row | None:
 
 def modules() -> dict[str, Path]:
     """Every module of ours by its dotted name."""
-    found = {}
+    paths = {}
     for top in ("registry", "cli", "migrations"):
         for path in sorted((ROOT / top).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
-def imports_of(module: str, source: str, known: set[str]) -> Iterator[tuple[str, int]]:
+def imports_of(module: str, source: str, modules: set[str]) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of everything imported anywhere in the source, submodules told from names.
 
     A relative import is resolved in `cli/`, which a wheel holds as `registry.cli`; elsewhere it stays as it is written.
@@ -132,43 +132,43 @@ def imports_of(module: str, source: str, known: set[str]) -> Iterator[tuple[str,
                 continue
             for alias in node.names:
                 full = f"{origin}.{alias.name}"
-                yield (full if full in known else origin, node.lineno)
+                yield (full if full in modules else origin, node.lineno)
 
 
-def forbidden(module: str, source: str, known: set[str]) -> list[str]:
+def forbidden(module: str, source: str, modules: set[str]) -> list[str]:
     """Every import of this source that the table does not allow, one sentence each."""
     row = row_of(module)
     if row is None:
         return [f"{module} has no row in the table of tests/test_boundaries.py"]
-    found = []
-    for name, line in imports_of(module, source, known):
+    violations = []
+    for name, line in imports_of(module, source, modules):
         top = name.split(".")[0]
         if name.startswith("."):
-            found.append(f"{module}:{line} imports {name} relatively; write the whole name")
+            violations.append(f"{module}:{line} imports {name} relatively; write the whole name")
         elif top == "cli" and re.match(r"\s*(from|import) cli\b", source.splitlines()[line - 1]):
-            found.append(f"{module}:{line} imports {name} by its whole name; a wheel has it as registry.{name}")
+            violations.append(f"{module}:{line} imports {name} by its whole name; a wheel has it as registry.{name}")
         elif top in ("registry", "cli", "migrations", "tests"):
             if kind_of(name) not in row.ours:
-                found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.ours)}")
+                violations.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.ours)}")
         elif top not in sys.stdlib_module_names and top not in row.packages:
-            found.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.packages)}")
-    return found
+            violations.append(f"{module}:{line} imports {name}; {row.prefix} may import {sorted(row.packages)}")
+    return violations
 
 
 def late_imports(module: str, source: str) -> list[str]:
     """Imports inside functions, and imports by name: only the lazy loader of the command line has one."""
     if module == LAZY_LOADER:
         return []
-    found = []
+    violations = []
     tree = ast.parse(source)
     for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
         for node in ast.walk(function):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                found.append(f"{module}:{node.lineno} imports inside a function")
+                violations.append(f"{module}:{node.lineno} imports inside a function")
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            found.append(f"{module}:{node.lineno} imports by name")
-    return sorted(set(found))
+            violations.append(f"{module}:{node.lineno} imports by name")
+    return sorted(set(violations))
 
 
 def cycle_in(graph: dict[str, set[str]]) -> list[str]:
@@ -183,13 +183,13 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
             return []
         path.append(module)
         for target in sorted(graph[module]):
-            if found := visit(target):
-                return found
+            if cycle := visit(target):
+                return cycle
         path.pop()
         done.add(module)
         return []
 
-    return next((found for module in sorted(graph) if (found := visit(module))), [])
+    return next((cycle for module in sorted(graph) if (cycle := visit(module))), [])
 
 
 def sources() -> dict[str, str]:
@@ -199,9 +199,9 @@ def sources() -> dict[str, str]:
 
 def graph(texts: dict[str, str]) -> dict[str, set[str]]:
     """Module → the modules of ours that it imports."""
-    known = set(texts)
+    names = set(texts)
     return {
-        module: {name for name, _ in imports_of(module, source, known) if name in known and name != module}
+        module: {name for name, _ in imports_of(module, source, names) if name in names and name != module}
         for module, source in texts.items()
     }
 

@@ -26,6 +26,7 @@ from typing import Any
 from tests import import_table, vocabulary
 
 REPEATED_LINES = 12
+TEST_CODE = ("tests", "benchmarks", "demo", "scripts")
 LAYERS = (("domain",), ("client",), ("serving", "worker", "server"), ("routes", "app"), ("cli",))
 """Kinds of tests/import_table.py from the bottom up."""
 
@@ -52,11 +53,22 @@ def facts(root: Path) -> dict[str, Any]:
         "arrows_back": len(arrows_back(graph)),
         "vague_names": sum(len(vocabulary.vague_names(tree)) for tree in trees.values()),
         "vague_names_in_loops": sum(len(vocabulary.vague_names(tree, in_loops=True)) for tree in trees.values()),
+        "vague_names_in_tests": sum(len(names) for names in vague_names_in_tests(root).values()),
         "metaphors": sum(len(vocabulary.metaphors(text)) for text in vocabulary.texts(root).values()),
         "repeated_blocks": len(repetitions(sources)),
         "longest_page": str(longest_page),
         "longest_page_lines": pages[longest_page],
         "undocumented_public_functions": sum(len(undocumented(tree)) for tree in trees.values()),
+    }
+
+
+def vague_names_in_tests(root: Path) -> dict[Path, list[tuple[int, str]]]:
+    """File → its vague names, in loops or not, in the code that is not part of the package."""
+    paths = sorted(path for top in TEST_CODE for path in (root / top).rglob("*.py"))
+    trees = {path.relative_to(root): ast.parse(path.read_text()) for path in paths}
+    return {
+        path: sorted(vocabulary.vague_names(tree) + vocabulary.vague_names(tree, in_loops=True))
+        for path, tree in trees.items()
     }
 
 
@@ -100,14 +112,14 @@ def cycles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
 
 
 def _reachable(graph: Mapping[str, Iterable[str]], start: str) -> set[str]:
-    seen: set[str] = set()
+    visited: set[str] = set()
     pending = list(graph[start])
     while pending:
         node = pending.pop()
-        if node not in seen:
-            seen.add(node)
+        if node not in visited:
+            visited.add(node)
             pending += graph.get(node, ())
-    return seen
+    return visited
 
 
 def arrows_back(graph: Mapping[str, Iterable[str]]) -> list[str]:

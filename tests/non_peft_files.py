@@ -37,33 +37,33 @@ def gguf(
     tensors: Mapping[str, Tensor], fields: Mapping[str, Any] | None = None, *, version: int = 3, tail: bytes = b""
 ) -> bytes:
     """A GGUF file; shapes are given as [rows, columns] and written the other way round."""
-    known = (
+    entries = (
         {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 16.0} if fields is None else fields
     )
     infos, data = b"", b""
-    for seed, (name, (dtype, shape, given)) in enumerate(tensors.items()):
-        values = samples.values(dtype, shape, seed) if given is None else given
+    for seed, (name, (dtype, shape, content)) in enumerate(tensors.items()):
+        values = samples.values(dtype, shape, seed) if content is None else content
         data += b"\0" * (-len(data) % 32)
         sides = b"".join(struct.pack("<Q", side) for side in reversed(shape))
         infos += text(name) + struct.pack("<I", len(shape)) + sides
         infos += struct.pack("<IQ", _GGUF_TYPES[dtype], len(data))
         data += values
-    head = GGUF_MAGIC + struct.pack("<IQQ", version, len(tensors), len(known))
-    head += b"".join(field(key, value) for key, value in known.items()) + infos
+    head = GGUF_MAGIC + struct.pack("<IQQ", version, len(tensors), len(entries))
+    head += b"".join(field(key, value) for key, value in entries.items()) + infos
     return head + b"\0" * (-len(head) % 32) + data + b"\0" * (-len(data) % 32) + tail
 
 
 def pairs(base: Base, names: Mapping[str, str], prefix: str, ends: tuple[str, str], rank: int = 4) -> dict[str, Tensor]:
     """A pair for each of the base's projections in `names`, under the tool's own path."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, (rows, columns) in base.linears.items():
         leaf = path.rpartition(".")[2]
         if leaf in names:
             layer = path.split(".")[2]
             at = f"{prefix}{layer}.{names[leaf]}"
-            found[f"{at}{ends[0]}"] = ("F32", (rank, columns), None)
-            found[f"{at}{ends[1]}"] = ("F32", (rows, rank), None)
-    return found
+            tensors[f"{at}{ends[0]}"] = ("F32", (rank, columns), None)
+            tensors[f"{at}{ends[1]}"] = ("F32", (rows, rank), None)
+    return tensors
 
 
 def torchtune(base: Base) -> dict[str, bytes]:

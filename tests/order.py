@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def turn(item: pytest.Item) -> int:
         own = group_of(item.nodeid)
-        return next((place for place, start in enumerate(FIRST) if own.startswith(start)), len(FIRST))
+        return next((position for position, start in enumerate(FIRST) if own.startswith(start)), len(FIRST))
 
     items.sort(key=turn)  # stable: within a group nothing changes
 

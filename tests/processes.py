@@ -78,13 +78,13 @@ def free_port() -> int:
 
 def free_port_pairs(count: int) -> list[int]:
     """Ports n with n + 10000 free too (SeaweedFS' rule for its gRPC ports), below the range of outgoing connections."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.SystemRandom().sample(range(12_000, 22_000), 1_000):
         try:
             with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10_000)):
-                found.append(port)
+                ports.append(port)
         except OSError:
             continue
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
     raise CannotStart("no free ports below 32000")

@@ -42,10 +42,10 @@ class RecordingProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in (self._listener, *self._open):
-            one.close()
+        for connection in (self._listener, *self._open):
+            connection.close()
 
-    def asked(self, method: str) -> list[str]:
+    def targets(self, method: str) -> list[str]:
         """The targets of the requests with this method, in the order in which they came."""
         return [head.split(" ", 2)[1] for head in self.heads if head.startswith(method + " ")]
 
@@ -86,5 +86,5 @@ class RecordingProxy:
         except OSError:
             pass
         finally:
-            for one in (source, target):
-                one.close()
+            for connection in (source, target):
+                connection.close()

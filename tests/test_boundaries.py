@@ -54,14 +54,14 @@ def test_the_import_graph_has_no_cycle() -> None:
     ],
 )
 def test_a_planted_breach_is_found(module: str, line: str) -> None:
-    known = KNOWN | {
+    modules = KNOWN | {
         "registry.server.database.models.content",
         "registry.server.http.dependencies",
         "registry.client.registry",
         "cli.main",
     }
-    known |= {"registry.server.jobs.queue", "registry.server.push.commit"}
-    assert import_table.forbidden(module, line, known)
+    modules |= {"registry.server.jobs.queue", "registry.server.push.commit"}
+    assert import_table.forbidden(module, line, modules)
 
 
 def test_files_of_the_command_line_import_each_other_relatively() -> None:
@@ -78,7 +78,7 @@ def test_planted_late_imports_and_cycles_are_found() -> None:
 
 def test_importing_a_module_has_no_effect_that_one_can_see_in_its_text() -> None:
     """At the top of a module stand definitions; a bare call there would act on import."""
-    found = []
+    calls = []
     for module, source in SOURCES.items():
         if module.startswith("migrations"):  # Alembic runs env.py as a script
             continue
@@ -86,18 +86,18 @@ def test_importing_a_module_has_no_effect_that_one_can_see_in_its_text() -> None
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 call = ast.unparse(node.value.func)
                 if not call.endswith((".model_rebuild", ".include_router", ".add_command")):
-                    found.append(f"{module}:{node.lineno} calls {call} on import")
-    assert found == []
+                    calls.append(f"{module}:{node.lineno} calls {call} on import")
+    assert calls == []
 
 
 def test_no_check_depends_on_an_assert_outside_tests() -> None:
-    found = [
+    asserts = [
         f"{module}:{node.lineno}"
         for module, source in SOURCES.items()
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Assert)
     ]
-    assert found == []
+    assert asserts == []
 
 
 def _python_files() -> list[Path]:
@@ -106,7 +106,7 @@ def _python_files() -> list[Path]:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
-    found = []
+    long_functions = []
     for path in _python_files():
         if path.parent.name == "versions":  # one migration step is one list of tables
             continue
@@ -114,8 +114,8 @@ def test_no_function_is_longer_than_a_screen() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES_LIMIT:
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
-    assert found == []
+                    long_functions.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
+    assert long_functions == []
 
 
 def test_no_file_is_longer_than_500_lines() -> None:

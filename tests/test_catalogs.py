@@ -25,12 +25,12 @@ def constants(*, outside: str) -> Iterator[tuple[str, str]]:
 
 
 def test_class_names_are_unique_but_for_private_ones() -> None:
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    modules_of: defaultdict[str, list[str]] = defaultdict(list)
     for module, source in import_table.sources().items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                found[node.name].append(module)
-    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+                modules_of[node.name].append(module)
+    assert {name: modules for name, modules in modules_of.items() if len(modules) > 1} == {}
 
 
 def test_event_types_stand_in_their_catalog_alone() -> None:

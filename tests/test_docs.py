@@ -103,7 +103,7 @@ def test_every_link_between_pages_leads_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_path_of_the_project_that_a_page_names_exists(path: Path) -> None:
     tops = "registry|cli|tests|migrations|docs|benchmarks|demo|scripts"
-    named = {found.rstrip("/") for found in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", path.read_text())}
+    named = {path_.rstrip("/") for path_ in re.findall(rf"`((?:{tops})/[^`\s{{<…]*)`", path.read_text())}
     assert [name for name in sorted(named) if not any(ROOT.glob(name))] == []
 
 
@@ -178,9 +178,9 @@ def test_pages_and_modules_say_no_one_and_again() -> None:
     """Words that read as foreign: `no one`, `someone`, `everyone`, `those who`, `again` and `permanently` are plain."""
     foreign = re.compile(r"\b(nobody|somebody|everybody|anybody|whoever|anew|for ever|of whom)\b", re.IGNORECASE)
     files = [path for top in ("registry", "cli") for path in (ROOT / top).rglob("*.py")]
-    found = [
+    phrases = [
         f"{path.relative_to(ROOT)}: {word}"
         for path in [*files, ROOT / "registry" / "findings.toml", ROOT / "registry" / "errors.toml", *WRITTEN]
         for word in foreign.findall(path.read_text())
     ]
-    assert found == []
+    assert phrases == []

@@ -88,13 +88,13 @@ def test_parents_of_bases_are_in_the_lineage_after_the_migration(empty: Engine) 
     schema.migrate(empty, "0011")
     parents = '[{"relation": "fused", "digest": "sha256:1", "name": "acme/a@1"}]'
     with empty.begin() as connection:
-        for name, told in (("fused", parents), ("plain", None), ("nothing", "null")):
+        for name, stored_parents in (("fused", parents), ("plain", None), ("nothing", "null")):
             connection.execute(
                 text(
                     "INSERT INTO base (name, fingerprint, spec, source, created_at, created_by, parents) "
                     "VALUES (:name, 'f', '{}', '', :at, 'a', :parents)"
                 ),
-                {"name": name, "at": datetime.now(UTC), "parents": told},
+                {"name": name, "at": datetime.now(UTC), "parents": stored_parents},
             )
     schema.migrate(empty)
     with empty.connect() as connection:

@@ -31,14 +31,14 @@ def _listens(url: str) -> bool:
 
 def test_two_databases_of_one_server_do_not_see_each_other_and_the_server_ends_with_its_block() -> None:
     with services.postgres_url() as server:
-        with services.fresh_database(server) as one, services.fresh_database(server) as two:
-            with _connect(one) as connection:
+        with services.fresh_database(server) as first, services.fresh_database(server) as two:
+            with _connect(first) as connection:
                 connection.execute("CREATE TABLE note (text text)")
             with _connect(two) as connection:
                 row = connection.execute("SELECT to_regclass('note')").fetchone()
             assert row == (None,)
         with pytest.raises(psycopg.OperationalError, match="does not exist"):
-            _connect(one)
+            _connect(first)
     assert not _listens(server)
 
 
@@ -74,8 +74,8 @@ def test_the_object_store_keeps_what_the_writer_puts_and_the_reader_may_only_rea
     data = b"weights" * 1000
     writer.put_object(Bucket="bucket", Key="a/b", Body=data, ChecksumAlgorithm="SHA256")
     reader = _s3(store_server, store_server.reader_access_key, store_server.reader_secret_key)
-    found = reader.get_object(Bucket="bucket", Key="a/b")["Body"].read()
-    assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
+    body = reader.get_object(Bucket="bucket", Key="a/b")["Body"].read()
+    assert hashlib.sha256(body).digest() == hashlib.sha256(data).digest()
     with pytest.raises(ClientError, match="AccessDenied"):
         reader.put_object(Bucket="bucket", Key="a/c", Body=b"no")
 

@@ -38,16 +38,16 @@ class Models:
         self._assigned: dict[tuple[Definition, Definition], frozenset[str]] = {}
 
     def inside(self, model: Definition) -> Inside:
-        seen: dict[Definition, None] = {model: None}
+        definitions: dict[Definition, None] = {model: None}
         waiting, decided_by_base = [model], False
-        while waiting and len(seen) < CLASSES_LIMIT:
+        while waiting and len(definitions) < CLASSES_LIMIT:
             for part in self._library.mro(waiting.pop()):
                 used, by_base = self._used(part)
                 decided_by_base = decided_by_base or by_base
-                new = [cls for cls in sorted(used, key=lambda d: d.path) if cls not in seen]
-                seen |= dict.fromkeys(new)
+                new = [cls for cls in sorted(used, key=lambda d: d.path) if cls not in definitions]
+                definitions |= dict.fromkeys(new)
                 waiting += new
-        return Inside(tuple(seen), decided_by_base)
+        return Inside(tuple(definitions), decided_by_base)
 
     def layers(self, classes: tuple[Definition, ...], base: Definition) -> list[str]:
         """The attributes to which these classes assign layers of a kind (`LinearBase`), sorted."""

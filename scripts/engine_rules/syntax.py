@@ -337,14 +337,14 @@ def _merged(chains: list[list[Definition]]) -> list[Definition]:
     return order
 
 
-def _joined(left: Any, right: Any) -> Any:
-    if isinstance(left, Call) and isinstance(right, Call):
-        names = {*left.fields, *right.fields}
-        return Call(left.name, {n: _joined(left.fields.get(n, {}), right.fields.get(n, {})) for n in names})
-    if isinstance(left, dict) and isinstance(right, dict):
-        joined: Any = left | right
-    elif (isinstance(left, list) and isinstance(right, list)) or (isinstance(left, str) and isinstance(right, str)):
-        joined = left + right  # type: ignore[operator]
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, Call) and isinstance(second, Call):
+        names = {*first.fields, *second.fields}
+        return Call(first.name, {n: _joined(first.fields.get(n, {}), second.fields.get(n, {})) for n in names})
+    if isinstance(first, dict) and isinstance(second, dict):
+        joined: Any = first | second
+    elif (isinstance(first, list) and isinstance(second, list)) or (isinstance(first, str) and isinstance(second, str)):
+        joined = first + second  # type: ignore[operator]
     else:
         return UNREADABLE
     return joined if len(joined) <= LENGTH_LIMIT else UNREADABLE

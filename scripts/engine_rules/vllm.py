@@ -119,13 +119,13 @@ class _Rows:
         """
         mapper = self._library.attribute(model, "hf_to_vllm_mapper")
         fields = mapper.fields if isinstance(mapper, Call) else {}
-        taken = {*(row["embedding"] or ()), *(row["linear"] or ()), *(p for ps in row["packed"].values() for p in ps)}
+        used = {*(row["embedding"] or ()), *(row["linear"] or ()), *(p for ps in row["packed"].values() for p in ps)}
         renames: dict[str, str] = {}
         for kind in ("orig_to_new_substr", "orig_to_new_prefix", "orig_to_new_suffix"):
             pairs = fields.get(kind)
             for old, new in pairs.items() if isinstance(pairs, dict) else ():
                 before, after = (str(part).strip(".").rpartition(".")[2] for part in (old, new))
-                if isinstance(new, str) and before and before != after and after in taken:
+                if isinstance(new, str) and before and before != after and after in used:
                     renames[before] = after
         return dict(sorted(renames.items()))
 

@@ -136,8 +136,8 @@ def waiting(harness: Harness) -> None:
     """Return once a connection waits for a lock of the database."""
     for _ in range(200):
         with harness.session() as session:
-            asked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            if session.connection().execute(asked).scalar_one():
+            statement = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if session.connection().execute(statement).scalar_one():
                 return
         time.sleep(0.02)  # no event tells of another's wait
     raise AssertionError("no connection waits for a lock")
@@ -163,7 +163,7 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
 @pytest.mark.parametrize("how", ["approve", "gate"])
 def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(tenants: Tenants, how: str) -> None:
     """The client retries by itself if the error allows it."""
-    harness, told = tenants.harness, list[str]()
+    harness, codes = tenants.harness, list[str]()
     acts: dict[str, Callable[[], object]] = {
         "approve": lambda: harness.admin.approve("acme/support@1", "prod"),
         "gate": lambda: harness.admin.set_gate("acme/support", "prod", Gate(approvals=1)),
@@ -172,7 +172,7 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
     def act() -> None:
         with pytest.raises(RegistryError) as refusal:
             acts[how]()
-        told.append(refusal.value.code)
+        codes.append(refusal.value.code)
 
     with harness.session(write=True) as session:
         removal.delete_adapter(session, TRUSTED, AdapterName("acme", "support"))
@@ -181,7 +181,7 @@ def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(te
         writing.start()
         waiting(harness)
     writing.join()
-    assert told == ["ADAPTER_UNKNOWN"]
+    assert codes == ["ADAPTER_UNKNOWN"]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
@@ -238,19 +238,19 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("place", ["acme", "acme/support", "nobodys"])
-def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, place: str) -> None:
-    start, seen = threading.Barrier(6), list[str]()
+@pytest.mark.parametrize("target", ["acme", "acme/support", "nobodys"])
+def test_concurrent_writes_of_one_gate_all_succeed(tenants: Tenants, target: str) -> None:
+    start, setters = threading.Barrier(6), list[str]()
 
     def put() -> None:
         start.wait()
         for _ in range(5):
-            seen.append(tenants.harness.admin.set_gate(place, "prod", Gate(approvals=1)).set_on)
-            tenants.harness.admin.remove_gate(place, "prod")
+            setters.append(tenants.harness.admin.set_gate(target, "prod", Gate(approvals=1)).set_on)
+            tenants.harness.admin.remove_gate(target, "prod")
 
     threads = [threading.Thread(target=put) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seen) == 30
+    assert len(setters) == 30

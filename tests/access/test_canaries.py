@@ -39,9 +39,9 @@ def provider(tmp_path: Path) -> Provider:
 
 @pytest.fixture
 def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
-    with Harness(database_url, issuers=provider.settings) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, issuers=provider.settings) as harness:
+        harness.add_base()
+        yield harness
 
 
 def use_secrets(harness: Harness, provider: Provider) -> dict[str, str]:
@@ -49,8 +49,8 @@ def use_secrets(harness: Harness, provider: Provider) -> dict[str, str]:
     audit = Audit(harness.admin)
     harness.push("acme/support")
     harness.admin.add_publisher("acme/support", PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"}))
-    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
-    rotated = harness.admin.rotate_token(made.token.id, keep_seconds=60)
+    created = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    rotated = harness.admin.rotate_token(created.token.id, keep_seconds=60)
     assertion = provider.sign()
     exchanged = harness.client("").exchange_token(assertion, adapter="acme/support")
     hook = audit.create_webhook(WebhookCreate(url="https://93.184.216.34/in"))
@@ -60,7 +60,7 @@ def use_secrets(harness: Harness, provider: Provider) -> dict[str, str]:
     harness.push("acme/support", by=harness.client(rotated.secret))
     seed = harness.app.state.audit_log.keys.signer.seed
     return {
-        "administrator": harness.secret, "token": made.secret, "rotated token": rotated.secret,
+        "administrator": harness.secret, "token": created.secret, "rotated token": rotated.secret,
         "exchanged token": exchanged.secret, "identity token": assertion, "webhook": hook.secret,
         "log key": base64.b64encode(seed).decode(), "log key, hex": seed.hex(),
         "signing key": "canary-of-a-private-signing-key!", "unknown token": f"lra_{'canary' * 6}ab",
@@ -94,12 +94,12 @@ def send_in_wrong_places(harness: Harness, secrets: dict[str, str]) -> list[str]
 
 def send_as_ids(harness: Harness, secrets: dict[str, str]) -> None:
     """Whoever asks is told what they asked for, and nobody else is."""
-    told = logging.getLogger("httpx")  # this test's own client tells which URLs it asks for
-    told.disabled = True
+    logger = logging.getLogger("httpx")  # this test's own client tells which URLs it asks for
+    logger.disabled = True
     for name, path in itertools.product(ID_LIKE, ("tokens", "webhooks")):
         with contextlib.suppress(RegistryError):
             harness.admin.connection.send("DELETE", f"/{path}/{quote(secrets[name], safe='')}")
-    told.disabled = False
+    logger.disabled = False
 
 
 def at_rest(harness: Harness) -> str:
@@ -109,8 +109,8 @@ def at_rest(harness: Harness) -> str:
         held = [
             f"{table.name}: {tuple(row)}" for table in tables for row in session.connection().execute(table.select())
         ]
-    kept = [harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list("")]
-    return "\n".join([*held, *(data.decode(errors="replace") for data in kept)])
+    blobs = [harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list("")]
+    return "\n".join([*held, *(data.decode(errors="replace") for data in blobs)])
 
 
 def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
@@ -127,7 +127,7 @@ def test_no_planted_secret_is_in_an_answer_a_log_a_row_the_store_or_an_export(
     )
     places = {"answers": "\n".join(heard), "logs": caplog.text, "at rest": at_rest(harness), "export": exported}
     assert all(len(text) > 100 for text in places.values()), "each place was looked into"
-    found = [(name, where) for name, secret in secrets.items() for where, text in places.items() if secret in text]
-    assert found == []
+    leaks = [(name, where) for name, secret in secrets.items() for where, text in places.items() if secret in text]
+    assert leaks == []
     assert "acme/support" in places["at rest"]
     assert "acme/support" in places["export"]

@@ -33,8 +33,8 @@ def database_kind() -> str:
 
 @pytest.fixture
 def tenants(harness: Harness) -> Iterator[Tenants]:
-    made = Tenants(harness)
-    yield made
+    tenants = Tenants(harness)
+    yield tenants
     with harness.session() as session:
         harness.give_back([row.id for row in rows(session, JobRow) if row.state == "running"])
 
@@ -45,9 +45,9 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     operations = [o for o in operations if o.path.removeprefix(PREFIX) not in ENDLESS]
     secrets = [tenants.harness.secret, tenants.secret("owner"), tenants.secret("reader"), ""]
-    known = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}
+    values = {"namespace": "acme", "name": "support", "selector": "1", "alias": "main", "base": "tiny-llama"}
     wrong: list[tuple[str, int, str]] = []
-    asked: set[str] = set()
+    labels: set[str] = set()
 
     @hypothesis.settings(
         max_examples=EXAMPLES,
@@ -64,24 +64,24 @@ def test_no_request_that_the_document_allows_makes_a_server_error_or_an_undocume
         path = dict(case.path_parameters or {})
         ends = operation.method.lower() == "delete"  # what is there stays, or there would be nothing left to ask about
         if data.draw(strategies.booleans()) and not ends:  # half of the requests are about something that is there
-            path |= {key: value for key, value in known.items() if key in path}
+            path |= {key: value for key, value in values.items() if key in path}
         case.path_parameters = path
         sent = case.as_transport_kwargs(base_url="http://registry.test")
-        given = {key: sent[key] for key in ("params", "json", "data") if sent.get(key) is not None}
-        given["content"] = given.pop("data", None)
+        arguments = {key: sent[key] for key in ("params", "json", "data") if sent.get(key) is not None}
+        arguments["content"] = arguments.pop("data", None)
         headers = {name: str(value) for name, value in dict(sent.get("headers") or {}).items() if _is_plain(str(value))}
-        if not isinstance(given["content"], bytes | str | None):
-            given["content"] = None
+        if not isinstance(arguments["content"], bytes | str | None):
+            arguments["content"] = None
         secret = data.draw(strategies.sampled_from(secrets))
-        answer = send(tenants.harness, sent["method"], sent["url"], secret, headers=headers, **given)
-        asked.add(operation.label)
-        told = document["paths"][operation.path][operation.method.lower()]["responses"]
-        if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in told:
+        answer = send(tenants.harness, sent["method"], sent["url"], secret, headers=headers, **arguments)
+        labels.add(operation.label)
+        responses = document["paths"][operation.path][operation.method.lower()]["responses"]
+        if (answer.status_code >= 500 and answer.status_code != 503) or str(answer.status_code) not in responses:
             wrong.append((operation.label, answer.status_code, answer.text[:300]))
 
     ask()
     assert wrong == []
-    assert len(asked) >= min(len(operations), EXAMPLES // 10)
+    assert len(labels) >= min(len(operations), EXAMPLES // 10)
     assert tenants.harness.admin.namespace("acme").name == "acme"
 
 

@@ -46,20 +46,20 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) ->
 
 @pytest.fixture
 def harness(database_url: str, blobs: BlobStore) -> Iterator[Harness]:
-    with Harness(database_url, blobs=blobs) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=blobs) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the stores do that costs time: calls of the bucket, and changes of folders."""
-    told: Calls = []
+    calls: Calls = []
 
     def noted(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **parameters: Any) -> Any:
-            told.append(name)
-            return inner(*given, **parameters)
+        def call(*args: Any, **parameters: Any) -> Any:
+            calls.append(name)
+            return inner(*args, **parameters)
 
         return call
 
@@ -70,11 +70,11 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Calls:
         inner = getattr(Bucket, name)
 
         def asked(self: Bucket, operation: str, *, inner: Any = inner, **parameters: Any) -> Any:
-            told.append(operation)
+            calls.append(operation)
             return inner(self, operation, **parameters)
 
         monkeypatch.setattr(Bucket, name, asked)
-    return told
+    return calls
 
 
 def make_folders(blobs: BlobStore) -> None:
@@ -114,23 +114,23 @@ def test_pushing_bytes_that_another_tenant_has_takes_the_same_calls(harness: Har
     harness.push("globex/own", by=mine)
     harness.push("acme/support", same)
     assert harness.blobs.stat(key_of(weights)) is not None
-    known, unknown = one_push(harness, stored, mine, same), one_push(harness, stored, mine, other)
-    assert len(known) == 4, "the plan, the weights, the card, the commit: the configuration is there already"
-    assert known == unknown
-    assert known[0][0], "a plan asks the database"
+    existing, unknown = one_push(harness, stored, mine, same), one_push(harness, stored, mine, other)
+    assert len(existing) == 4, "the plan, the weights, the card, the commit: the configuration is there already"
+    assert existing == unknown
+    assert existing[0][0], "a plan asks the database"
     if not isinstance(harness.blobs, MemoryBlobs):
         if isinstance(harness.blobs, LocalBlobs):
-            assert "link" in known[-1][1], "the bytes are promoted, or something as long is done"
+            assert "link" in existing[-1][1], "the bytes are promoted, or something as long is done"
         else:
-            assert all("put_object" in calls for _, calls in known[1:3]), "they are written under their final keys"
+            assert all("put_object" in calls for _, calls in existing[1:3]), "they are written under their final keys"
         assert [stat.key for stat in harness.blobs.list("staging/")] == []
 
 
 @pytest.fixture
 def blobs_in_memory(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
 def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: Harness, stored: Calls) -> None:
@@ -159,10 +159,10 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
         body = {"json": bodies[method]} if method in bodies else {}
         work = []
         for name in ("acme/support", "acme/nothing"):
-            asked = (method, "/api/v1" + rest.format(name))
+            request = (method, "/api/v1" + rest.format(name))
 
-            def ask(asked: tuple[str, str] = asked, body: dict[str, Any] = body) -> None:
-                assert send(harness, *asked, mine, **body).status_code == 404, asked
+            def ask(request: tuple[str, str] = request, body: dict[str, Any] = body) -> None:
+                assert send(harness, *request, mine, **body).status_code == 404, request
 
             work += [work_of(harness, stored, ask) for _ in range(2)]  # twice: what was kept then tells nothing either
         assert work[:2] == work[2:], rest
@@ -235,8 +235,8 @@ def test_planning_a_pull_of_an_invisible_adapter_takes_the_calls_of_an_absent_on
         answer = send(harness, "POST", "/api/v1/pulls", mine, json={"refs": [ref]})
         assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
 
-    seen, absent = (work_of(harness, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
-    assert seen == absent
+    invisible, absent = (work_of(harness, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
+    assert invisible == absent
 
 
 def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: Harness) -> None:
@@ -245,18 +245,18 @@ def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_me
     same, other = harness.files(), harness.files()
     for name, content in (("acme/support", same), ("globex/one", same), ("globex/two", other)):
         harness.push(name, content)
-    asked = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
+    answers = [send(harness, "HEAD", "/acme/support/resolve/main/README.md", harness.secret)]
     send(harness, "GET", "/api/v1/whoami", mine)
     work = []
 
     def look(path: str) -> None:
-        asked.append(send(harness, "HEAD", path, mine))
+        answers.append(send(harness, "HEAD", path, mine))
 
     for name in ("one", "two"):
         path = f"/globex/{name}/resolve/main/README.md"
         work.append(work_of(harness, [], partial(look, path)))
-    assert [answer.status_code for answer in asked] == [200, 200, 200]
-    assert asked[0].headers["etag"] == asked[1].headers["etag"] != asked[2].headers["etag"]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert answers[0].headers["etag"] == answers[1].headers["etag"] != answers[2].headers["etag"]
     assert work[0] == work[1]
     assert any(statement.startswith("UPDATE version_file") for statement in work[0][0])
 

@@ -53,10 +53,10 @@ def people(tmp_path: Path, provider: Provider) -> Provider:
 @pytest.fixture
 def harness(database_url: str, provider: Provider, people: Provider) -> Iterator[Harness]:
     assert people.issuer != provider.issuer
-    with Harness(database_url, issuers=provider.settings, failures_per_minute=0) as made:
-        made.add_base()
-        made.admin.add_publisher("acme/support", RULE)
-        yield made
+    with Harness(database_url, issuers=provider.settings, failures_per_minute=0) as harness:
+        harness.add_base()
+        harness.admin.add_publisher("acme/support", RULE)
+        yield harness
 
 
 def exchange(harness: Harness, assertion: str, adapter: str = "acme/support") -> Any:
@@ -70,10 +70,10 @@ def sign_in(harness: Harness, assertion: str) -> Any:
 def test_a_job_that_matches_may_only_push_its_adapter_and_only_for_minutes(
     harness: Harness, provider: Provider
 ) -> None:
-    made = exchange(harness, provider.sign())
-    assert (made.token.scopes, made.token.adapters) == (["push"], ["acme/support"])
-    assert made.token.expires_at - db.now() <= timedelta(minutes=15)
-    ci = harness.client(made.secret)
+    exchanged = exchange(harness, provider.sign())
+    assert (exchanged.token.scopes, exchanged.token.adapters) == (["push"], ["acme/support"])
+    assert exchanged.token.expires_at - db.now() <= timedelta(minutes=15)
+    ci = harness.client(exchanged.secret)
     assert harness.push("acme/support", by=ci).created
     with pytest.raises(NotFound):
         harness.push("acme/other", by=ci)
@@ -88,8 +88,8 @@ def test_a_token_lasts_no_longer_than_the_identity_token(harness: Harness, provi
 
 def test_a_person_gets_a_token_that_is_bound_by_the_roles_of_the_subject(harness: Harness, people: Provider) -> None:
     harness.push("acme/support")
-    made = sign_in(harness, people.sign(sub="u1", email="alice@example.org", email_verified=True))
-    alice = harness.client(made.secret)
+    signed_in = sign_in(harness, people.sign(sub="u1", email="alice@example.org", email_verified=True))
+    alice = harness.client(signed_in.secret)
     assert alice.whoami().subject == "alice@example.org"
     with pytest.raises(NotFound):
         alice.resolve("acme/support")
@@ -172,9 +172,9 @@ def test_rejected_identity_tokens_from_one_address_are_rate_limited(database_url
     with Harness(database_url, issuers=provider.settings, failures_per_minute=3) as harness:
         harness.admin.add_publisher("acme/support", RULE)
         forged = {"assertion": provider.sign(aud="https://elsewhere.example.org"), "adapter": "acme/support"}
-        asked = [send(harness, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
-        assert [answer.status_code for answer in asked] == [401, 401, 401, 429, 429]
-        assert asked[-1].headers["retry-after"].isdigit()
+        answers = [send(harness, "POST", "/api/v1/tokens/exchange", json=forged) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+        assert answers[-1].headers["retry-after"].isdigit()
         assert exchange(harness, provider.sign()).token.adapters == ["acme/support"], "a right one never waits"
 
 
@@ -198,8 +198,8 @@ def test_no_rule_of_an_owner_changes_what_a_person_gets(harness: Harness, people
         rule: dict[str, Any] = {"issuer": LOGIN_ISSUER, "claims": trap.claims, "created_at": now, "created_by": "m"}
         session.add(PublisherRow(id="pub_1", namespace="evil", name="trap", **rule))
     person = people.sign(email="alice@example.org", email_verified=True)
-    made = sign_in(harness, person).token
-    assert (made.subject, made.adapters) == ("alice@example.org", [])
+    token = sign_in(harness, person).token
+    assert (token.subject, token.adapters) == ("alice@example.org", [])
     with pytest.raises(Unauthenticated):
         exchange(harness, people.sign(email="alice@example.org", email_verified=True), "evil/trap")
 
@@ -239,18 +239,18 @@ def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
     issuer = issuers.Issuer(config, Path())
     monkeypatch.setattr(issuers, "FETCH_WAIT_SECONDS", 0.01)
     fetches: list[str] = []
-    asked, answer = threading.Event(), threading.Event()
+    requested, answer = threading.Event(), threading.Event()
 
     def fail(client: jwt.PyJWKClient) -> Any:
         fetches.append(client.uri)
-        asked.set()
+        requested.set()
         assert answer.wait(60)
         raise jwt.PyJWKClientConnectionError("no answer")
 
     monkeypatch.setattr(jwt.PyJWKClient, "fetch_data", fail)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(issuer.key_of, provider.sign())
-        assert asked.wait(60)
+        assert requested.wait(60)
         with pytest.raises(Unavailable):  # at once, while the first one waits
             issuer.key_of(provider.sign())
         answer.set()
@@ -328,19 +328,19 @@ def test_an_identity_token_is_accepted_once_even_under_a_race(harness: Harness, 
 def test_a_jti_is_stored_longer_than_its_token_is_valid(harness: Harness, provider: Provider) -> None:
     exchange(harness, provider.sign(exp=int(NOW()) - 1, iat=int(NOW()) - 60))
     with harness.session() as session:
-        (kept,) = rows(session, UsedAssertionRow)
-    assert (kept.expires_at - db.now()).total_seconds() > LEEWAY_SECONDS
+        (row,) = rows(session, UsedAssertionRow)
+    assert (row.expires_at - db.now()).total_seconds() > LEEWAY_SECONDS
 
 
 def test_an_exchange_is_an_event_and_the_secret_is_in_no_row(harness: Harness, provider: Provider) -> None:
     assertion = provider.sign()
-    made = exchange(harness, assertion)
+    exchanged = exchange(harness, assertion)
     with harness.session() as session:
         events = [e.model_dump_json() for e in rows(session, EventRow)]
         assert [e.action for e in rows(session, EventRow)].count("token.exchange") == 1
-        kept = "".join(events + [row.model_dump_json() for row in rows(session, TokenRow)])
-    assert made.secret not in kept
-    assert assertion not in kept
+        stored = "".join(events + [row.model_dump_json() for row in rows(session, TokenRow)])
+    assert exchanged.secret not in stored
+    assert assertion not in stored
 
 
 def test_a_transfer_or_a_removal_ends_a_trusted_publisher(harness: Harness, provider: Provider) -> None:
@@ -351,9 +351,9 @@ def test_a_transfer_or_a_removal_ends_a_trusted_publisher(harness: Harness, prov
         exchange(harness, provider.sign())
     with pytest.raises(NotFound):
         harness.push("acme/helpdesk", by=token)
-    made = harness.admin.add_publisher("acme/helpdesk", RULE)
+    rule = harness.admin.add_publisher("acme/helpdesk", RULE)
     assert exchange(harness, provider.sign(), "acme/helpdesk").token.adapters == ["acme/helpdesk"]
-    harness.admin.remove_publisher("acme/helpdesk", made.id)
+    harness.admin.remove_publisher("acme/helpdesk", rule.id)
     assert harness.admin.publishers("acme/helpdesk").items == []
     with pytest.raises(Unauthenticated):
         exchange(harness, provider.sign(), "acme/helpdesk")

@@ -52,10 +52,10 @@ class Tenant:
         body = answer.content
         for pattern, instead in VARIES:
             body = re.sub(pattern, instead, body)
-        kept = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "etag", "content-length")}
+        headers = {k: v for k, v in answer.headers.items() if k not in ("x-request-id", "etag", "content-length")}
         shown = re.sub(r"(tok|psh|job|pub)_[0-9a-f]+", "ID", path.partition("&until=")[0])
         status = (answer_about(answer) if path.startswith("/pushes") and method == "POST" else answer).status_code
-        self.heard.append((f"{method} {shown}", status, tuple(sorted(kept.items())), body))
+        self.heard.append((f"{method} {shown}", status, tuple(sorted(headers.items())), body))
         return answer
 
     def push(self, name: str, content: samples.Files) -> None:
@@ -181,7 +181,7 @@ def test_a_tenants_answers_are_byte_equal_with_and_without_another_tenants_data(
     alone = run_script(next(two_urls)(), with_other=False)
     beside = run_script(next(two_urls)(), with_other=True)
     assert len(alone.heard) >= REQUESTS_MINIMUM
-    assert [one[0] for one in alone.heard] == [other[0] for other in beside.heard]
-    different = [(one, other) for one, other in zip(alone.heard, beside.heard, strict=True) if one != other]
+    assert [answer[0] for answer in alone.heard] == [other[0] for other in beside.heard]
+    different = [(answer, other) for answer, other in zip(alone.heard, beside.heard, strict=True) if answer != other]
     assert different[:3] == []
     assert {status for _, status, _, _ in alone.heard} >= {200, 201, 204, 206, 403, 404, 409}

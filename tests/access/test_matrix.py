@@ -22,18 +22,18 @@ def database_kind() -> str:
 
 def test_every_route_answers_every_kind_of_actor_as_the_committed_table_says(harness: Harness) -> None:
     answers = list(Matrix(harness).answers())
-    found, wanted = table(iter(answers)), COMMITTED.read_text()
-    assert found == wanted, "if this is on purpose: python -m tests.access.matrix > tests/access/matrix.txt"
+    matrix, committed = table(iter(answers)), COMMITTED.read_text()
+    assert matrix == committed, "if this is on purpose: python -m tests.access.matrix > tests/access/matrix.txt"
     # 501: a push in the Hub's dialect, which is refused with a sentence
     assert {a.status_code for *_, a in answers if a.status_code >= 500} <= {501}
     by_place: dict[tuple[str, str], dict[str, object]] = {}
     for route, actor, location, answer in answers:
         if location and actor != "admin" and answer.request.method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             by_place.setdefault((route, actor), {})[location] = _without_own_words(without_ids(answer, location))
-    told_apart = {key for key, told in by_place.items() if told["globex"] != told["nowhere"]}
-    assert told_apart == set()
+    different = {key for key, by_location in by_place.items() if by_location["globex"] != by_location["nowhere"]}
+    assert different == set()
 
 
-def _without_own_words(told: tuple[int, bytes]) -> tuple[int, bytes]:
+def _without_own_words(answer: tuple[int, bytes]) -> tuple[int, bytes]:
     """The asker's own words are in the answer: they say nothing of what is there."""
-    return told[0], re.sub(rb"(tok|job|psh|pub)_[a-z0-9]+|going-[a-z]+", b"NAME", told[1])
+    return answer[0], re.sub(rb"(tok|job|psh|pub)_[a-z0-9]+|going-[a-z]+", b"NAME", answer[1])

@@ -60,11 +60,11 @@ class AdapterModel:
     def before(self) -> int:
         """What rolling back leads to: what was held before this version came, yanked ones passed over; 0 is nothing."""
         came_from = {to: origin for origin, to, back in self.moves if not back}
-        seen, number = {self.held}, came_from.get(self.held, 0)
-        while number and number not in seen:
+        visited, number = {self.held}, came_from.get(self.held, 0)
+        while number and number not in visited:
             if number not in self.yanked | self.dropped:
                 return number
-            seen.add(number)
+            visited.add(number)
             number = came_from.get(number, 0)
         return 0
 
@@ -74,7 +74,7 @@ class Oracle:
 
     def __init__(self) -> None:
         self.lines: dict[tuple[str, str], AdapterModel] = {}
-        self.taken: dict[tuple[str, str], str] = {}
+        self.used_names: dict[tuple[str, str], str] = {}
         self.buried: set[tuple[str, str]] = set()
         self.roles: dict[tuple[str, str], str] = {}
         self.public: set[str] = set()
@@ -101,13 +101,13 @@ class Oracle:
         key = (space, names.skeleton(word))
         if key in self.buried:
             return "NAME_TOMBSTONED"
-        return "NAME_TAKEN" if self.taken.get(key, word) != word else ""
+        return "NAME_TAKEN" if self.used_names.get(key, word) != word else ""
 
     def push(self, who: str, space: str, word: str, content: int) -> str:
         wrong = self.barred(who, "push", space) or self.refused(space, word)
         if wrong:
             return wrong
-        self.taken[space, names.skeleton(word)] = word
+        self.used_names[space, names.skeleton(word)] = word
         line = self.lines.setdefault((space, word), AdapterModel())
         if content not in line.contents:
             line.contents.append(content)
@@ -190,7 +190,7 @@ class Oracle:
             return wrong
         self.buried.add((space, names.skeleton(word)))
         self.lines[to] = self.lines.pop((space, word))
-        self.taken[to[0], names.skeleton(to[1])] = to[1]
+        self.used_names[to[0], names.skeleton(to[1])] = to[1]
         return DONE
 
     def change(self, who: str, space: str, act: Callable[[], object]) -> str:
@@ -287,8 +287,8 @@ def database_kind() -> str:
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
     """So many tokens end in a minute that their last words would be told to wait."""
-    with Harness(database_url, failures_per_minute=0) as made:
-        yield made
+    with Harness(database_url, failures_per_minute=0) as harness:
+        yield harness
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -317,9 +317,9 @@ def test_the_registry_and_the_model_never_disagree(harness: Harness, part: int) 
     @hypothesis.given(strategies.lists(step, min_size=STEPS, max_size=STEPS))
     def agree(steps: list[tuple[str, str, int, str, int, str]]) -> None:
         pair = Pair(harness, contents, next(examples))
-        for number, taken in enumerate(steps):
-            real, expected = pair.step(*taken)
-            assert real == expected, (number, taken)
+        for number, planned_step in enumerate(steps):
+            real, expected = pair.step(*planned_step)
+            assert real == expected, (number, planned_step)
         for who in pair.clients:
             real, expected = pair.compared(who)
             assert real == expected, who

@@ -39,7 +39,7 @@ def tenants(harness: Harness) -> Tenants:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "alike"),
+    ("name", "other", "alike"),
     [
         ("support", "supp0rt", True),
         ("my-lora", "my_1ora", True),
@@ -51,8 +51,8 @@ def tenants(harness: Harness) -> Tenants:
         ("rn", "m", False),
     ],
 )
-def test_names_that_look_alike_have_one_skeleton(one: str, other: str, alike: bool) -> None:
-    assert (names.skeleton(one) == names.skeleton(other)) is alike
+def test_names_that_look_alike_have_one_skeleton(name: str, other: str, alike: bool) -> None:
+    assert (names.skeleton(name) == names.skeleton(other)) is alike
 
 
 def test_a_similar_name_is_refused_at_the_plan_and_the_other_name_is_shown(tenants: Tenants) -> None:
@@ -306,16 +306,16 @@ def test_wrong_tokens_from_one_address_are_rate_limited_and_a_valid_one_never(ha
 
 def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness: Harness) -> None:
     """An attacker may know the beginning of a token and guess the rest from many addresses."""
-    failures, known = harness.app.state.failure_limiter, harness.secret[:12]
+    failures, prefix = harness.app.state.failure_limiter, harness.secret[:12]
     for n in range(10):
-        failures.record_failure(f"10.0.0.{n}", f"{known}{n:030}")
+        failures.record_failure(f"10.0.0.{n}", f"{prefix}{n:030}")
     with pytest.raises(Unavailable, match="wrong tokens that begin like this one: over the limit of 10") as caught:
-        failures.record_failure("10.0.1.1", f"{known}{99:030}")
+        failures.record_failure("10.0.1.1", f"{prefix}{99:030}")
     assert (caught.value.code, 0 < (caught.value.retry_after_seconds or 0) <= 61) == ("RATE_LIMITED", True)
     for n in range(30):  # other prefixes and other texts are not limited
         failures.record_failure(f"10.0.2.{n}", f"lra_{n:08}{0:030}")
         failures.record_failure(f"10.0.3.{n}", "lra_")
-    assert send(harness, "GET", "/api/v1/whoami", f"{known}{7:030}").status_code == 429
+    assert send(harness, "GET", "/api/v1/whoami", f"{prefix}{7:030}").status_code == 429
     assert harness.admin.whoami().actor == "admin", "it has this prefix and is valid"
     for n in range(failures.ENTRIES_LIMIT + 10):
         failures.record_failure(f"host {n}")
@@ -325,8 +325,8 @@ def test_wrong_tokens_with_one_prefix_are_rate_limited_from_any_address(harness:
 def test_every_reserved_name_has_one_row(tenants: Tenants) -> None:
     tenants.harness.push("acme/support")
     with tenants.harness.session() as session:
-        found = [(row.owner, row.name) for row in rows(session, TakenNameRow)]
-    assert found == [("", "acme"), ("", "globex"), ("acme", "support"), ("globex", "secret")]
+        names = [(row.owner, row.name) for row in rows(session, TakenNameRow)]
+    assert names == [("", "acme"), ("", "globex"), ("acme", "support"), ("globex", "secret")]
 
 
 @pytest.mark.security

@@ -41,11 +41,11 @@ class Server:
             wire.settimeout(LISTEN_SECONDS)
             with contextlib.suppress(OSError):  # it may answer and close before the end
                 wire.sendall(data)
-            found = b""
+            received = b""
             with contextlib.suppress(OSError):
                 while piece := wire.recv(65536):
-                    found += piece
-            return found
+                    received += piece
+            return received
 
     def ask(self, method: str, path: str, *headers: str, body: bytes = b"", token: bool = True) -> bytes:
         sent = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", "Connection: close", *headers]
@@ -65,8 +65,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REGISTRY_")}
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield Server(int(told["url"].rpartition(":")[2]), told["token"], folder)
+        announced = json.loads(process.stdout.readline())
+        yield Server(int(announced["url"].rpartition(":")[2]), announced["token"], folder)
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
@@ -93,8 +93,8 @@ def test_an_invalid_host_header_is_refused(server: Server, host: str) -> None:
         answer = server.send(f"GET {WHOAMI} HTTP/1.1\r\nHost: {host}\r\n{token}Connection: close\r\n\r\n".encode())
         assert server.status(answer) == 400
     for good in ("registry.example.org", "127.0.0.1:80", "[::1]:8080", "a_b"):
-        asked = f"GET {WHOAMI} HTTP/1.1\r\nHost: {good}\r\n{token}Connection: close\r\n\r\n".encode()
-        assert server.status(server.send(asked)) == 200
+        request = f"GET {WHOAMI} HTTP/1.1\r\nHost: {good}\r\n{token}Connection: close\r\n\r\n".encode()
+        assert server.status(server.send(request)) == 200
 
 
 def test_ten_thousand_ranges_are_refused(server: Server) -> None:
@@ -131,16 +131,16 @@ def test_an_oversized_url_and_oversized_headers_are_refused(server: Server) -> N
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1" + "0" * 9, "9" * 400])
 def test_the_limit_of_a_page_is_checked(server: Server, limit: str) -> None:
     """What is no size is refused; a size that is too large means the largest."""
-    wanted = (200,) if limit[1:] and limit.isdigit() else (400, 422)
-    assert server.status(server.ask("GET", f"/api/v1/adapters?limit={limit}")) in wanted
+    allowed = (200,) if limit[1:] and limit.isdigit() else (400, 422)
+    assert server.status(server.ask("GET", f"/api/v1/adapters?limit={limit}")) in allowed
 
 
 def test_cookies_do_not_authenticate_and_other_origins_get_no_cors_headers(server: Server) -> None:
     cookie = (f"Cookie: token={server.token}; session={server.token}", "Origin: https://evil.example.org")
     body = b'{"name":"acme"}'
     assert server.status(server.ask("POST", "/api/v1/namespaces", *cookie, body=body, token=False)) == 401
-    asked = ("Origin: https://evil.example.org", "Access-Control-Request-Method: DELETE")
-    for answer in (server.ask("OPTIONS", "/api/v1/namespaces", *asked), server.ask("GET", WHOAMI, *asked)):
+    headers = ("Origin: https://evil.example.org", "Access-Control-Request-Method: DELETE")
+    for answer in (server.ask("OPTIONS", "/api/v1/namespaces", *headers), server.ask("GET", WHOAMI, *headers)):
         assert b"access-control-allow" not in answer.lower()
 
 
@@ -157,5 +157,5 @@ def test_an_invalid_authorization_header_is_401(server: Server, authorization: s
 
 
 def test_the_first_secret_is_not_stored(server: Server) -> None:
-    kept = [path for path in server.folder.rglob("*") if path.is_file() and server.token.encode() in path.read_bytes()]
-    assert kept == []
+    files = [path for path in server.folder.rglob("*") if path.is_file() and server.token.encode() in path.read_bytes()]
+    assert files == []

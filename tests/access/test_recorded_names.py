@@ -23,22 +23,22 @@ from tests.memory_blobs import MemoryBlobs
 @pytest.fixture
 def tenants(harness: Harness) -> Tenants:
     """What its pushes still do after their answers has ended: records are counted here."""
-    made = Tenants(harness)
+    tenants = Tenants(harness)
     harness.transport.settle()
-    return made
+    return tenants
 
 
 def test_reindexing_does_not_restore_a_deleted_adapter(tenants: Tenants) -> None:
     harness, gone = tenants.harness, AdapterName("acme", "support")
     metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
     folder = metadata_backup.adapter_prefix(gone.namespace, gone.name)
-    kept = {stat.key: harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list(folder)}
-    assert len(kept) == 1
+    records = {stat.key: harness.blobs.read(stat.key, 0, stat.size_bytes) for stat in harness.blobs.list(folder)}
+    assert len(records) == 1
     tenants.harness.admin.delete_adapter("acme/support")
     harness.transport.settle()
     removal.delete_records(harness.engine, harness.blobs, gone)
     assert list(harness.blobs.list(folder)) == []
-    for key, data in kept.items():  # as if the server had died before it could forget
+    for key, data in records.items():  # as if the server had died before it could forget
         harness.blobs.put(key, [data], limit_bytes=len(data))
     assert rebuild_index(harness.engine, harness.blobs, TRUSTED, ReindexRequest()).findings == []
     with harness.session() as session:
@@ -51,11 +51,11 @@ def test_a_transferred_adapter_is_recorded_and_indexed_again_under_its_new_name(
     harness.transport.settle()
     removal.delete_records(harness.engine, harness.blobs, AdapterName("globex", "secret"))
     metadata_backup.write_missing(harness.engine, harness.blobs, limit=10)
-    found = {
+    names = {
         stat.key.split("/")[3]
         for stat in harness.blobs.list(metadata_backup.adapter_prefix("globex", "x").removesuffix("x/"))
     }
-    assert found == {"renamed"}
+    assert names == {"renamed"}
     assert rebuild_index(harness.engine, harness.blobs, TRUSTED, ReindexRequest()).findings == []
     assert harness.admin.adapter("globex/renamed").versions == 1
 
@@ -95,5 +95,5 @@ def test_a_record_written_during_a_rename_is_written_again(database_url: str, en
         blobs.act = change
         while metadata_backup.write_missing(harness.engine, blobs, limit=10):
             pass
-        found = {"/".join(stat.key.split("/")[2:4]) for stat in blobs.list(metadata_backup.VERSIONS)}
-        assert found == {"acme/support"} | (set() if ends else {"globex/renamed"})
+        recorded = {"/".join(stat.key.split("/")[2:4]) for stat in blobs.list(metadata_backup.VERSIONS)}
+        assert recorded == {"acme/support"} | (set() if ends else {"globex/renamed"})

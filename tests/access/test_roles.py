@@ -144,20 +144,21 @@ def test_a_token_that_is_bound_to_an_adapter_sees_and_pushes_nothing_else(tenant
 # ------------------------------------------------------------------ tokens
 def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends_as_requested(tenants: Tenants) -> None:
     token_id, old = tenants.harness.issue("push", namespaces=["acme"])
-    made = tenants.harness.client(old).rotate_token(token_id)
-    assert tenants.harness.client(made.secret).whoami().scopes == ["push"]
+    rotated = tenants.harness.client(old).rotate_token(token_id)
+    assert tenants.harness.client(rotated.secret).whoami().scopes == ["push"]
     with pytest.raises(Unauthenticated):
         tenants.harness.client(old).whoami()
-    newer = tenants.harness.client(made.secret).rotate_token(token_id, keep_seconds=60)
+    newer = tenants.harness.client(rotated.secret).rotate_token(token_id, keep_seconds=60)
     assert (
-        tenants.harness.client(made.secret).whoami().token_id == tenants.harness.client(newer.secret).whoami().token_id
+        tenants.harness.client(rotated.secret).whoami().token_id
+        == tenants.harness.client(newer.secret).whoami().token_id
     )
     with tenants.harness.session(write=True) as session:
         row = session.get_one(TokenRow, token_id)
         row.previous_until = row.created_at
         session.add(row)
     with pytest.raises(Unauthenticated):
-        tenants.harness.client(made.secret).resolve("acme/support")
+        tenants.harness.client(rotated.secret).resolve("acme/support")
 
 
 def test_a_token_cannot_rotate_one_that_has_more_rights_or_lasts_longer(tenants: Tenants) -> None:
@@ -188,8 +189,8 @@ def test_records_show_the_subject_of_a_token_whatever_its_name_is(tenants: Tenan
     assert disguised.version("acme/support@2").created_by == "owner@acme"
     [move] = disguised.history("acme/support", alias="canary").moves
     assert move.actor == "owner@acme"
-    told = [event.actor for event in Audit(disguised).events(object="acme/support", action=["alias.move"])]
-    assert told[-2:] == ["owner@acme", "owner@acme"]
+    actors = [event.actor for event in Audit(disguised).events(object="acme/support", action=["alias.move"])]
+    assert actors[-2:] == ["owner@acme", "owner@acme"]
     pushed = Audit(disguised).attestations("acme/support@2").items[0]
     assert json.loads(base64.b64decode(json.loads(pushed.bundle)["payload"]))["predicate"]["actor"] == "owner@acme"
 
@@ -226,16 +227,16 @@ def test_a_token_of_another_subject_looks_like_an_absent_one(tenants: Tenants) -
 
 def test_a_token_lasts_no_longer_than_the_one_that_made_it(tenants: Tenants) -> None:
     _, short = tenants.harness.issue("admin", namespaces=["acme"], seconds=60)
-    made = tenants.harness.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
-    assert made.token.expires_at == tenants.harness.client(short).whoami().expires_at
+    created = tenants.harness.client(short).create_token(TokenCreate(name="x", scopes=["pull"], namespaces=["acme"]))
+    assert created.token.expires_at == tenants.harness.client(short).whoami().expires_at
 
 
 def test_changes_of_roles_and_secrets_are_events_without_the_secret(tenants: Tenants) -> None:
-    made = tenants.harness.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
-    secret = tenants.harness.admin.rotate_token(made.token.id).secret
+    created = tenants.harness.admin.create_token(TokenCreate(name="x", scopes=["pull"]))
+    secret = tenants.harness.admin.rotate_token(created.token.id).secret
     tenants.harness.admin.revoke_role("acme", "pusher@acme")
     tenants.harness.admin.revoke_role("acme", "pusher@acme")
     with tenants.harness.session() as session:
-        told = rows(session, EventRow)
-    assert [e.action for e in told][-3:] == ["token.issue", "token.rotate", "namespace.revoke"]
-    assert all(secret not in e.model_dump_json() and sha256_of(secret) not in e.model_dump_json() for e in told)
+        events = rows(session, EventRow)
+    assert [e.action for e in events][-3:] == ["token.issue", "token.rotate", "namespace.revoke"]
+    assert all(secret not in e.model_dump_json() and sha256_of(secret) not in e.model_dump_json() for e in events)

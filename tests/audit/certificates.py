@@ -82,10 +82,10 @@ def certificate_builder(
 
 def bundle(manifest: Manifest, signer: ec.EllipticCurvePrivateKey, *chain: x509.Certificate) -> dict[str, Any]:
     """What `model_signing sign certificate` writes."""
-    made: dict[str, Any] = json.loads(models.sign("acme/support", manifest, PrivateKey(signer)))
-    listed = [{"rawBytes": b64(one.public_bytes(DER))} for one in chain]
-    made["verificationMaterial"] = {"x509CertificateChain": {"certificates": listed}, "tlogEntries": []}
-    return made
+    document: dict[str, Any] = json.loads(models.sign("acme/support", manifest, PrivateKey(signer)))
+    listed = [{"rawBytes": b64(certificate.public_bytes(DER))} for certificate in chain]
+    document["verificationMaterial"] = {"x509CertificateChain": {"certificates": listed}, "tlogEntries": []}
+    return document
 
 
 class Sigstore:
@@ -98,7 +98,7 @@ class Sigstore:
     @property
     def trusted_root(self) -> bytes:
         chain = [{"rawBytes": b64(self.authority.certificate.public_bytes(DER))}]
-        told = {
+        document = {
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "certificateAuthorities": [
                 {
@@ -111,7 +111,7 @@ class Sigstore:
             "tlogs": [log_of(self.log.public)],
             "ctlogs": [log_of(self.certificates.public)],
         }
-        return json.dumps(told).encode()
+        return json.dumps(document).encode()
 
     def leaf(self, *, stamped: bool = True) -> x509.Certificate:
         """A certificate with an embedded timestamp of the certificate log, made as such logs ask for it."""
@@ -139,8 +139,8 @@ class Sigstore:
     def bundle(self, manifest: Manifest, *, leaf: x509.Certificate | None = None, at: datetime = NOW) -> dict[str, Any]:
         """What `model_signing sign sigstore` writes."""
         leaf = leaf or self.leaf()
-        made = bundle(manifest, self.signer)
-        envelope = made["dsseEnvelope"]
+        document = bundle(manifest, self.signer)
+        envelope = document["dsseEnvelope"]
         digest = hashlib.sha256(base64.b64decode(envelope["payload"])).hexdigest()
         verifier = b64(leaf.public_bytes(PEM))
         spec = {
@@ -150,19 +150,24 @@ class Sigstore:
         }
         body = canonical_json({"apiVersion": "0.0.1", "kind": "dsse", "spec": spec})
         material = {"certificate": {"rawBytes": b64(leaf.public_bytes(DER))}, "tlogEntries": [self.entry(body, at)]}
-        return {**made, "verificationMaterial": material}
+        return {**document, "verificationMaterial": material}
 
     def entry(self, body: bytes, at: datetime = NOW) -> dict[str, Any]:
         log_id = bytes.fromhex(self.log.public.identity[4:])
-        told = {"body": b64(body), "integratedTime": int(at.timestamp()), "logID": log_id.hex(), "logIndex": 1007}
+        signed_entry = {
+            "body": b64(body),
+            "integratedTime": int(at.timestamp()),
+            "logID": log_id.hex(),
+            "logIndex": 1007,
+        }
         before = tlog.leaf_hash(b"another entry")
         root = tlog.node_hash(before, tlog.leaf_hash(body))
         text = f"rekor.example.org\n2\n{b64(root)}\n"
         note = f"{text}\n\u2014 rekor.example.org {b64(log_id[:4] + self.log.sign(text.encode()))}\n"
         return {
-            "logIndex": "1007", "logId": {"keyId": b64(log_id)}, "integratedTime": str(told["integratedTime"]),
+            "logIndex": "1007", "logId": {"keyId": b64(log_id)}, "integratedTime": str(signed_entry["integratedTime"]),
             "kindVersion": {"kind": "dsse", "version": "0.0.1"}, "canonicalizedBody": b64(body),
-            "inclusionPromise": {"signedEntryTimestamp": b64(self.log.sign(canonical_json(told)))},
+            "inclusionPromise": {"signedEntryTimestamp": b64(self.log.sign(canonical_json(signed_entry)))},
             "inclusionProof": {
                 "logIndex": "1", "treeSize": "2", "rootHash": b64(root), "hashes": [b64(before)],
                 "checkpoint": {"envelope": note},

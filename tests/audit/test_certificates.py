@@ -46,10 +46,10 @@ def roots(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def harness(database_url: str, roots: Path) -> Iterator[Harness]:
-    with Harness(database_url, trusted_roots=str(roots)) as made:
-        made.add_base()
-        made.push(NAME)
-        yield made
+    with Harness(database_url, trusted_roots=str(roots)) as harness:
+        harness.add_base()
+        harness.push(NAME)
+        yield harness
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def manifest_of(harness: Harness) -> Manifest:
     return harness.admin.resolve(NAME).manifest
 
 
-def attach_bundle(harness: Harness, made: dict[str, Any]) -> AttestationView:
-    return Audit(harness.admin).sign(NAME, SignRequest(bundle=json.dumps(made)))
+def attach_bundle(harness: Harness, document: dict[str, Any]) -> AttestationView:
+    return Audit(harness.admin).sign(NAME, SignRequest(bundle=json.dumps(document)))
 
 
 def counted_signers(harness: Harness) -> frozenset[str]:
@@ -81,16 +81,16 @@ def test_a_signature_with_a_chain_to_a_trusted_root_counts_at_a_gate(harness: Ha
     between, signer = Authority("acme signing", root), key()
     (roots / "acme.pem").write_bytes(root.pem)
     leaf = between.leaf(signer.public_key())
-    kept = attach_bundle(harness, bundle(manifest_of(harness), signer, leaf, between.certificate))
-    wanted = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
-    assert (kept.kind, kept.identity, kept.public_key) == ("signature", wanted, "")
-    assert counted_signers(harness) == {wanted}
+    view = attach_bundle(harness, bundle(manifest_of(harness), signer, leaf, between.certificate))
+    identity = f"pki:{fingerprint(root.certificate)[:32]}/{EMAIL}"
+    assert (view.kind, view.identity, view.public_key) == ("signature", identity, "")
+    assert counted_signers(harness) == {identity}
     harness.admin.set_gate(NAME, "theirs", Gate(signed_by=("pki:another/" + EMAIL,)))
-    harness.admin.set_gate(NAME, "ours", Gate(signed_by=(wanted,)))
+    harness.admin.set_gate(NAME, "ours", Gate(signed_by=(identity,)))
     with pytest.raises(Refused):
         harness.admin.promote(NAME, "theirs", "1", generation=0)
     assert harness.admin.promote(NAME, "ours", "1", generation=0).number == 1
-    assert [(line.ok, line.who) for line in examined(harness, Trust.parse([root.pem]))] == [(True, wanted)]
+    assert [(line.ok, line.who) for line in examined(harness, Trust.parse([root.pem]))] == [(True, identity)]
     (line,) = examined(harness, Trust())
     assert (line.ok, line.unverified) == (False, True)
     assert line.problem == f"not verified: no root is configured that could vouch for {EMAIL}"
@@ -100,19 +100,19 @@ def test_a_keyless_signature_is_verified_offline_including_its_log(
     harness: Harness, roots: Path, sigstore: Sigstore
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
-    kept = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
-    assert (kept.kind, kept.identity) == ("signature", f"sigstore:{ISSUER}/{EMAIL}")
-    assert counted_signers(harness) == {kept.identity}
+    view = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
+    assert (view.kind, view.identity) == ("signature", f"sigstore:{ISSUER}/{EMAIL}")
+    assert counted_signers(harness) == {view.identity}
     (line,) = examined(harness, Trust.parse([sigstore.trusted_root]))
-    assert (line.ok, line.who) == (True, kept.identity)
+    assert (line.ok, line.who) == (True, view.identity)
 
 
 def test_a_signature_without_a_trusted_root_is_stored_as_unverified_and_passes_no_gate(
     harness: Harness, sigstore: Sigstore
 ) -> None:
-    kept = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
-    assert (kept.kind, kept.identity) == ("unverified", "not verified: no trusted root of Sigstore is configured")
-    assert attach_bundle(harness, json.loads(kept.bundle)) == kept
+    view = attach_bundle(harness, sigstore.bundle(manifest_of(harness)))
+    assert (view.kind, view.identity) == ("unverified", "not verified: no trusted root of Sigstore is configured")
+    assert attach_bundle(harness, json.loads(view.bundle)) == view
     assert counted_signers(harness) == frozenset()
     assert [line.unverified for line in examined(harness, Trust())] == [True]
 
@@ -135,11 +135,11 @@ CRITICAL = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
 )
 def test_a_broken_chain_is_unverified_and_the_reason_is_shown(chain: Case, why: str) -> None:
     root, signer, manifest = Authority(), key(), _manifest()
-    made = bundle(manifest, signer, *chain(root, signer.public_key()))
-    found = models.verify_with_certificate(json.dumps(made), manifest, Trust.parse([root.pem]), NOW)
-    assert found.identity == ""
-    assert found.problem.startswith("not verified: ")
-    assert why in found.problem
+    document = bundle(manifest, signer, *chain(root, signer.public_key()))
+    verified = models.verify_with_certificate(json.dumps(document), manifest, Trust.parse([root.pem]), NOW)
+    assert verified.identity == ""
+    assert verified.problem.startswith("not verified: ")
+    assert why in verified.problem
 
 
 def _manifest() -> Manifest:
@@ -153,30 +153,32 @@ def _manifest() -> Manifest:
     return Manifest.build(BaseRef(name="base", fingerprint=Digest.of(b"base")), [file], ())
 
 
-def entry_of(made: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = made["verificationMaterial"]["tlogEntries"][0]
-    return found
+def entry_of(document: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = document["verificationMaterial"]["tlogEntries"][0]
+    return entry
 
 
-def other_time(made: dict[str, Any]) -> None:
-    entry_of(made)["integratedTime"] = str(int(NOW.timestamp()) + 1)
+def other_time(document: dict[str, Any]) -> None:
+    entry_of(document)["integratedTime"] = str(int(NOW.timestamp()) + 1)
 
 
-def other_root(made: dict[str, Any]) -> None:
-    entry_of(made)["inclusionProof"]["rootHash"] = "A" * 43 + "="
+def other_root(document: dict[str, Any]) -> None:
+    entry_of(document)["inclusionProof"]["rootHash"] = "A" * 43 + "="
 
 
-def other_checkpoint(made: dict[str, Any]) -> None:
-    checkpoint = entry_of(made)["inclusionProof"]["checkpoint"]
+def other_checkpoint(document: dict[str, Any]) -> None:
+    checkpoint = entry_of(document)["inclusionProof"]["checkpoint"]
     checkpoint["envelope"] = checkpoint["envelope"].replace("rekor.example.org\n2", "rekor.example.com\n2")
 
 
-def other_body(made: dict[str, Any], sigstore: Sigstore) -> None:
-    made["verificationMaterial"]["tlogEntries"] = [sigstore.entry(b'{"kind":"dsse","apiVersion":"0.0.1","spec":{}}')]
+def other_body(document: dict[str, Any], sigstore: Sigstore) -> None:
+    document["verificationMaterial"]["tlogEntries"] = [
+        sigstore.entry(b'{"kind":"dsse","apiVersion":"0.0.1","spec":{}}')
+    ]
 
 
-def other_payload(made: dict[str, Any]) -> None:
-    made["dsseEnvelope"]["payload"] = made["dsseEnvelope"]["payload"][:-8] + "AAAAAAA="
+def other_payload(document: dict[str, Any]) -> None:
+    document["dsseEnvelope"]["payload"] = document["dsseEnvelope"]["payload"][:-8] + "AAAAAAA="
 
 
 @pytest.mark.parametrize("change", [other_time, other_root, other_checkpoint, other_body, other_payload])
@@ -184,10 +186,10 @@ def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
     harness: Harness, roots: Path, sigstore: Sigstore, change: Callable[..., None]
 ) -> None:
     (roots / "trusted_root.json").write_bytes(sigstore.trusted_root)
-    made = copy.deepcopy(sigstore.bundle(manifest_of(harness)))
-    change(made, sigstore) if change is other_body else change(made)
+    document = copy.deepcopy(sigstore.bundle(manifest_of(harness)))
+    change(document, sigstore) if change is other_body else change(document)
     with pytest.raises(Invalid) as refusal:
-        attach_bundle(harness, made)
+        attach_bundle(harness, document)
     assert refusal.value.code == "SIGNATURE_INVALID"
     assert counted_signers(harness) == frozenset()
     assert examined(harness, Trust()) == []
@@ -196,22 +198,22 @@ def test_a_contradictory_keyless_signature_is_refused_and_not_stored(
 def test_a_certificate_that_cannot_be_read_is_refused(sigstore: Sigstore) -> None:
     source = random.Random(7)
     for _ in range(300):
-        made = sigstore.bundle(_manifest())
-        certificate = made["verificationMaterial"]["certificate"]
+        document = sigstore.bundle(_manifest())
+        certificate = document["verificationMaterial"]["certificate"]
         data = bytearray(base64.b64decode(certificate["rawBytes"]))
         data[source.randrange(len(data))] ^= 1 << source.randrange(8)
         certificate["rawBytes"] = base64.b64encode(data).decode()
         with pytest.raises(Invalid):
-            models.verify_with_certificate(json.dumps(made), _manifest(), Trust.parse([sigstore.trusted_root]), NOW)
+            models.verify_with_certificate(json.dumps(document), _manifest(), Trust.parse([sigstore.trusted_root]), NOW)
 
 
 def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> None:
     trust, manifest = Trust.parse([sigstore.trusted_root]), _manifest()
 
-    def problem(made: dict[str, Any], trust: Trust = trust) -> str:
-        found = models.verify_with_certificate(json.dumps(made), manifest, trust, NOW)
-        assert found.identity == ""
-        return found.problem
+    def problem(document: dict[str, Any], trust: Trust = trust) -> str:
+        verified = models.verify_with_certificate(json.dumps(document), manifest, trust, NOW)
+        assert verified.identity == ""
+        return verified.problem
 
     late = sigstore.bundle(manifest, at=NOW + timedelta(hours=1))
     assert "was not valid at" in problem(late)
@@ -229,10 +231,10 @@ def test_a_missing_part_of_a_keyless_signature_is_named(sigstore: Sigstore) -> N
 
 
 def test_a_bundle_without_certificate_needs_its_key_and_bad_roots_are_a_setting(harness: Harness, roots: Path) -> None:
-    made = bundle(manifest_of(harness), key())
-    made["verificationMaterial"] = {"publicKey": {"hint": "x"}}
+    document = bundle(manifest_of(harness), key())
+    document["verificationMaterial"] = {"publicKey": {"hint": "x"}}
     with pytest.raises(Invalid, match="give the public key"):
-        attach_bundle(harness, made)
+        attach_bundle(harness, document)
     (roots / "broken.pem").write_bytes(b"no certificate")
     signer = key()
     with pytest.raises(Invalid) as refusal:

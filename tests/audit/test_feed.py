@@ -33,7 +33,7 @@ def test_an_actor_sees_the_events_of_what_it_may_see(harness: Harness) -> None:
     harness.add_base()
     harness.push("acme/support")
     harness.push("globex/support")
-    told = {
+    objects = {
         name: {event.object for event in Audit(reader).events()}
         for name, reader in (
             ("admin", harness.admin),
@@ -41,11 +41,11 @@ def test_an_actor_sees_the_events_of_what_it_may_see(harness: Harness) -> None:
             ("all", harness.actor("pull")),
         )
     }
-    assert not any("globex" in object for object in told["acme"])
-    assert {"acme/support@1", "acme/support:main", "tiny-llama"} <= told["acme"]
-    assert {"acme/support@1", "globex/support@1"} <= told["all"]
-    assert not any(object.startswith(("tok_", "first-admin")) for object in told["acme"] | told["all"])
-    assert any(object.startswith("tok_") for object in told["admin"])
+    assert not any("globex" in object for object in objects["acme"])
+    assert {"acme/support@1", "acme/support:main", "tiny-llama"} <= objects["acme"]
+    assert {"acme/support@1", "globex/support@1"} <= objects["all"]
+    assert not any(object.startswith(("tok_", "first-admin")) for object in objects["acme"] | objects["all"])
+    assert any(object.startswith("tok_") for object in objects["admin"])
     jobs = {event.object for event in Audit(harness.actor("pull", namespaces=["acme"])).events(action=["job.enqueue"])}
     assert len(jobs) == 1
 
@@ -74,14 +74,14 @@ def test_pages_continue_where_the_last_one_ended(harness: Harness, monkeypatch: 
                 session, TRUSTED, EventType.ALIAS_MOVE, f"{'acme' if number % 9 else 'globex'}/a:prod", {"to": number}
             )
     reader = Audit(harness.actor("pull", namespaces=["globex"]))
-    found, after = [], 0
+    numbers, after = [], 0
     while page := reader.page(after, limit=2):
-        found += [event.detail["to"] for event in page.items]
+        numbers += [event.detail["to"] for event in page.items]
         after = page.last
         if not page.next_cursor:
             break
-    assert found == [0, 9, 18, 27, 36]
-    assert [event.detail["to"] for event in Audit(harness.admin).events(object="globex/a")] == found
+    assert numbers == [0, 9, 18, 27, 36]
+    assert [event.detail["to"] for event in Audit(harness.admin).events(object="globex/a")] == numbers
 
 
 def test_a_waiting_reader_gets_the_next_visible_event(harness: Harness) -> None:
@@ -133,18 +133,18 @@ def test_denials_and_reads_of_bytes_are_recorded_with_counts(harness: Harness) -
         reader.version("globex/secret@1")
     with pytest.raises(Unauthenticated):
         harness.client("lra_wrong").whoami()
-    told = {
+    denials = {
         (event.actor, event.action, event.object): event.detail["count"]
         for event in Audit(harness.admin).events(action=[*DENIAL_ACTIONS.values(), "bytes.read"])
     }
     digest = reader.resolve("acme/support").digest
-    assert told == {
+    assert denials == {
         ("reader", "bytes.read", f"acme/support@{digest}"): 3,
         ("reader", "access.denied", "POST /api/v1/adapters/acme/support/versions/1/yank"): 1,
         ("reader", "access.not_found", "GET /api/v1/adapters/globex/secret/versions/1"): 1,
         ("anonymous", "access.unknown", "GET /api/v1/whoami"): 1,
     }
-    assert all("lra_wrong" not in str(key) for key in told)
+    assert all("lra_wrong" not in str(key) for key in denials)
     assert not any(event.action.startswith(("bytes", "access")) for event in Audit(reader).events())
 
 
@@ -154,12 +154,12 @@ def test_a_token_that_guesses_does_not_fill_the_log(harness: Harness) -> None:
         with pytest.raises(NotFound):
             guesser.version(f"globex/guess{number}@1")
     assert len(batch._entries) == PATHS_LIMIT + 1
-    told = list(Audit(harness.admin).events(action=["access.not_found"]))
-    assert sum(event.detail["count"] for event in told) == PATHS_LIMIT + 30
-    assert told[-1].object == "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}"
+    events = list(Audit(harness.admin).events(action=["access.not_found"]))
+    assert sum(event.detail["count"] for event in events) == PATHS_LIMIT + 30
+    assert events[-1].object == "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}"
     with pytest.raises(NotFound):
         guesser.version("globex/later@1")
-    [later] = list(Audit(harness.admin).events(told[-1].seq, action=["access.not_found"]))
+    [later] = list(Audit(harness.admin).events(events[-1].seq, action=["access.not_found"]))
     assert later.object.endswith("/globex/later/versions/1")
 
 
@@ -181,15 +181,15 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     harness.add_base()
-    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
+    created = harness.admin.create_token(TokenCreate(name="ci", scopes=["push", "pull"]))
     hook = Audit(harness.admin).create_webhook(WebhookCreate(url="https://93.184.216.34/in?key=canary-in-a-query"))
-    client = harness.client(made.secret)
+    client = harness.client(created.secret)
     harness.push("acme/support", by=client)
     with pytest.raises(NotFound):
         client.version("acme/absent@1")
     answers = []
     with httpx.Client(transport=harness.transport, base_url=URL) as raw:
-        for header in (f"Bearer {made.secret}x", f"Basic {made.secret}", made.secret):
+        for header in (f"Bearer {created.secret}x", f"Basic {created.secret}", created.secret):
             answers.append(raw.get("/api/v1/whoami", headers={"Authorization": header}).text)
     with Harness(str(harness.engine.url.render_as_string(hide_password=False)), blobs=harness.blobs) as again:
         admin = Audit(again.client(harness.secret))
@@ -199,7 +199,7 @@ def test_no_secret_is_in_events_tiles_errors_answers_or_logs(
     with harness.session() as session:
         stored = str([row.model_dump() for row in rows(session, EventRow)])
     everything = "\n".join([*events, bundle, stored, *answers, caplog.text])
-    for canary in (harness.secret, made.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
+    for canary in (harness.secret, created.secret, hook.secret, "canary-in-a-query", seed, seed.split("+", 4)[4]):
         assert canary not in everything
 
 

@@ -86,8 +86,8 @@ def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(ha
     second = Audit(harness.admin).create_webhook(request)
     with harness.session() as session:
         hooks = {row.id: row for row in rows(session, WebhookRow)}
-    for made in (first, second):
-        assert webhooks.secret_of(hooks[made.webhook.id], log.keys) == made.secret
+    for created in (first, second):
+        assert webhooks.secret_of(hooks[created.webhook.id], log.keys) == created.secret
     with pytest.raises(Invalid, match="lost the key of its secret"):
         webhooks.secret_of(hooks[second.webhook.id], older)
     hooks[first.webhook.id].key = ""  # as a server stored it that derived every secret from the oldest key
@@ -95,12 +95,12 @@ def test_a_webhook_keeps_its_secret_and_a_later_one_follows_from_no_older_key(ha
 
 
 def test_a_webhook_whose_key_is_lost_is_called_with_no_other_secret(harness: Harness) -> None:
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url="https://192.0.32.8/hook"))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url="https://192.0.32.8/hook"))
     replace(harness)
     log = harness.app.state.audit_log
     current_note(harness)
     assert dispatch.send_due(harness.engine, harness.settings, lambda: log.keys) > 0
-    errors = {delivery.error for delivery in Audit(harness.admin).deliveries(made.webhook.id).items}
+    errors = {delivery.error for delivery in Audit(harness.admin).deliveries(created.webhook.id).items}
     assert errors == {"the key file has lost the key of its secret: create it again"}
 
 

@@ -73,8 +73,8 @@ def test_an_interrupted_numbering_is_continued(harness: Harness, monkeypatch: py
     with harness.session() as session:
         assert [row.size for row in rows(session, AuditCheckpointRow)] == [301]
     harness.app.state.audit_log.step()
-    seen = logs.replayed(harness)
-    assert (seen.size, seen.problems) == (302, [])
+    replay = logs.replayed(harness)
+    assert (replay.size, replay.problems) == (302, [])
 
 
 def test_the_store_holds_c2sp_tiles_and_no_partial_one_of_a_full_one(harness: Harness) -> None:
@@ -174,15 +174,15 @@ def test_a_client_follows_a_log_that_grows_and_accepts_an_older_checkpoint_of_it
     harness: Harness, tmp_path: Path
 ) -> None:
     heads = TrustedCheckpoints(tmp_path)
-    seen = []
+    checkpoints = []
     for count in (1, 5, 250, 300):
         logs.append(harness, count)
-        seen.append(Audit(harness.admin).checkpoint())
-        assert heads.check(harness.admin, seen[-1]).size == sum((1, 5, 250, 300)[: len(seen)]) + 1
-    assert heads.check(harness.admin, seen[0]).size == 2, "another server of the registry may be behind"
-    known = heads.known(harness.admin, "")
-    assert known is not None
-    newest = Checkpoint.of_text(known.note.partition("\n\n")[0] + "\n")
+        checkpoints.append(Audit(harness.admin).checkpoint())
+        assert heads.check(harness.admin, checkpoints[-1]).size == sum((1, 5, 250, 300)[: len(checkpoints)]) + 1
+    assert heads.check(harness.admin, checkpoints[0]).size == 2, "another server of the registry may be behind"
+    trusted = heads.known(harness.admin, "")
+    assert trusted is not None
+    newest = Checkpoint.of_text(trusted.note.partition("\n\n")[0] + "\n")
     assert newest is not None
     assert newest.size == 557
 
@@ -246,10 +246,10 @@ def test_a_client_requests_a_checkpoint_that_an_answer_lacks(
 
 
 def test_the_key_file_is_private_and_created_once(harness: Harness) -> None:
-    made = keys.load_keys(harness.settings)
+    created = keys.load_keys(harness.settings)
     path = keys.key_path(harness.settings)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keys.load_keys(harness.settings) == made
+    assert keys.load_keys(harness.settings) == created
     assert os.listdir(path.parent).count(path.name) == 1
 
 

@@ -69,8 +69,8 @@ def provider(tmp_path: Path) -> Provider:
 
 @pytest.fixture
 def harness(database_url: str, provider: Provider) -> Iterator[Harness]:
-    with Harness(database_url, issuers=provider.settings, engines="vllm==0.33.0") as made:
-        yield made
+    with Harness(database_url, issuers=provider.settings, engines="vllm==0.33.0") as harness:
+        yield harness
 
 
 Result = TypeVar("Result")
@@ -81,19 +81,19 @@ class EventRecorder:
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
-        self.seen: dict[str, Counter[str]] = {}
+        self.by_route: dict[str, Counter[str]] = {}
         self._last = self._events()[0]
 
     def _events(self, after: int = 0) -> tuple[int, list[str]]:
         items = list(Audit(self.harness.admin).events(after))
-        told = [f"{item.action} {item.object}" for item in items if not item.action.startswith(("access.", "bytes."))]
-        return (items[-1].seq if items else after), told
+        lines = [f"{item.action} {item.object}" for item in items if not item.action.startswith(("access.", "bytes."))]
+        return (items[-1].seq if items else after), lines
 
     def __call__(self, route: str, act: Callable[[], Result]) -> Result:
         result = act()
-        self._last, told = self._events(self._last)
-        assert len(told) == len(set(told)), f"{route}: one change tells something twice: {told}"
-        self.seen.setdefault(route, Counter()).update(told)
+        self._last, lines = self._events(self._last)
+        assert len(lines) == len(set(lines)), f"{route}: one change tells something twice: {lines}"
+        self.by_route.setdefault(route, Counter()).update(lines)
         return result
 
 
@@ -128,27 +128,27 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     _a_node_reports(call)
     _about_the_base(call)
     rule_of = {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
-    for route, place in rule_of.items():
-        call(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, place, "beta", Gate(approvals=1)))
+    for route, target in rule_of.items():
+        call(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, target, "beta", Gate(approvals=1)))
     call(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
-    for route, place in rule_of.items():
-        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, place, "beta"))
+    for route, target in rule_of.items():
+        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, target, "beta"))
     call(f"POST {A}/versions/{{selector}}/quarantine", lambda: admin.quarantine("acme/support@1", "an alarm"))
     call(f"POST {A}/versions/{{selector}}/unquarantine", lambda: admin.unquarantine("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
     signed = models.sign("x", admin.resolve("acme/support@1").manifest, key)
-    wanted = SignRequest(bundle=signed, public_key=key.public.pem)
+    request = SignRequest(bundle=signed, public_key=key.public.pem)
     for _ in range(2):
-        call(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", wanted))
+        call(f"POST {A}/versions/{{selector}}/attestations", lambda: audit.sign("acme/support@1", request))
     for _ in range(2):
         call(f"POST {A}/versions/{{selector}}/yank", lambda: admin.yank("acme/support@2", "wrong"))
     for _ in range(2):
         call(f"POST {A}/versions/{{selector}}/unyank", lambda: admin.yank("acme/support@2", "no", undo=True))
     _describe(call)
     rule = PublisherAdd(issuer=ISSUER, claims={"repository": "acme/train"})
-    made = call(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
+    rule_ = call(f"POST {A}/publishers", lambda: admin.add_publisher("acme/support", rule))
     _a_job_exchanges(call, provider)
-    call(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", made.id))
+    call(f"DELETE {A}/publishers/{{publisher_id}}", lambda: admin.remove_publisher("acme/support", rule_.id))
     call(f"POST {A}/rename", lambda: admin.rename("acme/support", "acme/helper"))
     call(f"DELETE {A}", lambda: admin.delete_adapter("acme/helper"))
     call("DELETE /namespaces/{namespace}", lambda: admin.delete_namespace("acme"))
@@ -197,9 +197,9 @@ def _describe(call: EventRecorder) -> None:
 def _a_node_reports(call: EventRecorder) -> None:
     version = call.harness.admin.version("acme/support@1")
     slot = SlotReport(adapter=version.name, digest=version.digest, served_name="s", state=SlotState.SERVING)
-    said = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
+    report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
-        call("PUT /fleet/nodes/{node}/{engine}", lambda: call.harness.admin.report_node("gpu-1", "vllm", said))
+        call("PUT /fleet/nodes/{node}/{engine}", lambda: call.harness.admin.report_node("gpu-1", "vllm", report))
 
 
 def _about_the_base(call: EventRecorder) -> None:
@@ -264,10 +264,10 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
     ]  # the Hub's only read
     routes = {f"{method} {path.removeprefix('/api/v1')}" for method, path in ours}
     mutating = {route for route in routes if not route.startswith(("GET", "HEAD"))}
-    assert mutating - set(call.seen) - set(NOT_CHANGES) == set()
-    for route, told in call.seen.items():
-        assert bool(told) == (route not in NOT_CHANGES), (route, told)
-    pushed = call.seen["POST /pushes/commit"]
+    assert mutating - set(call.by_route) - set(NOT_CHANGES) == set()
+    for route, lines in call.by_route.items():
+        assert bool(lines) == (route not in NOT_CHANGES), (route, lines)
+    pushed = call.by_route["POST /pushes/commit"]
     versions = {what: count for what, count in pushed.items() if what.startswith("version.push")}
     assert versions == dict.fromkeys(
         [
@@ -276,7 +276,7 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
         ],
         1,
     )
-    assert call.seen["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
+    assert call.by_route["PUT /fleet/nodes/{node}/{engine}"] == {"version.serve acme/support@1": 1}
     twice = {"POST /jobs/{job_id}/finish": "job.finish", f"POST {A}/versions/{{selector}}/yank": "version.yank"}
     twice[f"POST {A}/versions/{{selector}}/unyank"] = "version.unyank"
     once = {
@@ -287,9 +287,11 @@ def _nothing_is_left_out(call: EventRecorder) -> None:
         "POST /gc": {"gc.run blobs"},
     }
     for route, events in once.items():
-        assert call.seen[route] == dict.fromkeys(events, 1), route
-    assert [told.split()[0] for told in call.seen["POST /fsck"]] == ["blob.damage", "blob.repair"]
+        assert call.by_route[route] == dict.fromkeys(events, 1), route
+    assert [line.split()[0] for line in call.by_route["POST /fsck"]] == ["blob.damage", "blob.repair"]
     for route, what in twice.items():
-        assert [count for told, count in call.seen[route].items() if told.startswith(what)] == [1], "twice means once"
-    actions = {told.split()[0] for seen in call.seen.values() for told in seen}
+        assert [count for line, count in call.by_route[route].items() if line.startswith(what)] == [1], (
+            "twice means once"
+        )
+    actions = {line.split()[0] for lines in call.by_route.values() for line in lines}
     assert actions - set(EventType) == set()

@@ -67,8 +67,8 @@ def test_a_push_and_a_verdict_are_attested_by_the_registry_from_the_log(pushed: 
     assert (push.predicate["actor"], push.predicate["version"], push.predicate["compat"]) == ("ci", f"{NAME}@1", "pass")
     assert push.predicate["log"]["seq"] == held[0].seq
     assert (verdict.predicate_type, verdict.predicate["result"]) == (attestations.VERDICT, "PASSED")
-    found = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
-    assert [(line.ok, line.who.partition(",")[0]) for line in found] == [(True, "ci"), (True, "admin")]
+    examined = signing.examine(Audit(pushed.admin).attestations(NAME).items, resolved, log_keys(pushed))
+    assert [(line.ok, line.who.partition(",")[0]) for line in examined] == [(True, "ci"), (True, "admin")]
     seq = held[0].seq
     assert seq is not None
     assert signing.included(Audit(pushed.admin).proof(seq), resolved, log_keys(pushed)) == ""
@@ -101,17 +101,17 @@ def test_an_interrupted_attestation_is_finished_by_the_next_start(
 @pytest.mark.parametrize("kind", ["ed25519", "p256", "p384"])
 def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pushed: Harness, kind: str) -> None:
     curve = {"p256": ec.SECP256R1, "p384": ec.SECP384R1}.get(kind)
-    made = ec.generate_private_key(curve()) if curve else ed25519.Ed25519PrivateKey.generate()
-    key = PrivateKey.parse(pem(made))
-    wanted = request(pushed, key)
-    signed = Audit(pushed.admin).sign(NAME, wanted)
+    private = ec.generate_private_key(curve()) if curve else ed25519.Ed25519PrivateKey.generate()
+    key = PrivateKey.parse(pem(private))
+    sign_request = request(pushed, key)
+    signed = Audit(pushed.admin).sign(NAME, sign_request)
     assert (signed.identity, signed.kind) == (key.public.identity, "signature")
-    assert Audit(pushed.admin).sign(NAME, wanted) == signed
+    assert Audit(pushed.admin).sign(NAME, sign_request) == signed
     with pushed.session() as session:
         version = versions.find(session, TRUSTED, Ref.parse(NAME).name, 1)
         assert signed_by(session, version) == {key.public.identity}
-        told = [row for row in rows(session, EventRow) if row.action == "version.sign"]
-    assert [(row.object, row.detail["identity"]) for row in told] == [(f"{NAME}@1", key.public.identity)]
+        events = [row for row in rows(session, EventRow) if row.action == "version.sign"]
+    assert [(row.object, row.detail["identity"]) for row in events] == [(f"{NAME}@1", key.public.identity)]
     lines = signing.examine(
         Audit(pushed.admin).attestations(NAME).items,
         pushed.admin.resolve(NAME),
@@ -122,12 +122,12 @@ def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pu
 
 def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: Harness) -> None:
     """Written here as that tool does: indented JSON as payload, more files than were pushed, ECDSA, no key id."""
-    made = ec.generate_private_key(ec.SECP256R1())
-    public = PublicKey(made.public_key())
+    private = ec.generate_private_key(ec.SECP256R1())
+    public = PublicKey(private.public_key())
     files = {f.path: f.digest.hex for f in pushed.admin.resolve(NAME).manifest.files} | {"optimizer.pt": "0" * 64}
     listed = sorted(files.items())
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in listed)).hexdigest()
-    told = {
+    statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": "out", "digest": {"sha256": root}}],
         "predicateType": "https://model_signing/signature/v1.0",
@@ -138,10 +138,10 @@ def test_a_bundle_of_openssf_model_signing_is_accepted(pushed: Harness) -> None:
             "resources": [{"name": n, "algorithm": "sha256", "digest": d} for n, d in listed],
         },
     }  # fmt: skip
-    payload = json.dumps(told, indent=2).encode()
+    payload = json.dumps(statement, indent=2).encode()
     kind = "application/vnd.in-toto+json"
     encoded = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
-    signature = made.sign(encoded, ec.ECDSA(hashes.SHA256()))
+    signature = private.sign(encoded, ec.ECDSA(hashes.SHA256()))
     bundle = {
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
         "verificationMaterial": {"publicKey": {"hint": "x"}, "tlogEntries": []},
@@ -201,15 +201,15 @@ def test_garbage_collection_keeps_attestations(pushed: Harness) -> None:
 
 
 def test_a_key_has_one_identity_in_every_file_format() -> None:
-    made = ed25519.Ed25519PrivateKey.generate()
+    private = ed25519.Ed25519PrivateKey.generate()
     encoding, form = serialization.Encoding, serialization.PrivateFormat
-    openssh = made.private_bytes(encoding.PEM, form.OpenSSH, serialization.NoEncryption())
-    line = made.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    identities = {PrivateKey.parse(data).public.identity for data in (pem(made), openssh)}
+    openssh = private.private_bytes(encoding.PEM, form.OpenSSH, serialization.NoEncryption())
+    line = private.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    identities = {PrivateKey.parse(data).public.identity for data in (pem(private), openssh)}
     assert identities == {PublicKey.parse(line).identity}
-    locked = made.private_bytes(encoding.PEM, form.PKCS8, serialization.BestAvailableEncryption(b"word"))
+    locked = private.private_bytes(encoding.PEM, form.PKCS8, serialization.BestAvailableEncryption(b"word"))
     assert {PrivateKey.parse(locked, b"word").public.identity} == identities
     with pytest.raises(Invalid) as caught:
         PrivateKey.parse(locked)
     assert "word" not in caught.value.detail.replace("password", "")
-    assert repr(PrivateKey.parse(pem(made))) == "PrivateKey()"
+    assert repr(PrivateKey.parse(pem(private))) == "PrivateKey()"

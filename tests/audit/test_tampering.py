@@ -20,8 +20,8 @@ EVENTS = 10_000
 def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_found(harness: Harness) -> None:
     logs.append(harness, EVENTS - 1)
     held, verifier = logs.LogCopy(harness), harness.app.state.audit_log.keys.signer.verifier
-    seen = replay(held, verifier)
-    assert (seen.size, seen.problems) == (EVENTS, [])
+    replayed = replay(held, verifier)
+    assert (replayed.size, replayed.problems) == (EVENTS, [])
     draw = random.Random(7)
 
     def changed(data: bytes) -> bytes:
@@ -29,15 +29,15 @@ def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_foun
         return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
 
     # Every row and every leaf, changed by one bit: a replay names each of them, one of each tile at a time.
-    kept, tiles = list(held.lines), dict(held.parts)
+    lines, tiles = list(held.lines), dict(held.parts)
     for location in range(TILE_WIDTH):
         rows = range(location, EVENTS, TILE_WIDTH)
         for number in rows:
-            held.lines[number] = changed(kept[number])
+            held.lines[number] = changed(lines[number])
         problems = replay(held, verifier).problems
         assert {n for n in rows if f"event {n + 1}: its row differs from its entry" in problems} == set(rows)
         assert {n for n in rows if any(f"(event {n + 1})" in problem for problem in problems)} == set(rows)
-        held.lines[location::TILE_WIDTH] = kept[location::TILE_WIDTH]
+        held.lines[location::TILE_WIDTH] = lines[location::TILE_WIDTH]
         for number in rows:
             tile, start = tiles[0, number // TILE_WIDTH], location * HASH_BYTES
             leaf = changed(tile[start : start + HASH_BYTES])
@@ -47,9 +47,9 @@ def test_one_changed_byte_in_any_row_leaf_or_tile_of_ten_thousand_events_is_foun
         held.parts = dict(tiles)
     # One row alone, anywhere, makes another root.
     for number in draw.sample(range(EVENTS), 3):
-        held.lines = [*kept[:number], changed(kept[number]), *kept[number + 1 :]]
+        held.lines = [*lines[:number], changed(lines[number]), *lines[number + 1 :]]
         assert any("do not make the root" in problem for problem in replay(held, verifier).problems)
-    held.lines = kept
+    held.lines = lines
     # Every tile and every bundle of entries, each with one changed byte, is named.
     whole = dict(held.parts)
     held.parts = {part: data[:-1] + bytes([data[-1] ^ 1]) for part, data in whole.items()}

@@ -120,9 +120,9 @@ def test_a_note_that_was_changed_does_not_open(wrong: str) -> None:
 
 
 def test_a_note_needs_a_signature_of_a_known_key_and_may_have_others() -> None:
-    one, two = Signer.make("log.example/a"), Signer.make("log.example/b")
-    note = notes.sign_note(Checkpoint("log.example/a", 7, b"\1" * 32).text, one, two)
-    assert Checkpoint.of_note(note, one.verifier) == Checkpoint("log.example/a", 7, b"\1" * 32)
+    first, two = Signer.make("log.example/a"), Signer.make("log.example/b")
+    note = notes.sign_note(Checkpoint("log.example/a", 7, b"\1" * 32).text, first, two)
+    assert Checkpoint.of_note(note, first.verifier) == Checkpoint("log.example/a", 7, b"\1" * 32)
     assert Checkpoint.of_note(note, two.verifier) is None, "it is not the checkpoint of that key's log"
     assert notes.open_note(note, Signer.make("log.example/a").verifier) is None
 

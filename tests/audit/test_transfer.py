@@ -26,24 +26,24 @@ def moved(harness: Harness) -> Harness:
 def collected(harness: Harness, name: str) -> tuple[bundle.Bundle, tuple[Verifier, ...]]:
     """What somebody sees who may pull from `globex` only, and the keys of the log."""
     reader = harness.actor("pull", namespaces=["globex"])
-    found = bundle.collect(Audit(reader), reader.resolve(name))
-    return found, harness.app.state.audit_log.keys.verifiers
+    collected_bundle = bundle.collect(Audit(reader), reader.resolve(name))
+    return collected_bundle, harness.app.state.audit_log.keys.verifiers
 
 
 def test_a_renamed_version_still_proves_who_pushed_it_under_which_name(moved: Harness) -> None:
-    found, keys = collected(moved, "globex/helper@1")
-    seen = bundle.examined(bundle.Bundle.parse(found.to_bytes()), keys)
-    assert [line.kind for line in seen.signed] == ["push"]
-    assert seen.signed[0].ok, seen.signed[0].problem
-    assert seen.signed[0].statement.endswith("as acme/support@1")
-    assert (seen.problem, seen.seq) == ("", found.attestations[0].seq)
+    collected_bundle, keys = collected(moved, "globex/helper@1")
+    examined = bundle.examined(bundle.Bundle.parse(collected_bundle.to_bytes()), keys)
+    assert [line.kind for line in examined.signed] == ["push"]
+    assert examined.signed[0].ok, examined.signed[0].problem
+    assert examined.signed[0].statement.endswith("as acme/support@1")
+    assert (examined.problem, examined.seq) == ("", collected_bundle.attestations[0].seq)
 
 
 def test_verdicts_under_the_new_name_are_attested(moved: Harness) -> None:
     moved.validate("globex/helper@1")
-    found, keys = collected(moved, "globex/helper@1")
-    seen = bundle.examined(found, keys)
-    assert [(line.kind, line.ok) for line in seen.signed] == [("push", True), ("verdict", True)]
+    collected_bundle, keys = collected(moved, "globex/helper@1")
+    examined = bundle.examined(collected_bundle, keys)
+    assert [(line.kind, line.ok) for line in examined.signed] == [("push", True), ("verdict", True)]
 
 
 def test_a_bundle_proves_only_names_that_the_log_has(moved: Harness) -> None:
@@ -53,13 +53,13 @@ def test_a_bundle_proves_only_names_that_the_log_has(moved: Harness) -> None:
     good, _ = collected(moved, "globex/helper@1")
     assert bundle.examined(evil, keys).signed[0].ok
     for claim in ({"name": "globex/helper"}, {"name": "globex/helper", "arrival": good.arrival}):
-        seen = bundle.examined(evil.model_copy(update=claim), keys)
-        assert not seen.signed[0].ok
-        assert seen.problem
+        examined = bundle.examined(evil.model_copy(update=claim), keys)
+        assert not examined.signed[0].ok
+        assert examined.problem
     assert good.arrival is not None
     forged = good.arrival.model_copy(update={"entry": good.arrival.entry.replace("acme/support", "globex/evil")})
-    seen = bundle.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
-    assert not seen.signed[0].ok
+    examined = bundle.examined(evil.model_copy(update={"name": "globex/helper", "arrival": forged}), keys)
+    assert not examined.signed[0].ok
 
 
 def test_the_log_shows_a_rename_under_both_names_to_readers_of_each(moved: Harness) -> None:

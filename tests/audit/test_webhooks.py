@@ -34,7 +34,7 @@ class Receiver:
     """A server on loopback that records requests and gives a fixed answer."""
 
     def __init__(self) -> None:
-        self.got: list[tuple[str, dict[str, str], bytes]] = []
+        self.received: list[tuple[str, dict[str, str], bytes]] = []
         self._arrived = threading.Condition()
         self.answer = 200
         self.headers: dict[str, str] = {}
@@ -44,7 +44,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 with outer._arrived:
-                    outer.got.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                    outer.received.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                     outer._arrived.notify_all()
                 self.send_response(outer.answer)
                 for name, value in outer.headers.items():
@@ -59,22 +59,22 @@ class Receiver:
 
     def wait_for(self, count: int) -> None:
         with self._arrived:
-            assert self._arrived.wait_for(lambda: len(self.got) >= count, timeout=60), len(self.got)
+            assert self._arrived.wait_for(lambda: len(self.received) >= count, timeout=60), len(self.received)
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
 
 
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url, webhook_private=LOOPBACK) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, webhook_private=LOOPBACK) as harness:
+        harness.add_base()
+        yield harness
 
 
 def step(harness: Harness) -> int:
@@ -91,27 +91,27 @@ def end_pauses(harness: Harness) -> None:
 
 
 def test_events_are_sent_signed_and_once(harness: Harness, receiver: Receiver) -> None:
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
     harness.push("acme/support")
     harness.push("globex/support")
     harness.admin.yank("acme/support@1", WithdrawRequest(reason="wrong data").reason)
     assert step(harness) == 3
     assert step(harness) == 0
-    events = [json.loads(body) for _, _, body in receiver.got]
-    told = {(event["type"], event["data"]["object"]) for event in events}
-    assert told == {
+    events = [json.loads(body) for _, _, body in receiver.received]
+    types = {(event["type"], event["data"]["object"]) for event in events}
+    assert types == {
         ("version.push", "acme/support@1"), ("alias.move", "acme/support:main"), ("version.yank", "acme/support@1"),
     }  # fmt: skip
-    secret = base64.b64decode(made.secret.removeprefix("whsec_"))
-    for path, headers, body in receiver.got:
+    secret = base64.b64decode(created.secret.removeprefix("whsec_"))
+    for path, headers, body in receiver.received:
         assert path == "/in?token=hidden"
         message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         expected = base64.b64encode(hmac.new(secret, message, hashlib.sha256).digest()).decode()
         assert headers["webhook-signature"] == f"v1,{expected}"
-    ids = {headers["webhook-id"] for _, headers, _ in receiver.got}
+    ids = {headers["webhook-id"] for _, headers, _ in receiver.received}
     assert len(ids) == 3
     states = {
-        (item.state, item.attempt, item.status) for item in Audit(harness.admin).deliveries(made.webhook.id).items
+        (item.state, item.attempt, item.status) for item in Audit(harness.admin).deliveries(created.webhook.id).items
     }
     assert states == {("delivered", 1, 200)}
 
@@ -119,30 +119,30 @@ def test_events_are_sent_signed_and_once(harness: Harness, receiver: Receiver) -
 def test_a_failed_delivery_is_retried_then_dead_and_can_be_retried_on_request(
     harness: Harness, receiver: Receiver
 ) -> None:
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     harness.push("acme/support")
     receiver.answer = 500
     for _ in range(len(dispatch.RETRY_SECONDS) + 1):
         assert step(harness) == 1
         assert step(harness) == 0, "not before its pause is over"
         end_pauses(harness)
-    dead = Audit(harness.admin).deliveries(made.webhook.id, state="dead").items
+    dead = Audit(harness.admin).deliveries(created.webhook.id, state="dead").items
     assert [(item.attempt, item.status, item.error) for item in dead] == [(8, 500, "it answered 500")]
-    assert len({headers["webhook-id"] for _, headers, _ in receiver.got}) == 1
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.received}) == 1
     assert step(harness) == 0
     receiver.answer = 204
-    Audit(harness.admin).retry_delivery(made.webhook.id, dead[0].id)
+    Audit(harness.admin).retry_delivery(created.webhook.id, dead[0].id)
     assert step(harness) == 1
-    assert [item.state for item in Audit(harness.admin).deliveries(made.webhook.id).items] == ["delivered"]
+    assert [item.state for item in Audit(harness.admin).deliveries(created.webhook.id).items] == ["delivered"]
 
 
 def test_a_redirect_is_not_followed_and_a_dead_receiver_is_a_failure(harness: Harness, receiver: Receiver) -> None:
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     receiver.answer, receiver.headers = 307, {"Location": receiver.url.replace("/in", "/elsewhere")}
     harness.push("acme/support")
     step(harness)
-    assert len(receiver.got) == 1
-    assert "redirects" in Audit(harness.admin).deliveries(made.webhook.id).items[0].error
+    assert len(receiver.received) == 1
+    assert "redirects" in Audit(harness.admin).deliveries(created.webhook.id).items[0].error
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         gone = Audit(harness.admin).create_webhook(
@@ -169,7 +169,7 @@ def test_an_event_becomes_one_delivery_despite_interruptions(harness: Harness, r
         session.add(row)
     dispatch._enqueue_deliveries(harness.engine, hook.id, ProcessLock())
     assert step(harness) == 3
-    assert len(receiver.got) == 3
+    assert len(receiver.received) == 3
 
 
 def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(harness: Harness, receiver: Receiver) -> None:
@@ -177,28 +177,28 @@ def test_a_webhook_is_visible_only_to_administrators_of_its_namespace(harness: H
     harness.push("globex/support")
     acme = Audit(harness.actor("admin", namespaces=["acme"], name="acme-admin"))
     globex = Audit(harness.actor("admin", namespaces=["globex"], name="globex-admin"))
-    made = acme.create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
-    assert [item.id for item in acme.webhooks().items] == [made.webhook.id]
+    created = acme.create_webhook(WebhookCreate(url=receiver.url, namespace="acme"))
+    assert [item.id for item in acme.webhooks().items] == [created.webhook.id]
     assert globex.webhooks().items == []
     for ask in (globex.delete_webhook, globex.deliveries, lambda hook: globex.retry_delivery(hook, 1)):
         with pytest.raises(NotFound) as caught:
-            ask(made.webhook.id)
+            ask(created.webhook.id)
         assert caught.value.code == "WEBHOOK_UNKNOWN"
     for namespace in ("*", "globex"):
         with pytest.raises((Denied, NotFound)):
             acme.create_webhook(WebhookCreate(url=receiver.url, namespace=namespace))
-    acme.delete_webhook(made.webhook.id)
+    acme.delete_webhook(created.webhook.id)
     harness.push("acme/support")
     assert step(harness) == 0
     assert acme.webhooks().items == []
 
 
 def test_a_secret_is_not_stored_and_events_do_not_show_the_path(harness: Harness, receiver: Receiver) -> None:
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url))
     with harness.session() as session:
-        assert made.secret not in str([row.model_dump() for row in rows(session, WebhookRow)])
-    told = [event for event in Audit(harness.admin).events() if event.action == "webhook.create"]
-    assert told[0].detail["to"] == receiver.url.partition("/in")[0]
+        assert created.secret not in str([row.model_dump() for row in rows(session, WebhookRow)])
+    events = [event for event in Audit(harness.admin).events() if event.action == "webhook.create"]
+    assert events[0].detail["to"] == receiver.url.partition("/in")[0]
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,13 @@ def test_a_private_address_is_refused_in_every_notation(url: str) -> None:
 
 
 def test_a_delivery_connects_to_the_address_that_was_checked() -> None:
-    found = target.resolve_target("https://93.184.216.34:8443/in?x=1", "")
-    assert (found.address, found.port, found.path, found.scheme) == ("93.184.216.34", 8443, "/in?x=1", "https")
+    resolved = target.resolve_target("https://93.184.216.34:8443/in?x=1", "")
+    assert (resolved.address, resolved.port, resolved.path, resolved.scheme) == (
+        "93.184.216.34",
+        8443,
+        "/in?x=1",
+        "https",
+    )
     assert target.resolve_target("https://[2606:2800:220:1::1]/", "").host == "2606:2800:220:1::1"
     assert target.resolve_target("http://127.0.0.1/", LOOPBACK).path == "/"
 
@@ -241,14 +246,14 @@ def test_a_host_with_one_private_address_is_refused_and_dns_rebinding_has_no_eff
         patch.setattr("socket.getaddrinfo", answers("93.184.216.34", "10.0.0.1"))
         with pytest.raises(Invalid):
             target.resolve_target("https://two.example/", "")
-    made = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
+    created = Audit(harness.admin).create_webhook(WebhookCreate(url=receiver.url, actions=["version.push"]))
     harness.push("acme/support")
     harness.app.state.audit_log.step()
     with monkeypatch.context() as patch:
         patch.setattr("socket.getaddrinfo", answers("169.254.169.254"))
         assert dispatch.send_due(harness.engine, harness.settings, lambda: harness.app.state.audit_log.keys) == 1
-    assert receiver.got == []
-    assert "169.254.169.254" in Audit(harness.admin).deliveries(made.webhook.id).items[0].error
+    assert receiver.received == []
+    assert "169.254.169.254" in Audit(harness.admin).deliveries(created.webhook.id).items[0].error
 
 
 @pytest.mark.parametrize("url", ["https://169.254.169.254/", "https://167772161/", "https://[::1]/", "ftp://x/"])
@@ -261,10 +266,10 @@ def test_the_api_refuses_such_a_url_with_422(harness: Harness, url: str) -> None
 
 @pytest.mark.security
 def test_no_request_waits_for_a_name_server(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr("socket.getaddrinfo", lambda *host, **_: asked.append(host))
+    hosts: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *host, **_: hosts.append(host))
     Audit(harness.admin).create_webhook(WebhookCreate(url="https://hooks.example.org/in"))
-    assert asked == []
+    assert hosts == []
 
 
 @pytest.mark.security
@@ -334,15 +339,15 @@ def test_a_webhook_does_not_wait_for_others_that_never_answer(
         silent.close()
     sender.join(60)
     assert not sender.is_alive()
-    assert len(receiver.got) == events
+    assert len(receiver.received) == events
 
 
 @pytest.mark.security
 def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered, asked = threading.Event(), list[object]()
+    answered, lookups = threading.Event(), list[object]()
 
     def hang(*arguments: object, **_: object) -> list[object]:
-        asked.append(arguments)
+        lookups.append(arguments)
         assert answered.wait(60)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
 
@@ -354,7 +359,7 @@ def test_a_silent_name_server_holds_no_sender_and_few_threads(monkeypatch: pytes
             target.resolve_target("https://silent.example/", "")
     with pytest.raises(Invalid, match="is not looked up"):
         target.resolve_target("https://silent.example/", "")
-    assert len(asked) == 2
+    assert len(lookups) == 2
     answered.set()
     monkeypatch.setattr(target, "LOOKUP_SECONDS", 60)
     for thread in threading.enumerate():

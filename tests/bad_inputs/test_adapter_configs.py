@@ -37,18 +37,18 @@ def test_a_trainers_local_folder_is_a_warning_and_is_shortened() -> None:
         ("C:\\Users\\Ann\\llama 7b", "llama-7b"),
         ("/home/ann/.cache/hub/models--meta-llama--Llama-2-7b/snapshots/0123", "meta-llama/Llama-2-7b"),
     ):
-        found = config.read_fields({**fields, "base_model_name_or_path": written})
-        assert found.base.name == shown
-        assert found.base.is_local
-        assert [f.code for f in found.findings] == ["config.base_model_local"]
-        assert "ann" not in found.model_dump_json().lower()
+        adapter_config = config.read_fields({**fields, "base_model_name_or_path": written})
+        assert adapter_config.base.name == shown
+        assert adapter_config.base.is_local
+        assert [f.code for f in adapter_config.findings] == ["config.base_model_local"]
+        assert "ann" not in adapter_config.model_dump_json().lower()
 
 
 def test_unknown_fields_are_warned_about_and_not_kept() -> None:
     fields = json.loads(samples.lora(samples.llama())[samples.CONFIG])
-    found = config.read_fields({**fields, "a_newer_field": [1, 2]})
-    assert [(f.code, f.severity) for f in found.findings] == [("config.field_unknown", "warning")]
-    assert "a_newer_field" not in found.other
+    adapter_config = config.read_fields({**fields, "a_newer_field": [1, 2]})
+    assert [(f.code, f.severity) for f in adapter_config.findings] == [("config.field_unknown", "warning")]
+    assert "a_newer_field" not in adapter_config.other
 
 
 def test_all_broken_fields_are_reported_and_not_only_the_first() -> None:

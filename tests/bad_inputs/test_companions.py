@@ -205,5 +205,5 @@ def test_a_card_with_bad_front_matter_is_a_warning(harness: Harness, name: str) 
     card = CARDS.get(name) or {"good": b"---\ndatasets:\n- a/b\n---\n# Hi\n", "none": b"# Hi\n---\n"}[name]
     answer = RawClient(harness).push({**harness.files(), "README.md": card})
     assert answer.json().get("created"), answer.text
-    findings = [found["code"] for found in answer.json()["version"]["verdicts"][0]["findings"]]
+    findings = [finding["code"] for finding in answer.json()["version"]["verdicts"][0]["findings"]]
     assert findings == (["card.front_matter_invalid"] if name in CARDS else [])

@@ -73,9 +73,9 @@ def read(data: bytes) -> gguf.Gguf:
 
 
 def test_a_good_header_is_read_as_rows_and_columns() -> None:
-    found = read(GOOD)
-    assert found.fields["adapter.lora.alpha"] == 16.0
-    assert [(t.name, t.shape, t.size_bytes) for t in found.header] == [
+    header = read(GOOD)
+    assert header.fields["adapter.lora.alpha"] == 16.0
+    assert [(t.name, t.shape, t.size_bytes) for t in header.header] == [
         ("blk.0.attn_q.weight.lora_a", (4, 32), 512),
         ("blk.0.attn_q.weight.lora_b", (32, 4), 512),
     ]
@@ -92,17 +92,17 @@ def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
 
 
 def test_a_header_that_ends_anywhere_is_refused_and_nothing_behind_the_file_is_asked_for() -> None:
-    asked = []
+    within_file = []
 
     def reader(data: bytes, at: int, length: int) -> bytes:
-        asked.append(at + length <= len(data))
+        within_file.append(at + length <= len(data))
         return data[at : at + length]
 
     for end in range(len(GOOD) - 1):
         data = GOOD[:end]
         with pytest.raises(RegistryError):
             gguf.read_header(partial(reader, data), end, file="adapter.gguf")
-    assert all(asked)
+    assert all(within_file)
 
 
 def test_any_byte_changed_gives_an_answer_or_a_refusal_of_ours() -> None:

@@ -37,10 +37,10 @@ def ours(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
 
 def theirs(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
     try:
-        found: list[tuple[str, Mapping[str, Any]]] = safetensors.deserialize(data)
+        tensors_: list[tuple[str, Mapping[str, Any]]] = safetensors.deserialize(data)
     except safetensors.SafetensorError:
         return None
-    return {name: (info["dtype"], list(info["shape"]), bytes(info["data"])) for name, info in found}
+    return {name: (info["dtype"], list(info["shape"]), bytes(info["data"])) for name, info in tensors_}
 
 
 def agree(data: bytes) -> None:

@@ -28,9 +28,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 @pytest.fixture
 def harness(database_url: str, store: BlobStore) -> Iterator[Harness]:
-    with Harness(database_url, blobs=store) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=store) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture

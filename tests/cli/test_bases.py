@@ -23,7 +23,10 @@ def test_identified_bases_show_how_they_are_related(cli: CommandRunner) -> None:
     assert "exact        org/renamed has the same weights, byte for byte" in shown
     assert "unrelated    strange" in shown
     result = cli("base", "show", "first", "--json").json["relatives"]
-    assert [(one["other"], one["match"]) for one in result] == [("org/renamed", "exact"), ("strange", "unrelated")]
+    assert [(relative["other"], relative["match"]) for relative in result] == [
+        ("org/renamed", "exact"),
+        ("strange", "unrelated"),
+    ]
 
 
 @needs_torch

@@ -29,9 +29,9 @@ def test_an_image_adapter_is_pushed_shown_listed_and_checked(cli: CommandRunner)
     assert "LoRA in kohya format, sd, rank 4, alpha 2, scale 0.5" in shown
     assert "toy style" in shown
     assert "Ann" not in shown
-    asked = cli("show", "art/style", "--metadata")
-    assert "a photo of Ann" in asked.stdout
-    assert r"dots\x1b[2J" in asked.stdout
+    metadata_result = cli("show", "art/style", "--metadata")
+    assert "a photo of Ann" in metadata_result.stdout
+    assert r"dots\x1b[2J" in metadata_result.stdout
     assert cli("show", "art/style", "--metadata", "--json").json["metadata"]["note"] == "dots\x1b[2J"
     assert [a["name"] for a in cli("list", "--format", "kohya", "--json").json["items"]] == ["art/style"]
     assert "pass" in cli("check", style(cli), "--base", "sd-tiny").stdout

@@ -124,8 +124,8 @@ def test_norms_are_bars_by_layer_and_a_heat_map(cli: CommandRunner, tmp_path: Pa
     assert {"layer 0", "layer 3", "q_proj", "v_proj"} <= set(texts)
     assert "tiny-llama was not identified" in result
     assert "in layers" not in result  # all modules are alike
-    one = {"path": "layers.*.v_proj", "layers": "0-3", "rank": 4, "alpha": 32.0, "scale": 8.0}
+    update = {"path": "layers.*.v_proj", "layers": "0-3", "rank": 4, "alpha": 32.0, "scale": 8.0}
     other = {"path": "layers.*.q_proj", "layers": "", "rank": 8, "alpha": None, "scale": None}
     lines = ["layers.*.v_proj in layers 0-3: rank 4, alpha 32, scale 8", "layers.*.q_proj: rank 8"]
-    assert versions.update_lines({"updates": [one, other]}) == lines
+    assert versions.update_lines({"updates": [update, other]}) == lines
     assert cli("show", "acme/support", "--plot", tmp_path / "norms.jpg", expect=2)

@@ -61,11 +61,11 @@ def test_after_a_restart_a_stream_resumes_without_gaps_and_the_first_token_is_va
             heard += [next(messages), next(messages)]
         with Registry(url, token) as registry:
             log = Audit(registry)
-            seen = [event for event in log.events() if event.action == "token.issue"]
+            events = [event for event in log.events() if event.action == "token.issue"]
             with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=60) as raw:
                 answer = raw.get(f"{url}/api/v1/whoami")
             assert answer.status_code == 200
-    assert [int(message["id"]) for message in heard] == [event.seq for event in seen]
+    assert [int(message["id"]) for message in heard] == [event.seq for event in events]
     assert [json.loads(message["data"])["detail"]["name"] for message in heard] == ["admin", "one", "two", "three"]
     assert {message["event"] for message in heard} == {"token.issue"}
 

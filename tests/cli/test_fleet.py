@@ -25,8 +25,8 @@ def test_fleet_shows_nodes_and_convergence(cli: CommandRunner) -> None:
     assert "1 of 2 nodes serve acme/support@1" in shown
     for words in (("--base", "other"), ("--adapter", "acme/other")):
         assert "no node matches" in cli("fleet", *words).stdout
-    asked = cli("fleet", "--node", "gpu-1", "--adapter", "acme/support", "--json").json
-    assert [slot["state"] for view in asked["items"] for slot in view["slots"]] == ["serving"]
+    nodes = cli("fleet", "--node", "gpu-1", "--adapter", "acme/support", "--json").json
+    assert [slot["state"] for view in nodes["items"] for slot in view["slots"]] == ["serving"]
     assert "still serving on gpu-1, engine vllm-8000" in cli("quarantine", "acme/support@1", "--reason", "x").stdout
     cli("quarantine", "--undo", "acme/support@1", "--reason", "x")
     assert "still serving on gpu-1" in cli("yank", "acme/support@1", "--reason", "x").stdout

@@ -76,7 +76,7 @@ def test_many_adapters_each_declare_their_own_inputs(cli: CommandRunner) -> None
     for name in ("one", "two"):
         (cli.make_adapter(name) / "origin.json").write_text(json.dumps({"datasets": [{"uri": f"s3://data/{name}"}]}))
     pushed = cli("push-all", cli.folder / "adapters", "acme", "--provenance", "origin.json", "--json").json["items"]
-    assert [one["pushed"]["version"]["provenance"]["datasets"][0]["uri"] for one in pushed] == [
+    assert [item["pushed"]["version"]["provenance"]["datasets"][0]["uri"] for item in pushed] == [
         "s3://data/one", "s3://data/two",
     ]  # fmt: skip
     (cli.folder / "adapters" / "two" / "origin.json").unlink()
@@ -93,11 +93,13 @@ def test_exports_are_valid_for_other_programs(declared_cli: CommandRunner, tmp_p
     broken = json.loads(bom.read_text()) | {"components": [{"type": "adapter", "name": "x"}]}
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
     event = declared_cli("lineage", "acme/support@1", "--format", "openlineage").json
-    assert {one["name"] for one in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
+    assert {dataset["name"] for dataset in event["inputs"]} == {"tickets.jsonl", "acme/chats", "tiny-llama"}
     assert event["run"]["facets"]["adapterRegistry_trainerState"]["claimed"]["steps"] == 12
     built = declared_cli("lineage", "acme/support@1", "--format", "slsa").json["predicate"]["buildDefinition"]
     assert built["internalParameters"]["trainer"]["best_metric"] == "6.26215"
-    claimed = {one["name"]: one["value"] for one in json.loads(bom.read_text())["metadata"]["component"]["properties"]}
+    claimed = {
+        prop["name"]: prop["value"] for prop in json.loads(bom.read_text())["metadata"]["component"]["properties"]
+    }
     assert claimed["adapter-registry:claimed-training:epochs"] == "1.5"
     svg = declared_cli("lineage", "acme/support", "--format", "svg").stdout
     assert svg.startswith("<svg")

@@ -62,8 +62,8 @@ def test_serve_prints_a_link_that_signs_in_to_the_pages_once(server: dict[str, s
 
 
 def test_a_port_in_use_is_an_error(cli: CommandRunner, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         result = cli("serve", "--port", port, "--data", tmp_path / "data", expect=2)
     assert f"cannot listen on 127.0.0.1 port {port}" in result.stderr
 

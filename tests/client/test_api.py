@@ -53,10 +53,10 @@ def link_to(url: str, size_bytes: int) -> FileLink:
 
 
 def script(*answers: httpx.Response | Exception) -> Answerer:
-    left: Iterator[httpx.Response | Exception] = iter(answers)
+    remaining: Iterator[httpx.Response | Exception] = iter(answers)
 
     def answer(_request: httpx.Request) -> httpx.Response:
-        item = next(left)
+        item = next(remaining)
         if isinstance(item, Exception):
             raise item
         return item
@@ -110,9 +110,11 @@ def test_a_read_is_sent_again_after_a_broken_connection_and_a_busy_server() -> N
 
 
 def test_a_write_whose_answer_was_lost_is_sent_again_under_the_same_key() -> None:
-    made: dict[str, Any] = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
-    made["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
-    wire = ScriptedServer(script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=made)))
+    created: dict[str, Any] = {"token": {"id": "t", "name": "ci", "created_at": "2026-01-01T00:00:00Z"}, "secret": "s"}
+    created["token"] |= {"scopes": ["push"], "namespaces": ["*"], "created_by": "admin"}
+    wire = ScriptedServer(
+        script(httpx.ReadError("reset"), problem(503, "TRY_LATER"), httpx.Response(201, json=created))
+    )
     registry = wire.registry()
     assert registry.create_token(TokenCreate(name="ci", scopes=["push"])).secret == "s"
     keys = [request.headers["idempotency-key"] for request in wire.requests]

@@ -42,11 +42,13 @@ def test_one_failure_stops_nothing_and_results_keep_their_order(
     fleet = folders(harness, tmp_path)
     (fleet[2][0] / samples.WEIGHTS).write_bytes(b"no weights")
     fleet[5] = (fleet[5][0], "Not A Name")
-    told: list[str] = []
-    results = push.push_all(counting_client.registry, fleet, base="tiny-llama", on_result=lambda r: told.append(r.name))
+    names: list[str] = []
+    results = push.push_all(
+        counting_client.registry, fleet, base="tiny-llama", on_result=lambda r: names.append(r.name)
+    )
     codes = {n: r.error.code for n, r in enumerate(results) if r.error}
     assert codes == {2: "TENSORS_INVALID", 5: "NAME_INVALID"}
-    assert sorted(told) == sorted(name for _, name in fleet)
+    assert sorted(names) == sorted(name for _, name in fleet)
 
 
 def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
@@ -60,18 +62,18 @@ def test_equal_small_adapters_of_one_name_do_not_fail_the_others(
 
 def test_progress_of_many_adds_up(counting_client: CountingClient, harness: Harness, tmp_path: Path) -> None:
     fleet = folders(harness, tmp_path)
-    seen = [0, 0]
+    progress = [0, 0]
 
     class Watch:
         def start(self, total_bytes: int) -> None:
-            seen[0] = total_bytes
+            progress[0] = total_bytes
 
         def advance(self, count: int) -> None:
-            seen[1] += count
+            progress[1] += count
 
     push.push_all(counting_client.registry, fleet, progress=Watch())
     # They share their configuration, which is sent once or, by those that plan at the same time, a few times.
-    assert seen[0] == seen[1] >= sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
+    assert progress[0] == progress[1] >= sum((folder / samples.WEIGHTS).stat().st_size for folder, _ in fleet)
 
 
 def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
@@ -80,12 +82,12 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
     fleet = folders(harness, tmp_path)
     push.push_all(counting_client.registry, fleet)
     monkeypatch.setattr(pull, "PAGE_LIMIT", 5)
-    found = [view.name for view in pull.adapters_of(counting_client.registry, "tiny-llama")]
-    assert sorted(found) == sorted(name for _, name in fleet)
-    wanted = [(Ref.parse(name), tmp_path / "out" / name) for name in found]
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, wanted, cache=cache))
+    names = [view.name for view in pull.adapters_of(counting_client.registry, "tiny-llama")]
+    assert sorted(names) == sorted(name for _, name in fleet)
+    requests = [(Ref.parse(name), tmp_path / "out" / name) for name in names]
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, requests, cache=cache))
     counting_client.requests.clear()
-    again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
+    again = [(ref, path.with_name(path.name + "-again")) for ref, path in requests]
     assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
     assert [path for _, path in counting_client.requests if "/files/" in path] == []
     for folder, name in fleet:
@@ -93,9 +95,9 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
 
 
 def test_each_base_is_asked_for_once(counting_client: CountingClient) -> None:
-    known = push.Bases(counting_client.registry)
+    bases = push.Bases(counting_client.registry)
     for _ in range(3):
-        assert known._by_name("tiny-llama").name == "tiny-llama"
+        assert bases._by_name("tiny-llama").name == "tiny-llama"
     assert len(counting_client.requests) == 1
 
 
@@ -113,14 +115,14 @@ def test_two_hundred_adapters_are_pushed_and_pulled_and_nothing_of_them_moves_tw
     ] * FLEET
     assert sum(counting_client.contents) == 0
     assert len(counting_client.requests) == 2 * BATCHES + 1
-    wanted = [
+    requests = [
         (Ref.parse(view.name), tmp_path / "out" / view.name)
         for view in pull.adapters_of(counting_client.registry, "tiny-llama")
     ]
-    assert len(wanted) == FLEET
-    assert all(r.answer for r in pull.pull_all(counting_client.registry, wanted, cache=cache))
+    assert len(requests) == FLEET
+    assert all(r.answer for r in pull.pull_all(counting_client.registry, requests, cache=cache))
     counting_client.requests.clear()
-    again = [(ref, path.with_name(path.name + "-again")) for ref, path in wanted]
+    again = [(ref, path.with_name(path.name + "-again")) for ref, path in requests]
     assert all(r.answer for r in pull.pull_all(counting_client.registry, again, cache=cache))
     assert len(counting_client.requests) == BATCHES, "the names are resolved; no file is asked for"
     for folder, name in fleet:

@@ -57,16 +57,16 @@ def test_what_was_not_used_for_longest_is_deleted_first(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_half_written_goes_after_a_day(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", limit_bytes=3 * SIZE)
-    kept = fill(cache, 1, tmp_path / "1")
-    folder = cache.path_of(kept).parent
-    left, coming, lock = (folder / name for name in (".0123-left", ".0123-coming", ".0123.lock"))
-    for path in (left, coming, lock):
+    digest = fill(cache, 1, tmp_path / "1")
+    folder = cache.path_of(digest).parent
+    abandoned, coming, lock = (folder / name for name in (".0123-left", ".0123-coming", ".0123.lock"))
+    for path in (abandoned, coming, lock):
         path.write_bytes(bytes(2 * SIZE))
-    for path in (left, lock):
+    for path in (abandoned, lock):
         os.utime(path, (0, time.time() - LEFT_SECONDS - 1))
     assert cache.trim() == 4 * SIZE
     assert [path for path in folder.iterdir() if path.name.startswith(".")] == [coming]
-    assert cache.take(kept, SIZE, tmp_path / "again")
+    assert cache.take(digest, SIZE, tmp_path / "again")
 
 
 def test_what_was_handed_out_as_a_link_stays_when_the_cache_lets_it_go(

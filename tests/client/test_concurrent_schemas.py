@@ -48,10 +48,10 @@ print(found, wrong)
 
 
 def test_threads_that_need_a_shape_first_get_that_shape() -> None:
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )
-    assert said.returncode == 0, said.stderr
-    found, wrong = map(int, said.stdout.split())
-    assert found > 80
+    assert done.returncode == 0, done.stderr
+    schemas, wrong = map(int, done.stdout.split())
+    assert schemas > 80
     assert wrong == 0

@@ -53,9 +53,9 @@ def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
     wrong = samples.lora(base, seed=9, change=lambda tensors: renamed(tensors, old, new))
     filled_harness.push("acme/support", wrong)
     assert filled_harness.admin.version("acme/support").verdicts[0].outcome == "fail"
-    made = convert.convert(filled_harness.admin, REF, REPAIR)
-    assert made.pushed is not None
-    version = made.pushed.version
+    converted = convert.convert(filled_harness.admin, REF, REPAIR)
+    assert converted.pushed is not None
+    version = converted.pushed.version
     assert version.verdicts[0].outcome == "pass", version.verdicts[0].summary
     pull.pull(filled_harness.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     assert samples.tensors_of((tmp_path / "mended" / samples.WEIGHTS).read_bytes()) == samples.tensors_of(
@@ -67,9 +67,9 @@ def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
 def test_the_result_says_what_it_came_from_and_the_original_is_untouched(filled_harness: Harness) -> None:
     wrong = samples.lora(samples.llama(), change=lambda tensors: renamed(tensors, ".weight", ".default.weight"))
     before = filled_harness.push("acme/support", wrong).version
-    made = convert.convert(filled_harness.admin, REF, REPAIR)
-    assert made.pushed is not None
-    version = made.pushed.version
+    converted = convert.convert(filled_harness.admin, REF, REPAIR)
+    assert converted.pushed is not None
+    version = converted.pushed.version
     assert [(str(edge.relation), edge.digest, edge.name) for edge in version.parents] == [
         ("converted", before.digest, "acme/support@1")
     ]
@@ -118,9 +118,9 @@ def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
     }
     wrong = samples.safetensors(renamed(samples.tensors_of(samples.safetensors(good)), old, new))
     filled_harness.push("acme/support", {"style.safetensors": wrong}, base="sd-tiny")
-    made = convert.convert(filled_harness.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
-    assert made.pushed is not None
-    assert made.pushed.version.verdicts[0].outcome == "pass"
+    converted = convert.convert(filled_harness.admin, REF, Conversion(to="diffusers", into="acme/mended", repair=True))
+    assert converted.pushed is not None
+    assert converted.pushed.version.verdicts[0].outcome == "pass"
     pull.pull(filled_harness.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
     file = tmp_path / "mended" / "pytorch_lora_weights.safetensors"
     assert set(samples.tensors_of(file.read_bytes())) == set(good)
@@ -138,14 +138,16 @@ def test_diffusers_names_of_2023_become_todays_without_a_worker(filled_harness: 
         old[f"{at}.processor.{leaf}_lora.up.weight"] = ("F32", (32, 4), None)
     folder = samples.write({"old.safetensors": samples.safetensors(old)}, tmp_path / "old")
     push.push_folder(filled_harness.admin, folder, AdapterName("art", "style"), base="sd-tiny")
-    made = convert.convert(filled_harness.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new"))
-    assert made.pushed is not None
-    version = made.pushed.version
+    converted = convert.convert(
+        filled_harness.admin, Ref.parse("art/style"), Conversion(to="diffusers", into="art/new")
+    )
+    assert converted.pushed is not None
+    version = converted.pushed.version
     assert (version.facts["format"], version.verdicts[0].outcome) == ("diffusers", "pass")
     pull.pull(filled_harness.admin, Ref.parse("art/new"), tmp_path / "new", cache=None)
     new = samples.tensors_of((tmp_path / "new" / "pytorch_lora_weights.safetensors").read_bytes())
-    given = samples.tensors_of((folder / "old.safetensors").read_bytes())
-    assert new[f"{at}.to_out.0.lora_B.weight"] == given[f"{at}.processor.to_out_lora.up.weight"]
+    original = samples.tensors_of((folder / "old.safetensors").read_bytes())
+    assert new[f"{at}.to_out.0.lora_B.weight"] == original[f"{at}.processor.to_out_lora.up.weight"]
     assert sorted(new) == sorted(
         f"{at}.{leaf}.lora_{half}.weight" for leaf in ("to_q", "to_k", "to_out.0") for half in "AB"
     )
@@ -153,9 +155,9 @@ def test_diffusers_names_of_2023_become_todays_without_a_worker(filled_harness: 
 
 def test_what_changes_values_is_queued_for_a_worker(filled_harness: Harness) -> None:
     filled_harness.push("acme/support")
-    made = convert.convert(filled_harness.admin, REF, Conversion(to="canonical", into="acme/plain"))
-    assert made.job is not None
-    assert (str(made.job.kind), made.job.subject, made.job.payload["into"]) == (
+    converted = convert.convert(filled_harness.admin, REF, Conversion(to="canonical", into="acme/plain"))
+    assert converted.job is not None
+    assert (str(converted.job.kind), converted.job.subject, converted.job.payload["into"]) == (
         "convert",
         "acme/support@1",
         "acme/plain",

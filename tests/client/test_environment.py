@@ -115,10 +115,10 @@ class SlowTransport(HttpxTransport):
     """Sends or takes a byte at a time, each of which takes a second; how often it was asked."""
 
     def __init__(self, clock: list[float]) -> None:
-        self.clock, self.asked = clock, 0
+        self.clock, self.requests = clock, 0
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.asked += 1
+        self.requests += 1
         for piece in request.stream:  # type: ignore[union-attr]
             self.clock[0] += 3600 if piece else 0
         return httpx.Response(200, content=self._drops())
@@ -149,15 +149,15 @@ def test_a_side_that_sends_a_byte_a_second_is_given_up(slow_transport: SlowTrans
 def test_a_side_that_takes_next_to_nothing_is_given_up(slow_transport: SlowTransport, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(3 * 2**20))
-    told: list[int] = []
+    steps: list[int] = []
     with (
         Connection("http://registry.test", transport=slow_transport, wait=lambda _: None) as connection,
         open(file, "rb", 0) as source,
         pytest.raises(Unavailable, match="seconds"),
     ):
-        connection.send_file("/blob", source, 0, 3 * 2**20, advance=told.append)
-    assert slow_transport.asked == ATTEMPTS_LIMIT
-    assert 0 < sum(told) < 3 * 2**20
+        connection.send_file("/blob", source, 0, 3 * 2**20, advance=steps.append)
+    assert slow_transport.requests == ATTEMPTS_LIMIT
+    assert 0 < sum(steps) < 3 * 2**20
 
 
 def test_the_commit_of_many_bytes_may_take_as_long_as_reading_and_copying_them() -> None:

@@ -38,13 +38,13 @@ def test_weights_are_hashed_and_each_hash_is_given_once(tmp_path: Path) -> None:
 
 
 def test_of_a_folder_of_adapters_the_weights_of_each_are_hashed_and_nothing_else(tmp_path: Path) -> None:
-    wanted = [write(tmp_path / name / "x.safetensors", name.encode()) for name in "ab"]
+    weights = [write(tmp_path / name / "x.safetensors", name.encode()) for name in "ab"]
     write(tmp_path / "a" / "optimizer.pt")
     write(tmp_path / "a" / "deeper" / "y.safetensors")
     write(tmp_path / "z.gguf")
-    (tmp_path / "a" / "link.safetensors").symlink_to(wanted[0])
+    (tmp_path / "a" / "link.safetensors").symlink_to(weights[0])
     hashing.begin(str(tmp_path) + "/./", depth=1)
-    assert sorted(hashing._begun) == sorted(map(str, wanted))
+    assert sorted(hashing._begun) == sorted(map(str, weights))
 
 
 @pytest.mark.parametrize("change", ["bytes", "another file", "gone"])
@@ -94,11 +94,11 @@ def test_a_folder_is_the_same_with_hashes_begun_early_and_its_weights_are_read_o
     monkeypatch.setattr(hashing, "hash_of", counting)
     hashing.begin(str(folder), depth=0)
     assert hashing._begun[str(folder / files.WEIGHTS)]._done.wait(60)
-    told: list[int] = []
-    assert folders.read_folder(folder, hashed=told.append).files == plain.files
+    counts: list[int] = []
+    assert folders.read_folder(folder, hashed=counts.append).files == plain.files
     assert read
     assert files.WEIGHTS not in read
-    assert sum(told) == plain.size_bytes
+    assert sum(counts) == plain.size_bytes
 
 
 def test_memory_is_bounded_however_many_adapters_and_cores_there_are(

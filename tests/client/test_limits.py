@@ -178,8 +178,8 @@ def test_the_client_gives_up_after_a_minute() -> None:
 
 
 def test_a_pause_is_as_long_as_the_other_side_asks_for_and_never_over_the_patience() -> None:
-    asked = httpx.Response(503, headers={"retry-after": "20"})
-    scripted = ScriptedRegistry(asked, httpx.Response(200, json=WHO))
+    unavailable = httpx.Response(503, headers={"retry-after": "20"})
+    scripted = ScriptedRegistry(unavailable, httpx.Response(200, json=WHO))
     scripted.registry.whoami()
     assert 20 <= scripted.pauses[0] <= 24
     scripted = ScriptedRegistry(httpx.Response(503, headers={"retry-after": "600"}))

@@ -54,12 +54,12 @@ def test_a_damaged_cache_is_noticed_and_mended(
     counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
     pull.pull(counting_client.registry, REF, tmp_path / "one", cache=cache)
-    kept = cache.path_of(Digest.of(pushed[samples.WEIGHTS]))
-    kept.chmod(0o644)
-    kept.write_bytes(b"\0" * len(pushed[samples.WEIGHTS]))
+    cached = cache.path_of(Digest.of(pushed[samples.WEIGHTS]))
+    cached.chmod(0o644)
+    cached.write_bytes(b"\0" * len(pushed[samples.WEIGHTS]))
     pull.pull(counting_client.registry, REF, tmp_path / "two", cache=cache)
     assert contents(tmp_path / "two") == pushed
-    assert kept.read_bytes() == pushed[samples.WEIGHTS]
+    assert cached.read_bytes() == pushed[samples.WEIGHTS]
 
 
 def test_a_cache_that_cannot_be_written_is_passed_over(
@@ -191,8 +191,8 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
 ) -> None:
     pull.pull(counting_client.registry, REF, tmp_path / "out", cache=cache)
     weights, config = pushed[samples.WEIGHTS], tmp_path / "out" / samples.CONFIG
-    kept = cache.path_of(Digest.of(weights))
-    for path in (tmp_path / "out" / samples.WEIGHTS, kept):
+    cached = cache.path_of(Digest.of(weights))
+    for path in (tmp_path / "out" / samples.WEIGHTS, cached):
         path.chmod(0o644)
         path.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     config.unlink()
@@ -200,11 +200,11 @@ def test_one_bit_of_a_pulled_file_is_found_and_only_that_file_is_fetched(
     _, damaged = pull.verify(counting_client.registry, REF, tmp_path / "out", cache=cache)
     assert {(reason.code, reason.location) for reason in damaged} == {
         ("pull.file_damaged", str(tmp_path / "out" / samples.WEIGHTS)),
-        ("pull.cache_damaged", str(kept)),
+        ("pull.cache_damaged", str(cached)),
     }
     assert [path.rpartition("/")[2] for _, path in counting_client.requests if "/files/" in path] == [samples.WEIGHTS]
     assert contents(tmp_path / "out") == pushed
-    assert kept.read_bytes() == weights
+    assert cached.read_bytes() == weights
     assert pull.verify(counting_client.registry, REF, tmp_path / "out", cache=cache)[1] == []
 
 
@@ -272,12 +272,12 @@ def test_what_a_killed_pull_left_is_removed_by_the_next_one_once_it_is_old(tmp_p
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
     assert done.returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
+    (leftover,) = tmp_path.iterdir()
     with Destination(out):
-        assert left.exists(), "it is young: its writer may be on a machine whose locks are not seen here"
-    os.utime(left, (0, 0))
+        assert leftover.exists(), "it is young: its writer may be on a machine whose locks are not seen here"
+    os.utime(leftover, (0, 0))
     with Destination(out):
-        assert not left.exists()
+        assert not leftover.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

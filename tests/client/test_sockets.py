@@ -38,10 +38,10 @@ class Origin(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.connections = 0
         self.tricks: list[Any] = []
-        self.got = b""
+        self.received = b""
         self.data = DATA
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -61,7 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _seen(self) -> Any:
-        self.server.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        self.server.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         return self.server.tricks.pop(0) if self.server.tricks else None
 
     def do_PUT(self) -> None:
@@ -70,7 +70,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if trick == "refuse":
             self._answer(403, b"<Error><Code>AccessDenied</Code></Error>", close=True)
             return
-        self.server.got = self.rfile.read(size // 2 if trick == "hang up" else size)
+        self.server.received = self.rfile.read(size // 2 if trick == "hang up" else size)
         if trick == "hang up":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -88,11 +88,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         first, last = 0, len(self.server.data) - 1
-        asked = self.headers.get("range")
-        if asked:
-            first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
+        range_header = self.headers.get("range")
+        if range_header:
+            first, last = (int(n) for n in range_header.removeprefix("bytes=").split("-"))
         body = self.server.data[first : last + 1]
-        self.send_response(206 if asked and trick != "no ranges" else 200)
+        self.send_response(206 if range_header and trick != "no ranges" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if trick == "cut" else body)
@@ -139,19 +139,19 @@ def link(url: str, data: bytes = DATA) -> FileLink:
 
 def put(registry: Registry, url: str, source: Path, steps: list[int] | None = None) -> HttpAnswer:
     source.write_bytes(DATA)
-    told = steps if steps is not None else []
+    progress = steps if steps is not None else []
     with open(source, "rb", buffering=0) as file:
-        return registry.connection.send_file(url, file, 0, len(DATA), advance=told.append)
+        return registry.connection.send_file(url, file, 0, len(DATA), advance=progress.append)
 
 
 def test_files_go_up_and_down_over_one_connection(registry: Registry, home: Origin, tmp_path: Path) -> None:
     for n in range(3):
         put(registry, "/blob", tmp_path / "source")
-        assert home.got == DATA
+        assert home.received == DATA
         fetch(registry, link("/file"), tmp_path / f"{n}", Silent())
         assert (tmp_path / f"{n}").read_bytes() == DATA
     assert home.connections == 1
-    assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, _, headers in home.seen)
+    assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, _, headers in home.requests)
 
 
 def test_a_redirect_and_a_link_to_another_origin_are_followed_without_the_token(
@@ -160,18 +160,18 @@ def test_a_redirect_and_a_link_to_another_origin_are_followed_without_the_token(
     home.tricks = [f"{store.url}/signed?X=1"]
     fetch(registry, link("/file"), tmp_path / "a", Silent())
     put(registry, f"{store.url}/put?X=1", tmp_path / "source")
-    assert (tmp_path / "a").read_bytes() == store.got == DATA
-    assert [(method, path) for method, path, _ in store.seen] == [("GET", "/signed?X=1"), ("PUT", "/put?X=1")]
-    assert not any("authorization" in headers or TOKEN in str(headers) for _, _, headers in store.seen)
+    assert (tmp_path / "a").read_bytes() == store.received == DATA
+    assert [(method, path) for method, path, _ in store.requests] == [("GET", "/signed?X=1"), ("PUT", "/put?X=1")]
+    assert not any("authorization" in headers or TOKEN in str(headers) for _, _, headers in store.requests)
 
 
 def test_a_download_that_is_cut_goes_on_where_it_broke(registry: Registry, home: Origin, tmp_path: Path) -> None:
     home.tricks = ["cut", "cut"]
     fetch(registry, link("/file"), tmp_path / "a", Silent())
     assert (tmp_path / "a").read_bytes() == DATA
-    asked = [headers.get("range") for _, _, headers in home.seen]
+    ranges = [headers.get("range") for _, _, headers in home.requests]
     half, rest = len(DATA) // 2, len(DATA) - len(DATA) // 2
-    assert asked == [None, f"bytes={half}-{len(DATA) - 1}", f"bytes={half + rest // 2}-{len(DATA) - 1}"]
+    assert ranges == [None, f"bytes={half}-{len(DATA) - 1}", f"bytes={half + rest // 2}-{len(DATA) - 1}"]
 
 
 def test_an_upload_that_is_cut_is_sent_again_and_progress_ends_at_its_size(
@@ -180,7 +180,7 @@ def test_an_upload_that_is_cut_is_sent_again_and_progress_ends_at_its_size(
     home.tricks = ["hang up", 503]
     steps: list[int] = []
     assert put(registry, "/blob", tmp_path / "source", steps).status == 200
-    assert home.got == DATA
+    assert home.received == DATA
     assert sum(steps) == len(DATA)
 
 
@@ -191,7 +191,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
     fetch(registry, link("/file"), tmp_path / "a", Silent())
     fetch(registry, link("/file"), tmp_path / "b", Silent())
     assert (tmp_path / "b").read_bytes() == DATA
-    assert (home.connections, len(home.seen)) == (2, 2)
+    assert (home.connections, len(home.requests)) == (2, 2)
 
 
 def test_big_files_come_in_ranges_that_are_put_together(
@@ -251,7 +251,7 @@ def test_a_disk_that_is_full_is_no_failure_of_the_line(
     target = tmp_path / "full" / "x"
     with pytest.raises(OSError, match=f"No space left on device: '{target}'"):
         fetch(registry, link("/x"), target, Silent())
-    assert (len(home.seen), target.exists()) == (1, False)
+    assert (len(home.requests), target.exists()) == (1, False)
     cache = Cache(tmp_path / "cache")
     full.add(str(cache.path_of(Digest.of(DATA)).parent))
     there = tmp_path / "there"
@@ -317,7 +317,7 @@ def test_a_proxy_is_used_for_all_but_what_no_proxy_names(environment: pytest.Mon
     lines = heads[0].split(b"\r\n")
     assert lines[0] == b"GET http://registry.example:81/api/v1/x HTTP/1.1"
     assert {b"Host: registry.example:81", b"Proxy-Authorization: Basic dXNlcjpwQHNz"} <= set(lines)
-    assert (len(heads), len(home.seen)) == (1, 1)
+    assert (len(heads), len(home.requests)) == (1, 1)
 
 
 def test_https_goes_through_a_tunnel_without_headers_of_the_request(environment: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,9 @@ def test_what_is_left_out_is_said(counting_client: CountingClient, folder: Path)
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "notes.docx").write_bytes(b"x")
     (folder / ".env").write_text("SECRET=1")
-    told: list[Finding] = []
-    pushed = push.push_folder(counting_client.registry, folder, NAME, left_out=told.append)
-    assert {r.location for r in told} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
+    findings: list[Finding] = []
+    pushed = push.push_folder(counting_client.registry, folder, NAME, left_out=findings.append)
+    assert {r.location for r in findings} == {"checkpoint-10", "optimizer.pt", "notes.docx", ".env"}
     assert {f.path for f in pushed.version.files} == {samples.CONFIG, samples.WEIGHTS, "README.md"}
 
 
@@ -58,17 +58,17 @@ def test_parents_become_edges(counting_client: CountingClient, harness: Harness,
 
 
 def test_progress_ends_at_what_was_to_be_sent(counting_client: CountingClient, folder: Path) -> None:
-    seen = [0, 0]
+    progress = [0, 0]
 
     class Watch:
         def start(self, total_bytes: int) -> None:
-            seen[0] = total_bytes
+            progress[0] = total_bytes
 
         def advance(self, count: int) -> None:
-            seen[1] += count
+            progress[1] += count
 
     push.push_folder(counting_client.registry, folder, NAME, progress=Watch())
-    assert seen[0] == seen[1] == sum(len(data) for data in contents(folder).values())
+    assert progress[0] == progress[1] == sum(len(data) for data in contents(folder).values())
 
 
 def test_a_base_that_nobody_registered_is_named_with_the_next_step(
@@ -156,6 +156,6 @@ def test_a_folder_that_is_not_there_or_is_a_file_is_said(tmp_path: Path) -> None
 def test_a_program_pushes_and_pulls_without_the_command(
     counting_client: CountingClient, folder: Path, tmp_path: Path
 ) -> None:
-    made = push.push_folder(counting_client.registry, folder, NAME).version
-    assert pull.pull(counting_client.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == made.digest
+    version = push.push_folder(counting_client.registry, folder, NAME).version
+    assert pull.pull(counting_client.registry, f"{NAME}@1", tmp_path / "out", cache=None).digest == version.digest
     assert contents(tmp_path / "out") == contents(folder)

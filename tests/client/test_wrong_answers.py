@@ -340,9 +340,9 @@ def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: Ta
     ref = Ref(NAME, harness.admin.version("acme/support@2").digest)
     wrong = harness.admin.norms("acme/support@1").model_dump(mode="json")
     tampered.answers("/norms", lambda _: wrong)
-    for asked, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
+    for requested, field in ((ref, "digest"), (Ref.parse("acme/support@2"), "number")):
         with pytest.raises(Corrupt, match=field):
-            tampered.registry.norms(asked)
+            tampered.registry.norms(requested)
 
 
 def test_a_list_ends(tampered: TamperedRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,13 +167,13 @@ def test_a_final_failure_ends_the_job_at_once(filled_harness: Harness) -> None:
 def test_every_job_goes_to_one_of_many_racing_workers(filled_harness: Harness) -> None:
     for _ in range(11):
         filled_harness.push(NAME)
-    taken: list[str] = []
+    job_ids: list[str] = []
     start = threading.Barrier(6)
 
     def work(worker: str) -> None:
         start.wait()
         while (claimed := filled_harness.admin.claim(ClaimRequest(worker=worker))) is not None:
-            taken.append(claimed.job.id)
+            job_ids.append(claimed.job.id)
             filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
 
     threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(6)]
@@ -181,12 +181,12 @@ def test_every_job_goes_to_one_of_many_racing_workers(filled_harness: Harness) -
         thread.start()
     for thread in threads:
         thread.join()
-    assert Counter(taken).most_common(1)[0][1] == 1
+    assert Counter(job_ids).most_common(1)[0][1] == 1
     # A claim may pass over a job that another is just taking, so the last ones can be left to a later claim.
     while (claimed := filled_harness.admin.claim(ClaimRequest(worker="last"))) is not None:
-        taken.append(claimed.job.id)
+        job_ids.append(claimed.job.id)
         filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed))
-    assert len(set(taken)) == 12
+    assert len(set(job_ids)) == 12
 
 
 def test_a_worker_gets_jobs_of_its_bases_warm_ones_first_then_oldest(filled_harness: Harness) -> None:

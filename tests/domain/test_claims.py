@@ -26,9 +26,9 @@ def claimed(
     findings = FindingCollector()
     alike = [Similarity(other=other, match=match) for other, match in relatives]
     base_match.check_claim(BaseClaim(name=name, is_local=is_local), base, alike, findings)
-    found = findings.all()
-    assert len(found) <= 1
-    return (found[0].severity, found[0].code) if found else None
+    reported = findings.all()
+    assert len(reported) <= 1
+    return (reported[0].severity, reported[0].code) if reported else None
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_base_of_the_same_last_name_is_not_taken_for_this_one_when_it_is_regis
 
 
 def test_a_folder_of_the_trainer_with_the_name_of_an_unrelated_base_is_only_a_warning() -> None:
-    found = claimed("other", ("other", BaseMatch.UNRELATED), is_local=True)
-    assert found == ("warning", "compat.base_named_differently")
+    finding = claimed("other", ("other", BaseMatch.UNRELATED), is_local=True)
+    assert finding == ("warning", "compat.base_named_differently")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_the_bases_own_tokenizer_and_template_are_no_finding() -> None:
 def test_tokenizer_and_template_are_told_apart() -> None:
     other = b'{"model": {"vocab": {"b": 0}}}'
     assert [f.code for f in companion_findings(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
-    found = companion_findings(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
-    assert [(f.severity, f.code, f.location) for f in found] == [
+    companions = companion_findings(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")
+    assert [(f.severity, f.code, f.location) for f in companions] == [
         ("warning", "compat.template_differs", "chat_template.jinja")
     ]
     assert [f.code for f in companion_findings(with_prints(None), template=b"{{ y }}")] == ["compat.template_added"]
@@ -134,8 +134,8 @@ def test_a_tokenizer_over_the_limit_is_not_read() -> None:
         path="tokenizer.json", media_type="application/json", digest=Digest.of(b""),
         size_bytes=tokenizers.TOKENIZER_LIMIT_BYTES + 1,
     )  # fmt: skip
-    found = tokenizers.check_tokenizer([large], lambda *_: pytest.fail("it was read"), with_prints())
-    assert [(f.severity, f.code) for f in found] == [("info", "compat.tokenizer_not_compared")]
+    reported = tokenizers.check_tokenizer([large], lambda *_: pytest.fail("it was read"), with_prints())
+    assert [(f.severity, f.code) for f in reported] == [("info", "compat.tokenizer_not_compared")]
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b"nonsense", b'{"chat_template": 7}', b'{"chat_template": "\\ud800"}'])

@@ -21,16 +21,18 @@ def config(**fields: Any) -> AdapterConfig:
 
 
 def test_a_plain_configuration_is_read() -> None:
-    found = read_config(samples.lora(samples.llama(), rank=4, alpha=32, rslora=True)[samples.CONFIG])
-    assert (found.method, found.task, found.rank, found.alpha) == ("LORA", "CAUSAL_LM", 4, 32.0)
-    assert (found.use_rslora, found.use_dora, found.targets) == (True, False, ("q_proj", "v_proj"))
-    assert found.base == BaseClaim(name="tiny-llama")
-    assert found.findings == ()
+    config = read_config(samples.lora(samples.llama(), rank=4, alpha=32, rslora=True)[samples.CONFIG])
+    assert (config.method, config.task, config.rank, config.alpha) == ("LORA", "CAUSAL_LM", 4, 32.0)
+    assert (config.use_rslora, config.use_dora, config.targets) == (True, False, ("q_proj", "v_proj"))
+    assert config.base == BaseClaim(name="tiny-llama")
+    assert config.findings == ()
 
 
 def test_a_configuration_survives_json() -> None:
-    found = config(rank_pattern={"q_proj": 4}, layer_replication=[[0, 3]], trainable_token_indices={"wte": [1, 2]})
-    assert AdapterConfig.model_validate_json(found.model_dump_json()) == found
+    adapter_config = config(
+        rank_pattern={"q_proj": 4}, layer_replication=[[0, 3]], trainable_token_indices={"wte": [1, 2]}
+    )
+    assert AdapterConfig.model_validate_json(adapter_config.model_dump_json()) == adapter_config
 
 
 @pytest.mark.parametrize("method", sorted(methods.METHODS))

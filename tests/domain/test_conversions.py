@@ -17,7 +17,7 @@ def header(*ends: str) -> safetensors.Header:
 def test_bare_names_become_those_of_diffusers_where_no_alpha_has_to_be_folded_in() -> None:
     for a, b in ((".lora_A.default.weight", ".lora_B.default.weight"), (".lora_down.weight", ".lora_up.weight")):
         assert renaming.can_rename(header(a, b))
-        made = renaming.to_diffusers(header(a, b))
-        assert made[f"{MODULE}{a}"] == f"transformer.{MODULE}.lora_A.weight"
-        assert made[f"{MODULE}{b}"] == f"transformer.{MODULE}.lora_B.weight"
+        renamed = renaming.to_diffusers(header(a, b))
+        assert renamed[f"{MODULE}{a}"] == f"transformer.{MODULE}.lora_A.weight"
+        assert renamed[f"{MODULE}{b}"] == f"transformer.{MODULE}.lora_B.weight"
     assert not renaming.can_rename(header(".lora_down.weight", ".lora_up.weight", ".alpha"))

@@ -27,8 +27,8 @@ PLAIN = facts_of(CASES["plain"])
 
 
 def codes(facts: EngineFacts | dict[str, Any], profile: str) -> list[str]:
-    found = engines.judge(facts, engines.profile(profile))
-    return sorted(f.code.removeprefix("engine.") for f in found if f.severity != "info")
+    findings = engines.judge(facts, engines.profile(profile))
+    return sorted(f.code.removeprefix("engine.") for f in findings if f.severity != "info")
 
 
 def base_spec() -> bases.BaseSpec:
@@ -85,9 +85,9 @@ def test_a_wrong_profile_is_refused_with_what_is_possible(text: str, part: str) 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if not e.from_documentation])
 def test_a_plain_adapter_passes_on_every_examined_engine(engine: str) -> None:
     version = rulebook.engine(engine).examined[-1]
-    found = engines.judge(PLAIN, engines.profile(f"{engine}=={version}"))
+    findings = engines.judge(PLAIN, engines.profile(f"{engine}=={version}"))
     doubted = {"ollama": ["unknown"]}  # its code re-orders lora_a for q and k, and nobody has run it here
-    assert [finding.severity for finding in found] == doubted.get(engine, [])
+    assert [finding.severity for finding in findings] == doubted.get(engine, [])
 
 
 @pytest.mark.parametrize("engine", [e.name for e in ALL_TEXT if e.from_documentation])
@@ -145,15 +145,15 @@ def test_a_patch_release_follows_the_version_before_it() -> None:
 
 
 def test_a_property_that_nobody_examined_is_unknown() -> None:
-    found = engines.judge(facts_of(CASES["rslora"]), engines.profile("together"))
-    assert "engine.together.rslora" in [f.code for f in found if f.severity == "unknown"]
+    findings = engines.judge(facts_of(CASES["rslora"]), engines.profile("together"))
+    assert "engine.together.rslora" in [f.code for f in findings if f.severity == "unknown"]
 
 
 def test_an_adapter_that_does_not_fit_its_base_passes_nowhere() -> None:
     facts = PLAIN.model_copy(update={"compat": "fail"})
     for engine in ALL_TEXT:
-        asked = engines.profile(f"{engine.name}=={engine.examined[-1]}")
-        assert add_up(engines.judge(facts, asked)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
+        profile = engines.profile(f"{engine.name}=={engine.examined[-1]}")
+        assert add_up(engines.judge(facts, profile)) in (Outcome.FAIL, Outcome.UNKNOWN), engine.name
 
 
 def test_facts_read_back_from_json_are_judged_alike() -> None:
@@ -161,8 +161,8 @@ def test_facts_read_back_from_json_are_judged_alike() -> None:
         facts = facts_of(files)
         stored = json.loads(json.dumps(engine_facts.to_stored(facts)))
         for engine in ALL_TEXT:
-            asked = engines.profile(f"{engine.name}=={engine.examined[0]}")
-            assert engines.judge(stored, asked) == engines.judge(facts, asked)
+            profile = engines.profile(f"{engine.name}=={engine.examined[0]}")
+            assert engines.judge(stored, profile) == engines.judge(facts, profile)
 
 
 def test_facts_of_another_registry_are_unknown() -> None:
@@ -192,17 +192,21 @@ def test_new_fields_raise_the_version_of_stored_facts() -> None:
 def test_a_verdict_says_profile_base_and_outcome() -> None:
     base = base_spec()
     stored = engine_facts.to_stored(facts_of(CASES["rank-64"]))
-    asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
-    found = engines.verdict(stored, asked, subject=Digest.of(b"x"), base=base, compat=Outcome.PASS, registry="1.0")
-    assert (found.check, found.outcome, found.profile) == ("engine", Outcome.FAIL, "vllm==0.33.0,max_lora_rank=32")
-    assert (found.base, found.base_fingerprint) == (base.name, base.fingerprint)
+    profile = engines.profile("vllm==0.33.0,max_lora_rank=32")
+    verdict = engines.verdict(stored, profile, subject=Digest.of(b"x"), base=base, compat=Outcome.PASS, registry="1.0")
+    assert (verdict.check, verdict.outcome, verdict.profile) == (
+        "engine",
+        Outcome.FAIL,
+        "vllm==0.33.0,max_lora_rank=32",
+    )
+    assert (verdict.base, verdict.base_fingerprint) == (base.name, base.fingerprint)
 
 
 def test_a_verdict_from_stored_facts_is_a_few_thousand_lines_of_work() -> None:
     stored = engine_facts.to_stored(facts_of(CASES["all-linear"]))
-    asked = engines.profile("vllm==0.33.0,max_lora_rank=32")
-    engines.judge(stored, asked)
-    assert effort.lines(lambda: engines.judge(stored, asked)) < 10_000
+    profile = engines.profile("vllm==0.33.0,max_lora_rank=32")
+    engines.judge(stored, profile)
+    assert effort.lines(lambda: engines.judge(stored, profile)) < 10_000
 
 
 def test_a_text_adapter_is_not_for_an_image_engine() -> None:
@@ -234,10 +238,10 @@ def test_image_files_are_judged_by_format(
 # ----------------------------------------------------------------------- data files
 @pytest.mark.parametrize("engine", rulebook.engines().values(), ids=lambda e: e.name)
 def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRules) -> None:
-    known = dict.fromkeys([*EngineFacts.model_fields, *source_facts.FIELDS, *engine.settings], "x")
+    values = dict.fromkeys([*EngineFacts.model_fields, *source_facts.FIELDS, *engine.settings], "x")
     for rule in engine.rules:
         for text in (rule.message, rule.fix, rule.answer):
-            text.format_map(known)
+            text.format_map(values)
         assert not rule.message.endswith(".")
         assert not rule.fix.endswith(".")
 
@@ -246,9 +250,9 @@ def test_every_rule_renders_and_ends_with_its_source(engine: rulebook.EngineRule
 def test_no_engine_says_works_and_always_refuses_of_one_property_at_one_version(engine: rulebook.EngineRules) -> None:
     for version in engine.examined:
         for prop in rulebook.properties():
-            said = list(engine.statements(prop.id, version_of(version)))
-            always = [s for s in said if isinstance(s, Rule) and not s.when]
-            works = [s for s in said if not isinstance(s, Rule)]
+            statements = list(engine.statements(prop.id, version_of(version)))
+            always = [s for s in statements if isinstance(s, Rule) and not s.when]
+            works = [s for s in statements if not isinstance(s, Rule)]
             assert not (always and works), (engine.name, version, prop.id)
 
 
@@ -260,16 +264,16 @@ def test_a_condition_on_a_fact_that_does_not_exist_is_refused() -> None:
 # ------------------------------------------------------------------------- settings
 def test_one_large_adapter_raises_the_rank_of_every_slot() -> None:
     fleet = {"acme/a": PLAIN, "acme/b": facts_of(CASES["rank-64"]), "acme/c": facts_of(CASES["rank-16"])}
-    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
-    assert (found.rank_limit, found.rank_limit_without_largest, found.raised_by) == (64, 16, ("acme/b",))
-    assert found.bytes_per_slot == 4 * found.bytes_per_slot_without_largest
-    assert found.flags == ("--enable-lora", "--max-lora-rank 64", "--max-loras 3", "--max-cpu-loras 3")
+    settings = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (settings.rank_limit, settings.rank_limit_without_largest, settings.raised_by) == (64, 16, ("acme/b",))
+    assert settings.bytes_per_slot == 4 * settings.bytes_per_slot_without_largest
+    assert settings.flags == ("--enable-lora", "--max-lora-rank 64", "--max-loras 3", "--max-cpu-loras 3")
 
 
 def test_an_adapter_that_no_setting_helps_is_left_out() -> None:
     fleet = {"acme/a": PLAIN, "acme/dora": facts_of(CASES["dora"])}
-    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
-    assert (found.left_out, found.slots) == (("acme/dora",), 1)
+    settings = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (settings.left_out, settings.slots) == (("acme/dora",), 1)
 
 
 def test_the_limit_is_one_that_the_engine_offers() -> None:
@@ -284,11 +288,11 @@ def test_a_slot_costs_rank_times_both_sides_of_every_module() -> None:
 
 
 def test_an_empty_fleet_has_an_answer() -> None:
-    found = engine_settings.settings_for("vllm==0.33.0", {}, base_spec())
-    assert (found.adapters, found.max_rank, found.slots, found.flags) == (0, 0, 1, ())
+    settings = engine_settings.settings_for("vllm==0.33.0", {}, base_spec())
+    assert (settings.adapters, settings.max_rank, settings.slots, settings.flags) == (0, 0, 1, ())
 
 
 def test_an_adapter_whose_verdict_is_unknown_counts_and_is_named() -> None:
     fleet = {"acme/a": PLAIN, "acme/experts": PLAIN.model_copy(update={"fused_experts": True, "max_rank": 64})}
-    found = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
-    assert (found.unknown, found.rank_limit, found.left_out) == (("acme/experts",), 64, ())
+    settings = engine_settings.settings_for("vllm==0.33.0", fleet, base_spec())
+    assert (settings.unknown, settings.rank_limit, settings.left_out) == (("acme/experts",), 64, ())

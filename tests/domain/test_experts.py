@@ -71,8 +71,8 @@ def errors(spec: LoraSpec, on: BaseSpec | None = None) -> list[Finding]:
 def test_experts_that_peft_fused_by_itself_fit_with_the_rank_and_scale_of_each_half() -> None:
     spec = adapter(BLOCKS, **FUSED)
     assert errors(spec) == []
-    found = {m.key: (m.kind, m.rank, m.scale) for m in spec.modules if ".layers.1." in m.path}
-    assert found == {
+    modules = {m.key: (m.kind, m.rank, m.scale) for m in spec.modules if ".layers.1." in m.path}
+    assert modules == {
         "model.layers.1.self_attn.q_proj": ("linear", 4, 2.0),
         "model.layers.1.mlp.gate.weight": ("linear", 4, 2.0),
         "model.layers.1.mlp.experts.gate_up_proj": ("parameter", 8, 2.0),
@@ -106,8 +106,8 @@ def test_a_block_of_other_experts_does_not_fit(changed: dict[str, tuple[int, int
 
 @pytest.mark.parametrize("lost", ["mlp.experts.base_layer", "mlp.experts"])
 def test_a_parameter_that_is_announced_and_absent_is_missed(lost: str) -> None:
-    kept = {path: sizes for path, sizes in BLOCKS.items() if path != lost}
-    assert errors(adapter(kept, **FUSED)) != []
+    remaining = {path: sizes for path, sizes in BLOCKS.items() if path != lost}
+    assert errors(adapter(remaining, **FUSED)) != []
 
 
 def test_the_seven_projections_as_targets_mean_attention_where_the_experts_are_fused() -> None:

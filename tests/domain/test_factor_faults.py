@@ -36,7 +36,7 @@ def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("factors", "words"),
     [
         (tensors({"lora_down.weight": (4, 32), "lora_up.weight": (16, 8)}), "ranks 4 and 8"),
         (tensors({"lora_A.weight": (4, 32), "lora_B.weight": (4, 16)}), "ranks 4 and 16"),
@@ -48,8 +48,8 @@ def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -
         (tensors({half: shape for half, shape in LOKR.items() if half != "lokr_w1"}), "belong together"),
     ],
 )
-def test_what_makes_no_update_is_told_in_words(found: dict[str, TensorInfo], words: str) -> None:
-    assert words in fault_of_factors(found)
+def test_what_makes_no_update_is_told_in_words(factors: dict[str, TensorInfo], words: str) -> None:
+    assert words in fault_of_factors(factors)
 
 
 def test_mlx_stores_its_factors_turned() -> None:

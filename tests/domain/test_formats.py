@@ -41,46 +41,46 @@ def peft_pairs(prefix: str, modules: list[str]) -> dict[str, Tensor]:
 
 
 def kohya_pairs(prefix: str, modules: list[str]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for module in modules:
         at = prefix + module.replace(".", "_")
-        found |= pair(at, ".lora_down.weight", ".lora_up.weight")
-        found[f"{at}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
-    return found
+        tensors |= pair(at, ".lora_down.weight", ".lora_up.weight")
+        tensors[f"{at}.alpha"] = ("F32", (), struct.pack("<f", 2.0))
+    return tensors
 
 
 def old_diffusers() -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for module in ATTENTION:
         head, leaf = module.removesuffix(".0").rsplit(".", 1)
-        found |= pair(f"unet.{head}.processor.{leaf}_lora", ".down.weight", ".up.weight")
-    return found
+        tensors |= pair(f"unet.{head}.processor.{leaf}_lora", ".down.weight", ".up.weight")
+    return tensors
 
 
 def lycoris(parts: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for module in ATTENTION:
         at = "lora_unet_" + module.replace(".", "_")
-        found |= {f"{at}.{part}": ("F32", shape, None) for part, shape in parts.items()}
-        found[f"{at}.alpha"] = ("F16", (), struct.pack("<e", 2.0))
-    return found
+        tensors |= {f"{at}.{part}": ("F32", shape, None) for part, shape in parts.items()}
+        tensors[f"{at}.alpha"] = ("F16", (), struct.pack("<e", 2.0))
+    return tensors
 
 
 def bfl() -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for side in ("img", "txt"):
         for leaf in ("qkv", "proj"):
             at = f"double_blocks.0.{side}_attn.{leaf}"
-            found |= pair(at, ".lora_A.weight", ".lora_B.weight")
-            found[f"{at}.lora_B.bias"] = ("F32", (D,), None)
-        found[f"double_blocks.0.{side}_attn.norm.query_norm.scale"] = ("F32", (16,), None)
-    return found
+            tensors |= pair(at, ".lora_A.weight", ".lora_B.weight")
+            tensors[f"{at}.lora_B.bias"] = ("F32", (D,), None)
+        tensors[f"double_blocks.0.{side}_attn.norm.query_norm.scale"] = ("F32", (16,), None)
+    return tensors
 
 
 def xlabs() -> dict[str, Tensor]:
     parts = ("qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2")
     pairs = [pair(f"double_blocks.0.processor.{p}", ".down.weight", ".up.weight") for p in parts]
-    return {k: v for found in pairs for k, v in found.items()}
+    return {k: v for tensors in pairs for k, v in tensors.items()}
 
 
 LOHA = {"hada_w1_a": (D, R), "hada_w1_b": (R, D), "hada_w2_a": (D, R), "hada_w2_b": (R, D)}
@@ -129,11 +129,11 @@ def facts_of(names: dict[str, Tensor], metadata: dict[str, str] | None = None, *
 def test_every_image_format_is_recognized_with_its_family_and_method(name: str) -> None:
     format_name, family, method, make = FILES[name]
     header, _ = read(make())
-    found = formats.of_header(header)
-    facts = image_facts.of_header(header, found)
-    assert (found.name, facts.family, facts.method) == (format_name, family, method)
-    assert found.is_image
-    assert found.evidence in make()
+    format_ = formats.of_header(header)
+    facts = image_facts.of_header(header, format_)
+    assert (format_.name, facts.family, facts.method) == (format_name, family, method)
+    assert format_.is_image
+    assert format_.evidence in make()
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_every_image_format_is_recognized_with_its_family_and_method(name: str) 
     ],
 )
 def test_the_formats_of_text_models_are_recognized(format_name: str, name: str) -> None:
-    found = formats.recognize([name])
-    assert found.name == format_name
-    assert not found.is_image
+    format_ = formats.recognize([name])
+    assert format_.name == format_name
+    assert not format_.is_image
 
 
 @pytest.mark.parametrize(
@@ -176,21 +176,21 @@ def test_the_formats_of_text_models_are_recognized(format_name: str, name: str) 
     ],
 )
 def test_what_no_tool_writes_is_unknown_and_never_a_guess(name: str) -> None:
-    found = formats.recognize([name])
-    assert found.name == formats.UNKNOWN
-    assert found.message.startswith("unknown format")
-    assert found.advice
+    format_ = formats.recognize([name])
+    assert format_.name == formats.UNKNOWN
+    assert format_.message.startswith("unknown format")
+    assert format_.advice
 
 
 def test_one_unexpected_name_makes_the_format_unknown_and_is_named() -> None:
-    found = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
-    assert (found.name, found.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
+    format_ = formats.recognize([*peft_pairs("unet.", ATTENTION), "stray.tensor"])
+    assert (format_.name, format_.unexpected) == (formats.UNKNOWN, ("stray.tensor",))
 
 
 def test_two_formats_in_one_file_are_unknown() -> None:
-    found = formats.recognize([*peft_pairs("unet.", ATTENTION), *bfl()])
-    assert found.name == formats.UNKNOWN
-    assert "bfl and diffusers are mixed" in found.message
+    format_ = formats.recognize([*peft_pairs("unet.", ATTENTION), *bfl()])
+    assert format_.name == formats.UNKNOWN
+    assert "bfl and diffusers are mixed" in format_.message
 
 
 def test_no_tensors_are_unknown() -> None:
@@ -201,9 +201,9 @@ def test_no_tensors_are_unknown() -> None:
 def test_alphas_are_unknown_without_values_and_exact_with_them() -> None:
     names = kohya_pairs("lora_unet_", ATTENTION)
     assert {m.alpha for m in facts_of(names).modules} == {None}
-    found = facts_of(names, values=True)
-    assert {(m.rank, m.alpha) for m in found.modules} == {(R, 2.0)}
-    assert len(found.modules) == len(ATTENTION)
+    facts = facts_of(names, values=True)
+    assert {(m.rank, m.alpha) for m in facts.modules} == {(R, 2.0)}
+    assert len(facts.modules) == len(ATTENTION)
 
 
 @pytest.mark.parametrize(
@@ -236,55 +236,55 @@ def test_only_alphas_are_read() -> None:
 
 
 def test_alpha_comes_from_the_metadata_of_diffusers() -> None:
-    told: dict[str, Any] = {"unet.r": R, "unet.lora_alpha": 16, "text_encoder.lora_alpha": 8}
+    lora_metadata: dict[str, Any] = {"unet.r": R, "unet.lora_alpha": 16, "text_encoder.lora_alpha": 8}
     names = peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)
-    found = facts_of(names, {"lora_adapter_metadata": json.dumps(told)})
-    assert {m.alpha for m in found.modules if m.path.startswith("unet.")} == {16.0}
-    assert {m.alpha for m in found.modules if m.path.startswith("text_encoder.")} == {8.0}
-    assert found.alpha_rule == "metadata"
+    facts = facts_of(names, {"lora_adapter_metadata": json.dumps(lora_metadata)})
+    assert {m.alpha for m in facts.modules if m.path.startswith("unet.")} == {16.0}
+    assert {m.alpha for m in facts.modules if m.path.startswith("text_encoder.")} == {8.0}
+    assert facts.alpha_rule == "metadata"
 
 
 def test_patterns_and_rslora_in_the_metadata_of_diffusers_count() -> None:
-    told = {"unet.lora_alpha": 16, "unet.alpha_pattern": {"to_q": 2}, "text_encoder.lora_alpha": 8,
+    lora_metadata = {"unet.lora_alpha": 16, "unet.alpha_pattern": {"to_q": 2}, "text_encoder.lora_alpha": 8,
             "text_encoder.use_rslora": True}  # fmt: skip
     names = peft_pairs("unet.", ATTENTION) | peft_pairs("text_encoder.", TEXT)
-    found = facts_of(names, {"lora_adapter_metadata": json.dumps(told)})
-    assert {m.scale for m in found.modules if m.path.endswith("to_q")} == {2 / R}
-    assert {m.scale for m in found.modules if m.path.startswith("text_encoder.")} == {8 / R**0.5}
+    facts = facts_of(names, {"lora_adapter_metadata": json.dumps(lora_metadata)})
+    assert {m.scale for m in facts.modules if m.path.endswith("to_q")} == {2 / R}
+    assert {m.scale for m in facts.modules if m.path.startswith("text_encoder.")} == {8 / R**0.5}
 
 
 @pytest.mark.parametrize("broken", ["{", "[1]", '{"a": 1, "a": 2}', "[" * 5000])
 def test_broken_metadata_is_no_error_and_no_claim(broken: str) -> None:
-    found = facts_of(peft_pairs("unet.", ATTENTION), {"lora_adapter_metadata": broken})
-    assert {m.alpha for m in found.modules} == {float(R)}
-    assert found.alpha_rule.startswith("no alpha in the file")
+    facts = facts_of(peft_pairs("unet.", ATTENTION), {"lora_adapter_metadata": broken})
+    assert {m.alpha for m in facts.modules} == {float(R)}
+    assert facts.alpha_rule.startswith("no alpha in the file")
 
 
 def test_training_facts_are_kept_and_private_texts_are_only_named() -> None:
-    found = facts_of(kohya_pairs("lora_unet_", ATTENTION), KOHYA_METADATA)
-    assert found.trigger_words == "toy style"
-    assert found.claims["ss_network_module"] == "networks.lora"
-    assert set(found.private_texts) == {"ss_tag_frequency", "ss_dataset_dirs", "ss_output_name"}
-    assert "Ann" not in found.model_dump_json()
-    assert "ann-private" not in found.model_dump_json()
+    facts = facts_of(kohya_pairs("lora_unet_", ATTENTION), KOHYA_METADATA)
+    assert facts.trigger_words == "toy style"
+    assert facts.claims["ss_network_module"] == "networks.lora"
+    assert set(facts.private_texts) == {"ss_tag_frequency", "ss_dataset_dirs", "ss_output_name"}
+    assert "Ann" not in facts.model_dump_json()
+    assert "ann-private" not in facts.model_dump_json()
 
 
 def test_an_uploaders_text_does_not_steer_a_terminal() -> None:
     metadata = KOHYA_METADATA | {"modelspec.trigger_phrase": "toy\x1b[2J\nstyle", "modelspec.title": "a\x9bb"}
-    found = facts_of(kohya_pairs("lora_unet_", ATTENTION), metadata)
-    assert (found.trigger_words, found.claims["modelspec.title"]) == ("toy [2J style", "a b")
+    facts = facts_of(kohya_pairs("lora_unet_", ATTENTION), metadata)
+    assert (facts.trigger_words, facts.claims["modelspec.title"]) == ("toy [2J style", "a b")
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (96, "sd")])
 def test_the_width_of_cross_attention_tells_the_family(width: int, family: str) -> None:
-    found = facts_of(pair(f"unet.{UNET}.attn2.to_k", ".lora_A.weight", ".lora_B.weight", width))
-    assert found.family == family
-    assert str(width) in found.family_evidence
+    facts = facts_of(pair(f"unet.{UNET}.attn2.to_k", ".lora_A.weight", ".lora_B.weight", width))
+    assert facts.family == family
+    assert str(width) in facts.family_evidence
 
 
 def test_dora_and_components_are_seen() -> None:
     names = kohya_pairs("lora_unet_", ATTENTION) | kohya_pairs("lora_te_", TEXT)
     names["lora_unet_" + ATTENTION[0].replace(".", "_") + ".dora_scale"] = ("F32", (D, 1), None)
-    found = facts_of(names)
-    assert found.has_dora
-    assert found.components == ("text_encoder", "unet")
+    facts = facts_of(names)
+    assert facts.has_dora
+    assert facts.components == ("text_encoder", "unet")

@@ -18,8 +18,8 @@ ENGINE = "vllm==0.33.0"
 
 
 def verdict(check: Check, *severities: Severity, code: str = "compat.shape", profile: str = "") -> Verdict:
-    found = [Finding(code=code, severity=s, location="x", message="a sentence") for s in severities]
-    return Verdict.of(check, SUBJECT, "llama", BASE, found, profile=profile)
+    findings = [Finding(code=code, severity=s, location="x", message="a sentence") for s in severities]
+    return Verdict.of(check, SUBJECT, "llama", BASE, findings, profile=profile)
 
 
 def codes(gate: Gate, *verdicts: Verdict, **more: object) -> list[str]:

@@ -51,15 +51,17 @@ KNOWN = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0)
 
 
 @pytest.mark.parametrize(
-    ("found", "like"),
+    ("logprobs", "like"),
     [
         ([[-0.52, -0.97]], "adapter"),
         ([[-3.01, -1.99]], "base"),
         ([[-6.0, -7.0]], "neither"),
     ],
 )
-def test_an_engine_is_told_to_answer_like_the_adapter_like_the_base_or_like_neither(found: object, like: str) -> None:
-    assert compare(KNOWN, found).answers_like == like  # type: ignore[arg-type]
+def test_an_engine_is_told_to_answer_like_the_adapter_like_the_base_or_like_neither(
+    logprobs: object, like: str
+) -> None:
+    assert compare(KNOWN, logprobs).answers_like == like  # type: ignore[arg-type]
 
 
 def test_an_adapter_that_hardly_differs_from_its_base_cannot_be_told_from_it() -> None:

@@ -59,25 +59,25 @@ def test_two_bases_have_the_expected_match_in_either_order(other: Identity, matc
 
 
 def test_a_similarity_says_which_modules_differ() -> None:
-    found = compare(BASE, make_identity(nudged(ONE, 0.05, only="down_proj")))
-    assert (found.changed, found.compared, found.equal) == (("down_proj",), 5, 3)
-    assert "only down_proj differ" in found.message
+    similarity = compare(BASE, make_identity(nudged(ONE, 0.05, only="down_proj")))
+    assert (similarity.changed, similarity.compared, similarity.equal) == (("down_proj",), 5, 3)
+    assert "only down_proj differ" in similarity.message
 
 
 def test_constant_tensors_are_not_compared() -> None:
     norm = TensorMark(dtype="F32", shape=(8,), digest=Digest.of(b"ones"), constant=True)
-    one, other = (
+    base, other = (
         of.model_copy(update={"marks": {**of.marks, "norm": norm}}) for of in (BASE, make_identity(values(1)))
     )
-    assert compare(one, other).compared == 5
-    assert compare(one, other).equal == 0
+    assert compare(base, other).compared == 5
+    assert compare(base, other).equal == 0
 
 
 def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -> None:
     packed = make_identity(ONE, quantization="gptq", packed="weight")
     blind = {n: m.model_copy(update={"sketch": "", "shape": ()}) for n, m in packed.marks.items()}
-    found = compare(BASE, packed.model_copy(update={"marks": blind}))
-    assert (found.match, found.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
+    similarity = compare(BASE, packed.model_copy(update={"marks": blind}))
+    assert (similarity.match, similarity.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
 
 
 def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
@@ -94,9 +94,9 @@ def test_thresholds_can_be_set() -> None:
 
 def test_large_bases_keep_the_marks_of_the_same_tensors() -> None:
     names = [f"model.layers.{i}.weight" for i in range(10_000)]
-    kept = identity.marked(names)
-    assert len(kept) == identity.MARKS_LIMIT
-    assert identity.marked([*names, "one.more"]) - {"one.more"} <= kept
+    marked = identity.marked(names)
+    assert len(marked) == identity.MARKS_LIMIT
+    assert identity.marked([*names, "one.more"]) - {"one.more"} <= marked
 
 
 def test_the_sketch_of_nothing_is_empty_and_the_length_does_not_count() -> None:

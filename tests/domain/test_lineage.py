@@ -64,9 +64,12 @@ def version(**change: Any) -> VersionView:
 def chain(length: int) -> Lineage:
     """A line of descent on one base."""
     ids = [str(Digest.of(b"%d" % n)) for n in range(length)]
-    nodes = [LineageNode(id=one, kind="version", name="a/b", number=n + 1, digest=one) for n, one in enumerate(ids)]
+    nodes = [
+        LineageNode(id=node_id, kind="version", name="a/b", number=n + 1, digest=node_id)
+        for n, node_id in enumerate(ids)
+    ]
     edges = [LineageEdge(child=ids[n], parent=ids[n - 1], relation="continued") for n in range(1, length)]
-    edges += [LineageEdge(child=one, parent="base:t", relation="adapter") for one in ids]
+    edges += [LineageEdge(child=node_id, parent="base:t", relation="adapter") for node_id in ids]
     return Lineage(root=ids[-1], nodes=[*nodes, LineageNode(id="base:t", kind="base", name="t")], edges=edges)
 
 
@@ -75,14 +78,14 @@ def rectangles(text: str) -> dict[str, tuple[float, float, float, float]]:
     """Label → left, top, right, bottom of the rectangle that it stands in."""
     tree = ElementTree.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
-    found = {}
+    boxes = {}
     rects = [tuple(float(r.attrib[k]) for k in ("x", "y", "width", "height")) for r in tree.iter(f"{space}rect")]
     for word in tree.iter(f"{space}text"):
         x, y = float(word.attrib["x"]), float(word.attrib["y"])
-        for left, top, width, height in rects:
-            if left <= x <= left + width and top <= y <= top + height and word.get("class") is None:
-                found[word.text or ""] = (left, top, left + width, top + height)
-    return found
+        for x_min, top, width, height in rects:
+            if x_min <= x <= x_min + width and top <= y <= top + height and word.get("class") is None:
+                boxes[word.text or ""] = (x_min, top, x_min + width, top + height)
+    return boxes
 
 
 def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_children() -> None:
@@ -90,20 +93,22 @@ def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_childr
     tree = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
     assert tags == {"svg", "title", "style", "defs", "marker", "path", "rect", "text"}
-    found = rectangles(text)
-    assert found["tiny"][2] < found["acme/support@2"][0] < found["acme/support@2"][2] < found["acme/support@3"][0]
-    assert len(found) == 7
+    by_text = rectangles(text)
+    assert (
+        by_text["tiny"][2] < by_text["acme/support@2"][0] < by_text["acme/support@2"][2] < by_text["acme/support@3"][0]
+    )
+    assert len(by_text) == 7
     assert "claimed" in text
     assert "yanked" in text
 
 
-@pytest.mark.parametrize("found", [sample_graph(), chain(30), chain(1)], ids=["all kinds", "chain", "alone"])
-def test_no_rectangle_covers_another(found: Lineage) -> None:
-    places = list(rectangles("\n".join(svg(found))).values())
-    assert len(places) == len(found.nodes)
-    for n, (left, top, right, bottom) in enumerate(places):
+@pytest.mark.parametrize("graph", [sample_graph(), chain(30), chain(1)], ids=["all kinds", "chain", "alone"])
+def test_no_rectangle_covers_another(graph: Lineage) -> None:
+    places = list(rectangles("\n".join(svg(graph))).values())
+    assert len(places) == len(graph.nodes)
+    for n, (x_min, top, right, bottom) in enumerate(places):
         for other in places[n + 1 :]:
-            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+            assert right <= other[0] or other[2] <= x_min or bottom <= other[1] or other[3] <= top
 
 
 def test_hostile_text_is_quoted_by_the_rules_of_each_format() -> None:
@@ -146,7 +151,7 @@ def test_a_bill_of_materials_names_files_data_base_and_ancestors() -> None:
     }  # fmt: skip
     claims = [c["bom-ref"] for c in bom["components"] if any("claimed" in p["name"] for p in c.get("properties", []))]
     assert claims == ["dataset:hf://datasets/a/b"]
-    depends = {one["ref"]: one["dependsOn"] for one in bom["dependencies"]}
+    depends = {entry["ref"]: entry["dependsOn"] for entry in bom["dependencies"]}
     assert depends[PARENT] == sorted([UNSEEN, "base:tiny"])
     assert set(depends) == {ROOT, *kinds}
 
@@ -177,21 +182,21 @@ def test_a_run_event_has_inputs_an_output_and_facets_that_say_whose_they_are() -
 
 
 def test_a_statement_has_the_files_as_subjects_and_what_was_declared_as_dependencies() -> None:
-    told = slsa.statement(version(), sample_graph())
-    assert (told["_type"], told["predicateType"]) == (
+    statement = slsa.statement(version(), sample_graph())
+    assert (statement["_type"], statement["predicateType"]) == (
         "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1",
     )  # fmt: skip
-    assert {s["name"]: s["digest"]["sha256"] for s in told["subject"]} == {
+    assert {s["name"]: s["digest"]["sha256"] for s in statement["subject"]} == {
         "acme/support@3": ROOT.hex, "adapter_model.safetensors": FILE.hex,
     }  # fmt: skip
-    build = told["predicate"]["buildDefinition"]
+    build = statement["predicate"]["buildDefinition"]
     assert build["externalParameters"]["parameters"] == {"lr": "0.0002"}
-    found = {d["annotations"]["relation"]: d for d in build["resolvedDependencies"]}
-    assert set(found) == {"continued", "adapter", "dataset", "claimed", "code"}
-    assert found["dataset"]["digest"] == {"sha256": DATA.hex}
-    assert found["code"]["digest"] == {"gitCommit": COMMIT}
-    assert told["predicate"]["runDetails"]["builder"]["id"].startswith("urn:adapter-registry:pusher:")
-    assert json.loads(canonical_json(told)) == told, "it can be signed as it is"
+    by_relation = {d["annotations"]["relation"]: d for d in build["resolvedDependencies"]}
+    assert set(by_relation) == {"continued", "adapter", "dataset", "claimed", "code"}
+    assert by_relation["dataset"]["digest"] == {"sha256": DATA.hex}
+    assert by_relation["code"]["digest"] == {"gitCommit": COMMIT}
+    assert statement["predicate"]["runDetails"]["builder"]["id"].startswith("urn:adapter-registry:pusher:")
+    assert json.loads(canonical_json(statement)) == statement, "it can be signed as it is"
 
 
 def test_a_version_that_declares_nothing_is_exported_too() -> None:

@@ -196,10 +196,10 @@ def test_adalora_keeps_one_singular_value_for_each_rank_that_is_left() -> None:
 
 
 def test_the_masks_of_adalora_say_how_many_ranks_are_left() -> None:
-    left = {"lora_A": (2, 64), "lora_B": (64, 2), "lora_E": (2, 1)}
+    shapes = {"lora_A": (2, 64), "lora_B": (64, 2), "lora_E": (2, 1)}
     masks = {f"model.layers.{n}.self_attn.q_proj.lora_E": [True, False, True] for n in range(4)}
-    assert codes(other("ADALORA", left, init_r=3, total_step=10, rank_pattern=masks)) == set()
-    assert codes(other("ADALORA", left, init_r=3, total_step=10)) == {"lora.rank_differs_from_config"}
+    assert codes(other("ADALORA", shapes, init_r=3, total_step=10, rank_pattern=masks)) == set()
+    assert codes(other("ADALORA", shapes, init_r=3, total_step=10)) == {"lora.rank_differs_from_config"}
 
 
 def test_a_module_that_adalora_masked_to_rank_0_is_left_to_peft() -> None:

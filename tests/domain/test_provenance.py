@@ -43,8 +43,8 @@ def reasons(values: dict[str, Any]) -> list[tuple[str, str]]:
     with pytest.raises(Invalid) as caught:
         Provenance.read(values)
     assert caught.value.code == "PROVENANCE_INVALID"
-    found = caught.value.findings
-    return [(reason.code.partition(".")[2], reason.location.removeprefix("provenance.")) for reason in found]
+    findings = caught.value.findings
+    return [(reason.code.partition(".")[2], reason.location.removeprefix("provenance.")) for reason in findings]
 
 
 def test_a_manifest_without_declared_inputs_is_the_bytes_that_it_always_was() -> None:
@@ -60,10 +60,10 @@ def test_a_manifest_without_declared_inputs_is_the_bytes_that_it_always_was() ->
 def test_declared_inputs_are_a_part_of_what_the_version_is() -> None:
     declared = Provenance.read(FULL)
     assert declared is not None
-    one = manifest(declared)
-    assert Manifest.parse(one.to_bytes()) == one
+    declaring = manifest(declared)
+    assert Manifest.parse(declaring.to_bytes()) == declaring
     other = Provenance.read(FULL | {"parameters": {"lr": 3e-4}})
-    assert len({manifest().digest, one.digest, manifest(other).digest}) == 3
+    assert len({manifest().digest, declaring.digest, manifest(other).digest}) == 3
     assert declared.parameters == {"lr": "0.0002", "epochs": "3", "packing": "true", "note": "α = 2"}
 
 
@@ -166,13 +166,13 @@ tags: [lora, sft]
 
 - not: 1
 """
-    found = card.read(text)
-    assert found.facts == {
+    claims = card.read(text)
+    assert claims.facts == {
         "datasets": ["tatsu-lab/alpaca", "acme/tickets"],
         "bases": ["meta-llama/Llama-3.1-8B"],
         "tools": {"peft": "0.18.0", "trl": "0.24.0", "pytorch": "2.9.0+cu128"},
     }
-    assert card.read(text.replace(b"\n", b"\r\n")) == found
+    assert card.read(text.replace(b"\n", b"\r\n")) == claims
     assert card.read(b"---\ndatasets: [a/b, 'c']\n---\n").datasets == ("a/b", "c")
 
 
@@ -201,14 +201,14 @@ def test_claims_have_limits() -> None:
 
 def test_inputs_are_nodes_and_what_is_declared_is_no_claim() -> None:
     declared = Provenance.read(FULL)
-    told = list(lineage.inputs(declared, {"card": {"datasets": ["a/b", "c/d"]}}))
-    assert [(one.relation, one.node) for one in told] == [
+    inputs = list(lineage.inputs(declared, {"card": {"datasets": ["a/b", "c/d"]}}))
+    assert [(item.relation, item.node) for item in inputs] == [
         ("dataset", f"dataset:{D}"),
         ("dataset", "dataset:hf://datasets/a/b"),
         ("claimed", "dataset:hf://datasets/c/d"),
         ("run", "run:mlflow:4f1c"),
         ("code", f"code:https://git.example.org/team/train@{COMMIT}"),
     ]
-    assert [lineage.kind_of(one.node) for one in told] == ["dataset", "dataset", "dataset", "run", "code"]
+    assert [lineage.kind_of(item.node) for item in inputs] == ["dataset", "dataset", "dataset", "run", "code"]
     assert lineage.kind_of(D) == "version"
     assert list(lineage.inputs(None, {})) == []

@@ -21,8 +21,8 @@ def ingredient(name: str = "acme/a@1", **facts: Any) -> Ingredient:
 
 
 def codes(*ingredients: Ingredient, **recipe: Any) -> set[str]:
-    given = {"operation": Operation.COMBINE, "sources": tuple(one.name for one in ingredients), **recipe}
-    return {finding.code for finding in recipes.check(Recipe(**given), ingredients) if finding.severity == "error"}
+    values = {"operation": Operation.COMBINE, "sources": tuple(item.name for item in ingredients), **recipe}
+    return {finding.code for finding in recipes.check(Recipe(**values), ingredients) if finding.severity == "error"}
 
 
 ONE, OTHER = ingredient("acme/a@1"), ingredient("acme/b@1")
@@ -86,9 +86,9 @@ def test_sources_are_known_different_and_for_one_base() -> None:
 def test_what_has_no_sum_may_still_be_fused_and_what_no_weights_equal_may_not(
     facts: dict[str, Any], combined: str, fused: str
 ) -> None:
-    one = ingredient("acme/c@1", **facts)
-    assert codes(ONE, one) == {combined}
-    assert codes(one, operation=Operation.FUSE) == ({fused} if fused else set())
+    source = ingredient("acme/c@1", **facts)
+    assert codes(ONE, source) == {combined}
+    assert codes(source, operation=Operation.FUSE) == ({fused} if fused else set())
 
 
 def test_every_reason_is_said_at_once() -> None:

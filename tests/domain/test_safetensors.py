@@ -26,14 +26,14 @@ def test_a_header_tells_names_types_shapes_and_places() -> None:
 
 def test_a_header_is_read_in_two_reads_whatever_the_size_of_the_file() -> None:
     data = samples.llama().files["model.safetensors"]
-    asked: list[tuple[int, int]] = []
+    reads: list[tuple[int, int]] = []
 
     def read(offset: int, length: int) -> bytes:
-        asked.append((offset, length))
+        reads.append((offset, length))
         return data[offset : offset + length]
 
     header = safetensors.read_header(read, len(data), file=FILE)
-    assert asked == [(0, 8), (8, header.data_start - 8)]
+    assert reads == [(0, 8), (8, header.data_start - 8)]
     assert len(header) == 39
 
 

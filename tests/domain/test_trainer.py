@@ -14,15 +14,15 @@ WRITTEN = Path(__file__).with_name("trainer_state.json").read_bytes()
 
 
 def test_a_trainers_log_claims_steps_losses_and_the_best_and_no_text_of_it_is_kept() -> None:
-    found = trainer.read(WRITTEN).facts
-    assert found == {
+    facts = trainer.read(WRITTEN).facts
+    assert facts == {
         "steps": 12, "planned_steps": 12, "epochs": 1.5, "planned_epochs": 2, "batch_size": 4, "tokens": 0,
         "flos": 496927000.0, "best_metric": 6.26215, "best_step": 12, "eval_loss": 6.26215,
         "learning_rate": 0.000833333, "grad_norm": 0.00397517,
         "losses": [[2, 6.24413], [4, 6.24664], [6, 6.25787], [8, 6.28328], [10, 6.24818], [12, 6.26867]],
     }  # fmt: skip
     assert b"customer-x" in WRITTEN
-    assert "customer-x" not in json.dumps(found)
+    assert "customer-x" not in json.dumps(facts)
 
 
 def test_a_long_log_is_told_by_some_losses_with_both_ends() -> None:

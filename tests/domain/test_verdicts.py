@@ -39,20 +39,24 @@ def test_findings_add_up_by_the_worst(severities: list[Severity], outcome: Outco
 
 
 def test_a_summary_is_the_worst_finding_and_how_many_more() -> None:
-    found = [finding("info"), finding("warning", "w"), finding("error", "e")]
-    assert summarize(found) == "e (and 1 more finding)"
+    findings = [finding("info"), finding("warning", "w"), finding("error", "e")]
+    assert summarize(findings) == "e (and 1 more finding)"
     assert summarize([finding("info")]) == ""
 
 
 def test_a_verdict_keeps_the_worst_findings_within_the_limit() -> None:
     many = [finding("warning")] * FINDINGS_LIMIT + [finding("error")]
-    made = Verdict.of(Check.COMPAT, SUBJECT, "llama", BASE, many)
-    assert (made.outcome, len(made.findings), made.findings[0].severity) == (Outcome.FAIL, FINDINGS_LIMIT, "error")
+    verdict = Verdict.of(Check.COMPAT, SUBJECT, "llama", BASE, many)
+    assert (verdict.outcome, len(verdict.findings), verdict.findings[0].severity) == (
+        Outcome.FAIL,
+        FINDINGS_LIMIT,
+        "error",
+    )
 
 
 def test_a_verdict_survives_json() -> None:
-    made = verdict(Check.SMOKE, "warning")
-    assert Verdict.model_validate_json(made.model_dump_json()) == made
+    smoke_verdict = verdict(Check.SMOKE, "warning")
+    assert Verdict.model_validate_json(smoke_verdict.model_dump_json()) == smoke_verdict
 
 
 def test_values_are_frozen_and_refuse_unknown_fields() -> None:

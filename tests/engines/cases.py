@@ -113,8 +113,8 @@ UNWRITTEN: dict[str, Files] = {
 
 
 def facts_of(files: Files, *, compat: str = "pass") -> EngineFacts:
-    found = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
-    return engine_facts.of_lora(found, compat=compat, base=spec_of(BASE))
+    spec = peft.describe(config.read_config(files[CONFIG]), safetensors.read_bytes(files[WEIGHTS], file=WEIGHTS))
+    return engine_facts.of_lora(spec, compat=compat, base=spec_of(BASE))
 
 
 def tensor_names(files: Files) -> list[str]:

@@ -111,7 +111,9 @@ def flux_fused(ends: tuple[str, str], names: Mapping[tuple[str, str], str], *, a
 def qwen(prefix: str, infix: str = "") -> Case:
     """Under PEFT's names, with and without a prefix that no base has."""
     case = peft("qwen-image-tiny", prefix, QWEN, infix=infix)
-    case.meant = [Update(f"transformer.{module}", one.a, one.b) for module, one in zip(QWEN, case.meant, strict=True)]
+    case.meant = [
+        Update(f"transformer.{module}", update.a, update.b) for module, update in zip(QWEN, case.meant, strict=True)
+    ]
     return case
 
 
@@ -192,8 +194,8 @@ def _with_nan(case: Case) -> Case:
 def _told(case: Case, component: str, alpha: float) -> Case:
     """With the configuration that today's diffusers writes into the metadata."""
     targets = sorted({module.removeprefix(f"{component}.") for module in (update.module for update in case.meant)})
-    told = {f"{component}.r": RANK, f"{component}.lora_alpha": alpha, f"{component}.target_modules": targets}
-    case.metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+    metadata = {f"{component}.r": RANK, f"{component}.lora_alpha": alpha, f"{component}.target_modules": targets}
+    case.metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)}
     return case
 
 
@@ -278,13 +280,13 @@ def bases() -> dict[str, BaseSpec]:
                "qwen-image-tiny": {"_class_name": "QwenImageTransformer2DModel"}}  # fmt: skip
     parts = {"sd-tiny": {"unet": SD, "text_encoder": TEXT}, "flux-tiny": {"transformer": FLUX},
              "qwen-image-tiny": {"transformer": QWEN}}  # fmt: skip
-    found = {}
+    specs = {}
     for name, modules in parts.items():
         models = {
             part: (configs[name] if part != "text_encoder" else {}, [_header(paths)]) for part, paths in modules.items()
         }
-        found[name] = pipelines.pipeline_spec(name, {}, models)
-    return found
+        specs[name] = pipelines.pipeline_spec(name, {}, models)
+    return specs
 
 
 def _header(modules: Iterable[str]) -> safetensors.Header:
@@ -296,9 +298,9 @@ def facts_of(case: Case, base: BaseSpec) -> EngineFacts:
     """The facts that a push would keep, with the outcomes of `compat` and `weights`."""
     data = case.file
     header = safetensors.read_bytes(data, file="case.safetensors")
-    found = formats.of_header(header)
-    file = images.of_header(header, found, read=lambda start, n: data[start : start + n])
-    compat = add_up(compat_files.check_file(file, base)).value if found.is_known else "fail"
+    format_ = formats.of_header(header)
+    file = images.of_header(header, format_, read=lambda start, n: data[start : start + n])
+    compat = add_up(compat_files.check_file(file, base)).value if format_.is_known else "fail"
     facts = engine_facts.of_file(file, is_image=True, compat=compat)
     of_base = engine_facts.of_base(base, facts.family, facts.components)
     return facts.model_copy(update={**of_base, "weights": case.values})

@@ -43,15 +43,17 @@ class _Silent:
         return _nothing
 
 
-def _functions(path: Path, names: set[str], given: dict[str, Any]) -> dict[str, Any]:
+def _functions(path: Path, names: set[str], namespace: dict[str, Any]) -> dict[str, Any]:
     """These functions (or methods) of a file, compiled on their own; `given` is all that they see."""
-    found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef) and n.name in names]
-    for node in found:
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef) and n.name in names]
+    for node in functions:
         node.decorator_list, node.returns = [], None
         for argument in [*node.args.args, *node.args.kwonlyargs]:
             argument.annotation = None
-    space = dict(given)
-    exec(compile(ast.Module(body=[*found], type_ignores=[]), str(path), "exec"), space)  # the engine's code, on purpose
+    space = dict(namespace)
+    exec(
+        compile(ast.Module(body=[*functions], type_ignores=[]), str(path), "exec"), space
+    )  # the engine's code, on purpose
     return space
 
 
@@ -126,10 +128,10 @@ def vllm_settings(folder: Path) -> dict[str, str]:
         "vllm.logger": {"init_logger": lambda _name: _Silent()},
         "vllm.platforms": {"current_platform": nothing}, "vllm.utils": {}, "vllm.utils.hashing": {"safe_hash": None},
     }  # fmt: skip
-    made = _module(folder / "vllm" / "config" / "lora.py", stubs).LoRAConfig
-    asked = {text: text.split("=") for text in SETTINGS}
-    answers = {text: _answer(partial(made, **{name: int(value)}))
-               for text, (name, value) in asked.items()}  # fmt: skip
+    config_class = _module(folder / "vllm" / "config" / "lora.py", stubs).LoRAConfig
+    settings = {text: text.split("=") for text in SETTINGS}
+    answers = {text: _answer(partial(config_class, **{name: int(value)}))
+               for text, (name, value) in settings.items()}  # fmt: skip
     return {text: " ".join(answer.partition("[")[0].split()) for text, answer in answers.items()}
 
 
@@ -141,9 +143,9 @@ def sglang(folder: Path) -> dict[str, str]:
     at = folder / "sglang" / "srt" / "lora"
     config_class = _module(at / "lora_config.py", {"huggingface_hub": {"snapshot_download": None}}).LoRAConfig
     normal = _functions(at / "utils.py", {"get_normalized_target_modules"}, {})["get_normalized_target_modules"]
-    given = {"torch": torch, "get_normalized_target_modules": normal, "LoRAConfig": config_class, "logger": _Silent()}
-    support = _functions(at / "mem_pool.py", {"can_support"}, {**given, "Union": None, "Iterable": None})["can_support"]
-    joins = _functions(at / "lora.py", {"normalize_qkv_proj", "normalize_gate_up_proj"}, given)
+    names = {"torch": torch, "get_normalized_target_modules": normal, "LoRAConfig": config_class, "logger": _Silent()}
+    support = _functions(at / "mem_pool.py", {"can_support"}, {**names, "Union": None, "Iterable": None})["can_support"]
+    joins = _functions(at / "lora.py", {"normalize_qkv_proj", "normalize_gate_up_proj"}, names)
     everything = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head"}
     pool = types.SimpleNamespace(max_lora_rank=MAX_LORA_RANK, lora_added_tokens_size=0, target_modules=everything)
     adapter = types.SimpleNamespace(_is_non_gated_moe_weight=lambda _name: False)
@@ -156,8 +158,8 @@ def sglang(folder: Path) -> dict[str, str]:
             raise ValueError("is incompatible with the current LoRA memory pool configuration")
         layers: dict[str, dict[str, Any]] = {}
         for name, tensor in load(files[WEIGHTS]).items():
-            if found := re.search(r"layers\.(\d+)\.", name):
-                layers.setdefault(found[1], {})[name] = tensor
+            if layer := re.search(r"layers\.(\d+)\.", name):
+                layers.setdefault(layer[1], {})[name] = tensor
         for weights in layers.values():
             joins["normalize_qkv_proj"](adapter, list(weights), weights)
             joins["normalize_gate_up_proj"](adapter, list(weights), weights)
@@ -166,17 +168,17 @@ def sglang(folder: Path) -> dict[str, str]:
 
 
 def main(folder: Path) -> None:
-    found: dict[str, dict[str, str]] = {}
+    answers: dict[str, dict[str, str]] = {}
     settings: dict[str, dict[str, str]] = {}
     for wheel in sorted(folder.iterdir()):
         name, _, version = wheel.name.partition("-")
         if name in ("vllm", "sglang") and version:
-            found[f"{name}=={version}"] = (vllm if name == "vllm" else sglang)(wheel)
+            answers[f"{name}=={version}"] = (vllm if name == "vllm" else sglang)(wheel)
         if name == "vllm" and version:
             settings[f"{name}=={version}"] = vllm_settings(wheel)
     RECORDED_SETTINGS.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
-    RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    sys.stdout.write(f"{len(found)} engines, {len(CASES)} adapters -> {RECORDED.name}\n")
+    RECORDED.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n")
+    sys.stdout.write(f"{len(answers)} engines, {len(CASES)} adapters -> {RECORDED.name}\n")
 
 
 if __name__ == "__main__":

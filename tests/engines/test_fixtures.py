@@ -90,13 +90,13 @@ def test_image_files_are_recognized_and_judged_as_diffusers_does(tmp_path: Path)
 
     make_base.image(tmp_path / "bases")
     (tmp_path / "files").mkdir()
-    made = image_adapters.make(tmp_path / "bases", tmp_path / "files")
-    for name, entry in made.items():
+    entries = image_adapters.make(tmp_path / "bases", tmp_path / "files")
+    for name, entry in entries.items():
         data = (tmp_path / "files" / entry["file"]).read_bytes()
         header = safetensors.read_bytes(data, file=name)
-        found = formats.of_header(header)
-        facts = image_facts.of_header(header, found)
+        format_ = formats.of_header(header)
+        facts = image_facts.of_header(header, format_)
         served = outcome(engine_facts.of_file(facts, is_image=True), "diffusers==0.42.1") in ("pass", "warn")
-        assert found.name == entry["naming"], name
+        assert format_.name == entry["naming"], name
         assert facts.family.startswith(entry["family"]), name
         assert served == (" tensors usable" in entry["diffusers"] and not entry["diffusers"].startswith("0 ")), name

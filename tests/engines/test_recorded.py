@@ -34,10 +34,10 @@ def test_every_case_was_asked_of_every_recorded_engine() -> None:
 
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
 def test_the_rules_refuse_what_the_engine_refuses_and_nothing_more(engine: str, case: str) -> None:
-    asked = engines.profile(f"{engine},max_lora_rank=16")
-    refusals = [f.message for f in engines.judge(FACTS[case], asked) if f.expected == "refuses"]
+    profile = engines.profile(f"{engine},max_lora_rank=16")
+    refusals = [f.message for f in engines.judge(FACTS[case], profile) if f.expected == "refuses"]
     answer = RECORDED[engine][case]
-    if case in LATER[asked.engine]:
+    if case in LATER[profile.engine]:
         assert refusals
     else:
         assert bool(refusals) == (answer != "ok"), (answer, refusals)
@@ -45,10 +45,10 @@ def test_the_rules_refuse_what_the_engine_refuses_and_nothing_more(engine: str, 
 
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
 def test_the_quoted_answer_is_the_one_that_the_engine_gave(engine: str, case: str) -> None:
-    asked = engines.profile(f"{engine},max_lora_rank=16")
-    if asked.engine != "vllm" or RECORDED[engine][case] == "ok" or case in LATER["vllm"]:
+    profile = engines.profile(f"{engine},max_lora_rank=16")
+    if profile.engine != "vllm" or RECORDED[engine][case] == "ok" or case in LATER["vllm"]:
         return
-    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.judge(FACTS[case], asked)
+    quotes = [f.message.split('It answers: "')[1].split('"')[0] for f in engines.judge(FACTS[case], profile)
               if 'It answers: "' in f.message]  # fmt: skip
     parts = [part.strip(" .") for quote in quotes for part in quote.split("...")]
     assert any(part and part in RECORDED[engine][case] for part in parts), (quotes, RECORDED[engine][case])
@@ -60,11 +60,11 @@ def test_a_profile_is_one_that_the_engine_starts_with_and_no_other() -> None:
         for text, answer in answers.items():
             try:
                 engines.profile(f"{engine},{text}")
-                said = "ok"
+                outcome = "ok"
             except Invalid:
-                said = "refused"
-            if (said == "ok") != (answer == "ok"):
-                wrong.append((engine, text, said, answer))
+                outcome = "refused"
+            if (outcome == "ok") != (answer == "ok"):
+                wrong.append((engine, text, outcome, answer))
     assert wrong == []
     assert set(SETTINGS) == {f"vllm=={version}" for version in examined("vllm")}
 

@@ -42,10 +42,10 @@ def test_a_yes_is_loaded_and_a_no_is_refused(engine: str, architecture: str, cas
 def test_the_class_that_was_built_is_the_one_that_its_source_names(engine: str, architecture: str) -> None:
     row = RECORDED[engine][architecture]
     name, _, version = engine.partition("==")
-    said = source_facts.of(name, version_of(version), architecture)
-    if "class" in row and said["source_registered"]:
-        assert said["source_class"].rpartition(".")[2] == row["class"]
-        assert said["source_lora"] == ("modules" in row)
+    source = source_facts.of(name, version_of(version), architecture)
+    if "class" in row and source["source_registered"]:
+        assert source["source_class"].rpartition(".")[2] == row["class"]
+        assert source["source_lora"] == ("modules" in row)
 
 
 @pytest.mark.parametrize(("engine", "architecture"), BASES)

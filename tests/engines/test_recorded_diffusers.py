@@ -22,9 +22,9 @@ REFUSES, SILENT = {"refuses", "needs_setting"}, {"ignores_silently", "wrong_outp
 
 
 def findings(case: str) -> list[Finding]:
-    asked = CASES[case]
-    found = engines.judge(facts_of(asked, BASES[asked.base]), engines.profile(NAME))
-    return [f for f in found if f.severity != "info"]
+    case_ = CASES[case]
+    judged = engines.judge(facts_of(case_, BASES[case_.base]), engines.profile(NAME))
+    return [f for f in judged if f.severity != "info"]
 
 
 def acts(case: str) -> bool:

@@ -39,9 +39,9 @@ def test_a_yes_was_loaded_and_acted_as_peft_and_differed_from_the_base(engine: s
 
 @pytest.mark.parametrize(("engine", "case"), QUESTIONS)
 def test_a_no_was_refused_or_served_as_something_else(engine: str, case: str) -> None:
-    row, found = RECORDED[engine][case], findings(engine, case)
-    effects = {finding.expected for finding in found}
-    if not found:
+    row, reported = RECORDED[engine][case], findings(engine, case)
+    effects = {finding.expected for finding in reported}
+    if not reported:
         return
     if effects & {"refuses", "needs_setting"}:
         assert row["answer"] != "ok"

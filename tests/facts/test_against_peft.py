@@ -97,7 +97,7 @@ def of_peft(base: Path, folder: Path, tensors: Tensors) -> str:
 def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    zoo, bases, seen = fixtures.zoo(), fixtures.tiny_bases(), {True: 0, False: 0}
+    zoo, bases, counts = fixtures.zoo(), fixtures.tiny_bases(), {True: 0, False: 0}
     for case in range(part, CASES, 4):
         rng = random.Random(case)
         name = rng.choice(ADAPTERS)
@@ -116,13 +116,13 @@ def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None
         against = of_peft(base, folder, tensors)
         try:
             findings = check(read_folder(folder).contents, base_spec_from(base, base.name)[0])
-            outcome, said = add_up(findings), [f.message for f in findings if f.severity != "info"]
+            outcome, messages = add_up(findings), [f.message for f in findings if f.severity != "info"]
         except RegistryError as e:
-            outcome, said = Outcome.FAIL, [str(e)]
-        label = (case, name, [change.__name__ for change in changes], against, said)
+            outcome, messages = Outcome.FAIL, [str(e)]
+        label = (case, name, [change.__name__ for change in changes], against, messages)
         assert (outcome is Outcome.FAIL) is bool(against), label
-        seen[bool(against)] += 1
-    assert min(seen.values()) > 2, "the changes are all of one kind"
+        counts[bool(against)] += 1
+    assert min(counts.values()) > 2, "the changes are all of one kind"
 
 
 VALUES: dict[str, list[Any]] = {
@@ -152,4 +152,4 @@ def test_a_configuration_is_not_loadable_where_peft_raises_an_error(field: str, 
         is_loadable = True
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         is_loadable = False
-    assert is_loadable is ("config.not_loadable" not in {found.code for found in findings})
+    assert is_loadable is ("config.not_loadable" not in {finding.code for finding in findings})

@@ -48,16 +48,16 @@ def test_an_adapter_that_peft_makes_fits_the_base_that_it_was_made_on(name: str,
     config = transformers.AutoConfig.for_model(name, **SIZES | ARCHITECTURES[name])
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     base, _ = base_spec_from(tmp_path / "base", "base")
-    made = 0
+    count = 0
     for targets in ("all-linear", SEVEN):
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         try:
             wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
         except ValueError:  # an architecture without such names
             continue
-        folder = tmp_path / f"adapter-{made}"
+        folder = tmp_path / f"adapter-{count}"
         wrapped.save_pretrained(folder)
         findings = check(read_folder(folder).contents, base)
         assert add_up(findings) in (Outcome.PASS, Outcome.WARN), [f.message for f in findings]
-        made += 1
-    assert made
+        count += 1
+    assert count

@@ -47,9 +47,9 @@ def test_every_format_is_recognized_and_no_good_image_adapter_is_called_a_bad_on
     for name, entry in entries.items():
         version = push(pusher, entry["file"], BASES[entry["family"]], tmp_path)
         facts, compat = version.facts, version.verdicts[0]
-        seen = (facts["format"], facts["family"], compat.outcome.value)
-        if seen != (entry["naming"], entry["family"], "pass"):
-            wrong.append(f"{name}: {seen}: {compat.summary}")
+        actual = (facts["format"], facts["family"], compat.outcome.value)
+        if actual != (entry["naming"], entry["family"], "pass"):
+            wrong.append(f"{name}: {actual}: {compat.summary}")
     assert wrong == []
     assert len({entry["naming"] for entry in entries.values()}) == 8
 

@@ -99,15 +99,15 @@ def check(written: dict[str, Any], shapes: Shapes, dtypes: dict[str, str]) -> li
 
 def mutations(shapes: Shapes) -> Iterator[tuple[str, Shapes]]:
     """One tensor of each kind lost; with one size changed; with one dimension more."""
-    seen: set[str] = set()
+    kinds: set[str] = set()
     for name, shape in shapes.items():
         kind = "".join(part for part in name.split(".") if not part.isdigit())
-        if kind in seen or ".base_layer." in name:  # the base's own tensor, which PEFT repeats and does not need
+        if kind in kinds or ".base_layer." in name:  # the base's own tensor, which PEFT repeats and does not need
             continue
-        seen.add(kind)
+        kinds.add(kind)
         yield f"lost {name}", {other: shapes[other] for other in shapes if other != name}
-        for place in range(len(shape)):
-            yield f"larger {name}", shapes | {name: (*shape[:place], shape[place] + 1, *shape[place + 1 :])}
+        for axis in range(len(shape)):
+            yield f"larger {name}", shapes | {name: (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])}
         yield f"deeper {name}", shapes | {name: (*shape, 1)}
 
 
@@ -137,8 +137,8 @@ def test_every_method_and_every_field_of_peft_has_a_row() -> None:
 
     assert set(METHODS) == {member.value for member in PeftType}
     for method, row in fields.table().items():
-        known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method]) if field.init}
-        assert known - {"runtime_config"} == {name for name in row if "." not in name}, method
+        field_names = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method]) if field.init}
+        assert field_names - {"runtime_config"} == {name for name in row if "." not in name}, method
 
 
 @pytest.mark.parametrize("seed", range(6))

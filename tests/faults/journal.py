@@ -85,9 +85,9 @@ class Journal:
         """Kills by class of failpoint and by kind of server, then everything else; each as runs and violations."""
         kinds = ["+".join(kind) for kind in KINDS]
         lines = ["kill -9 (runs/violations)" + "".join(f"{kind:>16}" for kind in kinds)]
-        for one in dict.fromkeys(classes):
-            names = [f"{KILL}{one}, {kind}" for kind in kinds]
-            lines.append(f"{one:25}" + "".join(f"{f'{self.runs[n]}/{self.violations[n]}':>16}" for n in names))
+        for point_class in dict.fromkeys(classes):
+            names = [f"{KILL}{point_class}, {kind}" for kind in kinds]
+            lines.append(f"{point_class:25}" + "".join(f"{f'{self.runs[n]}/{self.violations[n]}':>16}" for n in names))
         rest = {name: count for name, count in self.runs.items() if not name.startswith(KILL)}
         lines += ["", f"{'everything else':55}{'runs':>6}{'violations':>12}"]
         lines += [f"{name:55}{count:>6}{self.violations[name]:>12}" for name, count in sorted(rest.items())]

@@ -174,7 +174,9 @@ def class_of(point: str) -> str:
 
 def waves() -> list[list[str]]:
     """All points, the first of each class before the second of any."""
-    by_class = [[p for p in POINTS if class_of(p) == one] for one in dict.fromkeys(map(class_of, POINTS))]
+    by_class = [
+        [p for p in POINTS if class_of(p) == point_class] for point_class in dict.fromkeys(map(class_of, POINTS))
+    ]
     return [[point for point in wave if point] for wave in itertools.zip_longest(*by_class)]
 
 

@@ -93,7 +93,7 @@ def test_each_revision_is_applied_and_reverted_while_clients_read(database_url: 
     finally:
         reader.stop()
     assert reader.failed == []
-    assert [len(found) for found in reader.answers] == [1] * len(READS)
+    assert [len(answers) for answers in reader.answers] == [1] * len(READS)
     assert schema.revision_of(engine) == steps[-1]
 
 

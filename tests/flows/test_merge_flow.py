@@ -69,12 +69,12 @@ def test_a_merge_is_a_version_whose_parents_are_its_sources(setup: WorkerSetup, 
     done = admin.job(job.id)
     assert done.state is State.DONE, done.error
     assert done.result["version"] == "acme/both@1"
-    made = admin.version("acme/both")
-    assert {(edge.relation, edge.name) for edge in made.parents} == {
+    merged = admin.version("acme/both")
+    assert {(edge.relation, edge.name) for edge in merged.parents} == {
         ("merged", "acme/one@1"), ("merged", "acme/other@1"),
     }  # fmt: skip
     assert {edge.relation for edge in admin.lineage("acme/both").edges} >= {"merged"}
-    assert {v.check: v.outcome for v in made.verdicts}[Check.COMPAT] == "pass"
+    assert {v.check: v.outcome for v in merged.verdicts}[Check.COMPAT] == "pass"
     recipe = json.loads(admin.resolve("acme/both").manifest.annotations[ANNOTATION])
     assert (recipe["weights"], recipe["rank"]) == ([0.7, 0.3], 6)
     report = done.result["report"]
@@ -166,9 +166,9 @@ def test_a_merge_whose_source_was_deleted_fails_with_the_reason(setup: WorkerSet
     job = _submit(setup)
     setup.harness.admin.delete_adapter("acme/other")
     _work(setup, pool, done=0)
-    found = setup.harness.admin.job(job.id)
-    assert (found.state, found.attempt) == (State.FAILED, 1)
-    assert "there is no adapter 'acme/other'" in found.error
+    failed = setup.harness.admin.job(job.id)
+    assert (failed.state, failed.attempt) == (State.FAILED, 1)
+    assert "there is no adapter 'acme/other'" in failed.error
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -232,8 +232,8 @@ def test_a_merge_needs_visible_sources_and_a_target_that_one_may_push(setup: Wor
 
 # ------------------------------------------------------------------ means
 def _submit(setup: WorkerSetup, *, by: Any = None, **changes: Any) -> Job:
-    given = {"operation": Operation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
-    recipe = Recipe(**given)
+    values = {"operation": Operation.COMBINE, "sources": ("acme/one", "acme/other"), "into": "acme/both"} | changes
+    recipe = Recipe(**values)
     kind = Kind.FUSE if recipe.operation is Operation.FUSE else Kind.MERGE
     request = JobSubmit(kind=kind, payload=recipe.model_dump(mode="json"))
     job: Job = (by or setup.harness.admin).submit(request)
@@ -252,18 +252,18 @@ def _work(setup: WorkerSetup, pool: Pool, *, done: int = 1) -> None:
         setup.harness.admin.cancel(job.id)
 
 
-def _error(made: Path, setup: WorkerSetup, scratch: Path) -> float:
+def _error(folder: Path, setup: WorkerSetup, scratch: Path) -> float:
     """The relative error of what was pushed against 0.7 * one + 0.3 * other, with dense matrices."""
     deltas = []
     for name in ("one", "other"):
         pull.pull(setup.harness.admin, f"acme/{name}", scratch / name, cache=None)
         deltas.append(_deltas(scratch / name))
-    lost = wanted = 0.0
-    for path, found in _deltas(made).items():
+    lost = total = 0.0
+    for path, delta in _deltas(folder).items():
         exact = 0.7 * deltas[0][path] + 0.3 * deltas[1][path]
-        lost += float((found - exact).square().sum())
-        wanted += float(exact.square().sum())
-    return math.sqrt(lost / wanted)
+        lost += float((delta - exact).square().sum())
+        total += float(exact.square().sum())
+    return math.sqrt(lost / total)
 
 
 def _deltas(folder: Path) -> dict[str, Any]:

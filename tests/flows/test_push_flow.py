@@ -29,9 +29,9 @@ def store(tmp_path: Path) -> BlobStore:
 
 @pytest.fixture
 def harness(database_url: str, store: BlobStore) -> Iterator[Harness]:
-    with Harness(database_url, blobs=store) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=store) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
@@ -54,19 +54,19 @@ def test_a_push_is_a_plan_the_bytes_and_a_commit(harness: Harness, folder: Path,
 
 
 def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(harness: Harness, folder: Path) -> None:
-    store, told = harness.blobs, []
+    store, calls = harness.blobs, []
 
     class Told:
         def __getattr__(self, verb: str) -> object:
-            told.append(f"blobs.{verb}")
+            calls.append(f"blobs.{verb}")
             return getattr(store, verb)
 
     def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
         if statement.startswith(("INSERT", "UPDATE", "DELETE")):
-            told.append("row")
+            calls.append("row")
 
     def end(_c: object) -> None:
-        told.append("commit")
+        calls.append("commit")
 
     harness.app.state.blobs = Told()
     event.listen(harness.engine, "before_cursor_execute", note)
@@ -77,8 +77,8 @@ def test_a_commit_reads_no_blob_between_its_first_row_and_its_end(harness: Harne
         event.remove(harness.engine, "before_cursor_execute", note)
         event.remove(harness.engine, "commit", end)
         harness.app.state.blobs = store
-    last_promotion = len(told) - 1 - told[::-1].index("blobs.promote")
-    after = told[last_promotion + 1 :]
+    last_promotion = len(calls) - 1 - calls[::-1].index("blobs.promote")
+    after = calls[last_promotion + 1 :]
     first = after.index("row")
     rows_of_the_version = after[first : after.index("commit", first)]
     assert len(rows_of_the_version) > 5

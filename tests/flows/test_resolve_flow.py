@@ -27,9 +27,9 @@ def test_a_look_up_is_one_statement_whatever_selects_the_version(harness: Harnes
         with harness.statements() as sent:
             answer = http.get(f"/api/v1/resolve/{NAME}/{selector}")
         assert answer.status_code == 200
-        found = Resolved.model_validate_json(answer.content)
-        assert (found.number, found.digest, found.manifest.digest) == (1, pushed.digest, pushed.digest)
-        assert found.verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
+        resolved = Resolved.model_validate_json(answer.content)
+        assert (resolved.number, resolved.digest, resolved.manifest.digest) == (1, pushed.digest, pushed.digest)
+        assert resolved.verdicts == {"compat": "pass", "weights": "pass", "smoke": "pass"}
         assert [s for s in sent if "FROM token" not in s] == sent[-1:], sent
         assert len(sent) <= 2
 
@@ -64,9 +64,9 @@ def test_every_file_of_the_answer_can_be_fetched_from_its_url(harness: Harness) 
     files = harness.files()
     harness.push(NAME, files)
     http = client(harness)
-    found = Resolved.model_validate_json(http.get(f"/api/v1/resolve/{NAME}/main").content)
-    assert {f.path for f in found.files} == set(files)
-    for file in found.files:
+    resolved = Resolved.model_validate_json(http.get(f"/api/v1/resolve/{NAME}/main").content)
+    assert {f.path for f in resolved.files} == set(files)
+    for file in resolved.files:
         data = http.get(file.url).content
         assert data == files[file.path]
         assert Digest.of(data) == file.digest
@@ -79,5 +79,5 @@ def test_a_moved_alias_is_resolved_with_its_generation(harness: Harness) -> None
     harness.admin.promote(NAME, "canary", "1", generation=0)
     assert harness.admin.resolve(f"{NAME}:canary").generation == 1
     harness.admin.promote(NAME, "canary", "2", generation=1)
-    found = harness.admin.resolve(f"{NAME}:canary")
-    assert (found.number, found.generation, found.selector) == (2, 2, "canary")
+    resolved = harness.admin.resolve(f"{NAME}:canary")
+    assert (resolved.number, resolved.generation, resolved.selector) == (2, 2, "canary")

@@ -71,9 +71,9 @@ def test_an_image_adapter_is_rendered(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=CUDA) as pool:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
-        seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
-    assert seen["findings"] == []
-    assert set(seen["images"]) == {"before", "after"}
+        result = pool.try_adapter(source, tmp_path, LIMITS)["result"]
+    assert result["findings"] == []
+    assert set(result["images"]) == {"before", "after"}
 
 
 def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_folder: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_a_poisoned_adapter_costs_the_process_and_the_next_one_is_right(base_fol
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
     with Pool(device=CUDA) as pool:
         before = pool.try_adapter(source, good, LIMITS)["result"]["reference_logprobs"]
-        found = pool.try_adapter(source, poison, replace(LIMITS, any_name=True))["result"]
-        assert "smoke.base_changed" in {finding["code"] for finding in found["findings"]}
+        result = pool.try_adapter(source, poison, replace(LIMITS, any_name=True))["result"]
+        assert "smoke.base_changed" in {finding["code"] for finding in result["findings"]}
         assert pool.try_adapter(source, good, LIMITS)["result"]["reference_logprobs"] == before
 
 

@@ -84,8 +84,8 @@ def answers(api: HfApi) -> "dict[str, Any]":
 
 def main() -> None:
     api = HfApi()
-    found = {"version": huggingface_hub.__version__, **downloads(), "words": words(api), "answers": answers(api)}
-    print(json.dumps(found))
+    results = {"version": huggingface_hub.__version__, **downloads(), "words": words(api), "answers": answers(api)}
+    print(json.dumps(results))
 
 
 main()

@@ -20,14 +20,14 @@ PYTHON = Path(__file__).with_name("_python_client.py")
 
 def client_request(live: LiveServer) -> str:
     """What a client is to ask for."""
-    told = {
+    request = {
         "name": NAME,
         "weights": samples.WEIGHTS,
         "commit": live.commits[0],
         "nested": NESTED,
         "base": live.base.name,
     }
-    return json.dumps(told)
+    return json.dumps(request)
 
 
 def checksums(files: dict[str, bytes]) -> dict[str, str]:
@@ -36,25 +36,25 @@ def checksums(files: dict[str, bytes]) -> dict[str, str]:
 
 def blob_ids(files: dict[str, bytes]) -> dict[str, str]:
     """Path → what git would call the file: its own id, or that of the pointer that stands for a large one."""
-    found = {}
+    ids = {}
     for path, data in files.items():
         file = Descriptor(path=path, media_type=media_type(path), digest=Digest.of(data), size_bytes=len(data))
-        found[path] = hub.git_id(hub.pointer(file) if hub.is_large(file) else data)
-    return found
+        ids[path] = hub.git_id(hub.pointer(file) if hub.is_large(file) else data)
+    return ids
 
 
 def check_python(live: LiveServer, python: Path, folder: Path, **environment: str) -> None:
     """All that a huggingface_hub reads and is refused, by the Python that has it."""
-    found = lives.last_line(live.run([python, PYTHON, client_request(live)], folder, **environment))
+    results = lives.last_line(live.run([python, PYTHON, client_request(live)], folder, **environment))
     first, second = live.files
     weights = sha256(first[samples.WEIGHTS]).hexdigest()
-    assert found["snapshot"] == checksums(first)
-    assert found["plain"] == checksums(second)
-    assert found["commits"] == [live.commits[0]] * 3
-    assert found["branch is cached under its commit"] is True
-    assert (found["nested"], found["etag"]) == (sha256(first[NESTED]).hexdigest(), weights)
-    _check_words(live, found["words"], weights)
-    _check_answers(found["answers"])
+    assert results["snapshot"] == checksums(first)
+    assert results["plain"] == checksums(second)
+    assert results["commits"] == [live.commits[0]] * 3
+    assert results["branch is cached under its commit"] is True
+    assert (results["nested"], results["etag"]) == (sha256(first[NESTED]).hexdigest(), weights)
+    _check_words(live, results["words"], weights)
+    _check_answers(results["answers"])
     live.no_token_left_home()
 
 

@@ -12,5 +12,5 @@ from tests.hub.live import LiveServer
 
 @pytest.fixture(scope="session")
 def live(object_store: str, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with lives.running(object_store, bucket, tmp_path_factory.mktemp("hub")) as made:
-        yield made
+    with lives.running(object_store, bucket, tmp_path_factory.mktemp("hub")) as server:
+        yield server

@@ -78,9 +78,9 @@ class LiveServer:
 
     def push_support(self) -> None:
         """One more version of `NAME`, with a file in a folder."""
-        made = {**samples.lora(samples.llama(), seed=len(self.files) + 70), "README.md": CARD, NESTED: CARD * 2}
-        self.digests.append(self.push(NAME, made))
-        self.files.append(made)
+        files = {**samples.lora(samples.llama(), seed=len(self.files) + 70), "README.md": CARD, NESTED: CARD * 2}
+        self.digests.append(self.push(NAME, files))
+        self.files.append(files)
 
     # ------------------------------------------------------------ clients
     def run(self, command: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -97,13 +97,13 @@ class LiveServer:
         return last_line(self.run([sys.executable, "-c", script], folder))
 
     def http(self, agent: str = "x", **headers: str) -> httpx.Client:
-        known = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent, **headers}
-        return httpx.Client(base_url=self.server.url, headers=known)
+        default_headers = {"Authorization": f"Bearer {self.server.token}", "User-Agent": agent, **headers}
+        return httpx.Client(base_url=self.server.url, headers=default_headers)
 
     def no_token_left_home(self) -> None:
         """Fails when the store ever saw a token of ours, in a header or in a target."""
-        told = [head for head in self.proxy.heads if "authorization:" in head.lower()]
-        assert not told, f"{len(told)} requests carried a token to the store, such as:\n{told[0]}"
+        leaked = [head for head in self.proxy.heads if "authorization:" in head.lower()]
+        assert not leaked, f"{len(leaked)} requests carried a token to the store, such as:\n{leaked[0]}"
         assert self.proxy.sightings == 0
 
 
@@ -123,10 +123,10 @@ def running(object_store: str, bucket: str, folder: Path) -> Iterator[LiveServer
         }  # fmt: skip
         with Server(environment).running() as server, Registry(server.url, server.token) as registry:
             proxy.watch(server.token)
-            made = LiveServer(server, proxy, registry, spec_of(samples.llama()))
-            registry.add_base(BaseAdd(spec=made.base))
-            made.push_support()
-            made.push_support()
+            live = LiveServer(server, proxy, registry, spec_of(samples.llama()))
+            registry.add_base(BaseAdd(spec=live.base))
+            live.push_support()
+            live.push_support()
             registry.promote(NAME, "canary", "1", generation=0)
-            yield made
-            made.no_token_left_home()
+            yield live
+            live.no_token_left_home()

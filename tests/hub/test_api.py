@@ -24,18 +24,18 @@ def test_a_client_is_redirected_only_if_it_drops_its_token(live: LiveServer, age
     path = f"/{NAME}/resolve/canary/{samples.WEIGHTS}"
     data = live.files[0][samples.WEIGHTS]
     with live.http(agent) as client:
-        head, got = client.head(path), client.get(path)
-        assert (head.status_code, got.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
-        for answer in (head, got):
+        head, response = client.head(path), client.get(path)
+        assert (head.status_code, response.status_code) == (HEAD_REDIRECTS[agent], GET_REDIRECTS[agent])
+        for answer in (head, response):
             assert answer.headers["x-linked-etag"] == f'"{Digest.of(data).hex}"'
             assert answer.headers["x-linked-size"] == str(len(data))
             assert answer.headers["x-repo-commit"] == live.commits[0]
-    for answer in (head, got):
+    for answer in (head, response):
         if answer.status_code == 302:
             assert httpx.get(answer.headers["location"]).content == data
             assert answer.headers["cache-control"] == "no-store"
-    if got.status_code == 200:
-        assert got.content == data
+    if response.status_code == 200:
+        assert response.content == data
     if head.status_code == 200:
         assert (head.headers["etag"], head.headers["content-length"]) == (f'"{Digest.of(data).hex}"', str(len(data)))
 
@@ -116,8 +116,8 @@ def test_a_list_is_filtered_by_every_tag_that_its_entries_show(live: LiveServer)
     with live.http(NEW) as client:
 
         def listed(*tags: str) -> set[str]:
-            found = client.get("/api/models", params={"filter": list(tags)}).json()
-            return {model["id"] for model in found}
+            models = client.get("/api/models", params={"filter": list(tags)}).json()
+            return {model["id"] for model in models}
 
         whole = client.get(f"/api/models/{NAME}").json()
         [entry] = client.get("/api/models", params={"search": NAME}).json()

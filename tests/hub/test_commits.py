@@ -27,9 +27,9 @@ CARD = "README.md"
 
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
@@ -148,11 +148,11 @@ def test_a_strict_namespace_refuses_what_does_not_fit(harness: Harness, pusher: 
 def test_files_become_a_version_one_at_a_time(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     files = harness.files()
-    seen = []
+    states = []
     for path in (CARD, samples.CONFIG, samples.WEIGHTS):
         answer = pusher.commit(add(path, files[path]))
-        seen.append((answer.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
-    assert seen == [(True, [CARD]), (True, [CARD, samples.CONFIG]), (True, [CARD, samples.CONFIG, samples.WEIGHTS])]
+        states.append((answer.json()["commitOid"] == pusher.info().json()["sha"], pusher.files()))
+    assert states == [(True, [CARD]), (True, [CARD, samples.CONFIG]), (True, [CARD, samples.CONFIG, samples.WEIGHTS])]
     harness.transport.settle()
     assert harness.admin.adapter("acme/support").versions == 1
     assert (drafts_of(harness), staged(harness)) == ((0, 0), [])

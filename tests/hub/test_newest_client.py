@@ -26,8 +26,8 @@ def test_the_command_hf_downloads_an_alias(live: LiveServer, tmp_path: Path) -> 
     command += ["--revision", "canary", "--local-dir", "here"]
     done = live.run(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    found = {path: (tmp_path / "here" / path).read_bytes() for path in live.files[0]}
-    assert found == live.files[0]
+    downloaded = {path: (tmp_path / "here" / path).read_bytes() for path in live.files[0]}
+    assert downloaded == live.files[0]
 
 
 TEXT = """
@@ -82,15 +82,15 @@ def test_peft_transformers_and_diffusers_load_an_alias_like_a_folder(live: LiveS
     if fixtures.IMAGES_AVAILABLE:
         _push_images(live, tmp_path)
         script += IMAGES
-    found = live.python(
+    outputs = live.python(
         f"NAME, IMAGE_ADAPTER = {NAME!r}, {IMAGE_ADAPTER!r}\n{script}\nprint(json.dumps(found))", tmp_path
     )
-    assert found["peft"] == found["transformers"] == found["local"] != found["base"]
-    assert found["peft newest"] not in (found["peft"], found["base"])
-    assert found["config"] == json.loads(live.files[0][samples.CONFIG])["r"]
+    assert outputs["peft"] == outputs["transformers"] == outputs["local"] != outputs["base"]
+    assert outputs["peft newest"] not in (outputs["peft"], outputs["base"])
+    assert outputs["config"] == json.loads(live.files[0][samples.CONFIG])["r"]
     if fixtures.IMAGES_AVAILABLE:
-        assert len(found["images local"]) > 0
-        assert found["images"] == found["images by name"] == found["images local"]
+        assert len(outputs["images local"]) > 0
+        assert outputs["images"] == outputs["images by name"] == outputs["images local"]
 
 
 def _push_images(live: LiveServer, folder: Path) -> None:

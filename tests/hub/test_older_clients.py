@@ -30,9 +30,9 @@ def test_each_generation_of_huggingface_hub_reads_everything(live: LiveServer, t
 
 def test_hf_transfer_sends_no_token_to_the_store(live: LiveServer, tmp_path: Path) -> None:
     """hf_transfer sends the token wherever a GET is redirected to: it must be sent there at HEAD."""
-    before = len(live.proxy.asked("GET"))
+    before = len(live.proxy.targets("GET"))
     clients.check_python(live, _python("0.34.4"), tmp_path, HF_HUB_ENABLE_HF_TRANSFER="1")
-    assert len(live.proxy.asked("GET")) > before
+    assert len(live.proxy.targets("GET")) > before
 
 
 @pytest.mark.parametrize(
@@ -51,22 +51,25 @@ def test_the_javascript_client_reads_everything(live: LiveServer, tmp_path: Path
     if folder is None:
         pytest.skip("there is no node and npm here")
     (tmp_path / "node_modules").symlink_to(folder / "node_modules")
-    found = lives.last_line(live.run(["node", SCRIPT, clients.client_request(live)], tmp_path))
+    results = lives.last_line(live.run(["node", SCRIPT, clients.client_request(live)], tmp_path))
     first, second = live.files
     weights = sha256(first[samples.WEIGHTS]).hexdigest()
-    assert found["weights"] == weights == found["cached"][0]
-    assert found["cached"][1] == live.commits[0] == found["sha"]
-    assert found["weights at main"] == sha256(second[samples.WEIGHTS]).hexdigest()
-    assert (found["nested"], found["slice"]) == (sha256(first[NESTED]).hexdigest(), first[samples.WEIGHTS][8:24].hex())
-    assert found["about"]["size"] == len(first[samples.WEIGHTS])
-    assert found["about"]["etag"].strip('"') == weights
+    assert results["weights"] == weights == results["cached"][0]
+    assert results["cached"][1] == live.commits[0] == results["sha"]
+    assert results["weights at main"] == sha256(second[samples.WEIGHTS]).hexdigest()
+    assert (results["nested"], results["slice"]) == (
+        sha256(first[NESTED]).hexdigest(),
+        first[samples.WEIGHTS][8:24].hex(),
+    )
+    assert results["about"]["size"] == len(first[samples.WEIGHTS])
+    assert results["about"]["etag"].strip('"') == weights
     ids = clients.blob_ids(first)
-    files = {path: (size, oid, lfs) for path, kind, size, oid, lfs in found["files"] if kind == "file"}
+    files = {path: (size, oid, lfs) for path, kind, size, oid, lfs in results["files"] if kind == "file"}
     assert files == {p: (len(d), ids[p], weights if p == samples.WEIGHTS else "") for p, d in first.items()}
-    assert (found["below"], sorted(found["paths"])) == ([NESTED], sorted(["README.md", NESTED]))
-    assert (found["commits"], found["who"]) == (live.commits[::-1], "user")
-    assert NAME in found["of base"]
-    assert (found["of other"], found["exists"], found["no repository"][0]) == ([], [True, False], "404")
+    assert (results["below"], sorted(results["paths"])) == ([NESTED], sorted(["README.md", NESTED]))
+    assert (results["commits"], results["who"]) == (live.commits[::-1], "user")
+    assert NAME in results["of base"]
+    assert (results["of other"], results["exists"], results["no repository"][0]) == ([], [True, False], "404")
     live.no_token_left_home()
 
 
@@ -94,9 +97,9 @@ def test_an_interrupted_download_resumes(live: LiveServer, tmp_path: Path, versi
     before = len(live.proxy.heads)
     live.proxy.cut(after=14 * 2**20)
     python = _python(version) if version else sys.executable
-    found = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
+    checksum = lives.last_line(live.run([python, "-c", RESUME], tmp_path))
     assert live.proxy.cut_after is None
-    assert found == sha256(files[samples.WEIGHTS]).hexdigest()
+    assert checksum == sha256(files[samples.WEIGHTS]).hexdigest()
     ranges = re.findall(r"(?i)\nrange: bytes=([1-9][0-9]*)-", "".join(live.proxy.heads[before:]))
     assert ranges, "the second request asked for everything again"
     live.no_token_left_home()

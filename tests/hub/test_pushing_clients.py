@@ -34,9 +34,9 @@ def local(tmp_path_factory: pytest.TempPathFactory, object_store: str) -> Iterat
     folder = tmp_path_factory.mktemp("local")
     server = Server({"REGISTRY_DATA": str(folder)})
     with RecordingProxy(object_store) as proxy, server.running(), Registry(server.url, server.token) as registry:
-        made = LiveServer(server, proxy, registry, spec_of(samples.llama()))
-        registry.add_base(BaseAdd(spec=made.base))
-        yield made
+        live = LiveServer(server, proxy, registry, spec_of(samples.llama()))
+        registry.add_base(BaseAdd(spec=live.base))
+        yield live
 
 
 @pytest.fixture(params=["s3", "folder"])

@@ -40,8 +40,8 @@ class RelayingServer:
         ours = {"HF_ENDPOINT": self.server.url, "HF_TOKEN": self.server.token}
         done = self.live.run([python, "-c", script], folder, **ours)
         assert done.returncode == 0, done.stderr[-3000:]
-        found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        results: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+        return results
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,13 @@ def relaying(live: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
         environment = {"REGISTRY_DATA": str(tmp_path_factory.mktemp("relay")), "REGISTRY_HUB_UPSTREAM": upstream.url}
         with Server(environment).running() as server:
             yield RelayingServer(server, upstream, live)
-            sent = [asked for asked in upstream.asked if "Authorization" in asked.headers or "Cookie" in asked.headers]
+            sent = [
+                request
+                for request in upstream.requests
+                if "Authorization" in request.headers or "Cookie" in request.headers
+            ]
             assert sent == []
-            assert server.token not in str(upstream.asked)
+            assert server.token not in str(upstream.requests)
             live.no_token_left_home()
             assert server.token not in str(live.proxy.heads)
 
@@ -90,11 +94,11 @@ PYTHONS = [pytest.param("", id="newest"), *[
 def test_a_client_gets_repositories_of_the_upstream(relaying: RelayingServer, tmp_path: Path, version: str) -> None:
     python = venvs.hub_python(version) if version else Path(sys.executable)
     assert python is not None, "make test-hub brings it"
-    found, live = relaying.python(python, SCRIPT, tmp_path), relaying.live
-    assert found["snapshot"] == clients.checksums(live.files[0])
-    assert (found["commit"], found["tag"], found["paths"]) == (*live.commits, ["README.md"])
-    assert (found["repository"], found["revision"]) == ("RepositoryNotFoundError", "RevisionNotFoundError")
-    assert found["file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
+    results, live = relaying.python(python, SCRIPT, tmp_path), relaying.live
+    assert results["snapshot"] == clients.checksums(live.files[0])
+    assert (results["commit"], results["tag"], results["paths"]) == (*live.commits, ["README.md"])
+    assert (results["repository"], results["revision"]) == ("RepositoryNotFoundError", "RevisionNotFoundError")
+    assert results["file"] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
 
 
 def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: RelayingServer) -> None:
@@ -106,9 +110,9 @@ def test_relayed_bytes_have_ranges_and_are_not_executed_by_a_browser(relaying: R
         assert (part.headers["x-content-type-options"], part.headers["cache-control"]) == ("nosniff", "no-store")
         head = client.head(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
         assert (head.status_code, head.headers["x-repo-commit"]) == (200, relaying.live.commits[0])
-        got = client.get(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
-    assert got.status_code == 302
-    assert httpx.get(got.headers["location"]).content == relaying.live.files[0][samples.WEIGHTS]
+        response = client.get(f"/{NAME}/resolve/canary/{samples.WEIGHTS}")
+    assert response.status_code == 302
+    assert httpx.get(response.headers["location"]).content == relaying.live.files[0][samples.WEIGHTS]
 
 
 def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(relaying: RelayingServer) -> None:
@@ -120,7 +124,7 @@ def test_a_client_that_keeps_its_token_is_not_redirected_to_the_upstreams_store(
 
 
 def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(relaying: RelayingServer) -> None:
-    before = len(relaying.upstream.asked)
+    before = len(relaying.upstream.requests)
     registry = httpx.Client(base_url=relaying.server.url, headers={"Authorization": f"Bearer {relaying.server.token}"})
     nobody = httpx.get(f"{relaying.server.url}/api/models/{NAME}")
     assert (nobody.status_code, nobody.headers["x-error-code"]) == (401, "RepoNotFound")
@@ -138,7 +142,7 @@ def test_only_reads_of_unknown_repositories_by_signed_in_actors_are_relayed(rela
         assert registry.get("/api/models/own/nothing").status_code == 404
         further = registry.get(f"/api/models/{NAME}", headers={"Via": f"1.1 proxy, {relays.VIA}"})
         assert (further.status_code, further.headers["x-error-code"]) == (404, "RepoNotFound")
-    assert len(relaying.upstream.asked) == before
+    assert len(relaying.upstream.requests) == before
 
 
 def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: RelayingServer) -> None:
@@ -161,24 +165,24 @@ def test_no_path_and_no_redirect_sends_the_server_anywhere_else(relaying: Relayi
         with pytest.raises(TimeoutError):
             inside.accept()
     ours = relaying.upstream.url.removeprefix("http://")
-    assert {asked.headers["Host"] for asked in relaying.upstream.asked} == {ours}
-    assert not any("Cookie" in asked.headers for asked in relaying.upstream.asked)
+    assert {request.headers["Host"] for request in relaying.upstream.requests} == {ours}
+    assert not any("Cookie" in request.headers for request in relaying.upstream.requests)
 
 
 def test_relays_and_redirects_that_loop_end(relaying: RelayingServer, tmp_path: Path) -> None:
     path = "/org/circle/resolve/main/x"
     relaying.upstream.answers[path] = Answer(302, b"", {"Location": path})
-    before = len(relaying.upstream.asked)
+    before = len(relaying.upstream.requests)
     with relaying.http() as client:
         circle = client.get(path)
     assert (circle.status_code, "circle" in circle.json()["detail"]) == (503, True)
-    assert len(relaying.upstream.asked) == before + relays.HOPS_LIMIT + 1
+    assert len(relaying.upstream.requests) == before + relays.HOPS_LIMIT + 1
 
     itself = Server({"REGISTRY_DATA": str(tmp_path)})
     itself.environment["REGISTRY_HUB_UPSTREAM"] = itself.url
     with itself.running():
-        found = httpx.get(f"{itself.url}/api/models/org/model", headers={"Authorization": f"Bearer {itself.token}"})
-    assert (found.status_code, found.headers["x-error-code"]) == (404, "RepoNotFound")
+        response = httpx.get(f"{itself.url}/api/models/org/model", headers={"Authorization": f"Bearer {itself.token}"})
+    assert (response.status_code, response.headers["x-error-code"]) == (404, "RepoNotFound")
 
 
 def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: RelayingServer) -> None:
@@ -206,8 +210,8 @@ def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: Relay
 
 @pytest.mark.usefixtures("live")
 def test_an_unreachable_upstream_is_reported(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     environment = {"REGISTRY_DATA": str(tmp_path), "REGISTRY_HUB_UPSTREAM": f"http://127.0.0.1:{port}"}
     with Server(environment).running() as server:
         signed_in = {"Authorization": f"Bearer {server.token}"}

@@ -2,7 +2,7 @@
 
     with Upstream(live.server) as upstream:
         ...                        # REGISTRY_HUB_UPSTREAM = upstream.url
-        upstream.asked             # every request that came: method, target, headers
+        upstream.requests           # every request that came: method, target, headers
         upstream.answers["/api/models/acme/big"] = Answer(200, b"…")      # instead of the server's own
 
 Invariants
@@ -40,7 +40,7 @@ class Answer:
 
 class Upstream:
     def __init__(self, server: Server) -> None:
-        self.server, self.asked, self.answers = server, list[ReceivedRequest](), dict[str, Answer]()
+        self.server, self.requests, self.answers = server, list[ReceivedRequest](), dict[str, Answer]()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -61,7 +61,7 @@ class Upstream:
                 pass
 
             def do_GET(self) -> None:
-                upstream.asked.append(ReceivedRequest(self.command, self.path, dict(self.headers)))
+                upstream.requests.append(ReceivedRequest(self.command, self.path, dict(self.headers)))
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 self._send(upstream.answers.get(self.path.split("?")[0]) or upstream.pass_on(self, body))
 

@@ -49,9 +49,9 @@ def make_hub(version: str) -> None:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     more = ["hf_transfer"] if version.startswith("0.") else ["click"]  # which today's typer brings along no more
-    wanted = [f"huggingface_hub=={version}", *more]
+    requirements = [f"huggingface_hub=={version}", *more]
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-    subprocess.run([*pip, *wanted], check=True)
+    subprocess.run([*pip, *requirements], check=True)
     (folder / ".ready").touch()
 
 

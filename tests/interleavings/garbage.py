@@ -228,7 +228,9 @@ class Garbage:
             files = session.exec(select(VersionFileRow.digest)).all()
             versions_stored = len(session.exec(select(VersionRow.id)).all())
         assert versions_stored == len(self.acknowledged), "a version is missing, or a deleted one is back"
-        for digest in {Digest.of(data) for kept in self.acknowledged.values() for data in kept.values()} | set(files):
+        for digest in {Digest.of(data) for files_ in self.acknowledged.values() for data in files_.values()} | set(
+            files
+        ):
             assert rows[digest].state == "live", f"a blob of a version is {rows[digest].state}"
             assert Digest.of(stored[key_of(Digest(digest))]) == digest, "a blob of a version has other bytes"
         assert all(key.rpartition("/")[0] + "/" in self.blobs.shards for key in stored if key.startswith("blobs/"))

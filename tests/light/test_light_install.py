@@ -70,8 +70,8 @@ def install(python: Path, what: str | Path) -> None:
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The python of a new environment that holds the wheel, what it depends on, and nothing else."""
     folder = tmp_path_factory.mktemp("bare")
-    made = _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-    assert made.returncode == 0, made.stderr
+    process = _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    assert process.returncode == 0, process.stderr
     python = folder / "venv/bin/python"
     install(python, wheel)
     yield python
@@ -96,12 +96,12 @@ def test_the_bare_install_imports_every_base_module_and_nothing_heavy(bare: Path
     modules = [import_table.installed_name(module) for module in import_table.base_modules()]
     looked = _run(bare, "-c", LOOK, cwd=tmp_path, stdin=json.dumps([modules, HEAVY]))
     assert looked.returncode == 0, looked.stderr
-    found = json.loads(looked.stdout)
-    assert found["installed"] == []
-    assert all(str(bare.parent.parent) in location for location in found["places"]), (
+    report = json.loads(looked.stdout)
+    assert report["installed"] == []
+    assert all(str(bare.parent.parent) in location for location in report["places"]), (
         "imported the checkout, not the wheel"
     )
-    sizes = {name: size for name, size in found["sizes"].items() if name not in ("pip", "setuptools")}
+    sizes = {name: size for name, size in report["sizes"].items() if name not in ("pip", "setuptools")}
     assert sum(sizes.values()) < SIZE_LIMIT_BYTES, sizes
 
 
@@ -111,10 +111,10 @@ def test_the_command_helps_on_the_bare_install_and_names_the_missing_extra(bare:
     assert helped.returncode == 0, helped.stderr
     assert "push" in helped.stdout
     for name, extra in (("serve", "server"), ("worker", "worker")):
-        said = _run(command, name, cwd=tmp_path)
-        assert said.returncode == MISSING_EXTRA_EXIT_CODE
-        assert f"pip install '.[{extra}]'" in said.stderr
-        assert "Traceback" not in said.stderr
+        process = _run(command, name, cwd=tmp_path)
+        assert process.returncode == MISSING_EXTRA_EXIT_CODE
+        assert f"pip install '.[{extra}]'" in process.stderr
+        assert "Traceback" not in process.stderr
 
 
 def test_the_domain_tests_pass_on_the_bare_install(bare: Path, tmp_path: Path) -> None:

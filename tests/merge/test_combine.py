@@ -33,13 +33,13 @@ MIXED = [(0.7, "lora-r8-all"), (-0.4, "lora-rslora"), (1.5, "lora-rank-pattern")
 
 
 def test_the_sum_of_adapters_of_every_scale_and_rank_is_exact(tmp_path: Path) -> None:
-    wanted = _sum(MIXED)
+    expected = _sum(MIXED)
     for method in (Method.LINEAR, Method.CAT):
         report = _combine(MIXED, tmp_path / method, method=method)
-        found = _deltas(Adapter.open(tmp_path / method))
-        assert found.keys() == wanted.keys()
-        for path, delta in wanted.items():
-            assert float((found[path] - delta).norm() / delta.norm()) < 1e-5, path
+        deltas = _deltas(Adapter.open(tmp_path / method))
+        assert deltas.keys() == expected.keys()
+        for path, delta in expected.items():
+            assert float((deltas[path] - delta).norm() / delta.norm()) < 1e-5, path
         assert report.relative_error < 1e-5
     assert max(module.rank for module in report.modules) == 8 + 8 + 16 + 4
 
@@ -60,12 +60,12 @@ def test_the_result_acts_in_peft_as_the_sum_of_its_sources(tmp_path: Path) -> No
 
 def test_svd_to_a_rank_errs_as_little_as_the_dense_one(tmp_path: Path) -> None:
     report = _combine(MIXED, tmp_path / "both", method=Method.SVD, rank=8)
-    wanted, found = _sum(MIXED), _deltas(Adapter.open(tmp_path / "both"))
+    expected, deltas = _sum(MIXED), _deltas(Adapter.open(tmp_path / "both"))
     errors = {module.path: module.relative_error for module in report.modules}
-    for path, delta in wanted.items():
+    for path, delta in expected.items():
         values = torch.linalg.svdvals(delta)
         best = float(values[8:].norm() / values.norm())
-        assert float((found[path] - delta).norm() / delta.norm()) == pytest.approx(best, abs=1e-4)
+        assert float((deltas[path] - delta).norm() / delta.norm()) == pytest.approx(best, abs=1e-4)
         assert errors[path] == pytest.approx(best, abs=1e-4)
     assert report.rank == 8
     assert report.energy_kept == pytest.approx(1 - report.relative_error**2)
@@ -104,11 +104,11 @@ def test_pruning_methods_give_the_same_weights_again_and_say_how_far_from_the_su
 
 def test_all_of_the_values_kept_is_the_sum_itself(tmp_path: Path) -> None:
     parts = [(0.6, "lora-r4"), (0.4, "lora-rslora")]
-    wanted = _sum(parts)
+    expected = _sum(parts)
     for method in (Method.DARE_LINEAR, Method.MAGNITUDE_PRUNE):
         report = _combine(parts, tmp_path / method, method=method, rank=12)
-        found = _deltas(Adapter.open(tmp_path / method))
-        assert all(float((found[path] - delta).norm() / delta.norm()) < 1e-4 for path, delta in wanted.items())
+        deltas = _deltas(Adapter.open(tmp_path / method))
+        assert all(float((deltas[path] - delta).norm() / delta.norm()) < 1e-4 for path, delta in expected.items())
         assert report.error_to_sum < 1e-4
 
 
@@ -116,15 +116,15 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
     for name in ("lora-moe-target-parameters", "lora-moe-all-linear", "lora-gpt2"):
         folder = fixtures.zoo() / name
         report = _combine([(0.5, name), (0.25, name)], tmp_path / name, method=Method.LINEAR)
-        made, old = Adapter.open(tmp_path / name), Adapter.open(folder)
+        merged, old = Adapter.open(tmp_path / name), Adapter.open(folder)
         assert report.relative_error < 1e-5
         for module in old.lora.modules:
-            same = next(m for m in made.lora.modules if (m.path, m.order) == (module.path, module.order))
-            for found, wanted in zip(made.factors(same), old.factors(module), strict=True):
-                assert float((found.dense - 0.75 * wanted.dense).norm()) < 1e-4 * float(wanted.dense.norm())
+            same = next(m for m in merged.lora.modules if (m.path, m.order) == (module.path, module.order))
+            for factors, original in zip(merged.factors(same), old.factors(module), strict=True):
+                assert float((factors.dense - 0.75 * original.dense).norm()) < 1e-4 * float(original.dense.norm())
         base = fixtures.manifest(fixtures.zoo())[name]["base"]
         spec, _ = base_spec_from(fixtures.tiny_bases() / base, base)
-        assert add_up([*made.lora.findings, *compat.check_fit(made.lora, spec)]) is Outcome.PASS
+        assert add_up([*merged.lora.findings, *compat.check_fit(merged.lora, spec)]) is Outcome.PASS
 
 
 def test_a_resized_adapter_says_what_it_lost(tmp_path: Path) -> None:
@@ -145,10 +145,10 @@ def test_a_report_on_every_expert_of_a_large_model_fits_into_a_jobs_result() -> 
         (f"model.layers.{layer}.mlp.experts.{expert}.{leaf}_proj", 16, Loss(1.0, expert / 1000), Loss(1.0, 0.0))
         for layer in range(48) for expert in range(128) for leaf in ("gate", "up", "down")
     ]  # fmt: skip
-    said = combining.report(Operation.COMBINE, "svd", losses)
-    assert len(said.model_dump_json()) < RESULT_LIMIT_BYTES / 2
-    assert {module.path.split(".")[5] for module in said.modules} == {str(expert) for expert in range(121, 128)}
-    assert said.relative_error == pytest.approx((127 / 2 / 1000) ** 0.5)
+    report = combining.report(Operation.COMBINE, "svd", losses)
+    assert len(report.model_dump_json()) < RESULT_LIMIT_BYTES / 2
+    assert {module.path.split(".")[5] for module in report.modules} == {str(expert) for expert in range(121, 128)}
+    assert report.relative_error == pytest.approx((127 / 2 / 1000) ** 0.5)
 
 
 def test_what_was_trained_fully_is_found_again_by_extraction(tmp_path: Path) -> None:
@@ -237,11 +237,11 @@ def _deltas(adapter: Adapter) -> dict[str, Any]:
 
 def _sum(parts: list[tuple[float, str]]) -> dict[str, Any]:
     """The weighted sum of the updates that PEFT itself computes."""
-    found: dict[str, Any] = {}
+    total: dict[str, Any] = {}
     for weight, name in parts:
         model = transformers.AutoModelForCausalLM.from_pretrained(fixtures.tiny_bases() / "llama-a")
         wrapped = peft.PeftModel.from_pretrained(model, fixtures.zoo() / name).double()
         for path, module in wrapped.base_model.model.named_modules():
             if hasattr(module, "get_delta_weight"):
-                found[path] = found.get(path, 0) + weight * module.get_delta_weight("default").detach()
-    return found
+                total[path] = total.get(path, 0) + weight * module.get_delta_weight("default").detach()
+    return total

@@ -40,15 +40,15 @@ FUSED = [
 def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
     folder, base = _of_zoo(name)
     report = fuse(Adapter.open(folder), base, tmp_path / "fused", make_merger=PeftMerger)
-    found, wanted, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
+    fused, expected, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
 
-    assert found.keys() == wanted.keys()
-    changed = [key for key in found if not torch.equal(wanted[key], untouched[key].double())]
+    assert fused.keys() == expected.keys()
+    changed = [key for key in fused if not torch.equal(expected[key], untouched[key].double())]
     assert changed
     assert report.changed_tensors > 0
-    assert _share_equal([(found[key], wanted[key]) for key in changed]) >= 0.9999
-    for key in found.keys() - set(changed):
-        assert torch.equal(found[key], untouched[key]), key
+    assert _share_equal([(fused[key], expected[key]) for key in changed]) >= 0.9999
+    for key in fused.keys() - set(changed):
+        assert torch.equal(fused[key], untouched[key]), key
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -56,10 +56,10 @@ def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str,
 def test_a_16_bit_base_is_rounded_once_from_32_bits(name: str, dtype: str, tmp_path: Path) -> None:
     base = fixtures.tiny_bases() / f"llama-a-{dtype}"
     fuse(Adapter.open(fixtures.zoo() / name), base, tmp_path / "fused")
-    found, wanted = _loaded(tmp_path / "fused"), _merged(fixtures.zoo() / name, base)
+    fused, expected = _loaded(tmp_path / "fused"), _merged(fixtures.zoo() / name, base)
 
-    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float16}
-    assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+    assert {tensor.dtype for tensor in fused.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float16}
+    assert _share_equal([(fused[key], expected[key]) for key in fused]) >= 0.9999
 
 
 def test_shards_keep_their_headers_and_their_untouched_bytes(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_a_head_that_is_tied_is_untied_when_only_the_embedding_was_trained(tmp_p
     report = fuse(Adapter.open(folder), base, tmp_path / "fused")
 
     assert json.loads((tmp_path / "fused" / "config.json").read_text())["tie_word_embeddings"] is False
-    found = _loaded(tmp_path / "fused")
+    fused = _loaded(tmp_path / "fused")
     old = _loaded(base)["model.embed_tokens.weight"]
-    assert torch.equal(found["lm_head.weight"], old)
-    assert not torch.equal(found["model.embed_tokens.weight"], old)
+    assert torch.equal(fused["lm_head.weight"], old)
+    assert not torch.equal(fused["model.embed_tokens.weight"], old)
     assert any("are two now" in note for note in report.notes)
 
 
@@ -111,8 +111,8 @@ def test_trained_tokens_of_a_tied_base_stay_tied(tmp_path: Path) -> None:
     fuse(Adapter.open(folder), base, tmp_path / "fused")
 
     assert json.loads((tmp_path / "fused" / "config.json").read_text())["tie_word_embeddings"] is True
-    found, wanted = _loaded(tmp_path / "fused"), _merged(folder, base)
-    assert _share_equal([(found[key], wanted[key]) for key in found]) == 1.0
+    fused, expected = _loaded(tmp_path / "fused"), _merged(folder, base)
+    assert _share_equal([(fused[key], expected[key]) for key in fused]) == 1.0
 
 
 def test_dora_on_a_conv1d_and_on_an_embedding_takes_the_norm_of_each_output(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_dora_on_a_conv1d_and_on_an_embedding_takes_the_norm_of_each_output(tmp_
     for base, targets in (("gpt2-conv1d", ["c_attn"]), ("llama-a", ["embed_tokens", "q_proj"])):
         folder = _on(bases / base, tmp_path / base, target_modules=targets, use_dora=True)
         fuse(Adapter.open(folder), bases / base, tmp_path / f"{base}-fused")
-        found, wanted = _loaded(tmp_path / f"{base}-fused"), _merged(folder, bases / base)
-        assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+        fused, expected = _loaded(tmp_path / f"{base}-fused"), _merged(folder, bases / base)
+        assert _share_equal([(fused[key], expected[key]) for key in fused]) >= 0.9999
 
 
 def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
     report = fuse(adapter, base, tmp_path / "fused", dequantize=True)
 
     assert "quantization_config" not in json.loads((tmp_path / "fused" / "config.json").read_text())
-    found = _loaded(tmp_path / "fused")
-    wanted = _merged(fixtures.zoo() / "lora-r8-all", base, weights=_unpacked(base))
-    assert _share_equal([(found[key], wanted[key]) for key in found]) >= 0.9999
+    fused = _loaded(tmp_path / "fused")
+    expected = _merged(fixtures.zoo() / "lora-r8-all", base, weights=_unpacked(base))
+    assert _share_equal([(fused[key], expected[key]) for key in fused]) >= 0.9999
     assert any("unpacked" in note for note in report.notes)
 
 
@@ -189,9 +189,9 @@ def test_a_code_reference_in_a_json_file_is_never_copied(
 def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> None:
     folder, base = _of_zoo("loha")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))
-    said: list[str] = []
+    lines: list[str] = []
     report = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(
-        said.append
+        lines.append
     )
     assert (report.method, report.changed_tensors) == ("LOHA", 8)
     assert (tmp_path / "fused" / "model.safetensors").is_file()
@@ -341,8 +341,8 @@ def _loaded(folder: Path) -> dict[str, Any]:
 
 def _share_equal(pairs: list[tuple[Any, Any]]) -> float:
     """The share of elements that are the wanted ones, rounded once to the type that was found."""
-    equal = sum(int((found == wanted.to(found.dtype)).sum()) for found, wanted in pairs)
-    return equal / sum(int(found.numel()) for found, _ in pairs)
+    equal = sum(int((tensor == expected.to(tensor.dtype)).sum()) for tensor, expected in pairs)
+    return equal / sum(int(tensor.numel()) for tensor, _ in pairs)
 
 
 @pytest.mark.security

@@ -31,31 +31,31 @@ def sums(draw: st.DrawFn) -> tuple[Factors, Tensor]:
     for _ in range(draw(st.integers(1, 4))):
         rank, weight = draw(st.integers(1, 12)), draw(st.sampled_from([-2.0, -0.3, 0.0, 0.7, 1.0]))
         parts.append((weight, Factors(torch.randn(rows, rank), torch.randn(rank, columns))))
-    dense = sum(weight * (one.left_factor.double() @ one.right_factor.double()) for weight, one in parts)
+    dense = sum(weight * (update.left_factor.double() @ update.right_factor.double()) for weight, update in parts)
     return lowrank.weighted_sum(parts), dense
 
 
 @settings(max_examples=150, deadline=None)
 @given(sums())
 def test_the_sum_is_exact_whatever_the_ranks(case: tuple[Factors, Tensor]) -> None:
-    found, dense = case
+    total, dense = case
     scale = max(1.0, float(dense.norm()))
-    assert float((found.dense - dense).norm()) <= 1e-4 * scale
-    shorter = lowrank.truncated(found, None)
+    assert float((total.dense - dense).norm()) <= 1e-4 * scale
+    shorter = lowrank.truncated(total, None)
     assert float((shorter.dense - dense).norm()) <= 1e-4 * scale
-    assert shorter.rank <= max(1, min(found.rank, *dense.shape))
-    assert lowrank.difference(shorter, found).relative_error <= 1e-4
+    assert shorter.rank <= max(1, min(total.rank, *dense.shape))
+    assert lowrank.difference(shorter, total).relative_error <= 1e-4
 
 
 @settings(max_examples=150, deadline=None)
 @given(sums(), st.integers(1, 16))
 def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, Tensor], rank: int) -> None:
-    found, dense = case
+    total, dense = case
     values = torch.linalg.svdvals(dense)
     best = float(values[rank:].norm())
     scale = max(1.0, float(values.norm()))
-    shorter = lowrank.truncated(found, rank)
-    loss = lowrank.difference(shorter, found)
+    shorter = lowrank.truncated(total, rank)
+    loss = lowrank.difference(shorter, total)
     error = float((shorter.dense - dense).norm())
     assert shorter.rank <= rank
     assert abs(error - best) <= 1e-4 * scale
@@ -63,15 +63,15 @@ def test_a_truncation_errs_as_the_dense_svd_does(case: tuple[Factors, Tensor], r
     assert abs(loss.energy_kept - (1 - loss.relative_error**2)) < 1e-6
     of_dense = lowrank.of_dense(dense.float(), rank)
     assert abs(float((of_dense.dense - dense).norm()) - best) <= 1e-4 * scale
-    assert abs(lowrank.difference(of_dense, found).relative_error - loss.relative_error) <= 1e-3
+    assert abs(lowrank.difference(of_dense, total).relative_error - loss.relative_error) <= 1e-3
 
 
 @settings(max_examples=60, deadline=None)
 @given(sums())
 def test_a_difference_is_measured_on_the_factors(case: tuple[Factors, Tensor]) -> None:
-    found, dense = case
-    shorter = lowrank.truncated(found, 1)
-    loss = lowrank.difference(shorter, found)
+    total, dense = case
+    shorter = lowrank.truncated(total, 1)
+    loss = lowrank.difference(shorter, total)
     norm = float(dense.norm())
     assert abs(loss.target**0.5 - norm) <= 1e-4 * max(1.0, norm)
     assert abs(loss.lost**0.5 - float((shorter.dense - dense).norm())) <= 1e-3 * max(1.0, norm)

@@ -30,12 +30,12 @@ class Page(HTMLParser):
         super().__init__()
         self.problems: list[str] = []
         self.open: list[str] = []
-        self.seen: list[str] = []
+        self.tags: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attributes}
-        self.seen.append(f"{tag} of a drawing" if tag == "title" and "svg" in self.open else tag)
-        if tag in NEVER or (self.seen[-1] in ONCE and self.seen.count(tag) > 1):
+        self.tags.append(f"{tag} of a drawing" if tag == "title" and "svg" in self.open else tag)
+        if tag in NEVER or (self.tags[-1] in ONCE and self.tags.count(tag) > 1):
             self.problems.append(f"<{tag}>")
         self.problems += [f"{tag} {name}" for name in values if name.startswith("on") or name in ("style", "srcdoc")]
         for name in ("href", "src", "action", "formaction", "xlink:href"):

@@ -17,7 +17,7 @@ def main() -> None:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(order["adapters"][name], 0.0) for name in names]
     params.lora_init_without_apply = True
     server = xllamacpp.Server(params)
-    found = {}
+    answers = {}
     for number, name in [(-1, ""), *enumerate(names)]:
         body = {"prompt": order["prompt"], "n_predict": 1, "temperature": 0, "n_probs": 512, "cache_prompt": False,
                 "lora": [{"id": number, "scale": 1.0}] if name else []}  # fmt: skip
@@ -25,11 +25,11 @@ def main() -> None:
             f"{server.listening_address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            said = json.load(answer)
-        listed = said["completion_probabilities"][0]["top_logprobs"]
+            response_body = json.load(answer)
+        listed = response_body["completion_probabilities"][0]["top_logprobs"]
         by_id = {row["id"]: row["logprob"] for row in listed}
-        found[name] = [by_id[token] for token in range(512)]
-    print("\n" + json.dumps(found), flush=True)
+        answers[name] = [by_id[token] for token in range(512)]
+    print("\n" + json.dumps(answers), flush=True)
 
 
 main()

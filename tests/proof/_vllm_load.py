@@ -56,14 +56,14 @@ def answers(base: str, adapters: dict[str, str]) -> dict[str, Any]:
         manager = LRUCacheWorkerLoRAManager(config, torch.device("cpu"), model.embedding_modules)
         modules = sorted(get_supported_lora_modules(model))
         manager.create_lora_manager(model, config)
-        said: dict[str, str] = {}
+        outcomes: dict[str, str] = {}
         for number, (case, folder) in enumerate(adapters.items(), 1):
             try:
                 manager._load_adapter(LoRARequest(case, number, folder))
-                said[case] = "ok"
+                outcomes[case] = "ok"
             except Exception as e:  # whatever the engine raises is its answer
-                said[case] = f"{type(e).__name__}: {str(e).replace(folder, 'FOLDER')[:300]}"
-    return {"class": type(model).__name__, "modules": modules, "answers": said}
+                outcomes[case] = f"{type(e).__name__}: {str(e).replace(folder, 'FOLDER')[:300]}"
+    return {"class": type(model).__name__, "modules": modules, "answers": outcomes}
 
 
 for base, adapters in json.load(sys.stdin):

@@ -47,9 +47,9 @@ def models() -> dict[str, Models]:
     text = transformers.CLIPTextModel.from_pretrained(folder / "sd-tiny" / "text_encoder")
     flux = diffusers.FluxTransformer2DModel.from_pretrained(folder / "flux-tiny" / "transformer")
     qwen = diffusers.QwenImageTransformer2DModel.from_pretrained(folder / "qwen-image-tiny" / "transformer")
-    found = {"sd-tiny": {"unet": unet, "text_encoder": text}, "flux-tiny": {"transformer": flux},
+    pipelines = {"sd-tiny": {"unet": unet, "text_encoder": text}, "flux-tiny": {"transformer": flux},
              "qwen-image-tiny": {"transformer": qwen}}  # fmt: skip
-    return {name: {part: one.float().eval() for part, one in parts.items()} for name, parts in found.items()}
+    return {name: {part: model.float().eval() for part, model in parts.items()} for name, parts in pipelines.items()}
 
 
 def pipeline(base: str, parts: Models) -> Any:
@@ -72,8 +72,8 @@ def outputs(base: str, parts: Models) -> torch.Tensor:
         if base == "sd-tiny":
             words = parts["text_encoder"](torch.arange(3, 10)[None]).last_hidden_state
             latents = torch.randn(1, 4, 16, 16, generator=draw)
-            said = torch.randn(1, 7, 32, generator=draw)
-            return torch.cat([parts["unet"](latents, 10, said).sample.flatten(), words.flatten()])
+            hidden_states = torch.randn(1, 7, 32, generator=draw)
+            return torch.cat([parts["unet"](latents, 10, hidden_states).sample.flatten(), words.flatten()])
         if base == "qwen-image-tiny":
             painted = parts["transformer"](
                 hidden_states=torch.randn(1, 16, 4, generator=draw), img_shapes=[(1, 4, 4)],
@@ -110,18 +110,18 @@ def ask(case: Case, parts: Models, folder: Path) -> dict[str, Any]:
         pipeline(case.base, loaded).load_lora_weights(str(folder), weight_name=WEIGHT_NAME)
     except Exception as e:  # whatever diffusers raises is its answer
         return {"answer": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"}
-    seen = outputs(case.base, loaded)
-    layers = [one for part in loaded.values() for one in part.modules() if getattr(one, "lora_A", None)]
-    row: dict[str, Any] = {"answer": "ok", "modules": len(layers), "from_base": _distance(seen, bare)}
+    output = outputs(case.base, loaded)
+    layers = [module for part in loaded.values() for module in part.modules() if getattr(module, "lora_A", None)]
+    row: dict[str, Any] = {"answer": "ok", "modules": len(layers), "from_base": _distance(output, bare)}
     if case.meant:
         expected = outputs(case.base, by_hand(case, parts, load_file(folder / WEIGHT_NAME)))
-        row["from_reference"] = _distance(seen, expected)
+        row["from_reference"] = _distance(output, expected)
     return row
 
 
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float | str:
-    found = float((one - other).abs().max())
-    return float(f"{found:.2g}") if found == found else "nan"
+def _distance(first: torch.Tensor, other: torch.Tensor) -> float | str:
+    difference = float((first - other).abs().max())
+    return float(f"{difference:.2g}") if difference == difference else "nan"
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def run(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        found = {NAME: run(Path(scratch))}
-    RECORDED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        rows = {NAME: run(Path(scratch))}
+    RECORDED.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(f"{NAME}, {len(CASES)} cases -> {RECORDED.name}\n")
 
 

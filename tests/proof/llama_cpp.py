@@ -78,10 +78,10 @@ def base_file(folder: Path) -> Path:
 
 def converted(folder: Path, source: Path, base: BaseSpec) -> Path | str:
     """The GGUF file of this adapter, or the sentence with which our converter refuses it."""
-    asked = Conversion(to=TargetFormat.GGUF, into="acme/converted")
+    conversion = Conversion(to=TargetFormat.GGUF, into="acme/converted")
     try:
-        conversions.runs_on(read_folder(source).contents, asked, base)
-        to_gguf.convert(ConversionRequest(conversion=asked, source=str(source), out=str(folder), base=base))
+        conversions.runs_on(read_folder(source).contents, conversion, base)
+        to_gguf.convert(ConversionRequest(conversion=conversion, source=str(source), out=str(folder), base=base))
     except RegistryError as e:
         return e.detail[:200]
     return folder / to_gguf.FILE
@@ -106,12 +106,12 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     files = {name: converted(folder / "gguf" / name, source, spec) for name, source in sources.items()}
     there = {name: str(file) for name, file in files.items() if isinstance(file, Path)}
     order = {"base": str(base_file(folder)), "adapters": there, "prompt": list(reference.PROMPT)}
-    asked = subprocess.run(
+    process = subprocess.run(
         [str(python), str(SERVER)], input=json.dumps(order), capture_output=True, text=True, check=False, timeout=600
     )
-    if asked.returncode:
-        raise RuntimeError(f"llama.cpp failed:\n{asked.stderr[-4000:]}")
-    served: dict[str, list[float]] = json.loads(asked.stdout.splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"llama.cpp failed:\n{process.stderr[-4000:]}")
+    served: dict[str, list[float]] = json.loads(process.stdout.splitlines()[-1])
     sys.stderr.write(f"{len(there)} of {len(files)} adapters converted\n")
     alone = after_prompt(folder / "base", None)
     rows: dict[str, dict[str, Any]] = {"": {"from_peft": _far(served[""], alone)}}
@@ -127,12 +127,12 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _far(one: list[float], other: list[float]) -> float:
-    return float(f"{max(abs(a - b) for a, b in zip(one, other, strict=True)):.3g}")
+def _far(first: list[float], other: list[float]) -> float:
+    return float(f"{max(abs(a - b) for a, b in zip(first, other, strict=True)):.3g}")
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="proof-") as scratch:
-        found = run(Path(scratch))
-    RECORDED.write_text(json.dumps({f"xllamacpp=={venvs.LLAMA}": found}, indent=1, sort_keys=True) + "\n")
-    sys.stdout.write(f"{len(found)} adapters asked of llama.cpp -> {RECORDED.name}\n")
+        recorded = run(Path(scratch))
+    RECORDED.write_text(json.dumps({f"xllamacpp=={venvs.LLAMA}": recorded}, indent=1, sort_keys=True) + "\n")
+    sys.stdout.write(f"{len(recorded)} adapters asked of llama.cpp -> {RECORDED.name}\n")

@@ -82,10 +82,10 @@ class Node:
 
     def far(self, model: str, ref: str) -> float:
         """How far vLLM's answers under this name are from PEFT's with that version."""
-        answer, known = self.ask(model), self.expected[ref]
+        answer, expected = self.ask(model), self.expected[ref]
         assert isinstance(answer, tuple), answer
-        assert isinstance(known, tuple), known
-        return reference.distance(answer, known)
+        assert isinstance(expected, tuple), expected
+        return reference.distance(answer, expected)
 
     def loaded(self) -> dict[str, str]:
         """Served name → folder, of all that vLLM holds beside its base."""
@@ -98,22 +98,22 @@ class Node:
         while not holds():
             if time.monotonic() > ends or not self.engine.is_alive():
                 logs = [path for path in (self.engine.log, self.folder / "agent" / "server.log") if path.exists()]
-                said = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-4000:]}" for path in logs)
-                raise AssertionError(f"it did not happen in {PATIENCE_SECONDS} s, or vLLM has ended\n{said}")
+                log_text = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-4000:]}" for path in logs)
+                raise AssertionError(f"it did not happen in {PATIENCE_SECONDS} s, or vLLM has ended\n{log_text}")
             time.sleep(0.2)
 
     # ------------------------------------------------------------ the agent's side
     @contextlib.contextmanager
     def agent(self, store: Path) -> Iterator[Path]:
         """The folder with its log, `server.log`."""
-        told = self.folder / "agent"
-        told.mkdir(exist_ok=True)
+        folder = self.folder / "agent"
+        folder.mkdir(exist_ok=True)
         command = self._adapter(
             "agent", "--engine", f"vllm={self.engine.url}", "--base", BASE.name, "--alias", ALIAS, "--dir", str(store),
             "--profile", f"vllm=={venvs.VLLM},max_lora_rank={vllm_http.MAX_LORA_RANK}", "--drain", "1",
         )  # fmt: skip
-        with processes.running(command, told, stop=signal.SIGTERM, env=self.environment):
-            yield told
+        with processes.running(command, folder, stop=signal.SIGTERM, env=self.environment):
+            yield folder
 
     @property
     def environment(self) -> dict[str, str]:
@@ -128,8 +128,8 @@ class Node:
 def aliases(store: Path) -> dict[str, str]:
     """Adapter → the served name that answers for it, as the agent wrote it down."""
     with contextlib.suppress(OSError):
-        found: dict[str, str] = json.loads((store / "aliases.json").read_text())
-        return found
+        names: dict[str, str] = json.loads((store / "aliases.json").read_text())
+        return names
     return {}
 
 

@@ -20,13 +20,13 @@ def answers(base: Path, adapters: Mapping[str, Path]) -> dict[str, LogProbs | st
 
     "" is the base without any.
     """
-    found: dict[str, LogProbs | str] = {"": _of(_model(base))}
+    results: dict[str, LogProbs | str] = {"": _of(_model(base))}
     for name, folder in adapters.items():
         try:
-            found[name] = _of(peft.PeftModel.from_pretrained(_model(base), str(folder)))
+            results[name] = _of(peft.PeftModel.from_pretrained(_model(base), str(folder)))
         except Exception as e:  # whatever the library says is its answer
-            found[name] = f"{type(e).__name__}: {str(e)[:200]}"
-    return found
+            results[name] = f"{type(e).__name__}: {str(e)[:200]}"
+    return results
 
 
 def _model(base: Path) -> torch.nn.Module:
@@ -41,5 +41,5 @@ def _of(model: torch.nn.Module) -> LogProbs:
     return tuple(float(x) for x in chosen)
 
 
-def distance(one: LogProbs, other: LogProbs) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+def distance(first: LogProbs, other: LogProbs) -> float:
+    return max(abs(a - b) for a, b in zip(first, other, strict=True))

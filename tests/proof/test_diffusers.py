@@ -22,8 +22,8 @@ def test_diffusers_answers_as_recorded(tmp_path: Path) -> None:
     from tests.proof import diffusers_images  # imports torch
 
     recorded = json.loads(diffusers_images.RECORDED.read_text())[diffusers_images.NAME]
-    asked = diffusers_images.run(tmp_path)
-    assert {name: comparable(name, row) for name, row in asked.items()} == {
+    rows = diffusers_images.run(tmp_path)
+    assert {name: comparable(name, row) for name, row in rows.items()} == {
         n: comparable(n, row) for n, row in recorded.items()
     }
 

@@ -21,10 +21,10 @@ def test_llama_cpp_answers_as_recorded(tmp_path: Path) -> None:
     from tests.proof import llama_cpp, vllm_http  # imports torch
 
     recorded = json.loads(llama_cpp.RECORDED.read_text())[f"xllamacpp=={venvs.LLAMA}"]
-    asked = llama_cpp.run(tmp_path)
-    assert {name: row.get("converter") for name, row in asked.items()} == {
+    rows = llama_cpp.run(tmp_path)
+    assert {name: row.get("converter") for name, row in rows.items()} == {
         name: row.get("converter") for name, row in recorded.items()
     }
-    for name, row in asked.items():
+    for name, row in rows.items():
         if "from_peft" in row:
             assert abs(row["from_peft"] - recorded[name]["from_peft"]) < vllm_http.TOLERANCE / 2, name

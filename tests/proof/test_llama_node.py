@@ -60,25 +60,25 @@ def fill(harness: Harness, folder: Path) -> dict[str, tuple[str, tuple[float, ..
 
     harness.add_base(BASE)
     sources = {name: samples.write(CASES[name], folder / name) for name in NAMES}
-    asked = reference.answers(BASE.write(folder / "base"), sources)
-    found = {}
+    expected = reference.answers(BASE.write(folder / "base"), sources)
+    versions = {}
     for name, source in sources.items():
-        answers = asked[name]
+        answers = expected[name]
         assert not isinstance(answers, str), answers
         version = harness.push(f"originals/{name}", CASES[name], base=BASE.name).version
         claimed = harness.admin.claim(ClaimRequest(worker="test"))
         assert claimed is not None
-        prompt = Prompt(tokens=reference.PROMPT, adapter=answers, base=asked[""])
+        prompt = Prompt(tokens=reference.PROMPT, adapter=answers, base=expected[""])
         report = harness.report(version.digest, version.base)
         report = report.model_copy(update={"reference_logprobs": ReferenceLogprobs(prompts=(prompt,))})
         harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-        made = llama_cpp.converted(folder / "gguf" / name, source, harness.bases[BASE.name])
-        assert isinstance(made, Path), made
+        gguf = llama_cpp.converted(folder / "gguf" / name, source, harness.bases[BASE.name])
+        assert isinstance(gguf, Path), gguf
         edge = Edge(relation=Relation.CONVERTED, digest=version.digest, name=f"originals/{name}@1")
-        pushed = harness.push(f"acme/{name}", {made.name: made.read_bytes()}, base=BASE.name, parents=[edge])
+        pushed = harness.push(f"acme/{name}", {gguf.name: gguf.read_bytes()}, base=BASE.name, parents=[edge])
         harness.admin.promote(f"acme/{name}", "canary", "1", generation=0)
-        found[name] = (pushed.version.digest.hex, answers)
-    return found
+        versions[name] = (pushed.version.digest.hex, answers)
+    return versions
 
 
 def test_a_real_server_is_verified_switched_and_given_its_start_options(harness: Harness, tmp_path: Path) -> None:
@@ -86,27 +86,27 @@ def test_a_real_server_is_verified_switched_and_given_its_start_options(harness:
 
     filled = fill(harness, tmp_path)
     base, store = llama_cpp.base_file(tmp_path), LocalStore(tmp_path / "store")
-    said: list[str] = []
+    lines: list[str] = []
 
     def passed(url: str) -> dict[str, tuple[str, bool]]:
         reconciler = Reconciler(LlamaCpp(url), harness.admin, store)
-        agent = Agent(harness.admin, reconciler, store, base=BASE.name, alias="canary", say=said.append)
+        agent = Agent(harness.admin, reconciler, store, base=BASE.name, alias="canary", say=lines.append)
         agent.fetch()
         return {slot.name: (slot.state, slot.verified) for slot in agent.step()}
 
     with served(base, []) as url:
         assert passed(url) == {f"acme/{name}": ("failed", False) for name in NAMES}
     files = [next((store.versions / digest).glob("*.gguf")) for digest, _ in filled.values()]
-    assert all(any(f"--lora {file}" in line for line in said) for file in files)
+    assert all(any(f"--lora {file}" in line for line in lines) for file in files)
     with served(base, files) as url:
         driver = LlamaCpp(url)
         assert passed(url) == {f"acme/{name}": ("ready", True) for name in NAMES}
         assert [row["scale"] for row in driver._rows()] == [0.0, 0.0], "with two, requests name theirs"
         for name, file in zip(NAMES, files, strict=True):
             driver.load(name, file.parent)
-            told = driver.logprobs(name, reference.PROMPT)
-            assert told is not None
-            assert max(abs((a or 0) - b) for a, b in zip(told, filled[name][1], strict=True)) < 2e-2
+            logprobs = driver.logprobs(name, reference.PROMPT)
+            assert logprobs is not None
+            assert max(abs((a or 0) - b) for a, b in zip(logprobs, filled[name][1], strict=True)) < 2e-2
         harness.admin.yank("acme/rslora@1", "only one is left")
         assert passed(url) == {"acme/plain": ("ready", True)}
         assert [row["scale"] for row in driver._rows()] == [1.0, 0.0]

@@ -20,11 +20,11 @@ def test_the_classes_of_vllm_answer_as_recorded(tmp_path: Path) -> None:
     from tests.proof import vllm_classes  # imports torch
 
     recorded = json.loads(vllm_classes.RECORDED.read_text())[f"vllm=={venvs.VLLM}"]
-    asked = vllm_classes.ask(vllm_classes.ARCHITECTURES, tmp_path)
-    assert {name: _answers(row) for name, row in asked.items()} == {name: _answers(r) for name, r in recorded.items()}
+    rows = vllm_classes.ask(vllm_classes.ARCHITECTURES, tmp_path)
+    assert {name: _answers(row) for name, row in rows.items()} == {name: _answers(r) for name, r in recorded.items()}
 
 
 def _answers(row: dict[str, object]) -> tuple[object, ...]:
     cases = row["cases"]
     assert isinstance(cases, dict)
-    return row.get("class"), row.get("modules"), {case: said["answer"] == "ok" for case, said in cases.items()}
+    return row.get("class"), row.get("modules"), {case: row_["answer"] == "ok" for case, row_ in cases.items()}

@@ -23,7 +23,7 @@ def test_vllm_answers_as_recorded_and_matches_peft(tmp_path: Path) -> None:
     from tests.proof import vllm_http  # imports torch
 
     recorded = json.loads(vllm_http.RECORDED.read_text())[f"vllm=={venvs.VLLM}"]
-    asked = vllm_http.run(tmp_path)
-    assert {name: (row["answer"], row["acts"]) for name, row in asked.items()} == {
+    rows = vllm_http.run(tmp_path)
+    assert {name: (row["answer"], row["acts"]) for name, row in rows.items()} == {
         name: (row["answer"], row["acts"]) for name, row in recorded.items()
     }

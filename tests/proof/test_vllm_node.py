@@ -38,18 +38,18 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     from tests.proof import node as nodes  # imports torch
     from tests.proof import reference, vllm_http
 
-    with nodes.node_with_base(tmp_path_factory.mktemp("node")) as made:
+    with nodes.node_with_base(tmp_path_factory.mktemp("node")) as node:
         for number, name in enumerate(NAMES):
-            made.push(name, seed=100 + number)
-        made.push(NAMES[0], seed=200)
-        made.push(OVERFLOW, seed=301, change=vllm_http.overflowing)
-        made.smoke_test()
+            node.push(name, seed=100 + number)
+        node.push(NAMES[0], seed=200)
+        node.push(OVERFLOW, seed=301, change=vllm_http.overflowing)
+        node.smoke_test()
         for name in NAMES:
-            made.promote(name, 1)
-        made.expected = reference.answers(made.folder / "base", made.folders)
-        made.push(POISON, seed=300, change=vllm_http.without_numbers)
-        made.push(UNTRIED, seed=302)
-        yield made
+            node.promote(name, 1)
+        node.expected = reference.answers(node.folder / "base", node.folders)
+        node.push(POISON, seed=300, change=vllm_http.without_numbers)
+        node.push(UNTRIED, seed=302)
+        yield node
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +114,12 @@ def test_the_agent_keeps_an_engine_at_prod_through_promotes_and_kills(node: Node
     node.engine.end(signal.SIGKILL)
     node.start_engine(agent_store)
     first = {name: f"{name.replace('/', '-')}-v1" for name in NAMES}
-    with node.agent(agent_store) as told:
+    with node.agent(agent_store) as folder:
         node.until(lambda: nodes.aliases(agent_store) == first)
         for name in NAMES:
             assert node.far(first[name], f"{name}@1") < TOLERANCE
-        said = (told / "server.log").read_text()
-        assert all(f"{name}  {name.replace('/', '-')}-v1  refused" in said for name in (POISON, OVERFLOW)), said
+        log_text = (folder / "server.log").read_text()
+        assert all(f"{name}  {name.replace('/', '-')}-v1  refused" in log_text for name in (POISON, OVERFLOW)), log_text
         assert not [name for name in node.loaded() if "poison" in name or "overflow" in name]
 
         assert node.far(f"{NAMES[0]}:prod", f"{NAMES[0]}@1") < TOLERANCE  # by the plugin, from the agent's store

@@ -112,8 +112,8 @@ def _requirements(wheel: Path) -> list[str]:
 
 
 def _name(requirement: str) -> str:
-    found = re.match(r"[\w.-]+", requirement)
-    return found[0].lower() if found else ""
+    match = re.match(r"[\w.-]+", requirement)
+    return match[0].lower() if match else ""
 
 
 def _download(requirement: str, folder: Path) -> Path:

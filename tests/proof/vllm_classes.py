@@ -116,22 +116,25 @@ def ask(architectures: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]
     if python is None:
         raise RuntimeError("vLLM is not installed: python -m tests.proof.venvs vllm")
     adapters = {name: make(name, folder / name) for name in architectures}
-    questions = [[str(folder / n / "base"), {c: str(p) for c, p in made.items()}] for n, made in adapters.items()]
+    questions = [[str(folder / n / "base"), {c: str(p) for c, p in paths.items()}] for n, paths in adapters.items()]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    asked = subprocess.run([str(python), str(Path(__file__).with_name("_vllm_load.py"))], input=json.dumps(questions),
+    process = subprocess.run([str(python), str(Path(__file__).with_name("_vllm_load.py"))], input=json.dumps(questions),
                            capture_output=True, text=True, env=clean, cwd=folder, check=False)  # fmt: skip
-    rows = [json.loads(line[1:]) for line in asked.stdout.splitlines() if line.startswith("@")]
+    rows = [json.loads(line[1:]) for line in process.stdout.splitlines() if line.startswith("@")]
     if len(rows) != len(adapters):
-        raise RuntimeError(f"vLLM ended early:\n{asked.stderr[-4000:]}")
-    found: dict[str, dict[str, Any]] = {}
-    for (name, made), row in zip(adapters.items(), rows, strict=True):
-        said = row.pop("answers", {})
+        raise RuntimeError(f"vLLM ended early:\n{process.stderr[-4000:]}")
+    results: dict[str, dict[str, Any]] = {}
+    for (name, paths), row in zip(adapters.items(), rows, strict=True):
+        row_answers = row.pop("answers", {})
         cases = {
-            case: {"answer": said.get(case, row.get("error", "")), "facts": facts_of(path, folder / name / "base")}
-            for case, path in made.items()
+            case: {
+                "answer": row_answers.get(case, row.get("error", "")),
+                "facts": facts_of(path, folder / name / "base"),
+            }
+            for case, path in paths.items()
         }
-        found[name] = {**row, "cases": cases}
-    return found
+        results[name] = {**row, "cases": cases}
+    return results
 
 
 if __name__ == "__main__":

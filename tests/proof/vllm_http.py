@@ -65,12 +65,12 @@ def overflowing(tensors: dict[str, samples.Tensor]) -> dict[str, samples.Tensor]
 
 def louder(files: Files) -> Files:
     tensors = samples.tensors_of(files[WEIGHTS])
-    made = {
+    scaled = {
         name: (dtype, shape, (np.frombuffer(body or b"", "<f4") * LOUDER).astype("<f4").tobytes())
         if "lora_B" in name and dtype == "F32" else (dtype, shape, body)
         for name, (dtype, shape, body) in tensors.items()
     }  # fmt: skip
-    return {**files, WEIGHTS: samples.safetensors(made)}
+    return {**files, WEIGHTS: samples.safetensors(scaled)}
 
 
 class Engine:
@@ -149,14 +149,14 @@ def server(python: Path, base: Path, log: Path) -> Iterator[httpx.Client]:
 
 def load(client: httpx.Client, name: str, folder: Path) -> str:
     """`ok`, or the status and the sentence with which vLLM refuses."""
-    found = client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
-    return "ok" if found.status_code == 200 else f"{found.status_code}: {_sentence(found)}"
+    response = client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
+    return "ok" if response.status_code == 200 else f"{response.status_code}: {_sentence(response)}"
 
 
-def _sentence(found: httpx.Response) -> str:
-    text = found.text
+def _sentence(response: httpx.Response) -> str:
+    text = response.text
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-        body = found.json()
+        body = response.json()
         text = str(body.get("error", body).get("message", body))
     inner = re.search(r"Worker failed with error '(.*)', please check", text, re.DOTALL)
     return (inner[1] if inner else text)[:600]
@@ -164,45 +164,53 @@ def _sentence(found: httpx.Response) -> str:
 
 def log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:
     """The prompt's log-probabilities with this adapter, or what the server answers instead."""
-    asked = {"model": model, "prompt": list(reference.PROMPT), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    found = client.post("/v1/completions", json=asked)
-    if found.status_code != 200:
-        return f"{found.status_code}: {_sentence(found)}"
-    given = found.json()["choices"][0]["prompt_logprobs"][1:]
-    return tuple(float(row[str(token)]["logprob"]) for row, token in zip(given, reference.PROMPT[1:], strict=True))
+    request = {
+        "model": model,
+        "prompt": list(reference.PROMPT),
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": 0,
+    }
+    response = client.post("/v1/completions", json=request)
+    if response.status_code != 200:
+        return f"{response.status_code}: {_sentence(response)}"
+    token_logprobs = response.json()["choices"][0]["prompt_logprobs"][1:]
+    return tuple(
+        float(row[str(token)]["logprob"]) for row, token in zip(token_logprobs, reference.PROMPT[1:], strict=True)
+    )
 
 
 def next_log_probs(client: httpx.Client, model: str) -> reference.LogProbs | str:
     """The same, one token of the prompt at a time: vLLM ends when `prompt_logprobs` is not asked for alone."""
-    found = []
+    values = []
     for end in range(1, len(reference.PROMPT)):
-        asked = {"model": model, "prompt": list(reference.PROMPT[:end]), "max_tokens": 1, "temperature": 0,
+        request = {"model": model, "prompt": list(reference.PROMPT[:end]), "max_tokens": 1, "temperature": 0,
                  "logprobs": 1, "allowed_token_ids": [reference.PROMPT[end]]}  # fmt: skip
-        answer = client.post("/v1/completions", json=asked)
+        answer = client.post("/v1/completions", json=request)
         if answer.status_code != 200:
             return f"{answer.status_code}: {_sentence(answer)}"
-        found.append(float(answer.json()["choices"][0]["logprobs"]["token_logprobs"][0]))
-    return tuple(found)
+        values.append(float(answer.json()["choices"][0]["logprobs"]["token_logprobs"][0]))
+    return tuple(values)
 
 
-def ask(client: httpx.Client, adapters: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def ask(client: httpx.Client, adapters: Mapping[str, Path], references: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Case → what vLLM answered to loading it, and whether it then acted as in PEFT (None: PEFT itself refuses)."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, folder in adapters.items():
         answer = load(client, name, folder)
         served = log_probs(client, name) if answer == "ok" else None
-        expected = known[name]
+        expected = references[name]
         row: dict[str, Any] = {"answer": answer}
         if isinstance(served, str):
             row["request"] = served
         if isinstance(served, tuple) and isinstance(expected, tuple):
             row["from_peft"] = float(f"{reference.distance(served, expected):.3g}")
-            row["from_base"] = float(f"{reference.distance(served, known['']):.3g}")
+            row["from_base"] = float(f"{reference.distance(served, references['']):.3g}")
         row["acts"] = row["from_peft"] <= TOLERANCE if "from_peft" in row else None
-        found[name] = row
+        results[name] = row
         if answer == "ok":
             client.post("/v1/unload_lora_adapter", json={"lora_name": name})
-    return found
+    return results
 
 
 def run(folder: Path) -> dict[str, dict[str, Any]]:
@@ -210,9 +218,9 @@ def run(folder: Path) -> dict[str, dict[str, Any]]:
     if python is None:
         raise RuntimeError("vLLM is not installed: python -m tests.proof.venvs vllm")
     adapters = write(folder)
-    known = reference.answers(folder / "base", adapters)
+    references = reference.answers(folder / "base", adapters)
     with server(python, folder / "base", folder / "vllm.log") as client:
-        return ask(client, adapters, known)
+        return ask(client, adapters, references)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def http(harness: Harness) -> httpx.Client:
 
 def test_every_class_of_errors_has_a_status() -> None:
     assert set(problems.STATUS_OF_CLASS) == {*CLASSES, RegistryError}
-    known = {code for cls in CLASSES for code in cls.CODES}
-    assert set(problems.STATUS_OF_CODE) <= known
+    codes = {code for cls in CLASSES for code in cls.CODES}
+    assert set(problems.STATUS_OF_CODE) <= codes
 
 
 def test_a_problem_has_all_its_parts_and_the_answers_request_id(http: httpx.Client) -> None:

@@ -52,12 +52,14 @@ def of_base(harness: Harness, claim: str) -> list[tuple[str, str]]:
 
 
 def test_a_base_shows_how_other_bases_are_related_to_it(family: Harness) -> None:
-    found = {one.other: one.match for one in family.admin.base("tiny-llama").relatives}
-    assert found == {
+    matches = {relative.other: relative.match for relative in family.admin.base("tiny-llama").relatives}
+    assert matches == {
         "cast": BaseMatch.OTHER_DTYPE, "tuned": BaseMatch.DESCENDANT, "packed-4bit": BaseMatch.QUANTIZED,
         "org/other": BaseMatch.UNRELATED,
     }  # fmt: skip
-    assert {one.other: one.match for one in family.admin.base("cast").relatives}["tiny-llama"] is BaseMatch.OTHER_DTYPE
+    assert {relative.other: relative.match for relative in family.admin.base("cast").relatives}[
+        "tiny-llama"
+    ] is BaseMatch.OTHER_DTYPE
     assert family.admin.base("unknown").relatives == []
 
 
@@ -69,10 +71,10 @@ def test_similarities_are_read_and_not_computed_again(family: Harness, monkeypat
 
 
 def test_a_list_of_bases_carries_exact_fingerprints_but_no_relatives(family: Harness) -> None:
-    found = {base.name: base for base in family.admin.bases().items}
-    assert found["cast"].spec.fingerprints.exact == CAST.exact
-    assert found["unknown"].spec.fingerprints.exact is None
-    assert not any(base.relatives for base in found.values())
+    by_name = {base.name: base for base in family.admin.bases().items}
+    assert by_name["cast"].spec.fingerprints.exact == CAST.exact
+    assert by_name["unknown"].spec.fingerprints.exact is None
+    assert not any(base.relatives for base in by_name.values())
 
 
 def test_other_weights_under_the_name_of_a_base_are_refused_with_the_match(family: Harness) -> None:
@@ -102,7 +104,7 @@ def test_a_worker_identifies_the_weights_of_a_base_once(family: Harness) -> None
     worker = family.actor("work")
     first = worker.identify_base("unknown", OTHER)
     assert first.spec.fingerprints.exact == OTHER.exact
-    assert {one.other: one.match for one in first.relatives}["org/other"] is BaseMatch.EXACT
+    assert {relative.other: relative.match for relative in first.relatives}["org/other"] is BaseMatch.EXACT
     assert worker.identify_base("unknown", OTHER) == first
     events = [event.action for event in Audit(family.admin).events()]
     assert events.count("base.identify") == 6
@@ -113,8 +115,8 @@ def test_a_worker_identifies_the_weights_of_a_base_once(family: Harness) -> None
 def test_identifying_needs_the_scope_work_and_comparing_the_scope_pull(family: Harness) -> None:
     with pytest.raises(Denied):
         family.actor("push").identify_base("unknown", OTHER)
-    found = family.actor("pull").similarity("tiny-llama", TUNED)
-    assert (found.match, found.changed) == (BaseMatch.DESCENDANT, ("down_proj", "embed_tokens", "q_proj"))
+    similarity = family.actor("pull").similarity("tiny-llama", TUNED)
+    assert (similarity.match, similarity.changed) == (BaseMatch.DESCENDANT, ("down_proj", "embed_tokens", "q_proj"))
     assert family.actor("pull").similarity("unknown", TUNED).match is BaseMatch.UNKNOWN
 
 

@@ -91,13 +91,13 @@ def test_events_about_an_object_are_read_in_bounded_steps(harness: Harness, monk
     with harness.session(write=True) as session:
         for n in range(40):
             audit.append(session, TRUSTED, EventType.ALIAS_MOVE, "acme/a:prod" if n in (3, 37) else "acme/b:prod")
-    path, found, steps, after = "/api/v1/events?object=acme/a&limit=2", 0, 0, 0
+    path, count, steps, after = "/api/v1/events?object=acme/a&limit=2", 0, 0, 0
     while True:
         page = get(harness, f"{path}&after={after}").json()
-        found, steps, after = found + len(page["items"]), steps + 1, page["last"]
+        count, steps, after = count + len(page["items"]), steps + 1, page["last"]
         if not page["next_cursor"]:
             break
-    assert (found, steps >= 8) == (2, True)
+    assert (count, steps >= 8) == (2, True)
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "9" * 16, "-1", "1e3", "²"])
@@ -137,8 +137,8 @@ def test_a_file_name_stays_within_its_quotes(path: str, expected: str) -> None:
 
 
 def test_create_token_still_lists_it_first(harness: Harness) -> None:
-    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["pull"]))
-    assert harness.admin.tokens().items[0].id == made.token.id
+    created = harness.admin.create_token(TokenCreate(name="ci", scopes=["pull"]))
+    assert harness.admin.tokens().items[0].id == created.token.id
 
 
 READS = (
@@ -177,11 +177,11 @@ def test_statements_do_not_grow_with_the_number_of_public_namespaces(harness: Ha
 
     harness.admin.change_namespace("acme", NamespaceSet(public=True))
     measure()  # warms caches
-    one = measure()
+    statements = measure()
     with harness.session(write=True) as session:
         for n in range(100):
             role: dict[str, Any] = {"role": "reader", "granted_at": db.now(), "granted_by": "ann"}
             session.add(RoleRow(namespace=f"public-{n}", subject="*", **role))
         epoch.advance(session)
     measure()
-    assert measure() == one
+    assert measure() == statements

@@ -54,8 +54,8 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(filled_harness
     )
     view = filled_harness.admin.campaign(view.id)
     assert (view.finished, view.states) == (True, {State.DONE: 2, State.FAILED: 1})
-    told = {item.version: (item.before, item.after, item.summary) for item in view.items}
-    assert told == {
+    items = {item.version: (item.before, item.after, item.summary) for item in view.items}
+    assert items == {
         "acme/two@1": ("pass", "fail", BAD.message),
         "acme/three@1": ("pass", "", "out of memory"),
     }
@@ -115,11 +115,11 @@ def test_a_queued_job_joins_the_campaign_and_jobs_of_pushes_go_first(filled_harn
     urgent = filled_harness.admin.submit(JobSubmit(kind="smoke-test", ref="acme/three@1", priority=5))
     view = begin(filled_harness)
     assert (view.total, len(filled_harness.admin.jobs(state="queued").items)) == (3, 3)
-    taken = []
+    jobs = []
     while (claimed := filled_harness.admin.claim(ClaimRequest(worker="w"))) is not None:
-        taken.append(claimed.job)
-    assert [job.id for job in taken[:2]] == [urgent.id, waiting.id]
-    assert [job.priority for job in taken] == [5, 0, -10]
+        jobs.append(claimed.job)
+    assert [job.id for job in jobs[:2]] == [urgent.id, waiting.id]
+    assert [job.priority for job in jobs] == [5, 0, -10]
     end(filled_harness)
 
 
@@ -129,8 +129,8 @@ def test_progress_messages_of_a_worker_are_stored_as_steps(filled_harness: Harne
     assert claimed is not None
     for says in ("pulling", "pulling", "asking 3 golden samples"):
         filled_harness.admin.renew(job.id, RenewRequest(lease_token=claimed.lease.token, progress=says))
-    found = filled_harness.admin.job(job.id)
-    assert [(step.attempt, step.message) for step in found.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
+    view = filled_harness.admin.job(job.id)
+    assert [(step.attempt, step.message) for step in view.steps] == [(1, "pulling"), (1, "asking 3 golden samples")]
     end(filled_harness)
 
 
@@ -162,5 +162,5 @@ def test_reference_logprobs_come_from_the_newest_report_that_has_them(filled_har
     version = filled_harness.admin.version(ref)
     report = filled_harness.report(version.digest, version.base).model_copy(update={"reference_logprobs": print_})
     filled_harness.admin.finish(job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    found = filled_harness.admin.reference_logprobs(ref)
-    assert (found.reference_logprobs, found.version, found.digest) == (print_, "acme/one@1", version.digest)
+    view = filled_harness.admin.reference_logprobs(ref)
+    assert (view.reference_logprobs, view.version, view.digest) == (print_, "acme/one@1", version.digest)

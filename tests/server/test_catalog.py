@@ -37,33 +37,33 @@ def test_the_view_of_a_version_has_all_its_fields(harness: Harness) -> None:
     files = harness.files(rank=4)
     pushed = harness.push(NAME, files, message="first try").version
     harness.validate(f"{NAME}@1")
-    seen = harness.admin.version(NAME)
-    assert (seen.name, seen.number, seen.digest, seen.base) == (NAME, 1, pushed.digest, "tiny-llama")
-    assert seen.message == "first try"
-    assert seen.created_by == "admin"
-    assert {f.path for f in seen.files} == set(files)
-    assert seen.size_bytes == sum(map(len, files.values()))
-    assert seen.aliases == ["main"]
-    assert [(v.check, v.outcome, v.subject) for v in seen.verdicts] == [
+    view = harness.admin.version(NAME)
+    assert (view.name, view.number, view.digest, view.base) == (NAME, 1, pushed.digest, "tiny-llama")
+    assert view.message == "first try"
+    assert view.created_by == "admin"
+    assert {f.path for f in view.files} == set(files)
+    assert view.size_bytes == sum(map(len, files.values()))
+    assert view.aliases == ["main"]
+    assert [(v.check, v.outcome, v.subject) for v in view.verdicts] == [
         ("compat", "pass", pushed.digest),
         ("weights", "pass", pushed.digest),
         ("smoke", "pass", pushed.digest),
     ]
     for ref in (f"{NAME}:main", f"{NAME}@1", f"{NAME}@{pushed.digest}"):
-        assert harness.admin.version(ref) == seen
+        assert harness.admin.version(ref) == view
 
 
 def test_verdicts_of_checks_that_a_newer_release_added_are_skipped(harness: Harness) -> None:
     harness.add_base()
     harness.push(NAME)
-    known = harness.admin.version(NAME)
+    before = harness.admin.version(NAME)
     with db.session(harness.engine) as session:
         newer = session.exec(select(VerdictRow)).first()
         assert newer is not None
         session.add(VerdictRow(**newer.model_dump(exclude={"id"}) | {"check": "smells"}))
-    assert harness.admin.version(NAME) == known
+    assert harness.admin.version(NAME) == before
     assert [view.name for view in harness.admin.adapters().items] == [NAME]
-    assert harness.admin.resolve(NAME).digest == known.digest
+    assert harness.admin.resolve(NAME).digest == before.digest
     assert harness.push(NAME, harness.files(seed=2)).version.number == 2
 
 
@@ -106,10 +106,10 @@ def test_the_list_is_searched_and_paged_and_costs_four_statements(harness: Harne
     rest = harness.admin.adapters(cursor=first.next_cursor, limit=3)
     assert [i.name for i in (*first.items, *rest.items)] == listed()
     assert rest.next_cursor == ""
-    one = harness.admin.adapter("acme/alpha")
-    assert one == first.items[0]
-    assert (one.versions, one.newest, one.aliases) == (2, 2, {"main": 2})
-    assert one.verdicts == {"compat": "pass", "weights": "pass"}
+    view = harness.admin.adapter("acme/alpha")
+    assert view == first.items[0]
+    assert (view.versions, view.newest, view.aliases) == (2, 2, {"main": 2})
+    assert view.verdicts == {"compat": "pass", "weights": "pass"}
     with harness.statements() as sent:
         harness.admin.adapters()
     assert len([s for s in sent if "FROM token" not in s]) == 4

@@ -25,9 +25,9 @@ from tests.maintenance import collect, findings
 
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url, delete_grace_seconds=0) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, delete_grace_seconds=0) as harness:
+        harness.add_base()
+        yield harness
 
 
 def blobs_of(harness: Harness, ref: str) -> set[Digest]:
@@ -82,7 +82,7 @@ def test_garbage_collection_erases_what_was_deleted_and_only_that(harness: Harne
     harness.push("acme/support")
     harness.admin.describe("acme/support@2", MetadataChange(tags={"team": "nlp"}))
     own = blobs_of(harness, "acme/support@2")
-    kept = blobs_of(harness, "acme/support@1")
+    digests = blobs_of(harness, "acme/support@1")
     for number in (1, 2):
         harness.admin.delete_version(f"acme/support@{number}")
     assert harness.admin.collect(GcRequest(dry_run=True)).versions_purged == 2
@@ -90,7 +90,7 @@ def test_garbage_collection_erases_what_was_deleted_and_only_that(harness: Harne
     with harness.session() as session:
         assert session.exec(select(VersionFileRow).where(col(VersionFileRow.version_id) == 3)).all() == []
     assert all(harness.blobs.stat(key_of(digest)) is None for digest in own)
-    assert all(harness.blobs.stat(key_of(digest)) is not None for digest in kept)
+    assert all(harness.blobs.stat(key_of(digest)) is not None for digest in digests)
     assert findings(harness) == []
     with pytest.raises(NotFound, match="its files were erased"):
         harness.admin.undelete_version("acme/support@2", "needed")

@@ -31,12 +31,12 @@ def http(harness: Harness, secret: str = "") -> httpx.Client:
     return httpx.Client(transport=harness.transport, base_url=URL, headers=authorization, timeout=90)
 
 
-def desired(client: httpx.Client, **asked: str | int) -> DesiredState:
-    answer = client.get(DESIRED_STATE, params={"alias": "canary", **asked})
+def desired(client: httpx.Client, **params: str | int) -> DesiredState:
+    answer = client.get(DESIRED_STATE, params={"alias": "canary", **params})
     assert answer.status_code == 200, answer.text
-    found = DesiredState.model_validate_json(answer.content)
-    assert answer.headers["etag"] == f'"{found.cursor}"'
-    return found
+    state = DesiredState.model_validate_json(answer.content)
+    assert answer.headers["etag"] == f'"{state.cursor}"'
+    return state
 
 
 def fill(harness: Harness, *names: str) -> None:
@@ -50,18 +50,18 @@ def test_the_desired_state_lists_the_versions_of_the_alias_with_their_files(harn
     fill(harness, "acme/support", "bolt/sales")
     harness.push("acme/other")  # on no alias
     harness.push("acme/support")
-    found = desired(http(harness), engine="vllm==0.33.0,max_lora_rank=16")
-    assert [(e.name, e.served_name, e.number) for e in found.adapters] == [
+    state = desired(http(harness), engine="vllm==0.33.0,max_lora_rank=16")
+    assert [(e.name, e.served_name, e.number) for e in state.adapters] == [
         ("acme/support", "acme-support-v1", 1),
         ("bolt/sales", "bolt-sales-v1", 1),
     ]
-    first = found.adapters[0]
+    first = state.adapters[0]
     assert {f.path for f in first.files} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert (first.verdicts["compat"], first.engine_outcome, first.findings) == ("pass", "pass", [])
     assert sum(f.size_bytes for f in first.files) == first.size_bytes
-    assert found.ranks == {str(first.rank): 2}
-    assert found.settings is not None
-    assert found.settings.bytes_per_slot > 0
+    assert state.ranks == {str(first.rank): 2}
+    assert state.settings is not None
+    assert state.settings.bytes_per_slot > 0
     for file in first.files:
         assert len(http(harness).get(file.url, follow_redirects=True).content) == file.size_bytes
 
@@ -110,26 +110,26 @@ def test_the_cursor_changes_with_moves_verdicts_and_yanks_only(harness: Harness)
 def test_a_matching_cursor_gives_304_without_a_body(harness: Harness) -> None:
     fill(harness, "acme/support")
     client = http(harness)
-    asked = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{desired(client).cursor}"'}}
-    same = client.get(DESIRED_STATE, **asked)  # type: ignore[arg-type]
+    request = {"params": {"alias": "canary"}, "headers": {"If-None-Match": f'"x", W/"{desired(client).cursor}"'}}
+    same = client.get(DESIRED_STATE, **request)  # type: ignore[arg-type]
     assert (same.status_code, same.content) == (304, b"")
     harness.push("acme/support")
     harness.admin.promote("acme/support", "canary", "2", generation=1)
-    assert client.get(DESIRED_STATE, **asked).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
+    assert client.get(DESIRED_STATE, **request).json()["adapters"][0]["number"] == 2  # type: ignore[arg-type]
 
 
 def test_a_waiting_request_is_answered_after_a_promotion(harness: Harness) -> None:
     fill(harness, "acme/support")
     client = http(harness)
     cursor = desired(client).cursor
-    told: list[DesiredState] = []
-    waiting = threading.Thread(target=lambda: told.append(desired(http(harness), since=cursor, wait=60)))
+    states: list[DesiredState] = []
+    waiting = threading.Thread(target=lambda: states.append(desired(http(harness), since=cursor, wait=60)))
     waiting.start()
     harness.push("acme/support")
     harness.admin.promote("acme/support", "canary", "2", generation=1)
     waiting.join(60)
-    assert [entry.number for entry in told[0].adapters] == [2]
-    assert desired(client, since="of another time", wait=60).cursor == told[0].cursor
+    assert [entry.number for entry in states[0].adapters] == [2]
+    assert desired(client, since="of another time", wait=60).cursor == states[0].cursor
 
 
 @pytest.mark.security
@@ -149,10 +149,10 @@ def test_the_change_counter_moves_with_events_and_not_with_leases(harness: Harne
     counter, stamps = ChangeCounter(harness.engine), itertools.count()
     digest = harness.admin.version("acme/support").digest
     slot = SlotReport(adapter="acme/support", digest=digest, served_name="s", state=SlotState.LOADING)
-    said = NodeReport(base=BASE, alias="canary", slots=[slot])
+    report = NodeReport(base=BASE, alias="canary", slots=[slot])
     reading = counter.read(next(stamps))
     for _ in range(3):
-        harness.admin.report_node("gpu-1", "vllm", said)
+        harness.admin.report_node("gpu-1", "vllm", report)
     assert counter.read(next(stamps)) == reading
     readings = [reading]
     harness.push("acme/support")

@@ -43,9 +43,9 @@ def close(harness: Harness) -> None:
 
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=NoReads(), engines=f"{VLLM} {SGLANG}") as harness:
+        harness.add_base()
+        yield harness
 
 
 def stored(harness: Harness, ref: str = "acme/support") -> dict[str, str]:
@@ -160,9 +160,9 @@ def test_engine_settings_name_the_largest_adapter_and_the_limit_it_needs(harness
     harness.push("acme/gone", harness.files(rank=128))
     harness.admin.yank("acme/gone@1", "wrong data")
     close(harness)
-    found = harness.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
-    assert (found.base, found.adapters) == ("tiny-llama", 2)
-    vllm = found.items[0]
+    settings = harness.admin.engine_settings("tiny-llama", [VLLM, SGLANG])
+    assert (settings.base, settings.adapters) == ("tiny-llama", 2)
+    vllm = settings.items[0]
     assert (vllm.rank_limit, vllm.raised_by) == (64, ("acme/large",))
     assert "--max-lora-rank 64" in vllm.flags
     assert harness.actor("pull", namespaces=["other"]).engine_settings("tiny-llama", [VLLM]).adapters == 0

@@ -33,9 +33,9 @@ def database_kind() -> str:
 
 @pytest.fixture
 def harness(database_url: str, store: BlobStore) -> Iterator[Harness]:
-    with Harness(database_url, blobs=store) as made:
-        made.add_base()
-        yield made
+    with Harness(database_url, blobs=store) as harness:
+        harness.add_base()
+        yield harness
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def files(harness: Harness) -> samples.Files:
 
 def ask(harness: Harness, path: str, method: str = "GET", secret: str | None = None, **headers: str) -> httpx.Response:
     client = httpx.Client(transport=harness.transport, base_url=URL)
-    given = {"Authorization": f"Bearer {harness.secret if secret is None else secret}"}
-    return client.request(method, path, headers=given | {k.replace("_", "-"): v for k, v in headers.items()})
+    default_headers = {"Authorization": f"Bearer {harness.secret if secret is None else secret}"}
+    return client.request(method, path, headers=default_headers | {k.replace("_", "-"): v for k, v in headers.items()})
 
 
 def test_a_file_has_its_digest_as_etag_and_is_not_executed_by_a_browser(harness: Harness, files: samples.Files) -> None:
@@ -63,13 +63,13 @@ def test_a_file_has_its_digest_as_etag_and_is_not_executed_by_a_browser(harness:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "first", "last"),
+    ("range_header", "first", "last"),
     [("bytes=0-0", 0, 1), ("bytes=100-199", 100, 200), ("bytes=-7", -7, None), ("bytes=9-", 9, None)],
 )
 def test_a_range_returns_those_bytes(
-    harness: Harness, files: samples.Files, wanted: str, first: int, last: int | None
+    harness: Harness, files: samples.Files, range_header: str, first: int, last: int | None
 ) -> None:
-    answer = ask(harness, FILE, Range=wanted)
+    answer = ask(harness, FILE, Range=range_header)
     assert (answer.status_code, answer.content) == (206, files[samples.WEIGHTS][first:last])
     assert answer.headers["content-range"].endswith(f"/{len(files[samples.WEIGHTS])}")
 

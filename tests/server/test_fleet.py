@@ -31,8 +31,8 @@ class Nodes:
         return SlotReport(adapter=version.name, digest=version.digest, served_name=served, state=state, **how)
 
     def says(self, node: str, *slots: SlotReport, **how: Any) -> list[str]:
-        said = NodeReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
-        return self.fleet.report_node(node, "vllm-8000", said).unknown
+        report = NodeReport(base="tiny-llama", alias="canary", slots=list(slots), **how)
+        return self.fleet.report_node(node, "vllm-8000", report).unknown
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def nodes(harness: Harness) -> Nodes:
     return Nodes(harness)
 
 
-def fleet_nodes(harness: Harness, secret: str = "", **asked: str) -> FleetNodes:
-    return harness.client(secret or harness.secret).all_nodes(**asked)
+def fleet_nodes(harness: Harness, secret: str = "", **filters: str) -> FleetNodes:
+    return harness.client(secret or harness.secret).all_nodes(**filters)
 
 
 def fleet_events(harness: Harness) -> list[str]:
@@ -65,15 +65,15 @@ def test_a_report_is_shown_with_the_version_that_the_alias_points_at(harness: Ha
     harness.push("acme/support")
     harness.admin.promote("acme/support", "canary", "2", generation=1)
     nodes.says("gpu-3", nodes.slot("acme/support@1", "draining"), nodes.slot("acme/support@2"))
-    found = fleet_nodes(harness)
-    by_node = {(view.node, slot.number): slot for view in found.items for slot in view.slots}
+    fleet = fleet_nodes(harness)
+    by_node = {(view.node, slot.number): slot for view in fleet.items for slot in view.slots}
     assert {key: (slot.state, slot.desired_number) for key, slot in by_node.items()} == {
         ("gpu-1", 1): ("serving", 2), ("gpu-2", None): ("absent", 2),
         ("gpu-3", 1): ("draining", 2), ("gpu-3", 2): ("serving", 2),
     }  # fmt: skip
-    assert [(c.adapter, c.number, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 2, 1, 3)]
+    assert [(c.adapter, c.number, c.serving, c.nodes) for c in fleet.convergence] == [("acme/support", 2, 1, 3)]
     assert by_node["gpu-1", 1].verified
-    assert all(view.live for view in found.items)
+    assert all(view.live for view in fleet.items)
     assert [view.node for view in fleet_nodes(harness, adapter="acme/none").items] == ["gpu-1", "gpu-2", "gpu-3"], (
         "my own nodes"
     )
@@ -97,9 +97,9 @@ def test_an_unchanged_report_writes_one_row_and_no_event(harness: Harness, nodes
 
 def test_starting_and_stopping_to_serve_a_version_are_events(harness: Harness, nodes: Nodes) -> None:
     harness.push("acme/support")
-    one, two = nodes.slot("acme/support@1"), nodes.slot("acme/support@2")
-    nodes.says("gpu-1", one, two.model_copy(update={"state": SlotState.LOADING}))
-    nodes.says("gpu-1", one.model_copy(update={"state": SlotState.DRAINING}), two)
+    first, two = nodes.slot("acme/support@1"), nodes.slot("acme/support@2")
+    nodes.says("gpu-1", first, two.model_copy(update={"state": SlotState.LOADING}))
+    nodes.says("gpu-1", first.model_copy(update={"state": SlotState.DRAINING}), two)
     nodes.says("gpu-1", two)
     assert fleet_events(harness) == [
         "version.serve acme/support@1 gpu-1", "version.unserve acme/support@1 gpu-1",
@@ -149,10 +149,10 @@ def test_nobody_sees_or_reports_beyond_their_own_rights(harness: Harness, nodes:
     nodes.says("gpu-2", nodes.slot("bolt/sales@1"))
     nodes.says("gpu-3")
     _, acme = harness.issue("pull", namespaces=["acme"])
-    found = fleet_nodes(harness, acme)
-    shown = [(view.node, slot.adapter, slot.state) for view in found.items for slot in view.slots]
+    fleet = fleet_nodes(harness, acme)
+    shown = [(view.node, slot.adapter, slot.state) for view in fleet.items for slot in view.slots]
     assert shown == [(f"gpu-{n}", "acme/support", state) for n, state in ((1, "serving"), (2, "absent"), (3, "absent"))]
-    assert [(c.adapter, c.serving, c.nodes) for c in found.convergence] == [("acme/support", 1, 3)]
+    assert [(c.adapter, c.serving, c.nodes) for c in fleet.convergence] == [("acme/support", 1, 3)]
     _, other = harness.issue("pull", namespaces=["other"])
     assert fleet_nodes(harness, other) == FleetNodes(items=[])
     narrow = Nodes(harness, ("bolt",))
@@ -173,9 +173,9 @@ def test_a_public_namespace_gives_no_lease_in_it(harness: Harness, nodes: Nodes)
 def test_nodes_that_load_on_demand_are_shown_and_not_counted(harness: Harness, nodes: Nodes) -> None:
     nodes.says("plugin", nodes.slot("acme/support@1"), on_demand=True)
     nodes.says("idle", on_demand=True)
-    found = fleet_nodes(harness)
-    assert [(view.node, len(view.slots)) for view in found.items] == [("plugin", 1), ("idle", 0)]
-    assert found.convergence == []
+    fleet = fleet_nodes(harness)
+    assert [(view.node, len(view.slots)) for view in fleet.items] == [("plugin", 1), ("idle", 0)]
+    assert fleet.convergence == []
 
 
 def test_invalid_reports_are_rejected_with_a_reason(

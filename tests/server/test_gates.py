@@ -65,9 +65,9 @@ def test_a_namespace_sets_a_gate_and_an_adapter_its_own(filled_harness: Harness)
     for _ in range(2):
         assert filled_harness.admin.remove_gate("acme", "prod").set_on == ""
     with filled_harness.session() as session:
-        told = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
+        events = [(row.action, row.object) for row in rows(session, EventRow) if row.action.startswith("gate.")]
     objects = ["acme:prod", f"{NAME}:prod", f"{NAME}:prod", "acme:prod"]
-    assert told == list(zip(["gate.set"] * 2 + ["gate.remove"] * 2, objects, strict=True))
+    assert events == list(zip(["gate.set"] * 2 + ["gate.remove"] * 2, objects, strict=True))
 
 
 def test_only_owners_set_gates_and_main_has_none(filled_harness: Harness) -> None:
@@ -190,16 +190,16 @@ def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_an
 def test_a_push_of_the_same_files_under_another_name_does_not_bypass_a_quarantine(filled_harness: Harness) -> None:
     """Whoever sees a version's manifest knows what its files hash to; their bytes must come from the pusher then."""
     ci = filled_harness.actor("push", namespaces=["acme"], name="ci")
-    wanted = PushRequest(manifest=filled_harness.admin.resolve(f"{NAME}@1").manifest)
-    assert ci.plan_push("acme/copy", wanted).uploads == []
+    request = PushRequest(manifest=filled_harness.admin.resolve(f"{NAME}@1").manifest)
+    assert ci.plan_push("acme/copy", request).uploads == []
     filled_harness.admin.quarantine(f"{NAME}@1", "poisoned")
     both = {file.digest for version in ("1", "2") for file in filled_harness.admin.version(f"{NAME}@{version}").files}
-    asked = ci.plan_push("acme/around", wanted).uploads
-    assert {upload.digest for upload in asked} == both - {
+    uploads = ci.plan_push("acme/around", request).uploads
+    assert {upload.digest for upload in uploads} == both - {
         f.digest for f in filled_harness.admin.version(f"{NAME}@2").files
     }
     filled_harness.admin.unquarantine(f"{NAME}@1", "a false alarm")
-    assert ci.plan_push("acme/later", wanted).uploads == []
+    assert ci.plan_push("acme/later", request).uploads == []
 
 
 def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(filled_harness: Harness) -> None:
@@ -221,8 +221,8 @@ def test_a_quarantined_version_cannot_change_until_the_quarantine_ends(filled_ha
     assert filled_harness.admin.rollback(NAME, "canary").number == 1
     assert filled_harness.admin.resolve(f"{NAME}:canary").number == 1
     with filled_harness.session() as session:
-        told = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
-    assert told.count("version.quarantine") == told.count("version.unquarantine") == 1
+        actions = [row.action for row in rows(session, EventRow) if row.object == f"{NAME}@1" and "." in row.action]
+    assert actions.count("version.quarantine") == actions.count("version.unquarantine") == 1
 
 
 @pytest.mark.parametrize("released", [False, True])

@@ -145,8 +145,8 @@ def test_a_repeated_mutation_acts_once_and_gets_the_same_answer(
     assert answer is not None
     if isinstance(answer, Claimed):
         harness.give_back([answer.job.id])
-    told = events(harness)[before:]
-    assert len(told) == len(set(told))
+    new_events = events(harness)[before:]
+    assert len(new_events) == len(set(new_events))
 
 
 def test_a_repeated_commit_is_still_answered_as_created(harness: Harness, client: Registry, losing: Losing) -> None:

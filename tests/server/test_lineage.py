@@ -39,20 +39,20 @@ def edges(*parents: VersionView, relation: Relation = Relation.CONTINUED) -> lis
 
 
 def declared(**values: Any) -> Provenance:
-    found = Provenance.read(values)
-    assert found is not None
-    return found
+    provenance = Provenance.read(values)
+    assert provenance is not None
+    return provenance
 
 
-def edges_by_name(found: Lineage) -> set[tuple[str, str, str]]:
+def edges_by_name(graph: Lineage) -> set[tuple[str, str, str]]:
     """Edges by names: child, relation, parent."""
-    names = {n.id: f"{n.name}@{n.number}" if n.number else n.name or n.id for n in found.nodes}
-    assert {n.id for n in found.nodes} >= {
-        found.root,
-        *(e.child for e in found.edges),
-        *(e.parent for e in found.edges),
+    names = {n.id: f"{n.name}@{n.number}" if n.number else n.name or n.id for n in graph.nodes}
+    assert {n.id for n in graph.nodes} >= {
+        graph.root,
+        *(e.child for e in graph.edges),
+        *(e.parent for e in graph.edges),
     }
-    return {(names[e.child], e.relation, names[e.parent]) for e in found.edges}
+    return {(names[e.child], e.relation, names[e.parent]) for e in graph.edges}
 
 
 def fused_harness(harness: Harness) -> None:
@@ -67,25 +67,27 @@ def fused_harness(harness: Harness) -> None:
 
 def test_what_was_declared_and_what_the_readme_claims_are_nodes(filled_harness: Harness) -> None:
     card = b"---\ndatasets: [acme/chats]\n---\n"
-    given = declared(
+    provenance = declared(
         datasets=[{"name": "tickets", "uri": URI, "digest": D, "split": "train"}],
         run={"tool": "mlflow", "id": "4f", "url": "https://mlflow.example.org/4f"},
         code={"repository": "https://git.example.org/acme/train", "commit": "9c4f" * 10},
         parameters={"lr": 2e-4},
     )
-    version = filled_harness.push("acme/a", {**filled_harness.files(), "README.md": card}, provenance=given).version
-    assert version.provenance == given
+    version = filled_harness.push(
+        "acme/a", {**filled_harness.files(), "README.md": card}, provenance=provenance
+    ).version
+    assert version.provenance == provenance
     assert version.facts["card"] == {"datasets": ["acme/chats"]}
-    assert filled_harness.admin.resolve("acme/a").manifest.provenance == given
-    found = filled_harness.admin.lineage("acme/a")
-    assert edges_by_name(found) == {
+    assert filled_harness.admin.resolve("acme/a").manifest.provenance == provenance
+    graph = filled_harness.admin.lineage("acme/a")
+    assert edges_by_name(graph) == {
         ("acme/a@1", "adapter", "tiny-llama"),
         ("acme/a@1", "dataset", "tickets"),
         ("acme/a@1", "claimed", "acme/chats"),
         ("acme/a@1", "run", "mlflow 4f"),
         ("acme/a@1", "code", "train@9c4f9c4f9c4f"),
     }
-    nodes = {n.kind: n for n in found.nodes if n.name != "acme/chats"}
+    nodes = {n.kind: n for n in graph.nodes if n.name != "acme/chats"}
     assert (nodes["dataset"].uri, nodes["dataset"].digest) == (URI, D)
     assert nodes["run"].uri == "https://mlflow.example.org/4f"
     assert filled_harness.push("acme/a", {**filled_harness.files(), "README.md": card}).version.provenance is None
@@ -93,13 +95,13 @@ def test_what_was_declared_and_what_the_readme_claims_are_nodes(filled_harness: 
 
 def test_the_server_refuses_invalid_provenance_too(filled_harness: Harness) -> None:
     plain = filled_harness.manifest(filled_harness.files()).model_dump(mode="json")
-    for wrong, status, told in (
+    for wrong, status, message in (
         ({"datasets": [{"uri": "https://me:pw@h/x"}]}, 422, "provenance.datasets.0.uri holds a user"),
         ({"run": {"tool": "x", "id": "1", "token": "y"}}, 400, "provenance.run.token"),
         ({}, 422, "declares nothing"),
     ):
         answer = _sent(filled_harness, plain | {"provenance": wrong})
-        assert (answer[0], told in answer[1]) == (status, True), answer
+        assert (answer[0], message in answer[1]) == (status, True), answer
 
 
 def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
@@ -110,24 +112,24 @@ def _sent(harness: Harness, manifest: dict[str, Any]) -> tuple[int, str]:
 
 
 def test_descendants_of_a_data_set_are_found_by_digest_and_by_uri(filled_harness: Harness) -> None:
-    one = filled_harness.push(
+    first = filled_harness.push(
         "acme/one", provenance=declared(datasets=[{"name": "tickets", "uri": URI, "digest": D}])
     ).version
     filled_harness.push("acme/two", provenance=declared(datasets=[{"uri": URI}]))
-    filled_harness.push("acme/three", parents=edges(one))
+    filled_harness.push("acme/three", parents=edges(first))
     filled_harness.push(
         "acme/none", provenance=declared(datasets=[{"uri": URI + ".other"}], run={"tool": "w", "id": "1"})
     )
     below = {("acme/three@1", "continued", "acme/one@1"), ("acme/three@1", "adapter", "tiny-llama")}
-    found = filled_harness.admin.lineage_of(dataset=D)
-    assert edges_by_name(found) == below | {("acme/one@1", "dataset", D), ("acme/one@1", "adapter", "tiny-llama")}
-    assert found.root == f"dataset:{D}"
-    found = filled_harness.admin.lineage_of(dataset=URI)
-    assert {(c, r) for c, r, p in edges_by_name(found) if p == URI} == {
+    graph = filled_harness.admin.lineage_of(dataset=D)
+    assert edges_by_name(graph) == below | {("acme/one@1", "dataset", D), ("acme/one@1", "adapter", "tiny-llama")}
+    assert graph.root == f"dataset:{D}"
+    graph = filled_harness.admin.lineage_of(dataset=URI)
+    assert {(c, r) for c, r, p in edges_by_name(graph) if p == URI} == {
         ("acme/one@1", "dataset"),
         ("acme/two@1", "dataset"),
     }
-    assert edges_by_name(found) >= below
+    assert edges_by_name(graph) >= below
     assert filled_harness.admin.lineage_of(dataset="s3://nobody/knows").edges == []
     files = {**filled_harness.files(), "README.md": b"---\ndatasets:\n- acme/chats\n---\n"}
     filled_harness.push("acme/claims", files)
@@ -158,23 +160,23 @@ def test_lineage_continues_through_fused_bases(filled_harness: Harness) -> None:
 
 def test_invisible_versions_leave_no_trace_in_lineage(filled_harness: Harness) -> None:
     acme = filled_harness.actor("pull", namespaces=["acme"])
-    given = declared(datasets=[{"uri": URI, "digest": D}])
-    seen = filled_harness.push("acme/seen", provenance=given).version
+    provenance = declared(datasets=[{"uri": URI, "digest": D}])
+    visible_version = filled_harness.push("acme/seen", provenance=provenance).version
 
     def everything() -> list[Lineage]:
-        asked = [acme.lineage_of(dataset=URI), acme.lineage_of(dataset=D), acme.lineage_of(base="tiny-llama")]
-        return [*asked, acme.lineage("acme/seen"), acme.lineage("acme/seen", down=True)]
+        graphs = [acme.lineage_of(dataset=URI), acme.lineage_of(dataset=D), acme.lineage_of(base="tiny-llama")]
+        return [*graphs, acme.lineage("acme/seen"), acme.lineage("acme/seen", down=True)]
 
     before = everything()
-    hidden = filled_harness.push("globex/secret", provenance=given, parents=edges(seen)).version
+    hidden = filled_harness.push("globex/secret", provenance=provenance, parents=edges(visible_version)).version
     below = filled_harness.push("globex/deeper", parents=edges(hidden)).version
     assert everything() == before
     visible = filled_harness.push("acme/again", parents=edges(below)).version
-    found = acme.lineage("acme/again")
-    assert [n.model_dump(exclude_defaults=True) for n in found.nodes if n.hidden] == [
+    graph = acme.lineage("acme/again")
+    assert [n.model_dump(exclude_defaults=True) for n in graph.nodes if n.hidden] == [
         {"id": below.digest, "kind": "version", "digest": below.digest, "hidden": True}
     ]
-    assert hidden.digest not in {n.id for n in found.nodes}
+    assert hidden.digest not in {n.id for n in graph.nodes}
     assert visible.digest not in {n.id for n in acme.lineage("acme/seen", down=True).nodes}, "only through the unseen"
     assert visible.digest in {n.id for n in filled_harness.admin.lineage("acme/seen", down=True).nodes}
 
@@ -188,12 +190,12 @@ def test_a_withdrawn_version_is_marked(filled_harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "query",
     [{}, {"dataset": URI, "base": "tiny-llama"}, {"dataset": "sha256:1"}, {"dataset": URI, "down": False}],
 )
-def test_a_lineage_request_names_exactly_one_root(filled_harness: Harness, asked: dict[str, Any]) -> None:
+def test_a_lineage_request_names_exactly_one_root(filled_harness: Harness, query: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
-        filled_harness.admin.lineage_of(**asked)
+        filled_harness.admin.lineage_of(**query)
     with pytest.raises(NotFound):
         filled_harness.admin.lineage_of(base="nobody/knows")
 
@@ -204,9 +206,9 @@ def test_a_truncated_answer_says_so(filled_harness: Harness, monkeypatch: pytest
         filled_harness.push("acme/b", parents=edges(first))
     assert not filled_harness.admin.lineage("acme/a@1", down=True).truncated
     monkeypatch.setattr(lineage, "EDGES_LIMIT", 3)
-    found = filled_harness.admin.lineage("acme/a@1", down=True)
-    assert found.truncated
-    assert 1 <= len([e for e in found.edges if e.relation == "continued"]) <= 4
+    graph = filled_harness.admin.lineage("acme/a@1", down=True)
+    assert graph.truncated
+    assert 1 <= len([e for e in graph.edges if e.relation == "continued"]) <= 4
 
 
 # ------------------------------------------------------------------ how it is asked
@@ -252,12 +254,12 @@ def test_lineage_is_one_indexed_statement_of_any_size(filled_harness: Harness, d
 
         event.listen(filled_harness.engine, "before_cursor_execute", keep)
         try:
-            found = ask()
+            graph = ask()
         finally:
             event.remove(filled_harness.engine, "before_cursor_execute", keep)
         assert len(sent) == 1, name
         assert (
-            len([n for n in found.nodes if n.kind == "version"])
+            len([n for n in graph.nodes if n.kind == "version"])
             == {"down": 952, "reader": 952, "up": 11, "dataset": 3000}[name]
         )
         explain = "EXPLAIN QUERY PLAN " if database_kind == "sqlite" else "EXPLAIN "

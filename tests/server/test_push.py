@@ -51,9 +51,9 @@ def test_a_push_creates_a_version_with_facts_verdict_alias_job_and_event(filled_
     assert version.aliases == ["main"]
     assert filled_harness.admin.job(pushed.job_id).subject == "acme/support@1"
     with filled_harness.session() as session:
-        told = [e for e in rows(session, EventRow) if e.action == "version.push"]
-        assert [(e.object, e.actor, e.detail["compat"]) for e in told] == [("acme/support@1", "admin", "pass")]
-        assert all(e.request_id for e in told)
+        events = [e for e in rows(session, EventRow) if e.action == "version.push"]
+        assert [(e.object, e.actor, e.detail["compat"]) for e in events] == [("acme/support@1", "admin", "pass")]
+        assert all(e.request_id for e in events)
 
 
 def test_the_same_bytes_again_are_the_same_version_and_send_nothing(filled_harness: Harness) -> None:

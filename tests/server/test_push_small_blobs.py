@@ -88,5 +88,5 @@ def test_the_size_of_a_blob_is_what_its_commit_measured(filled_harness: Harness)
         references.reserve(session, dict.fromkeys(sizes, 1))
     filled_harness.push("acme/support", files)
     with filled_harness.session() as session:
-        found = {row.digest: row.size_bytes for row in rows(session, BlobRow)}
-    assert sizes.items() <= found.items()
+        stored_sizes = {row.digest: row.size_bytes for row in rows(session, BlobRow)}
+    assert sizes.items() <= stored_sizes.items()

@@ -96,9 +96,9 @@ def shared(filled_harness: Harness) -> Harness:
 def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shared: Harness) -> None:
     """Neither readers, nor those who may cancel it there, nor that namespace's workers, nor the log."""
     reader = shared.actor("pull", namespaces=["gamma"])
-    found = [job for job in reader.jobs().items if job.kind is not Kind.SMOKE_TEST]
-    assert [(job.subject, job.payload) for job in found] == [(NAME + "@1", {})] * 2
-    assert all(reader.job(job.id).payload == {} for job in found)
+    jobs = [job for job in reader.jobs().items if job.kind is not Kind.SMOKE_TEST]
+    assert [(job.subject, job.payload) for job in jobs] == [(NAME + "@1", {})] * 2
+    assert all(reader.job(job.id).payload == {} for job in jobs)
     own = shared.actor("pull", namespaces=["beta"])
     assert {job.payload["into"] for job in own.jobs().items if job.kind in KINDS} == {"beta/still-to-come"}
     foreign = shared.actor("work", namespaces=["acme"])
@@ -111,7 +111,7 @@ def test_a_job_on_a_public_adapter_does_not_reveal_names_of_private_sources(shar
     both.fail(claimed.job.id, failed)
     assert reader.job(claimed.job.id).error == ""
     assert [event.detail for event in Audit(reader).events(action=["job.fail"])] == [{"attempt": 1}]
-    cancelled = [shared.actor("push", namespaces=["acme"]).cancel(found[0].id)]
+    cancelled = [shared.actor("push", namespaces=["acme"]).cancel(jobs[0].id)]
     assert [job.payload for job in cancelled] == [{}]
     cancel_all(shared)
 

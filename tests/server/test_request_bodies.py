@@ -165,12 +165,12 @@ def test_many_tokens_of_one_namespace_leave_memory_to_others(harness: Harness) -
 
 
 @pytest.mark.parametrize("path", ["/check", "/bases", "/tokens/exchange"])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("is_authenticated", [True, False])
 @pytest.mark.parametrize("size_bytes", [10, 2**17])
 def test_a_connection_that_breaks_gives_its_bytes_back(
-    harness: Harness, path: str, known: bool, size_bytes: int
+    harness: Harness, path: str, is_authenticated: bool, size_bytes: int
 ) -> None:
-    secret = harness.issue("admin")[1] if known else "lra_" + "0" * 38
+    secret = harness.issue("admin")[1] if is_authenticated else "lra_" + "0" * 38
 
     def chunks() -> Iterator[bytes]:
         yield b" " * size_bytes

@@ -109,8 +109,8 @@ def test_an_unchanged_answer_needs_no_statement(harness: Harness, database_kind:
         whole = http.get(f"{PATH}/main")
     assert (again.status_code, again.content, whole.content) == (304, b"", first.content)
     # SQLite itself tells whether anything was committed; on PostgreSQL the pointer is asked for, by one statement.
-    asked = [statement for statement in sent if "adapter.namespace" in statement]  # the rest is work after the push
-    assert len(asked) == (0 if database_kind == "sqlite" else 2), sent
+    selects = [statement for statement in sent if "adapter.namespace" in statement]  # the rest is work after the push
+    assert len(selects) == (0 if database_kind == "sqlite" else 2), sent
 
 
 def test_polled_snapshots_save_the_statement_and_show_commits_of_others(harness: Harness) -> None:
@@ -195,14 +195,14 @@ def test_background_threads_send_no_statement_while_nothing_is_committed(
 def test_a_cached_answer_ends_with_its_token_to_the_second(harness: Harness) -> None:
     harness.add_base()
     harness.push(NAME)
-    found = 0
+    status = 0
     for seconds in (2, 10, 40):  # on a busy machine a token may end before its first use
         _, secret = harness.issue("pull", namespaces=["acme"], seconds=seconds)
         http = client(harness, secret)
-        found = http.get(f"{PATH}/main").status_code
-        if found == 200:
+        status = http.get(f"{PATH}/main").status_code
+        if status == 200:
             break
-    assert found == 200
+    assert status == 200
     ask_until(lambda: http.get(f"{PATH}/main").status_code == 401)
 
 
@@ -268,10 +268,10 @@ def test_a_promotion_is_seen_by_another_server_process(harness: Harness, databas
         ask_until(lambda: http.get(f"{PATH}/canary").json()["number"] == 2)
 
 
-def ask_until(seen: Callable[[], bool]) -> None:
+def ask_until(condition: Callable[[], bool]) -> None:
     """Ask as serving systems do, until it is so; a machine under load may be slow."""
     deadline = time.monotonic() + 120
-    while not seen():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -285,17 +285,17 @@ def test_a_hanging_database_counts_as_unreachable(
     harness.push(NAME)
     http, freshness = client(harness), harness.app.state.freshness
     http.get(f"{PATH}/main")
-    asked, answered = threading.Event(), threading.Event()
+    requested, answered = threading.Event(), threading.Event()
 
     def snapshot() -> None:
-        asked.set()
+        requested.set()
         answered.wait(60)
 
     monkeypatch.setattr(freshness, "_read_snapshot", snapshot)
     monkeypatch.setattr("registry.server.resolve_cache.freshness.SILENT_SECONDS", 0.0)
     follower = threading.Thread(target=freshness._poll)
     follower.start()
-    asked.wait(60)
+    requested.wait(60)
     stale = http.get(f"{PATH}/main")
     answered.set()
     follower.join(60)

@@ -83,8 +83,8 @@ def test_bytes_go_directly_to_the_store_and_back_without_the_token(
     resolved = pull.pull(harness.admin, f"{NAME}@{pushed.version.number}", tmp_path / "out", cache=None)
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
     # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
-    assert (len(proxy.asked("PUT")), len(proxy.asked("GET"))) == (1, 1)
-    assert all("uploadId=" in target for target in proxy.asked("PUT"))
+    assert (len(proxy.targets("PUT")), len(proxy.targets("GET"))) == (1, 1)
+    assert all("uploadId=" in target for target in proxy.targets("PUT"))
     assert not [head for head in proxy.heads if "authorization:" in head.lower() or harness.secret in head]
 
 
@@ -138,10 +138,10 @@ def test_without_bound_links_bytes_pass_through_the_server(
     set_capabilities(blobs, checksum_links=False, conditional_links=False, checksum_parts=False, parts=False)
     folder = samples.write(harness.files(), tmp_path / "adapter")
     assert push.push_folder(harness.admin, folder, NAME).created
-    assert proxy.asked("PUT") == []
+    assert proxy.targets("PUT") == []
     set_capabilities(blobs, links=False)
     pull.pull(harness.admin, str(NAME), tmp_path / "out", cache=None)
-    assert proxy.asked("GET") == []
+    assert proxy.targets("GET") == []
 
 
 def test_a_lost_response_does_not_make_a_conditional_link_fail(
@@ -171,7 +171,7 @@ def test_a_large_file_is_sent_in_parts_and_becomes_one_blob(
 ) -> None:
     files = big_files()
     pushed = push.push_folder(in_parts.admin, samples.write(files, tmp_path / "adapter"), NAME)
-    parts = sorted(target for target in proxy.asked("PUT") if "partNumber=" in target)
+    parts = sorted(target for target in proxy.targets("PUT") if "partNumber=" in target)
     assert len(parts) == 3
     assert b"".join(blobs.open(key_of(Digest.of(files[samples.WEIGHTS])))) == files[samples.WEIGHTS]
     assert pushed.version.verdicts[0].outcome == "warn"  # its rank is over the width
@@ -188,7 +188,7 @@ def test_a_killed_client_sends_only_the_missing_parts(in_parts: Harness, proxy: 
     assert put(part.url, weights[part.start : part.start + part.size_bytes], {}) == 200
     proxy.heads.clear()
     push.push_folder(in_parts.admin, folder, NAME)
-    numbers = [part.split("partNumber=")[1].split("&")[0] for part in proxy.asked("PUT") if "partNumber=" in part]
+    numbers = [part.split("partNumber=")[1].split("&")[0] for part in proxy.targets("PUT") if "partNumber=" in part]
     assert sorted(numbers) == ["1", "3"]
 
 

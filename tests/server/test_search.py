@@ -21,10 +21,10 @@ VLLM = "vllm==0.33.0"
 
 @pytest.fixture
 def harness(database_url: str) -> Iterator[Harness]:
-    with Harness(database_url, engines=VLLM) as made:
-        made.add_base()
-        made.add_base(samples.gpt2())
-        yield made
+    with Harness(database_url, engines=VLLM) as harness:
+        harness.add_base()
+        harness.add_base(samples.gpt2())
+        yield harness
 
 
 def found(harness: Harness, **search: Any) -> list[str]:
@@ -53,12 +53,12 @@ def test_each_filter_finds_what_it_names_and_nothing_else(harness: Harness) -> N
 
 
 def test_search_by_base_match_finds_adapters_of_related_bases(harness: Harness) -> None:
-    one = values()
-    told = {
-        "tiny-llama": make_identity(one), "cast": make_identity(nudged(one, 0.0005), dtype="BF16"),
-        "tuned": make_identity(nudged(one, 0.05)), "outsider": make_identity(values(1)),
+    weights = values()
+    identities = {
+        "tiny-llama": make_identity(weights), "cast": make_identity(nudged(weights, 0.0005), dtype="BF16"),
+        "tuned": make_identity(nudged(weights, 0.05)), "outsider": make_identity(values(1)),
     }  # fmt: skip
-    for name, identity in told.items():
+    for name, identity in identities.items():
         if name != "tiny-llama":
             harness.add_base(samples.llama(name))
         harness.admin.identify_base(name, identity)
@@ -144,12 +144,12 @@ def test_a_later_page_continues_and_costs_no_more_statements(harness: Harness) -
     insert_adapters(harness, 300)
     first, sent = counted(harness, "")
     assert first.next_cursor == "acme/b00018"
-    seen, cursor = list(first.items), first.next_cursor
+    items, cursor = list(first.items), first.next_cursor
     while cursor:
         page, later = counted(harness, cursor)
-        seen, cursor = seen + page.items, page.next_cursor
+        items, cursor = items + page.items, page.next_cursor
         assert later <= sent
-    assert [item.name for item in seen] == ["acme/a", *(f"acme/b{i:05d}" for i in range(300))]
+    assert [item.name for item in items] == ["acme/a", *(f"acme/b{i:05d}" for i in range(300))]
 
 
 @pytest.mark.parametrize(

@@ -103,13 +103,13 @@ def test_every_route_answers_403_to_a_token_without_its_scope(harness: Harness) 
 
 
 def test_a_token_is_stored_as_a_hash_and_works(harness: Harness) -> None:
-    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
-    assert token_secret.is_well_formed(made.secret)
+    created = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"], namespaces=["acme"]))
+    assert token_secret.is_well_formed(created.secret)
     with harness.session() as session:
-        stored = session.get(TokenRow, made.token.id)
-    assert made.secret not in stored.model_dump_json()
-    assert stored.secret_sha256 == token_secret.sha256_of(made.secret)
-    who = harness.client(made.secret).whoami()
+        stored = session.get(TokenRow, created.token.id)
+    assert created.secret not in stored.model_dump_json()
+    assert stored.secret_sha256 == token_secret.sha256_of(created.secret)
+    who = harness.client(created.secret).whoami()
     assert (who.actor, who.scopes, who.namespaces) == ("ci", ["push"], ["acme"])
 
 
@@ -141,8 +141,8 @@ def test_unknown_and_mistyped_tokens_get_the_same_answer(harness: Harness) -> No
 
 def test_a_token_cannot_give_a_right_that_it_does_not_hold(harness: Harness) -> None:
     narrow = harness.actor("admin", namespaces=["acme"])
-    made = narrow.create_token(TokenCreate(name="mine", scopes=["push"], namespaces=["acme"]))
-    assert made.token.namespaces == ["acme"]
+    created = narrow.create_token(TokenCreate(name="mine", scopes=["push"], namespaces=["acme"]))
+    assert created.token.namespaces == ["acme"]
     with pytest.raises(Denied):
         narrow.create_token(TokenCreate(name="wide", scopes=["pull"], namespaces=["*"]))
     with pytest.raises(Denied):
@@ -185,13 +185,13 @@ def test_the_first_token_is_created_once(harness: Harness) -> None:
 
 
 def test_every_change_of_a_token_is_an_event_without_its_secret(harness: Harness) -> None:
-    made = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
-    harness.admin.revoke_token(made.token.id)
+    created = harness.admin.create_token(TokenCreate(name="ci", scopes=["push"]))
+    harness.admin.revoke_token(created.token.id)
     with harness.session() as session:
-        events = [row for row in rows(session, EventRow) if row.object == made.token.id]
+        events = [row for row in rows(session, EventRow) if row.object == created.token.id]
     assert [row.action for row in events] == ["token.issue", "token.revoke"]
     assert all(row.request_id for row in events)
-    assert all(made.secret not in row.model_dump_json() for row in events)
+    assert all(created.secret not in row.model_dump_json() for row in events)
     page = Audit(harness.admin).page(limit=1)
     assert page.next_cursor == str(page.items[0].seq)
 

@@ -121,7 +121,7 @@ def test_updates_are_compared_with_the_base_once_its_weights_are_known(harness: 
     harness.push("acme/support", files)
     before = harness.admin.norms("acme/support")
     assert (before.base, before.base_measured) == ("tiny-llama", False)
-    assert {(one.weight, one.share) for one in before.modules.values()} == {(None, None)}
+    assert {(module.weight, module.share) for module in before.modules.values()} == {(None, None)}
     harness.admin.identify_base("tiny-llama", identity_of(harness, 8.0))
     after = harness.admin.norms("acme/support")
     assert after.base_measured
@@ -150,7 +150,7 @@ def test_an_identity_without_norms_gets_them_when_the_same_weights_are_read_agai
     harness.admin.identify_base("tiny-llama", identity_of(harness, None))
     assert not harness.admin.norms("acme/support").base_measured
     harness.admin.identify_base("tiny-llama", identity_of(harness, 8.0))
-    assert {one.weight for one in harness.admin.norms("acme/support").modules.values()} == {8.0}
+    assert {module.weight for module in harness.admin.norms("acme/support").modules.values()} == {8.0}
 
 
 def test_names_of_other_tools_are_compared_with_the_modules_that_they_mean(harness: Harness, tmp_path: Path) -> None:

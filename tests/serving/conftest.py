@@ -35,6 +35,6 @@ def clock() -> Clock:
 
 @pytest.fixture
 def node(harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock) -> Iterator[Node]:
-    made = Node(harness, transport, store, clock)
-    yield made
-    made.engine.stop()
+    node = Node(harness, transport, store, clock)
+    yield node
+    node.engine.stop()

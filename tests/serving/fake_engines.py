@@ -88,8 +88,8 @@ class EngineServer:
         return self._server is None
 
     @down.setter
-    def down(self, wanted: bool) -> None:
-        if wanted:
+    def down(self, is_down: bool) -> None:
+        if is_down:
             self.stop()
         else:
             self.start()
@@ -103,11 +103,13 @@ class EngineServer:
             request.close_connection = True
             request.connection.close()
             return
-        known = not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
-        status, said = self.answer(request.command, request.path, body) if known else (401, {"error": "Unauthorized"})
-        data = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+        authorized = not self.key or request.headers.get("Authorization") == f"Bearer {self.key}"
+        status, content = (
+            self.answer(request.command, request.path, body) if authorized else (401, {"error": "Unauthorized"})
+        )
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         request.send_response(status)
-        request.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
+        request.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data)
@@ -153,13 +155,13 @@ class VLLMServer(EngineServer):
                 (400, refused) if refused else (200, f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
             )
         if path == "/v1/unload_lora_adapter":
-            known = self.loaded.pop(body["lora_name"], None)
-            return (200, "Success") if known else (404, f"The lora adapter '{body['lora_name']}' cannot be found.")
+            removed = self.loaded.pop(body["lora_name"], None)
+            return (200, "Success") if removed else (404, f"The lora adapter '{body['lora_name']}' cannot be found.")
         if path == "/v1/completions" and body["model"] in self.loaded:
             if "prompt_logprobs" in body:  # 0.32.0 on a CPU, with another request in the same step
                 self.stop()
-            said = {"tokens": ["?"], "token_logprobs": [self.says(body["model"], len(body["prompt"]))[-1]]}
-            return 200, {"choices": [{"logprobs": said}]}
+            choice = {"tokens": ["?"], "token_logprobs": [self.says(body["model"], len(body["prompt"]))[-1]]}
+            return 200, {"choices": [{"logprobs": choice}]}
         return 404, {"error": {"message": f"The model `{(body or {}).get('model')}` does not exist."}}
 
 
@@ -174,8 +176,8 @@ class SGLangServer(EngineServer):
             refused = self.load(body["lora_name"], body["lora_path"])
             return (400 if refused else 200), {"success": not refused, "error_message": refused}
         if path == "/unload_lora_adapter":
-            known = self.loaded.pop(body["lora_name"], None)
-            return (200 if known else 400), {"success": bool(known)}
+            removed = self.loaded.pop(body["lora_name"], None)
+            return (200 if removed else 400), {"success": bool(removed)}
         if path == "/generate" and body["lora_path"] in self.loaded:
             values = self.says(body["lora_path"], len(body["input_ids"]) - 1)
             rows = [

@@ -66,7 +66,7 @@ class Node:
         driver: EngineDriver | None = None,
     ) -> None:
         self.harness, self.transport, self.store, self.clock = harness, transport, store, clock
-        self.engine, self.said = VLLMServer(), list[str]()
+        self.engine, self.lines = VLLMServer(), list[str]()
         self.driver: EngineDriver = driver or VLLM(self.engine.url)
         self.registry = Registry(URL, harness.issue("pull")[1], transport)
         self.start()
@@ -79,11 +79,11 @@ class Node:
         )
         heartbeat = Heartbeat(
             self.registry, self.reconciler.slots, node="gpu-1", engine="vllm-8000", base="tiny-llama", alias="canary",
-            metrics=self.metrics, say=self.said.append,
+            metrics=self.metrics, say=self.lines.append,
         )  # fmt: skip
         self.agent = Agent(
             self.registry, self.reconciler, self.store, base="tiny-llama", alias="canary", profile=self.profile,
-            say=self.said.append, heartbeat=heartbeat,
+            say=self.lines.append, heartbeat=heartbeat,
         )  # fmt: skip
 
     def push(self, name: str, files: Files | None = None, *, tried: bool = True, **how: Any) -> Files:

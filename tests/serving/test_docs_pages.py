@@ -21,4 +21,4 @@ def test_every_engine_profile_that_a_page_names_is_one_that_the_rules_know() -> 
     text = "\n".join(path.read_text() for path in FOLDER.glob("*.md"))
     named = set(re.findall(r"--(?:engine|profile) ([a-z.-]+==[^\s`]+)", text))
     assert len(named) > 10
-    assert [asked for asked in sorted(named) if not asked.startswith(str(engines.profile(asked)))] == []
+    assert [profile for profile in sorted(named) if not profile.startswith(str(engines.profile(profile)))] == []

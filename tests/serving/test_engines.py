@@ -78,7 +78,7 @@ def test_llama_cpp_takes_adapters_at_its_start_only_and_the_reason_says_with_wha
 ) -> None:
     file = push_gguf(llama_node, "acme/support", 16.0)
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any(f"restart it with --lora {file}" in transport for transport in llama_node.said)
+    assert any(f"restart it with --lora {file}" in transport for transport in llama_node.lines)
     assert file.is_file(), "it is there for the next start"
     llama.restart([file])
     llama_node.clock.now += 31
@@ -118,7 +118,7 @@ def test_llama_cpp_with_several_adapters_has_all_at_nought_and_requests_name_the
     llama.deaf = True
     llama_node.start()
     assert set(llama_node.states().values()) == {"failed"}
-    assert any("answers like base" in transport for transport in llama_node.said)
+    assert any("answers like base" in transport for transport in llama_node.lines)
 
 
 def test_llama_cpp_adds_no_version_to_one_that_an_agent_before_this_one_switched_on(
@@ -154,7 +154,7 @@ def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired
 def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_node: Node) -> None:
     llama_node.push("acme/support")
     assert llama_node.states() == {"acme-support-v1": "failed"}
-    assert any("adapter convert REF --to gguf" in transport for transport in llama_node.said)
+    assert any("adapter convert REF --to gguf" in transport for transport in llama_node.lines)
 
 
 # ------------------------------------------------------------------ directories
@@ -216,7 +216,7 @@ def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
     (tmp_path / "theirs").mkdir()
     (folder / "other").symlink_to(tmp_path / "theirs")
     assert node.states() == {"acme-other-v1": "ready", "acme-support-v1": "failed"}
-    assert any("not our link" in transport for transport in node.said)
+    assert any("not our link" in transport for transport in node.lines)
     clock.now += 60
     node.states()
     assert (folder / "other").is_symlink()

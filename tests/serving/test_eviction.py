@@ -91,8 +91,8 @@ def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_
 def test_what_a_living_process_was_given_stays_until_the_process_ends(
     harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
-    kept, gone = stored(harness, registry, store, 2)
-    command = [sys.executable, "-c", READER, str(store.root), str(kept)]
+    in_use, gone = stored(harness, registry, store, 2)
+    command = [sys.executable, "-c", READER, str(store.root), str(in_use)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
         folder = Path(reader.stdout.readline().strip())
@@ -100,9 +100,9 @@ def test_what_a_living_process_was_given_stays_until_the_process_ends(
         assert (folder / WEIGHTS).is_file()
         reader.kill()  # no chance to say anything
         reader.wait()
-    used_at = store.manifest_path(kept).stat().st_mtime
+    used_at = store.manifest_path(in_use).stat().st_mtime
     assert evicted(store, later=used_at - time.time() + 60).removed == []  # the eviction has seen it in use
-    assert evicted(store, later=2 * LONG).removed == [kept]
+    assert evicted(store, later=2 * LONG).removed == [in_use]
 
 
 def test_what_an_engine_holds_or_shall_have_stays_also_while_engine_and_agent_are_away(node: Node) -> None:
@@ -140,13 +140,13 @@ def test_what_a_lease_names_stays_and_without_word_of_leases_nothing_goes(
     slot = SlotReport(adapter=str(NAME), digest=leased, served_name="acme-support-v1", state=SlotState.DRAINING)
     report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     registry.report_node("gpu-1", "vllm-8000", report)
-    asked = eviction.leases_of(registry, "gpu-1")
-    assert evicted(store, leases=asked()).removed == [silent]
+    leases = eviction.leases_of(registry, "gpu-1")
+    assert evicted(store, leases=leases()).removed == [silent]
     assert versions_in(store) == {leased.hex}
-    said = list[str]()
+    lines = list[str]()
     transport.cut = True
-    eviction.Evictor(store, EvictionLimits(keep_days=0), asked, said.append).once()
-    assert "no version was evicted" in said[0]
+    eviction.Evictor(store, EvictionLimits(keep_days=0), leases, lines.append).once()
+    assert "no version was evicted" in lines[0]
     assert versions_in(store) == {leased.hex}
 
 
@@ -178,7 +178,7 @@ def test_a_record_that_cannot_be_read_is_a_use_of_everything(
 def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wrong(
     harness: Harness, registry: Registry, transport: FaultyTransport, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, gone = stored(harness, registry, store, 2)
+    in_use, gone = stored(harness, registry, store, 2)
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
     environment = {
         "ADAPTER_REGISTRY": URL, "ADAPTER_TOKEN": harness.secret, "ADAPTER_PLUGIN_DIR": str(store.root),
@@ -188,11 +188,11 @@ def test_the_plugin_of_vllm_evicts_by_its_settings_and_serves_though_they_are_wr
     assert asyncio.run(resolver.resolve_lora("tiny-llama", "acme/support@1")) is not None
     with pytest.raises(Invalid, match="ADAPTER_PLUGIN_KEEP_DAYS: 'two weeks'"):
         resolver.evictor()
-    for digest in (given, gone):
+    for digest in (in_use, gone):
         store.note_use(digest, time.time() - eviction.DAY_SECONDS)
-    for days, left in (("2", {given.hex, gone.hex}), ("0.5", {given.hex})):
+    for days, remaining in (("2", {in_use.hex, gone.hex}), ("0.5", {in_use.hex})):
         vllm.RegistryResolver(environment | {"ADAPTER_PLUGIN_KEEP_DAYS": days}, []).evictor().once()
-        assert versions_in(store) == left
+        assert versions_in(store) == remaining
 
 
 def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
@@ -201,9 +201,9 @@ def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
     (digest,) = stored(harness, registry, store)
     (store.versions / "my-own").mkdir()
     (store.versions / ("ab" * 32)).symlink_to("my-own")
-    for left in (store.incoming / "pull-that-died", store.evicted / f"{digest.hex}.11"):
-        left.mkdir(parents=True)
-        (left / "x").touch()
+    for entry in (store.incoming / "pull-that-died", store.evicted / f"{digest.hex}.11"):
+        entry.mkdir(parents=True)
+        (entry / "x").touch()
     assert evicted(store, EvictionLimits(keep_days=math.inf), later=0).removed == []
     assert (list(store.evicted.iterdir()), len(list(store.incoming.iterdir()))) == ([], 1)  # a pull may still run
     assert evicted(store).removed == [digest]
@@ -216,14 +216,14 @@ def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_ver
 ) -> None:
     monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)
     digests = stored(harness, registry, store, 2)
-    stop, taken, wrong, found = threading.Event(), list[Digest](), list[str](), [0, 0]
+    stop, removed, wrong, read_counts = threading.Event(), list[Digest](), list[str](), [0, 0]
 
     def evict_repeatedly() -> None:
         while not stop.is_set():
-            taken.extend(evicted(store, EvictionLimits(keep_days=0), later=0).removed)
+            removed.extend(evicted(store, EvictionLimits(keep_days=0), later=0).removed)
 
     def reads(digest: Digest, at: int) -> None:
-        while found[at] < 30:
+        while read_counts[at] < 30:
             mine = LocalStore(store.root)
             folder = mine.find(digest) or mine.fetch(registry, NAME, digest)
             for _ in range(20):
@@ -231,7 +231,7 @@ def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_ver
                     os.stat(folder / WEIGHTS)
                 except OSError as e:
                     wrong.append(str(e))
-            found[at] += 1
+            read_counts[at] += 1
             mine.in_use.close()
 
     threads = [threading.Thread(target=reads, args=(digest, at)) for at, digest in enumerate(digests)]
@@ -242,4 +242,4 @@ def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_ver
         thread.join(120)
     stop.set()
     evictor.join(120)
-    assert (wrong, found, bool(taken)) == ([], [30, 30], True)
+    assert (wrong, read_counts, bool(removed)) == ([], [30, 30], True)

@@ -56,9 +56,9 @@ def read(location: ExportTarget, key: str) -> bytes:
     if isinstance(location, FolderTarget):
         return (location.root / key).read_bytes()
     assert isinstance(location, BucketTarget)
-    found = location._read(key)
-    assert found is not None, key
-    return found
+    data = location._read(key)
+    assert data is not None, key
+    return data
 
 
 def test_every_file_is_there_with_its_bytes_and_the_index_names_it(
@@ -118,10 +118,10 @@ def test_the_model_is_written_into_the_configuration_and_the_original_is_remembe
     config = json.loads(read(location(), "acme-support-v1/adapter_config.json"))
     assert config["base_model_name_or_path"] == "/models/tiny"
     stored = {file.path: file for file in filled_harness.admin.version("acme/support@1").files}
-    told = {f["path"]: f for f in json.loads(read(location(), "index.json"))["adapters"][0]["files"]}
-    assert told["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
-    assert told["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
-    assert told["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
+    indexed = {f["path"]: f for f in json.loads(read(location(), "index.json"))["adapters"][0]["files"]}
+    assert indexed["adapter_config.json"]["original"] == stored["adapter_config.json"].digest
+    assert indexed["adapter_config.json"]["digest"] != stored["adapter_config.json"].digest
+    assert indexed["adapter_model.safetensors"]["digest"] == stored["adapter_model.safetensors"].digest
     assert set(states(run(filled_harness, location(), model="/models/tiny")).values()) == {"unchanged"}
 
 
@@ -191,9 +191,9 @@ def test_look_ups_of_lorax_lead_to_what_is_there_and_to_nothing_else(
         return
     done = run(filled_harness, location())
     assert export.write_lorax_lookups(folder, done) == 2
-    said = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
-    assert (said["adapterPath"], said["status"]) == (f"{done.location}acme-support-v1/", "completed")
-    bucket, _, prefix = said["adapterPath"].removeprefix("s3://").partition("/")
+    version = json.loads((folder / "v2/repos/acme-support/version/1").read_bytes())
+    assert (version["adapterPath"], version["status"]) == (f"{done.location}acme-support-v1/", "completed")
+    bucket, _, prefix = version["adapterPath"].removeprefix("s3://").partition("/")
     listed = boto3.session.Session().client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert {row["Key"].removeprefix(prefix) for row in listed} >= {"adapter_config.json", "adapter_model.safetensors"}
     filled_harness.admin.yank("acme/support@1", "bad data")

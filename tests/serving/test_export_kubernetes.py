@@ -91,8 +91,10 @@ def test_a_lora_adapter_of_production_stack_is_local_and_nothing_else() -> None:
 
 def test_an_llm_inference_service_of_kserve_has_all_adapters_and_what_the_fleet_needs() -> None:
     settings = EngineSettings(profile="vllm==0.33.0", adapters=1, rank_limit=16, slots=1)
-    made = make("llminferenceservice", "s3://models/prod", entry(), settings=settings, model="hf://meta/Llama-3.1-8B")
-    assert made == {
+    manifest = make(
+        "llminferenceservice", "s3://models/prod", entry(), settings=settings, model="hf://meta/Llama-3.1-8B"
+    )
+    assert manifest == {
         "apiVersion": "v1",
         "kind": "List",
         "items": [

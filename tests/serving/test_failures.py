@@ -37,7 +37,7 @@ def test_a_revoked_token_leaves_what_is_served_and_a_new_agent_fills_the_engine_
     node.start()
     assert node.states() == {"acme-support-v1": "ready"}
     assert node.loaded == ["acme-support-v1"]
-    assert any("using the stored desired state" in transport for transport in node.said)
+    assert any("using the stored desired state" in transport for transport in node.lines)
 
 
 def test_an_unknown_base_is_said_and_loads_nothing(node: Node) -> None:
@@ -73,7 +73,7 @@ def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
         )
         assert node.states() == {"acme-support-v2": "failed"}
         assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}
-        assert any("No space left" in transport and "cannot be stored" in transport for transport in node.said)
+        assert any("No space left" in transport and "cannot be stored" in transport for transport in node.lines)
         assert node.reported() == {"acme-support-v1": "serving", "acme-support-v2": "failed"}
     assert not list((node.store.root / "incoming").iterdir()), "nothing half lies there"
     assert node.states() == {"acme-support-v2": "ready"}
@@ -85,20 +85,20 @@ def test_an_alias_that_a_full_disk_did_not_take_keeps_the_old_version_and_is_wri
     node.push("acme/support")
     node.states()
     node.push("acme/support")
-    told = node.store.root / "aliases.json"
+    aliases = node.store.root / "aliases.json"
     with monkeypatch.context() as patched:
         patched.setattr("registry.serving.agent.reconciler.replace_file", full_disk)
         for _ in range(2):
             with pytest.raises(Unavailable, match="cannot be written: No space left"):
                 node.states()
             node.clock.now += 60
-    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v1"}
+    assert json.loads(aliases.read_text()) == {"acme/support": "acme-support-v1"}
     assert node.loaded == ["acme-support-v1", "acme-support-v2"]
     node.states()
-    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
-    told.unlink()
+    assert json.loads(aliases.read_text()) == {"acme/support": "acme-support-v2"}
+    aliases.unlink()
     node.states()
-    assert json.loads(told.read_text()) == {"acme/support": "acme-support-v2"}
+    assert json.loads(aliases.read_text()) == {"acme/support": "acme-support-v2"}
 
 
 def test_a_desired_state_that_a_full_disk_did_not_take_is_stored_when_there_is_space(
@@ -111,7 +111,7 @@ def test_a_desired_state_that_a_full_disk_did_not_take_is_stored_when_there_is_s
         patched.setattr("registry.serving.agent.agent.replace_file", full_disk)
         for _ in range(2):
             assert node.states() == {"acme-support-v2": "ready"}
-    assert len([transport for transport in node.said if "cannot store the desired state" in transport]) == 1
+    assert len([transport for transport in node.lines if "cannot store the desired state" in transport]) == 1
     node.states()
     node.transport.cut = True
     node.start()
@@ -196,16 +196,16 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
     monkeypatch.setattr(agent, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(agent, "INSPECT_SECONDS", 0.05)
     monkeypatch.setattr(agent, "WAIT_SECONDS", 1)
-    said = threading.Condition()
+    changed = threading.Condition()
 
     def say(text: str) -> None:
-        with said:
-            node.said.append(text)
-            said.notify_all()
+        with changed:
+            node.lines.append(text)
+            changed.notify_all()
 
     def wait_for(words: str) -> None:
-        with said:
-            assert said.wait_for(lambda: any(words in transport for transport in node.said), 60), node.said
+        with changed:
+            assert changed.wait_for(lambda: any(words in transport for transport in node.lines), 60), node.lines
 
     node.push("acme/support")
     node.agent._say = say
@@ -227,7 +227,7 @@ def test_an_agent_runs_through_an_outage_says_it_once_and_takes_what_it_missed(
         node.agent.wake()
         running.join(60)
     assert not running.is_alive()
-    assert sum("cannot fetch the desired state" in transport for transport in node.said) == 1
+    assert sum("cannot fetch the desired state" in transport for transport in node.lines) == 1
 
 
 def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_a_bug_in_a_pass_is_said_and_ends_nothing(node: Node, monkeypatch: pytes
     monkeypatch.setattr(node.agent, "fetch", lambda **_: False)
     node.agent.run(stop)
     assert len(passes) == 3
-    assert [transport for transport in node.said if "bug" in transport] == [
+    assert [transport for transport in node.lines if "bug" in transport] == [
         "a pass failed because of a bug: ZeroDivisionError('nobody thought of it')"
     ]
 
@@ -257,7 +257,7 @@ def test_a_registry_that_knows_no_fleet_is_said_once_and_harms_nothing(node: Nod
     node.transport.cut = True
     for _ in range(3):
         node.agent.send_heartbeat()
-    assert sum("does not accept reports" in transport for transport in node.said) == 1
+    assert sum("does not accept reports" in transport for transport in node.lines) == 1
     assert (node.metrics.value("reports"), node.metrics.value("reports_failed")) == (0, 3)
     node.transport.cut = False
     assert node.reported() == {"acme-support-v1": "serving"}

@@ -46,16 +46,16 @@ def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
 def test_loading_is_told_while_it_lasts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.push("acme/support")
     node.agent.fetch()
-    seen = []
+    reports = []
     load = node.engine.load
 
     def slowly(name: str, root: str) -> str:
-        seen.append(dict(node.reported()))
+        reports.append(dict(node.reported()))
         return load(name, root)
 
     monkeypatch.setattr(node.engine, "load", slowly)
     node.agent.step()
-    assert seen == [{"acme-support-v1": "loading"}]
+    assert reports == [{"acme-support-v1": "loading"}]
 
 
 def test_the_reporter_speaks_at_a_change_and_to_renew_and_ends_when_told(
@@ -105,14 +105,20 @@ def test_metrics_are_prometheus_text_on_a_port_of_their_own(node: Node) -> None:
         with pytest.raises(Unavailable, match="cannot be served"), metrics.served({}, port):
             pass
     series = re.findall(rf'^{PREFIX}(\w+){{engine="vllm-8000"}} (\S+)$', text, re.MULTILINE)
-    found = {name: float(value) for name, value in series}
-    assert found.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
+    values_by_name = {name: float(value) for name, value in series}
+    assert values_by_name.keys() == {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     counted = {
-        name: found[name] for name in ("passes_total", "pulls_total", "loads_total", "load_checks_total", "desired")
+        name: values_by_name[name]
+        for name in ("passes_total", "pulls_total", "loads_total", "load_checks_total", "desired")
     }
     assert counted == {"passes_total": 1, "pulls_total": 1, "loads_total": 1, "load_checks_total": 1, "desired": 2}
-    assert (found["serving"], found["refused"], found["converged"], found["loaded"]) == (1, 1, 0, 1)
-    assert int(found["pulled_bytes_total"]) == node.harness.admin.version("acme/support").size_bytes
+    assert (
+        values_by_name["serving"],
+        values_by_name["refused"],
+        values_by_name["converged"],
+        values_by_name["loaded"],
+    ) == (1, 1, 0, 1)
+    assert int(values_by_name["pulled_bytes_total"]) == node.harness.admin.version("acme/support").size_bytes
     assert len(re.findall(r"^# TYPE", text, re.MULTILINE)) == len(COUNTERS) + len(GAUGES)
     for wrong in ("", "x", "70000", "localhost"):
         with pytest.raises(Invalid, match="HOST"), metrics.served({}, wrong):

@@ -40,13 +40,13 @@ def test_two_processes_that_bring_the_same_version_share_one_folder(
     harness: Harness, transport: FaultyTransport, tmp_path: Path
 ) -> None:
     version = harness.push("acme/support").version
-    one, other = LocalStore(tmp_path), LocalStore(tmp_path)
+    first, other = LocalStore(tmp_path), LocalStore(tmp_path)
     with Registry(URL, harness.secret, transport) as registry:
-        brought = one.fetch(registry, AdapterName.parse("acme/support"), version.digest)
+        brought = first.fetch(registry, AdapterName.parse("acme/support"), version.digest)
         scratch = tmp_path / "incoming" / "late"
         resolved = pull.pull(registry, f"acme/support@{version.digest}", scratch, cache=None)
         assert other._put(scratch, resolved.manifest) == brought
-    assert [path.name for path in one.versions.iterdir()] == [version.digest.hex]
+    assert [path.name for path in first.versions.iterdir()] == [version.digest.hex]
 
 
 def test_more_damaged_copies_than_anybody_needs_are_an_error(

@@ -16,9 +16,9 @@ from tests.serving.node import Node
 def test_twenty_adapters_are_loaded_from_their_own_folders_and_proved(node: Node) -> None:
     files = {f"acme/m{n}": node.push(f"acme/m{n}") for n in range(20)}
     assert node.states() == {f"acme-m{n}-v1": "ready" for n in range(20)}
-    for name, given in files.items():
+    for name, version_files in files.items():
         root, weights = node.engine.loaded[node.reconciler.aliases[name]]
-        assert (Path(root).name, weights) == (node.harness.admin.version(name).digest.hex, given[WEIGHTS])
+        assert (Path(root).name, weights) == (node.harness.admin.version(name).digest.hex, version_files[WEIGHTS])
     assert json.loads((node.store.root / "aliases.json").read_text()) == node.reconciler.aliases
     assert node.states()
     assert node.engine.loads == 20
@@ -48,7 +48,7 @@ def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_on
     node.push("acme/support")
     node.engine.deaf = True
     assert node.states() == {"acme-support-v2": "failed", "acme-other-v1": "ready"}
-    assert "answers like base" in " ".join(node.said)
+    assert "answers like base" in " ".join(node.lines)
     assert node.reconciler.aliases["acme/support"] == "acme-support-v1"
     assert node.loaded == ["acme-other-v1", "acme-support-v1"]
     node.engine.deaf = False
@@ -77,12 +77,12 @@ def test_an_engine_that_was_restarted_is_filled_and_proved_again(node: Node) -> 
 
 
 def test_other_weights_under_our_name_are_replaced_and_other_adapters_are_left_alone(node: Node) -> None:
-    given = node.push("acme/support")
+    pushed = node.push("acme/support")
     node.engine.loaded = {"acme-support-v1": ("/elsewhere", b"other"), "static": ("/models/static", b"")}
     assert node.states() == {"acme-support-v1": "ready"}
     node.clock.now += 60
     node.states()
-    assert node.engine.loaded["acme-support-v1"][1] == given[WEIGHTS]
+    assert node.engine.loaded["acme-support-v1"][1] == pushed[WEIGHTS]
     assert node.loaded == ["acme-support-v1", "static"]
 
 

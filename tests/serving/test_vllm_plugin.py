@@ -34,9 +34,9 @@ def resolver(harness: Harness, transport: FaultyTransport, store: LocalStore, cl
 @pytest.fixture
 def frontend(harness: Harness, transport: FaultyTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Frontend:
     """vLLM with our plugin registered as its entry point does it."""
-    known = ResolverRegistry()
+    registry = ResolverRegistry()
     monkeypatch.setattr(vllm, "LoRARequest", LoRARequest)
-    monkeypatch.setattr(vllm, "LoRAResolverRegistry", known)
+    monkeypatch.setattr(vllm, "LoRAResolverRegistry", registry)
     monkeypatch.setattr(
         vllm.RegistryResolver.__init__, "__kwdefaults__", {"open_registry": lambda u, t: Registry(u, t, transport)}
     )
@@ -46,7 +46,7 @@ def frontend(harness: Harness, transport: FaultyTransport, tmp_path: Path, monke
     monkeypatch.setenv("ADAPTER_PLUGIN_ENGINE", ENGINE)
     monkeypatch.setenv("ADAPTER_PLUGIN_NODE", "off")
     vllm.register()
-    return Frontend(known, f"/models/{BASE}")
+    return Frontend(registry, f"/models/{BASE}")
 
 
 def ask(frontend: Frontend, model: str) -> int:
@@ -169,8 +169,8 @@ def test_a_yanked_version_and_another_base_are_refused(
     assert "yanked" in resolver.find("acme/support@1").reason
     harness.push("acme/other")
     with Registry(URL, harness.secret, transport) as registry:
-        found = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
-    assert found.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
+        answer = Resolver(registry, store, engine=ENGINE, base="another").find("acme/other")
+    assert answer.reason == "acme/other: it was made for the base tiny-llama, and this engine serves another"
 
 
 def test_a_token_without_rights_and_a_namespace_that_is_not_served_are_a_no(
@@ -209,8 +209,8 @@ def test_a_no_of_the_registry_ends_the_yes_that_was_kept_for_its_absence(
     assert "yanked" in resolver.find("acme/support@1").reason
     transport.cut = True
     clock.now += finders.REFUSED_SECONDS + 1
-    found = resolver.find("acme/support@1")
-    assert (found.folder, "yanked" in found.reason) == (None, False)
+    answer = resolver.find("acme/support@1")
+    assert (answer.folder, "yanked" in answer.reason) == (None, False)
 
 
 def test_a_registry_that_is_away_is_waited_for_once_and_not_for_each_name_that_is_here(

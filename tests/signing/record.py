@@ -16,9 +16,9 @@ from tests.worker import models
 def adapter(folder: Path) -> Path:
     """The folder that training leaves: PEFT's two files and its README, and a pickle that is never pushed."""
     base = models.base(folder / "tiny")
-    made = models.adapter(base, folder / "out")
-    (made / LEFT_OUT).write_bytes(b"not a pickle, and not looked at")
-    return made
+    folder_ = models.adapter(base, folder / "out")
+    (folder_ / LEFT_OUT).write_bytes(b"not a pickle, and not looked at")
+    return folder_
 
 
 def main() -> None:
@@ -26,12 +26,14 @@ def main() -> None:
         folder = Path(text)
         trained = adapter(folder)
         files = {path.name: path.read_bytes() for path in sorted(trained.iterdir())}
-        told: dict[str, Any] = {"tool": f"model-signing {tool.VERSION}", "files": {}, "signed": {}}
-        told["files"] = {name: [str(Digest.of(data)), len(data)] for name, data in files.items()}
-        for one in SigningSetup(folder / "stand").signed(tool.Tool(), trained):
-            with_what = {"public_key": one.public_key.decode()} if one.public_key else {"root": one.root.decode()}
-            told["signed"][one.way] = {"bundle": one.bundle.read_text(), **with_what}
-    RECORDED.write_text(json.dumps(told, indent=1) + "\n")
+        record: dict[str, Any] = {"tool": f"model-signing {tool.VERSION}", "files": {}, "signed": {}}
+        record["files"] = {name: [str(Digest.of(data)), len(data)] for name, data in files.items()}
+        for signed in SigningSetup(folder / "stand").signed(tool.Tool(), trained):
+            with_what = (
+                {"public_key": signed.public_key.decode()} if signed.public_key else {"root": signed.root.decode()}
+            )
+            record["signed"][signed.way] = {"bundle": signed.bundle.read_text(), **with_what}
+    RECORDED.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

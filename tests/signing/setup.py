@@ -42,10 +42,10 @@ class SigningSetup:
         folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, name: str, curve: ec.EllipticCurve) -> tuple[Path, ec.EllipticCurvePublicKey]:
-        made = ec.generate_private_key(curve)
+        private = ec.generate_private_key(curve)
         plain = serialization.NoEncryption()
-        (self.folder / f"{name}.pem").write_bytes(made.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
-        return self.folder / f"{name}.pem", made.public_key()
+        (self.folder / f"{name}.pem").write_bytes(private.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
+        return self.folder / f"{name}.pem", private.public_key()
 
     def put(self, name: str, certificate: x509.Certificate) -> Path:
         (self.folder / f"{name}.pem").write_bytes(certificate.public_bytes(PEM))
@@ -62,8 +62,8 @@ class SigningSetup:
         leaves = {"certificate": between.leaf(public, lasts=LASTS), "certificate for any use": _plain(between, public)}
         above = [self.put("between", between.certificate), self.put("root", root.certificate)]
         for way, leaf in leaves.items():
-            place = self.put(way, leaf)
-            bundle = tool.sign_with_certificate(adapter, key, place, above, self.folder / f"{way}.sig")
+            certificate = self.put(way, leaf)
+            bundle = tool.sign_with_certificate(adapter, key, certificate, above, self.folder / f"{way}.sig")
             yield Signed(way, bundle, root=root.pem)
 
 

@@ -25,23 +25,23 @@ def test_a_bundle_of_model_signing_is_pushed_and_verified(cli: CommandRunner) ->
     trained = record.adapter(cli.folder)
     cli("base", "add", "tiny", cli.folder / "tiny")
     signer = tool.Tool()
-    for number, one in enumerate(setup.SigningSetup(cli.folder / "stand").signed(signer, trained)):
-        name, given = f"acme/signed-{number}", ["--bundle", one.bundle]
-        if one.public_key:
+    for number, signed in enumerate(setup.SigningSetup(cli.folder / "stand").signed(signer, trained)):
+        name, options = f"acme/signed-{number}", ["--bundle", signed.bundle]
+        if signed.public_key:
             public = cli.folder / f"{number}.pub"
-            public.write_bytes(one.public_key)
-            given += ["--public-key", public]
-        cli("push", trained, name, "--base", "tiny", *given)
+            public.write_bytes(signed.public_key)
+            options += ["--public-key", public]
+        cli("push", trained, name, "--base", "tiny", *options)
         trusted = cli.folder / f"{number}.root"
-        trusted.write_bytes(one.root)
-        demanded = ["--trusted-roots", trusted] if one.root else []
-        told = cli("verify", name, *demanded, "--json").json
-        (line,) = [line for line in told["signatures"] if line["kind"] in ("signature", "unverified")]
-        assert (told["ok"], line["ok"]) == (True, True), (one.way, told)
-        assert line["who"].startswith("pki:" if one.root else "key:")
-        assert cli("verify", name, "--signed-by", line["who"], *demanded, expect=0 if one.public_key else 70)
+        trusted.write_bytes(signed.root)
+        demanded = ["--trusted-roots", trusted] if signed.root else []
+        verified = cli("verify", name, *demanded, "--json").json
+        (line,) = [line for line in verified["signatures"] if line["kind"] in ("signature", "unverified")]
+        assert (verified["ok"], line["ok"]) == (True, True), (signed.way, verified)
+        assert line["who"].startswith("pki:" if signed.root else "key:")
+        assert cli("verify", name, "--signed-by", line["who"], *demanded, expect=0 if signed.public_key else 70)
     (trained / "README.md").write_text("other words")
-    refused = cli("push", trained, "acme/other", "--base", "tiny", *given, "--json", expect=2).problem
+    refused = cli("push", trained, "acme/other", "--base", "tiny", *options, "--json", expect=2).problem
     assert (refused["code"], "README.md" in refused["detail"]) == ("SIGNATURE_INVALID", True)
 
 
@@ -59,6 +59,8 @@ def test_model_signing_verifies_our_signatures(cli: CommandRunner) -> None:
     cli("pull", "acme/ours", pulled)
     saved = cli.folder / "ours.bundle"
     cli("verify", "acme/ours", "--save", saved)
-    kept = json.loads(saved.read_text())["attestations"]
-    signature.write_text(next(one["bundle"] for one in kept if one["kind"] == "signature"))
+    attestations = json.loads(saved.read_text())["attestations"]
+    signature.write_text(
+        next(attestation["bundle"] for attestation in attestations if attestation["kind"] == "signature")
+    )
     assert tool.Tool().verifies(pulled, pem, signature)

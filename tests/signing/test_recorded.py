@@ -21,8 +21,8 @@ from registry.manifest import BaseRef, Descriptor, Manifest
 from tests.signing.setup import LEFT_OUT, RECORDED
 
 TOLD: dict[str, Any] = json.loads(RECORDED.read_text())
-KEYS = [way for way, one in TOLD["signed"].items() if "public_key" in one]
-CERTIFICATES = [way for way, one in TOLD["signed"].items() if "root" in one]
+KEYS = [way for way, record in TOLD["signed"].items() if "public_key" in record]
+CERTIFICATES = [way for way, record in TOLD["signed"].items() if "root" in record]
 AT = datetime(2027, 1, 1, tzinfo=UTC)
 """A day on which the recorded certificates are valid."""
 
@@ -33,8 +33,8 @@ def pushed(**others: str) -> Manifest:
     for path, (digest, size_bytes) in TOLD["files"].items():
         kind = kind_of(path)
         if kind is not None:
-            said = Digest.of(others[path].encode()) if path in others else Digest(digest)
-            described.append(Descriptor(path=path, media_type=kind.media_type, digest=said, size_bytes=size_bytes))
+            digest_ = Digest.of(others[path].encode()) if path in others else Digest(digest)
+            described.append(Descriptor(path=path, media_type=kind.media_type, digest=digest_, size_bytes=size_bytes))
     return Manifest.build(BaseRef(name="tiny", fingerprint=Digest.of(b"base")), described, ())
 
 
@@ -43,9 +43,9 @@ def bundle_of(way: str) -> str:
 
 
 def test_what_is_recorded_is_an_adapter_of_peft_and_more_was_signed_than_is_pushed() -> None:
-    kept = {file.path for file in pushed().files}
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} == kept
-    assert set(TOLD["files"]) - kept == {LEFT_OUT}
+    paths = {file.path for file in pushed().files}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} == paths
+    assert set(TOLD["files"]) - paths == {LEFT_OUT}
     assert (len(KEYS), len(CERTIFICATES)) == (3, 2)
 
 

@@ -71,14 +71,14 @@ class Tool:
 
     def sign_with_certificate(self, folder: Path, key: Path, leaf: Path, chain: Sequence[Path], out: Path) -> Path:
         above = [word for path in chain for word in ("--certificate_chain", path)]
-        given = ["--private_key", key, "--signing_certificate", leaf, *above]
-        self._run("sign", "certificate", *given, "--signature", out, folder)
+        options = ["--private_key", key, "--signing_certificate", leaf, *above]
+        self._run("sign", "certificate", *options, "--signature", out, folder)
         return out
 
     def verifies(self, folder: Path, public_key: Path, signature: Path) -> bool:
         """Whether it takes a bundle for this folder; files that nobody signed count against it."""
-        asked: list[str | Path] = ["verify", "key", "--public_key", public_key, "--signature", signature, folder]
-        return subprocess.run([FOLDER / "bin" / "model_signing", *asked], capture_output=True).returncode == 0
+        arguments: list[str | Path] = ["verify", "key", "--public_key", public_key, "--signature", signature, folder]
+        return subprocess.run([FOLDER / "bin" / "model_signing", *arguments], capture_output=True).returncode == 0
 
     def sigstore_accepts(self, trusted_root: bytes, bundles: Sequence[str], folder: Path) -> list[bool]:
         """Whether Sigstore's own client, which model_signing brings along, verifies each bundle offline."""

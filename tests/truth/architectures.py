@@ -146,12 +146,12 @@ SEQ_2_SEQ = frozenset(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 def names() -> Iterator[tuple[str, str, str]]:
     """(id, model type, class) of every architecture with a text model. An id is the model type or the class."""
-    seen: set[str] = set()
+    types: set[str] = set()
     for kind, mapping in HEADS:
         for model_type, value in mapping.items():
             maker = value if isinstance(value, str) else value[0]
-            if model_type not in seen:
-                seen.add(model_type)
+            if model_type not in types:
+                types.add(model_type)
                 yield model_type, model_type, maker
             elif kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS") and model_type in EXTRA_HEADS:
                 yield maker, model_type, maker

@@ -121,8 +121,8 @@ def make_base(folder: Path) -> Path:
 
 def variants() -> Iterator[tuple[str, str]]:
     """(method, variant) of everything in `VARIANTS` that the installed PEFT has."""
-    known = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
-    return ((method, name) for method in sorted(VARIANTS.keys() & known) for name in VARIANTS[method])
+    peft_types = {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    return ((method, name) for method in sorted(VARIANTS.keys() & peft_types) for name in VARIANTS[method])
 
 
 def make(model: Any, method: str, variant: str, folder: Path) -> None:

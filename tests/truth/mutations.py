@@ -41,33 +41,33 @@ def of_tensors(tensors: Tensors, written: Written) -> Iterator[Mutated]:
 
 def _of_kind(tensors: Tensors, names: list[str]) -> Iterator[tuple[str, Tensors]]:
     first = next((name for name in names if tensors[name].numel()), names[0])
-    one = tensors[first]
+    first_tensor = tensors[first]
     yield "drop-one", _without(tensors, names[:1])
     if len(names) > 1:
         yield "drop-kind", _without(tensors, names)
         yield "drop-half", _without(tensors, names[1::2])
-    shapes: dict[str, torch.Tensor] = {"unsqueezed": one.unsqueeze(0), "trailing": one.unsqueeze(-1)}
-    for axis in range(one.dim()):
-        size = one.shape[axis]
-        shapes[f"longer-{axis}"] = torch.cat([one, one.narrow(axis, 0, 1)], axis)
+    shapes: dict[str, torch.Tensor] = {"unsqueezed": first_tensor.unsqueeze(0), "trailing": first_tensor.unsqueeze(-1)}
+    for axis in range(first_tensor.dim()):
+        size = first_tensor.shape[axis]
+        shapes[f"longer-{axis}"] = torch.cat([first_tensor, first_tensor.narrow(axis, 0, 1)], axis)
         if size > 1:
-            shapes[f"shorter-{axis}"] = one.narrow(axis, 0, size - 1)
+            shapes[f"shorter-{axis}"] = first_tensor.narrow(axis, 0, size - 1)
         if size > 1 and size % 2 == 0:
-            shapes[f"halved-{axis}"] = one.narrow(axis, 0, size // 2)
-    if one.dim() == 2 and one.shape[0] != one.shape[1]:
-        shapes["transposed"] = one.T
-    if one.dim() > 1:
-        shapes["flat"] = one.flatten()
+            shapes[f"halved-{axis}"] = first_tensor.narrow(axis, 0, size // 2)
+    if first_tensor.dim() == 2 and first_tensor.shape[0] != first_tensor.shape[1]:
+        shapes["transposed"] = first_tensor.T
+    if first_tensor.dim() > 1:
+        shapes["flat"] = first_tensor.flatten()
     for change, tensor in shapes.items():
         yield change, tensors | {first: tensor}
-    if one.is_floating_point():
-        yield "zero-one", tensors | {first: one * 0}
+    if first_tensor.is_floating_point():
+        yield "zero-one", tensors | {first: first_tensor * 0}
         yield "zero-kind", tensors | {name: tensors[name] * 0 for name in names}
         for word in ("nan", "inf"):
-            filled = one.clone()
+            filled = first_tensor.clone()
             filled.view(-1)[0] = float(word)
             yield word, tensors | {first: filled}
-        yield "integers-one", tensors | {first: one.to(torch.int32)}
+        yield "integers-one", tensors | {first: first_tensor.to(torch.int32)}
 
 
 def _of_file(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
@@ -99,14 +99,14 @@ def _of_file(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
 def of_lora(tensors: Tensors, written: Written) -> Iterator[Mutated]:
     """The few mutations that every architecture is tried with."""
     first = next(name for name in tensors if "lora_B" in name or "lora_embedding_B" in name)
-    one = tensors[first]
+    tensor = tensors[first]
     yield "wrong-rank", tensors, written | {"r": written["r"] + 1}
-    yield "wrong-shape", tensors | {first: torch.cat([one, one[:1]])}, written
+    yield "wrong-shape", tensors | {first: torch.cat([tensor, tensor[:1]])}, written
     yield "other-size", {name: _doubled(name, t) for name, t in tensors.items()}, written
     yield "lost-tensor", _without(tensors, [first]), written
-    yield "extra-tensor", tensors | {re.sub(r"\.\d+\.", ".77.", first, count=1) + ".more": one}, written
+    yield "extra-tensor", tensors | {re.sub(r"\.\d+\.", ".77.", first, count=1) + ".more": tensor}, written
     yield "zero", {name: t * 0 for name, t in tensors.items()}, written
-    yield "nan", tensors | {first: one * float("nan")}, written
+    yield "nan", tensors | {first: tensor * float("nan")}, written
 
 
 def _doubled(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ class Product:
 
     def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
         """The stages after `check` of these adapters (id → folder): all are pushed, then the worker runs."""
-        said: dict[str, Said] = {}
+        answers: dict[str, Said] = {}
         refs: dict[str, str] = {}
         for case, folder in folders.items():
             name = "truth/" + "".join(c if c.isalnum() else "-" for c in case.rpartition("/")[0].lower())
@@ -84,17 +84,17 @@ class Product:
                 refs[case] = f"{name}@{version.number}"
             except RegistryError as e:
                 word = "crash" if e.code == "INTERNAL" else "refused"
-                said[case] = {"compat": (word, str(e)[:TEXT])}
+                answers[case] = {"compat": (word, str(e)[:TEXT])}
             except Exception as e:
-                said[case] = {"compat": ("crash", f"{type(e).__name__}: {e}"[:TEXT])}
+                answers[case] = {"compat": ("crash", f"{type(e).__name__}: {e}"[:TEXT])}
         self._worker.run(once=True)
-        return said | {case: self._stored(ref) for case, ref in refs.items()}
+        return answers | {case: self._stored(ref) for case, ref in refs.items()}
 
     def _stored(self, ref: str) -> Said:
         version = self._harness.admin.version(ref)
-        said = {str(v.check): (str(v.outcome), v.summary[:TEXT]) for v in version.verdicts}
-        if "smoke" not in said:
+        verdicts = {str(v.check): (str(v.outcome), v.summary[:TEXT]) for v in version.verdicts}
+        if "smoke" not in verdicts:
             errors = [f"{job.state}: {job.error}" for job in self._harness.admin.jobs(ref=ref).items if job.error]
             if errors:
-                said["smoke"] = ("crash", errors[0][:TEXT])
-        return said
+                verdicts["smoke"] = ("crash", errors[0][:TEXT])
+        return verdicts

@@ -136,7 +136,7 @@ class Run:
     def _group(self, group: Group, registry: _Registry, scratch: Path) -> Iterator[Row]:
         chosen = [case for case in group if self._is_chosen(case.id)]
         chosen.sort(key=lambda case: (not case.honest, hashlib.sha256(case.id.encode()).digest()))
-        said: dict[str, Said] = {}
+        case_answers: dict[str, Said] = {}
         answers: dict[str, oracle.Answer] = {}
         waiting: dict[str, tuple[str, Path]] = {}
         try:
@@ -144,23 +144,23 @@ class Run:
                 folder = scratch / str(number)
                 key = f"{case.id} {case.write(folder)} {group.base.digest}"
                 answers[case.id] = self._ask(key, group, folder)
-                said[case.id] = self._check(key, group, folder)
-                if not self._only_check and self._goes_on(case, said[case.id]):
+                case_answers[case.id] = self._check(key, group, folder)
+                if not self._only_check and self._goes_on(case, case_answers[case.id]):
                     stored = self._stages.get(f"{key} {self._code}")
                     if stored is None:
                         waiting[case.id] = key, folder
                     else:
-                        said[case.id] |= words_of(stored)
+                        case_answers[case.id] |= words_of(stored)
             if waiting:
                 judged = registry.judge({case: folder for case, (_, folder) in waiting.items()})
                 for case_id, words in judged.items():
-                    said[case_id] |= words
+                    case_answers[case_id] |= words
                     self._stages.put(f"{waiting[case_id][0]} {self._code}", words)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         honest = next(iter(answers.values()), oracle.Answer())
         print(f"{group.id}: {len(answers)} cases, PEFT {honest.why or 'yes'} {honest.message}", file=sys.stderr)
-        yield from (Row(c.id, c.honest, answers[c.id], said[c.id]) for c in chosen if c.id in answers)
+        yield from (Row(c.id, c.honest, answers[c.id], case_answers[c.id]) for c in chosen if c.id in answers)
 
     def _ask(self, key: str, group: Group, folder: Path) -> oracle.Answer:
         if not oracle.is_finite(folder):
@@ -180,10 +180,10 @@ class Run:
         return words_of(stored)
 
     @staticmethod
-    def _goes_on(case: Case, said: Said) -> bool:
+    def _goes_on(case: Case, answer: Said) -> bool:
         """Whether the adapter is pushed: a refused one rarely is, because the push refuses it by the same rules."""
         digest = hashlib.sha256(case.id.encode()).digest()
-        return said["check"][0] not in product.NO or case.honest or digest[0] % PUSHED_ANYWAY == 0
+        return answer["check"][0] not in product.NO or case.honest or digest[0] % PUSHED_ANYWAY == 0
 
     def _is_chosen(self, case_id: str) -> bool:
         return not self._ids or any(case_id.startswith(i) or fnmatch.fnmatchcase(case_id, i) for i in self._ids)

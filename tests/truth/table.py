@@ -47,10 +47,10 @@ class Row:
         words = {word for stage, (word, _) in self.said.items() if stage != "engine"}
         if "crash" in words or words & NO:
             return "crash" if "crash" in words else "fail"
-        asked = {"compat", "weights", "smoke"} <= self.said.keys()
+        was_pushed = {"compat", "weights", "smoke"} <= self.said.keys()
         return (
             "pass"
-            if asked and "unknown" not in [self.said[s][0] for s in ("compat", "weights", "smoke")]
+            if was_pushed and "unknown" not in [self.said[s][0] for s in ("compat", "weights", "smoke")]
             else "unknown"
         )
 
@@ -136,10 +136,10 @@ def _table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _difference(row: Row, stage: str) -> str:
-    said = row.said.get(stage) or next((words for words in row.said.values() if words[0] in (*NO, "crash")), ("", ""))
+    shown = row.said.get(stage) or next((words for words in row.said.values() if words[0] in (*NO, "crash")), ("", ""))
     return (
         f"{row.id}: PEFT {row.answer.why or 'yes'} {row.answer.message[:150]}; "
-        f"registry {said[0] or row.together} {said[1][:150]}"
+        f"registry {shown[0] or row.together} {shown[1][:150]}"
     )
 
 
@@ -191,8 +191,8 @@ def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, s
                 if fault.kind == kind:
                     stages[family, cases[0].id].append(fault.stage)
         members = [
-            f"- {family}, such as `{example}`: {', '.join(sorted(found, key=STAGES.index))}"
-            for (family, example), found in sorted(stages.items())
+            f"- {family}, such as `{example}`: {', '.join(sorted(family_stages, key=STAGES.index))}"
+            for (family, example), family_stages in sorted(stages.items())
         ]
         if members:
             lines += [f"## Open: {kind}", "", *_first(members), ""]

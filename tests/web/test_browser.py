@@ -173,9 +173,9 @@ def test_axe_finds_nothing_on_any_page(site: Site, axe_source: str, scheme: Sche
             page.evaluate(axe_source)
             options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
             violations = page.evaluate("options => axe.run(document, options).then(found => found.violations)", options)
-            found = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:160]}" for v in violations]
+            page_problems = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:160]}" for v in violations]
             overflow = page.evaluate(OVERFLOW)
-            found += [f"wider than the screen by {overflow}"] if overflow > 0 else []
-            if found:
-                problems[name] = found
+            page_problems += [f"wider than the screen by {overflow}"] if overflow > 0 else []
+            if page_problems:
+                problems[name] = page_problems
         assert problems == {}

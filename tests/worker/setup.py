@@ -35,5 +35,5 @@ class WorkerSetup:
 
     def smoke(self, ref: str = "acme/support") -> Verdict | None:
         """The verdict of the check *smoke* on this version, if there is one."""
-        found = [v for v in self.harness.admin.version(ref).verdicts if v.check is Check.SMOKE]
-        return found[-1] if found else None
+        verdicts = [v for v in self.harness.admin.version(ref).verdicts if v.check is Check.SMOKE]
+        return verdicts[-1] if verdicts else None

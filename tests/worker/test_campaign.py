@@ -25,7 +25,7 @@ LOUD_EVERY, SILENT = 10, 7
 
 def make_adapters(pattern: Path, folder: Path) -> dict[str, Path]:
     """Adapters of one layout by the names of their versions, each with numbers of its own."""
-    tensors, made = load_file(pattern / models.WEIGHTS), {}
+    tensors, folders = load_file(pattern / models.WEIGHTS), {}
     for number in range(ADAPTERS):
         target = shutil.copytree(pattern, folder / str(number))
         torch.manual_seed(number)
@@ -34,8 +34,8 @@ def make_adapters(pattern: Path, folder: Path) -> dict[str, Path]:
             name: torch.randn_like(values) * (size if "lora_B" in name else 0.05) for name, values in tensors.items()
         }
         save_file(own, target / models.WEIGHTS)
-        made[f"acme/shop-{number}@1"] = target
-    return made
+        folders[f"acme/shop-{number}@1"] = target
+    return folders
 
 
 def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_table_that_is_right(
@@ -58,8 +58,8 @@ def test_a_campaign_over_200_adapters_of_one_base_loads_it_once_and_ends_in_a_ta
     assert (tally.done, tally.failed, tally.base_loads) == (ADAPTERS, 0, 1)
     campaign = setup.harness.admin.campaign(campaign.id)
     assert (campaign.finished, campaign.states, campaign.changed) == (True, {State.DONE: ADAPTERS}, ADAPTERS)
-    wanted = dict.fromkeys(pushed, "pass") | dict.fromkeys(loud, "warn") | {silent: "fail"}
-    assert {item.version: item.after for item in campaign.items} == wanted
+    expected = dict.fromkeys(pushed, "pass") | dict.fromkeys(loud, "warn") | {silent: "fail"}
+    assert {item.version: item.after for item in campaign.items} == expected
     assert {item.before for item in campaign.items} == {""}
     assert setup.harness.admin.start_campaign(CampaignRequest(base=BASE, outdated=True)).total == 0
 

@@ -41,20 +41,20 @@ IDS = torch.arange(1, 24).reshape(1, -1)
 def logits(base: Path, adapter: Path) -> torch.Tensor:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(IDS).logits
-    return found
+        output: torch.Tensor = model.eval()(IDS).logits
+    return output
 
 
 def conversion_request(to: str, base: Path, source: Path, out: Path) -> ConversionRequest:
     """The request that a worker would send, after the checks that it would make."""
     spec, _ = base_spec_from(base, base.name)
-    asked = Conversion(to=to, into="acme/made")
-    conversions.runs_on(read_folder(source).contents, asked, spec)
-    return ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec, base_folder=str(base))
+    conversion = Conversion(to=to, into="acme/made")
+    conversions.runs_on(read_folder(source).contents, conversion, spec)
+    return ConversionRequest(conversion=conversion, source=str(source), out=str(out), base=spec, base_folder=str(base))
 
 
-def difference(base: Path, one: Path, other: Path) -> float:
-    return float((logits(base, one) - logits(base, other)).abs().max())
+def difference(base: Path, first: Path, other: Path) -> float:
+    return float((logits(base, first) - logits(base, other)).abs().max())
 
 
 # ------------------------------------------------------------------ canonical
@@ -85,9 +85,9 @@ def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(
 def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:
     b = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     exact = b.to(torch.float64) * 5.5
-    made = to_canonical.scale_tensor(b, 5.5)
-    assert made.dtype == torch.float32
-    assert torch.equal(made.to(torch.float64), exact)
+    scaled = to_canonical.scale_tensor(b, 5.5)
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled.to(torch.float64), exact)
     assert to_canonical.scale_tensor(b, 2.0).dtype == torch.bfloat16
 
 
@@ -101,8 +101,8 @@ def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_uncha
     report = to_plain.convert(conversion_request("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5
-    made = read_folder(tmp_path / "made").peft
-    assert (made.config.initialization, made.config.base.name) == ("", "llama-a")
+    converted = read_folder(tmp_path / "made").peft
+    assert (converted.config.initialization, converted.config.base.name) == ("", "llama-a")
 
 
 # ------------------------------------------------------------------ torchtune, mlx
@@ -133,8 +133,8 @@ def as_torchtune(folder: Path, out: Path, heads: dict[str, int]) -> Path:
         tensors[short.replace("lora_A", "lora_a").replace("lora_B", "lora_b")] = tensor.contiguous()
     out.mkdir()
     save_file(tensors, out / "adapter_0.safetensors")
-    kept = {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": ["q_proj", "output_proj"]}
-    (out / CONFIG).write_text(json.dumps(kept))
+    fields = {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": ["q_proj", "output_proj"]}
+    (out / CONFIG).write_text(json.dumps(fields))
     return out
 
 
@@ -158,16 +158,16 @@ def test_what_another_trainer_wrote_gives_the_same_logits_as_pefts(
     report = to_peft.convert(conversion_request("peft", base_folder, source, tmp_path / "made"))
     assert difference(base_folder, attention, tmp_path / "made") == 0
     assert report.error == 0
-    made, given = load_file(tmp_path / "made" / WEIGHTS), load_file(attention / WEIGHTS)
-    assert set(made) == set(given)
-    assert all(torch.equal(made[name], given[name]) for name in given)
+    converted, original = load_file(tmp_path / "made" / WEIGHTS), load_file(attention / WEIGHTS)
+    assert set(converted) == set(original)
+    assert all(torch.equal(converted[name], original[name]) for name in original)
 
 
 def test_layers_that_were_not_trained_are_not_announced(base_folder: Path, attention: Path, tmp_path: Path) -> None:
     source = as_mlx(attention, tmp_path / "mlx")
     tensors = load_file(source / "adapters.safetensors")
-    kept = {name: t for name, t in tensors.items() if ".layers.0." not in name}
-    save_file(kept, source / "adapters.safetensors")
+    trained = {name: t for name, t in tensors.items() if ".layers.0." not in name}
+    save_file(trained, source / "adapters.safetensors")
     to_peft.convert(conversion_request("peft", base_folder, source, tmp_path / "made"))
     targets = json.loads((tmp_path / "made" / CONFIG).read_bytes())["target_modules"]
     assert targets
@@ -180,19 +180,19 @@ def test_a_gguf_adapter_holds_the_scaled_factors_under_llama_cpps_names_and_row_
 ) -> None:
     to_gguf.convert(conversion_request("gguf", base_folder, attention, tmp_path / "made"))
     reader = GGUFReader(tmp_path / "made" / to_gguf.FILE)
-    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
-    given = load_file(attention / WEIGHTS)
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    original = load_file(attention / WEIGHTS)
     spec, _ = base_spec_from(base_folder, "tiny")
     scale = read_folder(attention).peft.lora.modules[0].scale
     assert reader.get_field("adapter.lora.alpha").contents() == reader.tensors[0].shape[-1]
     at = f"{PREFIX}model.layers.1.self_attn"
-    assert torch.equal(found["blk.1.attn_output.weight.lora_b"], given[f"{at}.o_proj.lora_B.weight"] * scale)
-    assert torch.equal(found["blk.1.attn_k.weight.lora_a"], given[f"{at}.k_proj.lora_A.weight"])
-    b = given[f"{at}.k_proj.lora_B.weight"] * scale
+    assert torch.equal(tensors["blk.1.attn_output.weight.lora_b"], original[f"{at}.o_proj.lora_B.weight"] * scale)
+    assert torch.equal(tensors["blk.1.attn_k.weight.lora_a"], original[f"{at}.k_proj.lora_A.weight"])
+    b = original[f"{at}.k_proj.lora_B.weight"] * scale
     heads, size = spec.kv_heads, b.shape[0] // spec.kv_heads
     order_of_rows = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2)
                      for half in (0, 1)]  # fmt: skip
-    assert torch.equal(found["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
+    assert torch.equal(tensors["blk.1.attn_k.weight.lora_b"], b[order_of_rows])
     facts = facts_of(read_folder(tmp_path / "made").contents)
     assert (facts["format"], facts["scales"], facts["modules"]) == ("gguf", [1.0], 8)
 
@@ -207,24 +207,24 @@ def converter(setup: WorkerSetup, pool: Pool) -> Worker:
 
 def pushed(setup: WorkerSetup, folder: Path) -> VersionView:
     """The version, with its validation called off."""
-    made = setup.push(folder)
-    setup.harness.admin.cancel(made.job_id)
-    return made.version
+    result = setup.push(folder)
+    setup.harness.admin.cancel(result.job_id)
+    return result.version
 
 
 def test_a_worker_converts_and_pushes_with_the_original_as_the_parent(
     setup: WorkerSetup, converter: Worker, good: Path
 ) -> None:
     registry, first = setup.harness.admin, pushed(setup, good)
-    asked = Conversion(to="canonical", into="acme/plain")
-    job = client_convert.convert(registry, Ref.parse("acme/support@1"), asked).job
+    conversion = Conversion(to="canonical", into="acme/plain")
+    job = client_convert.convert(registry, Ref.parse("acme/support@1"), conversion).job
     assert job is not None
     converter.run(once=True)
     assert str(registry.job(job.id).state) == "done", setup.lines
-    made = registry.version("acme/plain@1")
-    assert [(str(e.relation), e.digest) for e in made.parents] == [("converted", first.digest)]
-    assert made.verdicts[0].outcome is Outcome.PASS
-    assert made.facts["scales"] == [1.0]
+    converted = registry.version("acme/plain@1")
+    assert [(str(e.relation), e.digest) for e in converted.parents] == [("converted", first.digest)]
+    assert converted.verdicts[0].outcome is Outcome.PASS
+    assert converted.facts["scales"] == [1.0]
     assert registry.job(job.id).result["version"] == "acme/plain@1"
     assert registry.version("acme/support@1").digest == first.digest
 

@@ -29,11 +29,11 @@ def test_a_fleet_in_16_bits_is_tried_on_one_load_by_one_child(base_folder: Path,
     source = BaseSource("tiny", base_folder, "", dtype="BF16")
     with Pool(device=DEVICE) as pool:
         assert "load_seconds" not in pool.process(source).ready, "the process itself loaded the base"
-        found = [pool.try_adapter(source, folder, LIMITS)["result"] for folder in [*fleet, dora]]
+        results = [pool.try_adapter(source, folder, LIMITS)["result"] for folder in [*fleet, dora]]
         loads = pool.base_loads
-    assert [seen["execution"]["mode"] for seen in found] == ["loaded", "loaded", "swapped", "loaded"]
-    assert [seen["findings"] for seen in found] == [[]] * 4
-    assert {seen["reference_logprobs"]["dtype"] for seen in found} == {"bfloat16"}
+    assert [result["execution"]["mode"] for result in results] == ["loaded", "loaded", "swapped", "loaded"]
+    assert [result["findings"] for result in results] == [[]] * 4
+    assert {result["reference_logprobs"]["dtype"] for result in results} == {"bfloat16"}
     assert loads == 1
 
 
@@ -42,9 +42,9 @@ def test_an_image_adapter_is_rendered_in_16_bits(tmp_path: Path) -> None:
     shutil.copy(fixtures.images() / "kohya-sd.safetensors", tmp_path)
     with Pool(device=DEVICE) as pool:
         source = BaseSource("sd-tiny", fixtures.image_bases() / "sd-tiny", "", dtype="BF16")
-        seen = pool.try_adapter(source, tmp_path, LIMITS)["result"]
-    assert seen["findings"] == []
-    assert set(seen["images"]) == {"before", "after"}
+        result = pool.try_adapter(source, tmp_path, LIMITS)["result"]
+    assert result["findings"] == []
+    assert set(result["images"]) == {"before", "after"}
 
 
 def test_a_model_process_for_a_gpu_sees_none_and_its_children_see_those_of_the_worker(
@@ -55,9 +55,9 @@ def test_a_model_process_for_a_gpu_sees_none_and_its_children_see_those_of_the_w
             BaseSource("tiny", base_folder, ""), device=device, environment={"CUDA_VISIBLE_DEVICES": "1,3"}
         )
         try:
-            while not (told := Path(f"/proc/{process.pid}/environ").read_bytes()):
+            while not (environment := Path(f"/proc/{process.pid}/environ").read_bytes()):
                 os.sched_yield()  # Linux shows nothing between closing what exec closes and laying out the new memory
-            words = told.split(b"\0")
+            words = environment.split(b"\0")
         finally:
             process.kill()
         return dict(word.decode().partition("=")[::2] for word in words if b"CUDA_VISIBLE" in word)

@@ -54,8 +54,8 @@ def llama_a(identity_of: Callable[[str], Identity]) -> Identity:
 def test_each_of_the_tiny_family_has_its_match(
     identity_of: Callable[[str], Identity], llama_a: Identity, name: str
 ) -> None:
-    found = compare(llama_a, identity_of(name))
-    assert found.match is EXPECTED[name], found
+    similarity = compare(llama_a, identity_of(name))
+    assert similarity.match is EXPECTED[name], similarity
     assert Weights.of(fixtures.tiny_bases() / name).exact() == identity_of(name).exact
 
 
@@ -80,10 +80,10 @@ def packed(source: Path, folder: Path, pack: Callable[[str, torch.Tensor], dict[
     method = "bitsandbytes" if pack is not scaled_floats else "fp8"
     config["quantization_config"] = {"quant_method": method, "load_in_4bit": pack is nf4}
     (folder / "config.json").write_text(json.dumps(config))
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(source / SINGLE).items():
-        found |= pack(name, tensor) if name.endswith("_proj.weight") else {name: tensor}
-    save_file(found, folder / SINGLE, metadata={"format": "pt"})
+        tensors |= pack(name, tensor) if name.endswith("_proj.weight") else {name: tensor}
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     return folder
 
 
@@ -117,9 +117,9 @@ def test_norms_are_those_of_the_tensors_and_of_what_packed_ones_unpack_to(base_f
     plain = fingerprints.identify(Weights.of(base_folder))
     for name, tensor in load_file(base_folder / SINGLE).items():
         assert plain.marks[name].norm == pytest.approx(float(tensor.float().norm()), rel=1e-4)
-    found = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", nf4)))
+    identity = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", nf4)))
     for name, mark in plain.marks.items():
-        assert found.marks[name].norm == pytest.approx(mark.norm, rel=0.1 if name.endswith("_proj.weight") else 1e-6)
+        assert identity.marks[name].norm == pytest.approx(mark.norm, rel=0.1 if name.endswith("_proj.weight") else 1e-6)
 
 
 @pytest.mark.parametrize("pack", [nf4, eight_bits, scaled_floats])
@@ -127,29 +127,29 @@ def test_packed_weights_are_unpacked_for_the_sketch(
     base_folder: Path, tmp_path: Path, pack: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]
 ) -> None:
     plain = fingerprints.identify(Weights.of(base_folder))
-    found = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", pack)))
-    assert found.marks.keys() == plain.marks.keys()
-    projections = [mark for name, mark in found.marks.items() if name.endswith("_proj.weight")]
+    identity = fingerprints.identify(Weights.of(packed(base_folder, tmp_path / "packed", pack)))
+    assert identity.marks.keys() == plain.marks.keys()
+    projections = [mark for name, mark in identity.marks.items() if name.endswith("_proj.weight")]
     assert all(mark.packed and mark.sketch for mark in projections)
-    similarity = compare(plain, found)
+    similarity = compare(plain, identity)
     assert (similarity.match, similarity.compared) == (BaseMatch.QUANTIZED, 16)
     assert similarity.mean is not None
     assert similarity.mean > 0.99
     unrelated = models.base(tmp_path / "unrelated", seed=5)
-    assert compare(fingerprints.identify(Weights.of(unrelated)), found).match is BaseMatch.UNRELATED
+    assert compare(fingerprints.identify(Weights.of(unrelated)), identity).match is BaseMatch.UNRELATED
 
 
 def test_a_pipeline_is_known_by_its_models_that_take_adapters(tmp_path: Path) -> None:
     folder = non_peft_files.pipeline(tmp_path / "sd")
-    found = fingerprints.identify(Weights.of(folder))
+    identity = fingerprints.identify(Weights.of(folder))
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
-    assert sorted(found.marks) == [f"{at}.{leaf}.weight" for leaf in ("to_k", "to_out.0", "to_q", "to_v")]
-    assert found.exact == Weights.of(folder).exact()
+    assert sorted(identity.marks) == [f"{at}.{leaf}.weight" for leaf in ("to_k", "to_out.0", "to_q", "to_v")]
+    assert identity.exact == Weights.of(folder).exact()
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     for name, tensor in weights.items():
-        assert found.marks[f"unet.{name}"].norm == pytest.approx(float(tensor.norm()), rel=1e-4)
+        assert identity.marks[f"unet.{name}"].norm == pytest.approx(float(tensor.norm()), rel=1e-4)
     other = fingerprints.identify(Weights.of(non_peft_files.pipeline(tmp_path / "wide", width=64)))
-    assert compare(found, other).match is BaseMatch.UNRELATED
+    assert compare(identity, other).match is BaseMatch.UNRELATED
 
 
 # ------------------------------------------------------------------ reading
@@ -160,9 +160,9 @@ def test_names_without_the_head_models_prefix_and_another_order_give_the_same_id
     tensors = load_file(base_folder / SINGLE)
     bare = {name.removeprefix("model."): tensors[name] for name in reversed(tensors)}
     save_file(bare, tmp_path / SINGLE, metadata={"made": "by somebody else"})
-    found = fingerprints.identify(Weights.of(tmp_path))
-    assert found.marks == fingerprints.identify(Weights.of(base_folder)).marks
-    assert found.exact == fingerprints.identify(Weights.of(base_folder)).exact
+    identity = fingerprints.identify(Weights.of(tmp_path))
+    assert identity.marks == fingerprints.identify(Weights.of(base_folder)).marks
+    assert identity.exact == fingerprints.identify(Weights.of(base_folder)).exact
 
 
 def test_a_sketch_does_not_depend_on_the_pieces_in_which_it_is_fed() -> None:
@@ -189,8 +189,8 @@ def test_values_that_are_not_finite_do_not_spoil_a_sketch() -> None:
 
 def test_a_process_of_its_own_reads_the_same_and_tells_how_far_it_is(base_folder: Path) -> None:
     read: list[int] = []
-    found = identify.identify(base_folder, read.append)
-    assert found == fingerprints.identify(Weights.of(base_folder))
+    identity = identify.identify(base_folder, read.append)
+    assert identity == fingerprints.identify(Weights.of(base_folder))
     assert sum(read) == Weights.of(base_folder).size_bytes
 
 
@@ -209,8 +209,8 @@ def test_a_folder_without_readable_weights_is_refused_in_one_sentence(tmp_path: 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
     folder = models.base(tmp_path / "shrinking")
-    found = Weights.of(folder)
+    weights = Weights.of(folder)
     with open(folder / SINGLE, "r+b") as file:
         file.truncate((folder / SINGLE).stat().st_size - 1)
     with pytest.raises(Invalid, match="ended inside the tensor"):
-        found.exact()
+        weights.exact()

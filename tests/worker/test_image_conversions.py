@@ -34,14 +34,14 @@ pytestmark = pytest.mark.slow
 def converted(source: Path, base: Path, out: Path) -> Converted:
     """One of them in a process of its own, as a worker does it; a process costs seconds of imports."""
     spec, _ = base_spec_from(base, base.name)
-    asked = Conversion(to="diffusers", into="acme/made")
-    conversions.runs_on(read_folder(source).contents, asked, spec)
-    order = ConversionRequest(conversion=asked, source=str(source), out=str(out), base=spec)
+    conversion = Conversion(to="diffusers", into="acme/made")
+    conversions.runs_on(read_folder(source).contents, conversion, spec)
+    order = ConversionRequest(conversion=conversion, source=str(source), out=str(out), base=spec)
     return order.run(threads=1) if source.name == "kohya-sd" else to_diffusers.convert(order)
 
 
 def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(tmp_path: Path) -> None:
-    made, refused = {}, {}
+    reports, refused = {}, {}
     for name, entry in fixtures.manifest(fixtures.images()).items():
         folder = tmp_path / name
         folder.mkdir()
@@ -50,15 +50,15 @@ def test_what_diffusers_can_convert_arrives_whole_and_what_it_loses_is_refused(t
         if name in ("kohya-sd-stripped-metadata", "lycoris-lokr", "diffusers-peft-no-metadata"):
             continue  # the same names as another entry
         try:
-            made[name] = converted(folder, base, tmp_path / f"{name}-made")
+            reports[name] = converted(folder, base, tmp_path / f"{name}-made")
         except Invalid as e:
             refused[name] = e.detail
             continue
         facts = facts_of(read_folder(tmp_path / f"{name}-made").contents)
         assert (facts["format"], facts["scales"]) == ("diffusers", [1.0])
-    assert set(made) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy", "qwen-image-diffsynth",
-                         "qwen-image-lightning"}  # fmt: skip
-    assert all(report.error is not None and report.error < 1e-6 for report in made.values())
+    assert set(reports) == {"diffusers-old", "kohya-sd", "flux-kohya", "flux-xlabs", "flux-comfy",
+                            "qwen-image-diffsynth", "qwen-image-lightning"}  # fmt: skip
+    assert all(report.error is not None and report.error < 1e-6 for report in reports.values())
     assert "it has diffusers' names already" in refused["qwen-image-diffusers"]
     assert "diffusers cannot convert it" in refused["flux-bfl-control"]
     assert "no converter for lycoris" in refused["lycoris-loha"]
@@ -106,8 +106,8 @@ def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple
     report = converted(tmp_path / "kohya", base, tmp_path / "made")
     assert report.error is not None
     assert report.error < 1e-6
-    made = load_file(tmp_path / "made" / to_diffusers.FILE)
-    sizes = sizes_of_updates(made, (".lora_A.weight", ".lora_B.weight"))
+    converted_tensors = load_file(tmp_path / "made" / to_diffusers.FILE)
+    sizes = sizes_of_updates(converted_tensors, (".lora_A.weight", ".lora_B.weight"))
     assert sizes == pytest.approx(sizes_of_updates(tensors, (".lora_down.weight", ".lora_up.weight")), rel=1e-5)
     if len(alphas) > 1:  # diffusers 0.42 itself gives attention layers the default alpha where alphas differ
         return
@@ -169,9 +169,9 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latents(base: Path, source: Path | None) -> torch.Tensor:
     """The latent picture of SDXL's own pipeline after two steps, with the LoRA in this folder."""
     encoders = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
-    one, two = (kind.from_pretrained(base / part) for kind, part in zip(encoders, ENCODERS, strict=True))
+    first, two = (kind.from_pretrained(base / part) for kind, part in zip(encoders, ENCODERS, strict=True))
     pipeline = diffusers.StableDiffusionXLPipeline(
-        unet=diffusers.UNet2DConditionModel.from_pretrained(base / "unet"), text_encoder=one, text_encoder_2=two,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(base / "unet"), text_encoder=first, text_encoder_2=two,
         tokenizer=None, tokenizer_2=None, scheduler=diffusers.EulerDiscreteScheduler(),
         vae=diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8), add_watermarker=False,
     )  # fmt: skip
@@ -180,7 +180,7 @@ def latents(base: Path, source: Path | None) -> torch.Tensor:
         pipeline.load_lora_weights(source, weight_name=next(source.glob("*.safetensors")).name)
     words = torch.tensor([[1, 5, 9, 2]])
     second = two(words)
-    prompt = torch.cat([one(words).last_hidden_state, second.last_hidden_state], dim=-1)
+    prompt = torch.cat([first(words).last_hidden_state, second.last_hidden_state], dim=-1)
     images = pipeline(
         prompt_embeds=prompt, pooled_prompt_embeds=second.text_embeds, num_inference_steps=2, guidance_scale=1.0,
         height=16, width=16, output_type="latent", generator=torch.Generator().manual_seed(3),
@@ -209,10 +209,12 @@ def test_sdxl_paints_with_a_converted_kohya_adapter_what_it_paints_with_the_orig
     assert smoke.findings == []
     report = converted(tmp_path / "kohya", sdxl, tmp_path / "made")
     assert (report.error or 0) < 1e-6
-    made = load_file(tmp_path / "made" / to_diffusers.FILE)
-    assert {name.partition(".")[0] for name in made} == {"unet", *ENCODERS}
+    converted_tensors = load_file(tmp_path / "made" / to_diffusers.FILE)
+    assert {name.partition(".")[0] for name in converted_tensors} == {"unet", *ENCODERS}
     paths = {path for path, _ in unet.named_modules()}
-    assert {name.split(".lora_")[0].removeprefix("unet.") for name in made if name.startswith("unet.")} <= paths
+    assert {
+        name.split(".lora_")[0].removeprefix("unet.") for name in converted_tensors if name.startswith("unet.")
+    } <= paths
     with torch.no_grad():
         plain, kohya, ours, again = (latents(sdxl, tmp_path / name if name else None)
                                      for name in ("", "kohya", "made", "made"))  # fmt: skip

@@ -48,19 +48,21 @@ def test_what_is_compared_some_rows_at_a_time_is_what_the_whole_would_be() -> No
     prompts = [tuple(range(ROWS + 3)), (1, 2)]
     before = [torch.randn(len(tokens), 50) * 3 for tokens in prompts]
     after = [values + 0.3 * torch.randn_like(values) for values in before]
-    seen = SmokeResult(Thresholds())
-    assert acting.compare(Baseline.of(prompts, before), after, seen, kind="numbers")
+    result = SmokeResult(Thresholds())
+    assert acting.compare(Baseline.of(prompts, before), after, result, kind="numbers")
     was, now = torch.cat(before).double(), torch.cat(after).double()
     kl = torch.nn.functional.kl_div(now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="sum")
     log_p = torch.cat([values[:-1].log_softmax(-1) for values in after])
-    wanted = torch.tensor([token for tokens in prompts for token in tokens[1:]])
-    told = seen.measurements
-    assert told["kl_nats"] == pytest.approx(float(kl) / len(was), rel=1e-4)
-    assert told["max_logit_delta"] == pytest.approx(float((now - was).abs().max()), rel=1e-5)
-    assert told["mean_logit_delta"] == pytest.approx(float((now - was).abs().mean()), rel=1e-5)
-    assert told["top1_agreement"] == pytest.approx(float((now.argmax(-1) == was.argmax(-1)).float().mean()), rel=1e-5)
-    perplexity = float((-log_p.gather(-1, wanted[:, None]).mean()).exp())
-    assert told["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+    next_tokens = torch.tensor([token for tokens in prompts for token in tokens[1:]])
+    measurements = result.measurements
+    assert measurements["kl_nats"] == pytest.approx(float(kl) / len(was), rel=1e-4)
+    assert measurements["max_logit_delta"] == pytest.approx(float((now - was).abs().max()), rel=1e-5)
+    assert measurements["mean_logit_delta"] == pytest.approx(float((now - was).abs().mean()), rel=1e-5)
+    assert measurements["top1_agreement"] == pytest.approx(
+        float((now.argmax(-1) == was.argmax(-1)).float().mean()), rel=1e-5
+    )
+    perplexity = float((-log_p.gather(-1, next_tokens[:, None]).mean()).exp())
+    assert measurements["perplexity"] == pytest.approx(perplexity, rel=1e-5)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
@@ -68,9 +70,9 @@ def test_one_number_that_is_not_finite_is_seen_wherever_it_lies(odd: float) -> N
     before = [torch.randn(2 * ROWS + 1, 50)]
     after = [before[0].clone()]
     after[0][-1, 7] = odd
-    seen = SmokeResult(Thresholds())
-    assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, seen, kind="numbers")
-    assert [finding.code for finding in seen.findings] == ["smoke.not_finite"]
+    result = SmokeResult(Thresholds())
+    assert not acting.compare(Baseline.of([(1,) * len(before[0])], before), after, result, kind="numbers")
+    assert [finding.code for finding in result.findings] == ["smoke.not_finite"]
 
 
 def test_a_number_of_the_base_that_no_answer_depends_on_is_missed_after_the_next_adapter(

@@ -172,9 +172,9 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(
     setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen
 ) -> None:
     job_id = setup.push(good).job_id
-    one = worker(grace_seconds=0.1)
-    frozen.then = one.stop
-    one.run()
+    stopping = worker(grace_seconds=0.1)
+    frozen.then = stopping.stop
+    stopping.run()
     job = setup.harness.admin.job(job_id)
     assert (job.state, job.error) == (State.QUEUED, "the child was killed: the worker stopped the job")
 
@@ -221,9 +221,9 @@ def test_a_retry_that_was_cancelled_is_not_waited_for(
     monkeypatch.setattr("registry.jobs.BACKOFF_SECONDS", (600,))
     job_id = setup.push(good).job_id
     frozen.then = lambda: os.kill(frozen.process_pid, signal.SIGKILL)
-    one = worker()
-    monkeypatch.setattr(one._stopping, "wait", lambda _seconds: setup.harness.admin.cancel(job_id))
-    summary = one.run(once=True)
+    retrying = worker()
+    monkeypatch.setattr(retrying._stopping, "wait", lambda _seconds: setup.harness.admin.cancel(job_id))
+    summary = retrying.run(once=True)
     assert (summary.done, summary.failed, summary.unfinished) == (0, 1, 0)
 
 
@@ -283,9 +283,9 @@ class Frozen:
 def frozen(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Frozen:
     if namespaces.bubblewrap():
         pytest.skip("bubblewrap hides the process number of the child that would be stopped")
-    made = Frozen(pool)
-    monkeypatch.setattr(pool, "try_adapter", made.try_adapter)
-    return made
+    frozen = Frozen(pool)
+    monkeypatch.setattr(pool, "try_adapter", frozen.try_adapter)
+    return frozen
 
 
 def test_a_folder_whose_weights_were_exchanged_is_refused_with_the_match(
@@ -308,9 +308,9 @@ def test_the_first_worker_that_uses_a_base_tells_which_weights_it_has(
     spec, _ = base_spec_from(base_folder, "copy")
     harness.admin.add_base(BaseAdd(spec=spec, source=str(base_folder)))
     assert worker().run(once=True).done == 0
-    found = harness.admin.base("copy")
-    assert found.spec.fingerprints.exact == harness.admin.base("tiny").spec.fingerprints.exact
-    assert [(one.other, one.match) for one in found.relatives] == [("tiny", "exact")]
+    base = harness.admin.base("copy")
+    assert base.spec.fingerprints.exact == harness.admin.base("tiny").spec.fingerprints.exact
+    assert [(relative.other, relative.match) for relative in base.relatives] == [("tiny", "exact")]
     assert [line.partition(" once")[0] for line in setup.lines] == [
         "reading the weights of copy",
         f"building copy with transformers {transformers.__version__}",

@@ -38,12 +38,12 @@ def codes(answer: dict[str, Any]) -> dict[str, str]:
 def test_a_good_adapter_acts_and_leaves_the_base_bit_equal(pool: Pool, source: BaseSource, good: Path) -> None:
     answer = pool.try_adapter(source, good, LIMITS)
     assert codes(answer) == {}
-    seen = answer["result"]["measurements"]
-    assert seen["max_logit_delta"] > 1e-3
-    assert 0 < seen["kl_nats"] < 3
-    assert seen["base_tensors_changed"] == 0
-    seen = pool.try_adapter(source, good, ISOLATED)["result"]["measurements"]
-    assert (seen["base_tensors_changed"], seen["base_logits_equal_after"]) == (0, True)
+    measurements = answer["result"]["measurements"]
+    assert measurements["max_logit_delta"] > 1e-3
+    assert 0 < measurements["kl_nats"] < 3
+    assert measurements["base_tensors_changed"] == 0
+    measurements = pool.try_adapter(source, good, ISOLATED)["result"]["measurements"]
+    assert (measurements["base_tensors_changed"], measurements["base_logits_equal_after"]) == (0, True)
 
 
 def test_a_model_process_has_one_thread_so_that_it_may_fork(pool: Pool, source: BaseSource) -> None:
@@ -197,11 +197,11 @@ def test_a_base_that_is_being_loaded_can_be_given_up(source: BaseSource) -> None
 
 
 def test_a_model_process_gets_no_secrets() -> None:
-    kept = clean_environment(
+    environment = clean_environment(
         {"PATH": "/bin", "ADAPTER_TOKEN": "lra_x", "AWS_SECRET_ACCESS_KEY": "x", "REGISTRY_DATABASE_URL": "x"}
     )
-    assert kept["PATH"] == "/bin"
-    assert not {"ADAPTER_TOKEN", "AWS_SECRET_ACCESS_KEY", "REGISTRY_DATABASE_URL"} & set(kept)
+    assert environment["PATH"] == "/bin"
+    assert not {"ADAPTER_TOKEN", "AWS_SECRET_ACCESS_KEY", "REGISTRY_DATABASE_URL"} & set(environment)
 
 
 class _When:

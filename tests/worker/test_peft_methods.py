@@ -63,14 +63,14 @@ def check_variant(structures: Structures, base: Path, folder: Path, method: str,
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     methods.make(model, method, variant, folder)
     try:
-        found = compare(structures, folder)
+        findings = compare(structures, folder)
     except NeedsValues:
         written = json.loads((folder / CONFIG).read_text())
         if not evaluate(METHODS[method].needs_values, written):
             yield f"{method} {variant} needs values"
         return
-    if [finding.code for finding in found] != ["compat.peft_expects"]:
-        yield f"{method} {variant} honest: {found}"
+    if [finding.code for finding in findings] != ["compat.peft_expects"]:
+        yield f"{method} {variant} honest: {findings}"
     weights = folder / models.WEIGHTS
     for name, tensors, _ in mutations.of_tensors(load_file(weights), {}):
         if name.startswith(STRUCTURAL) and not name.endswith(OPTIONAL) and tensors:

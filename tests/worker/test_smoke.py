@@ -38,11 +38,11 @@ def source(base_folder: Path) -> BaseSource:
 def fleet(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Adapters of one layout that differ in everything else that a slot must follow."""
     folder = tmp_path_factory.mktemp("fleet")
-    made: list[dict[str, Any]] = [
+    variants: list[dict[str, Any]] = [
         {"r": 4}, {"r": 4, "lora_alpha": 2}, {"r": 8, "use_rslora": True}, {"r": 2},
         {"r": 4, "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"v_proj": 32}},
     ]  # fmt: skip
-    return [models.adapter(base_folder, folder / str(i), seed=i, **how) for i, how in enumerate(made)]
+    return [models.adapter(base_folder, folder / str(i), seed=i, **how) for i, how in enumerate(variants)]
 
 
 def smoke_test(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimits = LIMITS) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def smoke_test(pool: Pool, source: BaseSource, folder: Path, limits: ProcessLimi
     return dict(answer["result"])
 
 
-def codes(found: dict[str, Any]) -> dict[str, str]:
-    return {finding["code"]: finding["severity"] for finding in found["findings"]}
+def codes(result: dict[str, Any]) -> dict[str, str]:
+    return {finding["code"]: finding["severity"] for finding in result["findings"]}
 
 
 def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone(
@@ -61,16 +61,16 @@ def test_adapters_of_one_layout_are_swapped_on_one_base_load_and_answer_as_alone
     smoke_test(pool, source, good)
     loads, ways, apart = pool.base_loads, [], []
     for folder in [*fleet, *reversed(fleet)]:
-        found = smoke_test(pool, source, folder)
-        numbers = found["measurements"]
-        ways.append(found["execution"]["mode"])
-        assert "isolated_because" not in found["execution"], found["execution"]
+        result = smoke_test(pool, source, folder)
+        numbers = result["measurements"]
+        ways.append(result["execution"]["mode"])
+        assert "isolated_because" not in result["execution"], result["execution"]
         apart.append(numbers["mixed_delta"])
-        assert codes(found) == {}
+        assert codes(result) == {}
         by_itself = smoke_test(pool, source, folder, ISOLATED)
-        known = ReferenceLogprobs.model_validate(by_itself["reference_logprobs"])
-        swapped = ReferenceLogprobs.model_validate(found["reference_logprobs"])
-        assert compare(known, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
+        reference = ReferenceLogprobs.model_validate(by_itself["reference_logprobs"])
+        swapped = ReferenceLogprobs.model_validate(result["reference_logprobs"])
+        assert compare(reference, [prompt.adapter for prompt in swapped.prompts]).largest_nats < 1e-4
         assert numbers["max_logit_delta"] == pytest.approx(by_itself["measurements"]["max_logit_delta"], rel=1e-4)
     assert ways.count("swapped") >= len(ways) - 2
     assert max(apart) < 1e-5, "a row of a mixed batch is not what it is alone"
@@ -106,7 +106,7 @@ def test_a_verdict_does_not_depend_on_the_adapters_tested_before(
         return codes(answer["result"]) if "result" in answer else {"failed": "failed"}
 
     alone = {name: verdict(name, ISOLATED) for name in batch}
-    assert {name for name, found in alone.items() if not found} == {"good 0", "good 1", "good 2"}
+    assert {name for name, codes_ in alone.items() if not codes_} == {"good 0", "good 1", "good 2"}
     for order in (list(batch), list(reversed(batch)), random.Random(7).sample(list(batch), len(batch))):
         mixed = ["good 0", "good 1", "good 2"]
         for name in order:
@@ -122,9 +122,9 @@ def test_a_verdict_does_not_depend_on_the_adapters_tested_before(
 def test_what_could_change_the_base_gets_a_process_of_its_own(
     pool: Pool, source: BaseSource, base_folder: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    found = smoke_test(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
-    assert found["execution"]["mode"] == "isolated"
-    assert found["execution"]["isolated_because"]
+    result = smoke_test(pool, source, models.adapter(base_folder, tmp_path / "odd", **settings))
+    assert result["execution"]["mode"] == "isolated"
+    assert result["execution"]["isolated_because"]
 
 
 def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_next_ones_are_right(
@@ -133,9 +133,9 @@ def test_with_the_allow_list_off_the_checksum_stops_a_poisoned_adapter_and_the_n
     before = smoke_test(pool, source, good)
     loads = pool.base_loads
     poison = models.adapter(base_folder, tmp_path / "poison", change=models.poisoned)
-    found = smoke_test(pool, source, poison, replace(LIMITS, any_name=True))
-    assert codes(found)["smoke.base_changed"] == "error"
-    assert "the shared process was discarded" in found["execution"]["isolated_because"]
+    result = smoke_test(pool, source, poison, replace(LIMITS, any_name=True))
+    assert codes(result)["smoke.base_changed"] == "error"
+    assert "the shared process was discarded" in result["execution"]["isolated_because"]
     after = smoke_test(pool, source, good)
     assert after["reference_logprobs"] == before["reference_logprobs"]
     assert pool.base_loads == loads, "the base was loaded again"
@@ -155,9 +155,9 @@ def test_a_warm_child_that_hangs_is_ended_and_the_next_adapter_is_right(
 
 
 def test_a_child_reports_its_progress(pool: Pool, source: BaseSource, good: Path) -> None:
-    told: list[str] = []
-    pool.try_adapter(source, good, LIMITS, progress=told.append)
-    assert "loading the adapter" in told
+    messages: list[str] = []
+    pool.try_adapter(source, good, LIMITS, progress=messages.append)
+    assert "loading the adapter" in messages
 
 
 def test_thresholds_of_the_base_decide(pool: Pool, source: BaseSource, good: Path) -> None:
@@ -179,8 +179,8 @@ def test_golden_samples_without_a_tokenizer_are_unknown_never_a_pass(
     pool: Pool, source: BaseSource, good: Path, tmp_path: Path
 ) -> None:
     sample = {"prompt": "2 + 2 =", "expected": " 4"}
-    found = smoke_test(pool, source, with_golden(good, tmp_path / "golden", sample))
-    assert codes(found) == {"smoke.golden_skipped": "unknown"}
+    result = smoke_test(pool, source, with_golden(good, tmp_path / "golden", sample))
+    assert codes(result) == {"smoke.golden_skipped": "unknown"}
 
 
 def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_parent(tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_a_child_has_no_network_writes_nothing_and_holds_no_descriptor_of_its_pa
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, "-c", script, str(server.getsockname()[1]), str(tmp_path / "written")]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    found = json.loads(done.stdout)
-    assert "limits" in found["layers"]
-    assert found["descriptor"] is False
-    assert found["network"] is ("no network" not in found["layers"])
-    assert found["file"] is ("read-only files" not in found["layers"])
+    report = json.loads(done.stdout)
+    assert "limits" in report["layers"]
+    assert report["descriptor"] is False
+    assert report["network"] is ("no network" not in report["layers"])
+    assert report["file"] is ("read-only files" not in report["layers"])
 
 
 ESCAPES = """
@@ -290,10 +290,10 @@ def test_an_adapter_in_a_home_folder_is_out_of_sight_and_the_report_names_the_la
     ],
 )  # fmt: skip
 def test_a_report_carries_typed_and_bounded_values_only(field: dict[str, Any]) -> None:
-    known = {"check": "smoke", "subject": "sha256:" + "0" * 64, "base": "b", "base_fingerprint": "f"}
-    assert Report.model_validate(known)
+    report = {"check": "smoke", "subject": "sha256:" + "0" * 64, "base": "b", "base_fingerprint": "f"}
+    assert Report.model_validate(report)
     with pytest.raises(ValidationError):
-        Report.model_validate(known | field)
+        Report.model_validate(report | field)
 
 
 @pytest.mark.security
@@ -368,20 +368,20 @@ def test_a_base_of_four_bits_is_the_same_after_each_adapter(pool: Pool, tmp_path
     if not (bases / "llama-a-nf4").is_dir():
         pytest.skip("bitsandbytes is not installed, which packs a base in four bits")
     packed = BaseSource("nf4", bases / "llama-a-nf4", "")
-    made = [
+    folders = [
         models.adapter(bases / "llama-a", tmp_path / str(i), seed=i, target_modules="all-linear") for i in (0, 1, 2)
     ]
     loads, ways = pool.base_loads, []
-    for folder in made:
-        found = smoke_test(pool, packed, folder)
-        assert codes(found) == {}
-        assert found["measurements"]["max_logit_delta"] > 0.01
-        ways.append(found["execution"]["mode"])
+    for folder in folders:
+        result = smoke_test(pool, packed, folder)
+        assert codes(result) == {}
+        assert result["measurements"]["max_logit_delta"] > 0.01
+        ways.append(result["execution"]["mode"])
     assert ways == ["loaded", "loaded", "swapped"]
-    by_itself = smoke_test(pool, packed, made[2], ISOLATED)
+    by_itself = smoke_test(pool, packed, folders[2], ISOLATED)
     assert codes(by_itself) == {}
     assert by_itself["measurements"]["base_logits_equal_after"] is True
     assert by_itself["measurements"]["max_logit_delta"] == pytest.approx(
-        found["measurements"]["max_logit_delta"], rel=1e-4
+        result["measurements"]["max_logit_delta"], rel=1e-4
     )
     assert pool.base_loads == loads + 1

@@ -44,8 +44,8 @@ def test_each_round_lists_only_the_folders_of_the_models(
     deep = tmp_path.joinpath(*["sub"] * 30)
     deep.mkdir(parents=True)
     view = setup.harness.admin.base("tiny")
-    found, listed = Sources({"tiny": base_folder}), []
-    assert [source.name for source in found.usable([view])] == ["tiny"]
+    folder_sources, listed = Sources({"tiny": base_folder}), []
+    assert [source.name for source in folder_sources.usable([view])] == ["tiny"]
     scandir = os.scandir
 
     def counting(path: Any) -> Iterator[Any]:
@@ -53,7 +53,7 @@ def test_each_round_lists_only_the_folders_of_the_models(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", counting)
-    found.usable([view])
+    folder_sources.usable([view])
     assert listed == [base_folder]
     monkeypatch.setattr(sources, "ENTRIES_LIMIT", 1)
     everywhere = Sources()

@@ -28,8 +28,8 @@ def unusual(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def compat(setup: WorkerSetup) -> list[tuple[Outcome, list[str]]]:
-    found = [v for v in setup.harness.admin.version(NAME).verdicts if v.check is Check.COMPAT]
-    return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in found]
+    verdicts = [v for v in setup.harness.admin.version(NAME).verdicts if v.check is Check.COMPAT]
+    return [(verdict.outcome, [finding.code for finding in verdict.findings]) for verdict in verdicts]
 
 
 def test_a_worker_says_what_the_header_could_not_and_the_gate_opens(
@@ -60,10 +60,14 @@ def test_a_workers_word_never_overrules_what_the_header_says(setup: WorkerSetup,
     setup.push(good)
     claimed = setup.harness.admin.claim(ClaimRequest(worker="liar"))
     assert claimed is not None
-    known = setup.harness.admin.version(NAME).verdicts[0]
+    verdict = setup.harness.admin.version(NAME).verdicts[0]
     no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, a worker says")
     report = Report(
-        check=Check.SMOKE, subject=known.subject, base=known.base, base_fingerprint=known.base_fingerprint, compat=(no,)
+        check=Check.SMOKE,
+        subject=verdict.subject,
+        base=verdict.base,
+        base_fingerprint=verdict.base_fingerprint,
+        compat=(no,),
     )
     setup.harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
     assert compat(setup) == [(Outcome.PASS, [])]

@@ -19,9 +19,9 @@ PREFIX = "base_model.model."
 
 def dense(folder: Path, scale: float) -> dict[str, torch.Tensor]:
     """scale * B @ A of each module of a forged adapter."""
-    found = load_file(folder / samples.WEIGHTS)
-    paths = [name[len(PREFIX) : -len(".lora_A.weight")] for name in found if name.endswith(".lora_A.weight")]
-    halves = {p: (found[f"{PREFIX}{p}.lora_A.weight"], found[f"{PREFIX}{p}.lora_B.weight"]) for p in paths}
+    tensors = load_file(folder / samples.WEIGHTS)
+    paths = [name[len(PREFIX) : -len(".lora_A.weight")] for name in tensors if name.endswith(".lora_A.weight")]
+    halves = {p: (tensors[f"{PREFIX}{p}.lora_A.weight"], tensors[f"{PREFIX}{p}.lora_B.weight"]) for p in paths}
     return {path: scale * b.float() @ a.float() for path, (a, b) in halves.items()}
 
 
@@ -37,21 +37,21 @@ def norms_of(folder: Path) -> dict[str, updates.UpdateNorms]:
 def test_norms_are_those_of_the_matrices_multiplied_out(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", 1)
     expected = dense(folder, scale=2.0)
-    found = norms_of(folder)
-    assert found.keys() == expected.keys()
+    norms = norms_of(folder)
+    assert norms.keys() == expected.keys()
     for path, matrix in expected.items():
-        assert found[path].update == pytest.approx(float(matrix.norm()), rel=1e-4)
-        assert found[path].a > 0
+        assert norms[path].update == pytest.approx(float(matrix.norm()), rel=1e-4)
+        assert norms[path].a > 0
 
 
 def test_cosines_compare_adapters_of_different_rank_and_scale(tmp_path: Path) -> None:
-    one, other = adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2, rank=8, alpha=4)
-    left, right = dense(one, scale=2.0), dense(other, scale=0.5)
-    for path, (cosine, ratio) in updates.compare(one, other).items():
-        expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
+    first, other = adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2, rank=8, alpha=4)
+    first_deltas, right = dense(first, scale=2.0), dense(other, scale=0.5)
+    for path, (cosine, ratio) in updates.compare(first, other).items():
+        expected = torch.nn.functional.cosine_similarity(first_deltas[path].flatten(), right[path].flatten(), dim=0)
         assert cosine == pytest.approx(float(expected), abs=1e-4)
-        assert ratio == pytest.approx(float(right[path].norm() / left[path].norm()), rel=1e-4)
-    for cosine, ratio in updates.compare(one, one).values():
+        assert ratio == pytest.approx(float(right[path].norm() / first_deltas[path].norm()), rel=1e-4)
+    for cosine, ratio in updates.compare(first, first).values():
         assert [cosine, ratio] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
@@ -83,23 +83,23 @@ def experts(folder: Path, seed: int) -> Path:
 
 def blocks(folder: Path) -> dict[str, torch.Tensor]:
     """What PEFT adds to each parameter of the block: [experts, out, in]."""
-    found, at = load_file(folder / samples.WEIGHTS), f"{PREFIX}model.layers.0.mlp.experts"
-    made = {}
+    tensors, at = load_file(folder / samples.WEIGHTS), f"{PREFIX}model.layers.0.mlp.experts"
+    merged = {}
     for name, inner, rank, scale in (("gate_up_proj", ".base_layer", 4, 2.0), ("down_proj", "", 2, 3.0)):
-        a, b = (found[f"{at}{inner}.lora_{half}.weight"] for half in "AB")
+        a, b = (tensors[f"{at}{inner}.lora_{half}.weight"] for half in "AB")
         a, b = a.reshape(3, rank, -1), b.reshape(len(b), rank, 3)
-        made[f"model.layers.0.mlp.experts.{name}"] = scale * torch.einsum("ore,eri->eoi", b, a)
-    return made
+        merged[f"model.layers.0.mlp.experts.{name}"] = scale * torch.einsum("ore,eri->eoi", b, a)
+    return merged
 
 
 def test_a_block_of_experts_is_one_update_for_each_of_its_parameters(tmp_path: Path) -> None:
-    one, other = experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)
-    left, right, found = blocks(one), blocks(other), norms_of(one)
-    assert found.keys() == left.keys() == updates.compare(one, other).keys()
-    for path, (value, _) in updates.compare(one, other).items():
-        expected = torch.nn.functional.cosine_similarity(left[path].flatten(), right[path].flatten(), dim=0)
+    first, other = experts(tmp_path / "a", 1), experts(tmp_path / "b", 2)
+    first_blocks, right, norms = blocks(first), blocks(other), norms_of(first)
+    assert norms.keys() == first_blocks.keys() == updates.compare(first, other).keys()
+    for path, (value, _) in updates.compare(first, other).items():
+        expected = torch.nn.functional.cosine_similarity(first_blocks[path].flatten(), right[path].flatten(), dim=0)
         assert value == pytest.approx(float(expected), abs=1e-4)
-        assert found[path].update == pytest.approx(float(left[path].norm()), rel=1e-4)
+        assert norms[path].update == pytest.approx(float(first_blocks[path].norm()), rel=1e-4)
 
 
 def test_a_push_measures_a_block_of_experts_as_a_worker_does(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
             answer = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
-            found: Any = answer["result"]["findings"] if "result" in answer else answer
-            if found:
-                complaints[name] = [(f["code"], f["severity"]) for f in found] if "result" in answer else found
+            findings: Any = answer["result"]["findings"] if "result" in answer else answer
+            if findings:
+                complaints[name] = [(f["code"], f["severity"]) for f in findings] if "result" in answer else findings
         loads = pool.base_loads
     assert complaints == {name: [("smoke.base_changed", "warning")] for name in CHANGES_ITS_BASE}
     assert len(entries) > 40
@@ -48,8 +48,8 @@ def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right
     source, names = BaseSource("llama-a", base, ""), sorted(fixtures.manifest(bad).keys() - {"good"})
     passed, failed = [], []
     with Pool() as pool:
-        known = pool.try_adapter(source, bad / "good", LIMITS)["result"]
-        assert known["findings"] == []
+        baseline = pool.try_adapter(source, bad / "good", LIMITS)["result"]
+        assert baseline["findings"] == []
         for name in names:
             answer = pool.try_adapter(source, bad / name, LIMITS)
             assert ("result" in answer) != bool(answer.get("failed")), (name, answer)
@@ -58,7 +58,7 @@ def test_each_adapter_that_is_wrong_ends_in_one_answer_and_the_next_one_is_right
             elif not answer["result"]["findings"]:
                 passed.append(name)
             again = pool.try_adapter(source, bad / "good", LIMITS)["result"]
-            assert (again["findings"], again["reference_logprobs"]) == ([], known["reference_logprobs"]), (
+            assert (again["findings"], again["reference_logprobs"]) == ([], baseline["reference_logprobs"]), (
                 f"after {name}"
             )
         assert pool.base_loads == 1
