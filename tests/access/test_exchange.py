@@ -270,7 +270,7 @@ def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
 
 @pytest.mark.security
 @pytest.mark.parametrize("answer", [{"keys": "good"}, {"keys": []}, "no keys", b"<html>"])
-def test_strangers_who_name_unknown_keys_cause_one_download(
+def test_requests_with_unknown_keys_cause_one_download(
     monkeypatch: pytest.MonkeyPatch, provider: Provider, answer: Any
 ) -> None:
     """An issuer that answers is asked again as seldom as one that does not, whatever it answers."""

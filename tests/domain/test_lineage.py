@@ -78,14 +78,14 @@ def rectangles(text: str) -> dict[str, tuple[float, float, float, float]]:
     """Label → left, top, right, bottom of the rectangle that it stands in."""
     tree = ElementTree.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
-    boxes = {}
+    areas = {}
     rects = [tuple(float(r.attrib[k]) for k in ("x", "y", "width", "height")) for r in tree.iter(f"{space}rect")]
     for word in tree.iter(f"{space}text"):
         x, y = float(word.attrib["x"]), float(word.attrib["y"])
         for x_min, top, width, height in rects:
             if x_min <= x <= x_min + width and top <= y <= top + height and word.get("class") is None:
-                boxes[word.text or ""] = (x_min, top, x_min + width, top + height)
-    return boxes
+                areas[word.text or ""] = (x_min, top, x_min + width, top + height)
+    return areas
 
 
 def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_children() -> None:

@@ -167,7 +167,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def latents(base: Path, source: Path | None) -> torch.Tensor:
-    """The latent picture of SDXL's own pipeline after two steps, with the LoRA in this folder."""
+    """The latent image of SDXL's own pipeline after two steps, with the LoRA in this folder."""
     encoders = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
     first, two = (kind.from_pretrained(base / part) for kind, part in zip(encoders, ENCODERS, strict=True))
     pipeline = diffusers.StableDiffusionXLPipeline(

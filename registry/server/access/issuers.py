@@ -95,9 +95,9 @@ class Issuer:
         return next((key.key for key in keys if key.key_id == kid), None)
 
     def _fetch_key(self, client: jwt.PyJWKClient, kid: Any) -> Any:
-        """Fetch the keys. One request does so at a time, and none soon after another: a stranger may name any key.
+        """Fetch the keys. One request does so at a time, and none soon after another: any client may name any key.
 
-        Keys that cannot be read, also because they are none, are `Unavailable`; a key that is not among them is None.
+        A key set that cannot be read is `Unavailable`; an unknown key is None.
         """
         if not self._fetching.acquire(timeout=FETCH_WAIT_SECONDS):
             raise self._unavailable()
