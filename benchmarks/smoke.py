@@ -133,8 +133,7 @@ def measure(folder: Path, adapters: list[Path], threads: int) -> tuple[dict[str,
     import transformers
 
     from registry.worker.model.sources import BaseSource
-    from registry.worker.model_process.client import ProcessLimits
-    from registry.worker.model_process.pool import Pool
+    from registry.worker.model_process.client import Pool, ProcessLimits
 
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()

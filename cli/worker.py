@@ -20,8 +20,7 @@ from registry import names
 from registry.worker.devices import select_device
 from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 
 from . import main, output, session
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from registry.worker.model_process.pool import Pool
+    from registry.worker.model_process.client import Pool
     from tests import services
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
@@ -119,7 +119,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """Model processes for all tests that need a worker: starting one costs some seconds of imports."""
-    from registry.worker.model_process.pool import Pool
+    from registry.worker.model_process.client import Pool
 
     with Pool() as pool:
         yield pool

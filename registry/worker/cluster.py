@@ -21,8 +21,7 @@ from registry.client.registry import Registry
 from registry.worker.devices import CPU
 from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 
 POLL_SECONDS = 1.0
 LOST_ACTOR_ERRORS = (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError, ray.exceptions.NodeDiedError)

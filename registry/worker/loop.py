@@ -25,8 +25,7 @@ from registry.worker.lease import HeldLease, Lost
 from registry.worker.merge import runner as merges
 from registry.worker.model.identify import Inspector, Stopped
 from registry.worker.model.sources import BaseSource, Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.task import Done, Failed, Task
 
 RUNNERS: Mapping[Kind, Callable[[Task], Done]] = {

@@ -16,8 +16,7 @@ from registry.jobs import Job
 from registry.names import AdapterName, Ref
 from registry.worker.lease import HeldLease
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 
 
 class Failed(Exception):

@@ -198,11 +198,11 @@ LIMITS = {
             "CLAIMS_LIMIT": "claims of a trusted publisher",
             "CLAIM_LIMIT": "characters of a claim",
         },
-        "registry.server.access.publishers": {
+        "registry.server.access.token_exchange": {
             "RULES_LIMIT": "trusted publishers of a namespace",
             "WILDCARDS_LIMIT": "`*` in the pattern of a claim",
+            "LIFETIME_SECONDS": "lifetime of an exchanged token",
         },
-        "registry.server.access.token_exchange": {"LIFETIME_SECONDS": "lifetime of an exchanged token"},
         "registry.server.access.issuers": {
             "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
             "JTI_LIMIT": "characters of an identity token's `jti`",

@@ -21,9 +21,9 @@ import pytest
 
 from registry.api.access import PublisherAdd
 from registry.errors import Denied, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable
-from registry.server.access import issuers, publishers
+from registry.server.access import issuers, token_exchange
 from registry.server.access.issuers import LEEWAY_SECONDS, Issuers
-from registry.server.access.publishers import matches_pattern
+from registry.server.access.token_exchange import matches_pattern
 from registry.server.database import db
 from registry.server.database.models import EventRow, PublisherRow, TokenRow, UsedAssertionRow
 from tests.access.identity import ISSUER, LOGIN_ISSUER, Provider, other_key, rsa_key
@@ -224,7 +224,7 @@ def test_a_job_names_its_adapter_however_many_rules_match(harness: Harness, prov
 
 @pytest.mark.security
 def test_the_rules_of_a_namespace_are_limited(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishers, "RULES_LIMIT", 2)
+    monkeypatch.setattr(token_exchange, "RULES_LIMIT", 2)
     harness.admin.add_publisher("acme/other", RULE)
     with pytest.raises(TooLarge, match="the limit"):
         harness.admin.add_publisher("acme/third", RULE)

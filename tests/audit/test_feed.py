@@ -18,7 +18,7 @@ from registry.events import ADMIN_TYPES, EventType, ObjectKind
 from registry.server import audit
 from registry.server.actors import TRUSTED
 from registry.server.audit import audit_log, sequencer
-from registry.server.audit.event_batch import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
+from registry.server.audit.audit_log import DENIAL_ACTIONS, ENTRIES_LIMIT, PATHS_LIMIT, EventBatch
 from registry.server.database.models import EventRow
 from tests.audit import logs
 from tests.harness import URL, Harness, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.adapters.read_cache import BYTES_LIMIT, ReadCache
+from registry.adapters.read import BYTES_LIMIT, ReadCache
 from registry.files import Read
 
 

@@ -25,8 +25,7 @@ from registry.jobs import Job, Kind, State
 from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
 from tests.harness import Harness
 from tests.worker import models

@@ -13,8 +13,7 @@ import pytest
 
 from registry.worker.devices import CUDA, select_device
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
 from tests.worker import models
 

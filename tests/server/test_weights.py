@@ -25,8 +25,8 @@ from registry.compat.paths import Paths
 from registry.digest import Digest
 from registry.server.database.models import VersionNormsRow, VersionRow
 from registry.server.evaluation import norms, weights
-from registry.server.evaluation.base_norms import BaseNorms
 from registry.server.evaluation.norms import Window
+from registry.server.evaluation.weights import BaseNorms
 from registry.server.push import background
 from tests import non_peft_files, samples
 from tests.harness import Harness

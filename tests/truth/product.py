@@ -28,8 +28,7 @@ from registry.worker.loop import Worker
 from registry.worker.model import fingerprints
 from registry.worker.model.sources import Sources
 from registry.worker.model.weights import Weights
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests.harness import Harness
 from tests.truth.cases import Base
 

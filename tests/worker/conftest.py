@@ -10,8 +10,7 @@ import pytest
 
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests.harness import Harness
 from tests.worker import models
 from tests.worker.setup import WorkerSetup

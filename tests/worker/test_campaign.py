@@ -13,8 +13,7 @@ from registry.api.jobs import CampaignRequest
 from registry.jobs import State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests.worker import models
 from tests.worker.setup import BASE, WorkerSetup
 

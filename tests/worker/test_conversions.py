@@ -29,8 +29,7 @@ from registry.worker.conversions import to_canonical, to_gguf, to_peft, to_plain
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
 from tests.worker import models
 from tests.worker.setup import WorkerSetup

@@ -13,8 +13,7 @@ import pytest
 
 from registry.worker.devices import CPU, CUDA
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ModelProcess, ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import ModelProcess, Pool, ProcessLimits
 from registry.worker.sandbox import confine
 from tests import fixtures
 from tests.worker import models

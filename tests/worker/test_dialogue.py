@@ -14,8 +14,7 @@ import tokenizers
 import transformers
 
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.smoke import dialogue
 from registry.worker.smoke.result import SmokeResult
 

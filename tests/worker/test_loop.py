@@ -23,8 +23,7 @@ from registry.evaluation.verdicts import Check, Outcome
 from registry.jobs import Kind, State
 from registry.worker.loop import Worker
 from registry.worker.model.sources import Sources
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.sandbox import namespaces
 from registry.worker.task import Done, Failed, Task
 from tests.harness import Harness

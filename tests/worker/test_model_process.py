@@ -15,8 +15,7 @@ import peft
 import pytest
 
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import Gone, ModelProcess, ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Gone, ModelProcess, Pool, ProcessLimits
 from registry.worker.sandbox import namespaces
 from registry.worker.sandbox.confine import clean_environment
 from tests.worker import models

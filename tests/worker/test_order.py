@@ -16,8 +16,7 @@ import peft
 import pytest
 
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from tests import fixtures
 from tests.worker import models
 

@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from registry.evaluation.reference_logprobs import ReferenceLogprobs, compare
 from registry.evaluation.reports import Execution, Report
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ModelProcess, ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import ModelProcess, Pool, ProcessLimits
 from registry.worker.sandbox import confine, namespaces
 from tests import fixtures
 from tests.worker import models

@@ -10,8 +10,7 @@ import pytest
 from registry.client.local.folder import read_folder
 from registry.errors import RegistryError
 from registry.worker.model.sources import BaseSource
-from registry.worker.model_process.client import ProcessLimits
-from registry.worker.model_process.pool import Pool
+from registry.worker.model_process.client import Pool, ProcessLimits
 from registry.worker.smoke import structure
 from tests import fixtures
 from tests.worker import models

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from registry import names
 from registry.adapters.companions import check_companions
-from registry.adapters.read import AdapterContents, PeftContents, read_any
-from registry.adapters.read_cache import ReadCache
+from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any
 from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge

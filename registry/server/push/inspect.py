@@ -18,8 +18,7 @@ from registry import compat
 from registry.adapters.card import check_card
 from registry.adapters.companions import check_companions
 from registry.adapters.formats import IMAGE_FORMATS
-from registry.adapters.read import AdapterContents, PeftContents, read_any, weights_of
-from registry.adapters.read_cache import ReadCache
+from registry.adapters.read import AdapterContents, PeftContents, ReadCache, read_any, weights_of
 from registry.adapters.templates import check_templates
 from registry.bases import BaseSpec, Similarity
 from registry.compat import tokenizers

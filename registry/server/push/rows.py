@@ -48,8 +48,8 @@ from registry.server.database.models import (
     VersionRow,
     VersionTagRow,
 )
-from registry.server.evaluation import base_norms, engine_compat, weights
-from registry.server.evaluation.base_norms import BaseNorms
+from registry.server.evaluation import engine_compat, weights
+from registry.server.evaluation.weights import BaseNorms
 from registry.server.jobs import queue
 from registry.server.promotion import aliases
 from registry.server.push.group import Member
@@ -414,7 +414,7 @@ def _add_verdicts(session: Session, created: Sequence[_New], engines: Sequence[E
         if measured is not None:
             key = (row.base_id, weights.format_of(row))
             if key not in norms_of:
-                norms_of[key] = base_norms.load_base_norms(session, base, key[1])
+                norms_of[key] = weights.load_base_norms(session, base, key[1])
             verdict, norms_row = weights.build_verdict(row, base, norms_of[key], measured)
             version.verdicts.append(verdict)
             norms_rows.append(norms_row)

@@ -11,7 +11,7 @@ from registry.api import access
 from registry.api.catalog import AdapterView, DeleteResult
 from registry.errors import Unauthenticated
 from registry.names import AdapterName
-from registry.server.access import namespaces, publishers, token_exchange, tokens
+from registry.server.access import namespaces, token_exchange, tokens
 from registry.server.catalog import search
 from registry.server.http import routing
 from registry.server.http.dependencies import (
@@ -189,7 +189,7 @@ def rename_adapter(
 @namespace_router.get(ADAPTER + "/publishers")
 def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
-    return publishers.list_publishers(session, actor, name)
+    return token_exchange.list_publishers(session, actor, name)
 
 
 @namespace_router.post(ADAPTER + "/publishers", status_code=201)
@@ -197,10 +197,10 @@ def add_publisher(
     session: SessionDep, actor: Admin, name: NameDep, request: access.PublisherAdd, issuers: IssuersDep
 ) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
-    return publishers.add(session, actor, name, request, login_issuers=issuers.login_issuers)
+    return token_exchange.add(session, actor, name, request, login_issuers=issuers.login_issuers)
 
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
 def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> access.PublisherView:
     """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
-    return publishers.remove(session, actor, name, publisher_id)
+    return token_exchange.remove(session, actor, name, publisher_id)
