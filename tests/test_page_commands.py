@@ -36,7 +36,7 @@ LEFT_OUT = (
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with Server({"REGISTRY_DATA": str(tmp_path / "data")}).running() as running:
+    with Server({"REGISTRY_DATA": str(tmp_path / "data"), "REGISTRY_ENGINES": "vllm==0.33.0"}).running() as running:
         yield running
 
 
@@ -123,6 +123,7 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     for number in (2, 3):
         cli("promote", f"acme/support@{number}", "prod")
     cli("pull", "acme/support:prod", "support")
+    samples.write(samples.lora(samples.llama("smollm2"), seed=4), cli.folder / "out/checkpoint-200")
     log_key = cli("audit", "key", "--json").json["keys"][0]
     replacements = {
         "https://registry.example.org": server.url,
@@ -132,5 +133,5 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     }
     ran = run_pages(cli, "bases", "signing", replacements=replacements)
     cli("promote", "acme/support@2", "prod")
-    ran += run_pages(cli, "promotion", "operations", "deploy", "rest", replacements=replacements)
-    assert len(ran) >= 18
+    ran += run_pages(cli, "checks", "find", "promotion", "operations", "deploy", "rest", replacements=replacements)
+    assert len(ran) >= 34
