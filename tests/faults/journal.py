@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +27,58 @@ class Journal:
         self.runs: Counter[str] = Counter()
         self.violations: Counter[str] = Counter()
         self.checked: Counter[str] = Counter()
-        """How often each invariant was checked; a deployment counts here."""
+        """How often each invariant was checked."""
         self.problems: list[str] = []
         self.seconds = 0.0
         self.parts = 0
-        self.last = 0
-        """The number of the last run."""
+        self._commits: list[str] = []
+        self.numbers: set[int] = set()
+        """The numbers of the runs."""
         self._restart = 0.0
         self._seed = seed
-        self._recorded: Counter[str] = Counter()
         self._path = Path(path) if path else None
         if self._path and self._path.exists():
             for line in self._path.read_text().splitlines():
                 self._read(json.loads(line))
         self._began = time.monotonic()
-        self._write({"part": self.parts + 1, "seed": seed})
-        self.parts += 1
+        part = {"part": self.parts + 1, "seed": seed, "commit": _commit()}
+        self._write(part)
+        self._read(part)
 
     def _read(self, line: dict[str, Any]) -> None:
         if line.get("seed", self._seed) != self._seed:
             raise SystemExit(f"the journal is of seed {line['seed']}")
-        self.parts = line.get("part", self.parts)
+        if "part" in line:
+            self.parts = line["part"]
+            self._commits.append(line["commit"])
         if "run" in line:
             self._enter(line)
-            self.checked += Counter(line["checked"])
-            self._recorded += Counter(line["checked"])
 
     def _enter(self, line: dict[str, Any]) -> None:
         name, problems = line["name"], line["problems"]
         self.runs[name] += 1
-        self.last = max(self.last, line["run"])
+        self.numbers.add(line["run"])
+        self.checked += Counter(line["checked"])
         self.seconds += line["seconds"]
         self._restart = max(self._restart, line["restart"])
         if line["violations"]:
             self.violations[name] += line["violations"]
             self.problems += [f"{name}: {problem}" for problem in problems]
 
-    def add(self, number: int, name: str, problems: Sequence[str], restart: float) -> None:
-        """Enter a run. `restart`: the longest time in seconds that a server needed to start again."""
+    @property
+    def last(self) -> int:
+        """The highest number of a run."""
+        return max(self.numbers, default=0)
+
+    def add(self, number: int, name: str, problems: Sequence[str], restart: float, checked: Mapping[str, int]) -> None:
+        """Enter a run. `restart`: the longest time in seconds that a server needed to start again. `checked`: how often
+        the run checked each invariant."""
         now = time.monotonic()
-        checked = self.checked - self._recorded
         line = {
             "run": number, "name": name, "violations": len(problems), "problems": list(problems[:PROBLEMS_LIMIT]),
             "seconds": round(now - self._began, 2), "restart": round(restart, 2), "checked": dict(checked),
         }  # fmt: skip
         self._began = now
-        self._recorded += checked
         self._enter(line)
         self._write(line)
 
@@ -98,6 +105,7 @@ class Journal:
         """The table as a page of the documentation."""
         kills = sum(count for name, count in self.runs.items() if name.startswith(KILL))
         parts = "in one part" if self.parts == 1 else f"in {self.parts} parts, each with empty registries"
+        parts += f", of the commits {', '.join(dict.fromkeys(self._commits))}"
         return (
             "# Soak test\n\n"
             "`make soak` kills servers with `kill -9` at named points of their work, restarts them, and then checks\n"
@@ -107,3 +115,9 @@ class Journal:
             f"{self.seconds / 60:.0f} minutes,\nPython {platform.python_version()}.\n\n"
             f"```text\n{self.table(classes)}\n```\n"
         )
+
+
+def _commit() -> str:
+    """The commit that is checked out."""
+    done = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -32,7 +32,10 @@ from cli.main import main
 START_LIMIT_SECONDS = 120
 _PR_SET_PDEATHSIG = 1
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.faults.servers", "cli.serve", "boto3", "psycopg", "pytest", "pysqlite3.dbapi2"])
+_FORKS.set_forkserver_preload(
+    ["tests.faults.servers", "tests.faults.races", "cli.serve", "boto3", "psycopg", "pytest", "pysqlite3.dbapi2"]
+)
+"""`races` is what the main module of `make soak` imports, and each process imports that module again."""
 
 
 class Server:

@@ -4,8 +4,9 @@ Prints a table of runs and violations, how often each invariant was checked, and
 exits with 1 if there is a violation. It ends early after SOAK_KILLS kills, if that is set.
 
 - What a run draws follows from SOAK_SEED (0) and its number, so that it can be repeated.
-- SOAK_JOURNAL names a file with a line for each run. A later call goes on after the last one, with empty registries,
-  and its table adds all parts up.
+- SOAK_AT_ONCE runs (1) are under way at a time, never two of them on the same registry.
+- SOAK_JOURNAL names a file with a line for each run. A later call makes the runs that it does not have, with empty
+  registries, and its table adds all parts up.
 - SOAK_REPORT names a Markdown file to write the table to.
 
 Example
@@ -22,9 +23,13 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -46,43 +51,64 @@ OTHERS = 5
 ADAPTERS_LIMIT = 40
 """Acknowledged pushes of one registry, before an empty one: each check reads all of its bytes again."""
 POINTS = crash_points.PUSH | crash_points.GC | crash_points.AUDIT
-Run = tuple[str, Callable[[], list[str]]]
+Kind = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run on the registry of a kind: what it is called, and what it does with its number and what it draws."""
+
+    name: str
+    kind: Kind
+    act: Callable[[int, random.Random], list[str]]
 
 
 class Soak:
-    def __init__(self, environments: Environments, seed: int, journal: Journal) -> None:
+    def __init__(self, environments: Environments, seed: int, journal: Journal, *, at_once: int = 1) -> None:
         self._environments = environments
         self._seed = seed
-        self._random = random.Random(seed)
-        self._deployments: dict[tuple[str, str], Deployment] = {}
-        self._number = 0
+        self._at_once = at_once
+        self._deployments: dict[Kind, Deployment] = {}
+        self._in_use: dict[Kind, threading.Lock] = defaultdict(threading.Lock)
+        self._checked: dict[Kind, Counter[str]] = defaultdict(Counter)
+        self._lock = threading.Lock()
         self.journal = journal
 
     def go(self, seconds: float, kills: float) -> None:
         until = time.monotonic() + seconds
-        for number, (name, run) in enumerate(self._forever(), 1):
-            if number <= self.journal.last:
-                continue
-            if time.monotonic() > until or self._kills() >= kills:
-                break
-            self._number, self._random = number, random.Random(f"{self._seed} {number}")
-            self._count(name, run)
+        numbered = enumerate(self._forever(), 1)
+        recorded = frozenset(self.journal.numbers)
+
+        def work() -> None:
+            while time.monotonic() < until and self._kills() < kills:
+                with self._lock:
+                    number, run = next(each for each in numbered if each[0] not in recorded)
+                self._count(number, run)
+
+        with ThreadPoolExecutor(self._at_once) as pool:
+            for future in [pool.submit(work) for _ in range(self._at_once)]:
+                future.result()
         for kind in list(self._deployments):
-            self._count(f"{END}{'+'.join(kind)}", partial(self._end, kind))
+            end = Run(f"{END}{'+'.join(kind)}", kind, lambda _number, _random, kind=kind: self._end(kind))  # type: ignore[misc]
+            self._count(self.journal.last, end)
 
     def _kills(self) -> int:
-        return sum(count for name, count in self.journal.runs.items() if name.startswith(KILL))
+        return sum(count for name, count in list(self.journal.runs.items()) if name.startswith(KILL))
 
-    def _count(self, name: str, run: Callable[[], list[str]]) -> None:
-        try:
-            problems = run()
-        except Exception as e:
-            traceback.print_exc()
-            problems = [f"{type(e).__name__}: {e}"]
+    def _count(self, number: int, run: Run) -> None:
+        with self._in_use[run.kind]:
+            try:
+                problems = run.act(number, random.Random(f"{self._seed} {number}"))
+            except Exception as e:
+                traceback.print_exc()
+                problems = [f"{type(e).__name__}: {e}"]
+            checked = self._checked[run.kind].copy()
+            self._checked[run.kind].clear()
         if problems:
-            print(f"VIOLATION {name}: {problems[:3]}", file=sys.stderr, flush=True)
-        restart = max((d.server.restart_seconds for d in self._deployments.values()), default=0.0)
-        self.journal.add(self._number, name, problems, restart)
+            print(f"VIOLATION {run.name}: {problems[:3]}", file=sys.stderr, flush=True)
+        with self._lock:
+            restart = max((d.server.restart_seconds for d in list(self._deployments.values())), default=0.0)
+            self.journal.add(number, run.name, problems, restart, checked)
 
     def _forever(self) -> Iterator[Run]:
         """Each round kills once at each point on each kind. It goes in waves, of one point of each class on every kind
@@ -90,34 +116,37 @@ class Soak:
         for turn, wave in enumerate(wave for _ in itertools.count() for wave in waves()):
             for point, kind in itertools.product(wave, KINDS):
                 if crash_points.is_reached(point, kind[1]):
-                    yield f"{KILL}{class_of(point)}, {'+'.join(kind)}", partial(self._kill, kind, point)
+                    yield Run(f"{KILL}{class_of(point)}, {'+'.join(kind)}", kind, partial(self._kill, kind, point))
             kind = KINDS[turn // OTHERS % len(KINDS)]
             seconds = f"{CHURN_SECONDS:.0f} s"
-            others: list[Run] = [
-                ("a store that fails, sqlite+s3", self._store_fails),
-                (f"{CLIENTS} equal pushes", partial(self._race, races.equal, kind, CLIENTS)),
-                (f"{CLIENTS} different pushes", partial(self._race, races.different, kind, CLIENTS)),
-                (
+            others = [
+                Run("a store that fails, sqlite+s3", ("sqlite", "s3"), self._store_fails),
+                Run(f"{CLIENTS} equal pushes", kind, partial(self._race, races.equal, kind, CLIENTS)),
+                Run(f"{CLIENTS} different pushes", kind, partial(self._race, races.different, kind, CLIENTS)),
+                Run(
                     f"collection under pushes and pulls, {seconds}",
-                    partial(self._race, races.churn, kind, CHURN_SECONDS),
+                    kind, partial(self._race, races.churn, kind, CHURN_SECONDS),
                 ),
-                ("memory and descriptors after load", partial(self._race, races.churn_twice, kind, CHURN_SECONDS)),
-            ]
+                Run(
+                    "memory and descriptors after load",
+                    kind, partial(self._race, races.churn_twice, kind, CHURN_SECONDS),
+                ),
+            ]  # fmt: skip
             yield others[turn % OTHERS]
 
     # ------------------------------------------------------------ runs
-    def _kill(self, kind: tuple[str, str], point: str) -> list[str]:
-        deployment, number = self._deployment(kind), self._number
+    def _kill(self, kind: Kind, point: str, number: int, drawing: random.Random) -> list[str]:
+        deployment = self._deployment(kind)
         deaths = deployment.server.deaths
         through = deployment.push_through
         if point in crash_points.GC | crash_points.AUDIT:
             through = deployment.collect_through if point in crash_points.GC else deployment.log_through
-        through(f"acme/k{number}", self._random.randrange(10**6), failpoints=crash_points.kill_at(point, number))
+        through(f"acme/k{number}", drawing.randrange(10**6), failpoints=crash_points.kill_at(point, number))
         died = deployment.server.deaths == deaths + 1
         problems = list(deployment.invariants.held("I17", [] if died else [f"{point} was not reached"]))
         return problems + (self._end(kind) if len(deployment.acknowledged) >= ADAPTERS_LIMIT else [])
 
-    def _end(self, kind: tuple[str, str]) -> list[str]:
+    def _end(self, kind: Kind) -> list[str]:
         """Check every acknowledged push of a registry, and go on with an empty one."""
         deployment = self._deployments.pop(kind)
         with deployment.server.running(), deployment.client() as client:
@@ -126,17 +155,18 @@ class Soak:
             shutil.rmtree(folder)
         return problems
 
-    def _store_fails(self) -> list[str]:
+    def _store_fails(self, _number: int, drawing: random.Random) -> list[str]:
         """Some operations fail in some way now and then, for several pushes; then all must be well."""
-        store = self._environments.object_store()
-        with FaultProxy(store.endpoint, seed=self._random.randrange(10**6)) as proxy:
+        with self._lock:
+            store = self._environments.object_store()
+        with FaultProxy(store.endpoint, seed=drawing.randrange(10**6)) as proxy:
             environment = self._environments.environment("sqlite", "s3", endpoint=proxy.endpoint)
             environment["REGISTRY_PARTS_FROM_BYTES"] = str(2**20)
             folder = Path(tempfile.mkdtemp(dir=self._environments.folder))
             deployment = Deployment(environment, folder)
             with deployment.server.running(), deployment.client(patient=False) as client:
                 client.health()
-                drawn = dict(self._random.sample(FAULTS, 3))
+                drawn = dict(drawing.sample(FAULTS, 3))
                 for operation, act in drawn.items():
                     proxy.fail(operation, act, share=0.3, times=6)
                 try:
@@ -150,19 +180,22 @@ class Soak:
                 deployment.collect(client)
                 return [f"{drawn}: {problem}" for problem in deployment.all_violations(client)]
 
-    def _race(self, race: Callable[..., list[str]], kind: tuple[str, str], amount: float) -> list[str]:
+    def _race(
+        self, race: Callable[..., list[str]], kind: Kind, amount: float, number: int, _drawing: random.Random
+    ) -> list[str]:
         deployment = self._deployment(kind)
         if race is races.churn_twice:
             deployment.invariants.checked["I18"] += 1
-        return race(deployment, f"acme/{race.__name__}-{self._number}", amount)
+        return race(deployment, f"acme/{race.__name__}-{number}", amount)
 
-    def _deployment(self, kind: tuple[str, str]) -> Deployment:
-        if kind not in self._deployments:
-            self._deployments[kind] = Deployment(
-                self._environments.environment(*kind), Path(tempfile.mkdtemp(dir=self._environments.folder))
-            )
-            self._deployments[kind].invariants.checked = self.journal.checked
-        return self._deployments[kind]
+    def _deployment(self, kind: Kind) -> Deployment:
+        with self._lock:
+            if kind not in self._deployments:
+                self._deployments[kind] = Deployment(
+                    self._environments.environment(*kind), Path(tempfile.mkdtemp(dir=self._environments.folder))
+                )
+                self._deployments[kind].invariants.checked = self._checked[kind]
+            return self._deployments[kind]
 
 
 def class_of(point: str) -> str:
@@ -183,12 +216,12 @@ def waves() -> list[list[str]]:
 def main() -> int:
     logging.disable(logging.ERROR)
     seconds, seed = float(os.environ.get("SOAK_SECONDS", "600")), int(os.environ.get("SOAK_SEED", "0"))
-    kills = float(os.environ.get("SOAK_KILLS", "inf"))
+    kills, at_once = float(os.environ.get("SOAK_KILLS", "inf")), int(os.environ.get("SOAK_AT_ONCE", "1"))
     journal = Journal(os.environ.get("SOAK_JOURNAL", ""), seed)
     stopped = False
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Environments(Path(folder)) as environments:
         try:
-            Soak(environments, seed, journal).go(seconds, kills)
+            Soak(environments, seed, journal, at_once=at_once).go(seconds, kills)
         except (KeyboardInterrupt, RegistryError) as e:
             print(f"stopped: {e!r}", file=sys.stderr)
             stopped = isinstance(e, RegistryError)
