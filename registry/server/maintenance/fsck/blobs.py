@@ -1,6 +1,7 @@
 """Check blobs: each row has its bytes and each final key its row; what is referenced has a blob; bytes hash right.
 
-- A shard is all blobs whose digests begin with the same two hexadecimal digits; its rows and keys are compared.
+- A shard is all blobs whose digests begin with the same two hexadecimal digits; its rows and keys are compared. A
+  bucket with few blobs is one shard: it is listed with one request.
 - What looks wrong is looked up again, the row after the bytes: a push or GC may have been in the middle of it.
 - What cannot be read (a folder, a bad sector) is a finding and does not stop the check, unless the store does not
   respond at all. It is not marked, because no one has seen that it is wrong.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, update
@@ -31,6 +33,8 @@ from registry.server.storage.blobs import BlobStore, digest_of, key_of, staging_
 from registry.server.storage.local import LocalBlobs
 from registry.server.storage.references import BlobState, PushState
 
+FIRST_SHARD = "00"
+FEW_BLOBS = 1000
 BATCH = 32
 SECONDS = 5.0
 PUSH_ID = "scrub"
@@ -43,6 +47,10 @@ def check_shard(run: FsckRun, prefix: str) -> str:
     """Check the shard of this prefix; return the next prefix, empty at the end."""
     if len(prefix) != 2 or set(prefix) - set("0123456789abcdef"):
         raise invalid_cursor()
+    if prefix == FIRST_SHARD and run.blobs.kind != LocalBlobs.kind and _has_few_blobs(run):
+        _compare(run, "")
+        _count_staged(run)
+        return ""
     try:
         _compare(run, prefix)
     except Unavailable as e:
@@ -55,12 +63,22 @@ def check_shard(run: FsckRun, prefix: str) -> str:
     return f"{int(prefix, 16) + 1:02x}"
 
 
+def _has_few_blobs(run: FsckRun) -> bool:
+    """Whether neither the database nor the bucket has more blobs than one page of a list."""
+    with run.snapshot() as session:
+        rows = session.exec(select(BlobRow.digest).limit(FEW_BLOBS + 1)).all()
+    return (
+        len(rows) <= FEW_BLOBS and sum(1 for _ in islice(run.blobs.list("blobs/sha256/"), FEW_BLOBS + 1)) <= FEW_BLOBS
+    )
+
+
 def _compare(run: FsckRun, prefix: str) -> None:
     with run.snapshot() as session:
         statement = select(BlobRow).where(_is_in_shard(col(BlobRow.digest), prefix))
         rows = {row.digest: row for row in session.exec(statement)}
         referenced = _select_referenced(session, prefix)
-    sizes = {str(digest_of(stat.key)): stat.size_bytes for stat in run.blobs.list(f"blobs/sha256/{prefix}/")}
+    folder = f"blobs/sha256/{prefix}/" if prefix else "blobs/sha256/"
+    sizes = {str(digest_of(stat.key)): stat.size_bytes for stat in run.blobs.list(folder)}
     for digest in sorted(set(rows) | referenced):
         row = rows.get(digest)
         if row is None or row.state != BlobState.LIVE or sizes.get(digest) != row.size_bytes:
