@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,18 @@ class Actor:
     def identity(self) -> str:
         """Who is recorded as the author of a change: the token's subject, or its name if it has none."""
         return self.subject or self.name
+
+    @property
+    def shares(self) -> tuple[str, str]:
+        """Whom limits of a process count this actor's work for: its subject or token, and its namespace, if not all."""
+        namespace = min(self.namespaces, default=EVERY_NAMESPACE)
+        group = "" if EVERY_NAMESPACE in self.namespaces else f"namespace {namespace}"
+        return (self.subject or self.token_id, group)
+
+    def link_owner(self, token_id: str = "") -> str:
+        """The token of a plan (this one if not given) and, hashed, the shares, as a signed link names them."""
+        hashes = [hashlib.sha256(share.encode()).hexdigest()[:12] if share else "" for share in self.shares]
+        return ".".join((token_id or self.token_id, *hashes))
 
     def has_scope(self, scope: Scope) -> bool:
         """Whether the actor holds this scope in at least one namespace."""

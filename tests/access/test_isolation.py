@@ -31,7 +31,7 @@ VARIES = (
     (rb'"request_id":\s*"[^"]*"', b'"request_id": "R"'),
     (rb'"token":"[0-9a-f]{32}"', b'"token":"LEASE"'),
     (rb"lra_[0-9A-Za-z]{38}", b"SECRET"),
-    (rb"until=\d+&owner=ID&signature=[0-9a-f]{64}", b"SIGNED"),
+    (rb"until=\d+&owner=ID[^&]*&signature=[0-9a-f]{64}", b"SIGNED"),
 )
 
 

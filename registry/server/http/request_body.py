@@ -19,7 +19,7 @@ from starlette.types import Message, Receive
 
 from registry.errors import Denied, TooLarge, Unavailable
 from registry.roles import Scope
-from registry.server.actors import EVERY_NAMESPACE, Actor
+from registry.server.actors import Actor
 from registry.server.http.request_actor import look_up_actor, require_secret
 from registry.strict.json import has_more_values
 
@@ -121,7 +121,7 @@ class Reservation:
         size_bytes = self._size_bytes
         self.release()
         self._budget = self._request.app.state.body_budget
-        self._owner = owner_of(actor)
+        self._owner = actor.shares
         self._is_final = True
         await self.add(size_bytes)
 
@@ -157,19 +157,12 @@ async def read_body(
         reservation.release()
 
 
-def owner_of(actor: Actor) -> Owner:
-    """Return who sends the bodies of this actor's requests."""
-    namespace = min(actor.namespaces, default=EVERY_NAMESPACE)
-    group = "" if EVERY_NAMESPACE in actor.namespaces else f"namespace {namespace}"
-    return (actor.subject or actor.token_id, group)
-
-
 async def spool_body(request: Request, actor: Actor, file: IO[bytes], budget: BodyBudget, limit_bytes: int) -> int:
     """Write the body to a file, in threads; return its size. The caller gives the bytes back to the budget.
 
     `TooLarge` (SIZE_INVALID) beyond the limit, `Unavailable` (TRY_LATER) beyond the budget; then nothing is counted.
     """
-    size_bytes, buffer, owner = 0, bytearray(), owner_of(actor)
+    size_bytes, buffer, owner = 0, bytearray(), actor.shares
     try:
         async for chunk in request.stream():
             budget.require_space(owner, len(chunk))

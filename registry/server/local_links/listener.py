@@ -3,9 +3,9 @@
 - A request with a valid signed link is answered by a thread, and its connection comes back here for its next request.
   With any other the connection goes to the application, together with the bytes that were read, and comes back when a
   request with a link begins on it. So a proxy may use one connection for both.
-- Threads are `SLOTS`. If none is free the application answers 503, so no one waits in a queue. An owner may have as
-  many as are still free, up to a limit: slow transfers of a few tokens leave threads to the rest. A connection that
-  waits for a request, or for the rest of its head, holds no thread.
+- Threads are `SLOTS`. If none is free the application answers 503, so no one waits in a queue. A person may have as
+  many as are still free, up to a limit, and the tokens of one namespace have a limit together: slow transfers of some
+  leave threads to the rest. A connection that waits for a request, or for the rest of its head, holds no thread.
 - `stop` accepts nothing new and lets transfers end.
 """
 
@@ -26,10 +26,12 @@ from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.exchange import Exchange
 from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, may_become_link, read_request
-from registry.server.storage.signed_links import LinkSigner
+from registry.server.storage.signed_links import LinkSigner, SignedLink
 
 SLOTS = 64
-SLOTS_PER_OWNER = 16
+SLOTS_PER_PERSON = 16
+SLOTS_PER_GROUP = 48
+"""For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 ACCEPTED_AT_ONCE = 100
 ACCEPT_AGAIN_SECONDS = 1.0
 COUNT_AGAIN_SECONDS = 0.05
@@ -172,15 +174,17 @@ class LinkListener:
             return
         self._stop_waiting(connection)
         request = read_request(connection.received, self._signer)
-        if request is not None and self._has_slot(request.link.owner):
-            self._slots[request.link.owner] += 1
+        if request is not None and self._has_slot(request.link):
+            self._slots.update(_shares_of(request.link))
             self._in_threads.add(connection)
             self._pool.submit(self._exchange, connection, request)
         else:
             self._hand_over(connection)
 
-    def _has_slot(self, owner: str) -> bool:
-        return self._slots[owner] < min(SLOTS_PER_OWNER, SLOTS - len(self._in_threads))
+    def _has_slot(self, link: SignedLink) -> bool:
+        person, group = _shares_of(link)
+        is_fair = not link.group or self._slots[group] < SLOTS_PER_GROUP
+        return is_fair and self._slots[person] < min(SLOTS_PER_PERSON, SLOTS - len(self._in_threads))
 
     def _hand_over(self, connection: _Connection) -> None:
         task = self._loop.create_task(self._connect(connection))
@@ -220,9 +224,7 @@ class LinkListener:
 
     def _end_exchange(self, connection: _Connection, request: LinkRequest, status: int, is_reusable: bool) -> None:
         self._in_threads.remove(connection)
-        self._slots[request.link.owner] -= 1
-        if not self._slots[request.link.owner]:
-            del self._slots[request.link.owner]
+        self._slots -= Counter(_shares_of(request.link))
         if status:
             self._counts[request.method, status] += 1
         if is_reusable:
@@ -230,3 +232,7 @@ class LinkListener:
         else:
             self._close(connection)
         self._thread_ended.set()
+
+
+def _shares_of(link: SignedLink) -> tuple[str, str]:
+    return f"person {link.person}", f"group {link.group}"

@@ -39,7 +39,7 @@ from registry.server.http.dependencies import (
     RequireScope,
     SettingsDep,
 )
-from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, owner_of, spool_body
+from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, spool_body
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
@@ -194,7 +194,7 @@ async def commit_files(
     state, name = request.app.state, _adapter_of(request)
     request.state.unread_body = True
     await run_in_store_thread(commits.find_head, engine, actor, name, revision)
-    budget, owner = state.disk_budget, owner_of(actor)
+    budget, owner = state.disk_budget, actor.shares
     with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
         size_bytes = await spool_body(request, actor, spool, budget, BODY_LIMIT_BYTES)
         request.state.unread_body = False
