@@ -12,6 +12,7 @@ import pytest
 from sqlmodel import col, update
 
 from registry.api.access import NamespaceSet
+from registry.client.audit import Audit
 from registry.hub import commit_id
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
@@ -403,7 +404,10 @@ def test_a_draft_gives_no_version_bytes_that_its_pusher_may_not_read_any_more(ha
     harness.admin.grant_role("globex", "ann", "reader")
     pusher = Pusher(harness, of_subject(harness, "ann"))
     pusher.create()
-    assert pusher.commit(add_large(samples.WEIGHTS, weights.digest.hex, weights.size_bytes)).status_code == 200
+    draft = pusher.commit(add_large(samples.WEIGHTS, weights.digest.hex, weights.size_bytes)).json()["commitOid"]
+    assert pusher.send("GET", f"/acme/support/resolve/{draft}/{samples.WEIGHTS}").status_code == 200
+    [event] = Audit(harness.admin).events(action=["bytes.read"])
+    assert (event.actor, event.object) == ("ann", f"acme/support@sha256:{draft}")
     harness.admin.revoke_role("globex", "ann")
     refused = pusher.commit(add(samples.CONFIG, files[samples.CONFIG]))
     assert (refused.status_code, "was not uploaded" in refused.headers["x-error-message"]) == (422, True)

@@ -8,7 +8,9 @@ import re
 import pytest
 
 from registry.api.access import NamespaceSet
+from registry.client.audit import Audit
 from registry.errors import Invalid
+from registry.evaluation.gates import Gate
 from registry.server.app import PAGES_CHOICES, create_app
 from registry.server.settings import Settings
 from tests.access.tenants import Tenants
@@ -56,6 +58,36 @@ def test_a_private_adapter_is_answered_like_an_absent_one(filled: Harness, brows
 
 def _without_names(text: str) -> str:
     return re.sub(r"[0-9a-f]{24}", "", text)
+
+
+def test_names_of_people_reasons_and_gates_are_shown_after_signing_in(filled: Harness, browser: Browser) -> None:
+    person = filled.actor("admin", name="dora-the-owner")
+    for _ in range(2):
+        filled.push("library/named", by=person, message="words for readers")
+    person.promote("library/named", "canary", "1", generation=0, reason="a plan of the team")
+    person.set_gate("library/named", "canary", Gate(approvals=1, approvers=("dora-the-owner",)))
+    person.delete_version("library/named@2", "a plan of the team")
+    paths = ("", "/versions/1", "/versions/2", "/aliases/canary", "/aliases/canary?at=2099-01-01T00:00")
+    for name, is_shown in (("anonymous", False), ("signed in", True)):
+        if is_shown:
+            browser.sign_in(filled.issue("pull", namespaces=["library"])[1])
+        for path in paths:
+            text = browser.get(f"/adapters/library/named{path}").text
+            assert ("dora-the-owner" in text, name) == (is_shown, name), path
+            assert is_shown or "a plan of the team" not in text, path
+    assert "words for readers" in browser.get("/adapters/library/named/versions/1").text
+
+
+def test_a_page_with_bytes_of_a_version_is_in_the_audit_log(filled: Harness, browser: Browser) -> None:
+    def reads() -> list[tuple[str, str]]:
+        return [(e.actor, e.object) for e in Audit(filled.admin).events(action=["bytes.read"]) if "/read" in e.object]
+
+    filled.push("library/read", filled.files() | {"README.md": b"# Words\n"})
+    assert "<h3>Words" in browser.get("/adapters/library/read").text
+    assert reads() == []
+    browser.sign_in(filled.issue("pull", namespaces=["library"], name="page-reader")[1])
+    browser.get("/adapters/library/read")
+    assert reads() == [("page-reader", "library/read@1")]
 
 
 def test_a_search_shows_no_other_tenant(filled: Harness, browser: Browser) -> None:

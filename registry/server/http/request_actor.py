@@ -11,8 +11,11 @@ from fastapi import Request
 from sqlmodel import Session
 
 from registry.errors import Unauthenticated, Unavailable
+from registry.events import EventType
+from registry.names import AdapterName, Selector, is_alias
 from registry.server.access import sign_in, tokens
 from registry.server.actors import Actor
+from registry.server.audit.event_batch import EventBatch
 from registry.server.database import db
 
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
@@ -96,6 +99,13 @@ def _read_actor(request: Request) -> Actor:
         with db.session(engine) as writing:
             tokens.record_use(writing, actor.token_id)
     return actor
+
+
+def record_read(request: Request, name: AdapterName, selector: Selector) -> None:
+    """Record in the audit log that the actor of a request reads bytes of this version."""
+    batch: EventBatch = request.app.state.audit_log.batch
+    version = f"{name}{':' if is_alias(selector) else '@'}{selector}"
+    batch.add(request.state.actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
 
 
 def record_failure(request: Request, secret: str = "") -> None:

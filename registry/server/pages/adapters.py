@@ -21,7 +21,7 @@ from registry.server.http.dependencies import ADAPTER, BlobsDep, CursorDep, Name
 from registry.server.pages.readme import READ_LIMIT_BYTES, render_readme
 from registry.server.pages.rendering import create_router, render
 from registry.server.promotion import aliases, gates
-from registry.server.sessions.visitors import VisitorDep
+from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.storage.blobs import BlobStore, key_of
 
 router = create_router()
@@ -41,6 +41,8 @@ def show_adapter(
     newest = page.items[0] if page.items and not cursor else None
     has_readme = newest is not None and any(file.path == CARD for file in newest.files)
     readme = _read_readme(session, actor, name, adapter.newest, blobs) if has_readme else ""
+    if readme:
+        record_page_read(request, visitor, name, adapter.newest)
     shown_alias = next((p.alias for p in pointers if p.alias in ("prod", "production")), NEWEST)
     return render(
         request, "adapter.html", title=adapter.name, adapter=adapter, name=name, versions=page, cursor=cursor,

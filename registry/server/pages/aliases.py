@@ -73,7 +73,8 @@ def show_alias(
     pointer = next((p for p in aliases.list_aliases(session, actor, name).items if p.alias == alias), None)
     page = versions.list_versions(session, actor, name, limit=VERSIONS_OFFERED)
     candidate = names.selector(version) if version else page.items[0].number
-    checked = gates.check_gate(session, actor, name, candidate, alias) if alias != NEWEST else None
+    shows_gate = visitor.signed_in and alias != NEWEST
+    checked = gates.check_gate(session, actor, name, candidate, alias) if shows_gate else None
     history = aliases.list_history(session, actor, name, alias=alias, cursor=cursor, limit=MOVES_SHOWN)
     may_promote = bool(visitor.form_token) and actor.may(Scope.PROMOTE, name.namespace, name.name) and alias != NEWEST
     return render(

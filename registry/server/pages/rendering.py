@@ -45,7 +45,10 @@ class PageRoute(routing.SingleThreadRoute):
     """The class of all routes of pages: an error is a page, too."""
 
     def error_response(self, request: Request, error: RegistryError, status: int) -> Response:
-        """Return the page for an error."""
+        """Return the page for an error. Who deleted a version, and why, is shown after signing in."""
+        visitor: Visitor | None = getattr(request.state, "visitor", None)
+        if error.code == "VERSION_DELETED" and not (visitor and visitor.signed_in):
+            error = NotFound(error.code, "this version was deleted")
         return render(request, "error.html", status, title=error.TITLE, error=error, status=status)
 
 

@@ -39,7 +39,7 @@ from registry.server.http.dependencies import (
 from registry.server.pages.adapters import usage_examples
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
 from registry.server.promotion import attestations
-from registry.server.sessions.visitors import VisitorDep
+from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
 
@@ -69,6 +69,8 @@ def show_version(
     signatures = attestations.list_attestations(session, actor, name, version.number, None).items
     engines = judge_engines(session, actor, name, version, settings)
     report, samples = _read_smoke_test(session, actor, name, version, blobs)
+    if report is not None:
+        record_page_read(request, visitor, name, version.number)
     return render(
         request, "version.html", title=f"{name}@{version.number}", version=version, name=name,
         checks=[verdict for verdict in version.verdicts if verdict.check is not Check.ENGINE], engines=engines,
@@ -183,6 +185,7 @@ def _read(blobs: BlobStore, file: Descriptor) -> bytes:
 
 @router.get(VERSION + "/reports/{digest}/{image}.png")
 def show_image(
+    request: Request,
     session: SessionDep,
     visitor: VisitorDep,
     name: NameDep,
@@ -200,4 +203,5 @@ def show_image(
         data = b""
     if not data.startswith(PNG):  # it comes from a process that has read the adapter
         raise NotFound("BLOB_UNKNOWN", f"the report {digest} has no image {image!r}")
+    record_page_read(request, visitor, name, selector)
     return Response(data, headers=SECURITY_HEADERS | PRIVATE, media_type="image/png")

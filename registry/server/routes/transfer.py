@@ -36,9 +36,8 @@ from registry.api.transfer import (
 )
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
-from registry.events import EventType
 from registry.manifest import Descriptor
-from registry.names import AdapterName, Ref, Selector, is_alias
+from registry.names import AdapterName, Ref, Selector
 from registry.server.catalog import downloads, files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
@@ -59,6 +58,7 @@ from registry.server.http.dependencies import (
     SettingsDep,
 )
 from registry.server.http.problems import problem_of_item
+from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
 from registry.server.routes.openapi import declarations
@@ -181,7 +181,7 @@ def plan_pulls(
     for ref, outcome in zip(request.refs, outcomes, strict=True):
         if isinstance(outcome, PullPlan) and (outcome.direct or any(f.digest in sent for f in outcome.resolved.files)):
             parsed = Ref.parse(ref)
-            _record_read(incoming, parsed.name, parsed.selector)
+            record_read(incoming, parsed.name, parsed.selector)
     items = _outcomes(incoming, outcomes, request.refs)
     return BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
 
@@ -249,7 +249,7 @@ def _bytes_of(
     if_none_match = request.headers.get("if-none-match", "")
     if if_none_match.strip() == "*" or etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    _record_read(request, *version)
+    record_read(request, *version)
     key = files.locate_bytes(blobs, file)
     url = None
     if blobs.local_path(key) is None:  # bytes of this machine are sent in this answer
@@ -258,14 +258,6 @@ def _bytes_of(
     if url is not None:
         return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
     return bytes_response(request, blobs, key, file.size_bytes, headers)
-
-
-def _record_read(request: Request, name: AdapterName, selector: Selector) -> None:
-    """Record in the audit log that the actor reads private bytes."""
-    about = f"{name}{':' if is_alias(selector) else '@'}{selector}"
-    request.app.state.audit_log.batch.add(
-        request.state.actor, EventType.BYTES_READ, about, request_id=request.state.request_id
-    )
 
 
 def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int, headers: dict[str, str]) -> Response:

@@ -1,5 +1,6 @@
 """Who visits a page: the session of its cookie, or no one, who sees public namespaces only. And the checks of forms.
 
+- Without sign-in no page shows who did something, reasons of moves and deletions, or gates: REST shows nothing then.
 - A request with an Authorization header has the rights of its token, as in the REST API.
 - A form is accepted only from a page of this server: the browser's headers must say so if it sends them, and the form
   must repeat a value that is derived from an HttpOnly cookie, which no other site can read or set.
@@ -19,13 +20,14 @@ from fastapi import Depends, Request, Response
 from sqlmodel import Session, select
 
 from registry.errors import Denied, Invalid, Unauthenticated
+from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server.access import epoch
 from registry.server.access.rate_limits import network_of
 from registry.server.access.sign_in import ActorCache
 from registry.server.actors import Actor
 from registry.server.http.dependencies import SessionDep
-from registry.server.http.request_actor import current_actor
+from registry.server.http.request_actor import current_actor, record_read
 from registry.server.sessions import page_sessions
 
 FIELDS_LIMIT = 20
@@ -113,6 +115,12 @@ async def require_visitor(visitor: Annotated[Visitor, Depends(read_visitor)]) ->
 
 VisitorDep = Annotated[Visitor, Depends(read_visitor)]
 SignedInDep = Annotated[Visitor, Depends(require_visitor)]
+
+
+def record_page_read(request: Request, visitor: Visitor, name: AdapterName, selector: Selector) -> None:
+    """Record in the audit log that a page shows bytes of this version. What everyone may read is not recorded."""
+    if visitor.signed_in:
+        record_read(request, name, selector)
 
 
 # ------------------------------------------------------------------ forms

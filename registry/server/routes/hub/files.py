@@ -14,13 +14,14 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import Engine
 
 from registry import hub
-from registry.events import EventType
+from registry.digest import DigestPrefix
 from registry.hub.shapes import File
 from registry.server.actors import Actor
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.http.conditional import BYTES_HEADERS, IMMUTABLE, REVALIDATE
 from registry.server.http.dependencies import BlobsDep, EngineDep, Puller, SettingsDep
+from registry.server.http.request_actor import record_read
 from registry.server.hub import repositories, revisions
 from registry.server.hub.revisions import Revision
 from registry.server.routes import transfer
@@ -39,7 +40,7 @@ def read_file(
     repository_file = _find(request, actor, engine, blobs, revision, path)
     file = repository_file.file.descriptor
     if request.method == "GET":
-        repository_file.record_read(request, actor)
+        repository_file.record_read(request)
     key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     redirects = (request.method == "GET" and not protocol.reads_metadata_only(request)) or protocol.is_legacy(request)
     is_local = blobs.local_path(key) is not None  # bytes of this machine are sent in this answer
@@ -62,7 +63,7 @@ def read_raw(request: Request, actor: Puller, engine: EngineDep, blobs: BlobsDep
         headers = {**repository_file.headers, "ETag": f'"{hub.git_id(pointer)}"', "Accept-Ranges": "none"}
         return Response(pointer, headers=headers, media_type="text/plain")
     if request.method == "GET":
-        repository_file.record_read(request, actor)
+        repository_file.record_read(request)
     key = revisions.locate_bytes(engine, actor, blobs, repository_file.revision, file)
     return transfer.bytes_response(request, blobs, key, file.size_bytes, repository_file.headers)
 
@@ -75,12 +76,11 @@ class FoundFile:
     revision: Revision
     headers: dict[str, str]
 
-    def record_read(self, request: Request, actor: Actor) -> None:
-        """Record in the audit log that the actor reads private bytes. Those of a draft are its own."""
-        if isinstance(row := self.revision.row, VersionRow):
-            batch = request.app.state.audit_log.batch
-            version = f"{self.revision.name}@{row.number}"
-            batch.add(actor, EventType.BYTES_READ, version, request_id=request.state.request_id)
+    def record_read(self, request: Request) -> None:
+        """Record in the audit log that the actor reads bytes. Those of a draft may be from a version of others."""
+        row = self.revision.row
+        selector = row.number if isinstance(row, VersionRow) else DigestPrefix(f"sha256:{row.revision}")
+        record_read(request, self.revision.name, selector)
 
 
 def _find(request: Request, actor: Actor, engine: Engine, blobs: BlobStore, revision: str, path: str) -> FoundFile:
