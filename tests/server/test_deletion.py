@@ -8,12 +8,14 @@ import pytest
 from sqlmodel import col, select
 
 from registry.api.catalog import MetadataChange
-from registry.api.jobs import ClaimRequest
+from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
 from registry.api.maintenance import GcRequest, ReindexRequest
 from registry.api.serving import NodeReport, SlotReport, SlotState
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, NotFound, Refused
+from registry.evaluation.verdicts import Check
+from registry.jobs import Kind, State
 from registry.manifest import Edge, Relation
 from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionFileRow, VersionRow
@@ -131,6 +133,39 @@ def test_what_needs_a_version_is_named(harness: Harness) -> None:
     with pytest.raises(NotFound, match="no earlier version"):
         harness.admin.rollback("acme/support", "canary")
     harness.admin.cancel(claimed.job.id)
+
+
+def test_a_job_on_a_deleted_version_writes_no_verdict_and_runs_again_after_the_deletion_is_undone(
+    harness: Harness,
+) -> None:
+    digest = harness.push("acme/support").version.digest
+    harness.push("acme/support")
+    claimed = harness.admin.claim(ClaimRequest(worker="w"))
+    assert claimed is not None
+    assert claimed.job.subject == "acme/support@1"
+    harness.admin.delete_version("acme/support@1", force=True)
+    done = FinishRequest(lease_token=claimed.lease.token, report=harness.report(digest, "tiny-llama"))
+    with pytest.raises(Conflict, match="acme/support@1 was deleted") as caught:
+        harness.admin.finish(claimed.job.id, done)
+    assert caught.value.code == "LEASE_LOST"
+    harness.admin.undelete_version("acme/support@1", "needed")
+    assert [v for v in harness.admin.version("acme/support@1").verdicts if v.check == Check.SMOKE] == []
+    harness.give_back([claimed.job.id])
+    harness.validate("acme/support@1")
+    harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1"))
+    harness.admin.delete_version("acme/support@1")
+    collect(harness)
+    states = [job.state for job in harness.admin.jobs(ref="acme/support").items if job.subject == "acme/support@1"]
+    assert states == [State.CANCELLED, State.DONE]
+
+
+def test_a_version_is_attested_although_it_was_deleted_at_once(harness: Harness) -> None:
+    for _ in range(2):
+        harness.push("acme/support")
+    harness.admin.delete_version("acme/support@1")
+    harness.transport.settle()
+    harness.admin.undelete_version("acme/support@1", "needed")
+    assert [item.kind for item in Audit(harness.admin).attestations("acme/support@1").items] == ["push"]
 
 
 def test_main_falls_back_to_the_newest_version_that_is_available(harness: Harness) -> None:

@@ -206,6 +206,20 @@ def _retry_or_fail(session: Session, actor: Actor, row: JobRow, error: str, *, f
     audit.append(session, actor, event_type, row.id, detail, namespace=row.namespace)
 
 
+def cancel_waiting(session: Session, version: VersionRow) -> None:
+    """Cancel the queued jobs on a version that nothing can be done with any more."""
+    queued = select(JobRow).where(JobRow.version_id == version.id, JobRow.state == State.QUEUED)
+    for row in session.exec(queued.with_for_update(skip_locked=True)).all():
+        cancel(session, SYSTEM, row)
+
+
+def cancel(session: Session, actor: Actor, row: JobRow) -> None:
+    """Cancel a job that has not ended. The caller holds its lock."""
+    end_job(row, State.CANCELLED)
+    session.add(row)
+    audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
+
+
 def end_job(row: JobRow, state: State) -> None:
     """Put the job into a final state."""
     row.state = state

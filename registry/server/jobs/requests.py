@@ -18,13 +18,11 @@ from registry.api.jobs import JobPage, JobSubmit
 from registry.digest import Digest, DigestPrefix
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.evaluation.verdicts import Check
-from registry.events import EventType
 from registry.jobs import Job, JobStep, Kind, State
 from registry.merging import conversions, recipes
 from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
-from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, bases, verdicts, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
@@ -189,9 +187,7 @@ def cancel_job(session: Session, actor: Actor, job_id: str) -> Job:
         return _redact(actor, row)
     if not jobs.allowed(State(row.state), State.CANCELLED):
         raise Conflict("JOB_STATE", f"job {row.id} is {row.state} and cannot be cancelled")
-    queue.end_job(row, State.CANCELLED)
-    session.add(row)
-    audit.append(session, actor, EventType.JOB_CANCEL, row.id, {"subject": row.subject}, namespace=row.namespace)
+    queue.cancel(session, actor, row)
     return _redact(actor, row)
 
 

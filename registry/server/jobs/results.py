@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from registry import jobs
 from registry.api.jobs import FinishRequest
 from registry.digest import Digest
-from registry.errors import Invalid, TooLarge
+from registry.errors import Conflict, Invalid, TooLarge
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
@@ -42,13 +42,28 @@ def finish_job(session: Session, actor: Actor, job_id: str, request: FinishReque
     row = queue.lock_running(session, actor, job_id, request.lease_token)
     if row is None or row.kind != Kind.SMOKE_TEST:
         return queue.to_job(queue.finish(session, actor, job_id, request.lease_token, request.result)[0])
+    _refuse_deleted(session, row)
     report = _check_report(session, row, request)
     digest = _store(session, row, report, store)
     row, ended_now = queue.finish(session, actor, job_id, request.lease_token, request.result)
     if ended_now:
+        _refuse_deleted(session, row)
         _add_verdicts(session, actor, row, report, digest)
     session.flush()
     return queue.to_job(row)
+
+
+def _refuse_deleted(session: Session, row: JobRow) -> None:
+    """`Conflict` (LEASE_LOST) if the version was deleted: the job runs again once the deletion is undone.
+
+    The lock makes a deletion wait until the verdict is written.
+    """
+    statement = select(VersionRow.deleted_at).where(VersionRow.id == row.version_id).with_for_update(read=True)
+    if session.exec(statement).one() is not None:
+        raise Conflict(
+            "LEASE_LOST", f"this lease on job {row.id} is over: {row.subject} was deleted",
+            next_step="stop working on it; its result would be ignored",
+        )  # fmt: skip
 
 
 def _check_report(session: Session, row: JobRow, request: FinishRequest) -> Report:

@@ -224,7 +224,7 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
     sealed: dict[Digest, bytes] = {}
     for event in events:
         version = _version_of(session, event)
-        if version is None or event.detail.get("by_owner"):  # deleted, or not the registry's judgment
+        if version is None or event.detail.get("by_owner"):  # its adapter was deleted, or not the registry's judgment
             continue
         kind, payload = _statement(keys.signer.name, event, version)
         data = envelopes.sign_statement(payload, key)
@@ -239,12 +239,15 @@ def _seal(session: Session, keys: Keys, events: Sequence[EventRow]) -> dict[Dige
 
 
 def _version_of(session: Session, event: EventRow) -> VersionRow | None:
-    """The version that an event is about, also after its adapter was renamed; None once it was deleted."""
+    """The version that an event is about, also after its adapter was renamed; None once its adapter was deleted.
+
+    A deleted version counts: the deletion may be undone, and no event is attested later than its time.
+    """
     ref = Ref.parse(event.object)
     name: AdapterName | None = ref.name
     while name is not None:
         try:
-            version = versions.find(session, TRUSTED, name, ref.selector, include_withdrawn=True)
+            version = versions.find(session, TRUSTED, name, ref.selector, include_deleted=True)
         except NotFound:
             name = _next_name(session, name)
         else:

@@ -2,7 +2,8 @@
 
 - A deletion withholds the version at once, as a quarantine does, so whatever respects a quarantine respects a deletion.
 - The row stays as a tombstone, with manifest, lineage and history: number and digest are never used again.
-- After the grace time garbage collection erases files, verdicts, approvals and tags; blobs that nothing references go.
+- After the grace time garbage collection erases files, verdicts, approvals and tags, and cancels jobs that wait; blobs
+  that nothing references go.
 - Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
 """
 
@@ -42,6 +43,7 @@ from registry.server.database.models import (
     VersionRow,
     VersionTagRow,
 )
+from registry.server.jobs import queue
 from registry.server.promotion import withdraw
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
@@ -181,6 +183,7 @@ def purge_expired(engine: Engine, grace: timedelta) -> int:
             values = {"purged_at": db.now(), "quarantine": version.quarantine + 1}
             withdraw.change(session, SYSTEM, name, version, EventType.VERSION_PURGE, version.delete_reason, **values)
             erase_contents(session, version)
+            queue.cancel_waiting(session, version)
             purged += 1
     return purged
 
