@@ -12,7 +12,7 @@ from registry.api.transfer import PushRequest
 from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.errors import Conflict, Invalid, NotFound, TooLarge, Unavailable
+from registry.errors import Conflict, Invalid, NotFound, Refused, TooLarge, Unavailable
 from registry.names import AdapterName
 from registry.server.access import quotas, rate_limits, reserved_names
 from registry.server.actors import TRUSTED
@@ -28,6 +28,7 @@ from registry.server.database.models import (
     TakenNameRow,
     VersionRow,
 )
+from tests import samples
 from tests.access.tenants import Tenants, send
 from tests.bulk import PUSHES, answer_about, push_body
 from tests.harness import Harness, rows, upload
@@ -267,6 +268,24 @@ def test_a_transfer_must_fit_into_the_quota_of_the_new_namespace(tenants: Tenant
     tenants.harness.admin.change_namespace("globex", NamespaceSet(quota_bytes=0, quota_versions=3))
     tenants.harness.admin.rename("acme/helper", "globex/support")
     assert tenants.harness.admin.namespace("globex").used_versions == 3
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_not_renamed_into_a_strict_namespace(tenants: Tenants) -> None:
+    admin = tenants.harness.admin
+    wide = samples.lora(samples.llama(hidden=128))
+    tenants.harness.push("acme/support", wide)
+    admin.change_namespace("globex", NamespaceSet(strict=True))
+    for name in ("acme/support", "acme/helper"):
+        with pytest.raises(Refused, match=r"'acme/\w+@2' does not fit its base: .*expected") as caught:
+            admin.rename(name, "globex/support")
+        assert (caught.value.code, caught.value.findings[0].code) == ("INCOMPATIBLE", "compat.shape")
+        if name == "acme/support":
+            admin.rename(name, "acme/helper")
+    admin.delete_version("acme/helper@2")
+    with pytest.raises(Refused):
+        admin.rename("acme/helper", "globex/support")  # the deletion may be undone
+    admin.change_namespace("globex", NamespaceSet(strict=False))
+    assert admin.rename("acme/helper", "globex/support").newest == 1
 
 
 def test_pushes_per_hour_are_limited_and_the_answer_says_when_to_retry(tenants: Tenants) -> None:

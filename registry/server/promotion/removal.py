@@ -20,16 +20,26 @@ from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.catalog import DeleteResult
-from registry.errors import Conflict, Unavailable
+from registry.errors import Conflict, Refused, Unavailable
+from registry.evaluation.verdicts import Check, Outcome
 from registry.events import EventType
+from registry.findings import Finding
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import epoch, namespaces, quotas, reserved_names
 from registry.server.actors import Actor
-from registry.server.catalog import metadata_backup, versions
+from registry.server.catalog import metadata_backup, verdicts, versions
 from registry.server.database import db
-from registry.server.database.models import AdapterRow, ApprovalRow, JobRow, PublisherRow, PushRow, VersionRow
+from registry.server.database.models import (
+    AdapterRow,
+    ApprovalRow,
+    JobRow,
+    PublisherRow,
+    PushRow,
+    VerdictRow,
+    VersionRow,
+)
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 
@@ -66,6 +76,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     reserved_names.reserve_adapter(session, actor, to)
     if to.namespace != name.namespace:
         quotas.check_before_transfer(session, to, adapter.id or 0)
+        _refuse_incompatible(session, adapter.id, name, to)
     adapter.namespace, adapter.name = to.namespace, to.name
     session.add(adapter)
     own = col(VersionRow.adapter_id) == adapter.id
@@ -78,6 +89,26 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     audit.append(session, actor, EventType.ADAPTER_RENAME, str(name), {"to": str(to)})
     audit.append(session, actor, EventType.ADAPTER_RENAME_FROM, str(to), {"from": str(name), "names": names})
     session.flush()
+
+
+def _refuse_incompatible(session: Session, adapter_id: int | None, name: AdapterName, to: AdapterName) -> None:
+    """`Refused` (INCOMPATIBLE) if the new namespace is strict, and a version does not fit its base."""
+    if not namespaces.is_strict(session, to.namespace):
+        return
+    failing = (
+        select(VersionRow.number, VerdictRow.findings)
+        .join(VersionRow, col(VersionRow.id) == col(VerdictRow.version_id))
+        .where(VersionRow.adapter_id == adapter_id, verdicts.is_newest())
+        .where(
+            VerdictRow.check == Check.COMPAT, VerdictRow.outcome == Outcome.FAIL, col(VerdictRow.by_owner).is_(False)
+        )
+    )
+    for number, stored in session.exec(failing.order_by(col(VersionRow.number).desc()).limit(1)):
+        findings = [finding for finding in map(Finding.from_dict, stored) if finding and finding.severity == "error"]
+        raise Refused(
+            "INCOMPATIBLE", f"'{name}@{number}' does not fit its base: {findings[0].to_text()}", findings=findings,
+            next_step=f"namespace '{to.namespace}' is strict; delete the version first, or use another namespace",
+        )  # fmt: skip
 
 
 def delete_namespace(session: Session, actor: Actor, namespace: str) -> DeleteResult:
