@@ -29,6 +29,8 @@ FILES_LIMIT = 256
 VERSION_LIMIT_BYTES = 40 * 2**30
 MANIFEST_LIMIT_BYTES = 1 * 2**20
 TAG_VALUE_LIMIT = 200
+ANNOTATIONS_LIMIT_BYTES = 16 * 2**10
+"""Keys and values together: each list of versions has them."""
 """Characters of an annotation that can be searched for; longer ones are kept, not found."""
 
 
@@ -152,6 +154,14 @@ def check_manifest_bytes(data: bytes) -> None:
     """`TooLarge` (SIZE_INVALID) for the bytes of a manifest that are over the limit."""
     if len(data) > MANIFEST_LIMIT_BYTES:
         raise TooLarge("SIZE_INVALID", f"manifest: {len(data)} bytes are over {MANIFEST_LIMIT_BYTES}")
+
+
+def check_size(manifest: Manifest) -> None:
+    """`TooLarge` (SIZE_INVALID) for a manifest, or annotations, over the limit."""
+    check_manifest_bytes(manifest.to_bytes())
+    size_bytes = sum(len(text.encode()) for pair in manifest.annotations.items() for text in pair)
+    if size_bytes > ANNOTATIONS_LIMIT_BYTES:
+        raise TooLarge("SIZE_INVALID", f"annotations: {size_bytes} bytes are over {ANNOTATIONS_LIMIT_BYTES}")
 
 
 def check_files(files: tuple[Descriptor, ...], *, needs_weights: bool = True) -> None:

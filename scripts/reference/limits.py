@@ -21,6 +21,7 @@ LIMITS = {
             "FILES_LIMIT": "files of a version",
             "VERSION_LIMIT_BYTES": "size of a version",
             "MANIFEST_LIMIT_BYTES": "size of a manifest",
+            "ANNOTATIONS_LIMIT_BYTES": "size of all annotations of a version",
             "TAG_VALUE_LIMIT": "characters of a tag, and of an annotation that can be searched",
         },
         "registry.names": {

@@ -14,7 +14,7 @@ from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, Push
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.manifest import MANIFEST_LIMIT_BYTES
+from registry.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES
 from registry.server.catalog import downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
@@ -120,12 +120,14 @@ def test_one_bad_adapter_does_not_undo_the_others(filled_harness: Harness) -> No
 @pytest.mark.security
 def test_a_manifest_in_a_group_has_the_limit_of_a_manifest(filled_harness: Harness) -> None:
     """Else rows of open pushes, which are not counted in bytes, could fill the database."""
-    large, good = items_of(filled_harness, new_adapters(filled_harness, 2))
-    manifest = large.manifest.model_copy(update={"annotations": {"note": "x" * MANIFEST_LIMIT_BYTES}})
-    outcomes = filled_harness.admin.plan_pushes([large.model_copy(update={"manifest": manifest}), good])
-    assert codes(outcomes) == ["SIZE_INVALID", ""]
+    items = items_of(filled_harness, new_adapters(filled_harness, 4))
+    for number, size in enumerate((MANIFEST_LIMIT_BYTES, ANNOTATIONS_LIMIT_BYTES + 1, ANNOTATIONS_LIMIT_BYTES)):
+        manifest = items[number].manifest.model_copy(update={"annotations": {"note": "x" * (size - len("note"))}})
+        items[number] = items[number].model_copy(update={"manifest": manifest})
+    outcomes = filled_harness.admin.plan_pushes(items)
+    assert codes(outcomes) == ["SIZE_INVALID", "SIZE_INVALID", "", ""]
     with filled_harness.session() as session:
-        assert [row.name for row in rows(session, PushRow)] == ["a1"]
+        assert sorted(row.name for row in rows(session, PushRow)) == ["a2", "a3"]
 
 
 def test_an_atomic_commit_creates_all_versions_or_none(filled_harness: Harness) -> None:

@@ -145,3 +145,16 @@ def test_a_commit_that_is_repeated_while_it_runs_is_done_once(
         pushed = [pool.submit(harness.admin.commit_push, plan.push_id) for _ in range(2)]
         assert sorted(future.result().created for future in pushed) == [False, True]
     assert reads == [1]
+
+
+def test_a_resumed_plan_looks_up_its_blobs_at_a_time(harness: Harness, blobs: HangingBlobs) -> None:
+    files = harness.files()
+    request = PushRequest(manifest=harness.manifest(files))
+    harness.admin.plan_push("acme/support", request)
+    blobs.hangs.set()
+    with ThreadPoolExecutor(1) as pool:
+        planned = pool.submit(harness.admin.plan_push, "acme/support", request)
+        for _ in files:
+            assert blobs.waiting.acquire(timeout=WAIT_SECONDS), "one look-up waits for another"
+        blobs.resumes.set()
+        assert len(planned.result(WAIT_SECONDS).uploads) == len(files)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from sqlalchemy import bindparam
@@ -20,7 +21,7 @@ from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
-from registry.manifest import Manifest, check_manifest_bytes
+from registry.manifest import Manifest, check_size
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
@@ -44,6 +45,8 @@ from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
 
+LOOKED_UP_AT_ONCE = 16
+
 
 class _Push(Member):
     """A push that is being planned."""
@@ -53,6 +56,8 @@ class _Push(Member):
         self.sizes = blob_sizes(item.manifest)
         self.row: PushRow | None = None
         self.blobs: list[PushBlobRow] = []
+        self.arrived: set[str] = set()
+        """Digests of blobs whose bytes are there already."""
         self.plan: PushPlan | None = None
 
 
@@ -80,10 +85,10 @@ def plan_pushes(
     _resume(session, resumed, readable)
     _create(session, actor, [push for push in planned if push.row is None], readable, settings)
     db.commit_early(session)
-    resumed_ids = {id(push) for push in resumed}
+    _find_arrived(without_error(resumed), blobs)
     for push in without_error(planned):
         with push.collect_error():
-            push.plan = _plan(push, actor, blobs, settings, check_arrived=id(push) in resumed_ids)
+            push.plan = _plan(push, actor, blobs, settings)
     return [_outcome(entry) for entry in outcomes]
 
 
@@ -92,7 +97,7 @@ def _begin(actor: Actor, item: PushItem, pushes: dict[tuple[str, str], _Push]) -
     try:
         name = AdapterName.parse(item.name)
         actor.require(Scope.PUSH, name)
-        check_manifest_bytes(item.manifest.to_bytes())  # a group may have more bytes than one manifest
+        check_size(item.manifest)  # a group may have more bytes than one manifest
         return pushes.setdefault((str(name), item.manifest.digest), _Push(name, item))
     except RegistryError as e:
         return e
@@ -258,13 +263,30 @@ def _push_row(actor: Actor, push: _Push, settings: Settings) -> PushRow:
     )  # fmt: skip
 
 
-def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings, *, check_arrived: bool) -> PushPlan:
-    """The answer. `check_arrived`: leave out blobs whose bytes are there already."""
+def _find_arrived(pushes: Sequence[_Push], blobs: BlobStore) -> None:
+    """Find out which blobs of resumed pushes have arrived. A store on another machine is asked about some at a time."""
+    requested = [(push, blob) for push in pushes for blob in push.blobs if blob.staging_key]
+
+    def look_up(push: _Push, blob: PushBlobRow) -> None:
+        if push.error is None:
+            with push.collect_error():
+                if blobs.stat(key_of_sent(blob)) is not None:
+                    push.arrived.add(blob.digest)
+
+    if len(requested) < 2 or blobs.local_path(key_of_sent(requested[0][1])) is not None:
+        for push, blob in requested:
+            look_up(push, blob)
+        return
+    with ThreadPoolExecutor(LOOKED_UP_AT_ONCE, thread_name_prefix="plan") as pool:
+        for _ in pool.map(look_up, *zip(*requested, strict=True)):
+            pass
+
+
+def _plan(push: _Push, actor: Actor, blobs: BlobStore, settings: Settings) -> PushPlan:
+    """The answer, without the blobs whose bytes are there already."""
     if push.row is None:
         raise RuntimeError(f"the push of {push.name} has no row")
-    missing = [blob for blob in push.blobs if blob.staging_key]
-    if check_arrived:
-        missing = [blob for blob in missing if blobs.stat(key_of_sent(blob)) is None]
+    missing = [blob for blob in push.blobs if blob.staging_key and blob.digest not in push.arrived]
     uploads = [upload for blob in missing if (upload := _upload(blob, actor, blobs, settings)) is not None]
     return PushPlan(push_id=push.row.id, digest=push.manifest.digest, uploads=uploads, expires_at=push.row.expires_at)
 
@@ -277,5 +299,5 @@ def _upload(blob: PushBlobRow, actor: Actor, blobs: BlobStore, settings: Setting
         links = [UploadPart(number=p.number, start=p.start, size_bytes=p.size_bytes, url=p.url) for p in parts]
         return Upload(digest=digest, size_bytes=size, parts=links) if links else None
     link = blobs.presign_upload(blob.staging_key, size, seconds=seconds)
-    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.token_id)
+    link = link or blobs.sign_upload(blob.staging_key, size, seconds=seconds, owner=actor.link_owner())
     return Upload(digest=digest, size_bytes=size, url=link.url, headers=link.headers)
