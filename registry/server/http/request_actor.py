@@ -15,7 +15,7 @@ from registry.events import EventType
 from registry.names import AdapterName, Selector, is_alias
 from registry.server.access import sign_in, tokens
 from registry.server.actors import Actor
-from registry.server.audit.event_batch import EventBatch
+from registry.server.audit.audit_log import EventBatch
 from registry.server.database import db
 
 HUB_TOKEN_PREFIX = "hf_"  # noqa: S105
