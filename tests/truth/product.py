@@ -11,6 +11,7 @@ A stage's word is pass, warn, fail or unknown; `refused`, if the push is an erro
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,9 @@ from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import add_up, summarize
 from registry.names import AdapterName
+from registry.server.database import schema
+from registry.server.database.engine import open_database
+from registry.server.settings import Settings
 from registry.server.storage.local import LocalBlobs
 from registry.worker.loop import Worker
 from registry.worker.model import fingerprints
@@ -50,12 +54,24 @@ def check_alone(folder: Path, base: Base) -> Said:
     return {"check": (str(add_up(findings)), summarize(findings)[:TEXT])}
 
 
-class Product:
-    """A registry in this process, with SQLite, a folder of blobs, one base, and a real worker with a warm process."""
+def _migrate(path: Path) -> None:
+    engine = open_database(Settings(database_url=f"sqlite:///{path}").filled())
+    schema.prepare(engine)
+    engine.dispose()
 
-    def __init__(self, folder: Path, base: Base) -> None:
+
+class Product:
+    """A registry in this process, with SQLite, a folder of blobs, one base, and a real worker with a warm process.
+
+    `empty`: an empty database, made by the first product and copied by the next ones, which saves the migrations.
+    """
+
+    def __init__(self, folder: Path, base: Base, empty: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         blobs = LocalBlobs(folder / "blobs")
+        if not empty.exists():
+            _migrate(empty)
+        shutil.copyfile(empty, folder / "registry.db")
         self._base = base.spec.name
         self._harness = Harness(f"sqlite:///{folder}/registry.db", blobs=blobs, engines=f"peft=={peft.__version__}")
         identity = fingerprints.identify(Weights.of(base.folder))

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import os
 import resource
@@ -17,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -94,7 +95,8 @@ class Run:
                     with oracle.deadline(60):
                         base = plan.base(scratch / "base")
                     self._made(plan.id)
-                    registry = _Registry(scratch / "registry", base, stack)
+                    empty = self._scratch / "empty.db"
+                    registry = _Registry(functools.partial(Product, scratch / "registry", base, empty), stack)
                     for name in groups:
                         try:
                             group = plan.group(base, name, scratch / "honest")
@@ -202,14 +204,14 @@ def words_of(stored: dict[str, list[str]]) -> Said:
 class _Registry:
     """A `Product` that starts when it is needed and ends with the stack."""
 
-    def __init__(self, folder: Path, base: cases.Base, stack: contextlib.ExitStack) -> None:
-        self._folder, self._base, self._stack = folder, base, stack
+    def __init__(self, start: Callable[[], Product], stack: contextlib.ExitStack) -> None:
+        self._start, self._stack = start, stack
         self._product: Product | None = None
 
     def judge(self, folders: dict[str, Path]) -> dict[str, Said]:
         try:
             if self._product is None:
-                self._product = self._stack.enter_context(Product(self._folder, self._base))
+                self._product = self._stack.enter_context(self._start())
             return self._product.judge(folders)
         except Exception as e:
             return {case: {"compat": ("crash", oracle.one_line(e))} for case in folders}
