@@ -57,6 +57,8 @@ NOT_SAMPLED = frozenset(
 )  # fmt: skip
 """Fields that peft/config.py judges itself, and those whose right values depend on the base or name another model."""
 LAYER_FIELDS: Mapping[str, Any] = {"layers_pattern": ["layers"], "layers_to_transform": [0]}
+VERSION_SAMPLES = (None, "")
+"""Of `peft_version`, which OFT's class reads. Other texts that are no version are refused for every method."""
 NOT_BUILT = frozenset({"ADAMSS", "XLORA"})
 """Methods that a tiny model alone cannot build: they need scikit-learn, or other adapters."""
 SAMPLES: tuple[Any, ...] = (None, True, False, "no such value", "", 0, -1, 1.5, 4, 2, [], {})
@@ -77,7 +79,7 @@ VALID: Mapping[str, Mapping[str, Any]] = {
     "IA3": {"feedforward_modules": ["down_proj"]},
     "LN_TUNING": {"target_modules": ["input_layernorm"]},
     "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 4},
-    "OFT": {"oft_block_size": 4},
+    "OFT": {"oft_block_size": 4, "use_cayley_neumann": True},
     "PREFIX_TUNING": {"num_virtual_tokens": 4},
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4},
@@ -118,7 +120,8 @@ def valid_config(method: str) -> dict[str, Any]:
 def error_of(written: Mapping[str, Any]) -> str:
     """What PEFT raises for this configuration when it builds and computes; empty if nothing."""
     try:
-        config = peft.PeftConfig.from_peft_type(**written)
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
+        config = kind.from_peft_type(**kind.check_kwargs(**written))  # as PEFT loads a file
         config.inference_mode = True
         model = peft.get_peft_model(tiny_model(), config).eval()
         more = {"task_ids": torch.zeros(1, dtype=torch.long)} if takes_tasks(str(written["peft_type"])) else {}
@@ -181,13 +184,14 @@ def annotated_kinds(annotation: Any) -> frozenset[str]:
 def entry(method: str, name: str, default: Any, annotation: Any, wrap: Any = None) -> dict[str, Any]:
     """The default of a field, the refused kinds, and the choices."""
     row: dict[str, Any] = {} if default is None else {"default": default}
-    if method in NOT_BUILT or name in COMMON | NOT_SAMPLED:
+    is_version = name == "peft_version"
+    if method in NOT_BUILT or name in NOT_SAMPLED or (name in COMMON and not is_version):
         return row
     change = wrap or (lambda value: {name: value})
-    accepted = {} if isinstance(default, str) else {kind_of(default): True}
+    accepted = {} if isinstance(default, str) or is_version else {kind_of(default): True}
     right = annotated_kinds(annotation)
     foreign = (sample for kind, samples in FOREIGN_SAMPLES.items() if kind not in right for sample in samples)
-    for sample in (*SAMPLES, *foreign):
+    for sample in VERSION_SAMPLES if is_version else (*SAMPLES, *foreign):
         kind = kind_of(sample)
         accepted[kind] = accepted.get(kind) or not is_refused(method, change(sample))
     refused = sorted(kind for kind, is_taken in accepted.items() if not is_taken)

@@ -45,7 +45,7 @@ class PeftMethod:
     in the field `rank_field` and the patterns, and alpha is `lora_alpha`.
     `tensors`: every tensor that is not half of a pair; empty: headers do not show what PEFT expects.
     `kinds`: the kinds of modules that PEFT wraps for it. `needs`: formulas that must hold for each module.
-    `names_targets`: its tensors say which targets they belong to, so a missing one is found.
+    `names_targets`: a formula over the configuration; where it holds, each target has tensors of its own.
     `needs_values`: a formula over the configuration; where it holds, PEFT cannot build all of it on the meta device.
     `may_be_empty`: how names of tensors begin that PEFT also saves without a number.
     `mergeable`: its effect equals some change of weights. `fused_by`: who writes that change into the base's weights;
@@ -63,7 +63,7 @@ class PeftMethod:
     kinds: tuple[str, ...] = ("linear",)
     needs: tuple[str, ...] = ()
     is_prompt: bool = False
-    names_targets: bool = True
+    names_targets: str = "True"
     needs_values: str = "False"
     may_be_empty: tuple[str, ...] = ()
     mergeable: bool = True
@@ -139,7 +139,7 @@ _ROWS = (
                rank_field="init_r", tensors=(_T("lora_E", "rank, 1"),), kinds=_CONV1D, fused_by="registry",
                needs_values="rank_pattern is not None"),
     PeftMethod("ADAMSS", ("adamss_",), needs_values="True"),
-    PeftMethod("ADAPTION_PROMPT", ("adaption_",), names_targets=False, mergeable=False),
+    PeftMethod("ADAPTION_PROMPT", ("adaption_",), mergeable=False),
     PeftMethod("BEFT", ("beft_",), tensors=(_T("beft_bias", "1, outputs"),)),
     PeftMethod("BOFT", ("boft_R", "boft_s"), fused_by="peft", needs_values="True",
                tensors=(_T("boft_R", "1 if boft_n_butterfly_factor == 1 else any, inputs // boft_block_size, "
@@ -248,7 +248,7 @@ _ROWS = (
                tensors=tuple(_T(name, "outputs * {'road_1': 1, 'road_2': 2, 'road_4': 4}[variant] // 2")
                              for name in ("road_theta", "road_alpha")),
                needs=("outputs % group_size == 0",)),
-    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",), names_targets=False, mergeable=False),
+    PeftMethod("SHADOW", ("shadow_",), ("shadow_backbone.",), mergeable=False),
     PeftMethod("SHIRA", ("shira_weight", "shira_indices"), fused_by="peft", needs_values="True",
                tensors=(_T("shira_weight", "r * (inputs + outputs)"), _T("shira_indices", "2, r * (inputs + outputs)")),
                needs=("r * (inputs + outputs) <= inputs * outputs",)),
@@ -268,7 +268,7 @@ _ROWS = (
     PeftMethod("TRAINABLE_TOKENS", ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
                tensors=(_T("trainable_tokens_delta", "length(token_indices), outputs"),), kinds=("embedding",),
                fused_by="registry"),
-    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets=False, needs_values="True",
+    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets="save_indices", needs_values="True",
                tensors=(_shared("unilora_theta_d", "theta_d_length"),
                         *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
                           for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),
@@ -288,7 +288,7 @@ _ROWS = (
     PeftMethod("WAVEFT", ("waveft_",), kinds=_CONV1D,
                tensors=(_T("waveft_spectrum", "any", "proportional_parameters"), _T("waveft_spectrum", "n_frequency")),
                needs=("n_frequency <= inputs * outputs",)),
-    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), names_targets=False, needs_values="True", mergeable=False),
+    PeftMethod("XLORA", (), ("internal_xlora_classifier.",), needs_values="True", mergeable=False),
 )  # fmt: skip
 METHODS: Mapping[str, PeftMethod] = {row.name: row for row in _ROWS}
 

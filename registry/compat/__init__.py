@@ -85,7 +85,7 @@ def check_fit(lora: LoraSpec, base: BaseSpec, relatives: Sequence[Similarity] = 
     method = methods.find(lora.method)
     check_updates(lora, lookup)
     check_tensors(lora, lookup)
-    if method.names_targets and not method.is_prompt:
+    if not method.is_prompt and method.shapes_known:
         check_completeness(lora, lookup)
     check_full(lora, lookup)
     _tokens(lora, base, findings)

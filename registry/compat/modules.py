@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from registry.adapters.methods import find
 from registry.adapters.peft import LoraSpec, ModuleUpdate, OtherTensor
 from registry.adapters.peft.config import AdapterConfig
+from registry.adapters.peft.expected import names_targets
 from registry.adapters.peft.targets import Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
@@ -205,17 +206,20 @@ def _check_parameter(update: ModuleUpdate, lookup: ModuleLookup) -> None:
 
 
 def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
-    """The modules in the file and the modules that the configuration targets must be the same."""
+    """The modules in the file and the modules that the configuration targets must be the same.
+
+    Where all modules share their tensors, there must be a target.
+    """
     present = {m.path for m in lora.modules if m.kind != "parameter"} | {*lora.incomplete}
     present |= {p.path for p in lora.pieces if p.path}
     if lora.config.target_parameters:
         _check_parameters_complete(lora, lookup)
     if not lookup.targets.written:
         message = "target_modules is missing, so PEFT chooses by architecture: completeness is not checked"
-        lookup.findings.warning("compat.targets_absent", f"{CONFIG}: target_modules", message)
+        lookup.findings.unknown("compat.targets_absent", f"{CONFIG}: target_modules", message)
         return
     expected = set(lookup.expected(single_experts=any(_EXPERT.search(path) for path in present)))
-    for path in sorted(expected - present):
+    for path in sorted(expected - present) if names_targets(lora.config) else ():
         module = lookup.find(path)
         if module is not None and module.kind == "other":  # a router is no linear module in transformers 5
             continue

@@ -138,13 +138,18 @@ def test_where_names_are_only_assumed_a_file_of_another_tool_is_unknown_too(path
         ({"init_lora_weights": "pissa_niter_4"}, "compat.base_was_changed"),
         ({"init_lora_weights": "olora"}, "compat.base_was_changed"),
         ({"use_qalora": True}, "compat.semantics"),
-        ({"target_modules": None}, "compat.targets_absent"),
     ],
 )
 def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None:
     findings = judge(samples.lora(LLAMA, config=fields), LLAMA)
     assert add_up(findings) is Outcome.WARN
     assert code in codes(findings, "warning")
+
+
+def test_without_targets_headers_do_not_show_which_modules_peft_takes() -> None:
+    findings = judge(forge.lora(LLAMA, config={"target_modules": None}), LLAMA)
+    assert add_up(findings) is Outcome.UNKNOWN
+    assert codes(findings, "unknown") == {"compat.targets_absent"}
 
 
 def test_replicated_layers_are_checked_against_the_layers_they_copy() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import peft
 import pytest
 
-from registry.api.jobs import ClaimRequest, FinishRequest
+from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
 from registry.errors import Refused
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Outcome
 from registry.findings import Finding
+from registry.jobs import Kind
 from registry.worker.loop import Worker
 from tests.worker import models
 from tests.worker.setup import WorkerSetup
@@ -56,18 +57,20 @@ def test_what_peft_does_not_expect_is_named(base_folder: Path, unusual: Path, tm
     assert "expects other shapes" in shape.message
 
 
-def test_a_workers_word_never_overrules_what_the_header_says(setup: WorkerSetup, good: Path) -> None:
+def test_a_no_of_peft_replaces_the_yes_of_the_header_but_its_yes_never_a_no(setup: WorkerSetup, good: Path) -> None:
     setup.push(good)
-    claimed = setup.harness.admin.claim(ClaimRequest(worker="liar"))
-    assert claimed is not None
-    verdict = setup.harness.admin.version(NAME).verdicts[0]
-    no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, a worker says")
-    report = Report(
-        check=Check.SMOKE,
-        subject=verdict.subject,
-        base=verdict.base,
-        base_fingerprint=verdict.base_fingerprint,
-        compat=(no,),
-    )
-    setup.harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
-    assert compat(setup) == [(Outcome.PASS, [])]
+    no = Finding(code="compat.shape", severity="error", location="x", message="it does not fit, PEFT says")
+    doubt = Finding(code="compat.kind", severity="unknown", location="x", message="cannot be said")
+    failed = (Outcome.FAIL, [no.code])
+    for findings, then in (((doubt,), (Outcome.PASS, [])), ((no,), failed), ((), failed)):
+        verdict = setup.harness.admin.version(NAME).verdicts[0]
+        if findings != (doubt,):
+            setup.harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@1"))
+        claimed = setup.harness.admin.claim(ClaimRequest(worker="another"))
+        assert claimed is not None
+        report = Report(
+            check=Check.SMOKE, subject=verdict.subject, base=verdict.base, base_fingerprint=verdict.base_fingerprint,
+            compat=findings,
+        )  # fmt: skip
+        setup.harness.admin.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+        assert compat(setup)[-1] == then

@@ -340,7 +340,9 @@ class _Reader:
 
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}\Z")
-_VERSION = re.compile(r"[A-Za-z0-9.+!_@-]{0,100}\Z")
+_VERSION = re.compile(
+    r"(\d{1,9}(\.\d{1,9}){0,9}([-_.]?(a|b|rc|dev|post)[-_.]?\d{0,9}){0,3}(\+[\w.]{1,99})?(@[\w./-]{0,99})?)?\Z"
+)
 _TAKEN_NAMES = """
     alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying
     exclude_modules fan_in_fan_out inference_mode init_lora_weights layer_replication layers_pattern

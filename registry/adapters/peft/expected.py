@@ -200,8 +200,16 @@ def _category(path: str) -> str:
 
 def has_pairs_alone(config: AdapterConfig) -> bool:
     """Whether the configuration alone says that no module has a tensor beside its factor pair."""
-    names = {name: config.other.get(name) for name in fields.table().get(config.method, {})}
     try:
-        return not any(evaluate(rule.condition, names) for rule in find(config.method).tensors)
+        return not any(evaluate(rule.condition, _own_fields(config)) for rule in find(config.method).tensors)
     except FAULTS:
         return False
+
+
+def names_targets(config: AdapterConfig) -> bool:
+    """Whether each target has tensors of its own, so that a missing one shows."""
+    return bool(evaluate(find(config.method).names_targets, _own_fields(config)))
+
+
+def _own_fields(config: AdapterConfig) -> dict[str, Any]:
+    return {name: config.other.get(name) for name in fields.table().get(config.method, {})}

@@ -3,7 +3,7 @@
 - The job first refers to the report's blob, then the bytes are stored without a transaction, then verdict, event and
   job state are one transaction: no bytes without a row, no verdict without bytes.
 - A report is untrusted input: it must be typed, bounded, and about the job's own version and base. The outcome follows
-  from its findings. What it says about `compat` counts only if the header could not decide that check.
+  from its findings. What it says about `compat` counts if the header could not decide that check, or if PEFT says no.
 - A worker whose token may not work everywhere judges for the version's own namespace: its verdicts say so (`by_owner`),
   and the registry does not attest them.
 """
@@ -109,8 +109,8 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
     detail: dict[str, Any] = {"check": smoke.check, "outcome": smoke.outcome, "report": digest, "job": row.id}
     if by_owner:
         detail["by_owner"] = True
-    if report.compat is not None and _is_undecided(session, version):
-        compat = _verdict(Check.COMPAT, report, report.compat, base, digest, **judge)
+    compat = None if report.compat is None else _verdict(Check.COMPAT, report, report.compat, base, digest, **judge)
+    if compat is not None and _counts(compat, _stored_outcome(session, version)):
         session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
         if compat.outcome is Outcome.FAIL and not by_owner:
@@ -119,9 +119,14 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
 
 
-def _is_undecided(session: Session, version: VersionRow) -> bool:
-    """Whether the header could not decide the check `compat`: only then a worker's findings count."""
-    return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0] == Outcome.UNKNOWN
+def _stored_outcome(session: Session, version: VersionRow) -> str:
+    """The newest outcome of the check `compat`; "" for none."""
+    return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0]
+
+
+def _counts(compat: Verdict, stored: str) -> bool:
+    """Whether a worker's verdict replaces the stored outcome: PEFT knows more than headers, and its no is final."""
+    return stored == Outcome.UNKNOWN or (compat.outcome is Outcome.FAIL and stored != Outcome.FAIL)
 
 
 def _verdict(

@@ -17,6 +17,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -85,9 +86,10 @@ class Structures:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration as PEFT's own class reads it. Raises `ConfigRefused`."""
+    """The configuration as PEFT's class for its method reads it. Raises `ConfigRefused`."""
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[config.peft_type].from_pretrained(str(folder))
     except Exception as e:
         if machine_fault(e):
             raise
