@@ -268,7 +268,8 @@ _ROWS = (
     PeftMethod("TRAINABLE_TOKENS", ("trainable_tokens_delta", "token_adapter.trainable_tokens_delta"),
                tensors=(_T("trainable_tokens_delta", "length(token_indices), outputs"),), kinds=("embedding",),
                fused_by="registry"),
-    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets="save_indices", needs_values="True",
+    PeftMethod("UNILORA", ("unilora_",), ("unilora_",), kinds=_CONV1D, names_targets="save_indices",
+               needs_values="True",
                tensors=(_shared("unilora_theta_d", "theta_d_length"),
                         *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
                           for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),

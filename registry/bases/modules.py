@@ -245,7 +245,8 @@ def facts_of(config: Mapping[str, Any], number: Callable[..., int]) -> Facts:
         is_head_model=first.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")),
         hidden=hidden, intermediate=inner, heads=heads,
         kv_heads=number("num_key_value_heads", "num_kv_heads") or heads,
-        head_size=number("head_dim") or (hidden // heads if heads else 0), vocab=number("vocab_size"),
+        head_size=(number("head_dim") if config.get("head_dim") else 0) or (hidden // heads if heads else 0),
+        vocab=number("vocab_size"),
         quantization=str(quantization.get("quant_method") or "")[:40], bits=_bits(quantization),
     )  # fmt: skip
 

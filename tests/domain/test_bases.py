@@ -216,6 +216,11 @@ def test_a_size_for_each_layer_is_read_and_the_largest_counts() -> None:
             spec_of({"a.weight": ("F32", (4, 4))}, intermediate_size=sizes)
 
 
+def test_a_model_without_a_size_of_heads_writes_zero() -> None:
+    spec = spec_of({"a.weight": ("F32", (4, 4))}, head_dim=0)
+    assert spec.head_size == spec.hidden // spec.heads
+
+
 @pytest.mark.parametrize("part", ["text_config", "llm_config", "language_config", "thinker_config"])
 def test_sizes_are_those_of_the_language_model_inside(part: str) -> None:
     inner = {part: {"hidden_size": 32, "num_hidden_layers": 7, "architectures": ["Qwen2ForCausalLM"]}}

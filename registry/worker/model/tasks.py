@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -65,6 +65,8 @@ class ModelTask:
 _STATES = ("logits", "prediction_logits", "last_hidden_state", "pooler_output", "logits_per_image")
 _WRITERS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 CAUSAL = ModelTask("CAUSAL_LM", "causal language model", ("CAUSAL_LM",), _WRITERS, Predictions.NEXT_TOKENS)
+DECODER = replace(CAUSAL, adapters=("CAUSAL_LM", "SEQ_2_SEQ_LM"))
+"""In transformers' table of encoder-decoders, without an encoder: a writer of text from images or sound."""
 ENCODER_DECODER = ModelTask(
     "SEQ_2_SEQ_LM", "encoder-decoder that writes text", ("SEQ_2_SEQ_LM", "CAUSAL_LM"), _WRITERS,
     Predictions.NEXT_TOKENS,
@@ -138,7 +140,7 @@ def task_of(name: str, *, is_encoder_decoder: bool) -> ModelTask:
 
 
 def _decoder(task: ModelTask, is_encoder_decoder: bool) -> ModelTask:
-    return CAUSAL if task is ENCODER_DECODER and not is_encoder_decoder else task
+    return DECODER if task is ENCODER_DECODER and not is_encoder_decoder else task
 
 
 @cache

@@ -121,7 +121,7 @@ def compare(baseline: Baseline, after: Logits, result: SmokeResult, task: ModelT
         normalizers = [difference.normalizer for difference in differences]
         steps = [_steps(*row) for row in zip(baseline.prompts, after, normalizers, strict=True)]
         _drift(baseline, steps, result, kind)
-        if task is CAUSAL:
+        if task.name == CAUSAL.name:
             _reference_logprobs(baseline, steps, result)
     return True
 

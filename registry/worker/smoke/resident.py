@@ -73,7 +73,7 @@ def reason_to_isolate(base: LoadedBase, contents: PeftContents) -> str:
         ("it holds more than LoRA pairs", not spec.is_plain or not spec.modules or bool(config.saved_modules)),
         (f"its module {odd[0] if odd else ''} is not a plain linear module", bool(odd)),
         ("it acts only after certain tokens", bool(config.invocation_tokens or config.token_indices)),
-        ("the base is not a causal language model", base.task is not CAUSAL or not CAUSAL.takes(config.task)),
+        ("the base is not a causal language model", base.task.name != CAUSAL.name or not CAUSAL.takes(config.task)),
     ):
         if holds:
             return reason
