@@ -147,7 +147,7 @@ def test_what_needs_care_is_a_warning(fields: dict[str, Any], code: str) -> None
 
 
 def test_without_targets_headers_do_not_show_which_modules_peft_takes() -> None:
-    findings = judge(forge.lora(LLAMA, config={"target_modules": None}), LLAMA)
+    findings = judge(samples.lora(LLAMA, config={"target_modules": None}), LLAMA)
     assert add_up(findings) is Outcome.UNKNOWN
     assert codes(findings, "unknown") == {"compat.targets_absent"}
 
