@@ -15,7 +15,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES
-from registry.server.catalog import downloads
+from registry.server.catalog import files as downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
 from tests import samples

@@ -38,7 +38,7 @@ from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Ref, Selector
-from registry.server.catalog import downloads, files
+from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
 from registry.server.http import idempotency, routing
@@ -176,7 +176,7 @@ def plan_pulls(
     """Plan pulls: the manifests, the bytes of small files, and links to large ones."""
     audit_log = incoming.app.state.audit_log
     response.headers.update({"Cache-Control": "no-store", **audit_log.checkpoint_header})
-    outcomes, small = downloads.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
+    outcomes, small = files.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
     sent = {item.digest for item in small}
     for ref, outcome in zip(request.refs, outcomes, strict=True):
         if isinstance(outcome, PullPlan) and (outcome.direct or any(f.digest in sent for f in outcome.resolved.files)):
