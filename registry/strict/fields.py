@@ -184,12 +184,14 @@ def walk(value: Any, location: str = "") -> Iterator[tuple[str, str, Any]]:
     """(location, key, value) of every field of a JSON value, at any depth: `a.b` for a field of an object in `a`."""
     if isinstance(value, list):
         for item in value:
-            yield from walk(item, location)
+            if isinstance(item, list | dict):
+                yield from walk(item, location)
     elif isinstance(value, dict):
         for key, item in value.items():
             here = f"{location}.{key}" if location else key
             yield here, key, item
-            yield from walk(item, here)
+            if isinstance(item, list | dict):
+                yield from walk(item, here)
 
 
 def _shown(value: Any) -> str:

@@ -161,12 +161,12 @@ class _Reader:
 
     def _sort(self, info: TensorInfo) -> None:
         name = self._names.read(info.name)
-        may_be_empty = name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)
-        if info.elements == 0 and not may_be_empty:
+        if info.elements == 0 and not (name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)):
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
-        counts = name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
-        if info.dtype not in FLOATS and not counts:
+        if info.dtype not in FLOATS and not (
+            name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
+        ):
             message = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"
             self._note("lora.dtype_refused", info.name, message, ", ".join(sorted(FLOATS)), info.dtype)
         if name.role in (TensorRole.A, TensorRole.B, TensorRole.MAGNITUDE, TensorRole.BIAS):

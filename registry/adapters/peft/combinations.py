@@ -22,10 +22,11 @@ def refused(method: str, values: Values) -> Iterator[tuple[str, str]]:
         return values.get(name, rows.get(name, {}).get("default"))
 
     for field, row in rows.items():
-        is_written = values.get(field) not in (None, [], "")
-        if is_written and values.get(str(row.get("needs"))) is None and "needs" in row:
+        if ("needs" not in row and "excludes_pattern" not in row) or values.get(field) in (None, [], ""):
+            continue
+        if "needs" in row and values.get(row["needs"]) is None:
             yield field, f"needs {row['needs']} beside it"
-        if is_written and row.get("excludes_pattern") and isinstance(values.get("target_modules"), str):
+        if row.get("excludes_pattern") and isinstance(values.get("target_modules"), str):
             yield field, "cannot stand beside a target_modules that is one text"
     # peft_model.py _prepare_prompt_learning_config: what is written counts, not the base's
     shape = next((rule.shape for rule in find(method).tensors if rule.name == "prompt_embeddings"), "")

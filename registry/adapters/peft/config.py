@@ -146,6 +146,7 @@ class _Reader:
     def __init__(self, values: dict[str, Any]) -> None:
         self.fields = Fields(values)
         self._values = values
+        self._nested = tuple(walk(values))
 
     def config(self) -> AdapterConfig:
         fields, method, task = self.fields, self._method(), self._task()
@@ -157,7 +158,7 @@ class _Reader:
         claim, problems = read_claim(self._values.get("base_model_name_or_path"))
         for problem in problems:
             fields.broken("base_model_invalid", "base_model_name_or_path", problem)
-        config = AdapterConfig(
+        return AdapterConfig(
             method=method,
             task=task,
             rank=fields.whole_number(row.rank_field, 1 if row.has_pairs else 0, RANK_LIMIT)
@@ -191,10 +192,10 @@ class _Reader:
                 *claim.findings(),
                 *self._unknown_fields(),
                 *self._unloadable(method),
-                *check_costs(self._values),
+                *check_costs(self._nested),
             ),
+            pattern_steps=fields.pattern_steps,  # last: those above count them
         )
-        return config.model_copy(update={"pattern_steps": fields.pattern_steps})
 
     def _patterns(self, method: str) -> dict[str, dict[str, Any]]:
         """The values by pattern. After training AdaLoRA's `rank_pattern` holds masks; OSF's may hold fractions."""
@@ -248,7 +249,7 @@ class _Reader:
 
     def _code_and_paths(self) -> None:
         """Refuse, at any depth, what makes some loader import code or open a file."""
-        for location, key, item in walk(self._values):
+        for location, key, item in self._nested:
             if key in methods.CODE_FIELDS:
                 self.fields.broken("code_reference", location, "makes a loader import code; an adapter must not")
             elif key == "auto_mapping" and item is not None:

@@ -6,14 +6,13 @@ fields.json is generated: `python -m scripts.peft_fields` asks the installed PEF
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from registry.files import CONFIG
 from registry.findings import Finding
-from registry.strict.fields import walk
 
 OTHERS = frozenset({"base_model_class", "enable_lora", "merge_weights", "parent_library", "runtime_config"})
 """Fields of older versions, of nested objects, and of the running process."""
@@ -59,15 +58,16 @@ def default(method: str, field: str) -> Any:
 def refused(method: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each field whose value PEFT refuses when it loads the adapter, and the reason."""
     for field, row in table().get(method, {}).items():
-        start, dot, inner = field.partition(".")
-        holder = values.get(start) if dot else values
-        name = inner or start
-        if not isinstance(holder, Mapping) or name not in holder:
+        holder, name = values, field
+        if "." in field:
+            start, _, name = field.partition(".")
+            holder = values.get(start, {})
+        if "refuses" not in row or not isinstance(holder, dict) or name not in holder:
             continue
         value = holder[name]
         if isinstance(value, str) and value in row.get("choices", ()):
             continue
-        if (kind := kind_of(value)) in row.get("refuses", ()):
+        if (kind := kind_of(value)) in row["refuses"]:
             choices = row.get("choices", ()) if kind == "text" else ()
             yield field, f"must be one of {', '.join(choices)}" if choices else f"must not be {kind}"
 
@@ -95,9 +95,9 @@ COST_LIMITS: Mapping[str, int] = {
 """Field at any depth → the limit, of PEFT's configuration classes."""
 
 
-def check_costs(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """A failing finding for each field over its limit."""
-    for location, field, value in walk(dict(values)):
+def check_costs(fields: Iterable[tuple[str, str, Any]]) -> Iterator[Finding]:
+    """A failing finding for each field (location, key, value) over its limit."""
+    for location, field, value in fields:
         limit = COST_LIMITS.get(field)
         if limit is not None and isinstance(value, int | float) and value > limit:
             message = f"{location} is {str(value)[:40]}; the limit is {limit}, because time or memory grow with it"
