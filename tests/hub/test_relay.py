@@ -6,7 +6,9 @@ import itertools
 import json
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,19 @@ import httpx
 import pytest
 
 from registry.errors import Invalid, Unavailable
+from registry.server.http.routing import RELAY_THREADS
 from registry.server.hub import upstream as relays
 from tests import samples
+from tests.access.tenants import send
 from tests.faults.servers import Server
+from tests.harness import Harness
 from tests.hub import clients, venvs
 from tests.hub.live import CARD, NAME, NESTED, LiveServer
 from tests.hub.upstreams import Answer, Upstream
 
+THREADS = 60
+"""More than requests have, besides those that wait for a store or for the upstream."""
+WAIT_SECONDS = 20
 RUST = "unknown/None; hf-hub/0.4.3; rust/unknown"
 
 
@@ -206,6 +214,40 @@ def test_a_too_large_or_invalid_answer_of_the_upstream_gives_503(relaying: Relay
         assert (gated.status_code, gated.headers["x-error-code"]) == (403, "GatedRepo")
         xet = client.get("/api/models/org/xet").json()
         assert xet == {"xetEnabled": False, "siblings": [{"rfilename": "a"}]}
+
+
+@pytest.mark.security
+def test_an_upstream_that_stops_in_the_middle_of_bodies_delays_no_other_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays, "SECONDS", 2 * WAIT_SECONDS)
+    monkeypatch.setattr(relays, "AT_ONCE", THREADS)
+    path, begun, goes_on = "/slow/model/resolve/main/config.json", threading.Semaphore(0), threading.Event()
+    late: list[str] = []
+
+    def body() -> Iterator[bytes]:
+        yield b"{"
+        begun.release()
+        if not goes_on.wait(WAIT_SECONDS):
+            late.append(path)
+        yield b"}"
+
+    class Bodies:
+        def __iter__(self) -> Iterator[bytes]:
+            return body()
+
+    with Upstream() as upstream, Harness(f"sqlite:///{tmp_path}/r.db", hub_upstream=upstream.url) as harness:
+        upstream.answers[path] = Answer(200, Bodies())
+        with ThreadPoolExecutor(THREADS) as pool:
+            answers = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(THREADS)]
+            try:
+                for _ in range(RELAY_THREADS):
+                    assert begun.acquire(timeout=WAIT_SECONDS)
+                    assert harness.admin.whoami()
+            finally:
+                goes_on.set()
+            assert [answer.result().content for answer in answers] == [b"{}"] * THREADS
+            assert late == [], "a request waited for the upstream"
 
 
 @pytest.mark.usefixtures("live")

@@ -39,7 +39,7 @@ class Answer:
 
 
 class Upstream:
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server | None = None) -> None:
         self.server, self.requests, self.answers = server, list[ReceivedRequest](), dict[str, Answer]()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
@@ -85,6 +85,7 @@ class Upstream:
 
     def pass_on(self, request: BaseHTTPRequestHandler, body: bytes) -> Answer:
         """What the real server answers to somebody who may read."""
+        assert self.server is not None
         headers = {"Authorization": f"Bearer {self.server.token}"}
         headers |= {name: request.headers[name] for name in ("Range", "Content-Type") if name in request.headers}
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)

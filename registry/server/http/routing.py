@@ -146,7 +146,9 @@ STORE_THREADS = 32
 LARGE_BODIES = 4
 """How many requests run at once whose bodies exceed `BODY_LIMIT_BYTES`: parsing them takes time and memory."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
+RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
+_RELAY_LIMITER: RunVar[CapacityLimiter] = RunVar("relay_threads")
 
 
 class UsesStore:
@@ -157,6 +159,11 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
     """Call a function in a thread that may wait for the store."""
     limiter = _limiter(_STORE_LIMITER, STORE_THREADS)
     return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=limiter)
+
+
+async def run_in_relay_thread(function: Callable[..., Result], *args: Any) -> Result:
+    """Call a function in a thread that may wait for another server."""
+    return await to_thread.run_sync(function, *args, limiter=_limiter(_RELAY_LIMITER, RELAY_THREADS))
 
 
 def _turn_of(request: Request) -> AbstractAsyncContextManager[None]:

@@ -9,19 +9,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, unquote
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import Match
 from starlette.types import Scope
 
 from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
 from registry.server.database import db
-from registry.server.http.routing import Handler, SingleThreadRoute
+from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread
 from registry.server.hub import repositories
 from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamReply
 
@@ -71,7 +71,7 @@ class HubRoute(SingleThreadRoute):
                 return await handle(request)
             except NotFound as error:
                 if error.code == "ADAPTER_UNKNOWN" and request.app.state.upstream is not None:
-                    response = await run_in_threadpool(relay, request, request.app.state.upstream)
+                    response = await run_in_relay_thread(relay, request, request.app.state.upstream)
                     if response is not None:
                         return response
                 raise
@@ -187,4 +187,14 @@ def _file_response(request: Request, reply: UpstreamReply) -> Response:
     if request.method == "HEAD":
         reply.answer.close()
         return Response(status_code=reply.status, headers=headers)
-    return StreamingResponse(reply.chunks(), reply.status, headers)
+    return StreamingResponse(_stream(reply), reply.status, headers)
+
+
+async def _stream(reply: UpstreamReply) -> AsyncIterator[bytes]:
+    """Yield the body. A slow upstream holds threads of the relay only."""
+    chunks = reply.chunks()
+    try:
+        while chunk := await run_in_relay_thread(next, chunks, b""):
+            yield chunk
+    finally:
+        reply.answer.close()
