@@ -110,6 +110,14 @@ def test_a_readme_costs_work_that_does_not_explode(part: bytes) -> None:
     assert effort.lines(lambda: render(2**11)) < 10 * small + 50_000
 
 
+@pytest.mark.parametrize("head", ["|a" * 4000, "> " + "a|" * 100])
+def test_a_readme_with_a_huge_table_is_plain_text(head: str) -> None:
+    start = head[: len(head) - len(head.lstrip("> "))]
+    text = f"{head}\n{start}{'|-' * head.count('|')}|\n" + f"{start}|\n" * 200
+    assert readme.render_readme(text.encode()).startswith("<pre>")
+    assert "<table>" in readme.render_readme(b"|a|b|\n|-|-|\n" + b"|1|2|\n" * 1000)
+
+
 def test_a_readme_keeps_its_formatting_and_loses_the_rest() -> None:
     html = readme.render_readme(b"---\na: 1\n---\n# A\n\n**b** [c](https://x.org) ![d](e.png) <kbd>f</kbd>\n\n1. g\n")
     assert html == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from registry.digest import Digest
 from registry.server.http.routing import STORE_THREADS
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
+from tests.access.tenants import send
 from tests.harness import Harness, send_blob, upload
 from tests.memory_blobs import MemoryBlobs
 
@@ -38,6 +40,11 @@ class HangingBlobs(MemoryBlobs):
     def stat(self, key: str) -> Stat | None:
         self.wait()
         return super().stat(key)
+
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        for chunk in super().open(key, start, length):
+            self.wait()
+            yield chunk
 
     def open_writer(self, key: str, *, limit_bytes: int) -> BlobWriter:
         sink = super().open_writer(key, limit_bytes=limit_bytes)
@@ -158,3 +165,21 @@ def test_a_resumed_plan_looks_up_its_blobs_at_a_time(harness: Harness, blobs: Ha
             assert blobs.waiting.acquire(timeout=WAIT_SECONDS), "one look-up waits for another"
         blobs.resumes.set()
         assert len(planned.result(WAIT_SECONDS).uploads) == len(files)
+
+
+def test_bodies_that_wait_for_the_store_delay_no_other_request(
+    harness: Harness, blobs: HangingBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = harness.push("acme/support").version.files[0]
+    path = f"/api/v1/adapters/acme/support/versions/1/files/{link.path}"
+    monkeypatch.setattr(blobs, "stat", partial(MemoryBlobs.stat, blobs))
+    blobs.hangs.set()
+    with ThreadPoolExecutor(2 * STORE_THREADS) as pool:
+        reads = [pool.submit(send, harness, "GET", path, harness.secret) for _ in range(2 * STORE_THREADS)]
+        try:
+            for _ in range(STORE_THREADS):
+                assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
+                assert harness.admin.whoami()
+        finally:
+            blobs.resumes.set()
+        assert {read.result().status_code for read in reads} == {200}

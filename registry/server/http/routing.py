@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar, get_type_hints
 
@@ -164,6 +164,17 @@ async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwa
 async def run_in_relay_thread(function: Callable[..., Result], *args: Any) -> Result:
     """Call a function in a thread that may wait for another server."""
     return await to_thread.run_sync(function, *args, limiter=_limiter(_RELAY_LIMITER, RELAY_THREADS))
+
+
+async def stream_in_threads(
+    run: Callable[..., Awaitable[Any]], chunks: Iterator[bytes], close: Callable[[], None]
+) -> AsyncIterator[bytes]:
+    """Yield chunks whose reading may wait: each is read by `run`, so not in the threads that answer all requests."""
+    try:
+        while (chunk := await run(next, chunks, None)) is not None:
+            yield chunk
+    finally:
+        close()
 
 
 def _turn_of(request: Request) -> AbstractAsyncContextManager[None]:

@@ -22,7 +22,10 @@ READ_LIMIT_BYTES = 32 * 2**10
 HTML_LIMIT = 90_000
 """Characters of a rendered README. With them a page stays below 150 KB."""
 PLAIN_LIMIT = 30_000
+CELLS_LIMIT = 10_000
+"""Cells of a table. 32 KiB can describe 65,000, which take seconds."""
 CACHED = 128
+_DELIMITER_ROW = re.compile(r"^[ \t>]*[|:-][|: \t-]*$", re.MULTILINE)
 _TAGS = frozenset(
     {
         "a", "blockquote", "br", "code", "del", "details", "em", "h3", "h4", "h5", "h6", "hr", "kbd", "li", "ol", "p",
@@ -46,6 +49,8 @@ def render_readme(data: bytes) -> Markup:
         .replace("\0", "\N{REPLACEMENT CHARACTER}")
     )
     text = _FRONT_MATTER.sub("", text, count=1)
+    if _count_cells(text) > CELLS_LIMIT:
+        return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
     html = nh3.clean(
         _MARKDOWN.render(text),
         tags=set(_TAGS),
@@ -57,6 +62,11 @@ def render_readme(data: bytes) -> Markup:
     if len(html) > HTML_LIMIT:
         return Markup("<pre>{}</pre>").format(text[:PLAIN_LIMIT])
     return Markup(html)  # noqa: S704  # cleaned above
+
+
+def _count_cells(text: str) -> int:
+    """How many cells a table may have: rows are filled up to the columns of their head."""
+    return max((row.count("|") + 1 for row in _DELIMITER_ROW.findall(text)), default=0) * text.count("\n")
 
 
 def _filter_attribute(_tag: str, attribute: str, value: str) -> str | None:

@@ -273,7 +273,8 @@ def bytes_response(request: Request, blobs: BlobStore, key: str, size_bytes: int
     if path is not None:
         return FileRangeResponse(path, part.start, part.length, part.status, headers)
     chunks = blobs.open(key, part.start, part.length)
-    return StreamingResponse(chunks, part.status, headers, media_type=declarations.OCTETS)
+    body = routing.stream_in_threads(routing.run_in_store_thread, chunks, getattr(chunks, "close", lambda: None))
+    return StreamingResponse(body, part.status, headers, media_type=declarations.OCTETS)
 
 
 # ------------------------------------------------------------------ signed links

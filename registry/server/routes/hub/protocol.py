@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -21,7 +20,7 @@ from starlette.types import Scope
 from registry.api import PREFIX
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unauthenticated
 from registry.server.database import db
-from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread
+from registry.server.http.routing import Handler, SingleThreadRoute, run_in_relay_thread, stream_in_threads
 from registry.server.hub import repositories
 from registry.server.hub.upstream import REDIRECTS, VIA, Upstream, UpstreamReply
 
@@ -187,14 +186,5 @@ def _file_response(request: Request, reply: UpstreamReply) -> Response:
     if request.method == "HEAD":
         reply.answer.close()
         return Response(status_code=reply.status, headers=headers)
-    return StreamingResponse(_stream(reply), reply.status, headers)
-
-
-async def _stream(reply: UpstreamReply) -> AsyncIterator[bytes]:
-    """Yield the body. A slow upstream holds threads of the relay only."""
-    chunks = reply.chunks()
-    try:
-        while chunk := await run_in_relay_thread(next, chunks, b""):
-            yield chunk
-    finally:
-        reply.answer.close()
+    body = stream_in_threads(run_in_relay_thread, reply.chunks(), reply.answer.close)
+    return StreamingResponse(body, reply.status, headers)
