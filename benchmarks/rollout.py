@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import _adapters, _contenders
 from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client import push
 from registry.client.local import base_folder

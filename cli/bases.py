@@ -11,8 +11,7 @@ from collections import Counter
 import click
 
 from registry import names
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseAdd, BaseView
 from registry.bases import BaseMatch, BaseSpec
 from registry.bases.identity import Identity
 from registry.client.local import base_folder

@@ -15,7 +15,7 @@ import click
 
 from registry import __version__, engines
 from registry.adapters import read
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
 from registry.client import convert, push
 from registry.client.local import folder as folders

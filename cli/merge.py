@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client import pull, push
 from registry.client.local.destination import Destination

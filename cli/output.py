@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import BaseModel, ValidationError
 
 from registry import errors
 from registry.errors import RegistryError
@@ -104,7 +103,7 @@ def as_json() -> bool:
 
 def document(value: Any) -> Any:
     """Models and findings, and lists and dictionaries of them, as plain JSON values."""
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Finding):
         return value.to_dict()
@@ -193,7 +192,7 @@ def exit_with(code: int) -> None:
 def _registry_error(error: Exception) -> RegistryError | None:
     if isinstance(error, RegistryError):
         return error
-    if isinstance(error, ValidationError):
+    if isinstance(error, ValueError) and hasattr(error, "title"):  # of pydantic
         return _invalid_request(error)
     if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
         file = f"{error.filename}: " if error.filename else ""
@@ -204,9 +203,9 @@ def _registry_error(error: Exception) -> RegistryError | None:
     return None
 
 
-def _invalid_request(error: ValidationError) -> RegistryError | None:
+def _invalid_request(error: Any) -> RegistryError | None:
     """Arguments that no request can hold are bad input; an answer that cannot be parsed is a bug."""
-    requests = main.load("registry.api", "Request").__subclasses__()  # loaded if one has refused something
+    requests = main.load("registry.api.models", "Request").__subclasses__()  # loaded if one has refused something
     if error.title not in {schema.__name__ for schema in requests}:
         return None
     first = error.errors()[0]

@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import core_schema
-
 from registry.errors import Invalid
 
 _GRAMMAR = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -56,12 +53,14 @@ class Digest(str):
             return cls("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            _parse_for_pydantic,
-            core_schema.str_schema(pattern=r"^sha256:[0-9a-f]{64}$"),
-            serialization=core_schema.to_string_ser_schema(),
-        )
+    def __get_pydantic_core_schema__(cls, _source: type[Any], _handler: Any) -> dict[str, Any]:
+        """A dictionary is a core schema, so that pydantic need not be imported here."""
+        return {
+            "type": "function-after",
+            "function": {"type": "no-info", "function": _parse_for_pydantic},
+            "schema": {"type": "str", "pattern": r"^sha256:[0-9a-f]{64}$"},
+            "serialization": {"type": "to-string"},
+        }
 
 
 def _parse_for_pydantic(text: str) -> Digest:

@@ -7,22 +7,21 @@ no inputs leaves `provenance` out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from msgspec import UNSET, Meta, UnsetType, field, structs
 
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
 from registry.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
 from registry.findings import Finding
-from registry.model import FrozenModel
 from registry.provenance import Provenance
+from registry.structs import FrozenStruct, first_problem
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256
@@ -44,50 +43,51 @@ class Relation(StrEnum):
     FUSED = "fused"
 
 
-class Descriptor(FrozenModel):
+class Descriptor(FrozenStruct, frozen=True, kw_only=True):
     """A file of a version."""
 
     path: str
     media_type: str
     digest: Digest
-    size_bytes: int = Field(ge=0, le=FILE_LIMIT_BYTES)
+    size_bytes: Annotated[int, Meta(ge=0, le=FILE_LIMIT_BYTES)]
 
 
-class Edge(FrozenModel):
+class Edge(FrozenStruct, frozen=True, kw_only=True):
     """Child → parent. `name` is what the parent was called then, for people; the digest is what counts."""
 
     relation: Relation
     digest: Digest
-    name: str = Field(default="", max_length=200)
+    name: Annotated[str, Meta(max_length=200)] = ""
 
 
-class BaseRef(FrozenModel):
+class BaseRef(FrozenStruct, frozen=True, kw_only=True):
     """The base model of a version: its name and the digest of its architecture."""
 
     name: str
     fingerprint: Digest
 
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return str(names.base_name(name))
+    def __post_init__(self) -> None:
+        structs.force_setattr(self, "name", str(names.base_name(self.name)))
 
 
-class Manifest(FrozenModel):
+class Manifest(FrozenStruct, frozen=True, kw_only=True, dict=True):
     """What a version is: base, files, parents and what its pusher declares."""
 
     schema_version: Literal[1] = 1
     media_type: Literal["application/vnd.adapter-registry.manifest.v1+json"] = MEDIA_TYPE
     base: BaseRef
-    files: tuple[Descriptor, ...] = Field(min_length=1, max_length=FILES_LIMIT)
-    parents: tuple[Edge, ...] = Field(default=(), max_length=64)
-    annotations: dict[str, str] = Field(default_factory=dict, max_length=64)
-    provenance: Provenance | None = Field(default=None, exclude_if=lambda declared: declared is None)
+    files: Annotated[tuple[Descriptor, ...], Meta(min_length=1, max_length=FILES_LIMIT)]
+    parents: Annotated[tuple[Edge, ...], Meta(max_length=64)] = ()
+    annotations: Annotated[dict[str, str], Meta(max_length=64)] = {}
+    declared: Provenance | UnsetType = field(default=UNSET, name="provenance")
 
-    @model_validator(mode="after")
-    def _check(self) -> Manifest:
+    def __post_init__(self) -> None:
         check_files(self.files)
-        return self
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """What the pusher declared; a manifest without it has no such field."""
+        return self.declared or None
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes whose SHA-256 is the version."""
@@ -96,19 +96,12 @@ class Manifest(FrozenModel):
     @cached_property
     def canonical(self) -> bytes:
         """As `to_bytes`; made once, since a push asks for it again and again."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump())
 
     @cached_property
     def digest(self) -> Digest:
         """SHA-256 of the canonical JSON: the id of the version."""
         return Digest.of(self.canonical)
-
-    def __copy__(self) -> Self:
-        """A copy may be changed by who makes it (`model_copy`), so it forgets what was made of the original."""
-        copied = super().__copy__()
-        for cached in ("canonical", "digest"):
-            copied.__dict__.pop(cached, None)
-        return copied
 
     @property
     def size_bytes(self) -> int:
@@ -134,7 +127,7 @@ class Manifest(FrozenModel):
             files=tuple(sorted(files, key=lambda f: f.path)),
             parents=tuple(sorted(set(parents), key=lambda e: (e.relation, e.digest))),
             annotations=annotations or {},
-            provenance=provenance,
+            declared=provenance or UNSET,
         )
 
     @classmethod
@@ -142,9 +135,12 @@ class Manifest(FrozenModel):
         """Bytes → manifest. `Invalid` unless they are the canonical bytes of a valid one."""
         check_manifest_bytes(data)
         try:
-            manifest = cls.model_validate(json.loads(data))
+            manifest = cls.model_validate_json(data)
         except (ValueError, RecursionError) as e:
-            raise Invalid("MANIFEST_INVALID", f"manifest: {_first_line(e)}") from e
+            location, message = (
+                first_problem(e, "document") if isinstance(e, ValueError) else ("document", "is too deep")
+            )
+            raise Invalid("MANIFEST_INVALID", f"manifest: {location}: {message}") from e
         if manifest.to_bytes() != data:
             raise Invalid("MANIFEST_INVALID", "manifest: these bytes are not in canonical form (RFC 8785)")
         return manifest
@@ -205,10 +201,3 @@ def _findings_against(files: tuple[Descriptor, ...]) -> Iterable[Finding]:
 def _parents(path: str) -> list[str]:
     """The folders that a path lies in: `a/b` and `a` of `a/b/c`."""
     return [path[:end] for end, character in enumerate(path) if character == "/"]
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(p) for p in first['loc']) or 'document'}: {first['msg']}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 
 class FrozenModel(BaseModel):
     """Immutable; unknown fields are refused; infinity and NaN are texts in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", defer_build=True)
-
-
-def first_problem(error: ValidationError, default: str) -> tuple[str, str]:
-    """Where a document is wrong first (`default` for the document itself), and why."""
-    first = error.errors()[0]
-    return ".".join(str(part) for part in first["loc"]) or default, str(first["msg"])

@@ -14,14 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, ValidationError, model_validator
-
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
 from registry.findings import Finding
-from registry.model import FrozenModel, first_problem
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
+from registry.structs import FrozenStruct, first_problem
 
 DATASETS_LIMIT = 64
 PARAMETERS_LIMIT = 200
@@ -49,7 +47,7 @@ _SIGNED = re.compile(
 """Names in a query that make a link work for every reader."""
 
 
-class Dataset(FrozenModel):
+class Dataset(FrozenStruct, frozen=True, kw_only=True):
     """Data that a version was trained on. `digest` says which bytes; without it, a URI and its revision."""
 
     name: str = ""
@@ -65,7 +63,7 @@ class Dataset(FrozenModel):
         return self.digest or self.uri + revision + (f"#{self.split}" if self.split else "")
 
 
-class Run(FrozenModel):
+class Run(FrozenStruct, frozen=True, kw_only=True):
     """The training run, by the tool that recorded it: `mlflow`, `wandb`, or any other word."""
 
     tool: str
@@ -73,42 +71,40 @@ class Run(FrozenModel):
     url: str = ""
 
 
-class Code(FrozenModel):
+class Code(FrozenStruct, frozen=True, kw_only=True):
     """The code that trained it: a repository and the commit in it, whole."""
 
     repository: str
     commit: str
 
 
-class Provenance(FrozenModel):
+class Provenance(FrozenStruct, frozen=True, kw_only=True):
     """What the pusher declares a version was made from. Declared, not proven."""
 
     datasets: tuple[Dataset, ...] = ()
     run: Run | None = None
     code: Code | None = None
-    parameters: dict[str, str] = Field(default_factory=dict)
+    parameters: dict[str, str] = {}
 
-    @model_validator(mode="after")
-    def _check(self) -> Provenance:
+    def __post_init__(self) -> None:
         findings = list(_findings_against(self))
         if findings:
             raise wrong(findings[0].location, findings[0].message, findings)
-        size = len(canonical_json(self.model_dump(mode="json")))
+        size = len(canonical_json(self.model_dump()))
         if size > SIZE_LIMIT_BYTES:
             raise TooLarge("SIZE_INVALID", f"{FIELD}: {size} bytes are over the limit of {SIZE_LIMIT_BYTES}")
-        return self
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Provenance | None:
         """From plain values; None when they declare nothing. `Invalid` (PROVENANCE_INVALID) names the field."""
-        present = {key: value for key, value in values.items() if value or key not in cls.model_fields}
+        present = {key: value for key, value in values.items() if value or key not in cls.__struct_fields__}
         if not present:
             return None
         if isinstance(parameters := present.get("parameters"), Mapping):
             present["parameters"] = {str(key): _text(str(key), value) for key, value in parameters.items()}
         try:
             return cls.model_validate(present)
-        except ValidationError as e:
+        except ValueError as e:
             field, message = first_problem(e, "")
             raise wrong(f"{FIELD}.{field}".rstrip("."), message) from e
 

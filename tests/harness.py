@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from msgspec import UNSET
 from sqlalchemy import event
 from sqlmodel import Session, select
 
 from registry.api.access import TokenCreate
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.api.transfer import PushPlan, PushRequest, PushResult, Upload
 from registry.bases import BaseSpec
@@ -150,7 +150,7 @@ class Harness:
         """Plan, upload, commit, through the API."""
         registry = by or self.admin
         files = self.files() if files is None else files
-        more = {"annotations": annotations or {}, "provenance": provenance}
+        more = {"annotations": annotations or {}, "declared": provenance or UNSET}
         manifest = self.manifest(files, base, parents).model_copy(update=more)
         plan = registry.plan_push(name, PushRequest(manifest=manifest, message=message))
         upload(registry, plan, files)

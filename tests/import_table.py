@@ -5,7 +5,7 @@
 
 Example
     >>> forbidden("registry.compat", "import torch", set())
-    ["registry.compat:1 imports torch; registry may import ['pydantic', 'pydantic_core']"]
+    ["registry.compat:1 imports torch; registry may import ['msgspec', 'pydantic']"]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _row(prefix: str, ours: str, packages: str) -> Row:
 
 # The longest matching prefix decides.
 TABLE = [
-    _row("registry", "domain", "pydantic pydantic_core"),
+    _row("registry", "domain", "msgspec pydantic"),
     _row("registry.adapters.card", "domain", "yaml"),
     _row("registry.strict.yaml", "domain", "yaml"),
     _row("registry.adapters.templates", "domain", "jinja2"),
@@ -47,7 +47,7 @@ TABLE = [
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
     _row("registry.serving.vllm", "domain client serving", "vllm"),
-    _row("registry.server", "domain server", "sqlmodel sqlalchemy"),
+    _row("registry.server", "domain server", "msgspec sqlmodel sqlalchemy"),
     _row("registry.server.audit.audit_log", "domain server", "anyio sqlmodel sqlalchemy"),
     _row("registry.server.access.issuers", "domain server", "jwt"),
     _row("registry.server.catalog.metadata_backup", "domain server", "pydantic sqlalchemy sqlmodel"),

@@ -6,36 +6,32 @@ Times are UTC with a time zone, sizes are bytes. Requests reject unknown fields;
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from msgspec import Meta
 
+from registry.errors import Invalid
 from registry.findings import Finding
+from registry.structs import FrozenStruct
 
 Item = TypeVar("Item")
+Moment = Annotated[datetime, Meta(extra_json_schema={"format": "date-time"})]
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
 """Path of the signed links that a server answers itself."""
 PAGE_LIMIT = 200
 PAGE_DEFAULT = 50
 MESSAGE_LIMIT = 2000
-ERRORS_LIMIT = 100
-"""How many errors of one request are listed. Each needs a kilobyte of memory."""
 DEPTH_LIMIT = 64
 """How deep lists and objects of a request may be nested."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
-def _check_printable(text: str) -> str:
+def check_printable(text: str) -> str:
+    """Return the text. `ValueError` for control characters."""
     control = _CONTROL.search(text)
     if control is not None:
         raise ValueError(f"holds the control character U+{ord(control[0][0]):04X}")
@@ -46,38 +42,24 @@ def check_message(text: str) -> None:
     """Raise `ValueError` for a text that no message of a push may be: a long one, or one with control characters."""
     if len(text) > MESSAGE_LIMIT:
         raise ValueError(f"has {len(text)} characters, over the limit of {MESSAGE_LIMIT}")
-    _check_printable(text)
+    check_printable(text)
 
 
-def _escape_control(text: str) -> str:
+def check_field(field: str, check: Callable[[str], object], text: str) -> None:
+    """Run a check of a request's text. `Invalid` (REQUEST_INVALID) names the field."""
+    try:
+        check(text)
+    except ValueError as e:
+        finding = Finding("request.invalid", field, str(e))
+        raise Invalid("REQUEST_INVALID", finding.to_text(), findings=[finding]) from e
+
+
+def escape_control(text: str) -> str:
+    """The text with escapes for control characters."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-PrintableText = Annotated[str, AfterValidator(_check_printable)]
-"""Text that a person typed and others read in terminals and logs. Control characters are refused."""
-EscapedText = Annotated[str, AfterValidator(_escape_control)]
-"""Text that a program reports, such as an error of an engine. Control characters are escaped."""
-
-
-class Request(BaseModel):
-    """The base of all requests."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Reject values that cannot be stored, and do not list more errors than anyone reads."""
-        _check_storable(data)
-        try:
-            return handler(data)
-        except ValidationError as e:
-            if e.error_count() <= ERRORS_LIMIT:
-                raise
-            raise ValueError(f"{e.error_count()} errors, which are too many to list") from None
-
-
-def _check_storable(data: Any) -> None:
+def check_storable(data: Any) -> None:
     """Reject U+0000 (PostgreSQL), lone surrogates (UTF-8), and values that are nested too deep."""
     pending = [(data, 0)]
     while pending:
@@ -93,13 +75,28 @@ def _check_storable(data: Any) -> None:
             pending += [(inner, depth + 1) for inner in value]
 
 
-class Answer(BaseModel):
-    """The base of all answers."""
+class RequestStruct(FrozenStruct, frozen=True, kw_only=True):
+    """The base of requests about transfers. They reject unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    @classmethod
+    def model_validate(cls, value: Any) -> Self:
+        """As `FrozenStruct` does, after a look for values that cannot be stored."""
+        check_storable(value)
+        return super().model_validate(value)
 
 
-class Problem(Answer):
+class AnswerStruct(FrozenStruct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The base of answers about transfers and versions. They may gain fields."""
+
+
+class StructPage(AnswerStruct, Generic[Item], frozen=True, kw_only=True):
+    """One page of items."""
+
+    items: list[Item]
+    next_cursor: str = ""
+
+
+class Problem(AnswerStruct, frozen=True, kw_only=True):
     """An error. `code` is for programs and never changes its meaning, `detail` and `next_step` are for people."""
 
     type: str = "about:blank"
@@ -113,33 +110,21 @@ class Problem(Answer):
     retry_after_seconds: int | None = None
 
 
-class ItemList(Answer, Generic[Item]):
-    """A complete list."""
-
-    items: list[Item]
-
-
-class ItemPage(ItemList[Item]):
-    """One page of items."""
-
-    next_cursor: str = ""
-
-
 # ------------------------------------------------------------------ following the audit log, in every push and pull
 CHECKPOINT_HEADER = "Audit-Checkpoint"
 """On answers about a version: the latest checkpoint of the audit log, its note in base64."""
 
 
-class KeyReplacement(Answer):
+class KeyReplacement(AnswerStruct, frozen=True, kw_only=True):
     """A key that an operator made because the former one was lost. Only the log itself attests it."""
 
     key: str
     reason: str
-    at: datetime
+    at: Moment
     seq: int
 
 
-class LogKeys(Answer):
+class LogKeys(AnswerStruct, frozen=True, kw_only=True):
     """The name of the log and its public keys (C2SP verifier keys); the first one signs."""
 
     origin: str
@@ -148,7 +133,7 @@ class LogKeys(Answer):
     replacements: list[KeyReplacement] = []
 
 
-class Consistency(Answer):
+class Consistency(AnswerStruct, frozen=True, kw_only=True):
     """The proof that the log of size `old` is a prefix of the log of size `new`: hashes in hex."""
 
     old: int

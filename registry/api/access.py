@@ -9,7 +9,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from registry.api import Answer, ItemList, ItemPage, PrintableText, Request
+from registry.api.models import Answer, ItemList, ItemPage, PrintableText, Request
 
 SUBJECT_LIMIT = 200
 LIFETIME_LIMIT_SECONDS = 366 * 24 * 3600

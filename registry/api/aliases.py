@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import MESSAGE_LIMIT, Answer, ItemList, PrintableText, Request
+from registry.api import MESSAGE_LIMIT
+from registry.api.models import Answer, ItemList, PrintableText, Request
 from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.findings import Finding

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from registry.api import Answer, ItemList, ItemPage, Request
+from registry.api.models import Answer, ItemList, ItemPage, Request
 from registry.digest import Digest, canonical_json
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 

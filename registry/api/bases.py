@@ -1,13 +1,16 @@
-"""REST requests about base models. The answers are in registry/api/catalog.py, which pushes and pulls need, too."""
+"""REST schemas of base models. Pushes read the `BaseName` of an answer (registry/api/catalog.py)."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import Field
 
-from registry.api import PrintableText, Request
-from registry.bases import BaseSpec
+from registry.api.models import Answer, ItemPage, PrintableText, Request
+from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
+from registry.digest import Digest
 from registry.manifest import Edge
 
 
@@ -42,3 +45,23 @@ class ThresholdsRequest(Request):
     """What smoke tests on a base use instead of the defaults."""
 
     thresholds: dict[str, float] = Field(max_length=50)
+
+
+class BaseView(Answer):
+    """A base. A list leaves out `relatives` and `thresholds`."""
+
+    name: str
+    fingerprint: Digest
+    spec: BaseSpec
+    source: str
+    adapters: int = 0
+    created_at: datetime
+    created_by: str
+    relatives: list[Similarity] = []
+    parents: list[Edge] = []
+    aliases: list[str] = []
+    thresholds: dict[str, float] = {}
+
+
+class BasePage(ItemPage[BaseView]):
+    """A page of bases, by name."""

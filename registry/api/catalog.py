@@ -1,15 +1,13 @@
-"""REST schemas of the catalog: adapters, versions, files, bases."""
+"""REST schemas of the catalog: adapters, versions, files."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from msgspec import Meta
 
-from registry.api import Answer, ItemPage, PrintableText, Request
-from registry.bases import BaseSpec, Similarity
+from registry.api import AnswerStruct, Moment, RequestStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
@@ -20,18 +18,18 @@ TAGS_LIMIT = 64
 """Tags of one adapter or version, and as many links."""
 
 
-def _check_link(url: str) -> str:
+def _check_link(url: str) -> None:
+    check_printable(url)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or " " in url:
         raise ValueError("a link is a URL that begins with https:// or http://, without a user")
-    return url
 
 
-MetadataKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
-LinkUrl = Annotated[PrintableText, Field(max_length=URI_LIMIT), AfterValidator(_check_link)]
+MetadataKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
 
 
-class ServedOn(Answer):
+class ServedOn(AnswerStruct, frozen=True, kw_only=True):
     """A node with a live lease that has a version."""
 
     node: str
@@ -39,10 +37,10 @@ class ServedOn(Answer):
     served_name: str
     number: int | None
     state: str
-    reported_at: datetime
+    reported_at: Moment
 
 
-class DeleteResult(Answer):
+class DeleteResult(AnswerStruct, frozen=True, kw_only=True):
     """What was deleted. Its name stays reserved."""
 
     name: str
@@ -50,17 +48,25 @@ class DeleteResult(Answer):
     served_on: list[ServedOn] = []
 
 
-class MetadataChange(Request):
+class MetadataChange(RequestStruct, frozen=True, kw_only=True):
     """Changes of a description, tags and links. Absent fields and keys stay as they are; null removes a tag or link."""
 
-    description: PrintableText | None = Field(default=None, max_length=DESCRIPTION_LIMIT)
-    tags: dict[MetadataKey, Annotated[PrintableText, Field(max_length=TAG_VALUE_LIMIT)] | None] = Field(
-        default={}, max_length=TAGS_LIMIT
-    )
-    links: dict[MetadataKey, LinkUrl | None] = Field(default={}, max_length=TAGS_LIMIT)
+    description: Annotated[str, Meta(max_length=DESCRIPTION_LIMIT)] | None = None
+    tags: Annotated[
+        dict[MetadataKey, Annotated[str, Meta(max_length=TAG_VALUE_LIMIT)] | None], Meta(max_length=TAGS_LIMIT)
+    ] = {}
+    links: Annotated[dict[MetadataKey, LinkUrl | None], Meta(max_length=TAGS_LIMIT)] = {}
+
+    def __post_init__(self) -> None:
+        check_field("description", check_printable, self.description or "")
+        for key, tag in self.tags.items():
+            check_field(f"tags.{key}", check_printable, tag or "")
+        for key, url in self.links.items():
+            if url is not None:
+                check_field(f"links.{key}", _check_link, url)
 
 
-class VersionView(Answer):
+class VersionView(AnswerStruct, frozen=True, kw_only=True):
     """One version.
 
     `annotations` are sealed in the manifest; `description`, `tags` and `links` can change and are not in the digest.
@@ -78,16 +84,16 @@ class VersionView(Answer):
     aliases: list[str]
     size_bytes: int
     message: str
-    created_at: datetime
+    created_at: Moment
     created_by: str
-    yanked_at: datetime | None = None
+    yanked_at: Moment | None = None
     yank_reason: str = ""
-    quarantined_at: datetime | None = None
+    quarantined_at: Moment | None = None
     quarantine_reason: str = ""
-    deleted_at: datetime | None = None
+    deleted_at: Moment | None = None
     deleted_by: str = ""
     delete_reason: str = ""
-    purged_at: datetime | None = None
+    purged_at: Moment | None = None
     damaged: list[str] = []
     served_on: list[ServedOn] = []
     provenance: Provenance | None = None
@@ -97,11 +103,11 @@ class VersionView(Answer):
     links: dict[str, str] = {}
 
 
-class VersionPage(ItemPage[VersionView]):
+class VersionPage(StructPage[VersionView], frozen=True, kw_only=True):
     """The versions of one adapter, newest first."""
 
 
-class AdapterView(Answer):
+class AdapterView(AnswerStruct, frozen=True, kw_only=True):
     """An adapter and a summary of its newest version that is available, where `main` points.
 
     `description`, `tags` and `links` are those of the adapter.
@@ -117,17 +123,17 @@ class AdapterView(Answer):
     size_bytes: int
     aliases: dict[str, int]
     verdicts: dict[str, str]
-    updated_at: datetime
+    updated_at: Moment
     description: str = ""
     tags: dict[str, str] = {}
     links: dict[str, str] = {}
 
 
-class AdapterPage(ItemPage[AdapterView]):
+class AdapterPage(StructPage[AdapterView], frozen=True, kw_only=True):
     """A page of adapters that match a search."""
 
 
-class FileLink(Answer):
+class FileLink(AnswerStruct, frozen=True, kw_only=True):
     """A file and where its bytes are."""
 
     path: str
@@ -137,7 +143,7 @@ class FileLink(Answer):
     url: str
 
 
-class Resolved(Answer):
+class Resolved(AnswerStruct, frozen=True, kw_only=True):
     """A version, its manifest and its files: everything that a serving system needs."""
 
     name: str
@@ -151,21 +157,13 @@ class Resolved(Answer):
     generation: int | None = None
 
 
-class BaseView(Answer):
-    """A base. A list leaves out `relatives` and `thresholds`."""
+class BaseName(AnswerStruct, frozen=True, kw_only=True):
+    """What a push needs of a base: the first fields of a `BaseView`."""
 
     name: str
     fingerprint: Digest
-    spec: BaseSpec
-    source: str
-    adapters: int = 0
-    created_at: datetime
-    created_by: str
-    relatives: list[Similarity] = []
-    parents: list[Edge] = []
     aliases: list[str] = []
-    thresholds: dict[str, float] = {}
 
 
-class BasePage(ItemPage[BaseView]):
+class BaseNamePage(StructPage[BaseName], frozen=True, kw_only=True):
     """A page of bases, by name."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from registry.adapters.safetensors import HEADER_LIMIT_BYTES
-from registry.api import Answer, ItemList, Request
+from registry.api.models import Answer, ItemList, Request
 from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs

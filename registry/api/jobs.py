@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from registry.api import Answer, EscapedText, ItemPage, Request
-from registry.api.catalog import BaseView, Resolved
+from registry.api.bases import BaseView
+from registry.api.catalog import Resolved
+from registry.api.models import Answer, EscapedText, ItemPage, Request
 from registry.evaluation.reports import Report
 from registry.jobs import PRIORITY_LIMIT, Job, Kind, Lease, State
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from registry.api import Answer
+from registry.api.models import Answer
 
 
 class LineageNode(Answer):

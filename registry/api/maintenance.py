@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from registry.api import Answer, Request
+from registry.api.models import Answer, Request
 from registry.findings import Finding
 
 YEAR_SECONDS = 366 * 86400

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from registry.api import Answer, EscapedText, ItemPage, PrintableText, Request
 from registry.api.catalog import FileLink
+from registry.api.models import Answer, EscapedText, ItemPage, PrintableText, Request
 from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Outcome

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from msgspec import Meta
 
-from registry.api import MESSAGE_LIMIT, Answer, PrintableText, Problem, Request
+from registry.api import MESSAGE_LIMIT, AnswerStruct, Moment, Problem, RequestStruct, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
@@ -31,28 +30,33 @@ BULK_BODY_BYTES = 8 * 2**20
 
 NAME_LIMIT = 300
 """Characters of a name, a ref or an id in a request. Longer ones are refused before they are parsed."""
+Name = Annotated[str, Meta(max_length=NAME_LIMIT)]
+BULK_COUNT = Meta(min_length=1, max_length=BULK_LIMIT)
 
 
-class PushRequest(Request):
+class PushRequest(RequestStruct, frozen=True, kw_only=True):
     """What the client wants to push. The digest of the version is that of the manifest's bytes."""
 
     manifest: Manifest
-    message: PrintableText = Field(default="", max_length=MESSAGE_LIMIT)
+    message: Annotated[str, Meta(max_length=MESSAGE_LIMIT)] = ""
+
+    def __post_init__(self) -> None:
+        check_field("message", check_message, self.message)
 
 
-class PushItem(PushRequest):
+class PushItem(PushRequest, frozen=True, kw_only=True):
     """One push of a request. `name` is the adapter's: `namespace/name`."""
 
-    name: str = Field(max_length=NAME_LIMIT)
+    name: Name
 
 
-class BulkPushRequest(Request):
+class BulkPushRequest(RequestStruct, frozen=True, kw_only=True):
     """Pushes to plan. Each has its own outcome."""
 
-    items: tuple[PushItem, ...] = Field(min_length=1, max_length=BULK_LIMIT)
+    items: Annotated[tuple[PushItem, ...], BULK_COUNT]
 
 
-class UploadPart(Answer):
+class UploadPart(AnswerStruct, frozen=True, kw_only=True):
     """Where to PUT the bytes `start` to `start + size_bytes` of a large blob. The store keeps received parts."""
 
     number: int
@@ -61,7 +65,7 @@ class UploadPart(Answer):
     url: str
 
 
-class Upload(Answer):
+class Upload(AnswerStruct, frozen=True, kw_only=True):
     """Where to send one missing blob. A large one may have `parts` instead of a `url`: the parts still missing."""
 
     digest: Digest
@@ -72,44 +76,44 @@ class Upload(Answer):
     parts: list[UploadPart] = []
 
 
-class PushPlan(Answer):
+class PushPlan(AnswerStruct, frozen=True, kw_only=True):
     """What the server still needs. `uploads` may be empty."""
 
     push_id: str
     digest: Digest
     uploads: list[Upload]
-    expires_at: datetime
+    expires_at: Moment
 
 
-class SmallBlob(Request):
+class SmallBlob(RequestStruct, frozen=True, kw_only=True):
     """The bytes of a small blob (base64)."""
 
     digest: Digest
-    data: str = Field(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)
+    data: Annotated[str, Meta(max_length=4 * SMALL_BLOB_BYTES // 3 + 4)]
 
 
-class CommitItem(Request):
+class CommitItem(RequestStruct, frozen=True, kw_only=True):
     """One commit of a request. `alias` moves through its gate after the version exists.
 
     `small` holds small blobs that were not uploaded: most versions have few large files.
     """
 
-    push_id: str = Field(max_length=NAME_LIMIT)
+    push_id: Name
     alias: str = ""
-    small: tuple[SmallBlob, ...] = Field(default=(), max_length=FILES_LIMIT)
+    small: Annotated[tuple[SmallBlob, ...], Meta(max_length=FILES_LIMIT)] = ()
 
 
-class BulkCommitRequest(Request):
+class BulkCommitRequest(RequestStruct, frozen=True, kw_only=True):
     """Pushes to commit. Each has its own outcome.
 
     `atomic`: if one cannot be committed, or its alias may not move, none is.
     """
 
-    items: tuple[CommitItem, ...] = Field(min_length=1, max_length=BULK_LIMIT)
+    items: Annotated[tuple[CommitItem, ...], BULK_COUNT]
     atomic: bool = False
 
 
-class PushResult(Answer):
+class PushResult(AnswerStruct, frozen=True, kw_only=True):
     """The version. `created` is False if it existed already.
 
     `alias_refused` says why the alias of the commit did not move; the version exists anyway. If its weights are over
@@ -122,13 +126,13 @@ class PushResult(Answer):
     alias_refused: str = ""
 
 
-class BulkPullRequest(Request):
+class BulkPullRequest(RequestStruct, frozen=True, kw_only=True):
     """Refs to pull: `namespace/name`, with `:alias`, `@number` or `@digest`. Each has its own outcome."""
 
-    refs: tuple[Annotated[str, Field(max_length=NAME_LIMIT)], ...] = Field(min_length=1, max_length=BULK_LIMIT)
+    refs: Annotated[tuple[Name, ...], BULK_COUNT]
 
 
-class PullPlan(Answer):
+class PullPlan(AnswerStruct, frozen=True, kw_only=True):
     """`direct`: path → a link of the store that needs no token and is valid for `direct_seconds`."""
 
     resolved: Resolved
@@ -137,43 +141,43 @@ class PullPlan(Answer):
 
 
 # ------------------------------------------------------------------ outcomes of bulk requests
-class ItemOutcome(Answer):
+class ItemOutcome(AnswerStruct, frozen=True, kw_only=True):
     """The outcome of one item: the result that a subclass adds, or the problem that it alone has."""
 
     problem: Problem | None = None
 
 
-class PlannedPush(ItemOutcome):
+class PlannedPush(ItemOutcome, frozen=True, kw_only=True):
     """The outcome of planning one push."""
 
     result: PushPlan | None = None
 
 
-class BulkPushPlan(Answer):
+class BulkPushPlan(AnswerStruct, frozen=True, kw_only=True):
     """The plans, in the order of the request."""
 
     items: list[PlannedPush]
 
 
-class CommittedPush(ItemOutcome):
+class CommittedPush(ItemOutcome, frozen=True, kw_only=True):
     """The outcome of committing one push."""
 
     result: PushResult | None = None
 
 
-class BulkPushResult(Answer):
+class BulkPushResult(AnswerStruct, frozen=True, kw_only=True):
     """The versions, in the order of the request."""
 
     items: list[CommittedPush]
 
 
-class PlannedPull(ItemOutcome):
+class PlannedPull(ItemOutcome, frozen=True, kw_only=True):
     """The outcome of planning one pull."""
 
     result: PullPlan | None = None
 
 
-class BulkPullPlan(Answer):
+class BulkPullPlan(AnswerStruct, frozen=True, kw_only=True):
     """The plans, in the order of the request. `small` holds the bytes of small files of all of them, each once."""
 
     items: list[PlannedPull]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from registry.api import Problem
-from registry.api.catalog import AdapterView, BaseView, Resolved, VersionView
+from registry.api.catalog import AdapterView, BaseName, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
 from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
@@ -23,6 +23,7 @@ from registry.names import AdapterName, Ref, is_served_name
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
     from registry.api.aliases import AliasView
+    from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView
     from registry.api.jobs import Claimed
     from registry.api.serving import DesiredAdapter, DesiredState
@@ -86,6 +87,13 @@ def base(name: str, answer: BaseView) -> BaseView:
     return described_base(answer)
 
 
+def base_name(name: str, answer: BaseName) -> BaseName:
+    """The base that has this name or this alias."""
+    if name not in answer.aliases:
+        _equal("the name of the base", answer.name, name)
+    return answer
+
+
 def described_base(answer: BaseView) -> BaseView:
     """A base whose name and fingerprint are those of its spec."""
     _equal(f"the name in the spec of the base {answer.name[:80]!r}", answer.spec.name, answer.name)
@@ -125,7 +133,7 @@ def outcomes(items: Sequence[_Outcome[Result]], count: int) -> list[Result | Reg
     results: list[Result | RegistryError] = []
     for item in items:
         if item.problem is not None:
-            results.append(error_of_problem(item.problem.model_dump(mode="json")))
+            results.append(error_of_problem(item.problem.model_dump()))
         elif item.result is not None:
             results.append(item.result)
         else:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from registry.api import Answer
 from registry.api.audit import AttestationView, EventProof
 from registry.api.catalog import Resolved
+from registry.api.models import Answer
 from registry.attestations.certificates import Trust
 from registry.client import signing
 from registry.client.audit import Audit

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from registry.adapters import read as contents
 from registry.adapters.read import AdapterContents, PeftContents
-from registry.api.catalog import BaseView, Resolved
+from registry.api.bases import BaseView
+from registry.api.catalog import Resolved
 from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
 from registry.client import pull

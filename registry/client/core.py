@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from registry import names
-from registry.api import Consistency, ItemPage, LogKeys, Request
+from registry.api import Consistency, LogKeys
 from registry.api.catalog import (
     AdapterPage,
     AdapterView,
-    BasePage,
-    BaseView,
+    BaseName,
+    BaseNamePage,
     FileLink,
     MetadataChange,
     Resolved,
@@ -51,10 +51,20 @@ from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName, Ref
+from registry.structs import Document
 
 Received = TypeVar("Received")
 Sent = TypeVar("Sent")
-Page = TypeVar("Page", bound=ItemPage[Any])
+
+
+class _Page(Document, Protocol):
+    @property
+    def items(self) -> Sequence[Any]: ...
+    @property
+    def next_cursor(self) -> str: ...
+
+
+Page = TypeVar("Page", bound=_Page)
 Name = AdapterName | str
 AnyRef = Ref | str
 COMMIT_BYTES = 10 * 2**20
@@ -201,16 +211,13 @@ class Versions:
         parsed = parsed_ref(ref)
         return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved))
 
-    def bases(self) -> BasePage:
-        """All bases by name, of as many pages as there are."""
-        page = self._get_all("/bases", BasePage)
-        for view in page.items:
-            answers.described_base(view)
-        return page
+    def base_names(self) -> BaseNamePage:
+        """Names and fingerprints of all bases, of as many pages as there are."""
+        return self._get_all("/bases", BaseNamePage)
 
-    def base(self, name: str) -> BaseView:
-        """Return one base by its name or alias."""
-        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
+    def base_name(self, name: str) -> BaseName:
+        """Name and fingerprint of one base, by its name or alias."""
+        return answers.base_name(name, self._get(f"/bases/{names.base_name(name)}", BaseName))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
@@ -243,11 +250,11 @@ class Versions:
     def _get(self, path: str, shape: type[Shape], *, limit_bytes: int = ANSWER_LIMIT_BYTES, **query: Any) -> Shape:
         return parsed(self.connection.send("GET", path, query=query, limit_bytes=limit_bytes), shape)
 
-    def _send(self, method: str, path: str, shape: type[Shape], request: Request | None = None, **how: Any) -> Shape:
+    def _send(self, method: str, path: str, shape: type[Shape], request: Document | None = None, **how: Any) -> Shape:
         body = request.model_dump(mode="json") if request is not None else None
         return parsed(self.connection.send(method, path, json=body, **how), shape)
 
-    def _post(self, path: str, request: Request, shape: type[Shape], **how: Any) -> Shape:
+    def _post(self, path: str, request: Document, shape: type[Shape], **how: Any) -> Shape:
         return self._send("POST", path, shape, request, **how)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Protocol
 
-from registry.api.catalog import BaseView
+from registry.api.catalog import BaseName
 from registry.api.transfer import (
     BULK_BODY_BYTES,
     BULK_LIMIT,
@@ -321,21 +321,21 @@ class Bases:
     def __init__(self, registry: Versions) -> None:
         self._registry = registry
         self._lock = threading.Lock()
-        self._by_names: dict[str, BaseView] = {}
-        self._all: list[BaseView] | None = None
+        self._by_names: dict[str, BaseName] = {}
+        self._all: list[BaseName] | None = None
 
     def of(self, folder: Folder, name: str) -> BaseRef:
         """The base of this name, else the one that the configuration names."""
         view = self._by_name(name) if name else self._configured(folder)
         return BaseRef(name=view.name, fingerprint=view.fingerprint)
 
-    def _by_name(self, name: str) -> BaseView:
+    def _by_name(self, name: str) -> BaseName:
         with self._lock:
             if name not in self._by_names:
-                self._by_names[name] = self._registry.base(name)
+                self._by_names[name] = self._registry.base_name(name)
             return self._by_names[name]
 
-    def _configured(self, folder: Folder) -> BaseView:
+    def _configured(self, folder: Folder) -> BaseName:
         """The base of exactly this name or alias, else the only one of this last part without an organization."""
         claim = folder.contents.claim
         if not claim.name:
@@ -344,7 +344,7 @@ class Bases:
             )
         with self._lock:
             if self._all is None:
-                self._all = self._registry.bases().items
+                self._all = self._registry.base_names().items
         exact = [view for view in self._all if claim.name in (view.name, *view.aliases)]
         matching = exact or [view for view in self._all if claim.selects(view.name)]
         if len(matching) != 1:

@@ -7,7 +7,7 @@ from datetime import datetime
 from urllib.parse import quote
 
 from registry import names
-from registry.api import Request, access, bases, catalog, evaluation, maintenance, serving
+from registry.api import access, catalog, evaluation, maintenance, serving
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -23,6 +23,15 @@ from registry.api.aliases import (
     RollbackRequest,
     WithdrawRequest,
 )
+from registry.api.bases import (
+    BaseAdd,
+    BaseAliases,
+    BasePage,
+    BaseView,
+    IdentityRequest,
+    ModulesRequest,
+    ThresholdsRequest,
+)
 from registry.api.jobs import (
     CampaignRequest,
     CampaignView,
@@ -35,6 +44,7 @@ from registry.api.jobs import (
     RenewRequest,
 )
 from registry.api.lineage import Lineage
+from registry.api.models import Request
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
@@ -186,40 +196,45 @@ class Registry(Versions):
         return self._get(f"{path_of(ref)}/approvals", ApprovalList)
 
     # ------------------------------------------------------------ bases
-    def add_base(self, request: bases.BaseAdd) -> catalog.BaseView:
-        """Register a base model."""
-        return self._post("/bases", request, catalog.BaseView)
+    def bases(self) -> BasePage:
+        """All bases by name, of as many pages as there are."""
+        page = self._get_all("/bases", BasePage)
+        for view in page.items:
+            answers.described_base(view)
+        return page
 
-    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> catalog.BaseView:
+    def base(self, name: str) -> BaseView:
+        """Return one base by its name or alias."""
+        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseView))
+
+    def add_base(self, request: BaseAdd) -> BaseView:
+        """Register a base model."""
+        return self._post("/bases", request, BaseView)
+
+    def set_base_aliases(self, name: str, aliases: Sequence[str]) -> BaseView:
         """Set the aliases of a base."""
-        return self._send(
-            "PUT", f"{_path_of_base(name)}/aliases", catalog.BaseView, bases.BaseAliases(aliases=list(aliases))
-        )
+        return self._send("PUT", f"{_path_of_base(name)}/aliases", BaseView, BaseAliases(aliases=list(aliases)))
 
     def delete_base(self, name: str) -> catalog.DeleteResult:
         """Delete a base that nothing uses."""
         return self._send("DELETE", _path_of_base(name), catalog.DeleteResult)
 
-    def identify_base(self, name: str, identity: Identity) -> catalog.BaseView:
+    def identify_base(self, name: str, identity: Identity) -> BaseView:
         """Set which weights a base has. Possible once."""
-        return self._send(
-            "PUT", f"{_path_of_base(name)}/identity", catalog.BaseView, bases.IdentityRequest(identity=identity)
-        )
+        return self._send("PUT", f"{_path_of_base(name)}/identity", BaseView, IdentityRequest(identity=identity))
 
-    def set_base_modules(self, name: str, modules: LibraryModules) -> catalog.BaseView:
+    def set_base_modules(self, name: str, modules: LibraryModules) -> BaseView:
         """Set the modules of a base as a library here builds them. Those of a newer version stay."""
-        return self._send(
-            "PUT", f"{_path_of_base(name)}/modules", catalog.BaseView, bases.ModulesRequest(modules=modules)
-        )
+        return self._send("PUT", f"{_path_of_base(name)}/modules", BaseView, ModulesRequest(modules=modules))
 
     def similarity(self, name: str, identity: Identity) -> Similarity:
         """How the weights with this identity are related to those of a base."""
-        return self._post(f"{_path_of_base(name)}/similarity", bases.IdentityRequest(identity=identity), Similarity)
+        return self._post(f"{_path_of_base(name)}/similarity", IdentityRequest(identity=identity), Similarity)
 
-    def set_thresholds(self, base: str, thresholds: dict[str, float]) -> catalog.BaseView:
+    def set_thresholds(self, base: str, thresholds: dict[str, float]) -> BaseView:
         """Set the thresholds of smoke tests on this base; the defaults apply for the others."""
-        request = bases.ThresholdsRequest(thresholds=thresholds)
-        return self._send("PUT", f"{_path_of_base(base)}/thresholds", catalog.BaseView, request)
+        request = ThresholdsRequest(thresholds=thresholds)
+        return self._send("PUT", f"{_path_of_base(base)}/thresholds", BaseView, request)
 
     # ------------------------------------------------------------ serving
     def desired_state(

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 from registry.errors import Invalid, TooLarge
 from registry.files import GOLDEN
 from registry.findings import Finding
-from registry.model import FrozenModel, first_problem
+from registry.model import FrozenModel
 from registry.strict import json as strict_json
+from registry.structs import first_problem
 
 SAMPLES_LIMIT = 100
 SAMPLE_LIMIT_BYTES = 16 * 2**10

@@ -8,7 +8,8 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid
-from registry.model import FrozenModel, first_problem
+from registry.model import FrozenModel
+from registry.structs import first_problem
 
 
 class Thresholds(FrozenModel):

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from msgspec import Meta
 
 from registry.digest import Digest
 from registry.findings import Finding
-from registry.model import FrozenModel
+from registry.structs import FrozenStruct
 
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
@@ -57,7 +57,7 @@ def add_up(findings: Iterable[Finding]) -> Outcome:
     return Outcome.WARN if "warning" in severities else Outcome.PASS
 
 
-class Verdict(FrozenModel):
+class Verdict(FrozenStruct, frozen=True, kw_only=True):
     """The stored judgment of one check on one version and one base.
 
     `profile` is `engine==version,setting=…` for `engine`, and empty for every other check.
@@ -71,10 +71,10 @@ class Verdict(FrozenModel):
     base_fingerprint: str
     profile: str = ""
     outcome: Outcome
-    findings: tuple[Finding, ...] = Field(default=(), max_length=FINDINGS_LIMIT)
-    summary: str = Field(default="", max_length=2000)
+    findings: Annotated[tuple[Finding, ...], Meta(max_length=FINDINGS_LIMIT)] = ()
+    summary: Annotated[str, Meta(max_length=2000)] = ""
     report: Digest | None = None
-    made_by: dict[str, str] = Field(default_factory=dict)
+    made_by: dict[str, str] = {}
     made_at: datetime | None = None
     judged_by: str = ""
     by_owner: bool = False

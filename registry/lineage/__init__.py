@@ -37,16 +37,15 @@ def kind_of(node: str) -> str:
 
 def inputs(provenance: Provenance | None, facts: Mapping[str, Any]) -> Iterator[Input]:
     """What a version declares, then what its README claims beyond that."""
-    declared = provenance or Provenance.model_construct()
     listed = set()
-    for dataset in declared.datasets:
+    for dataset in provenance.datasets if provenance else ():
         listed.add(dataset.uri)
         yield Input("dataset", DATASET + dataset.key, dataset.name or dataset.uri, dataset.uri, dataset.digest)
     for name in (facts.get("card") or {}).get("datasets", []):
         if (uri := card.HUB_DATASETS + name) not in listed:
             yield Input(CLAIMED, DATASET + uri, name, uri)
-    if run := declared.run:
+    if provenance and (run := provenance.run):
         yield Input("run", f"{RUN}{run.tool}:{run.id}", f"{run.tool} {run.id}", run.url)
-    if code := declared.code:
+    if provenance and (code := provenance.code):
         node = f"{CODE}{code.repository}@{code.commit}"
         yield Input("code", node, f"{code.repository.rsplit('/', 1)[-1]}@{code.commit[:12]}", code.repository)

@@ -26,8 +26,9 @@ from registry.bases import BaseSpec
 from registry.errors import Invalid
 from registry.files import CONFIG
 from registry.merging import renaming
-from registry.model import FrozenModel, first_problem
+from registry.model import FrozenModel
 from registry.names import AdapterName
+from registry.structs import first_problem
 
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""

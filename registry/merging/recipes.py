@@ -23,7 +23,8 @@ from registry.adapters import methods
 from registry.adapters.peft import initializations
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.model import FrozenModel, first_problem
+from registry.model import FrozenModel
+from registry.structs import first_problem
 
 RANK_LIMIT = 4096
 WEIGHT_LIMIT = 1000.0

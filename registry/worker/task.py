@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from registry.api.catalog import BaseView, Resolved
+from registry.api.bases import BaseView
+from registry.api.catalog import Resolved
 from registry.api.jobs import Claimed
 from registry.client import pull as pulling
 from registry.client.registry import Registry

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from registry import compat
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.client.local.folder import read_folder
 from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.reports import Execution, Report

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from registry import api
 from registry.errors import RegistryError
 from registry.model import FrozenModel
-from registry.api import Answer
+from registry.api.models import Answer
 
 for module in pkgutil.iter_modules(api.__path__, 'registry.api.'):
     importlib.import_module(module.name)

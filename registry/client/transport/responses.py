@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
-
 from registry import errors
 from registry.client.transport import HttpAnswer, TransportError, wrong_answer
 from registry.errors import Corrupt, Invalid, NotFound, RegistryError, TooLarge, Unauthenticated, Unavailable
-from registry.model import first_problem
+from registry.structs import Document, first_problem
 
-Shape = TypeVar("Shape", bound=BaseModel)
+Shape = TypeVar("Shape", bound=Document)
 _STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
 _MISMATCH = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 _PROXY = {
@@ -112,7 +110,7 @@ def parsed(answer: HttpAnswer, shape: type[Shape]) -> Shape:
     path = urlsplit(answer.url).path
     try:
         return shape.model_validate_json(answer.content)
-    except ValidationError as e:
+    except (ValueError, RecursionError) as e:
         location, message = first_problem(e, "the document")
         raise wrong_answer(f"the registry's answer to {path} is not what we expect: {location}: {message}") from e
     except RegistryError as e:  # a rule of the domain, such as a manifest's

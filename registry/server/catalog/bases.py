@@ -15,8 +15,7 @@ from sqlalchemy import func, text
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.bases import BaseAdd
-from registry.api.catalog import BasePage, BaseView
+from registry.api.bases import BaseAdd, BasePage, BaseView
 from registry.bases import BaseSpec
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
+from msgspec import structs
 from sqlalchemy import ColumnElement, Integer, and_, bindparam, null, or_, true, tuple_, type_coerce
 from sqlalchemy.orm import aliased, defer
 from sqlmodel import Session, col, select
@@ -171,7 +172,7 @@ def _resolved(
     return Resolved(
         name=str(name), selector=str(selector), number=version.number, digest=Digest(version.digest),
         manifest=manifest,
-        files=[FileLink(**dict(f), url=f"{folder}/{f.path}") for f in manifest.files],
+        files=[FileLink(**structs.asdict(f), url=f"{folder}/{f.path}") for f in manifest.files],
         verdicts=outcomes, yanked=version.yanked_at is not None, generation=generation,
     )  # fmt: skip
 

@@ -23,10 +23,10 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session as Session
 from sqlmodel import SQLModel
 
-from registry.api import Answer
 from registry.errors import Invalid, Unavailable
+from registry.structs import Document, field_names
 
-AnswerType = TypeVar("AnswerType", bound=Answer)
+AnswerType = TypeVar("AnswerType", bound=Document)
 RETRY_AFTER_SECONDS = 2
 CLOCK_TOLERANCE = timedelta(seconds=0.5)
 """Differences below this are ignored, so that times do not jump."""
@@ -176,7 +176,7 @@ def is_sqlite(session: Session) -> bool:
 
 def to_answer(row: SQLModel, answer: type[AnswerType], **values: Any) -> AnswerType:
     """Build an answer of the API from `values`, and from the row's columns for the other fields of these names."""
-    columns = {name: getattr(row, name) for name in answer.model_fields if name in type(row).model_fields}
+    columns = {name: getattr(row, name) for name in field_names(answer) if name in type(row).model_fields}
     return answer(**columns | values)
 
 

@@ -120,7 +120,7 @@ def choose_base(session: Session, claim: BaseClaim, card: bytes, parent: Version
     for each in named:
         base = _find(session, each)
         if base is not None:
-            return BaseRef(name=base.name, fingerprint=base.fingerprint)
+            return BaseRef(name=base.name, fingerprint=Digest(base.fingerprint))
     if parent is not None and (not named or claim.is_local):
         return Manifest.model_validate_json(parent.manifest).base
     if not named:

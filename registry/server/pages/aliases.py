@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from registry import names
 from registry.api.aliases import AliasMove, PromoteRequest, RollbackRequest
 from registry.errors import Invalid
-from registry.model import first_problem
 from registry.names import NEWEST, AdapterName
 from registry.roles import Scope
 from registry.server.actors import Actor, unknown_namespace
@@ -29,6 +28,7 @@ from registry.server.pages.sign_in import FORM_BYTES
 from registry.server.promotion import aliases, gates
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SESSION, Visitor, VisitorDep
+from registry.structs import first_problem
 
 router = create_router()
 ALIAS = ADAPTER + "/aliases/{alias}"

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
+from msgspec import structs
 from sqlalchemy import Table, bindparam, delete, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, SQLModel, col, select
@@ -356,7 +357,7 @@ def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest
     tags: list[SQLModel] = []
     for row, manifest in versions:
         version_id = row.id or 0
-        files += [VersionFileRow(version_id=version_id, **dict(file)) for file in manifest.files]
+        files += [VersionFileRow(version_id=version_id, **structs.asdict(file)) for file in manifest.files]
         parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
         edges += [
             EdgeRow(child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Body, Header, Query, Request, Response
 
 from registry.api.catalog import AdapterPage, AdapterView, MetadataChange, Resolved, VersionPage, VersionView
 from registry.api.lineage import Lineage
@@ -60,7 +60,7 @@ def resolve_version(
     resolved, incoming.state.pointer = with_current_actor(
         incoming, session, actor, lambda who: versions.resolve_with_pointer(session, who, name, selector)
     )
-    body = resolved.model_dump_json().encode()
+    body = resolved.to_json()
     etag = f'"{Digest.of(body).hex}"'
     headers = {
         "ETag": etag,
@@ -129,7 +129,9 @@ def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: Se
 
 
 @router.patch(ADAPTER + "/metadata")
-def change_adapter_metadata(session: SessionDep, actor: Pusher, name: NameDep, request: MetadataChange) -> AdapterView:
+def change_adapter_metadata(
+    session: SessionDep, actor: Pusher, name: NameDep, request: Annotated[MetadataChange, Body()]
+) -> AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.change_adapter(session, actor, name, request)
     return adapters.show_adapter(session, actor, name)
@@ -137,7 +139,7 @@ def change_adapter_metadata(session: SessionDep, actor: Pusher, name: NameDep, r
 
 @router.patch(VERSION + "/metadata")
 def change_version_metadata(
-    session: SessionDep, actor: Pusher, name: NameDep, selector: SelectorDep, request: MetadataChange
+    session: SessionDep, actor: Pusher, name: NameDep, selector: SelectorDep, request: Annotated[MetadataChange, Body()]
 ) -> VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     return describe.change_version(session, actor, name, selector, request)

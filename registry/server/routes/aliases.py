@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Query, Response
 
 from registry import names
-from registry.api import MESSAGE_LIMIT, PrintableText
+from registry.api import MESSAGE_LIMIT
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -28,6 +28,7 @@ from registry.api.aliases import (
     WithdrawRequest,
 )
 from registry.api.catalog import VersionView
+from registry.api.models import PrintableText
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope

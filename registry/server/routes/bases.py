@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from fastapi import BackgroundTasks, Response
 
-from registry.api.bases import BaseAdd, BaseAliases, IdentityRequest, ModulesRequest, ThresholdsRequest
-from registry.api.catalog import BasePage, BaseView, DeleteResult
+from registry.api.bases import (
+    BaseAdd,
+    BaseAliases,
+    BasePage,
+    BaseView,
+    IdentityRequest,
+    ModulesRequest,
+    ThresholdsRequest,
+)
+from registry.api.catalog import DeleteResult
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import base_weights, bases, metadata_backup

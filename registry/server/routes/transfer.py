@@ -41,7 +41,7 @@ from registry.names import AdapterName, Ref, Selector
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import idempotency, routing
+from registry.server.http import documents, idempotency, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
 from registry.server.http.dependencies import (
     NO_TOKEN,
@@ -90,23 +90,23 @@ def _outcomes(
     ]
 
 
-@router.post("/pushes")
+@router.post("/pushes", response_model=BulkPushPlan, openapi_extra=documents.body_of(BulkPushRequest))
 @limit_body(BULK_BODY_BYTES)
 def plan_pushes(
     incoming: Request,
     session: ReadSessionDep,
     actor: Pusher,
-    request: BulkPushRequest,
+    request: Annotated[BulkPushRequest, documents.read_as(BulkPushRequest)],
     blobs: BlobsDep,
     settings: SettingsDep,
     engine: EngineDep,
-) -> BulkPushPlan:
+) -> Response:
     """Plan pushes: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
         outcomes = plan.plan_pushes(session, actor, request.items, blobs=blobs, settings=settings)
     background.expect_commits(engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, PushPlan)])
     items = _outcomes(incoming, outcomes, [item.name for item in request.items])
-    return BulkPushPlan(items=[PlannedPush(**item) for item in items])
+    return documents.respond(BulkPushPlan(items=[PlannedPush(**item) for item in items]))
 
 
 @contextmanager
@@ -132,19 +132,23 @@ async def _hold_commit_lock(request: Request, engine: EngineDep) -> None:
     request.state.exit_stack.enter_context(background.commit_lock(engine, digest))
 
 
-@router.post("/pushes/commit", dependencies=[Depends(_hold_commit_lock)])
+@router.post(
+    "/pushes/commit",
+    dependencies=[Depends(_hold_commit_lock)],
+    response_model=BulkPushResult,
+    openapi_extra=documents.body_of(BulkCommitRequest),
+)
 @limit_body(BULK_BODY_BYTES)
 def commit_pushes(
     incoming: Request,
     session: KeyedSessionDep,
     actor: Pusher,
-    request: BulkCommitRequest,
+    request: Annotated[BulkCommitRequest, documents.read_as(BulkCommitRequest)],
     blobs: BlobsDep,
-    response: Response,
     after: BackgroundTasks,
     engine: EngineDep,
     settings: SettingsDep,
-) -> BulkPushResult:
+) -> Response:
     """Create the versions of pushes. `created` is false for one that exists already."""
     engines = engine_compat.parse_setting(settings.engines)
     push_ids = [item.push_id for item in request.items]
@@ -152,30 +156,27 @@ def commit_pushes(
         outcomes = commit.commit_pushes(
             session, actor, request.items, atomic=request.atomic, blobs=blobs, engines=engines
         )
-    response.headers.update(incoming.app.state.audit_log.checkpoint_header)
     committed = [id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, PushResult)]
     if committed:
         after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs)
     if len(committed) < len(outcomes):
         idempotency.store_no_answer(incoming)
     items = _outcomes(incoming, outcomes, push_ids)
-    return BulkPushResult(items=[CommittedPush(**item) for item in items])
+    answer = BulkPushResult(items=[CommittedPush(**item) for item in items])
+    return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
 
 
 # ------------------------------------------------------------------ pull
-@router.post("/pulls")
+@router.post("/pulls", response_model=BulkPullPlan, openapi_extra=documents.body_of(BulkPullRequest))
 def plan_pulls(
     incoming: Request,
     session: ReadSessionDep,
     actor: Puller,
-    request: BulkPullRequest,
+    request: Annotated[BulkPullRequest, documents.read_as(BulkPullRequest)],
     blobs: BlobsDep,
     settings: SettingsDep,
-    response: Response,
-) -> BulkPullPlan:
+) -> Response:
     """Plan pulls: the manifests, the bytes of small files, and links to large ones."""
-    audit_log = incoming.app.state.audit_log
-    response.headers.update({"Cache-Control": "no-store", **audit_log.checkpoint_header})
     outcomes, small = files.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
     sent = {item.digest for item in small}
     for ref, outcome in zip(request.refs, outcomes, strict=True):
@@ -183,7 +184,8 @@ def plan_pulls(
             parsed = Ref.parse(ref)
             record_read(incoming, parsed.name, parsed.selector)
     items = _outcomes(incoming, outcomes, request.refs)
-    return BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
+    answer = BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
+    return documents.respond(answer, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
 
 
 _FILE: dict[str, Any] = {

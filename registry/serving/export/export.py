@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from registry.api import Answer
+from registry.api.models import Answer
 from registry.api.serving import DesiredAdapter, DesiredState
 from registry.client import answers, pull
 from registry.client.local.cache import Cache

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules, is_newer
 from registry.client.registry import Registry

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from registry.api.catalog import BaseView
+from registry.api.bases import BaseView
 from registry.client.local.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError

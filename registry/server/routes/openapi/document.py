@@ -6,8 +6,9 @@ document allows and looks for one (tests/access).
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from fastapi.openapi.utils import get_openapi
@@ -15,10 +16,10 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from registry import __version__
-from registry.api import Problem
 from registry.server.http import dependencies, idempotency, routing
 from registry.server.http.problems import codes_by_status
 from registry.server.routes.openapi.descriptions import EXAMPLES, PARAMETERS, describe, describe_fields
+from registry.structs import SCHEMA_MARK, FrozenStruct, schema_components
 
 PROBLEMS = {
     400: ("BadRequest", "The request cannot be read."),
@@ -81,6 +82,9 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         separate_input_output_schemas=False,
     )
     _add_components(content["components"])
+    names = {"Problem", *_refer_to_structs(content)}
+    content["components"]["schemas"] |= _structs(names)
+    describe_fields(content["components"]["schemas"])
     by_operation = {
         (route.path_format, method.lower()): route
         for route in routes
@@ -105,11 +109,8 @@ def scope_of(route: APIRoute) -> str | None:
 
 def _add_components(components: dict[str, Any]) -> None:
     schemas = components["schemas"]
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= problem.pop("$defs") | {"Problem": problem}
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which no route answers with
         schemas.pop(name, None)
-    describe_fields(schemas)
     codes = codes_by_status()
     components["responses"] = {
         name: _problem(f"{description} Codes: {', '.join(f'`{code}`' for code in codes.get(status, ['INTERNAL']))}.")
@@ -127,6 +128,31 @@ def _add_components(components: dict[str, Any]) -> None:
         }
     }
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": BEARER}}
+
+
+def _structs(names: Set[str]) -> dict[str, dict[str, Any]]:
+    """The schemas of these structs and of what they hold."""
+    pending, structs = [FrozenStruct], []
+    while pending:
+        struct = pending.pop()
+        pending += struct.__subclasses__()
+        structs += [struct] if struct.__name__ in names else []
+    components = schema_components(structs)
+    for schema in components.values():
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
+    return components
+
+
+def _refer_to_structs(value: Any) -> Iterator[str]:
+    """Replace the marks by which pydantic refers to structs by references. Yields their names."""
+    for inner in list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _refer_to_structs(inner)
+    if isinstance(value, dict) and SCHEMA_MARK in value:
+        name = value[SCHEMA_MARK]
+        value.clear()
+        value["$ref"] = f"#/components/schemas/{name}"
+        yield name
 
 
 def _problem(description: str) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""`FrozenStruct`: the base of the data types that move with an adapter, such as manifests and the shapes of a transfer.
+
+msgspec validates and encodes them in C and takes a tenth of pydantic's time to import, which every push and pull would
+pay. They have the methods of pydantic's models that the code uses, and may be fields of such models (ADR 33).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from registry.digest import Digest
+from registry.errors import Invalid
+
+_LOCATION = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `([^`]*)`")
+_INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
+SCHEMA_MARK = "x-struct"
+"""Key of the JSON Schema by which pydantic refers to a struct; the OpenAPI document resolves it."""
+
+
+def _read_text(target: type, value: Any) -> Any:
+    if target is not Digest:
+        raise NotImplementedError(target)
+    try:
+        return Digest(value)
+    except Invalid as e:  # msgspec adds where to a ValueError
+        raise ValueError(e.detail) from e
+
+
+def _write_text(value: Any) -> str:
+    if isinstance(value, str):  # a digest
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_write_text)
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+class Document(Protocol):
+    """A data type that is read and written as JSON: a struct, or a model of pydantic."""
+
+    @classmethod
+    def model_validate_json(cls, data: bytes | str, /) -> Self:
+        """From JSON. `ValueError` names the field (`first_problem`)."""
+
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]:
+        """As plain values."""
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """A copy with other values of some fields."""
+
+
+class FrozenStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Immutable; unknown fields are refused. What is read is validated, what is constructed is not."""
+
+    @classmethod
+    def model_validate(cls, value: Any) -> Self:
+        """From plain values. `ValueError` names the field (`first_problem`)."""
+        if isinstance(value, cls):
+            return value
+        return msgspec.convert(value, cls, dec_hook=_read_text)
+
+    @classmethod
+    def model_validate_json(cls, data: bytes | str) -> Self:
+        """From JSON. `ValueError` names the field (`first_problem`)."""
+        decoder = _DECODERS.get(cls)
+        if decoder is None:
+            decoder = _DECODERS[cls] = msgspec.json.Decoder(cls, dec_hook=_read_text)
+        read: Self = decoder.decode(data)
+        return read
+
+    def model_dump(self, *, mode: str = "json") -> dict[str, Any]:  # noqa: ARG002 - as pydantic's
+        """As plain values of JSON."""
+        values: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_write_text)
+        return values
+
+    def to_json(self) -> bytes:
+        """As JSON."""
+        return _ENCODER.encode(self)
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """A copy with other values of some fields."""
+        return msgspec.structs.replace(self, **update)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> dict[str, Any]:
+        """Let pydantic's models have fields of this type. A dictionary is a core schema, so nothing is imported."""
+        return {
+            "type": "function-plain",
+            "function": {"type": "no-info", "function": cls._validate_field},
+            "metadata": {"pydantic_js_functions": [lambda _schema, _handler: {SCHEMA_MARK: cls.__name__}]},
+            "serialization": {"type": "function-plain", "function": msgspec_builtins},
+        }
+
+    @classmethod
+    def _validate_field(cls, value: Any) -> Self:
+        """As `model_validate`, with an error that pydantic puts into its own."""
+        try:
+            return cls.model_validate(value)
+        except msgspec.ValidationError as e:
+            location, message = first_problem(e, "")
+            raise ValueError(f"{location}: {message}" if location else message) from e
+
+
+def field_names(document: type[Document]) -> tuple[str, ...]:
+    """The names of the fields of a struct or a model."""
+    names: Any = getattr(document, "__struct_fields__", None) or getattr(document, "model_fields", ())
+    return tuple(names)
+
+
+def msgspec_builtins(value: Any) -> Any:
+    """A struct as plain values of JSON."""
+    return msgspec.to_builtins(value, enc_hook=_write_text)
+
+
+def schema_components(structs: Sequence[type]) -> dict[str, dict[str, Any]]:
+    """The JSON Schemas of these structs and of all that they hold, as components of an OpenAPI document."""
+    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+
+    def schema_of(target: type) -> dict[str, Any]:
+        if target is Digest:
+            return digest
+        raise NotImplementedError(target)
+
+    return msgspec.json.schema_components(structs, schema_hook=schema_of, ref_template="#/components/schemas/{name}")[1]
+
+
+def first_problem(error: Exception, default: str) -> tuple[str, str]:
+    """Where a document is wrong first (`default` for the document itself), and why. Of pydantic's errors, too."""
+    if callable(errors := getattr(error, "errors", None)):
+        first = errors()[0]
+        return ".".join(str(part) for part in first["loc"]) or default, str(first["msg"])
+    text = str(error)
+    match, field = _LOCATION.search(text), _FIELD.search(text)
+    parts = [_INDEX.sub(r".\1", match[1]).lstrip(".") if match else "", field[1] if field else ""]
+    return ".".join(filter(None, parts)) or default, text[: match.start()] if match else text
