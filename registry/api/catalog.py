@@ -157,11 +157,30 @@ class Resolved(AnswerStruct, frozen=True, kw_only=True):
     generation: int | None = None
 
 
+class SpecFingerprints(AnswerStruct, frozen=True, kw_only=True):
+    """What a push needs of a base's fingerprints."""
+
+    architecture: Digest
+
+
+class SpecName(AnswerStruct, frozen=True, kw_only=True):
+    """What a push needs of a `BaseSpec`."""
+
+    name: str
+    fingerprints: SpecFingerprints
+
+    @property
+    def fingerprint(self) -> Digest:
+        """The fingerprint that manifests name."""
+        return self.fingerprints.architecture
+
+
 class BaseName(AnswerStruct, frozen=True, kw_only=True):
-    """What a push needs of a base: the first fields of a `BaseView`."""
+    """What a push needs of a `BaseView`."""
 
     name: str
     fingerprint: Digest
+    spec: SpecName
     aliases: list[str] = []
 
 

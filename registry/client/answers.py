@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # a push and a pull do not load these schemas
 
 Result = TypeVar("Result", covariant=True)
 Version = TypeVar("Version", VersionView, Resolved, "NormsView")
+Base = TypeVar("Base", BaseName, "BaseView")
 PAGES_LIMIT = 10_000
 """Pages of one list: of tokens or adapters, millions of items."""
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -80,21 +81,14 @@ def alias(name: str, answer: AliasView) -> AliasView:
     return answer
 
 
-def base(name: str, answer: BaseView) -> BaseView:
+def base(name: str, answer: Base) -> Base:
     """The base that has this name or this alias."""
     if name not in answer.aliases:
         _equal("the name of the base", answer.name, name)
     return described_base(answer)
 
 
-def base_name(name: str, answer: BaseName) -> BaseName:
-    """The base that has this name or this alias."""
-    if name not in answer.aliases:
-        _equal("the name of the base", answer.name, name)
-    return answer
-
-
-def described_base(answer: BaseView) -> BaseView:
+def described_base(answer: Base) -> Base:
     """A base whose name and fingerprint are those of its spec."""
     _equal(f"the name in the spec of the base {answer.name[:80]!r}", answer.spec.name, answer.name)
     _equal(f"the fingerprint of the base {answer.name[:80]!r}", answer.fingerprint, answer.spec.fingerprint)

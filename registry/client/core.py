@@ -213,11 +213,14 @@ class Versions:
 
     def base_names(self) -> BaseNamePage:
         """Names and fingerprints of all bases, of as many pages as there are."""
-        return self._get_all("/bases", BaseNamePage)
+        page = self._get_all("/bases", BaseNamePage)
+        for view in page.items:
+            answers.described_base(view)
+        return page
 
     def base_name(self, name: str) -> BaseName:
         """Name and fingerprint of one base, by its name or alias."""
-        return answers.base_name(name, self._get(f"/bases/{names.base_name(name)}", BaseName))
+        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseName))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:

@@ -171,8 +171,8 @@ LIMITS = {
             "PAGE_LIMIT": "items of a page",
             "DEPTH_LIMIT": "nesting of a body",
             "MESSAGE_LIMIT": "characters of a message or reason",
-            "ERRORS_LIMIT": "errors listed about one request",
         },
+        "registry.api.models": {"ERRORS_LIMIT": "errors listed about one request"},
         "registry.api.catalog": {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
