@@ -6,6 +6,7 @@ pay. They have the methods of pydantic's models that the code uses, and may be f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
@@ -120,14 +121,16 @@ def msgspec_builtins(value: Any) -> Any:
 
 def schema_components(structs: Sequence[type]) -> dict[str, dict[str, Any]]:
     """The JSON Schemas of these structs and of all that they hold, as components of an OpenAPI document."""
-    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 
     def schema_of(target: type) -> dict[str, Any]:
         if target is Digest:
-            return digest
+            return {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
         raise NotImplementedError(target)
 
-    return msgspec.json.schema_components(structs, schema_hook=schema_of, ref_template="#/components/schemas/{name}")[1]
+    template = "#/components/schemas/{name}"
+    components = msgspec.json.schema_components(structs, schema_hook=schema_of, ref_template=template)[1]
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(components))  # defaults are tuples, and objects are shared
+    return plain
 
 
 def first_problem(error: Exception, default: str) -> tuple[str, str]:
