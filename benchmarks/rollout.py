@@ -30,8 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _adapters, _contenders
-from registry.api.bases import BaseAdd
-from registry.api.bases import BaseView
+from registry.api.bases import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client import push
 from registry.client.local import base_folder

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from datetime import datetime
+from typing import Annotated, Any, Protocol, Self
 
 import msgspec
 
@@ -19,6 +20,7 @@ from registry.errors import Invalid
 _LOCATION = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `([^`]*)`")
 _INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
+Moment = Annotated[datetime, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 SCHEMA_MARK = "x-struct"
 """Key of the JSON Schema by which pydantic refers to a struct; the OpenAPI document resolves it."""
 

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, Any, Generic, Self, TypeVar
-
-from msgspec import Meta
+from typing import Any, Generic, Self, TypeVar
 
 from registry.errors import Invalid
 from registry.findings import Finding
-from registry.structs import FrozenStruct
+from registry.structs import FrozenStruct, Moment
 
 Item = TypeVar("Item")
-Moment = Annotated[datetime, Meta(extra_json_schema={"format": "date-time"})]
 PREFIX = "/api/v1"
 LINKS = f"{PREFIX}/links/"
 """Path of the signed links that a server answers itself."""

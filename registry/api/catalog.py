@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from registry.api import AnswerStruct, Moment, RequestStruct, StructPage, check_field, check_printable
+from registry.api import AnswerStruct, RequestStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
 from registry.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
 from registry.provenance import URI_LIMIT, Provenance
+from registry.structs import Moment
 
 DESCRIPTION_LIMIT = 2000
 TAGS_LIMIT = 64

@@ -12,10 +12,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from registry.api import MESSAGE_LIMIT, AnswerStruct, Moment, Problem, RequestStruct, check_field, check_message
+from registry.api import MESSAGE_LIMIT, AnswerStruct, Problem, RequestStruct, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
+from registry.structs import Moment
 
 SMALL_BLOB_BYTES = 16 * 2**10
 SMALL_FILES_BYTES = 256 * 2**10

@@ -9,7 +9,6 @@ The worst finding decides: an error makes `fail`, an unknown `unknown`, a warnin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from msgspec import Meta
 
 from registry.digest import Digest
 from registry.findings import Finding
-from registry.structs import FrozenStruct
+from registry.structs import FrozenStruct, Moment
 
 PROFILE_LIMIT = 400
 """Letters of an engine's profile, such as `vllm==0.33.0,max_lora_rank=32`."""
@@ -75,7 +74,7 @@ class Verdict(FrozenStruct, frozen=True, kw_only=True):
     summary: Annotated[str, Meta(max_length=2000)] = ""
     report: Digest | None = None
     made_by: dict[str, str] = {}
-    made_at: datetime | None = None
+    made_at: Moment | None = None
     judged_by: str = ""
     by_owner: bool = False
 
