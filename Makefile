@@ -185,7 +185,7 @@ build: venv  ## build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(PYTHON) -m build --no-isolation
 
-sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the wheel with the locked server dependencies
+sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the wheel with the locked server, and hashes
 	@rm -rf $(RELEASE) && $(PYTHON) -m venv --without-pip $(RELEASE)
 	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --require-hashes --no-deps --requirement requirements/server.txt
 	@$(PYTHON) -m pip --python $(RELEASE)/bin/python install --quiet --no-index "$$(echo dist/*.whl)[server]"
@@ -193,3 +193,4 @@ sbom: build  ## write dist/*.cdx.json, a CycloneDX bill of materials of the whee
 	  sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > $(RELEASE)/pyproject.toml; \
 	  $(PYTHON) -m cyclonedx_py environment $(RELEASE)/bin/python --pyproject $(RELEASE)/pyproject.toml --mc-type library \
 	    --output-reproducible --output-file dist/adapter_registry-$$version.cdx.json
+	@cd dist && sha256sum *.whl *.tar.gz *.cdx.json > SHA256SUMS
