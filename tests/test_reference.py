@@ -146,7 +146,7 @@ INTERNAL_LIMITS = {
         "registry.findings.TEXT_LIMIT", "registry.findings.MESSAGE_LIMIT", "registry.lineage.diagrams.LABEL_LIMIT",
         "registry.server.database.engine.REASON_LIMIT", "registry.server.http.problems.FINDINGS_LIMIT",
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
-        "registry.bases.identity.MARKS_LIMIT", "registry.server.pages.lineage.TEXT_LIMIT",
+        "registry.bases.identity.MARKS_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
         "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.versions.CELLS_LIMIT",
         "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",

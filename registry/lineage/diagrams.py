@@ -6,7 +6,7 @@ Any text of a node may be hostile: each format escapes it by its own rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import pairwise
 
@@ -22,14 +22,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 ROW, TRACK, GAP, NODE, LETTER, MARGIN = 58.0, 22.0, 110.0, 40.0, 7.3, 16.0
 _FILLS = {"version": "#eef4ff", "base": "#fff3e0", "dataset": "#e8f5e9", "run": "#f3e5f5", "code": "#eceff1"}
 _STYLE = (
-    "text{font:12px ui-sans-serif,system-ui,sans-serif;fill:#111} .r{font-size:10px;fill:#666} "
-    ".w{paint-order:stroke;stroke:#fff;stroke-width:4px} rect{stroke:#8a94a6} .root{stroke:#1565c0;stroke-width:2} "
-    ".hidden{stroke-dasharray:4 3} .gone{stroke:#c62828;stroke-width:2} path{fill:none;stroke:#8a94a6} "
-    ".claimed{stroke-dasharray:4 3}"
+    "text{font:12px ui-sans-serif,system-ui,sans-serif;fill:#111} .kind{font-size:10px;fill:#666} "
+    ".relation{paint-order:stroke;stroke:#fff;stroke-width:4px} rect{stroke:#8a94a6} "
+    ".root rect{stroke:#1565c0;stroke-width:2} .hidden rect{stroke-dasharray:4 3} "
+    ".withdrawn rect{stroke:#c62828;stroke-width:2} path{fill:none;stroke:#8a94a6} "
+    ".claimed{stroke-dasharray:4 3} .tip{fill:#8a94a6;stroke:none}"
 )
 _ARROW = (
     '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-    '<path d="M0 0L8 4L0 8z" style="fill:#8a94a6;stroke:none"/></marker></defs>'
+    '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
 )
 _SHOWN_BY_THE_NODE = frozenset({"adapter", "dataset", "run", "code"})
 _Place = tuple[float, float, float]
@@ -104,10 +105,11 @@ def _in_mermaid(text: str) -> str:
 
 
 # ------------------------------------------------------------------ SVG
-def svg(lineage: Lineage) -> Iterator[str]:
-    """An SVG without script or link: columns of nodes, parents left of their children, in lines.
+def svg(lineage: Lineage, paths: Mapping[str, str] | None = None) -> Iterator[str]:
+    """An SVG without script: columns of nodes, parents left of their children, in lines.
 
     An arrow across several columns keeps to a track of its parent between the nodes, so that none runs behind a node.
+    `paths`: for a page, which styles it and has links: node → where it leads.
     """
     nodes = {node.id: node for node in lineage.nodes}
     column = _column_of(lineage)
@@ -126,16 +128,20 @@ def svg(lineage: Lineage) -> Iterator[str]:
             places[name, here] = (x, top + high / 2, width)
             top += high
         x += width + GAP
-    yield (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{x - GAP + MARGIN:.0f}" '
-        f'height="{tallest + 2 * MARGIN:.0f}" role="img">'
-    )
-    yield f"<title>Lineage of {escape(label(nodes[lineage.root]))}</title><style>{_STYLE}</style>{_ARROW}"
+    title = f"Lineage of {escape(label(nodes[lineage.root]))}"
+    size = f'width="{x - GAP + MARGIN:.0f}" height="{tallest + 2 * MARGIN:.0f}"'
+    if paths is None:
+        yield f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><title>{title}</title><style>{_STYLE}</style>'
+    else:
+        yield f'<svg class="graph" {size} role="group" aria-label="{title}">'
+    yield _ARROW
     for edge in lineage.edges:
         way = [places[edge.parent, here] for here in range(column[edge.parent], column[edge.child])]
         yield from _arrow(edge, [*way, places[edge.child, column[edge.child]]])
     for node in lineage.nodes:
-        yield from _draw_node(node, places[node.id, column[node.id]], root=node.id == lineage.root)
+        yield from _draw_node(
+            node, places[node.id, column[node.id]], (paths or {}).get(node.id, ""), root=node.id == lineage.root
+        )
     yield "</svg>"
 
 
@@ -199,17 +205,22 @@ def _arrow(edge: LineageEdge, way: list[_Place]) -> Iterator[str]:
     if edge.relation in _SHOWN_BY_THE_NODE:
         return
     where = f'x="{(last_x + start_x) / 2:.1f}" y="{(last_y + middle) / 2 + 3:.1f}"'
-    yield f'<text class="r w" {where} text-anchor="middle">{escape(edge.relation)}</text>'
+    yield f'<text class="kind relation" {where} text-anchor="middle">{escape(edge.relation)}</text>'
 
 
-def _draw_node(node: LineageNode, position: _Place, *, root: bool) -> Iterator[str]:
+def _draw_node(node: LineageNode, position: _Place, path: str, *, root: bool) -> Iterator[str]:
     x, line, width = position
-    look = "hidden" if node.hidden else "gone" if node.withdrawn else "root" if root else ""
+    states = {"root": root, "withdrawn": bool(node.withdrawn), "hidden": node.hidden, node.kind: True}
     corner = 3 if node.kind == "version" else NODE / 2
+    link, end = (f'<a href="{escape(path)}">', "</a>") if path else ("", "")
+    whole_name = _UNPRINTABLE.sub(" ", node.name or node.uri or node.digest)
+    yield f'<g class="{escape(" ".join(state for state, holds in states.items() if holds))}">{link}'
+    yield f"<title>{escape(whole_name)} ({escape(node.withdrawn or node.kind)})</title>"
     yield (
-        f'<rect class="{look}" x="{x:.1f}" y="{line - NODE / 2:.1f}" width="{width:.1f}" height="{NODE:.0f}" '
+        f'<rect x="{x:.1f}" y="{line - NODE / 2:.1f}" width="{width:.1f}" height="{NODE:.0f}" '
         f'rx="{corner:.0f}" fill="{_FILLS.get(node.kind, "#fff")}"/>'
     )
     middle = x + width / 2
     yield f'<text x="{middle:.1f}" y="{line - 3:.1f}" text-anchor="middle">{escape(label(node))}</text>'
-    yield f'<text class="r" x="{middle:.1f}" y="{line + 11:.1f}" text-anchor="middle">{escape(remark(node))}</text>'
+    yield f'<text class="kind" x="{middle:.1f}" y="{line + 11:.1f}" text-anchor="middle">{escape(remark(node))}</text>'
+    yield f"{end}</g>"

@@ -92,7 +92,7 @@ def test_an_svg_is_xml_without_script_and_its_parents_stand_left_of_their_childr
     text = "\n".join(svg(sample_graph()))
     tree = ElementTree.fromstring(text)
     tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
-    assert tags == {"svg", "title", "style", "defs", "marker", "path", "rect", "text"}
+    assert tags == {"svg", "title", "style", "defs", "marker", "path", "g", "rect", "text"}
     by_text = rectangles(text)
     assert (
         by_text["tiny"][2] < by_text["acme/support@2"][0] < by_text["acme/support@2"][2] < by_text["acme/support@3"][0]
