@@ -66,58 +66,36 @@ class HeatMap:
     low: float
     high: float
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        width = LEFT + CELL_WIDTH * max(len(self.grid.columns), 1) + MARGIN
-        texts = CHARACTER_WIDTH * max(len(self.title), len(self.legend)) + MARGIN
-        return max(width, LEAST_WIDTH, texts), TOP + CELL_HEIGHT * len(self.grid.rows) + MARGIN
+    def svg(self) -> Iterator[str]:
+        """Lines of plain text without scripts, fonts or links; every text in it is escaped."""
+        rows, columns = self.grid.rows, self.grid.columns
+        legend = f"{self.note}; pale is {self.low:.3g}, dark is {self.high:.3g}"
+        texts = CHARACTER_WIDTH * max(len(self.title), len(legend)) + MARGIN
+        width = max(LEFT + CELL_WIDTH * max(len(columns), 1) + MARGIN, LEAST_WIDTH, texts)
+        size = f'width="{width}" height="{TOP + CELL_HEIGHT * len(rows) + MARGIN}"'
+        yield f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="10">'
+        yield f'<text x="10" y="20" font-size="14">{escape(self.title)}</text>'
+        yield f'<text x="10" y="38" fill="#666">{escape(legend)}</text>'
+        for x, column in enumerate(columns):
+            label = column if len(column) <= LABEL_LIMIT else "…" + column[1 - LABEL_LIMIT :]
+            yield f'<text x="{LEFT + CELL_WIDTH * x + 2}" y="{TOP - 6}">{escape(label)}</text>'
+        for n, row in enumerate(rows):
+            y = TOP + CELL_HEIGHT * n
+            yield f'<text x="10" y="{y + 13}">{escape(f"layer {row}" if row.isdigit() else row)}</text>'
+            for x, column in enumerate(columns):
+                if (value := self.grid.cells.get((row, column))) is not None:
+                    yield from self._cell(LEFT + CELL_WIDTH * x, y, value)
+        yield "</svg>"
 
-    @property
-    def legend(self) -> str:
-        """The line under the title: the note, and what the colors mean."""
-        return f"{self.note}; pale is {self.low:.3g}, dark is {self.high:.3g}"
-
-    def cells(self) -> Iterator[tuple[int, int, float, str, bool]]:
-        """(left, top, number, color, whether the text on it is white) of each cell."""
-        for y, row in enumerate(self.grid.rows):
-            for x, column in enumerate(self.grid.columns):
-                value = self.grid.cells.get((row, column))
-                if value is not None:
-                    share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-                    share = max(0.0, min(1.0, share))
-                    color = ",".join(str(round(a + (b - a) * share)) for a, b in zip(_PALE, _DARK, strict=True))
-                    yield LEFT + CELL_WIDTH * x, TOP + CELL_HEIGHT * y, value, f"rgb({color})", share > 0.5
-
-    def row_labels(self) -> Iterator[tuple[int, str]]:
-        """(top, label) of each row."""
-        for y, row in enumerate(self.grid.rows):
-            yield TOP + CELL_HEIGHT * y, f"layer {row}" if row.isdigit() else row
-
-    def column_labels(self) -> Iterator[tuple[int, str]]:
-        """(left, label) of each column; long ones lose their beginning."""
-        for x, column in enumerate(self.grid.columns):
-            yield LEFT + CELL_WIDTH * x, column if len(column) <= LABEL_LIMIT else "…" + column[1 - LABEL_LIMIT :]
-
-
-def svg(heatmap: HeatMap) -> str:
-    """Plain text without scripts, fonts or links; every text in it is escaped."""
-    width, height = heatmap.size
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="10">',
-        f'<text x="10" y="20" font-size="14">{escape(heatmap.title)}</text>',
-        f'<text x="10" y="38" fill="#666">{escape(heatmap.legend)}</text>',
-    ]
-    parts += [f'<text x="{x + 2}" y="{TOP - 6}">{escape(label)}</text>' for x, label in heatmap.column_labels()]
-    parts += [f'<text x="10" y="{y + 13}">{escape(label)}</text>' for y, label in heatmap.row_labels()]
-    for x, y, value, color, is_white in heatmap.cells():
-        parts.append(f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" fill="{color}"/>')
-        parts.append(f'<text x="{x + 4}" y="{y + 12}" fill="{"#fff" if is_white else "#222"}">{value:.3g}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    def _cell(self, x: int, y: int, value: float) -> Iterator[str]:
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        share = max(0.0, min(1.0, share))
+        color = ",".join(str(round(a + (b - a) * share)) for a, b in zip(_PALE, _DARK, strict=True))
+        yield f'<rect x="{x}" y="{y}" width="{CELL_WIDTH - 1}" height="{CELL_HEIGHT - 1}" fill="rgb({color})"/>'
+        yield f'<text x="{x + 4}" y="{y + 12}" fill="{"#fff" if share > 0.5 else "#222"}">{value:.3g}</text>'
 
 
 def write(path: Path, heatmap: HeatMap) -> None:
     """Write the heat map as an SVG file."""
-    path.write_text(svg(heatmap), encoding="utf-8")
+    path.write_text("\n".join([*heatmap.svg(), ""]), encoding="utf-8")
     output.note(f"wrote {path}")
