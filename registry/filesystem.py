@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -11,8 +12,11 @@ from typing import Literal
 _USER_FOLDERS = {"config": "~/.config", "data": "~/.local/share", "cache": "~/.cache"}
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file atomically: after a crash the path has the old or the new bytes, never a part of either."""
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644, keep_existing: bool = False) -> None:
+    """Write a file atomically: after a crash the path has the old or the new bytes, never a part of either.
+
+    `keep_existing`: leave a file that is there, or that another process creates first.
+    """
     temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -20,7 +24,11 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if keep_existing:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

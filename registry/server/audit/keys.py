@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
     """Read the key file, or create the default one. `Invalid` (SETTING_INVALID) if it is absent or malformed."""
     path = key_path(settings)
     if may_create and not settings.audit_key and not path.exists():
-        _create_file(path, _new_origin(settings))
+        _write(path, (Signer.make(_new_origin(settings)),), keep_existing=True)
     try:
         with path.open() as file:
             text = file.read(LIMIT_BYTES)
@@ -118,9 +117,12 @@ def replace_key(settings: Settings, origin: str) -> Signer:
     return new
 
 
-def _write(path: Path, signers: tuple[Signer, ...]) -> None:
+def _write(path: Path, signers: tuple[Signer, ...], *, keep_existing: bool = False) -> None:
+    data = "".join(f"{signer.text}\n" for signer in signers).encode()
     try:
-        replace_file(path, "".join(f"{signer.text}\n" for signer in signers).encode(), mode=0o600)
+        if keep_existing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data, mode=0o600, keep_existing=keep_existing)
     except OSError as e:
         raise Unavailable("STORE_UNAVAILABLE", f"the audit key cannot be written to {path}: {e.strerror}") from e
 
@@ -128,20 +130,3 @@ def _write(path: Path, signers: tuple[Signer, ...]) -> None:
 def _new_origin(settings: Settings) -> str:
     host = urlsplit(settings.public_url).hostname or "registry.local"
     return f"{host}/{secrets.token_hex(4)}"
-
-
-def _create_file(path: Path, origin: str) -> None:
-    """Write a new key to a temporary file and link it into place, unless another process was faster."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(Signer.make(origin).text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        temporary.unlink()
-    except OSError as e:
-        raise Unavailable("STORE_UNAVAILABLE", f"the audit key cannot be written to {path}: {e.strerror}") from e
