@@ -51,6 +51,10 @@ LOOK_ANYWAY_SECONDS = 0.5
 """How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
 
 
+COUNTS_LIMIT = 4
+"""Readings of the change counter whose results are kept: while one changes, some requests still have the one before."""
+
+
 class SharedReads:
     """Results of equal reads at one reading of the change counter, so that many who wait cost one read.
 
@@ -58,16 +62,15 @@ class SharedReads:
     """
 
     def __init__(self) -> None:
-        self._counts: Counts | None = None
-        self._reads: dict[object, asyncio.Future[Any]] = {}
+        self._reads: dict[Counts, dict[object, asyncio.Future[Any]]] = {}
 
     async def get(self, key: object, counts: Counts | None, read: Callable[[], Result]) -> Result:
         """Return the result of `read`, which is called in a thread unless it was called for this key and counts."""
         if counts is None:
             return await run_in_threadpool(read)
-        if counts != self._counts:
-            self._counts, self._reads = counts, {}
-        reads = self._reads
+        reads = self._reads.setdefault(counts, {})
+        while len(self._reads) > COUNTS_LIMIT:
+            del self._reads[next(iter(self._reads))]
         if key not in reads:
             reads[key] = asyncio.ensure_future(run_in_threadpool(read))
         try:
@@ -79,7 +82,8 @@ class SharedReads:
 
     def forget(self, key: object) -> None:
         """Drop a result that is too large to be kept."""
-        self._reads.pop(key, None)
+        for reads in self._reads.values():
+            reads.pop(key, None)
 
 
 class _DesiredStateReader:
