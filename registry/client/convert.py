@@ -6,21 +6,27 @@ the rest.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry.adapters import read as contents
+from registry.adapters.peft.names import EMBEDDINGS
+from registry.adapters.peft.targets import Targets
 from registry.adapters.read import AdapterContents, PeftContents
 from registry.api.bases import BaseView
 from registry.api.catalog import Resolved
 from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
+from registry.bases import BaseSpec
 from registry.client import pull
 from registry.client import push as pushing
 from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
+from registry.files import CONFIG
 from registry.jobs import Job, Kind
 from registry.manifest import Edge, Relation
 from registry.merging import conversions, renaming
@@ -90,9 +96,21 @@ def rename(before: Path, after: Path, conversion: Conversion, base: BaseView) ->
     for file in folder.files:
         if file.path != weights.path:
             (after / file.path).write_bytes((before / file.path).read_bytes())
+    if isinstance(folder.contents, PeftContents):
+        _write_targets(after / CONFIG, folder.contents, names, base.spec)
     first = next(iter(names.items()))
     message = f"{len(names)} of {len(header)} tensors renamed, such as {first[0]} to {first[1]}"
     return Converted(message=message, tensors=len(header), renamed=len(names))
+
+
+def _write_targets(file: Path, contents: PeftContents, names: Mapping[str, str], base: BaseSpec) -> None:
+    """Name the renamed modules as targets, where the configuration does not: `all-linear` means no head."""
+    paths = {path for info in contents.header if (path := renaming.path_of(names.get(info.name, info.name)))}
+    targets = Targets(contents.config)
+    without_head = targets.all_linear and not paths.isdisjoint(EMBEDDINGS)
+    if paths and (not targets.written or without_head or not all(map(targets.covers, paths))):
+        config = json.loads(file.read_bytes()) | {"target_modules": renaming.targets_of(paths, base)}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def push(

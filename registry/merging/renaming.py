@@ -1,7 +1,8 @@
 """Conversions that change names only: a new header over the same bytes, computed without reading a tensor.
 
 No two tensors get one name. A repair changes what is certainly wrong (an adapter's name, torch.compile's and
-Accelerate's prefixes, a prefix that leads to a module of the base), and never invents a module.
+Accelerate's prefixes, a prefix that leads to a module of the base, Tinker's name of the head), and never invents a
+module.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _ADAPTER_NAME = re.compile(
 _WRAPPERS = re.compile(r"(?:\A|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _TAIL = re.compile(r"\.(?:lora_(?:A|B)\.(?:weight|bias)|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?)\Z")
 _PREFIXES = (PREFIX, f"{PREFIX}model.", "base_model.", "model.model.", "model.", "")
+_TINKER_HEADS = {"model.unembed_tokens": "lm_head", "unembed_tokens": "lm_head"}
+"""tinker-cookbook (weights/_merge_utils.py): the head stands inside the model, also where it is tied."""
 
 _OLD = re.compile(r"(?P<at>.+?)(?:\.processor)?\.to_(?P<leaf>q|k|v|out)_lora\.(?P<half>down|up)\.weight\Z")
 _OLD_TEXT = re.compile(
@@ -45,6 +48,19 @@ def repairs(header: Header, base: BaseSpec) -> dict[str, str]:
     return _changes({info.name: _mended(info.name, base) for info in header})
 
 
+def path_of(name: str) -> str:
+    """The module that a tensor of a factor pair updates; empty for other tensors."""
+    tail = _TAIL.search(name)
+    return name[: tail.start()].removeprefix(PREFIX) if tail else ""
+
+
+def targets_of(paths: set[str], base: BaseSpec) -> list[str]:
+    """`target_modules` for these modules: the last parts of their paths if these name no other module of the base."""
+    leaves = {path.rpartition(".")[2] for path in paths}
+    matches = {path for path in base.modules if path.rpartition(".")[2] in leaves}
+    return sorted(leaves if matches == paths else paths)
+
+
 def _changes(renamed: dict[str, str]) -> dict[str, str]:
     changed = {old: new for old, new in renamed.items() if old != new}
     if not changed:
@@ -61,7 +77,9 @@ def _mended(name: str, base: BaseSpec) -> str:
     path = mended[: tail.start()]
     for prefix in _PREFIXES:
         inner = path.removeprefix(prefix)
-        for candidate in (inner, f"model.{inner}", f"transformer.{inner}"):
+        inner = _TINKER_HEADS.get(inner, inner)
+        nested = f"model.language_model.{inner.removeprefix('model.')}"  # the text model of a multimodal one
+        for candidate in (inner, f"model.{inner}", f"transformer.{inner}", nested):
             if path.startswith(prefix) and candidate in base.modules:
                 return f"{PREFIX}{candidate}{tail[0]}"
     return mended

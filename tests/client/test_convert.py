@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
         good[samples.WEIGHTS]
     )
     assert (tmp_path / "mended" / samples.CONFIG).read_bytes() == wrong[samples.CONFIG]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", None, ["q_proj", "v_proj"]])
+def test_tinkers_name_of_the_head_becomes_that_of_the_library(
+    filled_harness: Harness, tmp_path: Path, targets: object
+) -> None:
+    def with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = "base_model.model.model.unembed_tokens.lora_"
+        return tensors | {f"{head}A.weight": ("F32", (8, 64), None), f"{head}B.weight": ("F32", (512, 8), None)}
+
+    trained = samples.lora(samples.llama(), config={"target_modules": targets}, change=with_head)
+    filled_harness.push("acme/support", trained)
+    converted = convert.convert(filled_harness.admin, REF, REPAIR)
+    assert converted.pushed is not None
+    verdict = converted.pushed.version.verdicts[0]
+    assert verdict.outcome == "pass", verdict.summary
+    pull.pull(filled_harness.admin, Ref.parse("acme/mended"), tmp_path / "mended", cache=None)
+    config = json.loads((tmp_path / "mended" / samples.CONFIG).read_bytes())
+    assert config["target_modules"] == ["lm_head", "q_proj", "v_proj"]
+    names = samples.tensors_of((tmp_path / "mended" / samples.WEIGHTS).read_bytes())
+    assert "base_model.model.lm_head.lora_B.weight" in names
 
 
 def test_the_result_says_what_it_came_from_and_the_original_is_untouched(filled_harness: Harness) -> None:

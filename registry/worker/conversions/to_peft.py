@@ -21,6 +21,7 @@ from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
 from registry.client.local.folder import read_folder
 from registry.compat.paths import Paths
+from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
@@ -73,13 +74,10 @@ def _config(pairs: dict[str, tuple[Tensor, Tensor, FileModule]], base: BaseSpec,
     ranks = {path: module.rank for path, (_, _, module) in pairs.items()}
     alphas = {path: (module.scale or 0.0) * module.rank for path, (_, _, module) in pairs.items()}
     rank, alpha = max(ranks.values()), max(alphas.values(), key=list(alphas.values()).count)
-    leaves = sorted({path.rpartition(".")[2] for path in pairs})
-    # The last parts of paths are the targets only if they name exactly the file's modules on this base.
-    matches = {path for path in base.modules if path.rpartition(".")[2] in leaves}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": claimed or base.name, "r": rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "target_modules": leaves if matches == set(pairs) else sorted(pairs),
+        "target_modules": renaming.targets_of(set(pairs), base),
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
