@@ -5,6 +5,7 @@
     gguf         blk.0.attn_output                     → model.layers.0.self_attn.o_proj
     diffusers    unet.….to_q                           the pipeline's own path
     kohya        lora_unet_down_blocks_0_…_to_q        → the one path that reads so with its dots as underscores
+    comfy        text_encoders.clip_g.transformer.…     → text_encoder_2.…
     bare         transformer_blocks.0.attn.to_q         → transformer.transformer_blocks.0.attn.to_q
     Flux         double_blocks.0.img_attn.qkv          → three modules of transformer_blocks.0.attn
 
@@ -23,6 +24,10 @@ _KOHYA_COMPONENTS: tuple[tuple[str, str], ...] = (
     ("lora_unet_", "unet"), ("lora_unet_", "transformer"), ("lycoris_", "unet"), ("lycoris_", "transformer"),
     ("lycoris_", "text_encoder"),
 )  # fmt: skip
+_COMFY_ENCODERS = {
+    "clip_l": ("text_encoder",), "clip_g": ("text_encoder_2",), "t5xxl": ("text_encoder_2", "text_encoder_3"),
+}  # fmt: skip
+"""ComfyUI's name of a text encoder → what pipelines call it: Flux and Stable Diffusion 3 have T5 in other places."""
 _TORCHTUNE = {
     "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj", "attn.v_proj": "self_attn.v_proj",
     "attn.output_proj": "self_attn.o_proj", "mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.down_proj",
@@ -145,6 +150,10 @@ class Paths:
         return tuple(f"transformer.{block}.{match[2]}.{p}" for p in inner) if inner else None
 
     def _comfy(self, written: str) -> tuple[str, ...] | None:
+        encoder, _, inner = written.removeprefix("text_encoders.").partition(".transformer.")
+        for component in _COMFY_ENCODERS.get(encoder, ()):
+            if (path := self._spelled(f"{component}.{inner}")) in self._known:
+                return (path,)
         path = written.removeprefix("diffusion_model.")
         for component in ("transformer", "unet"):
             if f"{component}.{path}" in self._known:

@@ -101,6 +101,18 @@ FILES: dict[str, tuple[str, str, str, Callable[[], dict[str, Tensor]]]] = {
     "Flux, X-Labs": ("xlabs", "flux", "lora", xlabs),
     "Flux, ComfyUI": ("comfy", "flux", "lora",
                       lambda: peft_pairs("diffusion_model.", ["double_blocks.0.img_attn.qkv"])),
+    "Flux, OneTrainer": ("kohya", "flux", "lora", lambda: kohya_pairs("lora_transformer_", FLUX)),
+    "Flux, OneTrainer with the original names": (
+        "bfl", "flux", "lora",
+        lambda: peft_pairs("", ["double_blocks.0.img_attn.qkv"])
+        | {"double_blocks.0.img_attn.qkv.alpha": ("F32", (), struct.pack("<f", 2.0))},
+    ),
+    "SDXL, OneTrainer for ComfyUI": (
+        "comfy", "sd", "lora",
+        lambda: peft_pairs("diffusion_model.", ["input_blocks.4.1.proj_in"])
+        | peft_pairs("text_encoders.clip_g.transformer.", TEXT),
+    ),
+    "OneTrainer OFT": ("lycoris", "sd", "oft", lambda: lycoris({"oft_R.weight": (4, 28)})),
     "Qwen-Image, DiffSynth-Studio": ("bare", "qwen-image", "lora",
                                      lambda: {k.replace(".weight", ".default.weight"): v
                                               for k, v in peft_pairs("transformer_blocks.0.", QWEN).items()}),

@@ -47,6 +47,13 @@ def test_kohyas_flat_names_mean_one_module_of_an_sdxl(written: str, meant: str) 
     assert Paths("kohya", SDXL).of(written) == (meant,)
 
 
+def test_comfys_text_encoders_are_those_of_the_pipeline() -> None:
+    names = ("clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
+             "clip_g.transformer.text_model.encoder.layers.0.mlp.fc1")  # fmt: skip
+    paths = Paths("comfy", SDXL)
+    assert [paths.of(f"text_encoders.{name}") for name in names] == [(SDXL[-2],), (SDXL[-1],)]
+
+
 @pytest.mark.parametrize(
     "written", ["lora_unet_input_blocks_99_1_x", "lora_unet_nothing", "lora_unet_joint_blocks_0_x"]
 )

@@ -131,6 +131,24 @@ def test_alphas_of_every_pair_count_in_the_feed_forward_layers_too(alphas: tuple
     assert torch.allclose(kohya, ours, atol=1e-5)
 
 
+def test_every_module_of_onetrainers_flux_files_arrives(tmp_path: Path) -> None:
+    base = fixtures.image_bases() / "flux-tiny"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(base / "transformer")
+    tensors = kohya_of_all(transformer.named_modules(), "lora_transformer_", (1.0, 8.0))
+    assert any("ff_net_2" in name for name in tensors)
+    (tmp_path / "made-by-onetrainer").mkdir()
+    save_file(tensors, tmp_path / "made-by-onetrainer" / "lora.safetensors")
+    report = converted(tmp_path / "made-by-onetrainer", base, tmp_path / "made")
+    assert (report.error or 0) < 1e-6
+    assert report.modules == len(tensors) // 3
+    state = load_file(tmp_path / "made" / to_diffusers.FILE)
+    diffusers.FluxPipeline.load_lora_into_transformer(state, None, transformer)
+    loaded = {name for name, _ in transformer.named_parameters() if ".lora_" in name}
+    assert {name.removeprefix("transformer.") for name in state} == {
+        name.replace(".default_0.", ".") for name in loaded
+    }
+
+
 # ------------------------------------------------------------------ SDXL
 SGM_BLOCKS = (
     (re.compile(r"down_blocks\.(\d)\.attentions\.(\d)"), "input_blocks", 1),

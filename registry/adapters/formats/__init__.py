@@ -7,10 +7,10 @@
     nemo            ….adapter.linear_in.weight                      (recognized, to be converted outside)
     diffusers       unet. / transformer. / text_encoder. + module + .lora_A.weight
     diffusers-old   ….processor.to_q_lora.down.weight               (2023)
-    kohya           lora_unet_… / lora_te_… + .lora_down.weight, .lora_up.weight, .alpha
+    kohya           lora_unet_… / lora_te_… + .lora_down.weight, .lora_up.weight, .alpha; OneTrainer: lora_transformer_…
     lycoris         the same prefixes + .hada_…, .lokr_…, .lora_mid…, .diff, .oft_blocks, .a1, .on_input
     bfl, xlabs      Flux as Black Forest Labs and X-Labs write it
-    comfy           diffusion_model. + the original module names
+    comfy           diffusion_model. + the original module names, text_encoders. + the encoder's name and its own ones
     bare            a transformer's own paths in diffusers, with no component before them (DiffSynth-Studio, lightx2v)
 
 Only names decide: one name that does not fit makes the format `unknown`.
@@ -60,7 +60,7 @@ _FLUX = r"(?:double_blocks|single_blocks)\.\d+\."
 
 _LYCORIS_TAIL = (
     r"(?:hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t[12]|lora_mid\.weight|diff|diff_b|oft_blocks|oft_diag"
-    r"|rescale|[ab][12]\.weight|b?m[12]\.weight|on_input|weight|w_norm|b_norm|bias_(?:indices|values|size))"
+    r"|oft_R\.(?:weight|scaled_oft)|rescale|[ab][12]\.weight|b?m[12]\.weight|on_input|weight|w_norm|b_norm|bias_(?:indices|values|size))"
 )
 _KOHYA_TAIL = r"(?:lora_(?:down|up)\.weight|alpha|dora_scale|scale)"
 _COMFY_TAIL = (
@@ -83,8 +83,8 @@ _GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("bare", rf"(?:(?:single_)?transformer_blocks\.\d+|time_text_embed|norm_out|proj_out)\.(?:\S+\.)?"
                  rf"(?:{_LORA_AB}|lora_(?:down|up)\.weight|alpha|dora_scale)"),
         ("bfl", rf"(?:{_FLUX}|img_in\.|txt_in\.|time_in\.|vector_in\.|guidance_in\.|final_layer\.)\S*"
-                rf"(?:{_LORA_AB}|(?:query|key)_norm\.scale)"),
-        ("comfy", rf"diffusion_model\.\S+?\.{_COMFY_TAIL}"),
+                rf"(?:{_LORA_AB}|alpha|dora_scale|(?:query|key)_norm\.scale)"),
+        ("comfy", rf"(?:diffusion_model|text_encoders\.[a-z0-9_]+\.transformer)\.\S+?\.{_COMFY_TAIL}"),
         ("kohya", rf"{_KOHYA}\.{_KOHYA_TAIL}"),
         ("lycoris", rf"{_KOHYA}\.{_LYCORIS_TAIL}"),
     )

@@ -29,7 +29,7 @@ _HALVES = re.compile(
     r"(?P<path>.+?)[._](?P<half>lora_A(?:\.\w+)?\.weight|lora_B(?:\.\w+)?\.weight|lora_B\.bias|lora_down\.weight"
     r"|lora_up\.weight|lora_mid\.weight|lora\.down\.weight|lora\.up\.weight|lora_linear_layer\.(?:down|up)\.weight"
     r"|lora[12]?\.(?:down|up)\.weight|down\.weight|up\.weight|alpha|dora_scale|lora_magnitude_vector(?:\.weight)?"
-    r"|hada_\w+|lokr_\w+|oft_\w+|diff(?:_b)?|on_input|[abm][12]\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
+    r"|hada_\w+|lokr_\w+|oft_R\.\w+|oft_\w+|diff(?:_b)?|on_input|[abm][12]\.weight|scale|weight|w_norm|b_norm|rescale)\Z"
 )
 _INFIX = re.compile(r"\.lora_[AB]\.[^.]+\.weight\Z")
 _METHOD_MARKS: tuple[tuple[str, str], ...] = (
@@ -177,7 +177,8 @@ def _component(name: str) -> str:
     for prefix, component in (
         ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te3_", "text_encoder_3"),
         ("lora_te_", "text_encoder"), ("text_encoder_3", "text_encoder_3"), ("text_encoder_2", "text_encoder_2"),
-        ("text_encoder", "text_encoder"), ("transformer_2.", "transformer_2"), ("unet.", "unet"),
+        ("text_encoders.clip_g.", "text_encoder_2"), ("text_encoder", "text_encoder"),
+        ("transformer_2.", "transformer_2"), ("unet.", "unet"),
     ):  # fmt: skip
         if name.startswith(prefix):
             return component

@@ -22,7 +22,7 @@ from registry.adapters.formats.facts import FileFacts
 from registry.adapters.read import NonPeftContents
 from registry.bases import BaseSpec
 from registry.client.local.folder import read_folder
-from registry.compat.paths import IMAGE_COMPONENTS, layers_per_block
+from registry.compat.paths import IMAGE_COMPONENTS, Paths, layers_per_block
 from registry.merging import renaming
 from registry.merging.conversions import Converted, refused
 from registry.worker.conversions import to_canonical
@@ -52,19 +52,38 @@ def convert(request: ConversionRequest) -> Converted:
     if family not in PIPELINES:
         raise refused(f"diffusers' converter for {family or 'an unknown family'} is not known here")
     tensors_in = load_file(folder.path / weights)
-    renamed = _flux_names(tensors_in, file) if family == "flux" else tensors_in
-    tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed, request.base)
+    tensors = _flat_names(tensors_in, file, request.base)
+    converter = "their paths" if tensors else f"diffusers {diffusers.__version__}"
+    if not tensors:
+        renamed = _flux_names(tensors_in, file) if family == "flux" else tensors_in
+        tensors = _converted(getattr(diffusers, PIPELINES[family]), renamed, request.base)
     _demand_all(tensors_in, tensors, file, request.base)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous().clone() for name, t in tensors.items()}, out / FILE, metadata={"format": "pt"})
     to_canonical.copy_others(folder, out)
     pairs = sum(name.endswith(_UP) for name in tensors)
     return Converted(
-        message=f"{len(file.modules)} modules of {file.format} became {pairs} of diffusers, by diffusers "
-                 f"{diffusers.__version__}",
+        message=f"{len(file.modules)} modules of {file.format} became {pairs} of diffusers, by {converter}",
         modules=pairs, rank=file.max_rank, tensors=len(tensors), renamed=len(tensors),
         error=_difference(tensors_in, tensors, file),
     )  # fmt: skip
+
+
+def _flat_names(tensors: dict[str, Tensor], file: FileFacts, base: BaseSpec) -> dict[str, Tensor]:
+    """The tensors of a file of OneTrainer: the pipeline's paths with underscores. Empty for other files.
+
+    diffusers (0.42, `_convert_mixture_state_dict_to_diffusers`) gives all modules outside the attentions one name.
+    """
+    paths, result = Paths(file.format, base.modules), {}
+    if not any(module.path.startswith("lora_transformer_") for module in file.modules):
+        return {}
+    for module in file.modules:
+        matches = paths.of(module.path)
+        if matches is None or len(matches) != 1 or not module.a or module.scale is None:
+            raise refused(f"{module.path} names no module of {base.name}, or is no pair with a scale")
+        result[f"{matches[0]}.lora_A.weight"] = tensors[module.a]
+        result[f"{matches[0]}.lora_B.weight"] = to_canonical.scale_tensor(tensors[module.b], module.scale)
+    return result
 
 
 def _flux_names(tensors: dict[str, Tensor], file: FileFacts) -> dict[str, Tensor]:
