@@ -184,6 +184,13 @@ def test_the_heads_that_peft_names_for_every_classifier_are_one_head() -> None:
     assert codes(saving(["classifier", "score"], {}, task="SEQ_CLS")) == {"compat.saved_module_absent"}
 
 
+def test_a_task_model_whose_head_peft_does_not_know_saves_none() -> None:
+    adapter = lora_spec(samples.lora(LLAMA, config={"modules_to_save": ["qa_outputs"], "task_type": "QUESTION_ANS"}))
+    for architecture, is_missing in (("LlamaForCausalLM", True), ("SplinterForQuestionAnswering", False)):
+        base = base_spec(LLAMA).model_copy(update={"architecture": architecture})
+        assert ("compat.saved_module_absent" in codes(compat.check_fit(adapter, base))) is is_missing
+
+
 def test_a_saved_name_means_every_module_that_ends_in_it() -> None:
     norms = {f"model.layers.{n}.{name}.weight": (64,) for n in range(4)
              for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip

@@ -18,7 +18,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-PARAMETERS_LIMIT = 4_000_000
+PARAMETERS_LIMIT = 8_000_000
 VOCABULARY = 128
 SIZES: tuple[tuple[str, int], ...] = (
     (r"(type_vocab_size|num_labels|pruned_heads|num_channels|num_mel_bins)", 0),
@@ -70,7 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32},
     "reformer": {"is_decoder": True},
-    "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "mobilebert": {"embedding_size": 16, "true_hidden_size": 32, "intra_bottleneck_size": 32},
     "lilt": {"channel_shrink_ratio": 4},
     "xmod": {"default_language": "en_XX"},
     "deepseek_v2": {"num_experts_per_tok": 2},

@@ -68,7 +68,7 @@ class Row:
                 faults.append(Fault(stage, "false no" if self.honest else "stricter"))
             elif not self.answer.is_yes and word in YES and self._shows(stage):
                 faults.append(Fault(stage, "false yes"))
-            elif word == "unknown" and stage not in ("check", "engine"):
+            elif word == "unknown" and stage not in ("check", "engine") and self.together == "unknown":
                 faults.append(Fault(stage, "unknown"))
         return faults
 
@@ -173,7 +173,7 @@ NOTES = """
   headers show, so a lost tensor of some methods is seen by `smoke` first.
 - False no: PEFT says yes to an honest adapter, and the stage fails it.
 - Stricter: PEFT tolerates a damaged or malformed adapter that the registry refuses.
-- Unknown: no verdict. Crash: an error instead of a verdict.
+- Unknown: no verdict, and no other stage says no. Crash: an error instead of a verdict.
 
 Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
 """

@@ -89,7 +89,7 @@ TASKS = (
     ModelTask("", "model that chooses an answer", (), ("MULTIPLE_CHOICE",), Predictions.LABELS, chooses=True),
     ENCODER_DECODER,
     CAUSAL,
-    ModelTask("", "masked language model", ("FEATURE_EXTRACTION",), ("MASKED_LM",), Predictions.LABELS),
+    ModelTask("", "masked language model", ("FEATURE_EXTRACTION", "CAUSAL_LM"), ("MASKED_LM",), Predictions.LABELS),
     ModelTask(
         "", "audio classifier", (), ("AUDIO_CLASSIFICATION", "AUDIO_FRAME_CLASSIFICATION", "AUDIO_XVECTOR", "CTC"),
         Predictions.LABELS,
