@@ -159,9 +159,9 @@ PEFT says yes if its configuration class reads the configuration, its loader fin
 other, two loads answer alike, and the outputs are finite and differ from the bare base's.
 
 Asked so far: {cases} cases of {methods} methods and {architectures} architectures, of which {honest} are honest
-adapters. {current} of the cases were asked with the code of this page, the others with code before it: after a change,
-the families that it touches are asked again. A whole run takes an hour or two; the journal lets it go on where it
-stopped.
+adapters, {honest_unknown} of them without a verdict. {current} of the cases were asked with the code of this page, the
+others with code before it: after a change, the families that it touches are asked again. A whole run takes hours; the
+journal lets it go on where it stopped.
 
 | stage | {kinds} |
 |---|{rule}
@@ -179,12 +179,17 @@ Reproduce one with `make test-truth CASES='loha/plain/drop-one:hada_w1_a'`.
 """
 
 
+NOT_MADE = """\
+Models and adapters that transformers or PEFT did not make here, with the library's own error. Some need inputs, sizes
+or packages that this test does not have."""
+
+
 def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, str], current: int) -> str:
     """The page docs/truth.md. `current`: how many rows are from this code."""
     rows = sorted(rows, key=lambda row: row.id)
     head = HEAD.format(**versions, **figures(rows), current=current, kinds=" | ".join(KINDS), rule="---|" * len(KINDS))
     lines = [head + "\n".join(f"| {' | '.join(row)} |" for row in _table(rows)), NOTES]
-    for kind in ("false yes", "false no", "crash", "unknown"):
+    for kind in ("false yes", "false no", "crash"):
         stages: dict[tuple[str, str], list[str]] = defaultdict(list)
         for fault, by_family in families(rows).items():
             for family, cases in by_family.items():
@@ -196,10 +201,25 @@ def page(rows: Sequence[Row], unmade: Sequence[Unmade], versions: Mapping[str, s
         ]
         if members:
             lines += [f"## Open: {kind}", "", *_first(members), ""]
+    lines += _unknown(rows)
     if unmade:
-        lines += ["## What the installed libraries cannot make", ""]
-        lines += _first([f"- `{item.id}` ({item.by}): {_plain(item.message)}" for item in sorted(unmade)])
+        ids_of: dict[str, list[str]] = defaultdict(list)
+        for item in sorted(unmade):
+            ids_of[f"{item.by}: {_plain(item.message)}"].append(item.id)
+        lines += ["## What was not made", "", NOT_MADE, ""]
+        lines += [f"- {message}: `{'`, `'.join(ids)}`" for message, ids in sorted(ids_of.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _unknown(rows: Sequence[Row]) -> list[str]:
+    """Every honest adapter without a verdict and what its smoke test says; of the others, how many of each change."""
+    unknown = [row for row in rows if Fault("all", "unknown") in row.faults]
+    if not unknown:
+        return []
+    lines, changes = ["## Open: unknown", ""], Counter(row.id.rpartition("/")[2] for row in unknown if not row.honest)
+    honest = [row for row in unknown if row.honest]
+    lines += [f"- `{row.id}`: {_plain(row.said.get('smoke', ('', ''))[1])}" for row in honest]
+    return [*lines, *(f"- `{change}`: {number} cases" for change, number in sorted(changes.items())), ""]
 
 
 def _first(items: list[str]) -> list[str]:
