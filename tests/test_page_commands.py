@@ -100,19 +100,6 @@ def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: Comma
     assert len(run_pages(cli, "access", replacements={"https://registry.example.org": server.url})) >= 6
 
 
-def test_the_commands_on_the_page_about_push_and_pull_run(cli: CommandRunner, server: Server) -> None:
-    for seed, folder in enumerate(
-        ("out/checkpoint-200", "out/checkpoint-400", "adapters/support-en", "adapters/sales")
-    ):
-        samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
-    (cli.folder / "provenance.toml").write_text('[run]\ntool = "mlflow"\nid = "4f1c0e9a"\n')
-    cli("push", "out/checkpoint-200", "acme/support", "--base", "smollm2")
-    pass_smoke_test(server)
-    cli("promote", "acme/support@1", "prod")
-    assert len(run_pages(cli, "push-and-pull", replacements={"@sha256:…": f"@sha256:{'0' * 64}"})) == 17
-    assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
-
-
 def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
     cli: CommandRunner, server: Server
 ) -> None:
@@ -123,15 +110,21 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     for number in (2, 3):
         cli("promote", f"acme/support@{number}", "prod")
     cli("pull", "acme/support:prod", "support")
-    samples.write(samples.lora(samples.llama("smollm2"), seed=4), cli.folder / "out/checkpoint-200")
+    folders = ("out/checkpoint-200", "out/checkpoint-400", "adapters/support-en", "adapters/sales")
+    for seed, folder in enumerate(folders, 4):
+        samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
+    (cli.folder / "provenance.toml").write_text('[run]\ntool = "mlflow"\nid = "4f1c0e9a"\n')
     log_key = cli("audit", "key", "--json").json["keys"][0]
     replacements = {
         "https://registry.example.org": server.url,
         "key:5f0c…": private_key(cli.folder / "home").public.identity,
+        "@sha256:…": f"@sha256:{'0' * 64}",
         "registry.example.org/3f9c+…": log_key,
         "registry.example.org/3f9c61d2+1a2b3c4d+AQ…": log_key,
     }
     ran = run_pages(cli, "bases", "signing", replacements=replacements)
     cli("promote", "acme/support@2", "prod")
     ran += run_pages(cli, "checks", "find", "promotion", "operations", "deploy", "rest", replacements=replacements)
-    assert len(ran) >= 34
+    ran += run_pages(cli, "push-and-pull", replacements=replacements)
+    assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
+    assert len(ran) >= 51
