@@ -32,7 +32,7 @@ from registry.serving.engines.openai import KEY_VARIABLE
 from registry.serving.store import eviction, in_use
 from registry.serving.store.local_store import LocalStore
 
-from . import output, session
+from . import logs, output, session
 
 SIGNAL_CHECK_SECONDS = 0.5
 """Python handles a signal only in the main thread, which therefore must wake up."""
@@ -69,7 +69,7 @@ def agent(
     \b
     adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --dir /srv/adapters
     """
-    say: Say = (lambda _line: None) if output.as_json() else output.line
+    say: Say = logs.reporter("agent", once=once)
     task = SyncTask(str(names.base_name(base)), names.alias(alias), folder, drain, node or heartbeat.this_node())
     titles = {parse.title(engine): engine for engine in engines}
     if len(titles) != len(engines):

@@ -7,32 +7,56 @@ fails if someone else moved the alias in between.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
 from registry.api.aliases import AliasMove, AliasView
+from registry.api.groups import MovedAlias, MoveItem
 from registry.client import answers
+from registry.client.groups import Groups
 from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import arguments, output, session
+from . import arguments, groups, output, session
 
 
 @click.command()
-@click.argument("ref", type=arguments.REF)
-@click.argument("alias")
+@click.argument("ref", type=arguments.REF, required=False)
+@click.argument("alias", required=False, default="")
+@click.option("--from", "source", default="", metavar="ALIAS", help="With --namespace: take the version from here.")
+@click.option("--to", "target", default="", metavar="ALIAS", help="With --namespace: the alias to move.")
+@groups.options
 @click.option("--reason", default="", help="Reason; kept in the history.")
 @click.option("--generation", type=click.IntRange(0), help="Move only if the alias is at this generation (0: new).")
 @click.option(
     "--break-glass", is_flag=True, help="Pass a closed gate; owners only, needs --reason, stays marked in the history."
 )
-def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_glass: bool) -> None:
+def promote(
+    ref: Ref | None, alias: str, source: str, target: str, reason: str, generation: int | None, break_glass: bool,
+    **group: Any,
+) -> None:  # fmt: skip
     """Point ALIAS at the version REF, through the alias's gate.
 
     A closed gate lists what is missing and exits 6. Without --generation the alias is read first and moves only if no
-    one else moved it since.
+    one else moved it since. With --namespace the same for many adapters: a plan is shown first.
+
+    \b
+    adapter promote acme/support@3 prod --reason 'passed review'
+    adapter promote --namespace acme --from canary --to prod --select tag=team=nlp --dry-run
+    adapter promote --namespace acme --from canary --to prod --select 'cust-*' --atomic --yes
     """
+    chosen = groups.Options(**group)
+    if chosen.namespace:
+        if ref or alias or generation is not None or not (source and target):
+            raise click.UsageError("--namespace needs --from and --to, and takes no REF, ALIAS or --generation")
+        how = {"alias": target, "version": source, "reason": reason, "break_glass": break_glass}
+        _move_group(chosen, source, how)
+        return
+    if ref is None or not alias or source or target:
+        raise click.UsageError("give REF ALIAS, or --namespace with --from and --to")
+    chosen.require_none()
     with session.registry() as registry:
         number = registry.version(ref).number
         generation_read = _generation(registry, ref.name, alias) if generation is None else generation
@@ -41,6 +65,28 @@ def promote(ref: Ref, alias: str, reason: str, generation: int | None, break_gla
         )
     was_there = moved.generation == generation_read
     output.answer(moved, lambda: _print_moved(ref.name, moved, " already" if was_there else ""))
+
+
+def _move_group(chosen: groups.Options, having: str, how: dict[str, Any]) -> None:
+    """Move an alias of each selected adapter that has the alias `having`."""
+    with session.registry() as registry:
+        items = [MoveItem(name=view.name, **how) for view in groups.select(registry, chosen, having)]
+        groups.run(groups.Work("alias", "moved", Groups(registry).move_aliases, pin_move, describe_move), items, chosen)
+
+
+def pin_move(item: MoveItem, planned: MovedAlias) -> MoveItem | None:
+    """The move to the version and from the generation of the plan; None if the alias is there already."""
+    if not planned.moved:
+        return None
+    return item.model_copy(update={"version": str(planned.number), "generation": planned.generation - 1})
+
+
+def describe_move(item: MoveItem, moved: MovedAlias | None) -> tuple[str, str]:
+    """The alias, and from where to where it moves."""
+    if moved is None:
+        return f"{item.name}:{item.alias}", item.version
+    origin = f"@{moved.from_number} → " if moved.from_number and moved.moved else ""
+    return f"{item.name}:{item.alias}", f"{origin}@{moved.number}"
 
 
 def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
@@ -58,13 +104,30 @@ def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False, default="")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--to", default="", help="Target version: number, digest or REF. Default: the previous one.")
+@click.option("--alias", "group_alias", default="", metavar="ALIAS", help="With --namespace: the alias to move back.")
+@groups.options
 @click.option("--reason", default="", help="Reason; kept in the history.")
-def rollback(name: str, alias: str, to: str, reason: str) -> None:
-    """Point ALIAS of NAME back at the previous or an earlier version."""
-    name, alias = arguments.split_alias(name, alias)
+def rollback(name: str, alias: str, to: str, group_alias: str, reason: str, **group: Any) -> None:
+    """Point ALIAS of NAME back at the previous or an earlier version.
+
+    With --namespace the same for many adapters: a plan is shown first.
+
+    \b
+    adapter rollback acme/support prod --reason 'too slow'
+    adapter rollback acme/support:prod --to @2
+    adapter rollback --namespace acme --alias prod --select 'cust-*' --dry-run
+    """
+    chosen = groups.Options(**group)
+    if chosen.namespace:
+        if name or to or not group_alias:
+            raise click.UsageError("--namespace needs --alias, and takes no NAME, ALIAS or --to")
+        _move_group(chosen, group_alias, {"alias": group_alias, "rollback": True, "reason": reason})
+        return
+    chosen.require_none()
+    name, alias = arguments.split_alias(name, alias or group_alias)
     adapter = AdapterName.parse(name)
     selector = str(_ref_of(adapter, to).selector) if "/" in to else to.lstrip("@")
     session.answer(

@@ -43,14 +43,15 @@ class ParsedArgument(click.ParamType[Value]):
             raise
 
 
-def _subject(text: str) -> AdapterName | Ref:
+def parse_subject(text: str) -> AdapterName | Ref:
+    """An adapter, or with @ or : one of its versions."""
     return Ref.parse(text) if ":" in text or "@" in text else AdapterName.parse(text)
 
 
 REF = ParsedArgument("ref", Ref.parse)
-SUBJECT = ParsedArgument("subject", _subject)
+SUBJECT = ParsedArgument("subject", parse_subject)
 """An adapter, or with @ or : one of its versions."""
-DELETABLE = ParsedArgument("name", _subject, {":": "an alias, which may move; name a version as @3"})
+DELETABLE = ParsedArgument("name", parse_subject, {":": "an alias, which may move; name a version as @3"})
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
 

@@ -6,16 +6,20 @@ is replaced as a whole.
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from pydantic import ValidationError
 
-from registry.api.aliases import GateView
+from registry.api.aliases import ApprovalView, GateView
+from registry.api.groups import ApproveItem
+from registry.client.groups import Groups
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 
-from . import arguments, output, session
+from . import arguments, groups, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"
@@ -114,11 +118,30 @@ def remove(scope: str, alias: str) -> None:
 
 
 @click.command()
-@click.argument("ref", type=arguments.REF)
-@click.argument("alias")
+@click.argument("ref", type=arguments.REF, required=False)
+@click.argument("alias", required=False, default="")
+@click.option("--from", "source", default="", metavar="ALIAS", help="With --namespace: approve the version there.")
+@click.option("--to", "target", default="", metavar="ALIAS", help="With --namespace: the alias to approve it for.")
+@groups.options
 @click.option("--comment", default="", help="What you reviewed; kept with the approval.")
-def approve(ref: Ref, alias: str, comment: str) -> None:
-    """Approve a version for ALIAS. The pusher's approval does not count."""
+def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str, **group: Any) -> None:
+    """Approve a version for ALIAS. The pusher's approval does not count.
+
+    With --namespace the same for many adapters: a plan is shown first.
+
+    \b
+    adapter approve acme/support@3 prod --comment 'read the report'
+    adapter approve --namespace acme --from canary --to prod --select 'cust-*'
+    """
+    chosen = groups.Options(**group)
+    if chosen.namespace:
+        if ref or alias or not (source and target):
+            raise click.UsageError("--namespace needs --from and --to, and takes no REF and ALIAS")
+        _approve_group(chosen, source, target, comment)
+        return
+    if ref is None or not alias or source or target:
+        raise click.UsageError("give REF ALIAS, or --namespace with --from and --to")
+    chosen.require_none()
     with session.registry() as registry:
         approval = registry.approve(ref, alias, comment)
     note = "" if approval.counts else ", which does not count: the gate does not accept this approver"
@@ -126,6 +149,23 @@ def approve(ref: Ref, alias: str, comment: str) -> None:
         approval,
         lambda: output.line(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
     )
+
+
+def _approve_group(chosen: groups.Options, source: str, target: str, comment: str) -> None:
+    def pin(item: ApproveItem, planned: ApprovalView) -> ApproveItem | None:
+        return item.model_copy(update={"ref": f"{_name(item)}@{planned.number}"}) if planned.created else None
+
+    def describe(item: ApproveItem, approval: ApprovalView | None) -> tuple[str, str]:
+        return _name(item), f"@{approval.number} for {target}" if approval is not None else f"for {target}"
+
+    with session.registry() as registry:
+        views = groups.select(registry, chosen, source)
+        items = [ApproveItem(ref=f"{view.name}:{source}", alias=target, comment=comment) for view in views]
+        groups.run(groups.Work("version", "approved", Groups(registry).approve_versions, pin, describe), items, chosen)
+
+
+def _name(item: ApproveItem) -> str:
+    return str(Ref.parse(item.ref).name)
 
 
 def _print(view: GateView) -> None:

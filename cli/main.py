@@ -44,11 +44,11 @@ class CommandSpec:
 
 
 def _commands() -> dict[str, CommandSpec]:
-    move, look, evaluate, make = "Push and pull", "Inspect", "Evaluate", "Create"
+    spec, move, look, evaluate, make = CommandSpec, "Push and pull", "Inspect", "Evaluate", "Create"
     release, setup, run = "Release", "Set up", "Run"
-    spec = CommandSpec
     return {
         "push": spec(".push", "push", move, "Push a folder as a new version, checked against its base.", hash_depth=0),
+        "apply": spec(".apply", "apply", move, "Push, tag and promote what a file lists."),
         "push-all": spec(".bulk", "push_all", move, "Push every adapter folder in a folder.", hash_depth=1),
         "pull": spec(".pull", "pull", move, "Download a version, every byte verified."),
         "cat": spec(".pull", "cat", move, "Print a file of a version, every byte verified."),
@@ -72,15 +72,15 @@ def _commands() -> dict[str, CommandSpec]:
         "sign": spec(".verify", "sign", evaluate, "Sign a version, or attach a signature."),
         "verify": spec(".verify", "verify", evaluate, "Verify a version's bytes, signatures and log entry."),
         "merge": spec(".merge", "merge", make, "Combine adapters, resize one, or fuse one into its base."),
-        "convert": spec(".convert", "convert", make, "Convert a version to another format."),
+        "convert": spec(".merge", "convert", make, "Convert a version to another format."),
         "extract": spec(".merge", "extract", make, "Make an adapter from the difference of two models."),
         "promote": spec(".aliases", "promote", release, "Point an alias at a version, through its gate."),
         "rollback": spec(".aliases", "rollback", release, "Point an alias back at an earlier version."),
-        "yank": spec(".withdraw", "yank", release, "Withdraw a version from aliases."),
+        "yank": spec(".adapters", "yank", release, "Withdraw a version from aliases."),
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(
-            ".withdraw", "quarantine", release, "Withhold a version until an owner lifts the quarantine."
+            ".adapters", "quarantine", release, "Withhold a version until an owner lifts the quarantine."
         ),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),

@@ -6,15 +6,18 @@ keeps each change of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from registry.api.catalog import AdapterView, MetadataChange, VersionView
+from registry.api.groups import DescribedSubject, DescribeItem
 from registry.client.core import Versions
+from registry.client.groups import Groups
 from registry.names import AdapterName, Ref
 
-from . import arguments, output, session, versions
+from . import arguments, groups, output, session, versions
 
 Subject = AdapterName | Ref
 
@@ -27,25 +30,70 @@ def tag() -> None:
     """
 
 
+_OF_GROUP = click.option("--alias", default="", metavar="ALIAS", help="With --namespace: the versions at this alias.")
+
+
 @tag.command()
-@click.argument("subject", type=arguments.SUBJECT)
-@click.argument("tags", nargs=-1, required=True, metavar="KEY[=VALUE]...")
-def add(subject: Subject, tags: tuple[str, ...]) -> None:
+@click.argument("words", nargs=-1, required=True, metavar="[SUBJECT] KEY[=VALUE]...")
+@_OF_GROUP
+@groups.options
+def add(words: tuple[str, ...], alias: str, **group: Any) -> None:
     """Add tags to SUBJECT, or change their values.
+
+    With --namespace, without SUBJECT, the same for many adapters: a plan is shown first.
 
     \b
     adapter tag add acme/support team=nlp
     adapter tag add acme/support@3 reviewed
+    adapter tag add --namespace acme --select 'cust-*' --alias prod reviewed
     """
-    _change(subject, MetadataChange(tags={**arguments.tags(tags)}))
+    _tag(words, alias, groups.Options(**group), lambda texts: {**arguments.tags(texts)})
 
 
 @tag.command()
-@click.argument("subject", type=arguments.SUBJECT)
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-def remove(subject: Subject, keys: tuple[str, ...]) -> None:
-    """Remove tags from SUBJECT by their keys."""
-    _change(subject, MetadataChange(tags=dict.fromkeys(keys)))
+@click.argument("words", nargs=-1, required=True, metavar="[SUBJECT] KEY...")
+@_OF_GROUP
+@groups.options
+def remove(words: tuple[str, ...], alias: str, **group: Any) -> None:
+    """Remove tags from SUBJECT by their keys.
+
+    With --namespace, without SUBJECT, the same for many adapters: a plan is shown first.
+
+    \b
+    adapter tag remove acme/support@3 reviewed
+    adapter tag remove --namespace acme trial
+    """
+    _tag(words, alias, groups.Options(**group), dict.fromkeys)
+
+
+def _tag(
+    words: tuple[str, ...], alias: str, chosen: groups.Options,
+    parse: Callable[[tuple[str, ...]], dict[str, str | None]],
+) -> None:  # fmt: skip
+    if not chosen.namespace:
+        chosen.require_none()
+        if alias or len(words) < 2:
+            raise click.UsageError("give SUBJECT and a tag, or --namespace")
+        _change(arguments.parse_subject(words[0]), MetadataChange(tags=parse(words[1:])))
+        return
+    mark = f":{alias}" if alias else ""
+    with session.registry() as registry:
+        views = groups.select(registry, chosen, alias)
+        items = [DescribeItem(subject=f"{view.name}{mark}", tags=parse(words)) for view in views]
+        work = groups.Work("subject", "changed", Groups(registry).change_metadata, pin_metadata, describe_metadata)
+        groups.run(work, items, chosen)
+
+
+def pin_metadata(item: DescribeItem, planned: DescribedSubject) -> DescribeItem | None:
+    """The change of the version in the plan; None if it would change nothing."""
+    return item.model_copy(update={"subject": planned.subject}) if planned.changed else None
+
+
+def describe_metadata(item: DescribeItem, described: DescribedSubject | None) -> tuple[str, str]:
+    """The subject, and its tags after the change."""
+    if described is None:
+        return item.subject, " ".join(sorted(item.tags))
+    return described.subject, " ".join(versions.tag_texts(described.tags))
 
 
 @tag.command("list")

@@ -14,7 +14,7 @@ from registry.client import push as pushing
 from registry.errors import Refused
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
-from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
+from registry.provenance import parse_provenance_file, provenance_from_options
 
 from . import arguments, main, output, session, versions
 from .output import ProgressLine
@@ -115,11 +115,6 @@ def _promote(version: VersionView, alias: str, message: str) -> tuple[VersionVie
         except Refused as e:
             refusal = e.detail
         return registry.version(f"{version.name}@{version.digest}"), refusal
-
-
-def provenance_of(file: Path) -> Provenance | None:
-    """The inputs that a file declares. `Invalid` (PROVENANCE_INVALID) names the field and the rule."""
-    return provenance_from_options(parse_provenance_file(file.read_bytes(), file=file.name))
 
 
 def _print_left_out(reason: Finding) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import ipaddress
 import json
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 import click
 from fastapi import FastAPI
 
+from registry import __version__
 from registry.errors import Invalid, Unavailable
 from registry.filesystem import replace_file
 from registry.server import actors
@@ -43,11 +45,12 @@ from registry.server.storage.open import try_store
 from registry.server.storage.signed_links import SECRET_PURPOSE, LinkSigner
 from registry.server.webhooks import dispatch
 
-from . import output
+from . import logs, output
 
 GARBAGE_THRESHOLD = 10_000
 """A collection at this threshold takes 3 ms. Python's default of 700 collects within every request."""
 SEQUENCER_SECONDS = 10.0
+_LOG = logging.getLogger("registry.server")
 
 
 @click.command()
@@ -63,6 +66,7 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
     --admin-token-file or REGISTRY_ADMIN_TOKEN_SHA256. An old schema is rejected until `adapter migrate`.
     """
     settings = _settings(data)
+    logs.configure(settings.log, settings.log_level, variables=("REGISTRY_LOG", "REGISTRY_LOG_LEVEL"))
     engine = open_database(settings)
     with explain_failure(engine):
         schema.prepare(engine)
@@ -89,6 +93,8 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, app, settings)
         created = bool(token_sha256) and tokens.create_first_token(engine, token_sha256)
         _announce(listener, app, secret if created else "", as_json)
+        started = {"version": __version__, "database": engine.dialect.name, "blobs": app.state.blobs.kind}
+        _LOG.info("started", extra={"fields": started})
         sequencer.start()
         dispatcher = (engine, settings, lambda: log.keys, log.closing, freshness.for_thread().stamp)
         threading.Thread(target=dispatch.run, args=dispatcher, name="webhooks", daemon=True).start()
@@ -98,11 +104,12 @@ def serve(host: str, port: int, data: str | None, token_file: Path | None) -> No
 
     server = LinkServer(
         app, listener, app.state.blobs.links, app.state.link_context, on_start=ready, on_stop=log.closing.set,
-        limits=ConnectionLimits.from_open_files(settings.connections_per_address), counts=app.state.requests,
+        limits=ConnectionLimits.from_open_files(settings.connections_per_address), requests=app.state.requests,
     )  # fmt: skip
     server.run()
     if sequencer.is_alive():
         sequencer.join(SEQUENCER_SECONDS)
+    _LOG.info("stopped")
     engine.dispose()
 
 
@@ -201,6 +208,7 @@ def embedded() -> Iterator[FastAPI]:
         with explain_failure(engine):
             schema.prepare(engine)
         app = create_app(settings, engine=engine, trusted=actors.TRUSTED)
+        app.state.requests.writes_lines = False
         yield app
         app.state.audit_log.flush()
     finally:

@@ -22,7 +22,7 @@ from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 
-from . import main, output, session
+from . import logs, main, output, session
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """Imports of a model process, checked before a job is claimed."""
@@ -61,7 +61,7 @@ def worker(
     _require_packages()
     folders = dict(_base(text) for text in bases)
     limits = ProcessLimits(deadline_seconds=deadline, threads=threads)
-    say: Callable[[str], None] = (lambda _line: None) if output.as_json() else output.line
+    say = logs.reporter("worker", once=once)
     if address:
         summary = _run_on_cluster(address, folders, limits, say, once=once, device=device, actors=actors, gpus=gpus)
     else:

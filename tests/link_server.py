@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from registry.digest import Digest
+from registry.server.http.request_log import RequestLog
 from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
@@ -47,7 +47,8 @@ class RunningServer:
     ) -> None:  # fmt: skip
         self.blobs = LocalBlobs(root)
         self.signer = self.blobs.links = LinkSigner(lambda: "the secret of this deployment")
-        self.counts: Counter[tuple[str, int]] = Counter()
+        self.requests = RequestLog()
+        self.counts = self.requests.counts
         self.uploads: list[tuple[str, str]] = []
         self.stopping = threading.Event()
         self.refuse: Exception | None = None
@@ -57,7 +58,7 @@ class RunningServer:
         self.started = threading.Event()
         self.server = LinkServer(
             application, listener, self.signer, Context(self.blobs, self._upload, stall_seconds, self.stopping.is_set),
-            limits=limits or ConnectionLimits(1000, 1000), counts=self.counts, on_start=self.started.set,
+            limits=limits or ConnectionLimits(1000, 1000), requests=self.requests, on_start=self.started.set,
             on_stop=self.stopping.set,
         )  # fmt: skip
         self.thread = threading.Thread(target=lambda: run(self.server.serve()))

@@ -130,6 +130,7 @@ class ApprovalView(Answer):
     comment: str = ""
     at: datetime
     counts: bool = True
+    created: bool = Field(default=False)
 
 
 class ApprovalList(ItemList[ApprovalView]):

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from registry.api import MESSAGE_LIMIT, AnswerStruct, Problem, RequestStruct, check_field, check_message
+from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, Problem, RequestStruct, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
 from registry.manifest import FILES_LIMIT, Manifest
@@ -29,9 +29,7 @@ BULK_LIMIT = 100
 """Adapters of one request."""
 BULK_BODY_BYTES = 8 * 2**20
 
-NAME_LIMIT = 300
-"""Characters of a name, a ref or an id in a request. Longer ones are refused before they are parsed."""
-Name = Annotated[str, Meta(max_length=NAME_LIMIT)]
+Name = Annotated[str, Meta(max_length=REF_LIMIT)]
 BULK_COUNT = Meta(min_length=1, max_length=BULK_LIMIT)
 
 

@@ -89,8 +89,37 @@ def push_all(
     `declared` gives the provenance of a folder's adapter; `on_result` is called with each result. Folders are read
     while the ones before them are sent.
     """
-    bases = Bases(registry)
+    prepare = _preparation(registry, base, message, declared)
     counter = _Counter(SharedProgress(progress or Silent()))
+
+    def push(items: Sequence[Result[_Push]]) -> list[Result[PushResult]]:
+        _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
+        results = []
+        for item in items:
+            result, error = (item.answer.result, item.answer.error) if item.answer is not None else (None, item.error)
+            results.append(Result(item.name, item.folder, result, error))
+            on_result(results[-1])
+        return results
+
+    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
+
+
+def read_manifests(
+    registry: Versions, folders: Sequence[tuple[Path, str]], *, base: str = ""
+) -> list[Result[Manifest]]:
+    """The manifest that a push of each folder would have, or its error. Nothing is sent."""
+    prepare = _preparation(registry, base, "", lambda _folder: None)
+    prepared = run_each(prepare, folders, lambda _result: None)
+    return [
+        Result(item.name, item.folder, item.answer.manifest if item.answer is not None else None, item.error)
+        for item in prepared
+    ]
+
+
+def _preparation(
+    registry: Versions, base: str, message: str, declared: Callable[[Path], Provenance | None]
+) -> Callable[[tuple[Path, str]], Result[_Push]]:
+    bases = Bases(registry)
 
     def prepare(item: tuple[Path, str]) -> Result[_Push]:
         folder, name = item
@@ -103,16 +132,7 @@ def push_all(
 
         return result_of(name, folder, work)
 
-    def push(items: Sequence[Result[_Push]]) -> list[Result[PushResult]]:
-        _push_in_groups(registry, [item.answer for item in items if item.answer is not None], counter)
-        results = []
-        for item in items:
-            result, error = (item.answer.result, item.answer.error) if item.answer is not None else (None, item.error)
-            results.append(Result(item.name, item.folder, result, error))
-            on_result(results[-1])
-        return results
-
-    return in_batches(lambda batch: run_each(prepare, batch, lambda _result: None), push, folders)
+    return prepare
 
 
 class _Push:

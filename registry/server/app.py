@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -43,6 +42,7 @@ from registry.server.http.request_body import (
     UNCHECKED_BYTES,
     BodyBudget,
 )
+from registry.server.http.request_log import LogMiddleware, RequestLog
 from registry.server.hub.upstream import Upstream
 from registry.server.local_links.answers import Context
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
@@ -104,14 +104,10 @@ def create_app(
 ) -> FastAPI:
     """Build the application. `trusted` is the actor of requests without a token (embedded registry)."""
     app = FastAPI(
-        title="Adapter registry",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        title="Adapter registry", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False,  # a redirect would contain the Host header, which a client controls
         routes=[route for router in _routers(settings) for route in router.routes],
-    )
+    )  # fmt: skip
     _require_declared_scopes()
     # Invalid settings are reported here and not when they are first used.
     failpoints.arm(settings.failpoints)
@@ -137,7 +133,7 @@ def create_app(
     state.blob_limiter = ConcurrencyLimiter(UPLOADS_PER_BLOB, "uploads of this blob")
     state.upstream = Upstream(settings.hub_upstream) if settings.hub_upstream else None
     state.api_document = openapi.ApiDocument(app.routes)
-    state.requests = Counter()
+    state.requests = RequestLog()
     state.body_budget = BodyBudget(PROCESS_BYTES, SUBJECT_BYTES, NAMESPACE_BYTES)
     state.disk_budget = BodyBudget(DISK_BYTES, DISK_BYTES // 4, DISK_BYTES // 2)
     state.unchecked_budget = BodyBudget(UNCHECKED_BYTES, UNCHECKED_BYTES // 2, 0)
@@ -149,7 +145,7 @@ def create_app(
     state.link_context = Context(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
     add_exception_handlers(app)
     app.add_exception_handler(RepeatedRequest, replay_answer)
-    app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds, counts=state.requests)
+    app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds)
     app.add_middleware(
         ResolveCache,
         freshness=state.freshness,
@@ -158,6 +154,7 @@ def create_app(
         limiter=state.request_limiter,
         extra_headers=lambda: log.checkpoint_header,
     )
+    app.add_middleware(LogMiddleware, log=state.requests)
     return app
 
 

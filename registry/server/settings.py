@@ -82,6 +82,10 @@ class Settings:
     """Another Hub (`https://huggingface.co`) that is asked for repositories that do not exist here. Default: none."""
     pages: str = "on"
     """Web pages: `on`; `private`, which shows nothing before sign-in, not even public namespaces; or `off`."""
+    log: str = "text"
+    """Log lines on standard error, one for each request: `text` or `json`."""
+    log_level: str = "info"
+    """Lowest level that is logged: `debug`, `info`, `warning`, which leaves out answered requests, or `error`."""
     database_pool: int = 8
     """PostgreSQL connections per server process."""
 

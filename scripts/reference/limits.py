@@ -171,13 +171,15 @@ LIMITS = {
             "PAGE_LIMIT": "items of a page",
             "DEPTH_LIMIT": "nesting of a body",
             "MESSAGE_LIMIT": "characters of a message or reason",
+            "REF_LIMIT": "characters of a name, a ref or an id in a group",
+            "GROUP_LIMIT": "items of a request that moves aliases, approves or describes",
+            "GROUP_BODY_BYTES": "body of such a request",
         },
         "registry.api.models": {"ERRORS_LIMIT": "errors listed about one request"},
         "registry.api.catalog": {
             "DESCRIPTION_LIMIT": "characters of a description",
             "TAGS_LIMIT": "tags of an adapter or version, and as many links",
         },
-        "registry.api.transfer": {"NAME_LIMIT": "characters of a name or an id in a group of pushes"},
         "registry.api.evaluation": {"ENGINES_LIMIT": "engine profiles of a request"},
         "registry.server.routes.adapters": {"TARGETS_LIMIT": "targets or tags of a search"},
         "registry.server.routes.hub.repositories": {
@@ -208,6 +210,7 @@ LIMITS = {
             "LIFETIME_LIMIT_SECONDS": "lifetime of an identity token",
             "JTI_LIMIT": "characters of an identity token's `jti`",
         },
+        "registry.client.fleet_file": {"FILE_LIMIT_BYTES": "file of `adapter apply`"},
         "registry.api.transfer": {
             "BULK_LIMIT": "adapters of one request to push or pull",
             "BULK_BODY_BYTES": "body of one request to push",

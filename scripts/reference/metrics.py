@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from registry.server.http import metrics as server
+from registry.server.http import request_log
 from registry.serving.agent import metrics as agent
 from scripts.reference.tables import table
 
@@ -15,8 +16,12 @@ How to scrape them: [operations](../operations.md).
 
 def markdown() -> str:
     """The whole page."""
-    counter, meaning = server.REQUESTS
-    rows = [(f"{server.PREFIX}{counter}_total", f"{meaning} Labels `method`, `status`.")]
+    rows = [(f"{server.PREFIX}{name}_total", description) for name, description, _ in server.COUNTERS]
+    rows[0] = (rows[0][0], f"{rows[0][1]} Labels `{'`, `'.join(server.REQUEST_LABELS)}`.")
+    histogram, meaning = request_log.SECONDS
+    labels = "`, `".join(request_log.SECONDS_LABELS)
+    rows.append((histogram, f"{meaning} A histogram with the labels `{labels}`; a route is the template of its path."))
+    rows += [(f"{server.PREFIX}{name}", description) for name, description in (server.BUILD, server.QUEUE_AGE)]
     rows += [(f"{server.PREFIX}{name}", description) for name, description, _ in server._totals()]
     rows += [(f"{server.PREFIX}{name}", f"{description} Label `state`: {', '.join(states)}.")
              for name, description, states, _ in server._totals_by_state()]  # fmt: skip

@@ -21,6 +21,7 @@ GROUPS = {
         "Client",
         "For every command. Pulled blobs are cached in `$XDG_CACHE_HOME/adapter-registry` (`~/.cache`).",
     ),
+    "logs": ("Logs", "For `adapter worker` and `adapter agent`."),
     "worker": ("Worker", "For `adapter worker`."),
     "agent": ("Agent", "For `adapter agent`."),
     "vllm": ("vLLM plugin", "Read in the process of vLLM, together with `ADAPTER_REGISTRY` and `ADAPTER_TOKEN`."),

@@ -33,7 +33,8 @@ QUERIES = {
     "/api/v1/engine-settings": {"base": "tiny-llama", "engine": "vllm==0.33.0"},
     "/api/v1/events/stream": {"after": "x"},  # refused after the look at who asks: it would never end
 }
-BULK = frozenset({"/api/v1/pushes", "/api/v1/pushes/commit", "/api/v1/pulls"})
+GROUPS = frozenset({"/api/v1/moves", "/api/v1/approvals", "/api/v1/metadata"})
+BULK = frozenset({"/api/v1/pushes", "/api/v1/pushes/commit", "/api/v1/pulls"}) | GROUPS
 LONG = frozenset({"/api/v1/fsck", "/api/v1/gc", "/api/v1/reindex"})
 
 
@@ -52,6 +53,9 @@ class Matrix:
             "POST /api/v1/pushes": push_body("{namespace}/{name}", manifest),
             "POST /api/v1/pushes/commit": commit_body("psh_none"),
             "POST /api/v1/pulls": {"refs": ["{namespace}/{name}@1"]},
+            "POST /api/v1/moves": {"items": [{"name": "{namespace}/{name}", "alias": "canary", "version": "1"}]},
+            "POST /api/v1/approvals": {"items": [{"ref": "{namespace}/{name}@1", "alias": "canary"}]},
+            "POST /api/v1/metadata": {"items": [{"subject": "{namespace}/{name}", "tags": {"team": None}}]},
             "POST /api/v1/adapters/{namespace}/{name}/rename": {"to": "{namespace}/{name}"},
             "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/undelete": {"reason": "r"},
             "PATCH /api/v1/adapters/{namespace}/{name}/metadata": {"tags": {"team": None}},

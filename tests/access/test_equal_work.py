@@ -224,18 +224,29 @@ def test_a_hub_client_is_refused_an_invisible_adapter_with_the_calls_of_an_absen
     assert len({answer.headers["x-error-message"].replace("nothing", "support") for answer in answers}) == 1
 
 
-def test_planning_a_pull_of_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_memory: Harness) -> None:
+BULK: dict[str, Callable[[str], dict[str, Any]]] = {
+    "pulls": lambda name: {"refs": [f"{name}@1"]},
+    "moves": lambda name: {"items": [{"name": name, "alias": "canary", "version": "1"}]},
+    "approvals": lambda name: {"items": [{"ref": f"{name}@1", "alias": "canary"}]},
+    "metadata": lambda name: {"items": [{"subject": name, "tags": {"team": "x"}}]},
+}
+
+
+@pytest.mark.parametrize("route", BULK)
+def test_a_bulk_request_about_an_invisible_adapter_takes_the_calls_of_an_absent_one(
+    blobs_in_memory: Harness, route: str
+) -> None:
     harness = blobs_in_memory
     harness.push("acme/support")
     harness.admin.create_namespace("globex", owner="bob")
     mine = of_subject(harness, "bob", namespaces=["globex"])
     send(harness, "GET", "/api/v1/whoami", mine)
 
-    def ask(ref: str) -> None:
-        answer = send(harness, "POST", "/api/v1/pulls", mine, json={"refs": [ref]})
+    def ask(name: str) -> None:
+        answer = send(harness, "POST", f"/api/v1/{route}", mine, json=BULK[route](name))
         assert answer.json()["items"][0]["problem"]["code"] == "ADAPTER_UNKNOWN"
 
-    invisible, absent = (work_of(harness, [], partial(ask, ref)) for ref in ("acme/support@1", "acme/nothing@1"))
+    invisible, absent = (work_of(harness, [], partial(ask, name)) for name in ("acme/support", "acme/nothing"))
     assert invisible == absent
 
 

@@ -27,7 +27,7 @@ from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
-from registry.server.promotion.attestations import signed_by
+from registry.server.promotion.attestations import signers_by_version
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
 from tests.harness import Harness
 
@@ -68,7 +68,8 @@ def attach_bundle(harness: Harness, document: dict[str, Any]) -> AttestationView
 def counted_signers(harness: Harness) -> frozenset[str]:
     """Whose signatures a gate sees."""
     with harness.session() as session:
-        return signed_by(session, versions.find(session, TRUSTED, Ref.parse(NAME).name, 1))
+        version_id = versions.find(session, TRUSTED, Ref.parse(NAME).name, 1).id or 0
+        return signers_by_version(session, [version_id]).get(version_id, frozenset())
 
 
 def examined(harness: Harness, trust: Trust) -> list[signing.Signed]:

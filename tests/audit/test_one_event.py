@@ -16,6 +16,7 @@ from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
 from registry.api.audit import SignRequest, WebhookCreate
 from registry.api.catalog import MetadataChange
 from registry.api.evaluation import RecheckEnginesRequest
+from registry.api.groups import ApproveItem, DescribeItem, MoveItem
 from registry.api.jobs import (
     CampaignRequest,
     Claimed,
@@ -32,6 +33,7 @@ from registry.attestations import models
 from registry.attestations.keys import PrivateKey
 from registry.bases.library import LibraryModules
 from registry.client.audit import Audit
+from registry.client.groups import Groups
 from registry.digest import Digest
 from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate
@@ -159,6 +161,18 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     _nothing_is_left_out(call)
 
 
+def _groups(call: EventRecorder) -> None:
+    groups = Groups(call.harness.admin)
+    tagged = DescribeItem(subject="acme/support@2", tags={"reviewed": ""})
+    for _ in range(2):
+        call(
+            "POST /moves",
+            lambda: groups.move_aliases([MoveItem(name="acme/support", alias="canary", version="2")]),
+        )
+        call("POST /approvals", lambda: groups.approve_versions([ApproveItem(ref="acme/support@2", alias="beta")]))
+        call("POST /metadata", lambda: groups.change_metadata([tagged]))
+
+
 def _claimed(call: EventRecorder) -> Claimed:
     claimed = call("POST /jobs/claim", lambda: call.harness.admin.claim(ClaimRequest(worker="w")))
     assert claimed is not None
@@ -187,6 +201,7 @@ def _delete_versions(call: EventRecorder) -> None:
 
 
 def _describe(call: EventRecorder) -> None:
+    _groups(call)
     admin, change = call.harness.admin, MetadataChange(description="answers", tags={"team": "nlp"})
     for _ in range(2):
         call("PATCH /namespaces/{namespace}", lambda: admin.change_namespace("acme", NamespaceSet(strict=True)))

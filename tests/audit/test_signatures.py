@@ -24,7 +24,7 @@ from registry.server.actors import TRUSTED
 from registry.server.audit.keys import Keys
 from registry.server.catalog import versions
 from registry.server.database.models import AttestationRow, EventRow
-from registry.server.promotion.attestations import Attester, signed_by
+from registry.server.promotion.attestations import Attester, signers_by_version
 from registry.tlog.notes import Signer, Verifier
 from tests.harness import Harness, rows
 
@@ -109,7 +109,7 @@ def test_a_signature_is_verified_and_stored_once_with_the_identity_of_its_key(pu
     assert Audit(pushed.admin).sign(NAME, sign_request) == signed
     with pushed.session() as session:
         version = versions.find(session, TRUSTED, Ref.parse(NAME).name, 1)
-        assert signed_by(session, version) == {key.public.identity}
+        assert signers_by_version(session, [version.id or 0])[version.id or 0] == {key.public.identity}
         events = [row for row in rows(session, EventRow) if row.action == "version.sign"]
     assert [(row.object, row.detail["identity"]) for row in events] == [(f"{NAME}@1", key.public.identity)]
     lines = signing.examine(

@@ -40,7 +40,12 @@ def served(data: Path, *words: str, **env: str) -> Iterator[tuple[subprocess.Pop
     CPU: a test that needs no server of its own uses the fixture `server`."""
     command = [*COMMAND, "serve", "--port", "0", "--data", str(data), "--json", *words]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | env
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"REGISTRY_LOG_LEVEL": "warning"} | env,
     )
     try:
         line = process.stdout.readline() if process.stdout else ""

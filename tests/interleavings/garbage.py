@@ -26,10 +26,10 @@ from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.database import db, models
 from registry.server.database.models import BlobRow, PushRow, VersionFileRow, VersionRow
+from registry.server.group import only
 from registry.server.maintenance import gc
 from registry.server.promotion import removal
 from registry.server.push import commit, plan
-from registry.server.push.group import only
 from registry.server.serving import reports
 from registry.server.storage.blobs import Bytes, Stat, digest_of, key_of
 from tests import samples

@@ -37,6 +37,13 @@ def test_metrics_count_stored_waiting_and_served_objects(harness: Harness) -> No
     assert after['registry_fleet_nodes{state="lost"}'] == after["registry_pushes_open"] == 0
     assert after["registry_audit_log_size"] + after["registry_audit_events_waiting"] > 0
     assert after['registry_requests_total{method="GET",status="200"}'] > 0
+    labels = 'method="POST",route="/api/v1/pushes/commit"'
+    assert after[f"registry_request_seconds_count{{{labels}}}"] == 2
+    assert after[f'registry_request_seconds_bucket{{le="+Inf",{labels}}}'] == 2
+    assert any(name.startswith('registry_build_info{python="3.') for name in after)
+    assert before["registry_job_queue_age_seconds"] == 0 <= after["registry_job_queue_age_seconds"]
+    scrape(harness, "reg_unknown")
+    assert values(scrape(harness))["registry_failed_sign_ins_total"] == 1
     assert "acme" not in answer.text
     assert "gpu-1" not in answer.text
     typed = re.findall(r"^# TYPE (\S+)", answer.text, re.MULTILINE)

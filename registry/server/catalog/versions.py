@@ -182,6 +182,7 @@ _LIGHT = select(VersionRow).options(defer(cast(Any, VersionRow.facts)))
 _NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
     tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
 )
+_NAMED_LOCKED = _NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name)).with_for_update()
 _BY_NUMBER = _LIGHT.where(
     tuple_(col(VersionRow.adapter_id), col(VersionRow.number)).in_(bindparam("keys", expanding=True))
 )
@@ -207,20 +208,16 @@ def resolve_all(
     ref is in `refs`.
     """
     times = Counter(refs)
-    outcomes: dict[Ref, Resolved | RegistryError] = {ref: unknown_adapter(ref.name) for ref in refs}
-    visible = [ref for ref in outcomes if actor.sees(ref.name)]
-    adapters = {(ref.name.namespace, ref.name.name) for ref in visible}
-    rows = session.exec(_NAMED, params={"names": sorted(adapters)}).all() if adapters else []
-    ids = {f"{namespace}/{name}": adapter_id or 0 for adapter_id, namespace, name in rows}
-    keys = {ref: (ids[str(ref.name)], ref.selector) for ref in visible if str(ref.name) in ids}
-    versions = _find_all(session, set(keys.values()))
-    labels = verdicts.newest_outcomes(session, {row.id or 0 for rows, _ in versions.values() for row in rows})
-    for ref, key in keys.items():
+    outcomes: dict[Ref, Resolved | RegistryError] = {}
+    found = _match_all(session, actor, times)
+    versions = [match[0] for match in found.values() if not isinstance(match, RegistryError)]
+    labels = verdicts.newest_outcomes(session, {row.id or 0 for row in versions})
+    for ref, match in found.items():
+        if isinstance(match, RegistryError):
+            outcomes[ref] = match
+            continue
+        version, generation = match
         try:
-            if key not in versions:
-                raise _unknown_selector(ref.name, ref.selector)
-            matches, generation = versions[key]
-            version = _only(ref.name, ref.selector, matches)
             availability.require_readable(actor, ref.name, version, ref.selector)
             size_bytes = len(version.manifest.encode()) * times[ref]
             if size_bytes > manifests_bytes:
@@ -230,6 +227,42 @@ def resolve_all(
         except RegistryError as e:
             outcomes[ref] = e
     return outcomes
+
+
+def find_all(session: Session, actor: Actor, refs: Iterable[Ref]) -> dict[Ref, VersionRow | RegistryError]:
+    """The row of each ref, without its facts, or the error that `find` raises; withdrawn and deleted ones, too."""
+    matches = _match_all(session, actor, dict.fromkeys(refs))
+    return {ref: match if isinstance(match, RegistryError) else match[0] for ref, match in matches.items()}
+
+
+def _match_all(
+    session: Session, actor: Actor, refs: Collection[Ref]
+) -> dict[Ref, tuple[VersionRow, int | None] | RegistryError]:
+    """The row of each ref and the generation of its alias, or why there is none."""
+    outcomes: dict[Ref, tuple[VersionRow, int | None] | RegistryError] = {
+        ref: unknown_adapter(ref.name) for ref in refs
+    }
+    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs})
+    keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
+    versions = _find_all(session, set(keys.values()))
+    for ref, key in keys.items():
+        try:
+            if key not in versions:
+                raise _unknown_selector(ref.name, ref.selector)
+            matches, generation = versions[key]
+            outcomes[ref] = _only(ref.name, ref.selector, matches), generation
+        except RegistryError as e:
+            outcomes[ref] = e
+    return outcomes
+
+
+def find_adapter_ids(
+    session: Session, actor: Actor, names: Collection[AdapterName], *, lock: bool = False
+) -> dict[AdapterName, int]:
+    """Name → the id of its row, of those adapters that the actor may see. `lock` as in `find_adapter`."""
+    visible = sorted((name.namespace, name.name) for name in names if actor.sees(name))
+    rows = session.exec(_NAMED_LOCKED if lock else _NAMED, params={"names": visible}).all() if visible else []
+    return {AdapterName(namespace, name): adapter_id or 0 for adapter_id, namespace, name in rows}
 
 
 def _no_space_for(ref: Ref) -> Unavailable:

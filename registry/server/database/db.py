@@ -254,21 +254,23 @@ def upsert(
     *,
     on_conflict: tuple[tuple[str, SQLColumnExpression[Any]], ...],
     returning: tuple[SQLColumnExpression[Any], ...],
+    where: SQLColumnExpression[bool] | None = None,
 ) -> list[Any]:
     """Insert rows, or update those whose keys exist; lock them in the order given; return `returning`, in any order.
 
-    It is one statement whether or not the rows exist, so its duration does not tell. `on_conflict` and `returning` are
-    part of the cache key: pass constants.
+    It is one statement whether or not the rows exist, so its duration does not tell. Rows that exist and do not fulfill
+    `where` stay as they are and are not returned. Options are part of the cache key: pass constants.
     """
     connection = target if isinstance(target, Connection) else target.connection()
-    statement = _build_upsert(connection.dialect.name, table, on_conflict, returning)
-    return list(connection.execute(statement, list(rows)))
+    statement = _build_upsert(connection.dialect.name, table, on_conflict, returning, where)
+    return list(connection.execute(statement, list(rows))) if rows else []
 
 
 @functools.lru_cache(maxsize=8)
 def _build_upsert(
-    dialect: str, table: type[SQLModel], on_conflict: tuple[tuple[str, Any], ...], returning: tuple[Any, ...]
-) -> Any:
+    dialect: str, table: type[SQLModel], on_conflict: tuple[tuple[str, Any], ...], returning: tuple[Any, ...],
+    where: Any,
+) -> Any:  # fmt: skip
     key = list(table.__table__.primary_key.columns)  # type: ignore[attr-defined]
-    statement = _insert(dialect, table).on_conflict_do_update(index_elements=key, set_=dict(on_conflict))
+    statement = _insert(dialect, table).on_conflict_do_update(index_elements=key, set_=dict(on_conflict), where=where)
     return statement.returning(*returning)

@@ -1,12 +1,13 @@
 """Metrics of the server as Prometheus text.
 
-All but `requests_total` is read from the database, so that every replica reports the same. Of tables that grow without
-end only an index is read. No label holds the name of a namespace, adapter or node.
+What is about requests is of one process; all else is read from the database, so that every replica reports the same.
+Of tables that grow without end only an index is read. No label holds the name of a namespace, adapter or node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import platform
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -15,9 +16,10 @@ from prometheus_client.registry import Collector
 from sqlalchemy import case, func
 from sqlmodel import Session, col, select
 
-from registry import jobs
+from registry import __version__, jobs
 from registry.api.serving import SlotState
 from registry.events import DeliveryState
+from registry.server.database import db
 from registry.server.database.models import (
     AdapterRow,
     DeliveryRow,
@@ -28,33 +30,46 @@ from registry.server.database.models import (
     PushRow,
     VersionRow,
 )
+from registry.server.http.request_log import RequestLog
 from registry.server.serving import reports
 from registry.server.storage.references import PushState
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PREFIX = "registry_"
-REQUESTS = "requests", "Requests that this process answered, without resolve answers from the cache."
-"""Name and description of the counter, whose samples end in `_total`."""
 UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
-Requests = Mapping[tuple[str, int], int]
-"""(method, status) → how many this process has answered."""
+COUNTERS: tuple[tuple[str, str, Callable[[RequestLog], Any]], ...] = (
+    ("requests", "Requests that this process answered.", lambda log: log.counts.copy()),
+    ("failed_sign_ins", "Requests of this process with a missing or invalid token.", lambda log: log.failed_sign_ins),
+    ("store_errors", "Requests of this process that failed because the blob store did.", lambda log: log.store_errors),
+)
+"""Name and description of each counter, whose samples end in `_total`, and how to read it from a `RequestLog`."""
+REQUEST_LABELS = ("method", "status")
+BUILD = "build_info", "1, with the `version` of this server and of its `python`."
+QUEUE_AGE = "job_queue_age_seconds", "Age of the oldest queued job, 0 without one."
 
 
-def text(session: Session, requests: Requests) -> bytes:
+def text(session: Session, requests: RequestLog) -> bytes:
     """The text format of Prometheus, version 0.0.4."""
     return generate_latest(_Server(session, requests))
 
 
 class _Server(Collector):
-    def __init__(self, session: Session, requests: Requests) -> None:
+    def __init__(self, session: Session, requests: RequestLog) -> None:
         self._session, self._requests = session, requests
 
     def collect(self) -> Iterator[Metric]:
-        name, description = REQUESTS
-        requests = CounterMetricFamily(PREFIX + name, description, labels=["method", "status"])
-        for (method, status), count in sorted(self._requests.items()):
-            requests.add_metric([method, str(status)], count)
-        yield requests
+        for name, description, read in COUNTERS:
+            value: Any = read(self._requests)
+            is_total = isinstance(value, int)
+            counter = CounterMetricFamily(PREFIX + name, description, labels=[] if is_total else REQUEST_LABELS)
+            for labels, count in [((), value)] if is_total else sorted(value.items()):
+                counter.add_metric([str(label) for label in labels], count)
+            yield counter
+        yield from self._requests.seconds.collect()
+        build = GaugeMetricFamily(PREFIX + BUILD[0], BUILD[1], labels=["version", "python"])
+        build.add_metric([__version__, platform.python_version()], 1)
+        yield build
+        yield GaugeMetricFamily(PREFIX + QUEUE_AGE[0], QUEUE_AGE[1], value=self._queue_age())
         for name, description, total in _totals():
             yield GaugeMetricFamily(PREFIX + name, description, value=self._session.exec(total).one())
         for name, description, states, statement in _totals_by_state():
@@ -63,6 +78,12 @@ class _Server(Collector):
             for state in states:  # 0 where there is none: a series that comes and goes cannot be watched
                 family.add_metric([state], totals.get(state, 0))
             yield family
+
+    def _queue_age(self) -> float:
+        """Seconds for which the oldest queued job waits, by the database's clock."""
+        oldest = select(func.min(JobRow.created_at)).where(col(JobRow.state) == jobs.State.QUEUED)
+        created_at = self._session.exec(oldest).one()
+        return max(0.0, (db.now() - created_at).total_seconds()) if created_at is not None else 0.0
 
 
 def _totals() -> Iterator[tuple[str, str, Any]]:

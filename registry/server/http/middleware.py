@@ -1,4 +1,4 @@
-"""`RequestMiddleware`: the outermost ASGI layer. It sets the request id and rejects requests that are malformed.
+"""`RequestMiddleware`: an outer ASGI layer. It sets the request id and rejects requests that are malformed.
 
 - Every answer carries X-Request-Id: the client's if it is well-formed, else a new one.
 - The Host header must be a host with or without a port.
@@ -14,7 +14,6 @@ import json
 import re
 import secrets
 import time
-from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,8 +22,6 @@ from registry.errors import Invalid, RegistryError, Unavailable
 BODY_BYTES_PER_SECOND = 16 * 2**10
 """The deadline of a body is its size divided by this, and a minute (`Settings.stall_seconds`)."""
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
 _NUL = Invalid("REQUEST_INVALID", "the path or the query holds the character U+0000")
 _BAD_HOST = Invalid("REQUEST_INVALID", "the Host header is not a host")
 _SEVERAL_TOKENS = Invalid("REQUEST_INVALID", "the request has several Authorization headers: send one")
@@ -43,12 +40,11 @@ def choose_request_id(header: bytes) -> bytes:
 
 
 class RequestMiddleware:
-    """`counts`: (method, status) → how many answers were started."""
+    """`stall_seconds`: see `SlowBodyGuard`."""
 
-    def __init__(self, app: ASGIApp, stall_seconds: float = 60, counts: Counter[tuple[str, int]] | None = None) -> None:
+    def __init__(self, app: ASGIApp, stall_seconds: float = 60) -> None:
         self.app = app
         self._stall_seconds = stall_seconds
-        self._counts = counts if counts is not None else Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,8 +59,6 @@ class RequestMiddleware:
                 headers = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 headers += [(b"connection", b"close")] if guard.stalled or scope["state"].get("unread_body") else []
                 message = {**message, "headers": headers}
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self._counts[method, message["status"]] += 1
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -91,9 +92,20 @@ def problem_of_item(request: Request, error: RegistryError, about: str) -> Probl
     )
 
 
+def outcomes_of(request: Request, outcomes: Sequence[object], about: Sequence[str]) -> list[dict[str, Any]]:
+    """Each result of a bulk request, or the problem of the item that `about` names."""
+    return [
+        {"problem": problem_of_item(request, outcome, name)}
+        if isinstance(outcome, RegistryError)
+        else {"result": outcome}
+        for outcome, name in zip(outcomes, about, strict=True)
+    ]
+
+
 def problem_response(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
     """Return the response for an error, with the headers that its route adds."""
     status = status or status_of(error)
+    request.scope["state"]["problem"] = error.code
     body = error.to_problem() | {"status": status, "request_id": request.state.request_id}
     headers = {}
     if error.retry_after_seconds is not None:
@@ -122,6 +134,7 @@ def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
     if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
         _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
+        request.app.state.requests.store_errors += error.code == "STORE_UNAVAILABLE"
     if isinstance(error, DENIALS):
         request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)
 

@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from http import HTTPStatus
 
+from registry.api import LINKS
 from registry.errors import RegistryError, Unavailable
 from registry.server.http.conditional import Part
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND, choose_request_id
+from registry.server.http.request_log import AnsweredRequest
 from registry.server.local_links.answers import Context, problem_of
 from registry.server.local_links.request import LinkRequest
 from registry.server.storage.blobs import raise_unknown
@@ -31,6 +33,7 @@ STEP_BYTES = 8 * 2**20
 SLICE_SECONDS = 1.0
 """How long one call may wait for the peer. A call moves a whole buffer, so that a thread seldom wakes up."""
 LINGER_SECONDS = 2.0
+LINK_ROUTE = f"{LINKS}{{key}}"
 """How long a client that still sends may take to read why its body was refused."""
 _MORE = getattr(socket, "MSG_MORE", 0)
 _LOG = logging.getLogger("registry.server")
@@ -49,6 +52,8 @@ class Exchange:
         self._remaining = request.link.size_bytes if request.method == "PUT" else 0
         self.rest = received[request.head_bytes :]
         self.status = 0
+        self._sent_bytes = 0
+        self._started_at = time.perf_counter()
 
     def run(self) -> bool:
         """Answer the request; return whether the connection can be used again. Raises nothing."""
@@ -63,6 +68,14 @@ class Exchange:
                 _LOG.exception("%s of %s by a link failed", self._request.method, self._request.link.key)
                 return False
             return self._keeps_alive
+
+    def describe(self) -> AnsweredRequest:
+        """What the log says about it. The bytes of an answer count as a whole."""
+        received = self._request.link.size_bytes - self._remaining if self._request.method == "PUT" else 0
+        return AnsweredRequest(
+            self._request_id, self._request.link.owner, self._request.method, LINK_ROUTE, self.status,
+            time.perf_counter() - self._started_at, received, self._sent_bytes,
+        )  # fmt: skip
 
     @property
     def _keeps_alive(self) -> bool:
@@ -105,6 +118,7 @@ class Exchange:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise_unknown(self._request.link.key)
+            self._sent_bytes = part.length
             self._answer(part.status, part.headers, more=bool(part.length))
             self._send_part(descriptor, part)
         finally:

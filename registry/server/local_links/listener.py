@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from registry.server.http.request_log import AnsweredRequest, RequestLog
 from registry.server.local_links import connections
 from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import ConnectionLimits
@@ -53,18 +54,18 @@ class _Connection:
 
 
 class LinkListener:
-    """Runs on the event loop. `counts`: (method, status) → how many answers were started."""
+    """Runs on the event loop, and records each answer in `requests`."""
 
     def __init__(
         self, listener: socket.socket, signer: LinkSigner, context: Context, *, make_protocol: MakeProtocol,
-        limits: ConnectionLimits, counts: Counter[tuple[str, int]],
+        limits: ConnectionLimits, requests: RequestLog,
     ) -> None:  # fmt: skip
         self._listener = listener
         self._signer = signer
         self._context = context
         self._make_protocol = make_protocol
         self._limits = limits
-        self._counts = counts
+        self._requests = requests
         self._pool = ThreadPoolExecutor(SLOTS, thread_name_prefix="link")
         self._loop = asyncio.get_running_loop()
         self._waiting: set[_Connection] = set()
@@ -220,13 +221,15 @@ class LinkListener:
         is_reusable = exchange.run()
         connection.received = exchange.rest
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.status, is_reusable)
+            self._loop.call_soon_threadsafe(self._end_exchange, connection, request, exchange.describe(), is_reusable)
 
-    def _end_exchange(self, connection: _Connection, request: LinkRequest, status: int, is_reusable: bool) -> None:
+    def _end_exchange(
+        self, connection: _Connection, request: LinkRequest, answered: AnsweredRequest, is_reusable: bool
+    ) -> None:
         self._in_threads.remove(connection)
         self._slots -= Counter(_shares_of(request.link))
-        if status:
-            self._counts[request.method, status] += 1
+        if answered.status:
+            self._requests.record(answered)
         if is_reusable:
             self._wait_or_close(connection)
         else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 
+from registry.server.http.request_log import RequestLog
 from registry.server.local_links.answers import Context
 from registry.server.local_links.connections import BoundedProtocol, ConnectionLimits
 from registry.server.local_links.listener import LinkListener
@@ -29,16 +29,16 @@ class LinkServer(uvicorn.Server):
 
     def __init__(
         self, application: Any, listener: socket.socket, signer: LinkSigner,
-        context: Context, *, limits: ConnectionLimits, counts: Counter[tuple[str, int]],
+        context: Context, *, limits: ConnectionLimits, requests: RequestLog,
         on_start: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         config = uvicorn.Config(
-            application, http=BoundedProtocol, ws="none", log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            application, http=BoundedProtocol, ws="none", log_config=None, log_level="warning", access_log=False,
+            server_header=False, timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
         super().__init__(config)
         self._listener, self._signer, self._context = listener, signer, context
-        self._limits, self._counts = limits, counts
+        self._limits, self._requests = limits, requests
         self._on_start, self._on_stop = on_start, on_stop
         self._links: LinkListener | None = None
 
@@ -49,7 +49,7 @@ class LinkServer(uvicorn.Server):
             return
         self._links = LinkListener(
             self._listener, self._signer, self._context,
-            make_protocol=self._make_protocol, limits=self._limits, counts=self._counts,
+            make_protocol=self._make_protocol, limits=self._limits, requests=self._requests,
         )  # fmt: skip
         self._links.start(BACKLOG)
         self._on_start()

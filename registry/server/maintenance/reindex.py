@@ -38,7 +38,7 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, BlobRow, TakenNameRow, VersionRow
 from registry.server.evaluation import weights
 from registry.server.maintenance import record_check
-from registry.server.promotion import aliases, deletion
+from registry.server.promotion import deletion, moves
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
@@ -356,4 +356,4 @@ def _restore_main(session: Session, actor: Actor, name: AdapterName) -> None:
     """Point `main` at the newest version."""
     adapter_id = session.exec(select(AdapterRow.id).where(versions.named(name))).first()
     if adapter_id is not None:
-        aliases.follow_newest(session, actor, name, adapter_id, "restored")
+        moves.follow_newest(session, actor, name, adapter_id, "restored")

@@ -25,7 +25,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.pages.adapters import describe_gate
 from registry.server.pages.rendering import adapter_path, create_router, redirect, render
 from registry.server.pages.sign_in import FORM_BYTES
-from registry.server.promotion import aliases, gates
+from registry.server.promotion import aliases, gates, moves
 from registry.server.sessions import visitors
 from registry.server.sessions.visitors import SESSION, Visitor, VisitorDep
 from registry.structs import first_problem
@@ -106,8 +106,8 @@ def _in_effect(
 def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias at a version, through its gate, if it is still where the page has shown it."""
     move, generation = _read_move(request, visitor, name, PromoteRequest, "version", "reason")
-    row = versions.find(session, visitor.actor, name, names.selector(move.version))
-    aliases.move(session, visitor.actor, name, alias, row, expected_generation=generation, reason=move.reason)
+    order = moves.Move(name, alias, names.selector(move.version), generation, move.reason)
+    moves.move_alias(session, visitor.actor, order)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 
@@ -116,7 +116,8 @@ def promote_alias(request: Request, session: SessionDep, visitor: VisitorDep, na
 def rollback_alias(request: Request, session: SessionDep, visitor: VisitorDep, name: NameDep, alias: str) -> Response:
     """Point an alias back at the version before, if it is still where the page has shown it."""
     move, generation = _read_move(request, visitor, name, RollbackRequest, "reason")
-    aliases.rollback(session, visitor.actor, name, alias, expected_generation=generation, reason=move.reason)
+    order = moves.Move(name, alias, None, generation, move.reason, is_rollback=True)
+    moves.move_alias(session, visitor.actor, order)
     return redirect(adapter_path(str(name), rest=f"aliases/{alias}"))
 
 

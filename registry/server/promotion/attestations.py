@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from registry.server.actors import TRUSTED, Actor
 from registry.server.audit.keys import Keys
 from registry.server.catalog import availability, versions
 from registry.server.database import db, locks
+from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, AttestationRow, BlobRow, EventRow, VersionRow
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
@@ -46,10 +47,15 @@ _RESULTS = {Outcome.PASS: "PASSED", Outcome.WARN: "WARNED", Outcome.FAIL: "FAILE
 
 
 # ------------------------------------------------------------------ read
-def signed_by(session: Session, version: VersionRow) -> frozenset[str]:
-    """The identities that signed this version: `key:…`, `pki:…`, `sigstore:…`, each verified when it was stored."""
-    statement = _live().where(AttestationRow.version_id == version.id, AttestationRow.kind == SIGNATURE)
-    return frozenset(row.identity for row in session.exec(statement))
+def signers_by_version(session: Session, version_ids: Collection[int]) -> dict[int, frozenset[str]]:
+    """Version → the identities that signed it: `key:…`, `pki:…`, `sigstore:…`, each verified when it was stored."""
+    if not version_ids:
+        return {}
+    statement = _live().where(any_of(col(AttestationRow.version_id), version_ids), AttestationRow.kind == SIGNATURE)
+    signers: dict[int, frozenset[str]] = {}
+    for row in session.exec(statement):
+        signers[row.version_id] = signers.get(row.version_id, frozenset()) | {row.identity}
+    return signers
 
 
 def list_attestations(

@@ -1,4 +1,4 @@
-"""Changes the description, tags and links of an adapter or a version.
+"""Changes descriptions, tags and links of adapters and versions, in groups. One change is a group of one.
 
 All who may push may change them. Each change that changes something has one event, with the new values and with what
 was removed, so the audit log keeps their history. A version in quarantine keeps its metadata as it is.
@@ -6,83 +6,188 @@ was removed, so the audit log keeps their history. A version in quarantine keeps
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
-from registry.api.catalog import TAGS_LIMIT, MetadataChange, VersionView
-from registry.errors import TooLarge
+from registry.api.catalog import TAGS_LIMIT, MetadataChange
+from registry.api.groups import DescribedSubject
+from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
-from registry.names import AdapterName, Selector
+from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server import audit
-from registry.server.actors import Actor
+from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
 from registry.server.database import db
-from registry.server.database.models import DESCRIPTION, LINK, TAG, AdapterMetadataRow, VersionMetadataRow
+from registry.server.database.expressions import any_of
+from registry.server.database.models import (
+    DESCRIPTION,
+    LINK,
+    TAG,
+    AdapterMetadataRow,
+    EventRow,
+    VersionMetadataRow,
+    VersionRow,
+)
+from registry.server.group import Member, only, results_of, without_error
 
 _Key = tuple[str, str]
+_Values = dict[_Key, str]
 
 
-def change_adapter(session: Session, actor: Actor, name: AdapterName, change: MetadataChange) -> None:
-    """Change the metadata of an adapter. `NotFound`, `Denied`, `TooLarge` (SIZE_INVALID)."""
-    actor.require(Scope.PUSH, name)
-    adapter = versions.find_adapter(session, actor, name, lock=True)
-    detail = _change(session, actor, AdapterMetadataRow, {"adapter_id": adapter.id}, change)
-    if detail:
-        audit.append(session, actor, EventType.ADAPTER_DESCRIBE, str(name), detail)
-        session.flush()
+def _statements(table: Any, owner: str) -> tuple[Any, Any]:
+    column = col(getattr(table, owner))
+    key = (column == bindparam("of_owner"), table.kind == bindparam("of_kind"), table.key == bindparam("of_key"))
+    return select(table).where(any_of(column, parameter="ids")), delete(table).where(*key)
 
 
-def change_version(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, change: MetadataChange
-) -> VersionView:
-    """Change the metadata of a version. `Refused` (QUARANTINED), else as `change_adapter`."""
-    actor.require(Scope.PUSH, name)
-    versions.find_adapter(session, actor, name, lock=True)
-    version = versions.find(session, actor, name, selector)
-    if version.quarantined_at is not None:
-        raise availability.quarantined_error(name, version)
-    detail = _change(session, actor, VersionMetadataRow, {"version_id": version.id}, change)
-    if detail:
-        subject = f"{name}@{version.number}"
-        audit.append(session, actor, EventType.VERSION_DESCRIBE, subject, {"digest": version.digest, **detail})
-        session.flush()
-    return versions.build_view(session, name, version)
+_TABLES: tuple[tuple[Any, str, Any, Any], ...] = tuple(
+    (table, owner, *_statements(table, owner))
+    for table, owner in ((AdapterMetadataRow, "adapter_id"), (VersionMetadataRow, "version_id"))
+)
 
 
-def _change(
-    session: Session, actor: Actor, table: Any, owner: dict[str, Any], change: MetadataChange
-) -> dict[str, Any]:
-    """Write the rows that differ. Returns the detail of the event, empty if nothing differs."""
-    own = [col(getattr(table, column)) == value for column, value in owner.items()]
-    before: dict[_Key, str] = {(row.kind, row.key): row.value for row in session.exec(select(table).where(*own)).all()}
-    after = _apply(before, change)
+@dataclass
+class Description(Member):
+    """A change to make, of an adapter, or with a selector of one of its versions."""
+
+    name: AdapterName
+    selector: Selector | None
+    change: MetadataChange
+    owner_id: int = field(default=0, init=False)
+    version: VersionRow | None = field(default=None, init=False)
+    result: DescribedSubject | None = field(default=None, init=False)
+
+    @property
+    def ref(self) -> Ref | None:
+        """The version; None for an adapter."""
+        return None if self.selector is None else Ref(self.name, self.selector)
+
+    @property
+    def subject(self) -> str:
+        """The adapter, or the version by its number."""
+        return f"{self.name}@{self.version.number}" if self.version is not None else str(self.name)
+
+
+def describe_one(session: Session, actor: Actor, description: Description) -> DescribedSubject:
+    """`describe` for a group of one. Raises its error."""
+    return only(describe(session, actor, [description]))
+
+
+def describe(
+    session: Session, actor: Actor, descriptions: Sequence[Description], *, atomic: bool = False, dry_run: bool = False
+) -> list[DescribedSubject | RegistryError]:
+    """Change metadata; return what each subject has then, or its error, in order.
+
+    `NotFound`, `Denied`, `TooLarge` (SIZE_INVALID), `Refused` (QUARANTINED). `atomic`: an error of one lets all fail.
+    `dry_run`: check everything and write nothing.
+    """
+    for description in descriptions:
+        with description.collect_error():
+            actor.require(Scope.PUSH, description.name)
+    _find_subjects(session, actor, without_error(descriptions))
+    written: list[Description] = []
+    events: list[EventRow] = []
+    changes: dict[Any, list[tuple[int, _Values, _Values]]] = defaultdict(list)
+    for table, owner, read, _ in _TABLES:
+        members = [d for d in without_error(descriptions) if (d.version is None) == (table is AdapterMetadataRow)]
+        if not members:
+            continue
+        before: dict[int, _Values] = {member.owner_id: {} for member in members}
+        for row in session.exec(read, params={"ids": sorted(before)}):
+            before[getattr(row, owner)][row.kind, row.key] = row.value
+        after = {owner_id: dict(values) for owner_id, values in before.items()}
+        for member in members:
+            with member.collect_error():
+                detail = _change(member, after)
+                if detail:
+                    written.append(member)
+                    events.append(_build_event(session, actor, member, detail))
+        changes[table] = [(owner_id, before[owner_id], after[owner_id]) for owner_id in sorted(before)]
+    if written and not dry_run and not (atomic and len(without_error(descriptions)) < len(descriptions)):
+        for table, owner, _, remove in _TABLES:
+            _write(session, actor, table, owner, remove, changes[table])
+        db.bulk_insert(session, events)
+    return results_of(descriptions, atomic=atomic)
+
+
+def _find_subjects(session: Session, actor: Actor, descriptions: Sequence[Description]) -> None:
+    """Lock the adapters, and find the versions."""
+    ids = versions.find_adapter_ids(session, actor, {d.name for d in descriptions}, lock=True)
+    rows = versions.find_all(session, actor, [d.ref for d in descriptions if d.ref is not None])
+    for description in descriptions:
+        with description.collect_error():
+            if description.name not in ids:
+                raise unknown_adapter(description.name)
+            description.owner_id = ids[description.name]
+            if description.ref is None:
+                continue
+            row = rows[description.ref]
+            if isinstance(row, RegistryError):
+                raise row
+            availability.require_not_deleted(description.name, row)
+            if row.quarantined_at is not None:
+                raise availability.quarantined_error(description.name, row)
+            description.version, description.owner_id = row, row.id or 0
+
+
+def _change(description: Description, current: dict[int, _Values]) -> dict[str, Any]:
+    """Apply a change to `current`, owner → its values. Returns the detail of the event, empty if nothing differs."""
+    before = current[description.owner_id]
+    after = _apply(before, description.change)
     for kind, noun in ((TAG, "tags"), (LINK, "links")):
         count = sum(key[0] == kind for key in after)
         if count > TAGS_LIMIT:
             raise TooLarge("SIZE_INVALID", f"{noun}: {count} are over the limit of {TAGS_LIMIT}")
+    current[description.owner_id] = after
     written = {key: value for key, value in after.items() if before.get(key) != value}
-    removed = sorted(before.keys() - after.keys())
-    for kind, key in [*written, *removed]:
-        session.connection().execute(delete(table).where(*own, table.kind == kind, table.key == key))
-    common = {**owner, "set_at": db.now(), "set_by": actor.identity}
-    db.bulk_insert(
-        session, [table(**common, kind=kind, key=key, value=value) for (kind, key), value in written.items()]
-    )
     detail: dict[str, Any] = {
         f"{kind}s": {key: value for (k, key), value in written.items() if k == kind} for kind in (TAG, LINK)
     }
     detail["description"] = written.get((DESCRIPTION, ""), "")
-    detail["removed"] = [f"{kind} {key}".strip() for kind, key in removed]
-    return {field: value for field, value in detail.items() if value}
+    detail["removed"] = [f"{kind} {key}".strip() for kind, key in sorted(before.keys() - after.keys())]
+    detail = {field: value for field, value in detail.items() if value}
+    description.result = DescribedSubject(
+        subject=description.subject, changed=bool(detail), description=after.get((DESCRIPTION, ""), ""),
+        **{f"{kind}s": {key: value for (k, key), value in after.items() if k == kind} for kind in (TAG, LINK)},
+    )  # fmt: skip
+    return detail
 
 
-def _apply(before: dict[_Key, str], change: MetadataChange) -> dict[_Key, str]:
+def _apply(before: _Values, change: MetadataChange) -> _Values:
     requested: dict[_Key, str | None] = {(TAG, key): value for key, value in change.tags.items()}
     requested |= {(LINK, key): value for key, value in change.links.items()}
     if change.description is not None:
         requested[DESCRIPTION, ""] = change.description.strip() or None
     after = {**before, **{key: value for key, value in requested.items() if value is not None}}
     return {key: value for key, value in after.items() if key not in requested or requested[key] is not None}
+
+
+def _build_event(session: Session, actor: Actor, description: Description, detail: dict[str, Any]) -> EventRow:
+    event_type = EventType.ADAPTER_DESCRIBE
+    if description.version is not None:
+        event_type, detail = EventType.VERSION_DESCRIBE, {"digest": description.version.digest, **detail}
+    return audit.build(session, actor, event_type, description.subject, detail)
+
+
+def _write(
+    session: Session, actor: Actor, table: Any, owner: str, remove: Any,
+    changes: Sequence[tuple[int, _Values, _Values]],
+) -> None:  # fmt: skip
+    """Write the rows that differ between the values before and after."""
+    removed, inserted = [], []
+    for owner_id, before, after in changes:
+        differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        removed += [{"of_owner": owner_id, "of_kind": k, "of_key": key} for k, key in differing if (k, key) in before]
+        inserted += [
+            table(**{owner: owner_id}, set_at=db.now(), set_by=actor.identity, kind=k, key=key, value=after[k, key])
+            for k, key in differing
+            if (k, key) in after
+        ]
+    db.update_rows(session, remove, removed)
+    db.bulk_insert(session, inserted)

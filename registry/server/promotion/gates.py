@@ -1,4 +1,4 @@
-"""Gates: set and show what an alias requires, approve a version, and gather the evidence that a gate judges.
+"""Gates: set and show what an alias requires, and gather the evidence that a gate judges.
 
 - The adapter's own gate counts, else its namespace's, else the default of the alias. `main` has none.
 - Only an owner of the namespace sets a gate; all who may promote approve.
@@ -7,14 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.aliases import ApprovalList, ApprovalView, GateCheck, GateList, GateView
+from registry.api.aliases import GateCheck, GateList, GateView
+from registry.bases import BaseSpec
 from registry.errors import Invalid, Refused
 from registry.evaluation import gates as domain
 from registry.evaluation.gates import Approval, Evidence, Gate
@@ -28,6 +29,7 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, verdicts, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     AdapterGateRow,
     AliasMoveRow,
@@ -40,15 +42,53 @@ from registry.server.evaluation import engine_compat
 from registry.server.promotion import attestations
 
 _Row = AdapterGateRow | NamespaceGateRow
+_OF_ADAPTERS = (
+    select(AdapterGateRow)
+    .where(
+        any_of(col(AdapterGateRow.adapter_id), parameter="ids"), any_of(col(AdapterGateRow.alias), parameter="aliases")
+    )
+    .execution_options(populate_existing=True)
+)
+_OF_NAMESPACES = (
+    select(NamespaceGateRow)
+    .where(
+        any_of(col(NamespaceGateRow.namespace), parameter="namespaces"),
+        any_of(col(NamespaceGateRow.alias), parameter="aliases"),
+    )
+    .execution_options(populate_existing=True)
+)
+_MOVES = (
+    select(AliasMoveRow)
+    .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
+    .order_by(col(AliasMoveRow.generation))
+)
+_WITH_FACTS = select(VersionRow).where(any_of(col(VersionRow.id), parameter="ids"))
+_BASES = select(BaseRow).where(any_of(col(BaseRow.id), parameter="ids"))
+_APPROVALS = (
+    select(ApprovalRow).where(any_of(col(ApprovalRow.version_id), parameter="ids")).order_by(col(ApprovalRow.id))
+)
 
 
 # ------------------------------------------------------------------ gates
-def find_gate(session: Session, name: AdapterName, adapter_id: int | None, alias: str) -> GateView:
-    """The gate that counts for this alias of an adapter."""
-    own = session.get(AdapterGateRow, (adapter_id, alias), populate_existing=True) if adapter_id else None
-    if own is not None:
-        return _view(own, str(name))
-    return _find_namespace_gate(session, name.namespace, alias)
+def find_gates(session: Session, aliases: Sequence[tuple[AdapterName, int | None, str]]) -> list[GateView]:
+    """The gate that counts for each alias of an adapter, in order. An id of None: only its namespace counts."""
+    params: dict[str, Any] = {"aliases": sorted({alias for _, _, alias in aliases})}
+    ids = sorted({adapter_id for _, adapter_id, _ in aliases if adapter_id})
+    own = {(row.adapter_id, row.alias): row for row in session.exec(_OF_ADAPTERS, params={**params, "ids": ids})}
+    namespaces = sorted({name.namespace for name, _, _ in aliases})
+    inherited = {
+        (row.namespace, row.alias): row
+        for row in session.exec(_OF_NAMESPACES, params={**params, "namespaces": namespaces})
+    }
+    gates = []
+    for name, adapter_id, alias in aliases:
+        if (adapter_id, alias) in own:
+            gates.append(_view(own[adapter_id or 0, alias], str(name)))
+        elif (name.namespace, alias) in inherited:
+            gates.append(_view(inherited[name.namespace, alias], name.namespace))
+        else:
+            gates.append(GateView(alias=alias, gate=domain.gate_of(alias)))
+    return gates
 
 
 def list_gates(session: Session, actor: Actor, where: AdapterName | str) -> GateList:
@@ -67,7 +107,7 @@ def show_gate(session: Session, actor: Actor, where: AdapterName | str, alias: s
     """The gate that counts for an alias, no matter who has set it."""
     alias = names.alias(alias)
     if isinstance(where, AdapterName):
-        return find_gate(session, where, versions.find_adapter(session, actor, where).id, alias)
+        return find_gates(session, [(where, versions.find_adapter(session, actor, where).id, alias)])[0]
     actor.require_in(Scope.PULL, where)
     return _find_namespace_gate(session, where, alias)
 
@@ -152,7 +192,7 @@ def _view(row: _Row, where: str) -> GateView:
 def check_gate(session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str) -> GateCheck:
     """What a version still needs to be promoted to an alias. Nothing moves."""
     version = versions.find(session, actor, name, selector)
-    gate, evidence = gather_evidence(session, actor, name, names.alias(alias), version)
+    ((gate, evidence),) = gather_evidence(session, actor, [(name, names.alias(alias), version)])
     missing = gate.gate.missing(evidence)
     step = next_step(name, version, alias, missing)
     return GateCheck(alias=alias, number=version.number, gate=gate, open=not missing, missing=missing, next_step=step)
@@ -174,24 +214,44 @@ def next_step(name: AdapterName, version: VersionRow, alias: str, missing: Seque
 
 
 def gather_evidence(
-    session: Session, actor: Actor, name: AdapterName, alias: str, version: VersionRow
-) -> tuple[GateView, Evidence]:
-    """The gate of an alias, and everything about this version that the gate judges if this actor promotes it."""
-    gate_row = find_gate(session, name, version.adapter_id, alias)
-    gate = gate_row.gate
-    newest = verdicts.newest_of(session, version)
-    soaked = _soak_seconds(session, version, gate.soak_in, db.now()) if gate.soak_in else 0
-    return gate_row, Evidence(
-        verdicts=tuple(newest),
-        weights_pending=version.measured_at is None,
-        engines=tuple(_evaluate_engines(session, version, gate, newest)),
-        files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
-        approvals=tuple(Approval(identity=row.identity, at=row.at) for row in _approvals(session, version, alias)),
-        soak_seconds={gate.soak_in: soaked} if gate.soak_in else {},
-        signed_by=attestations.signed_by(session, version) if gate.signed_by else frozenset(),
-        pushed_by=_pushers(version),
-        promoted_by=actor.identity,
-    )
+    session: Session, actor: Actor, moves: Sequence[tuple[AdapterName, str, VersionRow]]
+) -> list[tuple[GateView, Evidence]]:
+    """Of each alias its gate, and everything about the version that the gate judges if this actor promotes it.
+
+    Some statements for all moves, more only for what their gates require.
+    """
+    if not moves:
+        return []
+    found = find_gates(session, [(name, version.adapter_id, alias) for name, alias, version in moves])
+    rows = [version for _, _, version in moves]
+    ids = sorted({version.id or 0 for version in rows})
+    newest = verdicts.newest_by_version(session, rows)
+    approvals = find_approvals(session, ids)
+    soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, found, strict=True) if g.gate.soak_in])
+    signed = [v.id or 0 for v, g in zip(rows, found, strict=True) if g.gate.signed_by]
+    signers = attestations.signers_by_version(session, signed)
+    specs = _load_for_engines(session, [v for v, g in zip(rows, found, strict=True) if g.gate.engines])
+    return [
+        (
+            gate,
+            Evidence(
+                verdicts=tuple(newest[version.id or 0]),
+                weights_pending=version.measured_at is None,
+                engines=tuple(_evaluate_engines(version, gate.gate, newest[version.id or 0], specs)),
+                files=frozenset(file.path for file in Manifest.model_validate_json(version.manifest).files),
+                approvals=tuple(
+                    Approval(identity=row.identity, at=row.at)
+                    for row in approvals
+                    if row.version_id == version.id and row.alias == alias
+                ),
+                soak_seconds={soak: soaked[version.id or 0, soak]} if (soak := gate.gate.soak_in) else {},
+                signed_by=signers.get(version.id or 0, frozenset()),
+                pushed_by=_pushers(version),
+                promoted_by=actor.identity,
+            ),
+        )
+        for (_, alias, version), gate in zip(moves, found, strict=True)
+    ]
 
 
 def summarize_evidence(gate: Gate, evidence: Evidence) -> list[dict[str, Any]]:
@@ -215,62 +275,55 @@ def _summarize(verdict: Verdict) -> dict[str, Any]:
     return summary | ({"profile": verdict.profile, "made_by": verdict.made_by} if verdict.profile else {})
 
 
-def _evaluate_engines(session: Session, version: VersionRow, gate: Gate, newest: list[Verdict]) -> list[Verdict]:
-    if not gate.engines:
-        return []
-    base = base_rows.load_spec(session.get_one(BaseRow, version.base_id))
+def _load_for_engines(session: Session, rows: Sequence[VersionRow]) -> dict[int, BaseSpec]:
+    """The bases of these versions, by id. Also loads the facts of the versions, which other reads leave out."""
+    if not rows:
+        return {}
+    session.exec(_WITH_FACTS, params={"ids": sorted({row.id or 0 for row in rows})}).all()
+    bases = session.exec(_BASES, params={"ids": sorted({row.base_id for row in rows})})
+    return {base.id or 0: base_rows.load_spec(base) for base in bases}
+
+
+def _evaluate_engines(
+    version: VersionRow, gate: Gate, newest: list[Verdict], specs: Mapping[int, BaseSpec]
+) -> list[Verdict]:
     outcomes = engine_compat.newest_outcomes(newest)
     return [
-        engine_compat.evaluate_profile(version.facts, profile, version.digest, base, *outcomes).model_copy(
-            update={"profile": text}
-        )
+        engine_compat.evaluate_profile(
+            version.facts, profile, version.digest, specs[version.base_id], *outcomes
+        ).model_copy(update={"profile": text})
         for text, profile in zip(gate.engines, engine_compat.parse_profiles(gate.engines), strict=True)
     ]
 
 
-def _soak_seconds(session: Session, version: VersionRow, alias: str, now: datetime) -> int:
-    """How long this alias has pointed at this version, in total."""
-    own = select(AliasMoveRow).where(AliasMoveRow.adapter_id == version.adapter_id, AliasMoveRow.alias == alias)
-    moves = session.exec(own.order_by(col(AliasMoveRow.generation))).all()
-    ends = [*(move.at for move in moves[1:]), now]
-    spans = [end - move.at for move, end in zip(moves, ends, strict=False) if move.to_version_id == version.id]
-    return max(0, int(sum(span.total_seconds() for span in spans)))
+def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -> dict[tuple[int, str], int]:
+    """(version, alias) → how long that alias has pointed at the version, in total."""
+    if not soaking:
+        return {}
+    now = db.now()
+    ids, aliases = {version.adapter_id for version, _ in soaking}, {alias for _, alias in soaking}
+    history: dict[tuple[int, str], list[AliasMoveRow]] = defaultdict(list)
+    for row in session.exec(_MOVES, params={"ids": sorted(ids), "aliases": sorted(aliases)}):
+        history[row.adapter_id, row.alias].append(row)
+    seconds = {}
+    for version, alias in soaking:
+        moves = history[version.adapter_id, alias]
+        ends = [*(move.at for move in moves[1:]), now]
+        spans = [end - move.at for move, end in zip(moves, ends, strict=False) if move.to_version_id == version.id]
+        seconds[version.id or 0, alias] = max(0, int(sum(span.total_seconds() for span in spans)))
+    return seconds
 
 
 def _pushers(version: VersionRow) -> frozenset[str]:
     return frozenset({version.created_by, version.pushed_by or version.created_by})
 
 
-# ------------------------------------------------------------------ approvals
-def approve(
-    session: Session, actor: Actor, name: AdapterName, selector: Selector, alias: str, comment: str
-) -> ApprovalView:
-    """Approve a version for an alias. A second approval changes nothing. `Denied`, `Refused`, `NotFound`."""
-    actor.require(Scope.PROMOTE, name)
-    version = versions.find(session, actor, name, selector, include_withdrawn=False)
-    values = {"version_id": version.id, "alias": names.alias(alias), "identity": actor.identity, "at": db.now()}
-    if db.insert_new(session, ApprovalRow, {**values, "token_id": actor.token_id, "comment": comment}):
-        detail = {"alias": alias, "digest": version.digest, "identity": actor.identity, "comment": comment}
-        audit.append(session, actor, EventType.VERSION_APPROVE, f"{name}@{version.number}", detail)
-        session.flush()
-    own = next(row for row in _approvals(session, version, alias) if row.identity == actor.identity)
-    return _approval_view(session, name, own, version)
+def find_approvals(session: Session, version_ids: Iterable[int]) -> list[ApprovalRow]:
+    """The approvals of these versions, oldest first."""
+    return list(session.exec(_APPROVALS, params={"ids": sorted(version_ids)}))
 
 
-def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
-    """Who has approved this version, for which alias."""
-    version = versions.find(session, actor, name, selector)
-    return ApprovalList(
-        items=[_approval_view(session, name, row, version) for row in _approvals(session, version, None)]
-    )
-
-
-def _approvals(session: Session, version: VersionRow, alias: str | None) -> list[ApprovalRow]:
-    statement = select(ApprovalRow).where(ApprovalRow.version_id == version.id).order_by(col(ApprovalRow.id))
-    return list(session.exec(statement if alias is None else statement.where(ApprovalRow.alias == alias)).all())
-
-
-def _approval_view(session: Session, name: AdapterName, row: ApprovalRow, version: VersionRow) -> ApprovalView:
+def approval_counts(row: ApprovalRow, version: VersionRow, gate: Gate) -> bool:
+    """Whether a gate accepts this approval of a version, as far as this approval alone decides."""
     evidence = Evidence(approvals=(Approval(identity=row.identity, at=row.at),), pushed_by=_pushers(version))
-    counts = bool(find_gate(session, name, version.adapter_id, row.alias).gate.approved(evidence))
-    return db.to_answer(row, ApprovalView, number=version.number, counts=counts)
+    return bool(gate.approved(evidence))

@@ -22,7 +22,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
-from registry.server.promotion import aliases
+from registry.server.promotion import moves
 from registry.server.serving import reports
 
 
@@ -103,4 +103,4 @@ def change(
     session.add(version.sqlmodel_update(values | {"recorded_at": None}))
     audit.append(session, actor, event_type, f"{name}@{version.number}", {"digest": version.digest, "reason": reason})
     session.flush()
-    aliases.follow_newest(session, actor, name, version.adapter_id, f"{version.number}: {event_type}")
+    moves.follow_newest(session, actor, name, version.adapter_id, f"{version.number}: {event_type}")

@@ -36,8 +36,8 @@ from registry.server.catalog import base_rows, base_weights
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import BlobRow, PushBlobRow, PushRow
+from registry.server.group import without_error
 from registry.server.push import background, inspect, plan, rows
-from registry.server.push.group import without_error
 from registry.server.push.rows import Commit
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, BlobWriter, Stat, digest_of, key_of

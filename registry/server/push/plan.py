@@ -39,7 +39,7 @@ from registry.server.database.models import (
     VersionFileRow,
     VersionRow,
 )
-from registry.server.push.group import Member, without_error
+from registry.server.group import Member, without_error
 from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of

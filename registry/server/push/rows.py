@@ -51,9 +51,10 @@ from registry.server.database.models import (
 )
 from registry.server.evaluation import engine_compat, weights
 from registry.server.evaluation.weights import BaseNorms
+from registry.server.group import Member
 from registry.server.jobs import queue
-from registry.server.promotion import aliases
-from registry.server.push.group import Member
+from registry.server.promotion import moves
+from registry.server.promotion.moves import Move
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 
@@ -295,9 +296,9 @@ def _create_versions(
     db.bulk_insert_with_ids(session, [version.row for version in created], ("adapter_id", "number"))
     add_contents(session, [(version.row, version.commit.manifest) for version in created])
     _add_verdicts(session, created, engines)
-    moves = aliases.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
+    move_events = moves.move_all_newest(session, actor, [(version.commit.name, version.row) for version in created])
     pushed = [_push_event(session, actor, version) for version in created]
-    db.bulk_insert(session, [event for pair in zip(pushed, moves, strict=True) for event in pair])
+    db.bulk_insert(session, [event for pair in zip(pushed, move_events, strict=True) for event in pair])
     return created
 
 
@@ -430,14 +431,17 @@ def _move_aliases(
 ) -> dict[str, str]:
     """Move the aliases that pushes asked for; push → why its alias did not move, or an empty string."""
     refusals = {commit.push.id: "" for commit in commits}
-    requested = _with_alias(commits)
-    # By name, so that two groups cannot deadlock. Of pushes that ask for the same alias, the last one has it.
-    for commit in sorted(requested, key=lambda c: (str(c.name), c.alias)):
-        row, reason = rows[commit.key], commit.push.message
-        with commit.collect_error():
-            aliases.move(session, actor, commit.name, commit.alias, row, expected_generation=None, reason=reason)
-        if commit.error is not None and not atomic and _is_refusal(commit.error):
-            refusals[commit.push.id], commit.error = commit.error.detail, None
+    requested = pending = _with_alias(commits)
+    while pending:  # of pushes that ask for the same alias, the last one has it
+        first = {(str(commit.name), commit.alias): commit for commit in reversed(pending)}
+        requests = [Move(c.name, c.alias, rows[c.key], reason=c.push.message) for c in first.values()]
+        outcomes = moves.move_aliases(session, actor, requests)
+        for commit, outcome in zip(first.values(), outcomes, strict=True):
+            if isinstance(outcome, RegistryError) and not atomic and _is_refusal(outcome):
+                refusals[commit.push.id] = outcome.detail
+            elif isinstance(outcome, RegistryError):
+                commit.error = outcome
+        pending = [commit for commit in pending if commit not in first.values()]
     _raise_if_failed(requested)
     return refusals
 

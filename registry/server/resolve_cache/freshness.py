@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from registry.server.access import epoch
 from registry.server.database import db
 from registry.server.database.models import EventRow, VerdictRow
 
+_LOG = logging.getLogger("registry.server")
 POLL_SECONDS = 0.1
 LATE_SECONDS = 1.0
 """A snapshot older than this is not used."""
@@ -89,11 +91,15 @@ class Freshness:
         self._query_started_at = started_at
         try:
             snapshot = self._read_snapshot()
-        except Unavailable:
+        except Unavailable as e:
+            if not self._unavailable:
+                _LOG.warning("the database cannot be reached: %s", e.detail)
             self._unavailable = True
             return
         finally:
             self._query_started_at = float("inf")
+        if self._unavailable:
+            _LOG.warning("the database can be reached again")
         self._unavailable = False
         if not self._writes and self._snapshot is before:
             self._snapshot = (snapshot, started_at)

@@ -35,6 +35,8 @@ BYTES_LIMIT = 64 * 2**20
 STALE_LIMIT_SECONDS = 24 * 3600.0
 """How long an answer may be given while the database is unavailable, after it was last known to be right."""
 _ROUTE = f"{PREFIX}/resolve/"
+LOGGED_ROUTE = f"{_ROUTE}{{namespace}}/{{name}}/{{selector}}"
+"""The template that stands for these requests in the log, whether or not they reach the application."""
 _RESOLVE = re.compile(rf"{re.escape(_ROUTE)}([^/]+)/([^/]+)/([^/]+)\Z")
 _NOT_CACHED = frozenset({b"x-request-id", b"content-length", b"audit-checkpoint"})
 
@@ -54,6 +56,7 @@ class Entry:
     pointer: Pointer
     stamp: object
     verified_at: float
+    identity: str = ""
 
 
 class ResolveCache:
@@ -83,10 +86,13 @@ class ResolveCache:
 
     async def _resolve(self, scope: Scope, receive: Receive, send: Send) -> None:
         secret, condition, request_id = _read_headers(scope)
+        state = scope.setdefault("state", {})
+        state["route"] = LOGGED_ROUTE
         key = (hashlib.sha256(secret).digest(), scope["path"])
         entry = self._entries.get(key)
         if entry is not None and entry.expires_at > db.now().timestamp():
             try:
+                state["log_actor"] = entry.identity
                 if await self._is_right(entry, scope["path"]) and self._may_request(entry):
                     await self._send_entry(send, entry, condition, request_id)
                     return
@@ -151,7 +157,15 @@ class ResolveCache:
         headers = [(name, value) for name, value in answer.headers if name not in _NOT_CACHED]
         self._remove(key)
         self._entries[key] = Entry(
-            answer.body, answer.etag, headers, token_id, expires_at, pointer, stamp, time.monotonic()
+            answer.body,
+            answer.etag,
+            headers,
+            token_id,
+            expires_at,
+            pointer,
+            stamp,
+            time.monotonic(),
+            actor.identity if actor else "",
         )
         self._bytes += len(answer.body)
         while len(self._entries) > ENTRIES_LIMIT or self._bytes > BYTES_LIMIT:

@@ -10,18 +10,22 @@ from typing import Annotated, Literal
 
 from fastapi import Body, Header, Query, Request, Response
 
+from registry.api import GROUP_BODY_BYTES
 from registry.api.catalog import AdapterPage, AdapterView, MetadataChange, Resolved, VersionPage, VersionView
+from registry.api.groups import DescribeGroup, DescribeOutcome, DescribeResults
 from registry.api.lineage import Lineage
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
+from registry.names import AdapterName, Ref, Selector
 from registry.provenance import URI_LIMIT
 from registry.server.catalog import lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
+from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import routing
+from registry.server.http import idempotency, routing
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.dependencies import (
     ADAPTER,
@@ -29,6 +33,7 @@ from registry.server.http.dependencies import (
     VERSION,
     CachedPuller,
     CursorDep,
+    KeyedSessionDep,
     LimitDep,
     NameDep,
     Puller,
@@ -39,7 +44,10 @@ from registry.server.http.dependencies import (
     Text,
     with_current_actor,
 )
+from registry.server.http.problems import outcomes_of
+from registry.server.http.request_body import limit_body
 from registry.server.promotion import describe
+from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
 
 router = routing.create_router("adapters")
@@ -133,7 +141,7 @@ def change_adapter_metadata(
     session: SessionDep, actor: Pusher, name: NameDep, request: Annotated[MetadataChange, Body()]
 ) -> AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
-    describe.change_adapter(session, actor, name, request)
+    describe.describe_one(session, actor, Description(name, None, request))
     return adapters.show_adapter(session, actor, name)
 
 
@@ -142,7 +150,30 @@ def change_version_metadata(
     session: SessionDep, actor: Pusher, name: NameDep, selector: SelectorDep, request: Annotated[MetadataChange, Body()]
 ) -> VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
-    return describe.change_version(session, actor, name, selector, request)
+    subject = describe.describe_one(session, actor, Description(name, selector, request))
+    return versions.show(session, actor, name, int(subject.subject.rpartition("@")[2]))
+
+
+@router.post("/metadata")
+@limit_body(GROUP_BODY_BYTES)
+def change_metadata(
+    incoming: Request, session: KeyedSessionDep, actor: Pusher, request: DescribeGroup
+) -> DescribeResults:
+    """Change descriptions, tags and links of many adapters and versions."""
+    db.begin_writing(session)
+    requests = [Description(*_parse_subject(item.subject), item) for item in request.items]
+    described = describe.describe(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
+    items = outcomes_of(incoming, described, [item.subject for item in request.items])
+    if any("problem" in item for item in items):
+        idempotency.store_no_answer(incoming)
+    return DescribeResults(items=[DescribeOutcome(**item) for item in items])
+
+
+def _parse_subject(text: str) -> tuple[AdapterName, Selector | None]:
+    if ":" not in text and "@" not in text:
+        return AdapterName.parse(text), None
+    ref = Ref.parse(text)
+    return ref.name, ref.selector
 
 
 @router.get(VERSION + "/lineage")

@@ -5,13 +5,14 @@ An alias moves only under `If-Match: "<generation>"`: without it the answer is 4
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Response
+from fastapi import Depends, Header, Query, Request, Response
 
 from registry import names
-from registry.api import MESSAGE_LIMIT
+from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -28,12 +29,23 @@ from registry.api.aliases import (
     WithdrawRequest,
 )
 from registry.api.catalog import VersionView
+from registry.api.groups import (
+    ApprovalGroup,
+    ApprovalOutcome,
+    ApprovalResults,
+    MoveGroup,
+    MoveItem,
+    MoveOutcome,
+    MoveResults,
+)
 from registry.api.models import PrintableText
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
 from registry.server.catalog import versions
-from registry.server.http import routing
+from registry.server.database import db
+from registry.server.group import only
+from registry.server.http import idempotency, routing
 from registry.server.http.dependencies import (
     ADAPTER,
     NAMESPACE,
@@ -41,6 +53,7 @@ from registry.server.http.dependencies import (
     VERSION,
     Admin,
     CursorDep,
+    KeyedSessionDep,
     LimitDep,
     NameDep,
     Promoter,
@@ -51,7 +64,11 @@ from registry.server.http.dependencies import (
     adapter_name,
     namespace_name,
 )
-from registry.server.promotion import aliases, deletion, gates, withdraw
+from registry.server.http.problems import outcomes_of
+from registry.server.http.request_body import limit_body
+from registry.server.promotion import aliases, approvals, deletion, gates, moves, withdraw
+from registry.server.promotion.approvals import NewApproval
+from registry.server.promotion.moves import Move
 
 router = routing.create_router("adapters")
 gate_router = routing.create_router("gates")
@@ -91,12 +108,9 @@ def promote_alias(
             "PRECONDITION_REQUIRED",
             f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
         )
-    version = versions.find(session, actor, name, _selector(request.version, name))
-    moved = aliases.move(
-        session, actor, name, alias, version,
-        expected_generation=expected, reason=request.reason, break_glass=request.break_glass,
-    )  # fmt: skip
-    return _tagged(moved, response)
+    to = parse_selector(request.version, name)
+    move = Move(name, alias, to, expected, request.reason, request.break_glass)
+    return _tagged(moves.move_alias(session, actor, move), response)
 
 
 @router.post(ALIAS + "/rollback")
@@ -110,16 +124,34 @@ def rollback_alias(
     if_match: IfMatch = None,
 ) -> AliasView:
     """Point an alias back at an earlier version."""
-    moved = aliases.rollback(
-        session,
-        actor,
-        name,
-        alias,
-        to=_selector(request.to, name) if request.to else None,
-        expected_generation=_generation(if_match),
-        reason=request.reason,
-    )
-    return _tagged(moved, response)
+    to = parse_selector(request.to, name) if request.to else None
+    move = Move(name, alias, to, _generation(if_match), request.reason, is_rollback=True)
+    return _tagged(moves.move_alias(session, actor, move), response)
+
+
+@router.post("/moves")
+@limit_body(GROUP_BODY_BYTES)
+def move_aliases(incoming: Request, session: KeyedSessionDep, actor: Promoter, request: MoveGroup) -> MoveResults:
+    """Promote or roll back aliases of many adapters, each through its gate."""
+    db.begin_writing(session)
+    requests = [_read_move(item) for item in request.items]
+    moved = moves.move_aliases(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
+    items = _items(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
+    return MoveResults(items=[MoveOutcome(**item) for item in items])
+
+
+def _read_move(item: MoveItem) -> Move:
+    name = AdapterName.parse(item.name)
+    to = None if item.rollback and not item.version else parse_selector(item.version, name)
+    return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
+
+
+def _items(incoming: Request, outcomes: Sequence[object], about: Sequence[str]) -> list[dict[str, Any]]:
+    """The outcomes of a group. With an error in it, the answer is not stored under its key."""
+    items = outcomes_of(incoming, outcomes, about)
+    if any("problem" in item for item in items):
+        idempotency.store_no_answer(incoming)
+    return items
 
 
 @router.get(ADAPTER + "/history")
@@ -151,7 +183,7 @@ def _generation(if_match: str | None) -> int | None:
     return int(text)
 
 
-def _selector(text: str, name: object) -> Selector:
+def parse_selector(text: str, name: AdapterName) -> Selector:
     """A selector, or a whole ref of the same adapter."""
     if "/" not in text:
         return names.selector(text)
@@ -201,7 +233,7 @@ def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: Sele
 @gate_router.get(VERSION + "/approvals")
 def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
     """List the approvals of a version, and whether each counts."""
-    return gates.list_approvals(session, actor, name, selector)
+    return approvals.list_approvals(session, actor, name, selector)
 
 
 @gate_router.post(VERSION + "/approvals")
@@ -209,7 +241,21 @@ def approve_version(
     session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: ApproveRequest
 ) -> ApprovalView:
     """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
-    return gates.approve(session, actor, name, selector, request.alias, request.comment)
+    approval = NewApproval(Ref(name, selector), request.alias, request.comment)
+    return only(approvals.approve(session, actor, [approval]))
+
+
+@gate_router.post("/approvals")
+@limit_body(GROUP_BODY_BYTES)
+def approve_versions(
+    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: ApprovalGroup
+) -> ApprovalResults:
+    """Approve versions of many adapters for aliases."""
+    db.begin_writing(session)
+    requests = [NewApproval(Ref.parse(item.ref), item.alias, item.comment) for item in request.items]
+    approved = approvals.approve(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
+    items = _items(incoming, approved, [item.ref for item in request.items])
+    return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
 
 
 # ------------------------------------------------------------------ withdrawal

@@ -141,5 +141,5 @@ def reevaluate_verdicts(
 def read_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere(Scope.ADMIN)
-    text = metrics.text(session, request.app.state.requests.copy())
+    text = metrics.text(session, request.app.state.requests)
     return Response(text, media_type=metrics.CONTENT_TYPE, headers={"Cache-Control": "no-store"})

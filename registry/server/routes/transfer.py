@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Depends, Request, Response
 from fastapi.responses import StreamingResponse
@@ -35,7 +35,7 @@ from registry.api.transfer import (
     PushResult,
 )
 from registry.digest import Digest
-from registry.errors import RegistryError, Unavailable
+from registry.errors import Unavailable
 from registry.manifest import Descriptor
 from registry.names import AdapterName, Ref, Selector
 from registry.server.catalog import files
@@ -57,7 +57,7 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
 )
-from registry.server.http.problems import problem_of_item
+from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
 from registry.server.http.request_body import limit_body
 from registry.server.push import background, commit, plan
@@ -73,23 +73,10 @@ def _blob_digest(digest: str) -> Digest:
     return Digest(digest)
 
 
-Result = TypeVar("Result")
 DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
 # ------------------------------------------------------------------ push
-def _outcomes(
-    request: Request, outcomes: Sequence[Result | RegistryError], about: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Each result, or the problem of the item that `about` names."""
-    return [
-        {"problem": problem_of_item(request, outcome, name)}
-        if isinstance(outcome, RegistryError)
-        else {"result": outcome}
-        for outcome, name in zip(outcomes, about, strict=True)
-    ]
-
-
 @router.post("/pushes", response_model=BulkPushPlan, openapi_extra=documents.body_of(BulkPushRequest))
 @limit_body(BULK_BODY_BYTES)
 def plan_pushes(
@@ -105,7 +92,7 @@ def plan_pushes(
     with background.push_in_progress(engine):
         outcomes = plan.plan_pushes(session, actor, request.items, blobs=blobs, settings=settings)
     background.expect_commits(engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, PushPlan)])
-    items = _outcomes(incoming, outcomes, [item.name for item in request.items])
+    items = outcomes_of(incoming, outcomes, [item.name for item in request.items])
     return documents.respond(BulkPushPlan(items=[PlannedPush(**item) for item in items]))
 
 
@@ -161,7 +148,7 @@ def commit_pushes(
         after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs)
     if len(committed) < len(outcomes):
         idempotency.store_no_answer(incoming)
-    items = _outcomes(incoming, outcomes, push_ids)
+    items = outcomes_of(incoming, outcomes, push_ids)
     answer = BulkPushResult(items=[CommittedPush(**item) for item in items])
     return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
 
@@ -183,7 +170,7 @@ def plan_pulls(
         if isinstance(outcome, PullPlan) and (outcome.direct or any(f.digest in sent for f in outcome.resolved.files)):
             parsed = Ref.parse(ref)
             record_read(incoming, parsed.name, parsed.selector)
-    items = _outcomes(incoming, outcomes, request.refs)
+    items = outcomes_of(incoming, outcomes, request.refs)
     answer = BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
     return documents.respond(answer, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
 

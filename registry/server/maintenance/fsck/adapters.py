@@ -34,7 +34,7 @@ from registry.server.database.models import (
 )
 from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
-from registry.server.promotion.aliases import BREAK_GLASS, TIME_STEP
+from registry.server.promotion.moves import BREAK_GLASS, TIME_STEP
 
 BATCH = 20
 CLOCK_TOLERANCE = timedelta(hours=1)

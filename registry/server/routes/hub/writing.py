@@ -26,7 +26,7 @@ from registry.server.http.dependencies import BlobsHandleDep, EngineDep, Pusher,
 from registry.server.http.routing import run_in_store_thread
 from registry.server.hub import commits, drafts, refusals, repositories, revisions
 from registry.server.hub.drafts import DraftCommit
-from registry.server.promotion import aliases, removal
+from registry.server.promotion import moves, removal
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import PushRoute
 from registry.strict import json as strict_json
@@ -172,9 +172,8 @@ def create_branch(request: Request, actor: Pusher, engine: EngineDep, settings: 
         if alias == NEWEST or revisions.find_parent(session, adapter, alias) or any(d.branch == alias for d in mine):
             raise Conflict("NAME_TAKEN", f"'{adapter}' has a branch '{alias}' already")
         if at.version is not None:
-            aliases.move(
-                session, actor, adapter, alias, at.version, expected_generation=0, reason="created as a branch"
-            )
+            move = moves.Move(adapter, alias, at.version, expected_generation=0, reason="created as a branch")
+            moves.move_alias(session, actor, move)
             return {}
         upload = drafts.open_upload(session, actor, adapter, {}, settings, seconds=settings.draft_seconds)
         files = drafts.read_files(session, at.draft) if at.draft is not None else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from registry.errors import Invalid, Unavailable
 from registry.files import CHUNK_BYTES
 from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
 
+_LOG = logging.getLogger("registry.server")
 READ_BYTES = 32 * 2**20
 """Bytes of one ranged read. SeaweedFS streams larger ones at a tenth of the speed if its reader cache is small."""
 CONNECT_SECONDS = 5
@@ -239,7 +241,10 @@ class CircuitBreaker:
     def record(self, *, responded: bool) -> None:
         """Record whether the store responded to a call."""
         with self._lock:
+            was_open = self._open_until is not None
             self._open_until = None if responded else time.monotonic() + PAUSE_SECONDS
+        if was_open == responded:
+            _LOG.warning("the blob store responds again" if responded else "the blob store does not respond")
 
 
 def checksum_of(digest: Digest) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from registry.errors import RegistryError
+from registry.errors import Conflict, RegistryError
 
 
 class Member:
-    """One member of a group."""
+    """One member of a group. A subclass has its `result`."""
 
     error: RegistryError | None = None
     """Why this member ended without a result."""
@@ -39,3 +39,15 @@ def only(outcomes: Sequence[Result | RegistryError]) -> Result:
     if isinstance(outcome, RegistryError):
         raise outcome
     return outcome
+
+
+def results_of(members: Sequence[Any], *, atomic: bool) -> list[Any]:
+    """The result of each member or its error, in order. `atomic`: one error is the error of all.
+
+    `Conflict` (COMMIT_INCOMPLETE) for those that have no error of their own.
+    """
+    failed = next((position for position, member in enumerate(members) if member.error is not None), None)
+    if atomic and failed is not None:
+        incomplete = Conflict("COMMIT_INCOMPLETE", f"nothing was changed, because item {failed} has an error")
+        return [member.error or incomplete for member in members]
+    return [member.result if member.error is None else member.error for member in members]

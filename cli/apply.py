@@ -1,0 +1,199 @@
+"""`adapter apply`: pushes, tags and promotes what a file lists. A second run changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry.api.groups import DescribeItem, MoveItem
+from registry.client import push
+from registry.client.fleet_file import FleetEntry, read_fleet_file
+from registry.client.groups import Groups
+from registry.client.registry import Registry
+from registry.errors import Conflict, NotFound, RegistryError
+from registry.names import NEWEST, AdapterName
+
+from . import groups, output, session, versions
+from .output import ProgressLine
+
+
+@dataclass
+class _Step:
+    """One change that a file asks for. `state`: planned, unchanged, done or refused."""
+
+    name: AdapterName
+    action: str
+    change: str
+    state: str = "planned"
+    error: RegistryError | None = None
+    item: Any = None
+
+    def set_outcome(self, outcome: Any, changed: bool, state: str) -> None:
+        """Set what became of it, or would."""
+        if isinstance(outcome, RegistryError):
+            self.state, self.error = "refused", outcome
+        else:
+            self.state = state if changed else "unchanged"
+
+
+@click.command()
+@click.option("--file", "-f", "path", required=True, type=click.Path(path_type=Path), help="The file, in TOML.")
+@groups.proceed_options
+def apply(path: Path, **options: Any) -> None:
+    """Push, tag and promote what FILE lists. A second run changes nothing.
+
+    A plan is shown first. One failure stops no other adapter; with --atomic no alias moves unless everything before
+    has succeeded and all of them can move.
+
+    \b
+    adapter apply --file fleet.toml --dry-run
+    adapter apply --file fleet.toml --yes
+    """
+    chosen = groups.Options(**options)
+    entries = read_fleet_file(path)
+    with session.registry() as registry:
+        pushes, known = _plan_pushes(registry, entries)
+        tags = [
+            _Step(name, "describe", " ".join(_words(entry)), item=DescribeItem(subject=str(name), **entry.change))
+            for name, entry in entries.items()
+            if entry.change
+        ]
+        moves = [
+            _Step(name, "alias", f"{alias} → {version or (entry.folder and 'the folder') or 'main'}",
+                  item=MoveItem(name=str(name), alias=alias, version=version))
+            for name, entry in entries.items()
+            for alias, version in entry.versions.items()
+        ]  # fmt: skip
+        steps = [*pushes, *tags, *moves]
+        new = {step.name for step in pushes if step.state == "planned"}
+        _plan_changes(registry, tags, moves, known, new)
+        if chosen.dry_run:
+            _end_steps(steps, "planned")
+            return
+        pending = sum(step.state == "planned" for step in steps)
+        if not output.as_json():
+            _print_steps(steps)
+            if pending and sys.stdin.isatty():
+                output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
+        _carry_out(registry, entries, (pushes, tags, moves), known, atomic=chosen.atomic)
+    _end_steps(steps, "done")
+
+
+def _words(entry: FleetEntry) -> list[str]:
+    texts = versions.tag_texts({key: value or "" for key, value in entry.tags.items()})
+    return [*texts, *entry.links, *(["description"] if entry.description else [])]
+
+
+def _plan_pushes(
+    registry: Registry, entries: dict[AdapterName, FleetEntry]
+) -> tuple[list[_Step], dict[AdapterName, str]]:
+    """A step for each folder, and the version of each adapter whose folder is pushed already."""
+    steps, known = [], {}
+    for base in dict.fromkeys(entry.base for entry in entries.values() if entry.folder):
+        folders = [(Path(e.folder), str(name)) for name, e in entries.items() if e.folder and e.base == base]
+        read = push.read_manifests(registry, folders, base=base)
+        subjects = [f"{r.name}@{r.answer.digest}" for r in read if r.answer is not None]
+        looks = (
+            Groups(registry).change_metadata([DescribeItem(subject=s) for s in subjects], dry_run=True)
+            if subjects
+            else []
+        )
+        outcomes = dict(zip(subjects, looks, strict=True))
+        for result in read:
+            step = _Step(AdapterName.parse(result.name), "push", str(result.folder), error=result.error)
+            look = outcomes.get(f"{result.name}@{result.answer.digest}") if result.answer is not None else None
+            if result.error is not None:
+                step.state = "refused"
+            elif isinstance(look, NotFound):
+                step.state = "planned"
+            elif isinstance(look, RegistryError):
+                step.state, step.error = "refused", look
+            elif look is not None:
+                step.state, known[step.name] = "unchanged", look.subject.rpartition("@")[2]
+            steps.append(step)
+    return steps, known
+
+
+def _plan_changes(
+    registry: Registry, tags: Sequence[_Step], moves: Sequence[_Step], known: dict[AdapterName, str],
+    new: Set[AdapterName],
+) -> None:  # fmt: skip
+    """Set what tags and aliases would become. What depends on a version that is still to be pushed stays planned."""
+    looks = Groups(registry).change_metadata([step.item for step in tags], dry_run=True) if tags else []
+    for step, look in zip(tags, looks, strict=True):
+        if not (isinstance(look, NotFound) and step.name in new):
+            step.set_outcome(look, getattr(look, "changed", False), "planned")
+    ready = [step for step in moves if step.item.version or step.name not in new]
+    for step in ready:
+        step.item = step.item.model_copy(update={"version": step.item.version or known.get(step.name, NEWEST)})
+    planned = Groups(registry).move_aliases([step.item for step in ready], dry_run=True) if ready else []
+    for step, moved in zip(ready, planned, strict=True):
+        if not (isinstance(moved, NotFound) and step.name in new):
+            step.set_outcome(moved, getattr(moved, "moved", False), "planned")
+
+
+def _carry_out(
+    registry: Registry, entries: dict[AdapterName, FleetEntry], steps: tuple[list[_Step], ...],
+    known: dict[AdapterName, str], *, atomic: bool,
+) -> None:  # fmt: skip
+    pushes, tags, moves = steps
+    new = {step.name: step for step in pushes if step.state == "planned"}
+    with ProgressLine("apply") as progress:
+        for base, message in dict.fromkeys((entries[name].base, entries[name].message) for name in new):
+            folders = [
+                (Path(entries[name].folder), str(name))
+                for name in new
+                if (entries[name].base, entries[name].message) == (base, message)
+            ]
+            for result in push.push_all(registry, folders, base=base, message=message, progress=progress):
+                step = new[AdapterName.parse(result.name)]
+                step.set_outcome(result.error or result.answer, True, "done")
+                if result.answer is not None:
+                    known[step.name] = str(result.answer.version.number)
+    pending = [step for step in tags if step.state == "planned"]
+    described = Groups(registry).change_metadata([step.item for step in pending]) if pending else []
+    for step, outcome in zip(pending, described, strict=True):
+        step.set_outcome(outcome, getattr(outcome, "changed", False), "done")
+    pending = [step for step in moves if step.state == "planned"]
+    if atomic and any(step.error for group in steps for step in group):
+        for step in pending:
+            step.set_outcome(
+                Conflict("COMMIT_INCOMPLETE", "no alias moved, because another step has an error"), False, ""
+            )
+        return
+    for step in pending:
+        if not step.item.version:
+            step.item = step.item.model_copy(update={"version": known.get(step.name, NEWEST)})
+    moved = Groups(registry).move_aliases([step.item for step in pending], atomic=atomic) if pending else []
+    for step, move in zip(pending, moved, strict=True):
+        step.set_outcome(move, getattr(move, "moved", False), "done")
+
+
+def _print_steps(steps: Sequence[_Step]) -> None:
+    rows = []
+    for step in steps:
+        state = output.styled(step.state, *(["red"] if step.error else []))
+        rows.append((output.strong(str(step.name)), step.action, step.change,
+                     f"{state}: {step.error.detail}" if step.error else state))  # fmt: skip
+    output.table(("name", "step", "change", "outcome"), rows)
+
+
+def _end_steps(steps: Sequence[_Step], done: str) -> None:
+    counts = {state: sum(step.state == state for step in steps) for state in (done, "unchanged", "refused")}
+    items = [
+        {"name": str(step.name), "step": step.action, "change": step.change, "state": step.state,
+         "error": step.error.to_problem() if step.error else None}
+        for step in steps
+    ]  # fmt: skip
+
+    def text() -> None:
+        _print_steps(steps)
+        output.line(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+    output.answer({"items": items, **counts}, text)
+    groups.exit_by([step.error for step in steps if step.error is not None])

@@ -1,0 +1,170 @@
+"""Commands about many adapters: select them, show a plan, ask, send one request, and report every outcome.
+
+The plan is a dry run on the server. What is sent afterwards names the versions and generations of the plan, so nothing
+else happens if someone moves an alias meanwhile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Generic, TypeVar
+
+import click
+
+from registry.api.catalog import AdapterView
+from registry.client import answers
+from registry.client.core import Versions
+from registry.errors import Conflict, NotFound, RegistryError
+
+from . import output
+
+PAGE_LIMIT = 200
+Item = TypeVar("Item")
+Send = Callable[..., Sequence[Any]]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which adapters a command is about, and how it proceeds. Without a namespace it is about one adapter."""
+
+    namespace: str = ""
+    select: tuple[str, ...] = ()
+    dry_run: bool = False
+    atomic: bool = False
+    yes: bool = False
+
+    def require_none(self) -> None:
+        """A usage error if an option is set that needs a namespace."""
+        if self.select or self.dry_run or self.atomic or self.yes:
+            raise click.UsageError("--select, --dry-run, --atomic and --yes need --namespace")
+
+
+_PROCEED = (
+    click.option("--yes", is_flag=True, help="Do not ask after the plan."),
+    click.option("--atomic", is_flag=True, help="All or nothing, in one transaction."),
+    click.option("--dry-run", is_flag=True, help="Show the plan and change nothing."),
+)
+_SELECT = (
+    click.option("--select", multiple=True, metavar="tag=KEY[=VALUE]|PATTERN",
+                 help="With --namespace: only these adapters, by tag or by a pattern of the name (repeatable)."),
+    click.option("--namespace", default="", help="All adapters of this namespace instead of one."),
+)  # fmt: skip
+
+
+def options(command: Command) -> Command:
+    """Add the options of `Options` to a command."""
+    for option in (*_PROCEED, *_SELECT):
+        command = option(command)
+    return command
+
+
+def proceed_options(command: Command) -> Command:
+    """Add those options that do not select adapters."""
+    for option in _PROCEED:
+        command = option(command)
+    return command
+
+
+def select(registry: Versions, chosen: Options, alias: str = "") -> list[AdapterView]:
+    """The adapters that the options select, of those with this alias, by name. `NotFound` for none."""
+    tags = [text.removeprefix("tag=") for text in chosen.select if text.startswith("tag=")]
+    patterns = [text for text in chosen.select if not text.startswith("tag=")]
+    pages = answers.all_pages(
+        lambda cursor: registry.adapters(
+            namespace=chosen.namespace, alias=alias, tag=tags, cursor=cursor, limit=PAGE_LIMIT
+        )
+    )
+    views = [view for page in pages for view in page.items]
+    views = [view for view in views if all(fnmatchcase(view.name.partition("/")[2], text) for text in patterns)]
+    if not views:
+        having = f" with the alias '{alias}'" if alias else ""
+        raise NotFound("ADAPTER_UNKNOWN", f"no adapter in '{chosen.namespace}'{having} is selected")
+    return sorted(views, key=lambda view: view.name)
+
+
+@dataclass(frozen=True)
+class Work(Generic[Item]):
+    """What to do with each item: requests, and the words for plan and report.
+
+    `send` is a bulk request. `pin` makes of an item and its planned result what is sent, None if nothing would change.
+    `describe` gives the subject and the change of an item; its result is None if there is an error.
+    """
+
+    noun: str
+    done: str
+    send: Send
+    pin: Callable[[Item, Any], Item | None]
+    describe: Callable[[Item, Any], tuple[str, str]]
+
+
+def run(work: Work[Item], items: Sequence[Item], chosen: Options) -> None:
+    """Plan, ask, send, report. The exit code is that of the first error."""
+    outcomes = list(work.send(items, dry_run=True))
+    pending: dict[int, Item] = {}
+    for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+        pinned = None if isinstance(outcome, RegistryError) else work.pin(item, outcome)
+        if pinned is not None:
+            pending[position] = pinned
+    refused = sum(isinstance(outcome, RegistryError) for outcome in outcomes)
+    if not chosen.dry_run:
+        if not output.as_json():
+            _print(work, items, outcomes, dict.fromkeys(pending, "planned"))
+        if pending and not (chosen.atomic and refused):
+            if sys.stdin.isatty() and not output.as_json():
+                output.confirm(f"Change {len(pending)} of {output.plural(len(items), work.noun)}?", chosen.yes)
+            sent = work.send(list(pending.values()), atomic=chosen.atomic)
+            for position, outcome in zip(pending, sent, strict=True):
+                outcomes[position] = outcome
+        elif pending:
+            incomplete = Conflict("COMMIT_INCOMPLETE", "nothing was changed, because another item has an error")
+            for position in pending:
+                outcomes[position] = incomplete
+    _report(work, items, outcomes, dict.fromkeys(pending, "planned" if chosen.dry_run else work.done))
+
+
+def _report(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str]) -> None:
+    errors = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
+    changed = sum(not isinstance(outcomes[position], RegistryError) for position in states)
+    counts = {"changed": changed, "unchanged": len(items) - changed - len(errors), "refused": len(errors)}
+    rows = [
+        {
+            "name": work.describe(item, None)[0],
+            "state": _state(outcome, states.get(position, "")),
+            "result": None if isinstance(outcome, RegistryError) else outcome,
+            "error": outcome.to_problem() if isinstance(outcome, RegistryError) else None,
+        }
+        for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+    ]
+
+    def text() -> None:
+        _print(work, items, outcomes, states)
+        words = {"changed": next(iter(states.values()), work.done)}
+        output.line(", ".join(f"{count} {words.get(word, word)}" for word, count in counts.items()))
+
+    output.answer({"items": rows, **counts}, text)
+    exit_by(errors)
+
+
+def exit_by(errors: Sequence[RegistryError]) -> None:
+    """End with the exit code of the first error, before one that only says that another item has an error."""
+    own = [error for error in errors if error.code != "COMMIT_INCOMPLETE"]
+    if errors:
+        output.exit_with(output.exit_code_of((own or errors)[0]))
+
+
+def _state(outcome: Any, state: str) -> str:
+    return "refused" if isinstance(outcome, RegistryError) else state or "unchanged"
+
+
+def _print(work: Work[Item], items: Sequence[Item], outcomes: Sequence[Any], states: dict[int, str]) -> None:
+    rows = []
+    for position, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+        error = outcome if isinstance(outcome, RegistryError) else None
+        name, change = work.describe(item, None if error else outcome)
+        state = output.styled(_state(outcome, states.get(position, "")), *(["red"] if error else []))
+        rows.append((output.strong(name), change, f"{state}: {error.detail}" if error else state))
+    output.table(("name", "change", "outcome"), rows)

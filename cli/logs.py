@@ -1,0 +1,79 @@
+"""Logs of the server, workers and agents: one line for each event on standard error, as text or as JSON.
+
+    2026-11-27T12:00:00.123Z INFO request id=5f3a actor=ci method=GET route=/api/v1/whoami status=200 ms=2.1 …
+    {"time": "2026-11-27T12:00:00.123Z", "level": "INFO", "message": "request", "id": "5f3a", …}
+
+Whatever comes from elsewhere is escaped: nothing can steer a terminal or look like another line. Fields come from
+`extra={"fields": {…}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from registry.errors import Invalid
+
+from . import output
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+FORMAT_VARIABLE, LEVEL_VARIABLE = "ADAPTER_LOG", "ADAPTER_LOG_LEVEL"
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+\Z")
+"""A value that needs no quotes: visible ASCII without `"`, `=` and backslash."""
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line. `as_json`: as a JSON object."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with the fields of the record and its traceback."""
+        fields: dict[str, Any] = dict(getattr(record, "fields", {}))
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if self._as_json:
+            return json.dumps({"time": time, "level": record.levelname, "message": record.getMessage(), **fields})
+        parts = [time, record.levelname, output.one_line(record.getMessage())]
+        return " ".join([*parts, *(f"{name}={_value(value)}" for name, value in fields.items())])
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.match(text) else json.dumps(text)
+
+
+def configure(log_format: str, level: str, *, variables: tuple[str, str]) -> None:
+    """Send all logs of this process to standard error. `Invalid` (SETTING_INVALID) for an unknown format or level."""
+    for variable, value, choices in zip(variables, (log_format, level), (FORMATS, LEVELS), strict=True):
+        if value not in choices:
+            raise Invalid("SETTING_INVALID", f"{variable}: {value[:40]!r} is not one of {', '.join(choices)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(as_json=log_format == "json"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("registry").setLevel(level.upper())
+
+
+def reporter(program: str, *, once: bool) -> Callable[[str], None]:
+    """What a worker or an agent reports with: log lines, or the text alone for a person who runs it once.
+
+    `ADAPTER_LOG` asks for log lines in any case. With `--json` only they are printed.
+    """
+    log_format = os.environ.get(FORMAT_VARIABLE, "")
+    if once and not log_format:
+        return (lambda _text: None) if output.as_json() else output.line
+    level = os.environ.get(LEVEL_VARIABLE, "") or "info"
+    configure(log_format or "text", level, variables=(FORMAT_VARIABLE, LEVEL_VARIABLE))
+    return logging.getLogger(f"registry.{program}").info

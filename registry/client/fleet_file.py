@@ -1,0 +1,88 @@
+"""`FleetFile`: a TOML file that lists adapters with their folders, tags and aliases, for `adapter apply`.
+
+    namespace = "acme"
+    base = "smollm2"
+
+    [adapters.support]
+    folder = "out/support"          # relative to the file
+    tags = {team = "nlp"}
+    aliases = ["canary"]            # point at the version of the folder
+
+    [adapters.billing]
+    aliases = {prod = "3", canary = "main"}
+
+Keys of `adapters` are names; one with a slash names its namespace.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from registry import names
+from registry.api import GROUP_LIMIT
+from registry.api.catalog import MetadataChange
+from registry.errors import Invalid
+from registry.names import AdapterName
+from registry.structs import FrozenStruct, first_problem
+
+FILE_LIMIT_BYTES = 2**20
+
+
+class FleetEntry(MetadataChange, frozen=True, kw_only=True):
+    """One adapter. `description`, `tags` and `links` are of the adapter; what is absent stays as it is."""
+
+    folder: str = ""
+    base: str = ""
+    message: str = ""
+    aliases: dict[str, str | int] | list[str] = {}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Alias → version. Of a list all have none, which stands for that of the folder, without one for `main`."""
+        if isinstance(self.aliases, list):
+            return dict.fromkeys(self.aliases, "")
+        return {alias: str(version) for alias, version in self.aliases.items()}
+
+    @property
+    def change(self) -> dict[str, Any]:
+        """The fields of a change of the adapter's metadata; empty if nothing is stated."""
+        return {field: value for field in ("description", "tags", "links") if (value := getattr(self, field))}
+
+
+class FleetFile(FrozenStruct, frozen=True, kw_only=True):
+    """The file. `namespace` and `base` are defaults."""
+
+    namespace: str = ""
+    base: str = ""
+    adapters: Annotated[dict[str, FleetEntry], Meta(min_length=1, max_length=GROUP_LIMIT)]
+
+
+def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
+    """The adapters of a file by name, with absolute folders. `Invalid` (REQUEST_INVALID) names the field."""
+    data = path.read_bytes()[: FILE_LIMIT_BYTES + 1]
+    if len(data) > FILE_LIMIT_BYTES:
+        raise Invalid("REQUEST_INVALID", f"{path.name} is over the limit of {FILE_LIMIT_BYTES} bytes")
+    try:
+        file = FleetFile.model_validate(tomllib.loads(data.decode()))
+    except msgspec.ValidationError as e:
+        field, message = first_problem(e, "the file")
+        raise Invalid("REQUEST_INVALID", f"{path.name}: {field}: {message}") from e
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+        raise Invalid("REQUEST_INVALID", f"{path.name} is not TOML: {e}") from e
+    entries: dict[AdapterName, FleetEntry] = {}
+    for key, entry in file.adapters.items():
+        name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
+        if name in entries:
+            raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
+        for alias, version in entry.versions.items():
+            names.alias(alias)
+            if version:
+                names.selector(version)
+        folder = str(path.parent / entry.folder) if entry.folder else ""
+        entries[name] = entry.model_copy(update={"folder": folder, "base": entry.base or file.base})
+    return entries

@@ -1,0 +1,64 @@
+"""`Groups`: the routes about many adapters. Each item has its own outcome, unless a request is atomic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from registry.api import GROUP_LIMIT
+from registry.api.aliases import ApprovalView
+from registry.api.groups import (
+    ApprovalGroup,
+    ApprovalResults,
+    ApproveItem,
+    DescribedSubject,
+    DescribeGroup,
+    DescribeItem,
+    DescribeResults,
+    MovedAlias,
+    MoveGroup,
+    MoveItem,
+    MoveResults,
+)
+from registry.client import answers
+from registry.client.core import Versions
+from registry.errors import Invalid, RegistryError
+
+
+class Groups(Versions):
+    """The routes about many adapters, over the connection of `registry`."""
+
+    def __init__(self, registry: Versions) -> None:
+        super().__init__(registry.url, connection=registry.connection)
+
+    def move_aliases(
+        self, items: Sequence[MoveItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[MovedAlias | RegistryError]:
+        """Move aliases of many adapters; return where each points then, or its error, in the same order."""
+        return self._in_groups("/moves", MoveGroup, MoveResults, items, atomic=atomic, dry_run=dry_run)
+
+    def approve_versions(
+        self, items: Sequence[ApproveItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[ApprovalView | RegistryError]:
+        """Approve many versions; return the approvals or errors, in the same order."""
+        return self._in_groups("/approvals", ApprovalGroup, ApprovalResults, items, atomic=atomic, dry_run=dry_run)
+
+    def change_metadata(
+        self, items: Sequence[DescribeItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[DescribedSubject | RegistryError]:
+        """Describe many adapters and versions; return what each has then or its error, in the same order."""
+        schemas = (DescribeGroup, DescribeResults)
+        return self._in_groups("/metadata", *schemas, items, atomic=atomic, dry_run=dry_run)
+
+    def _in_groups(
+        self, path: str, request: Any, answer: Any, items: Sequence[Any], *, atomic: bool, dry_run: bool
+    ) -> list[Any]:
+        if atomic and len(items) > GROUP_LIMIT:
+            message = f"{len(items)} items are over the limit of {GROUP_LIMIT} for all or nothing"
+            raise Invalid("REQUEST_INVALID", message, next_step="select fewer adapters")
+        outcomes: list[Any] = []
+        for start in range(0, len(items), GROUP_LIMIT):
+            group = tuple(items[start : start + GROUP_LIMIT])
+            results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
+            outcomes += answers.outcomes(results.items, len(group))
+        return outcomes

@@ -1,0 +1,116 @@
+"""`RequestLog`: one log line for each request, and what the metrics tell about requests of this process.
+
+A line names the template of the route and never the path or the query, so it holds no name and no secret. The actor is
+the token's subject or name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from prometheus_client import Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that are counted by name. Clients may send any word, and the number of labels must stay small."""
+BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SECONDS = "registry_request_seconds", "Seconds until a request was answered."
+SECONDS_LABELS = ("method", "route")
+NO_ROUTE = "none"
+_LOG = logging.getLogger("registry.server.requests")
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """A request that was answered. `route`: the template of its path."""
+
+    id: str
+    actor: str
+    method: str
+    route: str
+    status: int
+    seconds: float
+    received_bytes: int
+    sent_bytes: int
+    problem: str = ""
+    """The code of the error that was answered."""
+
+
+def _histogram() -> Histogram:
+    return Histogram(*SECONDS, SECONDS_LABELS, registry=None, buckets=BUCKETS_SECONDS)
+
+
+@dataclass
+class RequestLog:
+    """What this process has answered. `counts`: (method, status) → how many."""
+
+    counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    seconds: Histogram = field(default_factory=_histogram)
+    failed_sign_ins: int = 0
+    store_errors: int = 0
+    writes_lines: bool = True
+    """False in the embedded registry, whose command reports its errors."""
+
+    def record(self, request: AnsweredRequest) -> None:
+        """Count a request and write its line: a warning for a fault of the server or its parts."""
+        method = request.method if request.method in METHODS else "other"
+        self.counts[method, request.status] += 1
+        self.failed_sign_ins += request.status == 401
+        self.seconds.labels(method, request.route).observe(request.seconds)
+        level = logging.WARNING if request.status >= 500 else logging.INFO
+        if self.writes_lines and _LOG.isEnabledFor(level):
+            fields = {
+                "id": request.id, "actor": request.actor or "-", "method": method, "route": request.route,
+                "status": request.status, "ms": round(request.seconds * 1000, 1),
+                "in": request.received_bytes, "out": request.sent_bytes,
+                **({"problem": request.problem} if request.problem else {}),
+            }  # fmt: skip
+            _LOG.log(level, "request", extra={"fields": fields})
+
+
+class LogMiddleware:
+    """The outermost ASGI layer: measures each request and records it once it is answered."""
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self.app, self._log = app, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started_at = time.perf_counter()
+        status = received = sent = 0
+        request_id = ""
+        state = scope.setdefault("state", {})
+
+        async def count_received() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def count_sent(message: Message) -> None:
+            nonlocal status, sent, request_id
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                ids = (value for name, value in message.get("headers", ()) if name == b"x-request-id")
+                request_id = next(ids, b"").decode("latin-1")
+            sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, count_received, count_sent)
+        finally:
+            if status:
+                seconds = time.perf_counter() - started_at
+                actor = state.get("log_actor") or getattr(state.get("actor"), "identity", "")
+                route = state.get("route") or getattr(scope.get("route"), "path", NO_ROUTE)
+                self._log.record(
+                    AnsweredRequest(
+                        request_id, actor, scope["method"], route, status, seconds, received, sent,
+                        state.get("problem", ""),
+                    )
+                )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Approvals of versions for aliases, in groups: each has its own outcome. One approval is a group of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlmodel import Session, col
+
+from registry import names
+from registry.api.aliases import ApprovalList, ApprovalView
+from registry.errors import RegistryError
+from registry.events import EventType
+from registry.names import AdapterName, Ref, Selector
+from registry.roles import Scope
+from registry.server import audit
+from registry.server.actors import Actor
+from registry.server.catalog import availability, versions
+from registry.server.database import db
+from registry.server.database.models import ApprovalRow, VersionRow
+from registry.server.group import Member, results_of, without_error
+from registry.server.promotion import gates
+
+_KEY = (col(ApprovalRow.version_id), col(ApprovalRow.alias))
+
+
+@dataclass
+class NewApproval(Member):
+    """An approval to write."""
+
+    ref: Ref
+    alias: str
+    comment: str = ""
+    version: VersionRow | None = field(default=None, init=False)
+    result: ApprovalView | None = field(default=None, init=False)
+
+
+def approve(
+    session: Session, actor: Actor, approvals: Sequence[NewApproval], *, atomic: bool = False, dry_run: bool = False
+) -> list[ApprovalView | RegistryError]:
+    """Approve versions for aliases; return the approvals or errors, in order. A second approval changes nothing.
+
+    `Denied`, `Refused`, `NotFound`. `atomic`: an error of one lets all fail. `dry_run`: check all and write nothing.
+    """
+    for approval in approvals:
+        with approval.collect_error():
+            actor.require(Scope.PROMOTE, approval.ref.name)
+            approval.alias = str(names.alias(approval.alias))
+    rows = versions.find_all(session, actor, [approval.ref for approval in without_error(approvals)])
+    for approval in without_error(approvals):
+        with approval.collect_error():
+            row = rows[approval.ref]
+            if isinstance(row, RegistryError):
+                raise row
+            availability.require_available(approval.ref.name, row)
+            approval.version = row
+    if not (atomic and len(without_error(approvals)) < len(approvals)):
+        _write(session, actor, without_error(approvals), dry_run=dry_run)
+    return results_of(approvals, atomic=atomic)
+
+
+def _write(session: Session, actor: Actor, approvals: Sequence[NewApproval], *, dry_run: bool) -> None:
+    by_key = {(a.version.id or 0, a.alias): (a, a.version) for a in approvals if a.version is not None}
+    if not by_key:
+        return
+    new = {
+        (version_id, alias): ApprovalRow(
+            version_id=version_id, alias=alias, identity=actor.identity, at=db.now(), token_id=actor.token_id,
+            comment=approval.comment,
+        )
+        for (version_id, alias), (approval, _) in sorted(by_key.items(), key=lambda item: item[0])
+    }  # fmt: skip
+    created: set[tuple[int, str]] = set()
+    if not dry_run:
+        values = [row.model_dump(exclude={"id"}) for row in new.values()]
+        created = {(row[0], row[1]) for row in db.insert_new_rows(session, ApprovalRow, values, returning=_KEY)}
+    events = [
+        audit.build(
+            session, actor, EventType.VERSION_APPROVE, f"{approval.ref.name}@{version.number}",
+            {"alias": key[1], "digest": version.digest, "identity": actor.identity, "comment": approval.comment},
+        )
+        for key, (approval, version) in by_key.items()
+        if key in created
+    ]  # fmt: skip
+    db.bulk_insert(session, events)
+    own = {
+        (row.version_id, row.alias): row
+        for row in gates.find_approvals(session, {version_id for version_id, _ in by_key})
+        if row.identity == actor.identity
+    }
+    if dry_run:
+        created = by_key.keys() - own.keys()
+        own |= {key: new[key] for key in created}
+    members = [(a.ref.name, a.version, a) for a in approvals if a.version is not None]
+    views = _views(session, [(name, own[version.id or 0, a.alias], version) for name, version, a in members])
+    for (_, version, approval), view in zip(members, views, strict=True):
+        approval.result = view.model_copy(update={"created": (version.id, approval.alias) in created})
+
+
+def list_approvals(session: Session, actor: Actor, name: AdapterName, selector: Selector) -> ApprovalList:
+    """Who has approved this version, for which alias."""
+    version = versions.find(session, actor, name, selector)
+    rows = gates.find_approvals(session, [version.id or 0])
+    return ApprovalList(items=_views(session, [(name, row, version) for row in rows]))
+
+
+def _views(session: Session, rows: Sequence[tuple[AdapterName, ApprovalRow, VersionRow]]) -> list[ApprovalView]:
+    found = gates.find_gates(session, [(name, version.adapter_id, row.alias) for name, row, version in rows])
+    return [
+        db.to_answer(row, ApprovalView, number=version.number, counts=gates.approval_counts(row, version, gate.gate))
+        for (_, row, version), gate in zip(rows, found, strict=True)
+    ]

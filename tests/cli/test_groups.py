@@ -1,0 +1,124 @@
+"""Commands about many adapters: a plan first, one report, an exit code that tells whether all succeeded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import CommandRunner
+
+
+@pytest.fixture
+def fleet(cli: CommandRunner) -> CommandRunner:
+    """Three adapters of acme, pushed with one command."""
+    cli.add_base()
+    for name in ("cust-1", "cust-2", "other"):
+        cli.make_adapter(name)
+    pushed = cli(
+        "push-all", cli.folder / "adapters", "acme", "--base", "tiny-llama", "--alias", "canary", "--tag", "team=nlp",
+        "--param", "lr=2e-4", "--json",
+    ).json  # fmt: skip
+    for item in pushed["items"]:
+        version = item["pushed"]["version"]
+        assert (version["aliases"], version["tags"]) == (["canary", "main"], {"team": "nlp"})
+        assert version["provenance"]["parameters"] == {"lr": "2e-4"}
+    return cli
+
+
+def test_a_group_is_promoted_by_a_plan_that_is_shown_first(fleet: CommandRunner) -> None:
+    group = ("--namespace", "acme", "--from", "canary", "--to", "staging")
+    planned = fleet("promote", *group, "--select", "cust-*", "--dry-run").stdout
+    assert planned.splitlines()[-1] == "2 planned, 0 unchanged, 0 refused"
+    assert fleet("promote", *group, "--dry-run", "--json").json["changed"] == 3, "nothing has moved"
+    done = fleet("promote", *group, "--select", "cust-*", "--select", "tag=team=nlp", "--reason", "nightly").stdout
+    assert [line.split()[:3] for line in done.splitlines()][:3] == [
+        ["NAME", "CHANGE", "OUTCOME"],
+        ["acme/cust-1:staging", "@1", "planned"],
+        ["acme/cust-2:staging", "@1", "planned"],
+    ]
+    assert done.splitlines()[-1] == "2 moved, 0 unchanged, 0 refused"
+    report = fleet("promote", *group, "--json").json
+    assert [item["state"] for item in report["items"]] == ["unchanged", "unchanged", "moved"]
+    assert fleet("history", "acme/cust-1:staging", "--json").json["moves"][0]["reason"] == "nightly"
+
+
+def test_one_refusal_gives_the_exit_code_and_atomic_moves_nothing(fleet: CommandRunner) -> None:
+    fleet("yank", "acme/cust-2@1", "--reason", "wrong")
+    group = ("promote", "--namespace", "acme", "--from", "canary", "--to", "staging")
+    report = fleet(*group, "--atomic", "--json", expect=6).json
+    assert [(item["state"], (item["error"] or {}).get("code")) for item in report["items"]] == [
+        ("refused", "COMMIT_INCOMPLETE"), ("refused", "YANKED"), ("refused", "COMMIT_INCOMPLETE"),
+    ]  # fmt: skip
+    assert (report["changed"], report["refused"]) == (0, 3)
+    report = fleet(*group, "--json", expect=6).json
+    assert (report["changed"], report["refused"]) == (2, 1)
+
+
+def test_approvals_rollbacks_and_tags_of_a_group(fleet: CommandRunner) -> None:
+    group = ("--namespace", "acme", "--select", "cust-*", "--json")
+    assert fleet("approve", "--from", "canary", "--to", "prod", *group).json["changed"] == 2
+    assert fleet("approve", "--from", "canary", "--to", "prod", *group).json["unchanged"] == 2
+    fleet("promote", "--from", "canary", "--to", "staging", *group)
+    assert fleet("rollback", "--alias", "staging", *group, expect=4).json["refused"] == 2, "they held nothing before"
+    assert fleet("tag", "add", *group, "wave=1").json["changed"] == 2
+    tagged = fleet("tag", "add", *group, "--alias", "staging", "reviewed").json
+    assert [item["result"]["subject"] for item in tagged["items"]] == ["acme/cust-1@1", "acme/cust-2@1"]
+    assert fleet("list", "--tag", "wave=1", "--json").json["items"][0]["tags"] == {"wave": "1"}
+    assert fleet("tag", "remove", *group, "wave").json["changed"] == 2
+    assert (
+        "no adapter in 'acme' is selected"
+        in fleet("tag", "add", "--namespace", "acme", "--select", "x", "y", expect=4).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("promote", "acme/cust-1@1"),
+        ("promote", "acme/cust-1@1", "prod", "--dry-run"),
+        ("promote", "acme/cust-1", "--namespace", "acme", "--from", "a", "--to", "b"),
+        ("rollback", "--namespace", "acme"),
+        ("approve", "--namespace", "acme", "--to", "prod"),
+        ("tag", "add", "acme/cust-1"),
+    ],
+)
+def test_half_of_both_forms_is_a_usage_error(cli: CommandRunner, words: tuple[str, ...]) -> None:
+    assert "Usage: " in cli(*words, expect=2).stderr
+
+
+def test_a_fleet_file_is_applied_once(cli: CommandRunner, tmp_path: Path) -> None:
+    cli.add_base()
+    cli.make_adapter("support")
+    cli.push("acme/billing")
+    file = tmp_path / "fleet.toml"
+    file.write_text(
+        f"""
+namespace = "acme"
+base = "tiny-llama"
+[adapters.support]
+folder = "{os.path.relpath(cli.folder / "adapters" / "support", tmp_path)}"
+tags = {{team = "nlp"}}
+aliases = ["canary"]
+[adapters.billing]
+description = "Answers about bills"
+aliases = {{staging = 1}}
+"""
+    )
+    planned = cli("apply", "-f", file, "--dry-run", "--json").json
+    assert [(i["name"], i["step"], i["state"]) for i in planned["items"]] == [
+        ("acme/support", "push", "planned"),
+        ("acme/support", "describe", "planned"),
+        ("acme/billing", "describe", "planned"),
+        ("acme/support", "alias", "planned"),
+        ("acme/billing", "alias", "planned"),
+    ]
+    assert cli("versions", "acme/support", expect=4).stderr, "nothing was pushed"
+    assert cli("apply", "-f", file, "--atomic").stdout.splitlines()[-1] == "5 done, 0 unchanged, 0 refused"
+    again = cli("apply", "-f", file, "--json").json
+    assert (again["done"], again["unchanged"]) == (0, 5)
+    assert cli("show", "acme/support:canary", "--json").json["number"] == 1
+    file.write_text(file.read_text() + 'colour = "red"\n')
+    refused = cli("apply", "-f", file, expect=2).stderr
+    assert "fleet.toml: adapters.billing.colour: Extra inputs are not permitted" in refused

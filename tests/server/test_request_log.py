@@ -1,0 +1,121 @@
+"""One log line for each request: who, what, how long, how many bytes, and nothing that is secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import logs
+from registry.errors import Invalid
+from tests.access.tenants import send
+from tests.harness import URL, Harness
+
+REQUESTS = "registry.server.requests"
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def clean_logging() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("registry")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], root.level = before[0], before[1]
+    ours.setLevel(before[2])
+
+
+def fields_of(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [record.fields for record in caplog.records if record.name == REQUESTS]  # type: ignore[attr-defined]
+
+
+def test_each_request_has_one_line_with_its_route_and_actor(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    harness.add_base()
+    harness.push("acme/support")
+    harness.transport.settle()
+    caplog.set_level(logging.INFO, REQUESTS)
+    caplog.clear()
+    for _ in range(2):  # the second answer may come from the cache
+        harness.admin.resolve("acme/support")
+    send(harness, "GET", "/api/v1/adapters/acme/none?text=x", harness.secret)
+    send(harness, "POST", "/api/v1/pulls", harness.secret, json={"refs": ["acme/support"]})
+    send(harness, "GET", "/nothing/of/this", harness.secret)
+    harness.transport.settle()
+    lines = fields_of(caplog)
+    assert [(line["method"], line["route"], line["status"]) for line in lines] == [
+        ("GET", "/api/v1/resolve/{namespace}/{name}/{selector}", 200),
+        ("GET", "/api/v1/resolve/{namespace}/{name}/{selector}", 200),
+        ("GET", "/api/v1/adapters/{namespace}/{name}", 404),
+        ("POST", "/api/v1/pulls", 200),
+        ("GET", "none", 404),
+    ]
+    assert {line["actor"] for line in lines[2:4]} == {"admin"}
+    assert lines[2]["problem"] == "ADAPTER_UNKNOWN"
+    assert lines[3]["in"] == len(b'{"refs":["acme/support"]}')
+    assert all(line["out"] > 0 and line["ms"] >= 0 and line["id"] for line in lines)
+
+
+@pytest.mark.security
+@pytest.mark.usefixtures("clean_logging")
+def test_no_line_holds_a_secret_a_name_or_a_control_character(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "registry")
+    forged = "x\r\n2026-01-01T00:00:00Z INFO request status=200 \x1b[2J‮"
+    client = httpx.Client(transport=harness.transport, base_url=URL)
+    for path in (f"/api/v1/adapters/acme/{'%0d%0a'}evil%1b", "/api/v1/whoami?token=hidden"):
+        client.get(path, headers={"Authorization": "Bearer " + harness.secret, "X-Request-Id": "a b"})
+    client.get("/api/v1/whoami", headers={"Authorization": "Bearer reg_guessed"})
+    logging.getLogger("registry.server").error("failed: %s", forged)
+    for as_json in (False, True):
+        lines = [logs.LineFormatter(as_json=as_json).format(record) for record in caplog.records]
+        assert len(lines) >= 4
+        for text in lines:
+            assert text.isprintable(), text
+            assert not any(word in text for word in (harness.secret, "hidden", "reg_guessed", "evil"))
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_lines_are_text_or_json_at_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.configure("json", "info", variables=("REGISTRY_LOG", "REGISTRY_LOG_LEVEL"))
+    log = logging.getLogger("registry.server")
+    log.info("started", extra={"fields": {"version": "1", "folder": 'a "b"'}})
+    log.debug("left out")
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        log.exception("failed")
+    started, failed = map(json.loads, stream.getvalue().splitlines())
+    assert (started["level"], started["message"], started["folder"]) == ("INFO", "started", 'a "b"')
+    assert "ValueError: first\nsecond" in failed["error"]
+    logs.configure("text", "warning", variables=("REGISTRY_LOG", "REGISTRY_LOG_LEVEL"))
+    log.info("left out")
+    log.warning("late", extra={"fields": {"who": "a b", "n": 3}})
+    assert stream.getvalue().splitlines()[-1].endswith('Z WARNING late who="a b" n=3')
+    for how in (("yaml", "info"), ("text", "loud")):
+        with pytest.raises(Invalid, match="is not one of"):
+            logs.configure(*how, variables=("REGISTRY_LOG", "REGISTRY_LOG_LEVEL"))
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_a_worker_and_an_agent_log_as_lines_unless_they_run_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.reporter("agent", once=True)("ready")
+    assert capsys.readouterr().out == "ready\n"
+    logs.reporter("agent", once=False)("loaded acme/support@3")
+    assert re.fullmatch(r"\S+Z INFO loaded acme/support@3\n", capsys.readouterr().err)
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    logs.reporter("worker", once=True)("1 job done")
+    assert json.loads(capsys.readouterr().err)["message"] == "1 job done"
