@@ -121,4 +121,4 @@ aliases = {{staging = 1}}
     assert cli("show", "acme/support:canary", "--json").json["number"] == 1
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
-    assert "fleet.toml: adapters.billing.colour: Extra inputs are not permitted" in refused
+    assert "fleet.toml: adapters.billing.colour: Object contains unknown field" in refused
