@@ -43,6 +43,7 @@ TABLE = [
     _row("registry.tlog", "domain", "cryptography"),
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
+    _row("registry.client.fleet_file", "domain client", "msgspec"),
     _row("registry.serving", "domain client serving", "httpx pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
