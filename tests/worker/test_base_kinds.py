@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from registry.evaluation.verdicts import Check, Outcome
 from registry.worker.loop import Worker
+from registry.worker.model import tasks
 from tests.truth import architectures
 from tests.worker.setup import WorkerSetup
 
@@ -106,3 +107,12 @@ def test_honest_adapters_pass_on_this_kind_and_wrong_ones_never(
         assert Outcome.FAIL in {
             v.outcome for v in setup.harness.admin.version(wrong).verdicts if v.check is Check.COMPAT
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "is_its_own"),
+    [("Qwen2AudioForConditionalGeneration", "SEQ_2_SEQ_LM", True), ("LlamaForCausalLM", "SEQ_2_SEQ_LM", False),
+     ("FlaubertWithLMHeadModel", "CAUSAL_LM", True), ("BertForSequenceClassification", "CAUSAL_LM", False)],
+)  # fmt: skip
+def test_adapters_of_every_task_that_peft_runs_on_a_class_are_tested(name: str, task: str, is_its_own: bool) -> None:
+    assert tasks.task_of(name, is_encoder_decoder=False).takes(task) is is_its_own
