@@ -17,12 +17,10 @@ from registry.api.audit import SignRequest
 from registry.api.catalog import FileLink, Resolved
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey
-from registry.client import bundle as bundles
 from registry.client import signing
 from registry.client.audit import Audit
-from registry.client.bundle import LIMIT_BYTES, Bundle, Examined, Reread
 from registry.client.core import Versions
-from registry.client.signing import Signed
+from registry.client.signing import LIMIT_BYTES, Bundle, Examined, Reread, Signed
 from registry.digest import Hasher
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
@@ -63,13 +61,13 @@ def verify(
     if offline is not None:
         bundle = Bundle.parse(_read(offline, LIMIT_BYTES + 1, "FOLDER_INVALID"), file=str(offline))
         verifiers = tuple(Verifier.parse(key) for key in keys or bundle.keys)
-        files = bundles.reread(folder, bundle.manifest) if folder else []
+        files = signing.reread(folder, bundle.manifest) if folder else []
     else:
         with session.versions() as registry:
             resolved = registry.resolve(ref or "")
             files = [_reread(registry, resolved, file) for file in resolved.files]
             bundle, verifiers = _collect(registry, resolved)
-    examined = bundles.examined(bundle, verifiers, trust)
+    examined = signing.examined(bundle, verifiers, trust)
     if save is not None:
         save.write_bytes(bundle.to_bytes())
     manifest = Reread("the manifest", bundle.digest, bundle.manifest.digest, len(bundle.manifest.to_bytes()))
@@ -120,7 +118,7 @@ class _Result:
 def _collect(registry: Versions, resolved: Resolved) -> tuple[Bundle, tuple[Verifier, ...]]:
     """The evidence that the registry has of a version, and the keys of its log that this machine remembers."""
     embedded, audit = session.target().embedded, Audit(registry)
-    bundle, note = bundles.collect(audit, resolved), audit.checkpoint()
+    bundle, note = signing.collect(audit, resolved), audit.checkpoint()
     session.trusted_checkpoints().check(registry, note, by_origin=embedded)
     head = session.trusted_checkpoints().known(registry, note, by_origin=embedded)
     return bundle, head.verifiers if head is not None else ()

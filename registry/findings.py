@@ -116,7 +116,10 @@ ERRORS_LIMIT = 500
 
 
 class FindingCollector:
-    """`group` names the kind that is folded; without it each location counts once for each code."""
+    """Findings as they are made; many of one kind become one finding with a count.
+
+    `group` names the kind that is folded; without it each location counts once for each code.
+    """
 
     def __init__(self) -> None:
         self._first: dict[tuple[Severity, str, str], Finding] = {}

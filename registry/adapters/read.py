@@ -224,6 +224,8 @@ Piece = tuple[str, int, int]
 class ReadCache(Generic[Value]):
     """The last `limit` results, of `BYTES_LIMIT` bytes that were read. Thread-safe.
 
+    Adapters that one script trained have the same configuration and header, byte for byte.
+
     A computation must depend on its key and on what it reads, and on nothing else. Then it reads the same pieces again
     as long as these have the same bytes, and has the same result.
     """

@@ -33,7 +33,11 @@ class _Look(NamedTuple):
 
 
 class Automaton:
-    """States, and the ways between them by which a parser joins them. It must not grow once it was asked."""
+    """States, and the ways between them by which a parser joins them. It must not grow once it was asked.
+
+    A state is live at a position if what follows the state matches the rest of the text. A text is read from its end,
+    so a look-ahead has its answer when it is reached. Sets of live states are made as needed and cached.
+    """
 
     def __init__(self) -> None:
         self._states = 0

@@ -224,6 +224,13 @@ def verify_proof(proof: str, entry: bytes, *verifiers: Verifier) -> Checkpoint |
 
 
 # ------------------------------------------------------------------ succession of keys
+# A signed note in which one key of a log names the key that follows it:
+#
+#   lora-registry log key succession v1
+#   registry.example.org/3f9c                             the origin of the log
+#   registry.example.org/3f9c+1a2b3c4d+AYEK…              the new key
+#
+#   — registry.example.org/3f9c Az3grl…                   signed by the old key and by the new one
 TITLE = "lora-registry log key succession v1"
 NOTES_LIMIT = 100
 """Keys that one log can have had, and notes that a client reads."""

@@ -21,12 +21,11 @@ from registry.errors import NotFound, RegistryError, Unavailable, printable
 from registry.jobs import Kind, State, backoff_seconds
 from registry.worker import validation
 from registry.worker.conversions import runner as conversions
-from registry.worker.lease import HeldLease, Lost
 from registry.worker.merge import runner as merges
 from registry.worker.model.identify import Inspector, Stopped
 from registry.worker.model.sources import BaseSource, Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
-from registry.worker.task import Done, Failed, Task
+from registry.worker.task import Done, Failed, HeldLease, Lost, Task
 
 RUNNERS: Mapping[Kind, Callable[[Task], Done]] = {
     Kind.SMOKE_TEST: validation.validate,

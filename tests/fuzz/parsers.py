@@ -17,7 +17,7 @@ from registry.adapters.peft import config, describe
 from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.attestations.keys import PrivateKey
-from registry.client import bundle
+from registry.client import signing
 from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.manifest import Manifest
@@ -130,8 +130,8 @@ def _signature(data: bytes) -> None:
 
 
 def _attestations(data: bytes) -> None:
-    parsed = bundle.Bundle.parse(data)
-    bundle.examined(parsed, [notes.Verifier.parse(VERIFIER)])
+    parsed = signing.Bundle.parse(data)
+    signing.examined(parsed, [notes.Verifier.parse(VERIFIER)])
 
 
 PARSERS: dict[str, Callable[[bytes], None]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey
-from registry.client import bundle
+from registry.client import signing
 from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.manifest import BaseRef, Descriptor, Manifest
@@ -74,7 +74,7 @@ def main() -> None:
         harness.push("acme/support")
         harness.app.state.audit_log.step()
         resolved = harness.admin.resolve("acme/support")
-        write("attestations", "bundle", bundle.collect(Audit(harness.admin), resolved).to_bytes())
+        write("attestations", "bundle", signing.collect(Audit(harness.admin), resolved).to_bytes())
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_texts_of_a_job_reach_the_registry_bounded_and_printable(
 def test_a_cancelled_job_is_dropped_and_files_nothing(
     setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.worker.lease.RENEWALS_PER_LEASE", 100)
+    monkeypatch.setattr("registry.worker.task.RENEWALS_PER_LEASE", 100)
     job_id = setup.push(good).job_id
     frozen.then = lambda: setup.harness.admin.cancel(job_id)
     tally = worker().run(once=True)

@@ -92,7 +92,8 @@ COST_LIMITS: Mapping[str, int] = {
     ),
     **dict.fromkeys(("n_frequency", "theta_d_length"), _VALUES),
 }  # fmt: skip
-"""Field at any depth → the limit, of PEFT's configuration classes."""
+"""Field at any depth → the limit. PEFT makes loops and tensors of these lengths before it compares anything with the
+file. The limits are far over what the methods' papers use; a worker's limits of time and memory hold behind them."""
 
 
 def check_costs(fields: Iterable[tuple[str, str, Any]]) -> Iterator[Finding]:

@@ -39,6 +39,8 @@ from registry.server.database import db
 from registry.server.database.models import PublisherRow, TokenRow, UsedAssertionRow
 
 # ------------------------------------------------------------------ trusted publishers
+# All claims of a rule must match; `*` stands for any text. The owner decides how much a rule matches and should include
+# `sub` or another claim that only the issuer sets. A rule ends with its adapter: after a transfer no right remains.
 WILDCARD = "*"
 WILDCARDS_LIMIT = 4
 RULES_LIMIT = 500

@@ -59,7 +59,11 @@ class _Entry:
 
 
 class EventBatch:
-    """The events of this process that are not written yet. Thread-safe."""
+    """Denials and reads of private bytes, which become events outside the request's transaction. Thread-safe.
+
+    Equal ones become one event with a count, and a batch has a bounded size, so that a flood of requests becomes few
+    rows. A batch that cannot be written is kept.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

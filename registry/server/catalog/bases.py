@@ -222,6 +222,7 @@ def add_parents(session: Session, base: BaseRow, parents: Iterable[Edge]) -> Non
 
 
 # ------------------------------------------------------------------ answers
+# Every token that may pull sees all bases, but counts only the adapters that it may see.
 def show(session: Session, actor: Actor, name: str) -> BaseView:
     """One base with its relatives and thresholds, which `list_bases` leaves out."""
     return view(session, actor, base_rows.find(session, names.base_name(name)))

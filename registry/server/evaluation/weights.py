@@ -59,6 +59,8 @@ _CACHE: dict[tuple[str, str, datetime], Mapping[str, float]] = {}
 class BaseNorms:
     """The norms of a base's weights by tensor, empty if no one has read them, and the thresholds for its adapters.
 
+    They come from the base's identity (`adapter base identify`) and never change, so a process reads them once.
+
     `paths` translates another tool's names to modules; None for PEFT, which uses the modules' own names.
     """
 

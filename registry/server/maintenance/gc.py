@@ -428,7 +428,7 @@ def count(session: Session) -> dict[str, int]:
 
 
 def delete_batch(engine: Engine) -> dict[str, int]:
-    """Delete up to `BATCH` rows of each kind; return how many.
+    """Delete up to `BATCH` rows of each kind, each in a transaction of its own; return how many.
 
     The rows are picked in a common table expression: PostgreSQL may run a plain subquery again for each row.
     """

@@ -296,7 +296,10 @@ READ_BYTES = 2**18
 
 
 class FileRangeResponse(Response):
-    """Sends a range of a file."""
+    """Sends a range of a file by the event loop, which holds no thread for a slow peer.
+
+    Large files of a local store travel by signed links (`local_links`), which cost less.
+    """
 
     def __init__(self, path: Path, start: int, length: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(None, status_code, {**headers, "Content-Length": str(length)}, "application/octet-stream")

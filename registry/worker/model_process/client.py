@@ -191,7 +191,10 @@ BASES_LIMIT = 2
 
 
 class Pool:
-    """The model processes of this worker by base, most recently used last."""
+    """The model processes of this worker by base, most recently used last.
+
+    One that dies or breaks the protocol is dropped; the next adapter of its base gets a new one.
+    """
 
     def __init__(self, *, device: str = CPU) -> None:
         self.device = device

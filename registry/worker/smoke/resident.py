@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,7 +35,7 @@ from registry.worker.model.language import LoadedBase
 from registry.worker.model.tasks import CAUSAL
 from registry.worker.model.updates import updates_of
 from registry.worker.sandbox.program import Progress, ignore_progress
-from registry.worker.smoke import isolated
+from registry.worker.smoke import isolated, structure
 from registry.worker.smoke.acting import Baseline
 from registry.worker.smoke.isolated import IsolatedTest, LanguageTest, Reference
 from registry.worker.smoke.result import SmokeResult
@@ -49,15 +48,8 @@ SHORT_TOKENS = 8
 NOISE_FACTOR, ROUNDINGS = 8.0, 2.0
 _PREFIX = "base_model.model."
 Layout = tuple[str, frozenset[str]]
-_FREE_FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"), lambda _value: True),
-    **dict.fromkeys(
-        ("base_model_name_or_path", "revision", "peft_version"), lambda value: value is None or isinstance(value, str)
-    ),
-    **dict.fromkeys(("inference_mode", "init_lora_weights"), lambda value: isinstance(value, bool)),
-    "lora_dropout": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
-}
-"""Field → the values that need not be equal: `agrees_with_peft` checks ranks and scales, the others do nothing."""
+_FREE_FIELDS = {**structure.NO_SHAPE, **dict.fromkeys(("r", "rank_pattern"), lambda _value: True)}
+"""What need not be equal: `agrees_with_peft` checks ranks and scales, the others do nothing."""
 
 
 class Discard(Exception):
@@ -89,11 +81,7 @@ def may_share_base(contents: PeftContents) -> bool:
 
 def layout_of(config: Any, contents: PeftContents) -> Layout:
     """What must be equal for an adapter to be swapped into a slot that PEFT filled from another configuration."""
-    fields = {
-        name: sorted(value, key=str) if isinstance(value, set) else value
-        for name, value in config.to_dict().items()
-        if name not in _FREE_FIELDS or not _FREE_FIELDS[name](value)
-    }
+    fields = structure.fields_beside(config, _FREE_FIELDS)
     modules = frozenset(module.path for module in contents.lora.modules)
     return json.dumps(fields, sort_keys=True, default=repr), modules
 

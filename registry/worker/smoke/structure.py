@@ -32,7 +32,9 @@ Shapes = dict[str, tuple[int, ...]]
 SHOWN = 5
 REMEMBERED_LIMIT = 1000
 PEFT = f"PEFT {peft.__version__}"
-_NO_SHAPE: Mapping[str, Callable[[Any], bool]] = {
+FreeFields = Mapping[str, Callable[[Any], bool]]
+"""Field → the values that make no difference."""
+NO_SHAPE: FreeFields = {
     **dict.fromkeys(("lora_alpha", "alpha_pattern", "use_rslora"), lambda _value: True),
     **dict.fromkeys(
         ("base_model_name_or_path", "revision", "peft_version"), lambda value: value is None or isinstance(value, str)
@@ -40,7 +42,7 @@ _NO_SHAPE: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("inference_mode", "init_lora_weights"), lambda value: isinstance(value, bool)),
     "lora_dropout": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
 }
-"""Field → the values that change neither names nor shapes of tensors."""
+"""What changes neither names nor shapes of tensors."""
 
 
 class ConfigRefused(Exception):
@@ -113,12 +115,17 @@ def compare_loaded(wrapped: Any, folder: Path) -> list[Finding]:
 
 def _key(config: Any, shapes: Shapes) -> Digest:
     """A digest, because the names of a file's tensors may have megabytes."""
-    fields = {
+    text = json.dumps([fields_beside(config, NO_SHAPE), sorted(shapes.items())], sort_keys=True, default=repr)
+    return Digest.of(text.encode())
+
+
+def fields_beside(config: Any, free: FreeFields) -> dict[str, Any]:
+    """The fields of a configuration that make a difference."""
+    return {
         name: sorted(value, key=str) if isinstance(value, set) else value
         for name, value in config.to_dict().items()
-        if name not in _NO_SHAPE or not _NO_SHAPE[name](value)
+        if name not in free or not free[name](value)
     }
-    return Digest.of(json.dumps([fields, sorted(shapes.items())], sort_keys=True, default=repr).encode())
 
 
 def _build(model: Any, config: Any) -> Any:
