@@ -6,7 +6,7 @@ fails if someone else moved the alias in between.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from typing import Any
 
 import click
@@ -146,25 +146,55 @@ def _ref_of(adapter: AdapterName, text: str) -> Ref:
 @click.command()
 @click.argument("name")
 @click.option("--at", "at", default="", metavar="TIME", help="State at this time, such as 2026-05-03T14:05Z.")
-def history(name: str, at: str) -> None:
-    """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first."""
+@click.option("--actor", default="", help="Only moves by this person or token.")
+@click.option("--since", default="", metavar="TIME", help="Only moves from this time on.")
+@click.option("--until", default="", metavar="TIME", help="Only moves until this time.")
+def history(name: str, at: str, actor: str, since: str, until: str) -> None:
+    """Show every move of the aliases of NAME (or of NAME:ALIAS), newest first.
+
+    Times are UTC without an offset. A date stands for the whole day: --since for its begin, --at and --until for its
+    end.
+
+    \b
+    adapter history acme/support:prod
+    adapter history acme/support --since 2026-05-01 --until 2026-05-03 --actor alice@example.org
+    """
     ref = Ref.parse(name)
     if not isinstance(ref.selector, str) or "@" in name:
         raise Invalid("NAME_INVALID", f"{name!r}: history takes NAME or NAME:ALIAS")
     alias = str(ref.selector) if ":" in name else ""
-    moment = read_time(at) if at else None
+    moment = read_time(at, "--at", end_of_day=True) if at else None
+    first = read_time(since, "--since") if since else None
+    last = read_time(until, "--until", end_of_day=True) if until else None
     with session.registry() as registry:
         pages = answers.all_pages(lambda cursor: registry.history(ref.name, alias=alias, at=moment, cursor=cursor))
         moves = [move for page in pages for move in page.moves]
-    output.answer({"name": str(ref.name), "moves": moves}, lambda: _print_history(ref, moves, moment))
+    total = len(moves)
+    moves = [
+        move
+        for move in moves
+        if actor in ("", move.actor) and (first is None or move.at >= first) and (last is None or move.at <= last)
+    ]
+
+    def text() -> None:
+        _print_history(ref, moves, moment)
+        if len(moves) < total:
+            output.note(f"{len(moves)} of {output.plural(total, 'move')}")
+
+    output.answer({"name": str(ref.name), "moves": moves}, text)
 
 
-def read_time(text: str) -> datetime:
-    """An ISO 8601 time, in UTC if it has no offset. `Invalid` (REQUEST_INVALID) for anything else."""
+def read_time(text: str, option: str, *, end_of_day: bool = False) -> datetime:
+    """An ISO 8601 time, in UTC if it has no offset; a date is its first moment, or with `end_of_day` its last.
+
+    `Invalid` (REQUEST_INVALID) for anything else.
+    """
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError as e:
-        raise Invalid("REQUEST_INVALID", f"--at {text[:60]!r} is not a time such as 2026-05-03T14:05Z") from e
+        raise Invalid("REQUEST_INVALID", f"{option} {text[:60]!r} is not a time such as 2026-05-03T14:05Z") from e
+    if end_of_day and len(text) == len("2026-05-03") and "W" not in text:
+        parsed = datetime.combine(parsed, time.max)
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
@@ -190,7 +220,7 @@ def _print_move(move: AliasMove, width: int) -> None:
     origin = f"@{move.from_number} → " if move.from_number else ""
     target = f"@{move.number}" if move.number else "nothing"
     output.line(
-        f"  {output.moment(move.at)}  {move.alias:<{width}}  "
+        f"  {_to_the_second(move.at)}  {move.alias:<{width}}  "
         f"{output.strong(origin + target)}  by {move.actor}  {output.faint(f'generation {move.generation}')}"
     )
     indent = " " * 6

@@ -63,9 +63,7 @@ def _commands() -> dict[str, CommandSpec]:
         "audit": spec(".audit", "audit", look, "Audit log: log, verify, export, key."),
         "fleet": spec(".fleet", "fleet", look, "Show which node serves which version."),
         "check": spec(".checks", "check", evaluate, "Check whether an adapter fits a base and its engines."),
-        "engine-settings": spec(
-            ".checks", "engine_settings", evaluate, "Recommend engine settings for all adapters of a base."
-        ),
+        "engine-settings": spec(".checks", "engine_settings", evaluate, "Recommend engine settings for a base."),
         "smoke-test": spec(".jobs", "smoke_test", evaluate, "Have workers test versions on their base."),
         "job": spec(".jobs", "job", evaluate, "Jobs: list, show, cancel."),
         "recheck-engines": spec(".checks", "recheck_engines", evaluate, "Renew the stored engine verdicts."),
@@ -79,11 +77,11 @@ def _commands() -> dict[str, CommandSpec]:
         "yank": spec(".adapters", "yank", release, "Withdraw a version from aliases."),
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
-        "quarantine": spec(
-            ".adapters", "quarantine", release, "Withhold a version until an owner lifts the quarantine."
-        ),
+        "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
+        "logout": spec(".tokens", "logout", setup, "Forget the token of a registry on this machine."),
+        "context": spec(".tokens", "context", setup, "Registries by name: add, use, list, remove."),
         "whoami": spec(".tokens", "whoami", setup, "Show the registry and your rights."),
         "token": spec(".tokens", "token", setup, "Tokens: create, rotate, exchange, list, revoke, generate."),
         "namespace": spec(".namespaces", "namespace", setup, "Namespaces: roles, visibility, limits."),

@@ -1,6 +1,7 @@
 """Which registry a command talks to: that of the environment, the one of `adapter login`, or the embedded one.
 
-- ADAPTER_REGISTRY and ADAPTER_TOKEN win over the profile file. Without a URL in either, the embedded registry is used.
+- ADAPTER_REGISTRY and ADAPTER_TOKEN win over contexts, and those over the last login. Without a URL in any of them, the
+  embedded registry is used.
 - A token of the profile is used only for its own URL. Only its owner can read the file, and it is replaced as a whole.
 """
 
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from registry.client.core import Versions
 from registry.client.trusted_checkpoints import TrustedCheckpoints
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from registry.filesystem import replace_file, user_folder
 
 from . import main, output
@@ -34,6 +35,15 @@ EMBEDDED_URL = "http://registry.embedded"
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """A registry with a token of its own, which a name stands for."""
+
+    url: str
+    token: str
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LoginProfile:
     """What `adapter login` remembers: the registry in use, and a token for each URL."""
 
@@ -41,11 +51,27 @@ class LoginProfile:
     tokens: dict[str, str] = field(default_factory=dict)
     insecure: tuple[str, ...] = ()
     """URLs whose tokens may go over plain http, by `adapter login --insecure`."""
+    contexts: dict[str, Context] = field(default_factory=dict)
+    """Registries by the names that `adapter context add` gave them."""
+    context: str = ""
+    """The context in use; empty for the registry of the last login."""
 
     def with_token(self, url: str, token: str, *, insecure: bool) -> LoginProfile:
         """The profile after a login at a URL, which becomes the registry in use."""
         others = tuple(other for other in self.insecure if other != url)
-        return LoginProfile(url, {**self.tokens, url: token}, (*others, url) if insecure else others)
+        return replace(
+            self,
+            url=url,
+            tokens={**self.tokens, url: token},
+            insecure=(*others, url) if insecure else others,
+            context="",
+        )
+
+    def without_token(self, url: str) -> LoginProfile:
+        """The profile after a logout from a URL, which is not in use any more."""
+        tokens = {other: token for other, token in self.tokens.items() if other != url}
+        insecure = tuple(other for other in self.insecure if other != url)
+        return replace(self, url="" if self.url == url else self.url, tokens=tokens, insecure=insecure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +82,7 @@ class RegistryTarget:
     token: str
     source: str
     insecure: bool = False
+    context: str = ""
 
     @property
     def embedded(self) -> bool:
@@ -70,8 +97,9 @@ class RegistryTarget:
 
 
 def profile_path() -> Path:
-    """Where `adapter login` stores URL and tokens."""
-    return user_folder("config") / "profile.json"
+    """Where `adapter login` and `adapter context` store URLs and tokens: ADAPTER_CONFIG, else in the user's folder."""
+    path = os.environ.get("ADAPTER_CONFIG", "")
+    return Path(path).expanduser() if path else user_folder("config") / "profile.json"
 
 
 def read_profile() -> LoginProfile:
@@ -80,7 +108,12 @@ def read_profile() -> LoginProfile:
     try:
         profile = json.loads(path.read_bytes())
         tokens = {str(url): str(token) for url, token in profile["tokens"].items()}
-        return LoginProfile(str(profile["url"]), tokens, tuple(map(str, profile.get("insecure", ()))))
+        contexts = {
+            str(name): Context(str(values["url"]), str(values["token"]), bool(values.get("insecure")))
+            for name, values in profile.get("contexts", {}).items()
+        }
+        insecure = tuple(map(str, profile.get("insecure", ())))
+        return LoginProfile(str(profile["url"]), tokens, insecure, contexts, str(profile.get("context", "")))
     except FileNotFoundError:
         return LoginProfile()
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -98,19 +131,42 @@ def write_profile(profile: LoginProfile) -> Path:
     return path
 
 
+def find_context(profile: LoginProfile, name: str) -> Context:
+    """The context of this name. `NotFound` (CONTEXT_UNKNOWN) lists those that there are."""
+    if name not in profile.contexts:
+        raise NotFound(
+            "CONTEXT_UNKNOWN",
+            f"there is no context {name[:60]!r}; there are: {', '.join(sorted(profile.contexts)) or 'none'}",
+            next_step="add one: adapter context add NAME URL",
+        )
+    return profile.contexts[name]
+
+
 def replace_token(secret: str) -> str:
     """Save a new secret for the registry in use. Returns the profile's path; empty if the token is not from there."""
     used = target()
     if used.embedded or os.environ.get("ADAPTER_TOKEN"):
         return ""
     profile = read_profile()
+    if used.context:
+        context = replace(profile.contexts[used.context], token=secret)
+        return str(write_profile(replace(profile, contexts={**profile.contexts, used.context: context})))
     return str(write_profile(replace(profile, tokens={**profile.tokens, used.url: secret})))
 
 
 def target() -> RegistryTarget:
-    """The registry of the environment, else of the profile, else the embedded one."""
+    """The registry of the environment, else of the context, else of the last login, else the embedded one.
+
+    `NotFound` (CONTEXT_UNKNOWN) for an unknown ADAPTER_CONTEXT.
+    """
     from_environment = os.environ.get("ADAPTER_REGISTRY", "").rstrip("/")
     profile = LoginProfile() if from_environment and os.environ.get("ADAPTER_TOKEN") else read_profile()
+    name = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
+    if name and not from_environment:
+        context = find_context(profile, name)
+        source = "ADAPTER_CONTEXT" if os.environ.get("ADAPTER_CONTEXT") else f"context {name} in {profile_path()}"
+        token = os.environ.get("ADAPTER_TOKEN") or context.token
+        return RegistryTarget(context.url, token, source, context.insecure, name)
     url = from_environment or profile.url
     if not url:
         return RegistryTarget(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")

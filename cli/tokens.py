@@ -1,4 +1,4 @@
-"""`adapter login`, `whoami` and `token …`.
+"""`adapter login`, `logout`, `context …`, `whoami` and `token …`.
 
 A secret is never an argument, where other users of the machine could see it: it comes from a prompt, a pipe or the
 environment. A new secret is printed once.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
 
+from registry import names
 from registry.api.access import TokenCreate, TokenCreated, TokenView, Whoami
 from registry.client.registry import Registry
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from registry.roles import Scope
 
 from . import main, output, session
@@ -46,6 +48,96 @@ def login(url: str, insecure: bool) -> None:
             output.note(session.UNENCRYPTED)
 
     output.answer(who, text)
+
+
+@click.command()
+@click.argument("url", default="")
+def logout(url: str) -> None:
+    """Forget the token of a registry on this machine. Without URL: of the one of the last login.
+
+    The token stays valid until it is revoked. Contexts are removed with `adapter context remove`.
+
+    \b
+    adapter logout
+    adapter logout https://registry.example.org
+    """
+    profile = session.read_profile()
+    url = url.rstrip("/") or profile.url
+    if url not in profile.tokens:
+        raise NotFound("CONTEXT_UNKNOWN", f"no token of {url or 'a login'} is saved in {session.profile_path()}")
+    path = session.write_profile(profile.without_token(url))
+    output.answer({"url": url}, lambda: output.line(f"The token of {url} is removed from {path}."))
+
+
+# ------------------------------------------------------------------ contexts
+@click.group()
+def context() -> None:
+    """Registries by name, each with its own token: add, use, list, remove.
+
+    ADAPTER_CONTEXT chooses one for a single command.
+    """
+
+
+@context.command("add")
+@click.argument("name")
+@click.argument("url")
+@click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
+def add_context(name: str, url: str, insecure: bool) -> None:
+    """Add or replace a context; the token is read from ADAPTER_TOKEN, a pipe or a prompt.
+
+    \b
+    adapter context add staging https://staging.example.org
+    """
+    secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
+    if not secret:
+        raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")
+    with Registry(url, secret, insecure=insecure) as registry:
+        who, used_url = registry.whoami(), registry.url
+    profile = session.read_profile()
+    contexts = {**profile.contexts, names.alias(name): session.Context(used_url, secret, insecure)}
+    path = session.write_profile(replace(profile, contexts=contexts))
+    document = {"name": name, "url": used_url, "actor": who.actor}
+    output.answer(document, lambda: output.line(f"{output.strong(name)}: {who.actor} at {used_url}, saved in {path}"))
+
+
+@context.command("use")
+@click.argument("name", default="")
+def use_context(name: str) -> None:
+    """Use a context from now on. Without NAME: the registry of the last login.
+
+    \b
+    adapter context use staging
+    """
+    profile = session.read_profile()
+    url = session.find_context(profile, name).url if name else profile.url
+    session.write_profile(replace(profile, context=name))
+    output.answer(
+        {"name": name, "url": url}, lambda: output.line(f"Commands talk to {url or 'the embedded registry'}.")
+    )
+
+
+@context.command("list")
+def list_contexts() -> None:
+    """List the contexts, without their tokens."""
+    profile = session.read_profile()
+    used = os.environ.get("ADAPTER_CONTEXT", "") or profile.context
+    items = [{"name": name, "url": c.url, "used": name == used} for name, c in sorted(profile.contexts.items())]
+    rows = [(output.strong(str(i["name"])), str(i["url"]), "used" if i["used"] else "-") for i in items]
+    output.answer({"items": items}, lambda: output.table(
+        ("name", "url", "used"), rows, empty="No contexts. Add one: adapter context add NAME URL"
+    ))  # fmt: skip
+
+
+@context.command("remove")
+@click.argument("name")
+def remove_context(name: str) -> None:
+    """Remove a context and its token from this machine. The token stays valid until it is revoked."""
+    profile = session.read_profile()
+    session.find_context(profile, name)
+    contexts = {other: values for other, values in profile.contexts.items() if other != name}
+    used = "" if profile.context == name else profile.context
+    session.write_profile(replace(profile, contexts=contexts, context=used))
+    output.answer({"name": name}, lambda: output.line(f"The context {name} is removed."))
 
 
 def _read_secret(label: str = "Token") -> str:

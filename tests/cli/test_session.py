@@ -13,7 +13,7 @@ import pytest
 from cli import session
 from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
-from registry.errors import Invalid
+from registry.errors import Invalid, NotFound
 from tests.cli.runner import CommandRunner
 
 
@@ -53,6 +53,47 @@ def test_only_the_owner_can_read_the_profile() -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["profile.json"]
     assert session.read_profile().tokens == {"https://a.test": "t"}
+
+
+@pytest.mark.usefixtures("cli")
+def test_a_context_has_a_url_and_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ADAPTER_CONFIG", str(tmp_path / "own" / "profile.json"))
+    contexts = {"ci": session.Context("https://a.test", "token-ci"), "prod": session.Context("https://c.test", "t")}
+    session.write_profile(session.LoginProfile("https://a.test", {"https://a.test": "token-a"}, (), contexts, "ci"))
+    assert session.target().token == "token-ci"
+    assert session.replace_token("rotated")
+    assert session.read_profile().contexts["ci"].token == "rotated"
+    assert session.read_profile().tokens == {"https://a.test": "token-a"}, "the login keeps its own"
+    monkeypatch.setenv("ADAPTER_CONTEXT", "prod")
+    assert session.target() == session.RegistryTarget("https://c.test", "t", "ADAPTER_CONTEXT", context="prod")
+    monkeypatch.setenv("ADAPTER_REGISTRY", "https://b.test")
+    assert (session.target().url, session.target().token) == ("https://b.test", "")
+    monkeypatch.delenv("ADAPTER_REGISTRY")
+    monkeypatch.setenv("ADAPTER_CONTEXT", "nowhere")
+    with pytest.raises(NotFound, match="there are: ci, prod"):
+        session.target()
+
+
+def test_contexts_are_listed_used_and_removed_and_a_logout_forgets_a_token(cli: CommandRunner) -> None:
+    contexts = {
+        "ci": session.Context("https://a.test", "secret-1"),
+        "prod": session.Context("https://c.test", "secret-2"),
+    }
+    session.write_profile(session.LoginProfile("https://b.test", {"https://b.test": "secret-3"}, (), contexts))
+    cli("context", "use", "prod")
+    listed = cli("context", "list")
+    assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
+        ["ci", "https://a.test", "-"], ["prod", "https://c.test", "used"],
+    ]  # fmt: skip
+    assert "secret" not in listed.stdout + cli("context", "list", "--json").stdout
+    assert "there are: ci, prod" in cli("context", "use", "nowhere", expect=4).stderr
+    cli("context", "remove", "prod")
+    assert session.read_profile().context == ""
+    assert cli("logout", "--json").json == {"url": "https://b.test"}
+    profile = session.read_profile()
+    assert (profile.url, profile.tokens, list(profile.contexts)) == ("", {}, ["ci"])
+    cli("logout", expect=4)
+    assert session.target().embedded
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"url": 1}', '{"url": "x", "tokens": []}'])
