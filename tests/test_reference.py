@@ -148,7 +148,8 @@ INTERNAL_LIMITS = {
         "registry.strict.fields.FINDINGS_LIMIT", "registry.tlog.replay.PROBLEMS_LIMIT",
         "registry.bases.identity.MARKS_LIMIT",
         "registry.server.pages.readme.READ_LIMIT_BYTES", "registry.server.pages.readme.HTML_LIMIT",
-        "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.versions.CELLS_LIMIT",
+        "registry.server.pages.readme.PLAIN_LIMIT", "registry.server.pages.readme.CELLS_LIMIT",
+        "registry.server.pages.versions.CELLS_LIMIT",
         "registry.server.pages.versions.REPORT_LIMIT_BYTES", "registry.server.routes.hub.pushing.WARNING_LIMIT",
     ],
     "forms of the server's own pages, and links that it prints": [

@@ -51,7 +51,7 @@ LOOK_ANYWAY_SECONDS = 0.5
 """How often to look if it is unknown whether anything was committed (PostgreSQL without `Freshness.run`)."""
 
 
-COUNTS_LIMIT = 4
+COUNTS_SHARED = 4
 """Readings of the change counter whose results are kept: while one changes, some requests still have the one before."""
 
 
@@ -69,7 +69,7 @@ class SharedReads:
         if counts is None:
             return await run_in_threadpool(read)
         reads = self._reads.setdefault(counts, {})
-        while len(self._reads) > COUNTS_LIMIT:
+        while len(self._reads) > COUNTS_SHARED:
             del self._reads[next(iter(self._reads))]
         if key not in reads:
             reads[key] = asyncio.ensure_future(run_in_threadpool(read))
