@@ -28,9 +28,9 @@ FILES_LIMIT = 256
 VERSION_LIMIT_BYTES = 40 * 2**30
 MANIFEST_LIMIT_BYTES = 1 * 2**20
 TAG_VALUE_LIMIT = 200
+"""Characters of an annotation that can be searched for; longer ones are kept, not found."""
 ANNOTATIONS_LIMIT_BYTES = 16 * 2**10
 """Keys and values together: each list of versions has them."""
-"""Characters of an annotation that can be searched for; longer ones are kept, not found."""
 
 
 class Relation(StrEnum):

@@ -33,8 +33,8 @@ STEP_BYTES = 8 * 2**20
 SLICE_SECONDS = 1.0
 """How long one call may wait for the peer. A call moves a whole buffer, so that a thread seldom wakes up."""
 LINGER_SECONDS = 2.0
-LINK_ROUTE = f"{LINKS}{{key}}"
 """How long a client that still sends may take to read why its body was refused."""
+LINK_ROUTE = f"{LINKS}{{key}}"
 _MORE = getattr(socket, "MSG_MORE", 0)
 _LOG = logging.getLogger("registry.server")
 
