@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partialmethod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -69,7 +69,10 @@ class Finding:
 
     def to_dict(self) -> dict[str, str]:
         """As JSON."""
-        return asdict(self)
+        return {
+            "code": self.code, "location": self.location, "message": self.message, "severity": self.severity,
+            "expected": self.expected, "actual": self.actual,
+        }  # fmt: skip
 
 
 _LIMITS = {"location": TEXT_LIMIT, "message": MESSAGE_LIMIT, "expected": TEXT_LIMIT, "actual": TEXT_LIMIT}

@@ -131,8 +131,9 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
     with Destination(dest) as folder:
         for parent in {(folder / link.path).parent for link in source.links}:
             parent.mkdir(parents=True, exist_ok=True)
+        to_fetch = [link for link in source.links if not source.write_small(link, folder / link.path, progress)]
         transfer.run_parallel(
-            lambda link: _place(source, link, folder / link.path, store, progress), source.links, transfer.FILES_AT_ONCE
+            lambda link: _place(source, link, folder / link.path, store, progress), to_fetch, transfer.FILES_AT_ONCE
         )
         version = source.resolved
         note: dict[str, object] = {"name": version.name, "number": version.number, "digest": version.digest}
@@ -165,14 +166,18 @@ class _Source:
         self._registry, self._small = registry, small
         self._direct, self._until = plan.direct, time.monotonic() + min(plan.direct_seconds, LINK_LIMIT_SECONDS) / 2
 
-    def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
-        """Write a file of the version to the new file `target`."""
+    def write_small(self, link: FileLink, target: Path, progress: Progress) -> bool:
+        """Write a file whose bytes came with the plan to `target`, past the cache. False if they did not come."""
         with contextlib.suppress(ValueError):  # not base64
             data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
             if Digest.of(data) == link.digest:
-                transfer.write_new(target, data, durable=durable)
+                transfer.write_new(target, data, durable=True)
                 progress.advance(len(data))
-                return
+                return True
+        return False
+
+    def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
+        """Write a file of the version to the new file `target`."""
         direct = transfer.Direct(self._direct.get(link.path, ""), self._until)
         transfer.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
 

@@ -62,7 +62,8 @@ class Destination:
         ours = re.compile(rf"\.+{re.escape(self._stem)}(\.[0-9a-f]{{12}})+(\.old)?")
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.path.parent)):
-                if not ours.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                is_ours = entry.name.startswith(".") and ours.fullmatch(entry.name)
+                if not is_ours or not entry.is_dir(follow_symlinks=False):
                     continue
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_SECONDS:
                     with _held(Path(entry.path)) as free:

@@ -68,7 +68,8 @@ def build(
         values = {"cut": f"{size_bytes} bytes of detail are over {DETAIL_LIMIT_BYTES}"}
     if namespace is None:
         namespace = object.partition("/")[0] if event_type.about.in_namespace else ""
-    return EventRow(
+    return db.new_row(
+        EventRow,
         at=db.now(),
         actor=actor.identity,
         token_id=actor.token_id,

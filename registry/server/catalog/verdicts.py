@@ -24,7 +24,7 @@ def to_row(verdict: Verdict, version_id: int | None, base_id: int, *, job_id: st
     columns: dict[str, Any] = {name: getattr(verdict, name) for name in _SHARED_COLUMNS}
     columns["findings"] = [finding.to_dict() for finding in verdict.findings]
     columns["made_at"] = verdict.made_at or db.now()
-    return VerdictRow(version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
+    return db.new_row(VerdictRow, version_id=version_id or 0, base_id=base_id, job_id=job_id, **columns)
 
 
 def from_row(row: VerdictRow, subject: str, base: str) -> Verdict:

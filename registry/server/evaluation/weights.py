@@ -163,7 +163,9 @@ def build_verdict(
     findings = (*measured.findings, *compare_with_base(norms, measured.norms))
     verdict = Verdict.of(Check.WEIGHTS, Digest(row.digest), base.name, base.fingerprint, findings, made_by=tools)
     text = json.dumps({path: asdict(norms) for path, norms in measured.norms.items()}, separators=(",", ":"))
-    return verdicts.to_row(verdict, row.id, row.base_id), VersionNormsRow(version_id=row.id or 0, norms=text)
+    return verdicts.to_row(verdict, row.id, row.base_id), db.new_row(
+        VersionNormsRow, version_id=row.id or 0, norms=text
+    )
 
 
 # ------------------------------------------------------------------ after the push

@@ -68,7 +68,8 @@ def build(
 ) -> tuple[JobRow, EventRow]:  # fmt: skip
     """The rows of a new job and of its event, for a caller that inserts many at once."""
     moment = db.now()
-    row = JobRow(
+    row = db.new_row(
+        JobRow,
         id="job_" + secrets.token_hex(10), kind=kind, state=State.QUEUED, namespace=name.namespace,
         version_id=version.id, subject=f"{name}@{version.number}", subject_digest=version.digest, base=base,
         priority=priority, attempts_limit=jobs.ATTEMPTS_LIMIT, payload=payload or {},

@@ -341,7 +341,8 @@ def _record(
     session: Session, actor: Actor, move: Move, from_id: int | None, generation: int, at: datetime
 ) -> tuple[AliasMoveRow, EventRow]:
     """The history row and the event of a move."""
-    row = AliasMoveRow(
+    row = db.new_row(
+        AliasMoveRow, 
         adapter_id=move.version.adapter_id, alias=move.alias, generation=generation, at=at, actor=actor.identity,
         token_id=actor.token_id, from_version_id=from_id, to_version_id=move.version.id, reason=move.reason,
         evidence=move.evidence,

@@ -218,7 +218,8 @@ def _create(
     for push in pushes:
         push.row = row = _push_row(actor, push, settings)
         push.blobs = [
-            PushBlobRow(
+            db.new_row(
+                PushBlobRow,
                 push_id=row.id, digest=digest, size_bytes=size,
                 staging_key="" if (digest, size) in readable else staging_key_of(row.id, digest),
             )
@@ -255,7 +256,8 @@ def key_of_sent(blob: PushBlobRow) -> str:
 
 def _push_row(actor: Actor, push: _Push, settings: Settings) -> PushRow:
     created_at = db.now()
-    return PushRow(
+    return db.new_row(
+        PushRow,
         id="psh_" + secrets.token_hex(12), namespace=push.name.namespace, name=push.name.name, state=PushState.OPEN,
         manifest=push.manifest.to_bytes().decode(), manifest_digest=push.manifest.digest,
         message=push.message, created_at=created_at, created_by=actor.identity, token_id=actor.token_id,

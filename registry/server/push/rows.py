@@ -343,7 +343,8 @@ def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> l
 
 def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:
     """Build the row of a version; `columns` are those that do not follow from its adapter, base and manifest."""
-    return VersionRow(
+    return db.new_row(
+        VersionRow,
         adapter_id=adapter.id or 0, base_id=base.id or 0, digest=manifest.digest,
         manifest=manifest.to_bytes().decode(), size_bytes=manifest.size_bytes, **columns,
     )  # fmt: skip
@@ -358,17 +359,22 @@ def add_contents(session: Session, versions: Sequence[tuple[VersionRow, Manifest
     tags: list[SQLModel] = []
     for row, manifest in versions:
         version_id = row.id or 0
-        files += [VersionFileRow(version_id=version_id, **structs.asdict(file)) for file in manifest.files]
+        files += [db.new_row(VersionFileRow, version_id=version_id, **structs.asdict(file)) for file in manifest.files]
         parents = {(edge.relation, edge.digest): edge for edge in manifest.parents}  # a manifest may name one twice
         edges += [
-            EdgeRow(child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name)
+            db.new_row(
+                EdgeRow, child_id=version_id, parent_digest=edge.digest, relation=edge.relation, parent_name=edge.name
+            )
             for edge in parents.values()
         ]
         inputs += [
-            VersionInputRow(version_id=version_id, position=position, **entry._asdict())
+            db.new_row(VersionInputRow, version_id=version_id, position=position, **entry._asdict())
             for position, entry in enumerate(lineage.inputs(manifest.provenance, row.facts))
         ]
-        tags += [VersionTagRow(version_id=version_id, key=key, value=value) for key, value in _tags(row, manifest)]
+        tags += [
+            db.new_row(VersionTagRow, version_id=version_id, key=key, value=value)
+            for key, value in _tags(row, manifest)
+        ]
     for rows in (files, edges, inputs, tags):
         db.bulk_insert(session, rows)
 
