@@ -342,7 +342,7 @@ def _record(
 ) -> tuple[AliasMoveRow, EventRow]:
     """The history row and the event of a move."""
     row = db.new_row(
-        AliasMoveRow, 
+        AliasMoveRow,
         adapter_id=move.version.adapter_id, alias=move.alias, generation=generation, at=at, actor=actor.identity,
         token_id=actor.token_id, from_version_id=from_id, to_version_id=move.version.id, reason=move.reason,
         evidence=move.evidence,
