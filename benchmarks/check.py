@@ -1,11 +1,11 @@
-"""`make bench-check`: what the header-only verdict costs, over the zoo, beside loading the same with PEFT.
+"""`make bench-check`: what the header-only verdict costs, over the good adapters, beside loading the same with PEFT.
 
     ms_per_adapter        read configuration and header, describe, compare with the base: best of five, median of all
     peak_memory_mb        peak memory of a process that does nothing else, interpreter included
     share_of_bytes_read   bytes read of all bytes of the files
     time_vs_peft_load     ratio: our time over PEFT's to put the same adapter on its base, which is loaded already
 
-Goals: under 10 ms and 60 MB an adapter. Needs the worker extra (the zoo is built with PEFT); without it, it says so and
+Goals: under 10 ms and 60 MB an adapter. Needs the worker extra (they are built with PEFT); without it, it says so and
 ends with empty figures. `make bench-recheck-engines` measures what judging 10,000 stored versions again costs.
 The checks run in a process of their own, which imports no torch. The last line is one JSON object.
 """
@@ -42,12 +42,12 @@ HERE = "benchmarks.check"
 
 
 def entries() -> list[tuple[Path, str]]:
-    """Folder and base's name of every complete adapter of the zoo."""
-    zoo = fixtures.zoo()
+    """Folder and base's name of every complete good adapter."""
+    good = fixtures.good()
     return [
-        (zoo / name, entry["base"])
-        for name, entry in sorted(fixtures.manifest(zoo).items())
-        if (zoo / name / WEIGHTS).is_file() and (zoo / name / CONFIG).is_file()
+        (good / name, entry["base"])
+        for name, entry in sorted(fixtures.manifest(good).items())
+        if (good / name / WEIGHTS).is_file() and (good / name / CONFIG).is_file()
     ]
 
 
@@ -128,7 +128,7 @@ def peft_ms(listing: list[list[str]]) -> float:
 
 def main() -> None:
     if not fixtures.AVAILABLE:
-        print("the zoo needs the worker extra, which is not installed")
+        print("the adapters need the worker extra, which is not installed")
         print(json.dumps({"bench": "check", "ratios": {}, "figures": {}, "machine": {}}))
         return
     tiny = fixtures.tiny_bases()

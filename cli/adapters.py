@@ -22,10 +22,10 @@ from . import arguments, output, session, versions
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
 PAGE_LIMIT = 200
+EMPTY = "No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE"
 
 
 @click.command("list")
-@click.argument("name", type=arguments.NAME, required=False)
 @click.option("--namespace", default="", help="Only adapters in this namespace.")
 @click.option("--base", default="", help="Only adapters of this base model.")
 @click.option("--base-match", type=click.Choice(BASE_MATCHES), help="With --base: also bases that match this closely.")
@@ -43,29 +43,23 @@ PAGE_LIMIT = 200
 @click.option("--engine", default="", metavar="PROFILE", help="Only what this engine serves (REGISTRY_ENGINES).")
 @click.option("--outcome", type=click.Choice([o.value for o in Outcome]), help="With --engine: only this outcome.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows.")
-def list_adapters(name: AdapterName | None, limit: int | None, **query: Any) -> None:
-    """List adapters with their newest version. With NAME: the versions of that adapter.
+def list_adapters(limit: int | None, **query: Any) -> None:
+    """List adapters with their newest version.
 
-    --namespace, --alias, --owner and --text are about the adapter, --tag about either, all others about the newest
-    version.
+    --namespace, --alias, --owner and --text filter by the adapter, --tag by either, and all others by the newest
+    version. `adapter versions NAME` lists the versions of one adapter.
 
     \b
     adapter list --namespace acme --alias prod
-    adapter list acme/support
     adapter list --base smollm2 --rank-max 16 --target q_proj --engine vllm==0.33.0
     """
-    if name is not None:
-        if any(query.values()):
-            raise click.UsageError("NAME lists versions, which have no filters")
-        list_versions(name, limit)
-        return
     if query["outcome"] and not query["engine"]:
         raise click.UsageError("--outcome needs --engine")
     if query["base_match"] and not query["base"]:
         raise click.UsageError("--base-match needs --base")
     with session.versions() as registry:
         items = list(_adapters(registry, _with_lists(query), limit))
-    output.answer({"items": items}, lambda: _print_list(items))
+    output.answer({"items": items}, lambda: _print_list(items, filtered=any(query.values())))
 
 
 def _with_lists(query: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +76,7 @@ def _adapters(registry: Versions, query: dict[str, Any], limit: int | None) -> I
             return
 
 
-def _print_list(items: list[AdapterView]) -> None:
+def _print_list(items: list[AdapterView], *, filtered: bool) -> None:
     columns = ("name", "newest", "base", "method", "rank", "size", "compat", "smoke", "aliases", "updated")
     rows = [
         (
@@ -103,7 +97,7 @@ def _print_list(items: list[AdapterView]) -> None:
         columns,
         rows,
         right=frozenset({"rank", "size"}),
-        empty="No adapters. Push one: adapter push DIR NAMESPACE/NAME --base BASE",
+        empty="No adapter matches." if filtered else EMPTY,
     )
 
 
@@ -118,11 +112,6 @@ def versions_of(name: AdapterName, deleted: bool, limit: int | None) -> None:
     \b
     adapter versions acme/support --limit 5
     """
-    list_versions(name, limit, deleted=deleted)
-
-
-def list_versions(name: AdapterName, limit: int | None, *, deleted: bool = False) -> None:
-    """Print the newest `limit` versions of an adapter, or all."""
     page_limit = min(limit or PAGE_LIMIT, PAGE_LIMIT)
     with session.versions() as registry:
         pages = answers.all_pages(
@@ -169,8 +158,8 @@ def _outcome(version: VersionView, check: Check) -> str:
 def delete(subject: AdapterName | Ref, reason: str, force: bool, undo: bool, yes: bool) -> None:
     """Delete one version (NAME@3), or an adapter with all its versions (NAME).
 
-    A version can be restored with --undo until its grace time ends; its number is never used again. What needs it is
-    listed: aliases must move first, --force passes over the rest. An adapter is deleted for good: its name and
+    A version can be restored with --undo until its grace time ends; its number is never used again. What still
+    needs it is listed: move aliases first; --force ignores the rest. An adapter is deleted permanently: its name and
     look-alikes are never reused.
 
     \b

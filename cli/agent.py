@@ -60,11 +60,11 @@ def agent(
     engines: tuple[str, ...], base: str, alias: str, folder: Path, profiles: tuple[str, ...], drain: float,
     keep_days: float, keep_bytes: int | None, node: str, port: str, once: bool,
 ) -> None:  # fmt: skip
-    """Keep engines in sync with what an alias of every adapter of a base points at.
+    """Keep engines in sync with an alias of every adapter of a base.
 
-    Each version is verified, loaded under its own name, checked, switched to; the old one is drained and unloaded.
-    Without the registry the agent continues with what it has. Stopping it leaves the engine as it is. One agent per
-    engine and DIR. API keys of engines come from ADAPTER_ENGINE_KEY.
+    Each version is verified, loaded under its own name and checked before the switch; then the old one is drained and
+    unloaded. If the registry is unreachable, the agent continues with what it has. Stopping the agent leaves the engine
+    as it is. Run one agent per engine and DIR. API keys of engines come from ADAPTER_ENGINE_KEY.
 
     \b
     adapter agent --engine vllm=http://127.0.0.1:8000 --base smollm2 --dir /srv/adapters

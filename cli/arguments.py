@@ -33,7 +33,7 @@ class ParsedArgument(click.ParamType[Value]):
         command = str(ctx.command.name) if ctx is not None else ""
         for mark, meaning in self._refused.items():
             if mark in value:
-                message = f"{command} takes {self.name.upper()} without {mark}: {value!r} is {meaning}"
+                message = f"{command} needs {self.name.upper()} without {mark!r}: {value!r} names {meaning}"
                 raise Invalid("NAME_INVALID", message)
         try:
             return self._parse(value)

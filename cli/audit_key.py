@@ -31,7 +31,7 @@ def audit_key() -> None:
 def rotate(data: str | None) -> None:
     """Add a new key that signs from now on.
 
-    Clients follow, because the old key vouches for the new one.
+    Clients accept it, because the old key signs the new one.
 
     Copy the key file to every server, then send each SIGHUP or restart it.
     """
@@ -44,9 +44,9 @@ def rotate(data: str | None) -> None:
 @DATA_OPTION
 @click.option("--reason", required=True, help="Why the key is replaced (public).")
 def replace(data: str | None, reason: str) -> None:
-    """Replace a lost key. The log goes on, and records that it has a new key and why.
+    """Replace a lost key. The log continues and records the new key and the reason.
 
-    Nothing vouches for the new key: users must compare it with the one that you publish, and trust it once.
+    The old key does not sign the new one: users must compare it with the one that you publish, and trust it once.
     """
     settings = _settings(data)
     engine = open_database(settings)

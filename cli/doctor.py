@@ -66,7 +66,9 @@ def _registry() -> Iterator[Diagnosis]:
     except RegistryError as e:
         yield _failed("registry", e)
         return
-    yield Diagnosis("registry", "ok", f"{'embedded' if used.embedded else used.url}, from {used.source}")
+    yield Diagnosis(
+        "registry", "ok", f"embedded: {used.source}" if used.embedded else f"{used.url}, set by {used.source}"
+    )
     if used.unencrypted:
         yield Diagnosis("network", "note", session.UNENCRYPTED)
     try:
@@ -83,7 +85,8 @@ def _server(registry: Registry) -> Iterator[Diagnosis]:
     except (RegistryError, OSError) as e:
         yield _failed("server", e)
         return
-    summary = f"{health.status}: {health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
+    state = "" if health.status == "ok" else f"{health.status}: "
+    summary = f"{state}{health.version}, {health.database} at schema {health.schema_revision}, {health.blobs}"
     yield Diagnosis(
         "server", "ok" if health.status == "ok" else "wrong", summary, 0 if health.status == "ok" else output.TRY_LATER
     )

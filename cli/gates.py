@@ -34,7 +34,7 @@ def gate() -> None:
 @click.argument("scope", metavar="NAMESPACE|NAME")
 @click.argument("alias", required=False, default="", metavar="ALIAS")
 @click.option("--require", "requires", multiple=True, type=click.Choice([*CHECKS, *(c + STRICT for c in CHECKS)]),
-              help="Required check (repeatable); with =pass warnings close the gate, too.")  # fmt: skip
+              help="Required check (repeatable); =pass also rejects warnings.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, metavar="PROFILE", help="Engine that must serve it (repeatable).")
 @click.option("--golden", is_flag=True, help="Require golden samples, all passed.")
 @click.option("--approvals", type=click.IntRange(0, 32), default=0, show_default=True, help="Number of approvals.")
@@ -144,10 +144,12 @@ def approve(ref: Ref | None, alias: str, source: str, target: str, comment: str,
     chosen.require_none()
     with session.registry() as registry:
         approval = registry.approve(ref, alias, comment)
-    note = "" if approval.counts else ", which does not count: the gate does not accept this approver"
+    note = "" if approval.counts else " The gate does not count this approval: it does not accept you as an approver."
     output.answer(
         approval,
-        lambda: output.line(f"{approval.identity} approved {ref.name}@{approval.number} for {approval.alias}{note}"),
+        lambda: output.line(
+            f"Approved {ref.name}@{approval.number} for {approval.alias} as {approval.identity}.{note}"
+        ),
     )
 
 

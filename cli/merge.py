@@ -38,7 +38,9 @@ WORST_SHOWN = 5
 @click.option("--into", required=True, metavar="NAME|DIR", help="Adapter or base to create, or a local folder.")
 @click.option("--method", type=click.Choice([m.value for m in Method]), default=Method.LINEAR.value, show_default=True,
               help="How to combine the updates.")  # fmt: skip
-@click.option("--rank", type=int, default=0, metavar="N", help="Rank of the result; with one REF: resize it.")
+@click.option(
+    "--rank", type=int, default=0, show_default=False, metavar="N", help="Rank of the result; with one REF: resize it."
+)
 @click.option("--density", type=float, default=1.0, metavar="SHARE", help="Share that ties, dare and prune keep.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Random seed of dare.")
 @click.option("--fuse", is_flag=True, help="Write the adapter into its base's weights.")

@@ -34,13 +34,13 @@ _OF_GROUP = click.option("--alias", default="", metavar="ALIAS", help="With --na
 
 
 @tag.command()
-@click.argument("words", nargs=-1, required=True, metavar="[SUBJECT] KEY[=VALUE]...")
+@click.argument("words", nargs=-1, required=True, metavar="[NAME|REF] KEY[=VALUE]...")
 @_OF_GROUP
 @groups.options
 def add(words: tuple[str, ...], alias: str, **group: Any) -> None:
-    """Add tags to SUBJECT, or change their values.
+    """Add or change tags of an adapter (NAME) or a version (REF).
 
-    With --namespace, without SUBJECT, the same for many adapters: a plan is shown first.
+    With --namespace and without NAME|REF, many adapters change: a plan is shown first.
 
     \b
     adapter tag add acme/support team=nlp
@@ -51,13 +51,13 @@ def add(words: tuple[str, ...], alias: str, **group: Any) -> None:
 
 
 @tag.command()
-@click.argument("words", nargs=-1, required=True, metavar="[SUBJECT] KEY...")
+@click.argument("words", nargs=-1, required=True, metavar="[NAME|REF] KEY...")
 @_OF_GROUP
 @groups.options
 def remove(words: tuple[str, ...], alias: str, **group: Any) -> None:
-    """Remove tags from SUBJECT by their keys.
+    """Remove tags of an adapter (NAME) or a version (REF) by their keys.
 
-    With --namespace, without SUBJECT, the same for many adapters: a plan is shown first.
+    With --namespace and without NAME|REF, many adapters change: a plan is shown first.
 
     \b
     adapter tag remove acme/support@3 reviewed
@@ -73,7 +73,7 @@ def _tag(
     if not chosen.namespace:
         chosen.require_none()
         if alias or len(words) < 2:
-            raise click.UsageError("give SUBJECT and a tag, or --namespace")
+            raise click.UsageError("give NAME or REF and a tag, or --namespace")
         _change(arguments.parse_subject(words[0]), MetadataChange(tags=parse(words[1:])))
         return
     mark = f":{alias}" if alias else ""
@@ -97,19 +97,19 @@ def describe_metadata(item: DescribeItem, described: DescribedSubject | None) ->
 
 
 @tag.command("list")
-@click.argument("subject", type=arguments.SUBJECT)
+@click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
 def list_tags(subject: Subject) -> None:
-    """List the tags of SUBJECT."""
+    """List the tags of an adapter (NAME) or a version (REF)."""
     _print(subject, _read)
 
 
 @click.command()
-@click.argument("subject", type=arguments.SUBJECT)
+@click.argument("subject", type=arguments.SUBJECT, metavar="NAME|REF")
 @click.argument("text", required=False)
 @click.option("--link", "links", multiple=True, metavar="NAME=URL", help="Page about it (repeatable).")
 @click.option("--remove-link", "removed", multiple=True, metavar="NAME", help="Remove a link (repeatable).")
 def describe(subject: Subject, text: str | None, links: tuple[str, ...], removed: tuple[str, ...]) -> None:
-    """Set the description of an adapter (NAME) or a version (NAME@3), or print it. An empty TEXT removes it.
+    """Set or print the description of an adapter (NAME) or a version (REF). An empty TEXT removes it.
 
     \b
     adapter describe acme/support 'Answers about returns' --link dashboard=https://wandb.example/acme

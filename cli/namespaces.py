@@ -158,6 +158,8 @@ def list_publishers(name: AdapterName) -> None:
 def _print_publishers(items: list[PublisherView]) -> None:
     rows = [(i.id, i.issuer, ", ".join(f"{c}={p}" for c, p in sorted(i.claims.items())), i.created_by) for i in items]
     output.table(("id", "issuer", "claims", "created by"), rows, empty="No trusted publishers.")
+    for issuer in sorted({item.issuer for item in items if not item.issuer_is_configured}):
+        output.note(f"the server rejects tokens of {issuer} until REGISTRY_ISSUERS lists it")
 
 
 @publisher.command()

@@ -169,7 +169,7 @@ def target() -> RegistryTarget:
         return RegistryTarget(context.url, token, source, context.insecure, name)
     url = from_environment or profile.url
     if not url:
-        return RegistryTarget(EMBEDDED_URL, "", "no ADAPTER_REGISTRY and no login: the registry in your data folder")
+        return RegistryTarget(EMBEDDED_URL, "", "your data folder, without ADAPTER_REGISTRY and without a login")
     token = os.environ.get("ADAPTER_TOKEN") or profile.tokens.get(url, "")
     source = "ADAPTER_REGISTRY" if from_environment else str(profile_path())
     return RegistryTarget(url, token, source, insecure=url in profile.insecure)

@@ -32,8 +32,9 @@ SECRET_PREFIX = "lra_"  # noqa: S105 - no secret
 def login(url: str, insecure: bool) -> None:
     """Remember the registry at URL and your token, read from ADAPTER_TOKEN, a pipe or a prompt.
 
-    Log in again without --insecure to take it back.
+    To undo --insecure, log in again without it.
     """
+    Registry(url).close()  # a wrong URL ends here, before the prompt
     secret = os.environ.get("ADAPTER_TOKEN", "").strip() or _read_secret()
     if not secret:
         raise Invalid("REQUEST_INVALID", "no token was given", next_step="ask the registry's administrator for one")

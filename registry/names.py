@@ -225,6 +225,8 @@ class Ref:
         """The reference in this text. `Invalid` (NAME_INVALID, DIGEST_INVALID)."""
         name, at, rest = text.partition("@")
         if at:
+            if re.fullmatch("0+", rest):
+                raise Invalid("NAME_INVALID", f"{text[:160]!r}: version numbers start at 1")
             picked = selector(rest)
             if is_alias(picked):
                 raise Invalid(

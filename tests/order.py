@@ -38,8 +38,9 @@ FIRST = (
 
 DEEP = (
     "tests/light/", "tests/merge/", "tests/hub/", "tests/flows/test_merge_flow.py", "tests/cli/test_merge.py",
-    "tests/worker/test_zoo.py", "tests/worker/test_image_smoke.py", "tests/worker/test_conversions.py",
-    "tests/worker/test_image_conversions.py", "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
+    "tests/worker/test_good_and_bad_adapters.py", "tests/worker/test_image_smoke.py",
+    "tests/worker/test_conversions.py", "tests/worker/test_image_conversions.py",
+    "tests/worker/test_fingerprints.py", "tests/cli/test_bases.py",
     "tests/facts/test_image_adapters.py", "tests/facts/test_architectures.py", "tests/facts/test_against_peft.py",
     "tests/serving/test_export.py", "tests/serving/test_random_events.py",
     "tests/access/test_canaries.py", "tests/access/test_isolation.py",

@@ -144,6 +144,7 @@ class PublisherView(Answer):
     adapter: str
     issuer: str
     claims: dict[str, str]
+    issuer_is_configured: bool
     created_at: datetime
     created_by: str
 

@@ -81,8 +81,8 @@ def profile(text: str) -> EngineProfile:
             examined = ", ".join(rules.examined)
             raise Invalid(
                 "SETTING_INVALID",
-                f"engine profile {text[:80]!r} has no version, and the rules of {rules.title} depend on it",
-                next_step=f"write '{rules.name}==VERSION'; examined are {examined}",
+                f"engine profile {text[:80]!r} needs a version: the rules of {rules.title} depend on it",
+                next_step=f"write '{rules.name}==VERSION'; examined versions: {examined}",
             )
         version = rules.examined[-1]
     version_of(version)
@@ -91,7 +91,7 @@ def profile(text: str) -> EngineProfile:
         name, equals, value = part.strip().partition("=")
         if not equals or name not in rules.settings:
             possible = ", ".join(rules.settings) or "none"
-            raise Invalid("SETTING_INVALID", f"{rules.title} has no setting {name[:60]!r}; possible are: {possible}")
+            raise Invalid("SETTING_INVALID", f"{rules.title} has no setting {name[:60]!r}; its settings: {possible}")
         settings[name] = _setting(name, value, rules.settings[name])
     return EngineProfile(engine=rules.name, version=version, settings=settings)
 

@@ -185,7 +185,7 @@ def engine(name: str) -> EngineRules:
     rules = engines().get(name)
     if rules is None:
         names = ", ".join(engines())
-        raise Invalid("SETTING_INVALID", f"engine {name[:60]!r} is unknown; known are {names}")
+        raise Invalid("SETTING_INVALID", f"unknown engine {name[:60]!r}; known engines: {names}")
     return rules
 
 

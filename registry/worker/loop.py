@@ -44,6 +44,7 @@ GRACE_SECONDS = 10.0
 RETRY_SECONDS = 30.0
 """Time that a run with `once` waits for a failed job of its own after the job's pause."""
 MESSAGE_LIMIT, ERROR_LIMIT = 2000, 4000
+NO_BASE = "no base can be loaded here, so only merges and conversions run; name a folder: --base NAME=DIR"
 LOST_CODES = frozenset({"LEASE_LOST", "JOB_UNKNOWN"})
 """Errors for a job that was given to another worker, cancelled, or deleted with its adapter."""
 
@@ -134,7 +135,7 @@ class Worker:
         except Stopped:
             return False
         sources = {source.name: source for source in usable}
-        for message in self._sources.problems.values():
+        for message in [*self._sources.problems.values(), *([] if sources else [NO_BASE])]:
             if message not in self._reported:
                 self._reported.add(message)
                 self._say(message)

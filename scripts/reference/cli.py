@@ -18,8 +18,8 @@ INTRODUCTION = """\
 one JSON document, and an error is a JSON document on standard error.
 
 A **REF** names a version: `namespace/name` (the newest), `namespace/name:alias`, `namespace/name@3` or
-`namespace/name@sha256:…`. Of a digest, the first 8 digits or more are enough if no other version of the adapter has
-them.
+`namespace/name@sha256:…`. A digest may be cut to its first 8 digits or more while they are unique within the
+adapter.
 
 The registry is `ADAPTER_REGISTRY` with `ADAPTER_TOKEN`, else the one of `adapter login`, else the embedded registry
 in your data folder, which runs in the command's own process.
@@ -95,6 +95,7 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
     value = option.metavar or NUMBERS.get(option.type.name) or option.make_metavar(context)
     metavar = "" if option.is_flag else f" `{value}`"
     default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
-    shown = option.show_default or (isinstance(default, int | float) and not isinstance(default, bool))
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    shown = option.show_default or (option.show_default is None and is_number)
     hint = f" Default: `{default}`." if shown and not option.is_flag and default not in (None, "", ()) else ""
     return names + metavar, (option.help or "") + (hint if "Default" not in (option.help or "") else "")

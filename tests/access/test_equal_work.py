@@ -250,7 +250,7 @@ def test_a_bulk_request_about_an_invisible_adapter_takes_the_calls_of_an_absent_
     assert invisible == absent
 
 
-def test_git_ids_take_the_same_calls_whoever_read_these_bytes_before(blobs_in_memory: Harness) -> None:
+def test_git_ids_take_the_same_calls_whatever_was_read_before(blobs_in_memory: Harness) -> None:
     harness = blobs_in_memory
     mine = harness.issue("push", "pull", namespaces=["globex"])[1]
     same, other = harness.files(), harness.files()

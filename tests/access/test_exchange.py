@@ -231,7 +231,7 @@ def test_the_rules_of_a_namespace_are_limited(harness: Harness, monkeypatch: pyt
 
 
 @pytest.mark.security
-def test_one_failing_issuer_is_asked_once_and_blocks_nobody(
+def test_a_failing_issuer_is_requested_once_and_blocks_no_other(
     monkeypatch: pytest.MonkeyPatch, provider: Provider
 ) -> None:
     """While its keys are fetched, and for a while after a failure, others get 503 at once; known keys are served."""

@@ -24,7 +24,7 @@ def tenants(database_url: str) -> Iterator[Tenants]:
         yield Tenants(harness)
 
 
-def test_nobody_issues_a_token_for_a_namespace_that_is_only_public_now(tenants: Tenants) -> None:
+def test_no_token_is_issued_for_a_namespace_that_is_only_public(tenants: Tenants) -> None:
     tenants.harness.admin.change_namespace("acme", NamespaceSet(public=True))
     outsider = tenants.harness.actor("admin", namespaces=["globex"])
     assert outsider.resolve("acme/support").number == 1

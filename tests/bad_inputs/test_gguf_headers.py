@@ -91,7 +91,7 @@ def test_a_bad_header_is_refused_with_its_rule(name: str) -> None:
         assert [r.code for r in refused.value.findings] == [reason]
 
 
-def test_a_header_that_ends_anywhere_is_refused_and_nothing_behind_the_file_is_asked_for() -> None:
+def test_a_header_that_ends_anywhere_is_refused_without_reading_past_the_file() -> None:
     within_file = []
 
     def reader(data: bytes, at: int, length: int) -> bytes:

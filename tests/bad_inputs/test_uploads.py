@@ -88,7 +88,7 @@ def test_another_body_than_its_length_says_is_refused(
     assert_nothing_kept(client)
 
 
-def test_a_blob_that_was_not_asked_for_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
+def test_a_blob_that_was_not_requested_is_refused(client: RawClient, planned: dict[str, Any]) -> None:
     for digest in (Digest.of(b"x").hex, "abc", "A" * 64, "a" * 64 + "%0a"):
         url = planned["url"].replace(Digest.of(planned["data"]).hex, digest)
         answer = client.ask("PUT", url, content=planned["data"])
@@ -109,7 +109,7 @@ def test_a_manifest_that_lies_about_a_size_does_not_become_a_version(client: Raw
     assert (answer.status_code, answer.json()["code"]) == (422, "UPLOAD_INCOMPLETE")
 
 
-def test_a_known_blob_with_another_size_is_asked_for_again_and_then_refused(client: RawClient) -> None:
+def test_a_known_blob_with_another_size_is_requested_again_and_then_refused(client: RawClient) -> None:
     files = client.harness.files()
     client.harness.push("acme/other", files)
     manifest = client.manifest(files)

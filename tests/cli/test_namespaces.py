@@ -51,7 +51,10 @@ def test_a_job_exchanges_its_identity_token_from_a_pipe(
     result = cli("token", "exchange", "--adapter", "acme/support", "--json", stdin=provider.sign() + "\n").json
     assert result["token"]["adapters"] == ["acme/support"]
     assert result["secret"].startswith("lra_")
-    cli("publisher", "remove", "acme/support", created["id"])
+    other = cli("publisher", "add", "acme/support", "--issuer", "https://other.example", "--claim", "sub=x").stderr
+    assert "the server rejects tokens of https://other.example until REGISTRY_ISSUERS lists it" in other
+    for rule_id in (item["id"] for item in cli("publisher", "list", "acme/support", "--json").json["items"]):
+        cli("publisher", "remove", "acme/support", rule_id)
     cli("token", "exchange", "--adapter", "acme/support", expect=3, ADAPTER_IDENTITY_TOKEN=provider.sign())
     assert "No trusted publishers" in cli("publisher", "list", "acme/support").stdout
 
@@ -75,10 +78,10 @@ def test_a_token_of_a_subject_is_created_and_rotated(cli: CommandRunner) -> None
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["delete", "acme/cust-05:prod"], "delete takes NAME without :: 'acme/cust-05:prod' is an alias"),
-        (["delete", "acme/cust-00:prod@2"], "delete takes NAME without :"),
+        (["delete", "acme/cust-05:prod"], "delete needs NAME without ':': 'acme/cust-05:prod' names an alias"),
+        (["delete", "acme/cust-00:prod@2"], "delete needs NAME without ':'"),
         (["delete", "Acme/x"], "namespace 'Acme' must be lower-case"),
-        (["rename", "acme/x", "acme/y:prod"], "rename takes NAME without :"),
+        (["rename", "acme/x", "acme/y:prod"], "rename needs NAME without ':'"),
         (["namespace", "delete", "Acme"], "namespace 'Acme' must be lower-case"),
         (["yank", "acme/x@latest", "--reason", "r"], "after '@' comes a version number"),
         (["quarantine", "Acme/x@1", "--reason", "r"], "namespace 'Acme' must be lower-case"),
@@ -94,4 +97,4 @@ def test_a_command_that_cannot_be_undone_suggests_no_other_name(
 
 def test_other_commands_suggest_a_name_that_differs_in_case(cli: CommandRunner) -> None:
     assert "Next: use 'acme'" in cli("show", "Acme/x", expect=2).stderr
-    assert "push takes NAME without @" in cli("push", ".", "acme/x@2", expect=2).stderr
+    assert "push needs NAME without '@'" in cli("push", ".", "acme/x@2", expect=2).stderr

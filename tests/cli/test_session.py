@@ -150,13 +150,15 @@ def test_doctor_shows_what_is_wrong_and_exits_with_its_code(
 ) -> None:
     checks = {check["about"]: check for check in cli("doctor", "--json").json["checks"]}
     assert checks["server"]["state"] == "ok"
+    assert checks["server"]["message"].startswith("0.")
+    assert checks["registry"]["message"].startswith("embedded: your data folder")
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
     result = cli("doctor", "--json", expect=75, ADAPTER_REGISTRY="http://127.0.0.1:9", ADAPTER_TOKEN="t")
     assert "is unreachable" in json.dumps(result.json)
 
 
 @pytest.mark.security
-def test_a_login_over_plain_http_to_another_machine_is_asked_for(
+def test_a_login_over_plain_http_to_another_machine_needs_insecure(
     cli: CommandRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ADAPTER_INSECURE", raising=False)

@@ -196,7 +196,7 @@ def test_an_upload_goes_where_its_plan_says_and_can_be_sent_again() -> None:
     assert not any("authorization" in r.headers for r in wire.requests)
 
 
-def test_a_range_is_asked_for_by_its_first_and_last_byte() -> None:
+def test_a_range_is_requested_by_its_first_and_last_byte() -> None:
     wire = ScriptedServer(lambda _: httpx.Response(206, content=b"cd"))
     with wire.registry().read(link_to("/x", 10), start=2, length=2) as chunks:
         assert b"".join(chunks) == b"cd"

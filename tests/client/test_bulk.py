@@ -94,7 +94,7 @@ def test_the_fleet_of_a_base_is_listed_over_pages_and_pulled(
         assert (tmp_path / "out" / name / samples.WEIGHTS).read_bytes() == (folder / samples.WEIGHTS).read_bytes()
 
 
-def test_each_base_is_asked_for_once(counting_client: CountingClient) -> None:
+def test_each_base_is_requested_once(counting_client: CountingClient) -> None:
     bases = push.Bases(counting_client.registry)
     for _ in range(3):
         assert bases._by_name("tiny-llama").name == "tiny-llama"

@@ -122,7 +122,7 @@ def fill_only(cache: Cache, target: Path) -> Digest:
     return digest
 
 
-def test_who_wants_what_somebody_is_fetching_waits_and_fetches_nothing(tmp_path: Path) -> None:
+def test_a_fetch_in_progress_makes_others_wait_instead_of_fetching(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     digest, data = blob(1)
     begun, go_on, fetched = threading.Event(), threading.Event(), []

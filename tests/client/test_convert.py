@@ -46,7 +46,7 @@ def filled_harness(harness: Harness, tmp_path: Path) -> Harness:
         ("base_model.model.", "base_model.model.model."),
     ],
 )
-def test_names_that_are_nearly_pefts_are_mended_on_request_and_the_bytes_stay(
+def test_names_that_nearly_match_peft_are_repaired_on_request_and_the_bytes_stay(
     filled_harness: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
     base = samples.llama()
@@ -130,7 +130,7 @@ def test_a_repair_never_makes_two_tensors_one(filled_harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(".weight", ".default.weight"), ("unet.", "")])
-def test_image_names_that_are_nearly_diffusers_are_mended_on_request(
+def test_image_names_that_nearly_match_diffusers_are_repaired_on_request(
     filled_harness: Harness, tmp_path: Path, old: str, new: str
 ) -> None:
     at = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"

@@ -63,7 +63,7 @@ def test_text_adapters_of_other_trainers_fit_by_their_own_names(
     assert {path: (tmp_path / "back" / path).read_bytes() for path in files} == files
 
 
-def test_no_worker_is_asked_to_try_what_peft_cannot_load(filled_harness: Harness, tmp_path: Path) -> None:
+def test_no_smoke_test_is_queued_for_what_peft_cannot_load(filled_harness: Harness, tmp_path: Path) -> None:
     push(filled_harness, non_peft_files.mlx(samples.llama()), tmp_path, "tiny-llama")
     assert filled_harness.admin.jobs().items == []
 

@@ -50,7 +50,7 @@ def test_a_second_pull_fetches_nothing(
     assert contents(tmp_path / "two") == pushed
 
 
-def test_a_damaged_cache_is_noticed_and_mended(
+def test_a_damaged_cache_is_detected_and_repaired(
     counting_client: CountingClient, pushed: dict[str, bytes], tmp_path: Path, cache: Cache
 ) -> None:
     pull.pull(counting_client.registry, REF, tmp_path / "one", cache=cache)
@@ -281,7 +281,7 @@ def test_what_a_killed_pull_left_is_removed_by_the_next_one_once_it_is_old(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_somebody_holds_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_locked_and_foreign_entries_stay(tmp_path: Path) -> None:
     others = [
         tmp_path / name for name in (".out.backup", ".outer.0123456789ab", ".out.0123456789ab.tar", "out.0123456789ab")
     ]

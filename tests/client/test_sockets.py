@@ -260,7 +260,7 @@ def test_a_disk_that_is_full_is_no_failure_of_the_line(
     assert [path for path in cache.root.rglob("*") if path.is_file()] == []
 
 
-def test_a_store_that_refuses_early_is_heard(registry: Registry, store: Origin, tmp_path: Path) -> None:
+def test_an_early_refusal_of_the_store_is_read(registry: Registry, store: Origin, tmp_path: Path) -> None:
     store.tricks = ["refuse"] * 40
     with pytest.raises(Unavailable) as caught:
         put(registry, f"{store.url}/put?X-Amz-Signature=abc", tmp_path / "source")

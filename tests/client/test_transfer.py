@@ -71,9 +71,7 @@ def test_progress_ends_at_what_was_to_be_sent(counting_client: CountingClient, f
     assert progress[0] == progress[1] == sum(len(data) for data in contents(folder).values())
 
 
-def test_a_base_that_nobody_registered_is_named_with_the_next_step(
-    counting_client: CountingClient, tmp_path: Path
-) -> None:
+def test_an_unregistered_base_is_named_with_the_next_step(counting_client: CountingClient, tmp_path: Path) -> None:
     strange = samples.lora(samples.llama(), config={"base_model_name_or_path": "nobody/knows"})
     folder = samples.write(strange, tmp_path / "strange")
     with pytest.raises(NotFound) as refusal:

@@ -123,7 +123,7 @@ def test_a_renewed_lease_is_not_taken_over(filled_harness: Harness) -> None:
     end_all(filled_harness)
 
 
-def test_a_late_result_counts_while_nobody_else_took_the_job(filled_harness: Harness) -> None:
+def test_a_late_result_counts_while_no_other_worker_has_the_job(filled_harness: Harness) -> None:
     claimed = claim(filled_harness.admin)
     let_the_lease_run_out(filled_harness, claimed.job.id)
     assert filled_harness.admin.finish(claimed.job.id, ended(filled_harness, claimed)).state is State.DONE
@@ -235,7 +235,7 @@ def test_the_same_validation_is_not_queued_twice(filled_harness: Harness) -> Non
     assert (again.id != first.id, again.state) == (True, State.QUEUED)
 
 
-def test_a_canceled_job_stays_canceled_and_its_worker_is_told(filled_harness: Harness) -> None:
+def test_a_canceled_job_stays_canceled_and_its_worker_learns_it(filled_harness: Harness) -> None:
     claimed = claim(filled_harness.admin)
     assert filled_harness.admin.cancel(claimed.job.id).state is State.CANCELLED
     assert filled_harness.admin.cancel(claimed.job.id).state is State.CANCELLED

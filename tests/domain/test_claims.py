@@ -42,7 +42,7 @@ def claimed(
         (BaseMatch.UNKNOWN, ("warning", "compat.base_named_differently")),
     ],
 )
-def test_an_adapter_of_another_registered_base_is_judged_by_the_match(
+def test_an_adapter_of_another_registered_base_is_evaluated_by_the_match(
     match: BaseMatch, expected: tuple[str, str]
 ) -> None:
     assert claimed("org/other", ("org/other", match)) == expected
@@ -114,7 +114,7 @@ def test_the_bases_own_tokenizer_and_template_are_no_finding() -> None:
     assert companion_findings(with_prints()) == []
 
 
-def test_tokenizer_and_template_are_told_apart() -> None:
+def test_tokenizer_and_template_are_reported_separately() -> None:
     other = b'{"model": {"vocab": {"b": 0}}}'
     assert [f.code for f in companion_findings(with_prints(), tokenizer=other)] == ["compat.tokenizer_differs"]
     companions = companion_findings(with_prints(), tokenizer=TOKENIZER, template=b"{{ y }}")

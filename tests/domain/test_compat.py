@@ -213,7 +213,7 @@ def test_trained_tokens_of_an_older_architecture_are_rows_of_its_own_table() -> 
     assert codes(judge(files, base)) == set()
 
 
-def test_block_diagonal_factors_are_not_judged() -> None:
+def test_block_diagonal_factors_are_not_checked() -> None:
     halved = {f"base_model.model.model.layers.{n}.self_attn.v_proj.lora_B.weight": ("F32", (32, 4), None)
               for n in range(4)}  # fmt: skip
     files = samples.lora(
@@ -237,7 +237,7 @@ def test_targets_that_no_adapter_can_have_are_missed_and_so_are_biases_that_are_
     assert codes(judge(samples.lora(LLAMA, config={"lora_bias": True}), LLAMA)) == {"lora.bias_absent"}
 
 
-def test_a_fault_of_every_layer_is_told_once_for_each_kind_of_module() -> None:
+def test_a_fault_of_every_layer_is_reported_once_per_module_type() -> None:
     findings = judge(samples.lora(LLAMA, config={"r": 4}), LLAMA)
     assert [f.message.partition(" (and")[2] for f in findings] == [" 3 more like it)"] * 2
 

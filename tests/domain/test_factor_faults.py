@@ -48,7 +48,7 @@ def test_what_makes_an_update_has_no_fault(shapes: dict[str, tuple[int, ...]]) -
         (tensors({half: shape for half, shape in LOKR.items() if half != "lokr_w1"}), "belong together"),
     ],
 )
-def test_what_makes_no_update_is_told_in_words(factors: dict[str, TensorInfo], words: str) -> None:
+def test_factors_without_an_update_are_explained(factors: dict[str, TensorInfo], words: str) -> None:
     assert words in fault_of_factors(factors)
 
 

@@ -67,7 +67,7 @@ def test_an_alias_without_a_gate_of_its_own_asks_that_the_adapter_fits() -> None
     assert codes(gate_of("canary")) == ["gate.compat_absent"]
 
 
-def test_an_engine_is_asked_about_by_its_profile() -> None:
+def test_a_gate_names_an_engine_by_its_profile() -> None:
     gate = Gate(engines=(ENGINE,))
     other = verdict(Check.ENGINE, profile="vllm==0.29.0")
     assert codes(gate, engines=[other]) == ["gate.engine_absent"]
@@ -84,7 +84,7 @@ def test_golden_samples_must_be_there_and_all_pass() -> None:
     assert codes(gate, smoke, files=["golden.jsonl"]) == []
 
 
-def test_approvals_count_each_identity_once_and_never_whoever_pushed() -> None:
+def test_approvals_count_each_identity_once_and_never_the_pusher() -> None:
     gate = Gate(approvals=2)
     assert codes(gate, approvals=yes("bob", "bob"), pushed_by=["ci"]) == ["gate.approvals_missing"]
     assert codes(gate, approvals=yes("bob", "ci"), pushed_by=["ci"]) == ["gate.approvals_missing"]

@@ -58,9 +58,7 @@ KNOWN = ReferenceLogprobs(prompts=(Prompt(tokens=(1, 2, 3), adapter=(-0.5, -1.0)
         ([[-6.0, -7.0]], "neither"),
     ],
 )
-def test_an_engine_is_told_to_answer_like_the_adapter_like_the_base_or_like_neither(
-    logprobs: object, like: str
-) -> None:
+def test_an_engine_answers_like_the_adapter_like_the_base_or_like_neither(logprobs: object, like: str) -> None:
     assert compare(KNOWN, logprobs).answers_like == like  # type: ignore[arg-type]
 
 

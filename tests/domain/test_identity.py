@@ -80,7 +80,7 @@ def test_a_packing_that_cannot_be_read_is_unknown_when_nothing_plain_is_left() -
     assert (similarity.match, similarity.message) == (BaseMatch.UNKNOWN, "is packed in a way that cannot be compared")
 
 
-def test_a_packing_that_cannot_be_read_is_judged_by_the_plain_tensors() -> None:
+def test_an_unreadable_packing_is_compared_by_the_plain_tensors() -> None:
     packed = make_identity(ONE, quantization="gptq", packed="_proj")
     blind = {n: m.model_copy(update={"sketch": ""}) if m.packed else m for n, m in packed.marks.items()}
     assert compare(BASE, packed.model_copy(update={"marks": blind})).match is BaseMatch.QUANTIZED

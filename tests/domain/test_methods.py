@@ -86,9 +86,7 @@ def test_another_method_fails_when_a_side_is_off_by_one(
         ("ADAMSS", {"{q}.adamss_A.0": "F32", "{q}.adamss_B.0": "F32"}),
     ],
 )
-def test_a_method_that_is_not_judged_is_unknown_and_admits_no_tensors_of_the_base(
-    method: str, names: dict[str, str]
-) -> None:
+def test_an_unchecked_method_is_unknown_and_admits_no_tensors_of_the_base(method: str, names: dict[str, str]) -> None:
     def judged(*more: str) -> list[Finding]:
         paths = [f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(4)]
         held = {name.format(q=path): (dtype, (8,), None) for path in paths for name, dtype in names.items()}

@@ -28,6 +28,11 @@ def test_what_is_printed_parses_to_the_same_ref(text: str) -> None:
     assert Ref.parse(str(Ref.parse(text))) == Ref.parse(text)
 
 
+def test_version_numbers_start_at_1() -> None:
+    with pytest.raises(Invalid, match="version numbers start at 1"):
+        Ref.parse("acme/support@0")
+
+
 def test_a_ref_without_a_selector_means_the_newest_version() -> None:
     assert Ref.parse("acme/support").selector == names.NEWEST == "main"
 

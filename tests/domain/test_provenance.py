@@ -114,7 +114,7 @@ def test_what_breaks_a_rule_is_refused_by_field_and_rule(change: dict[str, Any],
     assert (rule, location) in reasons(change)
 
 
-def test_every_broken_rule_is_told_at_once_and_all_of_it_has_a_limit() -> None:
+def test_every_broken_rule_is_reported_at_once_within_a_limit() -> None:
     assert len(reasons({"run": {"tool": "X", "id": ""}, "code": {"repository": "x", "commit": "y"}})) == 4
     with pytest.raises(RegistryError, match=r"over the limit of 65536"):
         Provenance.read({"parameters": {str(n): "x" * 500 for n in range(200)}})

@@ -25,7 +25,7 @@ def test_a_trainers_log_claims_steps_losses_and_the_best_and_no_text_of_it_is_ke
     assert "customer-x" not in json.dumps(facts)
 
 
-def test_a_long_log_is_told_by_some_losses_with_both_ends() -> None:
+def test_a_long_log_is_summarized_by_some_losses_with_both_ends() -> None:
     log = [{"step": step, "loss": 4.0 / step} for step in range(1, 5001)]
     points = trainer.read(json.dumps({"log_history": log}).encode()).losses
     assert (len(points), points[0], points[-1]) == (trainer.POINTS, (1, 4.0), (5000, 0.0008))

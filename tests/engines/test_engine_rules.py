@@ -392,7 +392,7 @@ def test_versions_share_what_is_equal_and_come_back_as_they_were(facts: dict[str
     assert expanded(json.loads(rendered(document))) == versions
 
 
-def test_a_classifier_is_judged_by_the_class_that_it_is_converted_from(
+def test_a_classifier_is_evaluated_as_the_class_it_is_converted_from(
     facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_facts, "_document", lambda engine: compressed(engine, {"1.0": facts}))

@@ -1,4 +1,4 @@
-"""The rules over the adapters that the real libraries made: the zoo, the bad ones and the image files."""
+"""The rules over the adapters that the real libraries made: the good, the bad and the image adapters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SERVED_BY_VLLM = {
     "lora-rank-pattern", "lora-rslora", "lora-on-embedding", "lora-pissa-converted", "lora-olora-converted",
     "lora-exclude", "lora-fused-qkv", "lora-moe-attn", "lora-bfloat16", "lora-float16", "lora-float8_e4m3fn",
 }  # fmt: skip
-"""Of the zoo: what 0.31.0 and 0.32.0 served as PEFT did when they were run, and what the code of 0.33.0 says."""
+"""Good adapters: what 0.31.0 and 0.32.0 served as PEFT did when they were run, and what the code of 0.33.0 says."""
 
 
 @cache
@@ -57,20 +57,20 @@ def outcome(facts: EngineFacts, profile: str) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def zoo() -> dict[str, EngineFacts]:
-    folder = fixtures.zoo()
+def good() -> dict[str, EngineFacts]:
+    folder = fixtures.good()
     every = {n: facts_of(folder / n, entry["base"]) for n, entry in fixtures.manifest(folder).items()}
     return {name: facts for name, facts in every.items() if facts is not None}
 
 
-def test_peft_itself_serves_the_whole_zoo(zoo: dict[str, EngineFacts]) -> None:
+def test_peft_serves_every_good_adapter(good: dict[str, EngineFacts]) -> None:
     assert {
-        n: outcome(f, "peft==0.21.2") for n, f in zoo.items() if outcome(f, "peft==0.21.2") not in ("pass", "warn")
+        n: outcome(f, "peft==0.21.2") for n, f in good.items() if outcome(f, "peft==0.21.2") not in ("pass", "warn")
     } == {}
 
 
-def test_vllm_is_said_to_serve_exactly_what_it_serves(zoo: dict[str, EngineFacts]) -> None:
-    assert {name for name, facts in zoo.items() if outcome(facts, VLLM) == "pass"} == SERVED_BY_VLLM & set(zoo)
+def test_vllm_is_said_to_serve_exactly_what_it_serves(good: dict[str, EngineFacts]) -> None:
+    assert {name for name, facts in good.items() if outcome(facts, VLLM) == "pass"} == SERVED_BY_VLLM & set(good)
 
 
 @pytest.mark.parametrize("profile", ENGINES)
@@ -85,7 +85,7 @@ def test_no_engine_is_said_to_serve_an_adapter_that_is_broken(profile: str) -> N
 
 
 @pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="diffusers is not installed")
-def test_image_files_are_recognized_and_judged_as_diffusers_does(tmp_path: Path) -> None:
+def test_image_files_are_recognized_and_evaluated_as_diffusers_does(tmp_path: Path) -> None:
     from tests.fixtures import image_adapters, make_base
 
     make_base.image(tmp_path / "bases")

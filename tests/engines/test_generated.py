@@ -90,7 +90,7 @@ def test_a_base_that_a_version_does_not_register_gets_no_yes_there(version: str)
      ("Qwen2ForCausalLM", "fail", "fail"), ("Gemma3ForCausalLM", "fail", "fail"), ("GPT2LMHeadModel", "fail", "fail"),
      ("LlavaForConditionalGeneration", "unknown", "unknown"), ("", "unknown", "unknown")],
 )  # fmt: skip
-def test_lora_on_the_embedding_or_the_head_is_judged_by_the_class(architecture: str, embedding: str, head: str) -> None:
+def test_lora_on_the_embedding_or_the_head_depends_on_the_class(architecture: str, embedding: str, head: str) -> None:
     profile = "vllm==0.33.0"
     assert (outcome(EMBEDDING, profile, architecture), outcome(HEAD, profile, architecture)) == (embedding, head)
 

@@ -1,4 +1,4 @@
-"""The header-only verdict against PEFT's own loader, on adapters of the zoo that were changed at random.
+"""The header-only verdict against PEFT's own loader, on good adapters that were changed at random.
 
 What PEFT loads whole is never told no; where PEFT refuses, or leaves a tensor out, or finds one without a place, the
 answer is never a yes without a word.
@@ -97,14 +97,14 @@ def of_peft(base: Path, folder: Path, tensors: Tensors) -> str:
 def test_the_verdict_agrees_with_pefts_loader(part: int, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    zoo, bases, counts = fixtures.zoo(), fixtures.tiny_bases(), {True: 0, False: 0}
+    good, bases, counts = fixtures.good(), fixtures.tiny_bases(), {True: 0, False: 0}
     for case in range(part, CASES, 4):
         rng = random.Random(case)
         name = rng.choice(ADAPTERS)
-        base = bases / fixtures.manifest(zoo)[name]["base"]
+        base = bases / fixtures.manifest(good)[name]["base"]
         written, tensors = (
-            json.loads((zoo / name / samples.CONFIG).read_bytes()),
-            load_file(zoo / name / samples.WEIGHTS),
+            json.loads((good / name / samples.CONFIG).read_bytes()),
+            load_file(good / name / samples.WEIGHTS),
         )
         changes = [rng.choice(CHANGES) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
         for change in changes:

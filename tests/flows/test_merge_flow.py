@@ -210,7 +210,7 @@ def test_an_invalid_recipe_is_refused_before_a_job_is_queued(
 
 def test_fusing_into_a_quantized_base_is_refused_before_a_job_is_queued(setup: WorkerSetup) -> None:
     setup.add_base("packed", fixtures.tiny_bases() / "llama-a-nf4")
-    setup.push(fixtures.zoo() / "lora-r4", "acme/r4", base="packed")
+    setup.push(fixtures.good() / "lora-r4", "acme/r4", base="packed")
     fuse = {"operation": Operation.FUSE, "sources": ("acme/r4",), "into": "fused"}
     with pytest.raises(Invalid, match="rounded away") as refused:
         _submit(setup, **fuse)

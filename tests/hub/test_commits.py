@@ -178,7 +178,7 @@ def test_a_draft_does_not_give_the_bytes_of_a_version_that_was_withdrawn(harness
 
 
 @pytest.mark.security
-def test_nobody_but_its_pusher_sees_a_draft(harness: Harness, pusher: Pusher) -> None:
+def test_only_its_pusher_sees_a_draft(harness: Harness, pusher: Pusher) -> None:
     pusher.create()
     commit = pusher.commit(add(CARD, b"# Secret\n")).json()["commitOid"]
     others = [

@@ -75,9 +75,9 @@ def test_svd_to_a_rank_errs_as_little_as_the_dense_one(tmp_path: Path) -> None:
 def test_the_averaged_factors_of_peft_are_another_update_than_the_sum() -> None:
     base = fixtures.tiny_bases() / "llama-a"
     model = peft.PeftModel.from_pretrained(
-        transformers.AutoModelForCausalLM.from_pretrained(base), fixtures.zoo() / "lora-r8-all", adapter_name="a"
+        transformers.AutoModelForCausalLM.from_pretrained(base), fixtures.good() / "lora-r8-all", adapter_name="a"
     )
-    model.load_adapter(fixtures.zoo() / "lora-all-linear", adapter_name="b")
+    model.load_adapter(fixtures.good() / "lora-all-linear", adapter_name="b")
     model.add_weighted_adapter(["a", "b"], [0.7, 0.3], "both", combination_type="linear")
     module = model.base_model.model.model.layers[0].self_attn.q_proj
     a, b, both = (module.get_delta_weight(name) for name in ("a", "b", "both"))
@@ -114,7 +114,7 @@ def test_all_of_the_values_kept_is_the_sum_itself(tmp_path: Path) -> None:
 
 def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) -> None:
     for name in ("lora-moe-target-parameters", "lora-moe-all-linear", "lora-gpt2"):
-        folder = fixtures.zoo() / name
+        folder = fixtures.good() / name
         report = _combine([(0.5, name), (0.25, name)], tmp_path / name, method=Method.LINEAR)
         merged, old = Adapter.open(tmp_path / name), Adapter.open(folder)
         assert report.relative_error < 1e-5
@@ -122,7 +122,7 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
             same = next(m for m in merged.lora.modules if (m.path, m.order) == (module.path, module.order))
             for factors, original in zip(merged.factors(same), old.factors(module), strict=True):
                 assert float((factors.dense - 0.75 * original.dense).norm()) < 1e-4 * float(original.dense.norm())
-        base = fixtures.manifest(fixtures.zoo())[name]["base"]
+        base = fixtures.manifest(fixtures.good())[name]["base"]
         spec, _ = base_spec_from(fixtures.tiny_bases() / base, base)
         assert add_up([*merged.lora.findings, *compat.check_fit(merged.lora, spec)]) is Outcome.PASS
 
@@ -130,7 +130,7 @@ def test_blocks_of_experts_embeddings_and_conv1d_are_summed_too(tmp_path: Path) 
 def test_a_resized_adapter_says_what_it_lost(tmp_path: Path) -> None:
     order = MergeRequest(
         recipe=Recipe(operation=Operation.RESIZE, sources=("x",), method=Method.SVD, rank=4),
-        sources=(str(fixtures.zoo() / "lora-r8-all"),), out=str(tmp_path / "small"),
+        sources=(str(fixtures.good() / "lora-r8-all"),), out=str(tmp_path / "small"),
     )  # fmt: skip
     report = process.run(order)
     values = [torch.linalg.svdvals(delta) for delta in _sum([(1.0, "lora-r8-all")]).values()]
@@ -190,7 +190,7 @@ def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
     names: tuple[str, ...], word: str, tmp_path: Path
 ) -> None:
     recipe = Recipe(operation=Operation.COMBINE, sources=names)
-    folders = tuple(str(fixtures.zoo() / name) for name in names)
+    folders = tuple(str(fixtures.good() / name) for name in names)
     with pytest.raises(Invalid) as refused:
         process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
     assert refused.value.code == "RECIPE_INVALID"
@@ -204,7 +204,7 @@ def test_what_has_no_sum_is_refused_by_the_process_as_by_the_server(
      ("keys-wrong-prefix", "begin with"), ("nowhere", "no folder")],
 )  # fmt: skip
 def test_a_folder_that_is_wrong_by_itself_is_no_source(name: str, word: str, tmp_path: Path) -> None:
-    folders = (str(fixtures.bad() / name), str(fixtures.zoo() / "lora-r8-all"))
+    folders = (str(fixtures.bad() / name), str(fixtures.good() / "lora-r8-all"))
     recipe = Recipe(operation=Operation.COMBINE, sources=("a", "b"))
     with pytest.raises(Invalid, match=word):
         process.run(MergeRequest(recipe=recipe, sources=folders, out=str(tmp_path / "out")))
@@ -228,7 +228,7 @@ def test_nan_in_a_source_stops_the_merge(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the dense side
 def _combine(parts: list[tuple[float, str]], out: Path, **how: Any) -> Any:
     recipe = Recipe(operation=Operation.COMBINE, sources=tuple(name for _, name in parts), **how)
-    return combine(recipe, [(weight, Adapter.open(fixtures.zoo() / name)) for weight, name in parts], out)
+    return combine(recipe, [(weight, Adapter.open(fixtures.good() / name)) for weight, name in parts], out)
 
 
 def _deltas(adapter: Adapter) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _sum(parts: list[tuple[float, str]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for weight, name in parts:
         model = transformers.AutoModelForCausalLM.from_pretrained(fixtures.tiny_bases() / "llama-a")
-        wrapped = peft.PeftModel.from_pretrained(model, fixtures.zoo() / name).double()
+        wrapped = peft.PeftModel.from_pretrained(model, fixtures.good() / name).double()
         for path, module in wrapped.base_model.model.named_modules():
             if hasattr(module, "get_delta_weight"):
                 total[path] = total.get(path, 0) + weight * module.get_delta_weight("default").detach()

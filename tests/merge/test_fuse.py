@@ -1,4 +1,4 @@
-"""Fusing against PEFT's own merge in double precision, rounded once: for every mergeable method of the zoo."""
+"""Fusing against PEFT's own merge in double precision, rounded once: for every mergeable method."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FUSED = [
 
 @pytest.mark.parametrize("name", FUSED)
 def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str, tmp_path: Path) -> None:
-    folder, base = _of_zoo(name)
+    folder, base = _good_adapter(name)
     report = fuse(Adapter.open(folder), base, tmp_path / "fused", make_merger=PeftMerger)
     fused, expected, untouched = _loaded(tmp_path / "fused"), _merged(folder, base), _loaded(base)
 
@@ -55,8 +55,8 @@ def test_the_fused_weights_are_the_double_precision_ones_rounded_once(name: str,
 @pytest.mark.parametrize("name", ["lora-r8-all", "lora-dora", "lora-modules-to-save"])
 def test_a_16_bit_base_is_rounded_once_from_32_bits(name: str, dtype: str, tmp_path: Path) -> None:
     base = fixtures.tiny_bases() / f"llama-a-{dtype}"
-    fuse(Adapter.open(fixtures.zoo() / name), base, tmp_path / "fused")
-    fused, expected = _loaded(tmp_path / "fused"), _merged(fixtures.zoo() / name, base)
+    fuse(Adapter.open(fixtures.good() / name), base, tmp_path / "fused")
+    fused, expected = _loaded(tmp_path / "fused"), _merged(fixtures.good() / name, base)
 
     assert {tensor.dtype for tensor in fused.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float16}
     assert _share_equal([(fused[key], expected[key]) for key in fused]) >= 0.9999
@@ -64,7 +64,7 @@ def test_a_16_bit_base_is_rounded_once_from_32_bits(name: str, dtype: str, tmp_p
 
 def test_shards_keep_their_headers_and_their_untouched_bytes(tmp_path: Path) -> None:
     base = fixtures.tiny_bases() / "llama-a-sharded"
-    report = fuse(Adapter.open(fixtures.zoo() / "lora-regex"), base, tmp_path / "fused")
+    report = fuse(Adapter.open(fixtures.good() / "lora-regex"), base, tmp_path / "fused")
 
     shards = sorted(path.name for path in base.glob("*.safetensors"))
     assert len(shards) > 1
@@ -80,7 +80,7 @@ def test_shards_keep_their_headers_and_their_untouched_bytes(tmp_path: Path) -> 
 
 
 def test_replicated_layers_are_written_out_and_act_as_they_did_unmerged(tmp_path: Path) -> None:
-    folder, base = _of_zoo("lora-layer-replication")
+    folder, base = _good_adapter("lora-layer-replication")
     report = fuse(Adapter.open(folder), base, tmp_path / "fused")
 
     fused = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
@@ -128,7 +128,7 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
     base = fixtures.tiny_bases() / "llama-a-nf4"
     if not base.is_dir():
         pytest.skip("bitsandbytes is not installed")
-    adapter = Adapter.open(fixtures.zoo() / "lora-r8-all")
+    adapter = Adapter.open(fixtures.good() / "lora-r8-all")
     with pytest.raises(Invalid) as refused:
         fuse(adapter, base, tmp_path / "fused")
     assert refused.value.code == "RECIPE_INVALID"
@@ -139,7 +139,7 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
 
     assert "quantization_config" not in json.loads((tmp_path / "fused" / "config.json").read_text())
     fused = _loaded(tmp_path / "fused")
-    expected = _merged(fixtures.zoo() / "lora-r8-all", base, weights=_unpacked(base))
+    expected = _merged(fixtures.good() / "lora-r8-all", base, weights=_unpacked(base))
     assert _share_equal([(fused[key], expected[key]) for key in fused]) >= 0.9999
     assert any("unpacked" in note for note in report.notes)
 
@@ -152,7 +152,7 @@ def test_a_packed_base_is_refused_and_fused_unpacked_on_request(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_what_no_weights_can_equal_is_refused_with_its_reason(name: str, word: str, tmp_path: Path) -> None:
-    folder, base = _of_zoo(name)
+    folder, base = _good_adapter(name)
     with pytest.raises(Invalid) as refused:
         fuse(Adapter.open(folder), base, tmp_path / "fused")
     assert refused.value.code == "RECIPE_INVALID"
@@ -175,7 +175,7 @@ def test_a_code_reference_in_a_json_file_is_never_copied(
     owner: str, file: str, field: dict[str, Any], tmp_path: Path
 ) -> None:
     folders = {
-        "adapter": shutil.copytree(fixtures.zoo() / "lora-r4", tmp_path / "adapter"),
+        "adapter": shutil.copytree(fixtures.good() / "lora-r4", tmp_path / "adapter"),
         "base": shutil.copytree(fixtures.tiny_bases() / "llama-a", tmp_path / "base"),
     }
     path = folders[owner] / file
@@ -187,7 +187,7 @@ def test_a_code_reference_in_a_json_file_is_never_copied(
 
 
 def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> None:
-    folder, base = _of_zoo("loha")
+    folder, base = _good_adapter("loha")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/loha",))
     lines: list[str] = []
     report = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(
@@ -201,7 +201,7 @@ def test_an_order_finds_the_process_that_its_method_needs(tmp_path: Path) -> Non
 def test_a_merge_sees_its_folders_in_a_home_folder_and_nothing_else_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, base = _of_zoo("lora-r4")
+    folder, base = _good_adapter("lora-r4")
     home = tmp_path / "home"
     shutil.copytree(folder, home / "adapter")
     (home / "models").mkdir()
@@ -234,7 +234,7 @@ def test_an_order_that_is_given_up_leaves_nothing_half_done(tmp_path: Path) -> N
     def give_up(_said: str) -> None:
         raise GivenUp
 
-    folder, base = _of_zoo("lora-r4")
+    folder, base = _good_adapter("lora-r4")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
     with pytest.raises(GivenUp):
         MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused")).run(give_up)
@@ -264,7 +264,7 @@ with Destination(Path(sys.argv[1])) as folder:
 
 
 def test_an_order_that_takes_too_long_is_ended_with_the_reason(tmp_path: Path) -> None:
-    folder, base = _of_zoo("lora-r4")
+    folder, base = _good_adapter("lora-r4")
     recipe = Recipe(operation=Operation.FUSE, sources=("acme/r4",))
     order = MergeRequest(recipe=recipe, sources=(str(folder),), base=str(base), out=str(tmp_path / "fused"))
     with pytest.raises(Unavailable, match=r"took over 0.01 seconds"):
@@ -278,7 +278,7 @@ def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) ->
     cut = shutil.copytree(bases / "llama-a", tmp_path / "cut")
     with open(cut / "model.safetensors", "r+b") as file:
         file.truncate(50_000)
-    good = fixtures.zoo() / "lora-r8-all"
+    good = fixtures.good() / "lora-r8-all"
     for folder, base in ((nan, tmp_path / "base"), (good, bases / "llama-wide"), (good, cut), (good, tmp_path)):
         with pytest.raises(RegistryError):
             fuse(Adapter.open(folder), base, tmp_path / "fused")
@@ -288,14 +288,14 @@ def test_nan_another_base_and_a_cut_file_leave_nothing_behind(tmp_path: Path) ->
 def test_a_folder_with_something_in_it_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(Invalid):
-        fuse(Adapter.open(fixtures.zoo() / "lora-r4"), fixtures.tiny_bases() / "llama-a", tmp_path)
+        fuse(Adapter.open(fixtures.good() / "lora-r4"), fixtures.tiny_bases() / "llama-a", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 # ------------------------------------------------------------------ the other side
-def _of_zoo(name: str) -> tuple[Path, Path]:
-    entry = fixtures.manifest(fixtures.zoo())[name]
-    return fixtures.zoo() / name, fixtures.tiny_bases() / entry["base"]
+def _good_adapter(name: str) -> tuple[Path, Path]:
+    entry = fixtures.manifest(fixtures.good())[name]
+    return fixtures.good() / name, fixtures.tiny_bases() / entry["base"]
 
 
 def _on(base: Path, folder: Path, **settings: Any) -> Path:
@@ -347,7 +347,7 @@ def _share_equal(pairs: list[tuple[Any, Any]]) -> float:
 
 @pytest.mark.security
 def test_an_unsafe_template_is_never_copied(tmp_path: Path) -> None:
-    folder, base = _of_zoo("lora-r8-all")
+    folder, base = _good_adapter("lora-r8-all")
     shutil.copytree(folder, tmp_path / "adapter")
     (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ messages.__class__ }}")
     with pytest.raises(Invalid, match="begins with an underscore"):

@@ -30,7 +30,7 @@ def filled(registry: Harness) -> Harness:
     return registry
 
 
-def test_nobody_sees_public_namespaces_only(browser: Browser) -> None:
+def test_an_anonymous_client_sees_public_namespaces_only(browser: Browser) -> None:
     page = browser.get("/")
     assert page.status_code == 200
     assert "hello" in page.text

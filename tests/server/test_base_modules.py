@@ -35,7 +35,7 @@ def compat(harness: Harness, files: samples.Files) -> Outcome:
     return next(verdict.outcome for verdict in verdicts if verdict.check is Check.COMPAT)
 
 
-def test_a_push_is_judged_by_the_librarys_modules_once_they_are_recorded(unfamiliar: Harness) -> None:
+def test_a_push_is_checked_against_recorded_library_modules(unfamiliar: Harness) -> None:
     harness, good, wide = (
         unfamiliar,
         samples.lora(samples.llama("wrapped")),
@@ -55,7 +55,7 @@ def test_a_newer_version_replaces_them_and_an_older_one_does_not(unfamiliar: Har
         assert admin.base("wrapped").spec.library == stored
 
 
-def test_what_the_library_cannot_build_is_told_and_the_headers_stay(unfamiliar: Harness) -> None:
+def test_a_base_that_the_library_cannot_build_is_reported_and_keeps_its_headers(unfamiliar: Harness) -> None:
     spec = unfamiliar.bases["wrapped"]
     view = unfamiliar.admin.set_base_modules("wrapped", built(modules={}, problem="KeyError: 'x'"))
     assert (view.spec.library_problem, view.spec.modules) == ("KeyError: 'x'", spec.modules)

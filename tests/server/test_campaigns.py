@@ -61,7 +61,7 @@ def test_a_campaign_queues_every_version_and_ends_in_what_changed(filled_harness
     }
 
 
-def test_only_versions_judged_by_another_tool_version_are_affected(filled_harness: Harness) -> None:
+def test_only_versions_tested_by_another_tool_version_are_affected(filled_harness: Harness) -> None:
     view = begin(filled_harness, made_by={"torch": "2.13.0"})
     assert {job.subject for job in filled_harness.admin.jobs(state="queued").items} == {"acme/one@1", "acme/two@1"}
     assert view.total == 2

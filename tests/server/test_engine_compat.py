@@ -123,7 +123,7 @@ def test_an_incompatible_adapter_fails_on_every_engine(harness: Harness) -> None
     assert set(stored(harness).values()) == {"fail"}
 
 
-def test_a_header_is_judged_before_it_is_pushed(harness: Harness) -> None:
+def test_a_header_is_checked_before_the_push(harness: Harness) -> None:
     files = harness.files(rank=64)
     weights = files[samples.WEIGHTS]
     length = int.from_bytes(weights[:8], "little")
@@ -139,7 +139,7 @@ def test_a_header_is_judged_before_it_is_pushed(harness: Harness) -> None:
     assert caught.value.code == "TENSORS_INVALID"
 
 
-def test_another_tools_header_is_judged_before_it_is_pushed(harness: Harness) -> None:
+def test_a_header_of_another_tool_is_checked_before_the_push(harness: Harness) -> None:
     harness.admin.add_base(BaseAdd(spec=image_cases.bases()["flux-tiny"]))
     for case, format_name in (("flux-kohya", "pass"), ("flux-comfy", "pass"), ("flux-wrong-width", "fail")):
         data = image_cases.CASES[case].file

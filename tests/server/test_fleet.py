@@ -142,7 +142,7 @@ def test_withdrawing_a_version_lists_the_nodes_that_serve_it(harness: Harness, n
     assert [on.engine for on in harness.admin.yank("acme/support@1", "bad data").served_on] == ["vllm-8000"]
 
 
-def test_nobody_sees_or_reports_beyond_their_own_rights(harness: Harness, nodes: Nodes) -> None:
+def test_tokens_see_and_report_only_within_their_rights(harness: Harness, nodes: Nodes) -> None:
     harness.push("bolt/sales")
     harness.admin.promote("bolt/sales", "canary", "1", generation=0)
     nodes.says("gpu-1", nodes.slot("acme/support@1"), nodes.slot("bolt/sales@1"))

@@ -88,7 +88,7 @@ def test_only_owners_set_gates_and_main_has_none(filled_harness: Harness) -> Non
 
 
 @pytest.mark.security
-def test_with_two_person_nobody_approves_and_promotes_alone(filled_harness: Harness) -> None:
+def test_two_person_prevents_approving_and_promoting_alone(filled_harness: Harness) -> None:
     filled_harness.admin.set_gate("acme", "prod", Gate(approvals=1, two_person=True))
     bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
     bob.approve(f"{NAME}@1", "prod")
@@ -168,7 +168,7 @@ def test_history_at_a_time_is_one_statement(filled_harness: Harness) -> None:
 
 
 # ------------------------------------------------------------------ quarantine
-def test_a_quarantined_version_is_read_by_its_digest_by_those_who_may_promote_and_nobody_else(
+def test_only_promoters_read_a_quarantined_version_by_its_digest(
     filled_harness: Harness,
 ) -> None:
     reader, bob = filled_harness.actor("pull", namespaces=["acme"], name="reader"), promoter(filled_harness, "bob")

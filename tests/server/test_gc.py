@@ -99,7 +99,7 @@ def test_a_new_push_revives_a_dead_blob(stored_harness: Harness) -> None:
     assert states(stored_harness)[weights] == "live"
 
 
-def test_a_push_of_a_blob_that_is_being_deleted_is_told_to_retry(stored_harness: Harness) -> None:
+def test_a_push_of_a_blob_that_is_being_deleted_must_retry(stored_harness: Harness) -> None:
     files = stored_harness.files()
     weights = orphan(stored_harness, files[samples.WEIGHTS])
     with stored_harness.session(write=True) as session:

@@ -198,7 +198,7 @@ def test_connections_end_as_http_says(server: RunningServer) -> None:
         assert b"\r\nConnection: close\r\n" in answer
 
 
-def test_an_upload_that_is_refused_is_told_why(server: RunningServer, client: http.client.HTTPConnection) -> None:
+def test_a_refused_upload_gets_the_reason(server: RunningServer, client: http.client.HTTPConnection) -> None:
     server.refuse = Unavailable("STORE_UNAVAILABLE", "the disk is full", retry_after_seconds=7)
     client.request("PUT", server.write_link(SMALL), SMALL)
     answer = client.getresponse()

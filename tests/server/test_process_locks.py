@@ -198,7 +198,7 @@ def test_no_lock_is_taken_while_there_is_no_webhook_delivery_to_make(harness: Ha
     assert counts == [1, 1, 2, 2]
 
 
-def test_who_lost_the_lock_is_told_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_lock_is_reported_before_any_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "CHECK_SECONDS", 0.0)
     with locks.acquire(engine, "gc") as lock:
         with engine.begin() as connection:

@@ -197,7 +197,7 @@ def test_every_change_of_a_token_is_an_event_without_its_secret(harness: Harness
 
 
 @pytest.mark.security
-def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(harness: Harness) -> None:
+def test_only_the_holder_of_a_secret_learns_why_it_is_invalid(harness: Harness) -> None:
     harness.app.state.trusted = None
     harness.app.state.failure_limiter = FailureLimiter(0)
     secrets = {}
@@ -225,7 +225,7 @@ def test_only_the_holder_of_a_secret_is_told_why_it_is_not_valid_any_more(harnes
 
 
 @pytest.mark.security
-def test_a_rotated_secret_is_told_apart_after_its_days_of_grace(harness: Harness) -> None:
+def test_a_rotated_secret_is_recognized_after_its_days_of_grace(harness: Harness) -> None:
     harness.app.state.trusted = None
     token_id, secret = harness.issue("pull")
     harness.admin.rotate_token(token_id, keep_seconds=60)

@@ -151,7 +151,7 @@ def test_llama_cpp_puts_no_adapter_before_everybody_while_another_of_the_desired
     assert llama.scales == [0.0]
 
 
-def test_a_version_without_a_gguf_file_is_told_how_to_get_one(llama_node: Node) -> None:
+def test_a_version_without_a_gguf_file_names_the_command_that_makes_one(llama_node: Node) -> None:
     llama_node.push("acme/support")
     assert llama_node.states() == {"acme-support-v1": "failed"}
     assert any("adapter convert REF --to gguf" in transport for transport in llama_node.lines)
@@ -206,7 +206,7 @@ def test_a_plain_directory_also_says_what_an_alias_means_now(
     assert [path.name for path in (folder / "current").iterdir()] == ["acme--support"]
 
 
-def test_what_is_no_link_of_ours_is_never_touched_and_blocks_nobody_else(
+def test_foreign_links_are_never_touched_and_block_no_other(
     harness: Harness, transport: FaultyTransport, store: LocalStore, clock: Clock, folder: Path, tmp_path: Path
 ) -> None:
     node = folder_node(harness, transport, store, clock, folder, current=False)

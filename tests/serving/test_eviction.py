@@ -69,7 +69,7 @@ def versions_in(store: LocalStore) -> set[str]:
     return {path.name for path in store.versions.iterdir()}
 
 
-def test_what_nobody_uses_goes_when_its_days_are_over_with_all_that_was_kept_of_it(
+def test_an_unused_version_is_evicted_after_its_days_with_all_its_files(
     harness: Harness, registry: Registry, store: LocalStore
 ) -> None:
     (digest,) = stored(harness, registry, store)
@@ -211,7 +211,7 @@ def test_other_entries_are_left_alone_and_abandoned_ones_are_deleted(
     assert list(store.incoming.iterdir()) == []
 
 
-def test_whoever_is_given_a_folder_can_read_it_while_evictions_delete_unused_versions(
+def test_a_folder_in_use_stays_readable_during_evictions(
     harness: Harness, registry: Registry, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "LEAST_SECONDS", 0.0)

@@ -139,7 +139,7 @@ def test_another_model_or_another_base_never_rewrites_what_is_there(
         export.run(filled_harness.admin, filled_harness.admin.desired_state(BASE, "beta"), location(), cache=None)
 
 
-def test_a_file_that_was_lost_is_named_and_not_mended_in_place(filled_harness: Harness, tmp_path: Path) -> None:
+def test_a_lost_file_is_named_and_not_restored_in_place(filled_harness: Harness, tmp_path: Path) -> None:
     location = FolderTarget(tmp_path / "models")
     run(filled_harness, location)
     (location.root / "acme-support-v1" / "adapter_model.safetensors").write_bytes(b"short")

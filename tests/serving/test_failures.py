@@ -169,7 +169,7 @@ def test_so_many_are_loaded_at_once_and_not_more(node: Node) -> None:
     assert 1 <= node.engine.most_at_once <= 4
 
 
-def test_an_adapter_that_somebody_unloaded_is_loaded_again(node: Node) -> None:
+def test_an_adapter_that_was_unloaded_by_hand_is_loaded_again(node: Node) -> None:
     node.push("acme/support")
     node.push("acme/other")
     node.states()

@@ -43,7 +43,7 @@ def test_a_report_tells_each_state_of_a_rollout(node: Node) -> None:
     assert {(c.adapter, c.serving, c.nodes) for c in view.convergence} == {("acme/large", 0, 1), ("acme/support", 1, 1)}
 
 
-def test_loading_is_told_while_it_lasts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_is_reported_while_it_lasts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.push("acme/support")
     node.agent.fetch()
     reports = []

@@ -56,7 +56,7 @@ def test_an_adapter_that_the_engine_takes_and_ignores_is_unloaded_and_the_old_on
     assert node.states()["acme-support-v2"] == "ready"
 
 
-def test_what_the_engine_would_refuse_is_not_fetched_and_blocks_nobody(node: Node) -> None:
+def test_what_the_engine_would_refuse_is_not_fetched_and_blocks_no_other(node: Node) -> None:
     node.push("acme/large", node.harness.files(rank=32))
     node.push("acme/support")
     assert node.states() == {"acme-large-v1": "refused", "acme-support-v1": "ready"}

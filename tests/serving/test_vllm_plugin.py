@@ -96,7 +96,7 @@ def test_what_is_no_name_is_refused_without_a_request_and_without_a_folder(
     assert not (tmp_path / "store").exists()
 
 
-def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
+def test_an_unknown_name_is_looked_up_once_and_again_after_a_pause(
     resolver: Resolver, transport: FaultyTransport, clock: Clock, harness: Harness
 ) -> None:
     for _ in range(5):
@@ -107,7 +107,7 @@ def test_an_unknown_name_is_asked_for_once_and_again_after_a_while(
     assert resolver.find("acme/nothing").folder is not None
 
 
-def test_many_unknown_names_are_not_all_asked_for(
+def test_lookups_of_unknown_names_are_limited(
     resolver: Resolver, transport: FaultyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finders, "LOOKUPS_PER_MINUTE", 5)
@@ -138,7 +138,7 @@ def test_what_failed_its_smoke_test_never_reaches_the_engine(
     assert not [path for path in transport.paths if "/files/" in path]
 
 
-def test_what_nobody_has_tried_yet_is_served_unless_the_smoke_test_is_asked_for(
+def test_an_untested_version_is_served_unless_a_smoke_test_is_required(
     frontend: Frontend,
     transport: FaultyTransport,
     harness: Harness,
@@ -276,7 +276,7 @@ def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
     assert resolver.find("acme/support").folder is not None
 
 
-def test_registering_never_raises_and_asks_nobody(
+def test_registering_never_raises_and_sends_no_request(
     frontend: Frontend, transport: FaultyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert transport.paths == []

@@ -46,7 +46,7 @@ def test_every_method_of_the_installed_peft_is_tried() -> None:
     assert {str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING} == methods.VARIANTS.keys()
 
 
-def test_a_sample_of_methods_and_mutations_is_judged_as_peft_judges(tmp_path: Path) -> None:
+def test_a_sample_of_methods_and_mutations_gets_the_verdict_of_peft(tmp_path: Path) -> None:
     from tests.truth import cases
 
     plan = next(cases.plans())
@@ -54,7 +54,7 @@ def test_a_sample_of_methods_and_mutations_is_judged_as_peft_judges(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_lora_on_an_architecture_is_judged_as_peft_judges(name: str, tmp_path: Path) -> None:
+def test_lora_on_an_architecture_gets_the_verdict_of_peft(name: str, tmp_path: Path) -> None:
     assert_agreement(tmp_path, [f"{name}/*"])
 
 

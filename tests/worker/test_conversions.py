@@ -58,20 +58,20 @@ def difference(base: Path, first: Path, other: Path) -> float:
 
 # ------------------------------------------------------------------ canonical
 @pytest.mark.slow
-def test_the_canonical_form_of_every_mergeable_lora_of_the_zoo_gives_its_logits(tmp_path: Path) -> None:
-    zoo, bases, wrong, refused = fixtures.zoo(), fixtures.tiny_bases(), {}, {}
-    for name, entry in fixtures.manifest(zoo).items():
+def test_the_canonical_form_of_every_mergeable_lora_gives_the_same_logits(tmp_path: Path) -> None:
+    good, bases, wrong, refused = fixtures.good(), fixtures.tiny_bases(), {}, {}
+    for name, entry in fixtures.manifest(good).items():
         if not name.startswith("lora-"):
             continue
         base, out = bases / entry["base"], tmp_path / name
         try:
-            to_canonical.convert(conversion_request("canonical", base, zoo / name, out))
+            to_canonical.convert(conversion_request("canonical", base, good / name, out))
         except RegistryError as e:
             refused[name] = e.detail
             continue
         config = json.loads((out / CONFIG).read_bytes())
         spec = read_folder(out).peft.lora
-        if (far := difference(base, zoo / name, out)) > 1e-6:
+        if (far := difference(base, good / name, out)) > 1e-6:
             wrong[name] = f"logits differ by {far}"
         if config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"]:
             wrong[name] = "it still has rsLoRA or patterns"
@@ -96,7 +96,7 @@ def test_a_scale_that_bfloat16_cannot_hold_is_kept_exactly_in_32_bits() -> None:
 def test_pissa_and_olora_become_plain_loras_of_twice_the_rank_that_fit_the_unchanged_base(
     name: str, tmp_path: Path
 ) -> None:
-    base, source = fixtures.tiny_bases() / "llama-a", fixtures.zoo() / name
+    base, source = fixtures.tiny_bases() / "llama-a", fixtures.good() / name
     report = to_plain.convert(conversion_request("plain", base, source, tmp_path / "made"))
     assert report.rank == 16
     assert difference(base, source, tmp_path / "made") < 1e-5

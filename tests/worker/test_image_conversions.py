@@ -210,9 +210,7 @@ def latents(base: Path, source: Path | None) -> torch.Tensor:
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-def test_sdxl_paints_with_a_converted_kohya_adapter_what_it_paints_with_the_original(
-    sdxl: Path, tmp_path: Path
-) -> None:
+def test_sdxl_renders_the_same_with_a_converted_kohya_adapter(sdxl: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     unet = diffusers.UNet2DConditionModel.from_pretrained(sdxl / "unet")
     attentions = [(sgm_name(path), module) for path, module in unet.named_modules() if ".attentions." in path]

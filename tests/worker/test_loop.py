@@ -167,9 +167,7 @@ def test_a_cancelled_job_is_dropped_and_files_nothing(
     assert "the lease is lost" in setup.lines[-1]
 
 
-def test_a_worker_that_is_told_to_stop_gives_its_job_back(
-    setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen
-) -> None:
+def test_a_stopping_worker_returns_its_job(setup: WorkerSetup, good: Path, worker: Make, frozen: Frozen) -> None:
     job_id = setup.push(good).job_id
     stopping = worker(grace_seconds=0.1)
     frozen.then = stopping.stop

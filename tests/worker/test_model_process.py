@@ -134,7 +134,7 @@ def test_a_hanging_child_is_killed_at_its_deadline_and_the_model_process_goes_on
     assert pool.process(source) is process
 
 
-def test_a_crashing_child_is_told_from_a_hanging_one(pool: Pool, source: BaseSource, good: Path) -> None:
+def test_a_crashing_child_is_distinguished_from_a_hanging_one(pool: Pool, source: BaseSource, good: Path) -> None:
     with _When(pool.process(source), signal.SIGSEGV):
         answer = pool.try_adapter(source, good, ISOLATED)
     assert answer["failed"] == "the child died of SIGSEGV without an answer"

@@ -315,7 +315,7 @@ def test_a_process_that_merges_or_converts_has_no_network_and_writes_its_folder(
 
 
 @pytest.mark.security
-def test_bubblewrap_is_told_to_share_neither_network_nor_a_writable_mount() -> None:
+def test_bubblewrap_shares_neither_network_nor_a_writable_mount() -> None:
     command = namespaces.bubblewrap_command("/usr/bin/bwrap")
     assert command[:4] == ("/usr/bin/bwrap", "--ro-bind", "/", "/")
     assert {"--unshare-net", "--unshare-pid", "--die-with-parent"} <= set(command)

@@ -140,6 +140,9 @@ class Issuers:
         issuers = [Issuer(config, Path(path).parent) for config in configs]
         return cls({issuer.name: issuer for issuer in issuers})
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._issuers
+
     @property
     def login_issuers(self) -> frozenset[str]:
         """The issuers by which people sign in."""

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -47,12 +47,10 @@ RULES_LIMIT = 500
 """Rules of one namespace."""
 
 
-def add(
-    session: Session, actor: Actor, name: AdapterName, request: PublisherAdd, *, login_issuers: Container[str] = ()
-) -> PublisherView:
+def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd, issuers: Issuers) -> PublisherView:
     """Add a rule for an adapter, which need not exist yet. `Conflict` for a name that can never be used."""
     actor.require(Scope.ADMIN, name)
-    if request.issuer in login_issuers:
+    if request.issuer in issuers.login_issuers:
         raise Invalid("REQUEST_INVALID", f"issuer: {request.issuer!r} is for sign-in and cannot have publishers")
     count = select(func.count(col(PublisherRow.id))).where(PublisherRow.namespace == name.namespace)
     if session.exec(count).one() >= RULES_LIMIT:
@@ -73,16 +71,16 @@ def add(
     detail = {"id": row.id, "issuer": row.issuer, "claims": row.claims}
     audit.append(session, actor, EventType.PUBLISHER_ADD, str(name), detail)
     session.flush()
-    return _view(row)
+    return _view(row, issuers)
 
 
-def list_publishers(session: Session, actor: Actor, name: AdapterName) -> PublisherList:
+def list_publishers(session: Session, actor: Actor, name: AdapterName, issuers: Issuers) -> PublisherList:
     """Return the rules of an adapter, oldest first."""
     actor.require(Scope.ADMIN, name)
-    return PublisherList(items=[_view(row) for row in _rows(session, name)])
+    return PublisherList(items=[_view(row, issuers) for row in _rows(session, name)])
 
 
-def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str) -> PublisherView:
+def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str, issuers: Issuers) -> PublisherView:
     """Remove a rule. Tokens that it has given expire within minutes."""
     actor.require(Scope.ADMIN, name)
     row = session.get(PublisherRow, publisher_id[:80])
@@ -90,7 +88,7 @@ def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str)
         raise NotFound("PUBLISHER_UNKNOWN", f"adapter '{name}' has no trusted publisher {publisher_id[:80]!r}")
     session.delete(row)
     audit.append(session, actor, EventType.PUBLISHER_REMOVE, str(name), {"id": row.id, "issuer": row.issuer})
-    return _view(row)
+    return _view(row, issuers)
 
 
 def is_trusted(session: Session, issuer: str, claims: Mapping[str, Any], name: AdapterName) -> bool:
@@ -137,8 +135,9 @@ def _rows(session: Session, name: AdapterName) -> list[PublisherRow]:
     return list(session.exec(statement.order_by(col(PublisherRow.created_at))).all())
 
 
-def _view(row: PublisherRow) -> PublisherView:
-    return db.to_answer(row, PublisherView, adapter=f"{row.namespace}/{row.name}")
+def _view(row: PublisherRow, issuers: Issuers) -> PublisherView:
+    name, is_configured = f"{row.namespace}/{row.name}", row.issuer in issuers
+    return db.to_answer(row, PublisherView, adapter=name, issuer_is_configured=is_configured)
 
 
 EXCHANGE = "exchange"

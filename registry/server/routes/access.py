@@ -187,9 +187,9 @@ def rename_adapter(
 
 # ------------------------------------------------------------------ trusted publishers
 @namespace_router.get(ADAPTER + "/publishers")
-def list_publishers(session: SessionDep, actor: Admin, name: NameDep) -> access.PublisherList:
+def list_publishers(session: SessionDep, actor: Admin, name: NameDep, issuers: IssuersDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
-    return token_exchange.list_publishers(session, actor, name)
+    return token_exchange.list_publishers(session, actor, name, issuers)
 
 
 @namespace_router.post(ADAPTER + "/publishers", status_code=201)
@@ -197,10 +197,12 @@ def add_publisher(
     session: SessionDep, actor: Admin, name: NameDep, request: access.PublisherAdd, issuers: IssuersDep
 ) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
-    return token_exchange.add(session, actor, name, request, login_issuers=issuers.login_issuers)
+    return token_exchange.add(session, actor, name, request, issuers)
 
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(session: SessionDep, actor: Admin, name: NameDep, publisher_id: str) -> access.PublisherView:
+def remove_publisher(
+    session: SessionDep, actor: Admin, name: NameDep, publisher_id: str, issuers: IssuersDep
+) -> access.PublisherView:
     """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
-    return token_exchange.remove(session, actor, name, publisher_id)
+    return token_exchange.remove(session, actor, name, publisher_id, issuers)

@@ -1,4 +1,4 @@
-"""Every adapter of the zoo, one for each method and option of PEFT, on its own tiny base; and every wrong one."""
+"""Every good adapter, one for each method and option of PEFT, on its own tiny base; and every wrong one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CHANGES_ITS_BASE = {"lora-layer-replication", "lora-pissa", "lora-olora", "lora-
 """They say so in their configuration, and are warned about."""
 
 
-def test_every_adapter_of_the_zoo_acts_and_each_base_is_loaded_once() -> None:
-    zoo, bases = fixtures.zoo(), fixtures.tiny_bases()
+def test_every_good_adapter_has_an_effect_and_each_base_is_loaded_once() -> None:
+    good, bases = fixtures.good(), fixtures.tiny_bases()
     entries = {
         name: entry
-        for name, entry in fixtures.manifest(zoo).items()
-        if (zoo / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir()
+        for name, entry in fixtures.manifest(good).items()
+        if (good / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir()
     }
     complaints: dict[str, Any] = {}
     with Pool() as pool:
         for name, entry in sorted(entries.items(), key=lambda item: str(item[1]["base"])):
-            answer = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), zoo / name, LIMITS)
+            answer = pool.try_adapter(BaseSource(entry["base"], bases / entry["base"], ""), good / name, LIMITS)
             findings: Any = answer["result"]["findings"] if "result" in answer else answer
             if findings:
                 complaints[name] = [(f["code"], f["severity"]) for f in findings] if "result" in answer else findings
@@ -72,18 +72,18 @@ SAME_NAMES_AND_SHAPES = {"nan", "inf-one-value", "integer-weights", "alpha-zero"
 """What is wrong with these is no name and no shape."""
 
 
-def test_peft_expects_on_the_meta_device_what_each_adapter_of_the_zoo_holds_and_of_no_broken_one() -> None:
+def test_peft_on_the_meta_device_accepts_every_good_adapter_and_no_bad_one() -> None:
     bases, severities_of = fixtures.tiny_bases(), {}
-    for folder in (fixtures.zoo(), fixtures.bad()):
+    for folder in (fixtures.good(), fixtures.bad()):
         for name, entry in fixtures.manifest(folder).items():
             if (folder / name / "adapter_model.safetensors").is_file() and (bases / entry["base"]).is_dir():
                 valid = _is_valid(folder / name)
                 severities = _severities(bases / entry["base"], folder / name) if valid else set()
-                severities_of[f"{folder.name[:3]} {name}"] = (entry["fits"], severities)
+                severities_of[f"{folder.name.partition('-')[0]} {name}"] = (entry["fits"], severities)
     unknown = {
-        name for name, (_, severities) in severities_of.items() if name.startswith("zoo") and severities != {"info"}
+        name for name, (_, severities) in severities_of.items() if name.startswith("good") and severities != {"info"}
     }
-    assert unknown == {f"zoo {name}" for name in LOOKS_AT_VALUES}
+    assert unknown == {f"good {name}" for name in LOOKS_AT_VALUES}
     missed = {name for name, (fits, severities) in severities_of.items() if fits == "no" and severities == {"info"}}
     assert missed == {f"bad {name}" for name in SAME_NAMES_AND_SHAPES}
 

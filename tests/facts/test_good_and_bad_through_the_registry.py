@@ -36,26 +36,26 @@ def pusher(harness: Harness) -> Registry:
 
 def pushed(pusher: Registry, folder: Path, base: str) -> VersionView | RegistryError:
     """The version that the folder became, or the error that refused it."""
-    name = Ref.parse(f"zoo/{folder.name}").name
+    name = Ref.parse(f"good/{folder.name}").name
     try:
         return push.push_folder(pusher, folder, name, base=base).version
     except RegistryError as e:
         return e
 
 
-def test_what_is_pulled_is_what_was_pushed_for_every_adapter_of_the_zoo(pusher: Registry, tmp_path: Path) -> None:
+def test_every_good_adapter_is_pulled_as_it_was_pushed(pusher: Registry, tmp_path: Path) -> None:
     wrong = []
-    for name, entry in fixtures.manifest(fixtures.zoo()).items():
-        version = pushed(pusher, fixtures.zoo() / name, entry["base"])
+    for name, entry in fixtures.manifest(fixtures.good()).items():
+        version = pushed(pusher, fixtures.good() / name, entry["base"])
         if isinstance(version, RegistryError):
             if name not in PICKLES:
                 wrong.append(f"{name}: {version}")
             continue
-        ref = Ref.parse(f"zoo/{name}")
+        ref = Ref.parse(f"good/{name}")
         assert pusher.resolve(ref).digest == version.digest
         pull.pull(pusher, ref, tmp_path / name, cache=None)
         for file in version.files:
-            if (tmp_path / name / file.path).read_bytes() != (fixtures.zoo() / name / file.path).read_bytes():
+            if (tmp_path / name / file.path).read_bytes() != (fixtures.good() / name / file.path).read_bytes():
                 wrong.append(f"{name}: {file.path} came back changed")
     assert wrong == []
 
@@ -69,9 +69,9 @@ def push_outcome(version: VersionView | RegistryError) -> str:
 
 
 def test_the_table_has_no_false_yes_and_no_false_no(pusher: Registry) -> None:
-    """Every adapter of the zoo and of the bad ones: what it is, and what the registry said at its push."""
+    """Every good and every bad adapter: what it is, and what the registry said at its push."""
     false_yes, false_no, undecided = [], [], []
-    for folder in (fixtures.zoo(), fixtures.bad()):
+    for folder in (fixtures.good(), fixtures.bad()):
         for name, entry in fixtures.manifest(folder).items():
             answer = push_outcome(pushed(pusher, folder / name, entry["base"]))
             print(f"{folder.name[:4]} {name:34} {entry['base']:22} {entry['fits']:15} {answer}")
