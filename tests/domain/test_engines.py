@@ -59,8 +59,8 @@ def test_a_hosted_service_needs_no_version() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("vllm", "has no version"),
-        ("vlm==0.32.0", "known are"),
+        ("vllm", "needs a version"),
+        ("vlm==0.32.0", "known engines"),
         ("vllm=0.32.0", "is not 'engine==version"),
         ("vllm==0.32.0,max_lora_rank=33", "must be one of 1, 8, 16"),
         ("vllm==0.32.0,max_lora_rank=many", "must be a whole number"),
