@@ -151,7 +151,7 @@ def _read_peft(by_path: Mapping[str, Descriptor], fields: dict[str, Any], read: 
             raise Invalid.from_finding(
                 "TENSORS_INVALID", Finding("gguf.magic_invalid", path, "does not begin with 'GGUF'")
             )
-    message = f"{{}} is kept, but nothing reads it: an adapter's weights are {WEIGHTS}"
+    message = f"{{}} is stored, but nothing reads it: an adapter's weights are {WEIGHTS}"
     extra = tuple(
         Finding.of("warning", "adapter.extra_weights", path, message.format(path))
         for path in by_path
@@ -171,7 +171,7 @@ def _read_non_peft(file: Descriptor, fields: dict[str, Any], read: Read) -> NonP
     if format.name == "peft":
         _refuse_missing({file.path: file})
     if format.name == "nemo":
-        message = f"is an adapter of NeMo ({format.evidence}), which no loader of ours takes; {format.advice}"
+        message = f"is an adapter of NeMo ({format.evidence}), which no supported loader reads; {format.advice}"
         raise Invalid.from_finding("FILE_REFUSED", Finding("format.convert_first", file.path, message))
     if format.is_image:
         facts = images.of_header(header, format, read=within)

@@ -120,10 +120,10 @@ def _tokens(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
         location = f"{piece.path}.{piece.name}"
         if len(piece.shape) != 2 or (base.hidden and piece.shape[1] != base.hidden) or piece.shape[0] not in rows:
             expected = [max(rows, default=0), base.hidden]
-            message = f"{location} has shape {list(piece.shape)}; the configuration and this base make it {expected}"
+            message = f"{location} has shape {list(piece.shape)}; the configuration and this base require {expected}"
             findings.error("compat.shape", location, message, expected, list(piece.shape))
     if lora.config.token_indices and not pieces:
-        message = "the configuration says that tokens were trained, and the file holds no trained rows"
+        message = "the configuration declares trained tokens, but the file has no trained rows"
         location = f"{CONFIG}: trainable_token_indices"
         findings.error("compat.tokens_absent", location, message, "trainable_tokens_delta", "nothing")
 
@@ -138,7 +138,7 @@ def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
         )
         findings.warning("compat.base_was_changed", f"{CONFIG}: init_lora_weights", message)
     if config.layer_replication:
-        message = "layer_replication changes the depth of the base: it needs a process of its own"
+        message = "layer_replication changes the number of layers of the base: serve it in its own process"
         findings.warning("compat.changes_depth", f"{CONFIG}: layer_replication", message)
     if config.bias != "none" and any(piece.name == "bias" for piece in lora.full):
         message = f"bias={config.bias!r} replaces biases of the base, also for the other adapters on it"
@@ -148,5 +148,5 @@ def _care(lora: LoraSpec, base: BaseSpec, findings: FindingCollector) -> None:
             message = f"{meaning}: a runtime for plain LoRA computes something else"
             findings.warning("compat.semantics", f"{CONFIG}: {field}", message)
     if base.quantization:
-        message = f"the base is packed ({base.quantization}): an adapter trained on the unpacked one acts differently"
+        message = f"the base is quantized ({base.quantization}): an adapter of the unquantized one acts differently"
         findings.info("compat.base_quantized", base.name, message)

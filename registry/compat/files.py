@@ -32,7 +32,7 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
         findings.error("compat.family", facts.file, message, base.model_type, facts.family)
         return findings.all()
     if not facts.modules:
-        message = f"{facts.file} holds no pair of factors that names a module"
+        message = f"{facts.file} has no pair of factors with the name of a module"
         findings.error("lora.no_modules", facts.file, message, "lora_a and lora_b", facts.tensors)
     if "lora.rank_differs_from_config" in facts.problems:
         message = f"the factors in {facts.file} have another rank than adapter_config.json says"
@@ -47,17 +47,17 @@ def check_file(facts: FileFacts, base: BaseSpec) -> list[Finding]:
     for module in facts.modules:
         _check(module, paths, facts, base, findings)
     if not is_image and any(module.rank and module.scale is None for module in facts.modules):
-        message = "nothing in the folder says by what the product of the factors is multiplied: a guess would be needed"
+        message = "the folder does not state the scale of the update (alpha), and the registry does not guess it"
         findings.warning("format.alpha_absent", facts.file, message)
     if facts.alpha_rule.startswith("no alpha in the file") and facts.format in ("kohya", "lycoris"):
-        message = "the file holds no alpha: loaders take alpha = rank, which may not be what was trained"
+        message = "the file has no alpha: loaders use alpha = rank, which may differ from training"
         findings.warning("format.alpha_absent", facts.file, message)
     return findings.all()
 
 
 def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, findings: FindingCollector) -> None:
     if module.is_half:
-        message = f"{module.path} has one half of its pair only: A without B, or B without A"
+        message = f"{module.path} has an incomplete pair: A without B, or B without A"
         findings.error("lora.pair_incomplete", module.path, message, "A and B", "one of them", group="halves")
         return
     if module.fault:
@@ -67,7 +67,7 @@ def _check(module: FileModule, paths: Paths, facts: FileFacts, base: BaseSpec, f
     meant = paths.of(module.path)
     leaf = module.path.replace("_", ".").rpartition(".")[2]
     if meant is None:
-        message = f"{module.path} is named as no rule for {facts.format} names a module of {base.name}"
+        message = f"{module.path} matches no {facts.format} name of a module of {base.name}"
         findings.unknown("format.names_unmapped", module.path, message, group=leaf)
         return
     modules = [base.modules.get(path) for path in meant]

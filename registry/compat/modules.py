@@ -151,7 +151,7 @@ def check_updates(lora: LoraSpec, lookup: ModuleLookup) -> None:
         else:
             _check_sizes(update, module, lookup)
             if ".experts." in update.path:
-                message = "single experts are named as transformers 4 did; version 5 fuses them on loading"
+                message = "experts are named individually, as in transformers 4; version 5 fuses them at load"
                 lookup.findings.warning("compat.experts_fused", update.path, message, group="experts")
 
 
@@ -224,16 +224,16 @@ def check_completeness(lora: LoraSpec, lookup: ModuleLookup) -> None:
         module = lookup.find(path)
         if module is not None and module.kind == "other":  # a router is no linear module in transformers 5
             continue
-        message = f"the configuration targets {path}, and the file holds no tensor for it"
+        message = f"the configuration targets {path}, but the file has no tensor for it"
         group = path.rpartition(".")[2]
         lookup.findings.add(lookup.doubt, "compat.module_missing", path, message, path, "nothing", group=group)
     for path in sorted(present - expected):
         if lookup.find(path) is not None and not lookup.targets.covers(path):
-            message = f"the file holds tensors for {path}, which the configuration does not target: PEFT drops them"
+            message = f"the file has tensors for {path}, which the configuration does not target: PEFT drops them"
             group = path.rpartition(".")[2]
             lookup.findings.error("compat.module_not_targeted", path, message, "a target", path, group=group)
     if not expected and not lora.config.target_parameters:
-        message = "not one module of the base is a target of the configuration"
+        message = "target_modules matches no module of the base"
         lookup.findings.add(lookup.doubt, "compat.targets_match_nothing", f"{CONFIG}: target_modules", message,
                         "modules of the base", str(lora.config.targets)[:200])  # fmt: skip
 
@@ -262,7 +262,7 @@ def check_full(lora: LoraSpec, lookup: ModuleLookup) -> None:
     _check_saved_whole(lora, lookup)
     ends = {path for path in saved if is_token_table(path) or path.startswith(_HEADS)}
     if lookup.base.tied and len(ends) == 1 and not lora.config.ensure_weight_tying:
-        message = f"input and output embedding of this base are one tensor, and the adapter replaces only {min(ends)}"
+        message = f"the base ties its input and output embeddings, and the adapter replaces only {min(ends)}"
         lookup.findings.warning("compat.embeddings_untied", min(ends), message)
     for piece in lora.repeats:
         message = f"the file repeats the base's {piece.path}.{piece.name}; if its values differ, the base is changed"
@@ -307,7 +307,7 @@ def _check_saved_whole(lora: LoraSpec, lookup: ModuleLookup) -> None:
         if names.isdisjoint(held) or module.kind in ("experts", "parameter", "other") or ".*." in path:
             continue
         for leaf in sorted({"weight", *(["bias"] if module.bias else [])} - present.get(path, set())):
-            message = f"modules_to_save saves {path}, and the file does not hold its {leaf}"
+            message = f"modules_to_save lists {path}, but the file lacks its {leaf}"
             location, group = f"{path}.{leaf}", f"{path.rpartition('.')[2]} {leaf}"
             lookup.findings.add(lookup.doubt, "compat.saved_module_absent", location, message, location, "nothing",
                                 group=group)  # fmt: skip

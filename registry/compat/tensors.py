@@ -107,7 +107,7 @@ class _TensorCheck:
             return
         leaf, findings, start = path.rpartition(".")[2], self._lookup.findings, f"{path}." if path else ""
         for name in sorted(expected.keys() - shapes.keys()):
-            message = f"the file has no {start}{name}: PEFT would go on with values that were not trained"
+            message = f"the file has no {start}{name}: PEFT would use untrained values instead"
             group = f"{name} {leaf}"
             findings.error("compat.tensor_missing", f"{start}{name}", message, name, "nothing", group=group)
         for name, shape in shapes.items():

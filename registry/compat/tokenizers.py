@@ -44,7 +44,7 @@ def _tokenizer(size_bytes: int, read: Read, expected: Digest, base: str, finding
         findings.warning("compat.tokenizer_unreadable", TOKENIZER, f"{e.detail}, so nothing can load it")
         return
     if fingerprint != expected:
-        message = f"{TOKENIZER} is not that of {base}: with the base's tokenizer, the adapter reads other tokens"
+        message = f"{TOKENIZER} is not that of {base}: with the tokenizer of the base, the adapter gets other tokens"
         findings.warning("compat.tokenizer_differs", TOKENIZER, message, expected, fingerprint)
 
 
@@ -52,7 +52,7 @@ def _template(path: str, template: str, base: BaseSpec, findings: FindingCollect
     fingerprint = Digest.of(template.encode("utf-8", "surrogatepass"))
     expected = base.fingerprints.template
     if expected is None:
-        message = f"the version brings a chat template, and {base.name} has none: serve the adapter with it"
+        message = f"the version has a chat template, and {base.name} has none: serve the adapter with it"
         findings.info("compat.template_added", path, message)
     elif fingerprint != expected:
         message = (

@@ -169,7 +169,7 @@ def check(recipe: Recipe, ingredients: Sequence[Ingredient]) -> list[Finding]:
             findings.append(_warning("recipe.kinds_differ", "sources", "only some of the sources change convolutions"))
         total = sum(int(source.facts.get("max_rank") or 0) for source in ingredients)
         if recipe.method in (Method.LINEAR, Method.CAT) and not recipe.rank and total > RANK_LIMIT:
-            message = f"the exact sum has rank {total}, over {RANK_LIMIT}; say a smaller one with --rank"
+            message = f"the exact sum has rank {total}, over {RANK_LIMIT}; pass a smaller one with --rank"
             findings.append(_error("recipe.rank_invalid", "rank", message))
     return findings
 

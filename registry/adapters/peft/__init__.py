@@ -172,7 +172,7 @@ class _Reader:
         if name.role in (TensorRole.A, TensorRole.B, TensorRole.MAGNITUDE, TensorRole.BIAS):
             halves = self._pairs.setdefault((name.path, name.order), {})
             if (first := halves.setdefault(name.role, info)) is not info:
-                message = f"{info.name} is a second tensor for the place of {first.name}"
+                message = f"{info.name} names the same tensor as {first.name}"
                 self._note("lora.tensor_unknown", info.name, message, "one of them", info.name)
         elif name.role is not TensorRole.UNEXPECTED:
             self._others[name.role].append(OtherTensor(path=name.path, name=name.leaf, shape=info.shape))
@@ -190,7 +190,7 @@ class _Reader:
             self._note("lora.shape_invalid", path, message, "[rank, in] and [out, rank]", f"{a.shape} and {b.shape}")
             return None
         if self._is_masked(path) and a.elements == b.elements == 0:
-            message = "AdaLoRA's masks leave nothing of some modules, whose empty tensors are not checked here"
+            message = "the AdaLoRA masks remove some modules completely; their empty tensors are not checked"
             self._findings.unknown("compat.method_not_judged", path, message, group="masks")
         if a.elements == 0 or b.elements == 0 or self._config.other.get("use_bdlora"):
             return None
@@ -202,7 +202,7 @@ class _Reader:
         magnitude, bias = halves.get(TensorRole.MAGNITUDE), halves.get(TensorRole.BIAS)
         self._dora(path, magnitude)
         if self._config.lora_bias and bias is None:
-            message = f"the configuration says lora_bias, and module {path} has no lora_B.bias: PEFT takes zeros"
+            message = f"the configuration sets lora_bias, but module {path} has no lora_B.bias: PEFT uses zeros"
             self._note("lora.bias_absent", path, message, f"{path}.lora_B.bias", "nothing")
         return ModuleUpdate(
             path=path, kind=kind, rank=rank, alpha=alpha, order=order, parameter=parameter,
@@ -252,10 +252,10 @@ class _Reader:
 
     def _dora(self, path: str, magnitude: TensorInfo | None) -> None:
         if self._config.use_dora and magnitude is None:
-            message = f"the configuration says DoRA, and module {path} has no lora_magnitude_vector"
+            message = f"the configuration sets use_dora, but module {path} has no lora_magnitude_vector"
             self._note("lora.magnitude_absent", path, message, f"{path}.lora_magnitude_vector", "nothing")
         if magnitude is not None and not self._config.use_dora:
-            message = f"module {path} has a lora_magnitude_vector, and the configuration says nothing of DoRA"
+            message = f"module {path} has a lora_magnitude_vector, but the configuration does not set use_dora"
             self._note("lora.magnitude_without_dora", path, message, "use_dora: true", "use_dora: false")
 
     def _configuration(self, modules: Iterable[ModuleUpdate], header: Header) -> None:
@@ -263,13 +263,13 @@ class _Reader:
         if self._method.has_pairs:
             if not self._pairs:
                 a, b = (self._method.mark_of(role).partition(".")[0] for role in "ab")
-                message = f"the weights hold not one {a} or {b} tensor that names a module of the base"
+                message = f"the weights have no {a} or {b} tensor that names a module of the base"
                 self._note("lora.no_modules", WEIGHTS, message, f"{a} and {b}", len(header))
             if config.other.get("use_bdlora"):
                 message = "the factors of BD-LoRA are block-diagonal and stored by block: sizes are not checked"
                 self._findings.unknown("compat.method_not_judged", f"{CONFIG}: use_bdlora", message)
             if config.alpha is None:
-                message = f"lora_alpha is not written; PEFT takes {DEFAULT_ALPHA:g}, other runtimes may not"
+                message = f"lora_alpha is missing; PEFT uses {DEFAULT_ALPHA:g}, other runtimes may not"
                 self._findings.warning("lora.alpha_absent", f"{CONFIG}: lora_alpha", message)
             for module in modules:
                 if module.alpha <= 0:

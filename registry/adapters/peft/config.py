@@ -57,7 +57,7 @@ class BaseClaim(FrozenModel):
             message = "the configuration does not name the base that the adapter was trained on"
             return [Finding.of("warning", "config.base_model_absent", location, message)]
         if self.is_local:
-            message = f"the base is named by a folder of the trainer's machine that ends in {self.name!r}"
+            message = f"the base is named by a local folder of the training machine that ends in {self.name!r}"
             return [Finding.of("warning", "config.base_model_local", location, message)]
         return []
 

@@ -60,7 +60,7 @@ def quarantined_error(name: AdapterName, version: VersionRow) -> Refused:
     return Refused(
         "QUARANTINED",
         f"version {version.number} of '{name}' is in quarantine: {version.quarantine_reason}",
-        next_step="use another version, or ask the owner of its namespace to look at it and release it",
+        next_step="use another version, or ask an owner of its namespace to lift the quarantine",
     )
 
 
