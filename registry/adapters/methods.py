@@ -48,6 +48,7 @@ class PeftMethod:
     `names_targets`: a formula over the configuration; where it holds, each target has tensors of its own.
     `needs_values`: a formula over the configuration; where it holds, PEFT cannot build all of it on the meta device.
     `may_be_empty`: how names of tensors begin that PEFT also saves without a number.
+    `float32_only`: how names of tensors end that PEFT loads in 32 bits only.
     `mergeable`: its effect equals some change of weights. `fused_by`: who writes that change into the base's weights;
     empty: merging/recipes.py refuses to fuse it. `effect`: what its tensors do to weights of the base.
     `combinable`: it has a low-rank weighted sum. `hot_swappable`: it can be swapped on a model that stays loaded.
@@ -66,6 +67,7 @@ class PeftMethod:
     names_targets: str = "True"
     needs_values: str = "False"
     may_be_empty: tuple[str, ...] = ()
+    float32_only: tuple[str, ...] = ()
     mergeable: bool = True
     fused_by: Literal["", "registry", "peft"] = ""
     effect: Literal["adds", "replaces", "scales"] = "adds"
@@ -273,7 +275,8 @@ _ROWS = (
                tensors=(_shared("unilora_theta_d", "theta_d_length"),
                         *(_T(f"unilora_{what}_{half}", shape, "save_indices") for what in ("indices", "scales")
                           for half, shape in (("A", "r, inputs"), ("B", "outputs, r"))))),
-    PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",), kinds=_CONV1D,
+    # vblora/model.py _remap_adapter_state_dict_for_load scatters these into logits of 32 bits
+    PeftMethod("VBLORA", ("vblora_",), ("vblora_vector_bank",), kinds=_CONV1D, float32_only=("_topk_weights",),
                tensors=(*(_T(f"vblora_logits_{half}{end}", f"{shape}, {last}", condition)
                           for half, shape in (("A", "r, inputs // vector_length"), ("B", "outputs // vector_length, r"))
                           for end, last, condition in (("", "num_vectors", "not save_only_topk_weights"),

@@ -48,6 +48,16 @@ def spec_of(method: str, tensors_: Mapping[str, tuple[int, ...]], **fields: Any)
     )
 
 
+@pytest.mark.parametrize(("dtype", "fits"), [("F32", True), ("F16", False), ("BF16", False), ("I32", False)])
+def test_the_top_weights_of_vblora_are_loaded_in_32_bits_only(dtype: str, fits: bool) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.vblora_logits_A_topk_weights"
+    data = samples.safetensors({name: (dtype, (4, 4, 1), None)})
+    written = {"peft_type": "VBLORA", "target_modules": ["q_proj"], "save_only_topk_weights": True}
+    header = safetensors.read_bytes(data, file=samples.WEIGHTS)
+    spec = peft.describe(config.read_config(json.dumps(written).encode()), header)
+    assert ("lora.dtype_refused" not in codes(list(spec.findings))) is fits
+
+
 GOOD: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = [
     ("IA3", {"ia3_l": (64, 1)}, {"feedforward_modules": []}),
     ("LOHA", {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}, {"r": 4}),
@@ -305,4 +315,4 @@ def test_formulas_are_computed_once_for_modules_with_equal_sizes(monkeypatch: py
     monkeypatch.setattr(expected, "evaluate", counted)
     shapes = {"hada_w1_a": (64, 4), "hada_w1_b": (4, 64), "hada_w2_a": (64, 4), "hada_w2_b": (4, 64)}
     assert other("LOHA", shapes, r=4) == []
-    assert len(computed) == 2 * len(shapes)  # a condition and a shape of each, for four modules
+    assert len(computed) == 1 + 2 * len(shapes)  # `names_targets`; a condition and a shape of each, for four modules

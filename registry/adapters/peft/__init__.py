@@ -164,7 +164,11 @@ class _Reader:
         if info.elements == 0 and not (name.leaf.startswith(self._method.may_be_empty) or self._is_masked(name.path)):
             message = f"{info.name} is empty: it was saved while another process held its values (ZeRO-3)"
             self._note("lora.tensor_empty", info.name, message, actual=list(info.shape))
-        if info.dtype not in FLOATS and not (
+        if name.role is TensorRole.PIECE and name.leaf.endswith(self._method.float32_only):
+            if info.dtype != "F32":
+                message = f"{info.name} holds {info.dtype}; PEFT loads it in 32 bits only"
+                self._note("lora.dtype_refused", info.name, message, "F32", info.dtype)
+        elif info.dtype not in FLOATS and not (
             name.role is TensorRole.PIECE and any(mark in name.leaf for mark in ("_indices", "_size"))
         ):
             message = f"{info.name} holds {info.dtype}; weights must be floating-point numbers"

@@ -134,13 +134,11 @@ def task_of(name: str, *, is_encoder_decoder: bool) -> ModelTask:
     """The task of the class with this name."""
     for task in TASKS:
         if name in _names_in(task.classes):
-            return ENCODER_DECODER if task is CAUSAL and is_encoder_decoder else _decoder(task, is_encoder_decoder)
+            if task is not ENCODER_DECODER or is_encoder_decoder:
+                return task
+            return DECODER if name in _names_in(("SEQ_TO_SEQ_CAUSAL_LM",)) else CAUSAL
     ending = next((task for end, task in _ENDINGS.items() if name.endswith(end)), ANY)
     return ENCODER_DECODER if ending is CAUSAL and is_encoder_decoder else ending
-
-
-def _decoder(task: ModelTask, is_encoder_decoder: bool) -> ModelTask:
-    return DECODER if task is ENCODER_DECODER and not is_encoder_decoder else task
 
 
 @cache

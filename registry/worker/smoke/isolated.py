@@ -175,7 +175,7 @@ class IsolatedTest(LanguageTest):
                 raise
             message = f"{structure.PEFT} cannot load the adapter: {library_message(e)}"
             self.result.note("error", "smoke.load_failed", WEIGHTS, message)
-            self.result.structure = self.result.structure or self.result.findings[-1:]
+            self.result.structure = self.result.findings[-1:]
             return False
         self.wrapped.eval()
         self.result.measure("load_seconds", perf_counter() - started)
