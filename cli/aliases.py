@@ -15,8 +15,7 @@ from registry.api.aliases import AliasMove, AliasView
 from registry.api.groups import MovedAlias, MoveItem
 from registry.client import answers
 from registry.client.groups import Groups
-from registry.client.registry import Registry
-from registry.errors import Invalid, NotFound
+from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 
 from . import arguments, groups, output, session
@@ -59,7 +58,7 @@ def promote(
     chosen.require_none()
     with session.registry() as registry:
         number = registry.version(ref).number
-        generation_read = _generation(registry, ref.name, alias) if generation is None else generation
+        generation_read = registry.generation(ref.name, alias) if generation is None else generation
         moved = registry.promote(
             ref.name, alias, str(number), generation=generation_read, reason=reason, break_glass=break_glass
         )
@@ -87,15 +86,6 @@ def describe_move(item: MoveItem, moved: MovedAlias | None) -> tuple[str, str]:
         return f"{item.name}:{item.alias}", item.version
     origin = f"@{moved.from_number} → " if moved.from_number and moved.moved else ""
     return f"{item.name}:{item.alias}", f"{origin}@{moved.number}"
-
-
-def _generation(registry: Registry, name: AdapterName, alias: str) -> int:
-    try:
-        return registry.alias(name, alias).generation
-    except NotFound as e:
-        if e.code != "ALIAS_UNKNOWN":
-            raise
-        return 0
 
 
 def _print_moved(name: AdapterName, moved: AliasView, already: str = "") -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from registry import names
+from registry.durations import parse_duration
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 
@@ -54,6 +55,8 @@ SUBJECT = ParsedArgument("subject", parse_subject)
 DELETABLE = ParsedArgument("name", parse_subject, {":": "an alias, which may move; name a version as @3"})
 NAME = ParsedArgument("name", AdapterName.parse, {"@": "a version", ":": "an alias"})
 NAMESPACE = ParsedArgument("namespace", names.namespace)
+DURATION = ParsedArgument("duration", parse_duration)
+"""Seconds, from `12h`, `7d` or `4w`."""
 
 
 def split_alias(name: str, alias: str) -> tuple[str, str]:

@@ -16,14 +16,14 @@ import click
 from registry import names
 from registry.api.catalog import Resolved, VersionView
 from registry.api.transfer import PushResult
-from registry.client import pull, push
+from registry.client import pull, push, waiting
 from registry.client.bulk import Result
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
 from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
 
-from . import arguments, main, output, session, versions
+from . import arguments, main, output, session
 from .output import ProgressLine
 
 
@@ -65,7 +65,7 @@ def push_all(
             on_result=_reporter(progress, _print_pushed), declared=declared,
         )  # fmt: skip
         if strict or alias or waits:
-            until = time.monotonic() + (versions.PENDING_SECONDS if timeout is None else timeout)
+            until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
             results = [_with_verdicts(registry, result, until, tests=waits) for result in results]
         if tags:
             results = _with_tags(registry, results, {**arguments.tags(tags)})
@@ -88,8 +88,8 @@ def _with_verdicts(registry: Any, result: Result[PushResult], until: float, *, t
     """The result with the verdict on the weights, and with `tests` after the smoke test; its error if that is late."""
     if result.answer is None:
         return result
-    version = versions.wait_for_weights(registry, result.answer.version, until)
-    if tests and result.answer.job_id and not versions.has_failed(version.verdicts):
+    version = waiting.wait_for_weights(registry, result.answer.version, until)
+    if tests and result.answer.job_id and not waiting.has_failed(version.verdicts):
         try:
             main.load(".jobs", "wait_for")(registry, result.answer.job_id, max(0.0, until - time.monotonic()))
         except Unavailable as e:
@@ -158,8 +158,8 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
     refused = len(results) - len(answered) - gave_up
     created = sum(result.answer is not None and result.answer.created for result in results)
     pushed = [result.answer.version for result in results if result.answer is not None]
-    failing = sum(versions.has_failed(version.verdicts) for version in pushed)
-    pending = [version for version in pushed if versions.is_pending(version.verdicts)]
+    failing = sum(waiting.has_failed(version.verdicts) for version in pushed)
+    pending = [version for version in pushed if waiting.is_pending(version.verdicts)]
     summary = f"{output.plural(created, 'new version')}, {len(answered) - created} unchanged, {refused} refused"
     summary += f", {gave_up} gave up" if gave_up else ""
     summary += f"; {failing} with a failing verdict" if failing else ""

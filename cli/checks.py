@@ -17,11 +17,10 @@ from registry import __version__, engines
 from registry.adapters import read
 from registry.api.bases import BaseView
 from registry.api.evaluation import EngineSettingsList, RecheckEnginesRequest
-from registry.client import convert, push
+from registry.client import checks, waiting
 from registry.client.local import folder as folders
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
-from registry.compat import evaluate
 from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Unavailable
@@ -57,11 +56,11 @@ def check(target: str, base: str, texts: tuple[str, ...]) -> None:
         if is_folder:
             verdicts = _check_folder(registry, Path(target), base, profiles)
         else:
-            verdicts = _check_version(registry, Ref.parse(target), base, profiles)
+            verdicts = checks.check_version(registry, Ref.parse(target), base, profiles)
     output.answer({"items": verdicts}, lambda: _print_verdicts(target, verdicts, is_folder))
     if any(verdict.outcome is Outcome.FAIL for verdict in verdicts):
         output.exit_with(output.REFUSED)
-    if versions.is_pending(verdicts) and not is_folder:
+    if waiting.is_pending(verdicts) and not is_folder:
         raise Unavailable("TRY_LATER", f"the verdict on the weights of {target} is still pending")
 
 
@@ -69,10 +68,7 @@ def _check_folder(registry: Registry, path: Path, base: str, profiles: list[Engi
     adapter = folders.read_folder(path)
     for reason in adapter.left_out:
         output.note(f"left out: {reason.location} {reason.message}")
-    named_base = push.Bases(registry).of(adapter, base)
-    view, subject = registry.base(named_base.name), adapter.manifest(named_base).digest
-    first, *others = evaluate(adapter.contents, view.spec, subject, profiles, relatives=view.relatives)
-    return [first, *_check_weights(adapter, subject, view), *others]
+    return checks.check_folder(registry, adapter, base, profiles, check_weights=_check_weights)
 
 
 def _check_weights(adapter: Folder, subject: Digest, view: BaseView) -> list[Verdict]:
@@ -94,20 +90,6 @@ def _check_weights(adapter: Folder, subject: Digest, view: BaseView) -> list[Ver
     return [Verdict.of(Check.WEIGHTS, subject, view.name, view.fingerprint, measured.findings, made_by=tools)]
 
 
-def _check_version(registry: Registry, ref: Ref, base: str, profiles: list[EngineProfile]) -> list[Verdict]:
-    version = registry.version(ref)
-    ref = Ref(ref.name, version.digest)
-    weights = [v for v in version.verdicts if v.check is Check.WEIGHTS][-1:]
-    stored = [v for v in version.verdicts if v.check is Check.COMPAT and base in ("", v.base)]
-    if stored:
-        engine_verdicts = registry.verdicts(ref, [str(profile) for profile in profiles]).items if profiles else []
-        return [stored[-1], *weights, *engine_verdicts]
-    contents = convert.read(registry, registry.resolve(ref))
-    view = registry.base(base or version.base)
-    first, *others = evaluate(contents, view.spec, version.digest, profiles, relatives=view.relatives)
-    return [first, *weights, *others]
-
-
 def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> None:
     for verdict in verdicts:
         scope = f"in {verdict.profile}" if verdict.profile else f"on {verdict.base}"
@@ -117,7 +99,7 @@ def _print_verdicts(target: str, verdicts: list[Verdict], is_folder: bool) -> No
             output.line(f"  {finding.severity:<8} {versions.finding_line(finding)}")
         if verdict.check is Check.COMPAT and verdict.outcome is Outcome.PASS and not verdict.findings:
             output.line(output.faint("  every tensor matches a module of the base and its shape"))
-    if is_folder and versions.is_pending(verdicts):
+    if is_folder and waiting.is_pending(verdicts):
         output.line(output.faint("the numbers (NaN, zeros) were not read"))
 
 

@@ -14,7 +14,7 @@ import click
 
 from registry import names
 from registry.api.jobs import CampaignRequest, CampaignView, JobSubmit
-from registry.client import answers
+from registry.client import answers, waiting
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
@@ -23,7 +23,6 @@ from registry.names import Ref
 
 from . import arguments, output, session, versions
 
-POLL_SECONDS = 0.5
 CAMPAIGN_POLL_SECONDS = 1.0
 NO_WORKER_NOTE_SECONDS = 5.0
 NO_WORKER_NOTE = "waiting for a worker: run `adapter worker` on a machine with the base's weights"
@@ -37,32 +36,28 @@ def print_submitted(job: Job) -> None:
 
 
 def wait_for(registry: Registry, job_id: str, timeout: float | None = None) -> Job:
-    """Poll until the job is final. `Unavailable` (TRY_LATER): `timeout` seconds passed before."""
-    started, noted, steps_shown = time.monotonic(), False, 0
-    while True:
-        job = registry.job(job_id)
+    """Poll until the job is final, and print its steps. `Unavailable` (TRY_LATER): `timeout` seconds passed before."""
+    noted, steps_shown = False, 0
+
+    def show(job: Job, waited: float) -> None:
+        nonlocal noted, steps_shown
         for step in job.steps[steps_shown:]:
             output.note("  " + ("" if step.attempt == 1 else f"attempt {step.attempt}: ") + step.message)
         steps_shown = max(steps_shown, len(job.steps))
-        if job.state in FINAL:
-            return job
-        waited = time.monotonic() - started
-        if timeout is not None and waited >= timeout:
-            raise Unavailable(
-                "TRY_LATER",
-                f"job {job.id} is still {job.state} after {timeout:g} seconds",
-                next_step=f"it continues: `adapter job show {job.id}`",
-            )
         if job.state is State.QUEUED and waited >= NO_WORKER_NOTE_SECONDS and not noted:
             output.note(NO_WORKER_NOTE)
             noted = True
-        time.sleep(POLL_SECONDS)
+
+    return waiting.wait_for_job(registry, job_id, timeout, on_poll=show)
 
 
 def exit_by(job: Job, verdict: Verdict | None) -> None:
     """End with the exit code of a job that was waited for."""
     if job.state is State.CANCELLED:
         raise Conflict("JOB_STATE", f"job {job.id} was cancelled")
+    if job.state is State.SUPERSEDED:
+        next_step = f"a newer version is tested instead; to test this one, too: adapter smoke-test {job.subject}"
+        raise Conflict("JOB_STATE", f"job {job.id} was {job.error}", next_step=next_step)
     if job.state is State.FAILED:
         raise Unavailable(
             "TRY_LATER",

@@ -78,6 +78,7 @@ def _commands() -> dict[str, CommandSpec]:
         "gate": spec(".gates", "gate", release, "Gates of aliases: set, show, list, remove."),
         "approve": spec(".gates", "approve", release, "Approve a version for an alias."),
         "quarantine": spec(".adapters", "quarantine", release, "Withhold a version until an owner lifts it."),
+        "retention": spec(".maintenance", "retention", setup, "Retention: which versions gc deletes by rule."),
         "base": spec(".bases", "base", setup, "Base models: add, list, show, alias, delete, identify, thresholds."),
         "login": spec(".tokens", "login", setup, "Remember a registry and your token."),
         "logout": spec(".tokens", "logout", setup, "Forget the token of a registry on this machine."),

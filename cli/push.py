@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
-from registry.api.catalog import MetadataChange, VersionView
+from registry.api.catalog import VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
 from registry.client import push as pushing
+from registry.client import waiting
+from registry.client.core import Versions
+from registry.durations import expiry
 from registry.errors import Refused
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
@@ -38,6 +41,9 @@ from .output import ProgressLine
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyperparameter (repeatable).")
 @click.option("--provenance", "inputs_file", type=click.Path(path_type=Path),
               help="File with all declared inputs, JSON or TOML.")  # fmt: skip
+@click.option(
+    "--expires", type=arguments.DURATION, metavar="TIME", help="Delete it after 12h, 7d …, unless needed then."
+)
 @click.option("--message", "-m", default="", help="What is new in this version.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Prompts and expected answers (JSON lines).")
 @click.option("--sign", "key", type=click.Path(path_type=Path), help="Sign with this private key (PEM or OpenSSH).")
@@ -50,7 +56,8 @@ from .output import ProgressLine
 def push(
     folder: Path, name: AdapterName, base: str, alias: str, parents: tuple[Ref, ...], tags: tuple[str, ...],
     annotations: tuple[str, ...], message: str, golden: Path | None, key: Path | None, bundle: Path | None,
-    public_key: Path | None, wait: bool, timeout: float | None, strict: bool, inputs_file: Path | None, **inputs: Any,
+    public_key: Path | None, wait: bool, timeout: float | None, strict: bool, inputs_file: Path | None,
+    expires: int | None, **inputs: Any,
 ) -> None:  # fmt: skip
     """Push the adapter in DIR as the newest version of NAME.
 
@@ -80,28 +87,32 @@ def push(
                 provenance=declared, message=message, golden=golden, progress=progress, left_out=_print_left_out,
                 signature=signature,
             )  # fmt: skip
-        if tags:
-            tagged = registry.describe(Ref(name, pushed.version.digest), MetadataChange(tags=new_tags))
-            pushed = pushed.model_copy(update={"version": tagged})
+        if tags or expires:
+            pushed = _describe(registry, pushed, VersionMetadataChange(tags=new_tags, expires_at=expiry(expires)))
         version, needs_weights = pushed.version, bool(waits or strict or pushed.alias_refused)
         if needs_weights:
-            until = started + (versions.PENDING_SECONDS if timeout is None else timeout)
-            version = versions.wait_for_weights(registry, version, until)
-        if waits and pushed.job_id and not versions.has_failed(version.verdicts):
+            until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
+            version = waiting.wait_for_weights(registry, version, until)
+        if waits and pushed.job_id and not waiting.has_failed(version.verdicts):
             seconds_left = None if timeout is None else max(0.0, started + timeout - time.monotonic())
             job = main.load(".jobs", "wait_for")(registry, pushed.job_id, seconds_left)
             version = registry.version(Ref(name, version.digest))
-    if pushed.alias_refused and versions.is_pending(pushed.version.verdicts) != versions.is_pending(version.verdicts):
+    if pushed.alias_refused and waiting.is_pending(pushed.version.verdicts) != waiting.is_pending(version.verdicts):
         version, refusal = _promote(version, alias, message)
         pushed = pushed.model_copy(update={"alias_refused": refusal})
     pushed = pushed.model_copy(update={"version": version})
     output.answer(pushed, lambda: _print_pushed(pushed, progress.total_bytes))
     if job is not None:
         main.load(".jobs", "exit_by")(job, None)
-    if needs_weights and versions.is_pending(version.verdicts):
-        raise versions.pending_error(version)
-    if pushed.alias_refused or (strict and versions.has_failed(version.verdicts)):
+    if needs_weights and waiting.is_pending(version.verdicts):
+        raise waiting.pending_error(version)
+    if pushed.alias_refused or (strict and waiting.has_failed(version.verdicts)):
         output.exit_with(output.REFUSED)
+
+
+def _describe(registry: Versions, pushed: PushResult, change: VersionMetadataChange) -> PushResult:
+    version = registry.describe(f"{pushed.version.name}@{pushed.version.digest}", change)
+    return pushed.model_copy(update={"version": version})
 
 
 def _promote(version: VersionView, alias: str, message: str) -> tuple[VersionView, str]:
@@ -136,10 +147,11 @@ def _print_pushed(pushed: PushResult, sent_bytes: int) -> None:
             ("verdicts", versions.verdict_lines(version.verdicts, f"{version.name}@{version.number}")),
             ("aliases", ", ".join(version.aliases)),
             ("tags", " ".join(versions.tag_texts(version.tags))),
+            ("expires", output.moment(version.expires_at) if version.expires_at else ""),
             ("job", pushed.job_id),
         ]
     )
-    if versions.has_failed(version.verdicts):
+    if waiting.has_failed(version.verdicts):
         output.line(output.styled("  The version is stored; its gates stay closed.", "yellow"))
     if pushed.alias_refused:
         output.line(output.styled(f"  The alias did not move: {pushed.alias_refused}", "red"))

@@ -7,23 +7,16 @@ Example
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from registry.adapters import methods
 from registry.api.catalog import AdapterView, ServedOn, VersionView
-from registry.client.core import Versions
-from registry.errors import Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
-from registry.names import AdapterName, Ref
 
 from . import output
 
 FINDINGS_SHOWN = 5
-POLL_SECONDS = 0.5
-PENDING_SECONDS = 120.0
-"""How long a command waits for the verdict on large weights, unless --timeout says otherwise."""
 UPDATES_SHOWN = 12
 SHORT_DIGEST = len("sha256:") + 12
 """Characters of a digest in tables."""
@@ -75,35 +68,6 @@ def print_served_on(served_on: list[ServedOn]) -> None:
         output.line(f"  still {on.state} on {on.node}, engine {on.engine}, as {on.served_name}{number}")
     if served_on:
         output.line("  agents unload it within seconds: see `adapter fleet`")
-
-
-def is_pending(verdicts: list[Verdict]) -> bool:
-    """Whether the server has not read the numbers of the weights yet, because they are large."""
-    return all(verdict.check is not Check.WEIGHTS for verdict in verdicts)
-
-
-def has_failed(verdicts: list[Verdict]) -> bool:
-    """Whether the newest verdict of a check is fail."""
-    newest = {(verdict.check, verdict.profile, verdict.by_owner): verdict.outcome for verdict in verdicts}
-    return Outcome.FAIL in newest.values()
-
-
-def wait_for_weights(registry: Versions, version: VersionView, until: float) -> VersionView:
-    """Poll until the version has the verdict `weights`, or until this monotonic time."""
-    while is_pending(version.verdicts) and time.monotonic() < until:
-        time.sleep(POLL_SECONDS)
-        version = registry.version(Ref(AdapterName.parse(version.name), version.digest))
-    return version
-
-
-def pending_error(version: VersionView) -> Unavailable:
-    """The error of a command that needs the verdict `weights` of a version and does not have it."""
-    title = f"{version.name}@{version.number}"
-    return Unavailable(
-        "TRY_LATER",
-        f"the verdict on the weights of {title} is still pending",
-        next_step=f"`adapter show {title}` shows it when it is there",
-    )
 
 
 def method_name(method: str) -> str:

@@ -4,6 +4,7 @@
       ▲                  │ ├──fail (tries left)──▶ queued
       │                  │ ├──fail (no tries left)──▶ failed
       └──lease expires───┘ └──cancel──▶ cancelled        queued ──cancel──▶ cancelled
+                                                         queued ──newer checkpoint──▶ superseded
 
 A job has at most one live lease; its token is fencing, so a late result with an old token is refused. An expired lease
 gives the job back with `attempt + 1`, so the work must be idempotent. A verdict of "fail" is a job that is done.
@@ -53,16 +54,18 @@ class State(StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
 
 
-FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.SUPERSEDED})
 
 _TRANSITIONS: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.SUPERSEDED}),
     State.RUNNING: frozenset({State.DONE, State.QUEUED, State.FAILED, State.CANCELLED}),
     State.DONE: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
+    State.SUPERSEDED: frozenset(),
 }
 
 

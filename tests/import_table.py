@@ -44,6 +44,7 @@ TABLE = [
     _row("registry.attestations", "domain", "cryptography pydantic"),
     _row("registry.client", "domain client", "pydantic"),
     _row("registry.client.fleet_file", "domain client", "msgspec"),
+    _row("registry.sdk", "domain client sdk", ""),
     _row("registry.serving", "domain client serving", "httpx pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
@@ -90,7 +91,7 @@ TABLE = [
 
 
 def kind_of(module: str) -> str:
-    """Which package a module of ours is in: domain, client, serving, server, routes, app, worker, cli…"""
+    """Which package a module of ours is in: domain, client, sdk, serving, server, routes, app, worker, cli…"""
     parts = module.split(".")
     if parts[0] != "registry":
         return parts[0]
@@ -98,7 +99,7 @@ def kind_of(module: str) -> str:
         return "routes"
     if parts[1:] == ["server", "app"]:
         return "app"
-    return parts[1] if parts[1:] and parts[1] in {"client", "serving", "server", "worker"} else "domain"
+    return parts[1] if parts[1:] and parts[1] in {"client", "sdk", "serving", "server", "worker"} else "domain"
 
 
 def row_of(module: str) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import shlex
@@ -41,8 +42,19 @@ def run_python(page: str, server: Server, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_python_example_pushes_promotes_and_pulls(server: Server, tmp_path: Path) -> None:
-    assert "compat pass []" in run_python("docs/python.md", server, tmp_path)
+def test_the_python_page_answers_what_it_shows(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = samples.llama(name="smollm2")
+    for seed, step in enumerate((200, 300)):
+        samples.write(samples.lora(base, seed=seed), tmp_path / f"out/checkpoint-{step}")
+    with Registry(server.url, server.token) as registry:
+        registry.add_base(BaseAdd(spec=spec_of(base)))
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"ADAPTER_REGISTRY": server.url, "ADAPTER_TOKEN": server.token, "XDG_CACHE_HOME": "c"}.items():
+        monkeypatch.setenv(name, value)
+    options = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    result = doctest.testfile(str(ROOT / "docs/python.md"), module_relative=False, optionflags=options)
+    assert result.attempted > 20
+    assert result.failed == 0
     assert (tmp_path / "served/adapter_config.json").is_file()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,11 @@ def _check_link(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or " " in url:
         raise ValueError("a link is a URL that begins with https:// or http://, without a user")
+
+
+def _check_moment(text: str) -> None:
+    if text and datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a moment needs a time zone")
 
 
 MetadataKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
@@ -67,6 +73,19 @@ class MetadataChange(RequestStruct, frozen=True, kw_only=True):
                 check_field(f"links.{key}", _check_link, url)
 
 
+class VersionMetadataChange(MetadataChange, frozen=True, kw_only=True):
+    """The same of a version, and when it expires: for owners and its pusher.
+
+    `expires_at` is a moment with a time zone (ISO 8601), or the empty text, which removes the expiry.
+    """
+
+    expires_at: Annotated[str, Meta(max_length=40)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_field("expires_at", _check_moment, self.expires_at or "")
+
+
 class VersionView(AnswerStruct, frozen=True, kw_only=True):
     """One version.
 
@@ -102,6 +121,7 @@ class VersionView(AnswerStruct, frozen=True, kw_only=True):
     description: str = ""
     tags: dict[str, str] = {}
     links: dict[str, str] = {}
+    expires_at: Moment | None = None
 
 
 class VersionPage(StructPage[VersionView], frozen=True, kw_only=True):

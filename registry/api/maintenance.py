@@ -39,6 +39,7 @@ class GcReport(Answer):
     dry_run: bool = False
     pushes_expired: int = 0
     pushes_deleted: int = 0
+    versions_retired: int = 0
     versions_purged: int = 0
     responses_deleted: int = 0
     tokens_deleted: int = 0

@@ -53,7 +53,7 @@ class Signature(Protocol):
 
 
 def push_folder(
-    registry: Versions, folder: Path, name: AdapterName, *, base: str = "", alias: str = "",
+    registry: Versions, folder: Path | Folder, name: AdapterName, *, base: str = "", alias: str = "",
     parents: Sequence[Ref] = (), edges: Sequence[Edge] = (), annotations: dict[str, str] | None = None,
     provenance: Provenance | None = None, message: str = "", golden: Path | None = None,
     progress: Progress | None = None, bases: Bases | None = None,
@@ -64,7 +64,7 @@ def push_folder(
     `base`: default, the one that the configuration names. `parents` were trained further; `edges` state their own
     relation. `left_out` is called with each entry that is not sent. `signature` is checked before anything is sent.
     """
-    read = read_folder(folder, golden=golden)
+    read = folder if isinstance(folder, Folder) else read_folder(folder, golden=golden)
     for reason in read.left_out:
         left_out(reason)
     all_edges = (*(_edge(registry, parent) for parent in parents), *edges)

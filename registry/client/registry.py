@@ -45,6 +45,7 @@ from registry.api.jobs import (
 )
 from registry.api.lineage import Lineage
 from registry.api.models import Request
+from registry.api.retention import RetentionPlan, RetentionSet, RetentionView
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
@@ -53,10 +54,11 @@ from registry.client.core import AnyRef, Name, Versions, parsed_ref, path_of, pa
 from registry.client.transport import LIST_LIMIT_BYTES
 from registry.client.transport.responses import Shape, parsed
 from registry.digest import Digest
+from registry.errors import NotFound
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Lease
-from registry.names import AdapterName
+from registry.retention import RetentionRule
 
 MAINTENANCE_SECONDS = 900.0
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""
@@ -149,6 +151,15 @@ class Registry(Versions):
         """Return one alias."""
         return answers.alias(alias, self._get(_path_of_alias(name, alias), AliasView))
 
+    def generation(self, name: Name, alias: str) -> int:
+        """The generation of an alias; 0 for one that does not exist."""
+        try:
+            return self.alias(name, alias).generation
+        except NotFound as e:
+            if e.code != "ALIAS_UNKNOWN":
+                raise
+            return 0
+
     def promote(
         self, name: Name, alias: str, version: str, *, generation: int, reason: str = "", break_glass: bool = False
     ) -> AliasView:
@@ -182,6 +193,23 @@ class Registry(Versions):
     def remove_gate(self, scope: str, alias: str) -> GateView:
         """Remove the gate of an alias."""
         return self._send("DELETE", f"{_path_of_gates(scope)}/{names.alias(alias)}", GateView)
+
+    def retention(self, scope: str) -> RetentionView:
+        """The retention rule in force for a scope: an adapter (with a slash) or a namespace."""
+        return self._get(f"{_path_of_scope(scope)}/retention", RetentionView)
+
+    def set_retention(self, scope: str, rule: RetentionRule) -> RetentionView:
+        """Set which versions garbage collection keeps."""
+        return self._send("PUT", f"{_path_of_scope(scope)}/retention", RetentionView, RetentionSet(rule=rule))
+
+    def clear_retention(self, scope: str) -> RetentionView:
+        """Clear a retention rule."""
+        return self._send("DELETE", f"{_path_of_scope(scope)}/retention", RetentionView)
+
+    def retention_plan(self, name: Name, rule: RetentionRule | None = None, *, cursor: str = "") -> RetentionPlan:
+        """One page of what garbage collection does to each version, under `rule` or under the one in force."""
+        query = rule.model_dump() if rule is not None else {}
+        return self._get(f"{path_of_adapter(name)}/retention/plan", RetentionPlan, **query, cursor=cursor)
 
     def check_gate(self, ref: AnyRef, alias: str) -> GateCheck:
         """What a version lacks for an alias now."""
@@ -412,9 +440,13 @@ def _path_of_alias(name: Name, alias: str) -> str:
 
 
 def _path_of_gates(scope: str) -> str:
+    return f"{_path_of_scope(scope)}/gates"
+
+
+def _path_of_scope(scope: str) -> str:
     if "/" in scope:
-        return f"/adapters/{AdapterName.parse(scope)}/gates"
-    return f"/namespaces/{quote(names.namespace(scope), safe='')}/gates"
+        return path_of_adapter(scope)
+    return f"/namespaces/{quote(names.namespace(scope), safe='')}"
 
 
 def _path_of_base(name: str) -> str:

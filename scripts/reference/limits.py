@@ -40,6 +40,8 @@ LIMITS = {
             "TEXT_LIMIT": "characters of a declared name or id",
             "VALUE_LIMIT": "characters of a declared value",
         },
+        "registry.retention": {"NEWEST_LIMIT": "versions that a retention rule keeps for being new"},
+        "registry.durations": {"SECONDS_LIMIT": "seconds of a retention rule or an expiry"},
         "registry.evaluation.golden": {
             "SAMPLES_LIMIT": "golden samples, in a file of the size above",
             "SAMPLE_LIMIT_BYTES": "size of a golden sample",

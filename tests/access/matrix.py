@@ -83,6 +83,8 @@ class Matrix:
             "POST /api/models/{namespace}/{name}/branch/{branch}": {"startingPoint": "absent"},
             "POST /{namespace}/{name}/info/lfs/objects/batch": {"operation": "upload", "objects": []},
             "PUT /api/v1/namespaces/{namespace}/roles/{subject:path}": {"role": "reader"},
+            "PUT /api/v1/namespaces/{namespace}/retention": {"rule": {"keep_newest": 9}},
+            "PUT /api/v1/adapters/{namespace}/{name}/retention": {"rule": {"keep_newest": 9}},
         }
 
     def answers(self) -> Iterator[tuple[str, str, str, httpx.Response]]:

@@ -39,6 +39,7 @@ from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.events import EventType
 from registry.jobs import Kind
+from registry.retention import RetentionRule
 from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
@@ -129,12 +130,7 @@ def test_each_mutating_route_adds_exactly_one_event(harness: Harness, provider: 
     call(f"POST {A}/aliases/{{alias}}/rollback", lambda: admin.rollback("acme/support", "canary"))
     _a_node_reports(call)
     _about_the_base(call)
-    rule_of = {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
-    for route, target in rule_of.items():
-        call(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, target, "beta", Gate(approvals=1)))
-    call(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
-    for route, target in rule_of.items():
-        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, target, "beta"))
+    _about_gates_and_retention(call)
     call(f"POST {A}/versions/{{selector}}/quarantine", lambda: admin.quarantine("acme/support@1", "an alarm"))
     call(f"POST {A}/versions/{{selector}}/unquarantine", lambda: admin.unquarantine("acme/support@1", "a false alarm"))
     key = PrivateKey.of_seed(b"\1" * 32)
@@ -215,6 +211,19 @@ def _a_node_reports(call: EventRecorder) -> None:
     report = NodeReport(base="tiny-llama", alias="prod", slots=[slot])
     for _ in range(2):
         call("PUT /fleet/nodes/{node}/{engine}", lambda: call.harness.admin.report_node("gpu-1", "vllm", report))
+
+
+def _about_gates_and_retention(call: EventRecorder) -> None:
+    admin = call.harness.admin
+    rule_of = {"namespaces/{namespace}": "acme", A.removeprefix("/"): "acme/support"}
+    for route, target in rule_of.items():
+        call(f"PUT /{route}/gates/{{alias}}", partial(admin.set_gate, target, "beta", Gate(approvals=1)))
+    call(f"POST {A}/versions/{{selector}}/approvals", lambda: admin.approve("acme/support@1", "beta"))
+    for route, target in rule_of.items():
+        call(f"PUT /{route}/retention", partial(admin.set_retention, target, RetentionRule(keep_newest=9)))
+        call(f"DELETE /{route}/retention", partial(admin.clear_retention, target))
+    for route, target in rule_of.items():
+        call(f"DELETE /{route}/gates/{{alias}}", partial(admin.remove_gate, target, "beta"))
 
 
 def _about_the_base(call: EventRecorder) -> None:

@@ -20,7 +20,7 @@ def large(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
     monkeypatch.setattr("registry.server.push.inspect.INLINE_BYTES", 0)
     monkeypatch.setattr("registry.server.promotion.moves.PENDING_RETRY_SECONDS", 0)
     monkeypatch.setattr("registry.client.transport.connection.PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("cli.versions.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("registry.client.waiting.POLL_SECONDS", 0.01)
     cli.add_base()
     return cli
 
@@ -29,7 +29,7 @@ def large(cli: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
 def pending(large: CommandRunner, monkeypatch: pytest.MonkeyPatch) -> CommandRunner:
     """The server never comes to read the numbers."""
     monkeypatch.setattr("registry.server.evaluation.weights.has_unmeasured", lambda _engine: False)
-    monkeypatch.setattr("cli.versions.PENDING_SECONDS", 0.05)
+    monkeypatch.setattr("registry.client.waiting.PENDING_SECONDS", 0.05)
     return large
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,13 +81,26 @@ def read_folder(
     `golden`: a file elsewhere to store as golden.jsonl. `hashed` is called with the bytes hashed.
     """
     selected, left_out = _choose(_entries(path))
+    return _read(path, selected, left_out, golden, hashed)
+
+
+def read_files(title: Path, files: Mapping[str, Path], *, golden: Path | None = None) -> Folder:
+    """The adapter in these files: path in the version → file on disk or in memory. `title` names it in errors."""
+    selected = {name: (source, source.stat().st_size) for name, source in files.items()}
+    return _read(title, selected, [], golden, lambda _bytes: None)
+
+
+def _read(
+    path: Path, selected: dict[str, tuple[Path, int]], left_out: list[Finding], golden: Path | None,
+    hashed: Callable[[int], None],
+) -> Folder:  # fmt: skip
     if golden is not None:
         selected[GOLDEN] = _regular(golden, GOLDEN)
     sources = {name: entry for name, (entry, _) in selected.items()}
     undigested = {name: _described(name, size) for name, (_, size) in selected.items()}
 
     def read(file: str, start: int, length: int) -> bytes:
-        return _read(sources[file], start, length)
+        return _read_at(sources[file], start, length)
 
     check_companions({name: size for name, (_, size) in selected.items()}, read)
     sizes = tuple((name, size) for name, (_, size) in selected.items())
@@ -176,7 +189,7 @@ def _hash(described: Descriptor, source: Path, hashed: Callable[[int], None]) ->
     return described.model_copy(update={"digest": Digest(f"sha256:{hexadecimal}")})
 
 
-def _read(source: Path, start: int, length: int) -> bytes:
+def _read_at(source: Path, start: int, length: int) -> bytes:
     with open(source, "rb", buffering=0) as file:
         file.seek(start)
         parts = b""

@@ -1,4 +1,4 @@
-"""Reads descriptions, tags and links of adapters and versions, and searches for them.
+"""Reads descriptions, tags, links and expiries of adapters and versions, and searches for them.
 
 They can change, and no digest covers them. What a push sealed is in the manifest: annotations and provenance.
 """
@@ -6,6 +6,7 @@ They can change, and no digest covers them. What a push sealed is in the manifes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, exists, func, literal_column, or_
@@ -14,7 +15,9 @@ from sqlmodel import Session, col, select
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     DESCRIPTION,
+    EXPIRES,
     LINK,
+    NEVER,
     TAG,
     AdapterMetadataRow,
     AdapterRow,
@@ -33,7 +36,7 @@ _OF_ADAPTERS = select(
 
 
 def of_versions(session: Session, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Version id → the fields `description`, `tags` and `links` of a view."""
+    """Version id → the fields `description`, `tags`, `links` and `expires_at` of a view."""
     return _by_id(session, _OF_VERSIONS, ids)
 
 
@@ -47,9 +50,16 @@ def _by_id(session: Session, statement: Any, ids: Sequence[int]) -> dict[int, di
     for row_id, kind, key, value in sorted(session.exec(statement, params={"ids": list(ids)})):
         if kind == DESCRIPTION:
             fields[row_id]["description"] = value
+        elif kind == EXPIRES:
+            fields[row_id]["expires_at"] = None if value == NEVER else datetime.fromisoformat(value)
         else:
             fields[row_id]["links" if kind == LINK else "tags"][key] = value
     return fields
+
+
+def expiry_text(moment: datetime) -> str:
+    """An expiry as it is stored: UTC in whole seconds, so texts compare as moments do."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def has_tag(key: str, value: str | None = None) -> ColumnElement[bool]:

@@ -55,6 +55,8 @@ def enqueue(
     )
     waiting = session.exec(same.order_by(col(JobRow.created_at))).first()
     if waiting is not None and waiting.payload == (payload or {}):
+        waiting.automatic = False  # it was asked for now
+        session.add(waiting)
         return waiting
     row, event = build(session, actor, kind, version, name=name, base=base, payload=payload, priority=priority)
     session.add(row)
@@ -64,19 +66,32 @@ def enqueue(
 
 def build(
     session: Session, actor: Actor, kind: Kind, version: VersionRow, *, name: AdapterName, base: str,
-    payload: dict[str, Any] | None = None, priority: int = 0,
+    payload: dict[str, Any] | None = None, priority: int = 0, automatic: bool = False,
 ) -> tuple[JobRow, EventRow]:  # fmt: skip
-    """The rows of a new job and of its event, for a caller that inserts many at once."""
+    """The rows of a new job and of its event, for a caller that inserts many at once. `automatic`: see `JobRow`."""
     moment = db.now()
     row = db.new_row(
         JobRow,
         id="job_" + secrets.token_hex(10), kind=kind, state=State.QUEUED, namespace=name.namespace,
         version_id=version.id, subject=f"{name}@{version.number}", subject_digest=version.digest, base=base,
-        priority=priority, attempts_limit=jobs.ATTEMPTS_LIMIT, payload=payload or {},
+        priority=priority, automatic=automatic, attempts_limit=jobs.ATTEMPTS_LIMIT, payload=payload or {},
         run_after=moment, created_at=moment, created_by=actor.identity,
     )  # fmt: skip
     detail = {"kind": kind, "subject": row.subject}
     return row, audit.build(session, actor, EventType.JOB_ENQUEUE, row.id, detail, namespace=row.namespace)
+
+
+def supersede(session: Session, version_ids: Sequence[int], cause: str) -> None:
+    """End the queued jobs on these versions that pushes queued and no one asked for."""
+    waiting = select(JobRow).where(
+        col(JobRow.version_id).in_(version_ids), col(JobRow.state) == State.QUEUED, col(JobRow.automatic)
+    )
+    for row in session.exec(waiting.with_for_update(skip_locked=True)).all():
+        end_job(row, State.SUPERSEDED)
+        row.error = f"superseded: {cause}"
+        session.add(row)
+        detail = {"subject": row.subject, "cause": cause}
+        audit.append(session, SYSTEM, EventType.JOB_SUPERSEDE, row.id, detail, namespace=row.namespace)
 
 
 # ------------------------------------------------------------------ the worker's side

@@ -1,5 +1,6 @@
 """Garbage collection: delete what nothing references, in small steps that may stop anywhere and be repeated.
 
+    retention    versions that a rule or their expiry deletes
     end pushes   open pushes past their time, with their drafts, reference nothing any more
     purge        versions deleted longer ago than their grace time lose their files
     mark         unreferenced blobs become `dead`
@@ -55,6 +56,7 @@ from registry.server.database.models import (
 from registry.server.evaluation import weights
 from registry.server.maintenance import reindex
 from registry.server.promotion import deletion
+from registry.server.retention import plan as retention
 from registry.server.serving import reports
 from registry.server.settings import Settings
 from registry.server.storage import references
@@ -73,6 +75,8 @@ SECONDS = 10.0
 CLOCK_MARGIN = timedelta(minutes=10)
 AUDITED = ("blobs_deleted", "bytes_deleted", "orphans_deleted")
 """The counts in the audit event."""
+_RETENTION = "retention:"
+"""Prefix of the cursor of a run that is still among the adapters with rules, before the id of the last one."""
 _ROWS = "rows:"
 """Prefix of the cursor of a run that is still among the rows, before what `collect_blobs` returned."""
 END = "end"
@@ -174,6 +178,11 @@ def collect_garbage(engine: Engine, blobs: BlobStore, settings: Settings, actor:
 
 
 def _continue(run: GcRun, cursor: str) -> str:
+    if not cursor or cursor.startswith(_RETENTION):
+        adapter_id = _apply_retention(run, cursor.removeprefix(_RETENTION))
+        if adapter_id is not None:
+            return f"{_RETENTION}{adapter_id}"
+        cursor = ""
     after = cursor.removeprefix(_ROWS)
     if cursor and (after == cursor or not _POSITION.fullmatch(after)):
         return _delete_orphans(run, cursor)
@@ -184,6 +193,16 @@ def _continue(run: GcRun, cursor: str) -> str:
         if run.is_over:
             return _ROWS + after
     return _delete_orphans(run, _STAGING)
+
+
+def _apply_retention(run: GcRun, after: str) -> int | None:
+    if after and not (after.isascii() and after.isdigit() and len(after) < 19):
+        raise invalid_cursor()
+    retired, adapter_id = retention.apply_rules(
+        run.engine, int(after or 0), is_over=lambda: run.is_over, dry_run=run.dry_run
+    )
+    run.count("versions_retired", retired)
+    return adapter_id
 
 
 # ------------------------------------------------------------------ from the rows

@@ -28,6 +28,7 @@ from registry.server.catalog import availability, metadata_backup, versions
 from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database import db
 from registry.server.database.models import (
+    NEVER,
     AdapterRow,
     AliasRow,
     ApprovalRow,
@@ -44,7 +45,7 @@ from registry.server.database.models import (
     VersionTagRow,
 )
 from registry.server.jobs import queue
-from registry.server.promotion import withdraw
+from registry.server.promotion import describe, withdraw
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
@@ -80,21 +81,29 @@ def delete_version(
                 findings=needs,
                 next_step=_next_step(name, needs[0]),
             )
-        now = db.now()
-        values = {
-            "deleted_at": now, "deleted_by": actor.identity, "delete_reason": reason,
-            "quarantine": version.quarantine + 1,
-        }  # fmt: skip
-        if version.quarantined_at is None:
-            values |= {"quarantined_at": now, "quarantine_reason": "deleted"}
-        withdraw.change(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
+        withhold(session, actor, name, version, reason)
     return withdraw.view_with_nodes(session, name, version)
+
+
+def withhold(session: Session, actor: Actor, name: AdapterName, version: VersionRow, reason: str) -> None:
+    """Mark a version as deleted. The caller holds the adapter and the version, and knows that nothing needs it."""
+    now = db.now()
+    values = {
+        "deleted_at": now, "deleted_by": actor.identity, "delete_reason": reason,
+        "quarantine": version.quarantine + 1,
+    }  # fmt: skip
+    if version.quarantined_at is None:
+        values |= {"quarantined_at": now, "quarantine_reason": "deleted"}
+    withdraw.change(session, actor, name, version, EventType.VERSION_DELETE, reason, **values)
 
 
 def undelete_version(
     session: Session, actor: Actor, name: AdapterName, version: VersionRow, *, reason: str
 ) -> VersionView:
-    """Restore a deleted version as it was. `NotFound` (VERSION_DELETED) once its files are erased."""
+    """Restore a deleted version as it was, exempt from retention.
+
+    `NotFound` (VERSION_DELETED) once its files are erased.
+    """
     withdraw.lock(session, actor, Scope.ADMIN, name, version, include_deleted=True)
     if version.purged_at is not None:
         detail = f"{availability.deletion_message(name, version)}, and its files were erased"
@@ -104,6 +113,7 @@ def undelete_version(
         if version.quarantined_at == version.deleted_at:
             values |= {"quarantined_at": None, "quarantine_reason": ""}
         withdraw.change(session, actor, name, version, EventType.VERSION_UNDELETE, reason, **values)
+        describe.set_expiry(session, actor, version, NEVER)  # else the next garbage collection deletes it again
     return versions.build_view(session, name, version)
 
 

@@ -1,7 +1,8 @@
-"""Changes descriptions, tags and links of adapters and versions, in groups. One change is a group of one.
+"""Changes descriptions, tags, links and expiries of adapters and versions, in groups. One change is a group of one.
 
-All who may push may change them. Each change that changes something has one event, with the new values and with what
-was removed, so the audit log keeps their history. A version in quarantine keeps its metadata as it is.
+All who may push may change them; only owners and its pusher say when a version expires. Each change that changes
+something has one event, with the new values and with what was removed, so the audit log keeps their history. A version
+in quarantine keeps its metadata as it is.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
-from registry.api.catalog import TAGS_LIMIT, MetadataChange
+from registry.api.catalog import TAGS_LIMIT, MetadataChange, VersionMetadataChange
 from registry.api.groups import DescribedSubject
 from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
@@ -23,10 +25,12 @@ from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor, unknown_adapter
 from registry.server.catalog import availability, versions
+from registry.server.catalog.metadata import expiry_text
 from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     DESCRIPTION,
+    EXPIRES,
     LINK,
     TAG,
     AdapterMetadataRow,
@@ -133,7 +137,23 @@ def _find_subjects(session: Session, actor: Actor, descriptions: Sequence[Descri
             availability.require_not_deleted(description.name, row)
             if row.quarantined_at is not None:
                 raise availability.quarantined_error(description.name, row)
+            if _get_expiry(description.change) is not None and actor.identity != (row.pushed_by or row.created_by):
+                actor.require(Scope.ADMIN, description.name)
             description.version, description.owner_id = row, row.id or 0
+
+
+def _get_expiry(change: MetadataChange) -> str | None:
+    return change.expires_at if isinstance(change, VersionMetadataChange) else None
+
+
+def set_expiry(session: Session, actor: Actor, version: VersionRow, value: str) -> None:
+    """Replace the expiry of a version by a text of `metadata.expiry_text`, or by NEVER."""
+    own = (col(VersionMetadataRow.version_id) == version.id, col(VersionMetadataRow.kind) == EXPIRES)
+    session.connection().execute(delete(VersionMetadataRow).where(*own))
+    row = VersionMetadataRow(
+        version_id=version.id or 0, kind=EXPIRES, key="", value=value, set_at=db.now(), set_by=actor.identity
+    )
+    db.bulk_insert(session, [row])
 
 
 def _change(description: Description, current: dict[int, _Values]) -> dict[str, Any]:
@@ -150,6 +170,7 @@ def _change(description: Description, current: dict[int, _Values]) -> dict[str, 
         f"{kind}s": {key: value for (k, key), value in written.items() if k == kind} for kind in (TAG, LINK)
     }
     detail["description"] = written.get((DESCRIPTION, ""), "")
+    detail["expires_at"] = written.get((EXPIRES, ""), "")
     detail["removed"] = [f"{kind} {key}".strip() for kind, key in sorted(before.keys() - after.keys())]
     detail = {field: value for field, value in detail.items() if value}
     description.result = DescribedSubject(
@@ -164,6 +185,8 @@ def _apply(before: _Values, change: MetadataChange) -> _Values:
     requested |= {(LINK, key): value for key, value in change.links.items()}
     if change.description is not None:
         requested[DESCRIPTION, ""] = change.description.strip() or None
+    if (expiry := _get_expiry(change)) is not None:
+        requested[EXPIRES, ""] = expiry_text(datetime.fromisoformat(expiry)) if expiry else None
     after = {**before, **{key: value for key, value in requested.items() if value is not None}}
     return {key: value for key, value in after.items() if key not in requested or requested[key] is not None}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from msgspec import structs
-from sqlalchemy import Table, bindparam, delete, tuple_
+from sqlalchemy import Table, bindparam, delete, exists, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, SQLModel, col, select
 
@@ -27,7 +27,7 @@ from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
-from registry.manifest import TAG_VALUE_LIMIT, Manifest
+from registry.manifest import TAG_VALUE_LIMIT, Manifest, Relation
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
@@ -38,6 +38,7 @@ from registry.server.database.expressions import any_of
 from registry.server.database.models import (
     FACT,
     AdapterRow,
+    AliasRow,
     BaseRow,
     EdgeRow,
     EventRow,
@@ -333,12 +334,31 @@ def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> l
         job_ids.append("")
         if version.inspection.can_be_tested and not is_failed:
             base = version.commit.base_row.name
-            job = queue.build(session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base)
+            job = queue.build(
+                session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base, automatic=True
+            )
             added.append(job)
             job_ids[-1] = job[0].id
+            _supersede_parents(session, version)
     db.bulk_insert(session, [row for row, _ in added])
     db.bulk_insert(session, [event for _, event in added])
     return job_ids
+
+
+def _supersede_parents(session: Session, version: _New) -> None:
+    """End the waiting test of the checkpoint that this one continues, in the same adapter, unless an alias has it.
+
+    So of a burst of checkpoints only the newest is tested, however long the queue is.
+    """
+    continued = [edge.digest for edge in version.commit.manifest.parents if edge.relation is Relation.CONTINUED]
+    if not continued:
+        return
+    aliased = exists().where(col(AliasRow.version_id) == col(VersionRow.id), col(AliasRow.alias) != names.NEWEST)
+    parents = select(VersionRow.id).where(
+        VersionRow.adapter_id == version.row.adapter_id, col(VersionRow.digest).in_(continued), ~aliased
+    )
+    ids = [version_id or 0 for version_id in session.exec(parents)]
+    queue.supersede(session, ids, f"@{version.row.number} continues this version")
 
 
 def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:

@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES
-from registry.api.catalog import AdapterPage, AdapterView, MetadataChange, Resolved, VersionPage, VersionView
+from registry.api.catalog import (
+    AdapterPage,
+    AdapterView,
+    MetadataChange,
+    Resolved,
+    VersionMetadataChange,
+    VersionPage,
+    VersionView,
+)
 from registry.api.groups import DescribeGroup, DescribeOutcome, DescribeResults
 from registry.api.lineage import Lineage
 from registry.bases import BaseMatch
@@ -147,7 +155,11 @@ def change_adapter_metadata(
 
 @router.patch(VERSION + "/metadata")
 def change_version_metadata(
-    session: SessionDep, actor: Pusher, name: NameDep, selector: SelectorDep, request: Annotated[MetadataChange, Body()]
+    session: SessionDep,
+    actor: Pusher,
+    name: NameDep,
+    selector: SelectorDep,
+    request: Annotated[VersionMetadataChange, Body()],
 ) -> VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     subject = describe.describe_one(session, actor, Description(name, selector, request))

@@ -29,11 +29,14 @@ from registry.server.database.models.audit import (
 from registry.server.database.models.columns import UtcTime
 from registry.server.database.models.content import (
     DESCRIPTION,
+    EXPIRES,
     FACT,
     LINK,
+    NEVER,
     TAG,
     AdapterGateRow,
     AdapterMetadataRow,
+    AdapterRetentionRow,
     AdapterRow,
     AliasMoveRow,
     AliasRow,
@@ -47,6 +50,7 @@ from registry.server.database.models.content import (
     DraftRow,
     EdgeRow,
     NamespaceGateRow,
+    NamespaceRetentionRow,
     PushBlobRow,
     PushRow,
     VerdictRow,

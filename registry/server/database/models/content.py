@@ -166,9 +166,12 @@ class VersionTagRow(SQLModel, table=True):
     value: str
 
 
-DESCRIPTION, TAG, LINK = "description", "tag", "link"
-"""The kinds of metadata. A description has the empty key."""
+DESCRIPTION, TAG, LINK, EXPIRES = "description", "tag", "link", "expires"
+"""The kinds of metadata. A description and an expiry have the empty key; only versions expire."""
+NEVER = "never"
+"""The expiry of a version that was restored after its deletion. It sorts after every moment."""
 _IS_TAG = text("kind = 'tag'")
+_IS_EXPIRY = text("kind = 'expires'")
 
 
 class AdapterMetadataRow(SetColumns, table=True):
@@ -190,6 +193,7 @@ class VersionMetadataRow(SetColumns, table=True):
     __tablename__ = "version_metadata"
     __table_args__ = (
         Index("ix_version_metadata_tag", "key", "value", "version_id", postgresql_where=_IS_TAG, sqlite_where=_IS_TAG),
+        Index("ix_version_metadata_expiry", "value", postgresql_where=_IS_EXPIRY, sqlite_where=_IS_EXPIRY),
     )
     version_id: int = Field(foreign_key="version.id", primary_key=True)
     kind: str = Field(primary_key=True)
@@ -319,6 +323,22 @@ class AdapterGateRow(SetColumns, table=True):
     adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
     alias: str = Field(primary_key=True)
     gate: dict[str, Any] = Field(sa_type=JSON)
+
+
+class NamespaceRetentionRow(SetColumns, table=True):
+    """The retention rule of the adapters of a namespace that have none of their own."""
+
+    __tablename__ = "namespace_retention"
+    namespace: str = Field(primary_key=True)
+    rule: dict[str, Any] = Field(sa_type=JSON)
+
+
+class AdapterRetentionRow(SetColumns, table=True):
+    """The retention rule of one adapter. It stays with the adapter when that is renamed."""
+
+    __tablename__ = "adapter_retention"
+    adapter_id: int = Field(foreign_key="adapter.id", primary_key=True)
+    rule: dict[str, Any] = Field(sa_type=JSON)
 
 
 class ApprovalRow(SQLModel, table=True):

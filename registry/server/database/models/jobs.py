@@ -5,14 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Index, Text
+from sqlalchemy import JSON, BigInteger, Index, Text, false
 from sqlmodel import Field, SQLModel
 
 from registry.server.database.models.columns import CreatedColumns, SetColumns, UtcTime
 
 
 class JobRow(CreatedColumns, table=True):
-    """A job. While it runs it references the blob `report` that it is about to write."""
+    """A job. While it runs it references the blob `report` that it is about to write.
+
+    `automatic`: a push queued it and no one asked for it, so a newer checkpoint may supersede it.
+    """
 
     __tablename__ = "job"
     __table_args__ = (
@@ -28,6 +31,7 @@ class JobRow(CreatedColumns, table=True):
     subject_digest: str | None = None
     base: str = Field(index=True)
     priority: int = 0
+    automatic: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     attempt: int = 0
     attempts_limit: int
     payload: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)

@@ -48,6 +48,7 @@ TAGS = {
     "jobs": "Work on versions: submit and watch; claim and finish for workers.",
     "access": "Tokens, the caller, and health.",
     "namespaces": "Namespaces, roles, trusted publishers; adapters that move or end.",
+    "retention": "Which versions garbage collection deletes by rule, and what it would do to each.",
     "gates": "What a version needs before an alias may point at it; approvals and quarantine.",
     "maintenance": "Garbage collection, consistency checks, metrics. For administrators.",
     "verdicts": "What engines say about a version; norms of its weights.",

@@ -1,0 +1,46 @@
+"""Durations as people type and read them: `12h`, `7d`, "90 minutes"."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from registry.errors import Invalid
+
+SECONDS_LIMIT = 100 * 366 * 86400
+_DURATION = re.compile(r"([0-9]{1,10})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+def parse_duration(text: str) -> int:
+    """Seconds from a number with a unit: s, m, h, d or w. `Invalid` (REQUEST_INVALID).
+
+    Example
+        >>> parse_duration("90m"), parse_duration("7d")
+        (5400, 604800)
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= SECONDS_LIMIT:
+        raise Invalid("REQUEST_INVALID", f"{text[:40]!r} is not a time such as 12h, 7d or 4w, of at most 100 years")
+    return seconds
+
+
+def expiry(seconds: float | None) -> str | None:
+    """The moment after so many seconds (ISO 8601); None for None."""
+    if seconds is None:
+        return None
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def duration(seconds: int) -> str:
+    """Seconds in the largest unit that is exact.
+
+    Example
+        >>> duration(86400), duration(5400)
+        ('1 day', '90 minutes')
+    """
+    unit, size = next((unit, size) for unit, size in _UNITS if seconds % size == 0)
+    count = seconds // size
+    return f"{count} {unit}" + ("" if count == 1 else "s")

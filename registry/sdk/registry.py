@@ -1,0 +1,217 @@
+"""`AdapterRegistry`: push, evaluate, promote, pull and find adapters from Python.
+
+Each method does what the command of its name does, with the same errors (`registry.errors`). Requests are repeated
+while the registry restarts; `on_wait` gets a line for people meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from registry import engines
+from registry.api import PAGE_LIMIT
+from registry.api.aliases import AliasView
+from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
+from registry.api.jobs import JobSubmit
+from registry.api.lineage import Lineage
+from registry.api.transfer import PushResult
+from registry.client import answers, checks, pull, push, waiting
+from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
+from registry.client.local import folder as folders
+from registry.client.local.folder import Folder
+from registry.client.registry import Registry
+from registry.client.transfer import Progress
+from registry.durations import expiry
+from registry.errors import Invalid, Unavailable
+from registry.evaluation.verdicts import Verdict
+from registry.jobs import Job, Kind, State
+from registry.names import Ref
+from registry.provenance import Provenance
+from registry.sdk import models
+from registry.sdk.models import DEFAULT_ADAPTER, TrainedModel
+
+Source = str | Path | TrainedModel
+"""What is pushed: a folder, or a PeftModel."""
+
+
+class AdapterRegistry:
+    """A registry at a URL. Thread-safe; close it or use it in `with`.
+
+    `url` and `token` default to ADAPTER_REGISTRY and ADAPTER_TOKEN. `client` is used instead, if given; it has every
+    route of the REST API. `Invalid` (SETTING_INVALID) without a URL.
+    """
+
+    def __init__(
+        self, url: str = "", token: str = "", *, client: Registry | None = None,
+        on_wait: Callable[[str], None] | None = None, insecure: bool = False,
+    ) -> None:  # fmt: skip
+        url = url or os.environ.get("ADAPTER_REGISTRY", "")
+        if client is None and not url:
+            raise Invalid("SETTING_INVALID", "no registry is set", next_step="pass its URL, or set ADAPTER_REGISTRY")
+        token = token or os.environ.get("ADAPTER_TOKEN", "")
+        self.client = client or Registry(url, token, insecure=insecure)
+        if on_wait is not None:
+            self.client.connection.on_wait = on_wait
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ push and pull
+    def push(
+        self, source: Source, name: Name, *, base: str = "", alias: str = "", parents: Sequence[AnyRef] = (),
+        provenance: Provenance | Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None, message: str = "", golden: str | Path | None = None,
+        expires: timedelta | None = None, wait: bool = False, timeout: float | None = None,
+        progress: Progress | None = None, adapter: str = DEFAULT_ADAPTER,
+    ) -> PushResult:  # fmt: skip
+        """Push a folder or a PeftModel as the newest version of `name`.
+
+        A PeftModel is serialized in memory; `adapter` names which of its adapters. `base`: default, the one that the
+        configuration names. `wait`: until the smoke test ended or a verdict is fail, at most `timeout` seconds, after
+        which `Unavailable` (TRY_LATER) is raised and the version stays. A failing verdict raises nothing: read it in
+        `version.verdicts`.
+        """
+        declared = provenance if isinstance(provenance, Provenance | None) else Provenance.read(provenance)
+        options: dict[str, Any] = {
+            "base": base, "alias": alias, "parents": [parsed_ref(parent) for parent in parents], "message": message,
+            "annotations": dict(annotations or {}), "provenance": declared, "progress": progress,
+        }  # fmt: skip
+        golden_file = Path(golden) if golden is not None else None
+        started = time.monotonic()
+        if isinstance(source, str | Path):
+            folder: Path | Folder = Path(source)
+            pushed = push.push_folder(self.client, folder, parsed_name(name), golden=golden_file, **options)
+        else:
+            with models.read_model(source, adapter=adapter, golden=golden_file) as folder:
+                pushed = push.push_folder(self.client, folder, parsed_name(name), **options)
+        if tags or expires:
+            expires_at = expiry(expires.total_seconds() if expires else None)
+            change = VersionMetadataChange(tags=dict(tags or {}), expires_at=expires_at)
+            version = self.client.describe(_ref_of(pushed.version), change)
+            pushed = pushed.model_copy(update={"version": version})
+        return self._wait(pushed, started, timeout) if wait else pushed
+
+    def _wait(self, pushed: PushResult, started: float, timeout: float | None) -> PushResult:
+        until = started + (waiting.PENDING_SECONDS if timeout is None else timeout)
+        version = waiting.wait_for_weights(self.client, pushed.version, until)
+        if waiting.is_pending(version.verdicts):
+            raise waiting.pending_error(version)
+        if pushed.job_id and not waiting.has_failed(version.verdicts):
+            self._wait_for_job(pushed.job_id, None if timeout is None else max(0.0, until - time.monotonic()))
+            version = self.client.version(_ref_of(version))
+        return pushed.model_copy(update={"version": version})
+
+    def pull(
+        self, ref: AnyRef, folder: str | Path, *, include: Sequence[str] = (), progress: Progress | None = None
+    ) -> Resolved:
+        """Put a version into `folder`, every byte verified, as a whole or not at all. `include`: patterns of paths."""
+        return pull.pull(self.client, ref, Path(folder), include=include, progress=progress)
+
+    def load(self, ref: AnyRef, model: Any, *, adapter: str = DEFAULT_ADAPTER, progress: Progress | None = None) -> Any:
+        """Load a version onto a PeftModel, a PyTorch model or a diffusers pipeline, and activate it as `adapter`.
+
+        Returns the model that has it: of a plain PyTorch model, a PeftModel around it. Every byte is verified before
+        the model reads it.
+        """
+        with tempfile.TemporaryDirectory(prefix="adapter-") as parent:
+            folder = Path(parent) / "version"
+            self.pull(ref, folder, progress=progress)
+            return models.load_folder(folder, model, adapter)
+
+    # ------------------------------------------------------------ evaluate
+    def check(self, target: AnyRef | Path, *, base: str = "", engines: Sequence[str] = ()) -> list[Verdict]:
+        """The verdicts `compat` and, for each profile of `engines`, `engine` of a folder or a version.
+
+        Nothing is pushed. Text with a leading `.`, `/` or `~`, or the path of something that exists, is a folder.
+        """
+        profiles = _profiles(engines)
+        if isinstance(target, Path) or (isinstance(target, str) and folders.is_meant(target)):
+            return checks.check_folder(self.client, folders.read_folder(Path(target)), base, profiles)
+        return checks.check_version(self.client, parsed_ref(target), base, profiles)
+
+    def smoke_test(self, ref: AnyRef, *, wait: bool = False, timeout: float | None = None) -> Job:
+        """Have a worker test a version on its base. `wait`: until it has, at most `timeout` seconds (TRY_LATER)."""
+        job = self.client.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=str(ref)))
+        return self._wait_for_job(job.id, timeout) if wait else job
+
+    def _wait_for_job(self, job_id: str, timeout: float | None) -> Job:
+        job = waiting.wait_for_job(self.client, job_id, timeout)
+        if job.state is not State.DONE:
+            reason = job.error or "no reason was given"
+            raise Unavailable("TRY_LATER", f"job {job.id} is {job.state}: {reason}", next_step="request it again")
+        return job
+
+    # ------------------------------------------------------------ release
+    def promote(
+        self, ref: AnyRef, alias: str, *, reason: str = "", generation: int | None = None, break_glass: bool = False
+    ) -> AliasView:
+        """Point an alias at a version, through its gate. `Refused` (GATE_CLOSED) lists what is missing.
+
+        `generation`: the state of the alias that you saw, 0 for none; default: it is read first.
+        """
+        version = self.client.version(ref)
+        seen = self.client.generation(version.name, alias) if generation is None else generation
+        return self.client.promote(
+            version.name, alias, str(version.number), generation=seen, reason=reason, break_glass=break_glass
+        )
+
+    def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:
+        """Point an alias back at the version before, or at the version `to`."""
+        return self.client.rollback(name, alias, to=to, reason=reason)
+
+    # ------------------------------------------------------------ look up
+    def resolve(self, ref: AnyRef) -> Resolved:
+        """What a ref names now, with its manifest and a link to each file."""
+        return self.client.resolve(ref)
+
+    def version(self, ref: AnyRef) -> VersionView:
+        """One version with its verdicts."""
+        return self.client.version(ref)
+
+    def versions(self, name: Name, *, include_deleted: bool = False) -> Iterator[VersionView]:
+        """The versions of an adapter, newest first."""
+        for page in answers.all_pages(
+            lambda cursor: self.client.versions(name, include_deleted=include_deleted, cursor=cursor, limit=PAGE_LIMIT)
+        ):
+            yield from page.items
+
+    def search(
+        self, text: str = "", *, namespace: str = "", base: str = "", base_match: str = "", method: str = "",
+        alias: str = "", owner: str = "", format: str = "", targets: Sequence[str] = (), tags: Sequence[str] = (),
+        annotations: Sequence[str] = (), rank_min: int | None = None, rank_max: int | None = None, engine: str = "",
+        outcome: str = "",
+    ) -> Iterator[AdapterView]:  # fmt: skip
+        """The adapters that match every argument, each with its newest version. They mean what `adapter list` says."""
+        query: dict[str, Any] = {
+            "text": text, "namespace": namespace, "base": base, "base_match": base_match, "method": method,
+            "alias": alias, "owner": owner, "format": format, "target": list(targets), "tag": list(tags),
+            "annotation": list(annotations), "rank_min": rank_min, "rank_max": rank_max, "engine": engine,
+            "outcome": outcome,
+        }  # fmt: skip
+        for page in answers.all_pages(lambda cursor: self.client.adapters(**query, cursor=cursor, limit=PAGE_LIMIT)):
+            yield from page.items
+
+    def lineage(self, ref: AnyRef, *, down: bool = False) -> Lineage:
+        """What a version was made from; with `down`, what was made from it."""
+        return self.client.lineage(ref, down=down)
+
+
+def _profiles(texts: Sequence[str]) -> list[engines.EngineProfile]:
+    return [engines.profile(text) for text in texts]
+
+
+def _ref_of(version: VersionView) -> Ref:
+    return Ref(parsed_name(version.name), version.digest)

@@ -1,0 +1,128 @@
+"""What keeps a version although a rule or its expiry would delete it: aliases, gates, nodes, jobs, descendants, people.
+
+No reason names what its reader may not see. A descendant counts if it is in the same namespace or in one that everyone
+may read; one in the same adapter does not, else a chain of checkpoints would stay as a whole. The lineage of a deleted
+version stays with its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import and_, exists, func, or_
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from registry import names
+from registry.api.serving import STATES_WITH_BYTES
+from registry.jobs import State
+from registry.server.database.models import (
+    EXPIRES,
+    NEVER,
+    TAG,
+    AdapterRow,
+    AliasMoveRow,
+    AliasRow,
+    ApprovalRow,
+    AttestationRow,
+    BaseEdgeRow,
+    EdgeRow,
+    FleetNodeRow,
+    FleetSlotRow,
+    JobRow,
+    RoleRow,
+    VersionMetadataRow,
+    VersionRow,
+)
+from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
+from registry.server.serving import reports
+
+
+def find_needs(session: Session, adapter: AdapterRow) -> dict[int, str]:
+    """Version id → why the version stays, of all versions of an adapter that something needs."""
+    needs: dict[int, str] = {}
+    for version_id, reason in _needs(session, adapter):
+        needs.setdefault(version_id, reason)
+    return needs
+
+
+def _needs(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
+    own = VersionRow.adapter_id == adapter.id
+    for alias, version_id in session.exec(
+        select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.alias)
+    ):
+        yield version_id, "is the newest version" if alias == names.NEWEST else f"is where alias '{alias}' points"
+    same_move = and_(
+        col(AliasMoveRow.adapter_id) == col(AliasRow.adapter_id), col(AliasMoveRow.alias) == col(AliasRow.alias),
+        col(AliasMoveRow.generation) == col(AliasRow.generation),
+    )  # fmt: skip
+    moves: Any = select(AliasRow.alias, AliasMoveRow.from_version_id).join(AliasMoveRow, same_move)
+    released = moves.where(AliasRow.adapter_id == adapter.id, AliasRow.alias != names.NEWEST)
+    for alias, version_id in session.exec(released):
+        if version_id is not None:
+            yield version_id, f"is where a rollback of alias '{alias}' returns"
+    approved = select(ApprovalRow.version_id, ApprovalRow.alias).join(
+        VersionRow, col(VersionRow.id) == col(ApprovalRow.version_id)
+    )
+    for version_id, alias in session.exec(approved.where(own)):
+        yield version_id, f"is approved for alias '{alias}'"
+    yield from _used(session, adapter)
+    yield from _of_people(session, adapter)
+
+
+def _used(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
+    """On nodes, by jobs, and by what was made from it."""
+    own = VersionRow.adapter_id == adapter.id
+    loaded = exists().where(
+        col(FleetSlotRow.digest) == col(VersionRow.digest), col(FleetSlotRow.namespace) == adapter.namespace,
+        col(FleetSlotRow.name) == adapter.name, col(FleetSlotRow.node_id) == col(FleetNodeRow.id),
+        reports.lease_is_live(), col(FleetSlotRow.state).in_(STATES_WITH_BYTES),
+    )  # fmt: skip
+    at_work = or_(
+        col(JobRow.state) == State.RUNNING, and_(col(JobRow.state) == State.QUEUED, col(JobRow.automatic).is_(False))
+    )
+    used_by_job = exists().where(col(JobRow.version_id) == col(VersionRow.id), at_work)
+    child, owner = aliased(VersionRow), aliased(AdapterRow)
+    everyone = exists().where(
+        col(RoleRow.subject) == "*", or_(col(RoleRow.namespace) == owner.namespace, col(RoleRow.namespace) == "*")
+    )
+    has_child = exists().where(
+        col(EdgeRow.parent_digest) == col(VersionRow.digest), col(EdgeRow.child_id) == col(child.id),
+        col(child.deleted_at).is_(None), col(child.adapter_id) != adapter.id, col(owner.id) == col(child.adapter_id),
+        or_(col(owner.namespace) == adapter.namespace, everyone),
+    )  # fmt: skip
+    has_base = exists().where(col(BaseEdgeRow.parent_digest) == col(VersionRow.digest))
+    for condition, reason in (
+        (loaded, "is loaded on a serving node"),
+        (used_by_job, "is needed by a job"),
+        (has_child, "is what another adapter was made from"),
+        (has_base, "is what a base was made from"),
+    ):
+        for version_id in session.exec(select(VersionRow.id).where(own, condition)):
+            yield version_id or 0, reason
+
+
+def _of_people(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
+    """Tags and signatures of others than the pusher, and restored versions."""
+    own = VersionRow.adapter_id == adapter.id
+    pusher = func.coalesce(VersionRow.pushed_by, VersionRow.created_by)
+    tagged = exists().where(
+        col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == TAG,
+        col(VersionMetadataRow.set_by) != pusher,
+    )  # fmt: skip
+    signed = exists().where(
+        col(AttestationRow.version_id) == col(VersionRow.id), col(AttestationRow.made_by) != pusher,
+        col(AttestationRow.kind).in_((SIGNATURE, UNVERIFIED)),
+    )  # fmt: skip
+    restored = exists().where(
+        col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES,
+        col(VersionMetadataRow.value) == NEVER,
+    )  # fmt: skip
+    for condition, reason in (
+        (tagged, "was tagged by someone other than its pusher"),
+        (signed, "was signed by someone other than its pusher"),
+        (restored, "was restored after its deletion"),
+    ):
+        for version_id in session.exec(select(VersionRow.id).where(own, condition)):
+            yield version_id or 0, reason
