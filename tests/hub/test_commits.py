@@ -17,6 +17,7 @@ from registry.hub import commit_id
 from registry.server.database import db
 from registry.server.database.models import DraftFileRow, DraftRow, PushBlobRow, PushRow, VersionRow
 from registry.server.hub import drafts
+from registry.server.hub.commits import Committer
 from tests import raw_asgi, samples
 from tests.access.tenants import of_subject
 from tests.harness import Harness, rows
@@ -91,6 +92,29 @@ def test_of_two_commits_on_one_parent_one_is_refused(harness: Harness, pusher: P
     assert [answer.status_code for answer in answers] == [200, 412]
     assert "another commit" in answers[1].headers["x-error-message"]
     assert harness.admin.adapter("acme/support").newest == 2
+
+
+@pytest.mark.parametrize("revision", ["main", "canary"])
+def test_a_commit_during_which_the_branch_moves_is_refused(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    """Otherwise the files of the other commit would be missing in the newest version, and nobody would be told."""
+    harness.push("acme/support")
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    pusher = Pusher(harness, harness.issue("push", "promote", namespaces=["acme"])[1])
+    stage = Committer._stage
+
+    def move_branch(committer: Committer, tree: Any) -> None:
+        stage(committer, tree)
+        harness.push("acme/support")
+        harness.admin.promote("acme/support", "canary", "2", generation=1)
+
+    monkeypatch.setattr(Committer, "_stage", move_branch)
+    refused = pusher.commit(add(CARD, b"lost"), revision=revision)
+    assert (refused.status_code, "another commit" in refused.headers["x-error-message"]) == (412, True)
+    monkeypatch.setattr(Committer, "_stage", stage)
+    assert harness.admin.adapter("acme/support").newest == 2
+    assert pusher.commit(add(CARD, b"on the newest"), revision=revision).status_code == 200
 
 
 def test_a_branch_is_an_alias_that_needs_the_right_to_promote(harness: Harness, pusher: Pusher) -> None:

@@ -5,7 +5,7 @@
 - A whole adapter becomes a version by the push of the registry, with the version at the branch as its parent.
 - Files that are no adapter yet become a draft. A malformed adapter is an error, and nothing is kept but staged bytes.
 - A commit that changes nothing returns the head, so a repeated commit does no harm.
-- No transaction is open while bytes are read. If the client named a parent, the branch is still there at the end.
+- No transaction is open while bytes are read. The branch is still there at the end, else the commit is refused.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Committer:
                 session, self.actor, self.name, push, blobs=self.blobs, engines=engines, settings=self.settings
             )
             moved = find_generation(session, self.name, self.branch) - head.generation
-            if self.request.parent and result.created and not result.alias_refused and moved != 1:
+            if result.created and not result.alias_refused and moved != 1:  # its files are not those read at the start
                 raise drafts.moved(self.name, self.branch)
             released = self._end_draft(session, head, manifest)
             failpoints.reach("hub.version.before_commit")
