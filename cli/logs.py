@@ -9,6 +9,7 @@ Whatever comes from elsewhere is escaped: nothing can steer a terminal or look l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -48,6 +49,16 @@ class LineFormatter(logging.Formatter):
         return " ".join([*parts, *(f"{name}={_value(value)}" for name, value in fields.items())])
 
 
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at that moment. A log that cannot be written stops nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+
+
 def _value(value: object) -> str:
     text = str(value)
     return text if _PLAIN.match(text) else json.dumps(text)
@@ -58,7 +69,7 @@ def configure(log_format: str, level: str, *, variables: tuple[str, str]) -> Non
     for variable, value, choices in zip(variables, (log_format, level), (FORMATS, LEVELS), strict=True):
         if value not in choices:
             raise Invalid("SETTING_INVALID", f"{variable}: {value[:40]!r} is not one of {', '.join(choices)}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(LineFormatter(as_json=log_format == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

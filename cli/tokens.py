@@ -84,7 +84,9 @@ def context() -> None:
 @click.argument("url")
 @click.option("--insecure", is_flag=True, help="Send the token over plain http to another machine.")
 def add_context(name: str, url: str, insecure: bool) -> None:
-    """Add or replace a context; the token is read from ADAPTER_TOKEN, a pipe or a prompt.
+    """Add or replace a context.
+
+    The token is read from ADAPTER_TOKEN, a pipe or a prompt.
 
     \b
     adapter context add staging https://staging.example.org

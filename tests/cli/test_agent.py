@@ -75,7 +75,7 @@ def test_a_signal_ends_the_agent_and_leaves_the_engines_unchanged(
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             result = cli("agent", "--base", "tiny-llama", "--alias", "canary", "--dir", cli.folder / "store",
-                        "--engine", f"vllm={first.url}", "--engine", f"sglang={second.url}").stdout  # fmt: skip
+                        "--engine", f"vllm={first.url}", "--engine", f"sglang={second.url}").stderr  # fmt: skip
         finally:
             for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
                 signal.signal(number, handler)
