@@ -1,7 +1,4 @@
-"""`adapter push-all` and `adapter pull-all`.
-
-Every adapter is tried and reported. The exit code is that of the first failure.
-"""
+"""`adapter push-all`. `pull-all` is in cli/pull.py: what pulls loads nothing of a push."""
 
 from __future__ import annotations
 
@@ -13,10 +10,9 @@ from typing import Any
 
 import click
 
-from registry import names
-from registry.api.catalog import Resolved, VersionView
+from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
-from registry.client import pull, push, waiting
+from registry.client import push, waiting
 from registry.client.bulk import Result
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.files import CONFIG, WEIGHTS_ENDINGS
@@ -25,6 +21,7 @@ from registry.provenance import Provenance, parse_provenance_file, provenance_fr
 
 from . import arguments, main, output, session
 from .output import ProgressLine
+from .results import finish, reporter
 
 
 @click.command("push-all")
@@ -62,7 +59,7 @@ def push_all(
     with session.registry() if needs_all else session.versions() as registry, ProgressLine(namespace) as progress:
         results = push.push_all(
             registry, folders, base=base, message=message, progress=progress,
-            on_result=_reporter(progress, _print_pushed), declared=declared,
+            on_result=reporter(progress, _print_pushed), declared=declared,
         )  # fmt: skip
         if strict or alias or waits:
             until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
@@ -170,28 +167,7 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
             reason = result.error.detail if result.error is not None else ""
             output.line(f"{result.name}  {output.styled('not finished', 'red')}  {reason}")
     exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
-    _end(results, "pushed", summary, exit_code if strict else 0)
-
-
-@click.command("pull-all")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", required=True, help="Base model of the adapters.")
-@click.option("--namespace", default="", help="Only adapters in this namespace.")
-@click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
-def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
-    """Download every adapter of a base into DIR/NAMESPACE/NAME.
-
-    One failure does not stop the others.
-    """
-    selector = names.selector(alias or names.NEWEST)
-    with session.versions() as registry, ProgressLine(base) as progress:
-        views = pull.adapters_of(registry, base, namespace=namespace, alias=alias)
-        adapters = [AdapterName.parse(view.name) for view in views]
-        refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
-        results = pull.pull_all(registry, refs, progress=progress, on_result=_reporter(progress, _print_pulled))
-    pulled = sum(result.answer is not None for result in results)
-    summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
-    _end(results, "resolved", summary, 0)
+    finish(results, "pushed", summary, exit_code if strict else 0)
 
 
 # ------------------------------------------------------------------ results
@@ -206,23 +182,6 @@ def _is_adapter(folder: Path) -> bool:
         return True
 
 
-def _reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:
-    """Print each result above the progress when it is there; with --json nothing, because one document has them all."""
-    as_json = output.as_json()  # other threads have no click context
-
-    def report(result: Result[Any]) -> None:
-        if as_json:
-            return
-        if result.error is None:
-            progress.above(lambda: show(result))
-        else:
-            word = "gave up" if isinstance(result.error, Unavailable) else "refused"
-            refusal = f"{result.name}  {output.styled(word, 'red')}  {result.error.detail}"
-            progress.above(lambda: output.line(refusal))
-
-    return report
-
-
 def _print_pushed(result: Result[PushResult]) -> None:
     if result.answer is not None:
         version = result.answer.version
@@ -230,20 +189,3 @@ def _print_pushed(result: Result[PushResult]) -> None:
         compat = next((v.outcome for v in reversed(version.verdicts) if v.check == "compat"), "")
         title = output.strong(f"{version.name}@{version.number}")
         output.line(f"{title}  {state}  compat {output.outcome(compat)}")
-
-
-def _print_pulled(result: Result[Resolved]) -> None:
-    if result.answer is not None:
-        size = output.size(result.answer.manifest.size_bytes)
-        output.line(f"{output.strong(f'{result.answer.name}@{result.answer.number}')}  {size}  {result.folder}")
-
-
-def _end(results: Sequence[Result[Any]], key: str, summary: str, exit_code: int) -> None:
-    items = [
-        {"folder": str(result.folder), "name": result.name, key: result.answer,
-         "error": result.error.to_problem() if result.error else None}
-        for result in results
-    ]  # fmt: skip
-    output.answer({"items": items}, lambda: output.line(summary))
-    errors = [result.error for result in results if result.error]
-    output.exit_with(output.exit_code_of(errors[0]) if errors else exit_code)

@@ -52,7 +52,7 @@ def _commands() -> dict[str, CommandSpec]:
         "push-all": spec(".bulk", "push_all", move, "Push every adapter folder in a folder.", hash_depth=1),
         "pull": spec(".pull", "pull", move, "Download a version, every byte verified."),
         "cat": spec(".pull", "cat", move, "Print a file of a version, every byte verified."),
-        "pull-all": spec(".bulk", "pull_all", move, "Download every adapter of a base."),
+        "pull-all": spec(".pull", "pull_all", move, "Download every adapter of a base."),
         "export": spec(".export", "export", move, "Export adapters of a base for engines: folders, S3, Kubernetes."),
         "list": spec(".adapters", "list_adapters", look, "List adapters: newest version, base, verdicts, aliases."),
         "versions": spec(".adapters", "versions_of", look, "List the versions of an adapter."),

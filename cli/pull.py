@@ -1,4 +1,4 @@
-"""`adapter pull`: downloads a version into a folder, all or nothing. `adapter cat`: prints one file of a version."""
+"""`adapter pull` and `pull-all`: download versions into folders, all or nothing. `adapter cat`: prints one file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from pathlib import Path
 
 import click
 
+from registry import names
+from registry.api.catalog import Resolved
 from registry.client import pull as pulling
+from registry.client.bulk import Result
 from registry.errors import Invalid
 from registry.files import WEIGHTS_ENDINGS
 from registry.findings import Finding
-from registry.names import Ref
+from registry.names import AdapterName, Ref
 
 from . import arguments, output, session
 from .output import ProgressLine
+from .results import finish, reporter
 
 
 @click.command()
@@ -97,3 +101,31 @@ def cat(ref: Ref, file: str) -> None:
         else:
             with copy.open("rb") as source:
                 shutil.copyfileobj(source, sys.stdout.buffer)
+
+
+# ------------------------------------------------------------------ pull-all
+@click.command("pull-all")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="Base model of the adapters.")
+@click.option("--namespace", default="", help="Only adapters in this namespace.")
+@click.option("--alias", default="", help="Pull what this alias points at. Default: the newest versions.")
+def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
+    """Download every adapter of a base into DIR/NAMESPACE/NAME.
+
+    One failure does not stop the others.
+    """
+    selector = names.selector(alias or names.NEWEST)
+    with session.versions() as registry, ProgressLine(base) as progress:
+        views = pulling.adapters_of(registry, base, namespace=namespace, alias=alias)
+        adapters = [AdapterName.parse(view.name) for view in views]
+        refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
+        results = pulling.pull_all(registry, refs, progress=progress, on_result=reporter(progress, _print_pulled))
+    pulled = sum(result.answer is not None for result in results)
+    summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
+    finish(results, "resolved", summary, 0)
+
+
+def _print_pulled(result: Result[Resolved]) -> None:
+    if result.answer is not None:
+        size = output.size(result.answer.manifest.size_bytes)
+        output.line(f"{output.strong(f'{result.answer.name}@{result.answer.number}')}  {size}  {result.folder}")
