@@ -21,7 +21,6 @@ from registry.provenance import Provenance, parse_provenance_file, provenance_fr
 
 from . import arguments, main, output, session
 from .output import ProgressLine
-from .results import finish, reporter
 
 
 @click.command("push-all")
@@ -59,7 +58,7 @@ def push_all(
     with session.registry() if needs_all else session.versions() as registry, ProgressLine(namespace) as progress:
         results = push.push_all(
             registry, folders, base=base, message=message, progress=progress,
-            on_result=reporter(progress, _print_pushed), declared=declared,
+            on_result=output.reporter(progress, _print_pushed), declared=declared,
         )  # fmt: skip
         if strict or alias or waits:
             until = time.monotonic() + (waiting.PENDING_SECONDS if timeout is None else timeout)
@@ -167,7 +166,7 @@ def _end_pushes(results: Sequence[Result[PushResult]], *, strict: bool) -> None:
             reason = result.error.detail if result.error is not None else ""
             output.line(f"{result.name}  {output.styled('not finished', 'red')}  {reason}")
     exit_code = output.REFUSED if failing else output.TRY_LATER if pending else 0
-    finish(results, "pushed", summary, exit_code if strict else 0)
+    output.finish(results, "pushed", summary, exit_code if strict else 0)
 
 
 # ------------------------------------------------------------------ results

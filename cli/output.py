@@ -36,6 +36,7 @@ from . import main
 
 if TYPE_CHECKING:
     from registry.client.answers import Page
+    from registry.client.bulk import Result
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,
@@ -391,3 +392,33 @@ class ProgressLine:
     def _clear(self) -> None:
         if self._drawn_at:
             click.echo(_CLEAR, nl=False, err=True)
+
+
+# ------------------------------------------------------------------ many adapters
+def reporter(progress: ProgressLine, show: Callable[[Result[Any]], None]) -> Callable[[Result[Any]], None]:
+    """Print each result above the progress when it is there; with --json nothing, because one document has them all."""
+    is_json = as_json()  # other threads have no click context
+
+    def report(result: Result[Any]) -> None:
+        if is_json:
+            return
+        if result.error is None:
+            progress.above(lambda: show(result))
+        else:
+            word = "gave up" if isinstance(result.error, errors.Unavailable) else "refused"
+            refusal = f"{result.name}  {styled(word, 'red')}  {result.error.detail}"
+            progress.above(lambda: line(refusal))
+
+    return report
+
+
+def finish(results: Sequence[Result[Any]], key: str, summary: str, exit_code: int) -> None:
+    """Print the results or the summary, and end with the exit code of the first error, else with this one."""
+    items = [
+        {"folder": str(result.folder), "name": result.name, key: result.answer,
+         "error": result.error.to_problem() if result.error else None}
+        for result in results
+    ]  # fmt: skip
+    answer({"items": items}, lambda: line(summary))
+    failures = [result.error for result in results if result.error]
+    exit_with(exit_code_of(failures[0]) if failures else exit_code)

@@ -23,7 +23,6 @@ from registry.names import AdapterName, Ref
 
 from . import arguments, output, session
 from .output import ProgressLine
-from .results import finish, reporter
 
 
 @click.command()
@@ -119,10 +118,12 @@ def pull_all(folder: Path, base: str, namespace: str, alias: str) -> None:
         views = pulling.adapters_of(registry, base, namespace=namespace, alias=alias)
         adapters = [AdapterName.parse(view.name) for view in views]
         refs = [(Ref(name, selector), folder / name.namespace / name.name) for name in adapters]
-        results = pulling.pull_all(registry, refs, progress=progress, on_result=reporter(progress, _print_pulled))
+        results = pulling.pull_all(
+            registry, refs, progress=progress, on_result=output.reporter(progress, _print_pulled)
+        )
     pulled = sum(result.answer is not None for result in results)
     summary = f"{output.plural(pulled, 'adapter')} in {folder}, {len(results) - pulled} failed"
-    finish(results, "resolved", summary, 0)
+    output.finish(results, "resolved", summary, 0)
 
 
 def _print_pulled(result: Result[Resolved]) -> None:
