@@ -220,6 +220,8 @@ def main() -> int:
     journal = Journal(os.environ.get("SOAK_JOURNAL", ""), seed)
     stopped = False
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Environments(Path(folder)) as environments:
+        environments.postgres()  # services end with the thread that started them
+        environments.object_store()
         try:
             Soak(environments, seed, journal, at_once=at_once).go(seconds, kills)
         except (KeyboardInterrupt, RegistryError) as e:
