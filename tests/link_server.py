@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from registry.digest import Digest
 from registry.server.http.request_log import RequestLog
-from registry.server.local_links.answers import Context
+from registry.server.local_links.answers import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.server import LinkServer
 from registry.server.storage.blobs import BlobWriter, key_of, staging_key_of
@@ -56,8 +56,9 @@ class RunningServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**18)
         self.port = listener.getsockname()[1]
         self.started = threading.Event()
+        backend = LinkBackend(self.blobs, self._upload, stall_seconds, self.stopping.is_set)
         self.server = LinkServer(
-            application, listener, self.signer, Context(self.blobs, self._upload, stall_seconds, self.stopping.is_set),
+            application, listener, self.signer, backend,
             limits=limits or ConnectionLimits(1000, 1000), requests=self.requests, on_start=self.started.set,
             on_stop=self.stopping.set,
         )  # fmt: skip

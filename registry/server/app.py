@@ -44,7 +44,7 @@ from registry.server.http.request_body import (
 )
 from registry.server.http.request_log import LogMiddleware, RequestLog
 from registry.server.hub.upstream import Upstream
-from registry.server.local_links.answers import Context
+from registry.server.local_links.answers import LinkBackend
 from registry.server.pages import ROUTERS as PAGE_ROUTERS
 from registry.server.promotion.attestations import Attester
 from registry.server.resolve_cache.freshness import ChangeCounter, Freshness
@@ -144,7 +144,7 @@ def create_app(
     state.change_counter = ChangeCounter(state.engine)
     state.shared_reads = serving.SharedReads()
     upload = partial(transfer.receive_upload, state)
-    state.link_context = Context(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
+    state.link_context = LinkBackend(state.blobs, upload, settings.stall_seconds, log.closing.is_set)
     add_exception_handlers(app)
     app.add_exception_handler(RepeatedRequest, replay_answer)
     app.add_middleware(RequestMiddleware, stall_seconds=settings.stall_seconds)

@@ -118,17 +118,15 @@ def test_other_copies_of_base_tensors_are_refused(name: str) -> None:
     assert {finding.code for finding in spec.findings} == {"compat.overwrites_base"}
 
 
-def test_trained_tokens_are_rows_of_their_own() -> None:
-    spec = lora_spec(
-        samples.lora(
-            BASE,
-            config={"trainable_token_indices": {"embed_tokens": [5, 6]}},
-            change=lambda t: {
-                **t, "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None)
-            },
-        )
-    )  # fmt: skip
-    assert [(p.path, p.shape) for p in spec.tokens] == [("model.embed_tokens", (2, 64))]
+@pytest.mark.parametrize(("key", "paths"), [
+    ("embed_tokens", ["model.embed_tokens"]),
+    ("tokens", ["model.embed_tokens", "model.position_tokens"]),  # PEFT compares the letters at the end of a path
+])  # fmt: skip
+def test_trained_tokens_are_rows_of_their_own(key: str, paths: list[str]) -> None:
+    rows = {f"base_model.model.{path}.token_adapter.trainable_tokens_delta": ("F32", (2, 64), None) for path in paths}
+    config = {"trainable_token_indices": {key: [5, 6]}}
+    spec = lora_spec(samples.lora(BASE, config=config, change=lambda t: {**t, **rows}))
+    assert [(p.path, p.shape) for p in spec.tokens] == [(path, (2, 64)) for path in paths]
     assert spec.findings == ()
 
 

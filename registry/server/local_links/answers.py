@@ -22,7 +22,7 @@ Answer = tuple[int, dict[str, str], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class LinkBackend:
     """What answers to links need of their server.
 
     `open_upload` is a context in which a blob is received. Its writer is None if the push has ended with a version:

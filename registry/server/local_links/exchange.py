@@ -24,7 +24,7 @@ from registry.errors import RegistryError, Unavailable
 from registry.server.http.conditional import Part
 from registry.server.http.middleware import BODY_BYTES_PER_SECOND, choose_request_id
 from registry.server.http.request_log import AnsweredRequest
-from registry.server.local_links.answers import Context, problem_of
+from registry.server.local_links.answers import LinkBackend, problem_of
 from registry.server.local_links.request import LinkRequest
 from registry.server.storage.blobs import raise_unknown
 
@@ -45,7 +45,7 @@ class Exchange:
     Afterwards `status` is the answer's (0 if none was begun), and `rest` what was received of the next request.
     """
 
-    def __init__(self, sock: socket.socket, request: LinkRequest, context: Context, received: bytes) -> None:
+    def __init__(self, sock: socket.socket, request: LinkRequest, context: LinkBackend, received: bytes) -> None:
         self._socket, self._request, self._context = sock, request, context
         self._guard = StallGuard(context.stall_seconds)
         self._request_id = choose_request_id(request.headers.get("x-request-id", "").encode("latin-1")).decode()

@@ -23,7 +23,7 @@ from functools import partial
 
 from registry.server.http.request_log import AnsweredRequest, RequestLog
 from registry.server.local_links import connections
-from registry.server.local_links.answers import Context
+from registry.server.local_links.answers import LinkBackend
 from registry.server.local_links.connections import ConnectionLimits
 from registry.server.local_links.exchange import Exchange
 from registry.server.local_links.request import LINK_HEAD_LIMIT_BYTES, LinkRequest, may_become_link, read_request
@@ -57,7 +57,7 @@ class LinkListener:
     """Runs on the event loop, and records each answer in `requests`."""
 
     def __init__(
-        self, listener: socket.socket, signer: LinkSigner, context: Context, *, make_protocol: MakeProtocol,
+        self, listener: socket.socket, signer: LinkSigner, context: LinkBackend, *, make_protocol: MakeProtocol,
         limits: ConnectionLimits, requests: RequestLog,
     ) -> None:  # fmt: skip
         self._listener = listener

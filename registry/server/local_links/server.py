@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from registry.server.http.request_log import RequestLog
-from registry.server.local_links.answers import Context
+from registry.server.local_links.answers import LinkBackend
 from registry.server.local_links.connections import BoundedProtocol, ConnectionLimits
 from registry.server.local_links.listener import LinkListener
 from registry.server.storage.signed_links import LinkSigner
@@ -29,7 +29,7 @@ class LinkServer(uvicorn.Server):
 
     def __init__(
         self, application: Any, listener: socket.socket, signer: LinkSigner,
-        context: Context, *, limits: ConnectionLimits, requests: RequestLog,
+        context: LinkBackend, *, limits: ConnectionLimits, requests: RequestLog,
         on_start: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         config = uvicorn.Config(
