@@ -82,7 +82,7 @@ class RequestStruct(FrozenStruct, frozen=True, kw_only=True):
     @classmethod
     def model_validate(cls, value: Any) -> Self:
         """As `FrozenStruct` does, after a look for values that cannot be stored."""
-        check_storable(value)
+        check_storable([value])  # in a list, since msgspec accepts lone surrogates in its own fields
         return super().model_validate(value)
 
 

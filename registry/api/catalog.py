@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -28,11 +28,19 @@ def _check_link(url: str) -> None:
 
 
 def _check_moment(text: str) -> None:
-    if text and datetime.fromisoformat(text).tzinfo is None:
+    if not text:
+        return
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
         raise ValueError("a moment needs a time zone")
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError("this moment in UTC is not in the years 1 to 9999") from e
 
 
-MetadataKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+MetadataKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$(?!\n)")]
+"""`$` alone matches before a last line break, too: msgspec uses Python's patterns."""
 LinkUrl = Annotated[str, Meta(max_length=URI_LIMIT)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -93,12 +94,23 @@ def test_a_version_in_quarantine_keeps_its_metadata(harness: Harness) -> None:
         {"links": {"x": "https://user:secret@host/"}}, {"links": {"x": "https://host/ x"}},
         {"tags": {"fact:target:q_proj": ""}}, {"tags": {"": "x"}}, {"tags": {"x": "\u202egnp"}},
         {"tags": {"x": "y" * 201}}, {"description": "x" * 2001}, {"description": "a\u0000"}, {"unknown": 1},
+        {"tags": {"team\n": "x"}}, {"links": {"run\n": URL}}, {"description": "\ud800"},
     ],
 )  # fmt: skip
 def test_metadata_that_could_mislead_is_refused(harness: Harness, body: dict[str, object]) -> None:
     harness.push("acme/support")
-    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/metadata", harness.secret, json=body)
+    sent = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/metadata", harness.secret, **sent)
     assert answer.status_code == 422 or answer.status_code == 400, answer.text
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:00", "2026-01-01T00:00:00"])
+def test_an_expiry_that_no_clock_shows_is_refused(harness: Harness, at: str) -> None:
+    harness.push("acme/support")
+    body = {"expires_at": at}
+    answer = send(harness, "PATCH", "/api/v1/adapters/acme/support/versions/1/metadata", harness.secret, json=body)
+    assert (answer.status_code, answer.json()["findings"][0]["location"]) == (400, "expires_at"), answer.text
 
 
 def test_tags_are_limited(harness: Harness) -> None:
