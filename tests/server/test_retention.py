@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from registry.api.access import NamespaceSet
 from registry.api.catalog import MetadataChange, VersionMetadataChange
@@ -19,7 +19,9 @@ from registry.evaluation.gates import Gate
 from registry.jobs import Kind, State
 from registry.manifest import Edge, Relation
 from registry.retention import RetentionRule
-from registry.server.database.models import VersionRow
+from registry.server.database.models import AdapterRow, VersionRow
+from registry.server.retention import needs
+from registry.server.retention.plan import apply_rules
 from tests.harness import Harness
 from tests.maintenance import collect
 
@@ -82,6 +84,40 @@ def test_a_rule_deletes_all_but_the_newest_and_what_aliases_need_and_gc_says_so(
     deleted = acme.admin.versions(NAME, include_deleted=True).items[3]
     assert (deleted.number, deleted.deleted_by, deleted.delete_reason) == (4, "registry", rule.removeprefix("- "))
     assert [edge.name for edge in acme.admin.version(f"{NAME}@6").parents] == ["parent"]
+
+
+def test_what_a_second_rollback_returns_to_stays(acme: Harness) -> None:
+    push_chain(acme, 6)
+    for generation, number in enumerate((1, 2, 3)):
+        acme.admin.promote(NAME, "canary", str(number), generation=generation)
+    acme.admin.rollback(NAME, "canary")
+    acme.admin.set_retention(NAME, KEEP_TWO)
+    collect(acme)
+    assert kept(acme) == [1, 2, 5, 6]
+    assert acme.admin.rollback(NAME, "canary").number == 1
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_version_that_is_approved_while_retention_decides_stays(
+    acme: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An approval refers to the version, not to its adapter, so the adapter's lock does not keep it out."""
+    push_chain(acme, 4)
+    acme.admin.set_retention(NAME, KEEP_TWO)
+    find_needs, calls = needs.find_needs, list[int]()
+
+    def approve_after_the_first(session: Session, adapter: AdapterRow) -> dict[int, str]:
+        needed = find_needs(session, adapter)
+        calls.append(len(needed))
+        if len(calls) == 1:
+            acme.admin.approve(f"{NAME}@1", "prod")
+        return needed
+
+    monkeypatch.setattr(needs, "find_needs", approve_after_the_first)
+    assert collect(acme).versions_retired == 1
+    assert kept(acme) == [1, 3, 4]
+    assert len(acme.admin.approvals(f"{NAME}@1").items) == 1
 
 
 def test_an_age_keeps_what_is_younger_and_both_together_keep_more(acme: Harness) -> None:
@@ -220,7 +256,9 @@ def test_a_plan_is_read_page_by_page_and_collection_continues_where_it_stopped(
     acme.admin.set_retention("acme", RetentionRule(keep_newest=1))
     monkeypatch.setattr("registry.server.retention.plan.ADAPTERS", 1)
     monkeypatch.setattr("registry.server.retention.plan.BATCH", 1)
-    assert collect(acme).versions_retired == 4
+    times = iter([False, False, True])
+    assert apply_rules(acme.engine, 0, is_over=lambda: next(times), dry_run=False) == (1, 0), "within an adapter, too"
+    assert collect(acme).versions_retired == 3
 
 
 # ------------------------------------------------------------------ smoke tests of a burst

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -250,23 +250,43 @@ def _choose_earlier(session: Session, rollbacks: Sequence[Move]) -> None:
 
 
 def _find_previous(move: Move, past: Sequence[AliasMoveRow], rows: dict[int | None, VersionRow]) -> VersionRow:
-    """The version that this alias held before the current one, skipping withdrawn versions.
-
-    Two rollbacks go back two versions: a rollback does not count as the move that brought a version.
-    """
-    came_from = {row.to_version_id: row.from_version_id for row in past if not _is_rollback(row)}
-    visited = {move.version.id}
-    version_id = came_from.get(move.version.id)
-    while version_id is not None and version_id not in visited:
+    """The version that this alias held before the current one, skipping withdrawn versions."""
+    for version_id in _earlier_ids(move.version.id, past):
         if not availability.is_withdrawn(rows[version_id]):
             return rows[version_id]
-        visited.add(version_id)
-        version_id = came_from.get(version_id)
     raise NotFound(
         "VERSION_UNKNOWN",
         f"alias '{move.alias}' of '{move.name}' has no earlier version that is still available",
         next_step="name one with --to",
     )
+
+
+def _earlier_ids(version_id: int | None, past: Iterable[AliasMoveRow]) -> Iterator[int]:
+    """The versions that an alias held before this one, newest first.
+
+    Two rollbacks go back two versions: a rollback does not count as the move that brought a version.
+    """
+    came_from = {row.to_version_id: row.from_version_id for row in past if not _is_rollback(row)}
+    visited = {version_id}
+    while (version_id := came_from.get(version_id)) is not None and version_id not in visited:
+        yield version_id
+        visited.add(version_id)
+
+
+def find_rollback_targets(session: Session, adapter_id: int | None) -> dict[str, int]:
+    """Alias → the version that a rollback returns to, of the aliases of an adapter but `main` that have one."""
+    current = select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter_id)
+    released = dict(session.exec(current.where(AliasRow.alias != names.NEWEST)).all())
+    params = {"ids": [adapter_id or 0], "aliases": sorted(released)}
+    history: dict[str, list[AliasMoveRow]] = {alias: [] for alias in released}
+    for row in session.exec(_MOVES, params=params) if released else ():
+        history[row.alias].append(row)
+    earlier = {alias: [*_earlier_ids(released[alias], past)] for alias, past in history.items()}
+    withdrawn = or_(col(VersionRow.yanked_at).is_not(None), col(VersionRow.quarantined_at).is_not(None))
+    unavailable = select(VersionRow.id).where(VersionRow.adapter_id == adapter_id, withdrawn)
+    skipped = set(session.exec(unavailable)) if any(earlier.values()) else set()
+    available = {alias: [i for i in ids if i not in skipped] for alias, ids in earlier.items()}
+    return {alias: ids[0] for alias, ids in available.items() if ids}
 
 
 def _is_rollback(row: AliasMoveRow) -> bool:

@@ -8,7 +8,6 @@ version stays with its row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from sqlalchemy import and_, exists, func, or_
 from sqlalchemy.orm import aliased
@@ -22,7 +21,6 @@ from registry.server.database.models import (
     NEVER,
     TAG,
     AdapterRow,
-    AliasMoveRow,
     AliasRow,
     ApprovalRow,
     AttestationRow,
@@ -35,6 +33,7 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
+from registry.server.promotion import moves
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
 
@@ -53,15 +52,8 @@ def _needs(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
         select(AliasRow.alias, AliasRow.version_id).where(AliasRow.adapter_id == adapter.id).order_by(AliasRow.alias)
     ):
         yield version_id, "is the newest version" if alias == names.NEWEST else f"is where alias '{alias}' points"
-    same_move = and_(
-        col(AliasMoveRow.adapter_id) == col(AliasRow.adapter_id), col(AliasMoveRow.alias) == col(AliasRow.alias),
-        col(AliasMoveRow.generation) == col(AliasRow.generation),
-    )  # fmt: skip
-    moves: Any = select(AliasRow.alias, AliasMoveRow.from_version_id).join(AliasMoveRow, same_move)
-    released = moves.where(AliasRow.adapter_id == adapter.id, AliasRow.alias != names.NEWEST)
-    for alias, version_id in session.exec(released):
-        if version_id is not None:
-            yield version_id, f"is where a rollback of alias '{alias}' returns"
+    for alias, version_id in moves.find_rollback_targets(session, adapter.id).items():
+        yield version_id, f"is where a rollback of alias '{alias}' returns"
     approved = select(ApprovalRow.version_id, ApprovalRow.alias).join(
         VersionRow, col(VersionRow.id) == col(ApprovalRow.version_id)
     )

@@ -86,6 +86,8 @@ def apply_rules(engine: Engine, after: int, *, is_over: Callable[[], bool], dry_
             else:
                 while deleted := _delete_due(engine, adapter_id):
                     count += deleted
+                    if is_over():
+                        return count, after
             after = adapter_id or 0
         if len(ids) < ADAPTERS:
             return count, None
@@ -143,23 +145,31 @@ def _judge(rule: RetentionRule | None, position: int, age: timedelta) -> tuple[b
 def _find_due(session: Session, adapter_id: int | None, *, lock: bool) -> tuple[AdapterRow | None, list[_Decision]]:
     statement = select(AdapterRow).where(AdapterRow.id == adapter_id)
     adapter = session.exec(statement.with_for_update() if lock else statement).first()  # first, as all others do
-    if adapter is None:
-        return None, []
+    return adapter, _decide_due(session, adapter) if adapter is not None else []
+
+
+def _decide_due(session: Session, adapter: AdapterRow) -> list[_Decision]:
     decisions = _decide(session, adapter, rules.find_rule(session, adapter).rule)
-    return adapter, [decision for decision in decisions if decision.deletes]
+    return [decision for decision in decisions if decision.deletes]
 
 
 def _delete_due(engine: Engine, adapter_id: int | None) -> int:
-    """Delete up to `BATCH` versions of an adapter in one transaction; how many."""
+    """Delete up to `BATCH` versions of an adapter in one transaction; how many.
+
+    What is due is decided again under the locks of the versions: approvals, signatures and jobs wait only for these.
+    """
     with db.session(engine) as session:
         adapter, due = _find_due(session, adapter_id, lock=True)
         if adapter is None or not due:
             return 0
-        name, reasons = AdapterName(adapter.namespace, adapter.name), {d.version_id: d.reason for d in due[:BATCH]}
-        rows = select(VersionRow).where(col(VersionRow.id).in_(reasons), col(VersionRow.deleted_at).is_(None))
-        locked = session.exec(rows.order_by(col(VersionRow.number)).with_for_update()).all()
-        for version in locked:
+        rows = select(VersionRow).where(col(VersionRow.id).in_(d.version_id for d in due[:BATCH]))
+        rows = rows.where(col(VersionRow.deleted_at).is_(None)).order_by(col(VersionRow.id)).with_for_update()
+        locked = session.exec(rows.execution_options(populate_existing=True)).all()
+        name = AdapterName(adapter.namespace, adapter.name)
+        reasons = {decision.version_id: decision.reason for decision in _decide_due(session, adapter)}
+        still_due = [version for version in locked if version.id in reasons]
+        for version in still_due:
             deletion.withhold(session, SYSTEM, name, version, reasons[version.id or 0])
-        queue.supersede(session, [version.id or 0 for version in locked], "the version was deleted by its retention")
+        queue.supersede(session, [v.id or 0 for v in still_due], "the version was deleted by its retention")
         failpoints.reach("retention.deleted")
-        return len(locked)
+        return len(still_due)
