@@ -234,6 +234,21 @@ def test_only_owners_and_its_pusher_say_when_a_version_expires(acme: Harness) ->
     assert pusher.describe(f"{NAME}@1", soon).expires_at is not None
 
 
+@pytest.mark.security
+def test_a_pusher_does_not_end_the_exemption_of_a_version_that_an_owner_restored(acme: Harness) -> None:
+    pusher = acme.actor("push", "pull", name="ann")
+    acme.push(NAME, by=pusher)
+    acme.push(NAME, by=pusher)
+    acme.admin.delete_version(f"{NAME}@1")
+    acme.admin.undelete_version(f"{NAME}@1", "still needed")
+    for moment in ("", expiry(0)):
+        with pytest.raises(Denied):
+            pusher.describe(f"{NAME}@1", VersionMetadataChange(expires_at=moment))
+    pusher.describe(f"{NAME}@1", VersionMetadataChange(description="seen"))
+    assert acme.admin.describe(f"{NAME}@1", VersionMetadataChange(expires_at="")).expires_at is None
+    assert reasons(acme, KEEP_TWO)[1] == "+ is among the newest 2"
+
+
 def test_a_restored_version_is_exempt_from_its_rule(acme: Harness) -> None:
     push_chain(acme, 4)
     acme.admin.set_retention(NAME, KEEP_TWO)

@@ -1,8 +1,8 @@
 """Changes descriptions, tags, links and expiries of adapters and versions, in groups. One change is a group of one.
 
-All who may push may change them; only owners and its pusher say when a version expires. Each change that changes
-something has one event, with the new values and with what was removed, so the audit log keeps their history. A version
-in quarantine keeps its metadata as it is.
+All who may push may change them; only owners and its pusher say when a version expires, and only owners once it was
+restored. Each change that changes something has one event, with the new values and with what was removed, so the audit
+log keeps their history. A version in quarantine keeps its metadata as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from registry.server.database.models import (
     DESCRIPTION,
     EXPIRES,
     LINK,
+    NEVER,
     TAG,
     AdapterMetadataRow,
     EventRow,
@@ -108,6 +109,8 @@ def describe(
         after = {owner_id: dict(values) for owner_id, values in before.items()}
         for member in members:
             with member.collect_error():
+                if before[member.owner_id].get((EXPIRES, "")) == NEVER and _get_expiry(member.change) is not None:
+                    actor.require(Scope.ADMIN, member.name)  # an owner restored it
                 detail = _change(member, after)
                 if detail:
                     written.append(member)
