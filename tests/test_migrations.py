@@ -227,6 +227,17 @@ def test_stored_words_are_migrated_and_back(empty: Engine) -> None:
     assert contents(empty) == before
 
 
+def test_a_superseded_job_is_cancelled_for_the_code_before_it(empty: Engine) -> None:
+    schema.migrate(empty, "0014")
+    with empty.begin() as connection:
+        stored_before_0015(connection)
+    schema.migrate(empty)
+    with empty.begin() as connection:
+        connection.execute(text("UPDATE job SET state = 'superseded'"))
+        command.downgrade(schema.alembic_config(connection), "0027")
+        assert set(connection.execute(text("SELECT state FROM job")).scalars()) == {"cancelled"}
+
+
 def test_migrating_twice_changes_nothing(empty: Engine) -> None:
     assert schema.migrate(empty) == schema.migrate(empty)
 

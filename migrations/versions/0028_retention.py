@@ -41,6 +41,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("UPDATE job SET state = 'cancelled' WHERE state = 'superseded'")  # a state that is new with this step
     op.drop_column("job", "automatic")
     op.drop_index("ix_version_metadata_expiry", table_name="version_metadata")
     op.execute("DELETE FROM version_metadata WHERE kind = 'expires'")
