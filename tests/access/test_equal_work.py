@@ -154,11 +154,20 @@ def test_reading_an_invisible_adapter_takes_the_calls_of_an_absent_one(blobs_in_
         ("POST", "/adapters/{}/versions/1/unyank"),
         ("PATCH", "/adapters/{}/metadata"),
         ("PATCH", "/adapters/{}/versions/1/metadata"),
+        ("GET", "/adapters/{}/retention"),
+        ("PUT", "/adapters/{}/retention"),
+        ("DELETE", "/adapters/{}/retention"),
+        ("GET", "/adapters/{}/retention/plan"),
+        ("GET", "/namespaces/{}/retention"),
+        ("PUT", "/namespaces/{}/retention"),
+        ("DELETE", "/namespaces/{}/retention"),
     ):
-        bodies: dict[str, Any] = {"POST": {"reason": "r"}, "PATCH": {"tags": {"team": "nlp"}}}
+        bodies: dict[str, Any] = {
+            "POST": {"reason": "r"}, "PATCH": {"tags": {"team": "nlp"}}, "PUT": {"rule": {"keep_newest": 1}}
+        }  # fmt: skip
         body = {"json": bodies[method]} if method in bodies else {}
         work = []
-        for name in ("acme/support", "acme/nothing"):
+        for name in ("acme", "initech") if rest.startswith("/namespaces") else ("acme/support", "acme/nothing"):
             request = (method, "/api/v1" + rest.format(name))
 
             def ask(request: tuple[str, str] = request, body: dict[str, Any] = body) -> None:
