@@ -10,18 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
 from registry import names
-from registry.api import Consistency, LogKeys
-from registry.api.catalog import (
-    AdapterPage,
-    AdapterView,
-    BaseName,
-    BaseNamePage,
-    FileLink,
-    MetadataChange,
-    Resolved,
-    VersionPage,
-    VersionView,
-)
+from registry.api import Consistency, LogKeys, catalog
 from registry.api.transfer import (
     BulkCommitRequest,
     BulkPullPlan,
@@ -170,7 +159,7 @@ class Versions:
             pending = pending if all_or_none else list(errors)
 
     @contextmanager
-    def read(self, link: FileLink, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+    def read(self, link: catalog.FileLink, *, start: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
         """The bytes of a file from `start`, chunk by chunk. `Corrupt` for more; nothing else is verified here."""
         size_bytes = link.size_bytes - start if length is None else length
         is_whole = size_bytes == link.size_bytes
@@ -179,48 +168,50 @@ class Versions:
             yield _limited(chunks, link, size_bytes)
 
     # ------------------------------------------------------------ adapters, versions and bases
-    def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> AdapterPage:
+    def adapters(self, *, cursor: str = "", limit: int | None = None, **search: Any) -> catalog.AdapterPage:
         """One page. `search`: the fields of the route, such as base, method, rank_min, target, engine, owner, text."""
-        return self._get("/adapters", AdapterPage, **search, cursor=cursor, limit=limit)
+        return self._get("/adapters", catalog.AdapterPage, **search, cursor=cursor, limit=limit)
 
-    def adapter(self, name: Name) -> AdapterView:
+    def adapter(self, name: Name) -> catalog.AdapterView:
         """Return one adapter."""
-        return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), AdapterView))
+        return answers.adapter(parsed_name(name), self._get(path_of_adapter(name), catalog.AdapterView))
 
     def versions(
         self, name: Name, *, include_deleted: bool = False, cursor: str = "", limit: int | None = None
-    ) -> VersionPage:
+    ) -> catalog.VersionPage:
         """Return one page of the versions of an adapter, newest first."""
         deleted = "true" if include_deleted else ""
-        return self._get(f"{path_of_adapter(name)}/versions", VersionPage, deleted=deleted, cursor=cursor, limit=limit)
+        return self._get(
+            f"{path_of_adapter(name)}/versions", catalog.VersionPage, deleted=deleted, cursor=cursor, limit=limit
+        )
 
-    def version(self, ref: AnyRef) -> VersionView:
+    def version(self, ref: AnyRef) -> catalog.VersionView:
         """Return one version with its verdicts."""
-        return answers.of_version(parsed_ref(ref), self._get(path_of(ref), VersionView))
+        return answers.of_version(parsed_ref(ref), self._get(path_of(ref), catalog.VersionView))
 
-    def describe(self, ref: AnyRef, change: MetadataChange) -> VersionView:
+    def describe(self, ref: AnyRef, change: catalog.MetadataChange) -> catalog.VersionView:
         """Change description, tags and links of a version."""
-        return self._send("PATCH", f"{path_of(ref)}/metadata", VersionView, change)
+        return self._send("PATCH", f"{path_of(ref)}/metadata", catalog.VersionView, change)
 
-    def describe_adapter(self, name: Name, change: MetadataChange) -> AdapterView:
+    def describe_adapter(self, name: Name, change: catalog.MetadataChange) -> catalog.AdapterView:
         """Change description, tags and links of an adapter."""
-        return self._send("PATCH", f"{path_of_adapter(name)}/metadata", AdapterView, change)
+        return self._send("PATCH", f"{path_of_adapter(name)}/metadata", catalog.AdapterView, change)
 
-    def resolve(self, ref: AnyRef) -> Resolved:
+    def resolve(self, ref: AnyRef) -> catalog.Resolved:
         """Return what a ref names now, with a link to each file."""
         parsed = parsed_ref(ref)
-        return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", Resolved))
+        return answers.resolved(parsed, self._get(f"/resolve/{parsed.name}/{parsed.selector}", catalog.Resolved))
 
-    def base_names(self) -> BaseNamePage:
+    def base_names(self) -> catalog.BaseNamePage:
         """Names and fingerprints of all bases, of as many pages as there are."""
-        page = self._get_all("/bases", BaseNamePage)
+        page = self._get_all("/bases", catalog.BaseNamePage)
         for view in page.items:
             answers.described_base(view)
         return page
 
-    def base_name(self, name: str) -> BaseName:
+    def base_name(self, name: str) -> catalog.BaseName:
         """Name and fingerprint of one base, by its name or alias."""
-        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", BaseName))
+        return answers.base(name, self._get(f"/bases/{names.base_name(name)}", catalog.BaseName))
 
     # ------------------------------------------------------------ following the audit log
     def checkpoint(self) -> str:
@@ -269,7 +260,7 @@ def only(outcomes: Sequence[Received | RegistryError]) -> Received:
     return outcome
 
 
-def _limited(chunks: Iterator[bytes], link: FileLink, size_bytes: int) -> Iterator[bytes]:
+def _limited(chunks: Iterator[bytes], link: catalog.FileLink, size_bytes: int) -> Iterator[bytes]:
     guard, received = ThroughputGuard(link.url), 0
     for chunk in chunks:
         received += len(chunk)

@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from registry.api import GROUP_LIMIT
+from registry.api import GROUP_LIMIT, groups
 from registry.api.aliases import ApprovalView
-from registry.api.groups import (
-    ApprovalGroup,
-    ApprovalResults,
-    ApproveItem,
-    DescribedSubject,
-    DescribeGroup,
-    DescribeItem,
-    DescribeResults,
-    MovedAlias,
-    MoveGroup,
-    MoveItem,
-    MoveResults,
-)
 from registry.client import answers
 from registry.client.core import Versions
 from registry.errors import Invalid, RegistryError
@@ -32,22 +19,24 @@ class Groups(Versions):
         super().__init__(registry.url, connection=registry.connection)
 
     def move_aliases(
-        self, items: Sequence[MoveItem], *, atomic: bool = False, dry_run: bool = False
-    ) -> list[MovedAlias | RegistryError]:
+        self, items: Sequence[groups.MoveItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[groups.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
-        return self._in_groups("/moves", MoveGroup, MoveResults, items, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/moves", groups.MoveGroup, groups.MoveResults, items, atomic=atomic, dry_run=dry_run)
 
     def approve_versions(
-        self, items: Sequence[ApproveItem], *, atomic: bool = False, dry_run: bool = False
+        self, items: Sequence[groups.ApproveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
-        return self._in_groups("/approvals", ApprovalGroup, ApprovalResults, items, atomic=atomic, dry_run=dry_run)
+        return self._in_groups(
+            "/approvals", groups.ApprovalGroup, groups.ApprovalResults, items, atomic=atomic, dry_run=dry_run
+        )
 
     def change_metadata(
-        self, items: Sequence[DescribeItem], *, atomic: bool = False, dry_run: bool = False
-    ) -> list[DescribedSubject | RegistryError]:
+        self, items: Sequence[groups.DescribeItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[groups.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
-        schemas = (DescribeGroup, DescribeResults)
+        schemas = (groups.DescribeGroup, groups.DescribeResults)
         return self._in_groups("/metadata", *schemas, items, atomic=atomic, dry_run=dry_run)
 
     def _in_groups(

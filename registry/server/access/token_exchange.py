@@ -18,15 +18,7 @@ from typing import Any
 from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
-from registry.api.access import (
-    CLAIM_LIMIT,
-    ExchangeRequest,
-    PublisherAdd,
-    PublisherList,
-    PublisherView,
-    TokenCreate,
-    TokenView,
-)
+from registry.api import access
 from registry.errors import Invalid, NotFound, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName
@@ -47,7 +39,9 @@ RULES_LIMIT = 500
 """Rules of one namespace."""
 
 
-def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd, issuers: Issuers) -> PublisherView:
+def add(
+    session: Session, actor: Actor, name: AdapterName, request: access.PublisherAdd, issuers: Issuers
+) -> access.PublisherView:
     """Add a rule for an adapter, which need not exist yet. `Conflict` for a name that can never be used."""
     actor.require(Scope.ADMIN, name)
     if request.issuer in issuers.login_issuers:
@@ -56,9 +50,9 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
     if session.exec(count).one() >= RULES_LIMIT:
         raise TooLarge("SIZE_INVALID", f"namespace '{name.namespace}' has {RULES_LIMIT} trusted publishers, the limit")
     for claim, pattern in request.claims.items():
-        length_is_valid = 0 < len(claim) <= 100 and 0 < len(pattern) <= CLAIM_LIMIT
+        length_is_valid = 0 < len(claim) <= 100 and 0 < len(pattern) <= access.CLAIM_LIMIT
         if not length_is_valid or pattern.count(WILDCARD) > WILDCARDS_LIMIT:
-            rule = f"needs a pattern of 1 to {CLAIM_LIMIT} characters with at most {WILDCARDS_LIMIT} '*'"
+            rule = f"needs a pattern of 1 to {access.CLAIM_LIMIT} characters with at most {WILDCARDS_LIMIT} '*'"
             raise Invalid("REQUEST_INVALID", f"claims: {claim[:80]!r} {rule}")
     if all(pattern.strip(WILDCARD) == "" for pattern in request.claims.values()):
         raise Invalid("REQUEST_INVALID", "claims: at least one pattern must be more than '*', or everyone could push")
@@ -74,13 +68,15 @@ def add(session: Session, actor: Actor, name: AdapterName, request: PublisherAdd
     return _view(row, issuers)
 
 
-def list_publishers(session: Session, actor: Actor, name: AdapterName, issuers: Issuers) -> PublisherList:
+def list_publishers(session: Session, actor: Actor, name: AdapterName, issuers: Issuers) -> access.PublisherList:
     """Return the rules of an adapter, oldest first."""
     actor.require(Scope.ADMIN, name)
-    return PublisherList(items=[_view(row, issuers) for row in _rows(session, name)])
+    return access.PublisherList(items=[_view(row, issuers) for row in _rows(session, name)])
 
 
-def remove(session: Session, actor: Actor, name: AdapterName, publisher_id: str, issuers: Issuers) -> PublisherView:
+def remove(
+    session: Session, actor: Actor, name: AdapterName, publisher_id: str, issuers: Issuers
+) -> access.PublisherView:
     """Remove a rule. Tokens that it has given expire within minutes."""
     actor.require(Scope.ADMIN, name)
     row = session.get(PublisherRow, publisher_id[:80])
@@ -135,9 +131,9 @@ def _rows(session: Session, name: AdapterName) -> list[PublisherRow]:
     return list(session.exec(statement.order_by(col(PublisherRow.created_at))).all())
 
 
-def _view(row: PublisherRow, issuers: Issuers) -> PublisherView:
+def _view(row: PublisherRow, issuers: Issuers) -> access.PublisherView:
     name, is_configured = f"{row.namespace}/{row.name}", row.issuer in issuers
-    return db.to_answer(row, PublisherView, adapter=name, issuer_is_configured=is_configured)
+    return db.to_answer(row, access.PublisherView, adapter=name, issuer_is_configured=is_configured)
 
 
 EXCHANGE = "exchange"
@@ -148,7 +144,7 @@ MARGIN = timedelta(seconds=LEEWAY_SECONDS + 5)
 PERSONAL_SCOPES = sorted({Scope.ADMIN, Scope.PROMOTE, Scope.PULL, Scope.PUSH})
 
 
-def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest) -> tuple[TokenView, str]:
+def exchange_token(session: Session, issuers: Issuers, request: access.ExchangeRequest) -> tuple[access.TokenView, str]:
     """Return a new token and its secret. `Unauthenticated` for an identity token that is invalid or not trusted.
 
     `session` must not have begun a transaction.
@@ -166,12 +162,12 @@ def exchange_token(session: Session, issuers: Issuers, request: ExchangeRequest)
     return tokens.to_view(row), secret
 
 
-def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> TokenCreate:
+def _token_request(session: Session, identity: IdentityToken, adapter: AdapterName | None) -> access.TokenCreate:
     """Return the token that these claims allow: a person's, or a trusted publisher's."""
     if identity.signs_in:
         if adapter is not None or not is_subject(identity.login):
             raise rejected()
-        return TokenCreate(
+        return access.TokenCreate(
             name=identity.login[:100],
             scopes=PERSONAL_SCOPES,
             namespaces=[EVERY_NAMESPACE],
@@ -183,7 +179,7 @@ def _token_request(session: Session, identity: IdentityToken, adapter: AdapterNa
         raise Invalid("REQUEST_INVALID", message, next_step="name the adapter to push, with `--adapter NAME`")
     if not is_trusted(session, identity.issuer, identity.claims, adapter):
         raise rejected()
-    return TokenCreate(
+    return access.TokenCreate(
         name="".join(filter(str.isprintable, str(identity.claims["sub"])))[:100] or identity.issuer[:100],
         scopes=[Scope.PUSH],
         namespaces=[adapter.namespace],

@@ -10,16 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import Body, Header, Query, Request, Response
 
-from registry.api import GROUP_BODY_BYTES
-from registry.api.catalog import (
-    AdapterPage,
-    AdapterView,
-    MetadataChange,
-    Resolved,
-    VersionMetadataChange,
-    VersionPage,
-    VersionView,
-)
+from registry.api import GROUP_BODY_BYTES, catalog
 from registry.api.groups import DescribeGroup, DescribeOutcome, DescribeResults
 from registry.api.lineage import Lineage
 from registry.bases import BaseMatch
@@ -63,7 +54,9 @@ Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
 TARGETS_LIMIT = 32
 
 
-@router.get("/resolve/{namespace}/{name}/{selector}", response_model=Resolved, responses=declarations.NOT_MODIFIED)
+@router.get(
+    "/resolve/{namespace}/{name}/{selector}", response_model=catalog.Resolved, responses=declarations.NOT_MODIFIED
+)
 def resolve_version(
     incoming: Request,
     session: SessionDep,
@@ -111,7 +104,7 @@ def list_adapters(
     engine: Annotated[str, Query(max_length=PROFILE_LIMIT)] = "",
     outcome: Outcome | None = None,
     limit: LimitDep = PAGE,
-) -> AdapterPage:
+) -> catalog.AdapterPage:
     """List and search adapters, each with its newest version."""
     if base_match and not base:
         raise Invalid("REQUEST_INVALID", "base_match: needs `base`")
@@ -125,7 +118,7 @@ def list_adapters(
 
 
 @router.get(ADAPTER)
-def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterView:
+def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> catalog.AdapterView:
     """Show one adapter with its newest version."""
     return adapters.show_adapter(session, actor, name)
 
@@ -133,21 +126,21 @@ def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> AdapterVi
 @router.get(ADAPTER + "/versions")
 def list_versions(
     session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE
-) -> VersionPage:
+) -> catalog.VersionPage:
     """List the versions of an adapter, newest first."""
     return versions.list_versions(session, actor, name, include_deleted=deleted, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)
-def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> VersionView:
+def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> catalog.VersionView:
     """Show one version: files, facts, verdicts and provenance."""
     return versions.show(session, actor, name, selector)
 
 
 @router.patch(ADAPTER + "/metadata")
 def change_adapter_metadata(
-    session: SessionDep, actor: Pusher, name: NameDep, request: Annotated[MetadataChange, Body()]
-) -> AdapterView:
+    session: SessionDep, actor: Pusher, name: NameDep, request: Annotated[catalog.MetadataChange, Body()]
+) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
     describe.describe_one(session, actor, Description(name, None, request))
     return adapters.show_adapter(session, actor, name)
@@ -159,8 +152,8 @@ def change_version_metadata(
     actor: Pusher,
     name: NameDep,
     selector: SelectorDep,
-    request: Annotated[VersionMetadataChange, Body()],
-) -> VersionView:
+    request: Annotated[catalog.VersionMetadataChange, Body()],
+) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
     subject = describe.describe_one(session, actor, Description(name, selector, request))
     return versions.show(session, actor, name, int(subject.subject.rpartition("@")[2]))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Query, Request, Response
 
 from registry import names
-from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
+from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT, groups
 from registry.api.aliases import (
     AliasList,
     AliasView,
@@ -29,15 +29,6 @@ from registry.api.aliases import (
     WithdrawRequest,
 )
 from registry.api.catalog import VersionView
-from registry.api.groups import (
-    ApprovalGroup,
-    ApprovalOutcome,
-    ApprovalResults,
-    MoveGroup,
-    MoveItem,
-    MoveOutcome,
-    MoveResults,
-)
 from registry.api.models import PrintableText
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
@@ -131,16 +122,18 @@ def rollback_alias(
 
 @router.post("/moves")
 @limit_body(GROUP_BODY_BYTES)
-def move_aliases(incoming: Request, session: KeyedSessionDep, actor: Promoter, request: MoveGroup) -> MoveResults:
+def move_aliases(
+    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: groups.MoveGroup
+) -> groups.MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate."""
     db.begin_writing(session)
     requests = [_read_move(item) for item in request.items]
     moved = moves.move_aliases(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
     items = _items(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
-    return MoveResults(items=[MoveOutcome(**item) for item in items])
+    return groups.MoveResults(items=[groups.MoveOutcome(**item) for item in items])
 
 
-def _read_move(item: MoveItem) -> Move:
+def _read_move(item: groups.MoveItem) -> Move:
     name = AdapterName.parse(item.name)
     to = None if item.rollback and not item.version else parse_selector(item.version, name)
     return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
@@ -248,14 +241,14 @@ def approve_version(
 @gate_router.post("/approvals")
 @limit_body(GROUP_BODY_BYTES)
 def approve_versions(
-    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: ApprovalGroup
-) -> ApprovalResults:
+    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: groups.ApprovalGroup
+) -> groups.ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
     requests = [NewApproval(Ref.parse(item.ref), item.alias, item.comment) for item in request.items]
     approved = approvals.approve(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
     items = _items(incoming, approved, [item.ref for item in request.items])
-    return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
+    return groups.ApprovalResults(items=[groups.ApprovalOutcome(**item) for item in items])
 
 
 # ------------------------------------------------------------------ withdrawal

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from registry.api.jobs import (
-    CampaignRequest,
-    CampaignView,
-    Claimed,
-    ClaimRequest,
-    FailRequest,
-    FinishRequest,
-    JobPage,
-    JobSubmit,
-    RenewRequest,
-)
+from registry.api import jobs
 from registry.digest import Digest
 from registry.jobs import Job, Lease
 from registry.names import AdapterName
@@ -39,7 +29,7 @@ router = routing.create_router("jobs")
 
 
 @router.post("/jobs", status_code=201)
-def submit_job(session: SessionDep, actor: Pusher, request: JobSubmit) -> Job:
+def submit_job(session: SessionDep, actor: Pusher, request: jobs.JobSubmit) -> Job:
     """Queue a job. An equal job that is queued or running is returned instead of a second one."""
     return requests.submit_job(session, actor, request)
 
@@ -53,22 +43,22 @@ def list_jobs(
     kind: Text = "",
     ref: Text = "",
     limit: LimitDep = PAGE,
-) -> JobPage:
+) -> jobs.JobPage:
     """List jobs, newest first."""
     return requests.list_jobs(session, actor, state=state, kind=kind, ref=ref, cursor=cursor, limit=limit)
 
 
-@router.post("/jobs/claim", response_model=Claimed, responses={204: {"description": "No job for this worker now"}})
-def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Claimed | Response:
+@router.post("/jobs/claim", response_model=jobs.Claimed, responses={204: {"description": "No job for this worker now"}})
+def claim_job(session: SessionDep, actor: Worker, request: jobs.ClaimRequest) -> jobs.Claimed | Response:
     """Claim the next job that this worker can do. 204 if there is none."""
     claimed = queue.claim(session, actor, request)
     if claimed is None:
         return Response(status_code=204)
     row, lease = claimed
     if row.subject_digest is None:
-        return Claimed(job=queue.to_job(row), lease=lease)
+        return jobs.Claimed(job=queue.to_job(row), lease=lease)
     name = AdapterName.parse(row.subject.partition("@")[0])
-    return Claimed(
+    return jobs.Claimed(
         job=queue.to_job(row),
         lease=lease,
         subject=versions.resolve(session, actor, name, Digest(row.subject_digest)),
@@ -77,13 +67,13 @@ def claim_job(session: SessionDep, actor: Worker, request: ClaimRequest) -> Clai
 
 
 @router.post("/campaigns", status_code=201)
-def start_campaign(session: SessionDep, actor: Pusher, request: CampaignRequest) -> CampaignView:
+def start_campaign(session: SessionDep, actor: Pusher, request: jobs.CampaignRequest) -> jobs.CampaignView:
     """Queue smoke tests of the versions of a base model."""
     return campaigns.start_campaign(session, actor, request)
 
 
 @router.get("/campaigns/{campaign_id}")
-def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> CampaignView:
+def show_campaign(session: SessionDep, actor: Puller, campaign_id: str) -> jobs.CampaignView:
     """Show how far a campaign is and which outcomes it changed."""
     return campaigns.show_campaign(session, actor, campaign_id)
 
@@ -101,19 +91,21 @@ def cancel_job(session: SessionDep, actor: Pusher, job_id: str) -> Job:
 
 
 @router.post("/jobs/{job_id}/renew")
-def renew_job(session: SessionDep, actor: Worker, job_id: str, request: RenewRequest) -> Lease:
+def renew_job(session: SessionDep, actor: Worker, job_id: str, request: jobs.RenewRequest) -> Lease:
     """Renew the lease of a job and report progress."""
     return queue.renew(session, actor, job_id, request.lease_token, progress=request.progress)
 
 
 @router.post("/jobs/{job_id}/finish")
 @limit_body(8 * 2**20)
-def finish_job(session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: FinishRequest) -> Job:
+def finish_job(
+    session: KeyedSessionDep, actor: Worker, blobs: BlobsDep, job_id: str, request: jobs.FinishRequest
+) -> Job:
     """Finish a job with its report or result."""
     return results.finish_job(session, actor, job_id, request, store=blobs)
 
 
 @router.post("/jobs/{job_id}/fail")
-def fail_job(session: SessionDep, actor: Worker, job_id: str, request: FailRequest) -> Job:
+def fail_job(session: SessionDep, actor: Worker, job_id: str, request: jobs.FailRequest) -> Job:
     """Report that an attempt failed. The job is retried until its attempts are used up."""
     return queue.to_job(queue.fail(session, actor, job_id, request))

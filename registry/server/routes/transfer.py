@@ -18,22 +18,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import State
 from starlette.types import Receive, Scope, Send
 
+from registry.api import transfer
 from registry.api.evaluation import ReferenceLogprobsView
-from registry.api.transfer import (
-    BULK_BODY_BYTES,
-    BulkCommitRequest,
-    BulkPullPlan,
-    BulkPullRequest,
-    BulkPushPlan,
-    BulkPushRequest,
-    BulkPushResult,
-    CommittedPush,
-    PlannedPull,
-    PlannedPush,
-    PullPlan,
-    PushPlan,
-    PushResult,
-)
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.manifest import Descriptor
@@ -77,13 +63,13 @@ DigestDep = Annotated[Digest, Depends(routing.as_coroutine(_blob_digest))]
 
 
 # ------------------------------------------------------------------ push
-@router.post("/pushes", response_model=BulkPushPlan, openapi_extra=documents.body_of(BulkPushRequest))
-@limit_body(BULK_BODY_BYTES)
+@router.post("/pushes", response_model=transfer.BulkPushPlan, openapi_extra=documents.body_of(transfer.BulkPushRequest))
+@limit_body(transfer.BULK_BODY_BYTES)
 def plan_pushes(
     incoming: Request,
     session: ReadSessionDep,
     actor: Pusher,
-    request: Annotated[BulkPushRequest, documents.read_as(BulkPushRequest)],
+    request: Annotated[transfer.BulkPushRequest, documents.read_as(transfer.BulkPushRequest)],
     blobs: BlobsDep,
     settings: SettingsDep,
     engine: EngineDep,
@@ -91,9 +77,11 @@ def plan_pushes(
     """Plan pushes: which blobs the registry lacks, and where to send each."""
     with background.push_in_progress(engine):
         outcomes = plan.plan_pushes(session, actor, request.items, blobs=blobs, settings=settings)
-    background.expect_commits(engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, PushPlan)])
+    background.expect_commits(
+        engine, [outcome.push_id for outcome in outcomes if isinstance(outcome, transfer.PushPlan)]
+    )
     items = outcomes_of(incoming, outcomes, [item.name for item in request.items])
-    return documents.respond(BulkPushPlan(items=[PlannedPush(**item) for item in items]))
+    return documents.respond(transfer.BulkPushPlan(items=[transfer.PlannedPush(**item) for item in items]))
 
 
 @contextmanager
@@ -122,15 +110,15 @@ async def _hold_commit_lock(request: Request, engine: EngineDep) -> None:
 @router.post(
     "/pushes/commit",
     dependencies=[Depends(_hold_commit_lock)],
-    response_model=BulkPushResult,
-    openapi_extra=documents.body_of(BulkCommitRequest),
+    response_model=transfer.BulkPushResult,
+    openapi_extra=documents.body_of(transfer.BulkCommitRequest),
 )
-@limit_body(BULK_BODY_BYTES)
+@limit_body(transfer.BULK_BODY_BYTES)
 def commit_pushes(
     incoming: Request,
     session: KeyedSessionDep,
     actor: Pusher,
-    request: Annotated[BulkCommitRequest, documents.read_as(BulkCommitRequest)],
+    request: Annotated[transfer.BulkCommitRequest, documents.read_as(transfer.BulkCommitRequest)],
     blobs: BlobsDep,
     after: BackgroundTasks,
     engine: EngineDep,
@@ -143,23 +131,25 @@ def commit_pushes(
         outcomes = commit.commit_pushes(
             session, actor, request.items, atomic=request.atomic, blobs=blobs, engines=engines
         )
-    committed = [id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, PushResult)]
+    committed = [
+        id_ for id_, outcome in zip(push_ids, outcomes, strict=True) if isinstance(outcome, transfer.PushResult)
+    ]
     if committed:
         after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs)
     if len(committed) < len(outcomes):
         idempotency.store_no_answer(incoming)
     items = outcomes_of(incoming, outcomes, push_ids)
-    answer = BulkPushResult(items=[CommittedPush(**item) for item in items])
+    answer = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
     return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
 
 
 # ------------------------------------------------------------------ pull
-@router.post("/pulls", response_model=BulkPullPlan, openapi_extra=documents.body_of(BulkPullRequest))
+@router.post("/pulls", response_model=transfer.BulkPullPlan, openapi_extra=documents.body_of(transfer.BulkPullRequest))
 def plan_pulls(
     incoming: Request,
     session: ReadSessionDep,
     actor: Puller,
-    request: Annotated[BulkPullRequest, documents.read_as(BulkPullRequest)],
+    request: Annotated[transfer.BulkPullRequest, documents.read_as(transfer.BulkPullRequest)],
     blobs: BlobsDep,
     settings: SettingsDep,
 ) -> Response:
@@ -167,11 +157,13 @@ def plan_pulls(
     outcomes, small = files.plan_downloads(session, actor, request.refs, blobs=blobs, settings=settings)
     sent = {item.digest for item in small}
     for ref, outcome in zip(request.refs, outcomes, strict=True):
-        if isinstance(outcome, PullPlan) and (outcome.direct or any(f.digest in sent for f in outcome.resolved.files)):
+        if isinstance(outcome, transfer.PullPlan) and (
+            outcome.direct or any(f.digest in sent for f in outcome.resolved.files)
+        ):
             parsed = Ref.parse(ref)
             record_read(incoming, parsed.name, parsed.selector)
     items = outcomes_of(incoming, outcomes, request.refs)
-    answer = BulkPullPlan(items=[PlannedPull(**item) for item in items], small=small)
+    answer = transfer.BulkPullPlan(items=[transfer.PlannedPull(**item) for item in items], small=small)
     return documents.respond(answer, {"Cache-Control": "no-store", **incoming.app.state.audit_log.checkpoint_header})
 
 
