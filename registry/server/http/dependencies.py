@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator
@@ -218,3 +218,51 @@ Pusher = Annotated[Actor, Depends(RequireScope(Scope.PUSH))]
 Promoter = Annotated[Actor, Depends(RequireScope(Scope.PROMOTE))]
 Worker = Annotated[Actor, Depends(RequireScope(Scope.WORK))]
 Admin = Annotated[Actor, Depends(RequireScope(Scope.ADMIN))]
+
+
+# ------------------------------------------------------------------ what a request is about
+class AdapterTarget(NamedTuple):
+    """The adapter of the path, after the session and the actor: what functions about an adapter take first."""
+
+    session: Session
+    actor: Actor
+    name: AdapterName
+
+
+class VersionTarget(NamedTuple):
+    """The version of the path, after the session and the actor: what functions about a version take first."""
+
+    session: Session
+    actor: Actor
+    name: AdapterName
+    selector: Selector
+
+
+def _adapter_for(scope: Scope) -> Any:
+    signed_in = Depends(RequireScope(scope))
+
+    async def collect(session: SessionDep, *, actor: Actor = signed_in, name: NameDep) -> AdapterTarget:
+        return AdapterTarget(session, actor, name)
+
+    return Depends(collect)
+
+
+def _version_for(scope: Scope) -> Any:
+    signed_in = Depends(RequireScope(scope))
+
+    async def collect(
+        session: SessionDep, *, actor: Actor = signed_in, name: NameDep, selector: SelectorDep
+    ) -> VersionTarget:
+        return VersionTarget(session, actor, name, selector)
+
+    return Depends(collect)
+
+
+AdapterForPuller = Annotated[AdapterTarget, _adapter_for(Scope.PULL)]
+AdapterForPusher = Annotated[AdapterTarget, _adapter_for(Scope.PUSH)]
+AdapterForPromoter = Annotated[AdapterTarget, _adapter_for(Scope.PROMOTE)]
+AdapterForAdmin = Annotated[AdapterTarget, _adapter_for(Scope.ADMIN)]
+VersionForPuller = Annotated[VersionTarget, _version_for(Scope.PULL)]
+VersionForPusher = Annotated[VersionTarget, _version_for(Scope.PUSH)]
+VersionForPromoter = Annotated[VersionTarget, _version_for(Scope.PROMOTE)]
+VersionForAdmin = Annotated[VersionTarget, _version_for(Scope.ADMIN)]

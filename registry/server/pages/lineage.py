@@ -31,7 +31,6 @@ def show_lineage(
     titles = {node.id: node_title(node) for node in graph.nodes}
     paths = {node.id: _node_path(node, with_bases=visitor.signed_in) for node in graph.nodes}
     drawing = Markup("\n".join(diagrams.svg(drawn, paths)))  # noqa: S704  # every text in it is escaped
-    drawing = Markup("\n".join(diagrams.svg(drawn, paths)))  # noqa: S704  # every text in it is escaped
     return render(
         request, "lineage.html", title=f"Lineage of {name}@{version.number}", name=name, number=version.number,
         graph=graph, drawn=drawn, drawing=drawing, titles=titles, paths=paths,

@@ -19,6 +19,7 @@ from registry.server.http.dependencies import (
     NAMESPACE,
     NO_TOKEN,
     PAGE,
+    AdapterForAdmin,
     Admin,
     AnyActor,
     BlobsHandleDep,
@@ -26,7 +27,6 @@ from registry.server.http.dependencies import (
     EngineDep,
     IssuersDep,
     LimitDep,
-    NameDep,
     Puller,
     ReadSessionDep,
     SessionDep,
@@ -160,19 +160,17 @@ def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str)
 # ------------------------------------------------------------------ adapters
 @namespace_router.delete(ADAPTER)
 def delete_adapter(
-    session: SessionDep, actor: Admin, name: NameDep, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
+    target: AdapterForAdmin, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
 ) -> DeleteResult:
     """Delete an adapter with all its versions. Its name stays reserved."""
-    removed = removal.delete_adapter(session, actor, name)
-    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, name)
+    removed = removal.delete_adapter(*target)
+    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
     return removed
 
 
 @namespace_router.post(ADAPTER + "/rename")
 def rename_adapter(
-    session: SessionDep,
-    actor: Admin,
-    name: NameDep,
+    target: AdapterForAdmin,
     request: access.RenameRequest,
     blobs: BlobsHandleDep,
     engine: EngineDep,
@@ -180,29 +178,25 @@ def rename_adapter(
 ) -> AdapterView:
     """Rename an adapter, or move it to another namespace."""
     to = AdapterName.parse(request.to)
-    removal.rename(session, actor, name, to)
-    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, name)
-    return search.show_adapter(session, actor, to)
+    removal.rename(*target, to)
+    after.add_task(routing.run_in_store_thread, removal.delete_records, engine, blobs, target.name)
+    return search.show_adapter(target.session, target.actor, to)
 
 
 # ------------------------------------------------------------------ trusted publishers
 @namespace_router.get(ADAPTER + "/publishers")
-def list_publishers(session: SessionDep, actor: Admin, name: NameDep, issuers: IssuersDep) -> access.PublisherList:
+def list_publishers(target: AdapterForAdmin, issuers: IssuersDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
-    return token_exchange.list_publishers(session, actor, name, issuers)
+    return token_exchange.list_publishers(*target, issuers)
 
 
 @namespace_router.post(ADAPTER + "/publishers", status_code=201)
-def add_publisher(
-    session: SessionDep, actor: Admin, name: NameDep, request: access.PublisherAdd, issuers: IssuersDep
-) -> access.PublisherView:
+def add_publisher(target: AdapterForAdmin, request: access.PublisherAdd, issuers: IssuersDep) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
-    return token_exchange.add(session, actor, name, request, issuers)
+    return token_exchange.add(*target, request, issuers)
 
 
 @namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(
-    session: SessionDep, actor: Admin, name: NameDep, publisher_id: str, issuers: IssuersDep
-) -> access.PublisherView:
+def remove_publisher(target: AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
     """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
-    return token_exchange.remove(session, actor, name, publisher_id, issuers)
+    return token_exchange.remove(*target, publisher_id, issuers)

@@ -30,6 +30,8 @@ from registry.server.http.dependencies import (
     ADAPTER,
     PAGE,
     VERSION,
+    AdapterForPuller,
+    AdapterForPusher,
     CachedPuller,
     CursorDep,
     KeyedSessionDep,
@@ -41,6 +43,8 @@ from registry.server.http.dependencies import (
     SessionDep,
     SettingsDep,
     Text,
+    VersionForPuller,
+    VersionForPusher,
     with_current_actor,
 )
 from registry.server.http.problems import outcomes_of
@@ -118,43 +122,40 @@ def list_adapters(
 
 
 @router.get(ADAPTER)
-def show_adapter(session: SessionDep, actor: Puller, name: NameDep) -> catalog.AdapterView:
+def show_adapter(target: AdapterForPuller) -> catalog.AdapterView:
     """Show one adapter with its newest version."""
-    return adapters.show_adapter(session, actor, name)
+    return adapters.show_adapter(*target)
 
 
 @router.get(ADAPTER + "/versions")
 def list_versions(
-    session: SessionDep, actor: Puller, name: NameDep, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE
+    target: AdapterForPuller, cursor: CursorDep, deleted: bool = False, limit: LimitDep = PAGE
 ) -> catalog.VersionPage:
     """List the versions of an adapter, newest first."""
-    return versions.list_versions(session, actor, name, include_deleted=deleted, cursor=cursor, limit=limit)
+    return versions.list_versions(*target, include_deleted=deleted, cursor=cursor, limit=limit)
 
 
 @router.get(VERSION)
-def show_version(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> catalog.VersionView:
+def show_version(target: VersionForPuller) -> catalog.VersionView:
     """Show one version: files, facts, verdicts and provenance."""
-    return versions.show(session, actor, name, selector)
+    return versions.show(*target)
 
 
 @router.patch(ADAPTER + "/metadata")
 def change_adapter_metadata(
-    session: SessionDep, actor: Pusher, name: NameDep, request: Annotated[catalog.MetadataChange, Body()]
+    target: AdapterForPusher, request: Annotated[catalog.MetadataChange, Body()]
 ) -> catalog.AdapterView:
     """Change description, tags and links of an adapter. What is absent stays; null removes."""
-    describe.describe_one(session, actor, Description(name, None, request))
-    return adapters.show_adapter(session, actor, name)
+    describe.describe_one(target.session, target.actor, Description(target.name, None, request))
+    return adapters.show_adapter(*target)
 
 
 @router.patch(VERSION + "/metadata")
 def change_version_metadata(
-    session: SessionDep,
-    actor: Pusher,
-    name: NameDep,
-    selector: SelectorDep,
-    request: Annotated[catalog.VersionMetadataChange, Body()],
+    target: VersionForPusher, request: Annotated[catalog.VersionMetadataChange, Body()]
 ) -> catalog.VersionView:
     """Change description, tags and links of a version, which its digest does not cover."""
+    session, actor, name, selector = target
     subject = describe.describe_one(session, actor, Description(name, selector, request))
     return versions.show(session, actor, name, int(subject.subject.rpartition("@")[2]))
 
@@ -182,12 +183,10 @@ def _parse_subject(text: str) -> tuple[AdapterName, Selector | None]:
 
 
 @router.get(VERSION + "/lineage")
-def show_lineage(
-    session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, direction: Literal["up", "down"] = "up"
-) -> Lineage:
+def show_lineage(target: VersionForPuller, direction: Literal["up", "down"] = "up") -> Lineage:
     """Show what a version was made from, or what was made from it."""
     walk = lineage.ancestors if direction == "up" else lineage.descendants
-    return walk(session, actor, name, selector)
+    return walk(*target)
 
 
 @router.get("/lineage")

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
+from sqlmodel import Session
 
 from registry import names
 from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT, groups
@@ -33,8 +34,10 @@ from registry.api.models import PrintableText
 from registry.errors import Conflict, Invalid
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
+from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
+from registry.server.database.models import VersionRow
 from registry.server.group import only
 from registry.server.http import idempotency, routing
 from registry.server.http.dependencies import (
@@ -42,16 +45,20 @@ from registry.server.http.dependencies import (
     NAMESPACE,
     PAGE,
     VERSION,
+    AdapterForPromoter,
+    AdapterForPuller,
     Admin,
     CursorDep,
     KeyedSessionDep,
     LimitDep,
-    NameDep,
     Promoter,
     Puller,
-    SelectorDep,
     SessionDep,
     Text,
+    VersionForAdmin,
+    VersionForPromoter,
+    VersionForPuller,
+    VersionTarget,
     adapter_name,
     namespace_name,
 )
@@ -70,54 +77,42 @@ GateOwner = AdapterName | str
 
 
 @router.get(ADAPTER + "/aliases")
-def list_aliases(session: SessionDep, actor: Puller, name: NameDep) -> AliasList:
+def list_aliases(target: AdapterForPuller) -> AliasList:
     """List the aliases of an adapter, each with its version and generation."""
-    return aliases.list_aliases(session, actor, name)
+    return aliases.list_aliases(*target)
 
 
 @router.get(ALIAS)
-def show_alias(session: SessionDep, actor: Puller, name: NameDep, alias: str, response: Response) -> AliasView:
+def show_alias(target: AdapterForPuller, alias: str, response: Response) -> AliasView:
     """Show one alias. The ETag is its generation."""
-    return _tagged(aliases.show(session, actor, name, names.alias(alias)), response)
+    return _tagged(aliases.show(*target, names.alias(alias)), response)
 
 
 @router.put(ALIAS)
 def promote_alias(
-    session: SessionDep,
-    actor: Promoter,
-    name: NameDep,
-    alias: str,
-    request: PromoteRequest,
-    response: Response,
-    if_match: IfMatch = None,
+    target: AdapterForPromoter, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
-    actor.require(Scope.PROMOTE, name)
+    target.actor.require(Scope.PROMOTE, target.name)
     expected = _generation(if_match)
     if expected is None:
         raise Conflict(
             "PRECONDITION_REQUIRED",
             f"moving alias '{alias[:64]}' needs If-Match with the generation that it is at ('0' for a new one)",
         )
-    to = parse_selector(request.version, name)
-    move = Move(name, alias, to, expected, request.reason, request.break_glass)
-    return _tagged(moves.move_alias(session, actor, move), response)
+    to = parse_selector(request.version, target.name)
+    move = Move(target.name, alias, to, expected, request.reason, request.break_glass)
+    return _tagged(moves.move_alias(target.session, target.actor, move), response)
 
 
 @router.post(ALIAS + "/rollback")
 def rollback_alias(
-    session: SessionDep,
-    actor: Promoter,
-    name: NameDep,
-    alias: str,
-    request: RollbackRequest,
-    response: Response,
-    if_match: IfMatch = None,
+    target: AdapterForPromoter, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias back at an earlier version."""
-    to = parse_selector(request.to, name) if request.to else None
-    move = Move(name, alias, to, _generation(if_match), request.reason, is_rollback=True)
-    return _tagged(moves.move_alias(session, actor, move), response)
+    to = parse_selector(request.to, target.name) if request.to else None
+    move = Move(target.name, alias, to, _generation(if_match), request.reason, is_rollback=True)
+    return _tagged(moves.move_alias(target.session, target.actor, move), response)
 
 
 @router.post("/moves")
@@ -149,16 +144,10 @@ def _items(incoming: Request, outcomes: Sequence[object], about: Sequence[str]) 
 
 @router.get(ADAPTER + "/history")
 def show_history(
-    session: SessionDep,
-    actor: Puller,
-    name: NameDep,
-    cursor: CursorDep,
-    alias: Text = "",
-    at: datetime | None = None,
-    limit: LimitDep = PAGE,
+    target: AdapterForPuller, cursor: CursorDep, alias: Text = "", at: datetime | None = None, limit: LimitDep = PAGE
 ) -> History:
     """List the moves of the aliases of an adapter, newest first."""
-    return aliases.list_history(session, actor, name, alias=alias, at=at, cursor=cursor, limit=limit)
+    return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
 
 
 def _tagged(view: AliasView, response: Response) -> AliasView:
@@ -218,24 +207,22 @@ for _kind, _path, _owner in (
 
 # ------------------------------------------------------------------ one version
 @gate_router.get(VERSION + GATE)
-def check_gate(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, alias: str) -> GateCheck:
+def check_gate(target: VersionForPuller, alias: str) -> GateCheck:
     """Check what stands between a version and an alias."""
-    return gates.check_gate(session, actor, name, selector, alias)
+    return gates.check_gate(*target, alias)
 
 
 @gate_router.get(VERSION + "/approvals")
-def list_approvals(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> ApprovalList:
+def list_approvals(target: VersionForPuller) -> ApprovalList:
     """List the approvals of a version, and whether each counts."""
-    return approvals.list_approvals(session, actor, name, selector)
+    return approvals.list_approvals(*target)
 
 
 @gate_router.post(VERSION + "/approvals")
-def approve_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: ApproveRequest
-) -> ApprovalView:
+def approve_version(target: VersionForPromoter, request: ApproveRequest) -> ApprovalView:
     """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
-    approval = NewApproval(Ref(name, selector), request.alias, request.comment)
-    return only(approvals.approve(session, actor, [approval]))
+    approval = NewApproval(Ref(target.name, target.selector), request.alias, request.comment)
+    return only(approvals.approve(target.session, target.actor, [approval]))
 
 
 @gate_router.post("/approvals")
@@ -252,66 +239,48 @@ def approve_versions(
 
 
 # ------------------------------------------------------------------ withdrawal
+def _find(
+    target: VersionTarget, scope: Scope, *, include_deleted: bool = False
+) -> tuple[Session, Actor, AdapterName, VersionRow]:
+    """The version to withdraw, for an actor who may do that."""
+    session, actor, name, selector = target
+    actor.require(scope, name)
+    return session, actor, name, versions.find(session, actor, name, selector, include_deleted=include_deleted)
+
+
 @router.post(VERSION + "/yank")
-def yank_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
-) -> VersionView:
+def yank_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
-    actor.require(Scope.PROMOTE, name)
-    version = versions.find(session, actor, name, selector)
-    return withdraw.yank(session, actor, name, version, reason=request.reason)
+    return withdraw.yank(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
 @router.post(VERSION + "/unyank")
-def unyank_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
-) -> VersionView:
+def unyank_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Undo a yank: aliases resolve to the version again."""
-    actor.require(Scope.PROMOTE, name)
-    version = versions.find(session, actor, name, selector)
-    return withdraw.unyank(session, actor, name, version, reason=request.reason)
+    return withdraw.unyank(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
 @router.delete(VERSION)
 def delete_version(
-    session: SessionDep,
-    actor: Admin,
-    name: NameDep,
-    selector: SelectorDep,
-    reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "",
-    force: bool = False,
+    target: VersionForAdmin, reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "", force: bool = False
 ) -> VersionView:
     """Delete a version. It can be restored within the grace time; its number is never used again."""
-    actor.require(Scope.ADMIN, name)
-    version = versions.find(session, actor, name, selector, include_deleted=True)
-    return deletion.delete_version(session, actor, name, version, reason=reason, force=force)
+    return deletion.delete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=reason, force=force)
 
 
 @router.post(VERSION + "/undelete")
-def undelete_version(
-    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
-) -> VersionView:
+def undelete_version(target: VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """Restore a deleted version, as long as its files are there."""
-    actor.require(Scope.ADMIN, name)
-    version = versions.find(session, actor, name, selector, include_deleted=True)
-    return deletion.undelete_version(session, actor, name, version, reason=request.reason)
+    return deletion.undelete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=request.reason)
 
 
 @gate_router.post(VERSION + "/quarantine")
-def quarantine_version(
-    session: SessionDep, actor: Promoter, name: NameDep, selector: SelectorDep, request: WithdrawRequest
-) -> VersionView:
+def quarantine_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Quarantine a version: its bytes are withheld from everyone who may not promote."""
-    actor.require(Scope.PROMOTE, name)
-    version = versions.find(session, actor, name, selector)
-    return withdraw.quarantine(session, actor, name, version, reason=request.reason)
+    return withdraw.quarantine(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
 @gate_router.post(VERSION + "/unquarantine")
-def unquarantine_version(
-    session: SessionDep, actor: Admin, name: NameDep, selector: SelectorDep, request: WithdrawRequest
-) -> VersionView:
+def unquarantine_version(target: VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """End a quarantine: everyone who may read the version can pull it again. For owners."""
-    actor.require(Scope.ADMIN, name)
-    version = versions.find(session, actor, name, selector)
-    return withdraw.unquarantine(session, actor, name, version, reason=request.reason)
+    return withdraw.unquarantine(*_find(target, Scope.ADMIN), reason=request.reason)

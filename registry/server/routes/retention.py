@@ -15,10 +15,10 @@ from registry.server.http.dependencies import (
     ADAPTER,
     NAMESPACE,
     PAGE,
+    AdapterForAdmin,
     Admin,
     CursorDep,
     LimitDep,
-    NameDep,
     Puller,
     SessionDep,
     adapter_name,
@@ -54,9 +54,7 @@ for _kind, _path, _owner in (
 
 @router.get(ADAPTER + RETENTION + "/plan")
 def plan_retention(
-    session: SessionDep,
-    actor: Admin,
-    name: NameDep,
+    target: AdapterForAdmin,
     cursor: CursorDep,
     keep_newest: Annotated[int | None, Query(ge=1, le=NEWEST_LIMIT)] = None,
     keep_seconds: Annotated[int | None, Query(ge=1, le=SECONDS_LIMIT)] = None,
@@ -64,4 +62,4 @@ def plan_retention(
 ) -> RetentionPlan:
     """Show what the next garbage collection does to each version, and why, under this rule or the one in force."""
     rule = RetentionRule(keep_newest=keep_newest, keep_seconds=keep_seconds) if keep_newest or keep_seconds else None
-    return plan.list_decisions(session, actor, name, rule, cursor=cursor, limit=limit)
+    return plan.list_decisions(*target, rule, cursor=cursor, limit=limit)

@@ -23,7 +23,7 @@ from registry.api.evaluation import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Unavailable
 from registry.manifest import Descriptor
-from registry.names import AdapterName, Ref, Selector
+from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
@@ -35,13 +35,12 @@ from registry.server.http.dependencies import (
     BlobsDep,
     EngineDep,
     KeyedSessionDep,
-    NameDep,
     Puller,
     Pusher,
     ReadSessionDep,
-    SelectorDep,
-    SessionDep,
     SettingsDep,
+    VersionForPuller,
+    VersionTarget,
 )
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_actor import record_read
@@ -177,52 +176,36 @@ _FILE: dict[str, Any] = {
 @router.head(VERSION + "/files/{path:path}", operation_id="head_file", **_FILE)
 @router.get(VERSION + "/files/{path:path}", **_FILE)
 def read_file(
-    request: Request,
-    session: SessionDep,
-    actor: Puller,
-    name: NameDep,
-    selector: SelectorDep,
-    path: str,
-    blobs: BlobsDep,
-    settings: SettingsDep,
+    request: Request, target: VersionForPuller, path: str, blobs: BlobsDep, settings: SettingsDep
 ) -> Response:
     """Read one file, from the registry or by a redirect (307) to its store."""
-    file = files.find_file(session, actor, name, selector, path)
-    db.commit_early(session)
-    return _bytes_of(request, file, (name, selector), blobs, settings)
+    file = files.find_file(*target, path)
+    db.commit_early(target.session)
+    return _bytes_of(request, file, target, blobs, settings)
 
 
 @router.get(VERSION + "/reports/{digest}", **_FILE)
 def read_report(
-    request: Request,
-    session: SessionDep,
-    actor: Puller,
-    name: NameDep,
-    selector: SelectorDep,
-    digest: DigestDep,
-    blobs: BlobsDep,
-    settings: SettingsDep,
+    request: Request, target: VersionForPuller, digest: DigestDep, blobs: BlobsDep, settings: SettingsDep
 ) -> Response:
     """Read the report behind one verdict of this version."""
-    file = files.find_report(session, actor, name, selector, digest)
-    db.commit_early(session)
-    return _bytes_of(request, file, (name, selector), blobs, settings)
+    file = files.find_report(*target, digest)
+    db.commit_early(target.session)
+    return _bytes_of(request, file, target, blobs, settings)
 
 
 @router.get(VERSION + "/reference-logprobs")
-def read_reference_logprobs(
-    session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep, blobs: BlobsDep
-) -> ReferenceLogprobsView:
+def read_reference_logprobs(target: VersionForPuller, blobs: BlobsDep) -> ReferenceLogprobsView:
     """Read the log-probabilities of fixed prompts from the newest smoke test of this version."""
-    return files.find_reference_logprobs(session, actor, name, selector, blobs)
+    return files.find_reference_logprobs(*target, blobs)
 
 
 def _bytes_of(
-    request: Request, file: Descriptor, version: tuple[AdapterName, Selector], blobs: BlobStore, settings: Settings
+    request: Request, file: Descriptor, target: VersionTarget, blobs: BlobStore, settings: Settings
 ) -> Response:
     headers = {
         "ETag": f'"{file.digest}"',
-        "Cache-Control": cache_control(version[1]),
+        "Cache-Control": cache_control(target.selector),
         "Vary": "Authorization",
         **BYTES_HEADERS,
         "Content-Disposition": attachment(file.path),
@@ -230,7 +213,7 @@ def _bytes_of(
     if_none_match = request.headers.get("if-none-match", "")
     if if_none_match.strip() == "*" or etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    record_read(request, *version)
+    record_read(request, target.name, target.selector)
     key = files.locate_bytes(blobs, file)
     url = None
     if blobs.local_path(key) is None:  # bytes of this machine are sent in this answer

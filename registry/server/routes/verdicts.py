@@ -25,6 +25,7 @@ from registry.server.http.dependencies import (
     SelectorDep,
     SessionDep,
     SettingsDep,
+    VersionForPuller,
 )
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
@@ -45,20 +46,17 @@ def check_adapter(session: ReadSessionDep, _actor: Puller, request: CheckRequest
 
 @router.get(VERSION + "/verdicts")
 def list_verdicts(
-    session: SessionDep,
-    actor: Puller,
-    name: NameDep,
-    selector: SelectorDep,
+    target: VersionForPuller,
     engines: Engines = [],  # noqa: B006
 ) -> VerdictList:
     """List the verdicts of a version; with `engine`, evaluated now."""
-    return engine_compat.evaluate_version(session, actor, name, selector, engines)
+    return engine_compat.evaluate_version(*target, engines)
 
 
 @router.get(VERSION + "/norms")
-def show_norms(session: SessionDep, actor: Puller, name: NameDep, selector: SelectorDep) -> NormsView:
+def show_norms(target: VersionForPuller) -> NormsView:
     """Norms of the weights of a version, by module."""
-    return weights.show_norms(session, actor, name, selector)
+    return weights.show_norms(*target)
 
 
 @router.get("/engine-settings")
