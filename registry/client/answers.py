@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from registry import names
 from registry.api import Problem
 from registry.api.catalog import AdapterView, BaseName, Resolved, VersionView
 from registry.api.transfer import PullPlan, PushPlan, PushResult, Upload
@@ -22,15 +23,16 @@ from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, is_served_name
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
-    from registry.api.aliases import AliasView
+    from registry.api.aliases import AliasView, ApprovalView
     from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView
+    from registry.api.groups import ApproveItem, DescribedSubject, DescribeItem, MovedAlias, MoveItem
     from registry.api.jobs import Claimed
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job
 
 Result = TypeVar("Result", covariant=True)
-Version = TypeVar("Version", VersionView, Resolved, "NormsView")
+Version = TypeVar("Version", VersionView, Resolved, "NormsView", "MovedAlias")
 Base = TypeVar("Base", BaseName, "BaseView")
 PAGES_LIMIT = 10_000
 """Pages of one list: of tokens or adapters, millions of items."""
@@ -79,6 +81,33 @@ def alias(name: str, answer: AliasView) -> AliasView:
     """The alias of this name."""
     _equal("the name of the alias", answer.alias, name)
     return answer
+
+
+def moved(item: MoveItem, answer: MovedAlias) -> None:
+    """The requested alias, at the requested number or digest."""
+    selector = Ref.parse(item.version).selector if "/" in item.version else names.selector(item.version or names.NEWEST)
+    of_version(Ref(AdapterName.parse(item.name), selector), answer)
+    alias(item.alias, answer)
+
+
+def approval(item: ApproveItem, answer: ApprovalView) -> None:
+    """The approval for the requested alias, of the requested number."""
+    ref = Ref.parse(item.ref)
+    _equal(f"the alias of the approval of {ref}", answer.alias, item.alias)
+    if isinstance(ref.selector, int):
+        _equal(f"the number of {ref}", answer.number, ref.selector)
+
+
+def described(item: DescribeItem, answer: DescribedSubject) -> None:
+    """The requested adapter, or a version of it by its number. Callers name it in their next request."""
+    ref = Ref.parse(item.subject)
+    is_version = ":" in item.subject or "@" in item.subject
+    name, _, number = answer.subject.rpartition("@") if is_version else (answer.subject, "", "")
+    _equal(f"the subject of {item.subject}", name, str(ref.name))
+    if is_version and not (number.isascii() and number.isdigit()):
+        raise wrong_answer(f"the number of {item.subject} is {number[:80]!r}")
+    if isinstance(ref.selector, int):
+        _equal(f"the number of {ref}", number, str(ref.selector))
 
 
 def base(name: str, answer: Base) -> Base:

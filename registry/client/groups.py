@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from registry.api import GROUP_LIMIT, groups
@@ -22,26 +22,27 @@ class Groups(Versions):
         self, items: Sequence[groups.MoveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[groups.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
-        return self._in_groups("/moves", groups.MoveGroup, groups.MoveResults, items, atomic=atomic, dry_run=dry_run)
+        schemas = (groups.MoveGroup, groups.MoveResults)
+        return self._in_groups("/moves", *schemas, items, answers.moved, atomic=atomic, dry_run=dry_run)
 
     def approve_versions(
         self, items: Sequence[groups.ApproveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
-        return self._in_groups(
-            "/approvals", groups.ApprovalGroup, groups.ApprovalResults, items, atomic=atomic, dry_run=dry_run
-        )
+        schemas = (groups.ApprovalGroup, groups.ApprovalResults)
+        return self._in_groups("/approvals", *schemas, items, answers.approval, atomic=atomic, dry_run=dry_run)
 
     def change_metadata(
         self, items: Sequence[groups.DescribeItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[groups.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
         schemas = (groups.DescribeGroup, groups.DescribeResults)
-        return self._in_groups("/metadata", *schemas, items, atomic=atomic, dry_run=dry_run)
+        return self._in_groups("/metadata", *schemas, items, answers.described, atomic=atomic, dry_run=dry_run)
 
     def _in_groups(
-        self, path: str, request: Any, answer: Any, items: Sequence[Any], *, atomic: bool, dry_run: bool
-    ) -> list[Any]:
+        self, path: str, request: Any, answer: Any, items: Sequence[Any], check: Callable[[Any, Any], None], *,
+        atomic: bool, dry_run: bool,
+    ) -> list[Any]:  # fmt: skip
         if atomic and len(items) > GROUP_LIMIT:
             message = f"{len(items)} items are over the limit of {GROUP_LIMIT} for all or nothing"
             raise Invalid("REQUEST_INVALID", message, next_step="select fewer adapters")
@@ -49,5 +50,9 @@ class Groups(Versions):
         for start in range(0, len(items), GROUP_LIMIT):
             group = tuple(items[start : start + GROUP_LIMIT])
             results = self._post(path, request(items=group, atomic=atomic, dry_run=dry_run), answer)
-            outcomes += answers.outcomes(results.items, len(group))
+            received = answers.outcomes(results.items, len(group))
+            for item, outcome in zip(group, received, strict=True):
+                if not isinstance(outcome, RegistryError):
+                    check(item, outcome)
+            outcomes += received
         return outcomes

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from registry.api.groups import ApproveItem, DescribeItem, MoveItem
 from registry.api.jobs import ClaimRequest
 from registry.client import answers, core, pull, push
 from registry.client.audit import Audit
+from registry.client.groups import Groups
 from registry.client.registry import Registry
 from registry.errors import Corrupt, Unavailable
 from registry.names import AdapterName, Ref
@@ -334,6 +336,30 @@ def test_another_adapter_or_alias_than_the_requested_one_is_refused(
         tampered.registry.alias("acme/support", "canary")
     with pytest.raises(Corrupt, match="name of the alias"):
         tampered.registry.promote("acme/support", "canary", "1", generation=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "field"),
+    [
+        ("/moves", {"name": "acme/other"}, "name of acme/support@1"), ("/moves", {"alias": "prod"}, "alias"),
+        ("/moves", {"number": 2}, "number of acme/support@1"), ("/approvals", {"alias": "prod"}, "alias"),
+        ("/approvals", {"number": 2}, "number of acme/support@1"),
+        ("/metadata", {"subject": "acme/other@1"}, "subject"), ("/metadata", {"subject": "acme/support@2"}, "number"),
+        ("/metadata", {"subject": "acme/support"}, "subject"),
+    ],
+)  # fmt: skip
+def test_an_outcome_of_a_group_is_that_of_its_item(
+    tampered: TamperedRegistry, path: str, wrong: dict[str, Any], field: str
+) -> None:
+    tampered.answers(path, in_first_item(lambda result: result | wrong))
+    groups = Groups(tampered.registry)
+    send: dict[str, Callable[[], object]] = {
+        "/moves": lambda: groups.move_aliases([MoveItem(name="acme/support", alias="canary", version="1")]),
+        "/approvals": lambda: groups.approve_versions([ApproveItem(ref="acme/support@1", alias="canary")]),
+        "/metadata": lambda: groups.change_metadata([DescribeItem(subject="acme/support@1", tags={"team": "nlp"})]),
+    }
+    with pytest.raises(Corrupt, match=field):
+        send[path]()
 
 
 def test_the_norms_of_another_version_are_refused(harness: Harness, tampered: TamperedRegistry) -> None:
