@@ -17,9 +17,9 @@ import msgspec
 from registry.digest import Digest
 from registry.errors import Invalid
 
-_LOCATION = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_LOCATION = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `([^`]*)`")
-_INDEX = re.compile(r"\[(\d+|\.\.\.)\]")
+_INDEX = re.compile(r"\[(\d+)\]")
 Moment = Annotated[datetime, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 SCHEMA_MARK = "x-struct"
 """Key of the JSON Schema by which pydantic refers to a struct; the OpenAPI document resolves it."""
@@ -142,5 +142,6 @@ def first_problem(error: Exception, default: str) -> tuple[str, str]:
         return ".".join(str(part) for part in first["loc"]) or default, str(first["msg"])
     text = str(error)
     match, field = _LOCATION.search(text), _FIELD.search(text)
-    parts = [_INDEX.sub(r".\1", match[1]).lstrip(".") if match else "", field[1] if field else ""]
+    location = _INDEX.sub(r".\1", match[1].replace("[...]", ".*")).lstrip(".") if match else ""
+    parts = [location, field[1] if field else ""]
     return ".".join(filter(None, parts)) or default, text[: match.start()] if match else text

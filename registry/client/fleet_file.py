@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import msgspec
 from msgspec import Meta
 
 from registry import names
@@ -31,6 +30,7 @@ from registry.names import AdapterName
 from registry.structs import FrozenStruct, first_problem
 
 FILE_LIMIT_BYTES = 2**20
+Shape = TypeVar("Shape", bound=FrozenStruct)
 
 
 class FleetEntry(MetadataChange, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class FleetFile(FrozenStruct, frozen=True, kw_only=True):
 
     namespace: str = ""
     base: str = ""
-    adapters: Annotated[dict[str, FleetEntry], Meta(min_length=1, max_length=GROUP_LIMIT)]
+    adapters: Annotated[dict[str, dict[str, Any]], Meta(min_length=1, max_length=GROUP_LIMIT)]
 
 
 def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
@@ -68,14 +68,13 @@ def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
     if len(data) > FILE_LIMIT_BYTES:
         raise Invalid("REQUEST_INVALID", f"{path.name} is over the limit of {FILE_LIMIT_BYTES} bytes")
     try:
-        file = FleetFile.model_validate(tomllib.loads(data.decode()))
-    except msgspec.ValidationError as e:
-        field, message = first_problem(e, "the file")
-        raise Invalid("REQUEST_INVALID", f"{path.name}: {field}: {message}") from e
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+        values = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as e:
         raise Invalid("REQUEST_INVALID", f"{path.name} is not TOML: {e}") from e
+    file = _read(FleetFile, values, path.name, "")
     entries: dict[AdapterName, FleetEntry] = {}
-    for key, entry in file.adapters.items():
+    for key, stated in file.adapters.items():
+        entry = _read(FleetEntry, stated, path.name, f"adapters.{key}")
         name = AdapterName.parse(key if "/" in key else f"{file.namespace}/{key}")
         if name in entries:
             raise Invalid("REQUEST_INVALID", f"{path.name}: adapters: '{name}' is there twice")
@@ -86,3 +85,15 @@ def read_fleet_file(path: Path) -> dict[AdapterName, FleetEntry]:
         folder = str(path.parent / entry.folder) if entry.folder else ""
         entries[name] = entry.model_copy(update={"folder": folder, "base": entry.base or file.base})
     return entries
+
+
+def _read(shape: type[Shape], values: Any, file: str, location: str) -> Shape:
+    """One adapter at a time, because msgspec does not say at which key of a dictionary a value is wrong."""
+    try:
+        return shape.model_validate(values)
+    except ValueError as e:
+        field, message = first_problem(e, "")
+        where = ".".join(filter(None, (location, field))) or "the file"
+        raise Invalid("REQUEST_INVALID", f"{file}: {where}: {message}") from e
+    except Invalid as e:
+        raise Invalid("REQUEST_INVALID", f"{file}: {location}.{e.detail}") from e

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from registry.client.fleet_file import read_fleet_file
+from registry.errors import Invalid
 from tests.cli.runner import CommandRunner
 
 
@@ -122,3 +125,21 @@ aliases = {{staging = 1}}
     file.write_text(file.read_text() + 'colour = "red"\n')
     refused = cli("apply", "-f", file, expect=2).stderr
     assert "fleet.toml: adapters.billing.colour: Object contains unknown field" in refused
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('folder = "a\\u0000"', "adapters.a: a text holds the character U+0000"),
+        ('description = "\\u001b[2J"', "adapters.a.description: holds the control character U+001B"),
+        ('tags = {"a\\n" = ""}', "adapters.a.tags: Expected `str` matching regex"),
+        ("aliases = {prod = true}", "adapters.a.aliases.*: Expected `int | str`"),
+        (f"aliases = {{prod = {'9' * 5000}}}", "is not TOML"),
+    ],
+)
+def test_a_fleet_file_with_a_wrong_value_is_refused_by_its_place(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(f'namespace = "acme"\n[adapters.a]\n{text}\n')
+    with pytest.raises(Invalid, match=re.escape(message)):
+        read_fleet_file(file)
