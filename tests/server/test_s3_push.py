@@ -75,7 +75,7 @@ def big_files() -> samples.Files:
 
 
 def test_bytes_go_directly_to_the_store_and_back_without_the_token(
-    harness: Harness, proxy: RecordingProxy, tmp_path: Path
+    harness: Harness, blobs: S3Blobs, proxy: RecordingProxy, tmp_path: Path
 ) -> None:
     files = harness.files()
     folder = samples.write(files, tmp_path / "adapter")
@@ -84,7 +84,10 @@ def test_bytes_go_directly_to_the_store_and_back_without_the_token(
     assert {f.path: (tmp_path / "out" / f.path).read_bytes() for f in resolved.files} == files
     # Small files come with the commit and with the plan of the pull; the weights go directly to the store and back.
     assert (len(proxy.targets("PUT")), len(proxy.targets("GET"))) == (1, 1)
-    assert all("uploadId=" in target for target in proxy.targets("PUT"))
+    # A store that verifies parts has them at the final key; in another one (Ceph) they are staged and then copied.
+    (target,) = proxy.targets("PUT")
+    direct = blobs.capabilities.checksum_parts
+    assert ("uploadId=" in target, "/staging/" in target) == (direct, not direct)
     assert not [head for head in proxy.heads if "authorization:" in head.lower() or harness.secret in head]
 
 
@@ -219,8 +222,11 @@ def test_a_push_with_a_missing_or_wrong_part_creates_no_version(in_parts: Harnes
 
 def test_unfinished_uploads_are_aborted(in_parts: Harness, blobs: S3Blobs) -> None:
     uploads = plan(in_parts, big_files()).uploads
+    # Where the store verifies no part (Ceph), only a file in several parts has an upload; others have one PUT.
+    multipart = [upload for upload in uploads if upload.parts or blobs.capabilities.checksum_parts]
+    assert multipart
     assert blobs.delete_unfinished(timedelta(hours=1)) == 0
-    assert blobs.delete_unfinished(timedelta(hours=-1)) == len(uploads)
+    assert blobs.delete_unfinished(timedelta(hours=-1)) == len(multipart)
     assert blobs.delete_unfinished(timedelta(hours=-1)) == 0
 
 
