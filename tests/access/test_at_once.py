@@ -160,6 +160,26 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_an_approval_of_the_former_namespace_does_not_come_after_a_move_to_another(tenants: Tenants) -> None:
+    """The move removes the approvals of those who have no rights in the new namespace."""
+    harness, codes = tenants.harness, list[str]()
+
+    def approve() -> None:
+        with pytest.raises(NotFound) as refusal:
+            harness.admin.approve("acme/support@1", "prod")
+        codes.append(refusal.value.code)
+
+    with harness.session(write=True) as session:
+        removal.rename(session, TRUSTED, AdapterName("acme", "support"), AdapterName("globex", "support"))
+        approving = threading.Thread(target=approve)
+        approving.start()
+        waiting(harness)
+    approving.join()
+    assert codes == ["ADAPTER_UNKNOWN"]
+    assert harness.admin.approvals("globex/support@1").items == []
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 @pytest.mark.parametrize("how", ["approve", "gate"])
 def test_writing_about_an_adapter_that_was_just_deleted_is_not_a_server_error(tenants: Tenants, how: str) -> None:
     """The client retries by itself if the error allows it."""

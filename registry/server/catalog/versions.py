@@ -229,20 +229,25 @@ def resolve_all(
     return outcomes
 
 
-def find_all(session: Session, actor: Actor, refs: Iterable[Ref]) -> dict[Ref, VersionRow | RegistryError]:
-    """The row of each ref, without its facts, or the error that `find` raises; withdrawn and deleted ones, too."""
-    matches = _match_all(session, actor, dict.fromkeys(refs))
+def find_all(
+    session: Session, actor: Actor, refs: Iterable[Ref], *, lock: bool = False
+) -> dict[Ref, VersionRow | RegistryError]:
+    """The row of each ref, without its facts, or the error that `find` raises; withdrawn and deleted ones, too.
+
+    `lock`: lock their adapters, as in `find_adapter`.
+    """
+    matches = _match_all(session, actor, dict.fromkeys(refs), lock=lock)
     return {ref: match if isinstance(match, RegistryError) else match[0] for ref, match in matches.items()}
 
 
 def _match_all(
-    session: Session, actor: Actor, refs: Collection[Ref]
+    session: Session, actor: Actor, refs: Collection[Ref], *, lock: bool = False
 ) -> dict[Ref, tuple[VersionRow, int | None] | RegistryError]:
     """The row of each ref and the generation of its alias, or why there is none."""
     outcomes: dict[Ref, tuple[VersionRow, int | None] | RegistryError] = {
         ref: unknown_adapter(ref.name) for ref in refs
     }
-    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs})
+    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs}, lock=lock)
     keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
     versions = _find_all(session, set(keys.values()))
     for ref, key in keys.items():

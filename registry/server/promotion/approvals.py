@@ -46,7 +46,8 @@ def approve(
         with approval.collect_error():
             actor.require(Scope.PROMOTE, approval.ref.name)
             approval.alias = str(names.alias(approval.alias))
-    rows = versions.find_all(session, actor, [approval.ref for approval in without_error(approvals)])
+    refs = [approval.ref for approval in without_error(approvals)]
+    rows = versions.find_all(session, actor, refs, lock=not dry_run)  # a move to another namespace removes approvals
     for approval in without_error(approvals):
         with approval.collect_error():
             row = rows[approval.ref]
