@@ -18,7 +18,7 @@ from registry.client import answers, waiting
 from registry.client.registry import Registry
 from registry.errors import Conflict, Unavailable
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.jobs import FINAL, PRIORITY_LIMIT, Job, JobStep, Kind, State
+from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
 
 from . import arguments, output, session, versions
@@ -123,10 +123,6 @@ def cancel(job_id: str) -> None:
     session.answer(lambda registry: registry.cancel(job_id), _print_job)
 
 
-def _step(step: JobStep) -> str:
-    return f"{output.moment(step.at)}  {step.message}"
-
-
 def _print_job(job: Job) -> None:
     sources: list[str] = job.payload.get("sources") or []
     output.line(f"{output.strong(job.id)}  {_state(job)}")
@@ -137,7 +133,7 @@ def _print_job(job: Job) -> None:
             ("into", str(job.payload.get("into") or "")),
             ("attempt", f"{job.attempt} of {job.attempts_limit}"),
             ("worker", job.worker),
-            ("progress", [_step(step) for step in job.steps] or job.progress),
+            ("progress", [f"{output.moment(step.at)}  {step.message}" for step in job.steps] or job.progress),
             ("result", _status(job) if job.state is State.DONE else ""),
             ("notes", list((job.result.get("report") or {}).get("notes", ()))),
             ("priority", str(job.priority) if job.priority else ""),

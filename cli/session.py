@@ -195,15 +195,11 @@ def answer(request: Callable[[Registry], Answer], text: Callable[[Answer], None]
 @contextmanager
 def _opened(routes: type[Routes]) -> Iterator[Routes]:
     used = target()
-    with embedded(routes) if used.embedded else _remote(routes, used) as opened:
+    with embedded(routes) if used.embedded else routes(used.url, used.token, insecure=used.insecure) as opened:
         if not output.as_json():  # asked here: other threads have no click context
             opened.connection.on_wait = lambda line: output.line(output.faint(line), err=True)
         trusted_checkpoints().watch(opened, by_origin=used.embedded)
         yield opened
-
-
-def _remote(routes: type[Routes], used: RegistryTarget) -> Routes:
-    return routes(used.url, used.token, insecure=used.insecure)
 
 
 def trusted_checkpoints() -> TrustedCheckpoints:

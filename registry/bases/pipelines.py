@@ -14,7 +14,7 @@ from registry import bases, names
 from registry.adapters.safetensors import Header
 from registry.bases import modules as base_modules
 from registry.bases.fingerprints import Fingerprints
-from registry.bases.modules import Facts, Logical, ModuleShape
+from registry.bases.modules import Facts, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid
 
@@ -47,7 +47,7 @@ def pipeline_spec(name: str, index: Mapping[str, Any], components: Mapping[str, 
     covered: dict[str, Any] = {}
     parameters, size, dtypes = 0, 0, {}
     for component, (config, headers) in sorted(components.items()):
-        logical = _logical(headers)
+        logical = base_modules.logical(bases.all_tensors(headers), FACTS)
         modules |= {f"{component}.{path}": m for path, m in base_modules.modules(logical, FACTS).items()}
         covered[component] = {
             "shapes": sorted([t.name, list(t.shape)] for t in logical),
@@ -79,7 +79,3 @@ FACTS = Facts(
     quantization="", bits=0,
 )  # fmt: skip
 """Of a component only shapes count; its paths are those of its own files."""
-
-
-def _logical(headers: Sequence[Header]) -> list[Logical]:
-    return base_modules.logical(bases.all_tensors(headers), FACTS)

@@ -115,7 +115,7 @@ def of_lora(spec: LoraSpec, *, compat: str = "", base: BaseSpec | None = None) -
         declared_targets=declared,
         targets_without_weights=tuple(t for t in declared if spec.method == "LORA" and modules and t not in modules),
         modules=tuple(sorted(modules)),
-        layers=len(_layers(paths)),
+        layers=len({int(match[1]) for path in paths if (match := _LAYER.search(path))}),
         partial_layers=_partial(paths),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -230,10 +230,6 @@ def _targets_kind(targets: str | tuple[str, ...] | None) -> Literal["names", "pa
 
 def _last(path: str) -> str:
     return path.rpartition(".")[2]
-
-
-def _layers(paths: Iterable[str]) -> set[int]:
-    return {int(match[1]) for path in paths if (match := _LAYER.search(path))}
 
 
 def _partial(paths: Iterable[str]) -> bool:

@@ -145,16 +145,13 @@ def list_commits(
     commits: list[Json] = []
     row: VersionRow | DraftRow | None = newest.row
     if isinstance(row, DraftRow):
-        commits, row = [newest.to_commit()] if not cursor else [], _parent_of(session, actor, name, row)
+        commits = [newest.to_commit()] if not cursor else []
+        row = versions.find(session, actor, name, Digest(row.parent)) if row.parent else None
     if row is None:
         return commits, ""
     page = versions.list_versions(session, actor, name, cursor=cursor or str(row.number + 1), limit=limit)
     commits += [shapes.commit(v.digest, v.number, v.message, v.created_at, v.created_by) for v in page.items]
     return commits, page.next_cursor
-
-
-def _parent_of(session: Session, actor: Actor, name: AdapterName, draft: DraftRow) -> VersionRow | None:
-    return versions.find(session, actor, name, Digest(draft.parent)) if draft.parent else None
 
 
 # ------------------------------------------------------------------ bytes

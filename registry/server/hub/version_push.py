@@ -140,9 +140,6 @@ def _find(session: Session, claim: BaseClaim) -> BaseRow | None:
     base = base_rows.find_named(session, claim.name)
     if base is not None:
         return base
-    matching = _select(claim, session.exec(select(BaseRow.name).order_by(col(BaseRow.name))).all())
+    bases = session.exec(select(BaseRow.name).order_by(col(BaseRow.name))).all()
+    matching = [name for name in bases if claim.selects(name)]
     return base_rows.find_named(session, matching[0]) if len(matching) == 1 else None
-
-
-def _select(claim: BaseClaim, bases: Iterable[str]) -> list[str]:
-    return [name for name in bases if claim.selects(name)]

@@ -33,7 +33,7 @@ _Row = tuple[AdapterRow, VersionRow, int]
 
 
 def load(session: Session, actor: Actor, base_name: str, alias: str, profile: EngineProfile | None) -> DesiredState:
-    """The desired state, adapters ordered by name. `Not_Row` (BASE_UNKNOWN)."""
+    """The desired state, adapters ordered by name. `NotFound` (BASE_UNKNOWN)."""
     base = base_rows.find(session, names.base_name(base_name))
     alias = names.alias(alias)
     cursor = state_cursor(session, actor, base, alias, profile)

@@ -57,7 +57,8 @@ def accept_report(session: Session, actor: Actor, node: str, engine: str, report
     if row.report_digest == digest:
         session.connection().execute(update(FleetNodeRow).where(col(FleetNodeRow.id) == row.id).values(**lease))
         return ReportAccepted(expires_at=lease["expires_at"])
-    before = {slot.served_name: slot for slot in _slots(session, row)}
+    slots = session.exec(select(FleetSlotRow).where(FleetSlotRow.node_id == row.id))
+    before = {slot.served_name: slot for slot in slots}
     after, unknown = _accepted(session, actor, row, report.slots, before)
     _record_blobs(
         session,
@@ -127,10 +128,6 @@ def _node(session: Session, actor: Actor, node: str, engine: str) -> FleetNodeRo
     }  # fmt: skip
     db.insert_new(session, FleetNodeRow, values)
     return session.exec(statement).one()
-
-
-def _slots(session: Session, node: FleetNodeRow) -> Sequence[FleetSlotRow]:
-    return session.exec(select(FleetSlotRow).where(FleetSlotRow.node_id == node.id)).all()
 
 
 def _accepted(
