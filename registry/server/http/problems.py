@@ -20,6 +20,7 @@ from registry import errors
 from registry.api import Problem
 from registry.errors import Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.findings import Finding
+from registry.server.http.idempotency import store_no_answer
 from registry.server.http.request_actor import record_failure
 from registry.server.http.routing import SingleThreadRoute
 
@@ -93,7 +94,12 @@ def problem_of_item(request: Request, error: RegistryError, about: str) -> Probl
 
 
 def outcomes_of(request: Request, outcomes: Sequence[object], about: Sequence[str]) -> list[dict[str, Any]]:
-    """Each result of a bulk request, or the problem of the item that `about` names."""
+    """Each result of a bulk request, or the problem of the item that `about` names.
+
+    With an error among them, the answer is not stored under the key of the request.
+    """
+    if any(isinstance(outcome, RegistryError) for outcome in outcomes):
+        store_no_answer(request)
     return [
         {"problem": problem_of_item(request, outcome, name)}
         if isinstance(outcome, RegistryError)

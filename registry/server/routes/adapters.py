@@ -24,7 +24,7 @@ from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import idempotency, routing
+from registry.server.http import routing
 from registry.server.http.conditional import cache_control, etag_matches
 from registry.server.http.dependencies import (
     ADAPTER,
@@ -170,8 +170,6 @@ def change_metadata(
     requests = [Description(*_parse_subject(item.subject), item) for item in request.items]
     described = describe.describe(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, described, [item.subject for item in request.items])
-    if any("problem" in item for item in items):
-        idempotency.store_no_answer(incoming)
     return DescribeResults(items=[DescribeOutcome(**item) for item in items])
 
 

@@ -5,9 +5,8 @@ An alias moves only under `If-Match: "<generation>"`: without it the answer is 4
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request, Response
 from sqlmodel import Session
@@ -39,7 +38,7 @@ from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.group import only
-from registry.server.http import idempotency, routing
+from registry.server.http import routing
 from registry.server.http.dependencies import (
     ADAPTER,
     NAMESPACE,
@@ -124,7 +123,7 @@ def move_aliases(
     db.begin_writing(session)
     requests = [_read_move(item) for item in request.items]
     moved = moves.move_aliases(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
-    items = _items(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
+    items = outcomes_of(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
     return groups.MoveResults(items=[groups.MoveOutcome(**item) for item in items])
 
 
@@ -132,14 +131,6 @@ def _read_move(item: groups.MoveItem) -> Move:
     name = AdapterName.parse(item.name)
     to = None if item.rollback and not item.version else parse_selector(item.version, name)
     return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
-
-
-def _items(incoming: Request, outcomes: Sequence[object], about: Sequence[str]) -> list[dict[str, Any]]:
-    """The outcomes of a group. With an error in it, the answer is not stored under its key."""
-    items = outcomes_of(incoming, outcomes, about)
-    if any("problem" in item for item in items):
-        idempotency.store_no_answer(incoming)
-    return items
 
 
 @router.get(ADAPTER + "/history")
@@ -234,7 +225,7 @@ def approve_versions(
     db.begin_writing(session)
     requests = [NewApproval(Ref.parse(item.ref), item.alias, item.comment) for item in request.items]
     approved = approvals.approve(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
-    items = _items(incoming, approved, [item.ref for item in request.items])
+    items = outcomes_of(incoming, approved, [item.ref for item in request.items])
     return groups.ApprovalResults(items=[groups.ApprovalOutcome(**item) for item in items])
 
 

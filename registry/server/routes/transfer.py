@@ -27,7 +27,7 @@ from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
-from registry.server.http import documents, idempotency, routing
+from registry.server.http import documents, routing
 from registry.server.http.conditional import BYTES_HEADERS, cache_control, etag_matches, select_part
 from registry.server.http.dependencies import (
     NO_TOKEN,
@@ -135,8 +135,6 @@ def commit_pushes(
     ]
     if committed:
         after.add_task(routing.run_in_store_thread, commit.clean_up, engine, committed, blobs=blobs)
-    if len(committed) < len(outcomes):
-        idempotency.store_no_answer(incoming)
     items = outcomes_of(incoming, outcomes, push_ids)
     answer = transfer.BulkPushResult(items=[transfer.CommittedPush(**item) for item in items])
     return documents.respond(answer, incoming.app.state.audit_log.checkpoint_header, after)
