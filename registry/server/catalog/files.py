@@ -12,9 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api import transfer
 from registry.api.catalog import Resolved
 from registry.api.evaluation import ReferenceLogprobsView
+from registry.api.transfer import (
+    BULK_MANIFESTS_BYTES,
+    BULK_SMALL_BYTES,
+    SMALL_BLOB_BYTES,
+    SMALL_FILES_BYTES,
+    PullPlan,
+    SmallBlob,
+)
 from registry.digest import Digest
 from registry.errors import Corrupt, NotFound, RegistryError
 from registry.evaluation.reports import Report
@@ -123,14 +130,14 @@ READ_AT_ONCE = 8
 
 def plan_downloads(
     session: Session, actor: Actor, refs: Sequence[str], *, blobs: BlobStore, settings: Settings
-) -> tuple[list[transfer.PullPlan | RegistryError], list[transfer.SmallBlob]]:
+) -> tuple[list[PullPlan | RegistryError], list[SmallBlob]]:
     """The plan of each ref or why it cannot be pulled, in the same order, and the small files of all.
 
     Damaged and missing files are left out; a request for one reports the error.
     """
     parsed = [_parse(text) for text in refs]
     valid = [ref for ref in parsed if isinstance(ref, Ref)]
-    resolved = versions.resolve_all(session, actor, valid, manifests_bytes=transfer.BULK_MANIFESTS_BYTES)
+    resolved = versions.resolve_all(session, actor, valid, manifests_bytes=BULK_MANIFESTS_BYTES)
     outcomes = [resolved[ref] if isinstance(ref, Ref) else ref for ref in parsed]
     plans = [outcome for outcome in outcomes if isinstance(outcome, Resolved)]
     damaged = references.find_damaged(session, {file.digest for version in plans for file in version.files})
@@ -150,9 +157,7 @@ def _parse(text: str) -> Ref | RegistryError:
         return e
 
 
-def _plan(
-    version: Resolved, left_out: set[Digest], actor: Actor, blobs: BlobStore, settings: Settings
-) -> transfer.PullPlan:
+def _plan(version: Resolved, left_out: set[Digest], actor: Actor, blobs: BlobStore, settings: Settings) -> PullPlan:
     """The plan of one version, with links to those files that are not `left_out`."""
     seconds, owner = min(settings.link_seconds, blobs.link_limit_seconds), actor.link_owner()
     links = {
@@ -163,30 +168,30 @@ def _plan(
         if file.digest not in left_out
     }
     direct = {path: url for path, url in links.items() if url is not None}
-    return transfer.PullPlan(resolved=version, direct=direct, direct_seconds=seconds if direct else 0)
+    return PullPlan(resolved=version, direct=direct, direct_seconds=seconds if direct else 0)
 
 
-def _read_small(plans: Iterable[Resolved], damaged: set[Digest], blobs: BlobStore) -> list[transfer.SmallBlob]:
+def _read_small(plans: Iterable[Resolved], damaged: set[Digest], blobs: BlobStore) -> list[SmallBlob]:
     """The bytes of the small files, each digest once, within the limits; wrong bytes are left out."""
     chosen: dict[Digest, int] = {}
     for version in plans:
-        budget = transfer.SMALL_FILES_BYTES
+        budget = SMALL_FILES_BYTES
         for digest, size_bytes in sorted({(f.digest, f.size_bytes) for f in version.files} - set(chosen.items())):
-            if size_bytes > transfer.SMALL_BLOB_BYTES or digest in damaged:
+            if size_bytes > SMALL_BLOB_BYTES or digest in damaged:
                 continue
             budget -= size_bytes
-            if budget < 0 or sum(chosen.values()) + size_bytes > transfer.BULK_SMALL_BYTES:
+            if budget < 0 or sum(chosen.values()) + size_bytes > BULK_SMALL_BYTES:
                 break
             chosen[digest] = size_bytes
 
-    def read(blob: tuple[Digest, int]) -> transfer.SmallBlob | None:
+    def read(blob: tuple[Digest, int]) -> SmallBlob | None:
         digest, size_bytes = blob
         try:
             data = blobs.read(key_of(digest), 0, size_bytes)
         except NotFound:
             return None
         encoded = base64.b64encode(data).decode()
-        return transfer.SmallBlob(digest=digest, data=encoded) if Digest.of(data) == digest else None
+        return SmallBlob(digest=digest, data=encoded) if Digest.of(data) == digest else None
 
     if len(chosen) < 2 or blobs.local_path(key_of(next(iter(chosen)))) is not None:
         return [item for item in map(read, chosen.items()) if item is not None]
