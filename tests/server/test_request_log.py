@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
+from sqlmodel import Session
 
 from cli import logs
 from registry.errors import Invalid
@@ -62,6 +64,23 @@ def test_each_request_has_one_line_with_its_route_and_actor(harness: Harness, ca
     assert lines[2]["problem"] == "ADAPTER_UNKNOWN"
     assert lines[3]["in"] == len(b'{"refs":["acme/support"]}')
     assert all(line["out"] > 0 and line["ms"] >= 0 and line["id"] for line in lines)
+
+
+def test_a_bug_of_the_server_is_counted_and_has_a_warning(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_session: Session) -> None:
+        raise RuntimeError("the disk is full")
+
+    event.listen(Session, "before_commit", broken)
+    try:
+        body = {"name": "x", "scopes": ["pull"]}
+        answer = send(harness, "POST", "/api/v1/tokens", harness.secret, json=body)
+    finally:
+        event.remove(Session, "before_commit", broken)
+    assert answer.status_code == 500
+    (line,) = fields_of(caplog)
+    assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", answer.headers["x-request-id"])
+    assert line["route"] == "/api/v1/tokens"
+    assert harness.app.state.requests.counts["POST", 500] == 1
 
 
 @pytest.mark.security

@@ -103,6 +103,10 @@ class LogMiddleware:
 
         try:
             await self.app(scope, count_received, count_sent)
+        except Exception:
+            if not status:  # a bug, which `problems` answers outside of this layer
+                status, request_id, state["problem"] = 500, state.get("request_id", ""), "INTERNAL"
+            raise
         finally:
             if status:
                 seconds = time.perf_counter() - started_at
