@@ -67,12 +67,12 @@ def private_key(folder: Path) -> keys.PrivateKey:
     return keys.PrivateKey.parse(data)
 
 
-def pass_smoke_test(server: Server) -> None:
+def pass_smoke_test(server: Server, name: str = "acme/support") -> None:
     """File a passing verdict for the waiting smoke test, as a worker would."""
     with Registry(server.url, server.token) as registry:
         claimed = registry.claim(ClaimRequest(worker="test"))
         assert claimed is not None
-        version = registry.version("acme/support")
+        version = registry.version(name)
         report = Report(
             check=Check.SMOKE,
             subject=version.digest,
@@ -97,7 +97,8 @@ def run_pages(cli: CommandRunner, *pages: str, replacements: dict[str, str]) -> 
 
 def test_the_commands_on_the_page_about_access_run_on_an_empty_server(cli: CommandRunner, server: Server) -> None:
     samples.write(samples.lora(samples.llama("smollm2")), cli.folder / "out")
-    assert len(run_pages(cli, "access", replacements={"https://registry.example.org": server.url})) >= 6
+    places = dict.fromkeys(("https://registry.example.org", "https://staging.example.org"), server.url)
+    assert len(run_pages(cli, "access", replacements=places)) >= 9
 
 
 def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_another(
@@ -113,6 +114,17 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     folders = ("out/checkpoint-200", "out/checkpoint-400", "adapters/support-en", "adapters/sales")
     for seed, folder in enumerate(folders, 4):
         samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
+    for folder in ("adapters/support-en", "adapters/sales"):
+        cli("push", folder, "acme/cust-1", "--base", "smollm2", "--alias", "canary", "--tag", "team=nlp")
+        pass_smoke_test(server, "acme/cust-1")
+        if folder == "adapters/support-en":
+            cli("promote", "acme/cust-1", "prod")
+    for seed, folder in enumerate(("out/billing-1", "out/billing-2", "out/support"), 20):
+        samples.write(samples.lora(samples.llama("smollm2"), seed=seed), cli.folder / folder)
+        cli("push", folder, "acme/billing", "--base", "smollm2")
+        pass_smoke_test(server, "acme/billing")
+    fleet = (ROOT / "docs/promotion.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    (cli.folder / "fleet.toml").write_text(fleet)
     (cli.folder / "provenance.toml").write_text('[run]\ntool = "mlflow"\nid = "4f1c0e9a"\n')
     log_key = cli("audit", "key", "--json").json["keys"][0]
     replacements = {
@@ -127,4 +139,4 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     ran += run_pages(cli, "checks", "find", "promotion", "operations", "deploy", "rest", replacements=replacements)
     ran += run_pages(cli, "push-and-pull", replacements=replacements)
     assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
-    assert len(ran) >= 51
+    assert len(ran) >= 59

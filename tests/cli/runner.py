@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -80,7 +81,9 @@ class CommandRunner:
 
     def __call__(self, *words: object, expect: int = 0, stdin: str | None = None, **env: str) -> CommandResult:
         """Run `adapter WORDS…`; a bug's exception is raised. Any other exit code than `expect` fails."""
+        handlers = logging.root.handlers[:]
         result = CliRunner().invoke(main, [str(word) for word in words], input=stdin, env=env)
+        logging.root.handlers[:] = handlers  # a worker's or a server's log belongs to its own process
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         command_result = CommandResult(result.exit_code, result.stdout, result.stderr)

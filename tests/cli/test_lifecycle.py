@@ -308,7 +308,7 @@ def test_base_show_and_list(cli: CommandRunner) -> None:
     [
         (["show", "acme/none"], 4, "there is no adapter"),
         (["show", "Acme/none"], 2, "use 'acme'"),
-        (["show", "acme/x@0"], 2, "looks like a version number"),
+        (["show", "acme/x@0"], 2, "version numbers start at 1"),
         (["pull", "acme/x:prod@3"], 2, "name 'x:prod' must be"),
         (["push", "nowhere", "acme/x", "--base", "b"], 2, "folder 'nowhere' does not exist"),
         (["push-all", "nowhere", "acme"], 2, "nowhere"),

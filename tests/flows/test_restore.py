@@ -46,6 +46,7 @@ def fill(harness: Harness) -> None:
     """Add versions with parents, verdicts, reports and aliases, and withdraw one."""
     card = b"---\ndatasets:\n- acme/chats\n---\n### Framework versions\n\n- PEFT 0.18.0\n"
     parent = harness.push("acme/support", {**harness.files(), "README.md": card}, message="first").version
+    harness.validate("acme/support@1")
     fused = Edge(relation=Relation.FUSED, digest=parent.digest, name="acme/support@1")
     harness.admin.add_base(BaseAdd(spec=spec_of(samples.llama("tiny-fused", seed=2)), parents=[fused]))
     declared = Provenance.read({"datasets": [{"uri": "s3://d/t"}], "run": {"tool": "mlflow", "id": "7"}})
@@ -55,7 +56,6 @@ def fill(harness: Harness) -> None:
         parents=[Edge(relation=Relation.CONTINUED, digest=parent.digest, name="acme/support@1")],
     )
     harness.push("initech/images", alias="canary")
-    harness.validate("acme/support@1")
     harness.push("acme/support")
     harness.admin.yank("acme/support@2", "diverged")
     harness.admin.yank("acme/support@1", "a mistake")

@@ -79,7 +79,7 @@ def test_a_push_stores_a_verdict_for_each_engine_that_the_operator_lists(harness
 
 
 def test_a_server_with_an_unknown_engine_in_its_settings_does_not_start(database_url: str) -> None:
-    with pytest.raises(Invalid, match="REGISTRY_ENGINES: engine 'vlm' is unknown"):
+    with pytest.raises(Invalid, match="REGISTRY_ENGINES: unknown engine 'vlm'"):
         Harness(database_url, engines="vlm==0.33.0")
 
 

@@ -139,7 +139,8 @@ def _handle_registry_error(request: Request, exception: Exception) -> Response:
 def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
     if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
-        _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
+        level = logging.INFO if error.code == "TRY_LATER" else logging.ERROR  # nothing failed that someone must look at
+        _LOG.log(level, "request %s: %s: %s", request.state.request_id, error.code, error.detail)
         request.app.state.requests.store_errors += error.code == "STORE_UNAVAILABLE"
     if isinstance(error, DENIALS):
         request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)
