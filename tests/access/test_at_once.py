@@ -160,23 +160,29 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-def test_an_approval_of_the_former_namespace_does_not_come_after_a_move_to_another(tenants: Tenants) -> None:
-    """The move removes the approvals of those who have no rights in the new namespace."""
+@pytest.mark.parametrize("how", ["approve", "promote"])
+def test_an_act_in_the_former_namespace_does_not_come_after_a_move_to_another(tenants: Tenants, how: str) -> None:
+    """Its actor may have no rights in the new namespace, whose gates are others."""
     harness, codes = tenants.harness, list[str]()
+    acts: dict[str, Callable[[], object]] = {
+        "approve": lambda: harness.admin.approve("acme/support@1", "prod"),
+        "promote": lambda: harness.admin.promote("acme/support", "canary", "1", generation=0),
+    }
 
-    def approve() -> None:
+    def act() -> None:
         with pytest.raises(NotFound) as refusal:
-            harness.admin.approve("acme/support@1", "prod")
+            acts[how]()
         codes.append(refusal.value.code)
 
     with harness.session(write=True) as session:
         removal.rename(session, TRUSTED, AdapterName("acme", "support"), AdapterName("globex", "support"))
-        approving = threading.Thread(target=approve)
-        approving.start()
+        acting = threading.Thread(target=act)
+        acting.start()
         waiting(harness)
-    approving.join()
+    acting.join()
     assert codes == ["ADAPTER_UNKNOWN"]
     assert harness.admin.approvals("globex/support@1").items == []
+    assert [alias.alias for alias in harness.admin.aliases("globex/support").items] == ["main"]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)

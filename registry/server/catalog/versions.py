@@ -182,7 +182,9 @@ _LIGHT = select(VersionRow).options(defer(cast(Any, VersionRow.facts)))
 _NAMED = select(AdapterRow.id, AdapterRow.namespace, AdapterRow.name).where(
     tuple_(col(AdapterRow.namespace), col(AdapterRow.name)).in_(bindparam("names", expanding=True))
 )
-_NAMED_LOCKED = _NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name)).with_for_update()
+_NAMED_ORDERED = _NAMED.order_by(col(AdapterRow.namespace), col(AdapterRow.name))
+_NAMED_LOCKED = _NAMED_ORDERED.with_for_update()
+_NAMED_SHARED = _NAMED_ORDERED.with_for_update(read=True, key_share=True)
 _BY_NUMBER = _LIGHT.where(
     tuple_(col(VersionRow.adapter_id), col(VersionRow.number)).in_(bindparam("keys", expanding=True))
 )
@@ -230,24 +232,25 @@ def resolve_all(
 
 
 def find_all(
-    session: Session, actor: Actor, refs: Iterable[Ref], *, lock: bool = False
+    session: Session, actor: Actor, refs: Iterable[Ref], *, lock_names: bool = False
 ) -> dict[Ref, VersionRow | RegistryError]:
     """The row of each ref, without its facts, or the error that `find` raises; withdrawn and deleted ones, too.
 
-    `lock`: lock their adapters, as in `find_adapter`.
+    `lock_names`: no adapter is renamed, moved or deleted until the transaction ends (PostgreSQL).
     """
-    matches = _match_all(session, actor, dict.fromkeys(refs), lock=lock)
+    matches = _match_all(session, actor, dict.fromkeys(refs), lock_names=lock_names)
     return {ref: match if isinstance(match, RegistryError) else match[0] for ref, match in matches.items()}
 
 
 def _match_all(
-    session: Session, actor: Actor, refs: Collection[Ref], *, lock: bool = False
+    session: Session, actor: Actor, refs: Collection[Ref], *, lock_names: bool = False
 ) -> dict[Ref, tuple[VersionRow, int | None] | RegistryError]:
     """The row of each ref and the generation of its alias, or why there is none."""
     outcomes: dict[Ref, tuple[VersionRow, int | None] | RegistryError] = {
         ref: unknown_adapter(ref.name) for ref in refs
     }
-    adapters = find_adapter_ids(session, actor, {ref.name for ref in refs}, lock=lock)
+    statement = _NAMED_SHARED if lock_names else _NAMED
+    adapters = _find_adapter_ids(session, actor, {ref.name for ref in refs}, statement)
     keys = {ref: (adapters[ref.name], ref.selector) for ref in refs if ref.name in adapters}
     versions = _find_all(session, set(keys.values()))
     for ref, key in keys.items():
@@ -265,8 +268,14 @@ def find_adapter_ids(
     session: Session, actor: Actor, names: Collection[AdapterName], *, lock: bool = False
 ) -> dict[AdapterName, int]:
     """Name → the id of its row, of those adapters that the actor may see. `lock` as in `find_adapter`."""
+    return _find_adapter_ids(session, actor, names, _NAMED_LOCKED if lock else _NAMED)
+
+
+def _find_adapter_ids(
+    session: Session, actor: Actor, names: Collection[AdapterName], statement: Any
+) -> dict[AdapterName, int]:
     visible = sorted((name.namespace, name.name) for name in names if actor.sees(name))
-    rows = session.exec(_NAMED_LOCKED if lock else _NAMED, params={"names": visible}).all() if visible else []
+    rows = session.exec(statement, params={"names": visible}).all() if visible else []
     return {AdapterName(namespace, name): adapter_id or 0 for adapter_id, namespace, name in rows}
 
 

@@ -47,7 +47,8 @@ def approve(
             actor.require(Scope.PROMOTE, approval.ref.name)
             approval.alias = str(names.alias(approval.alias))
     refs = [approval.ref for approval in without_error(approvals)]
-    rows = versions.find_all(session, actor, refs, lock=not dry_run)  # a move to another namespace removes approvals
+    # A move to another namespace removes approvals: none comes after it.
+    rows = versions.find_all(session, actor, refs, lock_names=not dry_run)
     for approval in without_error(approvals):
         with approval.collect_error():
             row = rows[approval.ref]

@@ -145,7 +145,7 @@ def move_aliases(
     for move in moves:
         with move.collect_error():
             _check_request(actor, move)
-    _find_versions(session, actor, without_error(moves))
+    _find_versions(session, actor, without_error(moves), lock_names=not dry_run)
     _find_pointers(session, without_error(moves))
     _choose_earlier(session, [move for move in without_error(moves) if move.is_rollback])
     pending = []
@@ -175,8 +175,10 @@ def _check_request(actor: Actor, move: Move) -> None:
             raise Invalid("REQUEST_INVALID", "reason: break-glass needs a reason")
 
 
-def _find_versions(session: Session, actor: Actor, moves: Sequence[Move]) -> None:
-    rows = versions.find_all(session, actor, [move.ref for move in moves if move.ref is not None])
+def _find_versions(session: Session, actor: Actor, moves: Sequence[Move], *, lock_names: bool) -> None:
+    """Set the versions. The names stay until the pointers have moved: the rights and gates belong to the namespace."""
+    refs = [move.ref for move in moves if move.ref is not None]
+    rows = versions.find_all(session, actor, refs, lock_names=lock_names)
     for move in moves:
         with move.collect_error():
             if isinstance(move.to, VersionRow):
