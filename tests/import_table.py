@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAZY_LOADER = "cli.main"
+KINDS = {"client", "sdk", "training", "serving", "server", "worker"}
+"""Packages in `registry/` that are not of the domain."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ TABLE = [
     _row("registry.client", "domain client", "pydantic"),
     _row("registry.client.fleet_file", "domain client", "msgspec"),
     _row("registry.sdk", "domain client sdk", ""),
+    _row("registry.training", "domain client sdk training", "transformers"),
     _row("registry.serving", "domain client serving", "httpx pydantic"),
     _row("registry.serving.agent.metrics", "domain client serving", "prometheus_client"),
     _row("registry.serving.export.s3", "domain client serving", "boto3 botocore"),
@@ -91,7 +94,7 @@ TABLE = [
 
 
 def kind_of(module: str) -> str:
-    """Which package a module of ours is in: domain, client, sdk, serving, server, routes, app, worker, cli…"""
+    """Which package a module of ours is in: domain, client, sdk, training, server, routes, app, cli…"""
     parts = module.split(".")
     if parts[0] != "registry":
         return parts[0]
@@ -99,7 +102,7 @@ def kind_of(module: str) -> str:
         return "routes"
     if parts[1:] == ["server", "app"]:
         return "app"
-    return parts[1] if parts[1:] and parts[1] in {"client", "sdk", "serving", "server", "worker"} else "domain"
+    return parts[1] if parts[1:2] and parts[1] in KINDS else "domain"
 
 
 def row_of(module: str) -> Row | None:
@@ -215,11 +218,11 @@ def installed_name(module: str) -> str:
 
 
 def base_modules() -> list[str]:
-    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja or uvicorn."""
+    """Modules of the base install: those whose row allows neither server nor worker, boto3, Jinja, transformers…"""
     return [
         module
         for module in modules()
         if not module.startswith(("migrations", "registry.server", "registry.worker"))
         and not (row_of(module) or TABLE[0]).ours & {"server", "worker"}
-        and not {"boto3", "jinja2", "uvicorn"} & (row_of(module) or TABLE[0]).packages
+        and not {"boto3", "jinja2", "transformers", "uvicorn"} & (row_of(module) or TABLE[0]).packages
     ]

@@ -27,7 +27,7 @@ from tests import import_table, vocabulary
 
 REPEATED_LINES = 12
 TEST_CODE = ("tests", "benchmarks", "demo", "scripts")
-LAYERS = (("domain",), ("client",), ("sdk", "serving", "worker", "server"), ("routes", "app"), ("cli",))
+LAYERS = (("domain",), ("client",), ("sdk", "serving", "worker", "server"), ("training", "routes", "app"), ("cli",))
 """Kinds of tests/import_table.py from the bottom up."""
 
 

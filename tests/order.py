@@ -24,8 +24,8 @@ import pytest
 
 TOGETHER = {
     "worker": (
-        "tests/worker/", "tests/truth/", "tests/flows/test_smoke_test_flow.py", "tests/flows/test_merge_flow.py",
-        "tests/cli/test_bases.py", "tests/cli/test_merge.py",
+        "tests/worker/", "tests/training/", "tests/truth/", "tests/flows/test_smoke_test_flow.py",
+        "tests/flows/test_merge_flow.py", "tests/cli/test_bases.py", "tests/cli/test_merge.py",
     ),
     "libraries": ("tests/facts/", "tests/engines/", "tests/merge/", "tests/proof/"),
     "s3": ("tests/server/test_s3_", "tests/contract/test_blob_store.py", "tests/test_services.py", "tests/hub/"),
@@ -49,6 +49,7 @@ DEEP = (
     "tests/flows/test_restore.py", "tests/engines/test_fixtures.py", "tests/worker/test_devices.py",
     "tests/worker/test_campaign.py", "tests/worker/test_library.py", "tests/openapi/test_generated_client.py",
     "tests/client/test_bulk.py::test_two_hundred", "tests/flows/test_nginx.py", "tests/truth/",
+    "tests/training/test_callback.py",
 )  # fmt: skip
 """What `make deep` runs, and `make test` does not: half a minute and more of imports or of models."""
 

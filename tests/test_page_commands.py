@@ -19,7 +19,7 @@ from registry.attestations import keys
 from registry.client.registry import Registry
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
-from tests import samples
+from tests import non_peft_files, samples
 from tests.cli.runner import CommandRunner
 from tests.faults.servers import Server
 from tests.import_table import ROOT
@@ -140,3 +140,21 @@ def test_the_commands_on_the_pages_about_the_life_of_an_adapter_run_one_after_an
     ran += run_pages(cli, "push-and-pull", replacements=replacements)
     assert (cli.folder / "adapters-of-smollm2/acme/support/adapter_config.json").is_file()
     assert len(ran) >= 59
+
+
+def test_the_commands_on_the_page_about_trainers_push_what_diffusers_and_kohya_write(cli: CommandRunner) -> None:
+    cli("base", "add", "sd15", str(non_peft_files.pipeline(cli.folder / "models/sd15")))
+    attention = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
+    tensors = {
+        f"{attention}.lora_A.weight": ("F32", (4, 32), None),
+        f"{attention}.lora_B.weight": ("F32", (32, 4), None),
+    }
+    output = {"pytorch_lora_weights.safetensors": samples.safetensors(tensors), "README.md": b"# Sketch\n"}
+    others = {"image_0.png": b"png", "checkpoint-4/optimizer.bin": b"state", "logs/events.out": b"log"}
+    samples.write(output | others, cli.folder / "out/diffusers")
+    samples.write({"style.safetensors": non_peft_files.kohya()}, cli.folder / "out/kohya")
+    assert len(run_pages(cli, "trainers", replacements={})) == 3
+    for name, formats in (("acme/sketch", "diffusers"), ("acme/style", "kohya")):
+        version = cli("show", name, "--json").json
+        assert version["verdicts"][0]["outcome"] == "pass", version
+        assert formats in str(version)

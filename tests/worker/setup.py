@@ -26,6 +26,7 @@ class WorkerSetup:
     def add_base(self, name: str, folder: Path, *, source: str | None = None) -> None:
         spec, _ = base_spec_from(folder, name)
         identity = fingerprints.identify(Weights.of(folder))
+        self.harness.bases[name] = spec
         where = str(folder) if source is None else source
         self.harness.admin.add_base(BaseAdd(spec=spec, identity=identity, source=where))
         self.harness.admin.set_base_modules(name, library.modules_of(folder))
