@@ -23,7 +23,7 @@ from registry.provenance import Provenance
 from registry.retention import RetentionRule
 from registry.sdk.registry import AdapterRegistry
 from registry.training.provenance import describe_training, find_code
-from registry.training.uploads import LOG, Checkpoint, Uploads
+from registry.training.uploads import LOG, SavedCheckpoint, Uploads
 
 FLUSH_SECONDS = 300.0
 STAGING = ".registry"
@@ -76,7 +76,7 @@ class RegistryCallback(TrainerCallback):
             dataset = getattr(objects.get("train_dataloader"), "dataset", None)
             described = describe_training(args, state, dataset, self._code) | self._declared
             discard = partial(shutil.rmtree, folder, ignore_errors=True)
-            self._uploads.add(Checkpoint(folder, state.global_step, described, discard))
+            self._uploads.add(SavedCheckpoint(folder, state.global_step, described, discard))
 
     def on_train_end(self, _args: Any, state: Any, _control: Any, **_objects: Any) -> None:
         """Wait for what is still to be pushed."""
@@ -84,7 +84,7 @@ class RegistryCallback(TrainerCallback):
             LOG.warning("%d checkpoints were not pushed; their files are in the folder %s", remaining, STAGING)
 
     # ------------------------------------------------------------ in the thread of uploads
-    def _push(self, checkpoint: Checkpoint) -> None:
+    def _push(self, checkpoint: SavedCheckpoint) -> None:
         version = self.registry.push(
             checkpoint.folder, self.name, base=self.base, parents=self._parents, tags=self.tags,
             provenance=_declarable(checkpoint), message=f"checkpoint {checkpoint.step}",
@@ -110,7 +110,7 @@ def link_files(checkpoint: Path, target: Path) -> Path:
     return target
 
 
-def _declarable(checkpoint: Checkpoint) -> Provenance | None:
+def _declarable(checkpoint: SavedCheckpoint) -> Provenance | None:
     """The provenance, or without it a warning: what a training says about itself must not keep it from being pushed."""
     try:
         return Provenance.read(checkpoint.provenance)

@@ -24,7 +24,7 @@ LOG = logging.getLogger("registry.training")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class SavedCheckpoint:
     """A checkpoint's files and what is declared about it. `discard` deletes the files."""
 
     folder: Path
@@ -36,16 +36,16 @@ class Checkpoint:
 class Uploads:
     """A queue of checkpoints and the thread that calls `push` for each."""
 
-    def __init__(self, push: Callable[[Checkpoint], None], *, limit: int = LIMIT) -> None:
+    def __init__(self, push: Callable[[SavedCheckpoint], None], *, limit: int = LIMIT) -> None:
         self._push, self._limit = push, limit
         self._changed = threading.Condition()
-        self._waiting: deque[Checkpoint] = deque()
+        self._waiting: deque[SavedCheckpoint] = deque()
         self._requested = False
         """Whether to go through the queue."""
         self._is_pushing = False
         self._thread: threading.Thread | None = None
 
-    def add(self, checkpoint: Checkpoint) -> None:
+    def add(self, checkpoint: SavedCheckpoint) -> None:
         """Queue a checkpoint, and try all that wait again."""
         with self._changed:
             if len(self._waiting) - self._is_pushing >= self._limit:
@@ -90,7 +90,7 @@ class Uploads:
                     self._waiting.popleft()
                 self._changed.notify_all()
 
-    def _try(self, checkpoint: Checkpoint) -> bool:
+    def _try(self, checkpoint: SavedCheckpoint) -> bool:
         """Whether the checkpoint is done with: pushed or refused."""
         try:
             self._push(checkpoint)
