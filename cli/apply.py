@@ -57,7 +57,7 @@ def apply(path: Path, **options: Any) -> None:
     chosen = groups.Options(**options)
     entries = read_fleet_file(path)
     with session.registry() as registry:
-        pushes, known = _plan_pushes(registry, entries)
+        pushes, numbers = _plan_pushes(registry, entries)
         tags = [
             _Step(name, "describe", " ".join(_words(entry)), item=DescribeItem(subject=str(name), **entry.change))
             for name, entry in entries.items()
@@ -71,7 +71,7 @@ def apply(path: Path, **options: Any) -> None:
         ]  # fmt: skip
         steps = [*pushes, *tags, *moves]
         new = {step.name for step in pushes if step.state == "planned"}
-        _plan_changes(registry, tags, moves, known, new)
+        _plan_changes(registry, tags, moves, numbers, new)
         if chosen.dry_run:
             _end_steps(steps, "planned")
             return
@@ -80,7 +80,7 @@ def apply(path: Path, **options: Any) -> None:
             _print_steps(steps)
             if pending and sys.stdin.isatty():
                 output.confirm(f"Make {output.plural(pending, 'change')}?", chosen.yes)
-        _carry_out(registry, entries, (pushes, tags, moves), known, atomic=chosen.atomic)
+        _carry_out(registry, entries, (pushes, tags, moves), numbers, atomic=chosen.atomic)
     _end_steps(steps, "done")
 
 
@@ -93,7 +93,7 @@ def _plan_pushes(
     registry: Registry, entries: dict[AdapterName, FleetEntry]
 ) -> tuple[list[_Step], dict[AdapterName, str]]:
     """A step for each folder, and the version of each adapter whose folder is pushed already."""
-    steps, known = [], {}
+    steps, numbers = [], {}
     for base in dict.fromkeys(entry.base for entry in entries.values() if entry.folder):
         folders = [(Path(e.folder), str(name)) for name, e in entries.items() if e.folder and e.base == base]
         read = push.read_manifests(registry, folders, base=base)
@@ -114,13 +114,13 @@ def _plan_pushes(
             elif isinstance(look, RegistryError):
                 step.state, step.error = "refused", look
             elif look is not None:
-                step.state, known[step.name] = "unchanged", look.subject.rpartition("@")[2]
+                step.state, numbers[step.name] = "unchanged", look.subject.rpartition("@")[2]
             steps.append(step)
-    return steps, known
+    return steps, numbers
 
 
 def _plan_changes(
-    registry: Registry, tags: Sequence[_Step], moves: Sequence[_Step], known: dict[AdapterName, str],
+    registry: Registry, tags: Sequence[_Step], moves: Sequence[_Step], numbers: dict[AdapterName, str],
     new: Set[AdapterName],
 ) -> None:  # fmt: skip
     """Set what tags and aliases would become. What depends on a version that is still to be pushed stays planned."""
@@ -130,7 +130,7 @@ def _plan_changes(
             step.set_outcome(look, getattr(look, "changed", False), "planned")
     ready = [step for step in moves if step.item.version or step.name not in new]
     for step in ready:
-        step.item = step.item.model_copy(update={"version": step.item.version or known.get(step.name, NEWEST)})
+        step.item = step.item.model_copy(update={"version": step.item.version or numbers.get(step.name, NEWEST)})
     planned = Groups(registry).move_aliases([step.item for step in ready], dry_run=True) if ready else []
     for step, moved in zip(ready, planned, strict=True):
         if not (isinstance(moved, NotFound) and step.name in new):
@@ -139,7 +139,7 @@ def _plan_changes(
 
 def _carry_out(
     registry: Registry, entries: dict[AdapterName, FleetEntry], steps: tuple[list[_Step], ...],
-    known: dict[AdapterName, str], *, atomic: bool,
+    numbers: dict[AdapterName, str], *, atomic: bool,
 ) -> None:  # fmt: skip
     pushes, tags, moves = steps
     new = {step.name: step for step in pushes if step.state == "planned"}
@@ -154,7 +154,7 @@ def _carry_out(
                 step = new[AdapterName.parse(result.name)]
                 step.set_outcome(result.error or result.answer, True, "done")
                 if result.answer is not None:
-                    known[step.name] = str(result.answer.version.number)
+                    numbers[step.name] = str(result.answer.version.number)
     pending = [step for step in tags if step.state == "planned"]
     described = Groups(registry).change_metadata([step.item for step in pending]) if pending else []
     for step, outcome in zip(pending, described, strict=True):
@@ -168,7 +168,7 @@ def _carry_out(
         return
     for step in pending:
         if not step.item.version:
-            step.item = step.item.model_copy(update={"version": known.get(step.name, NEWEST)})
+            step.item = step.item.model_copy(update={"version": numbers.get(step.name, NEWEST)})
     moved = Groups(registry).move_aliases([step.item for step in pending], atomic=atomic) if pending else []
     for step, move in zip(pending, moved, strict=True):
         step.set_outcome(move, getattr(move, "moved", False), "done")

@@ -45,8 +45,8 @@ def read_model(model: TrainedModel, *, adapter: str = DEFAULT_ADAPTER, golden: P
     `Invalid` (FOLDER_INVALID) for a name that the model has no adapter of.
     """
     if adapter not in model.peft_config:
-        known = ", ".join(model.peft_config)
-        raise Invalid("FOLDER_INVALID", f"the model has no adapter {adapter[:80]!r}; it has {known}")
+        names = ", ".join(model.peft_config)
+        raise Invalid("FOLDER_INVALID", f"the model has no adapter {adapter[:80]!r}; it has {names}")
     files = {WEIGHTS: _weights_of(model, adapter), CONFIG: _config_of(model, adapter)}
     with _in_memory(files) as paths:
         yield read_files(Path(f"PeftModel adapter {adapter}"), paths, golden=golden)

@@ -163,9 +163,9 @@ class AdapterRegistry:
         `generation`: the state of the alias that you saw, 0 for none; default: it is read first.
         """
         version = self.client.version(ref)
-        seen = self.client.generation(version.name, alias) if generation is None else generation
+        used_generation = self.client.generation(version.name, alias) if generation is None else generation
         return self.client.promote(
-            version.name, alias, str(version.number), generation=seen, reason=reason, break_glass=break_glass
+            version.name, alias, str(version.number), generation=used_generation, reason=reason, break_glass=break_glass
         )
 
     def rollback(self, name: Name, alias: str, *, to: str = "", reason: str = "") -> AliasView:

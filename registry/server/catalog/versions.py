@@ -211,10 +211,10 @@ def resolve_all(
     """
     times = Counter(refs)
     outcomes: dict[Ref, Resolved | RegistryError] = {}
-    found = _match_all(session, actor, times)
-    versions = [match[0] for match in found.values() if not isinstance(match, RegistryError)]
+    matches = _match_all(session, actor, times)
+    versions = [match[0] for match in matches.values() if not isinstance(match, RegistryError)]
     labels = verdicts.newest_outcomes(session, {row.id or 0 for row in versions})
-    for ref, match in found.items():
+    for ref, match in matches.items():
         if isinstance(match, RegistryError):
             outcomes[ref] = match
             continue

@@ -222,15 +222,15 @@ def gather_evidence(
     """
     if not moves:
         return []
-    found = find_gates(session, [(name, version.adapter_id, alias) for name, alias, version in moves])
+    views = find_gates(session, [(name, version.adapter_id, alias) for name, alias, version in moves])
     rows = [version for _, _, version in moves]
     ids = sorted({version.id or 0 for version in rows})
     newest = verdicts.newest_by_version(session, rows)
     approvals = find_approvals(session, ids)
-    soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, found, strict=True) if g.gate.soak_in])
-    signed = [v.id or 0 for v, g in zip(rows, found, strict=True) if g.gate.signed_by]
+    soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
+    signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
     signers = attestations.signers_by_version(session, signed)
-    specs = _load_for_engines(session, [v for v, g in zip(rows, found, strict=True) if g.gate.engines])
+    specs = _load_for_engines(session, [v for v, g in zip(rows, views, strict=True) if g.gate.engines])
     return [
         (
             gate,
@@ -250,7 +250,7 @@ def gather_evidence(
                 promoted_by=actor.identity,
             ),
         )
-        for (_, alias, version), gate in zip(moves, found, strict=True)
+        for (_, alias, version), gate in zip(moves, views, strict=True)
     ]
 
 

@@ -199,12 +199,12 @@ def _find_pointers(session: Session, moves: Sequence[Move]) -> None:
     pointers = {
         (row.adapter_id, row.alias): (row, number) for row, number in session.exec(_POINTERS, params=_of(moves))
     }
-    seen: set[Key] = set()
+    keys: set[Key] = set()
     for move in moves:
         move.before, move.from_number = pointers.get(move.key, (None, None))
-        if move.key in seen:
+        if move.key in keys:
             move.error = Invalid("REQUEST_INVALID", f"items: '{move.name}:{move.alias}' is named twice")
-        seen.add(move.key)
+        keys.add(move.key)
 
 
 def _of(moves: Sequence[Move]) -> dict[str, Any]:
