@@ -224,7 +224,7 @@ def _close(demo: Demonstration, worker: subprocess.Popen[str]) -> None:
           adapter serve --data my-registry              a registry of your own; it prints what to export
           adapter base add my-base path/to/base         any folder with config.json and *.safetensors
           adapter push path/to/adapter my-shop/support  then show, check, promote, pull
-          adapter worker --once                           prove what was pushed
+          adapter worker --once                         prove what was pushed
         README.md has the quick start, ARCHITECTURE.md describes the modules.
     """)
     )
