@@ -23,6 +23,7 @@ PUSH = {
     "request.committed": 2,
     "alias.swapped": 2,
 }
+RETENTION = {"retention.deleted": 1}
 GC = {"gc.marked": 1, "gc.claimed": 1, "gc.deleted": 1}
 HUB = {
     "hub.draft.before_commit": 2,
@@ -41,4 +42,4 @@ def is_reached(point: str, store: str) -> bool:
 
 def kill_at(point: str, seed: int) -> str:
     """Return the setting that kills the server there; `seed` chooses the time if it is reached several times."""
-    return f"{point}=kill@{1 + seed % (PUSH | GC | HUB | AUDIT)[point]}"
+    return f"{point}=kill@{1 + seed % (PUSH | RETENTION | GC | HUB | AUDIT)[point]}"

@@ -37,6 +37,7 @@ from registry.findings import Finding
 from registry.hub import commit_id
 from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
+from registry.retention import RetentionRule
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
@@ -133,6 +134,18 @@ class Deployment:
             self.push(client, folder, name)
             problems += self.violations(client)
         assert problems == [], f"{failpoints}: {problems}"
+
+    def retain_through(self, name: str, seed: int, *, failpoints: str) -> None:
+        """Let a rule delete the older of two versions while the server dies: once, and the newer stays."""
+        with self.server.running(failpoints=failpoints), self.server.reviving(), self.client() as client:
+            older = self.adapter(f"{name}-older", seed, rank=2)
+            pushing.push_folder(client, older, AdapterName.parse(name), base=BASE.name)
+            self.push(client, self.adapter(name, seed), name)
+            client.set_retention(name, RetentionRule(keep_newest=1))
+            self.collect(client)
+            deleted = list(Audit(client).events(action=["version.delete"], object=f"{name}@1"))
+            problems = self.violations(client)
+        assert (len(deleted), problems) == (1, []), f"{failpoints}: {deleted}, {problems}"
 
     def commit_through(self, name: str, seed: int, *, failpoints: str) -> None:
         """Push by the Hub API while the server dies at a failpoint; nothing of the drafts may be left."""

@@ -44,6 +44,15 @@ def test_garbage_collection_survives_a_kill(deployment_on: DeploymentOn, point: 
     assert deployment.server.deaths == deaths + 1
 
 
+@pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.RETENTION))
+def test_retention_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
+    deployment = deployment_on(database, store)
+    seed = len(deployment.acknowledged)
+    deaths = deployment.server.deaths
+    deployment.retain_through(f"acme/r{seed}", seed, failpoints=crash_points.kill_at(point, seed))
+    assert deployment.server.deaths == deaths + 1
+
+
 @pytest.mark.parametrize("point", crash_points.HUB)
 def test_a_push_of_a_hub_client_survives_a_kill(deployment_on: DeploymentOn, point: str) -> None:
     deployment = deployment_on(*KINDS[0])
@@ -78,7 +87,9 @@ def test_every_failpoint_of_the_code_is_one_that_these_tests_kill_at() -> None:
                 argument = node.args[0]
                 assert isinstance(argument, ast.Constant), f"{module}:{node.lineno}: the name is not a literal"
                 names.add(argument.value)
-    assert names == set(crash_points.PUSH | crash_points.GC | crash_points.HUB | crash_points.AUDIT)
+    assert names == set(
+        crash_points.PUSH | crash_points.RETENTION | crash_points.GC | crash_points.HUB | crash_points.AUDIT
+    )
 
 
 @pytest.mark.parametrize("word", ["push", "push.x=die", "push.x=raise", "push.x=raise:Foo", "x=kill@0", "x=sleep:long"])
