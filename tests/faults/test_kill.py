@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,49 +27,47 @@ def runs(names: dict[str, int]) -> list[tuple[str, str, str]]:
     return chosen
 
 
+@contextmanager
+def killed_once(deployment: Deployment) -> Iterator[int]:
+    """Yield a seed for names that are not used yet. The server must have been killed once at the end."""
+    deaths = deployment.server.deaths
+    yield len(deployment.acknowledged)
+    assert deployment.server.deaths == deaths + 1
+
+
 @pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.PUSH))
 def test_a_push_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
     deployment = deployment_on(database, store)
-    seed = len(deployment.acknowledged)
-    deaths = deployment.server.deaths
-    deployment.push_through(f"acme/p{seed}", seed, failpoints=crash_points.kill_at(point, seed // 2))  # two a run
-    assert deployment.server.deaths == deaths + 1
+    with killed_once(deployment) as seed:
+        deployment.push_through(f"acme/p{seed}", seed, failpoints=crash_points.kill_at(point, seed // 2))  # two a run
 
 
 @pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.GC))
 def test_garbage_collection_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
     deployment = deployment_on(database, store)
-    seed = len(deployment.acknowledged)
-    deaths = deployment.server.deaths
-    deployment.collect_through(f"acme/g{seed}", seed, failpoints=crash_points.kill_at(point, seed))
-    assert deployment.server.deaths == deaths + 1
+    with killed_once(deployment) as seed:
+        deployment.collect_through(f"acme/g{seed}", seed, failpoints=crash_points.kill_at(point, seed))
 
 
 @pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.RETENTION))
 def test_retention_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
     deployment = deployment_on(database, store)
-    seed = len(deployment.acknowledged)
-    deaths = deployment.server.deaths
-    deployment.retain_through(f"acme/r{seed}", seed, failpoints=crash_points.kill_at(point, seed))
-    assert deployment.server.deaths == deaths + 1
+    with killed_once(deployment) as seed:
+        deployment.retain_through(f"acme/r{seed}", seed, failpoints=crash_points.kill_at(point, seed))
 
 
 @pytest.mark.parametrize("point", crash_points.HUB)
 def test_a_push_of_a_hub_client_survives_a_kill(deployment_on: DeploymentOn, point: str) -> None:
     deployment = deployment_on(*KINDS[0])
-    seed = len(deployment.acknowledged)
-    deaths = deployment.server.deaths
-    deployment.commit_through(f"acme/h{seed}", seed, failpoints=crash_points.kill_at(point, seed))
-    assert deployment.server.deaths == deaths + 1
+    with killed_once(deployment) as seed:
+        deployment.commit_through(f"acme/h{seed}", seed, failpoints=crash_points.kill_at(point, seed))
 
 
 @pytest.mark.parametrize(("point", "database", "store"), runs(crash_points.AUDIT))
 def test_the_audit_log_survives_a_kill(deployment_on: DeploymentOn, point: str, database: str, store: str) -> None:
     deployment = deployment_on(database, store)
-    seed = len(deployment.acknowledged)
-    deaths = deployment.server.deaths
-    deployment.log_through(f"acme/l{seed}", seed, failpoints=crash_points.kill_at(point, seed))
-    assert deployment.server.deaths == deaths + 1
+    with killed_once(deployment) as seed:
+        deployment.log_through(f"acme/l{seed}", seed, failpoints=crash_points.kill_at(point, seed))
 
 
 def test_at_the_end_every_acknowledged_push_is_intact(deployment_on: DeploymentOn) -> None:
