@@ -32,8 +32,8 @@ from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import RegistryError
-from registry.files import CONFIG, WEIGHTS
-from registry.manifest import Descriptor
+from registry.versions.files import CONFIG, WEIGHTS
+from registry.versions.manifest import Descriptor
 from tests import fixtures
 
 ROUNDS = 5

@@ -32,9 +32,9 @@ import numpy as np
 from benchmarks import _adapters, _contenders
 from registry.api.bases import BaseAdd, BaseView
 from registry.api.jobs import ClaimRequest, FinishRequest
-from registry.client import push
 from registry.client.local import base_folder
 from registry.client.registry import Registry
+from registry.client.transfer import push
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs

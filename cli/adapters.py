@@ -18,7 +18,8 @@ from registry.client.core import Versions
 from registry.evaluation.verdicts import Check, Outcome
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import arguments, output, session, versions
+from . import versions
+from .console import arguments, output, session
 
 BASE_MATCHES = [match.value for match in BaseMatch if match not in (BaseMatch.UNRELATED, BaseMatch.UNKNOWN)]
 PAGE_LIMIT = 200

@@ -32,7 +32,7 @@ from registry.serving.engines.openai import KEY_VARIABLE
 from registry.serving.store import eviction, in_use
 from registry.serving.store.local_store import LocalStore
 
-from . import logs, output, session
+from .console import logs, output, session
 
 SIGNAL_CHECK_SECONDS = 0.5
 """Python handles a signal only in the main thread, which therefore must wake up."""

@@ -11,14 +11,13 @@ from typing import Any
 
 import click
 
-from registry.api.aliases import AliasMove, AliasView
-from registry.api.groups import MovedAlias, MoveItem
+from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
 from registry.client import answers
 from registry.client.groups import Groups
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 
-from . import arguments, groups, output, session
+from .console import arguments, groups, output, session
 
 
 @click.command()

@@ -10,16 +10,17 @@ from typing import Any
 
 import click
 
-from registry.api.groups import DescribeItem, MoveItem
-from registry.client import push
+from registry.api.aliases import DescribeItem, MoveItem
 from registry.client.fleet_file import FleetEntry, read_fleet_file
 from registry.client.groups import Groups
 from registry.client.registry import Registry
+from registry.client.transfer import push
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.names import NEWEST, AdapterName
 
-from . import groups, output, session, versions
-from .output import ProgressLine
+from . import versions
+from .console import groups, output, session
+from .console.output import ProgressLine
 
 
 @dataclass

@@ -21,7 +21,7 @@ from registry.events import describe
 from registry.tlog.notes import Checkpoint, Verifier
 from registry.tlog.replay import Replay, replay
 
-from . import output, session
+from .console import output, session
 
 
 @click.group()

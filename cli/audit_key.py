@@ -16,7 +16,7 @@ from registry.server.database.engine import explain_failure, open_database
 from registry.server.settings import Settings
 from registry.tlog.notes import Signer
 
-from . import output
+from .console import output
 
 DATA_OPTION = click.option("--data", type=click.Path(file_okay=False), help="Data folder of the server.")
 

@@ -20,8 +20,9 @@ from registry.evaluation.thresholds import Thresholds
 from registry.worker.model import identify as weights_identity
 from registry.worker.model.weights import Weights
 
-from . import main, output, session
-from .output import ProgressLine
+from . import main
+from .console import output, session
+from .console.output import ProgressLine
 
 UNRELATED_SHOWN = 10
 

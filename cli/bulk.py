@@ -12,15 +12,17 @@ import click
 
 from registry.api.catalog import VersionView
 from registry.api.transfer import PushResult
-from registry.client import push, waiting
-from registry.client.bulk import Result
+from registry.client import waiting
+from registry.client.transfer import push
+from registry.client.transfer.bulk import Result
 from registry.errors import Invalid, RegistryError, Unavailable
-from registry.files import CONFIG, WEIGHTS_ENDINGS
 from registry.names import AdapterName, Ref
-from registry.provenance import Provenance, parse_provenance_file, provenance_from_options
+from registry.versions.files import CONFIG, WEIGHTS_ENDINGS
+from registry.versions.provenance import Provenance, parse_provenance_file, provenance_from_options
 
-from . import arguments, main, output, session
-from .output import ProgressLine
+from . import main
+from .console import arguments, output, session
+from .console.output import ProgressLine
 
 
 @click.command("push-all")
@@ -104,7 +106,7 @@ def _with_tags(
     registry: Any, results: list[Result[PushResult]], tags: dict[str, str | None]
 ) -> list[Result[PushResult]]:
     pushed = _pushed(results)
-    item = main.load("registry.api.groups", "DescribeItem")
+    item = main.load("registry.api.aliases", "DescribeItem")
     items = [item(subject=f"{version.name}@{version.number}", tags=tags) for _, version in pushed]
     results = [*results]
     for (position, _), outcome in zip(
@@ -118,7 +120,7 @@ def _with_tags(
 
 def _with_alias(registry: Any, results: list[Result[PushResult]], alias: str, message: str) -> list[Result[PushResult]]:
     pushed = _pushed(results)
-    item = main.load("registry.api.groups", "MoveItem")
+    item = main.load("registry.api.aliases", "MoveItem")
     items = [item(name=v.name, alias=alias, version=str(v.number), reason=message) for _, v in pushed]
     results = [*results]
     for (position, version), outcome in zip(

@@ -28,7 +28,8 @@ from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.names import Ref
 
-from . import main, output, session, versions
+from . import main, versions
+from .console import output, session
 
 NAMES_SHOWN = 10
 

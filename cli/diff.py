@@ -17,15 +17,16 @@ import click
 
 from registry.adapters import module_grid
 from registry.api.catalog import VersionView
-from registry.client import pull
 from registry.client.core import Versions
 from registry.client.local import folder as folders
+from registry.client.transfer import pull
 from registry.engines import version_facts
-from registry.files import CONFIG
 from registry.names import Ref
+from registry.versions.files import CONFIG
 
-from . import heatmap, main, output, session
-from .heatmap import HeatMap
+from . import main
+from .console import heatmap, output, session
+from .console.heatmap import HeatMap
 
 MODULES_SHOWN = 8
 VALUE_WIDTH = 80

@@ -18,7 +18,7 @@ from registry.client.registry import Registry
 from registry.errors import RegistryError
 from registry.filesystem import user_folder
 
-from . import output, session
+from .console import output, session
 
 EXTRAS = {"server": ("fastapi", "sqlmodel", "alembic", "uvicorn"), "worker": ("torch", "peft", "transformers")}
 LOW_SPACE_BYTES = 2 * 10**9

@@ -9,13 +9,14 @@ import click
 
 from registry import errors
 from registry.api.serving import DesiredAdapter, DesiredState
-from registry.client import pull
+from registry.client.transfer import pull
 from registry.serving.export import export as exports
 from registry.serving.export import kubernetes as kubernetes_objects
 from registry.serving.export.export import Exported, ExportTarget, Item
 from registry.serving.export.folder import FolderTarget
 
-from . import arguments, main, output, session
+from . import main
+from .console import arguments, output, session
 
 _COLORS = {"new": "green", "left out": "yellow", "failed": "red", "removed": "yellow"}
 

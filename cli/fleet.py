@@ -7,7 +7,7 @@ import click
 from registry.api.serving import FleetNodes, NodeView, SlotState, SlotView
 from registry.digest import Digest
 
-from . import output, session
+from .console import output, session
 
 
 @click.command(epilog=f"Slot states: {', '.join(SlotState)}.")

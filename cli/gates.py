@@ -11,15 +11,14 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from registry.api.aliases import ApprovalView, GateView
-from registry.api.groups import ApproveItem
+from registry.api.aliases import ApprovalView, ApproveItem, GateView
 from registry.client.groups import Groups
 from registry.errors import Invalid
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.names import Ref
 
-from . import arguments, groups, output, session
+from .console import arguments, groups, output, session
 
 CHECKS = [check.value for check in Check if check is not Check.ENGINE]
 STRICT = "=pass"

@@ -21,7 +21,8 @@ from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.jobs import FINAL, PRIORITY_LIMIT, Job, Kind, State
 from registry.names import Ref
 
-from . import arguments, output, session, versions
+from . import versions
+from .console import arguments, output, session
 
 CAMPAIGN_POLL_SECONDS = 1.0
 NO_WORKER_NOTE_SECONDS = 5.0

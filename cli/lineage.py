@@ -14,13 +14,14 @@ import click
 
 from registry import attestations
 from registry.api.catalog import VersionView
-from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import canonical_json
 from registry.errors import Invalid
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
+from registry.lineage.graph import Lineage, LineageEdge, LineageNode
 from registry.names import Ref
 
-from . import arguments, output, session, verify
+from . import verify
+from .console import arguments, output, session
 
 DRAWN: dict[str, Callable[[Lineage], Iterator[str]]] = {
     "dot": diagrams.dot,

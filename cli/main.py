@@ -1,7 +1,7 @@
 """The entry point: the table of commands, and their lazy import.
 
 Help and completion import only click. A command's module is imported when the command runs; a missing extra and every
-error of the registry end in a message and the exit code of the error's class (cli/output.py).
+error of the registry end in a message and the exit code of the error's class (cli/console/output.py).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class LazyGroup(click.Group):
         if not spec.extra:
             os.environ.setdefault(*NO_PLUGINS)
         command = load(spec.module, spec.attribute, spec.extra, f"adapter {cmd_name}")
-        completed: click.Command = load(".output", "complete")(command)
+        completed: click.Command = load(".console.output", "complete")(command)
         return completed
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -183,9 +183,9 @@ class LazyGroup(click.Group):
         except (click.exceptions.Exit, click.ClickException):
             raise
         except (KeyboardInterrupt, click.Abort):
-            ctx.exit(load(".output", "print_interrupted")(ctx))
+            ctx.exit(load(".console.output", "print_interrupted")(ctx))
         except Exception as error:
-            code: int | None = load(".output", "print_error")(error, ctx)
+            code: int | None = load(".console.output", "print_error")(error, ctx)
             if code is None:
                 raise
             ctx.exit(code)

@@ -12,15 +12,14 @@ from collections.abc import Iterator
 
 import click
 
-from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest
-from registry.api.retention import RetentionView
+from registry.api.maintenance import FsckPage, FsckRequest, GcReport, GcRequest, ReindexRequest, RetentionView
 from registry.client.registry import Registry
 from registry.errors import Invalid
 from registry.findings import Finding
 from registry.names import AdapterName
-from registry.retention import NEWEST_LIMIT, RetentionRule
+from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
-from . import arguments, output, session
+from .console import arguments, output, session
 
 FINDINGS_SHOWN = 50
 MEGABYTE = 10**6

@@ -16,10 +16,10 @@ import click
 from registry.api.bases import BaseView
 from registry.api.jobs import JobSubmit
 from registry.client import convert as conversion
-from registry.client import pull, push
 from registry.client.convert import ConversionOutcome
 from registry.client.local.destination import Destination
 from registry.client.registry import Registry
+from registry.client.transfer import pull, push
 from registry.errors import Invalid
 from registry.jobs import Job, Kind, State
 from registry.merging.conversions import Conversion, TargetFormat
@@ -28,7 +28,8 @@ from registry.names import AdapterName, Ref
 from registry.worker.merge.request import MergeRequest
 from registry.worker.model import identify
 
-from . import arguments, jobs, main, output, session
+from . import jobs, main
+from .console import arguments, output, session
 
 WORST_SHOWN = 5
 

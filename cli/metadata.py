@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
+from registry.api.aliases import DescribedSubject, DescribeItem
 from registry.api.catalog import AdapterView, MetadataChange, VersionView
-from registry.api.groups import DescribedSubject, DescribeItem
 from registry.client.core import Versions
 from registry.client.groups import Groups
 from registry.names import AdapterName, Ref
 
-from . import arguments, groups, output, session, versions
+from . import versions
+from .console import arguments, groups, output, session
 
 Subject = AdapterName | Ref
 

@@ -13,7 +13,7 @@ from registry.errors import Invalid
 from registry.names import AdapterName
 from registry.roles import Role
 
-from . import arguments, output, session
+from .console import arguments, output, session
 
 
 @click.group()

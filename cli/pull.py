@@ -14,15 +14,15 @@ import click
 
 from registry import names
 from registry.api.catalog import Resolved
-from registry.client import pull as pulling
-from registry.client.bulk import Result
+from registry.client.transfer import pull as pulling
+from registry.client.transfer.bulk import Result
 from registry.errors import Invalid
-from registry.files import WEIGHTS_ENDINGS
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
+from registry.versions.files import WEIGHTS_ENDINGS
 
-from . import arguments, output, session
-from .output import ProgressLine
+from .console import arguments, output, session
+from .console.output import ProgressLine
 
 
 @click.command()

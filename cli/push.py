@@ -10,17 +10,18 @@ import click
 
 from registry.api.catalog import VersionMetadataChange, VersionView
 from registry.api.transfer import PushResult
-from registry.client import push as pushing
 from registry.client import waiting
 from registry.client.core import Versions
+from registry.client.transfer import push as pushing
 from registry.durations import expiry
 from registry.errors import Refused
 from registry.findings import Finding
 from registry.names import AdapterName, Ref
-from registry.provenance import parse_provenance_file, provenance_from_options
+from registry.versions.provenance import parse_provenance_file, provenance_from_options
 
-from . import arguments, main, output, session, versions
-from .output import ProgressLine
+from . import main, versions
+from .console import arguments, output, session
+from .console.output import ProgressLine
 
 
 @click.command()

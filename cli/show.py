@@ -15,11 +15,12 @@ from registry.api.catalog import AdapterView, VersionView
 from registry.client import convert
 from registry.client.registry import Registry
 from registry.evaluation.verdicts import Check
-from registry.files import TRAINER_STATE
 from registry.names import AdapterName, Ref
+from registry.versions.files import TRAINER_STATE
 
-from . import arguments, heatmap, output, session, versions
-from .heatmap import HeatMap
+from . import versions
+from .console import arguments, heatmap, output, session
+from .console.heatmap import HeatMap
 
 
 @click.command()

@@ -20,7 +20,8 @@ from registry.client.registry import Registry
 from registry.errors import Invalid, NotFound
 from registry.roles import Scope
 
-from . import main, output, session
+from . import main
+from .console import output, session
 
 DAY_SECONDS = 86400
 SECRET_PREFIX = "lra_"  # noqa: S105 - no secret

@@ -26,7 +26,7 @@ from registry.errors import Corrupt, Invalid, NotFound
 from registry.names import Ref
 from registry.tlog.notes import Verifier
 
-from . import arguments, output, session
+from .console import arguments, output, session
 
 _EXISTING = click.Path(path_type=Path, exists=True)
 

@@ -14,7 +14,7 @@ from registry.api.catalog import AdapterView, ServedOn, VersionView
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
 
-from . import output
+from .console import output
 
 FINDINGS_SHOWN = 5
 UPDATES_SHOWN = 12

@@ -8,7 +8,7 @@ from registry.api.audit import DeliveryView, WebhookCreate, WebhookView
 from registry.client.audit import Audit
 from registry.events import WEBHOOK_DEFAULT, DeliveryState, EventType
 
-from . import output, session
+from .console import output, session
 
 
 @click.group()

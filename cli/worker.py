@@ -22,7 +22,8 @@ from registry.worker.loop import RunSummary, Worker
 from registry.worker.model.sources import Sources
 from registry.worker.model_process.client import Pool, ProcessLimits
 
-from . import logs, main, output, session
+from . import main
+from .console import logs, output, session
 
 PACKAGES = ("torch", "safetensors", "peft", "transformers")
 """Imports of a model process, checked before a job is claimed."""

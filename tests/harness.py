@@ -39,10 +39,7 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
-from registry.files import kind_of
 from registry.findings import Finding
-from registry.manifest import BaseRef, Descriptor, Edge, Manifest
-from registry.provenance import Provenance
 from registry.server import app
 from registry.server.access import tokens
 from registry.server.actors import TRUSTED
@@ -52,6 +49,9 @@ from registry.server.database.models import BlobRow, JobRow
 from registry.server.secret import new_secret, sha256_of
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, digest_of
+from registry.versions.files import kind_of
+from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
+from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
 from tests.httpx_transports import HttpxInProcess

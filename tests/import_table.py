@@ -125,14 +125,16 @@ def imports_of(module: str, source: str, modules: set[str]) -> Iterator[tuple[st
 
     A relative import is resolved in `cli/`, which a wheel holds as `registry.cli`; elsewhere it stays as it is written.
     """
-    package = "cli" if module.split(".")[0] == "cli" else ""
+    resolve = module.split(".")[0] == "cli"
+    is_package = any(other.startswith(f"{module}.") for other in modules)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             origin = node.module or ""
-            if node.level == 1 and package:
-                origin = f"{package}.{origin}".rstrip(".")
+            if node.level and resolve:
+                package = module.split(".")[: -(node.level - is_package) or None]
+                origin = ".".join([*package, *filter(None, [origin])])
             elif node.level:
                 yield ("." * node.level + origin, node.lineno)
                 continue

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from registry.digest import Digest
-from registry.files import CHUNK_BYTES
 from registry.server.storage.blobs import (
     WHOLE_BYTES,
     BlobStore,
@@ -19,6 +18,7 @@ from registry.server.storage.blobs import (
     key_of,
     raise_unknown,
 )
+from registry.versions.files import CHUNK_BYTES
 
 
 class MemoryBlobs(BlobStore):

@@ -157,7 +157,7 @@ INTERNAL_LIMITS = {
         "registry.server.sessions.one_time_links.LINKS_LIMIT",
     ],
     "sizes of the table of files, which the page shows": [
-        "registry.files.CONFIG_LIMIT_BYTES", "registry.files.FILE_LIMIT_BYTES",
+        "registry.versions.files.CONFIG_LIMIT_BYTES", "registry.versions.files.FILE_LIMIT_BYTES",
     ],
 }  # fmt: skip
 """Why no user meets a limit, and the limits."""

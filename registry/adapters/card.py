@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from registry.files import CARD, Read
 from registry.findings import Finding
 from registry.strict import yaml as strict_yaml
+from registry.versions.files import CARD, Read
 
 READ_LIMIT_BYTES = 64 * 2**10
 NAMES_LIMIT = 32

@@ -12,11 +12,18 @@ from typing import Any
 from registry.adapters.methods import code_references
 from registry.adapters.safetensors import wrong_file
 from registry.errors import Invalid, TooLarge
-from registry.files import ADDED_TOKENS, SENTENCEPIECE, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TRAINER_STATE, Read
 from registry.findings import Finding
 from registry.strict import json as strict_json
 from registry.strict import yaml as strict_yaml
 from registry.strict.fields import FINDINGS_LIMIT
+from registry.versions.files import (
+    ADDED_TOKENS,
+    SENTENCEPIECE,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TRAINER_STATE,
+    Read,
+)
 
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""

@@ -22,9 +22,9 @@ from registry.adapters.safetensors import Header
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
 from registry.evaluation import golden
-from registry.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS, Read
 from registry.findings import Finding
-from registry.manifest import Descriptor
+from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES, GOLDEN, WEIGHTS, WEIGHTS_ENDINGS, Read
+from registry.versions.manifest import Descriptor
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")

@@ -15,8 +15,8 @@ from jinja2.parser import Parser
 
 from registry.adapters.companions import check_json
 from registry.errors import Invalid
-from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, Read
 from registry.findings import Finding
+from registry.versions.files import CHAT_TEMPLATE, TOKENIZER_CONFIG, Read
 
 LENGTH_LIMIT = 64 * 2**10
 TOTAL_LIMIT = 256 * 2**10

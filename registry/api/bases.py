@@ -11,7 +11,7 @@ from registry.bases import BaseSpec, Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
 from registry.digest import Digest
-from registry.manifest import Edge
+from registry.versions.manifest import Edge
 
 
 class BaseAdd(Request):

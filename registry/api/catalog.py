@@ -11,9 +11,9 @@ from msgspec import Meta
 from registry.api import AnswerStruct, RequestStruct, StructPage, check_field, check_printable
 from registry.digest import Digest
 from registry.evaluation.verdicts import Verdict
-from registry.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
-from registry.provenance import URI_LIMIT, Provenance
 from registry.structs import Moment
+from registry.versions.manifest import TAG_VALUE_LIMIT, Descriptor, Edge, Manifest
+from registry.versions.provenance import URI_LIMIT, Provenance
 
 DESCRIPTION_LIMIT = 2000
 TAGS_LIMIT = 64

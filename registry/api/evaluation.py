@@ -16,8 +16,8 @@ from registry.digest import Digest
 from registry.evaluation.engine_settings import EngineSettings
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.evaluation.verdicts import PROFILE_LIMIT, Verdict
-from registry.files import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
 from registry.names import PATH_LIMIT_BYTES
+from registry.versions.files import CONFIG_LIMIT_BYTES, FILE_LIMIT_BYTES, WEIGHTS
 
 ENGINES_LIMIT = 32
 """How many profiles one request may name."""

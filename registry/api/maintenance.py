@@ -1,14 +1,18 @@
-"""REST schemas of operation: health, and for administrators garbage collection, consistency check, re-index.
+"""REST schemas of operation: health, and for administrators garbage collection, retention, consistency check, re-index.
 
 A long run is many short requests: each works for some seconds and returns `next_cursor`, which is empty at the end.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import Field
 
-from registry.api.models import Answer, Request
+from registry.api.models import Answer, ItemPage, Request
+from registry.digest import Digest
 from registry.findings import Finding
+from registry.versions.retention import RetentionRule
 
 YEAR_SECONDS = 366 * 86400
 
@@ -102,3 +106,33 @@ class ReindexPage(Answer):
     records: int = 0
     findings: list[Finding] = []
     next_cursor: str = ""
+
+
+class RetentionSet(Request):
+    """The new rule of an adapter or namespace."""
+
+    rule: RetentionRule
+
+
+class RetentionView(Answer):
+    """The rule in force, null for none, and where it was set."""
+
+    rule: RetentionRule | None = None
+    set_on: str = ""
+    set_at: datetime | None = None
+    set_by: str = ""
+
+
+class RetentionDecision(Answer):
+    """What the next garbage collection does to one version, and why."""
+
+    number: int
+    digest: Digest
+    deletes: bool
+    reason: str
+
+
+class RetentionPlan(ItemPage[RetentionDecision]):
+    """The versions of one adapter that are not deleted, newest first, under this rule."""
+
+    rule: RetentionRule | None = None

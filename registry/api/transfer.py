@@ -15,8 +15,8 @@ from msgspec import Meta
 from registry.api import MESSAGE_LIMIT, REF_LIMIT, AnswerStruct, Problem, RequestStruct, check_field, check_message
 from registry.api.catalog import Resolved, VersionView
 from registry.digest import Digest
-from registry.manifest import FILES_LIMIT, Manifest
 from registry.structs import Moment
+from registry.versions.manifest import FILES_LIMIT, Manifest
 
 SMALL_BLOB_BYTES = 16 * 2**10
 SMALL_FILES_BYTES = 256 * 2**10

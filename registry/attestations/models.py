@@ -20,8 +20,8 @@ from registry import attestations
 from registry.attestations import Statement, certificates, signature_error, sigstore
 from registry.attestations.certificates import Trust, Untrusted
 from registry.attestations.keys import PrivateKey, PublicKey
-from registry.files import NOTE
-from registry.manifest import Manifest
+from registry.versions.files import NOTE
+from registry.versions.manifest import Manifest
 
 MODEL = "https://model_signing/signature/v1.0"
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"

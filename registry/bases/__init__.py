@@ -21,10 +21,10 @@ from registry.bases.fingerprints import Fingerprints, architecture_fingerprint, 
 from registry.bases.modules import Facts, Logical, ModuleShape
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDEX
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
+from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS, BASE_WEIGHTS_INDEX
 
 CONFIG_LIMIT_BYTES = 2**20
 SIZE_LIMIT = 2**31

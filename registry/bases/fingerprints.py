@@ -14,9 +14,9 @@ from typing import Any
 from registry.bases.modules import Logical
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.files import TOKENIZER
 from registry.findings import Finding
 from registry.model import FrozenModel
+from registry.versions.files import TOKENIZER
 
 SAME_MEANING: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"), "layers": ("num_hidden_layers", "n_layer", "num_layers"),

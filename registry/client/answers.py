@@ -19,14 +19,21 @@ from registry.client.transport import wrong_answer
 from registry.client.transport.responses import Shape, error_of_problem
 from registry.digest import Digest, DigestPrefix
 from registry.errors import RegistryError
-from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, is_served_name
+from registry.versions.manifest import Manifest
 
 if TYPE_CHECKING:  # a push and a pull do not load these schemas
-    from registry.api.aliases import AliasView, ApprovalView
+    from registry.api.aliases import (
+        AliasView,
+        ApprovalView,
+        ApproveItem,
+        DescribedSubject,
+        DescribeItem,
+        MovedAlias,
+        MoveItem,
+    )
     from registry.api.bases import BaseView
     from registry.api.evaluation import NormsView
-    from registry.api.groups import ApproveItem, DescribedSubject, DescribeItem, MovedAlias, MoveItem
     from registry.api.jobs import Claimed
     from registry.api.serving import DesiredAdapter, DesiredState
     from registry.jobs import Job

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from registry.api.bases import BaseView
-from registry.client import convert, push
+from registry.client import convert
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
+from registry.client.transfer import push
 from registry.compat import evaluate
 from registry.digest import Digest
 from registry.engines import EngineProfile

@@ -22,16 +22,16 @@ from registry.api.catalog import Resolved
 from registry.api.jobs import JobSubmit
 from registry.api.transfer import PushResult
 from registry.bases import BaseSpec
-from registry.client import pull
-from registry.client import push as pushing
 from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
-from registry.files import CONFIG
+from registry.client.transfer import pull
+from registry.client.transfer import push as pushing
 from registry.jobs import Job, Kind
-from registry.manifest import Edge, Relation
 from registry.merging import conversions, renaming
 from registry.merging.conversions import Conversion, Converted, RunsOn
 from registry.names import AdapterName, Ref
+from registry.versions.files import CONFIG
+from registry.versions.manifest import Edge, Relation
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from registry.api import GROUP_LIMIT, groups
+from registry.api import GROUP_LIMIT, aliases
 from registry.api.aliases import ApprovalView
 from registry.client import answers
 from registry.client.core import Versions
@@ -19,24 +19,24 @@ class Groups(Versions):
         super().__init__(registry.url, connection=registry.connection)
 
     def move_aliases(
-        self, items: Sequence[groups.MoveItem], *, atomic: bool = False, dry_run: bool = False
-    ) -> list[groups.MovedAlias | RegistryError]:
+        self, items: Sequence[aliases.MoveItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[aliases.MovedAlias | RegistryError]:
         """Move aliases of many adapters; return where each points then, or its error, in the same order."""
-        schemas = (groups.MoveGroup, groups.MoveResults)
+        schemas = (aliases.MoveGroup, aliases.MoveResults)
         return self._in_groups("/moves", *schemas, items, answers.moved, atomic=atomic, dry_run=dry_run)
 
     def approve_versions(
-        self, items: Sequence[groups.ApproveItem], *, atomic: bool = False, dry_run: bool = False
+        self, items: Sequence[aliases.ApproveItem], *, atomic: bool = False, dry_run: bool = False
     ) -> list[ApprovalView | RegistryError]:
         """Approve many versions; return the approvals or errors, in the same order."""
-        schemas = (groups.ApprovalGroup, groups.ApprovalResults)
+        schemas = (aliases.ApprovalGroup, aliases.ApprovalResults)
         return self._in_groups("/approvals", *schemas, items, answers.approval, atomic=atomic, dry_run=dry_run)
 
     def change_metadata(
-        self, items: Sequence[groups.DescribeItem], *, atomic: bool = False, dry_run: bool = False
-    ) -> list[groups.DescribedSubject | RegistryError]:
+        self, items: Sequence[aliases.DescribeItem], *, atomic: bool = False, dry_run: bool = False
+    ) -> list[aliases.DescribedSubject | RegistryError]:
         """Describe many adapters and versions; return what each has then or its error, in the same order."""
-        schemas = (groups.DescribeGroup, groups.DescribeResults)
+        schemas = (aliases.DescribeGroup, aliases.DescribeResults)
         return self._in_groups("/metadata", *schemas, items, answers.described, atomic=atomic, dry_run=dry_run)
 
     def _in_groups(

@@ -43,9 +43,8 @@ from registry.api.jobs import (
     JobSubmit,
     RenewRequest,
 )
-from registry.api.lineage import Lineage
+from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.api.models import Request
-from registry.api.retention import RetentionPlan, RetentionSet, RetentionView
 from registry.bases import Similarity
 from registry.bases.identity import Identity
 from registry.bases.library import LibraryModules
@@ -58,7 +57,8 @@ from registry.errors import NotFound
 from registry.evaluation.gates import Gate
 from registry.evaluation.reports import Report
 from registry.jobs import Job, Lease
-from registry.retention import RetentionRule
+from registry.lineage.graph import Lineage
+from registry.versions.retention import RetentionRule
 
 MAINTENANCE_SECONDS = 900.0
 """Timeout of one maintenance request: a deep check reads at least one blob, and that may be 20 GiB."""

@@ -28,10 +28,10 @@ from registry.client.core import Versions
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.events import EventType, with_former_types
-from registry.manifest import Manifest
 from registry.names import Ref
 from registry.tlog import notes
 from registry.tlog.notes import Verifier
+from registry.versions.manifest import Manifest
 
 # ------------------------------------------------------------------ bundles
 LIMIT_BYTES = 128 * 2**20

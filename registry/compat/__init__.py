@@ -22,8 +22,8 @@ from registry.digest import Digest
 from registry.engines import EngineProfile, version_facts
 from registry.engines import facts as engine_facts
 from registry.evaluation.verdicts import Check, Verdict
-from registry.files import CONFIG
 from registry.findings import Finding, FindingCollector
+from registry.versions.files import CONFIG
 
 OF_MODULES = frozenset(
     f"compat.{code}"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from registry.adapters.peft.config import BaseClaim
 from registry.bases import BaseMatch, BaseSpec, Similarity
-from registry.files import CONFIG
 from registry.findings import FindingCollector
+from registry.versions.files import CONFIG
 
 LOCATION = f"{CONFIG}: base_model_name_or_path"
 PACKED_NAME = re.compile(

@@ -15,8 +15,8 @@ from registry.adapters.peft.expected import names_targets
 from registry.adapters.peft.targets import Endings, Targets, endings, starts
 from registry.bases import BaseSpec
 from registry.bases.modules import PREFIXES, ModuleShape, is_token_table
-from registry.files import CONFIG
 from registry.findings import FindingCollector, Severity
+from registry.versions.files import CONFIG
 
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
 _LAYER = re.compile(r"\.(\d{1,6})\.")

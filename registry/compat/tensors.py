@@ -24,7 +24,7 @@ from registry.adapters.peft.formulas import ANY
 from registry.bases import BaseSpec
 from registry.bases.modules import ModuleShape
 from registry.compat.modules import ModuleLookup
-from registry.files import CONFIG
+from registry.versions.files import CONFIG
 
 T = TypeVar("T")
 _JUDGED_KINDS = ("linear", "conv1d", "embedding", "norm")

@@ -11,9 +11,9 @@ from registry.bases import BaseSpec
 from registry.bases.fingerprints import template_text, tokenizer_fingerprint
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
 from registry.findings import Finding, FindingCollector
-from registry.manifest import Descriptor
+from registry.versions.files import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Read
+from registry.versions.manifest import Descriptor
 
 TOKENIZER_LIMIT_BYTES = 16 * 2**20
 """Llama 3's tokenizer has 9 MB. Larger ones (Gemma: 33 MB) are not compared."""

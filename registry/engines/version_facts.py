@@ -10,8 +10,8 @@ from registry.adapters import card, formats, trainer
 from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.engines import facts as engine_facts
 from registry.engines.facts import EngineFacts
-from registry.files import CARD, TRAINER_STATE, Read
-from registry.manifest import Descriptor
+from registry.versions.files import CARD, TRAINER_STATE, Read
+from registry.versions.manifest import Descriptor
 
 LINES_LIMIT = 200
 TARGETS_LIMIT = 100

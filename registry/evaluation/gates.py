@@ -14,9 +14,9 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.files import GOLDEN
 from registry.findings import Finding
 from registry.model import FrozenModel
+from registry.versions.files import GOLDEN
 
 SOAK_LIMIT_SECONDS = 366 * 24 * 3600
 WEIGHTS_PENDING = "gate.weights_pending"

@@ -12,15 +12,15 @@ from __future__ import annotations
 from pydantic import Field, ValidationError
 
 from registry.errors import Invalid, TooLarge
-from registry.files import GOLDEN
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.structs import first_problem
+from registry.versions.files import GOLDEN
 
 SAMPLES_LIMIT = 100
 SAMPLE_LIMIT_BYTES = 16 * 2**10
-"""The whole file has a limit too, in `registry.files.KINDS`."""
+"""The whole file has a limit too, in `registry.versions.files.KINDS`."""
 
 _DIALECT = strict_json.Dialect("GOLDEN_INVALID", "golden", depth=2)
 

@@ -21,8 +21,8 @@ import re
 from registry import names
 from registry.digest import DigestPrefix
 from registry.errors import Invalid
-from registry.manifest import Descriptor
 from registry.names import Selector
+from registry.versions.manifest import Descriptor
 
 COMMIT_DIGITS = 40
 SMALL_LIMIT_BYTES = 2**20

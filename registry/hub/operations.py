@@ -22,10 +22,10 @@ from typing import Any, Protocol
 from registry import names
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
-from registry.files import FILE_LIMIT_BYTES
 from registry.hub import git_header
 from registry.strict import json as strict_json
 from registry.strict.json import Dialect
+from registry.versions.files import FILE_LIMIT_BYTES
 
 OPERATIONS_LIMIT = 1000
 LINE_LIMIT_BYTES = 64 * 2**10

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from registry import hub
-from registry.manifest import Descriptor
+from registry.versions.manifest import Descriptor
 
 Json = dict[str, Any]
 LIBRARY = "peft"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from registry.adapters import card
-from registry.provenance import Provenance
+from registry.versions.provenance import Provenance
 
 BASE, DATASET, RUN, CODE = "base:", "dataset:", "run:", "code:"
 CLAIMED = "claimed"

@@ -12,8 +12,8 @@ from typing import Any
 
 from registry import __version__
 from registry.api.catalog import VersionView
-from registry.api.lineage import Lineage, LineageNode
-from registry.files import CARD
+from registry.lineage.graph import Lineage, LineageNode
+from registry.versions.files import CARD
 
 SPEC_VERSION = "1.6"
 PROPERTY = "adapter-registry:"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from registry import attestations
 from registry.api.catalog import VersionView
-from registry.api.lineage import Lineage, LineageNode
+from registry.lineage.graph import Lineage, LineageNode
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "urn:adapter-registry:training:v1"

@@ -24,11 +24,11 @@ from registry.adapters.peft import LoraSpec, initializations
 from registry.adapters.read import AdapterContents, NonPeftContents, PeftContents
 from registry.bases import BaseSpec
 from registry.errors import Invalid
-from registry.files import CONFIG
 from registry.merging import renaming
 from registry.model import FrozenModel
 from registry.names import AdapterName
 from registry.structs import first_problem
+from registry.versions.files import CONFIG
 
 ANNOTATION = "conversion"
 """The annotations of a converted version begin so: `conversion.to`, `conversion.from` …"""

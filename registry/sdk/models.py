@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from registry.client.local.folder import Folder, read_files
 from registry.errors import Invalid
-from registry.files import CONFIG, WEIGHTS
+from registry.versions.files import CONFIG, WEIGHTS
 
 DEFAULT_ADAPTER = "default"
 """PEFT's name for the adapter of a model that has one."""

@@ -19,22 +19,23 @@ from registry.api import PAGE_LIMIT
 from registry.api.aliases import AliasView
 from registry.api.catalog import AdapterView, Resolved, VersionMetadataChange, VersionView
 from registry.api.jobs import JobSubmit
-from registry.api.lineage import Lineage
 from registry.api.transfer import PushResult
-from registry.client import answers, checks, pull, push, waiting
+from registry.client import answers, checks, waiting
 from registry.client.core import AnyRef, Name, parsed_name, parsed_ref
 from registry.client.local import folder as folders
 from registry.client.local.folder import Folder
 from registry.client.registry import Registry
-from registry.client.transfer import Progress
+from registry.client.transfer import pull, push
+from registry.client.transfer.file_transfer import Progress
 from registry.durations import expiry
 from registry.errors import Invalid, Unavailable
 from registry.evaluation.verdicts import Verdict
 from registry.jobs import Job, Kind, State
+from registry.lineage.graph import Lineage
 from registry.names import Ref
-from registry.provenance import Provenance
 from registry.sdk import models
 from registry.sdk.models import DEFAULT_ADAPTER, TrainedModel
+from registry.versions.provenance import Provenance
 
 Source = str | Path | TrainedModel
 """What is pushed: a folder, or a PeftModel."""

@@ -3,7 +3,7 @@
 vLLM finds `register` by the entry point group `vllm.general_plugins` and calls it in each of its processes; the front
 end then calls the resolver for every model name that it does not know (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1).
 
-- Its variables are in `registry/environment.toml`, section `vllm`. Without ADAPTER_REGISTRY the plugin does nothing.
+- docs/reference/settings.md lists its variables. Without ADAPTER_REGISTRY the plugin does nothing.
 - `register` never raises, reads or sends anything: an exception there ends vLLM at its start.
 - `resolve_lora` never raises: a refusal is None and one line in vLLM's log, because vLLM tells clients no reason.
 - Blocking work runs beside the event loop. A version that this vLLM was given is in use until vLLM ends.

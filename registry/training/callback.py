@@ -18,12 +18,12 @@ from transformers import TrainerCallback
 
 from registry.client.core import AnyRef, Name
 from registry.errors import RegistryError
-from registry.files import kind_of
-from registry.provenance import Provenance
-from registry.retention import RetentionRule
 from registry.sdk.registry import AdapterRegistry
 from registry.training.provenance import describe_training, find_code
 from registry.training.uploads import LOG, SavedCheckpoint, Uploads
+from registry.versions.files import kind_of
+from registry.versions.provenance import Provenance
+from registry.versions.retention import RetentionRule
 
 FLUSH_SECONDS = 300.0
 STAGING = ".registry"

@@ -12,8 +12,8 @@ from typing import Any, Self
 from registry.api.bases import BaseView
 from registry.api.catalog import Resolved
 from registry.api.jobs import Claimed, RenewRequest
-from registry.client import pull as pulling
 from registry.client.registry import Registry
+from registry.client.transfer import pull as pulling
 from registry.errors import Conflict, Corrupt, NotFound, RegistryError, printable
 from registry.evaluation.reports import Report
 from registry.jobs import Job

@@ -22,8 +22,8 @@ from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.reports import Execution, Report
 from registry.evaluation.thresholds import Thresholds
 from registry.evaluation.verdicts import Check, Outcome, add_up, summarize
-from registry.files import BASE_CONFIG, WEIGHTS
 from registry.findings import Finding
+from registry.versions.files import BASE_CONFIG, WEIGHTS
 from registry.worker.model_process.client import Gone
 from registry.worker.task import Done, Failed, Task
 

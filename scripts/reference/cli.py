@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import click
 
-from cli import main, output
+from cli import main
+from cli.console import output
 from registry import errors
 from scripts.reference.tables import table
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import registry
-from cli import output
+from cli.console import output
 from registry import errors
 from registry.server.http import problems
 from scripts.reference.tables import table

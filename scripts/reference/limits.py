@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import import_module
 
-from registry.files import KINDS
 from registry.server.settings import Settings
 from registry.server.webhooks import dispatch
+from registry.versions.files import KINDS
 from scripts.reference.tables import table
 
 INTRODUCTION = """\
@@ -17,7 +17,7 @@ What a registry accepts and keeps. Limits that operators change are [settings](s
 """
 LIMITS = {
     "Versions": {
-        "registry.manifest": {
+        "registry.versions.manifest": {
             "FILES_LIMIT": "files of a version",
             "VERSION_LIMIT_BYTES": "size of a version",
             "MANIFEST_LIMIT_BYTES": "size of a manifest",
@@ -31,7 +31,7 @@ LIMITS = {
             "PATH_LIMIT_BYTES": "length of a file's path",
             "PATH_DEPTH_LIMIT": "folders and file in a path",
         },
-        "registry.provenance": {
+        "registry.versions.provenance": {
             "PROVENANCE_FILE_LIMIT_BYTES": "file of declared inputs",
             "SIZE_LIMIT_BYTES": "size of the declared inputs",
             "DATASETS_LIMIT": "declared data sets",
@@ -40,7 +40,7 @@ LIMITS = {
             "TEXT_LIMIT": "characters of a declared name or id",
             "VALUE_LIMIT": "characters of a declared value",
         },
-        "registry.retention": {"NEWEST_LIMIT": "versions that a retention rule keeps for being new"},
+        "registry.versions.retention": {"NEWEST_LIMIT": "versions that a retention rule keeps for being new"},
         "registry.durations": {"SECONDS_LIMIT": "seconds of a retention rule or an expiry"},
         "registry.evaluation.golden": {
             "SAMPLES_LIMIT": "golden samples, in a file of the size above",

@@ -1,4 +1,4 @@
-"""docs/reference/settings.md: environment variables, from `Settings` and registry/environment.toml."""
+"""docs/reference/settings.md: environment variables, from `Settings` and environment.toml (here)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import tomllib
 from pathlib import Path
 
-import registry
 from registry.server.settings import Settings
 from scripts.reference.tables import table
 
@@ -30,7 +29,7 @@ GROUPS = {
 
 def client() -> dict[str, dict[str, dict[str, str]]]:
     """Group → variable → what it means, and its default."""
-    return tomllib.loads((Path(registry.__file__).parent / "environment.toml").read_text())
+    return tomllib.loads(Path(__file__).with_name("environment.toml").read_text())
 
 
 def server() -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ from registry import tlog
 from registry.attestations import models
 from registry.attestations.keys import PrivateKey, PublicKey
 from registry.digest import canonical_json
-from registry.manifest import Manifest
+from registry.versions.manifest import Manifest
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM

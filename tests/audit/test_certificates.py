@@ -23,11 +23,11 @@ from registry.client.audit import Audit
 from registry.digest import Digest
 from registry.errors import Invalid, Refused
 from registry.evaluation.gates import Gate
-from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import Ref
 from registry.server.actors import TRUSTED
 from registry.server.catalog import versions
 from registry.server.promotion.attestations import signers_by_version
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests.audit.certificates import EMAIL, NOW, Authority, Sigstore, bundle, key
 from tests.harness import Harness
 

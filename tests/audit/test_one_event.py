@@ -13,10 +13,10 @@ from sqlalchemy import delete, update
 from sqlmodel import col
 
 from registry.api.access import NamespaceSet, PublisherAdd, TokenCreate
+from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.audit import SignRequest, WebhookCreate
 from registry.api.catalog import MetadataChange
 from registry.api.evaluation import RecheckEnginesRequest
-from registry.api.groups import ApproveItem, DescribeItem, MoveItem
 from registry.api.jobs import (
     CampaignRequest,
     Claimed,
@@ -39,11 +39,11 @@ from registry.errors import Unauthenticated
 from registry.evaluation.gates import Gate
 from registry.events import EventType
 from registry.jobs import Kind
-from registry.retention import RetentionRule
 from registry.server import app
 from registry.server.database import db
 from registry.server.database.models import DeliveryRow, TakenNameRow, VerdictRow
 from registry.server.storage.blobs import key_of
+from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.access.identity import ISSUER, Provider
 from tests.harness import Harness

@@ -22,7 +22,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from cli import session
+from cli.console import session
 from cli.main import main
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.client.registry import Registry

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import heatmap, versions
+from cli import versions
+from cli.console import heatmap
 from tests import fixtures
 from tests.cli.runner import CommandRunner
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cli import session
+from cli.console import session
 from registry.api.serving import NodeReport, SlotReport
 from registry.client.registry import Registry
 from tests.cli.runner import CommandRunner

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cli import heatmap, output
-from cli.heatmap import HeatMap
+from cli.console import heatmap, output
+from cli.console.heatmap import HeatMap
 from registry.adapters import module_grid
 
 NORMS = {"model.layers.0.self_attn.q_proj": 3.0, "model.layers.0.mlp.up_proj": 4.0, "model.layers.10.mlp.up_proj": 1.0,

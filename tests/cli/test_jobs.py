@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from cli import session
+from cli.console import session
 from registry.api.jobs import ClaimRequest, FailRequest, RenewRequest
 from registry.client.registry import Registry
 from registry.findings import Finding

@@ -52,9 +52,9 @@ UNUSED = (
     *("registry.evaluation.reports", "registry.evaluation.reference_logprobs"),
 )
 """Modules that neither a push nor a pull nor a list needs."""
-UNUSED_BY_PUSH = ("registry.client.pull", "registry.client.local.cache", "registry.client.local.destination")
+UNUSED_BY_PUSH = ("registry.client.transfer.pull", "registry.client.local.cache", "registry.client.local.destination")
 UNUSED_BY_READS = (
-    *("registry.client.push", "registry.client.local.folder", "registry.adapters.read"),
+    *("registry.client.transfer.push", "registry.client.local.folder", "registry.adapters.read"),
     *("registry.adapters.formats", "registry.adapters.peft"),
 )
 UNUSED_BY_PULL = (*UNUSED_BY_READS, "registry.evaluation.golden")

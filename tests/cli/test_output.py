@@ -10,7 +10,7 @@ import click
 import pytest
 from pydantic import ValidationError
 
-from cli import output
+from cli.console import output
 from registry import errors
 from registry.api.aliases import AliasView, WithdrawRequest
 from registry.errors import Invalid, RegistryError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import session
+from cli.console import session
 from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
 from registry.errors import Invalid, NotFound

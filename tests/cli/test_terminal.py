@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cli import output, session
+from cli.console import output, session
 from registry.api.jobs import ClaimRequest, FailRequest
 from registry.api.serving import NodeReport, SlotReport
 from registry.client.registry import Registry

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from registry.api.transfer import BULK_LIMIT
-from registry.client import pull, push
 from registry.client.local.cache import Cache
+from registry.client.transfer import pull, push
 from registry.names import Ref
 from tests import samples
 from tests.client.counting import CountingClient

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from registry.api.bases import BaseAdd
-from registry.client import convert, pull, push
+from registry.client import convert
 from registry.client.local import base_folder
+from registry.client.transfer import pull, push
 from registry.errors import Invalid
 from registry.merging.conversions import Conversion
 from registry.names import AdapterName, Ref

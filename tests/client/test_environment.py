@@ -19,7 +19,7 @@ from registry.client.local.destination import Destination
 from registry.client.transport import http_transport
 from registry.client.transport.connection import ATTEMPTS_LIMIT, Connection
 from registry.errors import Invalid, NotFound, Unavailable
-from registry.files import NOTE
+from registry.versions.files import NOTE
 from tests.httpx_transports import HttpxTransport, MockTransport
 
 HIGH = 1100

@@ -11,9 +11,9 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
-from registry.client import pull
-from registry.client import push as pushing
 from registry.client.local import base_folder
+from registry.client.transfer import pull
+from registry.client.transfer import push as pushing
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 from tests import non_peft_files, samples

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from registry import files
 from registry.client.local import folder as folders
 from registry.client.local import hashing
+from registry.versions import files
 from tests import samples
 
 WEIGHTS = b"w" * (3 * hashing.EARLY_CHUNK_BYTES // 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import push
+from registry.client.transfer import push
 from registry.errors import NotFound
 from registry.names import AdapterName
 from tests import samples

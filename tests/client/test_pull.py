@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from registry.api.transfer import PullPlan
-from registry.client import pull, push
 from registry.client.local.base_folder import base_spec_from
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
+from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, RegistryError
 from registry.names import Ref

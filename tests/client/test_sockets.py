@@ -19,7 +19,7 @@ import pytest
 from registry.api.catalog import FileLink
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
-from registry.client.transfer import Silent, fetch
+from registry.client.transfer.file_transfer import Silent, fetch
 from registry.client.transport import HttpAnswer
 from registry.client.transport.connection import Connection
 from registry.client.transport.responses import store_error_of
@@ -197,8 +197,8 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(
 def test_big_files_come_in_ranges_that_are_put_together(
     registry: Registry, home: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.client.transfer.RANGES_FROM_BYTES", 2**20)
-    monkeypatch.setattr("registry.client.transfer.RANGE_BYTES", 2**20)
+    monkeypatch.setattr("registry.client.transfer.file_transfer.RANGES_FROM_BYTES", 2**20)
+    monkeypatch.setattr("registry.client.transfer.file_transfer.RANGE_BYTES", 2**20)
     home.tricks = [None, "cut"]
     fetch(registry, link("/file"), tmp_path / "a", Silent())
     assert (tmp_path / "a").read_bytes() == DATA

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import pull, push
 from registry.client.local.folder import read_folder
+from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.findings import Finding

@@ -11,12 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from registry.api.groups import ApproveItem, DescribeItem, MoveItem
+from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
 from registry.api.jobs import ClaimRequest
-from registry.client import answers, core, pull, push
+from registry.client import answers, core
 from registry.client.audit import Audit
 from registry.client.groups import Groups
 from registry.client.registry import Registry
+from registry.client.transfer import pull, push
 from registry.errors import Corrupt, Unavailable
 from registry.names import AdapterName, Ref
 from registry.serving.export import export

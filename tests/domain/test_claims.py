@@ -12,7 +12,7 @@ from registry.bases.fingerprints import tokenizer_fingerprint
 from registry.compat import base_match, tokenizers
 from registry.digest import Digest
 from registry.findings import Finding, FindingCollector
-from registry.manifest import Descriptor
+from registry.versions.manifest import Descriptor
 from tests import samples
 from tests.domain.specs import base_spec
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from registry.api.catalog import VersionView
-from registry.api.lineage import Lineage, LineageEdge, LineageNode
 from registry.digest import Digest, canonical_json
 from registry.lineage import cyclonedx, diagrams, openlineage, slsa
 from registry.lineage.diagrams import svg
-from registry.manifest import Descriptor
-from registry.provenance import Provenance
+from registry.lineage.graph import Lineage, LineageEdge, LineageNode
+from registry.versions.manifest import Descriptor
+from registry.versions.provenance import Provenance
 
 ROOT, PARENT, UNSEEN, FILE, DATA = (Digest.of(word.encode()) for word in ("root", "parent", "unseen", "file", "data"))
 EVIL = '</text><script>alert(1)</script>"]; click n0 "javascript:x" #quot; \\" -->'

@@ -12,8 +12,9 @@ from registry import lineage
 from registry.adapters import card
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.manifest import BaseRef, Descriptor, Manifest
-from registry.provenance import (
+from registry.strict import yaml as strict_yaml
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
+from registry.versions.provenance import (
     Dataset,
     Provenance,
     parse_code,
@@ -22,7 +23,6 @@ from registry.provenance import (
     parse_provenance_file,
     parse_run,
 )
-from registry.strict import yaml as strict_yaml
 
 D = Digest.of(b"data")
 COMMIT = "9c4f" * 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registry.adapters.read import BYTES_LIMIT, ReadCache
-from registry.files import Read
+from registry.versions.files import Read
 
 
 @pytest.mark.security

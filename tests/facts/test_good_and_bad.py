@@ -18,7 +18,7 @@ from registry.adapters.peft import config
 from registry.bases import BaseSpec
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome, add_up, summarize
-from registry.files import BASE_WEIGHTS, BASE_WEIGHTS_INDEX
+from registry.versions.files import BASE_WEIGHTS, BASE_WEIGHTS_INDEX
 from tests import fixtures
 
 pytestmark = [

@@ -8,9 +8,9 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
-from registry.client import pull, push
 from registry.client.local import base_folder
 from registry.client.registry import Registry
+from registry.client.transfer import pull, push
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check
 from registry.names import Ref

@@ -9,9 +9,9 @@ import pytest
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
-from registry.client import push as pushing
 from registry.client.local import base_folder
 from registry.client.registry import Registry
+from registry.client.transfer import push as pushing
 from registry.names import AdapterName
 from tests import fixtures
 from tests.harness import Harness

@@ -25,25 +25,25 @@ from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest, GcRequest
 from registry.api.transfer import PushRequest
-from registry.client import pull, transfer
-from registry.client import push as pushing
 from registry.client.audit import Audit, ServerLog
 from registry.client.local.folder import read_folder
 from registry.client.registry import Registry
+from registry.client.transfer import file_transfer, pull
+from registry.client.transfer import push as pushing
 from registry.client.transport.connection import Connection
 from registry.digest import Digest
 from registry.errors import NotFound, RegistryError, Unavailable
 from registry.findings import Finding
 from registry.hub import commit_id
-from registry.manifest import BaseRef
 from registry.names import AdapterName, Ref
-from registry.retention import RetentionRule
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.settings import Settings
 from registry.server.storage.open import open_store
 from registry.tlog.notes import Verifier
 from registry.tlog.replay import replay
+from registry.versions.manifest import BaseRef
+from registry.versions.retention import RetentionRule
 from tests import samples
 from tests.base_specs import spec_of
 from tests.faults import hub_pushes
@@ -217,7 +217,7 @@ class Deployment:
         sources = {file.digest: contents.sources[file.path] for file in contents.files}
         for upload in client.plan_push(name, PushRequest(manifest=manifest)).uploads:
             with contextlib.suppress(NotFound):  # collected meanwhile: its time was up
-                transfer.send(client, upload, sources[upload.digest], transfer.Silent())
+                file_transfer.send(client, upload, sources[upload.digest], file_transfer.Silent())
 
     def expire_pushes(self, *, of: str = "%") -> None:
         """Expire all open pushes of this adapter."""

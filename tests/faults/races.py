@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.api.transfer import PushResult
-from registry.client import push
+from registry.client.transfer import push
 from registry.errors import RegistryError, Unavailable
 from registry.names import AdapterName
 from tests.faults.deployment import BASE, PUSHES_LIMIT, AcknowledgedPush, Deployment

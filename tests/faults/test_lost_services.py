@@ -19,13 +19,13 @@ import pytest
 from sqlalchemy import text
 
 from registry.api.transfer import PushRequest
-from registry.client import push
 from registry.client.local.folder import read_folder
+from registry.client.transfer import push
 from registry.errors import Unavailable
-from registry.manifest import BaseRef
 from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.engine import open_database
+from registry.versions.manifest import BaseRef
 from tests.faults.deployment import BASE, QUIET, Deployment
 from tests.faults.environments import Environments
 

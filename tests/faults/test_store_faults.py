@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from registry.api.transfer import PushResult, UploadPart
-from registry.client import pull as pulling
-from registry.client import push as pushing
-from registry.client import transfer
 from registry.client.registry import Registry
+from registry.client.transfer import file_transfer
+from registry.client.transfer import pull as pulling
+from registry.client.transfer import push as pushing
 from registry.client.transport import connection
 from registry.client.transport.connection import Connection
 from registry.digest import Digest
@@ -173,7 +173,7 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
 ) -> None:
     sent: list[int] = []
     ended = {2, 3}
-    send_part = transfer._send_part
+    send_part = file_transfer._send_part
 
     def sending(registry: Registry, part: UploadPart, *rest: Any) -> None:
         if part.number in ended and sent:
@@ -182,8 +182,8 @@ def test_a_push_whose_links_expire_gets_new_ones_and_sends_no_part_twice(
         send_part(registry, part, *rest)
         sent.append(part.number)
 
-    monkeypatch.setattr(transfer, "_send_part", sending)
-    monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(file_transfer, "_send_part", sending)
+    monkeypatch.setattr(file_transfer, "PARTS_AT_ONCE", 1)
     bar = ProgressBar()
     source = folder(tmp_path, rank=512)
     assert pushing.push_folder(client, source, NAME, base=BASE.name, progress=bar).created
@@ -200,8 +200,8 @@ def test_a_push_whose_links_are_all_rejected_fails(
         part_numbers.append(part.number)
         raise Unavailable("STORE_UNAVAILABLE", "the store answered AccessDenied")
 
-    monkeypatch.setattr(transfer, "_send_part", refused)
-    monkeypatch.setattr(transfer, "PARTS_AT_ONCE", 1)
+    monkeypatch.setattr(file_transfer, "_send_part", refused)
+    monkeypatch.setattr(file_transfer, "PARTS_AT_ONCE", 1)
     with pytest.raises(Unavailable, match="AccessDenied"):
         push(client, folder(tmp_path, rank=512))
     assert part_numbers.count(1) == 1

@@ -19,7 +19,7 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file
 
 from registry.api.jobs import Claimed, ClaimRequest, JobSubmit
-from registry.client import pull
+from registry.client.transfer import pull
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.jobs import Job, Kind, State
 from registry.merging.recipes import ANNOTATION, Method, Operation, Recipe

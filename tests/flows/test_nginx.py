@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from registry.api.bases import BaseAdd
-from registry.client.pull import pull
-from registry.client.push import push_folder
 from registry.client.registry import Registry
+from registry.client.transfer.pull import pull
+from registry.client.transfer.push import push_folder
 from registry.names import AdapterName
 from tests import samples
 from tests.base_specs import spec_of

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import Session
 
-from registry.client import pull, push
+from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.names import AdapterName, Ref

@@ -13,12 +13,12 @@ from registry.api.bases import BaseAdd
 from registry.api.maintenance import ReindexPage, ReindexRequest
 from registry.digest import Digest
 from registry.errors import Conflict, Corrupt
-from registry.manifest import Edge, Relation
-from registry.provenance import Provenance
 from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import Record
 from registry.server.database.models import BaseEdgeRow, TakenNameRow, TokenRow, VersionRow
 from registry.server.storage.blobs import BlobStore, digest_of, key_of
+from registry.versions.manifest import Edge, Relation
+from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import Harness

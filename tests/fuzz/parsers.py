@@ -20,10 +20,10 @@ from registry.attestations.keys import PrivateKey
 from registry.client import signing
 from registry.errors import RegistryError
 from registry.evaluation import golden
-from registry.manifest import Manifest
-from registry.provenance import Provenance, parse_provenance_file
 from registry.strict import json as strict_json
 from registry.tlog import notes, tiles
+from registry.versions.manifest import Manifest
+from registry.versions.provenance import Provenance, parse_provenance_file
 
 CORPUS = Path(__file__).parent / "corpus"
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

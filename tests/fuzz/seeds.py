@@ -11,9 +11,9 @@ from registry.attestations.keys import PrivateKey
 from registry.client import signing
 from registry.client.audit import Audit
 from registry.digest import Digest
-from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.tlog import notes, tiles
 from registry.tlog.notes import Checkpoint
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import non_peft_files, samples
 from tests.bad_inputs.test_companions import GOOD as TEMPLATE
 from tests.harness import Harness

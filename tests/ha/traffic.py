@@ -15,9 +15,9 @@ from pathlib import Path
 
 from registry.api.bases import BaseAdd
 from registry.api.maintenance import FsckRequest
-from registry.client import push as pushing
 from registry.client.audit import Audit
 from registry.client.registry import Registry
+from registry.client.transfer import push as pushing
 from registry.errors import Conflict, RegistryError
 from registry.names import AdapterName
 from tests import samples

@@ -9,7 +9,7 @@ from typing import Any
 
 from registry import hub
 from registry.digest import Digest
-from registry.manifest import Descriptor
+from registry.versions.manifest import Descriptor
 from tests import samples
 from tests.harness import media_type
 from tests.hub import live as lives

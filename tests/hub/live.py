@@ -33,8 +33,8 @@ from registry.api.transfer import PushRequest
 from registry.bases import BaseSpec
 from registry.client.registry import Registry
 from registry.digest import Digest
-from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import samples
 from tests.base_specs import spec_of
 from tests.faults.servers import Server

@@ -81,7 +81,7 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 def test_the_wheel_holds_one_package_with_the_command_line_and_the_migrations_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"registry"}
-    commands = {f"registry/cli/{path.name}" for path in (import_table.ROOT / "cli").glob("*.py")}
+    commands = {f"registry/{path.relative_to(import_table.ROOT)}" for path in (import_table.ROOT / "cli").rglob("*.py")}
     assert {name for name in names if name.startswith("registry/cli/")} == commands
     package = zipfile.ZipFile(wheel).read("registry/cli/__init__.py")
     assert package == (import_table.ROOT / "cli/__init__.py").read_bytes(), "the checkout's pointer to cli/ was shipped"

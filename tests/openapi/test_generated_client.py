@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from registry.digest import Digest
-from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import commit_body, push_body

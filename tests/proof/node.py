@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.api.bases import BaseAdd
-from registry.client import push as pushing
 from registry.client.registry import Registry
+from registry.client.transfer import push as pushing
 from registry.names import AdapterName
 from tests import import_table, processes, samples
 from tests.base_specs import spec_of

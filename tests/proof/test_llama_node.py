@@ -15,11 +15,11 @@ import pytest
 
 from registry.api.jobs import ClaimRequest, FinishRequest
 from registry.evaluation.reference_logprobs import Prompt, ReferenceLogprobs
-from registry.manifest import Edge, Relation
 from registry.serving.agent.agent import Agent
 from registry.serving.agent.reconciler import Reconciler
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.store.local_store import LocalStore
+from registry.versions.manifest import Edge, Relation
 from tests import samples
 from tests.engines.cases import BASE, CASES
 from tests.harness import Harness

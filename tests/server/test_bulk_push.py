@@ -14,10 +14,10 @@ from registry.api.transfer import CommitItem, PullPlan, PushItem, PushPlan, Push
 from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES
 from registry.server.catalog import files as downloads
 from registry.server.database.models import AdapterRow, EventRow, PushRow, VersionRow
 from registry.server.push import background
+from registry.versions.manifest import ANNOTATIONS_LIMIT_BYTES, MANIFEST_LIMIT_BYTES
 from tests import samples
 from tests.bulk import PULLS
 from tests.harness import URL, Harness, rows, upload

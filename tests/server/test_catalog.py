@@ -12,9 +12,9 @@ from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
 from registry.client.registry import Registry
 from registry.errors import Conflict, Invalid, NotFound
-from registry.manifest import Edge, Relation
 from registry.server.database import db
 from registry.server.database.models import VerdictRow, VersionRow
+from registry.versions.manifest import Edge, Relation
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import URL, Harness

@@ -16,11 +16,11 @@ from registry.digest import Digest
 from registry.errors import Conflict, Denied, NotFound, Refused
 from registry.evaluation.verdicts import Check
 from registry.jobs import Kind, State
-from registry.manifest import Edge, Relation
 from registry.server.catalog import metadata_backup
 from registry.server.database.models import AdapterRow, VersionFileRow, VersionRow
 from registry.server.promotion import removal
 from registry.server.storage.blobs import key_of
+from registry.versions.manifest import Edge, Relation
 from tests.harness import Harness
 from tests.maintenance import collect, findings
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from registry.api import GROUP_LIMIT
-from registry.api.groups import ApproveItem, DescribeItem, MovedAlias, MoveItem
+from registry.api.aliases import ApproveItem, DescribeItem, MovedAlias, MoveItem
 from registry.client.groups import Groups
 from registry.client.registry import Registry
 from registry.errors import Invalid, RegistryError

@@ -12,13 +12,13 @@ from sqlalchemy import event, insert, text
 
 from registry.api.bases import BaseAdd
 from registry.api.catalog import VersionView
-from registry.api.lineage import Lineage
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound
-from registry.manifest import Edge, Relation
-from registry.provenance import Provenance
+from registry.lineage.graph import Lineage
 from registry.server.catalog import lineage
 from registry.server.database.models import BaseRow, EdgeRow, VersionRow
+from registry.versions.manifest import Edge, Relation
+from registry.versions.provenance import Provenance
 from tests import samples
 from tests.base_specs import spec_of
 from tests.bulk import PUSHES, answer_about, push_body

@@ -12,9 +12,9 @@ from sqlalchemy import update
 from registry.api.access import TokenCreate
 from registry.api.bases import BaseAdd
 from registry.api.transfer import PullPlan, PushRequest
-from registry.client.pull import pull
-from registry.client.push import push_folder
 from registry.client.registry import Registry
+from registry.client.transfer.pull import pull
+from registry.client.transfer.push import push_folder
 from registry.digest import Digest
 from registry.errors import NotFound
 from registry.names import AdapterName

@@ -14,10 +14,10 @@ from registry.client.registry import Registry
 from registry.digest import Digest
 from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError
 from registry.evaluation.verdicts import Outcome
-from registry.manifest import BaseRef, Edge, Relation
 from registry.server.database import db
 from registry.server.database.models import BlobRow, EdgeRow, EventRow, JobRow, PushRow, VersionRow
 from registry.server.push import commit
+from registry.versions.manifest import BaseRef, Edge, Relation
 from tests import samples
 from tests.access.tenants import of_subject
 from tests.bulk import COMMITS, commit_body

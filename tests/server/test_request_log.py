@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import Session
 
-from cli import logs
+from cli.console import logs
 from registry.errors import Invalid
 from tests.access.tenants import send
 from tests.harness import URL, Harness

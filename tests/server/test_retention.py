@@ -17,11 +17,11 @@ from registry.durations import expiry
 from registry.errors import Denied, Invalid, NotFound
 from registry.evaluation.gates import Gate
 from registry.jobs import Kind, State
-from registry.manifest import Edge, Relation
-from registry.retention import RetentionRule
 from registry.server.database.models import AdapterRow, VersionRow
 from registry.server.retention import needs
 from registry.server.retention.plan import apply_rules
+from registry.versions.manifest import Edge, Relation
+from registry.versions.retention import RetentionRule
 from tests.harness import Harness
 from tests.maintenance import collect
 

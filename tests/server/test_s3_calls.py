@@ -16,8 +16,8 @@ from sqlmodel import col
 
 from registry.api.maintenance import GcRequest
 from registry.api.transfer import SMALL_BLOB_BYTES, PushRequest
-from registry.client import push
 from registry.client.registry import Registry
+from registry.client.transfer import push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound
 from registry.names import AdapterName

@@ -13,7 +13,7 @@ import pytest
 
 from registry.api.maintenance import GcRequest
 from registry.api.transfer import PushPlan, PushRequest, Upload
-from registry.client import pull, push
+from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, Unavailable
 from registry.names import AdapterName

@@ -15,7 +15,6 @@ from registry.api.maintenance import GcRequest
 from registry.api.transfer import PushPlan, PushRequest
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
-from registry.manifest import Manifest
 from registry.server.database.models import BlobRow, PushRow
 from registry.server.push import inspect
 from registry.server.storage.blobs import key_of, staging_key_of
@@ -26,6 +25,7 @@ from registry.server.storage.s3.capabilities import Capabilities
 from registry.server.storage.s3.direct_upload import marker_key_of
 from registry.server.storage.s3.store import S3Blobs
 from registry.server.storage.s3.uploads import MultipartUpload
+from registry.versions.manifest import Manifest
 from tests import samples
 from tests.harness import Harness, send_blob
 from tests.stub_bucket import StoredObject, StubBucket

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from registry.api.transfer import PushPlan, PushRequest
-from registry.client import pull, push
+from registry.client.transfer import pull, push
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
 from registry.names import AdapterName

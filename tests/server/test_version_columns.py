@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from registry.digest import Digest
-from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.server.catalog import metadata_backup
 from registry.server.catalog.metadata_backup import VersionRecord
 from registry.server.database.models import AdapterRow, BaseRow, VersionRow
 from registry.server.push import rows
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests import samples
 from tests.base_specs import spec_of
 from tests.harness import media_type

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from registry.errors import Invalid, Unavailable
-from registry.manifest import Edge, Relation
 from registry.serving.engines import parse
 from registry.serving.engines.folder import FolderEngine
 from registry.serving.engines.llama_cpp import LlamaCpp
 from registry.serving.engines.openai import SGLang
 from registry.serving.store.local_store import LocalStore
+from registry.versions.manifest import Edge, Relation
 from tests import non_peft_files, samples
 from tests.harness import Harness
 from tests.samples import WEIGHTS

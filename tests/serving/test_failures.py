@@ -69,7 +69,8 @@ def test_a_full_disk_fails_one_adapter_and_recovers_when_there_is_space(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "registry.client.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file", full_disk
+            "registry.client.transfer.pull.pull" if where == "copy" else f"{local_store.__name__}.replace_file",
+            full_disk,
         )
         assert node.states() == {"acme-support-v2": "failed"}
         assert node.reconciler.aliases == {"acme/support": "acme-support-v1"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.client import pull
 from registry.client.registry import Registry
+from registry.client.transfer import pull
 from registry.digest import Digest
 from registry.errors import Corrupt
 from registry.names import AdapterName

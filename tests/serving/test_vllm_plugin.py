@@ -269,7 +269,7 @@ def test_a_full_disk_is_a_short_no_and_leaves_nothing_half(
         def no_space(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        full.setattr("registry.client.transfer.fetch", no_space)
+        full.setattr("registry.client.transfer.file_transfer.fetch", no_space)
         assert "No space left" in resolver.find("acme/support").reason
     assert list(store.versions.iterdir()) == list((store.root / "incoming").iterdir()) == []
     clock.now += finders.UNREACHABLE_SECONDS + 1

@@ -19,7 +19,7 @@ from registry.attestations import models
 from registry.attestations.certificates import Trust
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests.audit.certificates import NOW, Authority, Sigstore
 from tests.signing import tool
 

@@ -16,8 +16,8 @@ from registry.attestations.certificates import Trust, fingerprint
 from registry.attestations.keys import PublicKey
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.files import kind_of
-from registry.manifest import BaseRef, Descriptor, Manifest
+from registry.versions.files import kind_of
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 from tests.signing.setup import LEFT_OUT, RECORDED
 
 TOLD: dict[str, Any] = json.loads(RECORDED.read_text())

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from registry.bases import BaseSpec
 from registry.client.local.base_folder import base_spec_from
-from registry.files import CONFIG, WEIGHTS
+from registry.versions.files import CONFIG, WEIGHTS
 from tests.truth import architectures, methods, mutations, oracle
 from tests.truth.mutations import Mutated, Tensors, Written
 

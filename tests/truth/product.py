@@ -18,8 +18,8 @@ from typing import Any, Self
 import peft
 
 from registry.api.bases import BaseAdd
-from registry.client import push as pushing
 from registry.client.local.folder import read_folder
+from registry.client.transfer import push as pushing
 from registry.compat import check
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import add_up, summarize

@@ -16,7 +16,7 @@ from registry.digest import Digest
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from registry.provenance import Code, Dataset, Provenance, Run
+from registry.versions.provenance import Code, Dataset, Provenance, Run
 from tests import samples
 from tests.harness import Harness
 

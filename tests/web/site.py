@@ -19,8 +19,8 @@ from registry.digest import Digest
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.findings import Finding
-from registry.manifest import Edge, Relation
-from registry.provenance import Code, Dataset, Provenance, Run
+from registry.versions.manifest import Edge, Relation
+from registry.versions.provenance import Code, Dataset, Provenance, Run
 from tests import samples
 from tests.access.tenants import send
 from tests.harness import Harness

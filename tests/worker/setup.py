@@ -6,8 +6,8 @@ from pathlib import Path
 
 from registry.api.bases import BaseAdd
 from registry.api.transfer import PushResult
-from registry.client import push as pushing
 from registry.client.local.base_folder import base_spec_from
+from registry.client.transfer import push as pushing
 from registry.evaluation.verdicts import Check, Verdict
 from registry.names import AdapterName
 from registry.worker.model import fingerprints, library

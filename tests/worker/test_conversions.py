@@ -21,10 +21,10 @@ from registry.client.local.folder import read_folder
 from registry.engines.version_facts import facts_of
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Outcome
-from registry.files import CONFIG, WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Conversion
 from registry.names import Ref
+from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.conversions import to_canonical, to_gguf, to_peft, to_plain
 from registry.worker.conversions.request import ConversionRequest
 from registry.worker.loop import Worker

@@ -17,8 +17,8 @@ from registry.adapters.methods import METHODS
 from registry.adapters.peft.formulas import evaluate
 from registry.errors import Refused
 from registry.evaluation.verdicts import Check, Outcome
-from registry.files import CONFIG
 from registry.findings import Finding
+from registry.versions.files import CONFIG
 from registry.worker.smoke import structure
 from registry.worker.smoke.structure import NeedsValues, Structures
 from tests.truth import methods, mutations

@@ -17,8 +17,8 @@ from registry.adapters.formats.gguf import Gguf
 from registry.adapters.peft.config import read_claim
 from registry.adapters.safetensors import Header, TensorInfo
 from registry.errors import Invalid
-from registry.files import CONFIG
 from registry.strict.fields import Fields
+from registry.versions.files import CONFIG
 
 RANK_LIMIT = 4096
 NUMBER_LIMIT = 1e6

@@ -17,9 +17,9 @@ from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.peft.names import Names, TensorRole
 from registry.adapters.peft.targets import Choice, Targets
 from registry.adapters.safetensors import FLOATS, Header, TensorInfo
-from registry.files import CONFIG, WEIGHTS
 from registry.findings import Finding, FindingCollector
 from registry.model import FrozenModel
+from registry.versions.files import CONFIG, WEIGHTS
 
 Shape = tuple[int, ...]
 Kind = Literal["linear", "conv", "embedding", "parameter"]

@@ -18,12 +18,12 @@ from registry.adapters.peft import combinations
 from registry.adapters.peft import fields as peft_fields
 from registry.adapters.peft.fields import check_costs
 from registry.errors import Invalid, TooLarge
-from registry.files import CONFIG, CONFIG_LIMIT_BYTES
 from registry.findings import Finding
 from registry.model import FrozenModel
 from registry.strict import json as strict_json
 from registry.strict import patterns
 from registry.strict.fields import Fields, walk
+from registry.versions.files import CONFIG, CONFIG_LIMIT_BYTES
 
 RANK_LIMIT = 4096
 REQUIRED_ELSEWHERE = ("lora_alpha", "r", "target_modules")

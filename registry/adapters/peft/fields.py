@@ -11,8 +11,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from registry.files import CONFIG
 from registry.findings import Finding
+from registry.versions.files import CONFIG
 
 OTHERS = frozenset({"base_model_class", "enable_lora", "merge_weights", "parent_library", "runtime_config"})
 """Fields of older versions, of nested objects, and of the running process."""

@@ -14,7 +14,7 @@ from registry.adapters import safetensors
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec, pipelines
 from registry.errors import Invalid, TooLarge
-from registry.files import (
+from registry.versions.files import (
     BASE_CONFIG,
     BASE_WEIGHTS,
     BASE_WEIGHTS_INDEX,

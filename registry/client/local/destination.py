@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.files import NOTE, PARTIAL_NOTE, kind_of
 from registry.filesystem import sync_folder
+from registry.versions.files import NOTE, PARTIAL_NOTE, kind_of
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

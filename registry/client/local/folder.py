@@ -19,10 +19,10 @@ from registry.adapters.read import AdapterContents, PeftContents, ReadCache, rea
 from registry.client.local import hashing
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge
-from registry.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
 from registry.findings import Finding
-from registry.manifest import BaseRef, Descriptor, Edge, Manifest
-from registry.provenance import Provenance
+from registry.versions.files import GOLDEN, REFUSED, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.versions.manifest import BaseRef, Descriptor, Edge, Manifest
+from registry.versions.provenance import Provenance
 
 ENTRIES_LIMIT = 10_000
 _REFUSED_CODES = frozenset(code for _, code, _ in REFUSED)

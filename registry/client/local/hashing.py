@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from registry.files import CHUNK_BYTES, WEIGHTS_ENDINGS
+from registry.versions.files import CHUNK_BYTES, WEIGHTS_ENDINGS
 
 EARLY_CHUNK_BYTES = 8 * 2**20
 """Large, because each chunk needs the interpreter twice, and imports hold it for milliseconds."""

@@ -17,7 +17,6 @@ from sqlalchemy import bindparam, func, or_
 from sqlmodel import Session, col, select
 
 from registry.errors import RegistryError, TooLarge, Unavailable
-from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server.access import reserved_names
 from registry.server.access.rate_limits import rate_limited
@@ -26,6 +25,7 @@ from registry.server.database import db
 from registry.server.database.expressions import any_of
 from registry.server.database.models import AdapterRow, NamespaceRow, PushBlobRow, PushRow, VersionRow
 from registry.server.storage.references import PushState
+from registry.versions.manifest import Manifest
 
 HOUR = timedelta(hours=1)
 PUSHES_OF_TOKEN_LIMIT = 500

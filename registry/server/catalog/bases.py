@@ -23,7 +23,6 @@ from registry.errors import Conflict, Denied, NotFound, TooLarge
 from registry.evaluation.thresholds import Thresholds
 from registry.events import EventType
 from registry.jobs import State
-from registry.manifest import Edge
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.access import reserved_names
@@ -41,6 +40,7 @@ from registry.server.database.models import (
     JobRow,
     VersionRow,
 )
+from registry.versions.manifest import Edge
 
 BASES_LIMIT = 10_000
 BASES_PER_ORG_LIMIT = 100

@@ -26,7 +26,6 @@ from registry.digest import Digest
 from registry.errors import Corrupt, NotFound, RegistryError
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check
-from registry.manifest import Descriptor
 from registry.names import AdapterName, Ref, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
@@ -36,6 +35,7 @@ from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of
 from registry.server.storage.references import BlobState
+from registry.versions.manifest import Descriptor
 
 REPORTS_SEARCHED = 3
 

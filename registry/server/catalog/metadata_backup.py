@@ -30,11 +30,11 @@ from registry.bases.identity import Identity
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding, convert_old_code
-from registry.manifest import Edge, Manifest
 from registry.names import AdapterName
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseIdentityRow, BaseRow, TakenNameRow, VersionRow
 from registry.server.storage.blobs import BlobStore
+from registry.versions.manifest import Edge, Manifest
 
 VERSIONS, BASES, TOMBSTONES = "records/version/", "records/base/", "records/tombstone/"
 RECORD_LIMIT_BYTES = 64 * 2**20

@@ -20,7 +20,6 @@ from registry.api.catalog import FileLink, Resolved, VersionPage, VersionView
 from registry.digest import Digest, DigestPrefix
 from registry.errors import NotFound, RegistryError, Unavailable, invalid_cursor
 from registry.evaluation.verdicts import Verdict
-from registry.manifest import Manifest
 from registry.names import NEWEST, AdapterName, Alias, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server import public_namespaces
@@ -39,6 +38,7 @@ from registry.server.database.models import (
     VersionRow,
 )
 from registry.server.storage.references import BlobState
+from registry.versions.manifest import Manifest
 
 
 class Pointer(NamedTuple):

@@ -22,13 +22,13 @@ from registry.engines import EngineProfile
 from registry.engines import settings as engine_settings
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Check, Outcome, Verdict
-from registry.files import CONFIG
-from registry.manifest import Descriptor
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, base_weights, verdicts, versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VerdictRow, VersionRow
+from registry.versions.files import CONFIG
+from registry.versions.manifest import Descriptor
 
 VARIABLE = "REGISTRY_ENGINES"
 OPAQUE = "application/octet-stream"

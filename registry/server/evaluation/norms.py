@@ -16,8 +16,8 @@ import numpy as np
 
 from registry.adapters.read import Pair
 from registry.adapters.safetensors import Header, TensorInfo
-from registry.files import WEIGHTS_CHUNK_BYTES
 from registry.findings import Finding
+from registry.versions.files import WEIGHTS_CHUNK_BYTES
 
 Read = Callable[[int, int], bytes | memoryview]
 """(offset, length) → those bytes of the file with the weights."""

@@ -27,7 +27,6 @@ from registry.errors import Invalid, NotFound, TooLarge
 from registry.evaluation.thresholds import DEFAULTS, Thresholds
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.findings import Finding
-from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.server.actors import Actor
 from registry.server.catalog import base_rows, verdicts, versions
@@ -43,6 +42,7 @@ from registry.server.database.models import (
 from registry.server.evaluation import engine_compat
 from registry.server.evaluation.norms import FactorNorms, Measured, measure
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.versions.manifest import Manifest
 
 # ------------------------------------------------------------------ norms of bases
 CACHED_BASES = 16

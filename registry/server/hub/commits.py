@@ -24,11 +24,9 @@ from registry.api import check_message
 from registry.api.transfer import PushResult
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid, NotFound, Unavailable
-from registry.files import CARD, WEIGHTS_ENDINGS
 from registry.findings import Finding
 from registry.hub.operations import AddFile, AddLarge, CommitRequest, Delete
 from registry.hub.shapes import File
-from registry.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
 from registry.names import NEWEST, AdapterName, is_alias
 from registry.roles import Scope
 from registry.server import failpoints
@@ -42,6 +40,8 @@ from registry.server.hub.drafts import DraftCommit
 from registry.server.hub.version_push import VersionPush, choose_base
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, Stat, key_of, staging_key_of
+from registry.versions.files import CARD, WEIGHTS_ENDINGS
+from registry.versions.manifest import FILES_LIMIT, Descriptor, Edge, Manifest, Relation, check_files
 
 _INCOMPLETE = frozenset({"adapter.weights_missing", "adapter.config_missing"})
 """Findings of files that may become an adapter with another commit."""

@@ -20,9 +20,7 @@ from sqlmodel import Session, col, select
 
 from registry.digest import Digest, canonical_json
 from registry.errors import Conflict, TooLarge
-from registry.files import kind_of
 from registry.hub.shapes import File
-from registry.manifest import Descriptor
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
@@ -34,6 +32,8 @@ from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import key_of
 from registry.server.storage.references import PushState
+from registry.versions.files import kind_of
+from registry.versions.manifest import Descriptor
 
 DRAFTS_LIMIT = 16
 """Drafts of one adapter that one pusher may have, each with up to `FILES_LIMIT` files."""

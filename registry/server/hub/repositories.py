@@ -21,7 +21,6 @@ from registry.adapters.methods import METHODS
 from registry.digest import Digest
 from registry.errors import Corrupt, Invalid, NotFound
 from registry.hub.shapes import LIBRARY, File, Repository
-from registry.manifest import Descriptor, Manifest
 from registry.names import AdapterName, is_alias
 from registry.server.access import reserved_names
 from registry.server.actors import Actor
@@ -31,6 +30,7 @@ from registry.server.catalog.search import Search
 from registry.server.database import db
 from registry.server.database.models import AdapterRow, BaseRow, VersionFileRow, VersionRow
 from registry.server.storage.blobs import BlobStore
+from registry.versions.manifest import Descriptor, Manifest
 
 _BASE_FILTERS = ("base_model:adapter:", "base_model:")
 _LIBRARIES = TEXT_FORMATS | IMAGE_FORMATS | {LIBRARY}

@@ -16,7 +16,6 @@ from registry.digest import Digest
 from registry.errors import Corrupt, NotFound
 from registry.hub import shapes
 from registry.hub.shapes import File, Json, Repository
-from registry.manifest import Descriptor
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
@@ -24,6 +23,7 @@ from registry.server.database import db
 from registry.server.database.models import AdapterRow, AliasRow, DraftRow, VersionRow
 from registry.server.hub import drafts, repositories, version_push
 from registry.server.storage.blobs import BlobStore
+from registry.versions.manifest import Descriptor
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from sqlalchemy import Engine
 from registry import hub, names
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.files import kind_of, refusal_of
 from registry.findings import Finding
 from registry.hub.shapes import File
 from registry.names import AdapterName
@@ -27,6 +26,7 @@ from registry.server.database.models import PushBlobRow
 from registry.server.hub import drafts, refusals, version_push
 from registry.server.settings import Settings
 from registry.server.storage.blobs import AnyUpload, BlobStore, staging_key_of
+from registry.versions.files import kind_of, refusal_of
 
 IN_COMMIT_LIMIT_BYTES = 256 * 2**20
 """Up to this size a file comes inside the commit from clients that would send it to Xet."""

@@ -17,7 +17,6 @@ from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.findings import Finding
-from registry.manifest import BaseRef, Descriptor, Manifest
 from registry.names import AdapterName
 from registry.server import failpoints
 from registry.server.actors import Actor
@@ -29,6 +28,7 @@ from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import PushState
+from registry.versions.manifest import BaseRef, Descriptor, Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from registry.engines import facts as engine_facts
 from registry.errors import RegistryError
 from registry.evaluation.verdicts import Check, add_up
 from registry.events import EventType
-from registry.manifest import Manifest
 from registry.server import audit
 from registry.server.actors import SYSTEM, Actor
 from registry.server.catalog import base_rows, base_weights, verdicts
@@ -37,6 +36,7 @@ from registry.server.evaluation import engine_compat
 from registry.server.push import inspect, rows
 from registry.server.push.inspect import Inspection
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.versions.manifest import Manifest
 
 LOCK = "recheck-engines"
 BATCH = 500

@@ -26,7 +26,6 @@ from registry.digest import Digest
 from registry.errors import Conflict, RegistryError
 from registry.events import EventType
 from registry.findings import Finding
-from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.access import reserved_names
@@ -44,6 +43,7 @@ from registry.server.push.inspect import Inspection
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, Stat, key_of
 from registry.server.storage.references import BlobState
+from registry.versions.manifest import Manifest
 
 BATCH = 100
 SECONDS = 10.0

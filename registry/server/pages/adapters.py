@@ -11,7 +11,6 @@ from sqlmodel import Session
 from registry.api import PREFIX
 from registry.errors import RegistryError
 from registry.evaluation.gates import Gate
-from registry.files import CARD
 from registry.names import NEWEST, AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
@@ -23,6 +22,7 @@ from registry.server.pages.rendering import create_router, render
 from registry.server.promotion import aliases, gates
 from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.versions.files import CARD
 
 router = create_router()
 PAGE_VERSIONS = 20

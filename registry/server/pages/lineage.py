@@ -7,8 +7,8 @@ from collections import defaultdict
 from fastapi import Request, Response
 from markupsafe import Markup
 
-from registry.api.lineage import Lineage, LineageNode
 from registry.lineage import diagrams
+from registry.lineage.graph import Lineage, LineageNode
 from registry.server.catalog import lineage, versions
 from registry.server.http.dependencies import VERSION, NameDep, SelectorDep, SessionDep
 from registry.server.pages.rendering import adapter_path, base_path, create_router, render

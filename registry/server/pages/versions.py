@@ -21,8 +21,6 @@ from registry.errors import NotFound, RegistryError
 from registry.evaluation.golden import Golden, read_golden
 from registry.evaluation.reports import Report
 from registry.evaluation.verdicts import Check, Verdict
-from registry.files import GOLDEN
-from registry.manifest import Descriptor
 from registry.names import AdapterName
 from registry.server.actors import Actor
 from registry.server.catalog import files, versions
@@ -42,6 +40,8 @@ from registry.server.promotion import attestations
 from registry.server.sessions.visitors import VisitorDep, record_page_read
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, key_of
+from registry.versions.files import GOLDEN
+from registry.versions.manifest import Descriptor
 
 router = create_router()
 REPORT_LIMIT_BYTES = 8 * 2**20

@@ -24,7 +24,6 @@ from registry.digest import Digest
 from registry.errors import Invalid, NotFound
 from registry.evaluation.verdicts import Outcome
 from registry.events import EventType, with_former_types
-from registry.manifest import Manifest
 from registry.names import AdapterName, Ref, Selector, is_alias
 from registry.roles import Scope
 from registry.server import audit, failpoints
@@ -37,6 +36,7 @@ from registry.server.database.models import AdapterRow, AttestationRow, BlobRow,
 from registry.server.storage import blobs, references
 from registry.server.storage.blobs import BlobStore
 from registry.server.storage.references import BlobState
+from registry.versions.manifest import Manifest
 
 SIGNATURE, UNVERIFIED = "signature", "unverified"
 SHOWN_LIMIT = 200

@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
+from registry.api.aliases import DescribedSubject
 from registry.api.catalog import TAGS_LIMIT, MetadataChange, VersionMetadataChange
-from registry.api.groups import DescribedSubject
 from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName, Ref, Selector

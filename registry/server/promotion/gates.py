@@ -22,7 +22,6 @@ from registry.evaluation.gates import Approval, Evidence, Gate
 from registry.evaluation.verdicts import Verdict
 from registry.events import EventType
 from registry.findings import Finding
-from registry.manifest import Manifest
 from registry.names import AdapterName, Selector
 from registry.roles import Scope
 from registry.server import audit
@@ -40,6 +39,7 @@ from registry.server.database.models import (
 )
 from registry.server.evaluation import engine_compat
 from registry.server.promotion import attestations
+from registry.versions.manifest import Manifest
 
 _Row = AdapterGateRow | NamespaceGateRow
 _OF_ADAPTERS = (

@@ -19,7 +19,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from registry import names
-from registry.api.groups import MovedAlias
+from registry.api.aliases import MovedAlias
 from registry.digest import Digest
 from registry.errors import Conflict, Invalid, NotFound, Refused, RegistryError, Unavailable
 from registry.evaluation.gates import WEIGHTS_PENDING

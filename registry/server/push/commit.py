@@ -27,7 +27,6 @@ from registry.digest import Digest
 from registry.engines import EngineProfile
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding
-from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
@@ -42,6 +41,7 @@ from registry.server.push.rows import Commit
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, BlobWriter, Stat, digest_of, key_of
 from registry.server.storage.references import BlobState, PushState
+from registry.versions.manifest import Manifest
 
 COMMIT_SECONDS = 3600
 """How long a push stays open, at least, once its commit has begun."""

@@ -25,12 +25,12 @@ from registry.compat import tokenizers
 from registry.digest import Digest, Hasher
 from registry.engines import version_facts
 from registry.errors import Conflict, Invalid, Unavailable
-from registry.files import Read
 from registry.findings import Finding
-from registry.manifest import Descriptor, Manifest
 from registry.server.database import db
 from registry.server.evaluation.norms import INLINE_BYTES, Measured, measure
 from registry.server.storage.blobs import BlobStore, Stat
+from registry.versions.files import Read
+from registry.versions.manifest import Descriptor, Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from registry.api.transfer import PushItem, PushPlan, Upload, UploadPart
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
 from registry.findings import Finding
-from registry.manifest import Manifest, check_size
 from registry.names import AdapterName
 from registry.roles import Scope
 from registry.server import failpoints
@@ -44,6 +43,7 @@ from registry.server.settings import Settings
 from registry.server.storage import references
 from registry.server.storage.blobs import BlobStore, key_of, staging_key_of
 from registry.server.storage.references import BlobState, PushState
+from registry.versions.manifest import Manifest, check_size
 
 LOOKED_UP_AT_ONCE = 16
 

@@ -27,7 +27,6 @@ from registry.evaluation.gates import WEIGHTS_PENDING
 from registry.evaluation.verdicts import Check, Outcome, Verdict
 from registry.events import EventType
 from registry.jobs import Kind
-from registry.manifest import TAG_VALUE_LIMIT, Manifest, Relation
 from registry.names import AdapterName
 from registry.server import audit, failpoints
 from registry.server.access import namespaces, quotas, reserved_names
@@ -58,6 +57,7 @@ from registry.server.promotion import moves
 from registry.server.promotion.moves import Move
 from registry.server.push.inspect import Inspection
 from registry.server.storage import references
+from registry.versions.manifest import TAG_VALUE_LIMIT, Manifest, Relation
 
 Key = tuple[str, str]
 """An adapter's name and a manifest's digest: what a version is."""

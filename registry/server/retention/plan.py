@@ -15,11 +15,10 @@ from sqlalchemy import Engine, and_, exists, func, or_
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
-from registry.api.retention import RetentionDecision, RetentionPlan
+from registry.api.maintenance import RetentionDecision, RetentionPlan
 from registry.digest import Digest
 from registry.durations import duration
 from registry.names import AdapterName
-from registry.retention import RetentionRule
 from registry.roles import Scope
 from registry.server import failpoints
 from registry.server.actors import SYSTEM, Actor
@@ -38,6 +37,7 @@ from registry.server.database.models import (
 from registry.server.jobs import queue
 from registry.server.promotion import deletion
 from registry.server.retention import needs, rules
+from registry.versions.retention import RetentionRule
 
 BATCH = 100
 """Versions that one transaction deletes."""

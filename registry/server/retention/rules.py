@@ -7,16 +7,16 @@ from typing import Any
 from sqlmodel import Session, select
 
 from registry import names
-from registry.api.retention import RetentionView
+from registry.api.maintenance import RetentionView
 from registry.events import EventType
 from registry.names import AdapterName
-from registry.retention import RetentionRule
 from registry.roles import Scope
 from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import AdapterRetentionRow, AdapterRow, NamespaceRetentionRow
+from registry.versions.retention import RetentionRule
 
 _Row = AdapterRetentionRow | NamespaceRetentionRow
 

@@ -11,14 +11,13 @@ from typing import Annotated, Literal
 from fastapi import Body, Header, Query, Request, Response
 
 from registry.api import GROUP_BODY_BYTES, catalog
-from registry.api.groups import DescribeGroup, DescribeOutcome, DescribeResults
-from registry.api.lineage import Lineage
+from registry.api.aliases import DescribeGroup, DescribeOutcome, DescribeResults
 from registry.bases import BaseMatch
 from registry.digest import Digest
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Outcome
+from registry.lineage.graph import Lineage
 from registry.names import AdapterName, Ref, Selector
-from registry.provenance import URI_LIMIT
 from registry.server.catalog import lineage, versions
 from registry.server.catalog import search as adapters
 from registry.server.catalog.search import Search
@@ -52,6 +51,7 @@ from registry.server.http.request_body import limit_body
 from registry.server.promotion import describe
 from registry.server.promotion.describe import Description
 from registry.server.routes.openapi import declarations
+from registry.versions.provenance import URI_LIMIT
 
 router = routing.create_router("adapters")
 Rank = Annotated[int | None, Query(ge=0, le=2**31 - 1)]

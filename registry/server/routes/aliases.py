@@ -12,11 +12,14 @@ from fastapi import Depends, Header, Query, Request, Response
 from sqlmodel import Session
 
 from registry import names
-from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT, groups
+from registry.api import GROUP_BODY_BYTES, MESSAGE_LIMIT
 from registry.api.aliases import (
     AliasList,
     AliasView,
+    ApprovalGroup,
     ApprovalList,
+    ApprovalOutcome,
+    ApprovalResults,
     ApprovalView,
     ApproveRequest,
     GateCheck,
@@ -24,6 +27,10 @@ from registry.api.aliases import (
     GateSet,
     GateView,
     History,
+    MoveGroup,
+    MoveItem,
+    MoveOutcome,
+    MoveResults,
     PromoteRequest,
     RollbackRequest,
     WithdrawRequest,
@@ -116,18 +123,16 @@ def rollback_alias(
 
 @router.post("/moves")
 @limit_body(GROUP_BODY_BYTES)
-def move_aliases(
-    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: groups.MoveGroup
-) -> groups.MoveResults:
+def move_aliases(incoming: Request, session: KeyedSessionDep, actor: Promoter, request: MoveGroup) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate."""
     db.begin_writing(session)
     requests = [_read_move(item) for item in request.items]
     moved = moves.move_aliases(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, moved, [f"{move.name}:{move.alias}" for move in requests])
-    return groups.MoveResults(items=[groups.MoveOutcome(**item) for item in items])
+    return MoveResults(items=[MoveOutcome(**item) for item in items])
 
 
-def _read_move(item: groups.MoveItem) -> Move:
+def _read_move(item: MoveItem) -> Move:
     name = AdapterName.parse(item.name)
     to = None if item.rollback and not item.version else parse_selector(item.version, name)
     return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
@@ -219,14 +224,14 @@ def approve_version(target: VersionForPromoter, request: ApproveRequest) -> Appr
 @gate_router.post("/approvals")
 @limit_body(GROUP_BODY_BYTES)
 def approve_versions(
-    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: groups.ApprovalGroup
-) -> groups.ApprovalResults:
+    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: ApprovalGroup
+) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
     requests = [NewApproval(Ref.parse(item.ref), item.alias, item.comment) for item in request.items]
     approved = approvals.approve(session, actor, requests, atomic=request.atomic, dry_run=request.dry_run)
     items = outcomes_of(incoming, approved, [item.ref for item in request.items])
-    return groups.ApprovalResults(items=[groups.ApprovalOutcome(**item) for item in items])
+    return ApprovalResults(items=[ApprovalOutcome(**item) for item in items])
 
 
 # ------------------------------------------------------------------ withdrawal

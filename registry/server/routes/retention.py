@@ -6,10 +6,9 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from registry.api.retention import RetentionPlan, RetentionSet, RetentionView
+from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.durations import SECONDS_LIMIT
 from registry.names import AdapterName
-from registry.retention import NEWEST_LIMIT, RetentionRule
 from registry.server.http import routing
 from registry.server.http.dependencies import (
     ADAPTER,
@@ -25,6 +24,7 @@ from registry.server.http.dependencies import (
     namespace_name,
 )
 from registry.server.retention import plan, rules
+from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
 router = routing.create_router("retention")
 RETENTION = "/retention"

@@ -22,7 +22,6 @@ from registry.api import transfer
 from registry.api.evaluation import ReferenceLogprobsView
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.manifest import Descriptor
 from registry.names import Ref
 from registry.server.catalog import files
 from registry.server.database import db
@@ -50,6 +49,7 @@ from registry.server.routes.openapi import declarations
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, BlobWriter, attachment, digest_of
 from registry.server.storage.signed_links import SignedLink
+from registry.versions.manifest import Descriptor
 
 router = routing.create_router("transfer")
 

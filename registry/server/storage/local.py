@@ -25,7 +25,6 @@ from urllib.parse import unquote, urlsplit
 
 from registry.digest import Digest
 from registry.errors import Unavailable
-from registry.files import CHUNK_BYTES
 from registry.filesystem import sync_folder
 from registry.server.storage import signed_links
 from registry.server.storage.blobs import (
@@ -40,6 +39,7 @@ from registry.server.storage.blobs import (
     key_of,
     raise_unknown,
 )
+from registry.versions.files import CHUNK_BYTES
 
 WRITE_BACK_BYTES = 4 * 2**20
 LINK_ATTEMPTS = 100

@@ -16,10 +16,10 @@ from registry.errors import Invalid, NotFound, Refused, Unavailable
 from registry.evaluation import reference_logprobs
 from registry.evaluation.reference_logprobs import ReferenceLogprobs
 from registry.filesystem import replace_file
-from registry.manifest import Relation
 from registry.names import Ref
 from registry.serving.engines.openai import EngineDriver
 from registry.serving.store.local_store import LocalStore
+from registry.versions.manifest import Relation
 
 
 class LoadCheck:

@@ -17,10 +17,10 @@ from typing import Any
 
 from registry import names
 from registry.errors import Refused, RegistryError, Unavailable
-from registry.files import NOTE
 from registry.names import AdapterName
 from registry.serving.engines.openai import HttpEngine
 from registry.serving.store.local_store import digest_of
+from registry.versions.files import NOTE
 
 CANDIDATES = 1000
 """Most likely tokens to request; a whole vocabulary would be megabytes for each token of the prompt."""

@@ -22,17 +22,18 @@ from typing import Any, Protocol
 
 from registry.api.models import Answer
 from registry.api.serving import DesiredAdapter, DesiredState
-from registry.client import answers, pull
+from registry.client import answers
 from registry.client.local.cache import Cache
 from registry.client.registry import Registry
+from registry.client.transfer import pull
 from registry.client.transport import wrong_answer
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError, Unavailable
 from registry.evaluation.verdicts import Outcome
-from registry.files import CONFIG, NOTE
 from registry.filesystem import replace_file
-from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
+from registry.versions.files import CONFIG, NOTE
+from registry.versions.manifest import Manifest
 
 INDEX = "index.json"
 ADAPTERS_AT_ONCE = 4

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from registry.digest import Digest
 from registry.errors import Invalid
-from registry.files import NOTE
 from registry.filesystem import replace_file, sync_folder
 from registry.serving.export.export import INDEX
+from registry.versions.files import NOTE
 
 _INCOMING = ".incoming-"
 LEFT_BEHIND_SECONDS = 86_400

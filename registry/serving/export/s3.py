@@ -30,8 +30,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.files import CONFIG, NOTE
 from registry.serving.export.export import INDEX
+from registry.versions.files import CONFIG, NOTE
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60

@@ -24,14 +24,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from registry.client import pull
 from registry.client.registry import Registry
+from registry.client.transfer import pull
 from registry.digest import Digest
 from registry.errors import Corrupt, RegistryError, Unavailable
 from registry.filesystem import replace_file
-from registry.manifest import Manifest
 from registry.names import AdapterName, Ref
 from registry.serving.store.in_use import InUse
+from registry.versions.manifest import Manifest
 
 COPIES_LIMIT = 9
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import PREFIX
 from registry.client.local.folder import Folder, read_folder
-from registry.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.merging.conversions import Converted
+from registry.versions.files import CONFIG, WEIGHTS, WEIGHTS_ENDINGS
 from registry.worker.conversions.request import ConversionRequest, serve
 
 Tensors = dict[str, Tensor]

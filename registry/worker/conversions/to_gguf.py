@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from registry.client.local.folder import read_folder
-from registry.files import WEIGHTS
 from registry.merging import conversions
 from registry.merging.conversions import Converted, refused
+from registry.versions.files import WEIGHTS
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 

@@ -18,8 +18,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from registry.client.local.folder import read_folder
-from registry.files import CARD, CONFIG
 from registry.merging.conversions import Converted
+from registry.versions.files import CARD, CONFIG
 from registry.worker.conversions import to_canonical
 from registry.worker.conversions.request import ConversionRequest, serve
 

@@ -24,7 +24,7 @@ from registry.adapters.peft import LoraSpec, ModuleUpdate
 from registry.adapters.peft.names import PREFIX, Names, TensorName, TensorRole
 from registry.adapters.read import PeftContents
 from registry.errors import Invalid
-from registry.files import CONFIG, WEIGHTS
+from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.merge.lowrank import Factors
 from registry.worker.model.updates import read_adapter
 

@@ -28,11 +28,11 @@ from registry.client.local.destination import Destination
 from registry.engines import facts as engine_facts
 from registry.errors import Invalid
 from registry.evaluation.verdicts import Outcome, add_up, summarize
-from registry.files import BASE_CONFIG, BASE_WEIGHTS_INDEX, TOKENIZER_FILES
 from registry.findings import Finding
 from registry.merging import recipes
 from registry.merging.recipes import Ingredient, MergeReport, Operation, Recipe
 from registry.strict import json as strict_json
+from registry.versions.files import BASE_CONFIG, BASE_WEIGHTS_INDEX, TOKENIZER_FILES
 from registry.worker.merge import shards, targets
 from registry.worker.merge.adapters import Adapter
 from registry.worker.merge.shards import Fill, OutputTensor, WriteSummary

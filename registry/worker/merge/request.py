@@ -7,8 +7,8 @@ from pathlib import Path
 
 from registry.adapters.methods import find
 from registry.adapters.peft.config import read_config
-from registry.files import CONFIG
 from registry.merging.recipes import MergeReport, Operation, Recipe
+from registry.versions.files import CONFIG
 from registry.worker.sandbox import program
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from registry import names
 from registry.api.bases import BaseAdd
 from registry.api.catalog import Resolved
-from registry.client import push
 from registry.client.local.base_folder import base_spec_from
+from registry.client.transfer import push
 from registry.errors import Invalid, NotFound
 from registry.filesystem import user_folder
 from registry.jobs import JOB_ID_PATTERN
-from registry.manifest import Edge, Relation
 from registry.merging.recipes import MergeReport, Recipe
 from registry.names import AdapterName, BaseName, Ref
+from registry.versions.manifest import Edge, Relation
 from registry.worker.merge.request import MergeRequest
 from registry.worker.task import Done, Failed, Task
 

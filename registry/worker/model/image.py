@@ -12,7 +12,7 @@ import diffusers
 import torch
 import transformers
 
-from registry.files import BASE_CONFIG
+from registry.versions.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model import language, tasks
 

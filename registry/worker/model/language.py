@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from registry.files import SENTENCEPIECE, TOKENIZER, VOCABULARY
+from registry.versions.files import SENTENCEPIECE, TOKENIZER, VOCABULARY
 from registry.worker.devices import CPU
 from registry.worker.model import tasks
 from registry.worker.model.tasks import Forward, Logits, ModelTask, Probe

@@ -16,7 +16,7 @@ from registry.api.bases import BaseView
 from registry.client.local.base_folder import base_spec_from
 from registry.digest import Digest
 from registry.errors import Invalid, RegistryError
-from registry.files import BASE_CONFIG
+from registry.versions.files import BASE_CONFIG
 
 Inspect = Callable[[BaseView, Path], str]
 """(base, folder) → why the weights are not the base's; empty if they are."""

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from registry.adapters.read import Pair, PeftContents, read_contents
 from registry.digest import Digest
-from registry.files import CONFIG, WEIGHTS, kind_of
-from registry.manifest import Descriptor
+from registry.versions.files import CONFIG, WEIGHTS, kind_of
+from registry.versions.manifest import Descriptor
 
 
 def read_adapter(folder: Path) -> PeftContents:

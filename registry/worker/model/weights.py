@@ -20,7 +20,7 @@ from registry.bases.modules import Facts
 from registry.client.local.base_folder import components_of, weights_of
 from registry.digest import Digest, Hasher
 from registry.errors import Invalid
-from registry.files import WEIGHTS_CHUNK_BYTES
+from registry.versions.files import WEIGHTS_CHUNK_BYTES
 from registry.worker.sandbox.program import ignore_progress
 
 Progress = Callable[[int], None]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from registry.evaluation.reports import Layer
-from registry.files import BASE_CONFIG
+from registry.versions.files import BASE_CONFIG
 from registry.worker.devices import CPU
 from registry.worker.model.sources import BaseSource
 from registry.worker.sandbox import confine, namespaces, program

@@ -18,7 +18,7 @@ from jinja2.exceptions import SecurityError
 
 from registry.adapters import templates
 from registry.errors import Invalid
-from registry.files import CHAT_TEMPLATE, TOKENIZER_CONFIG
+from registry.versions.files import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from registry.worker.model.language import LoadedBase
 from registry.worker.sandbox import confine
 from registry.worker.smoke.result import SmokeResult, first_line

@@ -19,8 +19,8 @@ from registry.adapters import methods
 from registry.adapters.peft import initializations
 from registry.adapters.peft.config import AdapterConfig
 from registry.evaluation.thresholds import Thresholds
-from registry.files import CONFIG, WEIGHTS
 from registry.findings import Severity
+from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.updates import read_updates

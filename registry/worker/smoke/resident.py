@@ -29,7 +29,7 @@ from registry.adapters.peft import LoraSpec
 from registry.adapters.peft.config import AdapterConfig
 from registry.adapters.read import PeftContents
 from registry.evaluation.thresholds import Thresholds
-from registry.files import WEIGHTS
+from registry.versions.files import WEIGHTS
 from registry.worker.model import language
 from registry.worker.model.language import LoadedBase
 from registry.worker.model.tasks import CAUSAL

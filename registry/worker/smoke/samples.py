@@ -14,7 +14,7 @@ import torch
 from registry.errors import RegistryError
 from registry.evaluation import golden
 from registry.evaluation.golden import Golden
-from registry.files import GOLDEN
+from registry.versions.files import GOLDEN
 from registry.worker.model.language import LoadedBase
 from registry.worker.smoke.result import SmokeResult
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from registry.adapters.methods import find
 from registry.adapters.peft.formulas import evaluate
 from registry.digest import Digest
-from registry.files import CONFIG, WEIGHTS
 from registry.findings import Finding
+from registry.versions.files import CONFIG, WEIGHTS
 from registry.worker.smoke.result import library_message, machine_fault
 
 Shapes = dict[str, tuple[int, ...]]

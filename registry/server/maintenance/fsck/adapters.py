@@ -16,7 +16,6 @@ from sqlmodel import Session, col, select
 from registry import lineage, names
 from registry.errors import RegistryError, invalid_cursor
 from registry.events import EventType
-from registry.manifest import Manifest
 from registry.names import AdapterName
 from registry.server import audit
 from registry.server.catalog import metadata_backup
@@ -35,6 +34,7 @@ from registry.server.database.models import (
 from registry.server.maintenance import record_check
 from registry.server.maintenance.fsck.run import FsckRun
 from registry.server.promotion.moves import BREAK_GLASS, TIME_STEP
+from registry.versions.manifest import Manifest
 
 BATCH = 20
 CLOCK_TOLERANCE = timedelta(hours=1)

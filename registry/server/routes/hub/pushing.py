@@ -22,7 +22,6 @@ from registry.api import PREFIX
 from registry.digest import Digest
 from registry.errors import Invalid, TooLarge, printable
 from registry.evaluation.verdicts import Verdict
-from registry.files import FILE_LIMIT_BYTES
 from registry.hub.operations import BODY_LIMIT_BYTES, CommitRequest, read_commit
 from registry.hub.shapes import Json
 from registry.names import AdapterName
@@ -48,6 +47,7 @@ from registry.server.push import background, commit
 from registry.server.routes.hub import protocol
 from registry.server.routes.hub.protocol import PushRoute
 from registry.server.routes.hub.writing import MODEL, read_json
+from registry.versions.files import FILE_LIMIT_BYTES
 
 router = APIRouter(route_class=PushRoute, include_in_schema=False)
 LFS = "/{namespace}/{name}/info/lfs/objects"

@@ -26,8 +26,8 @@ from botocore.parsers import ResponseParserError
 
 from registry.digest import Digest
 from registry.errors import Invalid, Unavailable
-from registry.files import CHUNK_BYTES
 from registry.server.storage.blobs import RequestRejected, invalid_store, raise_unknown
+from registry.versions.files import CHUNK_BYTES
 
 _LOG = logging.getLogger("registry.server")
 READ_BYTES = 32 * 2**20

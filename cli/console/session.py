@@ -21,7 +21,8 @@ from registry.client.trusted_checkpoints import TrustedCheckpoints
 from registry.errors import Invalid, NotFound
 from registry.filesystem import replace_file, user_folder
 
-from . import main, output
+from .. import main
+from . import output
 
 if TYPE_CHECKING:
     from registry.client.registry import Registry

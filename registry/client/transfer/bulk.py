@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from registry.api.transfer import BULK_LIMIT
-from registry.client.transfer import Progress
+from registry.client.transfer.file_transfer import Progress
 from registry.errors import Invalid, RegistryError
 
 ADAPTERS_AT_ONCE = 4

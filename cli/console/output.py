@@ -32,11 +32,11 @@ from registry import errors
 from registry.errors import RegistryError
 from registry.findings import Finding
 
-from . import main
+from .. import main
 
 if TYPE_CHECKING:
     from registry.client.answers import Page
-    from registry.client.bulk import Result
+    from registry.client.transfer.bulk import Result
 
 EXIT_CODES: dict[type[RegistryError], int] = {
     errors.RegistryError: 1,

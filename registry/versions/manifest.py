@@ -18,10 +18,10 @@ from msgspec import UNSET, Meta, UnsetType, field, structs
 from registry import names
 from registry.digest import Digest, canonical_json
 from registry.errors import Invalid, TooLarge
-from registry.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
 from registry.findings import Finding
-from registry.provenance import Provenance
 from registry.structs import FrozenStruct, first_problem
+from registry.versions.files import FILE_LIMIT_BYTES, WEIGHTS, WEIGHTS_ENDINGS, kind_of, refusal_of
+from registry.versions.provenance import Provenance
 
 MEDIA_TYPE: Final = "application/vnd.adapter-registry.manifest.v1+json"
 FILES_LIMIT = 256

@@ -15,7 +15,7 @@ from registry.durations import parse_duration
 from registry.errors import Invalid
 from registry.names import AdapterName, Ref
 
-from . import main
+from .. import main
 
 Value = TypeVar("Value")
 

@@ -17,17 +17,18 @@ from pathlib import Path
 from registry.api import PAGE_LIMIT
 from registry.api.catalog import AdapterView, FileLink, Resolved
 from registry.api.transfer import PullPlan
-from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client import answers
 from registry.client.core import Versions, only
 from registry.client.local.cache import LINK_FROM_BYTES, Cache
 from registry.client.local.destination import Destination
-from registry.client.transfer import Progress, Silent
+from registry.client.transfer import file_transfer
+from registry.client.transfer.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError
-from registry.files import NOTE, PARTIAL_NOTE
 from registry.findings import Finding
 from registry.names import Ref
+from registry.versions.files import NOTE, PARTIAL_NOTE
 
 LINK_LIMIT_SECONDS = 24 * 3600
 """A direct link is used no longer, whatever the registry says."""
@@ -132,8 +133,10 @@ def _put(source: _Source, dest: Path, store: Cache | None, progress: Progress) -
         for parent in {(folder / link.path).parent for link in source.links}:
             parent.mkdir(parents=True, exist_ok=True)
         to_fetch = [link for link in source.links if not source.write_small(link, folder / link.path, progress)]
-        transfer.run_parallel(
-            lambda link: _place(source, link, folder / link.path, store, progress), to_fetch, transfer.FILES_AT_ONCE
+        file_transfer.run_parallel(
+            lambda link: _place(source, link, folder / link.path, store, progress),
+            to_fetch,
+            file_transfer.FILES_AT_ONCE,
         )
         version = source.resolved
         note: dict[str, object] = {"name": version.name, "number": version.number, "digest": version.digest}
@@ -171,15 +174,15 @@ class _Source:
         with contextlib.suppress(ValueError):  # not base64
             data = base64.b64decode(self._small.get(link.digest, ""), validate=True)
             if Digest.of(data) == link.digest:
-                transfer.write_new(target, data, durable=True)
+                file_transfer.write_new(target, data, durable=True)
                 progress.advance(len(data))
                 return True
         return False
 
     def fetch(self, link: FileLink, target: Path, progress: Progress, *, durable: bool) -> None:
         """Write a file of the version to the new file `target`."""
-        direct = transfer.Direct(self._direct.get(link.path, ""), self._until)
-        transfer.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
+        direct = file_transfer.Direct(self._direct.get(link.path, ""), self._until)
+        file_transfer.fetch(self._registry, link, target, progress, direct=direct, durable=durable)
 
 
 def _place(source: _Source, link: FileLink, target: Path, cache: Cache | None, progress: Progress) -> None:

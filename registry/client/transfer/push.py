@@ -26,17 +26,18 @@ from registry.api.transfer import (
     SmallBlob,
     Upload,
 )
-from registry.client import answers, transfer
-from registry.client.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client import answers
 from registry.client.core import Versions
 from registry.client.local.folder import Folder, read_folder
-from registry.client.transfer import Progress, Silent
+from registry.client.transfer import file_transfer
+from registry.client.transfer.bulk import Result, SharedProgress, in_batches, result_of, run_each
+from registry.client.transfer.file_transfer import Progress, Silent
 from registry.digest import Digest
 from registry.errors import Invalid, NotFound, RegistryError, Unavailable
 from registry.findings import Finding
-from registry.manifest import BaseRef, Edge, Manifest, Relation
 from registry.names import AdapterName, Ref
-from registry.provenance import Provenance
+from registry.versions.manifest import BaseRef, Edge, Manifest, Relation
+from registry.versions.provenance import Provenance
 
 GROUP_BYTES = 384 * 2**20
 """Bytes of the adapters that one group commits, if it has more than one."""
@@ -169,7 +170,7 @@ class _Push:
         if self.error is not None:
             return
         try:
-            transfer.send(registry, upload, self._sources[upload.digest], progress)
+            file_transfer.send(registry, upload, self._sources[upload.digest], progress)
         except Unavailable as e:
             if e.code in ("STORE_UNAVAILABLE", "LINK_INVALID"):
                 self.interruption = e
@@ -269,10 +270,10 @@ def _send(registry: Versions, pushes: Sequence[_Push], small: Set[tuple[str, Dig
         uploads = [
             (push, upload) for push in pushes for upload in push.uploads if (push.item.name, upload.digest) not in small
         ]
-        transfer.run_parallel(
+        file_transfer.run_parallel(
             lambda pair: pair[0].send(registry, pair[1], counter),
             sorted(uploads, key=lambda pair: -pair[1].size_bytes),
-            transfer.FILES_AT_ONCE,
+            file_transfer.FILES_AT_ONCE,
         )
         pushes = [push for push in pushes if push.interruption is not None and push.error is None]
         if not pushes:

@@ -23,7 +23,7 @@ from registry.client.core import Versions
 from registry.client.transport import Take
 from registry.digest import Hasher
 from registry.errors import Corrupt, Unavailable
-from registry.files import CHUNK_BYTES
+from registry.versions.files import CHUNK_BYTES
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 ATTEMPTS_LIMIT = 4

@@ -1,0 +1,1 @@
+"""The terminal: arguments, which registry, tables and progress, groups of adapters, logs."""
