@@ -1,8 +1,9 @@
-"""A deterministic scheduler: of several threads exactly one runs, and a seeded generator picks the next at each pause.
+"""A deterministic scheduler: of several tasks exactly one runs, and a seeded generator picks the next at each pause.
 
-Equal seeds give equal runs, so a failure is repeated by its seed. A thread pauses where the code under test calls
+Equal seeds give equal runs, so a failure is repeated by its seed. A task pauses where the code under test calls
 `pause`: before a transaction begins, at a failpoint, at each operation of the blob store. It never pauses inside a
-transaction, because then it would hold locks that the others wait for.
+transaction, because then it would hold locks that the others wait for. Tasks are greenlets of one thread: a switch
+costs a hundredth of one between threads, and no other process delays it.
 
 Half of the runs switch at random. In the others each task has a priority, the highest runs, and at a few random steps
 the running task falls to the lowest (probabilistic concurrency testing, Burckhardt et al. 2010): that finds errors that
@@ -11,11 +12,12 @@ need a whole request between two steps of another, which random switching hardly
 
 from __future__ import annotations
 
-import queue
 import random
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+from greenlet import getcurrent, greenlet
 
 CHANGES = 4
 """How often a run with priorities lowers the priority of the running task, at most."""
@@ -23,34 +25,12 @@ STEPS = 60
 """The steps among which these changes are chosen: about as many as a run has."""
 
 
-def _held_lock() -> threading.Lock:
-    """A lock that one thread releases and another acquires: a signal at a tenth of the cost of a semaphore."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
 @dataclass
 class _Task:
     name: str
-    action: Callable[[], None]
-    turn: threading.Lock = field(default_factory=_held_lock)
+    greenlet: greenlet
+    priority: float
     transactions: set[int] = field(default_factory=set)
-    priority: float = 0.0
-
-
-class _Thread(threading.Thread):
-    """Works on one task after another: starting a thread costs more than most steps."""
-
-    def __init__(self, work: Callable[[_Task], None]) -> None:
-        super().__init__(daemon=True)
-        self.tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        self._work = work
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            self._work(self.tasks.get())
 
 
 class Scheduler:
@@ -59,9 +39,7 @@ class Scheduler:
     def __init__(self) -> None:
         self.trace: list[tuple[str, str]] = []
         self._random = random.Random()
-        self._tasks: dict[int, _Task] = {}
-        self._threads: list[_Thread] = []
-        self._finished = _held_lock()
+        self._tasks: dict[greenlet, _Task] = {}
         self._errors: list[BaseException] = []
         self._changes: set[int] | None = None
 
@@ -69,22 +47,18 @@ class Scheduler:
         """Run these named actions to their ends, interleaved as the seed says; raise the first error of any."""
         self._random = random.Random(seed)
         self.trace, self._errors = [], []
-        tasks = [_Task(name, action, priority=self._random.random()) for name, action in actions]
+        tasks = [_Task(name, greenlet(partial(self._work, action)), self._random.random()) for name, action in actions]
         by_priority = self._random.random() < 0.5
         self._changes = set(self._random.sample(range(STEPS), CHANGES)) if by_priority else None
-        while len(self._threads) < len(tasks):
-            self._threads.append(_Thread(self._work))
-        self._tasks = {thread.ident or 0: task for thread, task in zip(self._threads, tasks, strict=False)}
-        for thread, task in zip(self._threads, tasks, strict=False):
-            thread.tasks.put(task)
-        self._choose(tasks).turn.release()
-        self._finished.acquire()
+        self._tasks = {task.greenlet: task for task in tasks}
+        while self._tasks:  # goes on here whenever a task has ended
+            self._choose(list(self._tasks.values())).greenlet.switch()
         if self._errors:
             raise self._errors[0]
 
     def pause(self, point: str) -> None:
         """Let the generator pick who goes on. Does nothing outside of a task and inside a transaction."""
-        task = self._tasks.get(threading.get_ident())
+        task = self._tasks.get(getcurrent())
         if task is None or task.transactions:
             return
         self.trace.append((task.name, point))
@@ -92,23 +66,22 @@ class Scheduler:
             task.priority = -len(self.trace)
         chosen = self._choose(list(self._tasks.values()))
         if chosen is not task:
-            chosen.turn.release()
-            task.turn.acquire()
+            chosen.greenlet.switch()
 
     def wait(self) -> None:
         """Let the others go first, as a client does that tries again later."""
-        if task := self._tasks.get(threading.get_ident()):
+        if task := self._tasks.get(getcurrent()):
             task.priority = -len(self.trace)
         self.pause("wait")
 
     def begin_transaction(self, connection: object) -> None:
         """Do not pause until this connection's transaction has ended."""
-        if task := self._tasks.get(threading.get_ident()):
+        if task := self._tasks.get(getcurrent()):
             task.transactions.add(id(connection))
 
     def end_transaction(self, connection: object) -> None:
         """This connection holds no locks any more."""
-        if task := self._tasks.get(threading.get_ident()):
+        if task := self._tasks.get(getcurrent()):
             task.transactions.discard(id(connection))
 
     def _choose(self, tasks: list[_Task]) -> _Task:
@@ -116,13 +89,10 @@ class Scheduler:
             return self._random.choice(tasks)
         return max(tasks, key=lambda task: task.priority)
 
-    def _work(self, task: _Task) -> None:
-        task.turn.acquire()
+    def _work(self, action: Callable[[], None]) -> None:
         try:
-            task.action()
+            action()
         except BaseException as error:
             self._errors.append(error)
         finally:
-            del self._tasks[threading.get_ident()]
-            remaining = list(self._tasks.values())
-            (self._choose(remaining).turn if remaining else self._finished).release()
+            del self._tasks[getcurrent()]

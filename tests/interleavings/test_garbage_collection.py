@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
+from sqlalchemy import false, true
 
+from registry.server.maintenance import gc
+from registry.server.storage import references
 from tests.interleavings import garbage
 from tests.interleavings.scheduler import Scheduler
 
@@ -27,6 +31,34 @@ def test_nothing_acknowledged_is_lost_in_any_interleaving(
     with capsys.disabled():
         print(f"\n{database_kind}: {COUNT} interleavings from seed {FIRST_SEED}, {different} different, {steps} steps")
     assert different > COUNT * 0.5
+
+
+def _claim_without_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    update_unneeded = gc._update_unneeded
+
+    def update(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(references, "is_unneeded", lambda **_: true())
+            return update_unneeded(*arguments)
+
+    monkeypatch.setattr(gc, "_update_unneeded", update)
+
+
+def _reserve_what_is_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "check_not_deleting", lambda *_: None)
+
+
+def _ignore_open_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "is_held", lambda **_: false())
+
+
+@pytest.mark.parametrize(
+    "break_collection", [_claim_without_looking_again, _reserve_what_is_being_deleted, _ignore_open_pushes]
+)
+def test_a_broken_collection_is_found(break_collection: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_collection(monkeypatch)
+    with pytest.raises(AssertionError, match="seed"):
+        garbage.explore(f"sqlite:///{tmp_path}/registry.db", 100)
 
 
 def test_equal_seeds_give_equal_traces() -> None:
