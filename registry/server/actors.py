@@ -9,8 +9,6 @@
 - What an actor may not see does not exist for it: it gets `NotFound`, and `Denied` only where it may look.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@
 - Nothing is started, migrated or printed here; `adapter serve` does that.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Iterator

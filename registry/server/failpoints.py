@@ -9,8 +9,6 @@
 `@N` at the end: only the N-th time that the point is reached in this process.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """The members of a bulk request: each has its own outcome. An error of one ends that one only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Public namespaces, from which everyone may pull, as a condition: a statement does not grow with their number."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_

@@ -5,8 +5,6 @@
 Only the hash is stored. 190 random bits cannot be guessed, so a fast hash is the right one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import secrets

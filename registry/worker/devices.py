@@ -1,7 +1,5 @@
 """Device names, and which device this machine offers. No torch here."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 CPU, CUDA = "cpu", "cuda"

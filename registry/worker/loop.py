@@ -4,8 +4,6 @@ After a lost lease nothing is sent. A stop finishes the running job within its g
 for an unreachable server, and goes on after a failed job.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import random

@@ -1,7 +1,5 @@
 """`Task` and `Done`: input and outcome of a claimed job's runner; `Failed` without one; `HeldLease`: its lease."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

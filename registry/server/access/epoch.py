@@ -4,8 +4,6 @@ It grows in the transaction of the change. A process that remembers an actor rea
 sends anyway, and reads the actor again when the epoch has grown, so a revocation takes effect at once on every replica.
 """
 
-from __future__ import annotations
-
 from sqlalchemy import ColumnElement, func, update
 from sqlmodel import Session, col, select
 

@@ -5,8 +5,6 @@ others hold. Before a push sends bytes, those that other open pushes may have st
 under the namespace's lock before its rows are written.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rate limits of one process: requests and streams per token, failed sign-ins per address and per token prefix."""
 
-from __future__ import annotations
-
 import ipaddress
 import threading
 import time

@@ -7,8 +7,6 @@
   of the whole registry may use it again: to everyone else's configurations it still means the old base.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 

@@ -5,8 +5,6 @@ its own statement and signs in again when the epoch has grown. The holder of a s
 longer is; all others get one answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from sqlalchemy import BindParameter, and_, bindparam, or_

@@ -8,8 +8,6 @@
 - Every rejection has the same text, so no one learns which adapters trust whom.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Iterable, Mapping
 from datetime import timedelta

@@ -6,8 +6,6 @@
 - Every replica sees a revocation or a rotation at the next request.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import secrets

@@ -8,8 +8,6 @@
   is empty, only administrators of all see the event; events about bases are visible to everyone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

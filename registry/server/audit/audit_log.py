@@ -4,8 +4,6 @@ A single server, one of several replicas and an embedded registry all call the s
 which process does the work.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import logging

@@ -6,8 +6,6 @@ An older key also vouches for the one above it (`registry.tlog.notes`), so clien
 A file that REGISTRY_AUDIT_KEY names is never created: a wrong path must not lead to a second key.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import hmac

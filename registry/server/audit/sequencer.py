@@ -5,8 +5,6 @@
   checkpoint covers can be read. After a crash at any point the next run continues.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from sqlalchemy import Engine, bindparam, update

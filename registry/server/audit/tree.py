@@ -6,8 +6,6 @@
 - A copy is returned as it is stored, and the caller verifies it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from sqlalchemy import Engine, update

@@ -7,8 +7,6 @@
 Row, verdicts and history of a withdrawn version stay visible.
 """
 
-from __future__ import annotations
-
 from registry.digest import Digest
 from registry.errors import NotFound, Refused
 from registry.names import AdapterName, Selector, is_alias

@@ -6,8 +6,6 @@
   that pair; it is computed on request.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, cast
 

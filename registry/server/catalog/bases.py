@@ -6,8 +6,6 @@
   the namespace ORG, and their `source` is not stored: a worker opens it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence, Set
 
 from sqlalchemy import delete as delete_rows

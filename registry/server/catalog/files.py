@@ -3,8 +3,6 @@
 A digest alone gives access to nothing: bytes are found through a version that the actor may see.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor

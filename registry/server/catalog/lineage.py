@@ -6,8 +6,6 @@
 - A larger answer than `EDGES_LIMIT` is truncated and says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

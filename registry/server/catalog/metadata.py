@@ -3,8 +3,6 @@
 They can change, and no digest covers them. What a push sealed is in the manifest: annotations and provenance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any

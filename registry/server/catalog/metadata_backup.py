@@ -13,8 +13,6 @@
 - Aliases, verdicts, tokens and the audit log have no records: only the database's backup has them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 The registry's own judgment and that of the version's namespace (`by_owner`) are kept apart: neither replaces the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 

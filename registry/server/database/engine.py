@@ -4,8 +4,6 @@ SQLite before 3.51.3 can corrupt a WAL database that several connections write. 
 that is installed; otherwise the journal stays in its safe mode.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import time

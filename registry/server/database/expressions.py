@@ -9,8 +9,6 @@ SQLite obeys CROSS JOIN and takes several recursive parts. PostgreSQL takes one:
 parts each use their index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Locks between processes (`ProcessLock`) and between the writing threads of one process (`SqliteWriteLock`)."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

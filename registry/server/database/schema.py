@@ -7,8 +7,6 @@
   revisions in one transaction.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from pathlib import Path

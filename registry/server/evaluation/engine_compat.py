@@ -4,8 +4,6 @@ Verdicts are stored for the profiles in REGISTRY_ENGINES; for any other profile 
 of another release of this registry give the outcome `unknown`, never a guess.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any

@@ -4,8 +4,6 @@ The norm of an update is |scale · BA| (Frobenius), computed from |BA|² = sum((
 never computed. Norms have four digits; a norm that 32-bit floats cannot hold is None.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

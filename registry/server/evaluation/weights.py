@@ -6,8 +6,6 @@
 - If a large version turns out to hold NaN, its `engine` verdicts are renewed in the same transaction.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

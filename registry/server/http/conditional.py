@@ -1,7 +1,5 @@
 """Conditional and range requests (RFC 9110): `Cache-Control`, ETags, and which part of a file an answer holds."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

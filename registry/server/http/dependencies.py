@@ -8,8 +8,6 @@
 - A mutation with an Idempotency-Key claims it in its own transaction (idempotency.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar

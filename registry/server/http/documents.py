@@ -1,7 +1,5 @@
 """Bodies and answers of transfers: read and written by the structs that clients have, without FastAPI's own parsing."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

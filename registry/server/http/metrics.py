@@ -4,8 +4,6 @@ What is about requests is of one process; all else is read from the database, so
 Of tables that grow without end only an index is read. No label holds the name of a namespace, adapter or node.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

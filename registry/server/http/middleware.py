@@ -7,8 +7,6 @@
 - A request whose body arrives too slowly is ended (`SlowBodyGuard`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

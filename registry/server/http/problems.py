@@ -5,8 +5,6 @@
 - Input never causes a 500. A 500 reveals nothing about the server and is logged with its request id.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 A request without Authorization is refused, unless the application has a `trusted` actor (embedded registry).
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 from fastapi import Request

@@ -6,8 +6,6 @@
 - What counts is what has arrived, until the request is answered. A declared length reserves nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

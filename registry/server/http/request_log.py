@@ -4,8 +4,6 @@ A line names the template of the route and never the path or the query, so it ho
 the token's subject or name.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

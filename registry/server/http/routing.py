@@ -6,8 +6,6 @@
 - A route that is `async def` itself runs on the event loop and opens its own sessions in threads.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator

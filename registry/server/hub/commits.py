@@ -8,8 +8,6 @@
 - No transaction is open while bytes are read. The branch is still there at the end, else the commit is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

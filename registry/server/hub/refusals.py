@@ -1,7 +1,5 @@
 """What Hub clients ask for and this registry does not have, with the sentences that say what to do instead."""
 
-from __future__ import annotations
-
 import fnmatch
 from typing import NoReturn
 

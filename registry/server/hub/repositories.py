@@ -6,8 +6,6 @@
   Otherwise the first answer would be faster if another tenant's version of the same bytes was requested before.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime

@@ -4,8 +4,6 @@ A draft counts at its branch only while the branch is at the version that it beg
 until it ends.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sqlalchemy import Engine

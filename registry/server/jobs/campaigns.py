@@ -3,8 +3,6 @@
 Jobs, campaign and event are one transaction. A campaign shows only versions that the actor may see.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator

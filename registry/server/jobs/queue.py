@@ -7,8 +7,6 @@
 - Every claim takes back expired leases: the job is requeued while attempts are left, else it fails.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Sequence

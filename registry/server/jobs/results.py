@@ -8,8 +8,6 @@
   and the registry does not attest them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

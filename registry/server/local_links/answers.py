@@ -1,7 +1,5 @@
 """What a link is answered with, by the thread with the socket or by the client in this process."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping

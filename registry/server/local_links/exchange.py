@@ -6,8 +6,6 @@
   bytes at `BODY_BYTES_PER_SECOND` and `stall_seconds` more.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -9,8 +9,6 @@
 - `stop` accepts nothing new and lets transfers end.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -4,8 +4,6 @@ What has an odd framing goes to the application, which says what is wrong. So th
 and two readers of one request never disagree about where it ends.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`LinkServer`: uvicorn's server, whose connections a `LinkListener` accepts."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import Callable

@@ -19,8 +19,6 @@
 - A dry run counts the same and changes nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import time

@@ -4,8 +4,6 @@
 - A lost record is written again like the first one: `recorded_at` is cleared, then the backup runs.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeGuard

@@ -7,8 +7,6 @@
 - Verdicts are appended, a batch in one transaction with its event. An interrupted run continues where it stopped.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,8 +8,6 @@
 - A second run changes nothing.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

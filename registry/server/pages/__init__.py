@@ -3,8 +3,6 @@
 Pages call the functions that REST routes call, with the rights of the visitor. They contain no statements of their own.
 """
 
-from __future__ import annotations
-
 from registry.server.pages import (
     adapters,
     aliases,

@@ -1,7 +1,5 @@
 """The page of an adapter: its README, versions, aliases with their gates, and how to use it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fastapi import Request, Response

@@ -3,8 +3,6 @@
 Moving an alias past a closed gate is not offered here: it needs the command.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 

@@ -1,7 +1,5 @@
 """The pages for operators: the events of the audit log with filters, and the state of the server."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import Query, Request, Response

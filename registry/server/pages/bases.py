@@ -1,7 +1,5 @@
 """The pages of base models: a list, and one base with its relatives, its adapters and engine settings."""
 
-from __future__ import annotations
-
 from fastapi import Request, Response
 
 from registry.server.catalog import bases

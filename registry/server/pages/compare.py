@@ -1,7 +1,5 @@
 """The page that compares two versions: what differs in configuration, targets, files, verdicts and norms."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple

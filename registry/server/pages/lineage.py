@@ -1,7 +1,5 @@
 """The page of a version's lineage: a graph whose nodes are links, and the same as a list."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 from fastapi import Request, Response

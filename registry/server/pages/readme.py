@@ -5,8 +5,6 @@
 - Only the first `READ_LIMIT_BYTES` are read. What would become very long is shown as plain text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

@@ -5,8 +5,6 @@
 - The style sheet and the icon have their digest in their names, so that browsers keep them.
 """
 
-from __future__ import annotations
-
 import datetime
 from functools import partial
 from pathlib import Path

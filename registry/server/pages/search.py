@@ -3,8 +3,6 @@
 No total is shown: a page says how many adapters it lists, and whether others follow.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response

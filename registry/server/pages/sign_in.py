@@ -1,7 +1,5 @@
 """Pages for signing in with a token, by the one-time link of `adapter serve`, and for signing out."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import Query, Request, Response

@@ -1,7 +1,5 @@
 """The page of a version: verdicts, engines, norms, smoke test, files, provenance, signatures; and its images."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Aliases: list and show them, and their history. `moves` changes where they point."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, and_, exists

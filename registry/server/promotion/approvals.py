@@ -1,7 +1,5 @@
 """Approvals of versions for aliases, in groups: each has its own outcome. One approval is a group of one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

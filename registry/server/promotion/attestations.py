@@ -6,8 +6,6 @@
   event is durable, and the same event always makes the same bytes, so attesting may be repeated after a crash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any

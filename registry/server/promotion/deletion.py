@@ -7,8 +7,6 @@
 - Each step counts `quarantine` up, so the newest record beside the blobs can be told from older ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import timedelta
 

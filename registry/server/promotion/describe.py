@@ -5,8 +5,6 @@ restored. Each change that changes something has one event, with the new values 
 log keeps their history. A version in quarantine keeps its metadata as it is.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@
 - Engine compatibility is judged now, from stored facts, so a gate may name any profile.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -7,8 +7,6 @@
 - A generation is never used twice, history rows never change, and the times of an alias's moves strictly grow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

@@ -6,8 +6,6 @@
 - All who may promote may withdraw and undo a yank; only an owner ends a quarantine.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from sqlmodel import Session, select

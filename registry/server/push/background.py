@@ -7,8 +7,6 @@
   waits for its commit, for `MEASURE_DELAY_SECONDS` at most.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import weakref

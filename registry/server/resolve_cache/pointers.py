@@ -6,8 +6,6 @@
 - On SQLite it runs in the calling thread, since it is faster than a change of threads; on PostgreSQL in another one.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

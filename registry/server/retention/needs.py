@@ -5,8 +5,6 @@ may read; one in the same adapter does not, else a chain of checkpoints would st
 version stays with its row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from sqlalchemy import and_, exists, func, or_

@@ -4,8 +4,6 @@ A version's own expiry counts instead of the rule. Deletion is that of `adapter 
 until its grace time is over, and is exempt from rules then.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Shows, sets and clears the retention rule of an adapter or a namespace. An adapter's own rule counts alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sqlmodel import Session, select

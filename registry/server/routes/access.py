@@ -3,8 +3,6 @@
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """
 
-from __future__ import annotations
-
 from fastapi import BackgroundTasks, Request, Response
 
 from registry.api import access

@@ -3,8 +3,6 @@
 An alias moves only under `If-Match: "<generation>"`: without it the answer is 428, with an old generation 412.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated
 

@@ -5,8 +5,6 @@
 - A waiting request holds no thread and no connection. Its rights are checked again before each answer.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """Routes of base models: add, list, show; their weights, and how they are related."""
 
-from __future__ import annotations
-
 from fastapi import BackgroundTasks, Response
 
 from registry.api.bases import (

@@ -3,8 +3,6 @@
 For administrators of all namespaces. Long runs are many requests: each works for some seconds and returns a cursor.
 """
 
-from __future__ import annotations
-
 import time
 
 from fastapi import APIRouter, Request, Response

@@ -1,7 +1,5 @@
 """Routes of retention: the rule of an adapter or a namespace, and what it does to each version."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import Depends, Query

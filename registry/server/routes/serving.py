@@ -5,8 +5,6 @@
   once for all requests of the same reach. Leases of nodes and uses of tokens do not count.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Routes of verdicts: check files, verdicts and norms of a version, engine settings; and of attestations."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import Query, Response

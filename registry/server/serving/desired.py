@@ -4,8 +4,6 @@ Withdrawn versions, and those that the actor may not see, are left out. The numb
 (`state_cursor`, one statement) changes whenever the answer would. Engine verdicts are evaluated now from stored facts.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -7,8 +7,6 @@
 - The blobs of a reported version are recorded under their rows' locks, so `gc` sees them or the report finds them gone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any

@@ -5,8 +5,6 @@
 - Convergence counts live nodes that follow an alias and whose token reaches the adapter, not those that load on demand.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

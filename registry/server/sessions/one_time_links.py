@@ -1,7 +1,5 @@
 """`OneTimeLinks`: codes that sign a browser in once, for the user of the machine on which the server runs."""
 
-from __future__ import annotations
-
 import secrets
 import threading
 import time

@@ -5,8 +5,6 @@
 - Every sign-in begins a new session, so an id that someone planted in a browser never becomes signed in.
 """
 
-from __future__ import annotations
-
 import secrets
 from datetime import timedelta
 

@@ -6,8 +6,6 @@
   must repeat a value that is derived from an HttpOnly cookie, which no other site can read or set.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

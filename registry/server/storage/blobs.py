@@ -15,8 +15,6 @@
 - Stores check no permissions: the caller has decided that the actor may have these bytes.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator

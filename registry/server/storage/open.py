@@ -1,7 +1,5 @@
 """Opens the blob stores of the settings. A store creates nothing before the first write."""
 
-from __future__ import annotations
-
 from registry.errors import Invalid, Unavailable
 from registry.server.settings import Settings
 from registry.server.storage.blobs import BlobStore, RequestRejected

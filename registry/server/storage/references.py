@@ -12,8 +12,6 @@
 - Reserving is the same single statement whether or not the blob exists, so its duration does not reveal that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 from enum import StrEnum

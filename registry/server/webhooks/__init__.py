@@ -5,8 +5,6 @@
 - Events show only the origin of a webhook's URL, because the path may contain a secret.
 """
 
-from __future__ import annotations
-
 import base64
 import secrets
 from typing import NamedTuple

@@ -8,8 +8,6 @@
 Messages are signed as Standard Webhooks requires: base64 of HMAC-SHA256 over `id.timestamp.body`.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

@@ -7,8 +7,6 @@
   was checked, so DNS rebinding has no effect. IPv6 that embeds an IPv4 address is checked by both addresses.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import threading

@@ -1,7 +1,5 @@
 """`ConversionRequest`: a conversion with folders in place of names, run as a program of its own. No torch here."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 

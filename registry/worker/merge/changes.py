@@ -4,8 +4,6 @@ A tensor is a matrix here: [out, everything else], a vector one row, a block of 
 Blocks are in a wider type than the stored one; the caller rounds once, after all changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 

@@ -5,8 +5,6 @@
 - Randomness comes only from the seed and the module's name, so a recipe always gives the same weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

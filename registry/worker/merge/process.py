@@ -7,8 +7,6 @@
 It imports torch, so its parent may kill it at any moment. It knows no registry, and only folders (sandbox/program.py).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`MergeRequest`: a recipe with folders in place of names, run as a program of its own. No torch here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

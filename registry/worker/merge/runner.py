@@ -5,8 +5,6 @@
 - A fused base is a folder on this machine and a name in the registry; a base never changes under its name.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ Memory does not grow with the file: some rows (`BLOCK_BYTES`) and one tensor's c
 tensors keep their names and sizes keeps its header byte for byte.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import math

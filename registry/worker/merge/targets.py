@@ -4,8 +4,6 @@ Keys are the model's names of tensors (`Stored.name`), also for a tied head that
 each change reads its factors when it is made.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from functools import partial

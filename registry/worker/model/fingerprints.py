@@ -4,8 +4,6 @@ Memory does not grow with the base. Packed values are unpacked for the sketch: N
 8-bit floats with scales. Other packings get no sketch; the base is then compared by its plain tensors.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

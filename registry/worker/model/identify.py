@@ -4,8 +4,6 @@ A base with a registered identity is only hashed; after a difference it is sketc
 an identity gets one when a worker first uses it. No torch in this process.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable

@@ -4,8 +4,6 @@ No weight is read and no code of the folder runs. A module's kind is its class, 
 linear. An output embedding that is not named `lm_head` has the kind `other`: PEFT's "all-linear" leaves it out.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

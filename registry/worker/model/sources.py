@@ -4,8 +4,6 @@ The folder's configuration and headers must hash to the base's registered finger
 A folder is read again only when the base's record, or the folder's configuration or weight files, have changed.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Mapping

@@ -7,8 +7,6 @@
 A class in no table is compared by whatever it returns. Only the library's own classes are used, never a repository's.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

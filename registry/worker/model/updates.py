@@ -4,8 +4,6 @@ An update is scale * B @ A, with A [rank, in] and B [out, rank] in 32 bits; it i
 |BA|² = sum((BᵀB) ∘ (AAᵀ)). Methods other than LoRA have no update of this form and are left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass

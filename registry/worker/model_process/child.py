@@ -10,8 +10,6 @@ On a GPU each child is a new process that loads the base itself, because a proce
 it reports each load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A child that does not answer correctly is killed with its process group. If the 
 crashes on it, the isolated run decides the verdict.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`ModelProcess`: a model process: start it, send it adapters, end it. `Pool`: those of this worker. No torch here."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

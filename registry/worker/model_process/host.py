@@ -7,8 +7,6 @@ adapter and never runs a forward pass, so nothing can change its base; it has on
 it holds no base: its children are new processes of this program that load it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

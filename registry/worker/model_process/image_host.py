@@ -1,7 +1,5 @@
 """The model process of an image model: as `host`, with an isolated child for each adapter. It needs diffusers."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 namespaces.py adds no network, no home folder and no writing, where the machine allows that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -4,8 +4,6 @@ Places of secrets get an empty file system over them, in which the folders that 
 the end the process drops its capabilities, so it cannot undo any of this.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

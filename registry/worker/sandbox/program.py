@@ -8,8 +8,6 @@ A program gets no secret: an allow-list of variables, and folders. It has no net
 folders where Linux can do that, and ends with its parent. The parent imports no torch and may kill it at any time.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import os

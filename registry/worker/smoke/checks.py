@@ -1,7 +1,5 @@
 """The checks of a smoke test in order, once for all three ways to run it: isolated, shared (`resident`), image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ A template is an untrusted program. It is checked by the rules of a push, and th
 a process of its own, with limits of CPU time, memory and output: one that breaks them fails, and no attempt is lost.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import selectors

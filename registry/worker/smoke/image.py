@@ -4,8 +4,6 @@ Fixed seeds, fixed conditions, few steps, small images: two runs of one adapter 
 family is `unknown`, never a pass.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

@@ -4,8 +4,6 @@ The adapter's header already fits the base (registry.compat). An exception of PE
 Without the adapter the base must be the base again, by every parameter's bits and by its logits' bits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter

@@ -8,8 +8,6 @@ Only adapters that cannot change the base are accepted (`reason_to_isolate`). Af
 file's numbers, and after each adapter every tensor of the base its original bits. Any deviation raises `Discard`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

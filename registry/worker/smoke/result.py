@@ -4,8 +4,6 @@ A measurement has its unit in its name; a number that is not finite is None. Run
 raised, and the attempt fails.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@
 A sample that cannot be tested (no tokenizer, a text over the limit) is `unknown`, never a pass.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any

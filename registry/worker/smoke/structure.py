@@ -6,8 +6,6 @@ some tensors only beside values (`needs_values` in registry/adapters/methods.py)
 PEFT has loaded the adapter into.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import warnings

@@ -1,7 +1,5 @@
 """The part of a smoke test without a model: whether the numbers are finite, and the norm of each update."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

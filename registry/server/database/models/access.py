@@ -1,7 +1,5 @@
 """Tables of access: tokens, namespaces, roles, reserved names, trusted publishers, idempotency keys."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables of the audit log and what follows from it: events, tiles, checkpoints, attestations, webhooks, deliveries."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

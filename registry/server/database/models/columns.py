@@ -3,8 +3,6 @@
 The naming convention is set before the first table is defined, so that tables and migrations agree on the names.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables of jobs: queue, steps, campaigns, thresholds; and the locks between servers."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

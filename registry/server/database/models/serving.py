@@ -1,7 +1,5 @@
 """Tables of serving: nodes, their slots, and the blobs that those need."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from sqlalchemy import JSON, Text, UniqueConstraint

@@ -3,8 +3,6 @@
 One adapter is read in one snapshot. Its records in the store are listed after the snapshot.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta

@@ -11,8 +11,6 @@
   change to `corrupt` or back to `live` is an audit event.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from itertools import islice

@@ -10,8 +10,6 @@
 - A run is many short requests. The cursor says where it is, so a check of days survives any restart.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """`FsckRun`: the state of one request of a check."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@
 Every answer names the commit, also if the file does not exist: clients cache by it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response

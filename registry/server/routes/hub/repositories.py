@@ -3,8 +3,6 @@
 Every answer about a revision is about one version, or about a draft of the caller.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Annotated, Any

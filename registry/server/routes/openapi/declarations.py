@@ -1,7 +1,5 @@
 """What FastAPI cannot read from a signature: raw bodies, and statuses that a route chooses at run time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 OCTETS = "application/octet-stream"

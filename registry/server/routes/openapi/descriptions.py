@@ -4,8 +4,6 @@ Bodies are by operation; `add_base` has none, because the facts of a base model 
 against the models of their routes.
 """
 
-from __future__ import annotations
-
 import json
 import tomllib
 from importlib import resources

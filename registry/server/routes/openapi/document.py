@@ -4,8 +4,6 @@ It depends on the code only, not on settings or rows. A status that an operation
 document allows and looks for one (tests/access).
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterator, Sequence, Set

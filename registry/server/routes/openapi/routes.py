@@ -3,8 +3,6 @@
 Both are open to everyone: they hold the static contract and nothing of this server's data or settings.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -7,8 +7,6 @@
 - The prefix of the setting is added to keys here, and nowhere else.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import logging

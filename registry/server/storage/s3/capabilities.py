@@ -5,8 +5,6 @@
   required. A store that accepts everything, also wrong checksums or expired links, ends up with False.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import hmac

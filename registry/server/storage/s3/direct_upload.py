@@ -16,8 +16,6 @@
   store says it has completed is complete.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
