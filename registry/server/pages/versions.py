@@ -24,14 +24,7 @@ from registry.server.actors import Actor
 from registry.server.catalog import files, versions
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
-from registry.server.http.dependencies import (
-    VERSION,
-    BlobsDep,
-    NameDep,
-    SelectorDep,
-    SessionDep,
-    SettingsDep,
-)
+from registry.server.http import dependencies as deps
 from registry.server.pages.adapters import usage_examples
 from registry.server.pages.rendering import PRIVATE, SECURITY_HEADERS, create_router, render
 from registry.server.promotion import attestations
@@ -50,15 +43,15 @@ ANSWERS_SHOWN = 12
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@router.get(VERSION)
+@router.get(deps.VERSION)
 def show_version(
     request: Request,
-    session: SessionDep,
+    session: deps.SessionDep,
     visitor: VisitorDep,
-    settings: SettingsDep,
-    name: NameDep,
-    selector: SelectorDep,
-    blobs: BlobsDep,
+    settings: deps.SettingsDep,
+    name: deps.NameDep,
+    selector: deps.SelectorDep,
+    blobs: deps.BlobsDep,
 ) -> Response:
     """Show one version."""
     actor = visitor.actor
@@ -181,16 +174,16 @@ def _read(blobs: BlobStore, file: Descriptor) -> bytes:
     return data
 
 
-@router.get(VERSION + "/reports/{digest}/{image}.png")
+@router.get(deps.VERSION + "/reports/{digest}/{image}.png")
 def show_image(
     request: Request,
-    session: SessionDep,
+    session: deps.SessionDep,
     visitor: VisitorDep,
-    name: NameDep,
-    selector: SelectorDep,
+    name: deps.NameDep,
+    selector: deps.SelectorDep,
     digest: str,
     image: Literal["before", "after"],
-    blobs: BlobsDep,
+    blobs: deps.BlobsDep,
 ) -> Response:
     """Show the image that a smoke test made without the adapter, or with it."""
     file = files.find_report(session, visitor.actor, name, selector, Digest(digest))

@@ -11,24 +11,8 @@ from registry.errors import Unauthenticated
 from registry.names import AdapterName
 from registry.server.access import namespaces, token_exchange, tokens
 from registry.server.catalog import search
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    ADAPTER,
-    NAMESPACE,
-    NO_TOKEN,
-    PAGE,
-    AdapterForAdmin,
-    Admin,
-    AnyActor,
-    BlobsHandleDep,
-    CursorDep,
-    EngineDep,
-    IssuersDep,
-    LimitDep,
-    Puller,
-    ReadSessionDep,
-    SessionDep,
-)
 from registry.server.http.request_actor import record_failure
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body
 from registry.server.promotion import removal
@@ -39,7 +23,7 @@ namespace_router = routing.create_router("namespaces")
 
 @router.post("/tokens", status_code=201)
 def create_token(
-    session: SessionDep, actor: Admin, request: access.TokenCreate, response: Response
+    session: deps.SessionDep, actor: deps.Admin, request: access.TokenCreate, response: Response
 ) -> access.TokenCreated:
     """Create a token. Its secret is in this answer only."""
     response.headers["Cache-Control"] = "no-store"
@@ -47,10 +31,14 @@ def create_token(
     return access.TokenCreated(token=view, secret=secret)
 
 
-@router.post("/tokens/exchange", status_code=201, dependencies=[NO_TOKEN])
+@router.post("/tokens/exchange", status_code=201, dependencies=[deps.NO_TOKEN])
 @limit_body(UNTRUSTED_BYTES)
 def exchange_token(
-    incoming: Request, session: ReadSessionDep, issuers: IssuersDep, request: access.ExchangeRequest, response: Response
+    incoming: Request,
+    session: deps.ReadSessionDep,
+    issuers: deps.IssuersDep,
+    request: access.ExchangeRequest,
+    response: Response,
 ) -> access.TokenCreated:
     """Exchange the identity token of a CI job for a short-lived token."""
     response.headers["Cache-Control"] = "no-store"
@@ -63,14 +51,16 @@ def exchange_token(
 
 
 @router.get("/tokens")
-def list_tokens(session: SessionDep, actor: AnyActor, cursor: CursorDep, limit: LimitDep = PAGE) -> access.TokenPage:
+def list_tokens(
+    session: deps.SessionDep, actor: deps.AnyActor, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+) -> access.TokenPage:
     """List the tokens that the caller may revoke, newest first."""
     return tokens.list_tokens(session, actor, cursor=cursor, limit=limit)
 
 
 @router.post("/tokens/{token_id}/rotate")
 def rotate_token(
-    session: SessionDep, actor: AnyActor, token_id: str, request: access.TokenRotate, response: Response
+    session: deps.SessionDep, actor: deps.AnyActor, token_id: str, request: access.TokenRotate, response: Response
 ) -> access.TokenCreated:
     """Replace the secret of a token. The old one works for `keep_seconds` more."""
     response.headers["Cache-Control"] = "no-store"
@@ -79,13 +69,13 @@ def rotate_token(
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(session: SessionDep, actor: AnyActor, token_id: str) -> access.TokenView:
+def revoke_token(session: deps.SessionDep, actor: deps.AnyActor, token_id: str) -> access.TokenView:
     """Revoke a token: it ends for the next request on every server."""
     return tokens.revoke(session, actor, token_id)
 
 
 @router.get("/whoami")
-def show_caller(actor: AnyActor) -> access.Whoami:
+def show_caller(actor: deps.AnyActor) -> access.Whoami:
     """Show who the token belongs to and what it may do."""
     return access.Whoami(
         actor=actor.identity,
@@ -100,40 +90,47 @@ def show_caller(actor: AnyActor) -> access.Whoami:
 
 
 # ------------------------------------------------------------------ namespaces
-ROLE = NAMESPACE + "/roles/{subject:path}"
+ROLE = deps.NAMESPACE + "/roles/{subject:path}"
 
 
 @namespace_router.get("/namespaces")
 def list_namespaces(
-    session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE
+    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
 ) -> access.NamespacePage:
     """List the namespaces that the caller may see."""
     return namespaces.list_namespaces(session, actor, cursor=cursor, limit=limit)
 
 
 @namespace_router.post("/namespaces", status_code=201)
-def create_namespace(session: SessionDep, actor: Admin, request: access.NamespaceCreate) -> access.NamespaceView:
+def create_namespace(
+    session: deps.SessionDep, actor: deps.Admin, request: access.NamespaceCreate
+) -> access.NamespaceView:
     """Create a namespace. For administrators of all namespaces."""
     return namespaces.create(session, actor, request)
 
 
-@namespace_router.get(NAMESPACE)
-def show_namespace(session: SessionDep, actor: Puller, namespace: str) -> access.NamespaceView:
+@namespace_router.get(deps.NAMESPACE)
+def show_namespace(session: deps.SessionDep, actor: deps.Puller, namespace: str) -> access.NamespaceView:
     """Show a namespace, its limits and what it uses."""
     return namespaces.show(session, actor, namespace)
 
 
-@namespace_router.patch(NAMESPACE)
+@namespace_router.patch(deps.NAMESPACE)
 def change_namespace(
-    session: SessionDep, actor: Admin, namespace: str, request: access.NamespaceSet
+    session: deps.SessionDep, actor: deps.Admin, namespace: str, request: access.NamespaceSet
 ) -> access.NamespaceView:
     """Change a namespace. Fields that are absent stay as they are."""
     return namespaces.update(session, actor, namespace, request)
 
 
-@namespace_router.delete(NAMESPACE)
+@namespace_router.delete(deps.NAMESPACE)
 def delete_namespace(
-    session: SessionDep, actor: Admin, namespace: str, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
+    session: deps.SessionDep,
+    actor: deps.Admin,
+    namespace: str,
+    blobs: deps.BlobsHandleDep,
+    engine: deps.EngineDep,
+    after: BackgroundTasks,
 ) -> DeleteResult:
     """Delete an empty namespace. Its name stays reserved."""
     removed = removal.delete_namespace(session, actor, namespace)
@@ -143,22 +140,22 @@ def delete_namespace(
 
 @namespace_router.put(ROLE)
 def grant_role(
-    session: SessionDep, actor: Admin, namespace: str, subject: str, request: access.RoleGrant
+    session: deps.SessionDep, actor: deps.Admin, namespace: str, subject: str, request: access.RoleGrant
 ) -> access.NamespaceView:
     """Give a subject a role in a namespace."""
     return namespaces.grant_role(session, actor, namespace, subject, request.role)
 
 
 @namespace_router.delete(ROLE)
-def revoke_role(session: SessionDep, actor: Admin, namespace: str, subject: str) -> access.NamespaceView:
+def revoke_role(session: deps.SessionDep, actor: deps.Admin, namespace: str, subject: str) -> access.NamespaceView:
     """Take away the role of a subject in a namespace. Its tokens lose it at once."""
     return namespaces.revoke_role(session, actor, namespace, subject)
 
 
 # ------------------------------------------------------------------ adapters
-@namespace_router.delete(ADAPTER)
+@namespace_router.delete(deps.ADAPTER)
 def delete_adapter(
-    target: AdapterForAdmin, blobs: BlobsHandleDep, engine: EngineDep, after: BackgroundTasks
+    target: deps.AdapterForAdmin, blobs: deps.BlobsHandleDep, engine: deps.EngineDep, after: BackgroundTasks
 ) -> DeleteResult:
     """Delete an adapter with all its versions. Its name stays reserved."""
     removed = removal.delete_adapter(*target)
@@ -166,12 +163,12 @@ def delete_adapter(
     return removed
 
 
-@namespace_router.post(ADAPTER + "/rename")
+@namespace_router.post(deps.ADAPTER + "/rename")
 def rename_adapter(
-    target: AdapterForAdmin,
+    target: deps.AdapterForAdmin,
     request: access.RenameRequest,
-    blobs: BlobsHandleDep,
-    engine: EngineDep,
+    blobs: deps.BlobsHandleDep,
+    engine: deps.EngineDep,
     after: BackgroundTasks,
 ) -> AdapterView:
     """Rename an adapter, or move it to another namespace."""
@@ -182,19 +179,21 @@ def rename_adapter(
 
 
 # ------------------------------------------------------------------ trusted publishers
-@namespace_router.get(ADAPTER + "/publishers")
-def list_publishers(target: AdapterForAdmin, issuers: IssuersDep) -> access.PublisherList:
+@namespace_router.get(deps.ADAPTER + "/publishers")
+def list_publishers(target: deps.AdapterForAdmin, issuers: deps.IssuersDep) -> access.PublisherList:
     """List who may push to an adapter with an identity token: issuers and claims."""
     return token_exchange.list_publishers(*target, issuers)
 
 
-@namespace_router.post(ADAPTER + "/publishers", status_code=201)
-def add_publisher(target: AdapterForAdmin, request: access.PublisherAdd, issuers: IssuersDep) -> access.PublisherView:
+@namespace_router.post(deps.ADAPTER + "/publishers", status_code=201)
+def add_publisher(
+    target: deps.AdapterForAdmin, request: access.PublisherAdd, issuers: deps.IssuersDep
+) -> access.PublisherView:
     """Let CI jobs with these claims push to an adapter."""
     return token_exchange.add(*target, request, issuers)
 
 
-@namespace_router.delete(ADAPTER + "/publishers/{publisher_id}")
-def remove_publisher(target: AdapterForAdmin, publisher_id: str, issuers: IssuersDep) -> access.PublisherView:
+@namespace_router.delete(deps.ADAPTER + "/publishers/{publisher_id}")
+def remove_publisher(target: deps.AdapterForAdmin, publisher_id: str, issuers: deps.IssuersDep) -> access.PublisherView:
     """Remove a trusted publisher: identity tokens of its issuer no longer push to the adapter."""
     return token_exchange.remove(*target, publisher_id, issuers)

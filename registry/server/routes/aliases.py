@@ -43,29 +43,8 @@ from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.models import VersionRow
 from registry.server.group import only
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    ADAPTER,
-    NAMESPACE,
-    PAGE,
-    VERSION,
-    AdapterForPromoter,
-    AdapterForPuller,
-    Admin,
-    CursorDep,
-    KeyedSessionDep,
-    LimitDep,
-    Promoter,
-    Puller,
-    SessionDep,
-    Text,
-    VersionForAdmin,
-    VersionForPromoter,
-    VersionForPuller,
-    VersionTarget,
-    adapter_name,
-    namespace_name,
-)
 from registry.server.http.problems import outcomes_of
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import aliases, approvals, deletion, gates, moves, withdraw
@@ -74,27 +53,27 @@ from registry.server.promotion.moves import Move
 
 router = routing.create_router("adapters")
 gate_router = routing.create_router("gates")
-ALIAS = ADAPTER + "/aliases/{alias}"
+ALIAS = deps.ADAPTER + "/aliases/{alias}"
 GATE = "/gates/{alias}"
 IfMatch = Annotated[str | None, Header(max_length=100)]
 GateOwner = AdapterName | str
 
 
-@router.get(ADAPTER + "/aliases")
-def list_aliases(target: AdapterForPuller) -> AliasList:
+@router.get(deps.ADAPTER + "/aliases")
+def list_aliases(target: deps.AdapterForPuller) -> AliasList:
     """List the aliases of an adapter, each with its version and generation."""
     return aliases.list_aliases(*target)
 
 
 @router.get(ALIAS)
-def show_alias(target: AdapterForPuller, alias: str, response: Response) -> AliasView:
+def show_alias(target: deps.AdapterForPuller, alias: str, response: Response) -> AliasView:
     """Show one alias. The ETag is its generation."""
     return _tagged(aliases.show(*target, names.alias(alias)), response)
 
 
 @router.put(ALIAS)
 def promote_alias(
-    target: AdapterForPromoter, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterForPromoter, alias: str, request: PromoteRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias at a version, through its gate. Needs `If-Match` with the generation of the alias."""
     target.actor.require(Scope.PROMOTE, target.name)
@@ -111,7 +90,7 @@ def promote_alias(
 
 @router.post(ALIAS + "/rollback")
 def rollback_alias(
-    target: AdapterForPromoter, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
+    target: deps.AdapterForPromoter, alias: str, request: RollbackRequest, response: Response, if_match: IfMatch = None
 ) -> AliasView:
     """Point an alias back at an earlier version."""
     to = parse_selector(request.to, target.name) if request.to else None
@@ -121,7 +100,9 @@ def rollback_alias(
 
 @router.post("/moves")
 @limit_body(GROUP_BODY_BYTES)
-def move_aliases(incoming: Request, session: KeyedSessionDep, actor: Promoter, request: MoveGroup) -> MoveResults:
+def move_aliases(
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: MoveGroup
+) -> MoveResults:
     """Promote or roll back aliases of many adapters, each through its gate."""
     db.begin_writing(session)
     requests = [_read_move(item) for item in request.items]
@@ -136,9 +117,13 @@ def _read_move(item: MoveItem) -> Move:
     return Move(name, item.alias, to, item.generation, item.reason, item.break_glass, item.rollback)
 
 
-@router.get(ADAPTER + "/history")
+@router.get(deps.ADAPTER + "/history")
 def show_history(
-    target: AdapterForPuller, cursor: CursorDep, alias: Text = "", at: datetime | None = None, limit: LimitDep = PAGE
+    target: deps.AdapterForPuller,
+    cursor: deps.CursorDep,
+    alias: deps.Text = "",
+    at: datetime | None = None,
+    limit: deps.LimitDep = deps.PAGE,
 ) -> History:
     """List the moves of the aliases of an adapter, newest first."""
     return aliases.list_history(*target, alias=alias, at=at, cursor=cursor, limit=limit)
@@ -171,49 +156,49 @@ def parse_selector(text: str, name: AdapterName) -> Selector:
 
 # ------------------------------------------------------------------ of a namespace, and of an adapter
 for _kind, _path, _owner in (
-    ("namespace", NAMESPACE, Depends(routing.as_coroutine(namespace_name))),
-    ("adapter", ADAPTER, Depends(routing.as_coroutine(adapter_name))),
+    ("namespace", deps.NAMESPACE, Depends(routing.as_coroutine(deps.namespace_name))),
+    ("adapter", deps.ADAPTER, Depends(routing.as_coroutine(deps.adapter_name))),
 ):
     # The owner is a default, because annotations cannot see the variables of this loop.
 
     @gate_router.get(_path + "/gates", operation_id=f"list_{_kind}_gates")
-    def list_gates(session: SessionDep, actor: Puller, owner: GateOwner = _owner) -> GateList:
+    def list_gates(session: deps.SessionDep, actor: deps.Puller, owner: GateOwner = _owner) -> GateList:
         """List the gates set here."""
         return gates.list_gates(session, actor, owner)
 
     @gate_router.get(_path + GATE, operation_id=f"show_{_kind}_gate")
-    def show_gate(session: SessionDep, actor: Puller, alias: str, owner: GateOwner = _owner) -> GateView:
+    def show_gate(session: deps.SessionDep, actor: deps.Puller, alias: str, owner: GateOwner = _owner) -> GateView:
         """Show the gate in force for an alias."""
         return gates.show_gate(session, actor, owner, alias)
 
     @gate_router.put(_path + GATE, operation_id=f"set_{_kind}_gate")
     def set_gate(
-        session: SessionDep, actor: Admin, alias: str, request: GateSet, owner: GateOwner = _owner
+        session: deps.SessionDep, actor: deps.Admin, alias: str, request: GateSet, owner: GateOwner = _owner
     ) -> GateView:
         """Set what a version needs before an alias may point at it."""
         return gates.set_gate(session, actor, owner, alias, request.gate)
 
     @gate_router.delete(_path + GATE, operation_id=f"remove_{_kind}_gate")
-    def remove_gate(session: SessionDep, actor: Admin, alias: str, owner: GateOwner = _owner) -> GateView:
+    def remove_gate(session: deps.SessionDep, actor: deps.Admin, alias: str, owner: GateOwner = _owner) -> GateView:
         """Remove the gate set here. The answer is the gate then in force."""
         return gates.set_gate(session, actor, owner, alias, None)
 
 
 # ------------------------------------------------------------------ one version
-@gate_router.get(VERSION + GATE)
-def check_gate(target: VersionForPuller, alias: str) -> GateCheck:
+@gate_router.get(deps.VERSION + GATE)
+def check_gate(target: deps.VersionForPuller, alias: str) -> GateCheck:
     """Check what stands between a version and an alias."""
     return gates.check_gate(*target, alias)
 
 
-@gate_router.get(VERSION + "/approvals")
-def list_approvals(target: VersionForPuller) -> ApprovalList:
+@gate_router.get(deps.VERSION + "/approvals")
+def list_approvals(target: deps.VersionForPuller) -> ApprovalList:
     """List the approvals of a version, and whether each counts."""
     return approvals.list_approvals(*target)
 
 
-@gate_router.post(VERSION + "/approvals")
-def approve_version(target: VersionForPromoter, request: ApproveRequest) -> ApprovalView:
+@gate_router.post(deps.VERSION + "/approvals")
+def approve_version(target: deps.VersionForPromoter, request: ApproveRequest) -> ApprovalView:
     """Approve a version for an alias. One identity approves once; the pusher of the version does not count."""
     approval = NewApproval(Ref(target.name, target.selector), request.alias, request.comment)
     return only(approvals.approve(target.session, target.actor, [approval]))
@@ -222,7 +207,7 @@ def approve_version(target: VersionForPromoter, request: ApproveRequest) -> Appr
 @gate_router.post("/approvals")
 @limit_body(GROUP_BODY_BYTES)
 def approve_versions(
-    incoming: Request, session: KeyedSessionDep, actor: Promoter, request: ApprovalGroup
+    incoming: Request, session: deps.KeyedSessionDep, actor: deps.Promoter, request: ApprovalGroup
 ) -> ApprovalResults:
     """Approve versions of many adapters for aliases."""
     db.begin_writing(session)
@@ -234,7 +219,7 @@ def approve_versions(
 
 # ------------------------------------------------------------------ withdrawal
 def _find(
-    target: VersionTarget, scope: Scope, *, include_deleted: bool = False
+    target: deps.VersionTarget, scope: Scope, *, include_deleted: bool = False
 ) -> tuple[Session, Actor, AdapterName, VersionRow]:
     """The version to withdraw, for an actor who may do that."""
     session, actor, name, selector = target
@@ -242,39 +227,41 @@ def _find(
     return session, actor, name, versions.find(session, actor, name, selector, include_deleted=include_deleted)
 
 
-@router.post(VERSION + "/yank")
-def yank_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@router.post(deps.VERSION + "/yank")
+def yank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Withdraw a version: aliases no longer resolve to it. A digest still does."""
     return withdraw.yank(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
-@router.post(VERSION + "/unyank")
-def unyank_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@router.post(deps.VERSION + "/unyank")
+def unyank_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Undo a yank: aliases resolve to the version again."""
     return withdraw.unyank(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
-@router.delete(VERSION)
+@router.delete(deps.VERSION)
 def delete_version(
-    target: VersionForAdmin, reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "", force: bool = False
+    target: deps.VersionForAdmin,
+    reason: Annotated[PrintableText, Query(max_length=MESSAGE_LIMIT)] = "",
+    force: bool = False,
 ) -> VersionView:
     """Delete a version. It can be restored within the grace time; its number is never used again."""
     return deletion.delete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=reason, force=force)
 
 
-@router.post(VERSION + "/undelete")
-def undelete_version(target: VersionForAdmin, request: WithdrawRequest) -> VersionView:
+@router.post(deps.VERSION + "/undelete")
+def undelete_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """Restore a deleted version, as long as its files are there."""
     return deletion.undelete_version(*_find(target, Scope.ADMIN, include_deleted=True), reason=request.reason)
 
 
-@gate_router.post(VERSION + "/quarantine")
-def quarantine_version(target: VersionForPromoter, request: WithdrawRequest) -> VersionView:
+@gate_router.post(deps.VERSION + "/quarantine")
+def quarantine_version(target: deps.VersionForPromoter, request: WithdrawRequest) -> VersionView:
     """Quarantine a version: its bytes are withheld from everyone who may not promote."""
     return withdraw.quarantine(*_find(target, Scope.PROMOTE), reason=request.reason)
 
 
-@gate_router.post(VERSION + "/unquarantine")
-def unquarantine_version(target: VersionForAdmin, request: WithdrawRequest) -> VersionView:
+@gate_router.post(deps.VERSION + "/unquarantine")
+def unquarantine_version(target: deps.VersionForAdmin, request: WithdrawRequest) -> VersionView:
     """End a quarantine: everyone who may read the version can pull it again. For owners."""
     return withdraw.unquarantine(*_find(target, Scope.ADMIN), reason=request.reason)

@@ -35,23 +35,9 @@ from registry.server.audit import audit_log, sequencer, tree
 from registry.server.audit.audit_log import AuditLog
 from registry.server.database import db
 from registry.server.database.models import EventRow
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import IMMUTABLE
-from registry.server.http.dependencies import (
-    PAGE,
-    Admin,
-    AnyActor,
-    AnyActorInThread,
-    AuditLogDep,
-    BlobsDep,
-    EngineDep,
-    LimitDep,
-    Puller,
-    PullerInThread,
-    RequireScope,
-    SessionDep,
-    SettingsDep,
-)
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
 from registry.tlog import tiles
@@ -69,7 +55,7 @@ After = Annotated[int, Query(ge=0, le=2**53)]
 Action = Annotated[str, Query(max_length=100)]
 
 
-async def hold_stream(request: Request, actor: PullerInThread) -> AsyncIterator[None]:
+async def hold_stream(request: Request, actor: deps.PullerInThread) -> AsyncIterator[None]:
     """Count a stream of the actor's token until the whole answer is sent."""
     with request.app.state.stream_limiter.hold(actor.token_id):
         yield
@@ -91,7 +77,7 @@ class _EventReader:
         return await run_in_threadpool(self._read_page, after, limit)
 
     def _read_page(self, after: int, limit: int) -> EventPage:
-        actor = RequireScope(Scope.PULL).check_again(self._request)
+        actor = deps.RequireScope(Scope.PULL).check_again(self._request)
         with db.session(self._engine, write=False) as session:
             return audit.read_page(session, actor, after=after, limit=limit, actions=self._actions, object=self._object)
 
@@ -111,11 +97,11 @@ class _EventReader:
 @router.get("/events")
 async def list_events(
     request: Request,
-    actor: PullerInThread,
-    engine: EngineDep,
-    log: AuditLogDep,
+    actor: deps.PullerInThread,
+    engine: deps.EngineDep,
+    log: deps.AuditLogDep,
     after: After = 0,
-    limit: LimitDep = PAGE,
+    limit: deps.LimitDep = deps.PAGE,
     wait: Annotated[int, Query(ge=0, le=WAIT_LIMIT_SECONDS)] = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: Annotated[str, Query(max_length=300)] = "",
@@ -138,9 +124,9 @@ async def list_events(
 async def stream_events(
     request: Request,
     _stream_slot: HeldStream,
-    _actor: PullerInThread,
-    engine: EngineDep,
-    log: AuditLogDep,
+    _actor: deps.PullerInThread,
+    engine: deps.EngineDep,
+    log: deps.AuditLogDep,
     after: After = 0,
     action: Annotated[list[Action], Query(max_length=32)] = [],  # noqa: B006
     object: Annotated[str, Query(max_length=300)] = "",
@@ -158,7 +144,7 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
     yield ": the audit log\n\n"
     while time.monotonic() < until:
         try:
-            page = await reader.read_page(cursor, PAGE, fresh=fresh)
+            page = await reader.read_page(cursor, deps.PAGE, fresh=fresh)
         except RegistryError as e:  # such as an expired token: the client reconnects and gets the status
             yield f": {e.code}\n\n"
             return
@@ -178,7 +164,7 @@ async def _stream(reader: _EventReader, cursor: int) -> AsyncIterator[str]:
 @router.get(
     "/audit/checkpoint", response_class=Response, responses={200: declarations.raw("A signed note", "text/plain")}
 )
-async def read_checkpoint(_actor: AnyActorInThread, log: AuditLogDep) -> Response:
+async def read_checkpoint(_actor: deps.AnyActorInThread, log: deps.AuditLogDep) -> Response:
     """Read the newest checkpoint of the log: a signed note (C2SP tlog-checkpoint)."""
     await log.catch_up()
     if not log.latest.note:
@@ -187,21 +173,21 @@ async def read_checkpoint(_actor: AnyActorInThread, log: AuditLogDep) -> Respons
 
 
 @router.get("/audit/keys")
-def list_log_keys(_actor: AnyActor, log: AuditLogDep) -> LogKeys:
+def list_log_keys(_actor: deps.AnyActor, log: deps.AuditLogDep) -> LogKeys:
     """Show the name of the log and its verifier keys (C2SP signed-note)."""
     return log.describe_keys()
 
 
 @router.get("/audit/consistency")
 def prove_consistency(
-    session: SessionDep, _actor: AnyActor, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
+    session: deps.SessionDep, _actor: deps.AnyActor, old: Annotated[int, Query(ge=0)], new: Annotated[int, Query(ge=0)]
 ) -> Consistency:
     """Prove that the log of size `old` is a prefix of the log of size `new` (RFC 6962)."""
     return tree.prove_consistency(session, old, new)
 
 
 @router.get("/audit/tile/entries/{path:path}", response_class=Response, responses={200: declarations.raw("The bundle")})
-def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: str) -> Response:
+def read_log_entries(session: deps.SessionDep, actor: deps.Admin, blobs: deps.BlobsDep, path: str) -> Response:
     """Read a bundle of entries (C2SP tlog-tiles). For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     tile = tiles.parse_path(f"entries/{path}")
@@ -214,7 +200,9 @@ def read_log_entries(session: SessionDep, actor: Admin, blobs: BlobsDep, path: s
 
 
 @router.get("/audit/tile/{path:path}", response_class=Response, responses={200: declarations.raw("The tile")})
-def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: str, stored: bool = False) -> Response:
+def read_log_tile(
+    session: deps.SessionDep, _actor: deps.AnyActor, blobs: deps.BlobsDep, path: str, stored: bool = False
+) -> Response:
     """Read a tile of the log (C2SP tlog-tiles)."""
     tile = tiles.parse_path(path)
     data = tree.read_tile(session, tile[0], tile[1], tile[2]) if tile is not None and tile[0] is not None else None
@@ -227,7 +215,7 @@ def read_log_tile(session: SessionDep, _actor: AnyActor, blobs: BlobsDep, path: 
 
 
 @router.get("/audit/events/{seq}/proof")
-def prove_event(session: SessionDep, actor: Puller, seq: int) -> EventProof:
+def prove_event(session: deps.SessionDep, actor: deps.Puller, seq: int) -> EventProof:
     """Read an event as an entry of the log, with the proof of its inclusion (C2SP tlog-proof)."""
     visible = or_(audit.visible_to(actor), attestations.visible_events(actor))
     statement = select(EventRow).where(col(EventRow.position) == seq, visible)
@@ -250,11 +238,11 @@ def _no_tile(path: str) -> NotFound:
 
 @webhook_router.post("/webhooks", status_code=201)
 def create_webhook(
-    session: SessionDep,
-    actor: Admin,
+    session: deps.SessionDep,
+    actor: deps.Admin,
     request: WebhookCreate,
-    settings: SettingsDep,
-    log: AuditLogDep,
+    settings: deps.SettingsDep,
+    log: deps.AuditLogDep,
     response: Response,
 ) -> WebhookCreated:
     """Create a webhook. Its secret is in this answer only."""
@@ -264,30 +252,30 @@ def create_webhook(
 
 
 @webhook_router.get("/webhooks")
-def list_webhooks(session: SessionDep, actor: Admin) -> WebhookList:
+def list_webhooks(session: deps.SessionDep, actor: deps.Admin) -> WebhookList:
     """List the webhooks of the namespaces that the caller administers."""
     return WebhookList(items=webhooks.list_webhooks(session, actor))
 
 
 @webhook_router.delete("/webhooks/{webhook_id}")
-def delete_webhook(session: SessionDep, actor: Admin, webhook_id: str) -> WebhookView:
+def delete_webhook(session: deps.SessionDep, actor: deps.Admin, webhook_id: str) -> WebhookView:
     """Delete a webhook. Events that wait for it are not sent any more."""
     return webhooks.delete_webhook(session, actor, webhook_id)
 
 
 @webhook_router.get("/webhooks/{webhook_id}/deliveries")
 def list_deliveries(
-    session: SessionDep,
-    actor: Admin,
+    session: deps.SessionDep,
+    actor: deps.Admin,
     webhook_id: str,
     state: Annotated[Literal[""] | DeliveryState, Query()] = "",
-    limit: LimitDep = PAGE,
+    limit: deps.LimitDep = deps.PAGE,
 ) -> DeliveryList:
     """List the deliveries of a webhook, newest first."""
     return DeliveryList(items=webhooks.list_deliveries(session, actor, webhook_id, state=state, limit=limit))
 
 
 @webhook_router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
-def retry_delivery(session: SessionDep, actor: Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
+def retry_delivery(session: deps.SessionDep, actor: deps.Admin, webhook_id: str, delivery_id: int) -> DeliveryView:
     """Send a delivery again, now and with all its attempts."""
     return webhooks.retry_delivery(session, actor, webhook_id, delivery_id)

@@ -15,18 +15,8 @@ from registry.api.catalog import DeleteResult
 from registry.bases import Similarity
 from registry.roles import Scope
 from registry.server.catalog import base_weights, bases, metadata_backup
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    PAGE,
-    Admin,
-    BlobsDep,
-    CursorDep,
-    LimitDep,
-    Puller,
-    Pusher,
-    SessionDep,
-    Worker,
-)
 from registry.server.http.request_body import limit_body
 from registry.server.routes.openapi import declarations
 
@@ -35,7 +25,7 @@ router = routing.create_router("bases")
 
 @router.post("/bases", status_code=201, responses=declarations.existing(BaseView))
 @limit_body(8 * 2**20)
-def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Response) -> BaseView:
+def add_base(session: deps.SessionDep, actor: deps.Pusher, request: BaseAdd, response: Response) -> BaseView:
     """Register a base model. 201 for a new one, 200 for one that exists with the same facts."""
     view, created = bases.add(session, actor, request)
     response.status_code = 201 if created else 200
@@ -43,19 +33,23 @@ def add_base(session: SessionDep, actor: Pusher, request: BaseAdd, response: Res
 
 
 @router.get("/bases")
-def list_bases(session: SessionDep, actor: Puller, cursor: CursorDep, limit: LimitDep = PAGE) -> BasePage:
+def list_bases(
+    session: deps.SessionDep, actor: deps.Puller, cursor: deps.CursorDep, limit: deps.LimitDep = deps.PAGE
+) -> BasePage:
     """List base models by name."""
     return bases.list_bases(session, actor, cursor=cursor, limit=limit)
 
 
 @router.get("/bases/{base:path}")
-def show_base(session: SessionDep, actor: Puller, base: str) -> BaseView:
+def show_base(session: deps.SessionDep, actor: deps.Puller, base: str) -> BaseView:
     """Show one base model and its relatives."""
     return bases.show(session, actor, base)
 
 
 @router.delete("/bases/{base:path}")
-def delete_base(session: SessionDep, actor: Pusher, base: str, blobs: BlobsDep, after: BackgroundTasks) -> DeleteResult:
+def delete_base(
+    session: deps.SessionDep, actor: deps.Pusher, base: str, blobs: deps.BlobsDep, after: BackgroundTasks
+) -> DeleteResult:
     """Delete a base model that no version and no waiting job refers to."""
     name = bases.delete(session, actor, base)
     after.add_task(routing.run_in_store_thread, metadata_backup.delete_base_records, blobs, name)
@@ -63,27 +57,27 @@ def delete_base(session: SessionDep, actor: Pusher, base: str, blobs: BlobsDep, 
 
 
 @router.put("/bases/{base:path}/aliases")
-def set_base_aliases(session: SessionDep, actor: Admin, base: str, request: BaseAliases) -> BaseView:
+def set_base_aliases(session: deps.SessionDep, actor: deps.Admin, base: str, request: BaseAliases) -> BaseView:
     """Replace the other names of a base model. For administrators of all namespaces."""
     return bases.set_aliases(session, actor, base, request.aliases)
 
 
 @router.put("/bases/{base:path}/identity")
 @limit_body(8 * 2**20)
-def identify_base(session: SessionDep, actor: Worker, base: str, request: IdentityRequest) -> BaseView:
+def identify_base(session: deps.SessionDep, actor: deps.Worker, base: str, request: IdentityRequest) -> BaseView:
     """Record which weights a base model has, once."""
     return bases.identify(session, actor, base, request.identity)
 
 
 @router.put("/bases/{base:path}/modules")
 @limit_body(32 * 2**20)
-def set_base_modules(session: SessionDep, actor: Worker, base: str, request: ModulesRequest) -> BaseView:
+def set_base_modules(session: deps.SessionDep, actor: deps.Worker, base: str, request: ModulesRequest) -> BaseView:
     """Record the modules of a base model as a library builds them. Those of a newer version stay."""
     return bases.set_modules(session, actor, base, request.modules)
 
 
 @router.put("/bases/{base:path}/thresholds")
-def set_thresholds(session: SessionDep, actor: Admin, base: str, request: ThresholdsRequest) -> BaseView:
+def set_thresholds(session: deps.SessionDep, actor: deps.Admin, base: str, request: ThresholdsRequest) -> BaseView:
     """Set the thresholds of smoke tests on this base model. For administrators of all namespaces."""
     actor.require_everywhere(Scope.ADMIN)
     return bases.set_thresholds(session, actor, base, request.thresholds)
@@ -91,6 +85,6 @@ def set_thresholds(session: SessionDep, actor: Admin, base: str, request: Thresh
 
 @router.post("/bases/{base:path}/similarity")
 @limit_body(8 * 2**20)
-def compare_base(session: SessionDep, _actor: Puller, base: str, request: IdentityRequest) -> Similarity:
+def compare_base(session: deps.SessionDep, _actor: deps.Puller, base: str, request: IdentityRequest) -> Similarity:
     """Compare weights with those of a base model. Nothing is stored."""
     return base_weights.compare_weights(session, base, request.identity)

@@ -16,16 +16,8 @@ from registry.errors import Corrupt, Invalid, NotFound, Unavailable
 from registry.roles import Scope
 from registry.server.database import schema
 from registry.server.evaluation import engine_compat
+from registry.server.http import dependencies as deps
 from registry.server.http import metrics, routing
-from registry.server.http.dependencies import (
-    NO_TOKEN,
-    Admin,
-    BlobsDep,
-    EngineDep,
-    RequireScope,
-    SessionDep,
-    SettingsDep,
-)
 from registry.server.maintenance import gc, reevaluate, reindex
 from registry.server.maintenance.fsck.check import check_consistency
 from registry.server.resolve_cache.middleware import STALE_LIMIT_SECONDS
@@ -34,7 +26,7 @@ from registry.server.storage.blobs import BlobStore, key_of
 
 # ------------------------------------------------------------------ health
 health_router = routing.create_router("access")
-probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[NO_TOKEN])
+probe_router = APIRouter(route_class=routing.SingleThreadRoute, include_in_schema=False, dependencies=[deps.NO_TOKEN])
 
 
 @probe_router.get("/livez")
@@ -61,7 +53,7 @@ async def check_ready(request: Request) -> Response:
 @health_router.get(
     "/health",
     responses={503: {"model": Health, "description": "The database or the store is away"}},
-    dependencies=[NO_TOKEN],
+    dependencies=[deps.NO_TOKEN],
 )
 async def check_health(request: Request, response: Response, store: bool = False) -> Health:
     """200 if the database answers, else 503. With a token it describes the server, and `store` asks the blob store."""
@@ -85,7 +77,7 @@ def _check(request: Request) -> Health:
 
 
 def _describe(request: Request) -> Health:
-    RequireScope().check(request)
+    deps.RequireScope().check(request)
     state = request.app.state
     return Health(
         status="ok",
@@ -102,7 +94,7 @@ router = routing.create_router("maintenance")
 
 @router.post("/gc")
 def collect_garbage(
-    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: GcRequest
+    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, settings: deps.SettingsDep, request: GcRequest
 ) -> GcReport:
     """Delete blobs that nothing refers to, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
@@ -111,7 +103,7 @@ def collect_garbage(
 
 @router.post("/fsck")
 def check_store(
-    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: FsckRequest
+    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, settings: deps.SettingsDep, request: FsckRequest
 ) -> FsckPage:
     """Check database and store against each other, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
@@ -119,7 +111,9 @@ def check_store(
 
 
 @router.post("/reindex")
-def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: ReindexRequest) -> ReindexPage:
+def rebuild_index(
+    actor: deps.Admin, engine: deps.EngineDep, blobs: deps.BlobsDep, request: ReindexRequest
+) -> ReindexPage:
     """Rebuild the database from the store, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
     return reindex.rebuild_index(engine, blobs, actor, request)
@@ -127,7 +121,11 @@ def rebuild_index(actor: Admin, engine: EngineDep, blobs: BlobsDep, request: Rei
 
 @router.post("/verdicts/recheck-engines")
 def reevaluate_verdicts(
-    actor: Admin, engine: EngineDep, blobs: BlobsDep, settings: SettingsDep, request: RecheckEnginesRequest
+    actor: deps.Admin,
+    engine: deps.EngineDep,
+    blobs: deps.BlobsDep,
+    settings: deps.SettingsDep,
+    request: RecheckEnginesRequest,
 ) -> RecheckEnginesPage:
     """Evaluate versions again for the configured engines, for some seconds. Continue with `next_cursor`."""
     actor.require_everywhere(Scope.ADMIN)
@@ -136,7 +134,7 @@ def reevaluate_verdicts(
 
 
 @router.get("/metrics", response_class=Response, responses={200: declarations.raw("Metrics", "text/plain")})
-def read_metrics(request: Request, session: SessionDep, actor: Admin) -> Response:
+def read_metrics(request: Request, session: deps.SessionDep, actor: deps.Admin) -> Response:
     """Metrics of the server in the text format of Prometheus."""
     actor.require_everywhere(Scope.ADMIN)
     text = metrics.text(session, request.app.state.requests)

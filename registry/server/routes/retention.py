@@ -7,20 +7,8 @@ from fastapi import Depends, Query
 from registry.api.maintenance import RetentionPlan, RetentionSet, RetentionView
 from registry.durations import SECONDS_LIMIT
 from registry.names import AdapterName
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    ADAPTER,
-    NAMESPACE,
-    PAGE,
-    AdapterForAdmin,
-    Admin,
-    CursorDep,
-    LimitDep,
-    Puller,
-    SessionDep,
-    adapter_name,
-    namespace_name,
-)
 from registry.server.retention import plan, rules
 from registry.versions.retention import NEWEST_LIMIT, RetentionRule
 
@@ -29,34 +17,36 @@ RETENTION = "/retention"
 Owner = AdapterName | str
 
 for _kind, _path, _owner in (
-    ("namespace", NAMESPACE, Depends(routing.as_coroutine(namespace_name))),
-    ("adapter", ADAPTER, Depends(routing.as_coroutine(adapter_name))),
+    ("namespace", deps.NAMESPACE, Depends(routing.as_coroutine(deps.namespace_name))),
+    ("adapter", deps.ADAPTER, Depends(routing.as_coroutine(deps.adapter_name))),
 ):
     # The owner is a default, because annotations cannot see the variables of this loop.
 
     @router.get(_path + RETENTION, operation_id=f"show_{_kind}_retention")
-    def show_retention(session: SessionDep, actor: Puller, owner: Owner = _owner) -> RetentionView:
+    def show_retention(session: deps.SessionDep, actor: deps.Puller, owner: Owner = _owner) -> RetentionView:
         """Show the retention rule in force."""
         return rules.show_rule(session, actor, owner)
 
     @router.put(_path + RETENTION, operation_id=f"set_{_kind}_retention")
-    def set_retention(session: SessionDep, actor: Admin, request: RetentionSet, owner: Owner = _owner) -> RetentionView:
+    def set_retention(
+        session: deps.SessionDep, actor: deps.Admin, request: RetentionSet, owner: Owner = _owner
+    ) -> RetentionView:
         """Set which versions garbage collection keeps. What something needs stays in any case."""
         return rules.set_rule(session, actor, owner, request.rule)
 
     @router.delete(_path + RETENTION, operation_id=f"remove_{_kind}_retention")
-    def remove_retention(session: SessionDep, actor: Admin, owner: Owner = _owner) -> RetentionView:
+    def remove_retention(session: deps.SessionDep, actor: deps.Admin, owner: Owner = _owner) -> RetentionView:
         """Clear the rule set here. The answer is the rule then in force."""
         return rules.set_rule(session, actor, owner, None)
 
 
-@router.get(ADAPTER + RETENTION + "/plan")
+@router.get(deps.ADAPTER + RETENTION + "/plan")
 def plan_retention(
-    target: AdapterForAdmin,
-    cursor: CursorDep,
+    target: deps.AdapterForAdmin,
+    cursor: deps.CursorDep,
     keep_newest: Annotated[int | None, Query(ge=1, le=NEWEST_LIMIT)] = None,
     keep_seconds: Annotated[int | None, Query(ge=1, le=SECONDS_LIMIT)] = None,
-    limit: LimitDep = PAGE,
+    limit: deps.LimitDep = deps.PAGE,
 ) -> RetentionPlan:
     """Show what the next garbage collection does to each version, and why, under this rule or the one in force."""
     rule = RetentionRule(keep_newest=keep_newest, keep_seconds=keep_seconds) if keep_newest or keep_seconds else None

@@ -23,18 +23,9 @@ from registry.server.actors import Actor
 from registry.server.catalog import base_rows
 from registry.server.database import db
 from registry.server.evaluation import engine_compat
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
 from registry.server.http.conditional import REVALIDATE, etag_matches
-from registry.server.http.dependencies import (
-    PAGE,
-    CursorDep,
-    LimitDep,
-    Puller,
-    PullerInThread,
-    RequireScope,
-    SessionDep,
-    Text,
-)
 from registry.server.http.request_body import limit_body
 from registry.server.resolve_cache.freshness import ChangeCounter, Counts, Freshness
 from registry.server.routes.openapi import declarations
@@ -130,7 +121,7 @@ class _DesiredStateReader:
 
     async def sign_in_again(self) -> Actor:
         """Read the rights of the actor as of now."""
-        self._actor = await run_in_threadpool(RequireScope(Scope.PULL).check_again, self._request)
+        self._actor = await run_in_threadpool(deps.RequireScope(Scope.PULL).check_again, self._request)
         return self._actor
 
 
@@ -138,7 +129,7 @@ class _DesiredStateReader:
 async def show_desired_state(
     request: Request,
     response: Response,
-    actor: PullerInThread,
+    actor: deps.PullerInThread,
     base: str,
     alias: Annotated[str, Query(max_length=100)] = "prod",
     profile: Annotated[str, Query(alias="engine", max_length=PROFILE_LIMIT)] = "",
@@ -197,21 +188,23 @@ async def _count(request: Request, stamp: object | None) -> Counts:
 
 @router.put("/fleet/nodes/{node}/{engine}")
 @limit_body(4 * 2**20)
-def report_node(session: SessionDep, actor: Puller, node: str, engine: str, report: NodeReport) -> ReportAccepted:
+def report_node(
+    session: deps.SessionDep, actor: deps.Puller, node: str, engine: str, report: NodeReport
+) -> ReportAccepted:
     """Report what an engine on a node has loaded, and renew its lease."""
     return reports.accept_report(session, actor, node, engine, report)
 
 
 @router.get("/fleet/nodes")
 def list_nodes(
-    session: SessionDep,
-    actor: Puller,
-    base: Text = "",
-    alias: Text = "",
-    node: Text = "",
-    adapter: Text = "",
-    cursor: CursorDep = "",
-    limit: LimitDep = PAGE,
+    session: deps.SessionDep,
+    actor: deps.Puller,
+    base: deps.Text = "",
+    alias: deps.Text = "",
+    node: deps.Text = "",
+    adapter: deps.Text = "",
+    cursor: deps.CursorDep = "",
+    limit: deps.LimitDep = deps.PAGE,
 ) -> FleetNodes:
     """List nodes and what they serve."""
     node_filter = status.NodeFilter(base=base, alias=alias, node=node, adapter=adapter)

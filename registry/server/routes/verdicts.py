@@ -8,23 +8,8 @@ from registry.api.audit import AttestationList, AttestationView, SignRequest
 from registry.api.evaluation import ENGINES_LIMIT, CheckRequest, EngineSettingsList, EngineText, NormsView, VerdictList
 from registry.server.database import db
 from registry.server.evaluation import engine_compat, weights
+from registry.server.http import dependencies as deps
 from registry.server.http import routing
-from registry.server.http.dependencies import (
-    VERSION,
-    AuditLogDep,
-    BlobsDep,
-    EngineDep,
-    KeyedSessionDep,
-    NameDep,
-    Puller,
-    PullerInThread,
-    Pusher,
-    ReadSessionDep,
-    SelectorDep,
-    SessionDep,
-    SettingsDep,
-    VersionForPuller,
-)
 from registry.server.http.request_body import limit_body
 from registry.server.promotion import attestations
 from registry.server.routes.openapi import declarations
@@ -37,29 +22,29 @@ Slots = Annotated[int | None, Query(ge=1, le=10_000)]
 
 @router.post("/check")
 @limit_body(32 * 2**20)
-def check_adapter(session: ReadSessionDep, _actor: Puller, request: CheckRequest) -> VerdictList:
+def check_adapter(session: deps.ReadSessionDep, _actor: deps.Puller, request: CheckRequest) -> VerdictList:
     """Evaluate the header of an adapter that is not pushed. Nothing is stored."""
     return engine_compat.evaluate_files(session, request)
 
 
-@router.get(VERSION + "/verdicts")
+@router.get(deps.VERSION + "/verdicts")
 def list_verdicts(
-    target: VersionForPuller,
+    target: deps.VersionForPuller,
     engines: Engines = [],  # noqa: B006
 ) -> VerdictList:
     """List the verdicts of a version; with `engine`, evaluated now."""
     return engine_compat.evaluate_version(*target, engines)
 
 
-@router.get(VERSION + "/norms")
-def show_norms(target: VersionForPuller) -> NormsView:
+@router.get(deps.VERSION + "/norms")
+def show_norms(target: deps.VersionForPuller) -> NormsView:
     """Norms of the weights of a version, by module."""
     return weights.show_norms(*target)
 
 
 @router.get("/engine-settings")
 def recommend_engine_settings(
-    session: SessionDep, actor: Puller, base: str, engines: Engines, slots: Slots = None
+    session: deps.SessionDep, actor: deps.Puller, base: str, engines: Engines, slots: Slots = None
 ) -> EngineSettingsList:
     """The engine settings that serve all adapters of a base model."""
     return engine_compat.settings_for_base(session, actor, base, engines, slots)
@@ -68,9 +53,14 @@ def recommend_engine_settings(
 # ------------------------------------------------------------------ attestations
 
 
-@attestation_router.get(VERSION + "/attestations")
+@attestation_router.get(deps.VERSION + "/attestations")
 async def list_attestations(
-    actor: PullerInThread, engine: EngineDep, name: NameDep, selector: SelectorDep, blobs: BlobsDep, log: AuditLogDep
+    actor: deps.PullerInThread,
+    engine: deps.EngineDep,
+    name: deps.NameDep,
+    selector: deps.SelectorDep,
+    blobs: deps.BlobsDep,
+    log: deps.AuditLogDep,
 ) -> AttestationList:
     """List the attestations of a version, oldest first, each with its bundle."""
 
@@ -82,15 +72,17 @@ async def list_attestations(
     return await routing.run_in_store_thread(read)
 
 
-@attestation_router.post(VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView))
+@attestation_router.post(
+    deps.VERSION + "/attestations", status_code=201, responses=declarations.existing(AttestationView)
+)
 def sign_version(
-    session: KeyedSessionDep,
-    actor: Pusher,
-    name: NameDep,
-    selector: SelectorDep,
+    session: deps.KeyedSessionDep,
+    actor: deps.Pusher,
+    name: deps.NameDep,
+    selector: deps.SelectorDep,
     request: SignRequest,
-    blobs: BlobsDep,
-    settings: SettingsDep,
+    blobs: deps.BlobsDep,
+    settings: deps.SettingsDep,
     response: Response,
 ) -> AttestationView:
     """Store a signature of a version. 201 for a new one, 200 for one that exists already."""
