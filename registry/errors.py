@@ -183,9 +183,5 @@ def from_problem(problem: Mapping[str, Any]) -> RegistryError:
     if cls is None:
         return RegistryError("INTERNAL", f"{detail} ({code or 'no code'})", findings=findings)
     return cls(
-        code,
-        detail,
-        findings=findings,
-        next_step=str(problem.get("next_step") or ""),
-        retry_after_seconds=retry,
+        code, detail, findings=findings, next_step=str(problem.get("next_step") or ""), retry_after_seconds=retry
     )

@@ -17,15 +17,7 @@ from registry.digest import Digest
 from registry.engines import facts as engine_facts
 from registry.engines import rulebook, source_facts
 from registry.engines.facts import EngineFacts
-from registry.engines.rulebook import (
-    Condition,
-    EngineRules,
-    Rule,
-    Setting,
-    SettingRule,
-    engine,
-    properties,
-)
+from registry.engines.rulebook import Condition, EngineRules, Rule, Setting, SettingRule, engine, properties
 from registry.engines.source_facts import Version, version_of
 from registry.errors import Invalid
 from registry.evaluation.verdicts import PROFILE_LIMIT, Check, Outcome, Verdict

@@ -82,8 +82,7 @@ def build(
 def read_former_names(session: Session, name: AdapterName) -> list[str]:
     """Return the earlier names of an adapter, oldest first. A name is never used twice."""
     statement = select(EventRow).where(
-        col(EventRow.object) == str(name),
-        col(EventRow.action).in_(with_former_types([EventType.ADAPTER_RENAME_FROM])),
+        col(EventRow.object) == str(name), col(EventRow.action).in_(with_former_types([EventType.ADAPTER_RENAME_FROM]))
     )
     event = session.exec(statement).first()
     return [str(former) for former in event.detail.get("names", [])] if event is not None else []

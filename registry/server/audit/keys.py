@@ -84,11 +84,7 @@ def load_keys(settings: Settings, *, may_create: bool = True) -> Keys:
         with path.open() as file:
             text = file.read(LIMIT_BYTES)
     except (OSError, UnicodeDecodeError) as e:
-        raise Invalid(
-            "SETTING_INVALID",
-            f"REGISTRY_AUDIT_KEY: {path} cannot be read",
-            next_step=NEXT_STEP,
-        ) from e
+        raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} cannot be read", next_step=NEXT_STEP) from e
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         raise Invalid("SETTING_INVALID", f"REGISTRY_AUDIT_KEY: {path} holds no key")

@@ -222,7 +222,5 @@ def end_pushes(session: Session, push_ids: Iterable[str]) -> set[str]:
 def unknown_push(push_id: str) -> NotFound:
     """The error for a push that belongs to another token, has expired or never existed: the same for all three."""
     return NotFound(
-        "PUSH_UNKNOWN",
-        f"you have no open push {push_id[:80]!r}",
-        next_step="push again: only missing files are sent",
+        "PUSH_UNKNOWN", f"you have no open push {push_id[:80]!r}", next_step="push again: only missing files are sent"
     )

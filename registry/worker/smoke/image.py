@@ -28,10 +28,7 @@ WORDS = 8
 SCALE = 8
 """Pixels for one latent pixel in an image without a decoder."""
 SLOT = "adapter"
-LOADERS = {
-    "UNet2DConditionModel": "StableDiffusionLoraLoaderMixin",
-    "FluxTransformer2DModel": "FluxLoraLoaderMixin",
-}
+LOADERS = {"UNet2DConditionModel": "StableDiffusionLoraLoaderMixin", "FluxTransformer2DModel": "FluxLoraLoaderMixin"}
 
 
 class ImageTest(SmokeTest):

@@ -94,10 +94,7 @@ class DeliveryRow(SQLModel, table=True):
     """The delivery of one event to one webhook: waiting, delivered or dead."""
 
     __tablename__ = "webhook_delivery"
-    __table_args__ = (
-        UniqueConstraint("webhook_id", "position"),
-        Index("ix_webhook_delivery_due", "state", "next_at"),
-    )
+    __table_args__ = (UniqueConstraint("webhook_id", "position"), Index("ix_webhook_delivery_due", "state", "next_at"))
     id: int | None = Field(default=None, primary_key=True)
     webhook_id: str = Field(sa_column_args=(ForeignKey("webhook.id", ondelete="CASCADE"),))
     position: int = Field(sa_type=BigInteger)

@@ -51,12 +51,7 @@ from registry.server.storage.blobs import (
 from registry.server.storage.s3 import direct_upload, uploads
 from registry.server.storage.s3.bucket import CHECKSUM_HEADER, Bucket, ObjectMissing, checksum_of
 from registry.server.storage.s3.capabilities import Capabilities, probe
-from registry.server.storage.s3.direct_upload import (
-    DirectUploads,
-    UploadMarker,
-    marker_key_of,
-    staging_key_of_marker,
-)
+from registry.server.storage.s3.direct_upload import DirectUploads, UploadMarker, marker_key_of, staging_key_of_marker
 
 PROBE_PAUSE_SECONDS = 5.0
 COPY_LIMIT_BYTES = 2**30
