@@ -16,26 +16,19 @@ from registry.findings import Finding
 from registry.strict import json as strict_json
 from registry.strict import yaml as strict_yaml
 from registry.strict.fields import FINDINGS_LIMIT
-from registry.versions.files import (
-    ADDED_TOKENS,
-    SENTENCEPIECE,
-    SPECIAL_TOKENS_MAP,
-    TOKENIZER_CONFIG,
-    TRAINER_STATE,
-    Read,
-)
+from registry.versions import files
 
 VALUES_LIMIT = 1_000_000
 """Commas and brackets, counted before anything is parsed: a value takes some hundred bytes of memory."""
 TOTAL_LIMIT_BYTES = 16 * 2**20
 """Bytes of all JSON and YAML files of a version that are parsed, in all folders together."""
-JSON_FILES = frozenset({TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, TRAINER_STATE})
+JSON_FILES = frozenset({files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS_MAP, files.ADDED_TOKENS, files.TRAINER_STATE})
 _DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16)
 _TRAINERS_DIALECT = strict_json.Dialect("CONFIG_INVALID", "config", depth=16, not_finite=True)
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 
-def check_companions(sizes: Mapping[str, int], read: Read) -> None:
+def check_companions(sizes: Mapping[str, int], read: files.Read) -> None:
     """Refuse unsafe files among these (path → size). `Invalid` (CONFIG_INVALID, FILE_REFUSED) names file and rule."""
     total = sum(size for path, size in sizes.items() if path.endswith((*JSON_FILES, ".yaml")))
     if total > TOTAL_LIMIT_BYTES:
@@ -48,7 +41,7 @@ def check_companions(sizes: Mapping[str, int], read: Read) -> None:
         elif name.endswith(".yaml"):
             if problem := strict_yaml.problem(read(path, 0, size_bytes), aliases=True):
                 raise Invalid.from_finding("CONFIG_INVALID", Finding("config.yaml_refused", path, problem))
-        elif name == SENTENCEPIECE:
+        elif name == files.SENTENCEPIECE:
             _check_sentencepiece(path, read(path, 0, min(size_bytes, 4096)))
 
 
@@ -59,8 +52,8 @@ def check_json(path: str, data: bytes) -> dict[str, Any]:
         raise TooLarge.from_finding(
             "SIZE_INVALID", Finding("config.too_large", path, f"has over {VALUES_LIMIT} values")
         )
-    values = strict_json.parse_object(data, _TRAINERS_DIALECT if name == TRAINER_STATE else _DIALECT, file=path)
-    if name == ADDED_TOKENS:  # its keys are tokens
+    values = strict_json.parse_object(data, _TRAINERS_DIALECT if name == files.TRAINER_STATE else _DIALECT, file=path)
+    if name == files.ADDED_TOKENS:  # its keys are tokens
         if not all(type(number) is int for number in values.values()):
             strict_json.refuse(_DIALECT, path, "value_invalid", "must map tokens to whole numbers")
         return values

@@ -14,17 +14,7 @@ from registry.adapters import safetensors
 from registry.adapters.safetensors import Header
 from registry.bases import BaseSpec, pipelines
 from registry.errors import Invalid, TooLarge
-from registry.versions.files import (
-    BASE_CONFIG,
-    BASE_WEIGHTS,
-    BASE_WEIGHTS_INDEX,
-    CHAT_TEMPLATE,
-    PIPELINE_INDEX,
-    PIPELINE_WEIGHTS,
-    PIPELINE_WEIGHTS_INDEX,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-)
+from registry.versions import files
 
 TOKENIZER_LIMIT_BYTES = 128 * 2**20
 TEXT_LIMIT_BYTES = 4 * 2**20
@@ -73,33 +63,33 @@ def base_spec_from(source: str | Path, name: str) -> tuple[BaseSpec, int]:
     if components:
         return _pipeline(reader, name, components)
     config = _config(reader)
-    template = reader.whole(CHAT_TEMPLATE, TEXT_LIMIT_BYTES)
+    template = reader.whole(files.CHAT_TEMPLATE, TEXT_LIMIT_BYTES)
     spec = bases.base_spec(
         name, config, [reader.header(file) for file in _weights(reader)],
-        tokenizer=reader.whole(TOKENIZER, TOKENIZER_LIMIT_BYTES),
-        tokenizer_config=reader.whole(TOKENIZER_CONFIG, TEXT_LIMIT_BYTES),
+        tokenizer=reader.whole(files.TOKENIZER, TOKENIZER_LIMIT_BYTES),
+        tokenizer_config=reader.whole(files.TOKENIZER_CONFIG, TEXT_LIMIT_BYTES),
         chat_template=template.decode("utf-8", "replace") if template is not None else None,
     )  # fmt: skip
     return spec, reader.bytes_read
 
 
 def _pipeline(reader: _Reader, name: str, components: list[str]) -> tuple[BaseSpec, int]:
-    index = reader.whole(PIPELINE_INDEX, bases.CONFIG_LIMIT_BYTES)
+    index = reader.whole(files.PIPELINE_INDEX, bases.CONFIG_LIMIT_BYTES)
     by_name: dict[str, pipelines.Component] = {}
     for component in components:
         inner = _Reader(reader.folder / component)
         by_name[component] = (_config(inner), [inner.header(file) for file in _weights(inner)])
         reader.bytes_read += inner.bytes_read
-    spec = pipelines.pipeline_spec(name, bases.read_config(index, file=PIPELINE_INDEX) if index else {}, by_name)
+    spec = pipelines.pipeline_spec(name, bases.read_config(index, file=files.PIPELINE_INDEX) if index else {}, by_name)
     return spec, reader.bytes_read
 
 
 def components_of(source: str | Path) -> list[str]:
     """The component folders of a pipeline that take adapters; empty for a language model."""
     folder = _folder(source)
-    if (folder / BASE_CONFIG).is_file():
+    if (folder / files.BASE_CONFIG).is_file():
         return []
-    return [c for c in pipelines.COMPONENTS if (folder / c / BASE_CONFIG).is_file()]
+    return [c for c in pipelines.COMPONENTS if (folder / c / files.BASE_CONFIG).is_file()]
 
 
 def weights_of(source: str | Path) -> tuple[dict[str, Any], dict[Path, Header]]:
@@ -116,19 +106,19 @@ def _folder(source: str | Path) -> Path:
 
 
 def _config(reader: _Reader) -> dict[str, Any]:
-    config = reader.whole(BASE_CONFIG, bases.CONFIG_LIMIT_BYTES)
+    config = reader.whole(files.BASE_CONFIG, bases.CONFIG_LIMIT_BYTES)
     if config is None:
-        raise Invalid("BASE_INVALID", f"{reader.folder} has no {BASE_CONFIG}, so it is not a base's folder")
+        raise Invalid("BASE_INVALID", f"{reader.folder} has no {files.BASE_CONFIG}, so it is not a base's folder")
     return bases.read_config(config)
 
 
 def _weights(reader: _Reader) -> tuple[str, ...]:
     """The weight files: those of the index, else the single file, else every safetensors file."""
-    for name in (BASE_WEIGHTS_INDEX, PIPELINE_WEIGHTS_INDEX):
+    for name in (files.BASE_WEIGHTS_INDEX, files.PIPELINE_WEIGHTS_INDEX):
         index = reader.whole(name, safetensors.HEADER_LIMIT_BYTES)
         if index is not None:
             return bases.shards(index)
-    for name in (BASE_WEIGHTS, PIPELINE_WEIGHTS):
+    for name in (files.BASE_WEIGHTS, files.PIPELINE_WEIGHTS):
         if (reader.folder / name).is_file():
             return (name,)
     names = tuple(sorted(path.name for path in reader.folder.glob("*.safetensors")))
