@@ -210,7 +210,8 @@ def _delete_version(ref: Ref, reason: str, *, force: bool, undo: bool, yes: bool
 def rename(name: AdapterName, to: AdapterName, yes: bool) -> None:
     """Rename an adapter to TO, also into another namespace that you own.
 
-    The old name is never reused. Trusted publishers are not moved, nor are approvals into another namespace.
+    The old name is never reused. Trusted publishers are not moved. In another namespace
+    approvals end, and its gates count before the adapter's own.
     """
     output.confirm(f"Rename {name} to {to} permanently?", yes)
     session.answer(

@@ -14,6 +14,7 @@ import click
 from registry.api.aliases import AliasMove, AliasView, MovedAlias, MoveItem
 from registry.client import answers
 from registry.client.groups import Groups
+from registry.durations import to_utc
 from registry.errors import Invalid
 from registry.names import NEWEST, AdapterName, Ref
 
@@ -188,7 +189,7 @@ def read_time(text: str, option: str, *, end_of_day: bool = False) -> datetime:
 
 
 def _to_the_second(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return to_utc(at).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _print_history(ref: Ref, moves: list[AliasMove], at: datetime | None) -> None:

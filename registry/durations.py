@@ -1,11 +1,11 @@
-"""Durations as people type and read them: `12h`, `7d`, "90 minutes"."""
+"""Durations as people type and read them: `12h`, `7d`, "90 minutes"; and moments in UTC."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
 
-from registry.errors import Invalid
+from registry.errors import Corrupt, Invalid
 
 SECONDS_LIMIT = 100 * 366 * 86400
 _DURATION = re.compile(r"([0-9]{1,10})([smhdw])")
@@ -25,6 +25,14 @@ def parse_duration(text: str) -> int:
     if not 0 < seconds <= SECONDS_LIMIT:
         raise Invalid("REQUEST_INVALID", f"{text[:40]!r} is not a time such as 12h, 7d or 4w, of at most 100 years")
     return seconds
+
+
+def to_utc(at: datetime) -> datetime:
+    """A moment of a registry's answer in UTC. `Corrupt` (ANSWER_INVALID) if its year there is not 1 to 9999."""
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as e:
+        raise Corrupt("ANSWER_INVALID", f"the registry's answer has a time outside of the years 1 to 9999: {at}") from e
 
 
 def expiry(seconds: float | None) -> str | None:

@@ -22,13 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from registry import errors
+from registry.durations import to_utc
 from registry.errors import RegistryError
 from registry.findings import Finding
 
@@ -322,7 +323,7 @@ def amount(count: int) -> str:
 
 def moment(at: datetime | None) -> str:
     """A time in UTC to the minute. The JSON has the exact time."""
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
+    return to_utc(at).strftime("%Y-%m-%d %H:%M") + " UTC" if at else ""
 
 
 def plural(count: int, noun: str) -> str:

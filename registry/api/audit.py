@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import Field
 
 from registry.api.models import Answer, ItemList, ItemPage, Request
 from registry.digest import Digest, canonical_json
+from registry.durations import to_utc
 from registry.events import WEBHOOK_DEFAULT, DeliveryState
 
 
@@ -35,7 +36,7 @@ class EventView(Answer):
 
 def moment(at: datetime) -> str:
     """Format a time as entries do: UTC to the microsecond."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return to_utc(at).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class EventPage(ItemPage[EventView]):

@@ -224,6 +224,8 @@ LIMITS = {
             "PUSHES_OF_NAMESPACE_LIMIT": "open pushes of a namespace",
         },
         "registry.evaluation.gates": {"SOAK_LIMIT_SECONDS": "soak of a gate"},
+        "registry.server.promotion.approvals": {"ALIASES_LIMIT": "aliases for which one identity approves a version"},
+        "registry.server.promotion.moves": {"HISTORY_LIMIT": "moves of an alias that a rollback looks back"},
     },
     "Jobs and nodes": {
         "registry.merging.recipes": {

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -14,10 +14,12 @@ from sqlalchemy import text
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.api.catalog import DeleteResult
+from registry.api.jobs import JobSubmit
 from registry.api.transfer import CommitItem
 from registry.client.registry import Registry
 from registry.errors import NotFound, Refused, RegistryError, Unauthenticated
 from registry.evaluation.gates import Gate
+from registry.jobs import Job, Kind, State
 from registry.names import AdapterName
 from registry.server import app
 from registry.server.actors import TRUSTED
@@ -25,6 +27,7 @@ from registry.server.catalog import versions
 from registry.server.database import db
 from registry.server.database.engine import open_database
 from registry.server.database.models import AdapterRow, ApprovalRow, PushRow, VersionRow
+from registry.server.jobs import queue
 from registry.server.promotion import deletion, removal
 from registry.server.push import rows
 from tests.access.tenants import Tenants, of_subject
@@ -160,13 +163,14 @@ def test_a_deletion_waits_for_an_approval_that_is_being_written(tenants: Tenants
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-@pytest.mark.parametrize("how", ["approve", "promote"])
+@pytest.mark.parametrize("how", ["approve", "promote", "push"])
 def test_an_act_in_the_former_namespace_does_not_come_after_a_move_to_another(tenants: Tenants, how: str) -> None:
     """Its actor may have no rights in the new namespace, whose gates are others."""
     harness, codes = tenants.harness, list[str]()
     acts: dict[str, Callable[[], object]] = {
         "approve": lambda: harness.admin.approve("acme/support@1", "prod"),
         "promote": lambda: harness.admin.promote("acme/support", "canary", "1", generation=0),
+        "push": lambda: harness.push("acme/support", tenants.files, alias="canary"),  # of a version that exists
     }
 
     def act() -> None:
@@ -180,7 +184,7 @@ def test_an_act_in_the_former_namespace_does_not_come_after_a_move_to_another(te
         acting.start()
         waiting(harness)
     acting.join()
-    assert codes == ["ADAPTER_UNKNOWN"]
+    assert codes == ["VERSION_UNKNOWN" if how == "push" else "ADAPTER_UNKNOWN"]
     assert harness.admin.approvals("globex/support@1").items == []
     assert [alias.alias for alias in harness.admin.aliases("globex/support").items] == ["main"]
 
@@ -257,10 +261,27 @@ def test_a_push_whose_adapter_is_deleted_between_two_statements_gets_a_conflict(
     values = dict.fromkeys(("id", "namespace", "name", "manifest", "manifest_digest", "created_by"), "")
     push = PushRow(**values, created_at=db.now(), expires_at=db.now())
     pushed = rows.Commit(CommitItem(push_id="psh_1"), push, name, "", manifest)
+    pushed.inspection = cast(Any, object())
     with tenants.harness.session() as session, pytest.raises(rows.MemberFailed):
         rows._lock_adapters(session, TRUSTED, [pushed])
     assert pushed.error is not None
     assert pushed.error.code == "NAME_TOMBSTONED"
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_a_job_that_ends_at_this_moment_is_not_the_answer_to_who_asks_for_one(tenants: Tenants) -> None:
+    harness, submitted = tenants.harness, list[Job]()
+    [waits] = harness.admin.jobs(ref="acme/support").items
+    request = JobSubmit(kind=Kind.SMOKE_TEST, ref="acme/support@1")
+    with harness.session(write=True) as session:
+        version = versions.find(session, TRUSTED, AdapterName("acme", "support"), 1)
+        queue.supersede(session, {version.id or 0: "@2 continues this version"})
+        session.flush()
+        asking = threading.Thread(target=lambda: submitted.append(harness.admin.submit(request)))
+        asking.start()
+        waiting(harness)
+    asking.join()
+    assert [(job.id != waits.id, job.state) for job in submitted] == [(True, State.QUEUED)]
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from registry.api.jobs import JobSubmit
+from registry.api.jobs import ClaimRequest, FinishRequest, JobSubmit
 from registry.client.audit import Audit
-from registry.errors import NotFound
+from registry.client.registry import Registry
+from registry.errors import NotFound, Refused
 from registry.findings import Finding
 from registry.jobs import Kind
 from tests.harness import Harness
@@ -23,6 +24,34 @@ def harness(database_url: str) -> Iterator[Harness]:
         harness.add_base()
         harness.push("acme/support")
         yield harness
+
+
+def compat_says(harness: Harness, findings: list[Finding], *, by: Registry | None = None) -> list[str]:
+    """What the check `compat` says, oldest first, after a smoke test in which PEFT said this."""
+    harness.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=REF))
+    worker = by or harness.admin
+    claimed = worker.claim(ClaimRequest(worker="test"))
+    assert claimed is not None
+    report = harness.report(harness.admin.version(REF).digest, "tiny-llama").model_copy(
+        update={"compat": tuple(findings)}
+    )
+    worker.finish(claimed.job.id, FinishRequest(lease_token=claimed.lease.token, report=report))
+    return [str(v.outcome) for v in harness.admin.version(REF).verdicts if v.check == "compat"]
+
+
+def test_an_owner_takes_back_its_own_no_but_not_the_registrys(harness: Harness) -> None:
+    owner = harness.actor("work", namespaces=["acme"], name="acme-worker")
+    no = [Finding.of("error", "compat.peft_refused", "", "PEFT refuses it")]
+    assert compat_says(harness, no, by=owner) == ["pass", "fail"]
+    with pytest.raises(Refused):
+        harness.admin.promote("acme/support", "canary", "1", generation=0)
+    assert compat_says(harness, [], by=owner) == ["pass", "pass"]
+    harness.admin.promote("acme/support", "canary", "1", generation=0)
+    assert compat_says(harness, no, by=owner) == ["pass", "fail"]
+    assert compat_says(harness, no) == ["fail", "fail"]
+    assert compat_says(harness, [], by=owner) == ["fail", "fail"]
+    with pytest.raises(Refused):
+        harness.admin.promote("acme/support", "next", "1", generation=0)
 
 
 def smoke_verdicts(harness: Harness) -> list[tuple[str, bool, str]]:

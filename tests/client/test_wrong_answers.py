@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cli.console import output
 from registry.api.aliases import ApproveItem, DescribeItem, MoveItem
+from registry.api.audit import moment as audit_moment
 from registry.api.jobs import ClaimRequest
 from registry.client import answers, core
 from registry.client.audit import Audit
@@ -416,3 +418,12 @@ def test_a_wrong_time_to_wait_is_no_internal_error(seconds: object) -> None:
         with pytest.raises(Unavailable, match="busy"):
             registry.whoami()
     assert all(wait >= 0 for wait in waits)
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_time_that_is_none_in_utc_is_a_wrong_answer(tampered: TamperedRegistry, moment: str) -> None:
+    tampered.answers("/history", lambda answer: answer | {"moves": [answer["moves"][0] | {"at": moment}]})
+    move = tampered.registry.history("acme/support").moves[0]
+    for show in (output.moment, audit_moment):
+        with pytest.raises(Corrupt, match="outside of the years"):
+            show(move.at)

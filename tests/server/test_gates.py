@@ -11,12 +11,14 @@ from sqlalchemy import text
 
 from registry.api.maintenance import GcRequest, ReindexRequest
 from registry.api.transfer import PushRequest
+from registry.client.audit import Audit
 from registry.client.registry import Registry
 from registry.errors import Denied, Invalid, NotFound, Refused, RegistryError
 from registry.evaluation.gates import Gate
 from registry.evaluation.verdicts import Check
 from registry.server.database import db
-from registry.server.database.models import AliasMoveRow, EventRow
+from registry.server.database.models import AliasMoveRow, EventRow, VersionRow
+from registry.server.promotion import approvals, moves
 from tests.harness import Harness, rows
 
 NAME = "acme/support"
@@ -95,6 +97,72 @@ def test_two_person_prevents_approving_and_promoting_alone(filled_harness: Harne
     assert code_of(lambda: bob.promote(NAME, "prod", "1", generation=0)) == "GATE_CLOSED"
     assert missing(bob) == ["gate.approvals_missing"]
     assert eve.promote(NAME, "prod", "1", generation=0).number == 1
+
+
+@pytest.mark.security
+def test_an_identity_approves_a_version_for_a_limited_number_of_aliases(
+    filled_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approvals, "ALIASES_LIMIT", 2)
+    bob, eve = promoter(filled_harness, "bob"), promoter(filled_harness, "eve")
+    for alias in ("one", "two", "two"):
+        bob.approve(f"{NAME}@1", alias)
+    assert code_of(lambda: bob.approve(f"{NAME}@1", "three")) == "QUOTA_EXCEEDED"
+    bob.approve(f"{NAME}@2", "three")
+    eve.approve(f"{NAME}@1", "three")
+    assert [(a.identity, a.alias) for a in eve.approvals(f"{NAME}@1").items] == [
+        ("bob", "one"), ("bob", "two"), ("eve", "three")
+    ]  # fmt: skip
+
+
+@pytest.mark.security
+def test_a_rollback_and_a_soak_read_a_bounded_part_of_a_long_history(filled_harness: Harness) -> None:
+    """Of evidence and reasons nothing. A version that the alias held longer ago needs evidence, as any other."""
+    admin, count = filled_harness.admin, moves.HISTORY_LIMIT + 2
+    admin.promote(NAME, "canary", "1", generation=0)
+    filled_harness.push(NAME)
+    with filled_harness.session(write=True) as session:
+        first, second, third = (row.id or 0 for row in rows(session, VersionRow))
+        (old,) = (row for row in rows(session, AliasMoveRow) if row.alias == "canary")
+        ids = [first, *([second, third] * count)][:count]
+        db.bulk_insert(
+            session,
+            [
+                AliasMoveRow(
+                    adapter_id=old.adapter_id, alias="canary", generation=number + 1, from_version_id=ids[number - 1],
+                    to_version_id=ids[number], at=old.at + timedelta(microseconds=number), actor="x",
+                )
+                for number in range(1, count)
+            ],
+        )  # fmt: skip
+        session.connection().execute(
+            text("UPDATE alias SET version_id = :id, generation = :n WHERE alias = 'canary'"),
+            {"id": ids[-1], "n": count},
+        )
+    with filled_harness.statements() as sent:
+        assert admin.rollback(NAME, "canary").number == 3
+    assert not any("alias_move" in statement and "alias_move.reason" in statement for statement in sent)
+    assert admin.history(NAME, alias="canary").moves[0].evidence[0]["check"] == "rollback"
+    admin.rollback(NAME, "canary", to="1")
+    assert [item["check"] for item in admin.history(NAME, alias="canary").moves[0].evidence] == ["compat"]
+    admin.set_gate(NAME, "prod", Gate(soak_in="canary", soak_seconds=60))
+    assert missing(admin) == ["gate.soak_short"]
+
+
+@pytest.mark.security
+def test_the_gate_of_a_namespace_counts_for_an_adapter_that_moves_into_it(filled_harness: Harness) -> None:
+    admin = filled_harness.admin
+    admin.set_gate(NAME, "prod", Gate())
+    admin.set_gate(NAME, "canary", Gate(approvals=1))
+    admin.set_gate("globex", "prod", Gate(approvals=2))
+    admin.rename(NAME, "globex/moved")
+    assert (admin.gate("globex/moved", "prod").set_on, admin.gate("globex/moved", "prod").gate.approvals) == (
+        "globex",
+        2,
+    )
+    assert admin.gate("globex/moved", "canary").gate.approvals == 1
+    [event] = Audit(admin).events(action=["gate.remove"])
+    assert (event.object, event.detail["alias"]) == ("globex/moved:prod", "prod")
 
 
 def test_approvals_open_a_gate_and_are_kept_with_the_move(filled_harness: Harness) -> None:

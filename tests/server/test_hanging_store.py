@@ -12,7 +12,7 @@ import pytest
 
 from registry.api.transfer import PushRequest
 from registry.digest import Digest
-from registry.server.http.routing import STORE_THREADS
+from registry.server.http.routing import STORE_THREADS, STORE_THREADS_PER_GROUP, STORE_THREADS_PER_PERSON
 from registry.server.push import background, inspect
 from registry.server.storage.blobs import BlobWriter, Link, Stat
 from tests.access.tenants import send
@@ -80,7 +80,7 @@ def harness(database_url: str, blobs: HangingBlobs) -> Iterator[Harness]:
 def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
     harness: Harness, blobs: HangingBlobs
 ) -> None:
-    manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS + 20)]
+    manifests = [harness.manifest(harness.files()) for _ in range(STORE_THREADS_PER_PERSON + 20)]
     pushes = [harness.admin.plan_push(f"acme/a{i}", PushRequest(manifest=m)) for i, m in enumerate(manifests)]
     blobs.hangs.set()
     with ThreadPoolExecutor(len(pushes) + 1) as pool:
@@ -88,7 +88,7 @@ def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
             pool.submit(harness.admin.plan_push, f"acme/a{i}", PushRequest(manifest=manifest))
             for i, manifest in enumerate(manifests)
         ]
-        for _ in range(STORE_THREADS):
+        for _ in range(STORE_THREADS_PER_PERSON):
             assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
         try:
             assert pool.submit(harness.admin.adapters).result(WAIT_SECONDS).items == []
@@ -96,6 +96,28 @@ def test_requests_without_bytes_are_answered_while_pushes_wait_for_the_store(
         finally:
             blobs.resumes.set()
         assert [future.result().push_id for future in again] == [push.push_id for push in pushes]
+
+
+@pytest.mark.security
+def test_one_pusher_does_not_get_all_threads_of_the_store(harness: Harness, blobs: HangingBlobs) -> None:
+    """Two tokens of one namespace are a group with a larger share."""
+    pushers = [harness.actor("push", namespaces=["acme"]) for _ in range(2)] + [harness.actor("push", namespaces=["b"])]
+    shares = [(pushers[0], STORE_THREADS_PER_PERSON), (pushers[1], STORE_THREADS_PER_GROUP - STORE_THREADS_PER_PERSON)]
+    shares += [(pushers[2], STORE_THREADS - STORE_THREADS_PER_GROUP)]
+    plans = {}
+    for number, pusher in enumerate(pushers):
+        name = f"{'b' if number == 2 else 'acme'}/a{number}"
+        request = PushRequest(manifest=harness.manifest(harness.files()))
+        pusher.plan_push(name, request)
+        plans[pusher] = partial(pusher.plan_push, name, request)
+    blobs.hangs.set()
+    with ThreadPoolExecutor(3 * STORE_THREADS) as pool:
+        for pusher, share in shares:
+            for _ in range(STORE_THREADS):
+                pool.submit(plans[pusher])
+            for _ in range(share):
+                assert blobs.waiting.acquire(timeout=WAIT_SECONDS)
+        blobs.resumes.set()
 
 
 def test_an_upload_to_a_hanging_store_does_not_block_the_event_loop(harness: Harness, blobs: HangingBlobs) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlmodel import Session
 
 from cli.console import logs
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from tests.access.tenants import send
 from tests.harness import URL, Harness
 
@@ -81,6 +81,25 @@ def test_a_bug_of_the_server_is_counted_and_has_a_warning(harness: Harness, capl
     assert (line["status"], line["problem"], line["id"]) == (500, "INTERNAL", answer.headers["x-request-id"])
     assert line["route"] == "/api/v1/tokens"
     assert harness.app.state.requests.counts["POST", 500] == 1
+
+
+def test_a_fault_of_the_store_has_one_line_that_says_what_failed(
+    harness: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise Unavailable("STORE_UNAVAILABLE", "the bucket does not answer")
+
+    harness.add_base()
+    harness.push("acme/support")
+    harness.transport.settle()
+    monkeypatch.setattr(harness.blobs, "read", away)
+    caplog.clear()
+    answer = send(harness, "GET", "/api/v1/adapters/acme/support/versions/1/files/adapter_config.json", harness.secret)
+    assert answer.status_code == 503
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    fields = record.fields  # type: ignore[attr-defined]
+    assert (record.levelname, fields["problem"]) == ("ERROR", "STORE_UNAVAILABLE")
+    assert (fields["detail"], fields["id"]) == ("the bucket does not answer", answer.headers["x-request-id"])
 
 
 @pytest.mark.security

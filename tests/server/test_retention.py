@@ -12,9 +12,10 @@ from sqlmodel import Session, select
 
 from registry.api.access import NamespaceSet
 from registry.api.catalog import MetadataChange, VersionMetadataChange
-from registry.api.jobs import JobSubmit
+from registry.api.jobs import ClaimRequest, JobSubmit
+from registry.api.transfer import CommitItem, PushItem, PushPlan
 from registry.durations import expiry
-from registry.errors import Denied, Invalid, NotFound
+from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.evaluation.gates import Gate
 from registry.jobs import Kind, State
 from registry.server.database.models import AdapterRow, VersionRow
@@ -22,7 +23,7 @@ from registry.server.retention import needs
 from registry.server.retention.plan import apply_rules
 from registry.versions.manifest import Edge, Relation
 from registry.versions.retention import RetentionRule
-from tests.harness import Harness
+from tests.harness import Harness, upload
 from tests.maintenance import collect
 
 NAME = "acme/support"
@@ -177,6 +178,36 @@ def test_what_others_need_of_a_version_keeps_it(acme: Harness) -> None:
     }  # fmt: skip
 
 
+def test_every_source_of_a_merge_that_waits_stays(acme: Harness) -> None:
+    for name in (NAME, "acme/second"):
+        for _ in range(2):
+            acme.push(name)
+    recipe = {"operation": "combine", "sources": [f"{NAME}@1", "acme/second@1"], "weights": [1.0, 1.0]}
+    job = acme.admin.submit(JobSubmit(kind=Kind.MERGE, payload={**recipe, "method": "linear", "into": "acme/sum"}))
+    for name in (NAME, "acme/second"):
+        assert reasons(acme, RetentionRule(keep_newest=1), name)[1] == "+ is needed by a job"
+    assert acme.admin.claim(ClaimRequest(worker="w", kinds=[Kind.MERGE])) is not None
+    for name in (NAME, "acme/second"):
+        with pytest.raises(Conflict, match=f"is used by the running job {job.id}"):
+            acme.admin.delete_version(f"{name}@1")
+    acme.give_back([job.id])
+    acme.admin.cancel(job.id)
+    assert reasons(acme, RetentionRule(keep_newest=1), "acme/second")[1].startswith("- retention rule")
+
+
+@pytest.mark.security
+def test_a_quarantined_version_stays(acme: Harness) -> None:
+    """It may be evidence. Neither a rule nor its pusher's expiry removes it."""
+    push_chain(acme, 3)
+    acme.admin.describe(f"{NAME}@1", VersionMetadataChange(expires_at=expiry(-2)))
+    acme.admin.quarantine(f"{NAME}@1", "leaks secrets")
+    acme.admin.set_retention(NAME, RetentionRule(keep_newest=1))
+    assert reasons(acme)[1] == "+ is quarantined, and may be evidence"
+    assert collect(acme).versions_retired == 1
+    acme.admin.unquarantine(f"{NAME}@1", "a false alarm")
+    assert collect(acme).versions_retired == 1
+
+
 @pytest.mark.security
 def test_a_descendant_that_the_owner_may_not_see_changes_nothing(acme: Harness) -> None:
     digests = push_chain(acme, 2)
@@ -285,6 +316,27 @@ def test_of_a_burst_only_the_newest_checkpoint_is_tested(acme: Harness) -> None:
     assert acme.admin.submit(JobSubmit(kind=Kind.SMOKE_TEST, ref=f"{NAME}@2")).state is State.QUEUED
     acme.validate(f"{NAME}@2")
     acme.validate(f"{NAME}@4")
+
+
+def test_of_a_burst_in_one_group_only_the_newest_is_tested_with_the_same_statements(acme: Harness) -> None:
+    acme.push("acme/first")
+    counts = []
+    for name, count in (("acme/a", 2), ("acme/b", 5)):
+        items, files, digests = [], [acme.files() for _ in range(count)], list[str]()
+        for each in files:
+            manifest = acme.manifest(each, parents=[continued(digests[-1])] if digests else [])
+            items.append(PushItem(name=name, manifest=manifest))
+            digests.append(manifest.digest)
+        plans = [plan for plan in acme.admin.plan_pushes(items) if isinstance(plan, PushPlan)]
+        for plan, each in zip(plans, files, strict=True):
+            upload(acme.admin, plan, each)
+        with acme.statements() as sent:
+            acme.admin.commit_pushes([CommitItem(push_id=plan.push_id) for plan in plans])
+        counts.append(sum("continued" not in statement and " job" in statement for statement in sent))
+        states = [job.state for job in reversed(acme.admin.jobs(ref=name).items)]
+        assert sorted(states) == sorted([*[State.SUPERSEDED] * (count - 1), State.QUEUED])
+        assert {job.subject for job in acme.admin.jobs(ref=name, state="queued").items} == {f"{name}@{count}"}
+    assert max(counts) < 8
 
 
 def test_a_test_that_someone_asked_for_or_whose_version_has_an_alias_stays(acme: Harness) -> None:

@@ -109,7 +109,7 @@ def outcomes_of(request: Request, outcomes: Sequence[object], about: Sequence[st
 def problem_response(request: Request, error: RegistryError, *, status: int | None = None) -> Response:
     """Return the response for an error, with the headers that its route adds."""
     status = status or status_of(error)
-    request.scope["state"]["problem"] = error.code
+    request.scope["state"] |= {"problem": error.code, "problem_detail": error.detail if status >= 500 else ""}
     body = error.to_problem() | {"status": status, "request_id": request.state.request_id}
     headers = {}
     if error.retry_after_seconds is not None:
@@ -137,9 +137,9 @@ def _handle_registry_error(request: Request, exception: Exception) -> Response:
 def _report(request: Request, error: RegistryError, about: str = "") -> None:
     """Log failures of the server, and record denials. `about` names one item of a request."""
     if status_of(error) >= 500 and not isinstance(error, Refused):  # 501 is not a failure of the server
-        level = logging.INFO if error.code == "TRY_LATER" else logging.ERROR  # nothing failed that someone must look at
-        _LOG.log(level, "request %s: %s: %s", request.state.request_id, error.code, error.detail)
         request.app.state.requests.store_errors += error.code == "STORE_UNAVAILABLE"
+        if about and error.code != "TRY_LATER":  # the line of the request names only the error of the whole
+            _LOG.error("request %s: %s: %s", request.state.request_id, error.code, error.detail)
     if isinstance(error, DENIALS):
         request.app.state.audit_log.batch.add_denial(request.scope, type(error).__name__, about)
 

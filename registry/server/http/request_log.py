@@ -1,7 +1,7 @@
 """`RequestLog`: one log line for each request, and what the metrics tell about requests of this process.
 
-A line names the template of the route and never the path or the query, so it holds no name and no secret. The actor is
-the token's subject or name.
+A line names the template of the route and never the path or the query, so it holds no name and no secret; only the line
+of a fault of the server says more. The actor is the token's subject or name.
 """
 
 import logging
@@ -35,6 +35,8 @@ class AnsweredRequest:
     sent_bytes: int
     problem: str = ""
     """The code of the error that was answered."""
+    detail: str = ""
+    """What the error says, of a fault of the server or its parts."""
 
 
 def _histogram() -> Histogram:
@@ -53,18 +55,19 @@ class RequestLog:
     """False in the embedded registry, whose command reports its errors."""
 
     def record(self, request: AnsweredRequest) -> None:
-        """Count a request and write its line: a warning for a fault of the server or its parts."""
+        """Count a request and write its line: an error for a fault of the server or its parts, with what it says."""
         method = request.method if request.method in METHODS else "other"
         self.counts[method, request.status] += 1
         self.failed_sign_ins += request.status == 401
         self.seconds.labels(method, request.route).observe(request.seconds)
-        level = logging.WARNING if request.status >= 500 else logging.INFO
+        level = logging.ERROR if request.status >= 500 and request.problem != "TRY_LATER" else logging.INFO
         if self.writes_lines and _LOG.isEnabledFor(level):
             fields = {
                 "id": request.id, "actor": request.actor or "-", "method": method, "route": request.route,
                 "status": request.status, "ms": round(request.seconds * 1000, 1),
                 "in": request.received_bytes, "out": request.sent_bytes,
                 **({"problem": request.problem} if request.problem else {}),
+                **({"detail": request.detail} if request.detail else {}),
             }  # fmt: skip
             _LOG.log(level, "request", extra={"fields": fields})
 
@@ -113,6 +116,6 @@ class LogMiddleware:
                 self._log.record(
                     AnsweredRequest(
                         request_id, actor, scope["method"], route, status, seconds, received, sent,
-                        state.get("problem", ""),
+                        state.get("problem", ""), state.get("problem_detail", ""),
                     )
                 )  # fmt: skip

@@ -9,8 +9,15 @@
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import Any, TypeVar, get_type_hints
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
@@ -23,8 +30,10 @@ from starlette.concurrency import run_in_threadpool
 from registry.api import PREFIX
 from registry.errors import RegistryError
 from registry.roles import Scope
+from registry.server.actors import Actor
 from registry.server.http import idempotency
-from registry.server.http.request_body import BODY_LIMIT_BYTES, check_values, read_body
+from registry.server.http.request_actor import look_up_actor, require_secret
+from registry.server.http.request_body import BODY_LIMIT_BYTES, Owner, check_values, read_body
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -52,8 +61,7 @@ class SingleThreadRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
         self.is_async = inspect.iscoroutinefunction(endpoint)
         hints = get_type_hints(endpoint, include_extras=True).values()
-        uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
-        self._run_in_thread = run_in_store_thread if uses_store else run_in_threadpool
+        self._uses_store = any(UsesStore in getattr(hint, "__metadata__", ()) for hint in hints)
         self.needs_no_token = any(item.dependency is require_nothing for item in kwargs.get("dependencies") or ())
         self.body_limit_bytes: int | None = getattr(endpoint, "body_limit_bytes", BODY_LIMIT_BYTES)
         super().__init__(path, endpoint if self.is_async else as_coroutine(endpoint), **kwargs)
@@ -73,12 +81,27 @@ class SingleThreadRoute(APIRoute):
 
         async def handle_in_thread(request: Request) -> Response:
             if request.method in idempotency.SAFE_METHODS:
-                return await self._run_in_thread(_run_request, handle, request)
+                return await self._run_in_thread(handle, request)
             async with self._read_body(request) as complete, _turn_of(complete):
                 with request.app.state.freshness.during_write():  # after its answer no one gets what was before it
-                    return await self._run_in_thread(_run_request, handle, complete)
+                    return await self._run_in_thread(handle, complete)
 
         return handle_in_thread
+
+    async def _run_in_thread(self, handle: Handler, request: Request) -> Response:
+        if not self._uses_store:
+            return await run_in_threadpool(_run_request, handle, request)
+        async with hold_store_shares(await self._shares_of(request)):
+            return await run_in_store_thread(_run_request, handle, request)
+
+    async def _shares_of(self, request: Request) -> Owner:
+        """Whom the store thread of a request counts for: its actor, or its address where no token is needed."""
+        secret = None if self.needs_no_token else require_secret(request)
+        if secret is None:
+            return f"address {request.client.host if request.client else ''}", ""
+        actor = request.app.state.actor_cache.get(secret) or await run_in_threadpool(look_up_actor, request)
+        shares: Owner = actor.shares
+        return shares
 
     def error_headers(self, _request: Request, _error: RegistryError) -> dict[str, str]:
         """Return headers for the response to an error. The Hub API has some."""
@@ -141,22 +164,46 @@ def create_router(tag: str) -> APIRouter:
 # ------------------------------------------------------------------ threads
 Result = TypeVar("Result")
 STORE_THREADS = 32
+STORE_THREADS_PER_PERSON = 16
+STORE_THREADS_PER_GROUP = 24
+"""For one subject, with all its tokens, or one token without a subject; and for the tokens of one namespace."""
 LARGE_BODIES = 4
 """How many requests run at once whose bodies exceed `BODY_LIMIT_BYTES`: parsing them takes time and memory."""
 _STORE_LIMITER: RunVar[CapacityLimiter] = RunVar("store_threads")
 RELAY_THREADS = 16
 _LARGE_LIMITER: RunVar[CapacityLimiter] = RunVar("large_bodies")
 _RELAY_LIMITER: RunVar[CapacityLimiter] = RunVar("relay_threads")
+_SHARE_LIMITERS: RunVar[WeakValueDictionary[str, CapacityLimiter]] = RunVar("store_thread_shares")
 
 
 class UsesStore:
     """Annotates a parameter of a route that calls the store."""
 
 
+@asynccontextmanager
+async def hold_store_shares(owner: Owner) -> AsyncIterator[None]:
+    """Wait until this person and this group have few store threads, so that no one has all of them."""
+    try:
+        limiters = _SHARE_LIMITERS.get()
+    except LookupError:
+        limiters = WeakValueDictionary()  # a limiter lasts while a request of its owner does
+        _SHARE_LIMITERS.set(limiters)
+    person = limiters.setdefault(f"person {owner[0]}", CapacityLimiter(STORE_THREADS_PER_PERSON))
+    group = limiters.setdefault(f"group {owner[1]}", CapacityLimiter(STORE_THREADS_PER_GROUP)) if owner[1] else None
+    async with person, group or nullcontext():
+        yield
+
+
 async def run_in_store_thread(function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function in a thread that may wait for the store."""
     limiter = _limiter(_STORE_LIMITER, STORE_THREADS)
     return await to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=limiter)
+
+
+async def run_for(actor: Actor, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """As `run_in_store_thread`, within the shares of an actor."""
+    async with hold_store_shares(actor.shares):
+        return await run_in_store_thread(function, *args, **kwargs)
 
 
 async def run_in_relay_thread(function: Callable[..., Result], *args: Any) -> Result:

@@ -9,11 +9,11 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, literal, true, update
+from sqlalchemy import ColumnElement, Text, case, cast, exists, func, literal, true, update
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
@@ -51,7 +51,8 @@ def enqueue(
         col(JobRow.kind) == kind,
         col(JobRow.state).in_([State.QUEUED, State.RUNNING]),
     )
-    waiting = session.exec(same.order_by(col(JobRow.created_at))).first()
+    locked = same.order_by(col(JobRow.created_at)).limit(1).with_for_update().execution_options(populate_existing=True)
+    waiting = session.exec(locked).first()  # locked: else what ends it at this moment would take it from its caller
     if waiting is not None and waiting.payload == (payload or {}):
         waiting.automatic = False  # it was asked for now
         session.add(waiting)
@@ -79,12 +80,15 @@ def build(
     return row, audit.build(session, actor, EventType.JOB_ENQUEUE, row.id, detail, namespace=row.namespace)
 
 
-def supersede(session: Session, version_ids: Sequence[int], cause: str) -> None:
-    """End the queued jobs on these versions that pushes queued and no one asked for."""
+def supersede(session: Session, causes: Mapping[int, str]) -> None:
+    """End the queued jobs on these versions that pushes queued and no one asked for. `causes`: version id → why."""
+    if not causes:
+        return
     waiting = select(JobRow).where(
-        col(JobRow.version_id).in_(version_ids), col(JobRow.state) == State.QUEUED, col(JobRow.automatic)
+        col(JobRow.version_id).in_(causes), col(JobRow.state) == State.QUEUED, col(JobRow.automatic)
     )
     for row in session.exec(waiting.with_for_update(skip_locked=True)).all():
+        cause = causes[row.version_id or 0]
         end_job(row, State.SUPERSEDED)
         row.error = f"superseded: {cause}"
         session.add(row)
@@ -246,6 +250,22 @@ def named_adapters(row: JobRow) -> list[AdapterName]:
     adapters = [Ref.parse(source).name for source in row.payload.get("sources") or ()]
     into = row.payload.get("into") if row.kind != Kind.FUSE else ""  # a fuse creates a base, which everyone sees
     return [*adapters, *([AdapterName.parse(into)] if into else [])]
+
+
+def find_sources(session: Session, name: AdapterName, states: Sequence[State]) -> list[tuple[str, int]]:
+    """The versions of an adapter, by number, that jobs in these states merge or fuse, each with the id of its job.
+
+    Only of jobs of the adapter's namespace, or into it: readers of a public adapter cannot hold its versions.
+    """
+    rows = session.exec(
+        select(JobRow).where(
+            col(JobRow.state).in_(states), col(JobRow.kind).in_([Kind.MERGE, Kind.FUSE]),
+            cast(JobRow.payload, Text).contains(f"{name}@", autoescape=True),
+        ).order_by(col(JobRow.created_at))
+    )  # fmt: skip
+    own = [r for r in rows if name.namespace in (r.namespace, str(r.payload.get("into", "")).partition("/")[0].lower())]
+    sources = [(row.id, Ref.parse(source)) for row in own for source in row.payload.get("sources") or ()]
+    return [(job_id, ref.selector) for job_id, ref in sources if ref.name == name and isinstance(ref.selector, int)]
 
 
 def to_job(row: JobRow) -> Job:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_
@@ -24,7 +25,7 @@ from registry.merging.recipes import Ingredient, Operation, Recipe
 from registry.names import AdapterName, Ref
 from registry.roles import Scope
 from registry.server.actors import Actor
-from registry.server.catalog import base_rows, base_weights, bases, verdicts, versions
+from registry.server.catalog import availability, base_rows, base_weights, bases, verdicts, versions
 from registry.server.database.models import BaseRow, JobRow, VersionRow
 from registry.server.jobs import queue
 
@@ -83,9 +84,19 @@ def _submit_recipe(session: Session, actor: Actor, request: JobSubmit) -> JobRow
     base = session.get_one(BaseRow, rows[0].base_id)
     _require_target(session, actor, recipe, base)
     _check_waiting(session, recipe.into)
+    _lock_sources(session, sources)
     fixed = tuple(str(Ref(ref.name, row.number)) for ref, row in sources)
     payload = recipe.model_copy(update={"sources": fixed}).model_dump(mode="json")
     return _enqueue(session, actor, request, refs[0].name, rows[0], base=recipe.onto or base.name, payload=payload)
+
+
+def _lock_sources(session: Session, sources: Sequence[tuple[Ref, VersionRow]]) -> None:
+    """Lock the sources until the job is there: a deletion sees the job, or is seen here."""
+    ids = [row.id for _, row in sources]
+    locked = select(VersionRow).where(col(VersionRow.id).in_(ids)).order_by(col(VersionRow.id))
+    session.exec(locked.with_for_update(read=True).execution_options(populate_existing=True)).all()
+    for ref, row in sources:
+        availability.require_available(ref.name, row)
 
 
 def _enqueue(

@@ -108,7 +108,7 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
     if by_owner:
         detail["by_owner"] = True
     compat = None if report.compat is None else _verdict(Check.COMPAT, report, report.compat, base, digest, **judge)
-    if compat is not None and _counts(compat, _stored_outcome(session, version)):
+    if compat is not None and _counts(compat, verdicts.newest_of(session, version)):
         session.add(verdicts.to_row(compat, version.id, version.base_id, job_id=row.id))
         session.flush()
         if compat.outcome is Outcome.FAIL and not by_owner:
@@ -117,14 +117,17 @@ def _add_verdicts(session: Session, actor: Actor, row: JobRow, report: Report, d
     audit.append(session, actor, EventType.VERDICT_ADD, row.subject, detail)
 
 
-def _stored_outcome(session: Session, version: VersionRow) -> str:
-    """The newest outcome of the check `compat`; "" for none."""
-    return engine_compat.newest_outcomes(verdicts.newest_of(session, version))[0]
+def _counts(compat: Verdict, newest: Sequence[Verdict]) -> bool:
+    """Whether a worker's verdict on `compat` is stored beside the newest verdicts: PEFT knows more than headers.
 
-
-def _counts(compat: Verdict, stored: str) -> bool:
-    """Whether a worker's verdict replaces the stored outcome: PEFT knows more than headers, and its no is final."""
-    return stored == Outcome.UNKNOWN or (compat.outcome is Outcome.FAIL and stored != Outcome.FAIL)
+    The registry's no is final. An owner may take back its own no, unless the registry says no by now.
+    """
+    by_owner = {v.by_owner: v.outcome for v in newest if v.check is Check.COMPAT}
+    stored = by_owner.get(False)
+    if compat.outcome is Outcome.FAIL:
+        return stored is not Outcome.FAIL
+    takes_back = compat.by_owner and by_owner.get(True) is Outcome.FAIL and stored is not Outcome.FAIL
+    return stored is Outcome.UNKNOWN or takes_back
 
 
 def _verdict(

@@ -1,13 +1,15 @@
 """Approvals of versions for aliases, in groups: each has its own outcome. One approval is a group of one."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sqlmodel import Session, col
+from sqlalchemy import bindparam
+from sqlmodel import Session, col, select
 
 from registry import names
 from registry.api.aliases import ApprovalList, ApprovalView
-from registry.errors import RegistryError
+from registry.errors import RegistryError, TooLarge
 from registry.events import EventType
 from registry.names import AdapterName, Ref, Selector
 from registry.roles import Scope
@@ -15,11 +17,18 @@ from registry.server import audit
 from registry.server.actors import Actor
 from registry.server.catalog import availability, versions
 from registry.server.database import db
+from registry.server.database.expressions import any_of
 from registry.server.database.models import ApprovalRow, VersionRow
 from registry.server.group import Member, results_of, without_error
 from registry.server.promotion import gates
 
+ALIASES_LIMIT = 32
+"""For how many aliases one identity approves a version."""
 _KEY = (col(ApprovalRow.version_id), col(ApprovalRow.alias))
+_OWN = select(ApprovalRow).where(
+    any_of(col(ApprovalRow.version_id), parameter="ids"), col(ApprovalRow.identity) == bindparam("identity")
+)
+_Key = tuple[int, str]
 
 
 @dataclass
@@ -54,12 +63,35 @@ def approve(
                 raise row
             availability.require_available(approval.ref.name, row)
             approval.version = row
+    own = _find_own(session, actor, without_error(approvals))
+    _check_limit(without_error(approvals), own)
     if not (atomic and len(without_error(approvals)) < len(approvals)):
-        _write(session, actor, without_error(approvals), dry_run=dry_run)
+        _write(session, actor, without_error(approvals), own, dry_run=dry_run)
     return results_of(approvals, atomic=atomic)
 
 
-def _write(session: Session, actor: Actor, approvals: Sequence[NewApproval], *, dry_run: bool) -> None:
+def _find_own(session: Session, actor: Actor, approvals: Sequence[NewApproval]) -> dict[_Key, ApprovalRow]:
+    """The approvals that the actor gave these versions before, for any alias."""
+    ids = sorted({a.version.id or 0 for a in approvals if a.version is not None})
+    rows = session.exec(_OWN, params={"ids": ids, "identity": actor.identity}) if ids else ()
+    return {(row.version_id, row.alias): row for row in rows}
+
+
+def _check_limit(approvals: Sequence[NewApproval], own: Iterable[_Key]) -> None:
+    keys = dict.fromkeys(own)
+    for approval in approvals:
+        if approval.version is not None:
+            keys[approval.version.id or 0, approval.alias] = None
+    counts = Counter(version_id for version_id, _ in keys)
+    for approval in approvals:
+        if approval.version is not None and counts[approval.version.id or 0] > ALIASES_LIMIT:
+            detail = f"one identity approves a version for at most {ALIASES_LIMIT} aliases"
+            approval.error = TooLarge("QUOTA_EXCEEDED", f"'{approval.ref}': {detail}")
+
+
+def _write(
+    session: Session, actor: Actor, approvals: Sequence[NewApproval], own: dict[_Key, ApprovalRow], *, dry_run: bool
+) -> None:
     by_key = {(a.version.id or 0, a.alias): (a, a.version) for a in approvals if a.version is not None}
     if not by_key:
         return
@@ -69,9 +101,10 @@ def _write(session: Session, actor: Actor, approvals: Sequence[NewApproval], *, 
             comment=approval.comment,
         )
         for (version_id, alias), (approval, _) in sorted(by_key.items(), key=lambda item: item[0])
+        if (version_id, alias) not in own
     }  # fmt: skip
-    created: set[tuple[int, str]] = set()
-    if not dry_run:
+    created = set(new)
+    if new and not dry_run:
         values = [row.model_dump(exclude={"id"}) for row in new.values()]
         created = {(row[0], row[1]) for row in db.insert_new_rows(session, ApprovalRow, values, returning=_KEY)}
     events = [
@@ -82,15 +115,11 @@ def _write(session: Session, actor: Actor, approvals: Sequence[NewApproval], *, 
         for key, (approval, version) in by_key.items()
         if key in created
     ]  # fmt: skip
-    db.bulk_insert(session, events)
-    own = {
-        (row.version_id, row.alias): row
-        for row in gates.find_approvals(session, {version_id for version_id, _ in by_key})
-        if row.identity == actor.identity
-    }
-    if dry_run:
-        created = by_key.keys() - own.keys()
-        own |= {key: new[key] for key in created}
+    if not dry_run:
+        db.bulk_insert(session, events)
+    own = {**own, **{key: new[key] for key in created}}
+    if by_key.keys() - own.keys():  # equal requests at the same moment
+        own |= _find_own(session, actor, approvals)
     members = [(a.ref.name, a.version, a) for a in approvals if a.version is not None]
     views = _views(session, [(name, own[version.id or 0, a.alias], version) for name, version, a in members])
     for (_, version, approval), view in zip(members, views, strict=True):

@@ -137,7 +137,9 @@ def _find_needs(session: Session, actor: Actor, name: AdapterName, version: Vers
         message = f"is {node.state} on node {node.node}"
         yield Finding.of("error", "version.on_node", node.node, message)
     running = select(JobRow.id).where(JobRow.version_id == version.id, JobRow.state == State.RUNNING)
-    for job_id in session.exec(running.limit(NEEDS_LIMIT)):
+    sources = queue.find_sources(session, name, (State.RUNNING,))
+    uses = [*session.exec(running), *(job_id for job_id, number in sources if number == version.number)]
+    for job_id in list(dict.fromkeys(uses))[:NEEDS_LIMIT]:
         yield Finding.of("error", "version.job_runs", job_id, f"is used by the running job {job_id}")
     yield from _find_children(session, actor, version)
     signed = select(AttestationRow.identity).where(

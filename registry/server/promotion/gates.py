@@ -5,10 +5,12 @@
 - Engine compatibility is judged now, from stored facts, so a gate may name any profile.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import exists, func
+from sqlalchemy import select as plain_select
 from sqlmodel import Session, col, select
 
 from registry import names
@@ -33,6 +35,7 @@ from registry.server.database.models import (
     ApprovalRow,
     BaseRow,
     NamespaceGateRow,
+    UtcTime,
     VersionRow,
 )
 from registry.server.evaluation import engine_compat
@@ -56,15 +59,28 @@ _OF_NAMESPACES = (
     .execution_options(populate_existing=True)
 )
 _MOVES = (
-    select(AliasMoveRow)
+    plain_select(
+        col(AliasMoveRow.adapter_id),
+        col(AliasMoveRow.alias),
+        col(AliasMoveRow.to_version_id).label("version_id"),
+        col(AliasMoveRow.at),
+        func.lead(col(AliasMoveRow.at), type_=UtcTime())
+        .over(
+            partition_by=(col(AliasMoveRow.adapter_id), col(AliasMoveRow.alias)), order_by=col(AliasMoveRow.generation)
+        )
+        .label("ended_at"),
+    )
     .where(any_of(col(AliasMoveRow.adapter_id), parameter="ids"), any_of(col(AliasMoveRow.alias), parameter="aliases"))
-    .order_by(col(AliasMoveRow.generation))
+    .subquery()
 )
+_SPANS = plain_select(_MOVES).where(any_of(_MOVES.c.version_id, parameter="version_ids"))
+"""How long aliases pointed at versions: only these moves are read, however long the history is."""
 _WITH_FACTS = select(VersionRow).where(any_of(col(VersionRow.id), parameter="ids"))
 _BASES = select(BaseRow).where(any_of(col(BaseRow.id), parameter="ids"))
 _APPROVALS = (
     select(ApprovalRow).where(any_of(col(ApprovalRow.version_id), parameter="ids")).order_by(col(ApprovalRow.id))
 )
+_APPROVALS_FOR = _APPROVALS.where(any_of(col(ApprovalRow.alias), parameter="aliases"))
 
 
 # ------------------------------------------------------------------ gates
@@ -150,6 +166,16 @@ def set_gate(session: Session, actor: Actor, where: AdapterName | str, alias: st
     return show_gate(session, actor, where, alias)
 
 
+def remove_overridden(session: Session, actor: Actor, to: AdapterName, adapter_id: int | None) -> None:
+    """Remove the gates of an adapter that moves to another namespace where that has set one: it would not count."""
+    same = (col(NamespaceGateRow.namespace) == to.namespace, col(NamespaceGateRow.alias) == col(AdapterGateRow.alias))
+    overridden = select(AdapterGateRow).where(AdapterGateRow.adapter_id == adapter_id, exists().where(*same))
+    for row in session.exec(overridden.order_by(col(AdapterGateRow.alias))).all():
+        session.delete(row)
+        detail = {"alias": row.alias, "before": row.gate, "after": None}
+        audit.append(session, actor, EventType.GATE_REMOVE, f"{to}:{row.alias}", detail, namespace=to.namespace)
+
+
 def _lock_gate(
     session: Session, actor: Actor, where: AdapterName | str, alias: str
 ) -> tuple[_Row | None, dict[str, Any]]:
@@ -224,7 +250,9 @@ def gather_evidence(
     rows = [version for _, _, version in moves]
     ids = sorted({version.id or 0 for version in rows})
     newest = verdicts.newest_by_version(session, rows)
-    approvals = find_approvals(session, ids)
+    approvals = session.exec(
+        _APPROVALS_FOR, params={"ids": ids, "aliases": sorted({alias for _, alias, _ in moves})}
+    ).all()
     soaked = _soak_seconds(session, [(v, g.gate.soak_in) for v, g in zip(rows, views, strict=True) if g.gate.soak_in])
     signed = [v.id or 0 for v, g in zip(rows, views, strict=True) if g.gate.signed_by]
     signers = attestations.signers_by_version(session, signed)
@@ -300,16 +328,12 @@ def _soak_seconds(session: Session, soaking: Sequence[tuple[VersionRow, str]]) -
         return {}
     now = db.now()
     ids, aliases = {version.adapter_id for version, _ in soaking}, {alias for _, alias in soaking}
-    history: dict[tuple[int, str], list[AliasMoveRow]] = defaultdict(list)
-    for row in session.exec(_MOVES, params={"ids": sorted(ids), "aliases": sorted(aliases)}):
-        history[row.adapter_id, row.alias].append(row)
-    seconds = {}
-    for version, alias in soaking:
-        moves = history[version.adapter_id, alias]
-        ends = [*(move.at for move in moves[1:]), now]
-        spans = [end - move.at for move, end in zip(moves, ends, strict=False) if move.to_version_id == version.id]
-        seconds[version.id or 0, alias] = max(0, int(sum(span.total_seconds() for span in spans)))
-    return seconds
+    version_ids = sorted({version.id or 0 for version, _ in soaking})
+    params = {"ids": sorted(ids), "aliases": sorted(aliases), "version_ids": version_ids}
+    seconds: Counter[tuple[int, str]] = Counter()
+    for _, alias, version_id, at, ended_at in session.connection().execute(_SPANS, params):
+        seconds[version_id, alias] += ((ended_at or now) - at).total_seconds()
+    return {(v.id or 0, alias): max(0, int(seconds[v.id or 0, alias])) for v, alias in soaking}
 
 
 def _pushers(version: VersionRow) -> frozenset[str]:

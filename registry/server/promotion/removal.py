@@ -2,7 +2,8 @@
 
 - Rows, tombstone and event are one transaction. Blobs stay until `gc` finds that nothing refers to them.
 - The rights bound to the name end with it: trusted publishers, the roles of a deleted namespace, and approvals when an
-  adapter moves to another namespace. A push in progress finds its name reserved and fails.
+  adapter moves to another namespace, whose gates then count before its own. A push in progress finds its name reserved
+  and fails.
 - A rename has an event under both names. The new name's event lists all former names.
 - The tombstone is recorded beside the blobs after the commit. `reindex` skips versions whose name has ended.
 """
@@ -40,6 +41,7 @@ from registry.server.database.models import (
     VerdictRow,
     VersionRow,
 )
+from registry.server.promotion import gates
 from registry.server.serving import reports
 from registry.server.storage.blobs import BlobStore
 
@@ -83,6 +85,7 @@ def rename(session: Session, actor: Actor, name: AdapterName, to: AdapterName) -
     if to.namespace != name.namespace:
         approved = col(ApprovalRow.version_id).in_(select(VersionRow.id).where(own))
         session.connection().execute(delete_rows(ApprovalRow).where(approved))
+        gates.remove_overridden(session, actor, to, adapter.id)
     session.connection().execute(update(VersionRow).where(own).values(recorded_at=None))
     _rename_jobs(session, adapter, to)
     names = [*audit.read_former_names(session, name), str(name)]
@@ -107,7 +110,7 @@ def _refuse_incompatible(session: Session, adapter_id: int | None, name: Adapter
         findings = [finding for finding in map(Finding.from_dict, stored) if finding and finding.severity == "error"]
         raise Refused(
             "INCOMPATIBLE", f"'{name}@{number}' does not fit its base: {findings[0].to_text()}", findings=findings,
-            next_step=f"namespace '{to.namespace}' is strict; delete the version first, or use another namespace",
+            next_step=f"namespace '{to.namespace}' is strict: use another one, or push the other versions there",
         )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def write(
 
     `MemberFailed` if some got an error instead. `atomic`: a refused alias is an error.
     """
-    adapters = _lock_adapters(session, actor, [commit for commit in commits if commit.inspection is not None])
+    adapters = _lock_adapters(session, actor, commits)
     existing = find_existing(session, commits)
     for commit in commits:
         commit.error = _deletion_error(commit, existing.get(commit.key)) or commit.error
@@ -222,11 +222,16 @@ def _deleted_version(commit: Commit) -> NotFound:
 
 
 def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) -> dict[str, AdapterRow]:
-    """The rows of the adapters, created if necessary, locked until the transaction ends."""
-    if not commits:
+    """The rows of the adapters that get a version, created if necessary, or an alias.
+
+    All are locked until the transaction ends, by one statement, and before any version, as in all other changes.
+    """
+    inspected = [commit for commit in commits if commit.inspection is not None]
+    locked = sorted({(c.name.namespace, c.name.name) for c in (*inspected, *_with_alias(commits))})
+    if not locked:
         return {}
     now = db.now()
-    adapters = {(commit.name.namespace, commit.name.name): commit.name for commit in commits}
+    adapters = {(commit.name.namespace, commit.name.name): commit.name for commit in inspected}
     values = [
         {
             "namespace": namespace, "name": name, "newest_number": 0,
@@ -242,14 +247,12 @@ def _lock_adapters(session: Session, actor: Actor, commits: Sequence[Commit]) ->
     created.sort(key=str)
     events = [audit.build(session, actor, EventType.ADAPTER_CREATE, str(name)) for name in created]
     db.bulk_insert(session, events)
-    rows = {
-        f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": sorted(adapters)}).all()
-    }
+    rows = {f"{row.namespace}/{row.name}": row for row in session.exec(_LOCKED, params={"names": locked}).all()}
     lost = [name for name in adapters.values() if str(name) not in rows]  # deleted or renamed between the statements
     conflicts |= reserved_names.find_conflicts(session, actor, lost) if lost else {}
-    for commit in commits:
+    for commit in inspected:
         commit.error = conflicts.get(commit.name) or (unknown_adapter(commit.name) if commit.name in lost else None)
-    _raise_if_failed(commits)
+    _raise_if_failed(inspected)
     return rows
 
 
@@ -328,7 +331,7 @@ def _push_event(session: Session, actor: Actor, version: _New) -> EventRow:
 
 def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> list[str]:
     """Queue a smoke test of each version that can be tested and failed nothing; the ids, empty for no job."""
-    job_ids, added = [], []
+    job_ids, added, tested = [], [], []
     for version in created:
         is_failed = any(v.outcome == Outcome.FAIL for v in version.verdicts if v.check in (Check.COMPAT, Check.WEIGHTS))
         job_ids.append("")
@@ -338,27 +341,39 @@ def _enqueue_tests(session: Session, actor: Actor, created: Sequence[_New]) -> l
                 session, actor, Kind.SMOKE_TEST, version.row, name=version.commit.name, base=base, automatic=True
             )
             added.append(job)
+            tested.append(version)
             job_ids[-1] = job[0].id
-            _supersede_parents(session, version)
     db.bulk_insert(session, [row for row, _ in added])
     db.bulk_insert(session, [event for _, event in added])
+    _supersede_parents(session, tested)
     return job_ids
 
 
-def _supersede_parents(session: Session, version: _New) -> None:
-    """End the waiting test of the checkpoint that this one continues, in the same adapter, unless an alias has it.
+def _supersede_parents(session: Session, tested: Sequence[_New]) -> None:
+    """End the waiting tests of the checkpoints that these continue, in the same adapters, unless an alias has them.
 
-    So of a burst of checkpoints only the newest is tested, however long the queue is.
+    So of a burst of checkpoints only the newest is tested, however long the queue is, also of those of one group.
     """
-    continued = [edge.digest for edge in version.commit.manifest.parents if edge.relation is Relation.CONTINUED]
+    continued = {
+        (version.row.adapter_id, str(edge.digest)): f"@{version.row.number} continues this version"
+        for version in tested
+        for edge in version.commit.manifest.parents
+        if edge.relation is Relation.CONTINUED
+    }
     if not continued:
         return
     aliased = exists().where(col(AliasRow.version_id) == col(VersionRow.id), col(AliasRow.alias) != names.NEWEST)
-    parents = select(VersionRow.id).where(
-        VersionRow.adapter_id == version.row.adapter_id, col(VersionRow.digest).in_(continued), ~aliased
+    parents = select(VersionRow.id, VersionRow.adapter_id, VersionRow.digest).where(
+        col(VersionRow.adapter_id).in_({adapter_id for adapter_id, _ in continued}),
+        col(VersionRow.digest).in_({digest for _, digest in continued}),
+        ~aliased,
     )
-    ids = [version_id or 0 for version_id in session.exec(parents)]
-    queue.supersede(session, ids, f"@{version.row.number} continues this version")
+    causes = {
+        version_id or 0: continued[adapter_id, digest]
+        for version_id, adapter_id, digest in session.exec(parents)
+        if (adapter_id, digest) in continued
+    }
+    queue.supersede(session, causes)
 
 
 def version_row(adapter: AdapterRow, base: BaseRow, manifest: Manifest, **columns: Any) -> VersionRow:

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from registry import names
 from registry.api.serving import STATES_WITH_BYTES
 from registry.jobs import State
+from registry.names import AdapterName
 from registry.server.database.models import (
     EXPIRES,
     NEVER,
@@ -31,6 +32,7 @@ from registry.server.database.models import (
     VersionMetadataRow,
     VersionRow,
 )
+from registry.server.jobs import queue
 from registry.server.promotion import moves
 from registry.server.promotion.attestations import SIGNATURE, UNVERIFIED
 from registry.server.serving import reports
@@ -91,10 +93,14 @@ def _used(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
     ):
         for version_id in session.exec(select(VersionRow.id).where(own, condition)):
             yield version_id or 0, reason
+    sources = queue.find_sources(session, AdapterName(adapter.namespace, adapter.name), (State.QUEUED, State.RUNNING))
+    numbers = select(VersionRow.id).where(own, col(VersionRow.number).in_([number for _, number in sources]))
+    for version_id in session.exec(numbers) if sources else ():
+        yield version_id or 0, "is needed by a job"
 
 
 def _of_people(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str]]:
-    """Tags and signatures of others than the pusher, and restored versions."""
+    """Quarantined and restored versions, and tags and signatures of others than the pusher."""
     own = VersionRow.adapter_id == adapter.id
     pusher = func.coalesce(VersionRow.pushed_by, VersionRow.created_by)
     tagged = exists().where(
@@ -109,7 +115,9 @@ def _of_people(session: Session, adapter: AdapterRow) -> Iterator[tuple[int, str
         col(VersionMetadataRow.version_id) == col(VersionRow.id), col(VersionMetadataRow.kind) == EXPIRES,
         col(VersionMetadataRow.value) == NEVER,
     )  # fmt: skip
+    quarantined = col(VersionRow.quarantined_at).is_not(None)
     for condition, reason in (
+        (quarantined, "is quarantined, and may be evidence"),
         (tagged, "was tagged by someone other than its pusher"),
         (signed, "was signed by someone other than its pusher"),
         (restored, "was restored after its deletion"),

@@ -168,6 +168,6 @@ def _delete_due(engine: Engine, adapter_id: int | None) -> int:
         still_due = [version for version in locked if version.id in reasons]
         for version in still_due:
             deletion.withhold(session, SYSTEM, name, version, reasons[version.id or 0])
-        queue.supersede(session, [v.id or 0 for v in still_due], "the version was deleted by its retention")
+        queue.supersede(session, {v.id or 0: "the version was deleted by its retention" for v in still_due})
         failpoints.reach("retention.deleted")
         return len(still_due)

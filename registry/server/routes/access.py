@@ -1,5 +1,4 @@
-"""Routes of access: tokens and the caller; namespaces, roles, trusted publishers;
-renaming and deleting adapters.
+"""Routes of access: tokens and the caller; namespaces, roles, trusted publishers; adapters that move or end.
 
 A subject may contain slashes (`https://issuer#sub`), so it is the last part of its path.
 """

@@ -69,7 +69,7 @@ async def list_attestations(
             return attestations.list_attestations(session, actor, name, selector, blobs)
 
     await log.catch_up()  # attests what was pushed just now
-    return await routing.run_in_store_thread(read)
+    return await routing.run_for(actor, read)
 
 
 @attestation_router.post(

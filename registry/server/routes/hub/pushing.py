@@ -39,7 +39,7 @@ from registry.server.http.dependencies import (
     SettingsDep,
 )
 from registry.server.http.request_body import UNTRUSTED_BYTES, limit_body, spool_body
-from registry.server.http.routing import run_in_store_thread
+from registry.server.http.routing import run_for
 from registry.server.hub import commits, refusals, repositories, revisions, uploads
 from registry.server.hub.commits import CommitOutcome, Committer
 from registry.server.hub.uploads import LargeFile
@@ -193,7 +193,7 @@ async def commit_files(
     _refuse_pull_request(create_pr)
     state, name = request.app.state, _adapter_of(request)
     request.state.unread_body = True
-    await run_in_store_thread(commits.find_head, engine, actor, name, revision)
+    await run_for(actor, commits.find_head, engine, actor, name, revision)
     budget, owner = state.disk_budget, actor.shares
     with tempfile.TemporaryFile() as spool, state.upload_limiter.hold(actor.token_id):
         size_bytes = await spool_body(request, actor, spool, budget, BODY_LIMIT_BYTES)
@@ -201,10 +201,10 @@ async def commit_files(
         try:
             actor = await run_in_threadpool(RequireScope(Scope.PUSH).check_again, request)  # the body may take hours
             with state.freshness.during_write(), background.push_in_progress(engine):
-                outcome = await run_in_store_thread(_commit, request, actor, name, revision, spool)
+                outcome = await run_for(actor, _commit, request, actor, name, revision, spool)
         finally:
             budget.change(owner, -size_bytes)
-    return _answer(request, name, outcome)
+    return _answer(request, actor, name, outcome)
 
 
 def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, spool: IO[bytes]) -> CommitOutcome:
@@ -218,15 +218,13 @@ def _commit(request: Request, actor: Actor, name: AdapterName, revision: str, sp
         return committer.run()
 
 
-def _answer(request: Request, name: AdapterName, outcome: CommitOutcome) -> Response:
+def _answer(request: Request, actor: Actor, name: AdapterName, outcome: CommitOutcome) -> Response:
     state = request.app.state
     text = _describe(name, outcome)
     url = f"{protocol.base_url(request)}/{name}/commit/{outcome.commit}"
     answer = {"success": True, "commitOid": outcome.commit, "commitUrl": url, "hookOutput": text}
     clean_up = partial(_clean_up, request, outcome)
-    response = JSONResponse(
-        answer, background=BackgroundTask(run_in_store_thread, clean_up) if outcome.push_id else None
-    )
+    response = JSONResponse(answer, background=BackgroundTask(run_for, actor, clean_up) if outcome.push_id else None)
     response.headers.update(state.audit_log.checkpoint_header)
     _warn(response, outcome.commit, text)
     return response
